@@ -1,0 +1,1 @@
+"""The configs: one Hydra group a room's choices."""

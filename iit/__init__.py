@@ -1,0 +1,62 @@
+"""Interchange intervention training and distributed alignment search on any PyTorch network."""
+
+from iit.alignment import Alignment, fit
+from iit.causal import CausalModel
+from iit.data import Pairs
+from iit.evaluation import evaluate
+from iit.intervened import Activations, Edit, IntervenedModel, capture
+from iit.intervention import (
+    AdditionIntervention,
+    AutoencoderIntervention,
+    BoundlessRotatedSpaceIntervention,
+    CollectIntervention,
+    JumpReLUAutoencoderIntervention,
+    LambdaIntervention,
+    LoRAIntervention,
+    LoReFTIntervention,
+    LowRankRotatedSpaceIntervention,
+    MeanIntervention,
+    NoiseIntervention,
+    PCARotatedSpaceIntervention,
+    RotatedSpaceIntervention,
+    SigmoidMaskIntervention,
+    SkipIntervention,
+    SubtractionIntervention,
+    VanillaIntervention,
+    ZeroIntervention,
+)
+from iit.network import LanguageModel, load_network
+from iit.site import Site
+
+__all__ = [
+    "Activations",
+    "AdditionIntervention",
+    "Alignment",
+    "AutoencoderIntervention",
+    "BoundlessRotatedSpaceIntervention",
+    "CausalModel",
+    "CollectIntervention",
+    "Edit",
+    "IntervenedModel",
+    "JumpReLUAutoencoderIntervention",
+    "LambdaIntervention",
+    "LanguageModel",
+    "LoRAIntervention",
+    "LoReFTIntervention",
+    "LowRankRotatedSpaceIntervention",
+    "MeanIntervention",
+    "NoiseIntervention",
+    "PCARotatedSpaceIntervention",
+    "Pairs",
+    "RotatedSpaceIntervention",
+    "SigmoidMaskIntervention",
+    "Site",
+    "SkipIntervention",
+    "SubtractionIntervention",
+    "VanillaIntervention",
+    "ZeroIntervention",
+    "capture",
+    "evaluate",
+    "fit",
+    "load_network",
+]

@@ -1,0 +1,86 @@
+"""Fitting an alignment: the only caller of Lightning's Trainer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from iit.alignment.alignment import Alignment
+from iit.alignment.best import BestWeights
+from iit.alignment.das import DAS
+from iit.data import Pairs, PairsDataModule
+from iit.intervened import SourceStore
+
+
+class Fitted(NamedTuple):
+    """How a fit went.
+
+    epoch: the epoch whose weights were kept (counted from 0), chosen by validation.
+    value: its validation metric.
+    n_epochs, n_steps: how long it was trained.
+    """
+
+    epoch: int
+    value: float
+    n_epochs: int
+    n_steps: int
+
+
+def fit(
+    alignment: Alignment,
+    pairs: Pairs,
+    *,
+    module: Callable[..., L.LightningModule] = DAS,
+    trainer: Callable[..., L.Trainer] = L.Trainer,
+    callbacks: Sequence[L.Callback] = (),
+    loggers: Sequence[Logger] = (),
+    batch_size: int = 32,
+    eval_batch_size: int = 64,
+    max_epochs: int = 10,
+    seed: int = 0,
+    folder: str | Path = ".",
+    ckpt_path: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    monitor: str = "val/iia_changing",
+) -> Fitted:
+    """Train the alignment on the training pairs and leave it with the weights that were best on validation.
+
+    module: makes the Lightning module from the alignment (and `config`).
+    trainer: called with what this function decides (epochs, device, callbacks, loggers, folder).
+    ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
+
+    Raises ValueError when the alignment was made without a language model, a split lacks changing pairs, or the checkpoint is
+    of another run; FileNotFoundError when there is no checkpoint.
+    """
+    network = alignment.language_model
+    if network is None:
+        raise ValueError("fit tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
+    if ckpt_path is not None and not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
+    data = PairsDataModule(pairs, network, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+    if not bool(data.validation.changing.any()):
+        raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
+    if alignment.store is None:
+        alignment.store = SourceStore(alignment.network)
+    best = BestWeights(monitor)
+    device = network.device
+    runner = trainer(
+        max_epochs=max_epochs,
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        callbacks=[best, *callbacks],
+        logger=list(loggers) or False,
+        default_root_dir=str(folder),
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
+    )
+    lightning_module = module(alignment, config=config)
+    runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
+    if runner.interrupted:
+        raise KeyboardInterrupt("Training was interrupted; go on with ckpt_path= and the last checkpoint.")
+    assert best.epoch is not None
+    assert best.value is not None
+    return Fitted(best.epoch, best.value, runner.current_epoch, runner.global_step)

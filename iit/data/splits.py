@@ -1,0 +1,43 @@
+"""Splits that share no entry: each named pool is cut into disjoint parts, one a split."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+def disjoint_pools(
+    pools: Mapping[str, Sequence[Any]],
+    names: Sequence[str],
+    shares: Sequence[float] = (0.5, 0.2, 0.3),
+    *,
+    rng: np.random.Generator,
+) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """{split: pools}: the pools in `names` are shuffled and cut by `shares`, the others are the same in every split.
+
+    Raises ValueError for a pool that does not exist, shares that are no partition, and a pool too small to cut.
+    """
+    unknown = sorted(set(names) - set(pools))
+    if unknown:
+        raise ValueError(f"data.splits names {unknown}; the task's pools are {sorted(pools)}.")
+    if len(shares) != len(SPLITS) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            f"data.shares must be {len(SPLITS)} positive numbers that sum to 1 ({', '.join(SPLITS)}); got {list(shares)}."
+        )
+    parts: dict[str, dict[str, tuple[Any, ...]]] = {split: {} for split in SPLITS}
+    for name, pool in pools.items():
+        if name not in names:
+            for split in SPLITS:
+                parts[split][name] = tuple(pool)
+            continue
+        order = [pool[i] for i in rng.permutation(len(pool))]
+        cuts = [0, *(round(len(pool) * share) for share in np.cumsum(shares))]
+        for split, start, stop in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
+            if start == stop:
+                raise ValueError(
+                    f"Pool {name!r} has {len(pool)} entries, too few to cut by {list(shares)}; add entries or leave it out of data.splits."
+                )
+            parts[split][name] = tuple(order[start:stop])
+    return parts

@@ -1,0 +1,153 @@
+"""Scoring an alignment beside its controls."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from iit.alignment import Alignment
+from iit.data import EncodedPairs, Pairs
+from iit.evaluation.controls import random_subspace, vanilla
+from iit.evaluation.outcomes import outcomes
+from iit.intervened import SourceStore
+from iit.result import Row, clustered_interval
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How much is run beside an alignment.
+
+    random_subspaces: draws of a random subspace of equal rank.
+    resamples: of the bootstrap behind every interval.
+    """
+
+    random_subspaces: int = 5
+    resamples: int = 2000
+
+
+TRUST = {"quick": Trust()}
+
+
+def evaluate(
+    alignment: Alignment,
+    pairs: Pairs,
+    trust: str | Trust = "quick",
+    *,
+    split: str = "test",
+    controls: bool = True,
+    batch_size: int = 64,
+    seed: int = 0,
+    experiment: str | None = None,
+) -> list[Row]:
+    """Interchange intervention accuracy on one split, on all and on changing pairs, with 95% intervals clustered by base prompt.
+
+    Beside the alignment (control None): `vanilla` (the sites' whole vectors), `random_subspace` (pooled over the draws) and
+    `random_subspace/0`, …, `no_intervention`; `iia_difference` rows hold the alignment minus a control, pair by pair. Where the
+    pairs know the right answers, `task_accuracy` is the share of all drawn prompts that the network answers, before
+    filtering. Controls are scored on the same pairs; nothing is filtered again.
+
+    Raises ValueError for an unknown level of trust, and pairs of another variable.
+    """
+    if isinstance(trust, str):
+        if trust not in TRUST:
+            raise ValueError(f"trust={trust!r} is none of {sorted(TRUST)}.")
+        trust = TRUST[trust]
+    network = alignment.language_model
+    if network is None:
+        raise ValueError("evaluate tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
+    if pairs.variable not in alignment.variables:
+        raise ValueError(
+            f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, alignment.variables))}."
+        )
+    if alignment.store is None:
+        alignment.store = SourceStore(alignment.network)
+    encoded = EncodedPairs(pairs.split(split), pairs.variable, network)
+    arms: dict[str | None, np.ndarray] = {None: outcomes(alignment, encoded, batch_size=batch_size)}
+    if controls:
+        arms["vanilla"] = outcomes(vanilla(alignment), encoded, batch_size=batch_size)
+        if has_random_subspace(alignment):
+            draws = [
+                outcomes(random_subspace(alignment, seed * 1000 + draw), encoded, batch_size=batch_size)
+                for draw in range(trust.random_subspaces)
+            ]
+            arms["random_subspace"] = np.stack(draws, 1)
+            arms |= {f"random_subspace/{draw}": right for draw, right in enumerate(draws)}
+        arms["no_intervention"] = outcomes(alignment, encoded, batch_size=batch_size, edited=False)
+    facts = describe(alignment, pairs) | {"seed": seed, "split": split, "experiment": experiment}
+    rows = _rows(arms, encoded, facts, trust)
+    if controls and split in pairs.facts.get("drawn", {}):
+        rows.append(_task_accuracy(pairs, facts, split))
+    return rows
+
+
+def has_random_subspace(alignment: Alignment) -> bool:
+    """Whether a random subspace of equal rank differs from the trained one: every edit has a rank, below its width."""
+    found = [edit.intervention for edit in alignment.edits.values()]
+    return all(i.rank is not None and i.width is not None and i.rank < i.width for i in found)
+
+
+def describe(alignment: Alignment, pairs: Pairs) -> dict[str, Any]:
+    """The columns of a row that tell which cell it belongs to."""
+    edit = next(e for key, e in alignment.edits.items() if pairs.variable in (key, *(e.intervention.blocks or ())))
+    site = edit.sites[0]
+    several = len(edit.sites) > 1
+    return {
+        "network": alignment.language_model.name if alignment.language_model else type(alignment.network).__name__,
+        "task": pairs.task.name if pairs.task else "file",
+        "variable": pairs.variable,
+        "method": edit.intervention.config()["type"],
+        "component": "+".join(str(s) for s in edit.sites) if several else site.component or f"{site.module}:{site.side}",
+        "layer": None if several else site.layer,
+        "head": None if several else _plain(site.head),
+        "position": None if several else _plain(site.position),
+        "rank": edit.intervention.rank,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _rows(arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, facts: Mapping[str, Any], trust: Trust) -> list[Row]:
+    changing = encoded.changing.numpy()
+    clusters = np.unique(encoded.bases, return_inverse=True)[1]
+    rows = []
+    for subset, chosen in (("all", np.ones_like(changing)), ("changing", changing)):
+        if not chosen.any():
+            continue
+        scored = {(control, "iia"): right[chosen].astype(float) for control, right in arms.items()}
+        trained = scored[None, "iia"]
+        for control, values in list(scored.items()):
+            if control[0] in ("vanilla", "random_subspace", "no_intervention"):
+                scored[control[0], "iia_difference"] = trained - (values if values.ndim == 1 else values.mean(1))
+        for (control, metric), values in scored.items():
+            interval = clustered_interval(values, clusters[chosen], paired=metric == "iia_difference", resamples=trust.resamples)
+            rows.append(
+                Row(
+                    **facts,
+                    subset=subset,
+                    control=control,
+                    metric=metric,
+                    value=interval.value,
+                    low=interval.low,
+                    high=interval.high,
+                    n=interval.n,
+                )
+            )
+    return rows
+
+
+def _task_accuracy(pairs: Pairs, facts: Mapping[str, Any], split: str) -> Row:
+    drawn, right = pairs.facts["drawn"][split], pairs.facts["right"][split]
+    interval = clustered_interval(np.arange(drawn) < right, np.arange(drawn))
+    return Row(
+        **facts,
+        subset="all",
+        control=None,
+        metric="task_accuracy",
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+    )

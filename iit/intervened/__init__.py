@@ -1,0 +1,9 @@
+"""Running edits: capture, patch, and reading the answer."""
+
+from iit.intervened.capture import capture
+from iit.intervened.edit import Edit
+from iit.intervened.intervened_model import IntervenedModel, Run
+from iit.intervened.observe import Activations
+from iit.intervened.store import SourceStore
+
+__all__ = ["Activations", "Edit", "IntervenedModel", "Run", "SourceStore", "capture"]

@@ -1,0 +1,200 @@
+"""A batch as the engine sees it: right-padded, on the network's device, with its roles and its answer set apart."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from iit.network.answering import IGNORED, teacher_forced
+
+Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
+"""What a user passes for one batch: the network's keyword inputs (plus `positions` and `answer`), or positional ones."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of inputs.
+
+    args, kwargs: what the network's forward receives.
+    positions: role → Tensor[batch, n] of columns of `kwargs`' tokens, −100 where absent.
+    answer: Tensor[batch, n_answer] of tokens or class indices, or None.
+    lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
+    order: Tensor[batch, seq], the caller's column that stands at each column here; None where the layout is the caller's.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    positions: dict[str, Tensor] = field(default_factory=dict)
+    answer: Tensor | None = None
+    lengths: Tensor | None = None
+    order: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        for value in (*self.kwargs.values(), *self.args):
+            if isinstance(value, Tensor):
+                return value.shape[0]
+        raise ValueError("A batch needs at least one tensor among the network's inputs.")
+
+    @property
+    def full(self) -> bool:
+        """Whether no example is padded."""
+        return self.lengths is None or bool((self.lengths == self.tokens.shape[1]).all())
+
+    @property
+    def tokens(self) -> Tensor:
+        """The token-shaped input: ids, or embeddings given in their place."""
+        return self.kwargs["input_ids"] if self.kwargs.get("input_ids") is not None else self.kwargs["inputs_embeds"]
+
+    def with_answer(self) -> tuple["Batch", Tensor]:
+        """The batch with its answer teacher-forced, and the columns where each answer token is read."""
+        assert self.lengths is not None
+        if self.answer is not None and self.answer.shape[1] > 1 and self.kwargs.get("input_ids") is None:
+            raise ValueError("Answers of several tokens need `input_ids`; embeddings cannot be teacher-forced.")
+        mask = self.kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(self.tokens.shape[:2], dtype=torch.long, device=self.tokens.device)
+        if self.answer is None or self.answer.shape[1] == 1:
+            return self, teacher_forced(self.tokens, mask, self.answer)[2]
+        extra = sorted(set(self.kwargs) - {"input_ids", "attention_mask", "logits_to_keep", "use_cache"})
+        if extra:
+            raise ValueError(f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; leave them out.")
+        ids, mask, read = teacher_forced(self.kwargs["input_ids"], mask, self.answer)
+        return replace(self, kwargs={**self.kwargs, "input_ids": ids, "attention_mask": mask}), read
+
+
+def prepare(network: nn.Module, inputs: Inputs) -> Batch:
+    """Make a Batch of what the user passed; right-pad where the padding is elsewhere.
+
+    Raises ValueError for inputs the network's forward does not know, masks with holes, empty prompts, and roles or answers
+    whose batch size differs.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+
+    def place(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    if isinstance(inputs, Tensor):
+        return Batch((place(inputs),), {})
+    if isinstance(inputs, tuple | list):
+        return Batch(tuple(place(value) for value in inputs), {})
+    if not isinstance(inputs, Mapping):
+        raise ValueError(f"A batch is a mapping of inputs, a tensor or a tuple; {type(inputs).__name__} was given.")
+    kwargs = {key: place(value) for key, value in inputs.items() if key not in ("positions", "answer")}
+    _check_keywords(network, kwargs)
+    positions = {role: place(torch.as_tensor(index)) for role, index in (inputs.get("positions") or {}).items()}
+    positions = {role: index.unsqueeze(1) if index.ndim == 1 else index for role, index in positions.items()}
+    answer = inputs.get("answer")
+    if answer is not None:
+        answer = place(torch.as_tensor(answer))
+        answer = answer.unsqueeze(1) if answer.ndim == 1 else answer
+    batch = Batch((), kwargs, positions, answer)
+    for name, value in (*positions.items(), ("answer", answer)):
+        if value is not None and value.shape[0] != batch.size:
+            raise ValueError(f"`{name}` is for {value.shape[0]} examples, the inputs hold {batch.size}.")
+    if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+        return batch
+    return _right_padded(batch)
+
+
+# What transformers' forwards take through **kwargs; anything else would vanish there without a word.
+_PASSED_ON = {
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "use_cache",
+    "logits_to_keep",
+    "token_type_ids",
+    "labels",
+}
+
+
+def _check_keywords(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(network.forward).parameters
+    known = {name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if not isinstance(network, PreTrainedModel):
+            return
+        known |= _PASSED_ON
+    unknown = sorted(set(kwargs) - known)
+    if unknown:
+        raise ValueError(
+            f"{type(network).__name__} takes no input {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(known))} "
+            "(a batch may add `positions` and `answer`)."
+        )
+
+
+def _right_padded(batch: Batch) -> Batch:
+    tokens, mask = batch.tokens, batch.kwargs.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
+        return _counted(replace(batch, lengths=lengths))
+    if mask.shape != tokens.shape[:2]:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape[:2])}.")
+    real = mask.bool()
+    lengths = real.sum(1)
+    if bool((lengths == 0).any()):
+        raise ValueError(f"Example {int((lengths == 0).nonzero()[0])} has no real token: its attention_mask is all zero.")
+    order = real.int().argsort(dim=1, descending=True, stable=True)
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    if bool((real == (columns < lengths.unsqueeze(1))).all()):
+        return _counted(replace(batch, lengths=lengths))
+    first = real.int().argmax(1)
+    if not bool((real == ((columns >= first.unsqueeze(1)) & (columns < (first + lengths).unsqueeze(1)))).all()):
+        raise ValueError("An attention_mask has holes: padding may stand before or after a prompt, not inside.")
+    kwargs = dict(batch.kwargs)
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor) and value.shape[:2] == tokens.shape[:2]:
+            index = order.reshape(*order.shape, *[1] * (value.ndim - 2)).expand(value.shape)
+            kwargs[key] = value.gather(1, index)
+    # Positions are the prompt's own now: what a caller derived from a left-padded layout would be off.
+    kwargs.pop("position_ids", None)
+    return _counted(replace(batch, kwargs=kwargs, lengths=lengths, order=order))
+
+
+def _counted(batch: Batch) -> Batch:
+    """Roles count real tokens; right-padded, that is the column. Negative ones count from the end; out of range is an error."""
+    assert batch.lengths is not None
+    lengths = batch.lengths.unsqueeze(1)
+    positions = {}
+    for role, index in batch.positions.items():
+        absent = index == IGNORED
+        column = torch.where((index < 0) & ~absent, index + lengths, index)
+        wrong = ~absent & ((column < 0) | (column >= lengths))
+        if bool(wrong.any()):
+            row = int(wrong.any(1).nonzero()[0])
+            raise ValueError(
+                f"Role {role!r} points to token {index[row].tolist()} in example {row}, which has {int(batch.lengths[row])} tokens."
+            )
+        positions[role] = column
+    return replace(batch, positions=positions)
+
+
+def restored(output: Any, batch: Batch) -> Any:
+    """The network's output in the caller's layout: token axes are permuted back where the batch had been repadded."""
+    if batch.order is None:
+        return output
+    size, seq = batch.order.shape
+    back = batch.order.argsort(dim=1)
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.ndim >= 2 and value.shape[:2] == (size, seq):
+                return value.gather(1, back.reshape(size, seq, *[1] * (value.ndim - 2)).expand(value.shape))
+            if value.ndim == 4 and value.shape[0] == size and value.shape[2:] == (seq, seq):
+                rows = back[:, None, :, None].expand(value.shape)
+                return value.gather(2, rows).gather(3, back[:, None, None, :].expand(value.shape))
+            return value
+        if isinstance(value, Mapping):
+            items = {key: restore(item) for key, item in value.items()}
+            return type(value)(**items) if not isinstance(value, dict) or hasattr(value, "to_tuple") else items
+        if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+            return type(value)(restore(item) for item in value)
+        return value
+
+    return restore(output)

@@ -1,0 +1,43 @@
+"""`capture`: the activations of one run at any sites, also of an intervened run."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from iit.intervened.batch import Inputs, prepare
+from iit.intervened.intervened_model import IntervenedModel
+from iit.intervened.observe import Activations, observe
+from iit.intervened.positions import columns
+from iit.intervened.sources import Active, Sources
+from iit.network import LanguageModel
+from iit.site import Site
+
+
+def capture(
+    network: LanguageModel | nn.Module | IntervenedModel,
+    batch: Inputs,
+    sites: Site | Sequence[Site],
+    *,
+    sources: Sources = None,
+    active: Active = None,
+    grad: bool = False,
+) -> Activations:
+    """{site: Tensor[batch, position, width]} of one run; entries of absent positions are zero.
+
+    network: with an `IntervenedModel` the run is an edited one (`sources` and `active` are its own), and a site that is
+        edited is read after its edit: serial interchanges hand the result on as a source.
+    grad: keep the graph, else run under `no_grad`.
+
+    Raises ValueError for sites the network lacks, roles and positions the batch lacks, and sources without an intervened model.
+    """
+    sites = [sites] if isinstance(sites, Site) else list(sites)
+    if isinstance(network, IntervenedModel):
+        prepared = prepare(network.network, batch)
+        places = {site: columns(site, prepared) for site in sites}
+        with network.editing(prepared, sources, active):
+            return observe(network.network, prepared, places, grad=grad, stop_early=False)
+    if sources is not None or active is not None:
+        raise ValueError("`sources` and `active` belong to an IntervenedModel; the network given here is not one.")
+    module = network.model if isinstance(network, LanguageModel) else network
+    prepared = prepare(module, batch)
+    return observe(module, prepared, {site: columns(site, prepared) for site in sites}, grad=grad)

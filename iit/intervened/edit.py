@@ -1,0 +1,49 @@
+"""The edit: one thing done to one run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from iit.intervention import Intervention
+from iit.site import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Sites and the intervention that acts on them.
+
+    sites: where the base run is edited. Several sites (or positions) share the intervention's weights, each with its own
+        activations.
+    source_sites: where the source run is read, one a site; by default the same sites, their positions resolved on the
+        source.
+    joint: concatenate the positions of a site into one vector of width `n_positions * width`, edited as a whole.
+
+    Raises ValueError when the sites and source sites differ in number, or a joint edit has several sites.
+    """
+
+    sites: tuple[Site, ...]
+    intervention: Intervention
+    source_sites: tuple[Site, ...]
+    joint: bool
+
+    def __init__(
+        self,
+        sites: Site | Sequence[Site],
+        intervention: Intervention,
+        source_sites: Site | Sequence[Site] | None = None,
+        joint: bool = False,
+    ):
+        sites = (sites,) if isinstance(sites, Site) else tuple(sites)
+        if source_sites is None:
+            source_sites = sites
+        source_sites = (source_sites,) if isinstance(source_sites, Site) else tuple(source_sites)
+        if not sites:
+            raise ValueError("An edit needs at least one site.")
+        if len(source_sites) != len(sites):
+            raise ValueError(f"An edit with {len(sites)} sites needs as many source sites; {len(source_sites)} were given.")
+        if not isinstance(intervention, Intervention):
+            raise ValueError(
+                f"An edit needs an Intervention made for its width; {intervention!r} was given (a `_partial_` one is completed "
+                "by `iit.alignment.one`)."
+            )
+        for name, value in (("sites", sites), ("intervention", intervention), ("source_sites", source_sites), ("joint", joint)):
+            object.__setattr__(self, name, value)

@@ -1,0 +1,64 @@
+"""Reading activations: one run, any sites."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from iit.intervened.batch import Batch
+from iit.intervened.positions import Columns
+from iit.site import ResolvedSite, Site, resolve
+
+
+class Activations(dict[Site, Tensor]):
+    """{site: Tensor[batch, position, width]}, as `capture` returns them; usable as the sources of an edit."""
+
+
+class _Enough(Exception):  # noqa: N818 — a signal, not an error
+    """Every site has been read: the rest of the network need not run."""
+
+
+def observe(
+    network: nn.Module,
+    batch: Batch,
+    places: dict[Site, Columns],
+    *,
+    grad: bool = False,
+    resolved: dict[Site, ResolvedSite] | None = None,
+    stop_early: bool = True,
+) -> Activations:
+    """Run the network once and read every place.
+
+    stop_early: leave out what lies above the last place. Only done where every site is a component: an arbitrary module may
+        be run twice, and the second run has to be noticed.
+
+    Raises RuntimeError when a site's module was not run, or run more than once.
+    """
+    found: dict[Site, Tensor] = {}
+    resolved = resolved or {site: resolve(network, site) for site in places}
+    stop_early = stop_early and all(site.component is not None for site in places)
+
+    def reader(site: Site) -> Callable[[Tensor], None]:
+        def read(activation: Tensor) -> None:
+            if site in found:
+                raise RuntimeError(f"Site {site} was run more than once in one forward; name a module that runs once.")
+            value = places[site].read(activation)
+            # Some networks go on to change an activation in place.
+            found[site] = value.clone() if value is activation else value
+            if stop_early and len(found) == len(places):
+                raise _Enough
+
+        return read
+
+    with ExitStack() as stack, torch.set_grad_enabled(grad):
+        for site in places:
+            stack.callback(resolved[site].attach(reader(site)).remove)
+        try:
+            network(*batch.args, **batch.kwargs)
+        except _Enough:
+            pass
+    missing = [str(site) for site in places if site not in found]
+    if missing:
+        raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")
+    return Activations({site: found[site] for site in places})

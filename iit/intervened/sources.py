@@ -1,0 +1,168 @@
+"""Which source each variable of an edit reads, checked against the base before anything runs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iit.intervened.batch import Batch, Inputs, prepare
+from iit.intervened.edit import Edit
+from iit.intervened.observe import Activations
+from iit.intervened.positions import Columns, columns
+from iit.site import ResolvedSite, Site
+
+Variable = str | Site
+Sources = Inputs | Activations | Mapping[Variable, Any] | None
+"""One batch (or its activations) for all variables, or {variable or site: batch | activations}."""
+Active = Mapping[Variable, bool | Tensor] | None
+
+
+def variables_of(key: Variable, edit: Edit) -> tuple[Variable, ...]:
+    """The variables an edit serves: its intervention's blocks, or the name it was given."""
+    return edit.intervention.blocks or (key,)
+
+
+def by_variable(edits: Mapping[Variable, Edit], sources: Sources) -> dict[Variable, Any]:
+    """Spread what the user gave over the variables that read a source.
+
+    Raises ValueError for unknown variables and for sources nobody reads.
+    """
+    readers = [v for key, edit in edits.items() if edit.intervention.needs_source for v in variables_of(key, edit)]
+    known = [v for key, edit in edits.items() for v in variables_of(key, edit)]
+    if sources is None:
+        return {}
+    if isinstance(sources, Mapping) and not isinstance(sources, Activations) and _is_by_variable(sources, known):
+        unknown = [str(v) for v in sources if v not in known]
+        if unknown:
+            raise ValueError(f"Sources are given for {unknown}; the variables are {[str(v) for v in known]}.")
+        needless = [str(v) for v, source in sources.items() if v not in readers and source is not None]
+        if needless:
+            raise ValueError(f"{', '.join(needless)}: a source is given, but the intervention reads none. Leave it out.")
+        return {v: source for v, source in sources.items() if source is not None}
+    if not readers:
+        raise ValueError(
+            f"A source is given, but no intervention reads one (variables: {[str(v) for v in known]}). Leave it out."
+        )
+    return dict.fromkeys(readers, sources)
+
+
+def _is_by_variable(sources: Mapping[Any, Any], known: list[Variable]) -> bool:
+    return any(key in known or isinstance(key, Site) for key in sources) or all(
+        isinstance(value, Mapping) for value in sources.values()
+    )
+
+
+def activity(known: list[Variable], active: Active, batch: Batch) -> dict[Variable, Tensor | None]:
+    """Variable → Tensor[batch] of bool, or None where every example is active."""
+    flags: dict[Variable, Tensor | None] = dict.fromkeys(known)
+    for variable, flag in (active or {}).items():
+        if variable not in flags:
+            raise ValueError(f"`active` names {str(variable)!r}; the variables are {[str(v) for v in known]}.")
+        tensor = torch.as_tensor(flag, dtype=torch.bool)
+        if tensor.ndim == 0:
+            tensor = tensor.expand(batch.size)
+        if tensor.shape != (batch.size,):
+            raise ValueError(f"`active[{variable}]` has shape {tuple(tensor.shape)}; the batch holds {batch.size} examples.")
+        device = next((v.device for v in (*batch.kwargs.values(), *batch.args) if isinstance(v, Tensor)), tensor.device)
+        flags[variable] = None if bool(tensor.all()) else tensor.to(device)
+    return flags
+
+
+def source_activations(
+    network: nn.Module,
+    edits: Mapping[Variable, Edit],
+    base: Batch,
+    places: Mapping[tuple[Variable, int], Columns],
+    sources: dict[Variable, Any],
+    active: Mapping[Variable, Tensor | None],
+    resolved: dict[Site, ResolvedSite],
+    *,
+    grad: bool,
+    read: Callable[..., Activations],
+) -> dict[tuple[Variable, int], Tensor]:
+    """(variable, number of the site) → Tensor[batch, position, width]; each distinct source batch is run once.
+
+    Raises ValueError for a missing source of an active variable, another batch size, and spans that differ in length.
+    """
+    wanted: dict[int, tuple[Any, Batch, dict[Site, Columns]]] = {}
+    given: dict[tuple[Variable, int], Tensor] = {}
+    jobs: list[tuple[Variable, int, Site, int]] = []
+    for key, edit in edits.items():
+        if not edit.intervention.needs_source:
+            continue
+        for variable in variables_of(key, edit):
+            flag = active[variable]
+            if variable not in sources:
+                if flag is None or bool(flag.any()):
+                    raise ValueError(f"Variable {str(variable)!r} is active and its intervention needs a source; none was given.")
+                continue
+            source = sources[variable]
+            for number, site in enumerate(edit.source_sites):
+                place = places[key, number]
+                tensor = _given(source, site, base)
+                if tensor is not None:
+                    _check_given(tensor, place, base, variable)
+                    given[variable, number] = tensor
+                    continue
+                if id(source) not in wanted:
+                    batch = prepare(network, source)
+                    if batch.size != base.size:
+                        raise ValueError(
+                            f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; they must be paired."
+                        )
+                    wanted[id(source)] = (source, batch, {})
+                _, batch, sites = wanted[id(source)]
+                if site not in sites:
+                    sites[site] = columns(site, batch, flag)
+                _check_counts(place, base, sites[site], batch, variable, flag)
+                jobs.append((variable, number, site, id(source)))
+    found = {
+        identity: read(network, batch, sites, grad=grad, resolved={s: resolved[s] for s in sites})
+        for identity, (_, batch, sites) in wanted.items()
+    }
+    return given | {(variable, number): found[identity][site] for variable, number, site, identity in jobs}
+
+
+def _given(source: Any, site: Site, base: Batch) -> Tensor | None:
+    """The activations among what the user gave as a source, if it is not a batch."""
+    if isinstance(source, Activations):
+        if site not in source:
+            raise ValueError(f"The activations given as a source hold {[str(s) for s in source]}, not the source site {site}.")
+        return source[site]
+    if isinstance(source, Tensor) and base.kwargs:
+        # Networks fed by keyword never take a bare tensor as a batch; networks fed by position do, so there it is an input.
+        return source
+    return None
+
+
+def _check_given(tensor: Tensor, place: Columns, base: Batch, variable: Variable) -> None:
+    expected = place.index.shape[1] if isinstance(place.index, Tensor) else None
+    if tensor.ndim != 3 or tensor.shape[0] != base.size or (expected is not None and tensor.shape[1] != expected):
+        raise ValueError(
+            f"The activations given for {str(variable)!r} have shape {tuple(tensor.shape)}; expected "
+            f"[{base.size}, {expected if expected is not None else 'position'}, width] for site {place.site}."
+        )
+
+
+def _check_counts(
+    place: Columns, base: Batch, source_place: Columns, source: Batch, variable: Variable, flag: Tensor | None
+) -> None:
+    counts = [_counts(p, b) for p, b in ((place, base), (source_place, source))]
+    if counts[0] is None or counts[1] is None:
+        return
+    differ = (counts[0] != counts[1]) & (True if flag is None else flag)
+    if bool(differ.any()):
+        row = int(differ.nonzero()[0])
+        raise ValueError(
+            f"Variable {str(variable)!r}, example {row}: site {place.site} selects {int(counts[0][row])} positions in the base and "
+            f"{int(counts[1][row])} in the source; spans must be of equal length."
+        )
+
+
+def _counts(place: Columns, batch: Batch) -> Tensor | None:
+    if place.index is None:
+        return batch.lengths
+    if isinstance(place.index, tuple):
+        return torch.full((batch.size,), len(place.index))
+    return place.counts()

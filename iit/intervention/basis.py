@@ -1,0 +1,170 @@
+"""Bases: the coordinates an edit acts on. What a basis does not span is left untouched."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iit.intervention.part import Part, checked_rank
+
+
+class Coordinates(NamedTuple):
+    """A basis, ready for one forward.
+
+    encode: activation [..., width] → coordinates [..., n].
+    write: (activation, its coordinates, new coordinates) → new activation.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    write: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Basis(Part):
+    """Coordinates of an activation.
+
+    width: of the activation, None = any. rank: number of coordinates, None = as many as the activation has.
+    """
+
+    width: int | None = None
+    rank: int | None = None
+
+    @abstractmethod
+    def coordinates(self) -> Coordinates:
+        """Compute what depends on weights alone, once for a forward."""
+
+
+@final
+class Identity(Basis):
+    """The activation's own units; new coordinates are written as they are, bit by bit."""
+
+    def __init__(self, width: int | None = None):
+        super().__init__(width=width)
+        self.width = width
+
+    def coordinates(self) -> Coordinates:
+        """h itself."""
+        return Coordinates(lambda h: h, lambda h, old, new: new)
+
+
+@final
+class Frame(Basis):
+    """A trainable orthonormal frame Q of `rank` vectors: c = Qᵀh, h' = h + Q(c' − c).
+
+    Q = A·L⁻ᵀ with AᵀA = LLᵀ: one Cholesky of rank×rank and one triangular solve, O(width·rank²); the parameter A is
+    [width, rank] and starts orthonormal and uniformly random (QR of a Gaussian). Only the span of A matters for a swap.
+
+    Raises ValueError for a rank that does not fit the width, and when A has lost its rank.
+    """
+
+    def __init__(self, width: int, rank: int):
+        super().__init__(width=width, rank=checked_rank(rank, width))
+        self.width, self.rank = width, rank
+        self.weight = nn.Parameter(torch.linalg.qr(torch.randn(width, rank))[0])
+
+    def vectors(self) -> Float[Tensor, "width rank"]:
+        """Q, with orthonormal columns."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
+            factor, info = torch.linalg.cholesky_ex(weight.T @ weight)
+            if int(info) != 0:
+                raise ValueError(f"The frame has lost its rank: {self.rank} vectors span fewer dimensions (or are not finite).")
+            return torch.linalg.solve_triangular(factor.mT, weight, upper=True, left=False)
+
+    def coordinates(self) -> Coordinates:
+        """Orthogonal projection on the frame."""
+        return _linear(self.vectors())
+
+
+@final
+class PrincipalComponents(Basis):
+    """The leading principal components of activations, fixed: an orthonormal frame as `Frame`, not trained.
+
+    In an interchange the mean cancels: h' = h + Q(Qᵀs − Qᵀh).
+    """
+
+    def __init__(self, width: int, rank: int):
+        super().__init__(width=width, rank=checked_rank(rank, width))
+        self.width, self.rank = width, rank
+        self.register_buffer("frame", torch.eye(width, rank))
+        self.frame: Tensor
+
+    def coordinates(self) -> Coordinates:
+        """Orthogonal projection on the components."""
+        return _linear(self.frame)
+
+    def fit(self, activations: Float[Tensor, "n width"]) -> None:
+        """Take the directions of greatest variance of centred, not standardised, activations.
+
+        Raises ValueError with fewer than rank + 1 activations, or another width.
+        """
+        n, width = activations.shape
+        if width != self.width or n <= (self.rank or 0):
+            raise ValueError(
+                f"PCA of rank {self.rank} and width {self.width} needs more than {self.rank} activations of that width; got {n} of {width}."
+            )
+        centred = activations.float() - activations.float().mean(0)
+        self.frame = torch.linalg.svd(centred, full_matrices=False)[2][: self.rank].T.contiguous().to(self.frame.device)
+
+
+@final
+class Autoencoder(Basis):
+    """Features of a sparse autoencoder: c = σ(E(h − p) + e), h' = h + D(c' − c): the reconstruction error is kept.
+
+    activation: relu; jump_relu (x where x > θ, else 0; arXiv 2407.14435); top_k (the k largest, after relu; arXiv 2406.04093).
+    Its weights are loaded, not trained: encoder [width, n_features], decoder [n_features, width], encoder_bias, decoder_bias
+    (and p = decoder_bias if `centred`), threshold.
+    """
+
+    def __init__(self, width: int, n_features: int, activation: str = "relu", k: int | None = None, centred: bool = False):
+        if activation not in ("relu", "jump_relu", "top_k"):
+            raise ValueError(f"activation={activation!r} is none of relu, jump_relu, top_k.")
+        if (activation == "top_k") != (k is not None) or (k is not None and not 1 <= k <= n_features):
+            raise ValueError(f"top_k needs k between 1 and {n_features}, other activations none; got k={k} with {activation}.")
+        super().__init__(width=width, n_features=n_features, activation=activation, k=k, centred=centred)
+        self.width, self.rank = width, n_features
+        self.activation, self.k, self.centred = activation, k, centred
+        shapes = {
+            "encoder": (width, n_features),
+            "decoder": (n_features, width),
+            "encoder_bias": (n_features,),
+            "decoder_bias": (width,),
+            "threshold": (n_features,),
+        }
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+
+    def load(self, **weights: Tensor) -> None:
+        """Take weights by name. Raises ValueError for unknown names, other shapes and values that are not finite."""
+        for name, value in weights.items():
+            here = dict(self.named_buffers()).get(name)
+            if here is None or here.shape != value.shape:
+                known = {key: tuple(buffer.shape) for key, buffer in self.named_buffers()}
+                raise ValueError(f"Autoencoder weight {name!r} of shape {tuple(value.shape)} does not fit; expected {known}.")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"Autoencoder weight {name!r} has values that are not finite.")
+            here.copy_(value)
+
+    def coordinates(self) -> Coordinates:
+        """Features, and the decoder's change."""
+        parts: dict[str, Any] = dict(self.named_buffers())
+
+        def encode(h: Tensor) -> Tensor:
+            shifted = h - parts["decoder_bias"] if self.centred else h
+            before = shifted @ parts["encoder"] + parts["encoder_bias"]
+            if self.activation == "jump_relu":
+                return torch.where(before > parts["threshold"], before, 0.0)
+            features = F.relu(before)
+            if self.k is None:
+                return features
+            top = features.topk(self.k, dim=-1)
+            return torch.zeros_like(features).scatter(-1, top.indices, top.values)
+
+        return Coordinates(encode, lambda h, old, new: h + (new - old) @ parts["decoder"])
+
+
+def _linear(frame: Float[Tensor, "width rank"]) -> Coordinates:
+    return Coordinates(lambda h: h @ frame, lambda h, old, new: h + (new - old) @ frame.T)

@@ -1,0 +1,205 @@
+"""The intervention: a basis × a gate on its coordinates × an operation."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iit.intervention import basis, gate, operation
+from iit.intervention.basis import Basis, Coordinates
+from iit.intervention.gate import Gate, SoftGate
+from iit.intervention.operation import Operation
+from iit.intervention.part import Part
+
+PARTS: dict[str, type[Part]] = {
+    part.__name__: part
+    for part in (
+        *(basis.Identity, basis.Frame, basis.PrincipalComponents, basis.Autoencoder),
+        *(gate.All, gate.Subset, gate.Boundary, gate.SigmoidMask),
+        *(operation.Swap, operation.Add, operation.Mean, operation.Zero, operation.Keep, operation.Noise),
+        *(operation.LearnedTarget, operation.LowRankUpdate),
+    )
+}
+"""What a saved intervention may be made of."""
+
+Source = Tensor | Mapping[str, Tensor] | None
+Active = Tensor | Mapping[str, Tensor] | None
+
+
+@final
+class Intervention(nn.Module):
+    """(base activation, source activation) → new activation.
+
+    With c = encode(h), target = operation(c_base, c_source) and c' = c + gate·(target − c), the new activation is
+    write(h, c, c'). Computed in fp32 (fp64 activations in fp64) and returned in the activation's dtype.
+
+    name: what it is called in configs, rows and prints.
+    blocks: {variable: number of coordinates}: the first coordinates are the first variable's, and so on; each block has its
+        own source.
+    kind: "edit"; "collect" (only read) or "skip" (its source is the block's own input, which the engine supplies).
+
+    Raises ValueError for blocks that do not fill the basis.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        basis: Basis,
+        gate: Gate,
+        operation: Operation,
+        *,
+        blocks: Mapping[str, int] | None = None,
+        kind: str = "edit",
+    ):
+        super().__init__()
+        self.name, self.basis, self.gate, self.operation, self.kind = name, basis, gate, operation, kind
+        self._blocks = dict(blocks) if blocks is not None else None
+        if self._blocks is not None and (min(self._blocks.values(), default=0) < 1 or sum(self._blocks.values()) != basis.rank):
+            raise ValueError(f"Blocks {self._blocks} must each have at least one coordinate and fill the basis's {basis.rank}.")
+
+    @property
+    def width(self) -> int | None:
+        """Of the activation; None = any."""
+        return self.basis.width
+
+    @property
+    def rank(self) -> int | None:
+        """Dimensions of the edited space; None where it is the whole space, of any width."""
+        return self.basis.rank
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether a source has to be given."""
+        return self.operation.needs_source and self.kind == "edit"
+
+    @property
+    def collects(self) -> bool:
+        """Whether the activation is only read."""
+        return self.kind == "collect"
+
+    @property
+    def skips(self) -> bool:
+        """Whether the block's own input stands in for a source."""
+        return self.kind == "skip"
+
+    @property
+    def blocks(self) -> tuple[str, ...] | None:
+        """The variables served by blocks of coordinates; None = one variable, the edit's own."""
+        return None if self._blocks is None else tuple(self._blocks)
+
+    def learned_rank(self) -> int | None:
+        """Coordinates that a learned gate lets through in evaluation; `rank` for other gates."""
+        return self.gate.learned_rank() if isinstance(self.gate, SoftGate) else self.rank
+
+    def forward(
+        self, base: Float[Tensor, "batch position width"], source: Source = None, active: Active = None
+    ) -> Float[Tensor, "batch position width"]:
+        """The new activation.
+
+        source: Tensor[batch, position, width], or {block: such a tensor}; the source of an inactive block may be missing.
+        active: Tensor[batch] of bool, or {block: such a tensor}; None = all. Inactive examples come back bit by bit.
+
+        Raises ValueError for a source that is missing, needless or of another shape, a width other than the basis's, and
+        unknown blocks.
+        """
+        self._check(base, source, active)
+        high = base if base.dtype == torch.float64 else base.float()
+        coordinates = self.basis.coordinates()
+        old = coordinates.encode(high)
+        if self._blocks is None:
+            assert not isinstance(source, Mapping)
+            there = None if source is None else coordinates.encode(source.to(high.dtype))
+            target = self.operation(old, there, high)
+        else:
+            target = self._blockwise(old, high, source if isinstance(source, Mapping) else {}, active, coordinates)
+        weights = self.gate()
+        new = target if weights is None else old + weights.to(old.dtype) * (target - old)
+        edited = coordinates.write(high, old, new).to(base.dtype)
+        if isinstance(active, Tensor):
+            edited = torch.where(active.view(-1, 1, 1), edited, base)
+        elif active is not None and set(active) == set(self._blocks or ()):
+            edited = torch.where(torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base)
+        return edited
+
+    def _blockwise(
+        self, old: Tensor, high: Tensor, source: Mapping[str, Tensor], active: Active, coordinates: Coordinates
+    ) -> Tensor:
+        parts, start = [], 0
+        flags = active if isinstance(active, Mapping) else {}
+        for block, size in (self._blocks or {}).items():
+            part = old[..., start : start + size]
+            if block in source or not self.operation.needs_source:
+                there = coordinates.encode(source[block].to(high.dtype))[..., start : start + size] if block in source else None
+                target = self.operation(part, there, high)
+                part = torch.where(flags[block].view(-1, 1, 1), target, part) if block in flags else target
+            parts.append(part)
+            start += size
+        return torch.cat(parts, -1)
+
+    def _check(self, base: Tensor, source: Source, active: Active) -> None:
+        if self.width is not None and base.shape[-1] != self.width:
+            raise ValueError(f"{self} was made for width {self.width}; the activation has shape {tuple(base.shape)}.")
+        given: dict[str, Tensor]
+        if self._blocks is None:
+            if isinstance(source, Mapping) or isinstance(active, Mapping):
+                raise ValueError(f"{self} has no blocks: its source and `active` are tensors.")
+            given = {} if source is None else {"source": source}
+            missing = [] if given or not (self.operation.needs_source) else ["source"]
+        else:
+            if isinstance(source, Tensor) or isinstance(active, Tensor):
+                raise ValueError(
+                    f"{self} has blocks: source and `active` are given as {{block: tensor}} for {list(self._blocks)}."
+                )
+            given, flags = dict(source or {}), dict(active or {})
+            unknown = sorted((set(given) | set(flags)) - set(self._blocks))
+            if unknown:
+                raise ValueError(f"{self} has no block {unknown}; its blocks are {list(self._blocks)}.")
+            inactive = {block for block, flag in flags.items() if not bool(flag.any())}
+            missing = [b for b in self._blocks if b not in given and b not in inactive] if self.operation.needs_source else []
+        if missing:
+            raise ValueError(f"{self} needs a source; missing: {missing}.")
+        if given and not self.operation.needs_source:
+            raise ValueError(f"{self} reads no source, but one was given.")
+        for name, tensor in given.items():
+            if tensor.shape != base.shape:
+                raise ValueError(
+                    f"{self}: {name} has shape {tuple(tensor.shape)}, the base {tuple(base.shape)}; they must be equal."
+                )
+
+    def config(self) -> dict[str, Any]:
+        """JSON from which `from_config` makes a fresh one. Raises ValueError for what cannot be saved."""
+        return {
+            "type": self.name,
+            "basis": self.basis.config(),
+            "gate": self.gate.config(),
+            "operation": self.operation.config(),
+            "blocks": self._blocks,
+            "kind": self.kind,
+        }
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], types: Mapping[str, type[Part]] | None = None) -> "Intervention":
+        """A fresh intervention of the same shape, its weights as at the start of a training.
+
+        types: a user's own bases, gates and operations by name. Raises ValueError for a type that is neither there nor in `PARTS`.
+        """
+        parts = {role: _part(config[role], types or {}) for role in ("basis", "gate", "operation")}
+        return Intervention(config["type"], **parts, blocks=config["blocks"], kind=config["kind"])  # pyright: ignore[reportArgumentType]
+
+    def __repr__(self) -> str:
+        told = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
+        if self._blocks is not None:
+            told["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]
+        return f"{self.name}({', '.join(f'{key}={value}' for key, value in told.items() if value is not None)})"
+
+
+def _part(config: Mapping[str, Any], types: Mapping[str, type[Part]]) -> Part:
+    name, arguments = config["type"], {key: value for key, value in config.items() if key != "type"}
+    table = {**PARTS, **types}
+    if name not in table:
+        raise ValueError(
+            f"There is no part {name!r}; there is {', '.join(sorted(table))}. Pass your own with types={{name: class}}."
+        )
+    return table[name](**arguments)

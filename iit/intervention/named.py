@@ -1,0 +1,150 @@
+"""The interventions by their usual names: each a choice of basis, gate and operation."""
+
+from collections.abc import Callable, Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from iit.intervention.basis import Autoencoder, Frame, Identity, PrincipalComponents
+from iit.intervention.gate import All, Boundary, Gate, SigmoidMask, Subset
+from iit.intervention.intervention import Intervention
+from iit.intervention.operation import Add, Function, Keep, LearnedTarget, LowRankUpdate, Mean, Noise, Swap, Zero
+from iit.intervention.part import checked_rank
+
+
+def VanillaIntervention(width: int | None = None, units: list[int] | None = None) -> Intervention:
+    """h' = s: the whole vector is interchanged, or only some of its units (then the width is needed)."""
+    if units is not None and width is None:
+        raise ValueError("VanillaIntervention with units needs the width, too.")
+    gate: Gate = All() if units is None or width is None else Subset(width, list(units))
+    return Intervention("VanillaIntervention", Identity(width), gate, Swap())
+
+
+def ZeroIntervention(width: int | None = None) -> Intervention:
+    """h' = 0."""
+    return Intervention("ZeroIntervention", Identity(width), All(), Zero())
+
+
+def MeanIntervention(vector: Float[Tensor, " width"] | None = None, width: int | None = None) -> Intervention:
+    """h' = vector; without a vector, the mean of the source's positions."""
+    return Intervention("MeanIntervention", _identity(vector, width), All(), Mean(vector))
+
+
+def AdditionIntervention(
+    vector: Float[Tensor, " width"] | None = None, width: int | None = None, scale: float = 1.0
+) -> Intervention:
+    """h' = h + scale·vector; without a vector, h + scale·s."""
+    return Intervention("AdditionIntervention", _identity(vector, width), All(), Add(vector, scale=scale))
+
+
+def SubtractionIntervention(
+    vector: Float[Tensor, " width"] | None = None, width: int | None = None, scale: float = 1.0
+) -> Intervention:
+    """h' = h − scale·vector; without a vector, h − scale·s."""
+    return Intervention("SubtractionIntervention", _identity(vector, width), All(), Add(vector, scale=-scale))
+
+
+def NoiseIntervention(scale: float, seed: int = 0, width: int | None = None) -> Intervention:
+    """h' = h + scale·ε, ε ~ N(0, 1) fixed by the seed: the same for every example and every run."""
+    return Intervention("NoiseIntervention", Identity(width), All(), Noise(scale, seed))
+
+
+def CollectIntervention(width: int | None = None) -> Intervention:
+    """h' = h: the activation is only read; see `IntervenedModel.run`."""
+    return Intervention("CollectIntervention", Identity(width), All(), Keep(), kind="collect")
+
+
+def SkipIntervention(width: int | None = None) -> Intervention:
+    """At a block_output: h' = the block's own input, as if the block were not there."""
+    return Intervention("SkipIntervention", Identity(width), All(), Swap(), kind="skip")
+
+
+def LambdaIntervention(function: Callable[..., Tensor], needs_source: bool = False, width: int | None = None) -> Intervention:
+    """h' = function(h), or function(h, s) with `needs_source`. It cannot be saved."""
+    return Intervention("LambdaIntervention", Identity(width), All(), Function(function, needs_source))
+
+
+def RotatedSpaceIntervention(width: int, blocks: Mapping[str, int] | None = None) -> Intervention:
+    """h' = h + Q(Qᵀs − Qᵀh) with a trained rotation Q (arXiv 2303.02536).
+
+    Without blocks the whole space is swapped, which equals vanilla patching. With blocks, {variable: rank}, each variable has
+    its own disjoint columns of Q and its own source; only these columns are made.
+    """
+    if blocks is not None and sum(blocks.values()) > width:
+        raise ValueError(f"Blocks {dict(blocks)} need {sum(blocks.values())} dimensions; the space has {width}.")
+    frame = Frame(width, width if blocks is None else sum(blocks.values()))
+    return Intervention("RotatedSpaceIntervention", frame, All(), Swap(), blocks=blocks)
+
+
+def LowRankRotatedSpaceIntervention(width: int, rank: int) -> Intervention:
+    """h' = h + Q(Qᵀs − Qᵀh) with a trained frame Q of `rank` orthonormal columns (arXiv 2303.02536)."""
+    return Intervention("LowRankRotatedSpaceIntervention", Frame(width, rank), All(), Swap())
+
+
+def BoundlessRotatedSpaceIntervention(width: int, start: float = 0.5, temperature: float = 50.0) -> Intervention:
+    """A trained rotation with a learned boundary: h' = h + Q·g⊙(Qᵀs − Qᵀh) (arXiv 2305.08809).
+
+    g = sigmoid((boundary·width − i − ½)/temperature) in training, 0 or 1 in evaluation.
+    """
+    gate = Boundary(width, start, temperature)
+    return Intervention("BoundlessRotatedSpaceIntervention", Frame(width, width), gate, Swap())
+
+
+def SigmoidMaskIntervention(width: int, temperature: float = 0.1) -> Intervention:
+    """A learned mask over units: h' = h + g⊙(s − h), g = sigmoid(mask/temperature) in training, 0 or 1 in evaluation."""
+    return Intervention("SigmoidMaskIntervention", Identity(width), SigmoidMask(width, temperature), Swap())
+
+
+def PCARotatedSpaceIntervention(width: int, rank: int, activations: Float[Tensor, "n width"] | None = None) -> Intervention:
+    """Swap the `rank` leading principal components of `activations`; nothing is trained."""
+    basis = PrincipalComponents(width, rank)
+    if activations is not None:
+        basis.fit(activations)
+    return Intervention("PCARotatedSpaceIntervention", basis, All(), Swap())
+
+
+def AutoencoderIntervention(
+    width: int,
+    n_features: int,
+    features: list[int] | None = None,
+    activation: str = "relu",
+    k: int | None = None,
+    centred: bool = False,
+    **weights: Tensor,
+) -> Intervention:
+    """Swap features of a sparse autoencoder, keeping the base's reconstruction error: h' = h + D(c' − c).
+
+    features: which are swapped, by default all. weights: as `basis.Autoencoder.load` takes them.
+    """
+    return _autoencoder("AutoencoderIntervention", Autoencoder(width, n_features, activation, k, centred), features, weights)
+
+
+def JumpReLUAutoencoderIntervention(
+    width: int, n_features: int, features: list[int] | None = None, centred: bool = False, **weights: Tensor
+) -> Intervention:
+    """`AutoencoderIntervention` with JumpReLU features: x where x > θ, else 0 (arXiv 2407.14435)."""
+    basis = Autoencoder(width, n_features, "jump_relu", centred=centred)
+    return _autoencoder("JumpReLUAutoencoderIntervention", basis, features, weights)
+
+
+def LoReFTIntervention(width: int, rank: int) -> Intervention:
+    """h' = h + Q(W h + b − Qᵀh), trained, without a source (arXiv 2404.03592)."""
+    return Intervention("LoReFTIntervention", Frame(width, rank), All(), LearnedTarget(width, rank))
+
+
+def LoRAIntervention(width: int, rank: int, scale: float = 1.0) -> Intervention:
+    """h' = h + scale·B A h on the activation, trained, without a source."""
+    checked_rank(rank, width)
+    return Intervention("LoRAIntervention", Identity(width), All(), LowRankUpdate(width, rank, scale))
+
+
+def _identity(vector: Tensor | None, width: int | None) -> Identity:
+    if vector is not None and width is not None and vector.shape[-1] != width:
+        raise ValueError(f"The vector has width {vector.shape[-1]}, the site {width}.")
+    return Identity(width if vector is None else vector.shape[-1])
+
+
+def _autoencoder(name: str, basis: Autoencoder, features: list[int] | None, weights: Mapping[str, Tensor]) -> Intervention:
+    basis.load(**weights)
+    gate = All() if features is None else Subset(basis.rank or 0, list(features))
+    return Intervention(name, basis, gate, Swap())

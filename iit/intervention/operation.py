@@ -1,0 +1,163 @@
+"""Operations: what a coordinate becomes."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from iit.intervention.part import Part, checked_rank
+
+
+class Operation(Part):
+    """(coordinates, the source's coordinates, the base activation) → target coordinates, Tensor[batch, position, n]."""
+
+    needs_source: bool = False
+
+    @abstractmethod
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """The target coordinates."""
+
+
+@final
+class Swap(Operation):
+    """The source's: the interchange."""
+
+    needs_source = True
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """C_source."""
+        assert source is not None
+        return source
+
+
+class _WithVector(Operation):
+    """An operation with a vector of its own, or with the source where it has none."""
+
+    def __init__(self, vector: Tensor | None = None, width: int | None = None, **arguments: Any):
+        if vector is not None:
+            vector = torch.as_tensor(vector, dtype=torch.float32)
+            if vector.ndim != 1:
+                raise ValueError(f"A vector has one dimension, its width; got shape {tuple(vector.shape)}.")
+            if width is not None and width != len(vector):
+                raise ValueError(f"The vector has width {len(vector)}, the space {width}.")
+            width = len(vector)
+        super().__init__(width=width, **arguments)
+        self.needs_source = width is None
+        self.register_buffer("vector", vector if vector is not None or width is None else torch.zeros(width))
+        self.vector: Tensor | None
+
+    def _value(self, source: Tensor | None) -> Tensor:
+        if self.vector is not None:
+            return self.vector
+        assert source is not None
+        return source
+
+
+@final
+class Add(_WithVector):
+    """C + scale·v."""
+
+    def __init__(self, vector: Tensor | None = None, width: int | None = None, scale: float = 1.0):
+        super().__init__(vector, width, scale=scale)
+        self.scale = scale
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """C + scale·v."""
+        return base + self.scale * self._value(source)
+
+
+@final
+class Mean(_WithVector):
+    """The vector; without one, the mean of the source's positions."""
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """The same value at every position."""
+        if self.vector is not None:
+            return self.vector.expand_as(base)
+        assert source is not None
+        return source.mean(1, keepdim=True).expand_as(base)
+
+
+@final
+class Zero(Operation):
+    """0."""
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(base)
+
+
+@final
+class Keep(Operation):
+    """C: nothing changes."""
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """The base's."""
+        return base
+
+
+@final
+class Noise(Operation):
+    """C + scale·ε with ε ~ N(0, 1), a fixed draw by seed for (position, coordinate): every example gets the same."""
+
+    def __init__(self, scale: float, seed: int = 0):
+        if scale < 0:
+            raise ValueError(f"scale={scale}: the standard deviation of noise is at least 0.")
+        super().__init__(scale=scale, seed=seed)
+        self.scale, self.seed = scale, seed
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """C + scale·ε."""
+        generator = torch.Generator().manual_seed(self.seed)
+        # One column after another, so that a longer span begins with the noise of a shorter one.
+        noise = torch.stack([torch.randn(base.shape[2], generator=generator) for _ in range(base.shape[1])])
+        return base + self.scale * noise.to(base)
+
+
+@final
+class LearnedTarget(Operation):
+    """W h + b, the target of LoReFT (arXiv 2404.03592) in a frame's coordinates."""
+
+    def __init__(self, width: int, rank: int):
+        super().__init__(width=width, rank=rank)
+        self.linear = nn.Linear(width, rank)
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """W h + b."""
+        return self.linear(activation)
+
+
+@final
+class LowRankUpdate(Operation):
+    """C + scale·B A c; B starts at zero, so the edit starts as nothing (arXiv 2106.09685, on the activation)."""
+
+    def __init__(self, width: int, rank: int, scale: float = 1.0):
+        super().__init__(width=width, rank=checked_rank(rank, width), scale=scale)
+        self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.scale = scale
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """C + scale·B A c."""
+        return base + self.scale * self.up(self.down(base))
+
+
+@final
+class Function(Operation):
+    """Any function of base and source activations; it is code and cannot be saved."""
+
+    def __init__(self, function: Callable[..., Tensor], needs_source: bool):
+        super().__init__()
+        self.function, self.needs_source = function, needs_source
+
+    def config(self) -> dict[str, Any]:
+        """Raises ValueError: a function is code."""
+        raise ValueError(
+            "LambdaIntervention holds a function, which is code: it cannot be saved. Use an intervention of the list."
+        )
+
+    def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
+        """function(base, source), or function(base) without a source."""
+        return self.function(base, source) if self.needs_source else self.function(base)

@@ -1,0 +1,82 @@
+"""The job `align`: train an alignment, and score it beside its controls."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from iit.alignment import fit
+from iit.data import Pairs
+from iit.evaluation import evaluate
+from iit.network import LanguageModel, fingerprint
+from iit.report import save_figure, training_curve
+from iit.result import Row
+
+log = logging.getLogger(__name__)
+
+# What may differ between a run and the run it resumes.
+_FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "name")
+
+
+def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
+    """Fit `cfg.alignment` on `cfg.data` and score validation, then test.
+
+    Writes the alignment, the checkpoints and the training curve to `folder`. Returns the rows and the facts of the run.
+    """
+    instantiate(cfg.site)  # a site that cannot be is refused before weights load
+    network = instantiate(cfg.network)
+    alignment = instantiate(cfg.alignment)(network=network)
+    before = fingerprint(network.model)
+    pairs = _pairs(cfg, network)
+    log.info("%s", _told(pairs.facts))
+    identity = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key not in _FREE}  # pyright: ignore
+    fitted = fit(
+        alignment,
+        pairs,
+        module=instantiate(cfg.module),
+        trainer=instantiate(cfg.trainer.trainer),
+        callbacks=list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
+        loggers=loggers,
+        batch_size=cfg.trainer.batch_size,
+        eval_batch_size=cfg.trainer.eval_batch_size,
+        max_epochs=cfg.trainer.max_epochs,
+        seed=cfg.seed,
+        folder=folder,
+        ckpt_path=cfg.ckpt_path,
+        config=identity | {"data_fingerprint": pairs.fingerprint},
+    )
+    log.info("Kept epoch %d of %d: validation IIA %.3f on changing pairs", fitted.epoch + 1, fitted.n_epochs, fitted.value)
+    common = {
+        "trust": instantiate(cfg.trust),
+        "seed": cfg.seed,
+        "experiment": cfg.name,
+        "batch_size": cfg.trainer.eval_batch_size,
+    }
+    rows = evaluate(alignment, pairs, split="validation", controls=False, **common)
+    rows += evaluate(alignment, pairs, split="test", **common)
+    assert fingerprint(network.model) == before, "the frozen network has changed"
+    alignment.rows = rows
+    alignment.save_pretrained(folder / "alignment")
+    curves = folder / "csv" / "metrics.csv"
+    if curves.is_file():
+        save_figure(training_curve(curves), folder / "training_curve")
+    facts = {
+        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
+        "fit": fitted._asdict(),
+        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
+    }
+    return rows, facts
+
+
+def _pairs(cfg: DictConfig, network: LanguageModel) -> Pairs:
+    """Pairs sampled from the causal model; one's own need none."""
+    make = instantiate(cfg.data)
+    return make(network=network) if not cfg.causal else make(task=instantiate(cfg.causal), network=network)
+
+
+def _told(facts: Any) -> str:
+    """The share of prompts that were kept, in words."""
+    shares = ", ".join(f"{split} {facts['right'][split]}/{drawn}" for split, drawn in facts.get("drawn", {}).items())
+    return f"prompts the network answers rightly: {shares or 'not known (the pairs have no base_answer)'}"

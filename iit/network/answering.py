@@ -1,0 +1,62 @@
+"""Reading a language model at its answer: teacher forcing, and the head only where an answer is read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+IGNORED = -100
+"""Entry of `answer` (no token) and of `positions` (role absent)."""
+
+
+def teacher_forced(
+    input_ids: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq"], answer: Int[Tensor, "batch n_answer"] | None
+) -> tuple[Int[Tensor, "batch longer"], Int[Tensor, "batch longer"], Int[Tensor, "batch n_read"]]:
+    """Append all answer tokens but the last to right-padded prompts, and say where each answer token is read.
+
+    Returns the ids, the mask and the columns whose logits predict `answer[:, 0], answer[:, 1], …`; without an answer the
+    column of each prompt's last token. Columns of absent answer tokens (−100) repeat the last column that is read.
+    """
+    lengths = attention_mask.sum(1)
+    if answer is None:
+        return input_ids, attention_mask, (lengths - 1).unsqueeze(1)
+    n_answer = answer.shape[1]
+    n_forced = (answer[:, : n_answer - 1] != IGNORED).sum(1)
+    steps = torch.arange(n_answer, device=input_ids.device)
+    read = lengths.unsqueeze(1) - 1 + torch.minimum(steps, n_forced.unsqueeze(1))
+    if n_answer == 1:
+        return input_ids, attention_mask, read
+    extra = n_answer - 1
+    ids = torch.cat([input_ids, input_ids.new_zeros(len(input_ids), extra)], 1)
+    mask = torch.cat([attention_mask, attention_mask.new_zeros(len(input_ids), extra)], 1)
+    forced = answer[:, :extra]
+    rows, cols = torch.nonzero(forced != IGNORED, as_tuple=True)
+    ids[rows, lengths[rows] + cols] = forced[rows, cols]
+    mask[rows, lengths[rows] + cols] = 1
+    return ids, mask, read
+
+
+@contextmanager
+def head_at(network: nn.Module, read: Int[Tensor, "batch n_read"]) -> Iterator[bool]:
+    """Within the context the output head of `network` sees the columns `read` only; yields whether it has such a head.
+
+    The head's input is gathered by a forward pre-hook, so the logits come out as Tensor[batch, n_read, vocab], equal to the
+    full logits at these columns.
+    """
+    head = getattr(network, "get_output_embeddings", lambda: None)()
+    if not isinstance(head, nn.Module):
+        yield False
+        return
+
+    def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        return (hidden.gather(1, read.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield True
+    finally:
+        handle.remove()

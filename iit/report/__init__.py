@@ -1,0 +1,17 @@
+"""From files to tables and figures."""
+
+from iit.report.curves import save_figure, training_curve
+from iit.report.summary import SummaryCallback, summary, summary_table, write_summary
+from iit.report.table import markdown_table, print_results, results_table
+
+__all__ = [
+    "SummaryCallback",
+    "markdown_table",
+    "print_results",
+    "results_table",
+    "save_figure",
+    "summary",
+    "summary_table",
+    "training_curve",
+    "write_summary",
+]

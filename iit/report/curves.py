@@ -1,0 +1,61 @@
+"""Training curves from a run's CSV log."""
+
+import csv
+import io
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart by colour-blind eyes and in print.
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
+def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """metric → [(step, value), …] of a Lightning CSV log, blanks left out."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value not in ("", None):
+                    series.setdefault(name, []).append((int(row["step"]), float(value)))
+    return series
+
+
+def training_curve(path: str | Path) -> Figure:
+    """Loss of each step and of validation, and validation IIA on all and on changing pairs, against optimizer steps.
+
+    Raises ValueError when the log holds no training loss.
+    """
+    series = read_log(path)
+    if "train/loss" not in series:
+        raise ValueError(f"{path} holds no 'train/loss'; it logs {sorted(series)}.")
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    loss.plot(*zip(*series["train/loss"], strict=True), color=_BLUE, linewidth=1, label="training, each step")
+    if "val/loss" in series:
+        loss.plot(*zip(*series["val/loss"], strict=True), color=_ORANGE, marker="o", label="validation")
+    loss.set(xlabel="optimizer step", ylabel="loss (nats)")
+    loss.set_ylim(bottom=0)
+    loss.legend(frameon=False)
+    for name, label, colour, marker in (
+        ("val/iia_changing", "changing pairs", _GREEN, "s"),
+        ("val/iia", "all pairs", _ORANGE, "o"),
+    ):
+        if name in series:
+            accuracy.plot(*zip(*series[name], strict=True), color=colour, marker=marker, label=label)
+    accuracy.set(xlabel="optimizer step", ylabel="validation IIA", ylim=(-0.02, 1.02))
+    accuracy.legend(frameon=False, loc="lower right")
+    for axes in (loss, accuracy):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write PATH.png and PATH.svg, atomically."""
+    for suffix in ("png", "svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, dpi=150)
+        target = Path(f"{path}.{suffix}")
+        temporary = target.with_name(f".{target.name}.partial")
+        temporary.write_bytes(content.getvalue())
+        temporary.replace(target)

@@ -1,0 +1,23 @@
+"""Figures: when a pair is right, intervals, rows, the file they are kept in, and how a cell is chosen."""
+
+from iit.result.accuracy import correct
+from iit.result.interval import Interval, clustered_interval
+from iit.result.metrics import SCHEMA, Metrics, read_metrics, write_metrics, write_text
+from iit.result.row import ROW_FIELDS, Row
+from iit.result.select import Cell, rows_of, select
+
+__all__ = [
+    "ROW_FIELDS",
+    "SCHEMA",
+    "Cell",
+    "Interval",
+    "Metrics",
+    "Row",
+    "clustered_interval",
+    "correct",
+    "read_metrics",
+    "rows_of",
+    "select",
+    "write_metrics",
+    "write_text",
+]

@@ -1,0 +1,17 @@
+"""When a pair counts as right."""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+_IGNORED = -100
+
+
+def correct(logits: Float[Tensor, "batch n_answer vocab"], answer: Int[Tensor, "batch n_answer"]) -> Bool[Tensor, " batch"]:
+    """Is every answer token the argmax over the whole vocabulary?
+
+    answer: −100 where an answer is shorter. Raises ValueError for an example without any answer token.
+    """
+    absent = answer == _IGNORED
+    if bool(absent.all(1).any()):
+        raise ValueError(f"Example {int(absent.all(1).nonzero()[0])} has no answer token: nothing can be right or wrong.")
+    return ((logits.argmax(-1) == answer) | absent).all(1)

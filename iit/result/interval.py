@@ -1,0 +1,58 @@
+"""Intervals that know which pairs share a base prompt."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """A mean with its interval; n is the number of pairs."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def clustered_interval(
+    values: Any,
+    clusters: Any,
+    *,
+    paired: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Mean and percentile-bootstrap interval, resampling clusters (base prompts) with replacement.
+
+    values: [n], or [n, draws] whose mean over draws stands for the pair; outcomes in 0..1, or in −1..1 if `paired`.
+    clusters: [n], which base prompt a pair belongs to.
+    paired: the values are differences of outcomes on the same pairs.
+
+    Where all values are equal the bootstrap has no width. The interval then reaches as far from them as the exact binomial
+    one does from m right of m, m being the number of clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range.
+
+    Raises ValueError for no values, lengths that differ, and values that are not finite.
+    """
+    values, clusters = np.asarray(values, dtype=float), np.asarray(clusters)
+    if values.ndim == 2:
+        values = values.mean(1)
+    n = len(values)
+    if n == 0:
+        raise ValueError("There is no pair to compute an interval over.")
+    if len(clusters) != n:
+        raise ValueError(f"{n} values need as many cluster labels; got {len(clusters)}.")
+    if not np.isfinite(values).all():
+        raise ValueError("An interval needs finite values.")
+    _, index = np.unique(clusters, return_inverse=True)
+    sizes = np.bincount(index).astype(float)
+    sums = np.bincount(index, weights=values)
+    m, mean = len(sizes), float(values.mean())
+    if np.all(values == values[0]):
+        reach = 1 - ((1 - confidence) / 2) ** (1 / m)
+        bottom, reach = (-1.0, 2 * reach) if paired else (0.0, reach)
+        return Interval(mean, max(bottom, mean - reach), min(1.0, mean + reach), n)
+    counts = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=resamples)
+    means = (counts @ sums) / (counts @ sizes)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean, float(low), float(high), n)

@@ -1,0 +1,80 @@
+"""`metrics.json`: the rows of a run and the facts behind them, written whole or not at all."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from iit.result.row import Row
+
+SCHEMA = "iit.metrics/1"
+FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a `metrics.json` holds: rows, and facts (data, network, versions, …)."""
+
+    rows: tuple[Row, ...]
+    facts: dict[str, Any]
+
+
+def write_metrics(folder: str | Path, rows: Sequence[Row], **facts: Any) -> Path:
+    """Write `metrics.json` atomically and return its path; the same rows and facts give the same bytes.
+
+    The schema is `iit/result/metrics.schema.json`. Raises ValueError for figures that are not finite, naming the row.
+    """
+    for row in rows:
+        wrong = [name for name in ("value", "low", "high") if not math.isfinite(getattr(row, name))]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} of a row is not finite: {row}")
+    content = {"schema": SCHEMA, "facts": facts, "rows": [row.to_dict() for row in rows]}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    jsonschema.validate(json.loads(text), _schema())
+    path = Path(folder) / FILE
+    write_text(path, text)
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: it is there whole, or as it was before."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_metrics(path: str | Path) -> Metrics:
+    """Read a `metrics.json`, or the one in a run's folder.
+
+    Raises FileNotFoundError when there is none (the run did not finish) and ValueError when it is damaged or of another schema.
+    """
+    path = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: the run did not finish, or this is not a run's folder.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        jsonschema.validate(content, _schema())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    except jsonschema.ValidationError as error:
+        raise ValueError(f"{path} does not fit the schema {SCHEMA!r} at {error.json_path}: {error.message}.") from error
+    return Metrics(tuple(Row.from_dict(row) for row in content["rows"]), content["facts"])
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return json.loads(files("iit.result").joinpath("metrics.schema.json").read_text(encoding="utf-8"))

@@ -1,0 +1,56 @@
+"""The row: one measured figure, the same in metrics.json, tables, loggers and reports."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure, with all that says what it is a figure of.
+
+    experiment, network, task, variable: what was asked, of what.
+    method: the intervention's type.
+    component, layer, head, position: the site.
+    rank: dimension of the edited space (None: the intervention has none of its own).
+    seed: of the run.
+    split: train | validation | test. subset: all | changing pairs.
+    control: None for the alignment itself, else the control that was scored in its place or, in differences, against it.
+    metric: iia | iia_difference | task_accuracy.
+    value, low, high: the figure and its 95% interval. n: pairs (or prompts) behind it.
+    """
+
+    experiment: str | None
+    network: str | None
+    task: str | None
+    variable: str | None
+    method: str | None
+    component: str | None
+    layer: int | None
+    head: int | list[int] | None
+    position: int | str | list[int] | None
+    rank: int | None
+    seed: int | None
+    split: str
+    subset: str
+    control: str | None
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as a JSON object, columns in their order."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises ValueError naming unknown and missing columns."""
+        unknown, missing = sorted(set(values) - set(ROW_FIELDS)), [name for name in ROW_FIELDS if name not in values]
+        if unknown or missing:
+            raise ValueError(f"A row has the columns {list(ROW_FIELDS)}; unknown: {unknown}, missing: {missing}.")
+        return cls(**values)
+
+
+ROW_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Row))

@@ -1,0 +1,53 @@
+"""Choosing a cell: the only way, and it sees validation rows only."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from iit.result.row import Row
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What identifies one point of a study among others."""
+
+    network: str | None
+    task: str | None
+    variable: str | None
+    method: str | None
+    component: str | None
+    layer: int | None
+    head: Any
+    position: Any
+    rank: int | None
+    seed: int | None
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """The cell a row belongs to."""
+        values = (getattr(row, field.name) for field in fields(cls))
+        return cls(*(tuple(value) if isinstance(value, list) else value for value in values))
+
+
+def select(rows: Iterable[Row], *, metric: str = "iia", subset: str = "changing") -> Cell:
+    """The cell with the highest validation figure; of equal ones the lowest rank, then the lowest layer, then the first named.
+
+    Rows of other splits and of controls are not looked at. Raises ValueError when no row is left.
+    """
+    found = [
+        row for row in rows if row.split == "validation" and row.control is None and row.metric == metric and row.subset == subset
+    ]
+    if not found:
+        raise ValueError(f"There is no validation row of {metric!r} on {subset} pairs to choose by.")
+
+    def order(row: Row) -> tuple[Any, ...]:
+        rank = float("inf") if row.rank is None else row.rank
+        layer = float("inf") if row.layer is None else row.layer
+        return (-row.value, rank, layer, repr(Cell.of(row)))
+
+    return Cell.of(min(found, key=order))
+
+
+def rows_of(rows: Iterable[Row], cell: Cell, *, split: str = "test") -> list[Row]:
+    """The rows of one cell on one split."""
+    return [row for row in rows if row.split == split and Cell.of(row) == cell]

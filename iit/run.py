@@ -1,0 +1,83 @@
+"""A run: compose → seed → provenance → job → write."""
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from iit.report import print_results
+from iit.result import Row, rows_of, select, write_metrics
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "datasets", "safetensors", "wandb", "numpy")
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Run the job that the config describes; returns the validation IIA on changing pairs.
+
+    Writes `config.yaml` at the start and `metrics.json` at the very end to the run's folder: a folder without `metrics.json`
+    holds no result. The same rows go to every logger.
+
+    Raises OSError when the folder cannot be written.
+    """
+    folder = Path(cfg.paths.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    L.seed_everything(cfg.seed, verbose=False)
+    loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
+    try:
+        rows, facts = instantiate(cfg.job)(cfg, folder, loggers)
+        for logger in loggers:
+            logger.log_metrics({f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}": row.value for row in rows})
+            logger.finalize("success")
+        write_metrics(folder, rows, **facts, **provenance())
+    finally:
+        wandb.finish()
+    print_results(folder)
+    return validation_iia(rows)
+
+
+def validation_iia(rows: list[Row]) -> float | None:
+    """The validation IIA of the chosen cell on changing pairs; None for a job without one."""
+    if not any(row.split == "validation" and row.metric == "iia" for row in rows):
+        return None
+    found = rows_of(rows, select(rows), split="validation")
+    return next(row.value for row in found if row.metric == "iia" and row.subset == "changing" and row.control is None)
+
+
+def provenance() -> dict[str, Any]:
+    """What a repeat of the run needs beside its config."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": {"revision": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "threads": os.cpu_count(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the package's checkout; None where there is none."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@hydra.main(version_base="1.3", config_path="pkg://iit.conf", config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """Entry point of `train.py` and `iit-train`."""
+    log.info("Run folder: %s", HydraConfig.get().runtime.output_dir)
+    return run(cfg)
