@@ -1,7 +1,7 @@
 """A site, and how it is found in a network, read and written."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from iit.network.components import COMPONENTS, HEADED, UNLAYERED, locate
 
-Index = int | tuple[int, ...] | None
+Index = int | Sequence[int] | None
 Callback = Callable[[Tensor], Tensor | None]
 
 
@@ -79,7 +79,7 @@ class Site:
     @property
     def heads(self) -> tuple[int, ...] | None:
         """The heads as a tuple."""
-        return (self.head,) if isinstance(self.head, int) else self.head
+        return (self.head,) if isinstance(self.head, int) else None if self.head is None else tuple(self.head)
 
     def __str__(self) -> str:
         where = f"{self.module}:{self.side}" if self.component is None else self.component

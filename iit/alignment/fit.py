@@ -11,7 +11,7 @@ from iit.alignment.alignment import Alignment
 from iit.alignment.best import BestWeights
 from iit.alignment.das import DAS
 from iit.data import Pairs, PairsDataModule
-from iit.intervened import SourceStore
+from iit.intervened import ActivationStore
 
 
 class Fitted(NamedTuple):
@@ -63,7 +63,7 @@ def fit(
     if not bool(data.validation.changing.any()):
         raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
     if alignment.store is None:
-        alignment.store = SourceStore(alignment.network)
+        alignment.store = ActivationStore(alignment.network)
     best = BestWeights(monitor)
     device = network.device
     runner = trainer(

@@ -1,7 +1,7 @@
 """Pairs as tensors: each split is tokenized once, batches are cut from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from datasets import Dataset
@@ -10,6 +10,7 @@ from torch import Tensor
 IGNORED = -100
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What encoding asks of a network: `LanguageModel.encode`."""
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ COLUMNS = {
 """The columns of `Pairs.dataset` and of saved files."""
 
 
+@runtime_checkable
 class Network(Protocol):
     """What sampling asks of a network: a tokenizer, and whether it gives an answer."""
 

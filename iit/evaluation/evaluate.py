@@ -10,7 +10,7 @@ from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.controls import random_subspace, vanilla
 from iit.evaluation.outcomes import outcomes
-from iit.intervened import SourceStore
+from iit.intervened import ActivationStore
 from iit.result import Row, clustered_interval
 
 
@@ -61,7 +61,7 @@ def evaluate(
             f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, alignment.variables))}."
         )
     if alignment.store is None:
-        alignment.store = SourceStore(alignment.network)
+        alignment.store = ActivationStore(alignment.network)
     encoded = EncodedPairs(pairs.split(split), pairs.variable, network)
     arms: dict[str | None, np.ndarray] = {None: outcomes(alignment, encoded, batch_size=batch_size)}
     if controls:

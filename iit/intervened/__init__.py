@@ -4,6 +4,6 @@ from iit.intervened.capture import capture
 from iit.intervened.edit import Edit
 from iit.intervened.intervened_model import IntervenedModel, Run
 from iit.intervened.observe import Activations
-from iit.intervened.store import SourceStore
+from iit.intervened.store import ActivationStore
 
-__all__ = ["Activations", "Edit", "IntervenedModel", "Run", "SourceStore", "capture"]
+__all__ = ["Activations", "Edit", "IntervenedModel", "Run", "ActivationStore", "capture"]

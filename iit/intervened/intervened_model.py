@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,12 +14,15 @@ from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit
 from iit.intervened.observe import observe
 from iit.intervened.positions import Columns, columns
+from iit.intervened.resume import resume_site, resumed
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
-from iit.intervened.store import SourceStore
+from iit.intervened.store import ActivationStore
 from iit.intervention import Intervention
 from iit.network import LanguageModel
-from iit.network.answering import head_at
+from iit.network.answering import IGNORED, head_at
 from iit.site import ResolvedSite, Site, resolve
+
+Model = TypeVar("Model", bound="IntervenedModel")
 
 
 class Run(NamedTuple):
@@ -45,7 +48,8 @@ class IntervenedModel(nn.Module):
         the variables that its blocks name.
     source_grad: let gradients flow through the source runs, too.
 
-    Its attribute `store`, None unless set, is a `SourceStore` that source runs are read from.
+    Its attribute `store` is None unless set; with an `ActivationStore`, `answer_logits` reads from it what earlier runs have
+    left: source activations, and the base's residual stream below the first edited block.
 
     Raises ValueError for a site the network lacks, an intervention of another width, and variables named twice, before
     anything runs.
@@ -65,7 +69,7 @@ class IntervenedModel(nn.Module):
         self._held = (network, network.model if isinstance(network, LanguageModel) else network)
         self.edits: dict[Variable, Edit] = {key: _edit(key, edit) for key, edit in edits.items()}
         self.source_grad = source_grad
-        self.store: SourceStore | None = None
+        self.store: ActivationStore | None = None
         self.variables: tuple[Variable, ...] = tuple(v for key, edit in self.edits.items() for v in variables_of(key, edit))
         twice = sorted({str(v) for v in self.variables if self.variables.count(v) > 1})
         if twice:
@@ -79,6 +83,9 @@ class IntervenedModel(nn.Module):
                 for site in edit.sites:
                     before = _block_input(site)
                     self._resolved.setdefault(before, resolve(self.network, before))
+        self._start = resume_site(self.network, self.edits.values())
+        if self._start is not None:
+            self._resolved.setdefault(self._start, resolve(self.network, self._start))
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
@@ -136,7 +143,12 @@ class IntervenedModel(nn.Module):
             with self.editing(batch, sources, active):
                 return _class_logits(self.network(*batch.args, **batch.kwargs))
         batch, read = batch.with_answer()
-        with self.editing(batch, sources, active), head_at(self.network, read) as at_answer:
+        hidden = self._prefix(batch)
+        with ExitStack() as stack:
+            stack.enter_context(self.editing(batch, sources, active))
+            if hidden is not None and self._start is not None:
+                stack.enter_context(resumed(self.network, self._start, hidden))
+            at_answer = stack.enter_context(head_at(self.network, read))
             output = self.network(*batch.args, **batch.kwargs)
         logits = getattr(output, "logits", None)
         if logits is None or logits.ndim == 2:
@@ -156,13 +168,13 @@ class IntervenedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         folder: str | Path,
         network: LanguageModel | nn.Module,
         *,
         types: Mapping[str, Any] | None = None,
         check_network: bool = True,
-    ) -> Self:
+    ) -> Model:
         """Load from a folder, on the network it was saved for.
 
         types: a user's own intervention classes by name, beside those of `iit.intervention`.
@@ -172,6 +184,15 @@ class IntervenedModel(nn.Module):
         if check_network:
             saving.check_network(saved, network)
         return cls(network, edits)
+
+    def _prefix(self, batch: Batch) -> Tensor | None:
+        """The residual stream where the edited run may start, kept from an earlier run; None where all of it has to run."""
+        if self._start is None or self.store is None or not self.store.serves(self.network, batch):
+            return None
+        mask = batch.kwargs.get("attention_mask")
+        steps = torch.arange(batch.tokens.shape[1], device=batch.tokens.device).expand(batch.size, -1)
+        everywhere = Columns(self._start, steps if mask is None else torch.where(mask.bool(), steps, IGNORED))
+        return self.store.read(self.network, batch, {self._start: everywhere}, resolved=self._resolved)[self._start]
 
     @contextmanager
     def editing(

@@ -41,6 +41,7 @@ class Family:
     attention_post, mlp_post: norms between sublayer and residual stream.
     embedding: the token embedding inside the backbone, where the network's own answer is not the one that runs.
     flat_mlp: whether the MLP's modules see (batch·tokens, width).
+    tuple_blocks: whether blocks return tuples. causal: whether no position sees a later one.
     """
 
     blocks: str
@@ -58,6 +59,8 @@ class Family:
     mlp_post: str | None = None
     embedding: str | None = None
     flat_mlp: bool = False
+    tuple_blocks: bool = False
+    causal: bool = True
 
 
 def _separate(prefix: str, names: tuple[str, str, str]) -> dict[str, str]:
@@ -87,6 +90,7 @@ _BERT = Family(
     attention_out="attention.output.dense",
     mlp="intermediate",
     mlp_out="output.dense",
+    causal=False,
 )
 _BLOOM = Family(
     "h",
@@ -97,6 +101,7 @@ _BLOOM = Family(
     mlp="mlp",
     mlp_out="mlp.dense_4h_to_h",
     layout="per_head",
+    tuple_blocks=True,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -109,6 +114,7 @@ FAMILIES: dict[str, Family] = {
         attention_out="attn.attention.out_proj",
         mlp="mlp",
         mlp_out="mlp.c_proj",
+        tuple_blocks=True,
     ),
     "gpt_neox": Family(
         "layers",
@@ -121,7 +127,14 @@ FAMILIES: dict[str, Family] = {
         layout="per_head",
     ),
     "gptj": Family(
-        "h", "ln_f", "attn", **_separate("attn", _QKV), attention_out="attn.out_proj", mlp="mlp", mlp_out="mlp.fc_out"
+        "h",
+        "ln_f",
+        "attn",
+        **_separate("attn", _QKV),
+        attention_out="attn.out_proj",
+        mlp="mlp",
+        mlp_out="mlp.fc_out",
+        tuple_blocks=True,
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -156,6 +169,7 @@ FAMILIES: dict[str, Family] = {
         mlp="layer.1.DenseReluDense",
         mlp_out="layer.1.DenseReluDense.wo",
         embedding="encoder.embed_tokens",
+        causal=False,
     ),
 }
 """transformers' `model_type` → where things are."""
@@ -177,10 +191,10 @@ class Place:
     flat: str | None = None
 
 
-def n_layers(network: nn.Module) -> int:
-    """Number of blocks. Raises ValueError for a network of no known family."""
+def blocks_of(network: nn.Module) -> tuple[Family, nn.ModuleList]:
+    """The family and its blocks. Raises ValueError for a network of no known family."""
     family, backbone = _family(network)
-    return len(_module(backbone, family.blocks))
+    return family, _module(backbone, family.blocks)
 
 
 def locate(network: nn.Module, component: str, layer: int | None, head: tuple[int, ...] | None) -> Place:

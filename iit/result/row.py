@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Row:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Row":
         """The inverse of `to_dict`. Raises ValueError naming unknown and missing columns."""
         unknown, missing = sorted(set(values) - set(ROW_FIELDS)), [name for name in ROW_FIELDS if name not in values]
         if unknown or missing:

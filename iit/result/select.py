@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 from iit.result.row import Row
 
@@ -23,7 +23,7 @@ class Cell:
     seed: int | None
 
     @classmethod
-    def of(cls, row: Row) -> Self:
+    def of(cls, row: Row) -> "Cell":
         """The cell a row belongs to."""
         values = (getattr(row, field.name) for field in fields(cls))
         return cls(*(tuple(value) if isinstance(value, list) else value for value in values))

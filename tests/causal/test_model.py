@@ -1,0 +1,86 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iit.causal import CausalModel
+
+# A random layered model: x, y, z → a(x, y), b(y, z) → c(a, b) → out(c, x); mechanisms are tables of small integers.
+VALUES = st.integers(0, 2)
+TABLES = st.lists(VALUES, min_size=9, max_size=9)
+
+
+def table(name, cells, first, second):
+    scope = {"cells": cells}
+    exec(f"def {name}({first}, {second}): return cells[3 * {first} + {second}]", scope)
+    return scope[name]
+
+
+@st.composite
+def models(draw):
+    parents = {"a": ("x", "y"), "b": ("y", "z"), "c": ("a", "b"), "out": ("c", "x")}
+    mechanisms = {name: table(name, draw(TABLES), *pair) for name, pair in parents.items()}
+    return CausalModel({"x": range(3), "y": range(3), "z": range(3)}, mechanisms, "out", name="random")
+
+
+INPUTS = st.fixed_dictionaries({"x": VALUES, "y": VALUES, "z": VALUES})
+
+
+@given(models(), INPUTS)
+def test_interchange_with_oneself_is_the_identity(model, base):
+    for variable in model.variables:
+        assert model.interchange(base, {variable: base}) == model.run(base)
+
+
+@given(models(), INPUTS, INPUTS)
+def test_interchanging_all_parents_gives_the_sources_value(model, base, source):
+    for variable in model.mechanisms:
+        parents = dict.fromkeys(model.parents(variable), source)
+        assert model.interchange(base, parents)[variable] == model.run(source)[variable]
+
+
+@given(models(), INPUTS, INPUTS, INPUTS)
+def test_the_order_of_disjoint_interchanges_does_not_matter(model, base, one, two):
+    assert model.interchange(base, {"a": one, "b": two}) == model.interchange(base, {"b": two, "a": one})
+
+
+@given(models(), INPUTS, INPUTS)
+def test_only_descendants_change(model, base, source):
+    setting, own = model.interchange(base, {"b": source}), model.run(base)
+    assert {v: setting[v] for v in ("x", "y", "z", "a")} == {v: own[v] for v in ("x", "y", "z", "a")}
+    assert setting["b"] == model.run(source)["b"]
+
+
+def build(mechanisms, inputs=None, output="b"):
+    return CausalModel(inputs or {"x": (0, 1)}, mechanisms, output, name="m")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: build({"a": lambda b: b, "b": lambda a: a}), "cycle: .*a → b|cycle: .*b → a"),
+        (lambda: build({"b": lambda y: y}), r"'b' reads \['y'\]"),
+        (lambda: build({"b": lambda x=1: x}), "'x=1'"),
+        (lambda: build({"b": lambda *x: x}), r"'\*x'"),
+        (lambda: build({"b": lambda: 1}), "reads nothing"),
+        (lambda: build({"a": lambda x: x}), "output 'b'"),
+        (lambda: build({"x": lambda b: b, "b": lambda x: x}), "both as inputs"),
+        (lambda: build({"b": lambda x: x}).run({}), "input 'x' is missing"),
+        (lambda: build({"b": lambda x: x}).run({"x": 2}), r"x=2 is outside its domain \(0, 1\)"),
+        (lambda: build({"b": lambda x: x}).run({"x": 1, "y": 1}), r"no variable \['y'\]"),
+        (lambda: build({"b": lambda x: x}).interchange({"x": 1}, {"c": {"x": 0}}), r"no variable \['c'\]"),
+        (lambda: build({"b": lambda x: x}).parents("c"), r"no variable \['c'\]"),
+    ],
+)
+def test_errors_name_the_culprit(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_several_variables_from_several_sources():
+    model = CausalModel(
+        {"p": None, "q": None}, {"sum": lambda p, q: p + q, "product": lambda p, q: p * q, "out": lambda sum, product: (sum, product)}, "out"
+    )
+    assert model.interchange({"p": 1, "q": 2}, {"sum": {"p": 5, "q": 5}, "product": {"p": 3, "q": 3}})["out"] == (10, 9)
+    assert model.do({"p": 1, "q": 2}, {"product": 7})["out"] == (3, 7)
+    assert model.run(model.run({"p": 1, "q": 2})) == model.run({"p": 1, "q": 2}), "a setting's inputs are read"
+    assert repr(model) == "CausalModel(causal model: inputs p, q; sum ← p, q; product ← p, q; out ← sum, product; output out)"

@@ -1,0 +1,99 @@
+"""The resumed path equals the full path, outputs and gradients, or it is not taken."""
+
+import pytest
+import torch
+
+import iit
+from iit import Edit, IntervenedModel, Site
+from iit.intervened import ActivationStore
+from tests.families import DECODERS, MAKERS, make, prompts
+
+
+def run(network, sites, base, source, store):
+    torch.manual_seed(0)
+    edits = {str(n): Edit(site, iit.LowRankRotatedSpaceIntervention(iit.site.resolve(network, site).width, 2)) for n, site in enumerate(sites)}
+    edited = IntervenedModel(network, edits)
+    edited.store = store
+    out = edited.answer_logits(base, source)
+    out.square().mean().backward()
+    return out.detach(), [p.grad for p in edited.parameters()]
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize(
+    "sites",
+    [
+        [Site("block_output", layer=0, position="x")],
+        [Site("block_output", layer=1, position=-1)],
+        [Site("mlp_output", layer=1, position=[0, 2])],
+        [Site("attention_value_output", layer=1, head=2)],
+        [Site("block_input", layer=1, position="x"), Site("block_output", layer=1, position=-1)],
+    ],
+    ids=lambda sites: "+".join(map(str, sites)),
+)
+def test_resumed_equals_full(family, sites, monkeypatch):
+    network = make(family)
+    base, source = prompts((7, 5, 7), 1), prompts((7, 5, 7), 2)
+    for batch, x in ((base, [4, 2, 1]), (source, [5, 3, 0])):
+        batch["positions"] = {"x": torch.tensor(x)}
+    base["answer"] = torch.tensor([[9, 11], [8, -100], [7, 12]])
+    full = run(network, sites, base, source, None)
+    store = ActivationStore(network)
+    filled = run(network, sites, base, source, store)
+    again = run(network, sites, base, source, store)
+    for found in (filled, again):
+        torch.testing.assert_close(found[0], full[0], atol=1e-5, rtol=1e-5)
+        for one, other in zip(found[1], full[1], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert all("forward" not in vars(module) for module in network.modules())
+
+
+def test_blocks_below_the_site_do_not_run_again(monkeypatch):
+    network = make("llama")
+    base, source = prompts((6, 6), 1), prompts((6, 6), 2)
+    store = ActivationStore(network)
+    sites = [Site("block_output", layer=0, position=2)]
+    first = run(network, sites, base, source, store)
+    ran = []
+    forward = type(network.model.layers[0].mlp).forward
+    monkeypatch.setattr(type(network.model.layers[0].mlp), "forward", lambda self, x: ran.append(self) or forward(self, x))
+    again = run(network, sites, base, source, store)
+    assert torch.equal(first[0], again[0])
+    assert ran == [network.model.layers[1].mlp]
+
+
+@pytest.mark.parametrize("why", ["hook", "training", "trainable", "encoder"])
+def test_where_it_might_not_hold_the_whole_network_runs(why):
+    network = make("bert" if why == "encoder" else "llama")
+    base, source = prompts((6, 6), 1), prompts((6, 6), 2)
+    edited = IntervenedModel(network, {Site("block_output", layer=0, position=2): iit.VanillaIntervention()})
+    edited.store = ActivationStore(network)
+    if why == "hook":
+        network.get_input_embeddings().register_forward_hook(lambda m, a, out: out * 2)
+    elif why == "training":
+        network.train()
+    elif why == "trainable":
+        network.requires_grad_(True)
+    calls = []
+    block = network.base_model.encoder.layer[0] if why == "encoder" else network.model.layers[0]
+    attention = block.attention.self.query if why == "encoder" else block.self_attn.q_proj
+    real = attention.forward
+    attention.forward = lambda x: calls.append(1) or real(x)
+    expected = IntervenedModel(network, {Site("block_output", layer=0, position=2): iit.VanillaIntervention()})
+    for _ in range(2):
+        before = len(calls)
+        found = edited.answer_logits(base, source)
+        assert len(calls) > before
+        torch.testing.assert_close(found, expected.answer_logits(base, source))
+
+
+def test_an_own_forward_of_a_block_is_put_back():
+    network = make("llama")
+    block = network.model.layers[0]
+    own = block.forward
+    block.forward = own
+    store = ActivationStore(network)
+    for _ in range(2):
+        run(network, [Site("block_output", layer=1, position=2)], prompts((6, 6), 1), prompts((6, 6), 2), store)
+    assert vars(block)["forward"] is own
+    assert set(MAKERS) > set(DECODERS)
