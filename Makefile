@@ -32,6 +32,7 @@ check: setup  ## Lint, format, types, arrows between the rooms, and the experime
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m iit.report.page experiments
 
 format: setup  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -1,29 +1,19 @@
 """A site, and how it is found in a network, read and written."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from iit.network.components import COMPONENTS, HEADED, UNLAYERED, locate
+from iit.network.hooks import Attached, Callback, at_call, at_input, at_output, first_tensor, plain_attention, within
 
 Index = int | Sequence[int] | None
-Callback = Callable[[Tensor], Tensor | None]
-
-
-class Attached(NamedTuple):
-    """Hooks that stand until they are removed."""
-
-    handles: tuple[RemovableHandle, ...]
-
-    def remove(self) -> None:
-        """Leave the modules as they were."""
-        for handle in self.handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -48,12 +38,10 @@ class Site:
     side: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("head", "position"):
+        for name in ("layer", "head", "position"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str | int):
-                object.__setattr__(self, name, tuple(value))
-                if not value:
-                    raise ValueError(f"{name} is empty; leave it out for all.")
+            if value is not None and not (name == "position" and isinstance(value, str)):
+                object.__setattr__(self, name, _indices(name, value))
         if (self.component is None) == (self.module is None):
             raise ValueError(f"A site is a component or a module; got component={self.component!r} and module={self.module!r}.")
         if self.component is None:
@@ -93,39 +81,55 @@ class Site:
 class ResolvedSite:
     """A site found in a network.
 
-    module, side: whose input or output it is. columns: of the last dimension, None = all. width: None where only a run tells.
+    module, side: whose input or output it is, or the torch function inside it whose result is meant.
+    width: None where only a run tells. columns: of the last dimension, None = all. heads: of [batch, head, query, key].
     shaper: the module whose input has the batch's shape, where `module` sees (batch·tokens, width).
+    encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the sequence.
     """
 
     site: Site
     module: nn.Module
     side: str
-    columns: Tensor | None
     width: int | None
+    columns: Tensor | None = None
+    heads: Tensor | None = None
     shaper: nn.Module | None = None
+    encoder: nn.Module | None = None
+    batch_first: bool = True
 
-    def attach(self, callback: Callback) -> "Attached":
+    def attach(self, callback: Callback) -> Attached:
         """Call back with Tensor[batch, position, width] whenever the module runs; a returned tensor takes its place.
 
-        The handle's `remove()` leaves the module as it was. Activations of other shapes are brought to [batch, position, width] and back:
-        [batch, width] has one position, [batch, channels, height, width] has pixels as positions, sequences of recurrent
-        networks and of attention with `batch_first=False` are transposed. Of tuples and dicts the first tensor is taken.
+        The handle's `remove()` leaves the module as it was. Activations of other shapes are brought to
+        [batch, position, width] and back: [batch, width] has one position, [batch, channels, height, width] has pixels as
+        positions, attention weights have queries; sequences that come before the batch are transposed. Of tuples and dicts
+        the first floating tensor is taken.
         """
         handles = []
+        if self.encoder is not None:
+            handles += within(self.encoder, plain_attention).handles
         if self.shaper is not None:
             callback, noted = self._unflattened(callback)
             handles.append(self.shaper.register_forward_pre_hook(noted, with_kwargs=True))
+
+        def edit(activation: Tensor) -> Tensor | None:
+            laid, back = self._as_positions(activation)
+            new = callback(laid)
+            return None if new is None else back(new)
+
         if self.side == "output":
-            handles.append(self.module.register_forward_hook(self._output_hook(callback)))
+            attached = at_output(self.module, edit)
+        elif self.side == "input":
+            attached = at_input(self.module, edit)
         else:
-            handles.append(self.module.register_forward_pre_hook(self._input_hook(callback), with_kwargs=True))
-        return Attached(tuple(handles))
+            attached = at_call(self.module, self.side, edit)
+        return Attached((*handles, *attached.handles))
 
     def _unflattened(self, callback: Callback) -> tuple[Callback, Callable[..., None]]:
         shape: list[torch.Size] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            shape[:] = [_first_tensor(args or kwargs, self.site)[0].shape]
+            shape[:] = [first_tensor((args, kwargs)).shape]
 
         def unflattened(activation: Tensor) -> Tensor | None:
             new = callback(activation.reshape(*shape[0][:2], -1))
@@ -133,98 +137,94 @@ class ResolvedSite:
 
         return unflattened, note
 
-    def _output_hook(self, callback: Callback) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            activation, rebuild = _first_tensor(output, self.site)
-            new = self._edited(activation, callback)
-            return None if new is None else rebuild(new)
+    def _as_positions(self, activation: Tensor) -> tuple[Float[Tensor, "batch position width"], Callable[[Tensor], Tensor]]:
+        """The part of the activation that is meant, and the way back: the whole activation with another part."""
+        if self.columns is not None or self.heads is not None:
+            dim, index = (-1, self.columns) if self.columns is not None else (1, self.heads)
+            assert index is not None
+            index = index.to(activation.device)
+            laid, back = self._laid(activation.index_select(dim, index))
+            return laid, lambda new: activation.index_copy(dim, index, back(new))
+        return self._laid(activation)
 
-        return hook
-
-    def _input_hook(self, callback: Callback) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                activation, rebuild = _first_tensor(args, self.site)
-                new = self._edited(activation, callback)
-                return None if new is None else (rebuild(new), kwargs)
-            activation, rebuild = _first_tensor(kwargs, self.site)
-            new = self._edited(activation, callback)
-            return None if new is None else (args, rebuild(new))
-
-        return hook
-
-    def _edited(self, activation: Tensor, callback: Callback) -> Tensor | None:
-        laid, back = _as_positions(activation, self.module, self.site)
-        if self.columns is None:
-            new = callback(laid)
-            return None if new is None else back(new)
-        columns = self.columns.to(laid.device)
-        new = callback(laid.index_select(-1, columns))
-        return None if new is None else back(laid.index_copy(-1, columns, new))
+    def _laid(self, activation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        shape = activation.shape
+        if self.side == "softmax":  # [batch, head, query, key]
+            return activation.transpose(1, 2).flatten(2), lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2)
+        if len(shape) == 2:
+            return activation.unsqueeze(1), lambda new: new.squeeze(1)
+        if len(shape) == 3 and self.batch_first:
+            return activation, lambda new: new
+        if len(shape) == 3:
+            return activation.transpose(0, 1), lambda new: new.transpose(0, 1)
+        if len(shape) == 4:
+            return activation.flatten(2).transpose(1, 2), lambda new: new.transpose(1, 2).reshape(shape)
+        raise ValueError(f"Site {self.site}: activations of shape {tuple(shape)} have no positions; name another module.")
 
 
 def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     """Find a site in a network, before anything runs.
 
-    Raises ValueError for what the network lacks: the component, the layer, the head, or the module, naming what is close.
+    Raises ValueError for what the network lacks: the component, the layer, the head, or the module, naming what is close; and
+    for compiled networks.
     """
+    modules = dict(network.named_modules())
+    _refuse_compiled(modules)
     if site.component is not None:
         place = locate(network, site.component, site.layer, site.heads)
-        columns = None if place.columns is None else torch.tensor(place.columns)
-        shaper = None if place.flat is None else network.get_submodule(place.flat)
-        return ResolvedSite(site, network.get_submodule(place.module), place.side, columns, place.width, shaper)
+        columns, heads = (None if index is None else torch.tensor(index) for index in (place.columns, place.heads))
+        shaper = None if place.flat is None else modules[place.flat]
+        return ResolvedSite(site, modules[place.module], place.side, place.width, columns, heads, shaper)
     assert site.module is not None
     assert site.side is not None
-    modules = dict(network.named_modules())
     if site.module not in modules:
         close = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.4)
         raise ValueError(f"{type(network).__name__} has no module {site.module!r}; close to it: {close or list(modules)[1:6]}.")
     module = modules[site.module]
     width = getattr(module, "in_features" if site.side == "input" else "out_features", None)
-    return ResolvedSite(site, module, site.side, None, width)
+    above = [modules[name] for name in _ancestors(site.module)]
+    encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
+    return ResolvedSite(site, module, site.side, width, encoder=encoder, batch_first=_batch_first([module, *above]))
 
 
-def _first_tensor(value: Any, site: Site) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """The first floating tensor of a nest of tuples and mappings, and how to put another in its place."""
-    found = _search(value)
-    if found is None:
-        raise ValueError(f"Site {site}: there is no floating-point tensor among {type(value).__name__}.")
+def _indices(name: str, value: Any) -> int | tuple[int, ...]:
+    """An int, or several as a tuple. Raises ValueError for anything else, none, and one given twice."""
+    try:
+        if name == "layer" or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
+            return operator.index(value)
+        found = tuple(operator.index(item) for item in value)
+    except TypeError:
+        kinds = {"layer": "an int", "head": "an int or several", "position": "a role, an int or several ints"}[name]
+        raise ValueError(f"{name} is {kinds}; got {value!r}.") from None
+    if not found:
+        raise ValueError(f"{name} is empty; leave it out for all.")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name}={found} names one twice.")
     return found
 
 
-def _search(value: Any) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
-    if isinstance(value, Tensor):
-        return (value, lambda new: new) if value.is_floating_point() else None
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if (found := _search(item)) is not None:
-                return found[0], lambda new, key=key, put=found[1]: _with_item(value, key, put(new))
-    if isinstance(value, tuple | list):
-        for number, item in enumerate(value):
-            if (found := _search(item)) is not None:
-                return found[0], lambda new, n=number, put=found[1]: _with_element(value, n, put(new))
-    return None
+def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
+    for name, module in modules.items():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            what = f"Its module {name!r}" if name else "The network"
+            raise ValueError(
+                f"{what} is compiled by torch.compile, whose code may run past hooks that come later: nothing would be read or "
+                "edited. Give the network as it was before it was compiled (`compiled._orig_mod`)."
+            )
 
 
-def _with_item(value: Mapping[str, Any], key: str, item: Any) -> Any:
-    items = {**value, key: item}
-    return items if type(value) is dict else type(value)(**items)
+def _ancestors(path: str) -> list[str]:
+    """Paths of the modules around a module, the closest first; the root is ""."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:n]) for n in reversed(range(len(parts)))]
 
 
-def _with_element(value: Any, number: int, item: Any) -> Any:
-    items = [*value[:number], item, *value[number + 1 :]]
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-
-
-def _as_positions(activation: Tensor, module: nn.Module, site: Site) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The activation as [batch, position, width], and the way back."""
-    if activation.ndim == 2:
-        return activation.unsqueeze(1), lambda new: new.squeeze(1)
-    if activation.ndim == 3:
-        if getattr(module, "batch_first", True):
-            return activation, lambda new: new
-        return activation.transpose(0, 1), lambda new: new.transpose(0, 1)
-    if activation.ndim == 4:
-        shape = activation.shape
-        return activation.flatten(2).transpose(1, 2), lambda new: new.transpose(1, 2).reshape(shape)
-    raise ValueError(f"Site {site}: activations of shape {tuple(activation.shape)} have no positions; name another module.")
+def _batch_first(modules: list[nn.Module]) -> bool:
+    """Whether the batch comes first, as the module itself or torch's own sequence module around it says."""
+    if hasattr(modules[0], "batch_first"):
+        return bool(modules[0].batch_first)
+    known = (nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.Transformer)
+    for around in modules:
+        if isinstance(around, known):
+            return all(bool(m.batch_first) for m in around.modules() if isinstance(m, nn.MultiheadAttention))
+    return True

@@ -41,6 +41,17 @@ MAKERS = {
     "mixtral": lambda: t.MixtralForCausalLM(t.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=3)),
     "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**SIZES, num_key_value_heads=2)),
     "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=6)),
+    "qwen3_moe": lambda: t.Qwen3MoeForCausalLM(
+        t.Qwen3MoeConfig(
+            **SIZES,
+            num_key_value_heads=2,
+            head_dim=6,
+            num_experts=3,
+            num_experts_per_tok=2,
+            moe_intermediate_size=12,
+            norm_topk_prob=True,
+        )
+    ),
     "gemma": lambda: t.GemmaForCausalLM(t.GemmaConfig(**SIZES, num_key_value_heads=1, head_dim=6)),
     "gemma2": lambda: t.Gemma2ForCausalLM(
         t.Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=6, query_pre_attn_scalar=6, sliding_window=4)
@@ -69,7 +80,9 @@ MAKERS = {
         t.FalconConfig(**FALCON, multi_query=False, new_decoder_architecture=False, alibi=True, parallel_attn=False)
     ),
     "bert": lambda: t.BertForMaskedLM(t.BertConfig(**SIZES)),
-    "esm": lambda: t.EsmForMaskedLM(t.EsmConfig(**SIZES, mask_token_id=3, position_embedding_type="rotary", emb_layer_norm_before=False)),
+    "esm": lambda: t.EsmForMaskedLM(
+        t.EsmConfig(**SIZES, mask_token_id=3, position_embedding_type="rotary", emb_layer_norm_before=False)
+    ),
     "t5": lambda: t.T5EncoderModel(
         t.T5Config(vocab_size=V, d_model=16, d_kv=6, num_layers=2, num_heads=4, d_ff=24, pad_token_id=0, eos_token_id=2)
     ),
@@ -77,10 +90,13 @@ MAKERS = {
 DECODERS = [name for name in MAKERS if name not in ("bert", "esm", "t5")]
 
 
-def make(family, seed=0):
+def make(family, seed=0, attention=None):
     """A frozen network in eval mode whose weights are large enough for every edit to show."""
     torch.manual_seed(seed)
     network = MAKERS[family]().eval().requires_grad_(False)
+    if attention is not None:
+        network = type(network)._from_config(network.config, attn_implementation=attention).eval().requires_grad_(False)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim > 1:

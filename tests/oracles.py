@@ -3,9 +3,9 @@
 Written from the modeling files, independently of the product's table; edits are made with raw hooks.
 """
 
-import torch
+from contextlib import contextmanager
 
-H, HIDDEN = 4, 16
+import torch
 
 
 def _llama(keys=2, size=4, post=False):
@@ -19,7 +19,11 @@ def _llama(keys=2, size=4, post=False):
         "attention_output": (f"{attention}.o_proj", "output", None),
         "mlp_output": ("model.layers.{i}.mlp.down_proj", "output", None),
         "attention_write": ("model.layers.{i}.post_attention_layernorm" if post else f"{attention}.o_proj", "output", None),
-        "mlp_write": ("model.layers.{i}.post_feedforward_layernorm" if post else "model.layers.{i}.mlp.down_proj", "output", None),
+        "mlp_write": (
+            "model.layers.{i}.post_feedforward_layernorm" if post else "model.layers.{i}.mlp.down_proj",
+            "output",
+            None,
+        ),
         "mlp_activation": ("model.layers.{i}.mlp.down_proj", "input", None),
         "query_output": (f"{attention}.q_proj", "output", None),
         "key_output": (f"{attention}.k_proj", "output", None),
@@ -43,7 +47,7 @@ def _gpt(prefix, attention, out, mlp_out, fused=None, names=None, norm="ln_f", e
             columns = {
                 "contiguous": [part * 16 + c for c in range(16)],
                 "per_head": [h * 12 + part * 4 + c for h in range(4) for c in range(4)],
-                "multi_query": [c for c in range(16)] if part == 0 else [12 + 4 * part + c for c in range(4)],
+                "multi_query": list(range(16)) if part == 0 else [12 + 4 * part + c for c in range(4)],
                 # two groups, each of two queries, a key and a value
                 "grouped": [g * 16 + q * 4 + c for g in range(2) for q in range(2) for c in range(4)]
                 if part == 0
@@ -100,8 +104,8 @@ def _phi3():
     return found
 
 
-def _mixtral():
-    found = _llama() | {role: ("model.layers.{i}.mlp", "output", None) for role in ("mlp_output", "mlp_write")}
+def _mixture(size=4):
+    found = _llama(size=size) | dict.fromkeys(("mlp_output", "mlp_write"), ("model.layers.{i}.mlp", "output", None))
     del found["mlp_activation"]
     return found
 
@@ -163,14 +167,21 @@ ORACLES = {
     "gpt2": _gpt("transformer.h", "attn", "c_proj", "c_proj", ("c_attn", "contiguous")),
     "gpt_neo": _gpt("transformer.h", "attn.attention", "out_proj", "c_proj", names=_QKV),
     "gpt_neox": _gpt(
-        "gpt_neox.layers", "attention", "dense", "dense_4h_to_h", ("query_key_value", "per_head"), norm="final_layer_norm", embedding="embed_in"
+        "gpt_neox.layers",
+        "attention",
+        "dense",
+        "dense_4h_to_h",
+        ("query_key_value", "per_head"),
+        norm="final_layer_norm",
+        embedding="embed_in",
     ),
     "gptj": _gpt("transformer.h", "attn", "out_proj", "fc_out", names=_QKV),
     "llama": _llama(),
     "mistral": _llama(),
-    "mixtral": _mixtral(),
+    "mixtral": _mixture(),
     "qwen2": _llama(),
     "qwen3": _llama(size=6),
+    "qwen3_moe": _mixture(size=6),
     "gemma": _llama(keys=1, size=6),
     "gemma2": _llama(size=6, post=True),
     "gemma3": _llama(size=6, post=True),
@@ -196,7 +207,7 @@ def head_columns(family, component, head):
 
 
 def raw_hook(network, family, component, layer, columns, function):
-    """Attach a raw hook on the literal module path that applies `function` to the activation's columns, in place of the engine."""
+    """Attach a raw hook on the literal module path that applies `function` to the activation's columns."""
     path, side, _ = ORACLES[family][component]
     module = network.get_submodule(path.format(i=layer))
 
@@ -219,3 +230,37 @@ def raw_hook(network, family, component, layer, columns, function):
         return args, {**kwargs, "hidden_states": apply(kwargs["hidden_states"])}
 
     return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def router_hook(network, layer, function):
+    """Apply `function` to a mixture's router logits, Tensor[batch, position, expert], and choose the experts anew."""
+
+    def choose(router, args, output):
+        logits = function(output[0].unflatten(0, (2, -1))).flatten(0, 1)
+        scores, chosen = logits.softmax(-1).topk(router.top_k, -1)
+        return logits, scores / scores.sum(-1, keepdim=True), chosen
+
+    return network.get_submodule(f"model.layers.{layer}.mlp.gate").register_forward_hook(choose)
+
+
+@contextmanager
+def edited_attention(layer, head, function):
+    """Apply `function` to one head's weights, Tensor[batch, query, key]: a forward's n-th softmax of four axes is layer n's."""
+    softmax, calls = torch.nn.functional.softmax, []
+
+    def replaced(*args, **kwargs):
+        weights = softmax(*args, **kwargs)
+        if weights.ndim != 4:
+            return weights
+        calls.append(weights)
+        if len(calls) - 1 != layer:
+            return weights
+        new = weights.clone()
+        new[:, head] = function(weights[:, head])
+        return new
+
+    torch.nn.functional.softmax = replaced
+    try:
+        yield
+    finally:
+        torch.nn.functional.softmax = softmax

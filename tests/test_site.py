@@ -1,115 +1,19 @@
 import pytest
 import torch
+import transformers as t
 from torch import nn
 
 import iit
 from iit import Site
-from iit.network.components import COMPONENTS
-from iit.site import resolve
-from tests.families import make, prompts
-from tests.oracles import ORACLES, head_columns, raw_hook
-
-CASES = [(family, component) for family in ORACLES for component in ORACLES[family] if component != "heads"]
-UNLAYERED = ("embedding_output", "final_norm_output")
-HEADED = ("attention_value_output", "query_output", "key_output", "value_output")
-_made = {}
+from iit.site import _indices, resolve
+from tests.families import prompts
 
 
-def network_of(family):
-    return _made.setdefault(family, make(family))
-
-
-def final(network, batch):
-    output = network(**batch)
-    return output.logits if hasattr(output, "logits") else output.last_hidden_state
-
-
-def site_of(component, layer=1, **kwargs):
-    return Site(component, layer=None if component in UNLAYERED else layer, **kwargs)
-
-
-def check_unit(family, component, columns, site):
-    """Read and edit through the engine and through a raw hook on a literal path; values and gradients agree."""
-    network, batch = network_of(family), prompts((6, 6))
-    seen = []
-    handle = raw_hook(network, family, component, 1, columns, lambda h: seen.append(h.clone()) or h)
-    final(network, batch)
-    handle.remove()
-    torch.testing.assert_close(iit.capture(network, batch, site)[site], seen[0], atol=0, rtol=0)
-
-    generator = torch.Generator().manual_seed(3)
-    added = torch.randn(seen[0].shape[-1], generator=generator)
-    ours, oracle = added.clone().requires_grad_(), added.clone().requires_grad_()
-    edited = iit.IntervenedModel(network, {site: iit.LambdaIntervention(lambda h: h * 0.5 + ours)})
-    out = edited(batch)
-    found = out.logits if hasattr(out, "logits") else out.last_hidden_state
-    handle = raw_hook(network, family, component, 1, columns, lambda h: h * 0.5 + oracle)
-    expected = final(network, batch)
-    handle.remove()
-    assert not torch.allclose(expected, final(network, batch), atol=1e-4), "the oracle's edit must show"
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    found.square().mean().backward()
-    expected.square().mean().backward()
-    torch.testing.assert_close(ours.grad, oracle.grad, atol=1e-5, rtol=1e-4)
-    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in network.modules())
-
-
-@pytest.mark.parametrize(("family", "component"), CASES)
-def test_component_equals_raw_hooks(family, component):
-    check_unit(family, component, ORACLES[family][component][2], site_of(component))
-
-
-@pytest.mark.parametrize("family", list(ORACLES))
-@pytest.mark.parametrize("component", HEADED)
-def test_heads_equal_raw_hooks(family, component):
-    n = ORACLES[family]["heads"]["keys"] if component in ("key_output", "value_output") else 4
-    check_unit(family, component, head_columns(family, component, n - 1), site_of(component, head=n - 1))
-    if n > 2:
-        both = head_columns(family, component, 2) + head_columns(family, component, 0)
-        check_unit(family, component, both, site_of(component, head=[2, 0]))
-    with pytest.raises(ValueError, match=f"head={n} is out of range.*0 to {n - 1}"):
-        resolve(network_of(family), site_of(component, head=n))
-
-
-@pytest.mark.parametrize("family", [f for f in ORACLES if f not in ("bert", "falcon_old", "esm")])
-def test_writes_sum_to_the_change_of_the_residual_stream(family):
-    network, batch = network_of(family), prompts((6, 6))
-    sites = [Site(c, layer=1) for c in ("block_input", "block_output", "attention_write", "mlp_write")]
-    before, after, attention, mlp = iit.capture(network, batch, sites).values()
-    torch.testing.assert_close(after - before, attention + mlp, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("family", list(ORACLES))
-def test_heads_times_output_weight_is_the_attention_output(family):
-    network, batch = network_of(family), prompts((6, 6))
-    sites = [Site("attention_value_output", layer=0, head=h) for h in range(4)]
-    found = iit.capture(network, batch, [*sites, Site("attention_output", layer=0)])
-    projection = network.get_submodule(ORACLES[family]["attention_output"][0].format(i=0))
-    weight = projection.weight.T if type(projection).__name__ != "Conv1D" else projection.weight
-    total = sum(found[site] @ weight[head_columns(family, "attention_value_output", h)] for h, site in enumerate(sites))
-    if projection.bias is not None:
-        total = total + projection.bias
-    torch.testing.assert_close(total, found[Site("attention_output", layer=0)], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3", "falcon_new", "gemma3"])
-def test_queries_keys_and_values_are_told_apart(family):
-    """Values scale the head's output; equal keys everywhere make attention uniform over what is visible."""
-    network, batch = network_of(family), prompts((5, 5))
-    zero = iit.IntervenedModel(network, {Site("value_output", layer=0): iit.ZeroIntervention()})
-    heads = Site("attention_value_output", layer=0)
-    assert float(iit.capture(zero, batch, heads)[heads].abs().max()) == 0.0
-    values = iit.capture(network, batch, Site("value_output", layer=0)).popitem()[1]
-    if family == "gpt2":
-        flat = iit.IntervenedModel(network, {Site("key_output", layer=0): iit.ZeroIntervention()})
-        mean = values.cumsum(1) / torch.arange(1, 6).view(1, 5, 1)
-        torch.testing.assert_close(iit.capture(flat, batch, heads)[heads], mean, atol=1e-5, rtol=1e-5)
-
-
-def test_final_norm_and_embedding_need_no_layer():
-    assert set(UNLAYERED) < set(COMPONENTS)
-    with pytest.raises(ValueError, match="has no layer"):
-        Site("embedding_output", layer=0)
+def test_only_the_ends_of_the_network_have_no_layer():
+    for component in ("embedding_output", "final_norm_output"):
+        assert Site(component).layer is None
+        with pytest.raises(ValueError, match="has no layer"):
+            Site(component, layer=0)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +28,29 @@ def test_final_norm_and_embedding_need_no_layer():
         ({"module": "h", "side": "in"}, "neither 'input' nor 'output'"),
         ({"module": "h", "layer": 1}, "belong to components"),
         ({"component": "block_output", "layer": 0, "position": []}, "position is empty"),
+        ({"component": "block_output", "layer": 0, "position": [1, 1]}, "names one twice"),
+        ({"component": "query_output", "layer": 0, "head": [0, 0]}, "names one twice"),
     ],
 )
 def test_impossible_sites(kwargs, said):
     with pytest.raises(ValueError, match=said):
         Site(**kwargs)
+
+
+def test_indices_are_ints():
+    """Told apart by the site itself: annotations are checked in tests only."""
+    assert _indices("layer", torch.tensor(3)) == 3
+    assert _indices("head", range(2)) == (0, 1)
+    assert type(_indices("position", torch.tensor([1, 2]))[0]) is int
+    for name, value, said in [
+        ("layer", "0", "layer is an int; got '0'"),
+        ("layer", [0], "layer is an int; got"),
+        ("head", "0", "head is an int or several"),
+        ("head", 1.0, "head is an int or several"),
+        ("position", ["s1", "s2"], "position is a role, an int or several ints"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            _indices(name, value)
 
 
 def test_sites_are_values_that_print_themselves():
@@ -139,17 +61,11 @@ def test_sites_are_values_that_print_themselves():
     assert str(Site(module="h.3.mlp")) == "h.3.mlp:output"
 
 
-def test_what_a_network_lacks_is_named(tiny_gpt2):
-    for site, said in [
-        (Site("block_output", layer=2), "layer=2 is out of range.*0 to 1"),
-        (Site(module="transformer.h.0.mpl"), "no module.*transformer.h.0.mlp"),
-    ]:
-        with pytest.raises(ValueError, match=said):
-            resolve(tiny_gpt2, site)
-    with pytest.raises(ValueError, match="family 'mixtral'.*mlp_activation"):
-        resolve(network_of("mixtral"), Site("mlp_activation", layer=0))
-    with pytest.raises(ValueError, match="no transformers model.*Name a module"):
-        resolve(nn.Linear(2, 2), Site("block_output", layer=0))
+def test_unknown_modules_are_named_with_what_is_close(tiny_gpt2):
+    with pytest.raises(ValueError, match=r"no module 'transformer.h.0.mpl'; close to it: .*transformer.h.0.mlp"):
+        resolve(tiny_gpt2, Site(module="transformer.h.0.mpl"))
+    with pytest.raises(ValueError, match=r"no module 'xyz'; close to it: \['transformer'"):
+        resolve(tiny_gpt2, Site(module="xyz"))
 
 
 class Pair(nn.Module):
@@ -195,3 +111,163 @@ def test_recurrent_networks_have_time_steps_as_positions(kind, batch_first):
     last = edited[:, -1] if batch_first else edited[-1]
     assert float(last.detach().abs().max()) == 0.0
     torch.testing.assert_close(state, network(given)[1])
+
+
+def read_and_zero(network, site, *args, **kwargs):
+    """What passes at a module's site, and the network's output with it set to zero; under no_grad, as capture runs."""
+    seen = []
+    with torch.no_grad():
+        before = network(*args, **kwargs)
+        attached = resolve(network, site).attach(seen.append)
+        network(*args, **kwargs)
+        attached.remove()
+        attached = resolve(network, site).attach(torch.zeros_like)
+        after = network(*args, **kwargs)
+        attached.remove()
+    assert len(seen) == 1
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    return seen[0], before, after
+
+
+PADDING = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # what the fused path says where it is not off
+@pytest.mark.parametrize("padding", [None, PADDING])
+@pytest.mark.parametrize(
+    ("path", "width"), [("layers.0", 8), ("layers.1.linear1", 16), ("layers.1.self_attn", 8), ("layers.0.norm1", 8)]
+)
+def test_encoders_of_torch_run_their_modules_when_asked(path, width, padding):
+    """Their fused path skips modules and packs away padding; it is off for the encoder's own forward only."""
+    torch.manual_seed(0)
+    network = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    x = torch.randn(2, 5, 8)
+    found, before, after = read_and_zero(network, Site(module=path), x, src_key_padding_mask=padding)
+    assert found.shape == (2, 5, width)
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert torch.backends.mha.get_fastpath_enabled()
+    hidden = x
+    for layer in network.layers:
+        hidden = layer(hidden, src_key_padding_mask=padding)
+        if layer is network.layers[0] and path == "layers.0":
+            real = slice(None) if padding is None else ~padding
+            torch.testing.assert_close(found[real], hidden[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["layers.0", "layers.0.linear2", "layers.0.self_attn", ""])
+def test_modules_inside_time_first_encoders_are_time_first(path):
+    torch.manual_seed(0)
+    network = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=False), 1, enable_nested_tensor=False).eval()
+    x = torch.randn(5, 2, 8)  # [time, batch, width]
+    found, _, _ = read_and_zero(network, Site(module=path), x)
+    alone, _, _ = read_and_zero(network, Site(module=path), x[:, 1:])
+    torch.testing.assert_close(found[1:], alone, atol=1e-5, rtol=1e-5)
+    assert found.shape == (2, 5, 8)
+
+
+def test_an_input_is_replaced_wherever_it_is_passed():
+    """Self-attention gets one tensor as query, key and value."""
+    torch.manual_seed(0)
+    network, x, y = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    attached = resolve(network, Site(module="", side="input")).attach(lambda h: y)
+    found = network(x, key=x, value=x)[0]
+    crossed = network(x, key=x.clone(), value=x)[0]
+    attached.remove()
+    torch.testing.assert_close(found, network(y, y, y)[0])
+    torch.testing.assert_close(crossed, network(y, x, y)[0])
+
+
+class Nested(nn.Module):
+    def forward(self, ids, *, options):
+        return {"ids": ids, "pair": (options["x"] + 1, options["x"] + 2)}
+
+
+def test_the_first_floating_tensor_of_a_nest_is_taken():
+    network, x, y = Nested(), torch.zeros(2, 3), torch.full((2, 3), 5.0)
+    for side, first, second in (("output", 5.0, 2.0), ("input", 6.0, 7.0)):
+        attached = resolve(network, Site(module="", side=side)).attach(lambda h: y.unsqueeze(1))
+        out = network(torch.arange(2), options={"x": x})
+        attached.remove()
+        assert type(out) is dict
+        assert out["ids"].tolist() == [0, 1]
+        assert [float(part.unique()) for part in out["pair"]] == [first, second]
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x, lengths):
+        return self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[1]
+
+
+def test_what_has_no_positions_is_refused():
+    network = Packed()
+    attached = resolve(network, Site(module="rnn")).attach(lambda h: None)
+    with pytest.raises(ValueError, match="PackedSequence has no positions"):
+        network(torch.randn(2, 5, 3), torch.tensor([5, 3]))
+    attached.remove()
+    for given, said in ((torch.zeros(3), "shape .3,. have no positions"), (torch.arange(3), "no floating-point tensor")):
+        network = nn.Identity()
+        attached = resolve(network, Site(module="")).attach(lambda h: None)
+        with pytest.raises(ValueError, match=said):
+            network(given)
+        attached.remove()
+
+
+def test_compiled_networks_are_refused(tiny_llama):
+    for network, said in [
+        (torch.compile(tiny_llama, backend="eager"), "The network is compiled"),
+        (nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager")), "Its module '0' is compiled"),
+    ]:
+        for site in (Site("block_output", layer=0), Site(module="")):
+            with pytest.raises(ValueError, match=said):
+                resolve(network, site)
+    network = nn.Linear(2, 2)
+    network.compile(backend="eager")
+    with pytest.raises(ValueError, match=r"is compiled.*_orig_mod"):
+        resolve(network, Site(module=""))
+
+
+def mamba():
+    config = t.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    return t.MambaForCausalLM(config), {"input_ids": prompts((6, 6))["input_ids"], "use_cache": False}
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+IMAGE = {"image_size": 4, "patch_size": 2}
+
+
+def vit():
+    return t.ViTModel(t.ViTConfig(**SMALL, **IMAGE)), {"pixel_values": torch.randn(2, 3, 4, 4)}
+
+
+def blip():
+    text = {**SMALL, "vocab_size": 60, "encoder_hidden_size": 16, "max_position_embeddings": 16}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "sep_token_id": 2}
+    network = t.BlipForConditionalGeneration(t.BlipConfig(text_config=text, vision_config={**SMALL, **IMAGE}))
+    return network, {**prompts((6, 6)), "pixel_values": torch.randn(2, 3, 4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("maker", "path", "side", "shape"),
+    [
+        (mamba, "backbone.layers.0", "output", (2, 6, 16)),
+        (mamba, "backbone.layers.1.mixer", "input", (2, 6, 16)),
+        (mamba, "backbone.layers.1.mixer.in_proj", "output", (2, 6, 64)),
+        (vit, "embeddings.patch_embeddings.projection", "output", (2, 4, 16)),
+        (vit, "layers.0", "output", (2, 5, 16)),
+        (blip, "vision_model.encoder.layers.0", "output", (2, 5, 16)),
+        (blip, "text_decoder.bert.encoder.layer.0", "output", (2, 6, 16)),
+        (blip, "text_decoder.bert.encoder.layer.1.crossattention", "output", (2, 6, 16)),
+    ],
+)
+def test_other_networks_have_modules(maker, path, side, shape):
+    torch.manual_seed(0)
+    network, inputs = maker()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    found, before, after = read_and_zero(network.eval(), Site(module=path, side=side), **inputs)
+    assert found.shape == shape
+    assert not torch.allclose(before[0], after[0], atol=1e-5)

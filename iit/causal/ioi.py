@@ -1,4 +1,6 @@
-"""Indirect object identification: "When John and Mary went to the store, Mary gave a bottle of milk to" → " John" (arXiv 2211.00593).
+"""Indirect object identification (arXiv 2211.00593).
+
+"When John and Mary went to the store, Mary gave a bottle of milk to" → " John".
 
 The hypothesis: the network computes *which* of the two names is repeated, by its place in the order of mention, and then
 gives the other one.
@@ -95,9 +97,11 @@ class IndirectObject(Task):
         )
 
     def draw(self, rng: np.random.Generator, pools: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """Two different names, one of them repeated, in a random template."""
+        """Two different names, one of them repeated, in a random template. Raises ValueError for a pool of fewer names."""
+        if len(pools["name"]) < 2:
+            raise ValueError(f"IOI needs at least two names to draw from; the pool 'name' holds {list(pools['name'])}.")
         first, second = (pools["name"][i] for i in rng.choice(len(pools["name"]), size=2, replace=False))
-        drawn = {name: pools[name][rng.integers(len(pools[name]))] for name in ("template", "place", "object")}
+        drawn = {name: pools[name][int(rng.integers(len(pools[name])))] for name in ("template", "place", "object")}
         return {**drawn, "first": first, "second": second, "subject": (first, second)[rng.integers(2)]}
 
     def write(self, inputs: Mapping[str, Any]) -> Prompt:

@@ -1,14 +1,13 @@
 """Causal models: variables, their parents, a mechanism for each."""
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, final
 
 Mechanism = Callable[..., Any]
 Setting = dict[str, Any]
-"""One value for every variable of a causal model."""
+"""One value for every variable of a causal model, parents before children."""
 
 
 @final
@@ -40,7 +39,9 @@ class CausalModel:
         output: str,
         name: str = "causal model",
     ):
-        self.inputs, self.mechanisms, self.output, self.name = dict(inputs), dict(mechanisms), output, name
+        self.mechanisms, self.output, self.name = dict(mechanisms), output, name
+        # A tuple: in a string, "ab" would be found within "abc". A range is kept, it tells membership at once.
+        self.inputs = {v: d if d is None or isinstance(d, range) else tuple(d) for v, d in inputs.items()}
         both = sorted(set(inputs) & set(mechanisms))
         if both:
             raise ValueError(f"{name}: {both} are given both as inputs and by a mechanism.")
@@ -49,11 +50,13 @@ class CausalModel:
             unknown = [parent for parent in parents if parent not in self.inputs and parent not in self.mechanisms]
             if unknown:
                 raise ValueError(
-                    f"{name}: the mechanism of {variable!r} reads {unknown}, which do not exist; the variables are {list(self.variables)}."
+                    f"{name}: the mechanism of {variable!r} reads {unknown}, which do not exist; "
+                    f"the variables are {list(self.variables)}."
                 )
         if output not in self.variables:
             raise ValueError(f"{name}: the output {output!r} is none of the variables {list(self.variables)}.")
-        _ = self.order
+        self.order = self._ordered()
+        """The variables, parents before children."""
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -65,9 +68,7 @@ class CausalModel:
         self._check_known([variable])
         return self._parents.get(variable, ())
 
-    @cached_property
-    def order(self) -> tuple[str, ...]:
-        """The variables, parents before children."""
+    def _ordered(self) -> tuple[str, ...]:
         graph = {v: self._parents.get(v, ()) for v in self.variables}
         try:
             return tuple(TopologicalSorter(graph).static_order())
@@ -82,52 +83,41 @@ class CausalModel:
         return self.do(inputs, {})
 
     def do(self, inputs: Mapping[str, Any], values: Mapping[str, Any]) -> Setting:
-        """The setting with some variables held at given values, whatever their parents say."""
+        """The setting with some variables held at given values, whatever their parents say.
+
+        Raises ValueError as `run` does; an input that is held may be missing from inputs.
+        """
         self._check_known(values)
         self._check_known(inputs)
-        exogenous = {}
-        for variable, domain in self.inputs.items():
-            if variable not in inputs and variable not in values:
-                raise ValueError(f"{self.name}: input {variable!r} is missing; the inputs are {list(self.inputs)}.")
-            value = values[variable] if variable in values else inputs[variable]
-            if domain is not None and value not in self._domain(variable):
-                told = ", ".join(map(repr, list(domain)[:6])) + (", …" if len(domain) > 6 else "")
-                raise ValueError(f"{self.name}: {variable}={value!r} is outside its domain ({told}).")
-            exogenous[variable] = value
         setting: Setting = {}
-        for variable in self.order:
-            if variable in exogenous:
-                setting[variable] = exogenous[variable]
-            elif variable in values:
+        for variable in self.order:  # all inputs come first, so they are checked before any mechanism runs
+            if variable in values:
                 setting[variable] = values[variable]
-            else:
+            elif variable in self.mechanisms:
                 setting[variable] = self.mechanisms[variable](*(setting[p] for p in self._parents[variable]))
-        return {variable: setting[variable] for variable in self.variables}
+            elif variable in inputs:
+                setting[variable] = inputs[variable]
+            else:
+                raise ValueError(f"{self.name}: input {variable!r} is missing; the inputs are {list(self.inputs)}.")
+            domain = self.inputs.get(variable)
+            if domain is not None and setting[variable] not in domain:
+                told = ", ".join(map(repr, domain[:6])) + (", …" if len(domain) > 6 else "")
+                raise ValueError(f"{self.name}: {variable}={setting[variable]!r} is outside its domain ({told}).")
+        return setting
 
     def interchange(self, base: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> Setting:
         """The base's setting after each variable took the value it has in its own source's run (arXiv 2106.02997).
 
-        sources: variable → inputs of its source. Raises ValueError for a variable the model lacks.
+        Everything downstream of them is computed anew. sources: variable → inputs (or a setting) of its source.
+        Raises ValueError for a variable the model lacks, and as `run` does.
         """
         self._check_known(sources)
         return self.do(base, {variable: self.run(source)[variable] for variable, source in sources.items()})
 
-    def _check_known(self, names: Mapping[str, Any] | Sequence[str]) -> None:
+    def _check_known(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self.inputs and name not in self.mechanisms]
         if unknown:
             raise ValueError(f"{self.name} has no variable {unknown}; the variables are {list(self.variables)}.")
-
-    def _domain(self, variable: str) -> Any:
-        if variable not in self._domains:
-            domain = self.inputs[variable]
-            assert domain is not None
-            hashable = not isinstance(domain, range) and all(isinstance(value, Hashable) for value in domain)
-            self._domains[variable] = frozenset(domain) if hashable else domain
-        return self._domains[variable]
-
-    @cached_property
-    def _domains(self) -> dict[str, Any]:
-        return {}
 
     def __repr__(self) -> str:
         told = [f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms]
@@ -139,7 +129,8 @@ def _parents(name: str, variable: str, mechanism: Mechanism) -> tuple[str, ...]:
     for p in parameters:
         if p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty:
             raise ValueError(
-                f"{name}: the mechanism of {variable!r} has the argument {str(p)!r}; each argument must be the plain name of a parent."
+                f"{name}: the mechanism of {variable!r} has the argument {str(p)!r}; "
+                "each argument must be the plain name of a parent."
             )
     if not parameters:
         raise ValueError(f"{name}: the mechanism of {variable!r} reads nothing; a variable without parents is an input.")

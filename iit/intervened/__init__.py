@@ -6,4 +6,4 @@ from iit.intervened.intervened_model import IntervenedModel, Run
 from iit.intervened.observe import Activations
 from iit.intervened.store import ActivationStore
 
-__all__ = ["Activations", "Edit", "IntervenedModel", "Run", "ActivationStore", "capture"]
+__all__ = ["ActivationStore", "Activations", "Edit", "IntervenedModel", "Run", "capture"]

@@ -1,7 +1,7 @@
 """Reading activations: one run, any sites."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,8 @@ def observe(
     with ExitStack() as stack, torch.set_grad_enabled(grad):
         for site in places:
             stack.callback(resolved[site].attach(reader(site)).remove)
-        try:
+        with suppress(_Enough):
             network(*batch.args, **batch.kwargs)
-        except _Enough:
-            pass
     missing = [str(site) for site in places if site not in found]
     if missing:
         raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")

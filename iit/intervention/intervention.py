@@ -33,7 +33,7 @@ class Intervention(nn.Module):
     """(base activation, source activation) → new activation.
 
     With c = encode(h), target = operation(c_base, c_source) and c' = c + gate·(target − c), the new activation is
-    write(h, c, c'). Computed in fp32 (fp64 activations in fp64) and returned in the activation's dtype.
+    write(h, c, c'). Computed in the weights' fp32, whatever the network's dtype, and returned in the activation's dtype.
 
     name: what it is called in configs, rows and prints.
     blocks: {variable: number of coordinates}: the first coordinates are the first variable's, and so on; each block has its
@@ -105,7 +105,7 @@ class Intervention(nn.Module):
         unknown blocks.
         """
         self._check(base, source, active)
-        high = base if base.dtype == torch.float64 else base.float()
+        high = base.to(self._precision(base))
         coordinates = self.basis.coordinates()
         old = coordinates.encode(high)
         if self._blocks is None:
@@ -122,6 +122,11 @@ class Intervention(nn.Module):
         elif active is not None and set(active) == set(self._blocks or ()):
             edited = torch.where(torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base)
         return edited
+
+    def _precision(self, base: Tensor) -> torch.dtype:
+        """The weights' own precision; fp32 (or fp64 activations as they are) without weights."""
+        weights = (*self.parameters(), *self.buffers())
+        return next((t.dtype for t in weights if t.is_floating_point()), torch.promote_types(base.dtype, torch.float32))
 
     def _blockwise(
         self, old: Tensor, high: Tensor, source: Mapping[str, Tensor], active: Active, coordinates: Coordinates

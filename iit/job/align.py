@@ -7,7 +7,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from iit.alignment import fit
+from iit.alignment import Alignment, Fitted, fit
 from iit.data import Pairs
 from iit.evaluation import evaluate
 from iit.network import LanguageModel, fingerprint
@@ -31,7 +31,33 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     before = fingerprint(network.model)
     pairs = _pairs(cfg, network)
     log.info("%s", _told(pairs.facts))
-    identity = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key not in _FREE}  # pyright: ignore
+    fitted = _fitted(cfg, alignment, pairs, folder, loggers) if any(p.requires_grad for p in alignment.parameters()) else None
+    common = {
+        "trust": instantiate(cfg.trust),
+        "seed": cfg.seed,
+        "experiment": cfg.name,
+        "batch_size": cfg.trainer.eval_batch_size,
+    }
+    rows = evaluate(alignment, pairs, split="validation", **common)
+    rows += evaluate(alignment, pairs, split="test", **common)
+    assert fingerprint(network.model) == before, "the frozen network has changed"
+    alignment.rows = rows
+    alignment.save_pretrained(folder / "alignment")
+    curves = folder / "csv" / "metrics.csv"
+    if curves.is_file():
+        save_figure(training_curve(curves), folder / "training_curve")
+    facts = {
+        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
+        "fit": fitted._asdict() if fitted is not None else None,
+        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
+    }
+    return rows, facts
+
+
+def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, loggers: list[Any]) -> Fitted:
+    """Train; what has nothing to train is scored as it is."""
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    identity = {key: value for key, value in resolved.items() if key not in _FREE}
     fitted = fit(
         alignment,
         pairs,
@@ -48,26 +74,7 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
         config=identity | {"data_fingerprint": pairs.fingerprint},
     )
     log.info("Kept epoch %d of %d: validation IIA %.3f on changing pairs", fitted.epoch + 1, fitted.n_epochs, fitted.value)
-    common = {
-        "trust": instantiate(cfg.trust),
-        "seed": cfg.seed,
-        "experiment": cfg.name,
-        "batch_size": cfg.trainer.eval_batch_size,
-    }
-    rows = evaluate(alignment, pairs, split="validation", controls=False, **common)
-    rows += evaluate(alignment, pairs, split="test", **common)
-    assert fingerprint(network.model) == before, "the frozen network has changed"
-    alignment.rows = rows
-    alignment.save_pretrained(folder / "alignment")
-    curves = folder / "csv" / "metrics.csv"
-    if curves.is_file():
-        save_figure(training_curve(curves), folder / "training_curve")
-    facts = {
-        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
-        "fit": fitted._asdict(),
-        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
-    }
-    return rows, facts
+    return fitted
 
 
 def _pairs(cfg: DictConfig, network: LanguageModel) -> Pairs:

@@ -15,7 +15,7 @@ IGNORED = -100
 def teacher_forced(
     input_ids: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq"], answer: Int[Tensor, "batch n_answer"] | None
 ) -> tuple[Int[Tensor, "batch longer"], Int[Tensor, "batch longer"], Int[Tensor, "batch n_read"]]:
-    """Append all answer tokens but the last to right-padded prompts, and say where each answer token is read.
+    """Append all but the last column of answer tokens to right-padded prompts, and say where each answer token is read.
 
     Returns the ids, the mask and the columns whose logits predict `answer[:, 0], answer[:, 1], …`; without an answer the
     column of each prompt's last token. Columns of absent answer tokens (−100) repeat the last column that is read.

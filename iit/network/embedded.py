@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_dir
 
@@ -52,7 +53,8 @@ def dequantised(gguf: Path, convert: Callable[[Path, Path], None] | None = None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        print(f"Dequantising {gguf.name} to {folder} (once, about half a minute) …", file=sys.stderr)
+        why = "the copy there is damaged" if folder.exists() else "once"
+        print(f"Dequantising {gguf.name} to {folder} ({why}; about half a minute) …", file=sys.stderr)
         (convert or _convert)(gguf, temporary)
         sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")
@@ -89,7 +91,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # A model that was read from GGUF refuses to be saved: its weights go into a fresh one that was never quantised.
-    config = model.config
+    config: Any = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

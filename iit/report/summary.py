@@ -1,69 +1,89 @@
-"""The summary of a multirun: one line a job, the choice made on validation, test shown for the chosen cell only."""
+"""The summary of a multirun: every job listed, the choice made on validation, test shown for the chosen cell only."""
 
 import csv
 import io
+import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from iit.report.table import lines
+from iit.report.table import HEADER, lines
 from iit.result import Cell, Row, read_metrics, rows_of, select, write_text
 
-_COLUMNS = ("job", "method", "component", "layer", "position", "rank", "seed", "validation_iia", "low", "high", "n", "chosen")
+_CELL = tuple(field.name for field in fields(Cell))
+_COLUMNS: tuple[str, ...] = ("job", *_CELL, "validation_iia", "low", "high", "n", "failure", "chosen")
+# Shown in the terminal when they differ between the jobs; the other columns of a cell always are.
+_WHEN_VARIED = ("network", "task", "variable", "head")
 
 
 def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
-    """One record a job, with its validation IIA on changing pairs, and the chosen cell's test rows.
+    """One record for each cell of a job, with its validation IIA on changing pairs; and the chosen cell's test rows.
 
-    A job without `metrics.json` is listed as failed. Jobs that score the same cell twice are told apart by their folders.
+    The cell is chosen by `iit.result.select`. Jobs may repeat a cell (a sweep over the learning rate): of these the one with
+    the highest validation IIA is chosen, of equal ones the first. A job without a readable figure is listed with its failure.
     """
-    found: list[tuple[Path, tuple[Row, ...]]] = []
+    rows: dict[Path, tuple[Row, ...]] = {}
+    failures: dict[Path, str] = {}
     for folder in folders:
         try:
-            found.append((folder, read_metrics(folder).rows))
+            rows[folder] = read_metrics(folder).rows
         except FileNotFoundError:
-            found.append((folder, ()))
-    validation = [row for _, rows in found for row in rows if row.split == "validation"]
-    chosen = select(validation) if validation else None
-    records, test = [], []
-    for folder, rows in found:
-        record: dict[str, Any] = dict.fromkeys(_COLUMNS) | {"job": folder.name, "chosen": False}
-        for row in rows:
-            if (row.split, row.subset, row.control, row.metric) == ("validation", "changing", None, "iia"):
-                record |= {
-                    name: getattr(row, name)
-                    for name in ("method", "component", "layer", "position", "rank", "seed", "low", "high", "n")
-                }
-                record |= {"validation_iia": row.value, "chosen": chosen == Cell.of(row) and not test}
-        if record["chosen"] and chosen is not None:
-            test = rows_of(rows, chosen)
-        records.append(record)
+            failures[folder] = "no metrics.json"
+        except ValueError as error:
+            failures[folder] = str(error)
+    scored = {folder: [row for row in found if _is_score(row)] for folder, found in rows.items()}
+    candidates = [(folder, row) for folder, found in scored.items() for row in found]
+    best, test = None, []
+    if candidates:
+        cell = select(row for _, row in candidates)
+        best = max((c for c in candidates if Cell.of(c[1]) == cell), key=lambda c: c[1].value)
+        test = rows_of(rows[best[0]], cell)
+    records = []
+    for folder in folders:
+        records += [_record(folder, row, chosen=best == (folder, row)) for row in scored.get(folder, ())]
+        if not scored.get(folder):
+            failure = failures.get(folder, "no validation IIA on changing pairs")
+            records.append(dict.fromkeys(_COLUMNS) | {"job": folder.name, "failure": failure, "chosen": False})
     return records, test
 
 
+def _is_score(row: Row) -> bool:
+    return (row.split, row.subset, row.control, row.metric) == ("validation", "changing", None, "iia")
+
+
+def _record(folder: Path, row: Row, *, chosen: bool) -> dict[str, Any]:
+    told = {name: getattr(row, name) for name in (*_CELL, "low", "high", "n")}
+    return dict.fromkeys(_COLUMNS) | told | {"job": folder.name, "validation_iia": row.value, "chosen": chosen}
+
+
 def summary_table(records: Sequence[dict[str, Any]]) -> Table:
-    """The records for the terminal; the chosen job in bold."""
+    """The records for the terminal; the chosen one in bold."""
+    scored = [record for record in records if record["failure"] is None]
+    told = [c for c in _CELL if c not in _WHEN_VARIED or len({repr(record[c]) for record in scored}) > 1]
     table = Table(title="Validation IIA on changing pairs; the choice is made here")
-    for name in ("job", "method", "component", "layer", "position", "rank", "seed", "validation IIA", "95% interval", "n"):
+    for name in ("job", *told, "validation IIA", "95% interval", "n"):
         table.add_column(name)
     for record in records:
-        if record["validation_iia"] is None:
-            table.add_row(record["job"], "failed: no metrics.json")
+        if record["failure"] is not None:
+            table.add_row(record["job"], escape(f"failed: {record['failure']}"))
             continue
-        told = [record[name] for name in ("job", "method", "component", "layer", "position", "rank", "seed")]
         figures = [f"{record['validation_iia']:.3f}", f"{record['low']:.3f} to {record['high']:.3f}", record["n"]]
-        cells = ["" if cell is None else str(cell) for cell in (*told, *figures)]
+        cells = ["" if cell is None else escape(str(cell)) for cell in (record["job"], *(record[c] for c in told), *figures)]
         table.add_row(*cells, style="bold" if record["chosen"] else None)
     return table
 
 
 def write_summary(sweep: str | Path, console: Console | None = None) -> None:
-    """Write `summary.csv` to a multirun's folder and print it, with the chosen cell's test figures."""
+    """Write `summary.csv` and `summary.json` to a multirun's folder and print them.
+
+    `summary.json` holds the records under "jobs" and the chosen cell's test rows, no other's, under "test".
+    """
     sweep = Path(sweep)
     folders = sorted((f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()), key=lambda f: (len(f.name), f.name))
     records, test = summary(folders)
@@ -72,21 +92,24 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     writer.writeheader()
     writer.writerows(records)
     write_text(sweep / "summary.csv", text.getvalue())
+    content = {"jobs": records, "test": [row.to_dict() for row in test]}
+    write_text(sweep / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     console = console or Console()
     console.print(summary_table(records))
     if test:
         chosen = Table(title="The chosen job on test")
-        for name in ("test split", "pairs", "value", "95% interval", "n"):
+        for name in HEADER:
             chosen.add_column(name)
         for line in lines(test):
-            chosen.add_row(*line)
+            chosen.add_row(*map(escape, line))
         console.print(chosen)
-    console.print(f"Multirun folder: {sweep}", soft_wrap=True)
+    console.print(f"Multirun folder: {sweep}", soft_wrap=True, markup=False)
 
 
 class SummaryCallback(Callback):
     """Hydra's hook at the end of a multirun."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    # Any: a DictConfig inherits from a deprecated typing generic, about which beartype warns.
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Summarise the jobs of the sweep that has just ended."""
         write_summary(config.hydra.sweep.dir)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from iit.result import Row, read_metrics
+from iit.result import Cell, Row, read_metrics
 
 _NAMES = {
     (None, "iia"): "trained intervention",
@@ -15,33 +16,55 @@ _NAMES = {
     ("no_intervention", "iia"): "no intervention",
     ("vanilla", "iia_difference"): "trained − vanilla, paired",
     ("random_subspace", "iia_difference"): "trained − random subspaces, paired",
+    ("no_intervention", "iia_difference"): "trained − no intervention, paired",
     (None, "task_accuracy"): "task accuracy, before filtering",
 }
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
 
 def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """What is shown of a run: test figures in a fixed order, changing pairs first."""
+    """What is shown of a run: test figures, those with a name in its order and then the others, changing pairs first.
+
+    The single draws of a pooled control (`random_subspace/0`, …) are left to `metrics.json`. Figures of several cells say whose
+    they are.
+    """
+    order = list(_NAMES)
+    shown = [row for row in rows if row.split == "test" and "/" not in (row.control or "")]
+    cells = list(dict.fromkeys(Cell.of(row) for row in shown))
+
+    def place(row: Row) -> tuple[int, int, bool]:
+        kind = (row.control, row.metric)
+        return cells.index(Cell.of(row)), order.index(kind) if kind in order else len(order), row.subset != "changing"
+
     found = []
-    for (control, metric), name in _NAMES.items():
-        for subset in ("changing", "all"):
-            for row in rows:
-                if (row.split, row.control, row.metric, row.subset) == ("test", control, metric, subset):
-                    pairs = "prompts" if metric == "task_accuracy" else subset
-                    found.append((name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n)))
+    for row in sorted(shown, key=place):
+        name = _NAMES.get((row.control, row.metric), f"{row.metric}, {row.control or 'trained'}")
+        whose = f"{describe(row)}: " if len(cells) > 1 else ""
+        pairs = "prompts" if row.metric == "task_accuracy" else row.subset
+        found.append((whose + name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n)))
     return found
 
 
+def describe(row: Row) -> str:
+    """The cell of a row in words."""
+    layer = "" if row.layer is None else f"[{row.layer}]"
+    head = "" if row.head is None else f", head {row.head}"
+    position = "" if row.position is None else f" @ {row.position}"
+    rank = "" if row.rank is None else f", rank {row.rank}"
+    return f"{row.variable} at {row.component}{layer}{head}{position}{rank}"
+
+
 def results_table(rows: Sequence[Row]) -> Table:
-    """The figures for the terminal."""
-    first = next(row for row in rows if row.metric == "iia")
-    site = f"{first.component}[{first.layer}] @ {first.position}" if first.layer is not None else str(first.component)
-    rank = "" if first.rank is None else f", rank {first.rank}"
-    table = Table(title=f"{first.experiment}: {first.variable} at {site}{rank} in {first.network}")
+    """The figures for the terminal. Raises ValueError when there are none."""
+    if not rows:
+        raise ValueError("There is no row to show: the job returned none.")
+    cells = {Cell.of(row) for row in rows}
+    what = describe(rows[0]) if len(cells) == 1 else f"{len(cells)} cells"
+    table = Table(title=escape(f"{rows[0].experiment}: {what} in {rows[0].network}"))
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number < 2 else "right")
     for line in lines(rows):
-        table.add_row(*line, style="bold" if line[0] == _NAMES[None, "iia"] else None)
+        table.add_row(*map(escape, line), style="bold" if line[0].endswith(_NAMES[None, "iia"]) else None)
     return table
 
 
@@ -55,4 +78,4 @@ def print_results(folder: str | Path) -> None:
     """Print a run's table and where its folder is."""
     console = Console()
     console.print(results_table(read_metrics(folder).rows))
-    console.print(f"Run folder: {folder}", soft_wrap=True)
+    console.print(f"Run folder: {folder}", soft_wrap=True, markup=False)

@@ -9,9 +9,11 @@ _IGNORED = -100
 def correct(logits: Float[Tensor, "batch n_answer vocab"], answer: Int[Tensor, "batch n_answer"]) -> Bool[Tensor, " batch"]:
     """Is every answer token the argmax over the whole vocabulary?
 
-    answer: −100 where an answer is shorter. Raises ValueError for an example without any answer token.
+    answer: −100 where an answer is shorter. Logits that hold a NaN are never right. Raises ValueError for an example without
+    any answer token.
     """
     absent = answer == _IGNORED
     if bool(absent.all(1).any()):
         raise ValueError(f"Example {int(absent.all(1).nonzero()[0])} has no answer token: nothing can be right or wrong.")
-    return ((logits.argmax(-1) == answer) | absent).all(1)
+    best = logits.max(-1)  # argmax would call the first NaN the answer
+    return (((best.indices == answer) & ~best.values.isnan()) | absent).all(1)

@@ -29,10 +29,11 @@ def clustered_interval(
     clusters: [n], which base prompt a pair belongs to.
     paired: the values are differences of outcomes on the same pairs.
 
-    Where all values are equal the bootstrap has no width. The interval then reaches as far from them as the exact binomial
-    one does from m right of m, m being the number of clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range.
+    Where all clusters have the same mean (a single cluster, say, or nothing but right pairs) the bootstrap has no width. The
+    interval then reaches as far from that mean as the exact binomial one does from m right of m, m being the number of
+    clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range.
 
-    Raises ValueError for no values, lengths that differ, and values that are not finite.
+    Raises ValueError for no values, lengths that differ, and values that are not finite or out of range.
     """
     values, clusters = np.asarray(values, dtype=float), np.asarray(clusters)
     if values.ndim == 2:
@@ -44,13 +45,16 @@ def clustered_interval(
         raise ValueError(f"{n} values need as many cluster labels; got {len(clusters)}.")
     if not np.isfinite(values).all():
         raise ValueError("An interval needs finite values.")
+    bottom = -1.0 if paired else 0.0
+    if values.min() < bottom or values.max() > 1:
+        hint = "" if paired else " (differences need paired=True)"
+        raise ValueError(f"Values lie in {bottom:g}..1{hint}; got {values.min():g}..{values.max():g}.")
     _, index = np.unique(clusters, return_inverse=True)
     sizes = np.bincount(index).astype(float)
     sums = np.bincount(index, weights=values)
     m, mean = len(sizes), float(values.mean())
-    if np.all(values == values[0]):
-        reach = 1 - ((1 - confidence) / 2) ** (1 / m)
-        bottom, reach = (-1.0, 2 * reach) if paired else (0.0, reach)
+    if np.ptp(sums / sizes) < 1e-12:
+        reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / m))
         return Interval(mean, max(bottom, mean - reach), min(1.0, mean + reach), n)
     counts = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=resamples)
     means = (counts @ sums) / (counts @ sizes)

@@ -30,16 +30,18 @@ class Metrics:
 def write_metrics(folder: str | Path, rows: Sequence[Row], **facts: Any) -> Path:
     """Write `metrics.json` atomically and return its path; the same rows and facts give the same bytes.
 
-    The schema is `iit/result/metrics.schema.json`. Raises ValueError for figures that are not finite, naming the row.
+    The schema is `iit/result/metrics.schema.json`. Raises ValueError for figures that are not finite, naming the row, and for
+    what does not fit the schema.
     """
     for row in rows:
         wrong = [name for name in ("value", "low", "high") if not math.isfinite(getattr(row, name))]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} of a row is not finite: {row}")
-    content = {"schema": SCHEMA, "facts": facts, "rows": [row.to_dict() for row in rows]}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    jsonschema.validate(json.loads(text), _schema())
     path = Path(folder) / FILE
+    ordered = json.loads(json.dumps(facts, sort_keys=True, allow_nan=False))
+    content = {"schema": SCHEMA, "facts": ordered, "rows": [row.to_dict() for row in rows]}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    _validate(json.loads(text), path)
     write_text(path, text)
     return path
 
@@ -66,13 +68,23 @@ def read_metrics(path: str | Path) -> Metrics:
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: the run did not finish, or this is not a run's folder.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        jsonschema.validate(content, _schema())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except ValueError as error:  # of JSON, of UTF-8, or a NaN
         raise ValueError(f"{path} is damaged: {error}.") from error
+    _validate(content, path)
+    return Metrics(tuple(Row.from_dict(row) for row in content["rows"]), content["facts"])
+
+
+def _refuse(constant: str) -> None:
+    """JSON has no NaN and no Infinity; Python's reader would let them through."""
+    raise ValueError(f"{constant} is no figure")
+
+
+def _validate(content: Any, path: Path) -> None:
+    try:
+        jsonschema.validate(content, _schema())
     except jsonschema.ValidationError as error:
         raise ValueError(f"{path} does not fit the schema {SCHEMA!r} at {error.json_path}: {error.message}.") from error
-    return Metrics(tuple(Row.from_dict(row) for row in content["rows"]), content["facts"])
 
 
 @cache

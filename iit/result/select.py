@@ -25,8 +25,11 @@ class Cell:
     @classmethod
     def of(cls, row: Row) -> "Cell":
         """The cell a row belongs to."""
-        values = (getattr(row, field.name) for field in fields(cls))
-        return cls(*(tuple(value) if isinstance(value, list) else value for value in values))
+        return cls(**{field.name: _hashable(getattr(row, field.name)) for field in fields(cls)})
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def select(rows: Iterable[Row], *, metric: str = "iia", subset: str = "changing") -> Cell:

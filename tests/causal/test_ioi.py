@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from iit.causal import ioi
+import iit
+from iit.causal import Task, ioi
 from iit.causal.ioi import NAMES, OBJECTS, PLACES, TEMPLATES
 
 
@@ -53,11 +58,13 @@ def test_writer_and_roles_agree(template, subject):
     assert prompt.roles["s1"][0] == prompt.text.index(subject)
     assert prompt.roles["s2"][0] == prompt.text.rindex(subject) > prompt.roles["io"][0]
     assert "{" not in prompt.text
+    assert "  " not in prompt.text
     assert prompt.text.endswith(" to")
 
 
 def test_there_is_enough_of_everything():
-    assert len(TEMPLATES) >= 12
+    assert len(TEMPLATES) >= 15
+    assert len(NAMES) >= 72
     assert min(len(set(words)) for words in (NAMES, PLACES, OBJECTS)) >= 60
     assert all(len(set(words)) == len(words) for words in (NAMES, PLACES, OBJECTS, TEMPLATES))
     assert all(word[0] not in "aeiou" for word in OBJECTS), "the templates say 'a'"
@@ -74,6 +81,20 @@ def test_draws_keep_to_the_pools():
     assert {n for d in drawn for n in (d["first"], d["second"])} == set(pools["name"])
     assert all(d["first"] != d["second"] and d["subject"] in (d["first"], d["second"]) for d in drawn)
     assert 60 < sum(d["subject"] == d["first"] for d in drawn) < 140
+
+
+def test_the_config_names_the_task():
+    task = instantiate(OmegaConf.load(Path(iit.__file__).parent / "conf" / "causal" / "ioi.yaml"))
+    assert isinstance(task, Task)
+    assert task.name == "ioi"
+    assert set(task.variables) <= set(task.model.variables)
+    assert set(task.words) <= set(task.pools)
+
+
+def test_one_name_is_too_few():
+    task = ioi()
+    with pytest.raises(ValueError, match=r"at least two names .* \['Mary'\]"):
+        task.draw(np.random.default_rng(0), {**task.pools, "name": ("Mary",)})
 
 
 def test_impossible_prompts_are_refused():

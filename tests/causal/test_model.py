@@ -4,50 +4,60 @@ from hypothesis import strategies as st
 
 from iit.causal import CausalModel
 
-# A random layered model: x, y, z → a(x, y), b(y, z) → c(a, b) → out(c, x); mechanisms are tables of small integers.
+# Random layered models: x, y, z → a(x, y), b(y, z) → c(a, b) → out(c, x); mechanisms are tables over 0, 1, 2. The tests draw
+# tables and build the model themselves: beartype's sampling inside a strategy would be randomness that hypothesis cannot see.
 VALUES = st.integers(0, 2)
-TABLES = st.lists(VALUES, min_size=9, max_size=9)
-
-
-def table(name, cells, first, second):
-    scope = {"cells": cells}
-    exec(f"def {name}({first}, {second}): return cells[3 * {first} + {second}]", scope)
-    return scope[name]
-
-
-@st.composite
-def models(draw):
-    parents = {"a": ("x", "y"), "b": ("y", "z"), "c": ("a", "b"), "out": ("c", "x")}
-    mechanisms = {name: table(name, draw(TABLES), *pair) for name, pair in parents.items()}
-    return CausalModel({"x": range(3), "y": range(3), "z": range(3)}, mechanisms, "out", name="random")
-
-
+TABLES = st.tuples(*[st.lists(VALUES, min_size=9, max_size=9)] * 4)
 INPUTS = st.fixed_dictionaries({"x": VALUES, "y": VALUES, "z": VALUES})
 
 
-@given(models(), INPUTS)
-def test_interchange_with_oneself_is_the_identity(model, base):
+def layered(tables):
+    ta, tb, tc, tout = tables
+    mechanisms = {
+        "out": lambda c, x: tout[3 * c + x],
+        "c": lambda a, b: tc[3 * a + b],
+        "b": lambda y, z: tb[3 * y + z],
+        "a": lambda x, y: ta[3 * x + y],
+    }
+    return CausalModel({"x": range(3), "y": range(3), "z": range(3)}, mechanisms, "out", name="random")
+
+
+@given(TABLES, INPUTS)
+def test_interchange_with_oneself_is_the_identity(tables, base):
+    model = layered(tables)
     for variable in model.variables:
         assert model.interchange(base, {variable: base}) == model.run(base)
 
 
-@given(models(), INPUTS, INPUTS)
-def test_interchanging_all_parents_gives_the_sources_value(model, base, source):
+@given(TABLES, INPUTS, INPUTS)
+def test_interchanging_all_parents_gives_the_sources_value(tables, base, source):
+    model = layered(tables)
     for variable in model.mechanisms:
-        parents = dict.fromkeys(model.parents(variable), source)
+        parents = {parent: dict(source) for parent in model.parents(variable)}
         assert model.interchange(base, parents)[variable] == model.run(source)[variable]
 
 
-@given(models(), INPUTS, INPUTS, INPUTS)
-def test_the_order_of_disjoint_interchanges_does_not_matter(model, base, one, two):
+@given(TABLES, INPUTS, INPUTS, INPUTS)
+def test_the_order_of_disjoint_interchanges_does_not_matter(tables, base, one, two):
+    model = layered(tables)
     assert model.interchange(base, {"a": one, "b": two}) == model.interchange(base, {"b": two, "a": one})
 
 
-@given(models(), INPUTS, INPUTS)
-def test_only_descendants_change(model, base, source):
+@given(TABLES, INPUTS, INPUTS)
+def test_only_descendants_change(tables, base, source):
+    model = layered(tables)
     setting, own = model.interchange(base, {"b": source}), model.run(base)
     assert {v: setting[v] for v in ("x", "y", "z", "a")} == {v: own[v] for v in ("x", "y", "z", "a")}
     assert setting["b"] == model.run(source)["b"]
+
+
+@given(TABLES, INPUTS)
+def test_a_setting_holds_every_variable_after_its_parents(tables, base):
+    model = layered(tables)
+    setting = list(model.run(base))
+    assert tuple(setting) == model.order
+    assert sorted(setting) == sorted(model.variables)
+    assert all(setting.index(parent) < setting.index(v) for v in setting for parent in model.parents(v))
 
 
 def build(mechanisms, inputs=None, output="b"):
@@ -66,6 +76,11 @@ def build(mechanisms, inputs=None, output="b"):
         (lambda: build({"x": lambda b: b, "b": lambda x: x}), "both as inputs"),
         (lambda: build({"b": lambda x: x}).run({}), "input 'x' is missing"),
         (lambda: build({"b": lambda x: x}).run({"x": 2}), r"x=2 is outside its domain \(0, 1\)"),
+        (lambda: build({"b": lambda x: x}).run({"x": [0]}), r"x=\[0\] is outside"),
+        (lambda: build({"b": lambda x: x}, {"x": "abc"}).run({"x": "ab"}), r"x='ab' is outside its domain \('a', 'b', 'c'\)"),
+        (lambda: build({"b": lambda x: x}, {"x": range(9)}).run({"x": 9}), r"\(0, 1, 2, 3, 4, 5, …\)"),
+        (lambda: build({"b": lambda x: x}).interchange({"x": 1}, {"x": {"x": 2}}), "x=2 is outside"),
+        (lambda: build({"b": lambda x: x}).do({"x": 1}, {"x": 2}), "x=2 is outside"),
         (lambda: build({"b": lambda x: x}).run({"x": 1, "y": 1}), r"no variable \['y'\]"),
         (lambda: build({"b": lambda x: x}).interchange({"x": 1}, {"c": {"x": 0}}), r"no variable \['c'\]"),
         (lambda: build({"b": lambda x: x}).parents("c"), r"no variable \['c'\]"),
@@ -78,7 +93,9 @@ def test_errors_name_the_culprit(make, said):
 
 def test_several_variables_from_several_sources():
     model = CausalModel(
-        {"p": None, "q": None}, {"sum": lambda p, q: p + q, "product": lambda p, q: p * q, "out": lambda sum, product: (sum, product)}, "out"
+        {"p": None, "q": None},
+        {"sum": lambda p, q: p + q, "product": lambda p, q: p * q, "out": lambda sum, product: (sum, product)},
+        "out",
     )
     assert model.interchange({"p": 1, "q": 2}, {"sum": {"p": 5, "q": 5}, "product": {"p": 3, "q": 3}})["out"] == (10, 9)
     assert model.do({"p": 1, "q": 2}, {"product": 7})["out"] == (3, 7)

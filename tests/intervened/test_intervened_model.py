@@ -62,7 +62,9 @@ def test_vanilla_interchange_equals_raw_hooks(family, component):
     expected = logits(network, base)
     handle.remove()
     found = IntervenedModel(network, {site: iit.VanillaIntervention()})(base, source).logits
-    torch.testing.assert_close(found[base["attention_mask"].bool()], expected[base["attention_mask"].bool()], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found[base["attention_mask"].bool()], expected[base["attention_mask"].bool()], atol=1e-5, rtol=1e-5
+    )
     assert (found - logits(network, base)).abs().max() > 1e-3
 
 
@@ -77,7 +79,11 @@ def test_every_position_of_the_last_block_gives_the_sources_logits(family):
 def test_source_equal_to_base_changes_nothing(family):
     network, base = network_of(family), prompts((6, 4))
     width = 16
-    for intervention in (iit.VanillaIntervention(), iit.LowRankRotatedSpaceIntervention(width, 4), iit.RotatedSpaceIntervention(width)):
+    for intervention in (
+        iit.VanillaIntervention(),
+        iit.LowRankRotatedSpaceIntervention(width, 4),
+        iit.RotatedSpaceIntervention(width),
+    ):
         edited = IntervenedModel(network, {Site("block_output", layer=0, position=[1, 3]): intervention})
         torch.testing.assert_close(edited(base, base).logits, logits(network, base), atol=1e-5, rtol=1e-5)
 
@@ -105,7 +111,9 @@ def test_padding_and_batch_do_not_matter(family):
     }
     padded_left = edited(left, source).logits
     for row, n in enumerate((7, 4)):
-        alone = edited({"input_ids": right["input_ids"][row : row + 1, :n]}, {"input_ids": source["input_ids"][row : row + 1, : (5, 6)[row]]})
+        alone = edited(
+            {"input_ids": right["input_ids"][row : row + 1, :n]}, {"input_ids": source["input_ids"][row : row + 1, : (5, 6)[row]]}
+        )
         torch.testing.assert_close(together[row, :n], alone.logits[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(padded_left[row, 7 - n :], alone.logits[0], atol=1e-5, rtol=1e-5)
 
@@ -117,14 +125,19 @@ def test_answer_logits_are_the_full_logits_at_the_answer(tiny_llama):
     base["answer"] = torch.tensor([[9, 11, 12], [8, -100, -100]])
     found = edited.answer_logits(base, source)
     assert found.shape == (2, 3, 60)
-    longer = {"input_ids": torch.tensor([[*base["input_ids"][0].tolist(), 9, 11]]), "attention_mask": torch.ones(1, 9, dtype=torch.long)}
+    longer = {
+        "input_ids": torch.tensor([[*base["input_ids"][0].tolist(), 9, 11]]),
+        "attention_mask": torch.ones(1, 9, dtype=torch.long),
+    }
     by_hand = IntervenedModel(tiny_llama, {Site("block_output", layer=0, position=6): iit.VanillaIntervention()})
     whole = by_hand(longer, {k: v[:1] for k, v in (source | {"positions": {}}).items() if k != "positions"})
     with pytest.raises(AssertionError):
         torch.testing.assert_close(whole.logits[:, 6:9], found[:1] + 1)
     # the source's last token is its seventh, the base's seventh is edited, whatever is teacher-forced after it
     torch.testing.assert_close(found[:1], whole.logits[:, 6:9], atol=1e-5, rtol=1e-5)
-    short = edited.answer_logits({k: v[1:] if k != "answer" else v[1:, :1] for k, v in base.items()}, {k: v[1:] for k, v in source.items()})
+    short = edited.answer_logits(
+        {k: v[1:] if k != "answer" else v[1:, :1] for k, v in base.items()}, {k: v[1:] for k, v in source.items()}
+    )
     torch.testing.assert_close(found[1:, :1], short, atol=1e-5, rtol=1e-5)
 
 
@@ -144,7 +157,11 @@ def test_each_variable_has_its_own_source_and_each_source_runs_once(tiny_llama):
     out = edited(base, {"x": a, "y": b, "z": a}).logits
     assert len(runs) == 3, "two sources and the base"
     handle.remove()
-    given = {"x": iit.capture(tiny_llama, a, sites["x"]), "y": iit.capture(tiny_llama, b, sites["y"]), "z": iit.capture(tiny_llama, a, sites["z"])}
+    given = {
+        "x": iit.capture(tiny_llama, a, sites["x"]),
+        "y": iit.capture(tiny_llama, b, sites["y"]),
+        "z": iit.capture(tiny_llama, a, sites["z"]),
+    }
     assert torch.equal(out, edited(base, given).logits)
     only = IntervenedModel(tiny_llama, {sites["y"]: iit.VanillaIntervention()})(base, b).logits
     assert torch.equal(edited(base, {"y": b}, active={"x": False, "z": False}).logits, only)
@@ -242,7 +259,10 @@ def test_joint_concatenates_positions(tiny_llama):
 def test_skip_leaves_a_block_out(tiny_llama):
     batch = prompts((6, 6))
     edited = IntervenedModel(tiny_llama, {Site("block_output", layer=0): iit.SkipIntervention()})
-    expected = IntervenedModel(tiny_llama, {Site("block_output", layer=0): iit.LambdaIntervention(lambda h: tiny_llama.model.embed_tokens(batch["input_ids"]))})
+    expected = IntervenedModel(
+        tiny_llama,
+        {Site("block_output", layer=0): iit.LambdaIntervention(lambda h: tiny_llama.model.embed_tokens(batch["input_ids"]))},
+    )
     torch.testing.assert_close(edited(batch).logits, expected(batch).logits)
 
 
@@ -335,7 +355,10 @@ def test_empty_and_single_batches(size):
 
 
 def _edited(network, position=2, intervention=None, **kwargs):
-    return IntervenedModel(network, {"x": Edit(Site("block_output", layer=0, position=position), intervention or iit.VanillaIntervention(), **kwargs)})
+    return IntervenedModel(
+        network,
+        {"x": Edit(Site("block_output", layer=0, position=position), intervention or iit.VanillaIntervention(), **kwargs)},
+    )
 
 
 def test_bad_input_is_refused_before_the_forward(tiny_llama):
@@ -360,7 +383,9 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
         (lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [-100]]}}, source), "absent in example 1"),
         (lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [5]]}}, source), r"\[5\] in example 1, which has 4"),
         (
-            lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1, 2], [1, -100]]}}, source | {"positions": {"r": [[1, 2], [1, 2]]}}),
+            lambda: _edited(tiny_llama, "r")(
+                base | {"positions": {"r": [[1, 2], [1, -100]]}}, source | {"positions": {"r": [[1, 2], [1, 2]]}}
+            ),
             "example 1.*1 positions in the base and 2 in the source",
         ),
         (lambda: _edited(tiny_llama, None)(base, prompts((6, 5))), "example 1.*4 positions in the base and 5"),
@@ -368,7 +393,12 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
         (lambda: _edited(tiny_llama, intervention=iit.LowRankRotatedSpaceIntervention(12, 2)), "width 16.*width 12"),
         (lambda: IntervenedModel(tiny_llama, {}), "at least one edit"),
         (lambda: IntervenedModel(tiny_llama, {"x": iit.VanillaIntervention()}), "needs an `Edit"),
-        (lambda: _edited(tiny_llama)({"input_ids": base["input_ids"], "attention_mask": torch.tensor([[1, 0, 1, 1, 1, 1]] * 2)}, source), "holes"),
+        (
+            lambda: _edited(tiny_llama)(
+                {"input_ids": base["input_ids"], "attention_mask": torch.tensor([[1, 0, 1, 1, 1, 1]] * 2)}, source
+            ),
+            "holes",
+        ),
         (lambda: _edited(tiny_llama)(base | {"attention_mask": torch.zeros(2, 6)}, source), "no real token"),
     ]
     for call, said in cases:
@@ -409,7 +439,9 @@ def test_a_store_runs_each_source_prompt_once(tiny_llama):
     module.observe = lambda *a, **k: calls.append(1) or real(*a, **k)
     try:
         flipped = {k: v.flip(0) for k, v in source.items()}
-        torch.testing.assert_close(edited({k: v.flip(0) for k, v in base.items()}, flipped).logits.flip(0), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            edited({k: v.flip(0) for k, v in base.items()}, flipped).logits.flip(0), expected, atol=1e-6, rtol=1e-6
+        )
         assert not calls
         with torch.no_grad():
             tiny_llama.model.norm.weight.add_(0.0)  # an in-place change: what was kept is stale

@@ -11,7 +11,10 @@ from tests.families import DECODERS, MAKERS, make, prompts
 
 def run(network, sites, base, source, store):
     torch.manual_seed(0)
-    edits = {str(n): Edit(site, iit.LowRankRotatedSpaceIntervention(iit.site.resolve(network, site).width, 2)) for n, site in enumerate(sites)}
+    edits = {
+        str(n): Edit(site, iit.LowRankRotatedSpaceIntervention(iit.site.resolve(network, site).width, 2))
+        for n, site in enumerate(sites)
+    }
     edited = IntervenedModel(network, edits)
     edited.store = store
     out = edited.answer_logits(base, source)

@@ -81,15 +81,18 @@ def test_exactly_what_is_trained_gets_a_gradient(made):
     name, intervention = made
     assert bool(list(intervention.parameters())) == (name in TRAINED)
     base, source = pair()
-    base.requires_grad_()
     weights = torch.randn(base.shape, generator=torch.Generator().manual_seed(2))
-    (call(intervention, base, source) * weights).sum().backward()
+    loss = (call(intervention, base, source) * weights).sum()
+    assert loss.requires_grad == (name in TRAINED)
+    if name in TRAINED:
+        loss.backward()
     for parameter_name, parameter in intervention.named_parameters():
         if (name, parameter_name) == ("lora", "operation.down.weight"):
             continue  # B starts at zero
         if name == "rotated":
             continue  # the whole space: no rotation of it matters
-        assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, parameter_name
+        assert parameter.grad is not None, parameter_name
+        assert float(parameter.grad.abs().sum()) > 0, parameter_name
     assert not any("temperature" in n for n, _ in intervention.named_parameters())
 
 
@@ -125,7 +128,9 @@ def test_results_do_not_depend_on_the_batch(made):
     base, source = pair()
     whole = call(intervention, base, source)
     for row in range(4):
-        torch.testing.assert_close(call(intervention, base[row : row + 1], source[row : row + 1]), whole[row : row + 1], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            call(intervention, base[row : row + 1], source[row : row + 1]), whole[row : row + 1], atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["blocks", "low_rank", "pca", "loreft"])
@@ -255,7 +260,11 @@ def test_autoencoders_by_hand_keep_their_error():
         x = x.relu()
         return x if kind == "relu" else x * (x >= x.topk(4).values[..., -1:])
 
-    for name, kind, chosen in (("autoencoder", "relu", [0, 3, 5]), ("top_k", "top_k", range(12)), ("jump_relu", "jump_relu", range(12))):
+    for name, kind, chosen in (
+        ("autoencoder", "relu", [0, 3, 5]),
+        ("top_k", "top_k", range(12)),
+        ("jump_relu", "jump_relu", range(12)),
+    ):
         change = torch.zeros(4, 2, 12)
         difference = features(source, kind) - features(base, kind)
         change[..., list(chosen)] = difference[..., list(chosen)]
@@ -301,11 +310,14 @@ BASE, SOURCE = torch.zeros(2, 1, W), torch.ones(2, 1, W)
         (lambda: iit.VanillaIntervention(units=[1]), "needs the width"),
         (lambda: iit.AdditionIntervention(torch.zeros(W), width=9), "width 8, the site 9"),
         (lambda: iit.NoiseIntervention(-1.0), "scale=-1.0"),
-        (lambda: iit.SigmoidMaskIntervention(W, temperature=0), "temperature=0"),
+        (lambda: iit.SigmoidMaskIntervention(W, temperature=0.0), "temperature=0"),
         (lambda: iit.AutoencoderIntervention(W, 12, activation="gelu"), "'gelu' is none of"),
         (lambda: iit.AutoencoderIntervention(W, 12, activation="top_k"), "needs k between 1 and 12"),
         (lambda: iit.AutoencoderIntervention(W, 12, encoder=torch.zeros(W, 11)), r"'encoder' of shape \(8, 11\)"),
-        (lambda: iit.AutoencoderIntervention(W, 12, encoder=torch.full((W, 12), torch.nan)), "'encoder' has values that are not finite"),
+        (
+            lambda: iit.AutoencoderIntervention(W, 12, encoder=torch.full((W, 12), torch.nan)),
+            "'encoder' has values that are not finite",
+        ),
         (lambda: iit.VanillaIntervention()(BASE), "needs a source"),
         (lambda: iit.ZeroIntervention()(BASE, SOURCE), "reads no source"),
         (lambda: iit.VanillaIntervention()(BASE, SOURCE[:1]), r"source has shape \(1, 1, 8\)"),
@@ -315,7 +327,10 @@ BASE, SOURCE = torch.zeros(2, 1, W), torch.ones(2, 1, W)
         (lambda: MAKERS["blocks"]()(BASE, {"u": SOURCE, "w": SOURCE}), r"no block \['w'\]; its blocks are \['u', 'v'\]"),
         (lambda: iit.VanillaIntervention()(BASE, {"u": SOURCE}), "has no blocks"),
         (lambda: iit.LambdaIntervention(lambda h: h).config(), "cannot be saved"),
-        (lambda: Intervention.from_config(iit.ZeroIntervention().config() | {"gate": {"type": "exec"}}), "no part 'exec'; there is Add, All"),
+        (
+            lambda: Intervention.from_config(iit.ZeroIntervention().config() | {"gate": {"type": "exec"}}),
+            "no part 'exec'; there is Add, All",
+        ),
     ],
 )
 def test_errors_name_what_is_wrong(make, said):
@@ -345,8 +360,11 @@ def test_own_parts_join_by_name():
 
 @pytest.mark.parametrize("name", ["low_rank", "blocks", "vanilla"])
 def test_repr_says_what_it_is(name):
-    assert repr(MAKERS[name]()) == {
-        "low_rank": "LowRankRotatedSpaceIntervention(width=8, rank=3)",
-        "blocks": "RotatedSpaceIntervention(width=8, rank=5, blocks={'u': 2, 'v': 3})",
-        "vanilla": "VanillaIntervention()",
-    }[name]
+    assert (
+        repr(MAKERS[name]())
+        == {
+            "low_rank": "LowRankRotatedSpaceIntervention(width=8, rank=3)",
+            "blocks": "RotatedSpaceIntervention(width=8, rank=5, blocks={'u': 2, 'v': 3})",
+            "vanilla": "VanillaIntervention()",
+        }[name]
+    )

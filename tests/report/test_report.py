@@ -1,9 +1,20 @@
+import json
 from dataclasses import replace
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from iit.report import markdown_table, save_figure, summary, training_curve, write_summary
+from iit.report import (
+    SummaryCallback,
+    markdown_table,
+    results_table,
+    save_figure,
+    summary,
+    summary_table,
+    training_curve,
+    write_summary,
+)
 from iit.report.curves import read_log
 from iit.result import write_metrics
 from tests.result.test_result import ROW
@@ -31,11 +42,47 @@ def test_the_table_has_each_figure_once_with_interval_and_n():
     assert "0.500 |" not in text, "validation figures do not stand among test figures"
 
 
+def test_every_control_has_its_line():
+    others = [replace(TEST, control="majority_answer"), replace(TEST, metric="kept_share")]
+    told = [replace(TEST, metric="task_accuracy", subset="all"), replace(TEST, subset="all")]
+    table = markdown_table([*others, *told, TEST, replace(TEST, control="no_intervention", metric="iia_difference")])
+    assert [line.split(" | ")[:2] for line in table.splitlines()[2:]] == [
+        ["| trained intervention", "changing"],
+        ["| trained intervention", "all"],
+        ["| trained − no intervention, paired", "changing"],
+        ["| task accuracy, before filtering", "prompts"],
+        ["| iia, majority_answer", "changing"],
+        ["| kept_share, trained", "changing"],
+    ]
+
+
+def test_figures_of_two_cells_say_whose_they_are():
+    rows = [replace(TEST, variable="a", head=[1, 2]), replace(TEST, variable="b", layer=None, position=None, rank=None)]
+    assert [line.split(" | ")[0] for line in markdown_table(rows).splitlines()[2:]] == [
+        "| a at block_output[3], head [1, 2] @ s2, rank 4: trained intervention",
+        "| b at block_output: trained intervention",
+    ]
+
+
+def test_the_terminal_shows_the_site_and_leaves_brackets_alone():
+    console = Console(record=True, width=200)
+    console.print(results_table([replace(TEST, component="h[a].mlp:output", layer=None)]))
+    text = console.export_text()
+    assert "e: v at h[a].mlp:output @ s2, rank 4 in n" in text
+    assert "0.750" in text
+    with pytest.raises(ValueError, match="no row"):
+        results_table([])
+
+
 def _job(sweep, name, validation, test, layer):
+    return _job_of(sweep, name, [replace(ROW, layer=layer, value=validation), replace(TEST, layer=layer, value=test)])
+
+
+def _job_of(sweep, name, rows):
     folder = sweep / name
     (folder / ".hydra").mkdir(parents=True)
-    rows = [replace(ROW, layer=layer, value=validation), replace(TEST, layer=layer, value=test)]
     write_metrics(folder, rows)
+    return folder
 
 
 def test_a_summary_chooses_on_validation_and_shows_test_of_the_chosen_only(tmp_path):
@@ -52,6 +99,14 @@ def test_a_summary_chooses_on_validation_and_shows_test_of_the_chosen_only(tmp_p
     lines = (tmp_path / "summary.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["job", "0", "1", "2", "10"]
     assert [line.rsplit(",", 1)[1] for line in lines[1:]] == ["False", "True", "False", "False"]
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    assert [(job["job"], job["failure"], job["chosen"]) for job in kept["jobs"]] == [
+        ("0", None, False),
+        ("1", None, True),
+        ("2", None, False),
+        ("10", "no metrics.json", False),
+    ]
+    assert [(row["split"], row["layer"], row["value"]) for row in kept["test"]] == [("test", 13, 0.52)]
 
 
 def test_equal_cells_are_chosen_once(tmp_path):
@@ -60,6 +115,46 @@ def test_equal_cells_are_chosen_once(tmp_path):
     records, test = summary([tmp_path / "0", tmp_path / "1"])
     assert [record["chosen"] for record in records] == [True, False]
     assert [row.value for row in test] == [0.1]
+
+
+def test_of_jobs_that_repeat_a_cell_the_best_on_validation_is_chosen(tmp_path):
+    folders = [_job(tmp_path, name, value, test, 3) for name, value, test in (("0", 0.2, 0.9), ("1", 0.8, 0.7), ("2", 0.5, 0.95))]
+    records, test = summary(folders)
+    assert [record["chosen"] for record in records] == [False, True, False]
+    assert [row.value for row in test] == [0.7]
+
+
+def test_a_job_with_two_variables_has_two_lines(tmp_path):
+    rows = [replace(base, variable=v, value=value) for v, value in (("a", 0.9), ("b", 0.1)) for base in (ROW, TEST)]
+    records, test = summary([_job_of(tmp_path, "0", rows)])
+    assert [(r["job"], r["variable"], r["validation_iia"], r["chosen"]) for r in records] == [
+        ("0", "a", 0.9, True),
+        ("0", "b", 0.1, False),
+    ]
+    assert [row.variable for row in test] == ["a"]
+    assert "variable" in [column.header for column in summary_table(records).columns]
+    assert "variable" not in [column.header for column in summary_table(records[:1]).columns]
+
+
+def test_failures_are_listed_and_spoil_nothing(tmp_path):
+    good = _job(tmp_path, "0", 0.5, 0.4, 3)
+    damaged, unscored = _job(tmp_path, "1", 0.9, 0.9, 3), _job_of(tmp_path, "2", [replace(ROW, subset="all", value=0.9)])
+    (damaged / "metrics.json").write_text("{")
+    records, test = summary([good, damaged, unscored])
+    assert [record["chosen"] for record in records] == [True, False, False]
+    assert "damaged" in records[1]["failure"]
+    assert records[2]["failure"] == "no validation IIA on changing pairs"
+    assert [row.value for row in test] == [0.4]
+    records, test = summary([damaged])
+    assert test == []
+    assert not records[0]["chosen"]
+
+
+def test_the_callback_summarises_its_sweep(tmp_path, capsys):
+    _job(tmp_path, "0", 0.5, 0.4, 3)
+    SummaryCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert f"Multirun folder: {tmp_path}" in capsys.readouterr().out
+    assert (tmp_path / "summary.csv").is_file()
 
 
 LOG = "epoch,step,train/loss,val/iia,val/iia_changing,val/loss\n0,0,3.5,,,\n0,1,2.5,,,\n0,1,,0.5,0.25,2.0\n1,3,,0.75,0.6,1.5\n"
@@ -71,10 +166,17 @@ def test_curves_show_what_was_logged(tmp_path):
     assert read_log(path)["val/iia"] == [(1, 0.5), (3, 0.75)]
     figure = training_curve(path)
     lines = {line.get_label(): line.get_ydata().tolist() for axes in figure.axes for line in axes.lines}
-    assert lines == {"training, each step": [3.5, 2.5], "validation": [2.0, 1.5], "changing pairs": [0.25, 0.6], "all pairs": [0.5, 0.75]}
+    assert lines == {
+        "training, each step": [3.5, 2.5],
+        "validation": [2.0, 1.5],
+        "changing pairs": [0.25, 0.6],
+        "all pairs": [0.5, 0.75],
+    }
     save_figure(figure, tmp_path / "curve")
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (tmp_path / "curve.svg").read_text()
+    path.write_text("epoch,step,train/loss\n0,0,3.5\n")
+    assert len(training_curve(path).axes) == 1
     path.write_text("epoch,step,x\n0,0,1\n")
     with pytest.raises(ValueError, match="no 'train/loss'"):
         training_curve(path)

@@ -15,9 +15,8 @@ ROW = Row(
 
 
 def test_the_row_has_the_columns_of_the_house():
-    assert ROW_FIELDS == tuple(
-        "experiment network task variable method component layer head position rank seed split subset control metric value low high n".split()
-    )
+    identity = "experiment network task variable method component layer head position rank seed"
+    assert " ".join(ROW_FIELDS) == f"{identity} split subset control metric value low high n"
     assert Row.from_dict(ROW.to_dict()) == ROW
     with pytest.raises(ValueError, match=r"unknown: \['lyer'\], missing: \['layer'\]"):
         Row.from_dict({("lyer" if k == "layer" else k): v for k, v in ROW.to_dict().items()})
@@ -30,6 +29,11 @@ def test_correct_needs_every_token_to_be_the_argmax():
     assert correct(logits, answer).tolist() == [True, False, True]
     with pytest.raises(ValueError, match="Example 1 has no answer"):
         correct(logits[:2], torch.tensor([[1, 2], [-100, -100]]))
+
+
+def test_a_nan_is_never_right():
+    logits = torch.tensor([[[torch.nan, 0.0]], [[1.0, 0.0]]])
+    assert correct(logits, torch.tensor([[0], [0]])).tolist() == [False, True]
 
 
 def test_interval_covers_the_mean_of_clustered_outcomes():
@@ -59,12 +63,29 @@ def test_equal_differences_keep_a_width_on_both_sides():
     assert clustered_interval(np.zeros(1), np.zeros(1), paired=True)[1:3] == (-1, 1)
 
 
+@pytest.mark.parametrize("clusters", [[0, 0, 0, 0], [0, 0, 1, 1]])
+def test_clusters_of_one_mean_keep_a_width(clusters):
+    """Whatever is resampled of them, the mean is the same: the bootstrap alone would claim certainty."""
+    assert clustered_interval([0, 1, 1, 0], clusters) == (0.5, 0.0, 1.0, 4)
+    paired = clustered_interval(np.tile([-1.0, 1.0], 100), np.repeat(np.arange(100), 2), paired=True)
+    assert (paired.low, paired.high) == pytest.approx((-2 * (1 - 0.025**0.01), 2 * (1 - 0.025**0.01)))
+
+
 def test_draws_are_averaged_within_a_pair():
     values = np.array([[1, 0], [1, 1], [0, 0.0]])
     assert clustered_interval(values, [0, 1, 2]) == clustered_interval(values.mean(1), [0, 1, 2])
 
 
-@pytest.mark.parametrize(("values", "clusters", "said"), [([], [], "no pair"), ([1.0], [0, 1], "as many"), ([math.nan], [0], "finite")])
+@pytest.mark.parametrize(
+    ("values", "clusters", "said"),
+    [
+        ([], [], "no pair"),
+        ([1.0], [0, 1], "as many"),
+        ([math.nan], [0], "finite"),
+        ([-1.0, 1.0], [0, 1], r"in 0\.\.1 \(differences need paired=True\)"),
+        ([1.5], [0], "got 1.5"),
+    ],
+)
 def test_intervals_refuse_nonsense(values, clusters, said):
     with pytest.raises(ValueError, match=said):
         clustered_interval(values, clusters)
@@ -77,6 +98,11 @@ def test_metrics_come_back_and_are_the_same_bytes(tmp_path):
     assert read_metrics(path).facts == {"seed": 1}
     assert write_metrics(tmp_path, [ROW], seed=1).read_bytes() == first
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+    either = [
+        write_metrics(tmp_path, [ROW], **facts).read_bytes()
+        for facts in ({"a": 1, "b": {"c": 1, "d": 2}}, {"b": {"d": 2, "c": 1}, "a": 1})
+    ]
+    assert either[0] == either[1], "the order in which facts are gathered is not a fact"
 
 
 def test_bad_rows_leave_the_file_as_it_was(tmp_path):
@@ -84,6 +110,10 @@ def test_bad_rows_leave_the_file_as_it_was(tmp_path):
     for bad in (replace(ROW, value=math.nan), replace(ROW, high=math.inf)):
         with pytest.raises(ValueError, match="not finite"):
             write_metrics(tmp_path, [ROW, bad])
+    with pytest.raises(ValueError, match=r"rows\[1\].split.*tset"):
+        write_metrics(tmp_path, [ROW, replace(ROW, split="tset")])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_metrics(tmp_path, [ROW], loss=math.nan)
     assert read_metrics(tmp_path).rows == (ROW,)
 
 
@@ -94,6 +124,9 @@ def test_damaged_missing_and_foreign_files(tmp_path):
     content = json.loads(path.read_text())
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match="damaged"):
+        read_metrics(path)
+    path.write_text(json.dumps(content).replace("0.5", "NaN"))
+    with pytest.raises(ValueError, match="damaged: NaN"):
         read_metrics(path)
     content["rows"][0]["split"] = "tset"
     path.write_text(json.dumps(content))

@@ -1,0 +1,147 @@
+"""Where the parts of a transformer are: one table, a few module paths for each family."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths: `blocks` and `norm` inside the backbone, the others inside a block.
+
+    attention, mlp: modules that receive the normed residual stream. attention_out, mlp_out: output projections.
+    qkv: the query, key and value projections, or one that is all three, in the given `layout`.
+    layout: contiguous (all queries, all keys, all values), per_head (query, key, value of each head in turn) or falcon (whose
+        config tells).
+    attention_post, mlp_post: norms between sublayer and residual stream.
+    router: what chooses the experts of a mixture, whose `mlp_out` is then the whole mixture.
+    embedding: the token embedding inside the backbone, where the network's own answer is not the one that runs.
+    flat_mlp: whether the MLP's modules see (batch·tokens, width).
+    tuple_blocks: whether blocks return tuples. causal: whether no position sees a later one.
+    """
+
+    blocks: str
+    norm: str | None
+    attention: str
+    qkv: tuple[str, ...]
+    attention_out: str
+    mlp: str
+    mlp_out: str
+    layout: str = "contiguous"
+    attention_post: str | None = None
+    mlp_post: str | None = None
+    router: str | None = None
+    embedding: str | None = None
+    flat_mlp: bool = False
+    tuple_blocks: bool = False
+    causal: bool = True
+
+
+def _under(path: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{path}.{name}" for name in names)
+
+
+_LLAMA = Family(
+    blocks="layers",
+    norm="norm",
+    attention="self_attn",
+    qkv=_under("self_attn", "q_proj", "k_proj", "v_proj"),
+    attention_out="self_attn.o_proj",
+    mlp="mlp",
+    mlp_out="mlp.down_proj",
+)
+_POST_NORMED = replace(_LLAMA, attention_post="post_attention_layernorm", mlp_post="post_feedforward_layernorm")
+_MIXTURE = replace(_LLAMA, mlp_out="mlp", router="mlp.gate")
+_GPT2 = Family(
+    blocks="h",
+    norm="ln_f",
+    attention="attn",
+    qkv=("attn.c_attn",),
+    attention_out="attn.c_proj",
+    mlp="mlp",
+    mlp_out="mlp.c_proj",
+)
+_BLOOM = Family(
+    blocks="h",
+    norm="ln_f",
+    attention="self_attention",
+    qkv=("self_attention.query_key_value",),
+    attention_out="self_attention.dense",
+    mlp="mlp",
+    mlp_out="mlp.dense_4h_to_h",
+    layout="per_head",
+    tuple_blocks=True,
+)
+_BERT = Family(
+    blocks="encoder.layer",
+    norm=None,
+    attention="attention.self",
+    qkv=_under("attention.self", "query", "key", "value"),
+    attention_out="attention.output.dense",
+    mlp="intermediate",
+    mlp_out="output.dense",
+    causal=False,
+)
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": _GPT2,
+    "gpt_neo": replace(
+        _GPT2,
+        attention="attn.attention",
+        qkv=_under("attn.attention", "q_proj", "k_proj", "v_proj"),
+        attention_out="attn.attention.out_proj",
+        tuple_blocks=True,
+    ),
+    "gptj": replace(
+        _GPT2,
+        qkv=_under("attn", "q_proj", "k_proj", "v_proj"),
+        attention_out="attn.out_proj",
+        mlp_out="mlp.fc_out",
+        tuple_blocks=True,
+    ),
+    "gpt_neox": Family(
+        blocks="layers",
+        norm="final_layer_norm",
+        attention="attention",
+        qkv=("attention.query_key_value",),
+        attention_out="attention.dense",
+        mlp="mlp",
+        mlp_out="mlp.dense_4h_to_h",
+        layout="per_head",
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": _MIXTURE,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _MIXTURE,
+    "gemma": _LLAMA,
+    "gemma2": _POST_NORMED,
+    "gemma3_text": _POST_NORMED,
+    "olmo2": _POST_NORMED,
+    "phi3": replace(_LLAMA, qkv=("self_attn.qkv_proj",)),
+    "opt": Family(
+        blocks="decoder.layers",
+        norm="decoder.final_layer_norm",
+        attention="self_attn",
+        qkv=_under("self_attn", "q_proj", "k_proj", "v_proj"),
+        attention_out="self_attn.out_proj",
+        mlp="fc1",
+        mlp_out="fc2",
+        flat_mlp=True,
+    ),
+    "bloom": _BLOOM,
+    "falcon": replace(_BLOOM, layout="falcon"),
+    "bert": _BERT,
+    "esm": replace(_BERT, norm="encoder.emb_layer_norm_after"),
+    "t5": Family(
+        blocks="encoder.block",
+        norm="encoder.final_layer_norm",
+        attention="layer.0.SelfAttention",
+        qkv=_under("layer.0.SelfAttention", "q", "k", "v"),
+        attention_out="layer.0.SelfAttention.o",
+        mlp="layer.1.DenseReluDense",
+        mlp_out="layer.1.DenseReluDense.wo",
+        embedding="encoder.embed_tokens",
+        causal=False,
+    ),
+}
+"""transformers' `model_type` → where things are."""

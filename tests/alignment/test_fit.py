@@ -1,0 +1,226 @@
+"""Training on a small language model: only the interventions learn, the best epoch is kept, a resumed run is the same run."""
+
+import sys
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+import iit
+from iit.alignment import DAS, BestWeights, cross_entropy, one
+from iit.causal import ioi
+from iit.data import Pairs
+from iit.network import LanguageModel
+from tests.families import make
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """A random network over the words of IOI prompts, which 'answers' everything rightly."""
+    task = ioi()
+    words = {"[UNK]": 0, "[END]": 1}
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        for word, _ in Whitespace().pre_tokenize_str(task.write(task.draw(rng, task.pools)).text):
+            words.setdefault(word, len(words))
+    for name in task.pools["name"]:
+        words.setdefault(name, len(words))
+    core = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="[END]", unk_token="[UNK]")
+    model = make("llama")
+    model.resize_token_embeddings(len(words))
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    network = LanguageModel(model, tokenizer, "toy")
+    right = Everything(network)
+    return network, Pairs.sample(task, right, n_train=48, n_val=16, n_test=16, seed=0)
+
+
+class Everything:
+    def __init__(self, network):
+        self.tokenizer = network.tokenizer
+
+    def answers_right(self, texts, answers):
+        return np.ones(len(texts), dtype=bool)
+
+
+def alignment_of(network, seed=0):
+    torch.manual_seed(seed)
+    site = iit.Site("block_output", layer=0, position="place")
+    return one(network, "subject_position", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 4))
+
+
+def quiet(**kwargs):
+    return L.Trainer(enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs)
+
+
+class StopAfter(L.Callback):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch + 1 == self.epochs:
+            trainer.should_stop = True
+
+
+def checkpoints(folder):
+    return L.pytorch.callbacks.ModelCheckpoint(dirpath=folder, filename="last", every_n_epochs=1, enable_version_counter=False)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
+    network, pairs = toy
+    common = {"trainer": quiet, "batch_size": 16, "max_epochs": 4, "seed": 3, "config": {"rank": 4}}
+    whole = alignment_of(network)
+    fitted = iit.fit(whole, pairs, folder=tmp_path, **common)
+    part = alignment_of(network)
+    iit.fit(part, pairs, folder=tmp_path, callbacks=[checkpoints(tmp_path), StopAfter(2)], **common)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert list(checkpoint["state_dict"]) == ["alignment.interventions.0.basis.weight"], "checkpoints hold the intervention only"
+    resumed = alignment_of(network, seed=99)
+    again = iit.fit(resumed, pairs, folder=tmp_path, ckpt_path=tmp_path / "last.ckpt", **common)
+    assert torch.equal(next(resumed.parameters()), next(whole.parameters()))
+    assert again == fitted
+    with pytest.raises(ValueError, match=r"another configuration \(rank: 4 in the checkpoint, 8 now\)"):
+        iit.fit(
+            alignment_of(network), pairs, folder=tmp_path, ckpt_path=tmp_path / "last.ckpt", **common | {"config": {"rank": 8}}
+        )
+
+
+def test_only_the_intervention_learns(toy, tmp_path):
+    network, pairs = toy
+    before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
+    alignment = alignment_of(network)
+    start = next(alignment.parameters()).clone()
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(float(outputs["loss"]))
+
+    iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=5, folder=tmp_path, callbacks=[Watch()])
+    assert not torch.equal(next(alignment.parameters()), start)
+    assert all(torch.equal(tensor, network.model.state_dict()[name]) for name, tensor in before.items())
+    assert np.mean(seen[-3:]) < np.mean(seen[:3])
+
+
+def test_one_step_is_the_step_by_hand(toy):
+    network, pairs = toy
+    alignment = alignment_of(network)
+    module = DAS(alignment)
+    from iit.data import PairsDataModule
+
+    batch = next(iter(PairsDataModule(pairs, network, batch_size=8).train_dataloader()))
+    logits = alignment.answer_logits(batch["base"], batch["sources"])
+    by_hand = -logits.log_softmax(-1).gather(2, batch["base"]["answer"].unsqueeze(-1)).mean()
+    module.log = lambda *args, **kwargs: None
+    torch.testing.assert_close(module.training_step(batch, 0), by_hand)
+    torch.testing.assert_close(cross_entropy(logits, batch["base"]["answer"]), by_hand)
+    optimizer = module.configure_optimizers()
+    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == 16 * 4
+
+
+def test_the_best_epoch_is_kept_and_put_back(toy, tmp_path, monkeypatch):
+    network, pairs = toy
+    values, kept = iter([0.2, 0.9, 0.9, 0.1]), []
+
+    class Fake(BestWeights):
+        def on_validation_end(self, trainer, pl_module):
+            trainer.callback_metrics["val/iia_changing"] = torch.tensor(next(values))
+            super().on_validation_end(trainer, pl_module)
+            kept.append(next(pl_module.alignment.parameters()).detach().clone())
+
+    monkeypatch.setattr(sys.modules["iit.alignment.fit"], "BestWeights", Fake)
+    alignment = alignment_of(network)
+    fitted = iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=4, folder=tmp_path)
+    assert (fitted.epoch, fitted.value) == (1, pytest.approx(0.9))
+    assert torch.equal(next(alignment.parameters()), kept[1])
+    assert not torch.equal(kept[1], kept[3])
+
+
+def test_what_cannot_be_fitted_says_why(toy, tmp_path):
+    network, pairs = toy
+    site = iit.Site("block_output", layer=0, position="place")
+    cases = [
+        (
+            one(network, "subject_position", site, iit.VanillaIntervention),
+            {},
+            ValueError,
+            "nothing to train",
+        ),
+        (iit.Alignment(network.model, {site: iit.LowRankRotatedSpaceIntervention(16, 2)}), {}, ValueError, "LanguageModel"),
+        (alignment_of(network), {"ckpt_path": tmp_path / "no.ckpt"}, FileNotFoundError, "no checkpoint"),
+        (alignment_of(network), {"batch_size": 0}, ValueError, "at least 1"),
+    ]
+    for alignment, kwargs, kind, said in cases:
+        with pytest.raises(kind, match=said):
+            iit.fit(alignment, pairs, trainer=quiet, folder=tmp_path, **kwargs)
+    same = pairs.dataset.map(lambda row: {"changing": False})
+    with pytest.raises(ValueError, match="No validation pair is changing"):
+        iit.fit(alignment_of(network), Pairs(same, pairs.variable, pairs.task), trainer=quiet, folder=tmp_path)
+
+
+def test_one_completes_the_intervention_with_the_sites_width(tiny_llama):
+    found = one(tiny_llama, "x", iit.Site("mlp_activation", layer=0), lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
+    assert found.edits["x"].intervention.width == 24
+    with pytest.raises(ValueError, match="known only when it runs"):
+        one(tiny_llama, "x", iit.Site(module="model.layers.0"), lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
+
+
+def test_evaluate_rows(toy):
+    network, pairs = toy
+    alignment = alignment_of(network)
+    rows = iit.evaluate(alignment, pairs, experiment="e", seed=5)
+    told = {(row.control, row.metric, row.subset): row for row in rows}
+    assert {row.split for row in rows} == {"test"}
+    for subset, n in (("all", 16), ("changing", 8)):
+        for control in (None, "vanilla", "random_subspace", *(f"random_subspace/{i}" for i in range(5)), "no_intervention"):
+            row = told[control, "iia", subset]
+            assert row.n == n
+            assert row.low <= row.value <= row.high
+        for control in ("vanilla", "random_subspace", "no_intervention"):
+            gap = told[None, "iia", subset].value - told[control, "iia", subset].value
+            assert told[control, "iia_difference", subset].value == pytest.approx(gap)
+    draws = np.mean([told[f"random_subspace/{i}", "iia", "all"].value for i in range(5)])
+    assert told["random_subspace", "iia", "all"].value == pytest.approx(draws)
+    assert told[None, "task_accuracy", "all"].value == 1.0
+    assert (rows[0].network, rows[0].layer, rows[0].position, rows[0].rank, rows[0].seed) == ("toy", 0, "place", 4, 5)
+    with pytest.raises(ValueError, match="'slow' is none of"):
+        iit.evaluate(alignment, pairs, trust="slow")
+    with pytest.raises(ValueError, match=r"'io_name'.*subject_position"):
+        iit.evaluate(alignment, Pairs(pairs.dataset, "io_name"))
+
+
+def test_vanilla_control_equals_patching_by_hand(toy):
+    """The control's outcome, pair by pair, from raw hooks."""
+    network, pairs = toy
+    from iit.data import EncodedPairs
+    from iit.evaluation import outcomes, vanilla
+
+    encoded = EncodedPairs(pairs.split("test"), pairs.variable, network)
+    found = outcomes(vanilla(alignment_of(network)), encoded, batch_size=5)
+    layer = network.model.model.layers[0]
+    for number in range(len(encoded)):
+        batch = encoded.batch([number])
+        base, source = batch["base"], batch["sources"]["subject_position"]
+        held = []
+        handle = layer.register_forward_hook(lambda m, a, o, held=held: held.append(o.clone()) and None)
+        network.model(input_ids=source["input_ids"])
+        handle.remove()
+
+        def patch(m, a, o, base=base, source=source, held=held):
+            o = o.clone()
+            o[0, base["positions"]["place"][0]] = held[0][0, source["positions"]["place"][0]]
+            return o
+
+        handle = layer.register_forward_hook(patch)
+        predicted = network.model(input_ids=base["input_ids"]).logits[0, -1].argmax()
+        handle.remove()
+        assert bool(found[number]) == (int(predicted) == int(base["answer"][0, 0]))
+    assert issubclass(EncodedPairs, Dataset)

@@ -1,0 +1,23 @@
+import pytest
+
+from iit.report.page import END, START, main
+from iit.result import write_metrics
+from tests.report.test_report import CONTROLS
+
+
+def test_a_page_shows_what_its_result_holds(tmp_path, capsys):
+    folder = tmp_path / "das"
+    folder.mkdir()
+    write_metrics(folder, CONTROLS).rename(folder / "result.json")
+    (folder / "README.md").write_text(f"# Question\n{START}\nold\n{END}\nWhat it does not show.\n")
+    assert main([str(tmp_path)]) == 1
+    assert "--write" in capsys.readouterr().out
+    assert main(["--write", str(tmp_path)]) == 0
+    text = (folder / "README.md").read_text()
+    assert "| trained intervention | changing | 0.750 | 0.400 to 0.600 | 10 |" in text
+    assert "old" not in text
+    assert text.endswith("What it does not show.\n")
+    assert main([str(tmp_path)]) == 0
+    (folder / "README.md").write_text("no marks")
+    with pytest.raises(ValueError, match="needs the marks"):
+        main([str(tmp_path)])

@@ -1,0 +1,146 @@
+"""Every experiment composes and runs a few steps; a run folder holds what it should, and nothing half-written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+
+import iit
+from iit.causal import ioi
+from iit.data import Pairs
+from iit.network import fingerprint
+from iit.result import read_metrics
+from iit.run import run
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+SMALL = ["+debug=default", "callbacks=none", "logger=csv"]
+
+
+@pytest.fixture
+def configured(tmp_path, monkeypatch, smollm2):
+    """Compose as the command line does, on the one network that is already loaded."""
+    monkeypatch.setattr("iit.network.load_network", lambda *args, **kwargs: smollm2)
+
+    def make(*overrides, folder=None):
+        GlobalHydra.instance().clear()
+        with initialize_config_module(config_module="iit.conf", version_base="1.3"):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                del cfg["hydra"]
+                cfg.paths.run = str(folder or tmp_path / "run")
+            return cfg
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs(experiment, configured, tmp_path, smollm2, capsys):
+    before = fingerprint(smollm2.model)
+    value = run(configured(f"+experiment={experiment}", *SMALL))
+    folder = tmp_path / "run"
+    metrics = read_metrics(folder)
+    found = [r for r in metrics.rows if (r.split, r.subset, r.control, r.metric) == ("validation", "changing", None, "iia")]
+    assert [row.value for row in found] == [value]
+    assert {row.experiment for row in metrics.rows} == {experiment}
+    assert {row.control for row in metrics.rows if row.split == "test"} >= {None, "vanilla", "random_subspace", "no_intervention"}
+    assert fingerprint(smollm2.model) == before == metrics.facts["network"]["fingerprint"]
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.name == experiment
+    assert set(metrics.facts) >= {"git", "versions", "command", "data", "fit"}
+    assert (folder / "training_curve.png").is_file()
+    back = iit.Alignment.from_pretrained(folder / "alignment", smollm2)
+    assert back.variables == (config.variable,)
+    saved = json.loads((folder / "alignment" / "alignment.json").read_text())
+    assert len(saved["rows"]) == len(metrics.rows)
+    assert "trained intervention" in capsys.readouterr().out
+    first = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
+    assert first == f"# python train.py +experiment={experiment}", "the YAML opens with the command that runs it"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_seed_gives_the_same_figures_and_weights(configured, tmp_path):
+    found = []
+    for name in ("a", "b"):
+        run(configured("+experiment=das_ioi", *SMALL, folder=tmp_path / name))
+        metrics = read_metrics(tmp_path / name)
+        facts = {k: v for k, v in metrics.facts.items() if k not in ("command", "git")}
+        found.append((metrics.rows, facts, (tmp_path / name / "alignment" / "interventions.safetensors").read_bytes()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_own_pairs_run_the_whole_job_without_a_causal_model(configured, tmp_path, smollm2):
+    sampled = Pairs.sample(ioi(), smollm2, n_train=24, n_val=12, n_test=12, seed=0)
+    sampled.save(tmp_path / "mine.parquet")
+    overrides = ["data=file", f"data.path={tmp_path / 'mine.parquet'}", "trainer.max_epochs=1", "callbacks=none", "logger=csv"]
+    run(configured(*overrides, "variable=mine"))
+    metrics = read_metrics(tmp_path / "run")
+    assert {(row.task, row.variable) for row in metrics.rows} == {("file", "mine")}
+    assert metrics.facts["data"]["causal_model"] is False
+    assert {row.control for row in metrics.rows if row.split == "test"} >= {None, "vanilla", "random_subspace", "no_intervention"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_trains_nothing_is_evaluated(configured, tmp_path):
+    run(configured("+experiment=das_ioi", *SMALL, "intervention=vanilla", "~intervention.rank"))
+    rows = read_metrics(tmp_path / "run").rows
+    told = {(row.control, row.metric): row.value for row in rows if (row.split, row.subset) == ("test", "all")}
+    assert told[None, "iia"] == told["vanilla", "iia"]
+    assert told["vanilla", "iia_difference"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["site.component=block_outptu"], "Did you mean 'block_output'"),
+        (["site.layer=30"], "layer=30 is out of range.*0 to 29"),
+        (["intervention.rank=0"], "rank=0 .*between 1 and 576"),
+        (["intervention.rank=577"], "rank=577 .*between 1 and 576"),
+        (["site.position=s3"], "no role 's3'.*'s2'"),
+        (["variable=object"], "no variable 'object'"),
+        (["network.device=cuda"], "'cuda' is not there"),
+        (["ckpt_path=no.ckpt"], "no checkpoint no.ckpt"),
+        (["data=file", "data.path=no.parquet"], "no file no.parquet"),
+    ],
+)
+def test_bad_input_is_explained_and_leaves_no_result(configured, tmp_path, monkeypatch, overrides, said):
+    if "network.device=cuda" in overrides:
+        monkeypatch.undo()
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    with pytest.raises(Exception, match=f"(?s){said}"):
+        run(configured("+experiment=das_ioi", *SMALL, *overrides))
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not (tmp_path / "run" / "alignment").exists()
+
+
+def _command(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *arguments], capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+def test_unknown_experiments_and_keys_name_what_there_is(tmp_path):
+    unknown = _command("+experiment=das_ioo", cwd=tmp_path)
+    assert unknown.returncode != 0
+    assert "das_ioo" in unknown.stderr
+    assert "das_ioi" in unknown.stderr, "the choices are listed"
+    key = _command("+experiment=das_ioi", "site.layr=3", cwd=tmp_path)
+    assert key.returncode != 0
+    assert "layr" in key.stderr
+    (tmp_path / "file").write_text("in the way")
+    place = _command("+experiment=das_ioi", f"paths.outputs={tmp_path / 'file'}", cwd=tmp_path)
+    assert place.returncode != 0
+    assert str(tmp_path / "file") in place.stderr
+    assert not list(tmp_path.rglob("metrics.json"))
