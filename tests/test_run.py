@@ -111,7 +111,6 @@ def test_what_trains_nothing_is_evaluated(configured, tmp_path):
         (["variable=object"], "no variable 'object'"),
         (["network.device=cuda"], "'cuda' is not there"),
         (["ckpt_path=no.ckpt"], "no checkpoint no.ckpt"),
-        (["data=file", "data.path=no.parquet"], "no file no.parquet"),
     ],
 )
 def test_bad_input_is_explained_and_leaves_no_result(configured, tmp_path, monkeypatch, overrides, said):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 
 from iit.alignment.alignment import Alignment
@@ -75,7 +76,7 @@ def fit(
         default_root_dir=str(folder),
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
     )
     lightning_module = module(alignment, config=config)
     runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))

@@ -119,7 +119,7 @@ def read(folder: str | Path, types: Mapping[str, Any] | None = None) -> tuple[di
 def identity(network: LanguageModel | nn.Module) -> dict[str, Any]:
     """What tells a network from others: name, revision, class, width, number of layers, and its weights' fingerprint."""
     module = network.model if isinstance(network, LanguageModel) else network
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return {
         "name": network.name if isinstance(network, LanguageModel) else getattr(config, "_name_or_path", None) or None,

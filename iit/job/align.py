@@ -80,7 +80,7 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
 def _pairs(cfg: DictConfig, network: LanguageModel) -> Pairs:
     """Pairs sampled from the causal model; one's own need none."""
     make = instantiate(cfg.data)
-    return make(network=network) if not cfg.causal else make(task=instantiate(cfg.causal), network=network)
+    return make(network=network) if "path" in cfg.data else make(task=instantiate(cfg.causal), network=network)
 
 
 def _told(facts: Any) -> str:

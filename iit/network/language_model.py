@@ -1,8 +1,8 @@
 """A frozen language model with its tokenizer."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
-from typing import Any, final
+from operator import index
+from typing import Any, SupportsIndex, final
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from iit.network.answering import IGNORED, head_at, teacher_forced
 from iit.network.spans import last_occurrence, tokens_of_span
 
-Place = str | int | Sequence[int] | slice | None
+Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
 """Where a role is in one text: its words, token indices, a slice of characters, or nowhere."""
 
 
@@ -141,13 +141,11 @@ def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: s
             raise ValueError(f"Role {role!r}: a slice of characters has no step; got {place}.")
         start, stop = place.start or 0, len(text) if place.stop is None else place.stop
         return tokens_of_span(text, (start, stop), offsets, role=role)
-    indices: list[Any] = list(place) if isinstance(place, Sequence) else [place]
-    if not all(isinstance(i, Integral) for i in indices):
-        raise ValueError(f"Role {role!r}: {place!r} is no place; give words, token indices, a slice of characters, or None.")
+    indices = [index(i) for i in (place if isinstance(place, Sequence) else [place])]
     wrong = [i for i in indices if not -len(offsets) <= i < len(offsets)]
     if wrong:
         raise ValueError(f"Role {role!r}: token {wrong[0]} is outside the prompt's {len(offsets)} tokens.\n  {text}")
-    return [int(i) % len(offsets) for i in indices]
+    return [i % len(offsets) for i in indices]
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -67,13 +67,14 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
     scored = [record for record in records if record["failure"] is None]
     told = [c for c in _CELL if c not in _WHEN_VARIED or len({repr(record[c]) for record in scored}) > 1]
     table = Table(title="Validation IIA on changing pairs; the choice is made here")
-    for name in ("job", *told, "validation IIA", "95% interval", "n"):
-        table.add_column(name)
+    for name in ("job", *told):
+        table.add_column(name, overflow="fold")
+    for name in ("IIA", "95% interval", "n"):
+        table.add_column(name, no_wrap=True)
     for record in records:
-        if record["failure"] is not None:
-            table.add_row(record["job"], escape(f"failed: {record['failure']}"))
-            continue
-        figures = [f"{record['validation_iia']:.3f}", f"{record['low']:.3f} to {record['high']:.3f}", record["n"]]
+        figures = ["failed", "", ""]
+        if record["failure"] is None:
+            figures = [f"{record['validation_iia']:.3f}", f"{record['low']:.3f} to {record['high']:.3f}", record["n"]]
         cells = ["" if cell is None else escape(str(cell)) for cell in (record["job"], *(record[c] for c in told), *figures)]
         table.add_row(*cells, style="bold" if record["chosen"] else None)
     return table
@@ -96,6 +97,9 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     write_text(sweep / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     console = console or Console()
     console.print(summary_table(records))
+    for record in records:
+        if record["failure"] is not None:
+            console.print(f"Job {record['job']} failed: {record['failure']}", soft_wrap=True, markup=False)
     if test:
         chosen = Table(title="The chosen job on test")
         for name in HEADER:

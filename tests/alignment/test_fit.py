@@ -1,7 +1,5 @@
 """Training on a small language model: only the interventions learn, the best epoch is kept, a resumed run is the same run."""
 
-import sys
-
 import lightning as L
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 import iit
-from iit.alignment import DAS, BestWeights, cross_entropy, one
+from iit.alignment import DAS, cross_entropy, one
 from iit.causal import ioi
 from iit.data import Pairs
 from iit.network import LanguageModel
@@ -124,24 +122,6 @@ def test_one_step_is_the_step_by_hand(toy):
     torch.testing.assert_close(cross_entropy(logits, batch["base"]["answer"]), by_hand)
     optimizer = module.configure_optimizers()
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == 16 * 4
-
-
-def test_the_best_epoch_is_kept_and_put_back(toy, tmp_path, monkeypatch):
-    network, pairs = toy
-    values, kept = iter([0.2, 0.9, 0.9, 0.1]), []
-
-    class Fake(BestWeights):
-        def on_validation_end(self, trainer, pl_module):
-            trainer.callback_metrics["val/iia_changing"] = torch.tensor(next(values))
-            super().on_validation_end(trainer, pl_module)
-            kept.append(next(pl_module.alignment.parameters()).detach().clone())
-
-    monkeypatch.setattr(sys.modules["iit.alignment.fit"], "BestWeights", Fake)
-    alignment = alignment_of(network)
-    fitted = iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=4, folder=tmp_path)
-    assert (fitted.epoch, fitted.value) == (1, pytest.approx(0.9))
-    assert torch.equal(next(alignment.parameters()), kept[1])
-    assert not torch.equal(kept[1], kept[3])
 
 
 def test_what_cannot_be_fitted_says_why(toy, tmp_path):

@@ -89,13 +89,14 @@ def test_a_summary_chooses_on_validation_and_shows_test_of_the_chosen_only(tmp_p
     for name, validation, test, layer in (("0", 0.3, 0.91, 9), ("1", 0.6, 0.52, 13), ("2", 0.5, 0.93, 17)):
         _job(tmp_path, name, validation, test, layer)
     (tmp_path / "10" / ".hydra").mkdir(parents=True)
-    console = Console(record=True, width=200)
+    console = Console(record=True, width=80)
     write_summary(tmp_path, console)
     text = console.export_text()
     assert "0.520" in text
     assert "0.910" not in text
     assert "0.930" not in text
-    assert "failed: no metrics.json" in text
+    assert "Job 10 failed: no metrics.json" in text
+    assert "…" not in text, "nothing is cut off in a narrow terminal"
     lines = (tmp_path / "summary.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["job", "0", "1", "2", "10"]
     assert [line.rsplit(",", 1)[1] for line in lines[1:]] == ["False", "True", "False", "False"]
