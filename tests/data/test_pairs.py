@@ -145,7 +145,7 @@ def test_bad_files_name_row_and_column(tmp_path, row, said):
 
 
 def test_missing_and_broken_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data.path"):
+    with pytest.raises(FileNotFoundError, match=r"data\.path"):
         Pairs.load(tmp_path / "none.parquet")
     (tmp_path / "broken.jsonl").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is not JSON"):
