@@ -13,6 +13,7 @@ import hydra
 import lightning as L
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,8 +46,14 @@ def run(cfg: DictConfig) -> float | None:
         write_metrics(folder, rows, **facts, **provenance())
     finally:
         wandb.finish()
-    print_results(folder)
+    if not _in_multirun():
+        print_results(folder)
     return validation_iia(rows)
+
+
+def _in_multirun() -> bool:
+    """Whether this is one job of several: the summary at the end then tells, and shows test for the chosen job only."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def validation_iia(rows: list[Row]) -> float | None:

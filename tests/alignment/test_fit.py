@@ -91,6 +91,27 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
         )
 
 
+def test_the_weights_that_were_best_on_validation_are_put_back(toy, tmp_path):
+    network, pairs = toy
+    told = [0.1, 0.8, 0.8, 0.3]  # of equal epochs the earlier one is kept
+    weights = []
+
+    class Told(DAS):
+        def validation_step(self, batch, batch_index):
+            self.log("val/iia_changing", told[self.current_epoch])
+
+        def on_validation_epoch_end(self):
+            weights.append(next(self.alignment.parameters()).detach().clone())
+
+    alignment = alignment_of(network)
+    fitted = iit.fit(alignment, pairs, module=Told, trainer=quiet, batch_size=16, max_epochs=4, folder=tmp_path)
+    assert (fitted.epoch, fitted.n_epochs) == (1, 4)
+    assert fitted.value == pytest.approx(0.8)
+    assert len(weights) == 4
+    assert not any(torch.equal(weights[1], other) for other in (weights[0], weights[2], weights[3]))
+    assert torch.equal(next(alignment.parameters()), weights[1])
+
+
 def test_only_the_intervention_learns(toy, tmp_path):
     network, pairs = toy
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
