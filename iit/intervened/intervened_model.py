@@ -14,12 +14,12 @@ from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit
 from iit.intervened.observe import observe
 from iit.intervened.positions import Columns, columns
-from iit.intervened.resume import resume_site, resumed
+from iit.intervened.resume import Suffix, first_block, resumed, span, suffix
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
 from iit.intervened.store import ActivationStore
 from iit.intervention import Intervention
 from iit.network import LanguageModel
-from iit.network.answering import IGNORED, head_at
+from iit.network.answering import head_at
 from iit.site import ResolvedSite, Site, resolve
 
 Model = TypeVar("Model", bound="IntervenedModel")
@@ -83,9 +83,10 @@ class IntervenedModel(nn.Module):
                 for site in edit.sites:
                     before = _block_input(site)
                     self._resolved.setdefault(before, resolve(self.network, before))
-        self._start = resume_site(self.network, self.edits.values())
-        if self._start is not None:
-            self._resolved.setdefault(self._start, resolve(self.network, self._start))
+        self._first_block = first_block(self.network, self.edits.values())
+        if self._first_block:
+            start = Site("block_output", layer=self._first_block - 1)
+            self._resolved.setdefault(start, resolve(self.network, start))
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
@@ -143,11 +144,13 @@ class IntervenedModel(nn.Module):
             with self.editing(batch, sources, active):
                 return _class_logits(self.network(*batch.args, **batch.kwargs))
         batch, read = batch.with_answer()
-        hidden = self._prefix(batch)
+        flags, places = self._placed(batch, active)
+        rest = self._suffix(batch, places, read)
         with ExitStack() as stack:
-            stack.enter_context(self.editing(batch, sources, active))
-            if hidden is not None and self._start is not None:
-                stack.enter_context(resumed(self.network, self._start, hidden))
+            stack.enter_context(self._edited(batch, sources, flags, places, rest))
+            if rest is not None:
+                stack.enter_context(resumed(self.network, rest))
+                batch, read = rest.batch, rest.of(read)
             at_answer = stack.enter_context(head_at(self.network, read))
             output = self.network(*batch.args, **batch.kwargs)
         logits = getattr(output, "logits", None)
@@ -185,14 +188,13 @@ class IntervenedModel(nn.Module):
             saving.check_network(saved, network)
         return cls(network, edits)
 
-    def _prefix(self, batch: Batch) -> Tensor | None:
-        """The residual stream where the edited run may start, kept from an earlier run; None where all of it has to run."""
-        if self._start is None or self.store is None or not self.store.serves(self.network, batch):
+    def _suffix(self, batch: Batch, places: Mapping[tuple[Variable, int], Columns], read: Tensor) -> Suffix | None:
+        """What has to run, given what earlier runs have left; None where all of it has to."""
+        if self._first_block is None or self.store is None or not self.store.serves(self.network, batch):
             return None
-        mask = batch.kwargs.get("attention_mask")
-        steps = torch.arange(batch.tokens.shape[1], device=batch.tokens.device).expand(batch.size, -1)
-        everywhere = Columns(self._start, steps if mask is None else torch.where(mask.bool(), steps, IGNORED))
-        return self.store.read(self.network, batch, {self._start: everywhere}, resolved=self._resolved)[self._start]
+        first, stop = span(places.values(), read, batch.tokens.shape[1])
+        before = self.store.prefix(self.network, batch, self._first_block, first, stop, self._resolved)
+        return suffix(self.network, batch, self._first_block, first, stop, before)
 
     @contextmanager
     def editing(
@@ -202,12 +204,27 @@ class IntervenedModel(nn.Module):
 
         Everything about the input is checked on entry, before the network runs on the base.
         """
+        with self._edited(batch, sources, *self._placed(batch, active)) as seen:
+            yield seen
+
+    def _placed(self, batch: Batch, active: Active) -> tuple[dict[Variable, Tensor | None], dict[tuple[Variable, int], Columns]]:
+        """Which examples each variable's edit touches, and where."""
         flags = activity(list(self.variables), active, batch)
-        places = {
+        return flags, {
             (key, number): columns(site, batch, _any_active(key, edit, flags))
             for key, edit in self.edits.items()
             for number, site in enumerate(edit.sites)
         }
+
+    @contextmanager
+    def _edited(
+        self,
+        batch: Batch,
+        sources: Sources,
+        flags: Mapping[Variable, Tensor | None],
+        places: dict[tuple[Variable, int], Columns],
+        rest: Suffix | None = None,
+    ) -> Iterator[dict[tuple[Variable, int], Tensor]]:
         values = source_activations(
             self.network,
             self.edits,
@@ -219,6 +236,8 @@ class IntervenedModel(nn.Module):
             grad=self.source_grad,
             read=self.store.read if self.store is not None else observe,
         )
+        if rest is not None:
+            places = {key: rest.shifted(place) for key, place in places.items()}
         seen: dict[tuple[Variable, int], Tensor] = {}
         fired: set[tuple[Variable, int]] = set()
         with ExitStack() as stack:

@@ -1,59 +1,158 @@
-"""Resuming a run at the first edited block: everything below it is the same for every edit, and is not run again."""
+"""Resuming a run at the first edited block and position: everything before is the same for every edit, and is not run again."""
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from iit.intervened.batch import Batch
 from iit.intervened.edit import Edit
-from iit.network.components import blocks_of
-from iit.site import Site
+from iit.intervened.positions import Columns
+from iit.network.answering import IGNORED
+from iit.network.components import UNLAYERED, blocks_of
 
 
-def resume_site(network: nn.Module, edits: Iterable[Edit]) -> Site | None:
-    """The residual stream that a run of these edits can start from; None where it has to start at the tokens.
+@dataclass(frozen=True)
+class Prefix:
+    """What earlier runs have left of a batch, before its suffixes.
 
-    That is the output of the last block no edit touches inside. Only sites of causal families say which block they are in.
+    hidden: Tensor[batch, seq, width], the residual stream before the first block that runs, at the suffixes' tokens; None when
+        that is the first block of all.
+    cache: Tensor[block, 2, batch, head, seq, width], keys and values of the tokens before the suffixes in the blocks that run,
+        right-aligned; None when no token comes before.
+    """
+
+    hidden: Tensor | None
+    cache: Tensor | None
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """What is left to run of a batch.
+
+    layer: the first block that runs.
+    batch: the tokens from each example's first edited position on; its keyword inputs name the cached ones before.
+    first: Tensor[batch], that position.
+    hidden: Tensor[batch, seq, width], the residual stream before block `layer` at these tokens; None when `layer` is 0.
+    """
+
+    layer: int
+    batch: Batch
+    first: Tensor
+    hidden: Tensor | None
+
+    def shifted(self, place: Columns) -> Columns:
+        """Columns of the whole batch as columns of the suffix."""
+        return Columns(place.site, self.of(place.index)) if isinstance(place.index, Tensor) else place
+
+    def of(self, index: Tensor) -> Tensor:
+        """Indices into the suffix; −100 stays."""
+        return torch.where(index == IGNORED, index, index - self.first.unsqueeze(1))
+
+
+def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
+    """The first block that an edit touches; as many as there are blocks where none is. None: only a whole run will do.
+
+    Only components of causal families say which block they are in.
     """
     first = []
     for edit in edits:
         for site in edit.sites:
-            if site.layer is None:
+            if site.component is None:
                 return None
-            inside = site.component != "block_output" or edit.intervention.skips
-            first.append(site.layer if inside else site.layer + 1)
-    if min(first) == 0 or not blocks_of(network)[0].causal:
-        return None
-    return Site("block_output", layer=min(first) - 1)
+            family, blocks = blocks_of(network)
+            if not family.causal:
+                return None
+            if site.component in UNLAYERED:
+                first.append(0 if site.component == "embedding_output" else len(blocks))
+            else:
+                assert site.layer is not None
+                inside = site.component != "block_output" or edit.intervention.skips
+                first.append(site.layer if inside else site.layer + 1)
+    return min(first)
+
+
+def span(places: Iterable[Columns], read: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
+    """(first, stop), Tensor[batch] each: from the first position that is edited or read to behind the last one that is read.
+
+    All columns where an edit takes every position, or is as wide as there are keys in the run.
+    """
+    first, stop = read.min(1).values, read.max(1).values + 1
+    for place in places:
+        if not isinstance(place.index, Tensor) or place.site.component == "attention_weight":
+            return torch.zeros_like(first), torch.full_like(stop, n_columns)
+        first = torch.minimum(first, torch.where(place.index == IGNORED, first.unsqueeze(1), place.index).min(1).values)
+    return first, stop
+
+
+def suffix(network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, before: Prefix) -> Suffix:
+    """The run of the columns `first` to `stop` (Tensor[batch]) from block `layer` on.
+
+    Prompts are laid out so that their suffixes start in one column: what is cached stands right-aligned before it.
+    """
+    ids = batch.kwargs["input_ids"]
+    columns = first.unsqueeze(1) + torch.arange(int((stop - first).max()), device=ids.device)
+    mask = (columns < torch.minimum(stop, _lengths(batch)).unsqueeze(1)).long()
+    kwargs: dict[str, Any] = {"input_ids": ids.gather(1, columns.clamp(max=ids.shape[1] - 1)), "attention_mask": mask}
+    if before.cache is not None:
+        length = before.cache.shape[-2]
+        cached = torch.arange(length, device=ids.device) >= length - first.unsqueeze(1)
+        kwargs["attention_mask"] = torch.cat([cached.long(), mask], 1)
+        kwargs |= {"past_key_values": _filled(before.cache, layer), "use_cache": True}
+        if "position_ids" in inspect.signature(network.forward).parameters:
+            kwargs["position_ids"] = columns
+    return Suffix(layer, Batch((), kwargs), first, before.hidden)
+
+
+def _lengths(batch: Batch) -> Tensor:
+    mask = batch.kwargs.get("attention_mask")
+    return batch.tokens.new_full((batch.size,), batch.tokens.shape[1]) if mask is None else mask.sum(1)
+
+
+def _filled(cache: Tensor, layer: int) -> DynamicCache:
+    """A cache with these keys and values from block `layer` on.
+
+    The blocks before it get zeros that take no memory: masks are made for the length of whichever block is asked.
+    """
+    keys = [torch.zeros_like(cache[0, 0, :, :1, :1, :1]).expand_as(cache[0, 0])] * layer
+    filled = DynamicCache()
+    for key, value in [*zip(keys, keys, strict=True), *cache]:
+        one = DynamicLayer()
+        one.lazy_initialization(key, value)
+        one.keys, one.values = key, value
+        filled.layers.append(one)
+    return filled
 
 
 @contextmanager
-def resumed(network: nn.Module, site: Site, hidden: Tensor) -> Iterator[None]:
-    """Within the context the blocks up to `site` are passed over, and the last of them returns `hidden`.
+def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
+    """Within the context the blocks before `rest.layer` are passed over, and the last of them returns `rest.hidden`.
 
-    hidden: Tensor[batch, seq, width], the output of block `site.layer`; what padding columns hold does not matter. Masks,
-    rotary tables and layer indices are the network's own; hooks on the blocks fire.
+    Masks, rotary tables and layer indices are the network's own; hooks on the blocks fire.
     """
     family, blocks = blocks_of(network)
-    assert site.layer is not None
-    before: list[tuple[nn.Module, bool, Any]] = []
+    changed: list[tuple[nn.Module, bool, Any]] = []
 
     def passing(last: bool) -> Any:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            out = hidden if last else hidden_states
+            out = rest.hidden if last else hidden_states
             return (out, None) if family.tuple_blocks else out
 
         return forward
 
     try:
-        for number in range(site.layer + 1):
+        for number in range(rest.layer):
             block = blocks[number]
-            before.append((block, "forward" in vars(block), vars(block).get("forward")))
-            block.forward = passing(number == site.layer)
+            changed.append((block, "forward" in vars(block), vars(block).get("forward")))
+            block.forward = passing(number == rest.layer - 1)
         yield
     finally:
-        for block, own, forward in before:
+        for block, own, forward in changed:
             if own:
                 block.forward = forward
             else:

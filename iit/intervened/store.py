@@ -1,27 +1,47 @@
 """Activations, kept: a prompt that occurs in many pairs is run once."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicCache
 
 from iit.intervened.batch import Batch
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import Columns
-from iit.network.answering import IGNORED
+from iit.intervened.resume import Prefix
+from iit.network.answering import IGNORED, head_at
+from iit.network.components import blocks_of
 from iit.site import ResolvedSite, Site
+
+Prompt = tuple[int, ...]
+
+
+@dataclass
+class _Kept:
+    """Values of one prompt at one site, at the columns that were asked for."""
+
+    columns: dict[int, int]
+    values: Tensor
+
+    def at(self, columns: tuple[int, ...]) -> Tensor:
+        if columns == tuple(self.columns):
+            return self.values
+        return self.values[[self.columns[c] for c in columns]]
 
 
 class ActivationStore:
     """Activations of one frozen network, keyed by prompt, site and columns; filled as prompts come.
 
-    Reading equals `observe` on the same batch; only rows not seen before are run.
+    Reading equals `observe` on the same batch; only prompts not seen before are run.
     """
 
     def __init__(self, network: nn.Module):
         self._network = network
-        self._kept: dict[tuple[Any, ...], Tensor] = {}
+        self._kept: dict[tuple[Site, Prompt], _Kept] = {}
+        self._caches: dict[tuple[int, int, Prompt], Tensor] = {}
         self._version = _version(network)
 
     def __len__(self) -> int:
@@ -48,27 +68,117 @@ class ActivationStore:
         resolved: dict[Site, ResolvedSite] | None = None,
     ) -> Activations:
         """{site: Tensor[batch, position, width]} of the batch; the same arguments as `observe`."""
-        if grad or not self.serves(network, batch):
+        whole = any(site.component == "attention_weight" for site in places)  # as wide as the batch is long
+        if grad or whole or not self.serves(network, batch):
             return observe(network, batch, places, grad=grad, resolved=resolved)
-        if self._version != (version := _version(network)):
-            self._kept.clear()
-            self._version = version
+        self._check_version()
+        prompts = _prompts(batch)
         places = {site: _explicit(place, batch) for site, place in places.items()}
-        keys = {site: _keys(batch, site, place) for site, place in places.items()}
-        new = [i for i in range(batch.size) if any(keys[site][i] not in self._kept for site in places)]
+        wanted = {site: _columns(place) for site, place in places.items()}
+        new = [i for i in range(batch.size) if not all(self._has(site, prompts[i], wanted[site][i]) for site in places)]
         if new:
-            rows = torch.tensor(new, device=batch.tokens.device)
-            part = Batch((), {key: value[rows] for key, value in batch.kwargs.items()})
-            found = observe(network, part, {s: Columns(s, _index(p)[rows]) for s, p in places.items()}, resolved=resolved)
+            part, parts = _rows(batch, new), {s: Columns(s, _index(p)[new]) for s, p in places.items()}
+            found = observe(network, part, parts, resolved=resolved)
             for site, activation in found.items():
-                for row, values in zip(new, activation, strict=True):
-                    self._kept[keys[site][row]] = values[: len(keys[site][row][2])].clone()
-        return Activations({site: _stacked([self._kept[k] for k in keys[site]], _index(p)) for site, p in places.items()})
+                self._keep(site, prompts, wanted[site], new, activation)
+        return Activations({site: self._stacked(site, prompts, wanted[site], _index(places[site]).shape[1]) for site in places})
+
+    def prefix(
+        self, network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, resolved: dict[Site, ResolvedSite]
+    ) -> Prefix:
+        """What a run from block `layer` and position `first` up to `stop` finds already done; `serves` must hold.
+
+        first, stop: Tensor[batch], columns of the batch.
+        """
+        self._check_version()
+        prompts = _prompts(batch)
+        # Where no block runs, nothing before matters.
+        begins = first.tolist() if layer < len(blocks_of(network)[1]) else [0] * batch.size
+        site = Site("block_output", layer=layer - 1) if layer else None
+        spans = zip(first.tolist(), stop.tolist(), prompts, strict=True)
+        wanted = [tuple(range(start, min(end, len(prompt)))) for start, end, prompt in spans]
+        new = []
+        for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True)):
+            cached = not begin or (layer, begin, prompt) in self._caches
+            if not cached or (site is not None and not self._has(site, prompt, wanted[i])):
+                new.append(i)
+        if new:
+            self._run_prefix(network, batch, layer, site, prompts, begins, wanted, new, resolved)
+        hidden = None if site is None else self._stacked(site, prompts, wanted, int((stop - first).max()))
+        longest = max(begins)
+        if not longest:
+            return Prefix(hidden, None)
+        rows = [self._caches[layer, begin, prompt] if begin else None for prompt, begin in zip(prompts, begins, strict=True)]
+        like = next(row for row in rows if row is not None)  # [block, 2, head, seq, width]
+        cache = like.new_zeros(*like.shape[:2], len(rows), like.shape[2], longest, like.shape[-1])
+        for i, row in enumerate(rows):
+            if row is not None:
+                cache[:, :, i, :, longest - begins[i] :] = row
+        return Prefix(hidden, cache)
+
+    def _run_prefix(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        layer: int,
+        site: Site | None,
+        prompts: list[Prompt],
+        begins: list[int],
+        wanted: list[tuple[int, ...]],
+        new: list[int],
+        resolved: dict[Site, ResolvedSite],
+    ) -> None:
+        """Run the prompts `new` whole, once, keeping the residual stream before the block and the keys and values from it on."""
+        part, cache = _rows(batch, new), DynamicCache()
+        part.kwargs.update(past_key_values=cache, use_cache=True)
+        steps = torch.arange(part.tokens.shape[1], device=part.tokens.device).expand(part.size, -1)
+        places = {} if site is None else {site: Columns(site, steps)}
+        with head_at(network, steps[:, :1]):
+            found = observe(network, part, places, resolved=resolved, stop_early=False)
+        if site is not None:
+            spans = [found[site][n, wanted[i][0] : wanted[i][-1] + 1] for n, i in enumerate(new)]
+            self._keep(site, prompts, wanted, new, spans)
+        if max(begins):
+            both = torch.stack([torch.stack((one.keys, one.values)) for one in cache.layers[layer:]])
+            for n, i in enumerate(new):
+                if begins[i]:
+                    self._caches[layer, begins[i], prompts[i]] = both[:, :, n, :, : begins[i]].clone()
+
+    def _check_version(self) -> None:
+        """Forget everything when a parameter or buffer has changed."""
+        if self._version != (version := _version(self._network)):
+            self._kept.clear()
+            self._caches.clear()
+            self._version = version
+
+    def _has(self, site: Site, prompt: Prompt, columns: tuple[int, ...]) -> bool:
+        kept = self._kept.get((site, prompt))
+        return kept is not None and all(c in kept.columns for c in columns)
+
+    def _keep(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], rows: list[int], found: Any) -> None:
+        for row, values in zip(rows, found, strict=True):
+            columns, values = wanted[row], values[: len(wanted[row])]
+            before = self._kept.get((site, prompts[row]))
+            if before is not None:
+                more = [n for n, c in enumerate(columns) if c not in before.columns]
+                columns = (*before.columns, *(columns[n] for n in more))
+                values = torch.cat([before.values, values[more]])
+            self._kept[site, prompts[row]] = _Kept({c: n for n, c in enumerate(columns)}, values.clone())
+
+    def _stacked(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], n_columns: int) -> Tensor:
+        """Tensor[batch, position, width], zeros where an example has fewer positions."""
+        rows = [self._kept[site, prompt].at(columns) for prompt, columns in zip(prompts, wanted, strict=True)]
+        stacked = pad_sequence(rows, batch_first=True)
+        return torch.nn.functional.pad(stacked, (0, 0, 0, n_columns - stacked.shape[1]))
 
 
 def _version(network: nn.Module) -> int:
     """Grows with every in-place change of a parameter or buffer."""
     return sum(t._version for t in (*network.parameters(), *network.buffers()))
+
+
+def _rows(batch: Batch, rows: list[int]) -> Batch:
+    return Batch((), {key: value[rows] for key, value in batch.kwargs.items()})
 
 
 def _explicit(place: Columns, batch: Batch) -> Columns:
@@ -84,15 +194,12 @@ def _index(place: Columns) -> Tensor:
     return place.index
 
 
-def _keys(batch: Batch, site: Site, place: Columns) -> list[tuple[Any, ...]]:
+def _columns(place: Columns) -> list[tuple[int, ...]]:
+    return [tuple(c for c in row if c != IGNORED) for row in _index(place).tolist()]
+
+
+def _prompts(batch: Batch) -> list[Prompt]:
+    """The real tokens of each example."""
     ids, mask = batch.tokens.tolist(), batch.kwargs.get("attention_mask")
     lengths = [len(row) for row in ids] if mask is None else mask.sum(1).tolist()
-    columns = [tuple(c for c in row if c != IGNORED) for row in _index(place).tolist()]
-    return [(site, tuple(row[:n]), chosen) for row, n, chosen in zip(ids, lengths, columns, strict=True)]
-
-
-def _stacked(rows: list[Tensor], index: Tensor) -> Tensor:
-    """Tensor[batch, position, width], zeros where an example has fewer positions."""
-    stacked = pad_sequence(rows, batch_first=True)
-    missing = index.shape[1] - stacked.shape[1]
-    return torch.nn.functional.pad(stacked, (0, 0, 0, missing))
+    return [tuple(row[:n]) for row, n in zip(ids, lengths, strict=True)]

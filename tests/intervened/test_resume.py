@@ -30,14 +30,17 @@ def run(network, sites, base, source, store):
         [Site("block_output", layer=1, position=-1)],
         [Site("mlp_output", layer=1, position=[0, 2])],
         [Site("attention_value_output", layer=1, head=2)],
+        [Site("key_output", layer=0, position="x"), Site("final_norm_output", position=-1)],
+        [Site("embedding_output", position="x")],
+        [Site("final_norm_output", position=-1)],
         [Site("block_input", layer=1, position="x"), Site("block_output", layer=1, position=-1)],
     ],
     ids=lambda sites: "+".join(map(str, sites)),
 )
 def test_resumed_equals_full(family, sites, monkeypatch):
     network = make(family)
-    base, source = prompts((7, 5, 7), 1), prompts((7, 5, 7), 2)
-    for batch, x in ((base, [4, 2, 1]), (source, [5, 3, 0])):
+    base, source = prompts((12, 7, 12), 1), prompts((12, 7, 12), 2)
+    for batch, x in ((base, [8, 2, 5]), (source, [5, 3, 0])):
         batch["positions"] = {"x": torch.tensor(x)}
     base["answer"] = torch.tensor([[9, 11], [8, -100], [7, 12]])
     full = run(network, sites, base, source, None)
@@ -51,18 +54,37 @@ def test_resumed_equals_full(family, sites, monkeypatch):
     assert all("forward" not in vars(module) for module in network.modules())
 
 
-def test_blocks_below_the_site_do_not_run_again(monkeypatch):
+def test_blocks_and_positions_before_the_edit_do_not_run_again(monkeypatch):
     network = make("llama")
-    base, source = prompts((6, 6), 1), prompts((6, 6), 2)
+    base, source = prompts((9, 6), 1), prompts((9, 6), 2)
+    for batch in (base, source):
+        batch["positions"] = {"x": torch.tensor([6, 2])}
     store = ActivationStore(network)
-    sites = [Site("block_output", layer=0, position=2)]
+    sites = [Site("block_output", layer=0, position="x")]
     first = run(network, sites, base, source, store)
     ran = []
     forward = type(network.model.layers[0].mlp).forward
-    monkeypatch.setattr(type(network.model.layers[0].mlp), "forward", lambda self, x: ran.append(self) or forward(self, x))
+    monkeypatch.setattr(
+        type(network.model.layers[0].mlp), "forward", lambda self, x: ran.append((self, x.shape[1])) or forward(self, x)
+    )
     again = run(network, sites, base, source, store)
     assert torch.equal(first[0], again[0])
-    assert ran == [network.model.layers[1].mlp]
+    assert ran == [(network.model.layers[1].mlp, 4)], "of nine columns the four from the earliest edit of the longest suffix on"
+
+
+def test_a_prompt_is_run_once_as_base_and_as_source(monkeypatch):
+    network = make("llama")
+    store = ActivationStore(network)
+    one, two = prompts((6, 6), 1), prompts((6, 6), 2)
+    sites = [Site("block_output", layer=0, position=2)]
+    run(network, sites, one, one, store)
+    run(network, sites, two, two, store)
+    ran = []
+    forward = type(network.model.layers[0].mlp).forward
+    monkeypatch.setattr(type(network.model.layers[0].mlp), "forward", lambda self, x: ran.append(self) or forward(self, x))
+    run(network, sites, one, two, store)
+    run(network, sites, two, one, store)
+    assert set(ran) == {network.model.layers[1].mlp}
 
 
 @pytest.mark.parametrize("why", ["hook", "training", "trainable", "encoder"])
