@@ -139,7 +139,7 @@ class ActivationStore:
             spans = [found[site][n, wanted[i][0] : wanted[i][-1] + 1] for n, i in enumerate(new)]
             self._keep(site, prompts, wanted, new, spans)
         if max(begins):
-            both = torch.stack([torch.stack((one.keys, one.values)) for one in cache.layers[layer:]])
+            both = torch.stack([torch.stack((one.keys, one.values)) for one in _layers(cache)[layer:]])
             for n, i in enumerate(new):
                 if begins[i]:
                     self._caches[layer, begins[i], prompts[i]] = both[:, :, n, :, : begins[i]].clone()
@@ -170,6 +170,10 @@ class ActivationStore:
         rows = [self._kept[site, prompt].at(columns) for prompt, columns in zip(prompts, wanted, strict=True)]
         stacked = pad_sequence(rows, batch_first=True)
         return torch.nn.functional.pad(stacked, (0, 0, 0, n_columns - stacked.shape[1]))
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    return cache.layers
 
 
 def _version(network: nn.Module) -> int:

@@ -18,8 +18,6 @@ from iit.result import Cell, Row, read_metrics, rows_of, select, write_text
 
 _CELL = tuple(field.name for field in fields(Cell))
 _COLUMNS: tuple[str, ...] = ("job", *_CELL, "validation_iia", "low", "high", "n", "failure", "chosen")
-# Shown in the terminal when they differ between the jobs; the other columns of a cell always are.
-_WHEN_VARIED = ("network", "task", "variable", "head")
 
 
 def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
@@ -63,10 +61,12 @@ def _record(folder: Path, row: Row, *, chosen: bool) -> dict[str, Any]:
 
 
 def summary_table(records: Sequence[dict[str, Any]]) -> Table:
-    """The records for the terminal; the chosen one in bold."""
+    """The records for the terminal, the chosen one in bold; what all jobs have in common stands below."""
     scored = [record for record in records if record["failure"] is None]
-    told = [c for c in _CELL if c not in _WHEN_VARIED or len({repr(record[c]) for record in scored}) > 1]
-    table = Table(title="Validation IIA on changing pairs; the choice is made here")
+    told = [c for c in _CELL if len({repr(record[c]) for record in scored}) > 1]
+    common = [f"{c} {scored[0][c]}" for c in _CELL if scored and c not in told and scored[0][c] is not None]
+    title = "Validation IIA on changing pairs; the choice is made here"
+    table = Table(title=title, caption=escape(", ".join(common)) or None)
     for name in ("job", *told):
         table.add_column(name, overflow="fold")
     for name in ("IIA", "95% interval", "n"):
