@@ -3,13 +3,16 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from iit.intervened import Edit, IntervenedModel
 from iit.intervention import Intervention
 from iit.network import LanguageModel
-from iit.result import Row
+from iit.result import Row, correct
 from iit.site import Site, resolve
 
 
@@ -21,6 +24,39 @@ class Alignment(IntervenedModel):
     """
 
     rows: Sequence[Row] = ()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The network's tokenizer. Raises ValueError when the alignment was made without a language model."""
+        return self._language_model().tokenizer
+
+    def encode(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """`LanguageModel.encode` of the network."""
+        return self._language_model().encode(*args, **kwargs)
+
+    def answers_right(self, texts: Sequence[str], answers: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+        """bool[n]: does the network, unedited, give each answer? What these runs compute is kept in the `store`, if there is one.
+
+        With this an alignment may stand for its network in `Pairs.sample`: a prompt is then run once for filtering, training
+        and evaluation.
+        """
+        encoded = self.encode(texts, answers=answers)
+        right = np.zeros(len(texts), dtype=bool)
+        inactive = dict.fromkeys(self.variables, False)
+        for rows in encoded["attention_mask"].sum(1).argsort(stable=True).split(batch_size):
+            longest = int(encoded["attention_mask"][rows].sum(1).max())
+            batch = {key: encoded[key][rows, :longest] for key in ("input_ids", "attention_mask")} | {
+                "answer": encoded["answer"][rows]
+            }
+            with torch.no_grad():
+                logits = self.answer_logits(batch, active=inactive)
+            right[rows.numpy()] = correct(logits.cpu(), batch["answer"]).numpy()
+        return right
+
+    def _language_model(self) -> LanguageModel:
+        if self.language_model is None:
+            raise ValueError("Texts need a tokenizer: make the alignment with the LanguageModel from iit.load_network.")
+        return self.language_model
 
     def _write(self, folder: Path) -> None:
         super()._write(folder)

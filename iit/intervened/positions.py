@@ -82,6 +82,8 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         steps = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
         return Columns(site, torch.where(steps < lengths.unsqueeze(1), steps, IGNORED))
     if isinstance(position, str):
+        if active is not None and not bool(active.any()):
+            return Columns(site, torch.full_like(lengths, IGNORED).unsqueeze(1))  # nobody asks where that would be
         if position == "last" and position not in batch.positions:
             return Columns(site, (lengths - 1).unsqueeze(1))
         if position not in batch.positions:

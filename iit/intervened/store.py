@@ -1,6 +1,6 @@
 """Activations, kept: a prompt that occurs in many pairs is run once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class ActivationStore:
     def __init__(self, network: nn.Module):
         self._network = network
         self._kept: dict[tuple[Site, Prompt], _Kept] = {}
-        self._caches: dict[tuple[int, int, Prompt], Tensor] = {}
+        self._caches: dict[tuple[int, Prompt], Tensor] = {}
         self._version = _version(network)
 
     def __len__(self) -> int:
@@ -91,29 +91,28 @@ class ActivationStore:
         first, stop: Tensor[batch], columns of the batch.
         """
         self._check_version()
-        prompts = _prompts(batch)
-        # Where no block runs, nothing before matters.
-        begins = first.tolist() if layer < len(blocks_of(network)[1]) else [0] * batch.size
+        prompts, starts = _prompts(batch), first.tolist()
         site = Site("block_output", layer=layer - 1) if layer else None
-        spans = zip(first.tolist(), stop.tolist(), prompts, strict=True)
+        spans = zip(starts, stop.tolist(), prompts, strict=True)
         wanted = [tuple(range(start, min(end, len(prompt)))) for start, end, prompt in spans]
-        new = []
-        for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True)):
-            cached = not begin or (layer, begin, prompt) in self._caches
-            if not cached or (site is not None and not self._has(site, prompt, wanted[i])):
-                new.append(i)
+        # Where no block runs, nothing before matters.
+        begins = starts if layer < len(blocks_of(network)[1]) else [0] * batch.size
+        new = [
+            i
+            for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True))
+            if begin > self._n_cached(layer, prompt) or (site is not None and not self._has(site, prompt, wanted[i]))
+        ]
         if new:
-            self._run_prefix(network, batch, layer, site, prompts, begins, wanted, new, resolved)
+            self._run_prefix(network, batch, layer, site, prompts, begins, new, resolved)
         hidden = None if site is None else self._stacked(site, prompts, wanted, int((stop - first).max()))
         longest = max(begins)
         if not longest:
             return Prefix(hidden, None)
-        rows = [self._caches[layer, begin, prompt] if begin else None for prompt, begin in zip(prompts, begins, strict=True)]
-        like = next(row for row in rows if row is not None)  # [block, 2, head, seq, width]
-        cache = like.new_zeros(*like.shape[:2], len(rows), like.shape[2], longest, like.shape[-1])
-        for i, row in enumerate(rows):
-            if row is not None:
-                cache[:, :, i, :, longest - begins[i] :] = row
+        like = next(self._caches[layer, p] for p, begin in zip(prompts, begins, strict=True) if begin)
+        cache = like.new_zeros(*like.shape[:2], len(prompts), like.shape[2], longest, like.shape[-1])
+        for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True)):
+            if begin:
+                cache[:, :, i, :, longest - begin :] = self._caches[layer, prompt][..., :begin, :]
         return Prefix(hidden, cache)
 
     def _run_prefix(
@@ -124,11 +123,14 @@ class ActivationStore:
         site: Site | None,
         prompts: list[Prompt],
         begins: list[int],
-        wanted: list[tuple[int, ...]],
         new: list[int],
         resolved: dict[Site, ResolvedSite],
     ) -> None:
-        """Run the prompts `new` whole, once, keeping the residual stream before the block and the keys and values from it on."""
+        """Run the prompts `new` whole, once.
+
+        Kept are the residual stream before the block at every column, which also serves those who read a source there, and
+        the keys and values before each prompt's `begins` in the blocks from it on: Tensor[block, 2, head, seq, width].
+        """
         part, cache = _rows(batch, new), DynamicCache()
         part.kwargs.update(past_key_values=cache, use_cache=True)
         steps = torch.arange(part.tokens.shape[1], device=part.tokens.device).expand(part.size, -1)
@@ -136,13 +138,17 @@ class ActivationStore:
         with head_at(network, steps[:, :1]):
             found = observe(network, part, places, resolved=resolved, stop_early=False)
         if site is not None:
-            spans = [found[site][n, wanted[i][0] : wanted[i][-1] + 1] for n, i in enumerate(new)]
-            self._keep(site, prompts, wanted, new, spans)
+            self._keep(site, prompts, [tuple(range(len(prompt))) for prompt in prompts], new, found[site])
         if max(begins):
             both = torch.stack([torch.stack((one.keys, one.values)) for one in _layers(cache)[layer:]])
             for n, i in enumerate(new):
                 if begins[i]:
-                    self._caches[layer, begins[i], prompts[i]] = both[:, :, n, :, : begins[i]].clone()
+                    self._caches[layer, prompts[i]] = both[:, :, n, :, : begins[i]].clone()
+
+    def _n_cached(self, layer: int, prompt: Prompt) -> int:
+        """Before how many of a prompt's columns keys and values are kept."""
+        kept = self._caches.get((layer, prompt))
+        return 0 if kept is None else kept.shape[-2]
 
     def _check_version(self) -> None:
         """Forget everything when a parameter or buffer has changed."""
@@ -152,28 +158,33 @@ class ActivationStore:
             self._version = version
 
     def _has(self, site: Site, prompt: Prompt, columns: tuple[int, ...]) -> bool:
-        kept = self._kept.get((site, prompt))
+        kept = self._kept.get((_place(site), prompt))
         return kept is not None and all(c in kept.columns for c in columns)
 
     def _keep(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], rows: list[int], found: Any) -> None:
         for row, values in zip(rows, found, strict=True):
             columns, values = wanted[row], values[: len(wanted[row])]
-            before = self._kept.get((site, prompts[row]))
+            before = self._kept.get((_place(site), prompts[row]))
             if before is not None:
                 more = [n for n, c in enumerate(columns) if c not in before.columns]
                 columns = (*before.columns, *(columns[n] for n in more))
                 values = torch.cat([before.values, values[more]])
-            self._kept[site, prompts[row]] = _Kept({c: n for n, c in enumerate(columns)}, values.clone())
+            self._kept[_place(site), prompts[row]] = _Kept({c: n for n, c in enumerate(columns)}, values.clone())
 
     def _stacked(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], n_columns: int) -> Tensor:
         """Tensor[batch, position, width], zeros where an example has fewer positions."""
-        rows = [self._kept[site, prompt].at(columns) for prompt, columns in zip(prompts, wanted, strict=True)]
+        rows = [self._kept[_place(site), prompt].at(columns) for prompt, columns in zip(prompts, wanted, strict=True)]
         stacked = pad_sequence(rows, batch_first=True)
         return torch.nn.functional.pad(stacked, (0, 0, 0, n_columns - stacked.shape[1]))
 
 
 def _layers(cache: DynamicCache) -> list[Any]:
     return cache.layers
+
+
+def _place(site: Site) -> Site:
+    """The site without its position: columns say that."""
+    return replace(site, position=None)
 
 
 def _version(network: nn.Module) -> int:

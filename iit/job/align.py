@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from iit.alignment import Alignment, Fitted, fit
 from iit.data import Pairs
 from iit.evaluation import evaluate
-from iit.network import LanguageModel, fingerprint
+from iit.intervened import ActivationStore
+from iit.network import fingerprint
 from iit.report import save_figure, training_curve
 from iit.result import Row
 
@@ -29,7 +30,8 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     network = instantiate(cfg.network)
     alignment = instantiate(cfg.alignment)(network=network)
     before = fingerprint(network.model)
-    pairs = _pairs(cfg, network)
+    alignment.store = ActivationStore(network.model)
+    pairs = _pairs(cfg, alignment)
     log.info("%s", _told(pairs.facts))
     fitted = _fitted(cfg, alignment, pairs, folder, loggers) if any(p.requires_grad for p in alignment.parameters()) else None
     common = {
@@ -77,10 +79,10 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
     return fitted
 
 
-def _pairs(cfg: DictConfig, network: LanguageModel) -> Pairs:
-    """Pairs sampled from the causal model; one's own need none."""
+def _pairs(cfg: DictConfig, alignment: Alignment) -> Pairs:
+    """Pairs sampled from the causal model; one's own need none. The alignment answers for its network and keeps what it ran."""
     make = instantiate(cfg.data)
-    return make(network=network) if "path" in cfg.data else make(task=instantiate(cfg.causal), network=network)
+    return make(network=alignment) if "path" in cfg.data else make(task=instantiate(cfg.causal), network=alignment)
 
 
 def _told(facts: Any) -> str:

@@ -112,6 +112,36 @@ def test_the_weights_that_were_best_on_validation_are_put_back(toy, tmp_path):
     assert torch.equal(next(alignment.parameters()), weights[1])
 
 
+def test_an_alignment_answers_for_its_network_and_keeps_what_it_ran(toy, monkeypatch):
+    network, pairs = toy
+    alignment = alignment_of(network)
+    alignment.store = iit.intervened.ActivationStore(network.model)
+    rows = pairs.split("train").to_list()
+    texts = [row["base"] for row in rows]
+    encoded = network.encode(texts)
+    with torch.no_grad():
+        logits = network.model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
+    best = logits.gather(1, encoded["positions"]["last"].unsqueeze(-1).expand(-1, -1, logits.shape[-1])).argmax(-1).flatten()
+    given = [network.tokenizer.decode([token]) for token in best]
+    answers = [answer if number % 3 else " James" for number, answer in enumerate(given)]
+    expected = network.answers_right(texts, answers)
+    assert expected.any()
+    assert not expected.all()
+    assert (alignment.answers_right(texts, answers) == expected).all()
+    lengths = []
+    block = type(network.model.model.layers[0].mlp)
+    forward = block.forward
+    monkeypatch.setattr(block, "forward", lambda self, x: lengths.append(x.shape[1]) or forward(self, x))
+    assert (alignment.answers_right(texts, answers) == expected).all()
+    encoded = iit.data.EncodedPairs(pairs.split("train"), pairs.variable, network)
+    for batch in encoded.batches(16):
+        alignment.answer_logits(batch["base"], batch["sources"])
+    # Of filtering and of each batch only the second block ran, although these prompts are edited, and sources, for the first time.
+    assert len(lengths) == 1 + len(list(encoded.batches(16)))
+    with pytest.raises(ValueError, match="make the alignment with the LanguageModel"):
+        iit.Alignment(network.model, alignment.edits).answers_right(texts, answers)
+
+
 def test_only_the_intervention_learns(toy, tmp_path):
     network, pairs = toy
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
