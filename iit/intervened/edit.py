@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from iit.intervention import Intervention
 from iit.site import Site
@@ -47,3 +50,14 @@ class Edit:
             )
         for name, value in (("sites", sites), ("intervention", intervention), ("source_sites", source_sites), ("joint", joint)):
             object.__setattr__(self, name, value)
+
+    def apply(self, base: Tensor, source: Tensor | dict[str, Tensor] | None, active: Any) -> Tensor:
+        """The new activation at one site: Tensor[batch, position, width], as the base."""
+        if not self.joint:
+            return self.intervention(base, source, active)
+        shape = base.shape
+        if isinstance(source, dict):
+            source = {block: value.reshape(shape[0], 1, -1) for block, value in source.items()}
+        elif source is not None:
+            source = source.reshape(shape[0], 1, -1)
+        return self.intervention(base.reshape(shape[0], 1, -1), source, active).reshape(shape)

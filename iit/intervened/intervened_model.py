@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iit.intervened import generate as generation
 from iit.intervened import saving
 from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit
@@ -23,6 +24,8 @@ from iit.network.answering import head_at
 from iit.site import ResolvedSite, Site, resolve
 
 Model = TypeVar("Model", bound="IntervenedModel")
+Source = Tensor | dict[str, Tensor] | list[Tensor] | None
+"""What an edit's hook reads in place of the base: a list is filled by another hook of the same forward."""
 
 
 class Run(NamedTuple):
@@ -158,6 +161,43 @@ class IntervenedModel(nn.Module):
             return _class_logits(output)
         return logits if at_answer else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
+    def generate(
+        self, base: Inputs, sources: Sources = None, active: Active = None, *, scope: str = "prompt", **options: Any
+    ) -> Any:
+        """Generate under the edits: token ids as the network's own `generate` returns them, prompts as the caller laid them out.
+
+        scope: "prompt" edits the sites' positions in the prompt, "generated" every new token as it is read back, "all" both. A
+            role or position selects in the prompt only; one that reads a source there uses it for every new token.
+        options: what transformers' `generate` takes. Greedy search and beams give the same tokens whatever the batch; sampling
+            repeats for a fixed batch and seed. An `answer` in the base is not read.
+
+        Returns LongTensor[batch * num_return_sequences, prompt + new] (or the output object, where options ask for one).
+        Raises ValueError for an unknown scope, networks that do not generate, options under which edits would be missed (an
+        assistant, a static cache, …), and edits that make no sense token by token.
+        """
+        batch = prepare(self.network, base)
+        generation.check(self.network, self.edits.values(), batch, scope, options)
+        flags, places = self._placed(batch, active)
+        values = self._source_values(batch, sources, flags, places)
+        process = generation.Generation(batch, scope)
+        lm: Any = self.language_model
+        if lm is not None:
+            options.setdefault("pad_token_id", lm.tokenizer.pad_token_id)
+
+        def editor(key: Variable, number: int, source: Source, active: Any, idle: bool) -> Callable[[Tensor], Tensor | None]:
+            edit = process.editor(self.edits[key], places[key, number], source, active)
+            return (lambda activation: None) if idle else edit
+
+        network: Any = self.network
+        with self._attached(values, flags, editor):
+            handle = process.follow(network)
+            try:
+                ids = network.generate(**process.inputs, **options)
+            finally:
+                handle.remove()
+        assert isinstance(base, Mapping)
+        return process.restored(ids, base["input_ids"])
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `interventions.safetensors`, atomically.
 
@@ -225,7 +265,45 @@ class IntervenedModel(nn.Module):
         places: dict[tuple[Variable, int], Columns],
         rest: Suffix | None = None,
     ) -> Iterator[dict[tuple[Variable, int], Tensor]]:
-        values = source_activations(
+        values = self._source_values(batch, sources, flags, places)
+        if rest is not None:
+            places = {key: rest.shifted(place) for key, place in places.items()}
+        seen: dict[tuple[Variable, int], Tensor] = {}
+        fired: set[tuple[Variable, int]] = set()
+
+        def editor(key: Variable, number: int, source: Source, active: Any, idle: bool) -> Callable[[Tensor], Tensor | None]:
+            edit, place = self.edits[key], places[key, number]
+
+            def edited(activation: Tensor) -> Tensor | None:
+                if (key, number) in fired:
+                    raise RuntimeError(
+                        f"Site {edit.sites[number]} was run more than once in one forward; name a module that runs once."
+                    )
+                fired.add((key, number))
+                seen[key, number] = piece = place.read(activation)
+                if edit.intervention.collects or idle:
+                    return None
+                given = place.read(source[0]) if isinstance(source, list) else source
+                return place.write(activation, edit.apply(piece, given, active))
+
+            return edited
+
+        with self._attached(values, flags, editor):
+            yield seen
+            missed = [
+                str(edit.sites[n]) for key, edit in self.edits.items() for n in range(len(edit.sites)) if (key, n) not in fired
+            ]
+            if missed:
+                raise RuntimeError(f"The forward never ran the module of {', '.join(missed)}: nothing was edited there.")
+
+    def _source_values(
+        self,
+        batch: Batch,
+        sources: Sources,
+        flags: Mapping[Variable, Tensor | None],
+        places: Mapping[tuple[Variable, int], Columns],
+    ) -> dict[tuple[Variable, int], Tensor]:
+        return source_activations(
             self.network,
             self.edits,
             batch,
@@ -236,64 +314,28 @@ class IntervenedModel(nn.Module):
             grad=self.source_grad,
             read=self.store.read if self.store is not None else observe,
         )
-        if rest is not None:
-            places = {key: rest.shifted(place) for key, place in places.items()}
-        seen: dict[tuple[Variable, int], Tensor] = {}
-        fired: set[tuple[Variable, int]] = set()
+
+    @contextmanager
+    def _attached(
+        self,
+        values: Mapping[tuple[Variable, int], Tensor],
+        flags: Mapping[Variable, Tensor | None],
+        editor: Callable[[Variable, int, Source, Any, bool], Callable[[Tensor], Tensor | None]],
+    ) -> Iterator[None]:
+        """Hook `editor(variable, number of the site, source, active, idle)` on every site; idle: no example is active."""
         with ExitStack() as stack:
             for key, edit in self.edits.items():
+                found = [flags[v] for v in variables_of(key, edit)]
+                idle = all(flag is not None and not bool(flag.any()) for flag in found)
+                blocks = edit.intervention.blocks
+                active: Any = flags[key] if blocks is None else _present({b: flags[b] for b in blocks})
                 for number, site in enumerate(edit.sites):
-                    source = _source_of(key, edit, number, values)
+                    source: Source = _source_of(key, edit, number, values)
                     if edit.intervention.skips:
-                        held: list[Tensor] = []
-                        before = self._resolved[_block_input(site)]
-                        stack.callback(before.attach(_holder(held)).remove)
-                        source = held
-                    editor = self._editor(key, edit, number, places[key, number], source, flags, seen, fired)
-                    stack.callback(self._resolved[site].attach(editor).remove)
-            yield seen
-            missed = [
-                str(edit.sites[n]) for key, edit in self.edits.items() for n in range(len(edit.sites)) if (key, n) not in fired
-            ]
-            if missed:
-                raise RuntimeError(f"The forward never ran the module of {', '.join(missed)}: nothing was edited there.")
-
-    def _editor(
-        self,
-        key: Variable,
-        edit: Edit,
-        number: int,
-        place: Columns,
-        source: Tensor | dict[str, Tensor] | list[Tensor] | None,
-        flags: Mapping[Variable, Tensor | None],
-        seen: dict[tuple[Variable, int], Tensor],
-        fired: set[tuple[Variable, int]],
-    ) -> Callable[[Tensor], Tensor | None]:
-        intervention = edit.intervention
-        active: Any = flags[key] if intervention.blocks is None else _present({b: flags[b] for b in intervention.blocks})
-        found = [flags[v] for v in variables_of(key, edit)]
-        idle = all(flag is not None and not bool(flag.any()) for flag in found)
-
-        def edited(activation: Tensor) -> Tensor | None:
-            if (key, number) in fired:
-                raise RuntimeError(
-                    f"Site {edit.sites[number]} was run more than once in one forward; name a module that runs once."
-                )
-            fired.add((key, number))
-            piece = place.read(activation)
-            seen[key, number] = piece
-            if intervention.collects or idle:
-                return None
-            given = place.read(source[0]) if isinstance(source, list) else source
-            shape = piece.shape
-            if edit.joint:
-                piece = piece.reshape(shape[0], 1, -1)
-                given = given.reshape(shape[0], 1, -1) if isinstance(given, Tensor) else given
-                if isinstance(given, dict):
-                    given = {block: value.reshape(shape[0], 1, -1) for block, value in given.items()}
-            return place.write(activation, intervention(piece, given, active).reshape(shape))
-
-        return edited
+                        source = []
+                        stack.callback(self._resolved[_block_input(site)].attach(_holder(source)).remove)
+                    stack.callback(self._resolved[site].attach(editor(key, number, source, active, idle)).remove)
+            yield
 
 
 def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
