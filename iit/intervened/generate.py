@@ -135,8 +135,7 @@ class Generation:
             n_old = max(self._n_prompt - self._start, 0)
             if self._scope != "prompt" and n_old < self._n_columns:
                 new = activation[:, n_old:]
-                held = isinstance(source, list)
-                given = source[0][:, n_old:] if held else _spread(_repeated(source, copies), new.shape[1])
+                given = source[0][:, n_old:] if isinstance(source, list) else _spread(_repeated(source, copies), new.shape[1])
                 activation = torch.cat([activation[:, :n_old], edit.apply(new, given, flags)], 1)
             return activation
 

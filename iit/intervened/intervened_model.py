@@ -149,6 +149,28 @@ class IntervenedModel(nn.Module):
         batch, read = batch.with_answer()
         flags, places = self._placed(batch, active)
         rest = self._suffix(batch, places, read)
+        noise = torch.get_rng_state()
+        logits = self._logits_at(read, batch, sources, flags, places, rest)
+        if rest is None or self.store is None or self.store.is_trusted(rest.layer, flags):
+            return logits
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(noise)
+            whole = self._logits_at(read, batch, sources, flags, places, None)
+        if self.store.trusts(rest.layer, flags, logits.detach(), whole):
+            return logits
+        self.store = None
+        return self._logits_at(read, batch, sources, flags, places, None)
+
+    def _logits_at(
+        self,
+        read: Tensor,
+        batch: Batch,
+        sources: Sources,
+        flags: Mapping[Variable, Tensor | None],
+        places: dict[tuple[Variable, int], Columns],
+        rest: Suffix | None,
+    ) -> Tensor:
+        """Logits at the columns `read` of the edited run: of the whole network, or of the rest of it."""
         with ExitStack() as stack:
             stack.enter_context(self._edited(batch, sources, flags, places, rest))
             if rest is not None:
@@ -168,6 +190,9 @@ class IntervenedModel(nn.Module):
 
         scope: "prompt" edits the sites' positions in the prompt, "generated" every new token as it is read back, "all" both. A
             role or position selects in the prompt only; one that reads a source there uses it for every new token.
+            Adding twice the difference between the mean residual streams of sentences about the sea and of others, after block
+            10 of SmolLM2-135M with scope "all", turned 8 of 8 greedy continuations of unrelated prompts to the sea (0 of 8
+            without); it costs fluency.
         options: what transformers' `generate` takes. Greedy search and beams give the same tokens whatever the batch; sampling
             repeats for a fixed batch and seed. An `answer` in the base is not read.
 
@@ -230,8 +255,17 @@ class IntervenedModel(nn.Module):
 
     def _suffix(self, batch: Batch, places: Mapping[tuple[Variable, int], Columns], read: Tensor) -> Suffix | None:
         """What has to run, given what earlier runs have left; None where all of it has to."""
-        if self._first_block is None or self.store is None or not self.store.serves(self.network, batch):
+        if self.store is None:
             return None
+        why = (
+            "the sites are not components of a decoder's blocks"
+            if self._first_block is None
+            else self.store.refuses(self.network, batch)
+        )
+        if why is not None or self._first_block is None:
+            self.store.tell(f"The whole network runs: {why}.")
+            return None
+        self.store.tell(f"Runs resume at block {self._first_block} and the first position that is edited.")
         first, stop = span(places.values(), read, batch.tokens.shape[1])
         before = self.store.prefix(self.network, batch, self._first_block, first, stop, self._resolved)
         return suffix(self.network, batch, self._first_block, first, stop, before)

@@ -1,5 +1,8 @@
 """Activations, kept: a prompt that occurs in many pairs is run once."""
 
+import logging
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +18,8 @@ from iit.intervened.resume import Prefix
 from iit.network.answering import IGNORED, head_at
 from iit.network.components import blocks_of
 from iit.site import ResolvedSite, Site
+
+log = logging.getLogger(__name__)
 
 Prompt = tuple[int, ...]
 
@@ -43,20 +48,48 @@ class ActivationStore:
         self._kept: dict[tuple[Site, Prompt], _Kept] = {}
         self._caches: dict[tuple[int, Prompt], Tensor] = {}
         self._version = _version(network)
+        self._told: set[str] = set()
+        self._trusted: set[tuple[int, bool]] = set()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def serves(self, network: nn.Module, batch: Batch) -> bool:
-        """Whether repeating a prompt is certain to give the same numbers.
+    def refuses(self, network: nn.Module, batch: Batch) -> str | None:
+        """Why repeating a prompt might not give the same numbers; None where it is certain to."""
+        if network is not self._network:
+            return "the activation store was made for another network"
+        if not set(batch.kwargs) <= {"input_ids", "attention_mask"} or batch.kwargs.get("input_ids") is None:
+            return f"the inputs are not tokens alone ({', '.join(batch.kwargs)})"
+        if network.training or any(p.requires_grad for p in network.parameters()):
+            return "the network is not frozen in eval mode"
+        if any(m._forward_hooks or m._forward_pre_hooks for m in network.modules()):
+            return "hooks that are not the engine's are on the network"
+        return None
 
-        Not so for inputs other than tokens, a network in training mode or with trainable parameters, and hooks that are not
-        the engine's own.
-        """
-        only_tokens = set(batch.kwargs) <= {"input_ids", "attention_mask"} and batch.kwargs.get("input_ids") is not None
-        frozen = not network.training and not any(p.requires_grad for p in network.parameters())
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
-        return network is self._network and only_tokens and frozen and not hooked
+    def tell(self, message: str) -> None:
+        """Log which way runs go; each once."""
+        if message not in self._told:
+            self._told.add(message)
+            log.info("%s", message)
+
+    def is_trusted(self, layer: int, flags: Mapping[Any, Tensor | None]) -> bool:
+        """Whether resuming at this block was compared with a whole run, with (some) edits active as now."""
+        return (layer, _edits(flags)) in self._trusted
+
+    def trusts(self, layer: int, flags: Mapping[Any, Tensor | None], resumed: Tensor, whole: Tensor) -> bool:
+        """Compare a resumed run's logits with the whole run's; warns when they differ by more than rounding."""
+        scale = float(whole.float().abs().max())
+        error = float((resumed.float() - whole.float()).abs().max()) / max(scale, 1e-30)
+        tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
+        if error <= tolerance:
+            self._trusted.add((layer, _edits(flags)))
+            return True
+        warnings.warn(
+            f"Resuming at block {layer} changes the logits by {error:.1e} of the largest: the whole network is run instead. "
+            f"Please report this with the network's class ({type(self._network).__name__}).",
+            stacklevel=3,
+        )
+        return False
 
     def read(
         self,
@@ -69,7 +102,7 @@ class ActivationStore:
     ) -> Activations:
         """{site: Tensor[batch, position, width]} of the batch; the same arguments as `observe`."""
         whole = any(site.component == "attention_weight" for site in places)  # as wide as the batch is long
-        if grad or whole or not self.serves(network, batch):
+        if grad or whole or self.refuses(network, batch) is not None:
             return observe(network, batch, places, grad=grad, resolved=resolved)
         self._check_version()
         prompts = _prompts(batch)
@@ -86,7 +119,7 @@ class ActivationStore:
     def prefix(
         self, network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, resolved: dict[Site, ResolvedSite]
     ) -> Prefix:
-        """What a run from block `layer` and position `first` up to `stop` finds already done; `serves` must hold.
+        """What a run from block `layer` and position `first` up to `stop` finds already done; `refuses` must be None.
 
         first, stop: Tensor[batch], columns of the batch.
         """
@@ -190,6 +223,10 @@ def _place(site: Site) -> Site:
 def _version(network: nn.Module) -> int:
     """Grows with every in-place change of a parameter or buffer."""
     return sum(t._version for t in (*network.parameters(), *network.buffers()))
+
+
+def _edits(flags: Mapping[Any, Tensor | None]) -> bool:
+    return any(flag is None or bool(flag.any()) for flag in flags.values())
 
 
 def _rows(batch: Batch, rows: list[int]) -> Batch:

@@ -1,5 +1,7 @@
 """The resumed path equals the full path, outputs and gradients, or it is not taken."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,7 +63,7 @@ def test_blocks_and_positions_before_the_edit_do_not_run_again(monkeypatch):
         batch["positions"] = {"x": torch.tensor([6, 2])}
     store = ActivationStore(network)
     sites = [Site("block_output", layer=0, position="x")]
-    first = run(network, sites, base, source, store)
+    first = run(network, sites, base, source, store)  # the first of all is compared with a whole run
     ran = []
     forward = type(network.model.layers[0].mlp).forward
     monkeypatch.setattr(
@@ -122,3 +124,37 @@ def test_an_own_forward_of_a_block_is_put_back():
         run(network, [Site("block_output", layer=1, position=2)], prompts((6, 6), 1), prompts((6, 6), 2), store)
     assert vars(block)["forward"] is own
     assert set(MAKERS) > set(DECODERS)
+
+
+def test_the_first_batch_is_compared_with_a_whole_run(monkeypatch, caplog):
+    network = make("llama")
+    base, source = prompts((6, 6), 1), prompts((6, 6), 2)
+    sites = [Site("block_output", layer=0, position=2)]
+    full = run(network, sites, base, source, None)
+    real = ActivationStore.prefix
+
+    def wrong(self, *args):
+        found = real(self, *args)
+        return replace(found, hidden=found.hidden + 0.1)
+
+    monkeypatch.setattr(ActivationStore, "prefix", wrong)
+    with pytest.warns(UserWarning, match=r"Resuming at block 1 changes the logits by .* the whole network is run instead"):
+        found = run(network, sites, base, source, ActivationStore(network))
+    torch.testing.assert_close(found[0], full[0], atol=0, rtol=0)
+    torch.testing.assert_close(found[1], full[1], atol=0, rtol=0)
+
+
+def test_which_way_runs_go_is_told_once(caplog):
+    network = make("llama")
+    base, source = prompts((6, 6), 1), prompts((6, 6), 2)
+    store = ActivationStore(network)
+    with caplog.at_level("INFO", logger="iit"):
+        for _ in range(2):
+            run(network, [Site("block_output", layer=0, position=2)], base, source, store)
+        handle = network.model.norm.register_forward_hook(lambda m, a, out: None)
+        run(network, [Site("block_output", layer=0, position=2)], base, source, store)
+        handle.remove()
+    assert [record.message for record in caplog.records] == [
+        "Runs resume at block 1 and the first position that is edited.",
+        "The whole network runs: hooks that are not the engine's are on the network.",
+    ]
