@@ -126,7 +126,7 @@ def _state(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent} is no whole save of pyvene: {path.name} is missing.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or holds more than tensors: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict but a {type(state).__name__}.")
