@@ -1,8 +1,6 @@
 """The alignment: which edit realises which variable."""
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,10 +56,11 @@ class Alignment(IntervenedModel):
             raise ValueError("Texts need a tokenizer: make the alignment with the LanguageModel from iit.load_network.")
         return self.language_model
 
-    def _write(self, folder: Path) -> None:
-        super()._write(folder)
-        told = {"variables": [str(v) for v in self.variables], "rows": [row.to_dict() for row in self.rows]}
-        (folder / "alignment.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    def _record(self) -> dict[str, Any]:
+        return {"variables": [str(v) for v in self.variables], "rows": [row.to_dict() for row in self.rows]}
+
+    def _recall(self, record: dict[str, Any] | None) -> None:
+        self.rows = [Row.from_dict(row) for row in record["rows"]] if record is not None else []
 
 
 def one(network: LanguageModel | nn.Module, variable: str, site: Site, intervention: Callable[..., Intervention]) -> Alignment:

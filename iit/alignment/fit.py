@@ -78,6 +78,7 @@ def fit(
         log_every_n_steps=1,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
     )
+    alignment.rows = ()  # they were of other weights
     lightning_module = module(alignment, config=config)
     runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     if runner.interrupted:

@@ -27,7 +27,8 @@ def random_subspace(alignment: Alignment, seed: int) -> Alignment:
             if edit.intervention.rank is None:
                 raise ValueError(f"{edit.intervention} has no rank: there is no random subspace to compare with.")
             if edit.intervention not in fresh:
-                fresh[edit.intervention] = Intervention.from_config(edit.intervention.config())
+                trained = edit.intervention
+                fresh[trained] = Intervention.from_config(trained.config(), trained.own_parts)
     edits = {
         key: Edit(edit.sites, fresh[edit.intervention], edit.source_sites, edit.joint) for key, edit in alignment.edits.items()
     }

@@ -96,7 +96,7 @@ def describe(alignment: Alignment, pairs: Pairs) -> dict[str, Any]:
         "network": alignment.language_model.name if alignment.language_model else type(alignment.network).__name__,
         "task": pairs.task.name if pairs.task else "file",
         "variable": pairs.variable,
-        "method": edit.intervention.config()["type"],
+        "method": edit.intervention.name,
         "component": "+".join(str(s) for s in edit.sites) if several else site.component or f"{site.module}:{site.side}",
         "layer": None if several else site.layer,
         "head": None if several else _plain(site.head),

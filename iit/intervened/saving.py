@@ -1,132 +1,129 @@
-"""Saving and loading an intervened model: `config.json` and `interventions.safetensors`; nothing in a folder can run code."""
+"""Saving and loading an intervened model: JSON and tensors; nothing in a folder can run code."""
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from iit.intervened.edit import Edit
+from iit.intervened.sources import Variable
 from iit.intervention import Intervention
 from iit.network import LanguageModel, fingerprint
 from iit.site import Site
 
-FORMAT = "iit.intervened/1"
-CONFIG, WEIGHTS = "config.json", "interventions.safetensors"
+FORMAT = "iit.intervened/2"
+CONFIG, WEIGHTS, RECORD, CARD = "config.json", "interventions.safetensors", "alignment.json", "README.md"
+LOADED = (CONFIG, WEIGHTS, RECORD)
+"""The files that loading reads; the card is for people."""
 
 
-@contextmanager
-def written_folder(folder: str | Path) -> Iterator[Path]:
-    """A fresh folder to write to, moved to `folder` when the block ends without an exception.
+class Saved(NamedTuple):
+    """What a folder holds.
 
-    An existing `folder` is replaced only if it is one of ours (it holds a `config.json` of this format). Raises FileExistsError otherwise.
+    edits: {variable: Edit}. network: the identity of the network they were made for. source_grad: as the model had it.
+    record: an alignment's variables and rows; None for a plain intervened model.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not _is_ours(folder):
-        raise FileExistsError(f"{folder} holds other files; choose a folder that is new, empty, or an earlier save.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    edits: dict[Variable, Edit]
+    network: dict[str, Any]
+    source_grad: bool
+    record: dict[str, Any] | None
 
 
-def write(folder: Path, edits: Mapping[str | Site, Edit], network: Mapping[str, Any]) -> None:
-    """Write the edits and the network's identity into a folder. Raises ValueError for an intervention that cannot be saved."""
-    interventions = list(dict.fromkeys(edit.intervention for edit in edits.values()))
+def write(folder: Path, saved: Saved) -> None:
+    """Write the files of a save into an empty folder; `config.json` holds the checksums of all that is loaded.
+
+    Raises ValueError for an intervention that cannot be saved, and for values that JSON does not have.
+    """
+    interventions = list(dict.fromkeys(edit.intervention for edit in saved.edits.values()))
+    descriptions = [intervention.config() for intervention in interventions]
     tensors = {
         f"{number}.{name}": tensor.detach().cpu().contiguous().clone()
         for number, intervention in enumerate(interventions)
         for name, tensor in intervention.state_dict().items()
     }
     save_file(tensors, folder / WEIGHTS)
+    if saved.record is not None:
+        _write_json(folder / RECORD, saved.record)
     config = {
         "format": FORMAT,
-        "network": dict(network),
+        "network": saved.network,
+        "source_grad": saved.source_grad,
         "edits": [
             {
-                "variable": None if isinstance(key, Site) else key,
+                "variable": _site_to_json(key) if isinstance(key, Site) else key,
                 "sites": [_site_to_json(site) for site in edit.sites],
                 "source_sites": [_site_to_json(site) for site in edit.source_sites],
                 "joint": edit.joint,
                 "intervention": interventions.index(edit.intervention),
             }
-            for key, edit in edits.items()
+            for key, edit in saved.edits.items()
         ],
-        "interventions": [intervention.config() for intervention in interventions],
-        "weights_sha256": _sha256(folder / WEIGHTS),
+        "interventions": descriptions,
+        "sha256": {name: _sha256(folder / name) for name in (WEIGHTS, RECORD) if (folder / name).exists()},
     }
-    config["sha256"] = _digest(config)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / CONFIG, config | {"config_sha256": _digest(config)})
 
 
-def read(folder: str | Path, types: Mapping[str, Any] | None = None) -> tuple[dict[str | Site, Edit], dict[str, Any]]:
-    """The edits of a folder, and the identity of the network they were made for.
+def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
+    """What a folder holds.
 
-    types: a user's own interventions, name → class, beside the closed table.
-    Raises FileNotFoundError for missing files, ValueError for damaged, altered or foreign ones and for weights that are not finite.
+    types: a user's own bases, gates and operations, name → class, beside the closed table.
+    Raises FileNotFoundError for missing files, ValueError for damaged, altered, foreign or swapped ones and for weights that
+    are not finite.
     """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no saved intervened model: {name} is missing.")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is damaged: {error}.") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{folder / CONFIG} is not in the format {FORMAT!r}.")
-    if config.get("sha256") != _digest(config):
+    config = _read_json(folder / CONFIG)
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder / CONFIG} is not in the format {FORMAT!r} (it says {config.get('format')!r}).")
+    if config.pop("config_sha256", None) != _digest(config):
         raise ValueError(f"{folder / CONFIG} was altered after it was saved: its checksum does not fit.")
-    if config["weights_sha256"] != _sha256(folder / WEIGHTS):
-        raise ValueError(f"{folder / WEIGHTS} is truncated or altered: its checksum does not fit {CONFIG}.")
     try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}.") from error
-    interventions = []
-    for number, description in enumerate(config["interventions"]):
-        intervention = Intervention.from_config(description, types)
-        state = {name.partition(".")[2]: t for name, t in tensors.items() if name.partition(".")[0] == str(number)}
-        for name, tensor in state.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{folder / WEIGHTS}: {name} of {description['type']} has values that are not finite.")
-        intervention.load_state_dict(state)
-        interventions.append(intervention.eval())
-    edits = {}
-    for edit in config["edits"]:
-        sites = [Site(**site) for site in edit["sites"]]
-        key = edit["variable"] if edit["variable"] is not None else sites[0]
-        source_sites = [Site(**site) for site in edit["source_sites"]]
-        edits[key] = Edit(sites, interventions[edit["intervention"]], source_sites, edit["joint"])
-    return edits, config["network"]
+        _check_files(folder, config["sha256"])
+        interventions = _interventions(folder / WEIGHTS, config["interventions"], types)
+        edits: dict[Variable, Edit] = {}
+        for edit in config["edits"]:
+            key = Site(**edit["variable"]) if isinstance(edit["variable"], dict) else edit["variable"]
+            sites, source_sites = ([Site(**site) for site in edit[name]] for name in ("sites", "source_sites"))
+            edits[key] = Edit(sites, interventions[edit["intervention"]], source_sites, edit["joint"])
+        record = _read_json(folder / RECORD) if RECORD in config["sha256"] else None
+        return Saved(edits, config["network"], config["source_grad"], record)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged: {error!r}.") from error
+
+
+def foreign(folder: Path) -> list[str]:
+    """The names in a folder that no save wrote: all of them, unless its `config.json` is one of ours."""
+    found = sorted(path.name for path in folder.iterdir())
+    try:
+        ours = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"]).startswith("iit.intervened/")
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    return [name for name in found if not ours or name not in (*LOADED, CARD)]
 
 
 def identity(network: LanguageModel | nn.Module) -> dict[str, Any]:
-    """What tells a network from others: name, revision, class, width, number of layers, and its weights' fingerprint."""
+    """What tells a network from others: name, revision, class, width, number of layers, dtype, and its weights' fingerprint.
+
+    Of a network that was loaded from a folder the name is the folder's own: what is shared does not tell where it lies.
+    """
     module = network.model if isinstance(network, LanguageModel) else network
     config: Any = getattr(module, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    name = network.name if isinstance(network, LanguageModel) else getattr(config, "_name_or_path", None)
+    dtype = next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), None)
     return {
-        "name": network.name if isinstance(network, LanguageModel) else getattr(config, "_name_or_path", None) or None,
+        "name": Path(name).name if name and Path(name).is_dir() else name or None,
         "revision": network.revision if isinstance(network, LanguageModel) else None,
         "class": type(module).__name__,
         "width": getattr(config, "hidden_size", None),
         "n_layers": getattr(config, "num_hidden_layers", None),
+        "dtype": dtype,
         "fingerprint": fingerprint(module),
     }
 
@@ -136,28 +133,79 @@ def check_network(saved: Mapping[str, Any], network: LanguageModel | nn.Module) 
     here = identity(network)
     if here["fingerprint"] == saved.get("fingerprint"):
         return
-    differing = [key for key in ("class", "width", "n_layers", "name", "revision") if here[key] != saved.get(key)]
+    differing = [key for key in ("class", "width", "n_layers", "dtype", "name", "revision") if here[key] != saved.get(key)]
     told = "; ".join(f"{key}: saved for {saved.get(key)!r}, given {here[key]!r}" for key in differing)
     raise ValueError(
-        f"This was saved for another network ({told or 'same shape, other weights or dtype'}). Load that network, or pass "
+        f"This was saved for another network ({told or 'same shape, other weights'}). Load that network, or pass "
         "check_network=False if you mean to carry the interventions over."
     )
+
+
+def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    if WEIGHTS not in checksums or not set(checksums) <= {WEIGHTS, RECORD}:
+        raise ValueError(f"{folder / CONFIG} is damaged: it lists the files {sorted(checksums)}.")
+    if RECORD not in checksums and (folder / RECORD).exists():
+        raise ValueError(f"{folder / RECORD} does not belong to this save: {CONFIG} knows nothing of it.")
+    for name, checksum in checksums.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is no whole save: {name} is missing.")
+        if checksum != _sha256(folder / name):
+            raise ValueError(f"{folder / name} is truncated, altered or of another save: its checksum does not fit {CONFIG}.")
+
+
+def _interventions(path: Path, descriptions: list[dict[str, Any]], types: Mapping[str, Any] | None) -> list[Intervention]:
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    states: list[dict[str, Tensor]] = [{} for _ in descriptions]
+    for name, tensor in tensors.items():
+        number, _, own = name.partition(".")
+        states[int(number)][own] = tensor
+    found = []
+    for description, state in zip(descriptions, states, strict=True):
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{path}: {name} of {description['type']} has values that are not finite.")
+        with torch.random.fork_rng(devices=[]):  # what is drawn for fresh weights is thrown away
+            intervention = Intervention.from_config(description, types)
+        # Weights that were saved in another precision keep it.
+        dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
+        intervention = intervention if dtype is None else intervention.to(dtype)
+        try:
+            intervention.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not hold the weights of {intervention}: {error}") from error
+        found.append(intervention.eval())
+    return found
 
 
 def _site_to_json(site: Site) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(site).items() if v is not None}
 
 
-def _is_ours(folder: Path) -> bool:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} holds JSON, which has no such value: {error}.") from error
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is no saved intervened model: {path.name} is missing.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object.")
+    return content
 
 
 def _digest(config: Mapping[str, Any]) -> str:
-    told = {key: value for key, value in config.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -93,8 +93,9 @@ def source_activations(
             continue
         for variable in variables_of(key, edit):
             flag = active[variable]
+            idle = flag is not None and not bool(flag.any())
             if variable not in sources:
-                if flag is None or bool(flag.any()):
+                if not idle:
                     raise ValueError(f"Variable {str(variable)!r} is active and its intervention needs a source; none was given.")
                 continue
             source = sources[variable]
@@ -112,6 +113,8 @@ def source_activations(
                             f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; they must be paired."
                         )
                     wanted[id(source)] = (source, batch, {})
+                if idle:
+                    continue  # nobody asks what its sites hold
                 _, batch, sites = wanted[id(source)]
                 if site not in sites:
                     sites[site] = columns(site, batch, flag)
@@ -120,6 +123,7 @@ def source_activations(
     found = {
         identity: read(network, batch, sites, grad=grad, resolved={s: resolved[s] for s in sites})
         for identity, (_, batch, sites) in wanted.items()
+        if sites
     }
     return given | {(variable, number): found[identity][site] for variable, number, site, identity in jobs}
 

@@ -11,7 +11,7 @@ from iit.intervention import basis, gate, operation
 from iit.intervention.basis import Basis, Coordinates
 from iit.intervention.gate import Gate, SoftGate
 from iit.intervention.operation import Operation
-from iit.intervention.part import Part
+from iit.intervention.part import Part, fresh_part, saved_config, with_own
 
 PARTS: dict[str, type[Part]] = {
     part.__name__: part
@@ -174,37 +174,51 @@ class Intervention(nn.Module):
                 )
 
     def config(self) -> dict[str, Any]:
-        """JSON from which `from_config` makes a fresh one. Raises ValueError for what cannot be saved."""
+        """JSON from which `from_config` makes a fresh one.
+
+        Raises ValueError for what cannot be saved: functions, a subclass of `Intervention`, and parts of one's own that their
+        arguments do not make again.
+        """
+        if type(self) is not Intervention:
+            raise ValueError(
+                f"{type(self).__name__} is a subclass of Intervention and cannot be saved: what it changes would be lost. Write "
+                "the change as a Basis, Gate or Operation, and pass it to Intervention(name, basis, gate, operation)."
+            )
         return {
             "type": self.name,
-            "basis": self.basis.config(),
-            "gate": self.gate.config(),
-            "operation": self.operation.config(),
+            **{role: saved_config(part, PARTS) for role, part in self._parts()},
             "blocks": self._blocks,
             "kind": self.kind,
         }
 
+    @property
+    def own_parts(self) -> dict[str, type[Part]]:
+        """The classes it is made of that are not in `PARTS`, by name: what `from_config` has to be given as `types`."""
+        return {type(part).__name__: type(part) for _, part in self._parts() if type(part).__name__ not in PARTS}
+
+    def _parts(self) -> tuple[tuple[str, Part], ...]:
+        return ("basis", self.basis), ("gate", self.gate), ("operation", self.operation)
+
     @staticmethod
-    def from_config(config: Mapping[str, Any], types: Mapping[str, type[Part]] | None = None) -> "Intervention":
+    def from_config(config: Mapping[str, Any], types: Mapping[str, Any] | None = None) -> "Intervention":
         """A fresh intervention of the same shape, its weights as at the start of a training.
 
-        types: a user's own bases, gates and operations by name. Raises ValueError for a type that is neither there nor in `PARTS`.
+        types: a user's own bases, gates and operations by name.
+        Raises ValueError for a type that is neither there nor in `PARTS`, that both have, or that is no part, and for arguments
+        that a part does not take.
         """
-        parts = {role: _part(config[role], types or {}) for role in ("basis", "gate", "operation")}
-        return Intervention(config["type"], **parts, blocks=config["blocks"], kind=config["kind"])  # pyright: ignore[reportArgumentType]
+        table = with_own(PARTS, types or {})
+        return Intervention(
+            config["type"],
+            fresh_part(Basis, config["basis"], table),
+            fresh_part(Gate, config["gate"], table),
+            fresh_part(Operation, config["operation"], table),
+            blocks=config["blocks"],
+            kind=config["kind"],
+        )
 
     def __repr__(self) -> str:
         told = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
         if self._blocks is not None:
             told["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]
         return f"{self.name}({', '.join(f'{key}={value}' for key, value in told.items() if value is not None)})"
-
-
-def _part(config: Mapping[str, Any], types: Mapping[str, type[Part]]) -> Part:
-    name, arguments = config["type"], {key: value for key, value in config.items() if key != "type"}
-    table = {**PARTS, **types}
-    if name not in table:
-        raise ValueError(
-            f"There is no part {name!r}; there is {', '.join(sorted(table))}. Pass your own with types={{name: class}}."
-        )
-    return table[name](**arguments)

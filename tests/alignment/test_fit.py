@@ -14,6 +14,8 @@ import iit
 from iit.alignment import DAS, cross_entropy, one
 from iit.causal import ioi
 from iit.data import Pairs
+from iit.intervention import All, Basis, Coordinates, Intervention
+from iit.intervention.operation import Swap
 from iit.network import LanguageModel
 from tests.families import make
 
@@ -256,3 +258,35 @@ def test_vanilla_control_equals_patching_by_hand(toy):
         handle.remove()
         assert bool(found[number]) == (int(predicted) == int(base["answer"][0, 0]))
     assert issubclass(EncodedPairs, Dataset)
+
+
+class Half(Basis):
+    """Coordinates of one's own: every activation's first half, scaled by a learned factor."""
+
+    def __init__(self, width):
+        super().__init__(width=width)
+        self.width, self.rank = width, width // 2
+        self.scale = torch.nn.Parameter(torch.rand(width // 2) + 0.5)
+
+    def coordinates(self):
+        def write(h, old, new):
+            return torch.cat([h[..., : self.rank] + (new - old) / self.scale, h[..., self.rank :]], -1)
+
+        return Coordinates(lambda h: h[..., : self.rank] * self.scale, write)
+
+
+def test_ones_own_basis_is_trained_scored_and_shared(toy, tmp_path):
+    network, pairs = toy
+    site = iit.Site("block_output", layer=0, position="place")
+    alignment = iit.Alignment(network, {"subject_position": iit.Edit(site, Intervention("Mine", Half(16), All(), Swap()))})
+    alignment.rows = iit.evaluate(alignment, pairs)
+    iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=1, folder=tmp_path)
+    assert list(alignment.rows) == [], "rows of weights that are gone"
+    alignment.rows = iit.evaluate(alignment, pairs)
+    assert {row.method for row in alignment.rows} == {"Mine"}
+    alignment.save_pretrained(tmp_path / "mine")
+    back = iit.Alignment.from_pretrained(tmp_path / "mine", network, types={"Half": Half})
+    assert list(back.rows) == list(alignment.rows) == iit.evaluate(back, pairs)
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "not measured" not in card
+    assert "iit.Alignment.from_pretrained(\"mine\", network, types={'Half': Half})" in card

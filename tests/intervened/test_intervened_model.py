@@ -449,3 +449,14 @@ def test_a_store_runs_each_source_prompt_once(tiny_llama):
         assert calls
     finally:
         module.observe = real
+
+
+def test_an_inactive_block_leaves_the_other_blocks_source_alone(tiny_llama):
+    """Both blocks read the same role of the same source; only one of them is asked where that is."""
+    site = Site("block_output", layer=0, position="r")
+    both = IntervenedModel(tiny_llama, {site: iit.RotatedSpaceIntervention(16, blocks={"u": 2, "v": 3})})
+    base, source = prompts((6, 5), 1), prompts((6, 5), 2)
+    base["positions"] = source["positions"] = {"r": torch.tensor([2, 3])}
+    for idle, other in (("u", "v"), ("v", "u")):
+        expected = both(base, {other: source}, {idle: False}).logits
+        torch.testing.assert_close(both(base, source, {idle: False}).logits, expected)
