@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format
+.PHONY: help setup run test check format bench
 
 PYTHON ?= python3
 VENV := .venv
@@ -37,3 +37,6 @@ check: setup  ## Lint, format, types, arrows between the rooms, and the experime
 format: setup  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup  ## Time a DAS step here and in pyvene, side by side (BENCH=full for all cases)
+	$(BIN)/python -W ignore -m benchmarks.das_step

@@ -1,0 +1,187 @@
+"""What one DAS step costs, here and in pyvene: `python -m benchmarks.das_step` writes `results/das_step.json` and prints a table."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import iit
+from iit.causal import ioi
+from iit.data import EncodedPairs
+from iit.run import provenance
+
+RESULTS = Path(__file__).parent / "results"
+THREADS, BATCH, RANK, LR = min(2, os.cpu_count() or 1), 32, 16, 5e-3
+WARM_UP = 1  # rounds; the store of activations is full after them
+FULL = os.environ.get("BENCH") == "full"
+ROUNDS = 6 if FULL else 3
+LAYERS = (5, 17, 25) if FULL else (17, 25)
+CASES = [(layer, role, "fp32") for layer in LAYERS for role in ("s2", "last")] + (
+    [(17, "s2", "bf16"), (17, "last", "bf16")] if FULL else []
+)
+
+
+def main() -> None:
+    """Time every case, write the results and print them."""
+    batches = _batches()
+    rate = matmul_rate()
+    cases = [_case(batches, rate, *case) for case in CASES]
+    told = provenance()
+    result = {
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": THREADS, "matmul_gflops": round(rate)},
+        "versions": told["versions"] | {"pyvene": version("pyvene")},
+        "git": told["git"],
+        "settings": {"network": "smollm2", "batch": BATCH, "rank": RANK, "lr": LR, "warm_up": WARM_UP, "rounds": ROUNDS},
+        "cases": cases,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "das_step.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    Console().print(_table(cases))
+
+
+def _batches(n: int = 4) -> list[dict[str, Any]]:
+    """The same pairs for everyone; whether the network answers them rightly does not matter to their cost."""
+    network = iit.load_network("smollm2")
+
+    class Everything:
+        tokenizer = network.tokenizer
+
+        def answers_right(self, texts: Any, answers: Any) -> np.ndarray:
+            return np.ones(len(texts), dtype=bool)
+
+    pairs = iit.Pairs.sample(ioi(), Everything(), n_train=n * BATCH, n_val=60, n_test=60, seed=0)
+    encoded = EncodedPairs(pairs.split("train"), pairs.variable, network)
+    cut = (encoded.batch(range(start, start + BATCH)) for start in range(0, n * BATCH, BATCH))
+    return [{"base": batch["base"], "source": batch["sources"][pairs.variable]} for batch in cut]
+
+
+def _case(batches: list[dict[str, Any]], rate: float, layer: int, role: str, dtype: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    frame = torch.linalg.qr(torch.randn(576, RANK))[0]
+    names = ("iit", "pyvene")
+    # bf16 is this framework's own business: the comparison is with pyvene in fp32.
+    dtypes = {"iit": dtype, "pyvene": "fp32"}
+    with tempfile.TemporaryDirectory() as folder:
+        running = {}
+        for name in names:
+            path = Path(folder) / f"{name}.pt"
+            work = {"layer": layer, "role": role, "dtype": dtypes[name], "frame": frame, "batches": batches}
+            torch.save(work | {"threads": THREADS, "lr": LR}, path)
+            running[name] = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "benchmarks.contender", name, str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        steps: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        try:
+            for name in names:
+                _answer(running[name], name)
+            for number in range((WARM_UP + ROUNDS) * len(batches)):
+                for name in names:  # interleaved, so that both see the same machine
+                    stdin: Any = running[name].stdin
+                    stdin.write(f"{number % len(batches)}\n")
+                    stdin.flush()
+                    steps[name].append(_answer(running[name], name))
+        finally:
+            for process in running.values():
+                process.kill()
+    warm = {name: [step["seconds"] for step in told[WARM_UP * len(batches) :]] for name, told in steps.items()}
+    floor = _floor(batches, layer, role)
+    ours = median(warm["iit"])
+    return {
+        "site": f"block_output[{layer}] @ {role}",
+        "dtype": dtype,
+        "contenders": {
+            name: {
+                "dtype": dtypes[name],
+                "median_s": round(median(seconds), 4),
+                "range_s": [round(min(seconds), 4), round(max(seconds), 4)],
+                "first_s": round(steps[name][0]["seconds"], 4),
+                "peak_mib": steps[name][-1]["peak_mib"],
+                "losses": [round(step["loss"], 4) for step in steps[name]],
+            }
+            for name, seconds in warm.items()
+        },
+        "ratio": round(median(warm["pyvene"]) / ours, 2),
+        "floor_gflop": round(floor / 1e9, 2),
+        "share_of_floor": round(floor / 1e9 / rate / ours, 2),
+    }
+
+
+def _answer(process: Any, name: str) -> dict[str, Any]:
+    line = next((line for line in process.stdout if line.startswith("{")), None)  # libraries print greetings
+    if line is None:
+        raise RuntimeError(f"The contender {name} ended: run `python -m benchmarks.contender` by hand to see why.")
+    return json.loads(line)
+
+
+def _floor(batches: list[dict[str, Any]], layer: int, role: str) -> float:
+    """Flops that a step cannot do without, the mean over batches: forward and backward of activations, behind site and position.
+
+    4·[(L − ℓ)·N·(T − p) + V·d] an example, for L blocks of N parameters, a site after ℓ of them, the first edited of T tokens at p.
+    """
+    config = iit.load_network("smollm2").model.config
+    head = config.hidden_size // config.num_attention_heads
+    attention = 2 * config.hidden_size * head * (config.num_attention_heads + config.num_key_value_heads)
+    block = attention + 3 * config.hidden_size * config.intermediate_size
+    total = 0.0
+    for batch in batches:
+        base = batch["base"]
+        left = base["attention_mask"].sum(1) - base["positions"][role][:, 0]
+        total += float(
+            (4 * ((config.num_hidden_layers - layer - 1) * block * left + config.vocab_size * config.hidden_size)).sum()
+        )
+    return total / len(batches)
+
+
+def matmul_rate(n: int = 2048, repeats: int = 5) -> float:
+    """GFLOP/s of a large fp32 matrix product, the best of a few."""
+    torch.set_num_threads(THREADS)
+    a, best = torch.randn(n, n), 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def _table(cases: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"One DAS step, batch {BATCH}, rank {RANK}: median seconds")
+    for name in ("site", "dtype", "iit", "pyvene (fp32)", "ratio", "share of the floor's rate", "peak MiB"):
+        table.add_column(name)
+    for case in cases:
+        ours, theirs = case["contenders"]["iit"], case["contenders"]["pyvene"]
+        table.add_row(
+            case["site"],
+            case["dtype"],
+            f"{ours['median_s']:.3f}",
+            f"{theirs['median_s']:.3f}",
+            f"{case['ratio']:.1f}×",
+            f"{case['share_of_floor']:.0%}",
+            f"{ours['peak_mib']} / {theirs['peak_mib']}",
+        )
+    return table
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()
