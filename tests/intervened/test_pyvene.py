@@ -281,7 +281,7 @@ def test_spans_of_different_length_are_refused():
     other = source | {"input_ids": torch.where(source["attention_mask"].bool(), source["input_ids"], 7)}
     model = pyvene_model(make("gpt2"), VANILLA | {"intervention_type": pyvene.VanillaIntervention})
     far(*(pyvene_logits(model, base, batch, None)[1] for batch in (source, other)))
-    with pytest.raises(ValueError, match="example 1.*6 positions in the base and 4 in the source"):
+    with pytest.raises(ValueError, match=r"example 1.*6 positions in the base and 4 in the source"):
         IntervenedModel(make("gpt2"), {Site("block_output", layer=0): iit.VanillaIntervention()})(base, source)
 
 
