@@ -22,7 +22,7 @@ class Site:
 
     component: one of `iit.network.components.COMPONENTS`, with `layer` (and `head`, an int or several, where it has heads).
     module: path of any submodule, with side "input" | "output" (the default).
-    position: a role, a token index (negative counts from the end), several, or None for every position.
+    position: a role, a token index (negative counts from the end), several of one kind, or None for every position.
 
     Raises ValueError for both or neither of component and module, unknown names, and indices that do not belong.
 
@@ -33,7 +33,7 @@ class Site:
     component: str | None = None
     layer: int | None = None
     head: Index = None
-    position: str | Index = None
+    position: str | Sequence[str] | Index = None
     module: str | None = None
     side: str | None = None
 
@@ -68,6 +68,12 @@ class Site:
     def heads(self) -> tuple[int, ...] | None:
         """The heads as a tuple."""
         return (self.head,) if isinstance(self.head, int) else None if self.head is None else tuple(self.head)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles the position is named by; none where it is counted."""
+        several = (self.position,) if isinstance(self.position, str | int) else self.position or ()
+        return tuple(place for place in several if isinstance(place, str))
 
     def __str__(self) -> str:
         where = f"{self.module}:{self.side}" if self.component is None else self.component
@@ -187,14 +193,15 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     return ResolvedSite(site, module, site.side, width, encoder=encoder, batch_first=_batch_first([module, *above]))
 
 
-def _indices(name: str, value: Any) -> int | tuple[int, ...]:
-    """An int, or several as a tuple. Raises ValueError for anything else, none, and one given twice."""
+def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
+    """An int, or several (or several roles) as a tuple. Raises ValueError for anything else, none, and one given twice."""
     try:
         if name == "layer" or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return operator.index(value)
-        found = tuple(operator.index(item) for item in value)
+        roles = name == "position" and all(isinstance(item, str) for item in value)
+        found = tuple(value) if roles else tuple(operator.index(item) for item in value)
     except TypeError:
-        kinds = {"layer": "an int", "head": "an int or several", "position": "a role, an int or several ints"}[name]
+        kinds = {"layer": "an int", "head": "an int or several", "position": "a role, an int, or several of one kind"}[name]
         raise ValueError(f"{name} is {kinds}; got {value!r}.") from None
     if not found:
         raise ValueError(f"{name} is empty; leave it out for all.")

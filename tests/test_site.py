@@ -47,7 +47,7 @@ def test_indices_are_ints():
         ("layer", [0], "layer is an int; got"),
         ("head", "0", "head is an int or several"),
         ("head", 1.0, "head is an int or several"),
-        ("position", ["s1", "s2"], "position is a role, an int or several ints"),
+        ("position", ["s1", 2], "position is a role, an int, or several of one kind"),
     ]:
         with pytest.raises(ValueError, match=said):
             _indices(name, value)

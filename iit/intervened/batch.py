@@ -71,8 +71,8 @@ class Batch:
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     """Make a Batch of what the user passed; right-pad where the padding is elsewhere.
 
-    Raises ValueError for inputs the network's forward does not know, masks with holes, empty prompts, and roles or answers
-    whose batch size differs.
+    Raises ValueError for inputs the network's forward does not know, masks with holes, empty batches and prompts of tokens, and
+    roles or answers whose batch size differs.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
 
@@ -131,6 +131,8 @@ def _check_keywords(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
 
 def _right_padded(batch: Batch) -> Batch:
     tokens, mask = batch.tokens, batch.kwargs.get("attention_mask")
+    if not tokens.shape[0] or not tokens.shape[1]:
+        raise ValueError(f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}.")
     if mask is None or mask.ndim != 2:
         lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
         return _counted(replace(batch, lengths=lengths))

@@ -18,7 +18,8 @@ class Edit:
         activations.
     source_sites: where the source run is read, one a site; by default the same sites, their positions resolved on the
         source.
-    joint: concatenate the positions of a site into one vector of width `n_positions * width`, edited as a whole.
+    joint: concatenate the positions of the site into one vector of width `n_positions * width`, edited as a whole. Several
+        positions, roles or heads are one site's; what lies elsewhere is computed at another time, and cannot be concatenated.
 
     Raises ValueError when the sites and source sites differ in number, or a joint edit has several sites.
     """
@@ -43,6 +44,11 @@ class Edit:
             raise ValueError("An edit needs at least one site.")
         if len(source_sites) != len(sites):
             raise ValueError(f"An edit with {len(sites)} sites needs as many source sites; {len(source_sites)} were given.")
+        if joint and len(sites) > 1:
+            raise ValueError(
+                f"A joint edit has one site, whose positions (or roles, or heads) it concatenates; {len(sites)} were given. Places "
+                "apart are computed one after another: the later depends on what is written at the earlier."
+            )
         if not isinstance(intervention, Intervention):
             raise ValueError(
                 f"An edit needs an Intervention made for its width; {intervention!r} was given (a `_partial_` one is completed "

@@ -21,6 +21,7 @@ from iit.intervened.pyvene import Position, read_pyvene
 from iit.intervened.resume import Suffix, first_block, resumed, span, suffix
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
 from iit.intervened.store import ActivationStore
+from iit.intervened.widths import check_joint, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel
 from iit.network.answering import head_at
@@ -84,7 +85,7 @@ class IntervenedModel(nn.Module):
         for key, edit in self.edits.items():
             for site in (*edit.sites, *edit.source_sites):
                 self._resolved.setdefault(site, resolve(self.network, site))
-            _check_width(key, edit, self._resolved)
+            check_width(key, edit, self._resolved)
             if edit.intervention.skips:
                 for site in edit.sites:
                     before = _block_input(site)
@@ -348,11 +349,13 @@ class IntervenedModel(nn.Module):
     def _placed(self, batch: Batch, active: Active) -> tuple[dict[Variable, Tensor | None], dict[tuple[Variable, int], Columns]]:
         """Which examples each variable's edit touches, and where."""
         flags = activity(list(self.variables), active, batch)
-        return flags, {
-            (key, number): columns(site, batch, _any_active(key, edit, flags))
-            for key, edit in self.edits.items()
-            for number, site in enumerate(edit.sites)
-        }
+        places = {}
+        for key, edit in self.edits.items():
+            for number, site in enumerate(edit.sites):
+                places[key, number] = columns(site, batch, _any_active(key, edit, flags))
+                if edit.joint:
+                    check_joint(key, edit, places[key, number], batch, self._resolved[site].width)
+        return flags, places
 
     @contextmanager
     def _edited(
@@ -442,20 +445,6 @@ def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
     if not isinstance(key, Site):
         raise ValueError(f"Variable {key!r} needs an `Edit(sites=…, intervention=…)`; only a Site may stand for its own edit.")
     return Edit([key], edit)
-
-
-def _check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]) -> None:
-    expected = edit.intervention.width
-    for site in (*edit.sites, *edit.source_sites):
-        width = resolved[site].width
-        if width is not None and edit.joint and isinstance(site.position, tuple):
-            width *= len(site.position)
-        elif edit.joint:
-            continue
-        if expected is not None and width is not None and width != expected:
-            raise ValueError(
-                f"Variable {str(key)!r}: site {site} has width {width}, its intervention was made for width {expected}."
-            )
 
 
 def _block_input(site: Site) -> Site:

@@ -15,26 +15,29 @@ from iit.site import Site
 class Columns:
     """The columns of an activation's position axis that a site selects.
 
-    index: Tensor[batch, n], −100 where an example has fewer; None = every position; a tuple of ints where only the run can
-        tell how many positions there are (networks without tokens).
+    index: Tensor[batch, n], −100 where an example has fewer; a tuple of ints, the same in each example; None = every position.
+    counted: whether the index counts from 0 and is known to be inside; on networks without tokens only the run can tell.
     """
 
     site: Site
     index: Tensor | tuple[int, ...] | None
+    counted: bool = True
 
     def counts(self) -> Int[Tensor, "batch"] | None:
         """How many positions each example has; None where only the run can tell."""
         return (self.index != IGNORED).sum(1) if isinstance(self.index, Tensor) else None
 
     def _index(self, activation: Tensor) -> Tensor | None:
-        if not isinstance(self.index, tuple):
+        if self.index is None or (self.counted and isinstance(self.index, Tensor)):
             return self.index
         n_positions = activation.shape[1]
-        wrong = [i for i in self.index if not -n_positions <= i < n_positions]
-        if wrong:
-            raise ValueError(f"Site {self.site}: position {wrong[0]} is outside the activation's {n_positions} positions.")
-        row = torch.tensor([i % n_positions for i in self.index], device=activation.device)
-        return row.expand(activation.shape[0], -1)
+        given = torch.as_tensor(self.index, device=activation.device).expand(len(activation), -1)
+        wrong = (given != IGNORED) & ((given < -n_positions) | (given >= n_positions))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"Site {self.site}: position {int(given[wrong][0])} is outside the activation's {n_positions} positions."
+            )
+        return torch.where(given == IGNORED, IGNORED, given % n_positions)
 
     def read(self, activation: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch position width"]:
         """The activation at these columns; zeros where an example has fewer."""
@@ -63,59 +66,66 @@ class Columns:
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> Columns:
     """Resolve the site's position in a batch.
 
-    Raises ValueError for a role the batch lacks, a role that is absent in an (active) example, and positions outside an
-    example's real tokens.
+    Raises ValueError for a role the batch lacks, a role that is absent in an (active) example, several roles one of which is
+    several tokens, and positions outside an example's real tokens.
     """
-    position = site.position
-    if batch.lengths is None:
-        if position is None:
-            return Columns(site, None)
-        if isinstance(position, str):
-            if position not in batch.positions:
-                raise ValueError(_no_role(site, batch))
-            return Columns(site, batch.positions[position])
-        return Columns(site, (position,) if isinstance(position, int) else tuple(position))
-    lengths = batch.lengths
-    if position is None:
-        if batch.full:
-            return Columns(site, None)
-        steps = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
-        return Columns(site, torch.where(steps < lengths.unsqueeze(1), steps, IGNORED))
-    if isinstance(position, str):
-        if active is not None and not bool(active.any()):
-            return Columns(site, torch.full_like(lengths, IGNORED).unsqueeze(1))  # nobody asks where that would be
-        if position == "last" and position not in batch.positions:
-            return Columns(site, (lengths - 1).unsqueeze(1))
-        if position not in batch.positions:
-            raise ValueError(_no_role(site, batch))
-        index = _packed(batch.positions[position])
-        missing = (index == IGNORED).all(1) & (True if active is None else active)
-        if bool(missing.any()):
-            row = int(missing.nonzero()[0])
-            raise ValueError(f"Site {site}: role {position!r} is absent in example {row} of the batch.")
+    if site.position is None:
+        return Columns(site, _every(batch))
+    wanted = (site.position,) if isinstance(site.position, str | int) else site.position
+    if site.roles:
+        found = [_role(site, role, batch, active) for role in site.roles]
+        wide = [role for role, index in zip(site.roles, found, strict=True) if index.shape[1] > 1]
+        if wide and len(found) > 1:
+            raise ValueError(f"Site {site}: of several roles each must be one token; {wide[0]!r} has more in this batch.")
+        index = torch.cat(found, 1)
+    elif batch.lengths is None:
+        return Columns(site, tuple(int(i) for i in wanted), counted=False)
     else:
-        wanted = torch.tensor([position] if isinstance(position, int) else list(position), device=lengths.device)
-        index = torch.where(wanted < 0, wanted + lengths.unsqueeze(1), wanted.expand(len(lengths), -1))
-        wrong = (index < 0) | (index >= lengths.unsqueeze(1))
-        if bool(wrong.any()):
-            row, col = (int(i) for i in wrong.nonzero()[0])
-            raise ValueError(
-                f"Site {site}: position {int(wanted[col])} is outside example {row} of the batch, which has {int(lengths[row])} tokens."
-            )
+        index = _tokens(site, [int(i) for i in wanted], batch.lengths)
     ordered = index.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != IGNORED)
     if bool(twice.any()):
         row = int(twice.any(1).nonzero()[0])
         raise ValueError(f"Site {site}: a position occurs twice in example {row}: {index[row].tolist()}.")
-    return Columns(site, index)
+    return Columns(site, index, counted=batch.lengths is not None)
 
 
-def _packed(index: Int[Tensor, "batch n"]) -> Int[Tensor, "batch n"]:
-    """The same columns, present ones first, so that equal counts mean equal places."""
-    order = (index == IGNORED).int().argsort(dim=1, stable=True)
-    return index.gather(1, order)
+def _every(batch: Batch) -> Tensor | None:
+    """Every real token; None where that is every position."""
+    if batch.full or batch.lengths is None:
+        return None
+    lengths = batch.lengths
+    steps = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
+    return torch.where(steps < lengths.unsqueeze(1), steps, IGNORED)
 
 
-def _no_role(site: Site, batch: Batch) -> str:
-    known = ", ".join(map(repr, batch.positions)) or "none"
-    return f"Site {site}: the batch has no role {site.position!r}; its `positions` are: {known}."
+def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Tensor, "batch n"]:
+    """The role's columns, present ones first, so that equal counts mean equal places."""
+    if active is not None and not bool(active.any()):
+        return torch.full((batch.size, 1), IGNORED, device=active.device)  # nobody asks where that would be
+    if role == "last" and role not in batch.positions and batch.lengths is not None:
+        return (batch.lengths - 1).unsqueeze(1)
+    if role not in batch.positions:
+        known = ", ".join(map(repr, batch.positions)) or "none"
+        raise ValueError(f"Site {site}: the batch has no role {role!r}; its `positions` are: {known}.")
+    index = batch.positions[role]
+    present = index != IGNORED
+    missing = ~present.any(1) & (True if active is None else active)
+    if bool(missing.any()):
+        row = int(missing.nonzero()[0])
+        raise ValueError(f"Site {site}: role {role!r} is absent in example {row} of the batch.")
+    order = (~present).int().argsort(dim=1, stable=True)
+    return index.gather(1, order)[:, : int(present.sum(1).max())]
+
+
+def _tokens(site: Site, wanted: list[int], lengths: Tensor) -> Int[Tensor, "batch n"]:
+    """Columns of token indices; negative ones count from the example's last token."""
+    asked = torch.tensor(wanted, device=lengths.device)
+    index = torch.where(asked < 0, asked + lengths.unsqueeze(1), asked.expand(len(lengths), -1))
+    wrong = (index < 0) | (index >= lengths.unsqueeze(1))
+    if bool(wrong.any()):
+        row, col = (int(i) for i in wrong.nonzero()[0])
+        raise ValueError(
+            f"Site {site}: position {wanted[col]} is outside example {row} of the batch, which has {int(lengths[row])} tokens."
+        )
+    return index

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.edit import Edit
 from iit.intervened.observe import Activations
+from iit.intervened.paired import as_base, keys_as_base
 from iit.intervened.positions import Columns, columns
 from iit.site import ResolvedSite, Site
 
@@ -87,7 +88,7 @@ def source_activations(
     """
     wanted: dict[int, tuple[Any, Batch, dict[Site, Columns]]] = {}
     given: dict[tuple[Variable, int], Tensor] = {}
-    jobs: list[tuple[Variable, int, Site, int]] = []
+    jobs: list[tuple[Variable, int, Site, int, Columns]] = []
     for key, edit in edits.items():
         if not edit.intervention.needs_source:
             continue
@@ -103,8 +104,8 @@ def source_activations(
                 place = places[key, number]
                 tensor = _given(source, site, base)
                 if tensor is not None:
-                    _check_given(tensor, place, base, variable)
-                    given[variable, number] = tensor
+                    _check_given(tensor, place, base, variable, resolved[edit.sites[number]].width)
+                    given[variable, number] = as_base(tensor, place, base)
                     continue
                 if id(source) not in wanted:
                     batch = prepare(network, source)
@@ -119,13 +120,18 @@ def source_activations(
                 if site not in sites:
                     sites[site] = columns(site, batch, flag)
                 _check_counts(place, base, sites[site], batch, variable, flag)
-                jobs.append((variable, number, site, id(source)))
+                jobs.append((variable, number, site, id(source), place))
     found = {
         identity: read(network, batch, sites, grad=grad, resolved={s: resolved[s] for s in sites})
         for identity, (_, batch, sites) in wanted.items()
         if sites
     }
-    return given | {(variable, number): found[identity][site] for variable, number, site, identity in jobs}
+    for variable, number, site, identity, place in jobs:
+        tensor = found[identity][site]
+        if site.component == "attention_weight":
+            tensor = keys_as_base(tensor, base, wanted[identity][1], active[variable])
+        given[variable, number] = as_base(tensor, place, base)
+    return given
 
 
 def _given(source: Any, site: Site, base: Batch) -> Tensor | None:
@@ -140,12 +146,15 @@ def _given(source: Any, site: Site, base: Batch) -> Tensor | None:
     return None
 
 
-def _check_given(tensor: Tensor, place: Columns, base: Batch, variable: Variable) -> None:
-    expected = place.index.shape[1] if isinstance(place.index, Tensor) else None
-    if tensor.ndim != 3 or tensor.shape[0] != base.size or (expected is not None and tensor.shape[1] != expected):
+def _check_given(tensor: Tensor, place: Columns, base: Batch, variable: Variable, width: int | None) -> None:
+    n_positions = None if place.index is None else place.index.shape[1] if isinstance(place.index, Tensor) else len(place.index)
+    if place.index is None and base.lengths is not None:
+        n_positions = base.tokens.shape[1]
+    expected = (base.size, n_positions, width)
+    if tensor.ndim != 3 or any(n not in (None, here) for n, here in zip(expected, tensor.shape, strict=True)):
+        told = ", ".join(str(name if n is None else n) for n, name in zip(expected, ("batch", "position", "width"), strict=True))
         raise ValueError(
-            f"The activations given for {str(variable)!r} have shape {tuple(tensor.shape)}; expected "
-            f"[{base.size}, {expected if expected is not None else 'position'}, width] for site {place.site}."
+            f"The activations given for {str(variable)!r} have shape {tuple(tensor.shape)}; expected [{told}] for site {place.site}."
         )
 
 

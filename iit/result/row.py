@@ -28,7 +28,7 @@ class Row:
     component: str | None
     layer: int | None
     head: int | list[int] | None
-    position: int | str | list[int] | None
+    position: int | str | list[int] | list[str] | None
     rank: int | None
     seed: int | None
     split: str

@@ -389,7 +389,7 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
             "example 1.*1 positions in the base and 2 in the source",
         ),
         (lambda: _edited(tiny_llama, None)(base, prompts((6, 5))), "example 1.*4 positions in the base and 5"),
-        (lambda: _edited(tiny_llama)(base, {"x": torch.zeros(2, 2, 16)}), r"\(2, 2, 16\); expected \[2, 1, width\]"),
+        (lambda: _edited(tiny_llama)(base, {"x": torch.zeros(2, 2, 16)}), r"\(2, 2, 16\); expected \[2, 1, 16\]"),
         (lambda: _edited(tiny_llama, intervention=iit.LowRankRotatedSpaceIntervention(12, 2)), "width 16.*width 12"),
         (lambda: IntervenedModel(tiny_llama, {}), "at least one edit"),
         (lambda: IntervenedModel(tiny_llama, {"x": iit.VanillaIntervention()}), "needs an `Edit"),
