@@ -91,6 +91,8 @@ class ResolvedSite:
     width: None where only a run tells. columns: of the last dimension, None = all. heads: of [batch, head, query, key].
     shaper: the module whose input has the batch's shape, where `module` sees (batch·tokens, width).
     encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the sequence.
+    axes: what four dimensions are: "pixels" [batch, channel, height, width], "keys" [batch, head, query, key], "heads"
+        [batch, position, head, width]; None where nothing tells.
     """
 
     site: Site
@@ -102,14 +104,15 @@ class ResolvedSite:
     shaper: nn.Module | None = None
     encoder: nn.Module | None = None
     batch_first: bool = True
+    axes: str | None = None
 
     def attach(self, callback: Callback) -> Attached:
         """Call back with Tensor[batch, position, width] whenever the module runs; a returned tensor takes its place.
 
         The handle's `remove()` leaves the module as it was. Activations of other shapes are brought to
         [batch, position, width] and back: [batch, width] has one position, [batch, channels, height, width] has pixels as
-        positions, attention weights have queries; sequences that come before the batch are transposed. Of tuples and dicts
-        the first floating tensor is taken.
+        positions, attention weights have queries, heads are put side by side; sequences that come before the batch are
+        transposed. Of tuples and dicts the first floating tensor is taken.
         """
         handles = []
         if self.encoder is not None:
@@ -155,7 +158,7 @@ class ResolvedSite:
 
     def _laid(self, activation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         shape = activation.shape
-        if self.side == "softmax":  # [batch, head, query, key]
+        if self.axes == "keys":
             return activation.transpose(1, 2).flatten(2), lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2)
         if len(shape) == 2:
             return activation.unsqueeze(1), lambda new: new.squeeze(1)
@@ -163,9 +166,12 @@ class ResolvedSite:
             return activation, lambda new: new
         if len(shape) == 3:
             return activation.transpose(0, 1), lambda new: new.transpose(0, 1)
-        if len(shape) == 4:
+        if len(shape) == 4 and self.axes == "heads":
+            return activation.flatten(2), lambda new: new.reshape(shape)
+        if len(shape) == 4 and self.axes == "pixels":
             return activation.flatten(2).transpose(1, 2), lambda new: new.transpose(1, 2).reshape(shape)
-        raise ValueError(f"Site {self.site}: activations of shape {tuple(shape)} have no positions; name another module.")
+        why = "do not say which dimension has the positions" if len(shape) == 4 else "have no positions"
+        raise ValueError(f"Site {self.site}: activations of shape {tuple(shape)} {why}; name another module.")
 
 
 def resolve(network: nn.Module, site: Site) -> ResolvedSite:
@@ -180,7 +186,8 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
         place = locate(network, site.component, site.layer, site.heads)
         columns, heads = (None if index is None else torch.tensor(index) for index in (place.columns, place.heads))
         shaper = None if place.flat is None else modules[place.flat]
-        return ResolvedSite(site, modules[place.module], place.side, place.width, columns, heads, shaper)
+        axes = "keys" if place.side == "softmax" else None
+        return ResolvedSite(site, modules[place.module], place.side, place.width, columns, heads, shaper, axes=axes)
     assert site.module is not None
     assert site.side is not None
     if site.module not in modules:
@@ -190,7 +197,8 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     width = getattr(module, "in_features" if site.side == "input" else "out_features", None)
     above = [modules[name] for name in _ancestors(site.module)]
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
-    return ResolvedSite(site, module, site.side, width, encoder=encoder, batch_first=_batch_first([module, *above]))
+    batch_first, axes = _batch_first([module, *above]), _axes(site.module, modules)
+    return ResolvedSite(site, module, site.side, width, encoder=encoder, batch_first=batch_first, axes=axes)
 
 
 def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
@@ -218,6 +226,13 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
                 f"{what} is compiled by torch.compile, whose code may run past hooks that come later: nothing would be read or "
                 "edited. Give the network as it was before it was compiled (`compiled._orig_mod`)."
             )
+
+
+def _axes(path: str, modules: dict[str, nn.Module]) -> str | None:
+    """What four dimensions are here: TransformerLens's hook points say it by name; elsewhere only convolutions make them pixels."""
+    if type(modules[path]).__name__ == "HookPoint":
+        return "keys" if path.endswith(("hook_pattern", "hook_attn_scores")) else "heads"
+    return "pixels" if any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in modules.values()) else None
 
 
 def _ancestors(path: str) -> list[str]:

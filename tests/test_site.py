@@ -6,7 +6,7 @@ from torch import nn
 import iit
 from iit import Site
 from iit.site import _indices, resolve
-from tests.families import prompts
+from tests.families import make, prompts
 
 
 def test_only_the_ends_of_the_network_have_no_layer():
@@ -271,3 +271,66 @@ def test_other_networks_have_modules(maker, path, side, shape):
     found, before, after = read_and_zero(network.eval(), Site(module=path, side=side), **inputs)
     assert found.shape == shape
     assert not torch.allclose(before[0], after[0], atol=1e-5)
+
+
+class HookPoint(nn.Identity):
+    """As in TransformerLens: does nothing, and is hooked."""
+
+
+class Lens(nn.Module):
+    """One block with TransformerLens's hook points, shapes and names; its own attention, written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.blocks = nn.ModuleList([nn.Module()])
+        block = self.blocks[0]
+        block.attn, block.hook_resid_post = nn.Module(), HookPoint()
+        block.attn.qkv, block.attn.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        for name in ("hook_z", "hook_pattern"):
+            setattr(block.attn, name, HookPoint())
+        self.unembed = nn.Linear(8, 20)
+
+    def forward(self, input):
+        h, attn = self.embed(input), self.blocks[0].attn
+        q, k, v = attn.qkv(h).unflatten(-1, (3, 2, 4)).unbind(2)
+        seen = torch.ones(h.shape[1], h.shape[1]).tril().bool()
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k).masked_fill(~seen, -1e9)
+        z = attn.hook_z(torch.einsum("bhqk,bkhd->bqhd", attn.hook_pattern(scores.softmax(-1)), v))  # [batch, pos, head, d_head]
+        return self.unembed(self.blocks[0].hook_resid_post(h + attn.out(z.flatten(2))))
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [("blocks.0.hook_resid_post", (2, 5, 8)), ("blocks.0.attn.hook_z", (2, 5, 8)), ("blocks.0.attn.hook_pattern", (2, 5, 10))],
+)
+def test_hook_points_of_transformer_lens(path, shape):
+    """Four dimensions are positions and heads, or for attention patterns heads and positions; never pixels."""
+    torch.manual_seed(0)
+    network, base, source = Lens().requires_grad_(False), torch.randint(20, (2, 5)), torch.randint(20, (2, 5))
+    site = Site(module=path, position=3)
+    assert iit.capture(network, source, Site(module=path))[Site(module=path)].shape == shape
+    held = []
+    handle = network.get_submodule(path).register_forward_hook(lambda m, a, out: held.append(out))
+    network(source)
+    handle.remove()
+
+    def patch(m, args, out):
+        new = out.clone()
+        at = (slice(None), slice(None), 3) if path.endswith("pattern") else (slice(None), 3)
+        new[at] = held[0][at]
+        return new
+
+    handle = network.get_submodule(path).register_forward_hook(patch)
+    expected = network(base)
+    handle.remove()
+    found = iit.IntervenedModel(network, {site: iit.VanillaIntervention()})({"input": base}, {"input": source})
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, network(base))
+
+
+def test_four_dimensions_without_convolutions_are_not_taken_for_pixels():
+    """Qwen 3's norm of queries sees [batch, position, head, width], Gemma 3's [batch, head, position, width]."""
+    for family in ("qwen3", "gemma3"):
+        with pytest.raises(ValueError, match=r"shape \(2, \d, \d, 6\) do not say which dimension has the positions"):
+            iit.capture(make(family), prompts((7, 7)), Site(module="model.layers.0.self_attn.q_norm"))
