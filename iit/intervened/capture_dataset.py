@@ -1,14 +1,16 @@
 """`capture_dataset`: the activations of many batches, streamed to memory or to a folder."""
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -52,7 +54,8 @@ def capture_dataset(
     module = network.model if isinstance(network, LanguageModel) else network
     resolved = {site: resolve(module, site) for site in sites}
     told, digest = identity(network), hashlib.sha256()
-    counts: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    # Not tensors: small ones that stay, one a batch, leave holes in the heap that the next batch's large ones do not fit in.
+    ends = {site: array("q", [0]) for site in sites}
     widths: dict[Site, int] = {}
     with ExitStack() as stack:
         bar = stack.enter_context(_bar(progress))
@@ -67,13 +70,13 @@ def capture_dataset(
             for site, (rows, lengths) in _rows(module, batch, places, resolved, dtype).items():
                 if widths.setdefault(site, rows.shape[1]) != rows.shape[1]:
                     raise ValueError(f"Site {site} has width {rows.shape[1]} in one batch and {widths[site]} in those before.")
-                counts[site].append(lengths)
+                ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
                 (files[site] if files else kept[site]).append(rows)
             _digest(digest, batch, places)
-            bar.update(task, advance=1, n=sum(map(len, counts[sites[0]])))
-        if not counts[sites[0]]:
+            bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
+        if len(ends[sites[0]]) == 1:
             raise ValueError("There was no batch to capture: the iterable of batches is empty, or was read before.")
-        offsets = {site: torch.cat([torch.zeros(1, dtype=torch.long), *counts[site]]).cumsum(0) for site in sites}
+        offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
         if place is None:
             return Captured({site: torch.cat(kept.pop(site)) for site in sites}, offsets, told, digest.hexdigest())
         for file in files.values():
@@ -104,14 +107,14 @@ def _rows(
     places: dict[Site, Columns],
     resolved: dict[Site, ResolvedSite],
     dtype: torch.dtype | None,
-) -> dict[Site, tuple[Float[Tensor, "row width"], Int[Tensor, "batch"]]]:
+) -> dict[Site, tuple[Float[Tensor, "row width"], list[int]]]:
     """The rows of one batch, on the CPU, and how many each example has."""
     found = {}
     for site, activation in observe(network, batch, places, resolved=resolved).items():
         index = places[site].index
         # Absent positions are zeros in an activation; rows have none.
         present = index != IGNORED if isinstance(index, Tensor) else activation.new_ones(activation.shape[:2], dtype=torch.bool)
-        found[site] = (activation[present].to("cpu", dtype), present.sum(1).cpu())
+        found[site] = (activation[present].to("cpu", dtype), present.sum(1).tolist())
     return found
 
 
@@ -121,13 +124,14 @@ def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
     given = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
     indices = {site.position: place.index for site, place in places.items() if isinstance(site.position, str)}
     roles = {role: index.tolist() for role, index in indices.items() if isinstance(index, Tensor)}
-    for number in range(batch.size):
+    lengths = [None] * batch.size if batch.lengths is None else batch.lengths.tolist()
+    for number, length in enumerate(lengths):
         for name, value in given.items():
             one = value[number]
-            if batch.lengths is not None and value.shape[:2] == batch.tokens.shape[:2]:
+            if length is not None and value.shape[:2] == batch.tokens.shape[:2]:
                 if name == "attention_mask":  # all ones without padding
                     continue
-                one = one[: int(batch.lengths[number])]
+                one = one[:length]
             digest.update(f"{name} {list(one.shape)} {one.dtype} ".encode())
             digest.update(one.reshape(-1).contiguous().view(torch.uint8).numpy())
         for role, index in roles.items():

@@ -31,7 +31,7 @@ class RowFile:
 
     def append(self, rows: Float[Tensor, "row width"]) -> None:
         """Write more rows; they are on the CPU, and of the first ones' width and dtype."""
-        self._file.write(rows.contiguous().view(torch.uint8).numpy())
+        self._file.write(rows.contiguous().view(torch.uint8).numpy().data)
         self._n_rows += len(rows)
         self._like = rows[:0]
 

@@ -148,16 +148,30 @@ def test_one_batch_is_held_at_a_time(tmp_path, monkeypatch):
     assert (tmp_path / "c" / "0.safetensors").stat().st_size > 10 * 16 * 40 * 16 * 4
 
 
+def resident():
+    """MiB of this process in memory."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("no /proc")
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+
+def test_memory_does_not_grow_with_the_dataset(tmp_path):
+    network, site = nn.Linear(2, 4096), Site(module="")
+    seen = []
+
+    def batches():
+        for _ in range(60):
+            yield torch.randn(256, 2)  # 4 MiB of activations
+            seen.append(resident())
+
+    iit.capture_dataset(network, batches(), site, folder=tmp_path / "c", progress=False)
+    assert seen[-1] - seen[10] < 40, "of 200 MiB written meanwhile"
+
+
 def test_a_loaded_file_is_read_only_where_it_is_looked_at(tmp_path):
     network, site = nn.Linear(2, 4096), Site(module="")
     iit.capture_dataset(network, torch.randn(8192, 2).split(256), site, folder=tmp_path / "c", progress=False)  # 128 MiB
-
-    def resident():
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
-
-    if not os.path.exists("/proc/self/status"):
-        pytest.skip("no /proc")
     before = resident()
     loaded = Captured.load(tmp_path / "c")
     assert loaded[site][5000, 7].isfinite()
