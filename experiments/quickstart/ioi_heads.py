@@ -37,28 +37,28 @@ def difference(batch: dict, heads: list[iit.Site], values: iit.Activations, stor
 
 
 # What a store has kept of the bases serves all heads of a layer. A head given its own value changes nothing.
-stores = [ActivationStore(lm.model)]
-clean, flipped = (difference(batch, sites[-1:], values, stores[0]) for batch, values in ((base, own), (source, swapped)))
+store = ActivationStore(lm.model)
+clean, flipped = (difference(batch, sites[-1:], values, store) for batch, values in ((base, own), (source, swapped)))
 changes = []
 for (_, head), site in track(list(zip(places, sites, strict=True)), "patching heads"):
-    stores = stores if head else [ActivationStore(lm.model)]
-    changes.append(difference(base, [site], swapped, stores[0]) - clean)
+    store = store if head else ActivationStore(lm.model)
+    changes.append(difference(base, [site], swapped, store) - clean)
 order = sorted(range(len(sites)), key=lambda n: -abs(changes[n][:HALF].mean()))
-found = [(f"layer {places[n][0]}, head {places[n][1]}", changes[n]) for n in order[:TOP]]
-for name, chosen in (
-    ("these together", order[:TOP]),
-    (f"{TOP} drawn from the others, together", rng.permutation(order[TOP:])[:TOP]),
-):
-    found.append((name, difference(base, [sites[n] for n in chosen], swapped, ActivationStore(lm.model)) - clean))
+found = {f"layer {places[n][0]}, head {places[n][1]}": changes[n] for n in order[:TOP]}
+sets = {"these together": order[:TOP], f"{TOP} drawn from the others, together": rng.permutation(order[TOP:])[:TOP]}
+found |= {k: difference(base, [sites[n] for n in v], swapped, ActivationStore(lm.model)) - clean for k, v in sets.items()}
 lines = []
-for name, change in found:
+for name, change in found.items():
     low, high = np.quantile(rng.choice(change[HALF:], (5000, N - HALF)).mean(1), [0.025, 0.975])
-    share = change[HALF:].mean() / (flipped - clean)[HALF:].mean()
-    lines.append(
-        [name, *(f"{part.mean():+.2f}" for part in (change[:HALF], change[HALF:])), f"{low:+.2f} to {high:+.2f}", f"{share:.0%}"]
-    )
+    means, share = np.split(change, [HALF]), change[HALF:].mean() / (flipped - clean)[HALF:].mean()
+    lines.append([name, *(f"{part.mean():+.2f}" for part in means), f"{low:+.2f} to {high:+.2f}", f"{share:.0%}"])
 columns = ["heads", "change, ranking half", "change, other half", "95% interval", "share of a whole flip"]
-facts = {"n": len(rows), "clean": clean[HALF:].mean(), "flipped": flipped[HALF:].mean(), "cpu_seconds": round(time.process_time())}
+facts = {
+    "n": len(rows),
+    "clean": clean[HALF:].mean(),
+    "flipped": flipped[HALF:].mean(),
+    "cpu_seconds": round(time.process_time()),
+}
 facts["changes"] = {str(site): round(change[HALF:].mean(), 4) for site, change in zip(sites, changes, strict=True)}
 result = {"schema": TABLE, "facts": facts, "columns": columns, "lines": lines}
 (ROOT / "ioi_heads" / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
