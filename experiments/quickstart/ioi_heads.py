@@ -8,11 +8,12 @@ import numpy as np
 from rich.progress import track
 
 import iit
+from iit.causal import ioi
 from iit.intervened import ActivationStore
 from iit.report.page import TABLE, main
 
 N, HALF, TOP, ROOT = 96, 48, 10, Path(__file__).resolve().parents[1]
-rng, task, lm = np.random.default_rng(0), iit.causal.ioi(), iit.load_network("smollm2")
+rng, task, lm = np.random.default_rng(0), ioi(), iit.load_network("smollm2")
 
 # A prompt, and its twin: the same words, but the other name is repeated. Kept where the network answers both rightly.
 names = [name for name in task.pools["name"] if len(lm.tokenizer.encode(f" {name}", add_special_tokens=False)) == 1]
