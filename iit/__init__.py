@@ -4,7 +4,7 @@ from iit.alignment import Alignment, fit
 from iit.causal import CausalModel
 from iit.data import Pairs
 from iit.evaluation import evaluate
-from iit.intervened import Activations, Edit, IntervenedModel, capture
+from iit.intervened import Activations, Captured, Edit, IntervenedModel, capture, capture_dataset
 from iit.intervention import (
     AdditionIntervention,
     AutoencoderIntervention,
@@ -34,6 +34,7 @@ __all__ = [
     "Alignment",
     "AutoencoderIntervention",
     "BoundlessRotatedSpaceIntervention",
+    "Captured",
     "CausalModel",
     "CollectIntervention",
     "Edit",
@@ -56,6 +57,7 @@ __all__ = [
     "VanillaIntervention",
     "ZeroIntervention",
     "capture",
+    "capture_dataset",
     "evaluate",
     "fit",
     "load_network",

@@ -1,9 +1,11 @@
 """Running edits: capture, patch, and reading the answer."""
 
 from iit.intervened.capture import capture
+from iit.intervened.capture_dataset import capture_dataset
+from iit.intervened.captured import Captured
 from iit.intervened.edit import Edit
 from iit.intervened.intervened_model import IntervenedModel, Run
 from iit.intervened.observe import Activations
 from iit.intervened.store import ActivationStore
 
-__all__ = ["ActivationStore", "Activations", "Edit", "IntervenedModel", "Run", "capture"]
+__all__ = ["ActivationStore", "Activations", "Captured", "Edit", "IntervenedModel", "Run", "capture", "capture_dataset"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iit.network.answering import IGNORED, head_at, teacher_forced
+from iit.network.batches import TextBatches
 from iit.network.spans import last_occurrence, tokens_of_span
 
 Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
@@ -93,6 +94,16 @@ class LanguageModel:
         if answers is not None:
             batch["answer"] = self._answers(answers, len(texts))
         return batch
+
+    def batches(
+        self, texts: Sequence[str], positions: Mapping[str, Sequence[Any]] | None = None, *, size: int = 64
+    ) -> TextBatches:
+        """The texts as `encode` gives them, `size` at a time, tokenized when asked for (what `iit.capture_dataset` reads).
+
+        positions: role → one place a text, as in `encode`. Raises ValueError for a size below 1 and places that are not as many
+        as the texts; while it is read, as `encode` does.
+        """
+        return TextBatches(self.encode, texts, positions or {}, size)
 
     def _answers(self, answers: str | Sequence[str], n: int) -> Tensor:
         answers = [answers] if isinstance(answers, str) else answers

@@ -1,12 +1,18 @@
-"""An experiment's page: the table in its README is generated from its result.json, a run's metrics.json."""
+"""An experiment's page: the table in its README is generated from its result.json.
 
+That is a run's metrics.json or, of a script that measures something else, {"schema": "iit.table/1", "facts": {…},
+"columns": [text, …], "lines": [[text, …], …]}.
+"""
+
+import json
 import sys
 from pathlib import Path
 
-from iit.report.table import markdown_table
+from iit.report.table import markdown, markdown_table
 from iit.result import read_metrics, write_text
 
 START, END = "<!-- table: generated from result.json -->", "<!-- end of table -->"
+TABLE = "iit.table/1"
 
 
 def page_with_table(folder: Path) -> str:
@@ -15,8 +21,14 @@ def page_with_table(folder: Path) -> str:
     if text.count(START) != 1 or text.count(END) != 1:
         raise ValueError(f"{folder / 'README.md'} needs the marks {START!r} and {END!r}, once each.")
     before, _, rest = text.partition(START)
-    table = markdown_table(read_metrics(folder / "result.json").rows)
-    return f"{before}{START}\n{table}{END}{rest.partition(END)[2]}"
+    return f"{before}{START}\n{_table(folder / 'result.json')}{END}{rest.partition(END)[2]}"
+
+
+def _table(result: Path) -> str:
+    content = json.loads(result.read_text(encoding="utf-8"))
+    if content.get("schema") == TABLE:
+        return markdown(content["columns"], content["lines"])
+    return markdown_table(read_metrics(result).rows)
 
 
 def main(arguments: list[str]) -> int:

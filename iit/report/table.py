@@ -70,8 +70,19 @@ def results_table(rows: Sequence[Row]) -> Table:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The figures for an experiment's README."""
-    body = [HEADER, ("---", "---", "---:", "---:", "---:"), *lines(rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in body) + "\n"
+    return markdown(HEADER, lines(rows), n_left=2)
+
+
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]], *, n_left: int = 1) -> str:
+    """A table whose first `n_left` columns are words and the others figures.
+
+    Raises ValueError for a line that has not as many cells as the header.
+    """
+    wrong = [line for line in body if len(line) != len(header)]
+    if wrong:
+        raise ValueError(f"The columns are {list(header)}; a line has other cells: {list(wrong[0])}.")
+    rule = ["---" if number < n_left else "---:" for number in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *body)) + "\n"
 
 
 def print_results(folder: str | Path) -> None:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from iit.report.page import END, START, main
@@ -20,4 +22,22 @@ def test_a_page_shows_what_its_result_holds(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     (folder / "README.md").write_text("no marks")
     with pytest.raises(ValueError, match="needs the marks"):
+        main([str(tmp_path)])
+
+
+def test_a_script_brings_its_own_table(tmp_path):
+    table = {"schema": "iit.table/1", "facts": {}, "columns": ["head", "change"], "lines": [["1.2", "−0.5"], ["3.4", "0.1"]]}
+    (tmp_path / "heads").mkdir()
+    result, page = tmp_path / "heads" / "result.json", tmp_path / "heads" / "README.md"
+    result.write_text(json.dumps(table))
+    page.write_text(f"{START}\n{END}\n")
+    assert main([str(tmp_path)]) == 1
+    assert main(["--write", str(tmp_path)]) == 0
+    assert page.read_text() == f"{START}\n| head | change |\n| --- | ---: |\n| 1.2 | −0.5 |\n| 3.4 | 0.1 |\n{END}\n"
+    assert main([str(tmp_path)]) == 0
+    result.write_text(json.dumps({**table, "lines": [["1.2"]]}))
+    with pytest.raises(ValueError, match="other cells"):
+        main([str(tmp_path)])
+    result.write_text(json.dumps({**table, "schema": "iit.table/2"}))
+    with pytest.raises(ValueError, match="does not fit the schema"):
         main([str(tmp_path)])

@@ -1,0 +1,149 @@
+"""`capture_dataset`: the activations of many batches, streamed to memory or to a folder."""
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import accumulate
+from operator import length_hint
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from iit.intervened.batch import Batch, Inputs, prepare
+from iit.intervened.captured import Captured, mapped, write_index
+from iit.intervened.folder import written_folder
+from iit.intervened.intervened_model import IntervenedModel
+from iit.intervened.observe import observe
+from iit.intervened.positions import Columns, columns
+from iit.intervened.saving import identity
+from iit.intervened.stream import DTYPES, RowFile
+from iit.network import LanguageModel
+from iit.network.answering import IGNORED
+from iit.site import ResolvedSite, Site, resolve
+
+
+def capture_dataset(
+    network: LanguageModel | nn.Module,
+    batches: Iterable[Inputs],
+    sites: Site | Sequence[Site],
+    *,
+    folder: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> Captured:
+    """{site: Tensor[row, width]} of all batches, on the CPU; rows are positions of examples, without padding (see `Captured`).
+
+    batches: anything that yields batches as `capture` takes them: `lm.batches(texts)`, a DataLoader,
+        `(lm.encode(rows["text"]) for rows in dataset.iter(64))`. One is held at a time.
+    folder: write there instead of memory, which then holds one batch, and 8 bytes an example for each site. The folder
+        appears whole, when all is done; `Captured.load(folder)` reads it.
+    dtype: what the rows are kept as; by default as the network gives them.
+    progress: show a bar on stderr.
+
+    Before anything runs: ValueError for sites the network lacks, attention weights (their width is a batch's length), an
+    intervened model and a dtype that is not floating; FileExistsError for a folder that is not empty. On the way: ValueError as
+    `capture` raises it, and for no batch at all.
+    """
+    sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
+    _check(network, sites, folder, dtype)
+    module = network.model if isinstance(network, LanguageModel) else network
+    resolved = {site: resolve(module, site) for site in sites}
+    told, digest = identity(network), hashlib.sha256()
+    # Not tensors: small ones that stay, one a batch, leave holes in the heap that the next batch's large ones do not fit in.
+    ends = {site: array("q", [0]) for site in sites}
+    widths: dict[Site, int] = {}
+    with ExitStack() as stack:
+        bar = stack.enter_context(_bar(progress))
+        task = bar.add_task("capture", total=length_hint(batches) or None, n=0)
+        place = None if folder is None else stack.enter_context(written_folder(folder, _anything))
+        names = {site: f"{number}.safetensors" for number, site in enumerate(sites)}
+        files = {} if place is None else {site: stack.enter_context(RowFile(place / names[site])) for site in sites}
+        kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        for inputs in batches:
+            batch = prepare(module, inputs)
+            places = {site: columns(site, batch) for site in sites}
+            for site, (rows, lengths) in _rows(module, batch, places, resolved, dtype).items():
+                if widths.setdefault(site, rows.shape[1]) != rows.shape[1]:
+                    raise ValueError(f"Site {site} has width {rows.shape[1]} in one batch and {widths[site]} in those before.")
+                ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
+                (files[site] if files else kept[site]).append(rows)
+            _digest(digest, batch, places)
+            bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
+        if len(ends[sites[0]]) == 1:
+            raise ValueError("There was no batch to capture: the iterable of batches is empty, or was read before.")
+        offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
+        if place is None:
+            return Captured({site: torch.cat(kept.pop(site)) for site in sites}, offsets, told, digest.hexdigest())
+        for file in files.values():
+            file.finish()
+        rows = {site: mapped(place / names[site]) for site in sites}
+        write_index(place, Captured(rows, offsets, told, digest.hexdigest()), names)
+    assert folder is not None
+    return Captured.load(folder)
+
+
+def _anything(place: Path) -> list[str]:
+    """A capture replaces nothing, whatever it is."""
+    return sorted(path.name for path in place.iterdir())
+
+
+def _check(network: Any, sites: Sequence[Site], folder: str | Path | None, dtype: torch.dtype | None) -> None:
+    if isinstance(network, IntervenedModel):
+        raise ValueError("A dataset is captured from a network as it is; for edited runs call `capture` on each batch.")
+    if not sites:
+        raise ValueError("There is no site to capture; give at least one.")
+    weights = [str(site) for site in sites if site.component == "attention_weight"]
+    if weights:
+        raise ValueError(f"{weights[0]} is as wide as its batch is long: rows of different batches do not fit together.")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"Activations are kept as one of {', '.join(map(str, DTYPES))}; got {dtype}.")
+    if folder is not None and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+        raise FileExistsError(f"{folder} is not empty. `Captured.load` reads a finished capture; else choose a new folder.")
+
+
+def _rows(
+    network: nn.Module,
+    batch: Batch,
+    places: dict[Site, Columns],
+    resolved: dict[Site, ResolvedSite],
+    dtype: torch.dtype | None,
+) -> dict[Site, tuple[Float[Tensor, "row width"], list[int]]]:
+    """The rows of one batch, on the CPU, and how many each example has."""
+    found = {}
+    for site, activation in observe(network, batch, places, resolved=resolved).items():
+        index = places[site].index
+        # Absent positions are zeros in an activation; rows have none.
+        present = index != IGNORED if isinstance(index, Tensor) else activation.new_ones(activation.shape[:2], dtype=torch.bool)
+        found[site] = (activation[present].to("cpu", dtype), present.sum(1).tolist())
+    return found
+
+
+def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
+    """Take in each example: its inputs without padding, and its roles."""
+    inputs = (*enumerate(batch.args), *sorted(batch.kwargs.items()))
+    given = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
+    indices = {site.position: place.index for site, place in places.items() if isinstance(site.position, str)}
+    roles = {role: index.tolist() for role, index in indices.items() if isinstance(index, Tensor)}
+    lengths = [None] * batch.size if batch.lengths is None else batch.lengths.tolist()
+    for number, length in enumerate(lengths):
+        for name, value in given.items():
+            one = value[number]
+            if length is not None and value.shape[:2] == batch.tokens.shape[:2]:
+                if name == "attention_mask":  # all ones without padding
+                    continue
+                one = one[:length]
+            digest.update(f"{name} {list(one.shape)} {one.dtype} ".encode())
+            digest.update(one.reshape(-1).contiguous().view(torch.uint8).numpy())
+        for role, index in roles.items():
+            digest.update(f"{role} {[i for i in index[number] if i != IGNORED]} ".encode())
+
+
+def _bar(shown: bool) -> Progress:
+    what = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches, {task.fields[n]} examples"))
+    return Progress(*what, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)

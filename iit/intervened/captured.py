@@ -1,0 +1,129 @@
+"""Activations of a whole dataset, in memory or in a folder: `index.json` and safetensors, read when looked at."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from iit.intervened.saving import identity
+from iit.intervened.stream import NAME
+from iit.network import LanguageModel
+from iit.site import Site
+
+FORMAT = "iit.captured/1"
+INDEX, OFFSETS = "index.json", "offsets.safetensors"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Captured(Mapping[Site, Tensor]):
+    """{site: Tensor[row, width]}: the rows of all examples, one after the other, without padding.
+
+    A row is one position of one example: examples in the order they came, positions in the site's order. Those of example i at
+    a site are `captured[site][o[i]:o[i + 1]]` with `o = captured.offsets[site]`. Where a site has one position, row i is
+    example i.
+
+    rows: what the mapping shows. Loaded from a folder they are memory-mapped: only what is looked at is read.
+    offsets: {site: LongTensor[n_examples + 1]}.
+    network: what tells the network from others, as in an intervened model's `config.json`.
+    inputs_sha256: over every example's inputs without padding, and its roles that the sites name; equal for equal
+        examples, however they were batched.
+    """
+
+    rows: Mapping[Site, Tensor]
+    offsets: Mapping[Site, Tensor]
+    network: Mapping[str, Any]
+    inputs_sha256: str
+
+    def __getitem__(self, site: Site) -> Float[Tensor, "row width"]:
+        try:
+            return self.rows[site]
+        except KeyError:
+            raise KeyError(f"{site} was not captured; the sites are {', '.join(map(str, self.rows))}.") from None
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{site}: {list(rows.shape)}" for site, rows in self.rows.items())
+        return f"Captured({self.n_examples} examples; {shapes})"
+
+    @property
+    def n_examples(self) -> int:
+        """How many examples were run."""
+        return len(next(iter(self.offsets.values()))) - 1
+
+    def example(self, site: Site, number: int) -> Float[Tensor, "position width"]:
+        """One example's rows at a site. Raises IndexError outside of 0 … n_examples − 1."""
+        if not 0 <= number < self.n_examples:
+            raise IndexError(f"There is no example {number}; there are {self.n_examples}, counted from 0.")
+        rows, offsets = self[site], self.offsets[site]
+        return rows[int(offsets[number]) : int(offsets[number + 1])]
+
+    @classmethod
+    def load(cls, folder: str | Path, network: LanguageModel | nn.Module | None = None) -> "Captured":
+        """What `capture_dataset` wrote to a folder.
+
+        network: if given, it has to be the one that was captured.
+
+        Raises FileNotFoundError where there is no capture, ValueError for a damaged one and for another network.
+        """
+        folder = Path(folder)
+        if not (folder / INDEX).is_file():
+            raise FileNotFoundError(f"{folder} is no finished capture: {INDEX} is missing.")
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            if not isinstance(index, dict) or index.get("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT!r}")
+            sites = {Site(**entry["site"]): entry for entry in index["sites"]}
+            rows = {site: mapped(folder / entry["file"]) for site, entry in sites.items()}
+            offsets = {site: mapped(folder / OFFSETS, entry["file"]) for site, entry in sites.items()}
+            for site, entry in sites.items():
+                found = [list(rows[site].shape), str(rows[site].dtype), len(offsets[site]) - 1, int(offsets[site][-1])]
+                if found != [entry["shape"], index["dtype"], index["n_examples"], entry["shape"][0]]:
+                    raise ValueError(f"{entry['file']} is not the file it was written with")
+            captured = cls(rows, offsets, index["network"], index["inputs_sha256"])
+        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+            raise ValueError(f"The capture in {folder} is damaged or altered: {error}.") from error
+        if network is not None and (here := identity(network))["fingerprint"] != captured.network["fingerprint"]:
+            raise ValueError(
+                f"{folder} holds activations of another network: {captured.network['name']!r} ({captured.network['class']}), "
+                f"not of {here['name']!r} ({here['class']}), or of one with other weights or dtype."
+            )
+        return captured
+
+
+def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> None:
+    """Write what stands beside the files of rows: offsets, and the index that makes the folder a capture."""
+    save_file({file: captured.offsets[site] for site, file in files.items()}, folder / OFFSETS)
+    index = {
+        "format": FORMAT,
+        "network": dict(captured.network),
+        "n_examples": captured.n_examples,
+        "dtype": str(next(iter(captured.values())).dtype),
+        "inputs_sha256": captured.inputs_sha256,
+        "sites": [
+            {
+                "site": {name: value for name, value in vars(site).items() if value is not None},
+                "file": file,
+                "shape": list(captured[site].shape),
+            }
+            for site, file in files.items()
+        ],
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def mapped(path: Path, name: str = NAME) -> Tensor:
+    """A tensor of a safetensors file, memory-mapped."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
