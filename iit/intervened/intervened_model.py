@@ -1,33 +1,28 @@
 """The intervened network: a frozen network, and the edits that are done to its runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.intervened import generate as generation
-from iit.intervened import saving, sharing
 from iit.intervened.batch import Batch, Inputs, prepare, restored
-from iit.intervened.card import card
 from iit.intervened.edit import Edit
-from iit.intervened.folder import written_folder
 from iit.intervened.observe import observe
 from iit.intervened.positions import Columns, columns
-from iit.intervened.pyvene import Position, read_pyvene
 from iit.intervened.resume import Suffix, first_block, resumed, span, suffix
+from iit.intervened.shareable import Shareable
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
 from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel
 from iit.network.answering import head_at
-from iit.site import Index, ResolvedSite, Site, resolve
+from iit.site import ResolvedSite, Site, resolve
 
-Model = TypeVar("Model", bound="IntervenedModel")
 Source = Tensor | dict[str, Tensor] | list[Tensor] | None
 """What an edit's hook reads in place of the base: a list is filled by another hook of the same forward."""
 
@@ -46,7 +41,7 @@ class Run(NamedTuple):
     activations: dict[Variable, Tensor]
 
 
-class IntervenedModel(nn.Module):
+class IntervenedModel(Shareable):
     """A network and edits: `edited(base, sources)` runs the base with the sources' values swapped in.
 
     network: a `LanguageModel`, a transformers model, or any `nn.Module`. It is held outside module registration: parameters,
@@ -98,6 +93,9 @@ class IntervenedModel(nn.Module):
         self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         self.interventions.to(device)
+
+    def _network(self) -> LanguageModel | nn.Module:
+        return self._held[0]
 
     @property
     def network(self) -> nn.Module:
@@ -226,97 +224,6 @@ class IntervenedModel(nn.Module):
                 handle.remove()
         assert isinstance(base, Mapping)
         return process.restored(ids, base["input_ids"])
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `interventions.safetensors` and a model card, `README.md`; an earlier save is replaced as a whole.
-
-        Raises ValueError for interventions that cannot be saved, FileExistsError when the folder holds other files.
-        """
-        with written_folder(folder, saving.foreign) as temporary:
-            self._write(temporary, Path(folder).name)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload interventions",
-    ) -> str:
-        """Upload what `save_pretrained` writes in one commit, making the repository where there is none; returns the commit's address.
-
-        revision: a branch, made where it is missing. token: by default the one `hf auth login` left.
-        Raises ValueError for interventions that cannot be saved, and for private=True with a repository that is public.
-        """
-        kept = {"private": private, "revision": revision, "token": token, "commit_message": commit_message}
-        return sharing.push(lambda folder: self._write(folder, repo_id), repo_id, **kept)
-
-    def _write(self, folder: Path, address: str) -> None:
-        saved = saving.Saved(self.edits, saving.identity(self._held[0]), self.source_grad, self._record())
-        saving.write(folder, saved)
-        (folder / saving.CARD).write_text(card(saved, address), encoding="utf-8")
-
-    def _record(self) -> dict[str, Any] | None:
-        """What a save tells beside the edits."""
-        return None
-
-    def _recall(self, record: dict[str, Any] | None) -> None:
-        """Take over what `_record` gave."""
-
-    @classmethod
-    def from_pretrained(
-        cls: type[Model],
-        folder_or_hub_id: str | Path,
-        network: LanguageModel | nn.Module,
-        *,
-        revision: str | None = None,
-        types: Mapping[str, Any] | None = None,
-        check_network: bool = True,
-    ) -> Model:
-        """Load from a folder or from the hub, in eval mode, on the network it was saved for; no code of the folder is run.
-
-        revision: branch, tag or commit of a repository of the hub.
-        types: bases, gates and operations of one's own by name, beside those of `iit.intervention`; they give all of their
-            constructor's arguments to `super().__init__`:
-
-        >>> from iit.intervention import All, Identity, Intervention, Operation
-        >>> class Scale(Operation):
-        ...     def __init__(self, factor: float):
-        ...         super().__init__(factor=factor)
-        ...         self.factor = factor
-        ...     def forward(self, base, source, activation):
-        ...         return self.factor * base
-        >>> halved = Intervention("Halved", Identity(), All(), Scale(0.5))
-        >>> IntervenedModel(network, {site: halved}).save_pretrained(folder)
-        >>> IntervenedModel.from_pretrained(folder, network, types={"Scale": Scale})
-
-        Raises FileNotFoundError when there is neither such a folder nor such a repository, and for missing files; ValueError for
-        damaged or altered files, unknown types, and another network.
-        """
-        saved = saving.read(sharing.fetched(folder_or_hub_id, revision), types)
-        if check_network:
-            saving.check_network(saved.network, network)
-        model = cls(network, saved.edits, source_grad=saved.source_grad)
-        model._recall(saved.record)
-        return model.eval()
-
-    @classmethod
-    def from_pyvene(
-        cls: type[Model],
-        folder: str | Path,
-        network: LanguageModel | nn.Module,
-        positions: Sequence[Position] | Mapping[str | tuple[str, ...], Position],
-        *,
-        heads: Sequence[Index] | None = None,
-    ) -> Model:
-        """Load what pyvene 0.1 saved, in eval mode, on the network it was made for; no code of the folder is run.
-
-        positions: one for each representation, which pyvene only gets when it runs; in a mapping the keys name the variables.
-        heads: likewise, for representations by head.
-        Raises FileNotFoundError and ValueError as `iit.intervened.pyvene.read_pyvene`, which says what is carried over.
-        """
-        return cls(network, read_pyvene(folder, network, positions, heads)).eval()
 
     def _suffix(self, batch: Batch, places: Mapping[tuple[Variable, int], Columns], read: Tensor) -> Suffix | None:
         """What has to run, given what earlier runs have left; None where all of it has to."""
