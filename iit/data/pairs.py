@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from iit.causal import Task
+from iit.data.own import Answering, answered, assign_splits, read_rows
 from iit.data.prompts import DrawnPrompt, draw_prompts, one_token_words
 from iit.data.splits import SPLITS, disjoint_pools
 
@@ -31,16 +32,12 @@ COLUMNS = {
 
 
 @runtime_checkable
-class Network(Protocol):
-    """What sampling asks of a network: a tokenizer, and whether it gives an answer."""
+class Network(Answering, Protocol):
+    """What sampling asks of a network: a tokenizer, too."""
 
     @property
     def tokenizer(self) -> Any:
         """A transformers tokenizer."""
-        ...
-
-    def answers_right(self, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        """bool[n]: whether each answer is the argmax, token by token."""
         ...
 
 
@@ -145,7 +142,7 @@ class Pairs:
 
         Raises FileNotFoundError, and ValueError naming a missing or unknown column, or when no pair is left.
         """
-        rows = _read(Path(path))
+        rows = read_rows(Path(path))
         needed = ["base", "source", "label", "base_roles", "source_roles"]
         for number, row in enumerate(rows):
             missing = [name for name in needed if row.get(name) is None]
@@ -157,7 +154,7 @@ class Pairs:
             if unknown:
                 raise ValueError(f"{path}, row {number}: unknown column {unknown}; the columns are {list(COLUMNS)}.")
         if any("split" not in row for row in rows):
-            _assign_splits(rows, shares, seed)
+            assign_splits(rows, shares, seed)
         wrong = sorted({str(row["split"]) for row in rows} - set(SPLITS))
         if wrong:
             raise ValueError(f"{path}: split {wrong} is none of {list(SPLITS)}.")
@@ -165,7 +162,7 @@ class Pairs:
         kept = []
         for split in SPLITS:
             part = [row for row in rows if row["split"] == split]
-            part = _answered(part, network, facts, split) if part else part
+            part = answered(part, network, facts, split) if part else part
             facts["changing"][split] = sum(bool(row["changing"]) for row in part)
             kept += part
         if not kept:
@@ -222,59 +219,3 @@ def _dataset(rows: list[dict[str, Any]]) -> Dataset:
 
 def _spans(roles: Mapping[str, Any]) -> dict[str, list[int] | None]:
     return {role: None if span is None else [int(i) for i in span] for role, span in roles.items()}
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. data.path takes one's own pairs as .parquet or .jsonl.")
-    if path.suffix == ".parquet":
-        rows = pq.read_table(path).to_pylist()
-    elif path.suffix in (".jsonl", ".json"):
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
-    else:
-        raise ValueError(f"{path}: pairs are read from .parquet or .jsonl, not {path.suffix!r}.")
-    if not rows:
-        raise ValueError(f"{path} holds no pairs.")
-    return rows
-
-
-def _assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int) -> None:
-    bases = sorted({row["base"] for row in rows})
-    parts = disjoint_pools({"base": bases}, ["base"], shares, rng=np.random.default_rng(seed))
-    of_base = {base: split for split, pools in parts.items() for base in pools["base"]}
-    for row in rows:
-        row["split"] = of_base[row["base"]]
-
-
-def _answered(rows: list[dict[str, Any]], network: Network | None, facts: dict[str, Any], split: str) -> list[dict[str, Any]]:
-    """Leave out pairs whose prompts the network answers otherwise than the file says, and flag the changing ones."""
-    said = {
-        (row[side], row[f"{side}_answer"]) for row in rows for side in ("base", "source") if row.get(f"{side}_answer") is not None
-    }
-    asked = said | {(row["base"], row["label"]) for row in rows if row.get("base_answer") is None}
-    right: dict[tuple[str, str], bool] = {}
-    if network is not None:
-        prompts = sorted(asked)
-        right = dict(
-            zip(prompts, map(bool, network.answers_right([t for t, _ in prompts], [a for _, a in prompts])), strict=True)
-        )
-    elif len(asked) > len(said):
-        raise ValueError(
-            "Pairs without the column base_answer need a network to tell which pairs are changing: load(path, network)."
-        )
-    if said:
-        facts["drawn"][split], facts["right"][split] = len(said), sum(right.get(item, True) for item in said)
-    kept = []
-    for row in rows:
-        answers = [(row[side], row.get(f"{side}_answer")) for side in ("base", "source")]
-        if all(right.get((text, answer), True) for text, answer in answers if answer is not None):
-            own = row.get("base_answer")
-            changing = row["label"] != own if own is not None else not right[row["base"], row["label"]]
-            kept.append({**row, "changing": changing})
-    return kept
