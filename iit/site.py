@@ -91,7 +91,7 @@ class ResolvedSite:
 
     module, side: whose input or output it is, or the torch function inside it whose result is meant.
     width: None where only a run tells. above: the modules around it, the closest first. columns: of the last dimension, None = all. heads: of [batch, head, query, key].
-    shaper: the module whose input has the batch's shape, where `module` sees (batch·tokens, width).
+    shaper: the block whose input has the batch's shape, where `module` may see (batch·tokens, width).
     encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the sequence.
     axes: what four dimensions are: "pixels" [batch, channel, height, width], "keys" [batch, head, query, key], "heads"
         [batch, position, head, width]; None where nothing tells.
@@ -155,6 +155,8 @@ class ResolvedSite:
             shape[:] = [first_tensor((args, kwargs)).shape]
 
         def unflattened(activation: Tensor) -> Tensor | None:
+            if not shape or activation.shape[:2] != (shape[0][:2].numel(), 1):
+                return callback(activation)
             new = callback(activation.reshape(*shape[0][:2], -1))
             return None if new is None else new.reshape(activation.shape)
 
@@ -213,7 +215,8 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     above = [modules[name] for name in _ancestors(site.module)]
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
     layout = {"batch_first": layouts.batch_first([module, *above]), "axes": layouts.axes(site.module, modules)}
-    return ResolvedSite(site, module, site.side, width, tuple(above), encoder=encoder, **layout)
+    block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
+    return ResolvedSite(site, module, site.side, width, tuple(above), shaper=block, encoder=encoder, **layout)
 
 
 def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
