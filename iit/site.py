@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from iit.network import layout as layouts
 from iit.network.components import COMPONENTS, HEADED, UNLAYERED, locate
 from iit.network.hooks import Attached, Callback, at_call, at_input, at_output, first_tensor, plain_attention, within
 
@@ -88,8 +90,9 @@ class ResolvedSite:
     """A site found in a network.
 
     module, side: whose input or output it is, or the torch function inside it whose result is meant.
-    width: None where only a run tells. columns: of the last dimension, None = all. heads: of [batch, head, query, key].
-    shaper: the module whose input has the batch's shape, where `module` sees (batch·tokens, width).
+    width: None where only a run tells. above: the modules around it, the closest first.
+    columns: of the last dimension, None = all. heads: of [batch, head, query, key].
+    shaper: the block whose input has the batch's shape, where `module` may see (batch·tokens, width).
     encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the sequence.
     axes: what four dimensions are: "pixels" [batch, channel, height, width], "keys" [batch, head, query, key], "heads"
         [batch, position, head, width]; None where nothing tells.
@@ -99,12 +102,24 @@ class ResolvedSite:
     module: nn.Module
     side: str
     width: int | None
+    above: tuple[nn.Module, ...]
     columns: Tensor | None = None
     heads: Tensor | None = None
     shaper: nn.Module | None = None
     encoder: nn.Module | None = None
     batch_first: bool = True
     axes: str | None = None
+
+    def refuse_recomputed(self) -> None:
+        """Raises ValueError inside a gradient-checkpointed layer, where the backward runs the forward again without hooks.
+
+        On the layer itself hooks stand outside of what is run again.
+        """
+        if any(isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing and m.training for m in self.above):
+            raise ValueError(
+                f"Site {self.site} is inside a layer under gradient checkpointing, whose backward would run it again unedited. Use "
+                "block_input or block_output, put the network in eval mode, or call its `gradient_checkpointing_disable()`."
+            )
 
     def attach(self, callback: Callback) -> Attached:
         """Call back with Tensor[batch, position, width] whenever the module runs; a returned tensor takes its place.
@@ -141,6 +156,8 @@ class ResolvedSite:
             shape[:] = [first_tensor((args, kwargs)).shape]
 
         def unflattened(activation: Tensor) -> Tensor | None:
+            if not shape or activation.shape[:2] != (shape[0][:2].numel(), 1):
+                return callback(activation)
             new = callback(activation.reshape(*shape[0][:2], -1))
             return None if new is None else new.reshape(activation.shape)
 
@@ -187,7 +204,8 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
         columns, heads = (None if index is None else torch.tensor(index) for index in (place.columns, place.heads))
         shaper = None if place.flat is None else modules[place.flat]
         axes = "keys" if place.side == "softmax" else None
-        return ResolvedSite(site, modules[place.module], place.side, place.width, columns, heads, shaper, axes=axes)
+        above = tuple(modules[name] for name in _ancestors(place.module))
+        return ResolvedSite(site, modules[place.module], place.side, place.width, above, columns, heads, shaper, axes=axes)
     assert site.module is not None
     assert site.side is not None
     if site.module not in modules:
@@ -197,8 +215,9 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     width = getattr(module, "in_features" if site.side == "input" else "out_features", None)
     above = [modules[name] for name in _ancestors(site.module)]
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
-    batch_first, axes = _batch_first([module, *above]), _axes(site.module, modules)
-    return ResolvedSite(site, module, site.side, width, encoder=encoder, batch_first=batch_first, axes=axes)
+    layout = {"batch_first": layouts.batch_first([module, *above]), "axes": layouts.axes(site.module, modules)}
+    block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
+    return ResolvedSite(site, module, site.side, width, tuple(above), shaper=block, encoder=encoder, **layout)
 
 
 def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
@@ -228,25 +247,7 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
             )
 
 
-def _axes(path: str, modules: dict[str, nn.Module]) -> str | None:
-    """What four dimensions are here: TransformerLens's hook points say it by name; elsewhere only convolutions make them pixels."""
-    if type(modules[path]).__name__ == "HookPoint":
-        return "keys" if path.endswith(("hook_pattern", "hook_attn_scores")) else "heads"
-    return "pixels" if any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in modules.values()) else None
-
-
 def _ancestors(path: str) -> list[str]:
     """Paths of the modules around a module, the closest first; the root is ""."""
     parts = path.split(".") if path else []
     return [".".join(parts[:n]) for n in reversed(range(len(parts)))]
-
-
-def _batch_first(modules: list[nn.Module]) -> bool:
-    """Whether the batch comes first, as the module itself or torch's own sequence module around it says."""
-    if hasattr(modules[0], "batch_first"):
-        return bool(modules[0].batch_first)
-    known = (nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.Transformer)
-    for around in modules:
-        if isinstance(around, known):
-            return all(bool(m.batch_first) for m in around.modules() if isinstance(m, nn.MultiheadAttention))
-    return True

@@ -334,3 +334,56 @@ def test_four_dimensions_without_convolutions_are_not_taken_for_pixels():
     for family in ("qwen3", "gemma3"):
         with pytest.raises(ValueError, match=r"shape \(2, \d, \d, 6\) do not say which dimension has the positions"):
             iit.capture(make(family), prompts((7, 7)), Site(module="model.layers.0.self_attn.q_norm"))
+
+
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [
+        ("opt", "model.decoder.layers.1.fc1"),
+        ("mixtral", "model.layers.1.mlp.experts"),
+        ("qwen3_moe", "model.layers.1.mlp.experts"),
+    ],
+)
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_modules_that_see_tokens_without_their_batch(family, path, side):
+    """Experts are one module with fused weights: what goes in and what comes out together can be edited, one expert cannot."""
+    network, base, source = make(family), prompts((6, 6), 1), prompts((6, 6), 2)
+    site, module, held = Site(module=path, side=side, position=2), network.get_submodule(path), []
+
+    def edit(tensor, value=None):
+        new = tensor.unflatten(0, (2, 6)).clone() if tensor.ndim == 2 else tensor.clone()
+        if value is None:
+            held.append(new)
+            return tensor
+        new[:, 2] = value[:, 2]
+        return new.flatten(0, 1) if tensor.ndim == 2 else new
+
+    def hook(value=None):
+        if side == "output":
+            return module.register_forward_hook(lambda m, args, out: edit(out, value))
+        return module.register_forward_pre_hook(lambda m, args: (edit(args[0], value), *args[1:]))
+
+    handle = hook()
+    network(**source)
+    handle.remove()
+    handle = hook(held[0])
+    expected = network(**base).logits
+    handle.remove()
+    torch.testing.assert_close(iit.capture(network, source, site)[site], held[0][:, 2:3])
+    found = iit.IntervenedModel(network, {site: iit.VanillaIntervention()})(base, source).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, network(**base).logits, atol=1e-3)
+
+
+class Merged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, input_ids):
+        return self.inner(nn.functional.one_hot(input_ids, 3).float().flatten(0, 1)).unflatten(0, input_ids.shape)
+
+
+def test_rows_that_are_not_examples_are_refused():
+    with pytest.raises(ValueError, match="sees 8 rows where the batch has 2 examples"):
+        iit.capture(Merged(), {"input_ids": torch.zeros(2, 4, dtype=torch.long)}, Site(module="inner", position=0))

@@ -259,6 +259,8 @@ class IntervenedModel(Shareable):
         places = {}
         for key, edit in self.edits.items():
             for number, site in enumerate(edit.sites):
+                if torch.is_grad_enabled():
+                    self._resolved[site].refuse_recomputed()
                 places[key, number] = columns(site, batch, _any_active(key, edit, flags))
                 if edit.joint:
                     check_joint(key, edit, places[key, number], batch, self._resolved[site].width)

@@ -37,6 +37,9 @@ def observe(
     """
     found: dict[Site, Tensor] = {}
     resolved = resolved or {site: resolve(network, site) for site in places}
+    if grad:
+        for site in places:
+            resolved[site].refuse_recomputed()
     stop_early = stop_early and all(site.component is not None for site in places)
 
     def reader(site: Site) -> Callable[[Tensor], None]:

@@ -28,6 +28,11 @@ class Columns:
         return (self.index != IGNORED).sum(1) if isinstance(self.index, Tensor) else None
 
     def _index(self, activation: Tensor) -> Tensor | None:
+        if isinstance(self.index, Tensor) and len(self.index) != len(activation):
+            raise ValueError(
+                f"Site {self.site}: its module sees {len(activation)} rows where the batch has {len(self.index)} examples; name a "
+                "module that sees one row an example."
+            )
         if self.index is None or (self.counted and isinstance(self.index, Tensor)):
             return self.index
         n_positions = activation.shape[1]
