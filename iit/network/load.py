@@ -57,14 +57,15 @@ def load_network(
     if revision is not None and not isinstance(source, str):
         raise ValueError(f"revision={revision!r} is for networks from the hub; {label!r} is a {'folder' if source else 'wheel'}.")
     if wheel is not None:
-        source = dequantised(gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"]))
+        with torch.random.fork_rng(devices=[]):  # what comes after does not depend on whether the cache was there
+            source = dequantised(gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"]))
         revision = source.name
     assert source is not None
     where = {"revision": revision} if isinstance(source, str) else {}
     options = {} if attention is None else {"attn_implementation": attention}
     loader: Any = AutoModelForCausalLM
     try:
-        with _quiet(progress=isinstance(source, str)):
+        with _quiet(progress=isinstance(source, str)), torch.random.fork_rng(devices=[]):
             model, told = loader.from_pretrained(source, dtype=DTYPES[dtype], output_loading_info=True, **where, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, HFValidationError) as error:

@@ -58,6 +58,19 @@ def test_the_embedded_entry_instantiates_from_its_wheel(folder, monkeypatch):
         iit.load_network("smollm2", revision="main")
 
 
+def test_loading_draws_nothing_from_the_generator(folder, monkeypatch):
+    def makes_the_cache(gguf):
+        torch.rand(3)
+        return folder
+
+    monkeypatch.setattr("iit.network.load.gguf_in_wheel", lambda *args: Path("x.gguf"))
+    monkeypatch.setattr("iit.network.load.dequantised", makes_the_cache)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    iit.load_network("smollm2")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_entry_of_the_hub_is_asked_for_by_its_id(monkeypatch):
     asked = []
 
