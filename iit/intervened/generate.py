@@ -23,6 +23,7 @@ _OTHER_WAYS = (
     "custom_generate",
     "prefill_chunk_size",
     "compile_config",
+    "guidance_scale",
     "past_key_values",
     "inputs_embeds",
 )
