@@ -139,7 +139,7 @@ def padded(rows, side, extra):
 
 @kinds
 @families
-@settings(deadline=None, max_examples=6, derandomize=True)
+@settings(deadline=None, max_examples=4, derandomize=True)
 @given(case=batch_pairs(), position=st.sampled_from([None, 0, -1, [-2, -1], "last"]))
 def test_batch_and_padding_do_not_matter(kind, family, case, position):
     (bases, sources), side, other_side, extra = case
@@ -166,7 +166,7 @@ def test_nothing_is_remembered_of_other_batches_and_failures(kind):
     assert torch.equal(run(edited, base, source), first)
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["vanilla", "skip", "collect", "blocks"])  # those that hook differently
 def test_a_failure_anywhere_leaves_no_hook(kind):
     network, base, source = NETWORKS["llama"], prompts((6, 4), 1), prompts((5, 7), 2)
     edited = edited_model(kind)
