@@ -91,7 +91,7 @@ class ResolvedSite:
     width: None where only a run tells. columns: of the last dimension, None = all. heads: of [batch, head, query, key].
     shaper: the module whose input has the batch's shape, where `module` sees (batch·tokens, width).
     encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the sequence.
-    axes: what four dimensions are: "pixels" [batch, channel, height, width], "keys" [batch, head, query, key], "heads"
+    axes: what three dimensions are: "steps" [batch, channel, step]; what four are: "pixels" [batch, channel, height, width], "keys" [batch, head, query, key], "heads"
         [batch, position, head, width]; None where nothing tells.
     """
 
@@ -111,7 +111,7 @@ class ResolvedSite:
 
         The handle's `remove()` leaves the module as it was. Activations of other shapes are brought to
         [batch, position, width] and back: [batch, width] has one position, [batch, channels, height, width] has pixels as
-        positions, attention weights have queries, heads are put side by side; sequences that come before the batch are
+        positions, [batch, channels, steps] of a one-dimensional convolution, pooling or norm has steps, attention weights have queries, heads are put side by side; sequences that come before the batch are
         transposed. Of tuples and dicts the first floating tensor is taken.
         """
         handles = []
@@ -162,6 +162,8 @@ class ResolvedSite:
             return activation.transpose(1, 2).flatten(2), lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2)
         if len(shape) == 2:
             return activation.unsqueeze(1), lambda new: new.squeeze(1)
+        if len(shape) == 3 and self.axes == "steps":
+            return activation.transpose(1, 2), lambda new: new.transpose(1, 2)
         if len(shape) == 3 and self.batch_first:
             return activation, lambda new: new
         if len(shape) == 3:
@@ -228,10 +230,21 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
             )
 
 
+_CHANNELS_FIRST = (
+    *(nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    *(nn.BatchNorm1d, nn.InstanceNorm1d),
+)
+
+
 def _axes(path: str, modules: dict[str, nn.Module]) -> str | None:
-    """What four dimensions are here: TransformerLens's hook points say it by name; elsewhere only convolutions make them pixels."""
+    """What dimensions are here: TransformerLens's hook points say it by name; elsewhere only convolutions make them pixels.
+
+    Of three dimensions only a module for sequences of channels knows by itself that channels come first.
+    """
     if type(modules[path]).__name__ == "HookPoint":
         return "keys" if path.endswith(("hook_pattern", "hook_attn_scores")) else "heads"
+    if isinstance(modules[path], _CHANNELS_FIRST):
+        return "steps"
     return "pixels" if any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in modules.values()) else None
 
 

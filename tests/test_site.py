@@ -334,3 +334,13 @@ def test_four_dimensions_without_convolutions_are_not_taken_for_pixels():
     for family in ("qwen3", "gemma3"):
         with pytest.raises(ValueError, match=r"shape \(2, \d, \d, 6\) do not say which dimension has the positions"):
             iit.capture(make(family), prompts((7, 7)), Site(module="model.layers.0.self_attn.q_norm"))
+
+
+def test_steps_of_a_one_dimensional_convolution_are_positions():
+    network, x = nn.Sequential(nn.Conv1d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv1d(5, 2, 1)), torch.randn(2, 3, 8)
+    site = Site(module="0", position=6)
+    expected = network[0](x)
+    torch.testing.assert_close(iit.capture(network, x, site)[site], expected[:, :, [6]].transpose(1, 2))
+    expected[:, :, 6] = 0
+    edited = iit.IntervenedModel(network, {site: iit.ZeroIntervention()})
+    torch.testing.assert_close(edited(x), network[1:](expected))

@@ -23,6 +23,7 @@ _OTHER_WAYS = (
     "custom_generate",
     "prefill_chunk_size",
     "compile_config",
+    "guidance_scale",
     "past_key_values",
     "inputs_embeds",
 )
@@ -97,7 +98,7 @@ class Generation:
             index = torch.where(place.index == IGNORED, IGNORED, place.index + self._shift.unsqueeze(1))
         else:
             index = torch.arange(self._n_prompt, device=self._shift.device).expand(self._batch.size, -1)
-        return replace(place, index=index)
+        return replace(place, index=index, tokens=None)
 
     def editor(
         self,

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from iit.intervened import generate as generation
 from iit.intervened import saving, sharing
-from iit.intervened.batch import Batch, Inputs, prepare, restored
+from iit.intervened.batch import Batch, Inputs, is_encoder_decoder, prepare, restored
 from iit.intervened.card import card
 from iit.intervened.edit import Edit
 from iit.intervened.folder import written_folder
 from iit.intervened.observe import observe
 from iit.intervened.positions import Columns, columns
 from iit.intervened.pyvene import Position, read_pyvene
+from iit.intervened.replayed import check_replayed
 from iit.intervened.resume import Suffix, first_block, resumed, span, suffix
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
 from iit.intervened.store import ActivationStore
@@ -144,8 +145,13 @@ class IntervenedModel(nn.Module):
         """Logits where the base's `answer` is read: Tensor[batch, n_answer, vocab], or [batch, 1, classes] without tokens.
 
         The answer is teacher-forced; a language model's head runs at these columns only. Without an answer the next token
-        is read.
+        is read. Raises ValueError for encoder-decoders.
         """
+        if is_encoder_decoder(self.network):
+            raise ValueError(
+                f"{type(self.network).__name__} answers in its decoder's tokens, not behind the prompt's: call the model, and read "
+                "the output's logits where they are wanted."
+            )
         batch = prepare(self.network, base)
         if batch.lengths is None:
             with self.editing(batch, sources, active):
@@ -389,6 +395,7 @@ class IntervenedModel(nn.Module):
 
             return edited
 
+        check_replayed(self.network, self._needing_gradients())
         with self._attached(values, flags, editor):
             yield seen
             missed = [
@@ -415,6 +422,12 @@ class IntervenedModel(nn.Module):
             grad=self.source_grad,
             read=self.store.read if self.store is not None else observe,
         )
+
+    def _needing_gradients(self) -> Iterator[ResolvedSite]:
+        """Where a backward has to find what the forward did."""
+        for edit in self.edits.values():
+            if not edit.intervention.collects:
+                yield from (self._resolved[site] for site in (*edit.sites, *(edit.source_sites if self.source_grad else ())))
 
     @contextmanager
     def _attached(
