@@ -93,9 +93,10 @@ class ResolvedSite:
     width: None where only a run tells. above: the modules around it, the closest first.
     columns: of the last dimension, None = all. heads: of [batch, head, query, key].
     shaper: the block whose input has the batch's shape, where `module` may see (batch·tokens, width).
-    encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the sequence.
-    axes: what four dimensions are: "pixels" [batch, channel, height, width], "keys" [batch, head, query, key], "heads"
-        [batch, position, head, width]; None where nothing tells.
+    encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the sequence; None where nothing
+        tells.
+    axes: what three dimensions are, where it is not [batch, position, width]: "steps" [batch, channel, step]; what four are:
+        "pixels" [batch, channel, height, width], "keys" [batch, head, query, key], "heads" [batch, position, head, width]; "unclear" is an error.
     """
 
     site: Site
@@ -107,7 +108,7 @@ class ResolvedSite:
     heads: Tensor | None = None
     shaper: nn.Module | None = None
     encoder: nn.Module | None = None
-    batch_first: bool = True
+    batch_first: bool | None = True
     axes: str | None = None
 
     def refuse_recomputed(self) -> None:
@@ -126,8 +127,9 @@ class ResolvedSite:
 
         The handle's `remove()` leaves the module as it was. Activations of other shapes are brought to
         [batch, position, width] and back: [batch, width] has one position, [batch, channels, height, width] has pixels as
-        positions, attention weights have queries, heads are put side by side; sequences that come before the batch are
-        transposed. Of tuples and dicts the first floating tensor is taken.
+        positions, [batch, channels, steps] of a one-dimensional convolution, pooling or norm has steps, attention weights have
+        queries, heads are put side by side; sequences that come before the batch are transposed. Of tuples and dicts the first
+        floating tensor is taken.
         """
         handles = []
         if self.encoder is not None:
@@ -179,6 +181,14 @@ class ResolvedSite:
             return activation.transpose(1, 2).flatten(2), lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2)
         if len(shape) == 2:
             return activation.unsqueeze(1), lambda new: new.squeeze(1)
+        if len(shape) == 3 and self.axes == "steps":
+            return activation.transpose(1, 2), lambda new: new.transpose(1, 2)
+        if len(shape) == 3 and (self.batch_first is None or self.axes == "unclear"):
+            which = "the batch" if self.batch_first is None else "the positions"
+            raise ValueError(
+                f"Site {self.site}: activations of shape {tuple(shape)} do not say which dimension has {which}, beside modules that "
+                "have the sequence first, or channels; name the recurrent, linear or convolutional module before or after it."
+            )
         if len(shape) == 3 and self.batch_first:
             return activation, lambda new: new
         if len(shape) == 3:
@@ -215,7 +225,7 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     width = getattr(module, "in_features" if site.side == "input" else "out_features", None)
     above = [modules[name] for name in _ancestors(site.module)]
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
-    layout = {"batch_first": layouts.batch_first([module, *above]), "axes": layouts.axes(site.module, modules)}
+    layout = {"batch_first": layouts.batch_first([module, *above], network), "axes": layouts.axes(site.module, modules)}
     block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
     return ResolvedSite(site, module, site.side, width, tuple(above), shaper=block, encoder=encoder, **layout)
 

@@ -384,6 +384,55 @@ class Merged(nn.Module):
         return self.inner(nn.functional.one_hot(input_ids, 3).float().flatten(0, 1)).unflatten(0, input_ids.shape)
 
 
-def test_rows_that_are_not_examples_are_refused():
-    with pytest.raises(ValueError, match="sees 8 rows where the batch has 2 examples"):
-        iit.capture(Merged(), {"input_ids": torch.zeros(2, 4, dtype=torch.long)}, Site(module="inner", position=0))
+def test_rows_of_ones_own_modules_are_tokens():
+    inputs, site = {"input_ids": torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])}, Site(module="inner", position=[1, 3])
+    network = Merged()
+    expected = network(**inputs)
+    torch.testing.assert_close(iit.capture(network, inputs, site)[site], expected[:, [1, 3]])
+    expected[:, [1, 3]] = 0
+    torch.testing.assert_close(iit.IntervenedModel(network, {site: iit.ZeroIntervention()})(inputs), expected)
+
+
+def test_steps_of_a_one_dimensional_convolution_are_positions():
+    network, x = nn.Sequential(nn.Conv1d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv1d(5, 2, 1)), torch.randn(2, 3, 8)
+    site = Site(module="0", position=6)
+    expected = network[0](x)
+    torch.testing.assert_close(iit.capture(network, x, site)[site], expected[:, :, [6]].transpose(1, 2))
+    expected[:, :, 6] = 0
+    edited = iit.IntervenedModel(network, {site: iit.ZeroIntervention()})
+    torch.testing.assert_close(edited(x), network[1:](expected))
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.gru(x)[0])
+
+
+def test_what_does_not_say_its_layout_is_refused():
+    x = torch.randn(5, 2, 3)
+    with pytest.raises(ValueError, match="do not say which dimension has the batch"):
+        iit.capture(SequenceFirst(), x, Site(module="head", position=0))
+    network = SequenceFirst()
+    assert iit.capture(network, x, Site(module="gru"))[Site(module="gru")].shape == (2, 5, 4)
+    channels = nn.Sequential(nn.Conv1d(3, 5, 3), nn.ReLU())
+    with pytest.raises(ValueError, match="do not say which dimension has the positions"):
+        iit.capture(channels, torch.randn(2, 3, 5), Site(module="1", position=0))
+
+
+def test_what_is_also_the_residual_stream_is_no_input():
+    network = make("bloom")
+    network.config.apply_residual_connection_post_layernorm = True
+    for component in ("attention_input", "mlp_input"):
+        with pytest.raises(ValueError, match="norm's output is the residual stream, too"):
+            iit.IntervenedModel(network, {Site(component, layer=0): iit.ZeroIntervention()})
+
+
+def test_run_keeps_sites_of_one_width_together(tiny_llama):
+    sites = [Site("block_output", layer=0, position=0), Site("mlp_activation", layer=0, position=0)]
+    edited = iit.IntervenedModel(tiny_llama, {"x": iit.Edit(sites, iit.ZeroIntervention())})
+    with pytest.raises(ValueError, match="differ in width"):
+        edited.run(prompts((4, 4)))

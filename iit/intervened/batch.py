@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from iit.network.answering import IGNORED, teacher_forced
+from iit.network.layout import batch_first
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
 """What a user passes for one batch: the network's keyword inputs (plus `positions` and `answer`), or positional ones."""
@@ -24,6 +25,7 @@ class Batch:
     answer: Tensor[batch, n_answer] of tokens or class indices, or None.
     lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
     order: Tensor[batch, seq], the caller's column that stands at each column here; None where the layout is the caller's.
+    axis: which dimension of the inputs is the batch, as a network that has the sequence first says.
     """
 
     args: tuple[Any, ...]
@@ -32,13 +34,14 @@ class Batch:
     answer: Tensor | None = None
     lengths: Tensor | None = None
     order: Tensor | None = None
+    axis: int = 0
 
     @property
     def size(self) -> int:
         """Number of examples."""
         for value in (*self.kwargs.values(), *self.args):
             if isinstance(value, Tensor):
-                return value.shape[0]
+                return value.shape[min(self.axis, value.ndim - 1)]
         raise ValueError("A batch needs at least one tensor among the network's inputs.")
 
     @property
@@ -68,21 +71,25 @@ class Batch:
         return replace(self, kwargs={**self.kwargs, "input_ids": ids, "attention_mask": mask}), read
 
 
+def is_encoder_decoder(network: nn.Module) -> bool:
+    """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the decoder's."""
+    return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+
+
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     """Make a Batch of what the user passed; right-pad where the padding is elsewhere.
 
-    Raises ValueError for inputs the network's forward does not know, masks with holes, empty batches and prompts of tokens, and
-    roles or answers whose batch size differs.
+    Raises ValueError for inputs the network's forward does not know, masks with holes, empty batches and prompts of tokens,
+    roles or answers whose batch size differs, and left-padded batches where what follows the tokens is not known.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
 
     def place(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 
-    if isinstance(inputs, Tensor):
-        return Batch((place(inputs),), {})
-    if isinstance(inputs, tuple | list):
-        return Batch(tuple(place(value) for value in inputs), {})
+    if isinstance(inputs, Tensor | tuple | list):
+        args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        return Batch(tuple(place(value) for value in args), {}, axis=int(batch_first([network], network) is False))
     if not isinstance(inputs, Mapping):
         raise ValueError(f"A batch is a mapping of inputs, a tensor or a tuple; {type(inputs).__name__} was given.")
     kwargs = {key: place(value) for key, value in inputs.items() if key not in ("positions", "answer")}
@@ -99,7 +106,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
             raise ValueError(f"`{name}` is for {value.shape[0]} examples, the inputs hold {batch.size}.")
     if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
         return batch
-    return _right_padded(batch)
+    return _right_padded(batch, is_encoder_decoder(network))
 
 
 # What transformers' forwards take through **kwargs; anything else would vanish there without a word.
@@ -129,7 +136,12 @@ def _check_keywords(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
         )
 
 
-def _right_padded(batch: Batch) -> Batch:
+# Inputs that have one entry a token, and such that never do, however they are shaped.
+_ALONGSIDE = {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "labels"}
+_APART = {"pixel_values"}
+
+
+def _right_padded(batch: Batch, encoder_decoder: bool) -> Batch:
     tokens, mask = batch.tokens, batch.kwargs.get("attention_mask")
     if not tokens.shape[0] or not tokens.shape[1]:
         raise ValueError(f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}.")
@@ -146,12 +158,20 @@ def _right_padded(batch: Batch) -> Batch:
     columns = torch.arange(mask.shape[1], device=mask.device)
     if bool((real == (columns < lengths.unsqueeze(1))).all()):
         return _counted(replace(batch, lengths=lengths))
+    if encoder_decoder:
+        raise ValueError(
+            "Of an encoder-decoder the prompts are padded on the right: its outputs belong to either of two sequences."
+        )
     first = real.int().argmax(1)
     if not bool((real == ((columns >= first.unsqueeze(1)) & (columns < (first + lengths).unsqueeze(1)))).all()):
         raise ValueError("An attention_mask has holes: padding may stand before or after a prompt, not inside.")
     kwargs = dict(batch.kwargs)
     for key, value in kwargs.items():
-        if isinstance(value, Tensor) and value.shape[:2] == tokens.shape[:2]:
+        if isinstance(value, Tensor) and value.shape[:2] == tokens.shape[:2] and key not in _APART:
+            if key not in _ALONGSIDE:
+                raise ValueError(
+                    f"Input {key!r} is shaped as the tokens are, but may not follow them: give prompts padded on the right."
+                )
             index = order.reshape(*order.shape, *[1] * (value.ndim - 2)).expand(value.shape)
             kwargs[key] = value.gather(1, index)
     # Positions are the prompt's own now: what a caller derived from a left-padded layout would be off.
@@ -178,25 +198,37 @@ def _counted(batch: Batch) -> Batch:
 
 
 def restored(output: Any, batch: Batch) -> Any:
-    """The network's output in the caller's layout: token axes are permuted back where the batch had been repadded."""
+    """The network's output in the caller's layout: token axes are permuted back where the batch had been repadded.
+
+    Raises ValueError for a bare Tensor[batch, n] with as many columns as tokens: they may be tokens or classes.
+    """
     if batch.order is None:
         return output
     size, seq = batch.order.shape
     back = batch.order.argsort(dim=1)
 
-    def restore(value: Any) -> Any:
+    def restore(value: Any, name: str | None = None) -> Any:
+        if name is not None and name.startswith(("image_", "vision_")):
+            return value
         if isinstance(value, Tensor):
-            if value.ndim >= 2 and value.shape[:2] == (size, seq):
-                return value.gather(1, back.reshape(size, seq, *[1] * (value.ndim - 2)).expand(value.shape))
+            # Attention comes first: it may have as many heads as tokens.
             if value.ndim == 4 and value.shape[0] == size and value.shape[2:] == (seq, seq):
                 rows = back[:, None, :, None].expand(value.shape)
                 return value.gather(2, rows).gather(3, back[:, None, None, :].expand(value.shape))
-            return value
+            if value.shape[:2] != (size, seq):
+                return value
+            if value.ndim == 2 and name is None:
+                raise ValueError(
+                    f"An output of shape {(size, seq)} has one entry a token, or a class: give prompts padded on the right."
+                )
+            if value.ndim == 2 and name not in ("start_logits", "end_logits"):
+                return value  # classes, or a pooled state: of two dimensions only a span's logits have tokens
+            return value.gather(1, back.reshape(size, seq, *[1] * (value.ndim - 2)).expand(value.shape))
         if isinstance(value, Mapping):
-            items = {key: restore(item) for key, item in value.items()}
+            items = {key: restore(item, str(key)) for key, item in value.items()}
             return type(value)(**items) if not isinstance(value, dict) or hasattr(value, "to_tuple") else items
         if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-            return type(value)(restore(item) for item in value)
+            return type(value)(restore(item, name) for item in value)
         return value
 
     return restore(output)

@@ -117,9 +117,10 @@ def _rows(
     """The rows of one batch, on the CPU, and how many each example has."""
     found = {}
     for site, activation in observe(network, batch, places, resolved=resolved).items():
-        index = places[site].index
-        # Absent positions are zeros in an activation; rows have none.
-        present = index != IGNORED if isinstance(index, Tensor) else activation.new_ones(activation.shape[:2], dtype=torch.bool)
+        index, present = places[site].index, activation.new_ones(activation.shape[:2], dtype=torch.bool)
+        # Absent positions are zeros in an activation; rows have none. A module may have other positions than the tokens.
+        if isinstance(index, Tensor) and index.shape == present.shape:
+            present = index != IGNORED
         found[site] = (activation[present].to("cpu", dtype), present.sum(1).tolist())
     return found
 

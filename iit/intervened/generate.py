@@ -98,7 +98,7 @@ class Generation:
             index = torch.where(place.index == IGNORED, IGNORED, place.index + self._shift.unsqueeze(1))
         else:
             index = torch.arange(self._n_prompt, device=self._shift.device).expand(self._batch.size, -1)
-        return replace(place, index=index)
+        return replace(place, index=index, tokens=None)
 
     def editor(
         self,

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.intervened import generate as generation
-from iit.intervened.batch import Batch, Inputs, prepare, restored
+from iit.intervened.batch import Batch, Inputs, is_encoder_decoder, prepare, restored
 from iit.intervened.edit import Edit
 from iit.intervened.observe import observe
 from iit.intervened.positions import Columns, columns
+from iit.intervened.recomputed import autograd_state, refuse_recomputed
 from iit.intervened.resume import Suffix, first_block, resumed, span, suffix
 from iit.intervened.shareable import Shareable
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
@@ -124,7 +125,16 @@ class IntervenedModel(Shareable):
         return restored(output, batch)
 
     def run(self, base: Inputs, sources: Sources = None, active: Active = None) -> Run:
-        """The edited output beside the base's own, and what each edit saw."""
+        """The edited output beside the base's own, and what each edit saw.
+
+        Raises ValueError where one edit's sites differ in width, and as a call does.
+        """
+        for key, edit in self.edits.items():
+            widths = {str(site): self._resolved[site].width for site in edit.sites}
+            if len({width for width in widths.values() if width is not None}) > 1:
+                raise ValueError(
+                    f"run: the sites of {str(key)!r} differ in width ({widths}); use `capture`, which keeps them apart."
+                )
         batch = prepare(self.network, base)
         base_output = restored(self.network(*batch.args, **batch.kwargs), batch)
         with self.editing(batch, sources, active) as seen:
@@ -142,8 +152,13 @@ class IntervenedModel(Shareable):
         """Logits where the base's `answer` is read: Tensor[batch, n_answer, vocab], or [batch, 1, classes] without tokens.
 
         The answer is teacher-forced; a language model's head runs at these columns only. Without an answer the next token
-        is read.
+        is read. Raises ValueError for encoder-decoders.
         """
+        if is_encoder_decoder(self.network):
+            raise ValueError(
+                f"{type(self.network).__name__} answers in its decoder's tokens, not behind the prompt's: call the model, and read "
+                "the output's logits where they are wanted."
+            )
         batch = prepare(self.network, base)
         if batch.lengths is None:
             with self.editing(batch, sources, active):
@@ -278,6 +293,7 @@ class IntervenedModel(Shareable):
         values = self._source_values(batch, sources, flags, places)
         if rest is not None:
             places = {key: rest.shifted(place) for key, place in places.items()}
+        outside = autograd_state() if self._trains() else (False, None)
         seen: dict[tuple[Variable, int], Tensor] = {}
         fired: set[tuple[Variable, int]] = set()
 
@@ -290,6 +306,7 @@ class IntervenedModel(Shareable):
                         f"Site {edit.sites[number]} was run more than once in one forward; name a module that runs once."
                     )
                 fired.add((key, number))
+                refuse_recomputed(edit.sites[number], outside)
                 seen[key, number] = piece = place.read(activation)
                 if edit.intervention.collects or idle:
                     return None
@@ -324,6 +341,10 @@ class IntervenedModel(Shareable):
             grad=self.source_grad,
             read=self.store.read if self.store is not None else observe,
         )
+
+    def _trains(self) -> bool:
+        """Whether a backward through a run would reach weights."""
+        return any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
 
     @contextmanager
     def _attached(

@@ -1,18 +1,25 @@
 """Reading activations: one run, any sites."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 
 import torch
 from torch import Tensor, nn
 
 from iit.intervened.batch import Batch
-from iit.intervened.positions import Columns
+from iit.intervened.positions import Columns, counts
 from iit.site import ResolvedSite, Site, resolve
 
 
 class Activations(dict[Site, Tensor]):
-    """{site: Tensor[batch, position, width]}, as `capture` returns them; usable as the sources of an edit."""
+    """{site: Tensor[batch, position, width]}, as `capture` returns them; usable as the sources of an edit.
+
+    counts: {site: Tensor[batch]}, how many of the positions each example has (the others are zero), where that is known.
+    """
+
+    def __init__(self, found: Mapping[Site, Tensor], counts: Mapping[Site, Tensor | None] | None = None):
+        super().__init__(found)
+        self.counts = dict(counts or {})
 
 
 class _Enough(Exception):  # noqa: N818 — a signal, not an error
@@ -62,4 +69,4 @@ def observe(
     missing = [str(site) for site in places if site not in found]
     if missing:
         raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")
-    return Activations({site: found[site] for site in places})
+    return Activations({site: found[site] for site in places}, {site: counts(place, batch) for site, place in places.items()})

@@ -17,17 +17,34 @@ class Columns:
 
     index: Tensor[batch, n], −100 where an example has fewer; a tuple of ints, the same in each example; None = every position.
     counted: whether the index counts from 0 and is known to be inside; on networks without tokens only the run can tell.
+    tokens: (batch, seq) of the prompts that the index counts in, where activations are to be held against them.
     """
 
     site: Site
     index: Tensor | tuple[int, ...] | None
     counted: bool = True
+    tokens: tuple[int, int] | None = None
 
-    def counts(self) -> Int[Tensor, "batch"] | None:
-        """How many positions each example has; None where only the run can tell."""
-        return (self.index != IGNORED).sum(1) if isinstance(self.index, Tensor) else None
+    def _by_token(self, activation: Tensor) -> Tensor:
+        """The activation with the prompts' tokens for positions; what a module sees as (batch·tokens, width) is unflattened.
+
+        Whole activations of modules with positions of their own (pooled, of another sequence) stay as they are.
+        Raises ValueError where tokens are to be picked from such.
+        """
+        if self.tokens is None or activation.shape[:2] == self.tokens:
+            return activation
+        if activation.shape[:2] == (self.tokens[0] * self.tokens[1], 1):
+            return activation.reshape(*self.tokens, -1)
+        if self.site.position is None:
+            return activation
+        raise ValueError(
+            f"Site {self.site}: the module's activations are {activation.shape[0]}×{activation.shape[1]}, the batch holds "
+            f"{self.tokens[0]}×{self.tokens[1]} tokens: its positions are not the prompt's. Leave `position` out."
+        )
 
     def _index(self, activation: Tensor) -> Tensor | None:
+        if self.tokens is not None and activation.shape[:2] != self.tokens:
+            return None
         if isinstance(self.index, Tensor) and len(self.index) != len(activation):
             raise ValueError(
                 f"Site {self.site}: its module sees {len(activation)} rows where the batch has {len(self.index)} examples; name a "
@@ -44,8 +61,9 @@ class Columns:
             )
         return torch.where(given == IGNORED, IGNORED, given % n_positions)
 
-    def read(self, activation: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch position width"]:
+    def read(self, activation: Float[Tensor, "row column width"]) -> Float[Tensor, "batch position width"]:
         """The activation at these columns; zeros where an example has fewer."""
+        activation = self._by_token(activation)
         index = self._index(activation)
         if index is None:
             return activation
@@ -53,9 +71,12 @@ class Columns:
         return torch.where((index == IGNORED).unsqueeze(-1), torch.zeros_like(picked), picked)
 
     def write(
-        self, activation: Float[Tensor, "batch seq width"], new: Float[Tensor, "batch position width"]
-    ) -> Float[Tensor, "batch seq width"]:
-        """A copy of the activation with `new` at these columns."""
+        self, activation: Float[Tensor, "row column width"], new: Float[Tensor, "batch position width"]
+    ) -> Float[Tensor, "row column width"]:
+        """A copy of the activation with `new` at these columns, in the shape that the activation came in."""
+        return self._written(self._by_token(activation), new).reshape(activation.shape)
+
+    def _written(self, activation: Tensor, new: Tensor) -> Tensor:
         index = self._index(activation)
         if index is None:
             return new
@@ -74,8 +95,9 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     Raises ValueError for a role the batch lacks, a role that is absent in an (active) example, several roles one of which is
     several tokens, and positions outside an example's real tokens.
     """
+    tokens = None if batch.lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
     if site.position is None:
-        return Columns(site, _every(batch))
+        return Columns(site, _every(batch), tokens=tokens)
     wanted = (site.position,) if isinstance(site.position, str | int) else site.position
     if site.roles:
         found = [_role(site, role, batch, active) for role in site.roles]
@@ -92,7 +114,16 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     if bool(twice.any()):
         row = int(twice.any(1).nonzero()[0])
         raise ValueError(f"Site {site}: a position occurs twice in example {row}: {index[row].tolist()}.")
-    return Columns(site, index, counted=batch.lengths is not None)
+    return Columns(site, index, counted=batch.lengths is not None, tokens=tokens)
+
+
+def counts(place: Columns, batch: Batch) -> Int[Tensor, "batch"] | None:
+    """How many positions each example has there; None where only the run can tell."""
+    if place.index is None:
+        return batch.lengths
+    if isinstance(place.index, tuple):
+        return torch.full((batch.size,), len(place.index))
+    return (place.index != IGNORED).sum(1)
 
 
 def _every(batch: Batch) -> Tensor | None:

@@ -10,7 +10,7 @@ from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.edit import Edit
 from iit.intervened.observe import Activations
 from iit.intervened.paired import as_base, keys_as_base
-from iit.intervened.positions import Columns, columns
+from iit.intervened.positions import Columns, columns, counts
 from iit.site import ResolvedSite, Site
 
 Variable = str | Site
@@ -104,8 +104,10 @@ def source_activations(
                 place = places[key, number]
                 tensor = _given(source, site, base)
                 if tensor is not None:
+                    _check_counts(place, base, _given_counts(source, site), variable, flag)
                     _check_given(tensor, place, base, variable, resolved[edit.sites[number]].width)
-                    given[variable, number] = as_base(tensor, place, base)
+                    own = _n_positions(place, base) not in (None, tensor.shape[1])
+                    given[variable, number] = as_base(tensor, place, base, own)
                     continue
                 if id(source) not in wanted:
                     batch = prepare(network, source)
@@ -119,7 +121,7 @@ def source_activations(
                 _, batch, sites = wanted[id(source)]
                 if site not in sites:
                     sites[site] = columns(site, batch, flag)
-                _check_counts(place, base, sites[site], batch, variable, flag)
+                _check_counts(place, base, counts(sites[site], batch), variable, flag)
                 jobs.append((variable, number, site, id(source), place))
     found = {
         identity: read(network, batch, sites, grad=grad, resolved={s: resolved[s] for s in sites})
@@ -130,7 +132,8 @@ def source_activations(
         tensor = found[identity][site]
         if site.component == "attention_weight":
             tensor = keys_as_base(tensor, base, wanted[identity][1], active[variable])
-        given[variable, number] = as_base(tensor, place, base)
+        own = _n_positions(wanted[identity][2][site], wanted[identity][1]) not in (None, tensor.shape[1])
+        given[variable, number] = as_base(tensor, place, base, own)
     return given
 
 
@@ -146,10 +149,21 @@ def _given(source: Any, site: Site, base: Batch) -> Tensor | None:
     return None
 
 
+def _given_counts(source: Any, site: Site) -> Tensor | None:
+    """How many positions each example of given activations has, where they tell."""
+    return source.counts.get(site) if isinstance(source, Activations) else None
+
+
+def _n_positions(place: Columns, batch: Batch) -> int | None:
+    """The longest selection in the batch; None where only the run can tell."""
+    if place.index is None:
+        return None if batch.lengths is None else batch.tokens.shape[1]
+    return place.index.shape[1] if isinstance(place.index, Tensor) else len(place.index)
+
+
 def _check_given(tensor: Tensor, place: Columns, base: Batch, variable: Variable, width: int | None) -> None:
-    n_positions = None if place.index is None else place.index.shape[1] if isinstance(place.index, Tensor) else len(place.index)
-    if place.index is None and base.lengths is not None:
-        n_positions = base.tokens.shape[1]
+    own = place.site.module is not None and place.site.position is None  # the module may have positions of its own
+    n_positions = None if own else _n_positions(place, base)
     expected = (base.size, n_positions, width)
     if tensor.ndim != 3 or any(n not in (None, here) for n, here in zip(expected, tensor.shape, strict=True)):
         told = ", ".join(str(name if n is None else n) for n, name in zip(expected, ("batch", "position", "width"), strict=True))
@@ -158,24 +172,14 @@ def _check_given(tensor: Tensor, place: Columns, base: Batch, variable: Variable
         )
 
 
-def _check_counts(
-    place: Columns, base: Batch, source_place: Columns, source: Batch, variable: Variable, flag: Tensor | None
-) -> None:
-    counts = [_counts(p, b) for p, b in ((place, base), (source_place, source))]
-    if counts[0] is None or counts[1] is None:
+def _check_counts(place: Columns, base: Batch, theirs: Tensor | None, variable: Variable, flag: Tensor | None) -> None:
+    own = counts(place, base)
+    if own is None or theirs is None:
         return
-    differ = (counts[0] != counts[1]) & (True if flag is None else flag)
+    differ = (own != theirs.to(own.device)) & (True if flag is None else flag)
     if bool(differ.any()):
         row = int(differ.nonzero()[0])
         raise ValueError(
-            f"Variable {str(variable)!r}, example {row}: site {place.site} selects {int(counts[0][row])} positions in the base and "
-            f"{int(counts[1][row])} in the source; spans must be of equal length."
+            f"Variable {str(variable)!r}, example {row}: site {place.site} selects {int(own[row])} positions in the base and "
+            f"{int(theirs[row])} in the source; spans must be of equal length."
         )
-
-
-def _counts(place: Columns, batch: Batch) -> Tensor | None:
-    if place.index is None:
-        return batch.lengths
-    if isinstance(place.index, tuple):
-        return torch.full((batch.size,), len(place.index))
-    return place.counts()

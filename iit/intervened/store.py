@@ -101,7 +101,8 @@ class ActivationStore:
         resolved: dict[Site, ResolvedSite] | None = None,
     ) -> Activations:
         """{site: Tensor[batch, position, width]} of the batch; the same arguments as `observe`."""
-        whole = any(site.component == "attention_weight" for site in places)  # as wide as the batch is long
+        # Attention weights are as wide as the batch is long; a module may have other positions than the tokens.
+        whole = any(site.component in (None, "attention_weight") for site in places)
         if grad or whole or self.refuses(network, batch) is not None:
             return observe(network, batch, places, grad=grad, resolved=resolved)
         self._check_version()

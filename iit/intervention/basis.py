@@ -99,13 +99,15 @@ class PrincipalComponents(Basis):
     def fit(self, activations: Float[Tensor, "n width"]) -> None:
         """Take the directions of greatest variance of centred, not standardised, activations.
 
-        Raises ValueError with fewer than rank + 1 activations, or another width.
+        Raises ValueError with fewer than rank + 1 activations, another width, and values that are not finite.
         """
         n, width = activations.shape
         if width != self.width or n <= (self.rank or 0):
             raise ValueError(
                 f"PCA of rank {self.rank} and width {self.width} needs more than {self.rank} activations of that width; got {n} of {width}."
             )
+        if not bool(torch.isfinite(activations).all()):
+            raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
         centred = activations.float() - activations.float().mean(0)
         self.frame = torch.linalg.svd(centred, full_matrices=False)[2][: self.rank].T.contiguous().to(self.frame.device)
 

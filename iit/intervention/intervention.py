@@ -102,7 +102,7 @@ class Intervention(nn.Module):
         active: Tensor[batch] of bool, or {block: such a tensor}; None = all. Inactive examples come back bit by bit.
 
         Raises ValueError for a source that is missing, needless or of another shape, a width other than the basis's, and
-        unknown blocks.
+        unknown blocks; and where the new activation has another shape than the base.
         """
         self._check(base, source, active)
         high = base.to(self._precision(base))
@@ -115,8 +115,13 @@ class Intervention(nn.Module):
         else:
             target = self._blockwise(old, high, source if isinstance(source, Mapping) else {}, active, coordinates)
         weights = self.gate()
-        new = target if weights is None else old + weights.to(old.dtype) * (target - old)
+        # lerp is exact at 0 and 1, also where base and target differ by orders of magnitude.
+        new = target if weights is None else torch.lerp(old, target, weights.to(old.dtype))
         edited = coordinates.write(high, old, new).to(base.dtype)
+        if edited.shape != base.shape:
+            raise ValueError(
+                f"{self} made {tuple(edited.shape)} of an activation of shape {tuple(base.shape)}; they must be equal."
+            )
         if isinstance(active, Tensor):
             edited = torch.where(active.view(-1, 1, 1), edited, base)
         elif active is not None and set(active) == set(self._blocks or ()):

@@ -86,6 +86,10 @@ def locate(network: nn.Module, component: str, layer: int | None, head: tuple[in
     root = names[id(block)]
     if component in ("block_input", "block_output"):
         return Place(root, component.removeprefix("block_"), hidden)
+    if component in ("attention_input", "mlp_input") and getattr(config, "apply_residual_connection_post_layernorm", False):
+        raise ValueError(
+            _lacks(network, component, "its norm's output is the residual stream, too (post-layernorm residual)", layer)
+        )
     path, side = _PATHS[component](family)
     module = _find(block, path)
     if module is None:

@@ -1,21 +1,49 @@
 """Which dimension is the batch, and which the positions, as far as modules tell."""
 
 from torch import nn
+from transformers import PreTrainedModel
+
+_TRANSFORMERS = (
+    *(nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+    nn.Transformer,
+)
+_CHANNELS_FIRST = (
+    *(nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    *(nn.BatchNorm1d, nn.InstanceNorm1d),
+)
+_CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.MultiheadAttention, *_TRANSFORMERS)
 
 
-def batch_first(modules: list[nn.Module]) -> bool:
-    """Whether the batch comes first, as the module itself or torch's own sequence module around it says."""
+def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
+    """Whether the batch comes first, as the module itself or torch's own sequence module around it says.
+
+    None where nothing says it, and another module of the network has the sequence first.
+    """
     if hasattr(modules[0], "batch_first"):
         return bool(modules[0].batch_first)
-    known = (nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.Transformer)
     for around in modules:
-        if isinstance(around, known):
+        if isinstance(around, _TRANSFORMERS):
             return all(bool(m.batch_first) for m in around.modules() if isinstance(m, nn.MultiheadAttention))
-    return True
+    if isinstance(network, PreTrainedModel):
+        return True
+    return None if any(getattr(m, "batch_first", True) is False for m in network.modules()) else True
 
 
 def axes(path: str, modules: dict[str, nn.Module]) -> str | None:
-    """What four dimensions are here: TransformerLens's hook points say it by name; elsewhere only convolutions make them pixels."""
-    if type(modules[path]).__name__ == "HookPoint":
+    """What the dimensions are here, where three are not [batch, position, width].
+
+    TransformerLens's hook points say by name what four are; elsewhere only convolutions make them pixels. Of three, modules for
+    sequences of channels say that channels come first ("steps"); beside such modules, one that works on any shape does not say
+    what it is given ("unclear").
+    """
+    module = modules[path]
+    if type(module).__name__ == "HookPoint":
         return "keys" if path.endswith(("hook_pattern", "hook_attn_scores")) else "heads"
-    return "pixels" if any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in modules.values()) else None
+    if isinstance(module, _CHANNELS_FIRST):
+        return "steps"
+    if any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules.values()):
+        return "pixels"
+    own_kind = not isinstance(modules[""], PreTrainedModel) or not list(module.parameters())
+    if own_kind and not isinstance(module, _CHANNELS_LAST) and any(isinstance(m, _CHANNELS_FIRST) for m in modules.values()):
+        return "unclear"
+    return None

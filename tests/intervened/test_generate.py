@@ -186,9 +186,9 @@ def test_the_network_is_as_before_also_after_an_exception(tiny_llama):
     [
         ({"scope": "everything"}, "none of prompt, generated, all"),
         ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens"),
+        ({"guidance_scale": 2.0}, "guidance_scale"),
         ({"cache_implementation": "static"}, "cache_implementation='static'"),
         ({"prefill_chunk_size": 2}, "prefill_chunk_size"),
-        ({"guidance_scale": 2.0}, "guidance_scale"),
     ],
 )
 def test_what_generate_cannot_do_is_refused(tiny_llama, options, said):

@@ -1,10 +1,11 @@
 import pytest
 import torch
+import transformers as t
 from torch import nn
 
 import iit
 from iit import Edit, IntervenedModel, Site
-from tests.families import prompts
+from tests.families import SIZES, make, prompts
 
 
 def roles(batch, **positions):
@@ -88,3 +89,43 @@ def test_without_tokens_positions_are_checked_when_it_runs():
             iit.capture(network, roles({"x": x}, **given), site)
     with pytest.raises(ValueError, match="'step' is absent in example 0"):
         iit.capture(network, roles({"x": x}, step=[-100, 1]), site)
+
+
+@pytest.mark.parametrize(
+    ("family", "path", "component"),
+    [("opt", "model.decoder.layers.0.fc2", "mlp_output"), ("mixtral", "model.layers.0.mlp.experts", "mlp_output")],
+)
+@pytest.mark.parametrize("position", [0, [1, -1], None])
+def test_modules_that_see_tokens_in_one_row(family, path, component, position):
+    """(batch·tokens, width): a position is the prompt's, not the first tokens of all."""
+    network, base, source = make(family), prompts((7, 5)), prompts((7, 5), seed=2)
+    module, known = Site(module=path, position=position), Site(component, layer=0, position=position)
+    found = iit.capture(network, base, [module, known])
+    torch.testing.assert_close(found[module], found[known], atol=0, rtol=0)
+    logits = [
+        iit.IntervenedModel(network, {site: iit.VanillaIntervention()})(base, source).logits[base["attention_mask"].bool()]
+        for site in (module, known)
+    ]
+    torch.testing.assert_close(*logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [(7, 7), (7, 5)])
+def test_pooled_states_are_one_whole(lengths, tmp_path):
+    torch.manual_seed(0)
+    network = t.BertModel(t.BertConfig(**SIZES)).eval().requires_grad_(False)
+    base, source, pooler = prompts(lengths), prompts(lengths, seed=2), Site(module="pooler")
+    edited = iit.IntervenedModel(network, {pooler: iit.VanillaIntervention()})
+    expected = network(**source).pooler_output
+    torch.testing.assert_close(edited(base, source).pooler_output, expected)
+    torch.testing.assert_close(edited(base, iit.capture(network, source, pooler)).pooler_output, expected)
+    torch.testing.assert_close(iit.capture_dataset(network, [source], pooler, progress=False)[pooler], expected)
+    with pytest.raises(ValueError, match=r"pooler:output @ 0.*Leave `position` out"):
+        iit.capture(network, base, Site(module="pooler", position=0))
+
+
+def test_activations_know_how_many_positions_they_hold():
+    network, base, site = make("llama"), prompts((7, 5)), Site("block_output", layer=0)
+    edited = iit.IntervenedModel(network, {site: iit.VanillaIntervention()})
+    with pytest.raises(ValueError, match=r"example 0: .* 7 positions in the base and 5 in the source"):
+        edited(base, iit.capture(network, prompts((5, 7)), site))
+    edited(base, iit.capture(network, prompts((7, 5), seed=2), site))

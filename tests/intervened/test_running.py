@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import iit
 from iit import Edit, IntervenedModel, Site
@@ -83,6 +84,32 @@ def test_inside_a_checkpointed_layer_only_what_has_no_backward_runs(component, u
     with torch.no_grad():
         torch.testing.assert_close(edited(BASE, SOURCE).logits, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(edited.network.eval() and edited(BASE, SOURCE).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+class OwnCheckpoint(nn.Module):
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.inner, self.outer, self.use_reentrant = nn.Linear(3, 4), nn.Linear(4, 2), use_reentrant
+
+    def forward(self, x):
+        return self.outer(checkpoint(lambda h: self.inner(h).relu(), x, use_reentrant=self.use_reentrant))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_in_ones_own_modules_is_noticed(use_reentrant):
+    network, x = OwnCheckpoint(use_reentrant), torch.randn(2, 3)
+    site = Site(module="inner")
+    edited = IntervenedModel(network, {site: iit.AdditionIntervention(torch.ones(4))})
+    with pytest.raises(RuntimeError, match="inner:output is inside a checkpointed"):
+        edited(x)
+    expected = network.outer((network.inner(x) + 1).relu())
+    with torch.no_grad():
+        torch.testing.assert_close(edited(x), expected)
+    network.requires_grad_(False)
+    torch.testing.assert_close(edited(x), expected)
+    outside = IntervenedModel(network.requires_grad_(True), {Site(module="outer"): iit.AdditionIntervention(torch.ones(2))})
+    torch.testing.assert_close(outside(x), network(x) + 1)
 
 
 def test_a_compiled_network_is_refused_by_everything_that_runs(tiny_llama):

@@ -368,3 +368,29 @@ def test_repr_says_what_it_is(name):
             "vanilla": "VanillaIntervention()",
         }[name]
     )
+
+
+def test_what_is_swapped_does_not_depend_on_the_size_of_what_was_there():
+    base, source = torch.full((1, 1, W), 1e8), torch.randn(1, 1, W)
+    mask = iit.SigmoidMaskIntervention(W).eval()
+    assert torch.equal(mask(base, source), source)
+    units = iit.VanillaIntervention(W, units=[1, 4])(base, source)
+    assert torch.equal(units[..., [1, 4]], source[..., [1, 4]])
+    assert torch.equal(units[..., [0, 2]], base[..., [0, 2]])
+
+
+def test_nothing_is_broadcast_into_the_network():
+    with pytest.raises(ValueError, match=r"made \(2, 1, 8\) of an activation of shape \(2, 3, 8\)"):
+        iit.LambdaIntervention(lambda h: h.mean(1, keepdim=True))(torch.randn(2, 3, W))
+
+
+@pytest.mark.parametrize("make", [iit.AdditionIntervention, iit.SubtractionIntervention, iit.MeanIntervention])
+def test_vectors_that_are_not_finite_are_refused(make):
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not finite"):
+            make(torch.tensor([1.0, value]))
+
+
+def test_pca_of_what_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not all finite"):
+        iit.PCARotatedSpaceIntervention(3, 1, torch.full((5, 3), float("nan")))
