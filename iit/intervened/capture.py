@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from iit.intervened.batch import Inputs, prepare
@@ -34,7 +35,7 @@ def capture(
     if isinstance(network, IntervenedModel):
         prepared = prepare(network.network, batch)
         places = {site: columns(site, prepared) for site in sites}
-        with network.editing(prepared, sources, active):
+        with torch.set_grad_enabled(grad), network.edited_run(prepared, sources, active).applied():
             return observe(network.network, prepared, places, grad=grad, stop_early=False)
     if sources is not None or active is not None:
         raise ValueError("`sources` and `active` belong to an IntervenedModel; the network given here is not one.")

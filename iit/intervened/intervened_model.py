@@ -1,7 +1,7 @@
 """The intervened network: a frozen network, and the edits that are done to its runs."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -11,21 +11,18 @@ from torch import Tensor, nn
 from iit.intervened import generate as generation
 from iit.intervened.batch import Batch, Inputs, is_encoder_decoder, prepare, restored
 from iit.intervened.edit import Edit
+from iit.intervened.edited_run import EditedRun, Source, block_input
 from iit.intervened.observe import observe
-from iit.intervened.positions import Columns, columns
-from iit.intervened.recomputed import autograd_state, refuse_recomputed
+from iit.intervened.positions import columns
 from iit.intervened.resume import Suffix, first_block, resumed, span, suffix
 from iit.intervened.shareable import Shareable
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
 from iit.intervened.store import ActivationStore
-from iit.intervened.widths import check_joint, check_width
+from iit.intervened.widths import check_joint, check_one_width, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel
 from iit.network.answering import head_at
 from iit.site import ResolvedSite, Site, resolve
-
-Source = Tensor | dict[str, Tensor] | list[Tensor] | None
-"""What an edit's hook reads in place of the base: a list is filled by another hook of the same forward."""
 
 
 class Run(NamedTuple):
@@ -66,8 +63,6 @@ class IntervenedModel(Shareable):
         source_grad: bool = False,
     ):
         super().__init__()
-        if not edits:
-            raise ValueError("An intervened model needs at least one edit.")
         # A tuple is not registered by nn.Module: the network stays outside of parameters(), state_dict() and train().
         self._held = (network, network.model if isinstance(network, LanguageModel) else network)
         self.edits: dict[Variable, Edit] = {key: _edit(key, edit) for key, edit in edits.items()}
@@ -84,7 +79,7 @@ class IntervenedModel(Shareable):
             check_width(key, edit, self._resolved)
             if edit.intervention.skips:
                 for site in edit.sites:
-                    before = _block_input(site)
+                    before = block_input(site)
                     self._resolved.setdefault(before, resolve(self.network, before))
         self._first_block = first_block(self.network, self.edits.values())
         if self._first_block:
@@ -120,7 +115,7 @@ class IntervenedModel(Shareable):
     def forward(self, base: Inputs, sources: Sources = None, active: Active = None) -> Any:
         """The network's own output object on the edited base run, in the caller's layout."""
         batch = prepare(self.network, base)
-        with self.editing(batch, sources, active):
+        with self.edited_run(batch, sources, active).applied():
             output = self.network(*batch.args, **batch.kwargs)
         return restored(output, batch)
 
@@ -129,15 +124,10 @@ class IntervenedModel(Shareable):
 
         Raises ValueError where one edit's sites differ in width, and as a call does.
         """
-        for key, edit in self.edits.items():
-            widths = {str(site): self._resolved[site].width for site in edit.sites}
-            if len({width for width in widths.values() if width is not None}) > 1:
-                raise ValueError(
-                    f"run: the sites of {str(key)!r} differ in width ({widths}); use `capture`, which keeps them apart."
-                )
+        check_one_width(self.edits, self._resolved)
         batch = prepare(self.network, base)
         base_output = restored(self.network(*batch.args, **batch.kwargs), batch)
-        with self.editing(batch, sources, active) as seen:
+        with self.edited_run(batch, sources, active).applied() as seen:
             output = restored(self.network(*batch.args, **batch.kwargs), batch)
         activations = {
             key: torch.cat([seen[key, number] for number in range(len(edit.sites))], 1)
@@ -161,35 +151,28 @@ class IntervenedModel(Shareable):
             )
         batch = prepare(self.network, base)
         if batch.lengths is None:
-            with self.editing(batch, sources, active):
+            with self.edited_run(batch, sources, active).applied():
                 return _class_logits(self.network(*batch.args, **batch.kwargs))
         batch, read = batch.with_answer()
-        flags, places = self._placed(batch, active)
-        rest = self._suffix(batch, places, read)
+        run = self.edited_run(batch, sources, active)
+        rest = self._suffix(batch, run, read)
         noise = torch.get_rng_state()
-        logits = self._logits_at(read, batch, sources, flags, places, rest)
-        if rest is None or self.store is None or self.store.is_trusted(rest.layer, flags):
+        logits = self._logits_at(read, batch, run, rest)
+        if rest is None or self.store is None or self.store.is_trusted(rest.layer, run.flags):
             return logits
+        self.store, store = None, self.store
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(noise)
-            whole = self._logits_at(read, batch, sources, flags, places, None)
-        if self.store.trusts(rest.layer, flags, logits.detach(), whole):
+            whole = self._logits_at(read, batch, self.edited_run(batch, sources, active), None)
+        if store.trusts(rest.layer, run.flags, logits.detach(), whole):
+            self.store = store
             return logits
-        self.store = None
-        return self._logits_at(read, batch, sources, flags, places, None)
+        return self._logits_at(read, batch, self.edited_run(batch, sources, active), None)
 
-    def _logits_at(
-        self,
-        read: Tensor,
-        batch: Batch,
-        sources: Sources,
-        flags: Mapping[Variable, Tensor | None],
-        places: dict[tuple[Variable, int], Columns],
-        rest: Suffix | None,
-    ) -> Tensor:
+    def _logits_at(self, read: Tensor, batch: Batch, run: EditedRun, rest: Suffix | None) -> Tensor:
         """Logits at the columns `read` of the edited run: of the whole network, or of the rest of it."""
         with ExitStack() as stack:
-            stack.enter_context(self._edited(batch, sources, flags, places, rest))
+            stack.enter_context(run.applied(rest))
             if rest is not None:
                 stack.enter_context(resumed(self.network, rest))
                 batch, read = rest.batch, rest.of(read)
@@ -219,19 +202,18 @@ class IntervenedModel(Shareable):
         """
         batch = prepare(self.network, base)
         generation.check(self.network, self.edits.values(), batch, scope, options)
-        flags, places = self._placed(batch, active)
-        values = self._source_values(batch, sources, flags, places)
+        run = self.edited_run(batch, sources, active)
         process = generation.Generation(batch, scope)
         lm: Any = self.language_model
         if lm is not None:
             options.setdefault("pad_token_id", lm.tokenizer.pad_token_id)
 
         def editor(key: Variable, number: int, source: Source, active: Any, idle: bool) -> Callable[[Tensor], Tensor | None]:
-            edit = process.editor(self.edits[key], places[key, number], source, active)
+            edit = process.editor(self.edits[key], run.places[key, number], source, active)
             return (lambda activation: None) if idle else edit
 
         network: Any = self.network
-        with self._attached(values, flags, editor):
+        with run.attached(editor):
             handle = process.follow(network)
             try:
                 ids = network.generate(**process.inputs, **options)
@@ -240,7 +222,7 @@ class IntervenedModel(Shareable):
         assert isinstance(base, Mapping)
         return process.restored(ids, base["input_ids"])
 
-    def _suffix(self, batch: Batch, places: Mapping[tuple[Variable, int], Columns], read: Tensor) -> Suffix | None:
+    def _suffix(self, batch: Batch, run: EditedRun, read: Tensor) -> Suffix | None:
         """What has to run, given what earlier runs have left; None where all of it has to."""
         if self.store is None:
             return None
@@ -253,23 +235,15 @@ class IntervenedModel(Shareable):
             self.store.tell(f"The whole network runs: {why}.")
             return None
         self.store.tell(f"Runs resume at block {self._first_block} and the first position that is edited.")
-        first, stop = span(places.values(), read, batch.tokens.shape[1])
+        first, stop = span(run.places.values(), read, batch.tokens.shape[1])
         before = self.store.prefix(self.network, batch, self._first_block, first, stop, self._resolved)
         return suffix(self.network, batch, self._first_block, first, stop, before)
 
-    @contextmanager
-    def editing(
-        self, batch: Batch, sources: Sources = None, active: Active = None
-    ) -> Iterator[dict[tuple[Variable, int], Tensor]]:
-        """Within the context the network's next forward is edited; yields what the edits see, filled as it runs.
+    def edited_run(self, batch: Batch, sources: Sources = None, active: Active = None) -> EditedRun:
+        """The edits of one batch, ready to be applied; everything about the input is checked, and the sources are run.
 
-        Everything about the input is checked on entry, before the network runs on the base.
+        Raises ValueError for what does not fit, before the network runs on the base.
         """
-        with self._edited(batch, sources, *self._placed(batch, active)) as seen:
-            yield seen
-
-    def _placed(self, batch: Batch, active: Active) -> tuple[dict[Variable, Tensor | None], dict[tuple[Variable, int], Columns]]:
-        """Which examples each variable's edit touches, and where."""
         flags = activity(list(self.variables), active, batch)
         places = {}
         for key, edit in self.edits.items():
@@ -279,58 +253,7 @@ class IntervenedModel(Shareable):
                 places[key, number] = columns(site, batch, _any_active(key, edit, flags))
                 if edit.joint:
                     check_joint(key, edit, places[key, number], batch, self._resolved[site].width)
-        return flags, places
-
-    @contextmanager
-    def _edited(
-        self,
-        batch: Batch,
-        sources: Sources,
-        flags: Mapping[Variable, Tensor | None],
-        places: dict[tuple[Variable, int], Columns],
-        rest: Suffix | None = None,
-    ) -> Iterator[dict[tuple[Variable, int], Tensor]]:
-        values = self._source_values(batch, sources, flags, places)
-        if rest is not None:
-            places = {key: rest.shifted(place) for key, place in places.items()}
-        outside = autograd_state() if self._trains() else (False, None)
-        seen: dict[tuple[Variable, int], Tensor] = {}
-        fired: set[tuple[Variable, int]] = set()
-
-        def editor(key: Variable, number: int, source: Source, active: Any, idle: bool) -> Callable[[Tensor], Tensor | None]:
-            edit, place = self.edits[key], places[key, number]
-
-            def edited(activation: Tensor) -> Tensor | None:
-                if (key, number) in fired:
-                    raise RuntimeError(
-                        f"Site {edit.sites[number]} was run more than once in one forward; name a module that runs once."
-                    )
-                fired.add((key, number))
-                refuse_recomputed(edit.sites[number], outside)
-                seen[key, number] = piece = place.read(activation)
-                if edit.intervention.collects or idle:
-                    return None
-                given = place.read(source[0]) if isinstance(source, list) else source
-                return place.write(activation, edit.apply(piece, given, active))
-
-            return edited
-
-        with self._attached(values, flags, editor):
-            yield seen
-            missed = [
-                str(edit.sites[n]) for key, edit in self.edits.items() for n in range(len(edit.sites)) if (key, n) not in fired
-            ]
-            if missed:
-                raise RuntimeError(f"The forward never ran the module of {', '.join(missed)}: nothing was edited there.")
-
-    def _source_values(
-        self,
-        batch: Batch,
-        sources: Sources,
-        flags: Mapping[Variable, Tensor | None],
-        places: Mapping[tuple[Variable, int], Columns],
-    ) -> dict[tuple[Variable, int], Tensor]:
-        return source_activations(
+        values = source_activations(
             self.network,
             self.edits,
             batch,
@@ -341,32 +264,8 @@ class IntervenedModel(Shareable):
             grad=self.source_grad,
             read=self.store.read if self.store is not None else observe,
         )
-
-    def _trains(self) -> bool:
-        """Whether a backward through a run would reach weights."""
-        return any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
-
-    @contextmanager
-    def _attached(
-        self,
-        values: Mapping[tuple[Variable, int], Tensor],
-        flags: Mapping[Variable, Tensor | None],
-        editor: Callable[[Variable, int, Source, Any, bool], Callable[[Tensor], Tensor | None]],
-    ) -> Iterator[None]:
-        """Hook `editor(variable, number of the site, source, active, idle)` on every site; idle: no example is active."""
-        with ExitStack() as stack:
-            for key, edit in self.edits.items():
-                found = [flags[v] for v in variables_of(key, edit)]
-                idle = all(flag is not None and not bool(flag.any()) for flag in found)
-                blocks = edit.intervention.blocks
-                active: Any = flags[key] if blocks is None else _present({b: flags[b] for b in blocks})
-                for number, site in enumerate(edit.sites):
-                    source: Source = _source_of(key, edit, number, values)
-                    if edit.intervention.skips:
-                        source = []
-                        stack.callback(self._resolved[_block_input(site)].attach(_holder(source)).remove)
-                    stack.callback(self._resolved[site].attach(editor(key, number, source, active, idle)).remove)
-            yield
+        trains = any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
+        return EditedRun(self.edits, self._resolved, flags, places, values, trains)
 
 
 def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
@@ -375,32 +274,6 @@ def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
     if not isinstance(key, Site):
         raise ValueError(f"Variable {key!r} needs an `Edit(sites=…, intervention=…)`; only a Site may stand for its own edit.")
     return Edit([key], edit)
-
-
-def _block_input(site: Site) -> Site:
-    if site.component != "block_output":
-        raise ValueError(f"SkipIntervention puts the block's own input in place of `block_output`; the site is {site}.")
-    return Site("block_input", layer=site.layer, position=site.position)
-
-
-def _holder(held: list[Tensor]) -> Callable[[Tensor], None]:
-    def hold(activation: Tensor) -> None:
-        held[:] = [activation]
-
-    return hold
-
-
-def _source_of(
-    key: Variable, edit: Edit, number: int, values: Mapping[tuple[Variable, int], Tensor]
-) -> Tensor | dict[str, Tensor] | None:
-    if edit.intervention.blocks is None:
-        return values.get((key, number))
-    return {block: values[block, number] for block in edit.intervention.blocks if (block, number) in values}
-
-
-def _present(flags: dict[str, Tensor | None]) -> dict[str, Tensor] | None:
-    """Only the blocks that are not wholly active; None when all are."""
-    return {block: flag for block, flag in flags.items() if flag is not None} or None
 
 
 def _any_active(key: Variable, edit: Edit, flags: Mapping[Variable, Tensor | None]) -> Tensor | None:

@@ -74,7 +74,7 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
                 assert site.layer is not None
                 inside = site.component != "block_output" or edit.intervention.skips
                 first.append(site.layer if inside else site.layer + 1)
-    return min(first)
+    return min(first, default=None)
 
 
 def span(places: Iterable[Columns], read: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:

@@ -52,3 +52,11 @@ def check_joint(key: Variable, edit: Edit, place: Columns, batch: Batch, width: 
             f"Variable {str(key)!r} is joint: site {place.site} selects {n_positions} positions of width {width}; its intervention "
             f"was made for width {expected}."
         )
+
+
+def check_one_width(edits: Mapping[Variable, Edit], resolved: Mapping[Site, ResolvedSite]) -> None:
+    """Raises ValueError where one edit's sites differ in width: what they saw cannot be put side by side."""
+    for key, edit in edits.items():
+        widths = {str(site): resolved[site].width for site in edit.sites}
+        if len({width for width in widths.values() if width is not None}) > 1:
+            raise ValueError(f"run: the sites of {str(key)!r} differ in width ({widths}); use `capture`, which keeps them apart.")

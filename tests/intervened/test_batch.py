@@ -98,7 +98,9 @@ def test_positions_are_not_those_of_the_decoder():
     assert iit.capture(t5(), batch, site := Site(module="decoder.block.0"))[site].shape == (2, 9, 16)
 
 
-@pytest.mark.parametrize("network", [nn.GRU(3, 4), nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 1, enable_nested_tensor=False)])
+@pytest.mark.parametrize(
+    "network", [nn.GRU(3, 4), nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 1, enable_nested_tensor=False)]
+)
 def test_the_batch_of_a_sequence_first_network_is_its_second_dimension(network):
     width = 3 if isinstance(network, nn.GRU) else 4
     assert prepare(network, torch.zeros(5, 2, width)).size == 2

@@ -391,7 +391,6 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
         (lambda: _edited(tiny_llama, None)(base, prompts((6, 5))), "example 1.*4 positions in the base and 5"),
         (lambda: _edited(tiny_llama)(base, {"x": torch.zeros(2, 2, 16)}), r"\(2, 2, 16\); expected \[2, 1, 16\]"),
         (lambda: _edited(tiny_llama, intervention=iit.LowRankRotatedSpaceIntervention(12, 2)), "width 16.*width 12"),
-        (lambda: IntervenedModel(tiny_llama, {}), "at least one edit"),
         (lambda: IntervenedModel(tiny_llama, {"x": iit.VanillaIntervention()}), "needs an `Edit"),
         (
             lambda: _edited(tiny_llama)(
@@ -460,3 +459,10 @@ def test_an_inactive_block_leaves_the_other_blocks_source_alone(tiny_llama):
     for idle, other in (("u", "v"), ("v", "u")):
         expected = both(base, {other: source}, {idle: False}).logits
         torch.testing.assert_close(both(base, source, {idle: False}).logits, expected)
+
+
+def test_without_edits_it_is_the_network(tiny_llama):
+    edited, base = IntervenedModel(tiny_llama, {}), prompts((6, 4))
+    torch.testing.assert_close(edited(base).logits, tiny_llama(**base).logits)
+    with pytest.raises(ValueError, match="no intervention reads one"):
+        edited(base, base)
