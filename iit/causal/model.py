@@ -114,6 +114,48 @@ class CausalModel:
         self._check_known(sources)
         return self.do(base, {variable: self.run(source)[variable] for variable, source in sources.items()})
 
+    def ancestors(self, variable: str) -> set[str]:
+        """All that the variable is computed from, directly or not. Raises ValueError for an unknown variable."""
+        found: set[str] = set()
+        waiting = list(self.parents(variable))
+        while waiting:
+            parent = waiting.pop()
+            if parent not in found:
+                found.add(parent)
+                waiting += self.parents(parent)
+        return found
+
+    def run_batch(self, inputs: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """`run` of many inputs, given and returned in columns: name → one value a row."""
+        return self.do_batch(inputs, {})
+
+    def do_batch(self, inputs: Mapping[str, Sequence[Any]], values: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """`do` of many inputs, each with its own values, in columns. Raises ValueError as `do`, and for columns of other lengths."""
+        self._check_known(values)
+        self._check_known(inputs)
+        lengths = {name: len(column) for name, column in (*inputs.items(), *values.items())}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{self.name}: the columns differ in length: {lengths}.")
+        columns: dict[str, list[Any]] = {}
+        for variable in self.order:
+            if variable in values:
+                columns[variable] = list(values[variable])
+            elif variable in self.mechanisms:
+                columns[variable] = list(map(self.mechanisms[variable], *(columns[p] for p in self._parents[variable])))
+            elif variable in inputs:
+                columns[variable] = list(inputs[variable])
+            else:
+                raise ValueError(f"{self.name}: input {variable!r} is missing; the inputs are {list(self.inputs)}.")
+        return columns
+
+    def interchange_batch(
+        self, base: Mapping[str, Sequence[Any]], sources: Mapping[str, Mapping[str, Sequence[Any]]]
+    ) -> dict[str, list[Any]]:
+        """`interchange` of many pairs, in columns."""
+        self._check_known(sources)
+        inputs = {name: base[name] for name in self.inputs if name in base}
+        return self.do_batch(inputs, {v: self.run_batch(source)[v] for v, source in sources.items()})
+
     def _check_known(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self.inputs and name not in self.mechanisms]
         if unknown:

@@ -1,8 +1,9 @@
-"""Counterfactual pairs: a base, a source, and the label that the causal model gives to the interchange."""
+"""Counterfactual pairs: a base, a source a variable, and the label that the causal model gives to the interchange."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,22 +14,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from iit.causal import Task
-from iit.data.own import Answering, answered, assign_splits, read_rows
-from iit.data.prompts import DrawnPrompt, draw_prompts, one_token_words
+from iit.data.own import Answering, answered, assign_splits, check_rows, read_rows
+from iit.data.pairing import Paired, Wanted, each_with_each, paired
+from iit.data.prompts import Answers, Prompts, draw_prompts, one_token_words
+from iit.data.sources import sources
 from iit.data.splits import SPLITS, disjoint_pools
+from iit.data.table import columns_of, dataset
 
-COLUMNS = {
-    "split": "train | validation | test",
-    "base": "text of the prompt that is edited",
-    "source": "text of the prompt whose value is swapped in",
-    "label": "what the causal model answers after the interchange, as text that continues the base",
-    "base_answer": "the base's own answer (null in own pairs without that column)",
-    "source_answer": "the source's own answer (null likewise)",
-    "changing": "whether the label differs from the base's own answer",
-    "base_roles": "role → [start, stop] in characters of the base (null where the prompt lacks the role)",
-    "source_roles": "the same of the source",
-}
-"""The columns of `Pairs.dataset` and of saved files."""
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -37,24 +30,36 @@ class Network(Answering, Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """A transformers tokenizer."""
+        """A transformers tokenizer; None for networks fed with tensors."""
         ...
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of all splits for one variable.
+    """Pairs of all splits, for one variable or several.
 
     dataset: a `datasets.Dataset` with the columns of `COLUMNS`.
-    variable: the variable whose value is interchanged.
+    variables: those whose values are interchanged; () for prompts alone, whose label is their own answer. One may be given as
+        a string.
     task: where the pairs were sampled from; None for one's own pairs, which have no causal model.
-    facts: counts of how they came about (drawn and kept prompts, dropped words, …).
+    facts: counts of how they came about (drawn and kept prompts, dropped words, changing and separating pairs, …).
+    again: epoch → training pairs sampled anew; None where they stay.
     """
 
     dataset: Dataset
-    variable: str
+    variables: tuple[str, ...] | str
     task: Task | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    again: Callable[[int], Dataset] | None = None
+
+    def __post_init__(self) -> None:
+        variables = (self.variables,) if isinstance(self.variables, str) else tuple(self.variables)
+        object.__setattr__(self, "variables", variables)
+
+    @property
+    def variable(self) -> str:
+        """The variable's name; several are joined by "+"."""
+        return "+".join(self.variables)
 
     def split(self, name: str) -> Dataset:
         """The pairs of one split. Raises ValueError when there is none."""
@@ -65,10 +70,17 @@ class Pairs:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the variable and every row."""
+        """sha256 over the variables and every column."""
         digest = hashlib.sha256(self.variable.encode())
-        for row in self.dataset:
-            digest.update(json.dumps(row, sort_keys=True).encode())
+        table = self.dataset.data.table
+        for name in table.column_names:
+            column = table.column(name).combine_chunks()
+            digest.update(name.encode())
+            while pa.types.is_fixed_size_list(column.type):
+                digest.update(str(column.type.list_size).encode())
+                column = column.flatten()
+            numbers = pa.types.is_floating(column.type)
+            digest.update(column.to_numpy().tobytes() if numbers else json.dumps(column.to_pylist(), sort_keys=True).encode())
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -79,49 +91,87 @@ class Pairs:
     def sample(
         cls,
         task: Task,
-        network: Network,
+        network: Network | None = None,
         n: int | None = None,
         *,
-        variable: str | None = None,
+        variable: str | Sequence[str] | None = None,
         n_train: int = 600,
         n_val: int = 200,
         n_test: int = 600,
-        splits: Sequence[str] = ("name", "template"),
+        splits: Sequence[str] | None = None,
         shares: Sequence[float] = (0.5, 0.2, 0.3),
-        changing_share: float = 0.5,
+        pairs: str = "random",
+        together: bool = False,
+        changing_share: float | None = 0.5,
+        separate: Sequence[str] = (),
+        right_only: bool = True,
+        fresh: bool = False,
         seed: int = 0,
     ) -> "Pairs":
-        """Sample prompts that the network answers rightly, pair them, and label the pairs by interchange.
+        """Sample prompts, pair them, and label the pairs by interchange.
 
+        network: tokenizes, and answers the prompts; only prompts that it answers rightly are kept, unless `right_only` is False.
+            None keeps all.
         n: short for that many training pairs and a third as many for validation and test each.
-        variable: the variable that is interchanged; by default the task's first.
-        splits: pools of the task of which no entry may occur in two splits.
+        variable: whose value is interchanged, one or several (() for none: prompts alone); by default the task's first.
+        splits: pools of the task of which no entry may occur in two splits; by default the task's own choice.
         shares: how these pools are divided over train, validation and test.
-        changing_share: share of changing pairs in each split (reached as far as the task allows; `facts` tells).
+        pairs: how sources are chosen: random | balanced | minimal | exhaustive | one of the task's `counterfactuals`. Exhaustive
+            pairs are all ordered pairs of as many prompts as give at most the number asked for; changing or not, as they come.
+        together: with several variables, interchange all of them in every pair, each from its own source; else one in each pair.
+        changing_share: share of changing pairs in each split, reached as far as the task allows (`facts` tell); None takes them as
+            they come.
+        separate: rivals of the task whose label must differ from the causal model's in every pair.
+        fresh: sample the training pairs anew in each epoch; with a network that has to answer rightly, from the same prompts.
 
-        Each split has as many distinct base prompts as pairs. Raises ValueError for unknown variables and pools, and when too
-        few prompts are left after filtering.
+        Each split has as many distinct base prompts as pairs, or all that its pools give, each in as many pairs. Raises ValueError for unknown variables, pools, rivals and ways to
+        pair, and when too few prompts are left after filtering.
         """
-        variable = variable or task.variables[0]
-        if variable not in task.variables:
-            raise ValueError(f"Task {task.name!r} has no variable {variable!r} to align; it has {list(task.variables)}.")
+        variables = _variables(task, variable)
+        unknown = sorted(set(separate) - set(task.rivals))
+        if unknown:
+            raise ValueError(f"data.separate names {unknown}; the rivals of task {task.name!r} are {sorted(task.rivals)}.")
+        silent = [name for name in separate if not set(variables) <= set(task.rivals[name].variables)]
+        if silent:
+            raise ValueError(f"data.separate: rival {silent[0]!r} has not all of {list(variables)}, and says nothing of these pairs.")
         sizes = dict(zip(SPLITS, (n_train, n_val, n_test) if n is None else (n, n // 3, n // 3), strict=True))
         if min(sizes.values()) < 2:
             raise ValueError(f"Every split needs at least 2 pairs; asked for {sizes}.")
         rng = np.random.default_rng(seed)
-        pools, dropped = one_token_words(
-            task, lambda words: [len(network.tokenizer.encode(w, add_special_tokens=False)) for w in words]
-        )
-        parts = disjoint_pools(pools, splits, shares, rng=rng)
-        rows: list[dict[str, Any]] = []
-        facts: dict[str, Any] = {"dropped_words": dropped, "drawn": {}, "right": {}, "changing": {}}
+        pools: Mapping[str, Sequence[Any]] = task.pools
+        dropped: dict[str, int] = {}
+        if network is not None and network.tokenizer is not None:
+            tokenizer = network.tokenizer
+            pools, dropped = one_token_words(task, lambda words: [len(tokenizer.encode(w, add_special_tokens=False)) for w in words])
+        parts = disjoint_pools(pools, task.splits if splits is None else splits, shares, rng=rng)
+        right = network.answers_right if network is not None and right_only else None
+        wanted = Wanted(variables, together, changing_share, tuple(separate))
+        facts: dict[str, Any] = {"dropped_words": dropped, **{name: {} for name in ("prompts", "drawn", "right", "changing", "separating")}}
+        columns: dict[str, list[Any]] = {}
+        train: Prompts | None = None
         for split, size in sizes.items():
-            kept = draw_prompts(task, parts[split], size, network.answers_right, rng=rng, split=split)
-            sampled = _pair(task, variable, kept.prompts, size, changing_share, rng)
-            facts["drawn"][split], facts["right"][split] = kept.n_drawn, kept.n_right
-            facts["changing"][split] = sum(row["changing"] for row in sampled)
-            rows += [{"split": split, **row} for row in sampled]
-        return cls(_dataset(rows), variable, task, facts)
+            kept = draw_prompts(task, parts[split], _n_prompts(wanted, pairs, size), right, rng=rng, split=split)
+            train = train or kept.prompts
+            made = _pairs(task, wanted, pairs, kept.prompts, size, parts[split], right, rng)
+            if right is not None:
+                facts["drawn"][split], facts["right"][split] = kept.n_drawn, kept.n_right
+            facts["prompts"][split], facts["changing"][split] = len(kept.prompts), int(made.changing.sum())
+            share = float(made.changing.mean())
+            if changing_share is not None and variables and pairs != "exhaustive" and abs(share - changing_share) > 0.05:
+                log.warning("%s: %.0f%% of the pairs are changing; asked were %.0f%%.", split, 100 * share, 100 * changing_share)
+            facts["separating"][split] = _separating(made)
+            for name, column in columns_of(made, split).items():
+                columns.setdefault(name, []).extend(column)
+
+        def again(epoch: int) -> Dataset:
+            rng = np.random.default_rng([seed, epoch])
+            prompts = train
+            if right is None:
+                prompts = draw_prompts(task, parts["train"], sizes["train"], None, rng=rng, split="train").prompts
+            assert prompts is not None
+            return dataset(columns_of(_pairs(task, wanted, pairs, prompts, sizes["train"], parts["train"], right, rng), "train"))
+
+        return cls(dataset(columns), variables, task, facts, again if fresh else None)
 
     @classmethod
     def load(
@@ -129,30 +179,23 @@ class Pairs:
         path: str | Path,
         network: Network | None = None,
         *,
-        variable: str = "variable",
+        variable: str | Sequence[str] = "variable",
         shares: Sequence[float] = (0.5, 0.2, 0.3),
         seed: int = 0,
     ) -> "Pairs":
-        """One's own pairs from Parquet or JSON lines, without a causal model.
+        """One's own pairs from Parquet or JSON lines, without a causal model; also what `save` wrote.
 
-        Needed columns: base, source, label, base_roles, source_roles ({role: [start, stop]} in characters). Optional: split (else base
-        prompts are divided by `shares`), base_answer and source_answer. Where these stand, pairs whose prompts the network
-        answers otherwise are left out; without base_answer, a pair is changing when the network does not give the label on the
-        unedited base, so a network has to be given.
+        Needed columns: base, source, label and, for texts, base_roles, source_roles ({role: [start, stop]} in characters). Optional:
+        the others of `COLUMNS`. Without split, base prompts are divided by `shares`. Where base_answer and source_answer stand,
+        pairs whose prompts the network answers otherwise are left out; without base_answer, a pair is changing when the network
+        does not give the label on the unedited base, so a network has to be given. With several variables the source columns are
+        called `source[VARIABLE]` and so on, and `interchanged` says which variables a pair swaps.
 
         Raises FileNotFoundError, and ValueError naming a missing or unknown column, or when no pair is left.
         """
+        variables = (variable,) if isinstance(variable, str) else tuple(variable)
         rows = read_rows(Path(path))
-        needed = ["base", "source", "label", "base_roles", "source_roles"]
-        for number, row in enumerate(rows):
-            missing = [name for name in needed if row.get(name) is None]
-            if missing:
-                raise ValueError(
-                    f"{path}, row {number}: {missing} missing. Pairs need {needed}; optional: {[c for c in COLUMNS if c not in needed]}."
-                )
-            unknown = sorted(set(row) - set(COLUMNS))
-            if unknown:
-                raise ValueError(f"{path}, row {number}: unknown column {unknown}; the columns are {list(COLUMNS)}.")
+        check_rows(path, rows, variables)
         if any("split" not in row for row in rows):
             assign_splits(rows, shares, seed)
         wrong = sorted({str(row["split"]) for row in rows} - set(SPLITS))
@@ -162,60 +205,50 @@ class Pairs:
         kept = []
         for split in SPLITS:
             part = [row for row in rows if row["split"] == split]
-            part = answered(part, network, facts, split) if part else part
+            part = answered(part, variables, network, facts, split) if part else part
             facts["changing"][split] = sum(bool(row["changing"]) for row in part)
             kept += part
         if not kept:
             raise ValueError(f"{path}: no pair is left after leaving out those whose prompts the network answers otherwise.")
-        return cls(_dataset(kept), variable, None, facts)
+        names = dict.fromkeys(name for row in kept for name in row)
+        return cls(dataset({name: [row.get(name) for row in kept] for name in names}), variables, None, facts)
 
 
-def _pair(
-    task: Task, variable: str, prompts: Sequence[DrawnPrompt], n: int, changing_share: float, rng: np.random.Generator
-) -> list[dict[str, Any]]:
-    """`n` labelled pairs, bases in turn, sources drawn until the pair is changing, or not, as the share demands."""
-    rows = []
-    wanted = rng.permutation(np.arange(n) < round(n * changing_share))
-    for number in range(n):
-        base = prompts[number % len(prompts)]
-        for source in (prompts[i] for i in rng.integers(len(prompts), size=200)):
-            if source is base:
-                continue
-            label = task.answer(task.model.interchange(base.inputs, {variable: source.inputs}))
-            if (label != base.answer) == bool(wanted[number]):
-                break
-        else:
-            raise ValueError(
-                f"Task {task.name!r}: no {'changing' if wanted[number] else 'unchanging'} pair for {base.text!r} in 200 draws of {variable!r}. "
-                "Change data.changing_share, or ask for more prompts."
-            )
-        rows.append(
-            {
-                "base": base.text,
-                "source": source.text,
-                "label": label,
-                "base_answer": base.answer,
-                "source_answer": source.answer,
-                "changing": label != base.answer,
-                "base_roles": dict(base.roles),
-                "source_roles": dict(source.roles),
-            }
-        )
-    return rows
+def _variables(task: Task, variable: str | Sequence[str] | None) -> tuple[str, ...]:
+    variables = task.variables[:1] if variable is None else (variable,) if isinstance(variable, str) else tuple(variable)
+    unknown = [name for name in variables if name not in task.variables]
+    if unknown:
+        raise ValueError(f"Task {task.name!r} has no variable {unknown[0]!r} to align; it has {list(task.variables)}.")
+    return variables
 
 
-def _dataset(rows: list[dict[str, Any]]) -> Dataset:
-    roles = sorted({role for row in rows for side in ("base_roles", "source_roles") for role in row[side]})
-    spans = pa.struct([(role, pa.list_(pa.int64())) for role in roles])
-    types = {"changing": pa.bool_(), "base_roles": spans, "source_roles": spans}
-    columns = {
-        name: pa.array(
-            [_spans(row[name]) if name.endswith("_roles") else row.get(name) for row in rows], types.get(name, pa.string())
-        )
-        for name in COLUMNS
+def _pairs(
+    task: Task,
+    wanted: Wanted,
+    strategy: str,
+    prompts: Prompts,
+    n: int,
+    pools: Mapping[str, Sequence[Any]],
+    right: Answers | None,
+    rng: np.random.Generator,
+) -> Paired:
+    """`n` pairs of these prompts, each of them a base as often as the others."""
+    way = sources(task, strategy, prompts, pools)
+    if strategy == "exhaustive":
+        return each_with_each(task, wanted, prompts)
+    return paired(task, wanted, prompts.take(np.arange(n) % len(prompts)), way, right, rng=rng)
+
+
+def _n_prompts(wanted: Wanted, strategy: str, n: int) -> int:
+    """How many prompts make `n` pairs: as many, or, each with each, the most that do not make more."""
+    if strategy != "exhaustive":
+        return n
+    return max(2, int((1 + np.sqrt(1 + 4 * (n // len(wanted.patterns)))) // 2))
+
+
+def _separating(pairs: Paired) -> dict[str, int]:
+    """Rival → on how many pairs its label differs from the causal model's."""
+    return {
+        name: sum(rival is not None and rival != label for rival, label in zip(labels, pairs.labels, strict=True))
+        for name, labels in pairs.rivals.items()
     }
-    return Dataset(pa.table(columns))
-
-
-def _spans(roles: Mapping[str, Any]) -> dict[str, list[int] | None]:
-    return {role: None if span is None else [int(i) for i in span] for role, span in roles.items()}

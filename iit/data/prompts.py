@@ -6,44 +6,78 @@ from typing import Any
 
 import numpy as np
 
-from iit.causal import Task
+from iit.causal import Prompt, Task
 
-Answers = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-"""(prompts, answers) → bool[n]: does the network give each answer, by argmax over its whole vocabulary?"""
+Written = Prompt | np.ndarray
+"""How an input is written: a text with marked roles, or a tensor."""
+Answers = Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
+"""(prompts, answers) → bool[n]: does the network give each answer, by argmax over its whole vocabulary (or classes)?"""
 
 
 @dataclass(frozen=True)
-class DrawnPrompt:
-    """A prompt of a split.
+class Prompts:
+    """Prompts and what they were written from, in columns.
 
-    inputs: the causal model's inputs it was written from.
-    roles: role → (start, stop) in characters.
-    answer: what the causal model says; the network gives it, too.
+    inputs: name → the causal model's inputs. answers: what the causal model says, one a prompt.
     """
 
-    text: str
-    roles: Mapping[str, tuple[int, int]]
-    answer: str
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, list[Any]]
+    written: list[Written]
+    answers: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Prompts":
+        """These rows, in this order."""
+        index = [int(i) for i in rows]
+        inputs = {name: [column[i] for i in index] for name, column in self.inputs.items()}
+        return Prompts(inputs, [self.written[i] for i in index], [self.answers[i] for i in index])
+
+    def __add__(self, other: "Prompts") -> "Prompts":
+        inputs = {name: [*column, *other.inputs[name]] for name, column in self.inputs.items()}
+        return Prompts(inputs, self.written + other.written, self.answers + other.answers)
+
+    @property
+    def given(self) -> list[Any]:
+        """What the network is given: texts, or tensors."""
+        return [prompt.text if isinstance(prompt, Prompt) else prompt for prompt in self.written]
+
+    @property
+    def keys(self) -> list[Any]:
+        """What tells prompts apart: equal for equal texts and tensors."""
+        return [prompt.text if isinstance(prompt, Prompt) else prompt.tobytes() for prompt in self.written]
 
 
 @dataclass(frozen=True)
 class Kept:
     """Prompts of one split, and how many were drawn to get them."""
 
-    prompts: tuple[DrawnPrompt, ...]
+    prompts: Prompts
     n_right: int
     n_drawn: int
 
 
+def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
+    """Write the inputs as prompts, with the causal model's answers."""
+    settings = task.model.run_batch(inputs)
+    rows = zip(*inputs.values(), strict=True)
+    return Prompts(inputs, [task.write(dict(zip(inputs, row, strict=True))) for row in rows], answers(task, settings))
+
+
+def answers(task: Task, settings: Mapping[str, list[Any]]) -> list[Any]:
+    """The task's answer in each of these settings (columns)."""
+    return [task.answer(dict(zip(settings, row, strict=True))) for row in zip(*settings.values(), strict=True)]
+
+
 def one_token_words(
     task: Task, count_tokens: Callable[[Sequence[str]], Sequence[int]]
-) -> tuple[dict[str, tuple[Any, ...]], dict[str, int]]:
+) -> tuple[dict[str, Sequence[Any]], dict[str, int]]:
     """The task's pools with only those words that are one token after a space, and how many of each pool were dropped.
 
     Raises ValueError when nothing of a pool is left.
     """
-    pools: dict[str, tuple[Any, ...]] = dict(task.pools)
+    pools = dict(task.pools)
     dropped = {}
     for name in task.words:
         counts = count_tokens([f" {word}" for word in pools[name]])
@@ -56,31 +90,30 @@ def one_token_words(
 
 
 def draw_prompts(
-    task: Task, pools: Mapping[str, Sequence[Any]], n: int, answers: Answers, *, rng: np.random.Generator, split: str
+    task: Task, pools: Mapping[str, Sequence[Any]], n: int, right: Answers | None, *, rng: np.random.Generator, split: str
 ) -> Kept:
-    """Draw distinct prompts until the network has answered `n` of them rightly.
+    """Draw distinct prompts until `n` are there that the network answers rightly (`right` None: that are there).
 
-    Raises ValueError when ten times as many draws do not give `n`: too few are answered, or the pools hold too few prompts.
+    Pools that give fewer distinct prompts give all of them.
+    Raises ValueError when ten times as many draws do not give enough: the network answers too few.
     """
-    kept: list[DrawnPrompt] = []
-    seen: set[str] = set()
-    n_drawn = n_right = 0
+    kept: Prompts | None = None
+    seen: set[Any] = set()
+    n_drawn = n_right = n_kept = 0
     for _ in range(10):
-        drawn = []
-        for _ in range(max(n - len(kept), n // 4, 1)):
-            inputs = task.draw(rng, pools)
-            prompt = task.write(inputs)
-            if prompt.text not in seen:
-                seen.add(prompt.text)
-                drawn.append(DrawnPrompt(prompt.text, prompt.roles, task.answer(task.model.run(inputs)), inputs))
-        if drawn:
-            right = answers([p.text for p in drawn], [p.answer for p in drawn])
-            n_drawn, n_right = n_drawn + len(drawn), n_right + int(right.sum())
-            kept += [p for p, ok in zip(drawn, right, strict=True) if ok]
-        if len(kept) >= n:
-            return Kept(tuple(kept[:n]), n_right, n_drawn)
-    share = f"{n_right / n_drawn:.0%}" if n_drawn else "none"
+        size = max(n - n_kept, n // 4, 1)
+        drawn = write(task, task.draw(rng, pools, size))
+        drawn = drawn.take([i for i, key in enumerate(drawn.keys) if not (key in seen or seen.add(key))])
+        if len(drawn):
+            ok = np.ones(len(drawn), dtype=bool) if right is None else right(drawn.given, drawn.answers)
+            n_drawn, n_right = n_drawn + len(drawn), n_right + int(ok.sum())
+            fitting = drawn.take(np.flatnonzero(ok))
+            kept = fitting if kept is None else kept + fitting
+            n_kept = len(kept)
+        exhausted = len(seen) < n and len(drawn) <= size // 50
+        if kept is not None and (n_kept >= n or (exhausted and n_kept > 1)):
+            return Kept(kept.take(range(min(n, n_kept))), n_right, n_drawn)
     raise ValueError(
-        f"No prompts left after filtering for split {split!r}: {n} were wanted, {n_drawn} distinct ones drawn, and the network answers "
-        f"{n_right} of them rightly ({share}). Ask for fewer pairs, or use a network that can do the task {task.name!r}."
+        f"No prompts left for task {task.name!r}, split {split!r}: {n_kept} of the {n} needed. The network answers {n_right} of "
+        f"{n_drawn} distinct prompts rightly. Ask for fewer pairs, add words to the pools, or take another network."
     )

@@ -1,0 +1,121 @@
+"""The table of pairs: its columns, and how prompts, tensors and roles are stored in it."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from iit.causal import Prompt
+from iit.data.pairing import Paired
+
+COLUMNS = {
+    "split": "train | validation | test",
+    "interchanged": "the variables whose values are swapped in this pair; only where the pairs are for several",
+    "base": "the prompt that is edited: text, or a tensor of fixed shape",
+    "source": "the prompt whose value is swapped in",
+    "label": "what the causal model answers after the interchange: text that continues the base (a list where each is right), or a class",
+    "base_answer": "the base's own answer (null in own pairs without that column)",
+    "source_answer": "the source's own answer (null likewise)",
+    "changing": "whether the label differs from the base's own answer",
+    "base_roles": "role → [start, stop] in characters of the base (null where the prompt lacks the role); texts only",
+    "source_roles": "the same of the source",
+    "rival_labels": "rival → what that causal model answers to the same interchange; tasks with rivals only",
+}
+"""The columns of `Pairs.dataset` and of saved files.
+
+With several variables there is a source for each: `source[VARIABLE]`, `source_answer[VARIABLE]`, `source_roles[VARIABLE]`, null in
+a pair that leaves this variable alone; without a variable there is none.
+"""
+SOURCE = ("source", "source_answer", "source_roles")
+
+
+def source_column(name: str, variable: str, variables: Sequence[str]) -> str:
+    """What a source's column is called: its plain name where there is one variable."""
+    return name if len(variables) == 1 else f"{name}[{variable}]"
+
+
+def columns_of(pairs: Paired, split: str) -> dict[str, list[Any]]:
+    """Sampled pairs as columns of the table."""
+    variables = tuple(pairs.sources)
+    n = len(pairs.bases)
+    columns: dict[str, list[Any]] = {
+        "split": [split] * n,
+        "base": pairs.bases.given,
+        "base_roles": [_roles(prompt) for prompt in pairs.bases.written],
+        "label": pairs.labels,
+        "base_answer": pairs.bases.answers,
+        "changing": pairs.changing.tolist(),
+    }
+    if pairs.rivals:
+        columns["rival_labels"] = [dict(zip(pairs.rivals, row, strict=True)) for row in zip(*pairs.rivals.values(), strict=True)]
+    if len(variables) > 1:
+        columns["interchanged"] = [[v for v in variables if pairs.sources[v][i] is not None] for i in range(n)]
+    for variable, prompts in pairs.sources.items():
+        parts = [[_given(prompt) for prompt in prompts], pairs.source_answers[variable], [_roles(prompt) for prompt in prompts]]
+        for name, part in zip(SOURCE, parts, strict=True):
+            columns[source_column(name, variable, variables)] = part
+    return columns
+
+
+def dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
+    """A dataset of these columns, in the order of `COLUMNS`; columns in which nothing stands are left out."""
+    order = list(COLUMNS)
+    names = sorted(columns, key=lambda name: (order.index(name.partition("[")[0]), name))
+    arrays = {name: _array(name.partition("[")[0], columns[name]) for name in names}
+    return Dataset(pa.table({name: array for name, array in arrays.items() if array is not None}))
+
+
+def _given(prompt: Any) -> Any:
+    return prompt.text if isinstance(prompt, Prompt) else prompt
+
+
+def _roles(prompt: Any) -> Mapping[str, Any] | None:
+    return prompt.roles if isinstance(prompt, Prompt) else None
+
+
+def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
+    if kind in ("base", "source"):
+        first = next((value for value in values if value is not None), None)
+        return pa.array(values, pa.string()) if isinstance(first, str) else _tensors(values)
+    if kind in ("base_answer", "source_answer", "label", "split"):
+        return _answers(values)
+    if kind in ("changing", "interchanged"):
+        return pa.array(values, pa.bool_() if kind == "changing" else pa.list_(pa.string()))
+    found = sorted({key for keys in {tuple(value) for value in values if value} for key in keys})
+    if not found:
+        return None
+    if kind == "rival_labels":
+        return pa.StructArray.from_arrays([_answers([v.get(rival) if v else None for v in values]) for rival in found], found)
+    return pa.StructArray.from_arrays([_spans([v.get(role) if v else None for v in values]) for role in found], found)
+
+
+def _answers(answers: Sequence[Any]) -> pa.Array:
+    """Texts, lists of texts each of which is right, or classes."""
+    first = next((answer for answer in answers if answer is not None), "")
+    if isinstance(first, str | int):
+        return pa.array(answers, pa.string() if isinstance(first, str) else pa.int64())
+    # There are few different lists among many pairs.
+    index = {answer: number for number, answer in enumerate(dict.fromkeys(None if a is None else tuple(a) for a in answers))}
+    table = pa.array([None if answer is None else list(answer) for answer in index], pa.list_(pa.string()))
+    return table.take(pa.array([index[None if answer is None else tuple(answer)] for answer in answers]))
+
+
+def _spans(spans: Sequence[Sequence[int] | None]) -> pa.Array:
+    """[start, stop], null where there is none."""
+    present = np.array([span is not None for span in spans])
+    flat = np.fromiter(chain.from_iterable(span for span in spans if span is not None), dtype=np.int64)
+    offsets = np.concatenate([[0], 2 * present.cumsum()])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32(), mask=np.append(~present, False)), pa.array(flat))
+
+
+def _tensors(values: Sequence[np.ndarray | None]) -> pa.Array:
+    """Fixed-size lists of fixed-size lists …, from one block of memory."""
+    first = np.asarray(next(value for value in values if value is not None), dtype=np.float32)
+    block = np.stack([np.zeros_like(first) if value is None else np.asarray(value, dtype=np.float32) for value in values])
+    array: pa.Array = pa.array(block.reshape(-1))
+    for size in reversed(block.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
