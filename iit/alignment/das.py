@@ -49,14 +49,14 @@ class DAS(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch of pairs."""
-        logits = self.alignment.answer_logits(batch["base"], batch["sources"])
+        logits = self._logits(batch)
         loss = self._objective(logits, batch["base"]["answer"])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(logits))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Count the pairs on which the edited network gives the label."""
-        logits, answer = self.alignment.answer_logits(batch["base"], batch["sources"]), batch["base"]["answer"]
+        logits, answer = self._logits(batch), batch["base"]["answer"]
         right = correct(logits, answer).float()
         self._val_loss.update(self._objective(logits, answer), weight=len(logits))
         self._iia.update(right)
@@ -65,6 +65,9 @@ class DAS(L.LightningModule):
         self.log("val/loss", self._val_loss)
         self.log("val/iia", self._iia, prog_bar=True)
         self.log("val/iia_changing", self._iia_changing, prog_bar=True)
+
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        return self.alignment.answer_logits(batch["base"], batch["sources"], batch["active"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the interventions' parameters."""

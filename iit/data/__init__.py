@@ -2,18 +2,21 @@
 
 from iit.data.datamodule import PairsDataModule
 from iit.data.encoded import EncodedPairs
-from iit.data.pairs import COLUMNS, Pairs
-from iit.data.prompts import DrawnPrompt, Kept, draw_prompts, one_token_words
+from iit.data.pairs import Pairs
+from iit.data.prompts import Kept, Prompts, draw_prompts, one_token_words
+from iit.data.sources import STRATEGIES
 from iit.data.splits import SPLITS, disjoint_pools
+from iit.data.table import COLUMNS
 
 __all__ = [
     "COLUMNS",
     "SPLITS",
-    "DrawnPrompt",
+    "STRATEGIES",
     "EncodedPairs",
     "Kept",
     "Pairs",
     "PairsDataModule",
+    "Prompts",
     "disjoint_pools",
     "draw_prompts",
     "one_token_words",

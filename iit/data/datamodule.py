@@ -17,12 +17,16 @@ class PairsDataModule(L.LightningDataModule):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise ValueError(f"Batch sizes must be at least 1; got {batch_size} and {eval_batch_size}.")
-        self.train = EncodedPairs(pairs.split("train"), pairs.variable, network)
-        self.validation = EncodedPairs(pairs.split("validation"), pairs.variable, network)
+        self.pairs, self.network = pairs, network
+        self.train = EncodedPairs(pairs.split("train"), pairs.variables, network)
+        self.validation = EncodedPairs(pairs.split("validation"), pairs.variables, network)
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
 
     def train_dataloader(self) -> DataLoader[int]:
-        """Shuffled anew each epoch."""
+        """Shuffled anew each epoch, or sampled anew (`Pairs.again`)."""
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        if epoch and self.pairs.again is not None:
+            self.train = EncodedPairs(self.pairs.again(epoch), self.pairs.variables, self.network)
         # One replica of a distributed sampler: the sampler of torch whose order is a function of (seed, epoch).
         sampler = DistributedSampler(self.train, num_replicas=1, rank=0, shuffle=True, seed=self.seed)
         return DataLoader(self.train, self.batch_size, sampler=sampler, collate_fn=self.train.batch)

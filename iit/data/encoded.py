@@ -1,38 +1,68 @@
-"""Pairs as tensors: each split is tokenized once, batches are cut from it."""
+"""Pairs as tensors: each split is encoded once, batches are cut from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+
+from iit.data.table import source_column
 
 IGNORED = -100
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What encoding asks of a network: `LanguageModel.encode`."""
+    """What encoding asks of a network."""
 
-    def encode(self, texts: Sequence[str], positions: Any = None, answers: Sequence[str] | None = None) -> dict[str, Any]:
-        """Token batch with roles and answers."""
+    def encode(self, texts: Sequence[Any], positions: Any = None, answers: Sequence[Any] | None = None) -> dict[str, Any]:
+        """A batch of the network's inputs, with roles and answers."""
         ...
 
 
 class EncodedPairs(torch.utils.data.Dataset[int]):
-    """A split of pairs, tokenized: `batch(rows)` gives tensors.
+    """A split of pairs, encoded: `batch(rows)` gives tensors.
 
-    A batch is `{"base": {input_ids, attention_mask, positions, answer}, "sources": {variable: {…}}, "changing": BoolTensor[batch],
-    "row": LongTensor[batch]}`; the base's answer is the pair's label.
+    A batch is `{"base": {the network's inputs, positions, answer}, "sources": {variable: {…}}, "active": {variable:
+    BoolTensor[batch]}, "base_answer": LongTensor[batch, n], "changing": BoolTensor[batch], "row": LongTensor[batch]}`. The base's
+    answer is the pair's label; `active` names variables that some pairs leave alone (their sources are then the bases);
+    `base_answer` is there where the pairs know it.
+
+    interchanged: the variables that each pair swaps. rivals: rival → LongTensor[n, n_answer], its labels.
     """
 
-    def __init__(self, pairs: Dataset, variable: str, network: Encoder):
-        rows = pairs.to_list()
-        self.variable = variable
-        self._base = _encode(network, rows, "base", [row["label"] for row in rows])
-        self._source = _encode(network, rows, "source", None)
-        self.changing = torch.tensor([row["changing"] for row in rows])
-        self.bases = [row["base"] for row in rows]
+    def __init__(self, pairs: Dataset, variables: str | Sequence[str], network: Encoder):
+        columns: Any = pairs[:]
+        if not isinstance(columns["base"][0], str):
+            columns |= pairs.select_columns([c for c in columns if c.partition("[")[0] in ("base", "source")]).with_format("numpy")[:]
+        self.variables = (variables,) if isinstance(variables, str) else tuple(variables)
+        n = len(pairs)
+        several = columns.get("interchanged")
+        self.interchanged = [self.variables] * n if several is None else [tuple(names) for names in several]
+        self._base = _encode(network, columns["base"], columns.get("base_roles"), columns["label"])
+        self._sources: dict[str, dict[str, Any]] = {}
+        self._active: dict[str, Tensor] = {}
+        for variable in self.variables:
+            here = [variable in names for names in self.interchanged]
+            found = columns[source_column("source", variable, self.variables)]
+            roles = columns.get(source_column("source_roles", variable, self.variables))
+            chosen = [(found if there else columns["base"])[i] for i, there in enumerate(here)]
+            if roles is not None:
+                roles = [(roles if there else columns["base_roles"])[i] for i, there in enumerate(here)]
+            self._sources[variable] = _encode(network, chosen, roles, None)
+            if not all(here):
+                self._active[variable] = torch.tensor(here)
+        known = columns.get("base_answer")
+        known = None if known is None or any(answer is None for answer in known) else known
+        self._base_answer = None if known is None else _answers(network, columns["base"], known)
+        rivals = columns.get("rival_labels") or []
+        # A rival that lacks a variable says nothing of some pairs.
+        names = [name for name in (rivals[0] if rivals else ()) if all(row[name] is not None for row in rivals)]
+        self.rivals = {name: _answers(network, columns["base"], [row[name] for row in rivals]) for name in names}
+        self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
+        self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
 
     def __len__(self) -> int:
         return len(self.bases)
@@ -44,37 +74,55 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     def batch(self, rows: Sequence[int]) -> dict[str, Any]:
         """The pairs of these rows, padded to the longest among them."""
         index = torch.as_tensor(list(rows))
-        return {
+        batch = {
             "base": _cut(self._base, index),
-            "sources": {self.variable: _cut(self._source, index)},
+            "sources": {variable: _cut(source, index) for variable, source in self._sources.items()},
+            "active": {variable: active[index] for variable, active in self._active.items()},
             "changing": self.changing[index],
             "row": index,
         }
+        return batch if self._base_answer is None else batch | {"base_answer": _narrow(self._base_answer[index])}
 
     def batches(self, size: int) -> Iterator[dict[str, Any]]:
         """All pairs in batches of similar length; `row` tells which they are."""
-        lengths = self._base["attention_mask"].sum(1) * 10_000 + self._source["attention_mask"].sum(1)
+        lengths = torch.zeros(len(self), dtype=torch.long)
+        for encoded in (self._base, *self._sources.values()):
+            if "attention_mask" in encoded:
+                lengths = lengths * 10_000 + encoded["attention_mask"].sum(1)
         for chunk in lengths.argsort(stable=True).split(size):
             yield self.batch(chunk.tolist())
 
 
-def _encode(network: Encoder, rows: Sequence[Mapping[str, Any]], side: str, answers: Sequence[str] | None) -> dict[str, Any]:
-    names = rows[0][f"{side}_roles"].keys()
-    spans = {name: [row[f"{side}_roles"][name] for row in rows] for name in names}
-    positions = {name: [None if span is None else slice(*span) for span in column] for name, column in spans.items()}
-    return network.encode([row[side] for row in rows], positions=positions, answers=answers)
+def _encode(network: Encoder, given: Sequence[Any], roles: Any, answers: Sequence[Any] | None) -> dict[str, Any]:
+    positions = None
+    if roles is not None:
+        names = dict.fromkeys(name for row in roles for name in row)
+        spans = {name: [row.get(name) for row in roles] for name in names}
+        positions = {name: [None if span is None else slice(*span) for span in column] for name, column in spans.items()}
+    return network.encode(list(given), positions=positions, answers=answers)
+
+
+def _answers(network: Encoder, given: Sequence[Any], answers: Sequence[Any]) -> Tensor:
+    """The answers alone, as the network encodes them."""
+    return network.encode(list(given), answers=answers)["answer"]
 
 
 def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
-    longest = int(encoded["attention_mask"][index].sum(1).max())
-    cut: dict[str, Any] = {key: encoded[key][index, :longest] for key in ("input_ids", "attention_mask")}
-    cut["positions"] = {role: _narrow(value[index]) for role, value in encoded["positions"].items()}
-    if "answer" in encoded:
-        cut["answer"] = _narrow(encoded["answer"][index])
+    longest = int(encoded["attention_mask"][index].sum(1).max()) if "attention_mask" in encoded else None
+    cut: dict[str, Any] = {}
+    for key, value in encoded.items():
+        if key == "positions":
+            cut[key] = {role: _narrow(column[index]) for role, column in value.items()}
+        elif key == "answer":
+            cut[key] = _narrow(value[index])
+        else:
+            cut[key] = value[index] if longest is None else value[index, :longest]
     return cut
 
 
 def _narrow(index: Tensor) -> Tensor:
     """Without the trailing columns that are absent in every row; at least one column stays."""
+    if index.ndim == 3:
+        return index
     used = (index != IGNORED).any(0).nonzero()
     return index[:, : int(used.max()) + 1 if len(used) else 1]

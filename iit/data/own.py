@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from iit.data.splits import disjoint_pools
+from iit.data.table import COLUMNS, SOURCE, source_column
 
 
 @runtime_checkable
@@ -41,28 +42,52 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence[str]) -> None:
+    """Raises ValueError naming row and column where one is missing or unknown."""
+    known = {*COLUMNS, *(source_column(name, variable, variables) for variable in variables for name in SOURCE)}
+    known -= set(SOURCE) if len(variables) > 1 else {"interchanged"}
+    for number, row in enumerate(rows):
+        given = variables if len(variables) == 1 else row.get("interchanged") or ()
+        needed = ["base", "label", *([] if len(variables) == 1 else ["interchanged"])]
+        needed += [source_column("source", variable, variables) for variable in given]
+        if isinstance(row.get("base"), str):
+            needed += ["base_roles", *(source_column("source_roles", variable, variables) for variable in given)]
+        missing = [name for name in needed if row.get(name) is None]
+        if missing:
+            raise ValueError(f"{path}, row {number}: {missing} missing. Pairs need {needed}; optional: {sorted(known - set(needed))}.")
+        unknown = sorted(set(row) - known)
+        if unknown:
+            raise ValueError(f"{path}, row {number}: unknown column {unknown}; the columns are {sorted(known)}.")
+
+
 def assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int) -> None:
     """Give each row a split; rows of one base prompt share theirs."""
-    bases = sorted({row["base"] for row in rows})
+    bases = sorted({_key(row["base"]) for row in rows})
     parts = disjoint_pools({"base": bases}, ["base"], shares, rng=np.random.default_rng(seed))
     of_base = {base: split for split, pools in parts.items() for base in pools["base"]}
     for row in rows:
-        row["split"] = of_base[row["base"]]
+        row["split"] = of_base[_key(row["base"])]
 
 
-def answered(rows: list[dict[str, Any]], network: Answering | None, facts: dict[str, Any], split: str) -> list[dict[str, Any]]:
+def answered(
+    rows: list[dict[str, Any]], variables: Sequence[str], network: Answering | None, facts: dict[str, Any], split: str
+) -> list[dict[str, Any]]:
     """Leave out pairs whose prompts the network answers otherwise than the file says, and flag the changing ones."""
-    said = {
-        (row[side], row[f"{side}_answer"]) for row in rows for side in ("base", "source") if row.get(f"{side}_answer") is not None
-    }
-    asked = said | {(row["base"], row["label"]) for row in rows if row.get("base_answer") is None}
+    names = [("base", "base_answer")]
+    names += [(source_column("source", v, variables), source_column("source_answer", v, variables)) for v in variables]
+    said: dict[tuple[str, str], tuple[Any, Any]] = {}
+    asked: dict[tuple[str, str], tuple[Any, Any]] = {}
+    for row in rows:
+        found = [(row[p], row[a]) for p, a in names if row.get(p) is not None and row.get(a) is not None]
+        said |= {(_key(prompt), _key(answer)): (prompt, answer) for prompt, answer in found}
+        if row.get("base_answer") is None:
+            asked[_key(row["base"]), _key(row["label"])] = row["base"], row["label"]
     right: dict[tuple[str, str], bool] = {}
     if network is not None:
-        prompts = sorted(asked)
-        right = dict(
-            zip(prompts, map(bool, network.answers_right([t for t, _ in prompts], [a for _, a in prompts])), strict=True)
-        )
-    elif len(asked) > len(said):
+        prompts = sorted((said | asked).items())
+        found = network.answers_right([prompt for _, (prompt, _) in prompts], [answer for _, (_, answer) in prompts])
+        right = dict(zip((key for key, _ in prompts), map(bool, found), strict=True))
+    elif set(asked) - set(said):
         raise ValueError(
             "Pairs without the column base_answer need a network to tell which pairs are changing: load(path, network)."
         )
@@ -70,9 +95,14 @@ def answered(rows: list[dict[str, Any]], network: Answering | None, facts: dict[
         facts["drawn"][split], facts["right"][split] = len(said), sum(right.get(item, True) for item in said)
     kept = []
     for row in rows:
-        answers = [(row[side], row.get(f"{side}_answer")) for side in ("base", "source")]
-        if all(right.get((text, answer), True) for text, answer in answers if answer is not None):
+        prompts = [(_key(row[p]), _key(row[a])) for p, a in names if row.get(p) is not None and row.get(a) is not None]
+        if all(right.get(prompt, True) for prompt in prompts):
             own = row.get("base_answer")
-            changing = row["label"] != own if own is not None else not right[row["base"], row["label"]]
+            changing = row["label"] != own if own is not None else not right[_key(row["base"]), _key(row["label"])]
             kept.append({**row, "changing": changing})
     return kept
+
+
+def _key(prompt: Any) -> str:
+    """What tells prompts (and answers) apart: a text itself, a tensor's numbers."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt)

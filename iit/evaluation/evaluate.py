@@ -1,6 +1,6 @@
 """Scoring an alignment beside its controls."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,15 @@ def evaluate(
 ) -> list[Row]:
     """Interchange intervention accuracy on one split, on all and on changing pairs, with 95% intervals clustered by base prompt.
 
+    With pairs for several variables there are rows for each set of variables that pairs interchange ("a", "b", "a+b").
+
     Beside the alignment (control None): `vanilla` (the sites' whole vectors), `random_subspace` (pooled over the draws) and
     `random_subspace/0`, …, `no_intervention`; `iia_difference` rows hold the alignment minus a control, pair by pair. Where the
     pairs know the right answers, `task_accuracy` is the share of all drawn prompts that the network answers, before
-    filtering. Controls are scored on the same pairs; nothing is filtered again.
+    filtering; `rival/NAME` is the alignment scored by what another causal model of the task says of the same pairs. Controls are
+    scored on the same pairs; nothing is filtered again.
 
-    Raises ValueError for an unknown level of trust, and pairs of another variable.
+    Raises ValueError for an unknown level of trust, and pairs of other variables.
     """
     if isinstance(trust, str):
         if trust not in TRUST:
@@ -56,28 +59,33 @@ def evaluate(
     network = alignment.language_model
     if network is None:
         raise ValueError("evaluate tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
-    if pairs.variable not in alignment.variables:
+    if not pairs.variables or not set(pairs.variables) <= set(alignment.variables):
         raise ValueError(
             f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, alignment.variables))}."
         )
     if alignment.store is None:
         alignment.store = ActivationStore(alignment.network)
-    encoded = EncodedPairs(pairs.split(split), pairs.variable, network)
-    arms: dict[str | None, np.ndarray] = {None: outcomes(alignment, encoded, batch_size=batch_size)}
+    encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
+    scored = outcomes(alignment, encoded, batch_size=batch_size)
+    arms: dict[str | None, np.ndarray] = {None: scored[None]}
     if controls:
-        arms["vanilla"] = outcomes(vanilla(alignment), encoded, batch_size=batch_size)
+        arms["vanilla"] = outcomes(vanilla(alignment), encoded, batch_size=batch_size)[None]
         if has_random_subspace(alignment):
             draws = [
-                outcomes(random_subspace(alignment, seed * 1000 + draw), encoded, batch_size=batch_size)
+                outcomes(random_subspace(alignment, seed * 1000 + draw), encoded, batch_size=batch_size)[None]
                 for draw in range(trust.random_subspaces)
             ]
             arms["random_subspace"] = np.stack(draws, 1)
             arms |= {f"random_subspace/{draw}": right for draw, right in enumerate(draws)}
-        arms["no_intervention"] = outcomes(alignment, encoded, batch_size=batch_size, edited=False)
-    facts = describe(alignment, pairs) | {"seed": seed, "split": split, "experiment": experiment}
-    rows = _rows(arms, encoded, facts, trust)
+        arms["no_intervention"] = outcomes(alignment, encoded, batch_size=batch_size, edited=False)[None]
+        arms |= {f"rival/{name}": right for name, right in scored.items() if name is not None}
+    told = {"seed": seed, "split": split, "experiment": experiment}
+    rows = []
+    for variables in dict.fromkeys(encoded.interchanged):
+        chosen = np.array([names == variables for names in encoded.interchanged])
+        rows += _rows(arms, encoded, chosen, describe(alignment, pairs, variables) | told, trust)
     if controls and split in pairs.facts.get("drawn", {}):
-        rows.append(_task_accuracy(pairs, facts, split))
+        rows.append(_task_accuracy(pairs, describe(alignment, pairs, pairs.variables) | told, split))
     return rows
 
 
@@ -87,15 +95,15 @@ def has_random_subspace(alignment: Alignment) -> bool:
     return all(i.rank is not None and i.width is not None and i.rank < i.width for i in found)
 
 
-def describe(alignment: Alignment, pairs: Pairs) -> dict[str, Any]:
-    """The columns of a row that tell which cell it belongs to."""
-    edit = next(e for key, e in alignment.edits.items() if pairs.variable in (key, *(e.intervention.blocks or ())))
+def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> dict[str, Any]:
+    """The columns of a row that tell which cell it belongs to; of several variables the first one's edit is described."""
+    edit = next(e for key, e in alignment.edits.items() if variables[0] in (key, *(e.intervention.blocks or ())))
     site = edit.sites[0]
     several = len(edit.sites) > 1
     return {
         "network": alignment.language_model.name if alignment.language_model else type(alignment.network).__name__,
         "task": pairs.task.name if pairs.task else "file",
-        "variable": pairs.variable,
+        "variable": "+".join(variables),
         "method": edit.intervention.name,
         "component": "+".join(str(s) for s in edit.sites) if several else site.component or f"{site.module}:{site.side}",
         "layer": None if several else site.layer,
@@ -109,11 +117,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _rows(arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, facts: Mapping[str, Any], trust: Trust) -> list[Row]:
-    changing = encoded.changing.numpy()
+def _rows(
+    arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], trust: Trust
+) -> list[Row]:
+    changing = encoded.changing.numpy() & among
     clusters = np.unique(encoded.bases, return_inverse=True)[1]
     rows = []
-    for subset, chosen in (("all", np.ones_like(changing)), ("changing", changing)):
+    for subset, chosen in (("all", among), ("changing", changing)):
         if not chosen.any():
             continue
         scored = {(control, "iia"): right[chosen].astype(float) for control, right in arms.items()}

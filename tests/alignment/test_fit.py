@@ -27,7 +27,7 @@ def toy():
     words = {"[UNK]": 0, "[END]": 1}
     rng = np.random.default_rng(0)
     for _ in range(2000):
-        for word, _ in Whitespace().pre_tokenize_str(task.write(task.draw(rng, task.pools)).text):
+        for word, _ in Whitespace().pre_tokenize_str(task.write({k: v[0] for k, v in task.draw(rng, task.pools, 1).items()}).text):
             words.setdefault(word, len(words))
     for name in task.pools["name"]:
         words.setdefault(name, len(words))
