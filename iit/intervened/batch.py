@@ -99,7 +99,8 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     answer = inputs.get("answer")
     if answer is not None:
         answer = place(torch.as_tensor(answer))
-        answer = answer.unsqueeze(1) if answer.ndim == 1 else answer
+        # Of several right tokens the first one stands for all: where they are read is the same.
+        answer = answer.unsqueeze(1) if answer.ndim == 1 else answer[..., 0] if answer.ndim == 3 else answer
     batch = Batch((), kwargs, positions, answer)
     for name, value in (*positions.items(), ("answer", answer)):
         if value is not None and value.shape[0] != batch.size:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from iit.network.answering import IGNORED, head_at, teacher_forced
 from iit.network.batches import TextBatches
 from iit.network.spans import last_occurrence, tokens_of_span
+from iit.result import correct
 
 Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
 """Where a role is in one text: its words, token indices, a slice of characters, or nowhere."""
@@ -54,17 +55,18 @@ class LanguageModel:
         self,
         texts: str | Sequence[str],
         positions: Mapping[str, Place | Sequence[Place] | Tensor] | None = None,
-        answers: str | Sequence[str] | None = None,
+        answers: str | Sequence[str | Sequence[str]] | None = None,
     ) -> dict[str, Any]:
         """Tokenize prompts, right-padded, and resolve their roles and answers.
 
         positions: role → one place a text: words (their last occurrence), a token index or a list of them (over the prompt's
             real tokens; negative counts from the end), a slice of characters, or None where the text lacks the role. For a
             single text the place may stand alone. `last` is always the last token.
-        answers: one a text, as it continues the prompt (" John").
+        answers: one a text, as it continues the prompt (" John"); or for each text several of one token, each of them right.
 
         Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role: LongTensor[batch, n]}, −100 = absent,
-        always with `last`; with answers `answer`, LongTensor[batch, n_answer], −100 padded.
+        always with `last`; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1, n_right] where several
+        are right), −100 padded.
 
         Raises ValueError for empty texts and answers, numbers that do not fit, and places that a text does not have, quoting
         it and marking the place.
@@ -105,30 +107,40 @@ class LanguageModel:
         """
         return TextBatches(self.encode, texts, positions or {}, size)
 
-    def _answers(self, answers: str | Sequence[str], n: int) -> Tensor:
+    def _answers(self, answers: str | Sequence[str | Sequence[str]], n: int) -> Tensor:
         answers = [answers] if isinstance(answers, str) else answers
         if len(answers) != n:
             raise ValueError(f"{n} texts need as many answers; got {len(answers)}.")
-        tokens = [self.tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
+        if any(not isinstance(answer, str) for answer in answers):
+            each = [[self._tokens_of(a) for a in ([answer] if isinstance(answer, str) else answer)] for answer in answers]
+            longer = [answer for answer, found in zip(answers, each, strict=True) if any(len(row) != 1 for row in found)]
+            if longer:
+                raise ValueError(f"Of several right answers each is one token; {longer[0]!r} are not.")
+            return _padded([[row[0] for row in found] for found in each], IGNORED).unsqueeze(1)
+        tokens = [self._tokens_of(answer) for answer in answers]
         empty = [answer for answer, row in zip(answers, tokens, strict=True) if not row]
         if empty:
             raise ValueError(f"The answer {empty[0]!r} has no token.")
         return _padded(tokens, IGNORED)
 
-    def answers_right(self, texts: Sequence[str], answers: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
-        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary?"""
+    def _tokens_of(self, answer: Any) -> list[int]:
+        return self.tokenizer.encode(answer, add_special_tokens=False)
+
+    def answers_right(self, texts: Sequence[str], answers: Sequence[str | Sequence[str]], *, batch_size: int = 64) -> np.ndarray:
+        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of several right ones?)"""
         encoded = self.encode(texts, answers=answers)
         right = torch.zeros(len(texts), dtype=torch.bool)
         by_length = encoded["attention_mask"].sum(1).argsort(stable=True)
         for rows in by_length.split(batch_size):
             longest = int(encoded["attention_mask"][rows].sum(1).max())
             ids, mask, answer = (encoded[key][rows].to(self.device) for key in ("input_ids", "attention_mask", "answer"))
-            ids, mask, read = teacher_forced(ids[:, :longest], mask[:, :longest], answer)
+            first = answer[..., 0] if answer.ndim == 3 else answer
+            ids, mask, read = teacher_forced(ids[:, :longest], mask[:, :longest], first)
             with torch.no_grad(), head_at(self.model, read) as at_answer:
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             if not at_answer:
                 logits = logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-            right[rows] = ((logits.argmax(-1) == answer) | (answer == IGNORED)).all(1).cpu()
+            right[rows] = correct(logits, answer).cpu()
         return right.numpy()
 
 
