@@ -67,8 +67,9 @@ def draw_prompts(
     n_drawn = n_right = 0
     for _ in range(10):
         drawn = []
-        for _ in range(max(n - len(kept), n // 4, 1)):
-            inputs = task.draw(rng, pools)
+        columns = task.draw(rng, pools, max(n - len(kept), n // 4, 1))
+        for row in zip(*columns.values(), strict=True):
+            inputs = dict(zip(columns, row, strict=True))
             prompt = task.write(inputs)
             if prompt.text not in seen:
                 seen.add(prompt.text)
