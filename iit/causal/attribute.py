@@ -49,7 +49,7 @@ class Attribute(Task):
     splits = ("entity",)
 
     def __init__(self) -> None:
-        self.pools = {"entity": ENTITIES, "query": QUERIES, "template": range(len(TEMPLATES))}
+        self.pools = {"entity": ENTITIES, "query": QUERIES, "template": tuple(range(len(TEMPLATES)))}
         self.model = CausalModel(
             INPUTS,
             {

@@ -38,7 +38,7 @@ class HierarchicalEquality(Task):
             )
         self.dim = dim
         self.vectors = np.random.default_rng(seed).uniform(-1, 1, size=(n_objects, dim)).astype(np.float32)
-        self.pools = {"object": range(n_objects)}
+        self.pools = {"object": tuple(range(n_objects))}
         inputs = {argument: range(n_objects) for argument in "abcd"}
         self.model = CausalModel(
             inputs,

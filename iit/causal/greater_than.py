@@ -62,11 +62,11 @@ class GreaterThan(Task):
 
     def __init__(self) -> None:
         self.pools = {
-            "template": range(len(TEMPLATES)),
+            "template": tuple(range(len(TEMPLATES))),
             "event": EVENTS,
-            "century": range(11, 20),
-            "tens": range(9),  # 9 is left for sources that are later than any base
-            "ones": range(9),
+            "century": tuple(range(11, 20)),
+            "tens": tuple(range(9)),  # 9 is left for sources that are later than any base
+            "ones": tuple(range(9)),
         }
         self.model = _model("greater_than", lambda tens: tens, lambda start_tens: tuple(range(start_tens, 10)))
         self.rivals = {

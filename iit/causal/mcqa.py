@@ -57,7 +57,7 @@ class MultipleChoice(Task):
             "choices": tuple(permutations(COLORS, 4)),
             "symbol": SYMBOLS,
             "object": OBJECTS[:1] if terse else OBJECTS,
-            "template": range(len(self.templates)),
+            "template": tuple(range(len(self.templates))),
         }
         self.model = CausalModel(
             INPUTS,

@@ -49,7 +49,11 @@ class PriceTag(Task):
         self.templates = (TERSE,) if terse else SENTENCES
         if terse:
             self.vocabulary = (*map(str, amounts), "between", "and", "?", "=", "yes", "no")
-        self.pools = {"bounds": tuple(combinations(steps, 2)), "amount": amounts, "template": range(len(self.templates))}
+        self.pools = {
+            "bounds": tuple(combinations(steps, 2)),
+            "amount": tuple(amounts),
+            "template": tuple(range(len(self.templates))),
+        }
         inputs = {"template": range(len(self.templates)), "lower": amounts, "upper": amounts, "amount": amounts}
         self.model = CausalModel(
             inputs,

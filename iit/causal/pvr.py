@@ -38,8 +38,8 @@ class PointerValue(Task):
 
     def __init__(self) -> None:
         self.images, self.digits = digits()
-        self.pools = {"image": range(len(self.digits))}
-        inputs = {f"{cell}_image": self.pools["image"] for cell in ("top_left", *CELLS)}
+        self.pools = {"image": tuple(range(len(self.digits)))}
+        inputs = {f"{cell}_image": range(len(self.digits)) for cell in ("top_left", *CELLS)}
         digit = self.digits.__getitem__
         values = {
             "top_right": lambda top_right_image: digit(top_right_image),
@@ -110,8 +110,8 @@ def digits() -> tuple[np.ndarray, tuple[int, ...]]:
     """scikit-learn's 1,797 digits: float32[n, 8, 8] from 0 to 1, and their labels."""
     from sklearn.datasets import load_digits  # only this task needs it
 
-    found = load_digits()
-    return (found.images / 16).astype(np.float32), tuple(found.target.tolist())
+    pixels, target = load_digits(return_X_y=True)
+    return (pixels.reshape(-1, 8, 8) / 16).astype(np.float32), tuple(target.tolist())
 
 
 def pvr() -> Task:

@@ -46,7 +46,7 @@ class Task(ABC):
     name: str
     model: CausalModel
     variables: tuple[str, ...]
-    pools: Mapping[str, Sequence[Any]]
+    pools: Mapping[str, tuple[Any, ...]]
     rivals: Mapping[str, CausalModel] = NONE
     splits: tuple[str, ...] = ()
     words: tuple[str, ...] = ()

@@ -26,8 +26,9 @@ def toy():
     task = ioi()
     words = {"[UNK]": 0, "[END]": 1}
     rng = np.random.default_rng(0)
-    for _ in range(2000):
-        for word, _ in Whitespace().pre_tokenize_str(task.write(task.draw(rng, task.pools)).text):
+    columns = task.draw(rng, task.pools, 2000)
+    for row in zip(*columns.values(), strict=True):
+        for word, _ in Whitespace().pre_tokenize_str(task.write(dict(zip(columns, row, strict=True))).text):
             words.setdefault(word, len(words))
     for name in task.pools["name"]:
         words.setdefault(name, len(words))

@@ -172,5 +172,5 @@ def test_rivals(name):
 
 
 def test_impossible_prompts_are_refused():
-    with pytest.raises(ValueError, match="two different names .* Mary twice"):
+    with pytest.raises(ValueError, match=r"two different names .* Mary twice"):
         ioi().write(inputs("Mary", "Mary", "Mary"))

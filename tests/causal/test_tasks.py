@@ -1,5 +1,6 @@
 """What holds for every task."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ def test_a_task_is_whole(task):
     assert set(task.words) <= set(task.pools)
     assert set(task.splits) <= set(task.pools)
     assert task.splits
+    assert all(isinstance(pool, tuple) for pool in task.pools.values())
 
 
 def test_drawn_columns_are_inputs_in_plain_python(task):
@@ -119,7 +121,7 @@ def test_rivals_answer_the_same_pairs(task):
         same = [task.answer(rival.run(row)) == task.answer(task.model.run(row)) for row in rows]
         assert all(same) == (name in SAME_BEHAVIOUR[task.name])
         apart = 0
-        for base, source in zip(rows, rows[1:], strict=False):
+        for base, source in pairwise(rows):
             for variable in rivalled:
                 answer = task.answer(rival.interchange(base, {variable: source}))
                 assert type(answer) in kinds
@@ -132,7 +134,7 @@ def test_every_variable_changes_some_answers(task):
     for variable in task.variables:
         changed = [
             task.answer(task.model.interchange(base, {variable: source})) != task.answer(task.model.run(base))
-            for base, source in zip(rows, rows[1:], strict=False)
+            for base, source in pairwise(rows)
         ]
         assert 0.02 < np.mean(changed) < 1
 
