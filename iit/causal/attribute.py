@@ -22,9 +22,34 @@ ENTITIES = tuple(row[0] for row in COUNTRIES)
 # Of one row all begin alike, up to the entity: nothing at the entity tells which attribute will be asked for.
 TEMPLATES = (
     {
-        "capital": "In {entity}, the capital is",
-        "language": "In {entity}, most people speak",
+        "capital": "This is a map of {entity}. The capital is",
+        "language": "This is a map of {entity}. The official language is",
+        "continent": "This is a map of {entity}. It is part of the continent of",
+    },
+    {
+        "capital": "Here are some facts about {entity}. The capital is",
+        "language": "Here are some facts about {entity}. The official language is",
+        "continent": "Here are some facts about {entity}. It is on the continent of",
+    },
+    {
+        "capital": "We travelled through {entity} to the capital,",
+        "language": "We travelled through {entity}, where the official language is",
+        "continent": "We travelled through {entity} and other countries on the continent of",
+    },
+    {
+        "capital": "In {entity}, the parliament meets in the capital,",
+        "language": "In {entity}, the official language is",
         "continent": "In {entity}, you are on the continent of",
+    },
+    {
+        "capital": "He flew to {entity} to visit the capital,",
+        "language": "He flew to {entity}, where the official language is",
+        "continent": "He flew to {entity}, on the continent of",
+    },
+    {
+        "capital": "People in {entity} often visit the capital,",
+        "language": "People in {entity} speak one official language,",
+        "continent": "People in {entity} live on the continent of",
     },
 )
 INPUTS = {"template": range(len(TEMPLATES)), "query": QUERIES, "entity": ENTITIES}

@@ -11,13 +11,14 @@ from typing import Any, final
 
 import numpy as np
 
-from iit.causal.drawing import distinct, entries, picked
+from iit.causal.drawing import distinct, entries, picked, taken
 from iit.causal.model import CausalModel
 from iit.causal.task import Columns, Pools, Prompt, Task, written
 
 COLORS = ("red", "blue", "green", "black", "white", "brown", "pink", "yellow", "purple", "orange")
 OBJECTS = tuple("ball box car cup door hat lamp pen ring shirt table bag book chair coat key leaf rope sock tent".split())
 SYMBOLS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+SYMBOL_ROLES, CHOICE_ROLES = (tuple(f"{kind}{i}" for i in range(4)) for kind in ("symbol", "choice"))
 CHOICES = "\n".join(f"{{symbol{i}}}. {{choice{i}}}" for i in range(4))
 SENTENCES = (
     f"Question: The {{object}} is {{color}}. What color is the {{object}}?\n{CHOICES}\nAnswer:",
@@ -109,7 +110,7 @@ class MultipleChoice(Task):
             **{name: picked(rng, entries(pools, name), n) for name in ("template", "object")},
             "color": [row[i] for row, i in zip(choices, right, strict=True)],
             "choices": choices,
-            "symbols": [tuple(symbols[i] for i in row) for row in distinct(rng, len(symbols), n, 4).tolist()],
+            "symbols": list(zip(*(taken(symbols, column) for column in distinct(rng, len(symbols), n, 4).T), strict=True)),
         }
 
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
@@ -117,15 +118,12 @@ class MultipleChoice(Task):
         color, choices = inputs["color"], inputs["choices"]
         if color not in choices:
             raise ValueError(f"One of the choices must be right; the color is {color} and the choices are {list(choices)}.")
-        words: dict[str, tuple[str, str | None]] = {"object": (inputs["object"], "object"), "color": (color, "color")}
-        for i in range(4):
-            words[f"symbol{i}"] = (inputs["symbols"][i], f"symbol{i}")
-            words[f"choice{i}"] = (choices[i], f"choice{i}")
+        words = {"object": (inputs["object"], "object"), "color": (color, "color")}
+        for symbol, choice, letter, word in zip(SYMBOL_ROLES, CHOICE_ROLES, inputs["symbols"], choices, strict=True):
+            words[symbol], words[choice] = (letter, symbol), (word, choice)
         prompt, right = written(self.templates[inputs["template"]], words), choices.index(color)
-        return Prompt(
-            prompt.text,
-            {**prompt.roles, "right_symbol": prompt.roles[f"symbol{right}"], "right_choice": prompt.roles[f"choice{right}"]},
-        )
+        places = {"right_symbol": prompt.roles[SYMBOL_ROLES[right]], "right_choice": prompt.roles[CHOICE_ROLES[right]]}
+        return Prompt(prompt.text, {**prompt.roles, **places})
 
     def answer(self, setting: Mapping[str, Any]) -> str:
         """The letter, after a space."""

@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from string import Formatter
 from types import MappingProxyType
 from typing import Any
 
@@ -74,14 +76,18 @@ def written(template: str, words: Mapping[str, tuple[str, str | None]]) -> Promp
 
     words: slot → (word, role or None). A slot that occurs twice keeps the span of its last occurrence.
     """
-    text, roles, rest = "", {}, template
-    while rest:
-        before, opened, rest = rest.partition("{")
+    text, roles = "", {}
+    for before, slot in _parts(template):
         text += before
-        if opened:
-            slot, _, rest = rest.partition("}")
+        if slot is not None:
             word, role = words[slot]
+            stop = len(text) + len(word)
             if role is not None:
-                roles[role] = (len(text), len(text) + len(word))
+                roles[role] = (len(text), stop)
             text += word
     return Prompt(text, roles)
+
+
+@cache
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((before, slot) for before, slot, _, _ in Formatter().parse(template))
