@@ -1,7 +1,27 @@
 """Hypotheses: causal models, and tasks that write their inputs as prompts."""
 
+from iit.causal.addition import addition
+from iit.causal.attribute import attribute
+from iit.causal.equality import equality
+from iit.causal.greater_than import greater_than
 from iit.causal.ioi import ioi
+from iit.causal.mcqa import mcqa
 from iit.causal.model import CausalModel, Setting
+from iit.causal.price_tag import price_tag
+from iit.causal.pvr import pvr
 from iit.causal.task import Prompt, Task
 
-__all__ = ["CausalModel", "Prompt", "Setting", "Task", "ioi"]
+__all__ = [
+    "CausalModel",
+    "Prompt",
+    "Setting",
+    "Task",
+    "addition",
+    "attribute",
+    "equality",
+    "greater_than",
+    "ioi",
+    "mcqa",
+    "price_tag",
+    "pvr",
+]

@@ -11,8 +11,9 @@ from typing import Any, final
 
 import numpy as np
 
-from iit.causal.model import CausalModel, Setting
-from iit.causal.task import Prompt, Task, written
+from iit.causal.drawing import distinct, entries, picked, taken
+from iit.causal.model import CausalModel, Mechanism
+from iit.causal.task import Columns, Pools, Prompt, Task, written
 
 # {A} and {B} are the names in order of mention, {S} is the one that is repeated.
 TEMPLATES = (
@@ -65,65 +66,158 @@ OBJECTS = tuple(
 )
 
 
+INPUTS = {
+    "template": range(len(TEMPLATES)),
+    "place": PLACES,
+    "object": OBJECTS,
+    "first": NAMES,
+    "second": NAMES,
+    "subject": NAMES,
+}
+
+
 @final
 class IndirectObject(Task):
     """IOI. `subject_position`: which of the two names, in order of mention, is repeated (0 or 1); `io_name`: the other name.
 
     Roles: `s1` and `io` (first mentions), `s2` (second mention of the subject), `place`, `object`.
+
+    Rivals: `subject_token` (what is passed on is the subject's *name*, not its place; the name that differs from it is given,
+    the first one if both do) has the hypothesis' behaviour; `first_name`, `second_name` and `recency` (the name mentioned last)
+    are right by chance.
+
+    Counterfactuals (arXiv 2504.13151), all in the base's own sentence; position and token are those of the subject:
+
+    | name | what is done | position | token |
+    |---|---|---|---|
+    | `s1_io_flip` | the first two names change places | flips | stays |
+    | `s2_io_flip` | the other name is repeated | flips | flips |
+    | `both` | both of these | stays | flips |
+    | `random_names` | two other names for the two | stays | new |
+    | `abc` | three names that do not occur in the base, none repeated | none | none |
+
+    Where no name is repeated (`abc`), the variables are None and there is no answer: such prompts are for patching.
     """
 
     name = "ioi"
     variables = ("subject_position", "io_name")
     words = ("name", "place", "object")
+    splits = ("name", "template")
 
     def __init__(self) -> None:
         self.pools = {"name": NAMES, "template": tuple(range(len(TEMPLATES))), "place": PLACES, "object": OBJECTS}
         self.model = CausalModel(
-            inputs={
-                "template": range(len(TEMPLATES)),
-                "place": PLACES,
-                "object": OBJECTS,
-                "first": NAMES,
-                "second": NAMES,
-                "subject": NAMES,
-            },
-            mechanisms={
-                "subject_position": lambda first, subject: 0 if subject == first else 1,
-                "io_name": lambda first, second, subject_position: (second, first)[subject_position],
+            INPUTS,
+            {
+                "subject_position": lambda first, second, subject: {first: 0, second: 1}.get(subject),
+                "io_name": lambda first, second, subject_position: {0: second, 1: first}.get(subject_position),
                 "answer": lambda io_name: io_name,
             },
             output="answer",
             name="ioi",
         )
+        self.rivals = {
+            "subject_token": CausalModel(
+                INPUTS,
+                {
+                    "subject_position": lambda subject: subject,
+                    "answer": lambda first, second, subject_position: second if subject_position == first else first,
+                },
+                output="answer",
+                name="subject_token",
+            ),
+            "first_name": _copies("first_name", lambda first: first),
+            "second_name": _copies("second_name", lambda second: second),
+            "recency": _copies("recency", lambda subject: subject),
+        }
+        self.counterfactuals = {
+            "s1_io_flip": s1_io_flip,
+            "s2_io_flip": s2_io_flip,
+            "both": lambda rng, pools, base: s2_io_flip(rng, pools, s1_io_flip(rng, pools, base)),
+            "random_names": random_names,
+            "abc": abc,
+        }
 
-    def draw(self, rng: np.random.Generator, pools: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:
         """Two different names, one of them repeated, in a random template. Raises ValueError for a pool of fewer names."""
-        if len(pools["name"]) < 2:
-            raise ValueError(f"IOI needs at least two names to draw from; the pool 'name' holds {list(pools['name'])}.")
-        first, second = (pools["name"][i] for i in rng.choice(len(pools["name"]), size=2, replace=False))
-        drawn = {name: pools[name][int(rng.integers(len(pools[name])))] for name in ("template", "place", "object")}
-        return {**drawn, "first": first, "second": second, "subject": (first, second)[rng.integers(2)]}
+        names = entries(pools, "name", at_least=2)
+        drawn = {name: picked(rng, entries(pools, name), n) for name in ("template", "place", "object")}
+        index = distinct(rng, len(names), n, 2)
+        subject = index[np.arange(n), rng.integers(2, size=n)]
+        return {
+            **drawn,
+            "first": taken(names, index[:, 0]),
+            "second": taken(names, index[:, 1]),
+            "subject": taken(names, subject),
+        }
 
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
-        """The template with its words. Raises ValueError when the subject is neither name, or the names are equal."""
+        """The template with its words; a third name (`abc`) has the roles `a`, `b` and `c`.
+
+        Raises ValueError when the first two names are equal.
+        """
         first, second, subject = inputs["first"], inputs["second"], inputs["subject"]
-        if first == second or subject not in (first, second):
-            raise ValueError(f"IOI needs two different names and a subject among them; got {first}, {second} and {subject}.")
-        roles = ("s1", "io") if subject == first else ("io", "s1")
+        if first == second:
+            raise ValueError(f"IOI needs two different names before the subject; got {first} twice.")
+        roles = ("s1", "io", "s2") if subject == first else ("io", "s1", "s2") if subject == second else ("a", "b", "c")
         return written(
             TEMPLATES[inputs["template"]],
             {
                 "A": (first, roles[0]),
                 "B": (second, roles[1]),
-                "S": (subject, "s2"),
+                "S": (subject, roles[2]),
                 "place": (inputs["place"], "place"),
                 "object": (inputs["object"], "object"),
             },
         )
 
-    def answer(self, setting: Setting) -> str:
-        """The indirect object, after a space."""
+    def answer(self, setting: Mapping[str, Any]) -> str:
+        """The indirect object, after a space. Raises ValueError where no name is repeated."""
+        if setting["answer"] is None:
+            raise ValueError(
+                f"None of the names {setting['first']}, {setting['second']} and {setting['subject']} is repeated, so there is no "
+                "indirect object and no label. Such prompts (abc) serve for patching; pairs with a label need one of the flips."
+            )
         return f" {setting['answer']}"
+
+
+def s1_io_flip(rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]]) -> Columns:
+    """The first two names in the other order."""
+    return {**_lists(base), "first": list(base["second"]), "second": list(base["first"])}
+
+
+def s2_io_flip(rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]]) -> Columns:
+    """The other of the two names repeated."""
+    rows = zip(base["first"], base["second"], base["subject"], strict=True)
+    return {**_lists(base), "subject": [second if subject == first else first for first, second, subject in rows]}
+
+
+def random_names(rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]]) -> Columns:
+    """Two names that do not occur in the base, the one at the same place repeated. Raises ValueError for fewer than 4 names."""
+    first, second = _unseen(rng, pools, base, 2)
+    position = [subject != one for one, subject in zip(base["first"], base["subject"], strict=True)]
+    subject = [pair[at] for *pair, at in zip(first, second, position, strict=True)]
+    return {**_lists(base), "first": first, "second": second, "subject": subject}
+
+
+def abc(rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]]) -> Columns:
+    """Three names that do not occur in the base. Raises ValueError for fewer than 5 names."""
+    return {**_lists(base), **dict(zip(("first", "second", "subject"), _unseen(rng, pools, base, 3), strict=True))}
+
+
+def _unseen(rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]], k: int) -> list[list[Any]]:
+    names = entries(pools, "name", at_least=k + 2)
+    number = {name: i for i, name in enumerate(names)}
+    own = np.array([[number.get(name, len(names)) for name in base[which]] for which in ("first", "second")]).T
+    return [taken(names, column) for column in distinct(rng, len(names), len(own), k, gone=own).T]
+
+
+def _lists(base: Mapping[str, Sequence[Any]]) -> Columns:
+    return {name: list(column) for name, column in base.items()}
+
+
+def _copies(name: str, io_name: Mechanism) -> CausalModel:
+    return CausalModel(INPUTS, {"io_name": io_name, "answer": lambda io_name: io_name}, output="answer", name=name)
 
 
 def ioi() -> Task:

@@ -26,8 +26,9 @@ def toy():
     task = ioi()
     words = {"[UNK]": 0, "[END]": 1}
     rng = np.random.default_rng(0)
-    for _ in range(2000):
-        for word, _ in Whitespace().pre_tokenize_str(task.write({k: v[0] for k, v in task.draw(rng, task.pools, 1).items()}).text):
+    columns = task.draw(rng, task.pools, 2000)
+    for row in zip(*columns.values(), strict=True):
+        for word, _ in Whitespace().pre_tokenize_str(task.write(dict(zip(columns, row, strict=True))).text):
             words.setdefault(word, len(words))
     for name in task.pools["name"]:
         words.setdefault(name, len(words))
@@ -139,8 +140,8 @@ def test_an_alignment_answers_for_its_network_and_keeps_what_it_ran(toy, monkeyp
     for batch in encoded.batches(16):
         alignment.answer_logits(batch["base"], batch["sources"])
     # Of filtering and of each batch only the second block ran, although these prompts are edited, and sources, for the first time.
-    # The first edited batch is compared with a whole run: of two blocks, and of the first one for the sources.
-    assert len(lengths) == 1 + len(list(encoded.batches(16))) + 3
+    # The first edited batch is compared with a whole run of two blocks.
+    assert len(lengths) == 1 + len(list(encoded.batches(16))) + 2
     with pytest.raises(ValueError, match="make the alignment with the LanguageModel"):
         iit.Alignment(network.model, alignment.edits).answers_right(texts, answers)
 

@@ -1,12 +1,7 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-import iit
-from iit.causal import Task, ioi
+from iit.causal import ioi
 from iit.causal.ioi import NAMES, OBJECTS, PLACES, TEMPLATES
 
 
@@ -75,29 +70,107 @@ def test_there_is_enough_of_everything():
 def test_draws_keep_to_the_pools():
     task, rng = ioi(), np.random.default_rng(0)
     pools = {"name": ("Mary", "John", "Anna"), "template": (3, 5), "place": ("park",), "object": ("ring", "book")}
-    drawn = [task.draw(rng, pools) for _ in range(200)]
-    assert {d["template"] for d in drawn} == {3, 5}
-    assert {d["place"] for d in drawn} == {"park"}
-    assert {n for d in drawn for n in (d["first"], d["second"])} == set(pools["name"])
-    assert all(d["first"] != d["second"] and d["subject"] in (d["first"], d["second"]) for d in drawn)
-    assert 60 < sum(d["subject"] == d["first"] for d in drawn) < 140
+    drawn = task.draw(rng, pools, 200)
+    assert set(drawn["template"]) == {3, 5}
+    assert set(drawn["place"]) == {"park"}
+    assert set(drawn["first"]) == set(drawn["second"]) == set(pools["name"])
+    names = list(zip(drawn["first"], drawn["second"], drawn["subject"], strict=True))
+    assert all(first != second and subject in (first, second) for first, second, subject in names)
+    assert 60 < sum(subject == first for first, _, subject in names) < 140
 
 
-def test_the_config_names_the_task():
-    task = instantiate(OmegaConf.load(Path(iit.__file__).parent / "conf" / "causal" / "ioi.yaml"))
-    assert isinstance(task, Task)
-    assert task.name == "ioi"
-    assert set(task.variables) <= set(task.model.variables)
-    assert set(task.words) <= set(task.pools)
+def test_few_names_are_too_few():
+    task, rng = ioi(), np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"at least 2 entries of the pool 'name'; it holds \['Mary'\]"):
+        task.draw(rng, {**task.pools, "name": ("Mary",)}, 3)
+    base, pools = columns(("Mary", "John", "John")), {**task.pools, "name": ("Mary", "John", "Anna")}
+    for name, needed in (("random_names", 4), ("abc", 5)):
+        with pytest.raises(ValueError, match=f"at least {needed} entries of the pool 'name'"):
+            task.counterfactuals[name](rng, pools, base)
 
 
-def test_one_name_is_too_few():
+def columns(*names):
+    rows = [inputs(*row) for row in names]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+# counterfactual → first, second, subject made from (Mary, John, John) and (Mary, John, Mary)
+FLIPS = {
+    "s1_io_flip": [("John", "Mary", "John"), ("John", "Mary", "Mary")],
+    "s2_io_flip": [("Mary", "John", "Mary"), ("Mary", "John", "John")],
+    "both": [("John", "Mary", "Mary"), ("John", "Mary", "John")],
+}
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_flips(name):
+    task, base = ioi(), columns(("Mary", "John", "John"), ("Mary", "John", "Mary"))
+    made = task.counterfactuals[name](np.random.default_rng(0), task.pools, base)
+    assert list(zip(made["first"], made["second"], made["subject"], strict=True)) == FLIPS[name]
+    assert all(made[rest] == base[rest] for rest in ("template", "place", "object"))
+
+
+# counterfactual → does the subject's position flip, does its name
+SIGNALS = {"s1_io_flip": (True, False), "s2_io_flip": (True, True), "both": (False, True), "random_names": (False, True)}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_position_and_token_flip_as_the_table_says(name):
+    task, rng = ioi(), np.random.default_rng(0)
+    base = task.draw(rng, task.pools, 100)
+    source = task.counterfactuals[name](rng, task.pools, base)
+    for row, other in zip(zip(*base.values(), strict=True), zip(*source.values(), strict=True), strict=True):
+        row, other = dict(zip(base, row, strict=True)), dict(zip(source, other, strict=True))
+        position = task.model.run(row)["subject_position"] != task.model.run(other)["subject_position"]
+        assert (position, row["subject"] != other["subject"]) == SIGNALS[name]
+        shared = {row["first"], row["second"]} & {other["first"], other["second"]}
+        assert len(shared) == (0 if name == "random_names" else 2)
+
+
+def test_abc_repeats_no_name_and_has_no_answer():
+    task, rng = ioi(), np.random.default_rng(0)
+    base = task.draw(rng, task.pools, 100)
+    source = task.counterfactuals["abc"](rng, task.pools, base)
+    for at in range(100):
+        row = {name: column[at] for name, column in source.items()}
+        names = {row["first"], row["second"], row["subject"]}
+        assert len(names | {base["first"][at], base["second"][at]}) == 5
+        setting = task.model.run(row)
+        assert setting["subject_position"] is setting["io_name"] is None
+        with pytest.raises(ValueError, match=f"{row['subject']} is repeated, so there is no indirect object"):
+            task.answer(setting)
+        prompt = task.write(row)
+        assert [prompt.text[slice(*prompt.roles[role])] for role in "abc"] == [row["first"], row["second"], row["subject"]]
+
+
+def test_unseen_names_are_equally_likely():
     task = ioi()
-    with pytest.raises(ValueError, match=r"at least two names .* \['Mary'\]"):
-        task.draw(np.random.default_rng(0), {**task.pools, "name": ("Mary",)})
+    pools = {**task.pools, "name": ("A", "B", "C", "D", "E", "F")}
+    for own, others in ((("B", "E", "E"), "ACDF"), (("A", "X", "A"), "BCDEF"), (("X", "Y", "Y"), "ABCDEF")):
+        made = task.counterfactuals["random_names"](np.random.default_rng(0), pools, columns(*[own] * 4000))
+        found = {name: (made["first"] + made["second"]).count(name) for name in "ABCDEF"}
+        assert {name for name, count in found.items() if count} == set(others), found
+        assert max(found.values()) < 1.2 * min(count for count in found.values() if count)
+
+
+# rival → its answer on (Mary, John, John), and after subject_position, or else io_name, came from (John, Peter, John)
+RIVALS = {
+    "subject_token": ("Mary", "Mary"),
+    "first_name": ("Mary", "John"),
+    "second_name": ("John", "Peter"),
+    "recency": ("John", "John"),
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals(name):
+    rival = ioi().rivals[name]
+    variable = "subject_position" if name == "subject_token" else "io_name"
+    base, source = inputs("Mary", "John", "John"), inputs("John", "Peter", "John")
+    assert (rival.run(base)["answer"], rival.interchange(base, {variable: source})["answer"]) == RIVALS[name]
+    assert ioi().model.interchange(base, {"subject_position": source})["answer"] == "John"
 
 
 def test_impossible_prompts_are_refused():
-    for names in (("Mary", "Mary", "Mary"), ("Mary", "John", "Anna")):
-        with pytest.raises(ValueError, match="two different names"):
-            ioi().write(inputs(*names))
+    with pytest.raises(ValueError, match=r"two different names .* Mary twice"):
+        ioi().write(inputs("Mary", "Mary", "Mary"))
