@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -36,7 +35,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     def __init__(self, pairs: Dataset, variables: str | Sequence[str], network: Encoder):
         columns: Any = pairs[:]
         if not isinstance(columns["base"][0], str):
-            columns |= pairs.select_columns([c for c in columns if c.partition("[")[0] in ("base", "source")]).with_format("numpy")[:]
+            columns |= pairs.select_columns([c for c in columns if c.partition("[")[0] in ("base", "source")]).with_format(
+                "numpy"
+            )[:]
         self.variables = (variables,) if isinstance(variables, str) else tuple(variables)
         n = len(pairs)
         several = columns.get("interchanged")

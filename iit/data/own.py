@@ -54,7 +54,9 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
             needed += ["base_roles", *(source_column("source_roles", variable, variables) for variable in given)]
         missing = [name for name in needed if row.get(name) is None]
         if missing:
-            raise ValueError(f"{path}, row {number}: {missing} missing. Pairs need {needed}; optional: {sorted(known - set(needed))}.")
+            raise ValueError(
+                f"{path}, row {number}: {missing} missing. Pairs need {needed}; optional: {sorted(known - set(needed))}."
+            )
         unknown = sorted(set(row) - known)
         if unknown:
             raise ValueError(f"{path}, row {number}: unknown column {unknown}; the columns are {sorted(known)}.")

@@ -133,7 +133,9 @@ class Pairs:
             raise ValueError(f"data.separate names {unknown}; the rivals of task {task.name!r} are {sorted(task.rivals)}.")
         silent = [name for name in separate if not set(variables) <= set(task.rivals[name].variables)]
         if silent:
-            raise ValueError(f"data.separate: rival {silent[0]!r} has not all of {list(variables)}, and says nothing of these pairs.")
+            raise ValueError(
+                f"data.separate: rival {silent[0]!r} has not all of {list(variables)}, and says nothing of these pairs."
+            )
         sizes = dict(zip(SPLITS, (n_train, n_val, n_test) if n is None else (n, n // 3, n // 3), strict=True))
         if min(sizes.values()) < 2:
             raise ValueError(f"Every split needs at least 2 pairs; asked for {sizes}.")
@@ -142,11 +144,16 @@ class Pairs:
         dropped: dict[str, int] = {}
         if network is not None and network.tokenizer is not None:
             tokenizer = network.tokenizer
-            pools, dropped = one_token_words(task, lambda words: [len(tokenizer.encode(w, add_special_tokens=False)) for w in words])
+            pools, dropped = one_token_words(
+                task, lambda words: [len(tokenizer.encode(w, add_special_tokens=False)) for w in words]
+            )
         parts = disjoint_pools(pools, task.splits if splits is None else splits, shares, rng=rng)
         right = network.answers_right if network is not None and right_only else None
         wanted = Wanted(variables, together, changing_share, tuple(separate))
-        facts: dict[str, Any] = {"dropped_words": dropped, **{name: {} for name in ("prompts", "drawn", "right", "changing", "separating")}}
+        facts: dict[str, Any] = {
+            "dropped_words": dropped,
+            **{name: {} for name in ("prompts", "drawn", "right", "changing", "separating")},
+        }
         columns: dict[str, list[Any]] = {}
         train: Prompts | None = None
         for split, size in sizes.items():

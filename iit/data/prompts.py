@@ -77,7 +77,7 @@ def one_token_words(
 
     Raises ValueError when nothing of a pool is left.
     """
-    pools = dict(task.pools)
+    pools: dict[str, Sequence[Any]] = dict(task.pools)
     dropped = {}
     for name in task.words:
         counts = count_tokens([f" {word}" for word in pools[name]])

@@ -140,8 +140,8 @@ def test_an_alignment_answers_for_its_network_and_keeps_what_it_ran(toy, monkeyp
     for batch in encoded.batches(16):
         alignment.answer_logits(batch["base"], batch["sources"])
     # Of filtering and of each batch only the second block ran, although these prompts are edited, and sources, for the first time.
-    # The first edited batch is compared with a whole run of two blocks.
-    assert len(lengths) == 1 + len(list(encoded.batches(16))) + 2
+    # The first edited batch is compared with a whole run: of two blocks, and of the first one for the sources.
+    assert len(lengths) == 1 + len(list(encoded.batches(16))) + 3
     with pytest.raises(ValueError, match="make the alignment with the LanguageModel"):
         iit.Alignment(network.model, alignment.edits).answers_right(texts, answers)
 
@@ -239,7 +239,7 @@ def test_vanilla_control_equals_patching_by_hand(toy):
     from iit.evaluation import outcomes, vanilla
 
     encoded = EncodedPairs(pairs.split("test"), pairs.variable, network)
-    found = outcomes(vanilla(alignment_of(network)), encoded, batch_size=5)
+    found = outcomes(vanilla(alignment_of(network)), encoded, batch_size=5)[None]
     layer = network.model.model.layers[0]
     for number in range(len(encoded)):
         batch = encoded.batch([number])

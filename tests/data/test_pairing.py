@@ -1,0 +1,166 @@
+"""Ways to pair, on every task."""
+
+import numpy as np
+import pytest
+
+from iit import causal
+from iit.data import STRATEGIES, EncodedPairs, Pairs
+
+TASKS = {
+    name: getattr(causal, name)()
+    for name in ("ioi", "equality", "addition", "attribute", "greater_than", "mcqa", "price_tag", "pvr")
+}
+FEW = {"n_train": 60, "n_val": 20, "n_test": 20}
+
+
+class Tensors:
+    """A network fed with tensors, as far as encoding goes."""
+
+    def encode(self, given, positions=None, answers=None):
+        import torch
+
+        batch = {"x": torch.tensor(np.stack(given))}
+        return batch if answers is None else batch | {"answer": torch.tensor(list(answers)).unsqueeze(1)}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("pairs", [*STRATEGIES, *TASKS["ioi"].counterfactuals])
+def test_every_way_on_every_task(name, pairs):
+    task = TASKS[name]
+    if pairs not in STRATEGIES and (pairs not in task.counterfactuals or pairs == "abc"):
+        pytest.skip("another task's own")
+    found = Pairs.sample(task, pairs=pairs, seed=1, **FEW)
+    for split, size in (("train", 60), ("validation", 20), ("test", 20)):
+        part = found.split(split)
+        if pairs != "exhaustive":
+            assert len(part) == size
+        for row in part:
+            assert row["changing"] == (row["label"] != row["base_answer"])
+            assert row["base"] != row["source"]
+    assert found.facts["changing"]["train"] == sum(found.split("train")["changing"])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_are_those_of_the_causal_model_one_at_a_time(name, monkeypatch):
+    """The label of a pair is what `interchange` says of the inputs that wrote its prompts."""
+    task, asked = TASKS[name], {}
+    write = task.write
+
+    def watched(inputs):
+        written = write(inputs)
+        asked[written.text if hasattr(written, "text") else written.tobytes()] = inputs
+        return written
+
+    monkeypatch.setattr(task, "write", watched)
+    for variable in task.variables:
+        found = Pairs.sample(task, variable=variable, seed=2, **FEW)
+        rows = found.dataset.with_format(None if isinstance(found.dataset[0]["base"], str) else "numpy")
+        for row in rows:
+            base, source = (
+                asked[row[side] if isinstance(row[side], str) else row[side].tobytes()] for side in ("base", "source")
+            )
+            expected = task.answer(task.model.interchange(base, {variable: source}))
+            label = row["label"]
+            assert (tuple(label) if isinstance(expected, tuple) else label) == expected
+            for rival, model in task.rivals.items():
+                if variable in model.variables:
+                    said = row["rival_labels"][rival]
+                    expected = task.answer(model.interchange(base, {variable: source}))
+                    assert (tuple(said) if isinstance(expected, tuple) else said) == expected
+
+
+def test_minimal_pairs_differ_in_what_the_variable_depends_on_alone():
+    task = TASKS["ioi"]
+    found = Pairs.sample(task, pairs="minimal", variable="subject_position", seed=0, **FEW)
+    for row in found.dataset:
+        for role in ("place", "object"):
+            words = {row[side][slice(*row[f"{side}_roles"][role])] for side in ("base", "source")}
+            assert len(words) == 1
+
+
+def test_balanced_sources_show_every_value_as_often():
+    task = TASKS["addition"]
+    found = Pairs.sample(task, pairs="balanced", variable="hundreds", changing_share=None, n_train=2000, n_val=20, n_test=20)
+    hundreds = [row["source_answer"].split()[0] for row in found.split("train")]
+    assert 0.45 < np.mean([h == hundreds[0] for h in hundreds]) < 0.55
+    plain = Pairs.sample(task, variable="tens", changing_share=None, n_train=2000, n_val=20, n_test=20)
+    assert plain.facts["changing"]["train"] > 1000
+
+
+def test_exhaustive_pairs_are_each_with_each():
+    found = Pairs.sample(TASKS["price_tag"], pairs="exhaustive", n_train=60, n_val=20, n_test=20)
+    rows = found.split("train").to_list()
+    pairs = {(row["base"], row["source"]) for row in rows}
+    bases = {row["base"] for row in rows}
+    assert len(rows) == len(pairs) == len(bases) * (len(bases) - 1) == 56
+
+
+def test_separating_pairs_tell_the_rival_apart():
+    task = TASKS["price_tag"]
+    rival = next(name for name, model in task.rivals.items() if task.variables[0] in model.variables)
+    found = Pairs.sample(task, separate=[rival], changing_share=None, **FEW)
+    assert all(row["rival_labels"][rival] != row["label"] for row in found.dataset)
+    assert found.facts["separating"]["train"][rival] == 60
+    with pytest.raises(ValueError, match="rivals of task 'price_tag' are"):
+        Pairs.sample(task, separate=["nobody"], **FEW)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_several_variables_have_a_source_each(together, tmp_path):
+    task = TASKS["equality"]
+    found = Pairs.sample(task, variable=["left_equal", "right_equal"], together=together, **FEW)
+    kinds = {tuple(names) for names in found.dataset["interchanged"]}
+    assert kinds == ({("left_equal", "right_equal")} if together else {("left_equal",), ("right_equal",)})
+    assert found.variable == "left_equal+right_equal"
+    encoded = EncodedPairs(found.split("train"), found.variables, Tensors())
+    batch = encoded.batch(range(10))
+    for variable in found.variables:
+        here = [variable in names for names in encoded.interchanged[:10]]
+        assert together or batch["active"][variable].tolist() == here
+        for i, there in enumerate(here):
+            assert there != bool((batch["sources"][variable]["x"][i] == batch["base"]["x"][i]).all())
+    assert together == (batch["active"] == {})
+    found.save(tmp_path / "two.parquet")
+    back = Pairs.load(tmp_path / "two.parquet", variable=["left_equal", "right_equal"])
+    assert back.fingerprint == found.fingerprint
+    assert (
+        EncodedPairs(back.split("train"), back.variables, Tensors()).batch(range(10))["base"]["x"] == batch["base"]["x"]
+    ).all()
+
+
+def test_without_a_variable_there_are_prompts_alone():
+    found = Pairs.sample(TASKS["addition"], variable=(), **FEW)
+    assert "source" not in found.dataset.column_names
+    assert not any(found.dataset["changing"])
+    assert found.dataset["label"] == found.dataset["base_answer"]
+
+
+@pytest.mark.parametrize("task", [TASKS["ioi"], TASKS["equality"]])
+def test_fresh_pairs_by_epoch(task):
+    found = Pairs.sample(task, fresh=True, seed=4, **FEW)
+    one, two, again = (found.again(epoch).to_list() for epoch in (1, 2, 1))
+    assert one == again
+    assert one != two
+    assert len(one) == 60
+    assert not {str(row["base"]) for row in one} & {str(row["base"]) for row in found.split("test")}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_saved_pairs_come_back(name, tmp_path):
+    found = Pairs.sample(TASKS[name], **FEW)
+    found.save(tmp_path / "pairs.parquet")
+    assert Pairs.load(tmp_path / "pairs.parquet", variable=found.variable).fingerprint == found.fingerprint
+
+
+def test_an_unknown_way_names_the_choices():
+    with pytest.raises(ValueError, match=r"'sorted' is none of .*minimal.*s2_io_flip"):
+        Pairs.sample(TASKS["ioi"], pairs="sorted", **FEW)
+
+
+def test_bases_without_a_changing_pair_are_made_up_for(caplog):
+    """Only a third of the questions ask for the capital: the others cannot change."""
+    found = Pairs.sample(TASKS["attribute"], variable="capital", n_train=90, n_val=20, n_test=20)
+    asked = {row["base"] for row in found.split("train") if row["changing"]}
+    assert 0.2 < found.facts["changing"]["train"] / 90 < 0.5
+    assert asked
+    assert "of the pairs are changing" in caplog.text
