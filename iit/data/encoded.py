@@ -94,7 +94,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             yield self.batch(chunk.tolist())
 
 
-def _encode(network: Encoder, given: Sequence[Any], roles: Any, answers: Sequence[Any] | None) -> dict[str, Any]:
+def _encode(network: Encoder, given: Any, roles: Any, answers: Sequence[Any] | None) -> dict[str, Any]:
     positions = None
     if roles is not None:
         names = dict.fromkeys(name for row in roles for name in row)
@@ -103,7 +103,7 @@ def _encode(network: Encoder, given: Sequence[Any], roles: Any, answers: Sequenc
     return network.encode(list(given), positions=positions, answers=answers)
 
 
-def _answers(network: Encoder, given: Sequence[Any], answers: Sequence[Any]) -> Tensor:
+def _answers(network: Encoder, given: Any, answers: Sequence[Any]) -> Tensor:
     """The answers alone, as the network encodes them."""
     return network.encode(list(given), answers=answers)["answer"]
 

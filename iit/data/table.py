@@ -111,7 +111,7 @@ def _spans(spans: Sequence[Sequence[int] | None]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32(), mask=np.append(~present, False)), pa.array(flat))
 
 
-def _tensors(values: Sequence[np.ndarray | None]) -> pa.Array:
+def _tensors(values: Sequence[Any]) -> pa.Array:
     """Fixed-size lists of fixed-size lists …, from one block of memory."""
     first = np.asarray(next(value for value in values if value is not None), dtype=np.float32)
     block = np.stack([np.zeros_like(first) if value is None else np.asarray(value, dtype=np.float32) for value in values])
