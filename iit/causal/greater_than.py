@@ -41,16 +41,19 @@ class GreaterThan(Task):
     """Greater than. `start_tens`: the start year's tens digit.
 
     For networks that read and write numbers digit by digit (SmolLM2). The answer is the digit that follows: any that is not below
-    `start_tens`, so it is a tuple of texts, and the network is right when its argmax is one of them. The ones digit is 0 to 8,
-    so that a later year with the same tens digit always exists and the tuple is exact.
+    `start_tens`, so it is a tuple of texts, each one token, and the network is right when its argmax is one of them; a loss is
+    −log of the probability of all of them together. The ones digit is 0 to 8, so that a later year with the same tens digit
+    always exists and the tuple is exact. SmolLM2-135M is right on all of 1,000 prompts (copies the digit on 56%, gives the next
+    one on 35%).
 
     Labels of two prompts overlap: a base that is answered by 9 is right for every source. A source with a greater tens digit
     (`later`) is what an edit can be told by; `year_01` is the literature's, whose label forbids nothing.
 
     Roles: `event`, `start` (the four digits), `century` (its last mention), `start_century`, `start_tens`, `start_ones`.
 
-    Rivals: `same_tens` (the digit is copied) and `after_tens` (the next one is given; 9 after 9) have the hypothesis' behaviour
-    in a narrower sense, `start_ones` (the ones digit is what must not be exceeded) has not.
+    Rivals: `same_tens` (the digit is copied) and `after_tens` (the next one is given; 9 after 9) allow one of the hypothesis'
+    answers only, so whoever follows them is right by the hypothesis, too; `start_ones` (the digit is not below the ones digit)
+    is another matter.
 
     Splits share no event and no template.
     """
