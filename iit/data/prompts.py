@@ -110,7 +110,7 @@ def draw_prompts(
             fitting = drawn.take(np.flatnonzero(ok))
             kept = fitting if kept is None else kept + fitting
             n_kept = len(kept)
-        exhausted = len(seen) < n and len(drawn) <= size // 50
+        exhausted = len(drawn) <= size // 50
         if kept is not None and (n_kept >= n or (exhausted and n_kept > 1)):
             return Kept(kept.take(range(min(n, n_kept))), n_right, n_drawn)
     raise ValueError(

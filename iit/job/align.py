@@ -33,6 +33,8 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     alignment.store = ActivationStore(network.model)
     pairs = _pairs(cfg, alignment)
     log.info("%s", _told(pairs.facts))
+    if pairs.facts.get("separating"):
+        log.info("%s", _told_rivals(pairs))
     fitted = _fitted(cfg, alignment, pairs, folder, loggers) if any(p.requires_grad for p in alignment.parameters()) else None
     common = {
         "trust": instantiate(cfg.trust),
@@ -89,3 +91,10 @@ def _told(facts: Any) -> str:
     """The share of prompts that were kept, in words."""
     shares = ", ".join(f"{split} {facts['right'][split]}/{drawn}" for split, drawn in facts.get("drawn", {}).items())
     return f"prompts the network answers rightly: {shares or 'not known (the pairs have no base_answer)'}"
+
+
+def _told_rivals(pairs: Pairs) -> str:
+    """On which share of the test pairs each rival says something else."""
+    n = len(pairs.split("test"))
+    shares = ", ".join(f"{name} {differ / n:.0%}" for name, differ in pairs.facts["separating"]["test"].items())
+    return f"test pairs that tell the hypothesis from its rivals: {shares or 'there are no rivals'}"

@@ -29,7 +29,7 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     they are.
     """
     order = list(_NAMES)
-    shown = [row for row in rows if row.split == "test" and "/" not in (row.control or "")]
+    shown = [row for row in rows if row.split == "test" and not (row.control or "").startswith("random_subspace/")]
     cells = list(dict.fromkeys(Cell.of(row) for row in shown))
 
     def place(row: Row) -> tuple[int, int, bool]:
@@ -39,6 +39,8 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     found = []
     for row in sorted(shown, key=place):
         name = _NAMES.get((row.control, row.metric), f"{row.metric}, {row.control or 'trained'}")
+        if (row.control or "").startswith("rival/"):
+            name = f"trained, scored by the rival {(row.control or '').removeprefix('rival/')!r}"
         whose = f"{describe(row)}: " if len(cells) > 1 else ""
         pairs = "prompts" if row.metric == "task_accuracy" else row.subset
         found.append((whose + name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n)))
