@@ -55,7 +55,7 @@ def fit(
     Raises ValueError when the alignment was made without a language model, a split lacks changing pairs, or the checkpoint is
     of another run; FileNotFoundError when there is no checkpoint.
     """
-    network = alignment.language_model
+    network = alignment.studied
     if network is None:
         raise ValueError("fit tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
     if ckpt_path is not None and not Path(ckpt_path).is_file():

@@ -16,7 +16,7 @@ IGNORED = -100
 class Encoder(Protocol):
     """What encoding asks of a network."""
 
-    def encode(self, texts: Sequence[Any], positions: Any = None, answers: Sequence[Any] | None = None) -> dict[str, Any]:
+    def encode(self, inputs: Sequence[Any], /, positions: Any = None, answers: Sequence[Any] | None = None) -> dict[str, Any]:
         """A batch of the network's inputs, with roles and answers."""
         ...
 

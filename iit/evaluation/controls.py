@@ -36,6 +36,6 @@ def random_subspace(alignment: Alignment, seed: int) -> Alignment:
 
 
 def _beside(alignment: Alignment, edits: dict) -> Alignment:
-    other = Alignment(alignment.language_model or alignment.network, edits)
+    other = Alignment(alignment.studied or alignment.network, edits)
     other.store = alignment.store
     return other

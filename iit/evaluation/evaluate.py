@@ -56,7 +56,7 @@ def evaluate(
         if trust not in TRUST:
             raise ValueError(f"trust={trust!r} is none of {sorted(TRUST)}.")
         trust = TRUST[trust]
-    network = alignment.language_model
+    network = alignment.studied
     if network is None:
         raise ValueError("evaluate tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
     if not pairs.variables or not set(pairs.variables) <= set(alignment.variables):
@@ -101,7 +101,7 @@ def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> di
     site = edit.sites[0]
     several = len(edit.sites) > 1
     return {
-        "network": alignment.language_model.name if alignment.language_model else type(alignment.network).__name__,
+        "network": alignment.studied.name if alignment.studied else type(alignment.network).__name__,
         "task": pairs.task.name if pairs.task else "file",
         "variable": "+".join(variables),
         "method": edit.intervention.name,

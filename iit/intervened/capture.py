@@ -10,12 +10,12 @@ from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import columns
 from iit.intervened.sources import Active, Sources
-from iit.network import LanguageModel
+from iit.network import Network
 from iit.site import Site
 
 
 def capture(
-    network: LanguageModel | nn.Module | IntervenedModel,
+    network: Network | nn.Module | IntervenedModel,
     batch: Inputs,
     sites: Site | Sequence[Site],
     *,
@@ -39,6 +39,6 @@ def capture(
             return observe(network.network, prepared, places, grad=grad, stop_early=False)
     if sources is not None or active is not None:
         raise ValueError("`sources` and `active` belong to an IntervenedModel; the network given here is not one.")
-    module = network.model if isinstance(network, LanguageModel) else network
+    module = network.model if isinstance(network, Network) else network
     prepared = prepare(module, batch)
     return observe(module, prepared, {site: columns(site, prepared) for site in sites}, grad=grad)

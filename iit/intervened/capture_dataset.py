@@ -23,13 +23,13 @@ from iit.intervened.observe import observe
 from iit.intervened.positions import Columns, columns
 from iit.intervened.saving import identity
 from iit.intervened.stream import DTYPES, RowFile
-from iit.network import LanguageModel
+from iit.network import Network
 from iit.network.answering import IGNORED
 from iit.site import ResolvedSite, Site, resolve
 
 
 def capture_dataset(
-    network: LanguageModel | nn.Module,
+    network: Network | nn.Module,
     batches: Iterable[Inputs],
     sites: Site | Sequence[Site],
     *,
@@ -52,7 +52,7 @@ def capture_dataset(
     """
     sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
     _check(network, sites, folder, dtype)
-    module = network.model if isinstance(network, LanguageModel) else network
+    module = network.model if isinstance(network, Network) else network
     resolved = {site: resolve(module, site) for site in sites}
     told, digest = identity(network), hashlib.sha256()
     # Not tensors: small ones that stay, one a batch, leave holes in the heap that the next batch's large ones do not fit in.

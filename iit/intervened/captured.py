@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from iit.intervened.saving import identity
 from iit.intervened.stream import NAME
-from iit.network import LanguageModel
+from iit.network import Network
 from iit.site import Site
 
 FORMAT = "iit.captured/1"
@@ -70,7 +70,7 @@ class Captured(Mapping[Site, Tensor]):
         return rows[int(offsets[number]) : int(offsets[number + 1])]
 
     @classmethod
-    def load(cls, folder: str | Path, network: LanguageModel | nn.Module | None = None) -> "Captured":
+    def load(cls, folder: str | Path, network: Network | nn.Module | None = None) -> "Captured":
         """What `capture_dataset` wrote to a folder.
 
         network: if given, it has to be the one that was captured.

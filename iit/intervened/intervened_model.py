@@ -20,7 +20,7 @@ from iit.intervened.sources import Active, Sources, Variable, activity, by_varia
 from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_one_width, check_width
 from iit.intervention import Intervention
-from iit.network import LanguageModel
+from iit.network import LanguageModel, Network
 from iit.network.answering import head_at
 from iit.site import ResolvedSite, Site, resolve
 
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 class IntervenedModel(Shareable):
     """A network and edits: `edited(base, sources)` runs the base with the sources' values swapped in.
 
-    network: a `LanguageModel`, a transformers model, or any `nn.Module`. It is held outside module registration: parameters,
+    network: a `LanguageModel`, a `Classifier`, a transformers model, or any `nn.Module`. It is held outside module registration: parameters,
         state dict and train mode of this object are the interventions' alone.
     edits: {variable: Edit} or, short for one edit a site, {site: intervention}. An edit whose intervention has blocks serves
         the variables that its blocks name.
@@ -57,14 +57,14 @@ class IntervenedModel(Shareable):
 
     def __init__(
         self,
-        network: LanguageModel | nn.Module,
+        network: Network | nn.Module,
         edits: Mapping[Variable, Edit | Intervention],
         *,
         source_grad: bool = False,
     ):
         super().__init__()
         # A tuple is not registered by nn.Module: the network stays outside of parameters(), state_dict() and train().
-        self._held = (network, network.model if isinstance(network, LanguageModel) else network)
+        self._held = (network, network.model if isinstance(network, Network) else network)
         self.edits: dict[Variable, Edit] = {key: _edit(key, edit) for key, edit in edits.items()}
         self.source_grad = source_grad
         self.store: ActivationStore | None = None
@@ -90,13 +90,18 @@ class IntervenedModel(Shareable):
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         self.interventions.to(device)
 
-    def _network(self) -> LanguageModel | nn.Module:
+    def _network(self) -> Network | nn.Module:
         return self._held[0]
 
     @property
     def network(self) -> nn.Module:
         """The network under study."""
         return self._held[1]
+
+    @property
+    def studied(self) -> Network | None:
+        """The `LanguageModel` or `Classifier` this was made with, if it was one: what encodes inputs and answers."""
+        return self._held[0] if isinstance(self._held[0], Network) else None
 
     @property
     def language_model(self) -> LanguageModel | None:

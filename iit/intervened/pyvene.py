@@ -14,7 +14,7 @@ from iit.intervened.edit import Edit
 from iit.intervened.pyvene_interventions import DISTRIBUTED, HOLDS_TENSORS, intervention_of
 from iit.intervened.sources import Variable
 from iit.intervention import Intervention
-from iit.network import LanguageModel
+from iit.network import Network
 from iit.network.components import blocks_of
 from iit.site import Index, Site, resolve
 
@@ -33,7 +33,7 @@ GPT, LLAMA = ("gpt2", "gpt_neo", "gpt_neox"), ("llama", "mistral", "qwen2", "gem
 
 def read_pyvene(
     folder: str | Path,
-    network: LanguageModel | nn.Module,
+    network: Network | nn.Module,
     positions: Sequence[Position] | Mapping[str | tuple[str, ...], Position],
     heads: Sequence[Index] | None = None,
 ) -> dict[Variable, Edit]:
@@ -48,7 +48,7 @@ def read_pyvene(
     Raises FileNotFoundError for missing files, ValueError for damaged ones and for whatever would not give pyvene's own numbers.
     """
     folder = Path(folder).expanduser()
-    module = network.model if isinstance(network, LanguageModel) else network
+    module = network.model if isinstance(network, Network) else network
     config = _config(folder, module)
     representations: list[dict[str, Any]] = config["representations"]
     names: list[Names] = list(positions) if isinstance(positions, Mapping) else [None] * len(positions)

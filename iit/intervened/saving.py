@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iit.intervened.edit import Edit
 from iit.intervened.sources import Variable
 from iit.intervention import Intervention
-from iit.network import LanguageModel, fingerprint
+from iit.network import Network, fingerprint
 from iit.site import Site
 
 FORMAT = "iit.intervened/2"
@@ -107,19 +107,19 @@ def foreign(folder: Path) -> list[str]:
     return [name for name in found if not ours or name not in (*LOADED, CARD)]
 
 
-def identity(network: LanguageModel | nn.Module) -> dict[str, Any]:
+def identity(network: Network | nn.Module) -> dict[str, Any]:
     """What tells a network from others: name, revision, class, width, number of layers, dtype, and its weights' fingerprint.
 
     Of a network that was loaded from a folder the name is the folder's own: what is shared does not tell where it lies.
     """
-    module = network.model if isinstance(network, LanguageModel) else network
+    module = network.model if isinstance(network, Network) else network
     config: Any = getattr(module, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    name = network.name if isinstance(network, LanguageModel) else getattr(config, "_name_or_path", None)
+    name = network.name if isinstance(network, Network) else getattr(config, "_name_or_path", None)
     dtype = next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), None)
     return {
         "name": Path(name).name if name and Path(name).is_dir() else name or None,
-        "revision": network.revision if isinstance(network, LanguageModel) else None,
+        "revision": network.revision if isinstance(network, Network) else None,
         "class": type(module).__name__,
         "width": getattr(config, "hidden_size", None),
         "n_layers": getattr(config, "num_hidden_layers", None),
@@ -128,7 +128,7 @@ def identity(network: LanguageModel | nn.Module) -> dict[str, Any]:
     }
 
 
-def check_network(saved: Mapping[str, Any], network: LanguageModel | nn.Module) -> None:
+def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> None:
     """Raises ValueError when the network is not the one that the folder was saved for, naming what differs."""
     here = identity(network)
     if here["fingerprint"] == saved.get("fingerprint"):

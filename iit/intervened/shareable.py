@@ -13,7 +13,7 @@ from iit.intervened.edit import Edit
 from iit.intervened.folder import written_folder
 from iit.intervened.pyvene import Position, read_pyvene
 from iit.intervened.sources import Variable
-from iit.network import LanguageModel
+from iit.network import Network
 from iit.site import Index
 
 Model = TypeVar("Model", bound="Shareable")
@@ -26,7 +26,7 @@ class Shareable(nn.Module):
     source_grad: bool
 
     @abstractmethod
-    def _network(self) -> LanguageModel | nn.Module:
+    def _network(self) -> Network | nn.Module:
         """The network as it was given."""
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -70,7 +70,7 @@ class Shareable(nn.Module):
     def from_pretrained(
         cls: type[Model],
         folder_or_hub_id: str | Path,
-        network: LanguageModel | nn.Module,
+        network: Network | nn.Module,
         *,
         revision: str | None = None,
         types: Mapping[str, Any] | None = None,
@@ -108,7 +108,7 @@ class Shareable(nn.Module):
     def from_pyvene(
         cls: type[Model],
         folder: str | Path,
-        network: LanguageModel | nn.Module,
+        network: Network | nn.Module,
         positions: Sequence[Position] | Mapping[str | tuple[str, ...], Position],
         *,
         heads: Sequence[Index] | None = None,
