@@ -1,7 +1,9 @@
 """Hypotheses: causal models, and tasks that write their inputs as prompts."""
 
+from iit.causal.abstraction import drop, marginalise, merge
 from iit.causal.addition import addition
 from iit.causal.attribute import attribute
+from iit.causal.comparison import separating_share
 from iit.causal.equality import equality
 from iit.causal.greater_than import greater_than
 from iit.causal.ioi import ioi
@@ -18,10 +20,14 @@ __all__ = [
     "Task",
     "addition",
     "attribute",
+    "drop",
     "equality",
     "greater_than",
     "ioi",
+    "marginalise",
     "mcqa",
+    "merge",
     "price_tag",
     "pvr",
+    "separating_share",
 ]

@@ -3,11 +3,30 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from itertools import product
+from math import prod
 from typing import Any, final
 
+import numpy as np
+
 Mechanism = Callable[..., Any]
-Setting = dict[str, Any]
-"""One value for every variable of a causal model, parents before children."""
+Column = Sequence[Any] | np.ndarray
+"""The values of one variable in many settings."""
+ASKED_TWICE = 16
+"""Rows of a batch on which each mechanism is asked a second time."""
+
+
+@final
+class Setting(dict[str, Any]):
+    """One value for every variable of a causal model, parents before children; in a batch, one column of values.
+
+    held: the variables that were intervened on, and the values they hold. A setting that is run again, as base or as source,
+    keeps them: so interchanges nest.
+    """
+
+    def __init__(self, values: Mapping[str, Any], held: Mapping[str, Any] | None = None):
+        super().__init__(values)
+        self.held = dict(held or {})
 
 
 @final
@@ -17,9 +36,13 @@ class CausalModel:
     inputs: name → its domain, or None where any value may occur.
     mechanisms: name → plain function; its arguments' names are the variable's parents.
     output: the variable whose value is the label.
+    domains: of computed variables, where they are to be checked.
+
+    Mechanisms see one example at a time. The `_batch` verbs take and give columns, name → n values, and do the same n times.
 
     Raises ValueError for cycles, unknown parents, mechanisms whose arguments are not plain names, names that are both
-    input and mechanism, and an output that does not exist.
+    input and mechanism, an output that does not exist; when run, for values outside their domain and for a mechanism that
+    gives two answers to the same question.
 
     >>> model = CausalModel(
     ...     inputs={"x": range(10), "y": range(10)},
@@ -38,10 +61,11 @@ class CausalModel:
         mechanisms: Mapping[str, Mechanism],
         output: str,
         name: str = "causal model",
+        domains: Mapping[str, Sequence[Any]] | None = None,
     ):
         self.mechanisms, self.output, self.name = dict(mechanisms), output, name
         # A tuple: in a string, "ab" would be found within "abc". A range is kept, it tells membership at once.
-        self.inputs = {v: d if d is None or isinstance(d, range) else tuple(d) for v, d in inputs.items()}
+        self.inputs = {v: _listed(domain) for v, domain in inputs.items()}
         both = sorted(set(inputs) & set(mechanisms))
         if both:
             raise ValueError(f"{name}: {both} are given both as inputs and by a mechanism.")
@@ -55,6 +79,10 @@ class CausalModel:
                 )
         if output not in self.variables:
             raise ValueError(f"{name}: the output {output!r} is none of the variables {list(self.variables)}.")
+        self._check_known(domains or {})
+        self.domains = self.inputs | {v: _listed(domain) for v, domain in (domains or {}).items()}
+        """Of every variable whose values are checked; None, or no entry, where any may occur."""
+        self._members = {v: _members(domain) for v, domain in self.domains.items() if domain is not None}
         self.order = self._ordered()
         """The variables, parents before children."""
 
@@ -75,45 +103,6 @@ class CausalModel:
         except CycleError as error:
             raise ValueError(f"{self.name}: the mechanisms form a cycle: {' → '.join(error.args[1])}.") from error
 
-    def run(self, inputs: Mapping[str, Any]) -> Setting:
-        """The setting that follows from inputs (a setting may be given: only its inputs are read).
-
-        Raises ValueError for missing or unknown inputs and for values outside their domain.
-        """
-        return self.do(inputs, {})
-
-    def do(self, inputs: Mapping[str, Any], values: Mapping[str, Any]) -> Setting:
-        """The setting with some variables held at given values, whatever their parents say.
-
-        Raises ValueError as `run` does; an input that is held may be missing from inputs.
-        """
-        self._check_known(values)
-        self._check_known(inputs)
-        setting: Setting = {}
-        for variable in self.order:  # all inputs come first, so they are checked before any mechanism runs
-            if variable in values:
-                setting[variable] = values[variable]
-            elif variable in self.mechanisms:
-                setting[variable] = self.mechanisms[variable](*(setting[p] for p in self._parents[variable]))
-            elif variable in inputs:
-                setting[variable] = inputs[variable]
-            else:
-                raise ValueError(f"{self.name}: input {variable!r} is missing; the inputs are {list(self.inputs)}.")
-            domain = self.inputs.get(variable)
-            if domain is not None and setting[variable] not in domain:
-                told = ", ".join(map(repr, domain[:6])) + (", …" if len(domain) > 6 else "")
-                raise ValueError(f"{self.name}: {variable}={setting[variable]!r} is outside its domain ({told}).")
-        return setting
-
-    def interchange(self, base: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> Setting:
-        """The base's setting after each variable took the value it has in its own source's run (arXiv 2106.02997).
-
-        Everything downstream of them is computed anew. sources: variable → inputs (or a setting) of its source.
-        Raises ValueError for a variable the model lacks, and as `run` does.
-        """
-        self._check_known(sources)
-        return self.do(base, {variable: self.run(source)[variable] for variable, source in sources.items()})
-
     def ancestors(self, variable: str) -> set[str]:
         """All that the variable is computed from, directly or not. Raises ValueError for an unknown variable."""
         found: set[str] = set()
@@ -125,36 +114,105 @@ class CausalModel:
                 waiting += self.parents(parent)
         return found
 
-    def run_batch(self, inputs: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """`run` of many inputs, given and returned in columns: name → one value a row."""
+    def run(self, inputs: Mapping[str, Any]) -> Setting:
+        """The setting that follows from inputs; of a `Setting`, from its inputs and what is held in it.
+
+        Raises ValueError for missing or unknown inputs and for values outside their domain.
+        """
+        return self.do(inputs, {})
+
+    def do(self, inputs: Mapping[str, Any], values: Mapping[str, Any]) -> Setting:
+        """The setting with some variables held at given values, whatever their parents say.
+
+        Raises ValueError as `run` does; an input that is held may be missing from inputs.
+        """
+        columns = self.do_batch(_one_row(inputs), _one_row(values))
+        return Setting({v: column[0] for v, column in columns.items()}, {v: column[0] for v, column in columns.held.items()})
+
+    def interchange(self, base: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> Setting:
+        """The base's setting after each variable took the value it has in its own source's run (arXiv 2106.02997).
+
+        Everything downstream of them is computed anew. sources: variable → inputs of its source, or the setting of an
+        interchange, whose values are then taken: so interchanges nest.
+        Raises ValueError for a variable the model lacks, and as `run` does.
+        """
+        self._check_known(sources)
+        return self.do(base, {variable: self.run(source)[variable] for variable, source in sources.items()})
+
+    def run_batch(self, inputs: Mapping[str, Column]) -> Setting:
+        """`run` of many inputs, in columns."""
         return self.do_batch(inputs, {})
 
-    def do_batch(self, inputs: Mapping[str, Sequence[Any]], values: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def do_batch(self, inputs: Mapping[str, Column], values: Mapping[str, Column]) -> Setting:
         """`do` of many inputs, each with its own values, in columns. Raises ValueError as `do`, and for columns of other lengths."""
         self._check_known(values)
         self._check_known(inputs)
-        lengths = {name: len(column) for name, column in (*inputs.items(), *values.items())}
+        if not isinstance(inputs, Setting) and (computed := [v for v in inputs if v in self.mechanisms]):
+            raise ValueError(f"{self.name}: {computed} are computed, not given; hold their values with `do`.")
+        held = {v: _column(column) for v, column in {**getattr(inputs, "held", {}), **values}.items()}
+        lengths = {name: len(column) for name, column in (*inputs.items(), *held.items())}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{self.name}: the columns differ in length: {lengths}.")
         columns: dict[str, list[Any]] = {}
-        for variable in self.order:
-            if variable in values:
-                columns[variable] = list(values[variable])
+        for variable in self.order:  # all inputs come first, so they are checked before any mechanism runs
+            if variable in held:
+                columns[variable] = held[variable]
             elif variable in self.mechanisms:
-                columns[variable] = list(map(self.mechanisms[variable], *(columns[p] for p in self._parents[variable])))
+                columns[variable] = self._computed(variable, [columns[p] for p in self._parents[variable]])
             elif variable in inputs:
-                columns[variable] = list(inputs[variable])
+                columns[variable] = _column(inputs[variable])
             else:
                 raise ValueError(f"{self.name}: input {variable!r} is missing; the inputs are {list(self.inputs)}.")
-        return columns
+            if variable in self._members:
+                self._check_inside(variable, columns[variable])
+        return Setting(columns, held)
 
-    def interchange_batch(
-        self, base: Mapping[str, Sequence[Any]], sources: Mapping[str, Mapping[str, Sequence[Any]]]
-    ) -> dict[str, list[Any]]:
+    def interchange_batch(self, base: Mapping[str, Column], sources: Mapping[str, Mapping[str, Column]]) -> Setting:
         """`interchange` of many pairs, in columns."""
         self._check_known(sources)
-        inputs = {name: base[name] for name in self.inputs if name in base}
-        return self.do_batch(inputs, {v: self.run_batch(source)[v] for v, source in sources.items()})
+        return self.do_batch(base, {v: self.run_batch(source)[v] for v, source in sources.items()})
+
+    def all_inputs(self, *, most: int = 1_000_000) -> dict[str, list[Any]]:
+        """Every combination of the inputs' values, in columns, the last input changing fastest.
+
+        Raises ValueError where an input has no domain, and for more than `most` combinations.
+        """
+        domains = dict(self.inputs)
+        open_ended = [name for name, domain in domains.items() if domain is None]
+        if open_ended:
+            raise ValueError(f"{self.name}: the inputs {open_ended} have no domain, so they cannot be enumerated.")
+        n = prod(len(domain or ()) for domain in domains.values())
+        if n > most:
+            raise ValueError(f"{self.name} has {n:,} inputs, more than most={most:,}.")
+        rows = list(product(*(domain or () for domain in domains.values())))
+        return {name: [row[i] for row in rows] for i, name in enumerate(domains)}
+
+    def _computed(self, variable: str, parents: list[list[Any]]) -> list[Any]:
+        mechanism = self.mechanisms[variable]
+        column = list(map(mechanism, *parents))
+        for row, value in enumerate(column[:ASKED_TWICE]):
+            given = [parent[row] for parent in parents]
+            again = mechanism(*given)
+            if not same(value, again):
+                told = ", ".join(f"{p}={v!r}" for p, v in zip(self._parents[variable], given, strict=True))
+                raise ValueError(
+                    f"{self.name}: the mechanism of {variable!r} is not deterministic: at {told} it gives {value!r}, then {again!r}. "
+                    "What is random belongs into an input."
+                )
+        return column
+
+    def _check_inside(self, variable: str, column: list[Any]) -> None:
+        members = self._members[variable]
+        try:
+            if all(map(members.__contains__, column)):
+                return
+        except (TypeError, ValueError):  # values that cannot be hashed, or compared at once, are looked for one by one
+            pass
+        for value in column:
+            if not _inside(value, members):
+                domain = self.domains[variable] or ()
+                told = ", ".join(map(repr, domain[:6])) + (", …" if len(domain) > 6 else "")
+                raise ValueError(f"{self.name}: {variable}={value!r} is outside its domain ({told}).")
 
     def _check_known(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self.inputs and name not in self.mechanisms]
@@ -164,6 +222,48 @@ class CausalModel:
     def __repr__(self) -> str:
         told = [f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms]
         return f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(told)}; output {self.output})"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal; arrays are where all their entries are, tuples and lists where all their members are."""
+    if isinstance(one, tuple | list) and type(one) is type(other):
+        return len(one) == len(other) and all(map(same, one, other))
+    return (
+        bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) or isinstance(other, np.ndarray) else bool(one == other)
+    )
+
+
+def _one_row(values: Mapping[str, Any]) -> Mapping[str, list[Any]]:
+    columns = {name: [value] for name, value in values.items()}
+    return Setting(columns, {v: [value] for v, value in values.held.items()}) if isinstance(values, Setting) else columns
+
+
+def _column(values: Column) -> list[Any]:
+    """Of an array, Python's own numbers: a range finds only these at once."""
+    return values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
+
+
+def _listed(domain: Sequence[Any] | None) -> Sequence[Any] | None:
+    return domain if domain is None or isinstance(domain, range) else tuple(domain)
+
+
+def _members(domain: Sequence[Any]) -> Sequence[Any] | frozenset[Any]:
+    """What tells membership fastest."""
+    if isinstance(domain, range):
+        return domain
+    try:
+        return frozenset(domain)
+    except TypeError:
+        return domain
+
+
+def _inside(value: Any, members: Sequence[Any] | frozenset[Any]) -> bool:
+    if isinstance(members, tuple):
+        return any(same(value, member) for member in members)
+    try:
+        return value in members
+    except (TypeError, ValueError):
+        return False
 
 
 def _parents(name: str, variable: str, mechanism: Mechanism) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,3 +102,66 @@ def test_several_variables_from_several_sources():
     assert model.do({"p": 1, "q": 2}, {"product": 7})["out"] == (3, 7)
     assert model.run(model.run({"p": 1, "q": 2})) == model.run({"p": 1, "q": 2}), "a setting's inputs are read"
     assert repr(model) == "CausalModel(causal model: inputs p, q; sum ← p, q; product ← p, q; out ← sum, product; output out)"
+
+
+@given(TABLES, INPUTS, INPUTS, INPUTS)
+def test_interchanges_nest(tables, base, source, other):
+    model = layered(tables)
+    inner = model.interchange(source, {"a": other})
+    ab = {"c": inner["c"]}
+    assert model.interchange(base, {"c": inner}) == model.do(base, ab), "a source keeps what is held in it"
+    assert model.interchange(model.interchange(base, {"a": other}), {"b": source}) == model.interchange(
+        base, {"a": other, "b": source}
+    ), "and a base does"
+    assert model.run(inner) == inner
+    assert inner.held == {"a": model.run(other)["a"]}
+
+
+@given(TABLES, st.lists(st.tuples(INPUTS, INPUTS, INPUTS), min_size=1, max_size=5))
+def test_a_batch_is_one_at_a_time(tables, rows):
+    model = layered(tables)
+    base, a, b = ({name: [row[i][name] for row in rows] for name in "xyz"} for i in range(3))
+    columns = model.interchange_batch(base, {"a": a, "b": model.interchange_batch(b, {"y": a})})
+    for i, (one, from_a, from_b) in enumerate(rows):
+        alone = model.interchange(one, {"a": from_a, "b": model.interchange(from_b, {"y": from_a})})
+        assert {v: column[i] for v, column in columns.items()} == alone
+        assert {v: column[i] for v, column in columns.held.items()} == alone.held
+
+
+def test_all_inputs_are_enumerated():
+    assert build({"b": lambda x, y: x}, {"x": (0, 1), "y": "ab"}).all_inputs() == {"x": [0, 0, 1, 1], "y": ["a", "b", "a", "b"]}
+    with pytest.raises(ValueError, match=r"\['y'\] have no domain"):
+        build({"b": lambda x, y: x}, {"x": (0, 1), "y": None}).all_inputs()
+    with pytest.raises(ValueError, match="1,000,000 inputs, more than most=10"):
+        build({"b": lambda x, y: x}, {"x": range(1000), "y": range(1000)}).all_inputs(most=10)
+
+
+@pytest.mark.parametrize("answers", [iter(range(100)), iter([(0, np.zeros(2)), (0, np.ones(2))])])
+def test_a_mechanism_that_is_not_deterministic_is_refused(answers):
+    with pytest.raises(ValueError, match=r"'b' is not deterministic: at x=1 it gives .*0.* then .*1"):
+        build({"b": lambda x: next(answers)}).run({"x": 1})
+
+
+def test_a_computed_value_outside_its_domain_is_refused():
+    model = CausalModel({"x": range(5)}, {"b": lambda x: 2 * x}, "b", name="m", domains={"b": (0, 2, 4)})
+    assert model.run({"x": 2})["b"] == 4
+    for make in (lambda: model.run({"x": 3}), lambda: model.run_batch({"x": [0, 3]}), lambda: model.do({"x": 0}, {"b": 6})):
+        with pytest.raises(ValueError, match=r"b=6 is outside its domain \(0, 2, 4\)"):
+            make()
+
+
+def test_computed_values_are_held_not_given():
+    model = build({"b": lambda x: x})
+    with pytest.raises(ValueError, match=r"\['b'\] are computed, not given"):
+        model.run({"x": 1, "b": 0})
+    with pytest.raises(ValueError, match="differ in length"):
+        model.do_batch({"x": [0, 1]}, {"b": [0]})
+
+
+def test_values_may_be_arrays():
+    shapes = [np.zeros(2), np.ones(2)]
+    model = CausalModel({"v": shapes, "w": None}, {"sum": lambda v, w: v + w, "b": lambda sum: float(sum.max())}, "b")
+    assert model.interchange({"v": shapes[0], "w": 1}, {"sum": {"v": shapes[1], "w": np.array([2.0, 3.0])}})["b"] == 4.0
+    assert model.run_batch({"v": np.eye(2)[[0]] * 0, "w": np.array([5])})["b"] == [5.0]
+    with pytest.raises(ValueError, match="outside its domain"):
+        model.run({"v": np.full(2, 2.0), "w": 0})

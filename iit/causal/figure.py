@@ -1,0 +1,81 @@
+"""Pictures of a causal model."""
+
+from typing import Any
+
+import networkx as nx
+from matplotlib.figure import Figure
+
+from iit.causal.model import CausalModel
+
+_INPUT, _COMPUTED, _OUTPUT = "#DDEBF4", "#FFFFFF", "#FCE6D3"
+
+
+def graph(model: CausalModel) -> nx.DiGraph:
+    """The model's graph, parents → children. Nodes have `kind` (input | computed | output) and `depth`, their layer.
+
+    An input's layer is just before its first child's, so that arrows are short.
+    """
+    found: Any = nx.DiGraph(name=model.name)
+    depth: dict[str, int] = {}
+    for variable in model.order:
+        depth[variable] = max((depth[p] + 1 for p in model.parents(variable)), default=0)
+    for variable in model.inputs:
+        children = [depth[v] for v in model.mechanisms if variable in model.parents(v)]
+        depth[variable] = min(children, default=1) - 1
+    for variable in model.order:
+        kind = "output" if variable == model.output else "input" if variable in model.inputs else "computed"
+        found.add_node(variable, kind=kind, depth=depth[variable])
+    found.add_edges_from((parent, variable) for variable in model.mechanisms for parent in model.parents(variable))
+    return found
+
+
+def dot(model: CausalModel) -> str:
+    """The graph in Graphviz' language, left to right; inputs are boxes, the output has a double border."""
+    shape = {"input": "shape=box", "computed": "shape=ellipse", "output": "shape=ellipse, peripheries=2"}
+    drawn: Any = graph(model)
+    nodes = [f"  {_quoted(v)} [{shape[kind]}];" for v, kind in drawn.nodes(data="kind")]
+    edges = [f"  {_quoted(parent)} -> {_quoted(child)};" for parent, child in drawn.edges]
+    return "\n".join([f"digraph {_quoted(model.name)} {{", "  rankdir=LR;", *nodes, *edges, "}", ""])
+
+
+def figure(model: CausalModel) -> Figure:
+    """The graph, drawn left to right: inputs blue, computed variables white, the output orange."""
+    drawn: Any = graph(model)
+    layers = [list(layer) for _, layer in sorted(_layers(drawn).items())]
+    tallest, longest = max(map(len, layers)), max(map(len, drawn.nodes))
+    picture = Figure(figsize=(max(3.0, (0.09 * longest + 1.0) * len(layers)), max(1.6, 0.62 * tallest)), layout="constrained")
+    axes = picture.add_subplot()
+    place = {v: (x, (len(layer) - 1) / 2 - y) for x, layer in enumerate(layers) for y, v in enumerate(layer)}
+    colours = {"input": _INPUT, "computed": _COMPUTED, "output": _OUTPUT}
+    boxes = {}
+    for variable, kind in drawn.nodes(data="kind"):
+        box = {"boxstyle": "round,pad=0.45", "facecolor": colours[kind], "edgecolor": "#444444"}
+        text = axes.text(*place[variable], variable, ha="center", va="center", fontsize=9, bbox=box, zorder=1)
+        boxes[variable] = text.get_bbox_patch()
+    for parent, child in drawn.edges:
+        # Longer arrows pass above or below the layers between.
+        bend = 0.0 if place[child][0] - place[parent][0] < 1.5 else 0.22 if place[parent][1] < 0 else -0.22
+        style = {"arrowstyle": "-|>", "color": "#444444", "connectionstyle": f"arc3,rad={bend}"}
+        axes.annotate(
+            "", place[child], place[parent], arrowprops={**style, "patchA": boxes[parent], "patchB": boxes[child]}, zorder=2
+        )
+    axes.set(xlim=(-0.6, len(layers) - 0.4), ylim=(-tallest / 2 - 0.1, tallest / 2 + 0.1), title=model.name)
+    axes.set_axis_off()
+    return picture
+
+
+def _layers(drawn: Any) -> dict[int, list[str]]:
+    """depth → its variables, each near the mean height of what it is computed from."""
+    layers: dict[int, list[str]] = {}
+    for variable, depth in drawn.nodes(data="depth"):
+        layers.setdefault(depth, []).append(variable)
+    height: dict[str, float] = {}
+    for _, layer in sorted(layers.items()):
+        known = {v: [height[p] for p in drawn.predecessors(v) if p in height] for v in layer}
+        layer.sort(key=lambda v: sum(known[v]) / len(known[v]) if known[v] else len(layer) / 2)
+        height |= {v: (i + 0.5) / len(layer) for i, v in enumerate(layer)}
+    return layers
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
