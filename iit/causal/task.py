@@ -65,7 +65,7 @@ class Task(ABC):
 
     @abstractmethod
     def answer(self, setting: Mapping[str, Any]) -> str | int | tuple[str, ...]:
-        """The setting's answer: text that continues the prompt, a class for tensors.
+        """The setting's answer: text that continues the prompt, a class for tensors. It depends on the output's value alone.
 
         Several texts where each of them is right: then the network is right whose argmax is one of them.
         """

@@ -176,7 +176,8 @@ def _put(found: Paired, task: Task, part: np.ndarray, ok: np.ndarray, chosen: Ma
 
 def label(task: Task, model: CausalModel, bases: Prompts, sources: Mapping[str, Prompts]) -> list[Any]:
     """What a causal model answers after each variable took its source's value."""
-    return answers(task, model.interchange_batch(bases.inputs, {v: source.inputs for v, source in sources.items()}))
+    settings = model.interchange_batch(bases.inputs, {v: source.inputs for v, source in sources.items()})
+    return answers(task, settings, model.output)
 
 
 def _answered(right: Answers, chosen: Mapping[str, Prompts], ok: np.ndarray, asked: dict[Any, bool]) -> np.ndarray:

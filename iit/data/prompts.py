@@ -62,12 +62,22 @@ def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
     """Write the inputs as prompts, with the causal model's answers."""
     settings = task.model.run_batch(inputs)
     rows = zip(*inputs.values(), strict=True)
-    return Prompts(inputs, [task.write(dict(zip(inputs, row, strict=True))) for row in rows], answers(task, settings))
+    written = [task.write(dict(zip(inputs, row, strict=True))) for row in rows]
+    return Prompts(inputs, written, answers(task, settings, task.model.output))
 
 
-def answers(task: Task, settings: Mapping[str, list[Any]]) -> list[Any]:
-    """The task's answer in each of these settings (columns)."""
-    return [task.answer(dict(zip(settings, row, strict=True))) for row in zip(*settings.values(), strict=True)]
+def answers(task: Task, settings: Mapping[str, list[Any]], output: str) -> list[Any]:
+    """The task's answer in each of these settings (columns); settings with the same output are answered once."""
+
+    def said(row: int) -> Any:
+        return task.answer({name: column[row] for name, column in settings.items()})
+
+    values = settings[output]
+    try:
+        known = {value: said(row) for value, row in {value: row for row, value in enumerate(values)}.items()}
+    except TypeError:  # values that cannot be hashed
+        return [said(row) for row in range(len(values))]
+    return [known[value] for value in values]
 
 
 def one_token_words(
@@ -102,7 +112,7 @@ def draw_prompts(
     n_drawn = n_right = n_kept = 0
     for _ in range(10):
         size = max(n - n_kept, n // 4, 1)
-        drawn = write(task, task.draw(rng, pools, size))
+        drawn = write(task, _distinct(task.draw(rng, pools, size)))
         drawn = drawn.take([i for i, key in enumerate(drawn.keys) if not (key in seen or seen.add(key))])
         if len(drawn):
             ok = np.ones(len(drawn), dtype=bool) if right is None else right(drawn.given, drawn.answers)
@@ -117,3 +127,13 @@ def draw_prompts(
         f"No prompts left for task {task.name!r}, split {split!r}: {n_kept} of the {n} needed. The network answers {n_right} of "
         f"{n_drawn} distinct prompts rightly. Ask for fewer pairs, add words to the pools, or take another network."
     )
+
+
+def _distinct(inputs: Mapping[str, list[Any]]) -> Mapping[str, list[Any]]:
+    """Without rows that occur before, as far as that can be told from the inputs: writing takes longer than drawing."""
+    rows = list(zip(*inputs.values(), strict=True))
+    try:
+        first = list(dict.fromkeys(rows))
+    except TypeError:  # inputs that cannot be hashed
+        return inputs
+    return {name: [row[i] for row in first] for i, name in enumerate(inputs)}

@@ -1,5 +1,6 @@
 """The table of pairs: its columns, and how prompts, tensors and roles are stored in it."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -65,7 +66,12 @@ def dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
     order = list(COLUMNS)
     names = sorted(columns, key=lambda name: (order.index(name.partition("[")[0]), name))
     arrays = {name: _array(name.partition("[")[0], columns[name]) for name in names}
-    return Dataset(pa.table({name: array for name, array in arrays.items() if array is not None}))
+    table = pa.table({name: array for name, array in arrays.items() if array is not None})
+    # Left alone, datasets would pickle the whole table to name it.
+    digest = hashlib.sha256(repr(table.schema).encode())
+    for buffer in (b for column in table.columns for chunk in column.chunks for b in chunk.buffers() if b is not None):
+        digest.update(buffer)
+    return Dataset(table, fingerprint=digest.hexdigest())
 
 
 def _given(prompt: Any) -> Any:
