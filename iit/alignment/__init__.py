@@ -1,9 +1,10 @@
 """Alignments, and the Lightning modules that train them."""
 
-from iit.alignment.alignment import Alignment, one
+from iit.alignment.alignment import Alignment, none, one
 from iit.alignment.best import BestWeights
 from iit.alignment.das import DAS
 from iit.alignment.fit import Fitted, fit
+from iit.alignment.iit import IIT
 from iit.alignment.objective import cross_entropy
 
-__all__ = ["DAS", "Alignment", "BestWeights", "Fitted", "cross_entropy", "fit", "one"]
+__all__ = ["DAS", "IIT", "Alignment", "BestWeights", "Fitted", "cross_entropy", "fit", "none", "one"]

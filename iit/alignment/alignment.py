@@ -76,3 +76,8 @@ def one(network: Network | nn.Module, variable: str, site: Site, intervention: C
     if width is None:
         raise ValueError(f"The width of site {site} is known only when it runs; use Alignment(network, {{name: Edit(…)}}) there.")
     return Alignment(network, {variable: Edit([site], intervention(width=width))})
+
+
+def none(network: Network | nn.Module) -> Alignment:
+    """No claim at all: the network itself, which `IIT` then trains on the task alone."""
+    return Alignment(network, {})

@@ -1,6 +1,5 @@
 """Distributed alignment search: the network is frozen, the interventions are trained."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,12 +8,12 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from iit.alignment import identity
 from iit.alignment.alignment import Alignment
-from iit.alignment.objective import cross_entropy
+from iit.alignment.objective import Objective, cross_entropy
 from iit.result import correct
 
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 class DAS(L.LightningModule):
@@ -28,6 +27,9 @@ class DAS(L.LightningModule):
 
     Raises ValueError when there is nothing to train.
     """
+
+    trains_network = False
+    monitor = "val/iia_changing"
 
     def __init__(
         self,
@@ -75,15 +77,11 @@ class DAS(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what identifies the run."""
-        checkpoint["config"] = json.dumps(self._config, sort_keys=True)
+        identity.mark(checkpoint, self._config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on from another run. Raises ValueError naming what differs."""
-        before = json.loads(checkpoint["config"])
-        differing = sorted(key for key in before.keys() | self._config if before.get(key) != self._config.get(key))
-        if differing:
-            told = "; ".join(f"{key}: {before.get(key)!r} in the checkpoint, {self._config.get(key)!r} now" for key in differing)
-            raise ValueError(f"ckpt_path belongs to a run with another configuration ({told}). Give the same, or start afresh.")
+        identity.check(checkpoint, self._config)
 
 
 def _adam(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,6 +1,7 @@
 """Fitting an alignment: the only caller of Lightning's Trainer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +45,13 @@ def fit(
     folder: str | Path = ".",
     ckpt_path: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
-    monitor: str = "val/iia_changing",
+    monitor: str | None = None,
 ) -> Fitted:
     """Train the alignment on the training pairs and leave it with the weights that were best on validation.
 
-    module: makes the Lightning module from the alignment (and `config`).
+    module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
+        network is frozen and in eval mode again when this returns or raises.
+    monitor: the validation metric that chooses the epoch; by default the module's own.
     trainer: called with what this function decides (epochs, device, callbacks, loggers, folder).
     ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
 
@@ -61,11 +64,10 @@ def fit(
     if ckpt_path is not None and not Path(ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
     data = PairsDataModule(pairs, network, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
-    if not bool(data.validation.changing.any()):
+    if pairs.variables and not bool(data.validation.changing.any()):
         raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
-    if alignment.store is None:
-        alignment.store = ActivationStore(alignment.network)
-    best = BestWeights(monitor)
+    lightning_module: Any = module(alignment, config=config)
+    best = BestWeights(monitor or lightning_module.monitor)
     device = network.device
     runner = trainer(
         max_epochs=max_epochs,
@@ -77,12 +79,39 @@ def fit(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        reload_dataloaders_every_n_epochs=int(pairs.again is not None),
     )
     alignment.rows = ()  # they were of other weights
-    lightning_module = module(alignment, config=config)
-    runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
+    with _trainable(alignment) if lightning_module.trains_network else _remembering(alignment):
+        runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     if runner.interrupted:
         raise KeyboardInterrupt("Training was interrupted; go on with ckpt_path= and the last checkpoint.")
     assert best.epoch is not None
     assert best.value is not None
     return Fitted(best.epoch, best.value, runner.current_epoch, runner.global_step)
+
+
+@contextmanager
+def _remembering(alignment: Alignment) -> Iterator[None]:
+    """The network stays as it is, so what earlier runs computed is worth keeping."""
+    if alignment.store is None:
+        alignment.store = ActivationStore(alignment.network)
+    yield
+
+
+@contextmanager
+def _trainable(alignment: Alignment) -> Iterator[None]:
+    """The network is to be trained; what earlier runs computed is forgotten, before and after."""
+    alignment.store = None
+    network = alignment.network
+    modes = [(module, module.training) for module in network.modules()]
+    frozen = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        network.train().requires_grad_(True)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, trained in frozen:
+            parameter.requires_grad_(trained)
+            parameter.grad = None

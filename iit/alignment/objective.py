@@ -1,11 +1,15 @@
 """What training minimises."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 IGNORED = -100
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(logits, answer) → loss."""
 
 
 def cross_entropy(

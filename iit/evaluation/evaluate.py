@@ -48,7 +48,8 @@ def evaluate(
     `random_subspace/0`, …, `no_intervention`; `iia_difference` rows hold the alignment minus a control, pair by pair. Where the
     pairs know the right answers, `task_accuracy` is the share of all drawn prompts that the network answers, before
     filtering; `rival/NAME` is the alignment scored by what another causal model of the task says of the same pairs. Controls are
-    scored on the same pairs; nothing is filtered again.
+    scored on the same pairs; nothing is filtered again. Pairs without a variable (prompts alone) give the one row
+    `task_accuracy` of the network itself, of these prompts.
 
     Raises ValueError for an unknown level of trust, and pairs of other variables.
     """
@@ -59,13 +60,17 @@ def evaluate(
     network = alignment.studied
     if network is None:
         raise ValueError("evaluate tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
-    if not pairs.variables or not set(pairs.variables) <= set(alignment.variables):
+    if not set(pairs.variables) <= set(alignment.variables):
         raise ValueError(
             f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, alignment.variables))}."
         )
-    if alignment.store is None:
+    if alignment.store is None and pairs.variables:
         alignment.store = ActivationStore(alignment.network)
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
+    told = {"seed": seed, "split": split, "experiment": experiment}
+    if not pairs.variables:
+        right = outcomes(alignment, encoded, batch_size=batch_size, edited=False)[None]
+        return [_task_accuracy(right, describe(alignment, pairs, ()) | told)]
     scored = outcomes(alignment, encoded, batch_size=batch_size)
     arms: dict[str | None, np.ndarray] = {None: scored[None]}
     if controls:
@@ -79,13 +84,13 @@ def evaluate(
             arms |= {f"random_subspace/{draw}": right for draw, right in enumerate(draws)}
         arms["no_intervention"] = outcomes(alignment, encoded, batch_size=batch_size, edited=False)[None]
         arms |= {f"rival/{name}": right for name, right in scored.items() if name is not None}
-    told = {"seed": seed, "split": split, "experiment": experiment}
     rows = []
     for variables in dict.fromkeys(encoded.interchanged):
         chosen = np.array([names == variables for names in encoded.interchanged])
         rows += _rows(arms, encoded, chosen, describe(alignment, pairs, variables) | told, trust)
     if controls and split in pairs.facts.get("drawn", {}):
-        rows.append(_task_accuracy(pairs, describe(alignment, pairs, pairs.variables) | told, split))
+        drawn = np.arange(pairs.facts["drawn"][split])
+        rows.append(_task_accuracy(drawn < pairs.facts["right"][split], describe(alignment, pairs, pairs.variables) | told))
     return rows
 
 
@@ -97,12 +102,16 @@ def has_random_subspace(alignment: Alignment) -> bool:
 
 def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> dict[str, Any]:
     """The columns of a row that tell which cell it belongs to; of several variables the first one's edit is described."""
+    what = {
+        "network": alignment.studied.name if alignment.studied else type(alignment.network).__name__,
+        "task": pairs.task.name if pairs.task else "file",
+    }
+    if not variables:
+        return dict.fromkeys(("variable", "method", "component", "layer", "head", "position", "rank")) | what
     edit = next(e for key, e in alignment.edits.items() if variables[0] in (key, *(e.intervention.blocks or ())))
     site = edit.sites[0]
     several = len(edit.sites) > 1
-    return {
-        "network": alignment.studied.name if alignment.studied else type(alignment.network).__name__,
-        "task": pairs.task.name if pairs.task else "file",
+    return what | {
         "variable": "+".join(variables),
         "method": edit.intervention.name,
         "component": "+".join(str(s) for s in edit.sites) if several else site.component or f"{site.module}:{site.side}",
@@ -148,9 +157,8 @@ def _rows(
     return rows
 
 
-def _task_accuracy(pairs: Pairs, facts: Mapping[str, Any], split: str) -> Row:
-    drawn, right = pairs.facts["drawn"][split], pairs.facts["right"][split]
-    interval = clustered_interval(np.arange(drawn) < right, np.arange(drawn))
+def _task_accuracy(right: np.ndarray, facts: Mapping[str, Any]) -> Row:
+    interval = clustered_interval(right, np.arange(len(right)))
     return Row(
         **facts,
         subset="all",

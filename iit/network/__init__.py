@@ -1,11 +1,22 @@
 """Networks: loading them, what encodes their inputs, and where their components are."""
 
-from iit.network.classifier import Classifier
+from iit.network.classifier import Classifier, Network
+from iit.network.convnet import convnet
 from iit.network.fingerprint import fingerprint
 from iit.network.language_model import LanguageModel
 from iit.network.load import load_network
+from iit.network.mlp import mlp
+from iit.network.saved import save_network
+from iit.network.small_transformer import small_transformer
 
-Network = LanguageModel | Classifier
-"""A model under study, with what encodes its inputs and asks for its answers."""
-
-__all__ = ["Classifier", "LanguageModel", "Network", "fingerprint", "load_network"]
+__all__ = [
+    "Classifier",
+    "LanguageModel",
+    "Network",
+    "convnet",
+    "fingerprint",
+    "load_network",
+    "mlp",
+    "save_network",
+    "small_transformer",
+]

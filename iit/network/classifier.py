@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from iit.network.answering import IGNORED
+from iit.network.language_model import LanguageModel
 from iit.result import correct
 
 
@@ -62,3 +63,7 @@ class Classifier:
         with torch.no_grad():
             logits = [self.model(x.to(self.device)).cpu() for x in batch["x"].split(batch_size)]
         return correct(torch.cat(logits).unsqueeze(1), batch["answer"]).numpy()
+
+
+Network = LanguageModel | Classifier
+"""A network under study, with what encodes its inputs and asks for its answers."""

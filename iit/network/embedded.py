@@ -1,24 +1,12 @@
 """A network that comes in a Python wheel as GGUF: dequantised once to safetensors in the user's cache."""
 
-import hashlib
-import json
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_dir
-
-MANIFEST = "manifest.json"
-
-
-def cache_folder() -> Path:
-    """Where made files are kept: the environment's `IIT_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("IIT_CACHE") or user_cache_dir("iit"))
+from iit.network.cache import cache_folder, made_once, sha256
 
 
 def gguf_in_wheel(package: str, file: str, requirement: str) -> Path:
@@ -40,48 +28,15 @@ def gguf_in_wheel(package: str, file: str, requirement: str) -> Path:
 
 
 def dequantised(gguf: Path, convert: Callable[[Path, Path], None] | None = None) -> Path:
-    """The folder with the file's weights as safetensors, and its tokenizer; made if it is not there, or damaged.
-
-    The folder is named by the file's sha256 and appears whole or not at all; what is in it is checked against the checksums
-    written when it was made.
+    """The folder with the file's weights as safetensors, and its tokenizer, named by the file's sha256; made if it is not there.
 
     convert: writes the folder from the file; by default through transformers.
     """
-    folder = cache_folder() / "gguf" / _sha256(gguf)[:32]
-    if _is_whole(folder):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    try:
-        why = "the copy there is damaged" if folder.exists() else "once"
-        print(f"Dequantising {gguf.name} to {folder} ({why}; about half a minute) …", file=sys.stderr)
-        (convert or _convert)(gguf, temporary)
-        sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")
-        temporary.chmod(0o755)
-        if folder.exists() and not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            if not _is_whole(folder):  # another process may have made it meanwhile
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(sums) and all(_sha256(folder / name) == value for name, value in sums.items())
-    except (OSError, ValueError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return made_once(
+        cache_folder() / "gguf" / sha256(gguf)[:32],
+        lambda folder: (convert or _convert)(gguf, folder),
+        f"Dequantising {gguf.name} (once; about half a minute) …",
+    )
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -76,7 +76,7 @@ class LanguageModel:
             raise ValueError("There are no texts to encode.")
         if "last" in (positions or {}):
             raise ValueError("The role 'last' is always the prompt's last token; give another name to another place.")
-        encoded = self.tokenizer(texts, padding=False, return_offsets_mapping=True)
+        encoded = self._read(texts, padding=False, return_offsets_mapping=True)
         ids: list[list[int]] = encoded["input_ids"]
         for number, row in enumerate(ids):
             if not row:
@@ -124,7 +124,15 @@ class LanguageModel:
         return _padded(tokens, IGNORED)
 
     def _tokens_of(self, answer: Any) -> list[int]:
-        return self.tokenizer.encode(answer, add_special_tokens=False)
+        return self._read(answer, add_special_tokens=False)["input_ids"]
+
+    def _read(self, texts: Any, **options: Any) -> Any:
+        try:
+            return self.tokenizer(texts, **options)
+        except Exception as error:  # a tokenizer of whole words has no narrower one for a word that it does not know
+            known = set(self.tokenizer.get_vocab())
+            words = {word for text in ([texts] if isinstance(texts, str) else texts) for word in text.split()}
+            raise ValueError(f"{self.name} cannot read {sorted(words - known)[:5]}: {error}.") from error
 
     def answers_right(self, texts: Sequence[str], answers: Sequence[str | Sequence[str]], *, batch_size: int = 64) -> np.ndarray:
         """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of several right ones?)"""

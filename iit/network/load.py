@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from iit.network.classifier import Network
 from iit.network.embedded import dequantised, gguf_in_wheel
 from iit.network.language_model import LanguageModel
+from iit.network.saved import is_classifier, load_classifier
 
 DTYPES = {
     "fp32": torch.float32,
@@ -33,8 +35,8 @@ def load_network(
     revision: str | None = None,
     attention: str | None = None,
     wheel: Mapping[str, str] | None = None,
-) -> LanguageModel:
-    """Load a causal language model, frozen and in eval mode.
+) -> Network:
+    """Load a network, frozen and in eval mode: a causal language model, or a `Classifier` that was saved in a folder.
 
     name: of an entry of conf/network ("smollm2"), a hub id, or a local folder.
     dtype: fp32 | bf16 | fp16. device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
@@ -61,6 +63,10 @@ def load_network(
             source = dequantised(gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"]))
         revision = source.name
     assert source is not None
+    if isinstance(source, Path) and is_classifier(source):
+        found = load_classifier(source)
+        found.model.to(place, DTYPES[dtype])
+        return found
     where = {"revision": revision} if isinstance(source, str) else {}
     options = {} if attention is None else {"attn_implementation": attention}
     loader: Any = AutoModelForCausalLM

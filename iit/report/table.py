@@ -49,6 +49,8 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 def describe(row: Row) -> str:
     """The cell of a row in words."""
+    if row.component is None:
+        return f"task {row.task}"
     layer = "" if row.layer is None else f"[{row.layer}]"
     head = "" if row.head is None else f", head {row.head}"
     position = "" if row.position is None else f" @ {row.position}"

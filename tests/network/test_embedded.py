@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from iit.network import embedded
+from iit.network import cache, embedded
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def never(source, target):
     raise AssertionError("the copy is whole")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", embedded.MANIFEST])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", cache.MANIFEST])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=["gone", "cut"])
 def test_any_damaged_file_is_seen_and_told(gguf, name, damage, capsys):
     folder = embedded.dequantised(gguf, convert)
@@ -30,7 +30,7 @@ def test_any_damaged_file_is_seen_and_told(gguf, name, damage, capsys):
     assert embedded.dequantised(gguf, never) == folder
     damage(folder / name)
     assert embedded.dequantised(gguf, convert) == folder
-    assert "(the copy there is damaged;" in capsys.readouterr().err
+    assert "the copy there is damaged" in capsys.readouterr().err
     assert embedded.dequantised(gguf, never) == folder
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -53,9 +53,9 @@ def test_of_two_processes_the_first_wins(gguf, before):
 
 def test_the_cache_is_the_users_unless_told_otherwise(monkeypatch, tmp_path):
     monkeypatch.delenv("IIT_CACHE", raising=False)
-    assert embedded.cache_folder().name == "iit"
+    assert cache.cache_folder().name == "iit"
     monkeypatch.setenv("IIT_CACHE", str(tmp_path))
-    assert embedded.cache_folder() == tmp_path
+    assert cache.cache_folder() == tmp_path
 
 
 def test_the_wheel_is_found_and_its_code_is_not_imported(smollm2):

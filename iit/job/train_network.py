@@ -1,0 +1,110 @@
+"""The job `train_network`: train a small network on a task, to study it afterwards."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import DictConfig, OmegaConf
+
+from iit.alignment import fit
+from iit.evaluation import evaluate
+from iit.network import Network, fingerprint, load_network, save_network
+from iit.network.cache import cache_folder, made_once
+from iit.result import Row
+
+log = logging.getLogger(__name__)
+
+# What the trained weights depend on.
+_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "seed")
+
+
+def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
+    """Train `cfg.network`, which is untrained, on `cfg.causal`, and measure its accuracy on held-out inputs.
+
+    Writes the network to `folder / "network"`, from where `load_network` reads it. Returns the rows (task accuracy on validation,
+    by which the epoch was chosen, and on test) and the facts of the run.
+    """
+    task = instantiate(cfg.causal)
+    network = instantiate(cfg.network, **({"vocabulary": list(task.vocabulary)} if "vocabulary" in cfg.network else {}))
+    alignment = instantiate(cfg.alignment)(network=network)
+    pairs = instantiate(cfg.data)(task=task, network=network)
+    fitted = fit(
+        alignment,
+        pairs,
+        module=instantiate(cfg.module),
+        trainer=instantiate(cfg.trainer.trainer),
+        callbacks=list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
+        loggers=loggers,
+        batch_size=cfg.trainer.batch_size,
+        eval_batch_size=cfg.trainer.eval_batch_size,
+        max_epochs=cfg.trainer.max_epochs,
+        seed=cfg.seed,
+        folder=folder,
+        ckpt_path=cfg.ckpt_path,
+        config=decisive(cfg),
+    )
+    log.info("Kept epoch %d of %d: validation task accuracy %.4f", fitted.epoch + 1, fitted.n_epochs, fitted.value)
+    network.name = cfg.name
+    rows = []
+    for split in ("validation", "test"):
+        rows += evaluate(
+            alignment, pairs, split=split, seed=cfg.seed, experiment=cfg.name, batch_size=cfg.trainer.eval_batch_size
+        )
+    save_network(network, folder / "network")
+    facts = {
+        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": True},
+        "fit": fitted._asdict(),
+        "network": {"name": network.name, "revision": network.revision, "fingerprint": fingerprint(network.model)},
+    }
+    return rows, facts
+
+
+def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -> Network:
+    """The network of a `train_network` experiment ("train_equality"): from the user's cache, or trained first.
+
+    The cache is keyed by the part of the experiment's config that decides the weights, and by this package's version.
+    Raises ValueError for an experiment that trains no network.
+    """
+    cfg = _composed(experiment)
+    if cfg.job._target_ != "iit.job.train_network":
+        raise ValueError(f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}.")
+    told = json.dumps([decisive(cfg), version("iit")], sort_keys=True)
+    name = hashlib.sha256(told.encode()).hexdigest()[:32]
+
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as run, isolate_rng():
+            L.seed_everything(cfg.seed, verbose=False)
+            rows, _ = train_network(cfg, Path(run), [])
+            for row in rows:
+                log.info("%s: %s accuracy %.4f (n = %d)", experiment, row.split, row.value, row.n)
+            for file in sorted((Path(run) / "network").iterdir()):
+                shutil.move(file, folder)
+
+    folder = made_once(cache_folder() / "trained" / name, make, f"Training the network of {experiment} (once; some minutes) …")
+    network = load_network(str(folder), device=device, dtype=dtype)
+    network.name, network.revision = experiment, name
+    return network
+
+
+def decisive(cfg: DictConfig) -> dict[str, Any]:
+    """What the trained weights depend on, resolved."""
+    return {k: OmegaConf.to_container(cfg[k], resolve=True) if isinstance(cfg[k], DictConfig) else cfg[k] for k in _DECIDES}
+
+
+def _composed(experiment: str) -> DictConfig:
+    """The experiment's own config, without what belongs to a run."""
+    overrides = [f"+experiment={experiment}", "callbacks=progress"]
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", overrides)
+    with initialize_config_module("iit.conf", version_base="1.3"):
+        return compose("config", overrides)

@@ -1,0 +1,63 @@
+"""Folders that are made once, and kept in the user's cache."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+MANIFEST = "manifest.json"
+
+
+def cache_folder() -> Path:
+    """Where made files are kept: the environment's `IIT_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("IIT_CACHE") or user_cache_dir("iit"))
+
+
+def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
+    """The folder; made if it is not there, or damaged, after a line on stderr that tells so.
+
+    It appears whole or not at all; what is in it is checked against the checksums written when it was made.
+
+    make: writes the content into the empty folder that it is given.
+    """
+    if is_whole(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        print(f"{told} Kept in {folder}{'; the copy there is damaged' if folder.exists() else ''}.", file=sys.stderr)
+        make(temporary)
+        sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")
+        temporary.chmod(0o755)
+        if folder.exists() and not is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if not is_whole(folder):  # another process may have made it meanwhile
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds what was made, unchanged."""
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return bool(sums) and all(sha256(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
