@@ -110,7 +110,7 @@ def draw_prompts(
     kept: Prompts | None = None
     seen: set[Any] = set()
     n_drawn = n_right = n_kept = 0
-    for _ in range(10):
+    for _ in range(40):
         size = max(n - n_kept, n // 4, 1)
         drawn = write(task, _distinct(task.draw(rng, pools, size)))
         drawn = drawn.take([i for i, key in enumerate(drawn.keys) if not (key in seen or seen.add(key))])
