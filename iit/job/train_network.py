@@ -24,6 +24,7 @@ from iit.result import Row
 
 log = logging.getLogger(__name__)
 
+OVERRIDES = ("callbacks=progress",)
 # What the trained weights depend on.
 _DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "seed")
 
@@ -102,8 +103,8 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _composed(experiment: str) -> DictConfig:
-    """The experiment's own config, without what belongs to a run."""
-    overrides = [f"+experiment={experiment}", "callbacks=progress"]
+    """The experiment's own config; how its progress is shown is all that differs."""
+    overrides = [f"+experiment={experiment}", *OVERRIDES]
     if GlobalHydra.instance().is_initialized():
         return compose("config", overrides)
     with initialize_config_module("iit.conf", version_base="1.3"):

@@ -40,7 +40,7 @@ class Classifier:
         n = sum(p.numel() for p in self.model.parameters())
         return f"Classifier({self.name}, {type(self.model).__name__}, {n:,} parameters, {self.dtype}, {self.device})"
 
-    def encode(self, inputs: Any, /, positions: Any = None, answers: Sequence[int] | None = None) -> dict[str, Any]:
+    def encode(self, inputs: Any, /, positions: Any = None, answers: Sequence[int | None] | None = None) -> dict[str, Any]:
         """`{"x": Tensor[batch, …], "answer": LongTensor[batch, 1]}` (the answer where it is given).
 
         inputs: tensors of one shape, or numbers from which they are made.
