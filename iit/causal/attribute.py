@@ -62,7 +62,7 @@ class Attribute(Task):
 
     A cause pair's base asks for the interchanged attribute, an isolate pair's base for another one, and must not change.
 
-    Roles: `entity`, and `entity_last`, its last character: a tokenizer's last token of the entity.
+    Role: `entity`. Its names are of one token or more; `entity_last`, the last one, is what a site can name in all prompts.
 
     Rivals, both with the hypothesis' behaviour: `whole_entity` (the attributes are not told apart: whichever is interchanged,
     the country changes altogether) and `asked_at_once` (what is passed on is the answer to the prompt's own question).
@@ -106,9 +106,7 @@ class Attribute(Task):
 
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
         """The beginning of a sentence that the attribute ends."""
-        prompt = written(TEMPLATES[inputs["template"]][inputs["query"]], {"entity": (inputs["entity"], "entity")})
-        stop = prompt.roles["entity"][1]
-        return Prompt(prompt.text, {**prompt.roles, "entity_last": (stop - 1, stop)})
+        return written(TEMPLATES[inputs["template"]][inputs["query"]], {"entity": (inputs["entity"], "entity")})
 
     def answer(self, setting: Mapping[str, Any]) -> str:
         """The attribute, after a space."""

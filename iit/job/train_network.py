@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -19,20 +18,20 @@ from omegaconf import DictConfig, OmegaConf
 from iit.alignment import fit
 from iit.evaluation import evaluate
 from iit.network import Network, fingerprint, load_network, save_network
-from iit.network.cache import cache_folder, made_once
+from iit.network.cache import cache_folder, is_whole, made_once
 from iit.result import Row
 
 log = logging.getLogger(__name__)
 
 OVERRIDES = ("callbacks=progress",)
 # What the trained weights depend on.
-_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "seed")
+_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks", "seed")
 
 
 def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
     """Train `cfg.network`, which is untrained, on `cfg.causal`, and measure its accuracy on held-out inputs.
 
-    Writes the network to `folder / "network"`, from where `load_network` reads it. Returns the rows (task accuracy on validation,
+    Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache of `trained_network`. Returns the rows (task accuracy on validation,
     by which the epoch was chosen, and on test) and the facts of the run.
     """
     task = instantiate(cfg.causal)
@@ -62,6 +61,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
             alignment, pairs, split=split, seed=cfg.seed, experiment=cfg.name, batch_size=cfg.trainer.eval_batch_size
         )
     save_network(network, folder / "network")
+    made_once(_cached(cfg), lambda cached: save_network(network, cached), f"Keeping the network of {cfg.name}")
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": True},
         "fit": fitted._asdict(),
@@ -79,22 +79,22 @@ def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -
     cfg = _composed(experiment)
     if cfg.job._target_ != "iit.job.train_network":
         raise ValueError(f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}.")
-    told = json.dumps([decisive(cfg), version("iit")], sort_keys=True)
-    name = hashlib.sha256(told.encode()).hexdigest()[:32]
-
-    def make(folder: Path) -> None:
+    if not is_whole(_cached(cfg)):
+        log.info("Training the network of %s first (once; some minutes)", experiment)
         with tempfile.TemporaryDirectory() as run, isolate_rng():
             L.seed_everything(cfg.seed, verbose=False)
             rows, _ = train_network(cfg, Path(run), [])
-            for row in rows:
-                log.info("%s: %s accuracy %.4f (n = %d)", experiment, row.split, row.value, row.n)
-            for file in sorted((Path(run) / "network").iterdir()):
-                shutil.move(file, folder)
-
-    folder = made_once(cache_folder() / "trained" / name, make, f"Training the network of {experiment} (once; some minutes) …")
-    network = load_network(str(folder), device=device, dtype=dtype)
-    network.name, network.revision = experiment, name
+        for row in rows:
+            log.info("%s: %s accuracy %.4f (n = %d)", experiment, row.split, row.value, row.n)
+    network = load_network(str(_cached(cfg)), device=device, dtype=dtype)
+    network.name, network.revision = experiment, _cached(cfg).name
     return network
+
+
+def _cached(cfg: DictConfig) -> Path:
+    """Where the trained network is kept: named by what decides its weights."""
+    told = json.dumps([decisive(cfg), version("iit")], sort_keys=True)
+    return cache_folder() / "trained" / hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def cache_folder() -> Path:
 
 
 def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
-    """The folder; made if it is not there, or damaged, after a line on stderr that tells so.
+    """The folder; made if it is not there, or damaged, after a line on stderr: `told` and where.
 
     It appears whole or not at all; what is in it is checked against the checksums written when it was made.
 
@@ -31,7 +31,7 @@ def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        print(f"{told} Kept in {folder}{'; the copy there is damaged' if folder.exists() else ''}.", file=sys.stderr)
+        print(f"{told} in {folder}{' (the copy there is damaged)' if folder.exists() else ''}", file=sys.stderr)
         make(temporary)
         sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")

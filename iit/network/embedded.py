@@ -35,7 +35,7 @@ def dequantised(gguf: Path, convert: Callable[[Path, Path], None] | None = None)
     return made_once(
         cache_folder() / "gguf" / sha256(gguf)[:32],
         lambda folder: (convert or _convert)(gguf, folder),
-        f"Dequantising {gguf.name} (once; about half a minute) …",
+        f"Keeping {gguf.name}, dequantised (once; about half a minute),",
     )
 
 

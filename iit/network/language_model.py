@@ -65,7 +65,7 @@ class LanguageModel:
         answers: one a text, as it continues the prompt (" John"); or for each text several of one token, each of them right.
 
         Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role: LongTensor[batch, n]}, −100 = absent,
-        always with `last`; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1, n_right] where several
+        always with `last`, and with `ROLE_last`, the last token of each role; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1, n_right] where several
         are right), −100 padded.
 
         Raises ValueError for empty texts and answers, numbers that do not fit, and places that a text does not have, quoting
@@ -89,9 +89,10 @@ class LanguageModel:
         }
         for role, places in (positions or {}).items():
             listed = _one_a_text(places, len(texts), role)
-            batch["positions"][role] = _padded(
-                [_tokens(t, p, o, role) for t, p, o in zip(texts, listed, encoded["offset_mapping"], strict=True)], IGNORED
-            )
+            tokens = [_tokens(t, p, o, role) for t, p, o in zip(texts, listed, encoded["offset_mapping"], strict=True)]
+            batch["positions"][role] = _padded(tokens, IGNORED)
+            if f"{role}_last" not in (positions or {}):
+                batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in tokens], IGNORED)
         batch["positions"]["last"] = torch.tensor([[len(row) - 1] for row in ids])
         if answers is not None:
             batch["answer"] = self._answers(answers, len(texts))

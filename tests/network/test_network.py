@@ -202,3 +202,11 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         embedded.dequantised(gguf, convert)
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
+
+
+def test_the_last_token_of_a_role_has_a_name(smollm2):
+    batch = smollm2.encode(["In Saudi Arabia, the capital", "In Japan, the"], positions={"entity": ["Saudi Arabia", "Japan"]})
+    assert words(batch, smollm2, "entity_last") == [" Arabia"]
+    assert words(batch, smollm2, "entity_last", 1) == [" Japan"]
+    named = smollm2.encode(["In Japan, the"], positions={"entity": ["Japan"], "entity_last": ["In"]})
+    assert words(named, smollm2, "entity_last") == ["In"], "one's own role of that name is kept"
