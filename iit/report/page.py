@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from iit.report.table import markdown, markdown_table
-from iit.result import read_metrics, write_text
+from iit.result import Metrics, read_metrics, write_text
 
 START, END = "<!-- table: generated from result.json -->", "<!-- end of table -->"
 TABLE = "iit.table/1"
@@ -28,7 +28,23 @@ def _table(result: Path) -> str:
     content = json.loads(result.read_text(encoding="utf-8"))
     if content.get("schema") == TABLE:
         return markdown(content["columns"], content["lines"])
-    return markdown_table(read_metrics(result).rows)
+    metrics = read_metrics(result)
+    return markdown_table(metrics.rows) + shares(metrics)
+
+
+def shares(metrics: Metrics) -> str:
+    """Which shares of the test pairs are changing, and separate the hypothesis from each rival; nothing where a run does not say."""
+    data = metrics.facts.get("data", {})
+    changing, rivals = data.get("changing", {}).get("test"), data.get("separating", {}).get("test")
+    test = [row for row in metrics.rows if (row.split, row.subset, row.control) == ("test", "all", None)]
+    n = sum(row.n for row in test if row.metric == "iia")
+    what = "pairs" if n else "prompts"
+    n = n or sum(row.n for row in test if row.metric == "task_accuracy")
+    if not n or changing is None or rivals is None:
+        return ""
+    told = [f"{changing / n:.0%} are changing"] if what == "pairs" else []
+    told += [f"{count / n:.0%} tell the hypothesis from the rival `{name}`" for name, count in rivals.items()]
+    return f"\nOf the {n} test {what}, {'; '.join(told)}.\n" if told else ""
 
 
 def main(arguments: list[str]) -> int:

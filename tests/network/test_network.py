@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 import iit
-from iit.network import embedded, fingerprint
+from iit.network import cache, embedded, fingerprint
 from iit.network.answering import teacher_forced
 from tests.families import make, prompts
 
@@ -179,7 +179,7 @@ def test_the_cache_is_made_once_and_again_when_damaged(tmp_path, monkeypatch, ca
     first = embedded.dequantised(gguf, convert)
     assert embedded.dequantised(gguf, convert) == first
     assert len(calls) == 1
-    assert "Dequantising x.gguf" in capsys.readouterr().err
+    assert "x.gguf, dequantised" in capsys.readouterr().err
     for damage in (b"", b"converted weightX"):
         (first / "model.safetensors").write_bytes(damage)
         assert (embedded.dequantised(gguf, convert) / "model.safetensors").read_bytes() == b"converted weights"
@@ -187,7 +187,7 @@ def test_the_cache_is_made_once_and_again_when_damaged(tmp_path, monkeypatch, ca
     gguf.write_bytes(b"others")
     assert embedded.dequantised(gguf, convert) != first
     assert not [p for p in (tmp_path / "cache" / "gguf").iterdir() if p.name.startswith(".")]
-    assert set(json.loads((first / embedded.MANIFEST).read_text())) == {"model.safetensors"}
+    assert set(json.loads((first / cache.MANIFEST).read_text())) == {"model.safetensors"}
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):

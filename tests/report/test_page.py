@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from iit.report.page import END, START, main
 from iit.result import write_metrics
-from tests.report.test_report import CONTROLS
+from tests.report.test_report import CONTROLS, TEST
 
 
 def test_a_page_shows_what_its_result_holds(tmp_path, capsys):
@@ -23,6 +24,19 @@ def test_a_page_shows_what_its_result_holds(tmp_path, capsys):
     (folder / "README.md").write_text("no marks")
     with pytest.raises(ValueError, match="needs the marks"):
         main([str(tmp_path)])
+
+
+def test_a_page_tells_the_shares_of_changing_and_separating_pairs(tmp_path):
+    (tmp_path / "das").mkdir()
+    page = tmp_path / "das" / "README.md"
+    n = 10
+    data = {"changing": {"test": n // 2}, "separating": {"test": {"copy": n, "first": 0}}}
+    rows = [*CONTROLS, replace(TEST, subset="all", n=n)]
+    write_metrics(tmp_path / "das", rows, data=data).rename(tmp_path / "das" / "result.json")
+    page.write_text(f"{START}\n{END}\n")
+    main(["--write", str(tmp_path)])
+    expected = f"Of the {n} test pairs, 50% are changing; 100% tell the hypothesis from the rival `copy`; 0% tell the hypothesis from the rival `first`."
+    assert expected in page.read_text()
 
 
 def test_a_script_brings_its_own_table(tmp_path):
