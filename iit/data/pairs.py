@@ -124,8 +124,9 @@ class Pairs:
         separate: rivals of the task whose label must differ from the causal model's in every pair.
         fresh: sample the training pairs anew in each epoch; with a network that has to answer rightly, from the same prompts.
 
-        Each split has as many distinct base prompts as pairs, or all that its pools give, each in as many pairs. Raises ValueError for unknown variables, pools, rivals and ways to
-        pair, and when too few prompts are left after filtering.
+        Each split has as many distinct base prompts as pairs, or all that its pools give, each in as many pairs.
+        Raises ValueError for unknown variables, pools, rivals and ways to pair, and when too few prompts are left after
+        filtering.
         """
         variables = _variables(task, variable)
         unknown = sorted(set(separate) - set(task.rivals))
