@@ -63,10 +63,17 @@ def fit(
         raise ValueError("fit tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
     if ckpt_path is not None and not Path(ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
-    data = PairsDataModule(pairs, network, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+    lightning_module: Any = module(alignment, config=config)
+    data = PairsDataModule(
+        pairs,
+        network,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        seed=seed,
+        cost=None if lightning_module.trains_network else alignment.n_columns,
+    )
     if pairs.variables and not bool(data.validation.changing.any()):
         raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
-    lightning_module: Any = module(alignment, config=config)
     best = BestWeights(monitor or lightning_module.monitor)
     device = network.device
     runner = trainer(

@@ -1,36 +1,73 @@
 """Pairs for Lightning."""
 
-import lightning as L
-from torch.utils.data import DataLoader, DistributedSampler
+from collections.abc import Iterator
 
-from iit.data.encoded import EncodedPairs, Encoder
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from iit.data.encoded import Cost, EncodedPairs, Encoder
 from iit.data.pairs import Pairs
+
+WINDOW = 4
+"""How many batches' worth of shuffled pairs are sorted by cost before they are cut into batches."""
 
 
 class PairsDataModule(L.LightningDataModule):
     """Training and validation pairs in batches; the test split is not reachable from here.
 
     The order of epoch e depends on (seed, e) only, so a resumed run sees the batches an uninterrupted one sees.
+
+    cost: what running each example costs; the pairs of a batch cost about the same.
     """
 
-    def __init__(self, pairs: Pairs, network: Encoder, *, batch_size: int = 32, eval_batch_size: int = 64, seed: int = 0):
+    def __init__(
+        self,
+        pairs: Pairs,
+        network: Encoder,
+        *,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        seed: int = 0,
+        cost: Cost | None = None,
+    ):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise ValueError(f"Batch sizes must be at least 1; got {batch_size} and {eval_batch_size}.")
         self.pairs, self.network = pairs, network
         self.train = EncodedPairs(pairs.split("train"), pairs.variables, network)
         self.validation = EncodedPairs(pairs.split("validation"), pairs.variables, network)
-        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.batch_size, self.eval_batch_size, self.seed, self.cost = batch_size, eval_batch_size, seed, cost
 
     def train_dataloader(self) -> DataLoader[int]:
         """Shuffled anew each epoch, or sampled anew (`Pairs.again`)."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         if epoch and self.pairs.again is not None:
             self.train = EncodedPairs(self.pairs.again(epoch), self.pairs.variables, self.network)
-        # One replica of a distributed sampler: the sampler of torch whose order is a function of (seed, epoch).
-        sampler = DistributedSampler(self.train, num_replicas=1, rank=0, shuffle=True, seed=self.seed)
-        return DataLoader(self.train, self.batch_size, sampler=sampler, collate_fn=self.train.batch)
+        batches = AlikeBatches(self.train.costs(self.cost), self.batch_size, self.seed)
+        return DataLoader(self.train, batch_sampler=batches, collate_fn=self.train.batch)
 
     def val_dataloader(self) -> DataLoader[int]:
         """In fixed order."""
-        return DataLoader(self.validation, self.eval_batch_size, collate_fn=self.validation.batch)
+        rows = self.validation.costs(self.cost).argsort(stable=True).split(self.eval_batch_size)
+        return DataLoader(self.validation, batch_sampler=[r.tolist() for r in rows], collate_fn=self.validation.batch)
+
+
+class AlikeBatches(Sampler[list[int]]):
+    """Shuffled batches of rows that cost about the same: of every few batches' worth of shuffled rows the cheap go together."""
+
+    def __init__(self, costs: Tensor, size: int, seed: int):
+        self.costs, self.size = costs, size
+        # One replica of a distributed sampler: the sampler of torch whose order is a function of (seed, epoch).
+        self.sampler = DistributedSampler(range(len(costs)), num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return -(-len(self.costs) // self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.tensor(list(self.sampler))
+        shuffle = torch.Generator().manual_seed(self.sampler.seed + self.sampler.epoch)
+        for window in order.split(WINDOW * self.size):
+            batches = window[self.costs[window].argsort(stable=True)].split(self.size)
+            yield from (batches[i].tolist() for i in torch.randperm(len(batches), generator=shuffle))

@@ -1,6 +1,6 @@
 """Pairs as tensors: each split is encoded once, batches are cut from it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +10,10 @@ from torch import Tensor
 from iit.data.table import source_column
 
 IGNORED = -100
+
+
+Cost = Callable[[Any, Any], Tensor | None]
+"""(base, active) → what running each example costs, LongTensor[batch]."""
 
 
 @runtime_checkable
@@ -84,13 +88,24 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         }
         return batch if self._base_answer is None else batch | {"base_answer": _narrow(self._base_answer[index])}
 
-    def batches(self, size: int) -> Iterator[dict[str, Any]]:
-        """All pairs in batches of similar length; `row` tells which they are."""
+    def costs(self, cost: Cost | None) -> Tensor:
+        """What each pair costs to run, LongTensor[n]: pairs that cost alike should share a batch.
+
+        cost: what a network says to the bases and `active`; where it says nothing, prompts cost their length.
+        """
         lengths = torch.zeros(len(self), dtype=torch.long)
         for encoded in (self._base, *self._sources.values()):
             if "attention_mask" in encoded:
                 lengths = lengths * 10_000 + encoded["attention_mask"].sum(1)
-        for chunk in lengths.argsort(stable=True).split(size):
+        if cost is None:
+            return lengths
+        whole = self.batch(range(len(self)))
+        told = cost(whole["base"], whole["active"])
+        return lengths if told is None else told.cpu()
+
+    def batches(self, size: int, cost: Cost | None = None) -> Iterator[dict[str, Any]]:
+        """All pairs in batches that cost alike; `row` tells which they are."""
+        for chunk in self.costs(cost).argsort(stable=True).split(size):
             yield self.batch(chunk.tolist())
 
 

@@ -25,7 +25,7 @@ def outcomes(
     alignment.eval()
     try:
         with torch.no_grad():
-            for batch in pairs.batches(batch_size):
+            for batch in pairs.batches(batch_size, alignment.n_columns):
                 rows, label = batch["row"], batch["base"]["answer"]
                 logits = _logits(alignment, batch, label, edited)
                 right[None][rows.numpy()] = correct(logits, label.to(logits.device)).cpu().numpy()

@@ -13,7 +13,7 @@ from iit.intervened.batch import Batch, Inputs, is_encoder_decoder, prepare, res
 from iit.intervened.edit import Edit
 from iit.intervened.edited_run import EditedRun, Source, block_input
 from iit.intervened.observe import observe
-from iit.intervened.positions import columns
+from iit.intervened.positions import Columns, columns
 from iit.intervened.resume import Suffix, first_block, resumed, span, suffix
 from iit.intervened.shareable import Shareable
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
@@ -244,18 +244,37 @@ class IntervenedModel(Shareable):
         before = self.store.prefix(self.network, batch, self._first_block, first, stop, self._resolved)
         return suffix(self.network, batch, self._first_block, first, stop, before)
 
+    def n_columns(self, base: Inputs, active: Active = None) -> Tensor | None:
+        """LongTensor[batch], how many positions of each example a resumed run runs; None where runs do not resume.
+
+        Batches of examples that are alike in it cost least.
+        """
+        batch = prepare(self.network, base)
+        if self._first_block is None or batch.lengths is None:
+            return None
+        batch, read = batch.with_answer()
+        places = self._places(batch, activity(list(self.variables), active, batch))
+        first, stop = span(places.values(), read, batch.tokens.shape[1])
+        return stop - first
+
+    def _places(self, batch: Batch, flags: Mapping[Variable, Tensor | None]) -> dict[tuple[Variable, int], Columns]:
+        return {
+            (key, number): columns(site, batch, _any_active(key, edit, flags))
+            for key, edit in self.edits.items()
+            for number, site in enumerate(edit.sites)
+        }
+
     def edited_run(self, batch: Batch, sources: Sources = None, active: Active = None) -> EditedRun:
         """The edits of one batch, ready to be applied; everything about the input is checked, and the sources are run.
 
         Raises ValueError for what does not fit, before the network runs on the base.
         """
         flags = activity(list(self.variables), active, batch)
-        places = {}
+        places = self._places(batch, flags)
         for key, edit in self.edits.items():
             for number, site in enumerate(edit.sites):
                 if torch.is_grad_enabled():
                     self._resolved[site].refuse_recomputed()
-                places[key, number] = columns(site, batch, _any_active(key, edit, flags))
                 if edit.joint:
                     check_joint(key, edit, places[key, number], batch, self._resolved[site].width)
         values = source_activations(

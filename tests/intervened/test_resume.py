@@ -158,3 +158,22 @@ def test_which_way_runs_go_is_told_once(caplog):
         "Runs resume at block 1 and the first position that is edited.",
         "The whole network runs: hooks that are not the engine's are on the network.",
     ]
+
+
+def test_an_example_runs_from_its_first_edited_position_to_its_last_answer(tiny_llama):
+    ids = torch.randint(5, 90, (3, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * 8, [1] * 6 + [0] * 2, [1] * 8])
+    base = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "positions": {"here": torch.tensor([[2], [4], [7]])},
+        "answer": torch.tensor([[3], [3], [3]]),
+    }
+    edited = iit.IntervenedModel(tiny_llama, {iit.Site("block_output", layer=0, position="here"): iit.ZeroIntervention()})
+    assert edited.n_columns(base).tolist() == [6, 2, 1]
+    longer = base | {"answer": torch.tensor([[3, 4], [3, 4], [3, 4]])}
+    assert edited.n_columns(longer).tolist() == [7, 3, 2], "teacher-forced tokens run, too"
+    module = iit.IntervenedModel(
+        tiny_llama, {iit.Site(module="model.layers.0.mlp", side="output", position=1): iit.ZeroIntervention()}
+    )
+    assert module.n_columns(base) is None, "a site that is not a component does not resume"
