@@ -67,6 +67,9 @@ class AlikeBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.tensor(list(self.sampler))
+        if bool((self.costs == self.costs[0]).all()):
+            yield from (batch.tolist() for batch in order.split(self.size))
+            return
         shuffle = torch.Generator().manual_seed(self.sampler.seed + self.sampler.epoch)
         for window in order.split(WINDOW * self.size):
             batches = window[self.costs[window].argsort(stable=True)].split(self.size)

@@ -20,5 +20,10 @@ def test_batches_are_alike_shuffled_and_complete():
     assert list(batches) != first
 
 
+def test_where_all_cost_the_same_the_batches_are_those_of_the_shuffle():
+    batches = AlikeBatches(torch.zeros(10, dtype=torch.long), 4, seed=0)
+    assert list(batches) == [part.tolist() for part in torch.tensor(list(batches.sampler)).split(4)]
+
+
 def test_a_last_batch_may_be_smaller():
-    assert [len(batch) for batch in AlikeBatches(torch.ones(5, dtype=torch.long), 2, seed=0)] in ([2, 2, 1], [2, 1, 2], [1, 2, 2])
+    assert [len(batch) for batch in AlikeBatches(torch.arange(5), 2, seed=0)] in ([2, 2, 1], [2, 1, 2], [1, 2, 2])
