@@ -46,7 +46,8 @@ def evaluate(
 
     Beside the alignment (control None): `vanilla` (the sites' whole vectors), `random_subspace` (pooled over the draws) and
     `random_subspace/0`, …, `no_intervention`; `iia_difference` rows hold the alignment minus a control, pair by pair. Where the
-    pairs know the right answers, `task_accuracy` is the share of all drawn prompts that the network answers, before
+    pairs know the right answers, `logit_difference` is the mean over changing pairs of logit(label) − logit(base's own answer), and
+    `task_accuracy` is the share of all drawn prompts that the network answers, before
     filtering; `rival/NAME` is the alignment scored by what another causal model of the task says of the same pairs. Controls are
     scored on the same pairs; nothing is filtered again. Pairs without a variable (prompts alone) give the one row
     `task_accuracy` of the network itself, of these prompts.
@@ -69,25 +70,30 @@ def evaluate(
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
     told = {"seed": seed, "split": split, "experiment": experiment}
     if not pairs.variables:
-        right = outcomes(alignment, encoded, batch_size=batch_size, edited=False)[None]
+        right = outcomes(alignment, encoded, batch_size=batch_size, edited=False).right[None]
         return [_task_accuracy(right, describe(alignment, pairs, ()) | told)]
     scored = outcomes(alignment, encoded, batch_size=batch_size)
-    arms: dict[str | None, np.ndarray] = {None: scored[None]}
+    arms: dict[str | None, np.ndarray] = {None: scored.right[None]}
+    differences: dict[str | None, np.ndarray] = {None: scored.difference}
     if controls:
-        arms["vanilla"] = outcomes(vanilla(alignment), encoded, batch_size=batch_size)[None]
+        beside = {"vanilla": outcomes(vanilla(alignment), encoded, batch_size=batch_size)}
         if has_random_subspace(alignment):
             draws = [
-                outcomes(random_subspace(alignment, seed * 1000 + draw), encoded, batch_size=batch_size)[None]
+                outcomes(random_subspace(alignment, seed * 1000 + draw), encoded, batch_size=batch_size)
                 for draw in range(trust.random_subspaces)
             ]
-            arms["random_subspace"] = np.stack(draws, 1)
-            arms |= {f"random_subspace/{draw}": right for draw, right in enumerate(draws)}
-        arms["no_intervention"] = outcomes(alignment, encoded, batch_size=batch_size, edited=False)[None]
-        arms |= {f"rival/{name}": right for name, right in scored.items() if name is not None}
+            arms["random_subspace"] = np.stack([draw.right[None] for draw in draws], 1)
+            differences["random_subspace"] = np.stack([draw.difference for draw in draws], 1)
+            arms |= {f"random_subspace/{number}": draw.right[None] for number, draw in enumerate(draws)}
+        beside["no_intervention"] = outcomes(alignment, encoded, batch_size=batch_size, edited=False)
+        arms |= {name: found.right[None] for name, found in beside.items()}
+        differences |= {name: found.difference for name, found in beside.items()}
+        arms |= {f"rival/{name}": right for name, right in scored.right.items() if name is not None}
     rows = []
     for variables in dict.fromkeys(encoded.interchanged):
         chosen = np.array([names == variables for names in encoded.interchanged])
-        rows += _rows(arms, encoded, chosen, describe(alignment, pairs, variables) | told, trust)
+        facts = describe(alignment, pairs, variables) | told
+        rows += _rows(arms, encoded, chosen, facts, trust) + _readout(differences, encoded, chosen, facts, trust)
     if controls and split in pairs.facts.get("drawn", {}):
         drawn = np.arange(pairs.facts["drawn"][split])
         rows.append(_task_accuracy(drawn < pairs.facts["right"][split], describe(alignment, pairs, pairs.variables) | told))
@@ -142,30 +148,25 @@ def _rows(
                 scored[control[0], "iia_difference"] = trained - (values if values.ndim == 1 else values.mean(1))
         for (control, metric), values in scored.items():
             interval = clustered_interval(values, clusters[chosen], paired=metric == "iia_difference", resamples=trust.resamples)
-            rows.append(
-                Row(
-                    **facts,
-                    subset=subset,
-                    control=control,
-                    metric=metric,
-                    value=interval.value,
-                    low=interval.low,
-                    high=interval.high,
-                    n=interval.n,
-                )
-            )
+            rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
+    return rows
+
+
+def _readout(
+    arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], trust: Trust
+) -> list[Row]:
+    """The mean logit difference of changing pairs, where it is known."""
+    chosen = encoded.changing.numpy() & among & ~np.isnan(arms[None])
+    if not chosen.any():
+        return []
+    clusters = np.unique(encoded.bases, return_inverse=True)[1][chosen]
+    rows = []
+    for control, values in arms.items():
+        interval = clustered_interval(values[chosen], clusters, bounded=False, resamples=trust.resamples)
+        rows.append(Row(**facts, subset="changing", control=control, metric="logit_difference", **interval._asdict()))
     return rows
 
 
 def _task_accuracy(right: np.ndarray, facts: Mapping[str, Any]) -> Row:
     interval = clustered_interval(right, np.arange(len(right)))
-    return Row(
-        **facts,
-        subset="all",
-        control=None,
-        metric="task_accuracy",
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        n=interval.n,
-    )
+    return Row(**facts, subset="all", control=None, metric="task_accuracy", **interval._asdict())

@@ -1,6 +1,6 @@
 """Which pairs an alignment gets right, by the causal model's label and by its rivals'."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,35 +8,48 @@ from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs
-from iit.result import correct
+from iit.result import correct, logit_difference
 
 
-def outcomes(
-    alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64, edited: bool = True
-) -> dict[str | None, np.ndarray]:
-    """bool[n] in the order of the pairs: is the label the argmax at every answer token? None: the causal model's; a name: a rival's.
+class Outcomes(NamedTuple):
+    """What an alignment does on pairs, in their order.
+
+    right: bool[n], whether the label is the argmax at every answer token; None: the causal model's label, a name: a rival's.
+    difference: float[n], logit of the label − logit of the base's own answer, where their tokens first differ; NaN where they do
+        not, where the base's answer is not known, and where several answers are right.
+    """
+
+    right: dict[str | None, np.ndarray]
+    difference: np.ndarray
+
+
+def outcomes(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64, edited: bool = True) -> Outcomes:
+    """Score every pair by the causal model's label and by its rivals'.
 
     Labels of one token are scored in one pass over the network. Longer ones are teacher-forced, which takes a pass for each rival.
 
     edited: False leaves every edit out, for the network's own answer on the base.
     """
     right: dict[str | None, np.ndarray] = {name: np.zeros(len(pairs), dtype=bool) for name in (None, *pairs.rivals)}
+    difference = np.full(len(pairs), np.nan)
     was_training = alignment.training
     alignment.eval()
     try:
         with torch.no_grad():
             for batch in pairs.batches(batch_size, alignment.n_columns):
-                rows, label = batch["row"], batch["base"]["answer"]
-                logits = _logits(alignment, batch, label, edited)
-                right[None][rows.numpy()] = correct(logits, label.to(logits.device)).cpu().numpy()
+                rows, label, own = batch["row"], batch["base"]["answer"], batch.get("base_answer")
+                logits = _logits(alignment, batch, label, edited).cpu()
+                right[None][rows.numpy()] = correct(logits, label).numpy()
+                if own is not None and label.ndim == own.ndim == 2:
+                    difference[rows.numpy()] = logit_difference(logits, label, own).numpy()
                 for name, labels in pairs.rivals.items():
                     theirs = labels[rows]
                     if theirs.shape[1] > 1 or label.shape[1] > 1:
-                        logits = _logits(alignment, batch, theirs, edited)
-                    right[name][rows.numpy()] = correct(logits, theirs.to(logits.device)).cpu().numpy()
+                        logits = _logits(alignment, batch, theirs, edited).cpu()
+                    right[name][rows.numpy()] = correct(logits, theirs).numpy()
     finally:
         alignment.train(was_training)
-    return right
+    return Outcomes(right, difference)
 
 
 def _logits(alignment: Alignment, batch: dict[str, Any], answer: Tensor, edited: bool) -> Tensor:

@@ -17,6 +17,10 @@ _NAMES = {
     ("vanilla", "iia_difference"): "trained − vanilla, paired",
     ("random_subspace", "iia_difference"): "trained − random subspaces, paired",
     ("no_intervention", "iia_difference"): "trained − no intervention, paired",
+    (None, "logit_difference"): "logit(label) − logit(own answer), trained",
+    ("vanilla", "logit_difference"): "logit(label) − logit(own answer), vanilla",
+    ("random_subspace", "logit_difference"): "logit(label) − logit(own answer), random",
+    ("no_intervention", "logit_difference"): "logit(label) − logit(own answer), no intervention",
     (None, "task_accuracy"): "task accuracy, before filtering",
 }
 HEADER = ("test split", "pairs", "value", "95% interval", "n")

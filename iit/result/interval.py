@@ -19,19 +19,21 @@ def clustered_interval(
     clusters: Any,
     *,
     paired: bool = False,
+    bounded: bool = True,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
     """Mean and percentile-bootstrap interval, resampling clusters (base prompts) with replacement.
 
-    values: [n], or [n, draws] whose mean over draws stands for the pair; outcomes in 0..1, or in −1..1 if `paired`.
+    values: [n], or [n, draws] whose mean over draws stands for the pair; outcomes in 0..1, in −1..1 if `paired`, any numbers if not
+        `bounded`.
     clusters: [n], which base prompt a pair belongs to.
     paired: the values are differences of outcomes on the same pairs.
 
     Where all clusters have the same mean (a single cluster, say, or nothing but right pairs) the bootstrap has no width. The
     interval then reaches as far from that mean as the exact binomial one does from m right of m, m being the number of
-    clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range.
+    clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range. Of unbounded values it is the range of the values.
 
     Raises ValueError for no values, lengths that differ, and values that are not finite or out of range.
     """
@@ -46,7 +48,7 @@ def clustered_interval(
     if not np.isfinite(values).all():
         raise ValueError("An interval needs finite values.")
     bottom = -1.0 if paired else 0.0
-    if values.min() < bottom or values.max() > 1:
+    if bounded and (values.min() < bottom or values.max() > 1):
         hint = "" if paired else " (differences need paired=True)"
         raise ValueError(f"Values lie in {bottom:g}..1{hint}; got {values.min():g}..{values.max():g}.")
     _, index = np.unique(clusters, return_inverse=True)
@@ -54,6 +56,8 @@ def clustered_interval(
     sums = np.bincount(index, weights=values)
     m, mean = len(sizes), float(values.mean())
     if np.ptp(sums / sizes) < 1e-12:
+        if not bounded:
+            return Interval(mean, float(values.min()), float(values.max()), n)
         reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / m))
         return Interval(mean, max(bottom, mean - reach), min(1.0, mean + reach), n)
     counts = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=resamples)

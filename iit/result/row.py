@@ -16,7 +16,7 @@ class Row:
     seed: of the run.
     split: train | validation | test. subset: all | changing pairs.
     control: None for the alignment itself, else the control that was scored in its place or, in differences, against it.
-    metric: iia | iia_difference | task_accuracy.
+    metric: iia | iia_difference | logit_difference | task_accuracy.
     value, low, high: the figure and its 95% interval. n: pairs (or prompts) behind it.
     """
 

@@ -239,7 +239,7 @@ def test_vanilla_control_equals_patching_by_hand(toy):
     from iit.evaluation import outcomes, vanilla
 
     encoded = EncodedPairs(pairs.split("test"), pairs.variable, network)
-    found = outcomes(vanilla(alignment_of(network)), encoded, batch_size=5)[None]
+    found = outcomes(vanilla(alignment_of(network)), encoded, batch_size=5).right[None]
     layer = network.model.model.layers[0]
     for number in range(len(encoded)):
         batch = encoded.batch([number])

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from iit.result import ROW_FIELDS, Cell, Row, clustered_interval, correct, read_metrics, rows_of, select, write_metrics
+from iit.result import (
+    ROW_FIELDS,
+    Cell,
+    Row,
+    clustered_interval,
+    correct,
+    logit_difference,
+    read_metrics,
+    rows_of,
+    select,
+    write_metrics,
+)
 
 ROW = Row(
     experiment="e", network="n", task="t", variable="v", method="m", component="block_output", layer=3, head=None, position="s2",
@@ -151,3 +162,20 @@ def test_ties_go_to_the_smaller_claim():
     assert select(rows) == select(rows[::-1])
     assert Cell.of(replace(ROW, position=[1, 2])) == Cell.of(replace(ROW, position=[1, 2]))
     assert hash(Cell.of(replace(ROW, head=[1, 2])))
+
+
+def test_the_logit_difference_is_taken_where_the_answers_first_differ():
+    logits = torch.arange(12.0).reshape(1, 3, 4) ** 2
+    label = torch.tensor([[1, 2, 3]])
+    assert logit_difference(logits, label, torch.tensor([[1, 0, 3]])).tolist() == [6.0**2 - 4.0**2]
+    assert logit_difference(logits, label, torch.tensor([[3]])).tolist() == [1.0 - 9.0]
+    unknown = [[[1, 2, 3]], [[1, 2]], [[1, -100, -100]]]
+    assert all(logit_difference(logits, label, torch.tensor(other)).isnan().all() for other in unknown)
+
+
+def test_an_unbounded_interval_covers_any_values():
+    found = clustered_interval([5.0, -3.0, 7.0], [0, 1, 2], bounded=False)
+    assert found.value == 3.0
+    assert -3.0 <= found.low < 3.0 < found.high <= 7.0
+    alone = clustered_interval([5.0, 7.0], [0, 0], bounded=False)
+    assert tuple(alone) == (6.0, 5.0, 7.0, 2)
