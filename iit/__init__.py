@@ -25,7 +25,7 @@ from iit.intervention import (
     VanillaIntervention,
     ZeroIntervention,
 )
-from iit.network import LanguageModel, load_network
+from iit.network import Classifier, LanguageModel, load_network
 from iit.site import Site
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "BoundlessRotatedSpaceIntervention",
     "Captured",
     "CausalModel",
+    "Classifier",
     "CollectIntervention",
     "Edit",
     "IntervenedModel",
