@@ -66,7 +66,7 @@ def test_every_alignment_runs(experiment, configured, tmp_path, smollm2, capsys)
     config = OmegaConf.load(folder / "config.yaml")
     assert config.name == experiment
     assert set(metrics.facts) >= {"git", "versions", "command", "data", "fit"}
-    assert (folder / "training_curve.png").is_file()
+    assert all((folder / f"{name}.png").is_file() for name in ("training_curve", "causal_model"))
     back = iit.Alignment.from_pretrained(folder / "alignment", network)
     assert back.variables == (config.variable,)
     saved = json.loads((folder / "alignment" / "alignment.json").read_text())

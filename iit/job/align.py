@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import Alignment, Fitted, fit
+from iit.causal.figure import figure
 from iit.data import Pairs
 from iit.evaluation import evaluate
 from iit.intervened import ActivationStore
@@ -24,7 +25,7 @@ _FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust",
 def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
     """Fit `cfg.alignment` on `cfg.data` and score validation, then test.
 
-    Writes the alignment, the checkpoints and the training curve to `folder`. Returns the rows and the facts of the run.
+    Writes the alignment, the checkpoints, the training curve and a picture of the causal model to `folder`. Returns the rows and the facts of the run.
     """
     instantiate(cfg.site)  # a site that cannot be is refused before weights load
     network = instantiate(cfg.network)
@@ -47,6 +48,8 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     assert fingerprint(network.model) == before, "the frozen network has changed"
     alignment.rows = rows
     alignment.save_pretrained(folder / "alignment")
+    if pairs.task is not None:
+        save_figure(figure(pairs.task.model), folder / "causal_model")
     curves = folder / "csv" / "metrics.csv"
     if curves.is_file():
         save_figure(training_curve(curves), folder / "training_curve")
