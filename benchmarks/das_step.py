@@ -38,17 +38,28 @@ def main() -> None:
     batches = _batches()
     rate = matmul_rate()
     cases = [_case(batches, rate, *case) for case in CASES]
-    told = provenance()
-    result = {
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": THREADS, "matmul_gflops": round(rate)},
-        "versions": told["versions"] | {"pyvene": version("pyvene")},
-        "git": told["git"],
+    result = described(rate) | {
         "settings": {"network": "smollm2", "batch": BATCH, "rank": RANK, "lr": LR, "warm_up": WARM_UP, "rounds": ROUNDS},
         "cases": cases,
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "das_step.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     Console().print(_table(cases))
+
+
+def described(rate: float | None = None) -> dict[str, Any]:
+    """Where and with what something was measured."""
+    told = provenance()
+    return {
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "threads": THREADS,
+            "matmul_gflops": round(matmul_rate() if rate is None else rate),
+        },
+        "versions": told["versions"] | {"pyvene": version("pyvene")},
+        "git": told["git"],
+    }
 
 
 def _batches(n: int = 4) -> list[dict[str, Any]]:
@@ -134,7 +145,7 @@ def _floor(batches: list[dict[str, Any]], layer: int, role: str) -> float:
 
     4·[(L − ℓ)·N·(T − p) + V·d] an example, for L blocks of N parameters, a site after ℓ of them, the first edited of T tokens at p.
     """
-    config = iit.load_network("smollm2").model.config
+    config: Any = iit.load_network("smollm2").model.config
     head = config.hidden_size // config.num_attention_heads
     attention = 2 * config.hidden_size * head * (config.num_attention_heads + config.num_key_value_heads)
     block = attention + 3 * config.hidden_size * config.intermediate_size

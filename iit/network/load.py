@@ -89,7 +89,7 @@ def _known() -> dict[str, Any]:
     entries = {
         Path(f.name).stem: OmegaConf.create(f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml")
     }
-    return {name: entry for name, entry in sorted(entries.items()) if not OmegaConf.is_missing(entry, "name")}
+    return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}  # not where it is still to be given
 
 
 def _source(name: str, known: dict[str, Any]) -> str | Path:
