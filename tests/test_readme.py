@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -7,10 +8,28 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
 
-def test_the_python_example_runs(capsys):
-    code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL).group(1)
-    exec(code, {})
-    assert capsys.readouterr().out.strip() == "Mary"
+def test_the_python_examples_run(capsys):
+    for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
+        exec(code, {})
+    assert capsys.readouterr().out.split() == ["Mary", "11"]
+
+
+def test_the_table_of_alignments_holds_the_pages_figures():
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(experiments/(\w+)/README.md\) \|.*?\| (.*?) \| (.*?) \|$", README.read_text("utf-8"), re.MULTILINE
+    )
+    assert {name for name, _, _, _ in rows} == {path.stem for path in (ROOT / "conf" / "experiment").glob("das_*.yaml")}
+    for name, folder, trained, whole in rows:
+        assert folder == name
+        rows_of_page = json.loads((ROOT / "experiments" / name / "result.json").read_text(encoding="utf-8"))["rows"]
+        found = {
+            row["control"]: row
+            for row in rows_of_page
+            if (row["split"], row["subset"], row["metric"]) == ("test", "changing", "iia")
+        }
+        own = found[None]
+        assert trained == f"{own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f})"
+        assert whole == f"{found['vanilla']['value']:.3f}"
 
 
 def test_the_examples_of_the_documentation_run():
