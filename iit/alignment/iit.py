@@ -30,7 +30,8 @@ class IIT(L.LightningModule):
     scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by default.
     weights: of the parts. config: what identifies the run; a checkpoint of another one is refused.
 
-    Raises ValueError for unknown parts and for an interchange without edits.
+    Raises ValueError for unknown parts, negative weights, and where no part is left; when it runs, for pairs without the bases'
+    own answers.
     """
 
     trains_network = True
@@ -52,9 +53,11 @@ class IIT(L.LightningModule):
             raise ValueError(f"weights: {unknown} are no parts of the loss; they are {list(WEIGHTS)}.")
         if not alignment.edits:
             self.weights["interchange"] = 0.0
+        if min(self.weights.values()) < 0 or not any(self.weights.values()):
+            raise ValueError(f"weights: none may be negative, and one part has to count; got {self.weights}.")
         self.alignment = alignment
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
-        self.monitor = "val/iia_changing" if alignment.edits else "val/task_accuracy"
+        self.monitor = "val/iia_changing" if self.weights["interchange"] else "val/task_accuracy"
         self._objective, self._optimizer, self._scheduler = objective, optimizer or _adamw, scheduler
         self._config = dict(config or {})
         self._means: Any = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "task_accuracy", "iia", "iia_changing")})
@@ -88,6 +91,8 @@ class IIT(L.LightningModule):
         found = {}
         base = batch["base"]
         if self.weights["behaviour"]:
+            if "base_answer" not in batch:
+                raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
             own = base | {"answer": batch["base_answer"]}
             idle = dict.fromkeys(self.alignment.variables, False)
             found["behaviour"] = (self.alignment.answer_logits(own, active=idle), own["answer"])

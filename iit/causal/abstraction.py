@@ -95,12 +95,15 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
 
     A way to write rivals: addition without a carry is `drop(addition, "ones_carry", 0)`. What reads nothing else becomes
     constant and is dropped as well. Without a value, only a variable that nothing reads can be dropped.
-    Raises ValueError for an unknown variable, one that is read where no value is given, and where the output would be constant.
+    Raises ValueError for an unknown variable, one that is read where no value is given, a value outside the variable's domain,
+    and where the output would be constant.
     """
     model.parents(variable)
     readers = [v for v in model.mechanisms if variable in model.parents(v)]
     if readers and value is NOTHING:
         raise ValueError(f"{model.name}: {readers} read {variable!r}; say which value they are to read instead.")
+    if value is not NOTHING:
+        model.check_value(variable, value)
     fixed = {variable: value}
     for v in model.order:
         if v in model.mechanisms and v not in fixed and all(p in fixed for p in model.parents(v)):

@@ -92,6 +92,10 @@ class Addition(Task):
         digits = np.stack([numbers // 10, numbers % 10], axis=2).reshape(n, 4)
         return {name: digits[:, i].tolist() for i, name in enumerate(DIGITS)}
 
+    def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The entries of each pool that these inputs are made of."""
+        return {"numbers": [tuple(10 * inputs[f"{n}_tens"] + inputs[f"{n}_ones"] for n in "ab")]}
+
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
         """The sum to be done, up to the equals sign."""
         digits = {name: (str(inputs[name]), name) for name in DIGITS}

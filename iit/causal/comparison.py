@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from iit.causal.model import CausalModel, same
+from iit.causal.model import CausalModel, Setting, same
 
 Interchange = tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]
 """The base's inputs, and variable → the inputs of its source."""
@@ -13,25 +13,23 @@ def separating_share(a: CausalModel, b: CausalModel, pairs: Iterable[Interchange
     """The share of pairs on which two models' outputs differ after the same interchange; in [0, 1].
 
     Only such pairs can tell which of the two describes a network. pairs: (base, {variable: source}), as `interchange` takes them.
-    Raises ValueError for no pairs, and for variables and inputs that either model lacks.
+    An input that only one of them reads may be there; the other one is not given it.
+    Raises ValueError for no pairs, for variables that either model lacks, and for inputs that both do.
     """
-    by_variables: dict[tuple[str, ...], list[Interchange]] = {}
-    for base, sources in pairs:
-        by_variables.setdefault(tuple(sources), []).append((base, sources))
-    n = sum(map(len, by_variables.values()))
-    if not n:
+    pairs = list(pairs)
+    if not pairs:
         raise ValueError("There are no pairs to compare the models on.")
-    apart = 0
-    for variables, group in by_variables.items():
-        bases = _columns([base for base, _ in group])
-        chosen = {v: _columns([sources[v] for _, sources in group]) for v in variables}
-        one, other = (model.interchange_batch(bases, chosen)[model.output] for model in (a, b))
-        apart += sum(not same(x, y) for x, y in zip(one, other, strict=True))
-    return apart / n
+    said = []
+    for model, other in ((a, b), (b, a)):
+        unread = {name for name in other.inputs if name not in model.inputs}
+        said.append([_answer(model, unread, base, sources) for base, sources in pairs])
+    return sum(not same(one, other) for one, other in zip(*said, strict=True)) / len(pairs)
 
 
-def _columns(rows: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    lacking = [i for i, row in enumerate(rows) if row.keys() != rows[0].keys()]
-    if lacking:
-        raise ValueError(f"All inputs need the same names; {sorted(rows[0])} and {sorted(rows[lacking[0]])} are given.")
-    return {name: [row[name] for row in rows] for name in rows[0]}
+def _answer(model: CausalModel, unread: set[str], base: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The model's output; inputs that only the other model reads are left out."""
+
+    def own(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return inputs if isinstance(inputs, Setting) else {k: v for k, v in inputs.items() if k not in unread}
+
+    return model.interchange(own(base), {variable: own(source) for variable, source in sources.items()})[model.output]

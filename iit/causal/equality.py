@@ -85,6 +85,10 @@ class HierarchicalEquality(Task):
             columns[one], columns[other] = taken(objects, first), taken(objects, (first + step) % len(objects))
         return columns
 
+    def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The entries of each pool that these inputs are made of."""
+        return {"object": [inputs[argument] for argument in "abcd"]}
+
     def write(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """float32[4 · dim]: the vectors of a, b, c and d, one after the other."""
         return self.vectors[[inputs["a"], inputs["b"], inputs["c"], inputs["d"]]].reshape(-1)

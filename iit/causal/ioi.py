@@ -151,6 +151,10 @@ class IndirectObject(Task):
             "subject": taken(names, subject),
         }
 
+    def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The entries of each pool that these inputs are made of."""
+        return super().uses(inputs) | {"name": [inputs["first"], inputs["second"], inputs["subject"]]}
+
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
         """The template with its words; a third name (`abc`) has the roles `a`, `b` and `c`.
 

@@ -113,6 +113,10 @@ class MultipleChoice(Task):
             "symbols": list(zip(*(taken(symbols, column) for column in distinct(rng, len(symbols), n, 4).T), strict=True)),
         }
 
+    def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The entries of each pool that these inputs are made of."""
+        return super().uses(inputs) | {"symbol": list(inputs["symbols"])}
+
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
         """The question and its choices. Raises ValueError when the colour is none of the choices."""
         color, choices = inputs["color"], inputs["choices"]

@@ -146,8 +146,11 @@ class CausalModel:
     def do_batch(self, inputs: Mapping[str, Column], values: Mapping[str, Column]) -> Setting:
         """`do` of many inputs, each with its own values, in columns. Raises ValueError as `do`, and for columns of other lengths."""
         self._check_known(values)
+        if isinstance(inputs, Setting):  # perhaps of a model with other variables
+            inputs = Setting({v: inputs[v] for v in self.inputs if v in inputs}, inputs.held)
+            self._check_known(inputs.held)
         self._check_known(inputs)
-        if not isinstance(inputs, Setting) and (computed := [v for v in inputs if v in self.mechanisms]):
+        if computed := [v for v in inputs if v in self.mechanisms]:
             raise ValueError(f"{self.name}: {computed} are computed, not given; hold their values with `do`.")
         held = {v: _column(column) for v, column in {**getattr(inputs, "held", {}), **values}.items()}
         lengths = {name: len(column) for name, column in (*inputs.items(), *held.items())}
@@ -201,6 +204,11 @@ class CausalModel:
                 )
         return column
 
+    def check_value(self, variable: str, value: Any) -> None:
+        """Raises ValueError for a value outside the variable's domain."""
+        if variable in self._members:
+            self._check_inside(variable, [value])
+
     def _check_inside(self, variable: str, column: list[Any]) -> None:
         members = self._members[variable]
         try:
@@ -225,12 +233,15 @@ class CausalModel:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal; arrays are where all their entries are, tuples and lists where all their members are."""
+    """Whether two values are equal: arrays and tensors in every entry, collections in every member, NaN with itself."""
     if isinstance(one, tuple | list) and type(one) is type(other):
         return len(one) == len(other) and all(map(same, one, other))
-    return (
-        bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) or isinstance(other, np.ndarray) else bool(one == other)
-    )
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if hasattr(one, "__array__") and hasattr(other, "__array__"):
+        one, other = np.asarray(one), np.asarray(other)
+        return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+    return one is other or bool(np.all(one == other)) or bool(one != one and other != other)
 
 
 def _one_row(values: Mapping[str, Any]) -> Mapping[str, list[Any]]:
@@ -267,7 +278,12 @@ def _inside(value: Any, members: Sequence[Any] | frozenset[Any]) -> bool:
 
 
 def _parents(name: str, variable: str, mechanism: Mechanism) -> tuple[str, ...]:
-    parameters = inspect.signature(mechanism).parameters.values()
+    try:
+        parameters = inspect.signature(mechanism).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: the mechanism of {variable!r} tells no parents: {error}. Write a function or a lambda."
+        ) from error
     for p in parameters:
         if p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty:
             raise ValueError(

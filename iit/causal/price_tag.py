@@ -109,6 +109,10 @@ class PriceTag(Task):
         amount = amounts[start + (rng.random(n) * (stop - start)).astype(int)]
         return {"template": template, "lower": bounds[:, 0].tolist(), "upper": bounds[:, 1].tolist(), "amount": amount.tolist()}
 
+    def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The entries of each pool that these inputs are made of."""
+        return super().uses(inputs) | {"bounds": [(inputs["lower"], inputs["upper"])]}
+
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
         """The bounds and the amount, as numbers or as dollars and cents."""
         values = {name: inputs[name] for name in ("lower", "upper", "amount")}

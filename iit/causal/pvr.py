@@ -91,6 +91,10 @@ class PointerValue(Task):
         index = (rng.random(n) * sizes[cell]).astype(int) + (sizes.cumsum() - sizes)[cell]
         return {"top_left_image": taken(np.concatenate(pointing).tolist(), index), **columns}
 
+    def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The entries of each pool that these inputs are made of."""
+        return {"image": [inputs[f"{cell}_image"] for cell in ("top_left", *CELLS)]}
+
     def write(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """float32[1, 16, 16], from 0 to 1: the four images in their cells."""
         grid = np.empty((1, 16, 16), dtype=np.float32)

@@ -59,6 +59,10 @@ class Task(ABC):
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:
         """n inputs from these pools, as columns. Raises ValueError for a pool with too few entries."""
 
+    def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The entries of each pool that these inputs are made of; here of the pools that are called as an input is."""
+        return {pool: [inputs[pool]] for pool in self.pools if pool in inputs}
+
     @abstractmethod
     def write(self, inputs: Mapping[str, Any]) -> Prompt | np.ndarray:
         """The prompt that states these inputs, up to where the answer begins; or a float32 tensor."""

@@ -33,7 +33,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     answer is the pair's label; `active` names variables that some pairs leave alone (their sources are then the bases);
     `base_answer` is there where the pairs know it.
 
-    interchanged: the variables that each pair swaps. rivals: rival → LongTensor[n, n_answer], its labels.
+    interchanged: the variables that each pair swaps. rivals: rival → LongTensor[n, n_answer], its labels, where `speaks` (rival →
+    BoolTensor[n]) says that it has any.
     """
 
     def __init__(self, pairs: Dataset, variables: str | Sequence[str], network: Encoder):
@@ -63,9 +64,16 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         known = None if known is None or any(answer is None for answer in known) else known
         self._base_answer = None if known is None else _answers(network, columns["base"], known)
         rivals = columns.get("rival_labels") or []
-        # A rival that lacks a variable says nothing of some pairs.
-        names = [name for name in (rivals[0] if rivals else ()) if all(row[name] is not None for row in rivals)]
-        self.rivals = {name: _answers(network, columns["base"], [row[name] for row in rivals]) for name in names}
+        # A rival that lacks a variable says nothing of some pairs: there the label stands in, and `speaks` is False.
+        said = {name: [row[name] for row in rivals] for name in (rivals[0] if rivals else ())}
+        self.speaks = {name: torch.tensor([answer is not None for answer in column]) for name, column in said.items()}
+        said = {name: column for name, column in said.items() if bool(self.speaks[name].any())}
+        self.rivals = {
+            name: _answers(
+                network, columns["base"], [label if a is None else a for a, label in zip(c, columns["label"], strict=True)]
+            )
+            for name, c in said.items()
+        }
         self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
         self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
 

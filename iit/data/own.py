@@ -48,7 +48,7 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
     known -= set(SOURCE) if len(variables) > 1 else {"interchanged"}
     for number, row in enumerate(rows):
         given = variables if len(variables) == 1 else row.get("interchanged") or ()
-        needed = ["base", "label", *([] if len(variables) == 1 else ["interchanged"])]
+        needed = ["base", "label", *(["interchanged"] if len(variables) > 1 else [])]
         needed += [source_column("source", variable, variables) for variable in given]
         if isinstance(row.get("base"), str):
             needed += ["base_roles", *(source_column("source_roles", variable, variables) for variable in given)]
@@ -93,8 +93,8 @@ def answered(
         raise ValueError(
             "Pairs without the column base_answer need a network to tell which pairs are changing: load(path, network)."
         )
-    if said:
-        facts["drawn"][split], facts["right"][split] = len(said), sum(right.get(item, True) for item in said)
+    if said and network is not None:
+        facts["drawn"][split], facts["right"][split] = len(said), sum(right[item] for item in said)
     kept = []
     for row in rows:
         prompts = [(_key(row[p]), _key(row[a])) for p, a in names if row.get(p) is not None and row.get(a) is not None]

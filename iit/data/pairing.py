@@ -11,6 +11,7 @@ from iit.data.prompts import Answers, Prompts, answers
 from iit.data.sources import Sources
 
 ROUNDS = 200
+STAND_IN = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ class Paired:
         none = [None] * len(bases)
         return cls(bases, {v: [*none] for v in variables}, {v: [*none] for v in variables}, [*none], {r: [*none] for r in rivals})
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Paired":
+        """These pairs, in this order."""
+        index = [int(i) for i in rows]
+
+        def columns(of: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            return {name: [column[i] for i in index] for name, column in of.items()}
+
+        labels = [self.labels[i] for i in index]
+        return Paired(self.bases.take(index), columns(self.sources), columns(self.source_answers), labels, columns(self.rivals))
+
     @property
     def changing(self) -> np.ndarray:
         """bool[n]: whether the label differs from the base's own answer."""
@@ -68,7 +79,7 @@ def paired(
     Where some bases have no changing (or no other) pair, others stand in for them, as far as there are such.
 
     right: whether the network answers prompts that the sources' way writes anew; None does not ask.
-    Raises ValueError when a base finds no source at all.
+    Others stand in for bases that find no source at all, too; raises ValueError when these are more than half.
     """
     n = len(bases)
     pattern = rng.permutation(np.arange(n) % len(wanted.patterns))
@@ -111,6 +122,13 @@ def paired(
             stuck = np.concatenate([stuck, none])
         rest = fill(np.concatenate([stuck, rest]), False)
     rest = fill(rest, None)
+    for _ in range(STAND_IN):
+        if not 0 < len(rest) <= n // 2:
+            break
+        index = np.arange(n)
+        index[rest] = rng.choice(np.setdiff1d(index, rest), size=len(rest))
+        bases, pattern = bases.take(index), pattern[index]
+        found.bases, rest = bases, fill(rest, None)
     if len(rest):
         apart = f" that separates {list(wanted.separate)}" if wanted.separate else ""
         raise ValueError(
@@ -144,18 +162,7 @@ def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> Paired:
         raise ValueError(
             f"Task {task.name!r}: none of the {len(first)} pairs of {len(prompts)} prompts separates {wanted.separate}."
         )
-    rows = np.flatnonzero(kept).tolist()
-
-    def columns(of: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return {name: [column[i] for i in rows] for name, column in of.items()}
-
-    return Paired(
-        found.bases.take(rows),
-        columns(found.sources),
-        columns(found.source_answers),
-        [found.labels[i] for i in rows],
-        columns(found.rivals),
-    )
+    return found.take(np.flatnonzero(kept))
 
 
 def _put(found: Paired, task: Task, part: np.ndarray, ok: np.ndarray, chosen: Mapping[str, Prompts], labels: list[Any]) -> None:

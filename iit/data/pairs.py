@@ -128,7 +128,14 @@ class Pairs:
         Raises ValueError for unknown variables, pools, rivals and ways to pair, and when too few prompts are left after
         filtering.
         """
+        if not isinstance(task, Task):
+            raise TypeError(f"Pairs are sampled from a Task: a causal model and how its inputs are written; got {task!r}.")
         variables = _variables(task, variable)
+        separate = (separate,) if isinstance(separate, str) else separate
+        if changing_share is not None and not 0 <= changing_share <= 1:
+            raise ValueError(f"changing_share is a share, from 0 to 1, or None; got {changing_share}.")
+        if not variables and pairs != "random":
+            raise ValueError(f"data.pairs={pairs!r} chooses sources; prompts alone (no variable) have none.")
         unknown = sorted(set(separate) - set(task.rivals))
         if unknown:
             raise ValueError(f"data.separate names {unknown}; the rivals of task {task.name!r} are {sorted(task.rivals)}.")
@@ -148,7 +155,8 @@ class Pairs:
             pools, dropped = one_token_words(
                 task, lambda words: [len(tokenizer.encode(w, add_special_tokens=False)) for w in words]
             )
-        parts = disjoint_pools(pools, task.splits if splits is None else splits, shares, rng=rng)
+        apart = task.splits if splits is None else (splits,) if isinstance(splits, str) else tuple(splits)
+        parts = disjoint_pools(pools, apart, shares, rng=rng)
         right = network.answers_right if network is not None and right_only else None
         wanted = Wanted(variables, together, changing_share, tuple(separate))
         facts: dict[str, Any] = {
@@ -160,7 +168,7 @@ class Pairs:
         for split, size in sizes.items():
             kept = draw_prompts(task, parts[split], _n_prompts(wanted, pairs, size), right, rng=rng, split=split)
             train = train or kept.prompts
-            made = _pairs(task, wanted, pairs, kept.prompts, size, parts[split], right, rng)
+            made = _pairs(task, wanted, pairs, kept.prompts, size, parts[split], apart, right, rng)
             if right is not None:
                 facts["drawn"][split], facts["right"][split] = kept.n_drawn, kept.n_right
             facts["prompts"][split], facts["changing"][split] = len(kept.prompts), int(made.changing.sum())
@@ -172,12 +180,12 @@ class Pairs:
                 columns.setdefault(name, []).extend(column)
 
         def again(epoch: int) -> Dataset:
-            rng = np.random.default_rng([seed, epoch])
+            rng, n = np.random.default_rng([seed, epoch]), sizes["train"]
             prompts = train
             if right is None:
-                prompts = draw_prompts(task, parts["train"], sizes["train"], None, rng=rng, split="train").prompts
+                prompts = draw_prompts(task, parts["train"], _n_prompts(wanted, pairs, n), None, rng=rng, split="train").prompts
             assert prompts is not None
-            return dataset(columns_of(_pairs(task, wanted, pairs, prompts, sizes["train"], parts["train"], right, rng), "train"))
+            return dataset(columns_of(_pairs(task, wanted, pairs, prompts, n, parts["train"], apart, right, rng), "train"))
 
         return cls(dataset(columns), variables, task, facts, again if fresh else None)
 
@@ -237,11 +245,12 @@ def _pairs(
     prompts: Prompts,
     n: int,
     pools: Mapping[str, Sequence[Any]],
+    apart: Sequence[str],
     right: Answers | None,
     rng: np.random.Generator,
 ) -> Paired:
     """`n` pairs of these prompts, each of them a base as often as the others."""
-    way = sources(task, strategy, prompts, pools)
+    way = sources(task, strategy, prompts, pools, apart)
     if strategy == "exhaustive":
         return each_with_each(task, wanted, prompts)
     return paired(task, wanted, prompts.take(np.arange(n) % len(prompts)), way, right, rng=rng)
@@ -255,8 +264,9 @@ def _n_prompts(wanted: Wanted, strategy: str, n: int) -> int:
 
 
 def _separating(pairs: Paired) -> dict[str, int]:
-    """Rival → on how many pairs its label differs from the causal model's."""
+    """Rival → on how many pairs its label differs from the causal model's; of rivals that say something of every pair."""
     return {
-        name: sum(rival is not None and rival != label for rival, label in zip(labels, pairs.labels, strict=True))
+        name: sum(rival != label for rival, label in zip(labels, pairs.labels, strict=True))
         for name, labels in pairs.rivals.items()
+        if all(rival is not None for rival in labels)
     }

@@ -109,10 +109,11 @@ def draw_prompts(
     """
     kept: Prompts | None = None
     seen: set[Any] = set()
+    written: set[Any] = set()
     n_drawn = n_right = n_kept = 0
     for _ in range(40):
         size = max(n - n_kept, n // 4, 1)
-        drawn = write(task, _distinct(task.draw(rng, pools, size)))
+        drawn = write(task, _new(task.draw(rng, pools, size), written))
         drawn = drawn.take([i for i, key in enumerate(drawn.keys) if not (key in seen or seen.add(key))])
         if len(drawn):
             ok = np.ones(len(drawn), dtype=bool) if right is None else right(drawn.given, drawn.answers)
@@ -129,11 +130,10 @@ def draw_prompts(
     )
 
 
-def _distinct(inputs: Mapping[str, list[Any]]) -> Mapping[str, list[Any]]:
-    """Without rows that occur before, as far as that can be told from the inputs: writing takes longer than drawing."""
-    rows = list(zip(*inputs.values(), strict=True))
+def _new(inputs: Mapping[str, list[Any]], before: set[Any]) -> Mapping[str, list[Any]]:
+    """Without rows that came `before` (which is added to), as far as inputs can tell: writing takes longer than drawing."""
     try:
-        first = list(dict.fromkeys(rows))
+        rows = [row for row in zip(*inputs.values(), strict=True) if not (row in before or before.add(row))]
     except TypeError:  # inputs that cannot be hashed
         return inputs
-    return {name: [row[i] for row in first] for i, name in enumerate(inputs)}
+    return {name: [row[i] for row in rows] for i, name in enumerate(inputs)}

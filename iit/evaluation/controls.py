@@ -8,10 +8,14 @@ from iit.intervention import Intervention, VanillaIntervention
 
 
 def vanilla(alignment: Alignment) -> Alignment:
-    """Every edit swaps the whole vector of its sites: a reference, not an upper bound."""
+    """Every edit swaps the whole vector of its sites: a reference, not an upper bound.
+
+    Of the variables of one edit's blocks each swaps the whole vector; where several are active, the last one's source stays.
+    """
     edits = {}
     for key, edit in alignment.edits.items():
-        edits[key] = Edit(edit.sites, VanillaIntervention(), edit.source_sites, edit.joint)
+        for variable in edit.intervention.blocks or (key,):
+            edits[variable] = Edit(edit.sites, VanillaIntervention(), edit.source_sites, edit.joint)
     return _beside(alignment, edits)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
@@ -93,7 +94,9 @@ def evaluate(
     for variables in dict.fromkeys(encoded.interchanged):
         chosen = np.array([names == variables for names in encoded.interchanged])
         facts = describe(alignment, pairs, variables) | told
-        rows += _rows(arms, encoded, chosen, facts, trust) + _readout(differences, encoded, chosen, facts, trust)
+        silent = {f"rival/{name}" for name, speaks in encoded.speaks.items() if not bool(speaks[torch.from_numpy(chosen)].all())}
+        heard = {control: right for control, right in arms.items() if control not in silent}
+        rows += _rows(heard, encoded, chosen, facts, trust) + _readout(differences, encoded, chosen, facts, trust)
     if controls and split in pairs.facts.get("drawn", {}):
         drawn = np.arange(pairs.facts["drawn"][split])
         rows.append(_task_accuracy(drawn < pairs.facts["right"][split], describe(alignment, pairs, pairs.variables) | told))

@@ -112,3 +112,17 @@ def test_a_network_is_frozen_after_an_exception_too(network):
 def test_unknown_parts_are_refused(network):
     with pytest.raises(ValueError, match=r"\['strict'\] are no parts of the loss; they are \['behaviour', 'interchange'\]"):
         IIT(none(network), weights={"strict": 1.0})
+    for weights in ({"behaviour": 0.0}, {"behaviour": -1.0}):
+        with pytest.raises(ValueError, match="none may be negative, and one part has to count"):
+            IIT(none(network), weights=weights)
+    alignment = iit.Alignment(network, {"left_equal": iit.Edit([SITE], iit.VanillaIntervention())})
+    assert IIT(alignment, weights={"interchange": 0.0}).monitor == "val/task_accuracy"
+
+
+def test_blocks_are_scored_beside_their_controls(network):
+    pairs = pairs_of(["left_equal", "right_equal"])
+    blocks = iit.RotatedSpaceIntervention(16, blocks={"left_equal": 4, "right_equal": 4})
+    rows = iit.evaluate(iit.Alignment(network, {SITE: blocks}), pairs)
+    assert {row.variable for row in rows if row.control == "vanilla"} == {"left_equal", "right_equal"}
+    assert {row.control for row in rows if row.variable == "left_equal"} >= {"rival/left_only", "random_subspace"}
+    assert "rival/left_only" not in {row.control for row in rows if row.variable == "right_equal"}

@@ -73,6 +73,17 @@ def test_the_separating_share_counts_interchanges():
     assert separating_share(one, third, [(zero, {"a": unit}), (zero, {"a": zero}), (zero, {}), (unit, {"a": zero})]) == 0.5
 
 
+def test_nested_interchanges_and_dropped_inputs_are_compared():
+    model = CausalModel({"x": None, "y": None}, {"s": lambda x, y: x + y, "b": lambda s: s % 3}, "b")
+    without = drop(model, "y", 0)
+    base = {"x": 1, "y": 0}
+    nested = model.interchange(base, {"x": {"x": 5, "y": 1}})
+    assert separating_share(model, model, [(base, {"s": nested})]) == 0
+    assert separating_share(model, without, [(base, {"s": {"x": 1, "y": 1}}), (base, {"s": base})]) == 0.5
+    with pytest.raises(ValueError, match="outside its domain"):
+        drop(build({"b": lambda x, z: x + z}, {"x": (0, 1), "z": (0, 1)}), "x", 7)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -88,7 +99,7 @@ def test_the_separating_share_counts_interchanges():
         (lambda m: drop(m, "q", 0), r"no variable \['q'\]"),
         (lambda m: separating_share(m, m, []), "no pairs"),
         (lambda m: separating_share(m, m, [({"x": 0}, {"q": {}})]), r"\['q'\]"),
-        (lambda m: separating_share(m, m, [({"x": 0}, {}), ({"y": 0}, {})]), "same names"),
+        (lambda m: separating_share(m, m, [({"x": 0}, {}), ({"y": 0}, {})]), "is missing"),
     ],
 )
 def test_errors_name_the_culprit(make, said):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,6 +135,14 @@ def test_all_inputs_are_enumerated():
         build({"b": lambda x, y: x}, {"x": (0, 1), "y": None}).all_inputs()
     with pytest.raises(ValueError, match="1,000,000 inputs, more than most=10"):
         build({"b": lambda x, y: x}, {"x": range(1000), "y": range(1000)}).all_inputs(most=10)
+
+
+def test_equal_values_are_told_as_equal_whatever_they_are():
+    one = {"a": np.array([1.0, np.nan]), "b": (torch.tensor([1.0, 2.0]), float("nan"))}
+    model = build({"b": lambda x: {"a": one["a"] * x, "b": (one["b"][0] * x, float("nan"))}})
+    assert model.run({"x": 1})["b"]["a"][0] == 1.0
+    with pytest.raises(ValueError, match="mechanism of 'b' tells no parents"):
+        build({"b": max})
 
 
 @pytest.mark.parametrize("answers", [iter(range(100)), iter([(0, np.zeros(2)), (0, np.ones(2))])])

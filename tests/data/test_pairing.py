@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from iit import causal
-from iit.data import STRATEGIES, EncodedPairs, Pairs
+from iit.causal import addition, equality, greater_than, ioi, mcqa, price_tag, pvr
+from iit.data import STRATEGIES, EncodedPairs, Pairs, disjoint_pools
+from iit.data.prompts import write
+from iit.data.sources import sources
+from iit.network import mlp
 
 TASKS = {
     name: getattr(causal, name)()
@@ -17,8 +22,6 @@ class Tensors:
     """A network fed with tensors, as far as encoding goes."""
 
     def encode(self, given, positions=None, answers=None):
-        import torch
-
         batch = {"x": torch.tensor(np.stack(given))}
         return batch if answers is None else batch | {"answer": torch.tensor(list(answers)).unsqueeze(1)}
 
@@ -164,3 +167,69 @@ def test_bases_without_a_changing_pair_are_made_up_for(caplog):
     assert 0.2 < found.facts["changing"]["train"] / 90 < 0.5
     assert asked
     assert "of the pairs are changing" in caplog.text
+
+
+@pytest.mark.parametrize("make", [addition, price_tag, mcqa, ioi, lambda: equality(n_objects=60), pvr])
+def test_minimal_sources_keep_to_the_pools_of_their_split(make):
+    task = make()
+    rng = np.random.default_rng(0)
+    pools = disjoint_pools(task.pools, task.splits, (0.5, 0.2, 0.3), rng=rng)["validation"]
+    prompts = write(task, task.draw(rng, pools, 100))
+    way = sources(task, "minimal", prompts, pools)
+    for variable in task.variables:
+        found = way.choose(variable, prompts, rng)
+        for row in zip(*found.inputs.values(), strict=True):
+            for pool, used in task.uses(dict(zip(found.inputs, row, strict=True))).items():
+                assert set(used) <= set(pools[pool])
+
+
+def test_a_tasks_own_sources_keep_what_the_splits_hold_apart():
+    found = Pairs.sample(greater_than(), pairs="later", splits=["tens"], shares=(0.4, 0.3, 0.3), changing_share=None, **FEW)
+    digits = {
+        split: {text[slice(*roles["start_tens"])] for text, roles in zip(part["source"], part["source_roles"], strict=True)}
+        for split in ("train", "validation", "test")
+        for part in [found.split(split)]
+    }
+    assert not digits["train"] & digits["test"]
+    year = Pairs.sample(greater_than(), pairs="year_01", seed=2, **FEW)
+    assert len(year.split("train")) == FEW["n_train"]
+
+
+def test_fresh_exhaustive_pairs_are_no_more_than_asked():
+    found = Pairs.sample(ioi(), n=60, fresh=True, pairs="exhaustive")
+    assert len(found.again(1)) <= 60
+
+
+def test_rivals_are_heard_where_they_speak():
+    pairs = Pairs.sample(equality(n_objects=60), variable=["left_equal", "right_equal"], **FEW)
+    network = mlp(16, 2, 8, 1)
+    encoded = EncodedPairs(pairs.split("test"), pairs.variables, network)
+    on_left = torch.tensor([names == ("left_equal",) for names in encoded.interchanged])
+    assert torch.equal(encoded.speaks["left_only"], on_left)
+    assert torch.equal(encoded.speaks["first_argument_identity"], torch.ones_like(on_left))
+    assert set(pairs.facts["separating"]["test"]) == {"first_argument_identity"}
+    assert set(Pairs.sample(equality(n_objects=60), **FEW).facts["separating"]["test"]) == {
+        "first_argument_identity",
+        "left_only",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"changing_share": 2}, "from 0 to 1"),
+        ({"variable": (), "pairs": "abc"}, "'abc' chooses sources"),
+        ({"separate": "nobody"}, r"names \['nobody'\]"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        Pairs.sample(ioi(), **FEW, **options)
+
+
+def test_prompts_alone_are_saved_and_loaded(tmp_path):
+    pairs = Pairs.sample(equality(n_objects=60), variable=(), **FEW)
+    pairs.save(tmp_path / "prompts.parquet")
+    loaded = Pairs.load(tmp_path / "prompts.parquet", variable=())
+    assert loaded.dataset["label"] == pairs.dataset["label"]
+    assert loaded.facts["right"] == {}, "nobody was asked"
