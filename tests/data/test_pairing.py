@@ -217,7 +217,7 @@ def test_rivals_are_heard_where_they_speak():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"changing_share": 2}, "from 0 to 1"),
+        ({"changing_share": 2.0}, "from 0 to 1"),
         ({"variable": (), "pairs": "abc"}, "'abc' chooses sources"),
         ({"separate": "nobody"}, r"names \['nobody'\]"),
     ],
