@@ -1,27 +1,25 @@
 """The intervened network: a frozen network, and the edits that are done to its runs."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.intervened import generate as generation
-from iit.intervened.batch import Batch, Inputs, is_encoder_decoder, prepare, restored
+from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit
 from iit.intervened.edited_run import EditedRun, Source, block_input
 from iit.intervened.observe import observe
 from iit.intervened.positions import Columns, columns
-from iit.intervened.resume import Suffix, first_block, resumed, span, suffix
+from iit.intervened.resumable import Resumable
+from iit.intervened.resume import first_block
 from iit.intervened.shareable import Shareable
 from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
 from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_one_width, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
-from iit.network.answering import head_at
 from iit.site import ResolvedSite, Site, resolve
 
 
@@ -39,7 +37,7 @@ class Run(NamedTuple):
     activations: dict[Variable, Tensor]
 
 
-class IntervenedModel(Shareable):
+class IntervenedModel(Resumable, Shareable):
     """A network and edits: `edited(base, sources)` runs the base with the sources' values swapped in.
 
     network: a `LanguageModel`, a `Classifier`, a transformers model, or any `nn.Module`. It is held outside module registration: parameters,
@@ -141,53 +139,6 @@ class IntervenedModel(Shareable):
         }
         return Run(output, base_output, activations)
 
-    def answer_logits(
-        self, base: Inputs, sources: Sources = None, active: Active = None
-    ) -> Float[Tensor, "batch n_answer vocab"]:
-        """Logits where the base's `answer` is read: Tensor[batch, n_answer, vocab], or [batch, 1, classes] without tokens.
-
-        The answer is teacher-forced; a language model's head runs at these columns only. Without an answer the next token
-        is read. Raises ValueError for encoder-decoders.
-        """
-        if is_encoder_decoder(self.network):
-            raise ValueError(
-                f"{type(self.network).__name__} answers in its decoder's tokens, not behind the prompt's: call the model, and read "
-                "the output's logits where they are wanted."
-            )
-        batch = prepare(self.network, base)
-        if batch.lengths is None:
-            with self.edited_run(batch, sources, active).applied():
-                return _class_logits(self.network(*batch.args, **batch.kwargs))
-        batch, read = batch.with_answer()
-        run = self.edited_run(batch, sources, active)
-        rest = self._suffix(batch, run, read)
-        noise = torch.get_rng_state()
-        logits = self._logits_at(read, batch, run, rest)
-        if rest is None or self.store is None or self.store.is_trusted(rest.layer, run.flags):
-            return logits
-        self.store, store = None, self.store
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(noise)
-            whole = self._logits_at(read, batch, self.edited_run(batch, sources, active), None)
-        if store.trusts(rest.layer, run.flags, logits.detach(), whole):
-            self.store = store
-            return logits
-        return self._logits_at(read, batch, self.edited_run(batch, sources, active), None)
-
-    def _logits_at(self, read: Tensor, batch: Batch, run: EditedRun, rest: Suffix | None) -> Tensor:
-        """Logits at the columns `read` of the edited run: of the whole network, or of the rest of it."""
-        with ExitStack() as stack:
-            stack.enter_context(run.applied(rest))
-            if rest is not None:
-                stack.enter_context(resumed(self.network, rest))
-                batch, read = rest.batch, rest.of(read)
-            at_answer = stack.enter_context(head_at(self.network, read))
-            output = self.network(*batch.args, **batch.kwargs)
-        logits = getattr(output, "logits", None)
-        if logits is None or logits.ndim == 2:
-            return _class_logits(output)
-        return logits if at_answer else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-
     def generate(
         self, base: Inputs, sources: Sources = None, active: Active = None, *, scope: str = "prompt", **options: Any
     ) -> Any:
@@ -226,36 +177,6 @@ class IntervenedModel(Shareable):
                 handle.remove()
         assert isinstance(base, Mapping)
         return process.restored(ids, base["input_ids"])
-
-    def _suffix(self, batch: Batch, run: EditedRun, read: Tensor) -> Suffix | None:
-        """What has to run, given what earlier runs have left; None where all of it has to."""
-        if self.store is None:
-            return None
-        why = (
-            "the sites are not components of a decoder's blocks"
-            if self._first_block is None
-            else self.store.refuses(self.network, batch)
-        )
-        if why is not None or self._first_block is None:
-            self.store.tell(f"The whole network runs: {why}.")
-            return None
-        self.store.tell(f"Runs resume at block {self._first_block} and the first position that is edited.")
-        first, stop = span(run.places.values(), read, batch.tokens.shape[1])
-        before = self.store.prefix(self.network, batch, self._first_block, first, stop, self._resolved)
-        return suffix(self.network, batch, self._first_block, first, stop, before)
-
-    def n_columns(self, base: Inputs, active: Active = None) -> Tensor | None:
-        """LongTensor[batch], how many positions of each example a resumed run runs; None where runs do not resume.
-
-        Batches of examples that are alike in it cost least.
-        """
-        batch = prepare(self.network, base)
-        if self._first_block is None or batch.lengths is None:
-            return None
-        batch, read = batch.with_answer()
-        places = self._places(batch, activity(list(self.variables), active, batch))
-        first, stop = span(places.values(), read, batch.tokens.shape[1])
-        return stop - first
 
     def _places(self, batch: Batch, flags: Mapping[Variable, Tensor | None]) -> dict[tuple[Variable, int], Columns]:
         return {
@@ -305,13 +226,3 @@ def _any_active(key: Variable, edit: Edit, flags: Mapping[Variable, Tensor | Non
     if any(flag is None for flag in found):
         return None
     return torch.stack([flag for flag in found if flag is not None]).any(0)
-
-
-def _class_logits(output: Any) -> Tensor:
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if logits is None or logits.ndim != 2:
-        raise ValueError(
-            f"Without tokens the answer is a class: the output must be Tensor[batch, classes] or have such `.logits`; "
-            f"{type(output).__name__} does not."
-        )
-    return logits.unsqueeze(1)
