@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from iit.intervened.batch import Batch
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import Columns
 from iit.intervened.resume import Prefix
+from iit.intervened.spill import Spill
 from iit.network.answering import IGNORED, head_at
 from iit.network.components import blocks_of
 from iit.site import ResolvedSite, Site
@@ -41,10 +43,14 @@ class ActivationStore:
     """Activations of one frozen network, keyed by prompt, site and columns; filled as prompts come.
 
     Reading equals `observe` on the same batch; only prompts not seen before are run.
+
+    budget: bytes that are kept in memory; what comes beyond goes to memory-mapped files in `folder` (the system's for temporary
+        files by default), which vanish with the store.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, *, budget: int = 4 * 2**30, folder: str | Path | None = None):
         self._network = network
+        self._spill = Spill(budget, folder)
         self._kept: dict[tuple[Site, Prompt], _Kept] = {}
         self._caches: dict[tuple[int, Prompt], Tensor] = {}
         self._version = _version(network)
@@ -177,7 +183,7 @@ class ActivationStore:
             both = torch.stack([torch.stack((one.keys, one.values)) for one in _layers(cache)[layer:]])
             for n, i in enumerate(new):
                 if begins[i]:
-                    self._caches[layer, prompts[i]] = both[:, :, n, :, : begins[i]].clone()
+                    self._caches[layer, prompts[i]] = self._spill.keep(both[:, :, n, :, : begins[i]])
 
     def _n_cached(self, layer: int, prompt: Prompt) -> int:
         """Before how many of a prompt's columns keys and values are kept."""
@@ -189,6 +195,7 @@ class ActivationStore:
         if self._version != (version := _version(self._network)):
             self._kept.clear()
             self._caches.clear()
+            self._spill.clear()
             self._version = version
 
     def _has(self, site: Site, prompt: Prompt, columns: tuple[int, ...]) -> bool:
@@ -203,7 +210,7 @@ class ActivationStore:
                 more = [n for n, c in enumerate(columns) if c not in before.columns]
                 columns = (*before.columns, *(columns[n] for n in more))
                 values = torch.cat([before.values, values[more]])
-            self._kept[_place(site), prompts[row]] = _Kept({c: n for n, c in enumerate(columns)}, values.clone())
+            self._kept[_place(site), prompts[row]] = _Kept({c: n for n, c in enumerate(columns)}, self._spill.keep(values))
 
     def _stacked(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], n_columns: int) -> Tensor:
         """Tensor[batch, position, width], zeros where an example has fewer positions."""

@@ -11,7 +11,6 @@ from iit.alignment import Alignment, Fitted, fit
 from iit.causal.figure import figure
 from iit.data import Pairs
 from iit.evaluation import evaluate
-from iit.intervened import ActivationStore
 from iit.network import fingerprint
 from iit.report import save_figure, training_curve
 from iit.result import Row
@@ -19,7 +18,7 @@ from iit.result import Row
 log = logging.getLogger(__name__)
 
 # What may differ between a run and the run it resumes.
-_FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "name")
+_FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "store", "name")
 
 
 def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
@@ -31,7 +30,7 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     network = instantiate(cfg.network)
     alignment = instantiate(cfg.alignment)(network=network)
     before = fingerprint(network.model)
-    alignment.store = ActivationStore(network.model)
+    alignment.store = instantiate(cfg.store)(network.model)
     pairs = _pairs(cfg, alignment)
     log.info("%s", _told(pairs.facts))
     if pairs.facts.get("separating"):

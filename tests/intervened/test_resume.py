@@ -49,7 +49,8 @@ def test_resumed_equals_full(family, sites, monkeypatch):
     store = ActivationStore(network)
     filled = run(network, sites, base, source, store)
     again = run(network, sites, base, source, store)
-    for found in (filled, again):
+    spilled = ActivationStore(network, budget=0)
+    for found in (filled, again, run(network, sites, base, source, spilled), run(network, sites, base, source, spilled)):
         torch.testing.assert_close(found[0], full[0], atol=1e-5, rtol=1e-5)
         for one, other in zip(found[1], full[1], strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
