@@ -80,9 +80,6 @@ class IntervenedModel(Resumable, Shareable):
                     before = block_input(site)
                     self._resolved.setdefault(before, resolve(self.network, before))
         self._first_block = first_block(self.network, self.edits.values())
-        if self._first_block:
-            start = Site("block_output", layer=self._first_block - 1)
-            self._resolved.setdefault(start, resolve(self.network, start))
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))

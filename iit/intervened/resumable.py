@@ -114,7 +114,7 @@ class Resumable(nn.Module):
             return None
         self.store.tell(f"Runs resume at block {self._first_block} and the first position that is edited.")
         first, stop = span(run.places.values(), read, batch.tokens.shape[1])
-        before = self.store.prefix(self.network, batch, self._first_block, first, stop, self._resolved)
+        before = self.store.prefix(self.network, batch, self._first_block, first, stop)
         return suffix(self.network, batch, self._first_block, first, stop, before)
 
 

@@ -1,4 +1,4 @@
-"""Tensors that are kept: in memory up to a budget, in memory-mapped files beyond it."""
+"""Tensors that are kept: where they are up to a budget, in memory-mapped files beyond it."""
 
 import tempfile
 from contextlib import suppress
@@ -28,9 +28,9 @@ class Spill:
         self._used = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor. What is not on the CPU stays on its device, whatever the budget."""
+        """A copy of the tensor: on its device, or beyond the budget on the CPU."""
         size = tensor.numel() * tensor.element_size()
-        if tensor.device.type != "cpu" or self.in_memory + size <= self.budget:
+        if self.in_memory + size <= self.budget:
             self.in_memory += size
             return tensor.clone()
         self.in_files += size

@@ -2,57 +2,54 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
-from iit.intervened.batch import Batch
+from iit.intervened.batch import Batch, Inputs, prepare
+from iit.intervened.kept import Kept, Prompt
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import Columns
 from iit.intervened.resume import Prefix
-from iit.intervened.spill import Spill
 from iit.network.answering import IGNORED, head_at
 from iit.network.components import blocks_of
-from iit.site import ResolvedSite, Site
+from iit.site import ResolvedSite, Site, resolve
 
 log = logging.getLogger(__name__)
 
-Prompt = tuple[int, ...]
-
-
-@dataclass
-class _Kept:
-    """Values of one prompt at one site, at the columns that were asked for."""
-
-    columns: dict[int, int]
-    values: Tensor
-
-    def at(self, columns: tuple[int, ...]) -> Tensor:
-        if columns == tuple(self.columns):
-            return self.values
-        return self.values[[self.columns[c] for c in columns]]
-
 
 class ActivationStore:
-    """Activations of one frozen network, keyed by prompt, site and columns; filled as prompts come.
+    """Activations of one frozen network, keyed by prompt, site and columns; filled as prompts come, or up front by `fill`.
 
     Reading equals `observe` on the same batch; only prompts not seen before are run.
 
-    budget: bytes that are kept in memory; what comes beyond goes to memory-mapped files in `folder` (the system's for temporary
-        files by default), which vanish with the store.
+    budget: bytes that are kept where the network is; what comes beyond goes to memory-mapped files in `folder` (the system's for
+        temporary files by default), which vanish with the store.
+    shelf: a folder in which everything that was run is kept, for the other jobs of a sweep and for later processes. Values are
+        those of the batch in which a prompt was first run: figures may differ in the last bits from a run without a shelf.
+    layers: the blocks at which runs will resume, in a sweep over them: a prompt is then run once for all.
     """
 
-    def __init__(self, network: nn.Module, *, budget: int = 4 * 2**30, folder: str | Path | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        budget: int = 4 * 2**30,
+        folder: str | Path | None = None,
+        shelf: str | Path | None = None,
+        layers: Iterable[int] = (),
+    ):
         self._network = network
-        self._spill = Spill(budget, folder)
-        self._kept: dict[tuple[Site, Prompt], _Kept] = {}
-        self._caches: dict[tuple[int, Prompt], Tensor] = {}
+        self.layers = frozenset(layers)
+        self._kept = Kept(budget, folder, shelf)
+        self._kept.begin(network)
+        self._resolved: dict[Site, ResolvedSite] = {}
         self._version = _version(network)
         self._told: set[str] = set()
         self._trusted: set[tuple[int, bool]] = set()
@@ -115,117 +112,126 @@ class ActivationStore:
         prompts = _prompts(batch)
         places = {site: _explicit(place, batch) for site, place in places.items()}
         wanted = {site: _columns(place) for site, place in places.items()}
-        new = [i for i in range(batch.size) if not all(self._has(site, prompts[i], wanted[site][i]) for site in places)]
+        for site in places:
+            layer = next((layer for layer in self.layers if _before(layer) == replace(site, position=None)), None)
+            if layer is not None:  # a prompt that is a source here will be a base elsewhere in the sweep
+                self._run_new(network, batch, layer, prompts, [0] * batch.size, wanted[site])
+        new = {
+            (prompts[i], *(wanted[site][i] for site in places)): i
+            for i in range(batch.size)
+            if not all(self._kept.has(site, prompts[i], wanted[site][i]) for site in places)
+        }
         if new:
-            part, parts = _rows(batch, new), {s: Columns(s, _index(p)[new]) for s, p in places.items()}
+            rows = list(new.values())
+            part, parts = _rows(batch, rows), {s: Columns(s, _index(p)[rows]) for s, p in places.items()}
             found = observe(network, part, parts, resolved=resolved)
             for site, activation in found.items():
-                self._keep(site, prompts, wanted[site], new, activation)
-        return Activations({site: self._stacked(site, prompts, wanted[site], _index(places[site]).shape[1]) for site in places})
+                for i, values in zip(rows, activation, strict=True):
+                    self._kept.add(site, prompts[i], wanted[site][i], values)
+            self._kept.shelve()
+        return Activations({site: self._stacked(site, prompts, wanted[site], _index(place)) for site, place in places.items()})
 
-    def prefix(
-        self, network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, resolved: dict[Site, ResolvedSite]
-    ) -> Prefix:
+    def prefix(self, network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor) -> Prefix:
         """What a run from block `layer` and position `first` up to `stop` finds already done; `refuses` must be None.
 
         first, stop: Tensor[batch], columns of the batch.
         """
         self._check_version()
         prompts, starts = _prompts(batch), first.tolist()
-        site = Site("block_output", layer=layer - 1) if layer else None
         spans = zip(starts, stop.tolist(), prompts, strict=True)
         wanted = [tuple(range(start, min(end, len(prompt)))) for start, end, prompt in spans]
         # Where no block runs, nothing before matters.
         begins = starts if layer < len(blocks_of(network)[1]) else [0] * batch.size
-        new = [
-            i
-            for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True))
-            if begin > self._n_cached(layer, prompt) or (site is not None and not self._has(site, prompt, wanted[i]))
-        ]
-        if new:
-            self._run_prefix(network, batch, layer, site, prompts, begins, new, resolved)
-        hidden = None if site is None else self._stacked(site, prompts, wanted, int((stop - first).max()))
-        longest = max(begins)
-        if not longest:
-            return Prefix(hidden, None)
-        like = next(self._caches[layer, p] for p, begin in zip(prompts, begins, strict=True) if begin)
-        cache = like.new_zeros(*like.shape[:2], len(prompts), like.shape[2], longest, like.shape[-1])
-        for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True)):
-            if begin:
-                cache[:, :, i, :, longest - begin :] = self._caches[layer, prompt][..., :begin, :]
-        return Prefix(hidden, cache)
+        self._run_new(network, batch, layer, prompts, begins, wanted)
+        site, index = _before(layer), first.unsqueeze(1).expand(-1, int((stop - first).max()))
+        hidden = None if site is None else self._stacked(site, prompts, wanted, index)
+        return Prefix(hidden, self._kept.stacked_caches(layer, prompts, begins, first.device))
 
-    def _run_prefix(
+    def fill(self, batches: Iterable[Inputs], *, told: str = "Running prompts") -> None:
+        """Run every prompt of the batches that is not kept, once for all `layers`; a progress bar tells how far it is.
+
+        Raises ValueError without `layers`, and where runs cannot resume.
+        """
+        if not self.layers:
+            raise ValueError("Nothing says what to keep: make the store with `layers`, the blocks at which runs will resume.")
+        for inputs in track(list(batches), told, transient=True):
+            batch = prepare(self._network, inputs)
+            why = self.refuses(self._network, batch)
+            if why is not None:
+                raise ValueError(f"Prompts cannot be run up front: {why}.")
+            self._check_version()
+            prompts = _prompts(batch)
+            for layer in sorted(self.layers):
+                columns = [tuple(range(len(prompt))) for prompt in prompts]
+                self._run_new(self._network, batch, layer, prompts, [len(prompt) - 1 for prompt in prompts], columns)
+
+    def _run_new(
         self,
         network: nn.Module,
         batch: Batch,
         layer: int,
-        site: Site | None,
         prompts: list[Prompt],
         begins: list[int],
-        new: list[int],
-        resolved: dict[Site, ResolvedSite],
+        wanted: list[tuple[int, ...]],
     ) -> None:
-        """Run the prompts `new` whole, once.
+        """Run the prompts whole, once each, of which is not kept what a run from `layer` on needs.
 
-        Kept are the residual stream before the block at every column, which also serves those who read a source there, and
-        the keys and values before each prompt's `begins` in the blocks from it on: Tensor[block, 2, head, seq, width].
+        That is the keys and values before `begins`, and the residual stream before the block at the columns `wanted`. Kept is the
+        latter at every column, which also serves those who read a source there; and what `self.layers` will need.
         """
-        part, cache = _rows(batch, new), DynamicCache()
+        site = _before(layer)
+        new: dict[Prompt, int] = {}
+        for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True)):
+            if not self._kept.has_cache(layer, prompt, begin) or (site and not self._kept.has(site, prompt, wanted[i])):
+                new[prompt] = i
+        if not new:
+            return
+        rows = list(new.values())
+        part, cache = _rows(batch, rows), DynamicCache()
         part.kwargs.update(past_key_values=cache, use_cache=True)
         steps = torch.arange(part.tokens.shape[1], device=part.tokens.device).expand(part.size, -1)
-        places = {} if site is None else {site: Columns(site, steps)}
+        sites = [site for site in map(_before, sorted({layer, *self.layers})) if site is not None]
+        for site in sites:
+            self._resolved.setdefault(site, resolve(network, site))
         with head_at(network, steps[:, :1]):
-            found = observe(network, part, places, resolved=resolved, stop_early=False)
-        if site is not None:
-            self._keep(site, prompts, [tuple(range(len(prompt))) for prompt in prompts], new, found[site])
-        if max(begins):
-            both = torch.stack([torch.stack((one.keys, one.values)) for one in _layers(cache)[layer:]])
-            for n, i in enumerate(new):
-                if begins[i]:
-                    self._caches[layer, prompts[i]] = self._spill.keep(both[:, :, n, :, : begins[i]])
-
-    def _n_cached(self, layer: int, prompt: Prompt) -> int:
-        """Before how many of a prompt's columns keys and values are kept."""
-        kept = self._caches.get((layer, prompt))
-        return 0 if kept is None else kept.shape[-2]
+            places = {site: Columns(site, steps) for site in sites}
+            found = observe(network, part, places, resolved=self._resolved, stop_early=False)
+        for site in sites:
+            for prompt, values in zip(new, found[site], strict=True):
+                self._kept.add(site, prompt, tuple(range(len(prompt))), values)
+        # What is kept of a prompt only grows: edits that take turns do not run it again and again.
+        start, before = min({layer, *self.layers}), dict.fromkeys(new, 0)
+        for prompt, begin in zip(prompts, begins, strict=True):
+            if prompt in before:
+                before[prompt] = len(prompt) - 1 if self.layers else max(begin, before[prompt])
+        for prompt, known in ((prompt, self._kept.caches[prompt]) for prompt in new if prompt in self._kept.caches):
+            start, before[prompt] = min(start, known.first), max(before[prompt], known.n_columns)
+        if any(before.values()) and start < len(_layers(cache)):
+            both = torch.stack([torch.stack((one.keys, one.values)) for one in _layers(cache)[start:]])
+            for n, (prompt, begin) in enumerate(before.items()):
+                if begin:
+                    self._kept.add_cache(start, prompt, both[:, :, n, :, :begin])
+        self._kept.shelve()
 
     def _check_version(self) -> None:
         """Forget everything when a parameter or buffer has changed."""
         if self._version != (version := _version(self._network)):
-            self._kept.clear()
-            self._caches.clear()
-            self._spill.clear()
+            self._kept.begin(self._network)
             self._version = version
 
-    def _has(self, site: Site, prompt: Prompt, columns: tuple[int, ...]) -> bool:
-        kept = self._kept.get((_place(site), prompt))
-        return kept is not None and all(c in kept.columns for c in columns)
+    def _stacked(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], index: Tensor) -> Tensor:
+        """Tensor[batch, position, width], as many positions as the index has; zeros where an example has fewer."""
+        found = self._kept.stacked(site, prompts, wanted, index.device)
+        return torch.nn.functional.pad(found, (0, 0, 0, index.shape[1] - found.shape[1]))
 
-    def _keep(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], rows: list[int], found: Any) -> None:
-        for row, values in zip(rows, found, strict=True):
-            columns, values = wanted[row], values[: len(wanted[row])]
-            before = self._kept.get((_place(site), prompts[row]))
-            if before is not None:
-                more = [n for n, c in enumerate(columns) if c not in before.columns]
-                columns = (*before.columns, *(columns[n] for n in more))
-                values = torch.cat([before.values, values[more]])
-            self._kept[_place(site), prompts[row]] = _Kept({c: n for n, c in enumerate(columns)}, self._spill.keep(values))
 
-    def _stacked(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], n_columns: int) -> Tensor:
-        """Tensor[batch, position, width], zeros where an example has fewer positions."""
-        rows = [self._kept[_place(site), prompt].at(columns) for prompt, columns in zip(prompts, wanted, strict=True)]
-        stacked = pad_sequence(rows, batch_first=True)
-        return torch.nn.functional.pad(stacked, (0, 0, 0, n_columns - stacked.shape[1]))
+def _before(layer: int) -> Site | None:
+    """Where the residual stream before a block is read; None for the first one."""
+    return Site("block_output", layer=layer - 1) if layer else None
 
 
 def _layers(cache: DynamicCache) -> list[Any]:
     return cache.layers
-
-
-def _place(site: Site) -> Site:
-    """The site without its position: columns say that."""
-    return replace(site, position=None)
 
 
 def _version(network: nn.Module) -> int:

@@ -14,9 +14,9 @@ from platformdirs import user_cache_dir
 MANIFEST = "manifest.json"
 
 
-def cache_folder() -> Path:
-    """Where made files are kept: the environment's `IIT_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("IIT_CACHE") or user_cache_dir("iit"))
+def cache_folder(*parts: str) -> Path:
+    """Where made files are kept: in the environment's `IIT_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("IIT_CACHE") or user_cache_dir("iit"), *parts)
 
 
 def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
