@@ -6,5 +6,6 @@ from iit.alignment.das import DAS
 from iit.alignment.fit import Fitted, fit
 from iit.alignment.iit import IIT
 from iit.alignment.objective import cross_entropy
+from iit.alignment.stopping import EarlyStopping
 
-__all__ = ["DAS", "IIT", "Alignment", "BestWeights", "Fitted", "cross_entropy", "fit", "none", "one"]
+__all__ = ["DAS", "IIT", "Alignment", "BestWeights", "EarlyStopping", "Fitted", "cross_entropy", "fit", "none", "one"]

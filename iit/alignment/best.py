@@ -1,13 +1,23 @@
 """Keeping the best weights by validation."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from torch import Tensor
 
+from iit.alignment.cells import Cells, of_cell
+
+
+class Best(NamedTuple):
+    """A cell's best epoch (counted from 0), its validation metric, and its weights then."""
+
+    epoch: int
+    value: float
+    weights: dict[str, Tensor]
+
 
 class BestWeights(L.Callback):
-    """Keep the interventions' weights of the epoch with the highest validation metric, and put them back at the end.
+    """Keep each cell's weights of the epoch with the highest validation metric, and put them back at the end.
 
     They are part of every checkpoint, so a resumed run knows the best epoch of the run that it resumes. Equal values keep
     the earlier epoch.
@@ -15,30 +25,38 @@ class BestWeights(L.Callback):
 
     def __init__(self, monitor: str = "val/iia_changing"):
         self.monitor = monitor
-        self.value: float | None = None
-        self.epoch: int | None = None
-        self._weights: dict[str, Tensor] = {}
+        self.best: dict[str, Best] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare the epoch just validated with the best so far."""
+        """Compare the epoch just validated with the best so far. Raises ValueError when nothing logs the metric."""
+        assert isinstance(pl_module, Cells)
         if trainer.sanity_checking:
             return
-        if self.monitor not in trainer.callback_metrics:
-            raise ValueError(f"Nothing logs {self.monitor!r}; there is {sorted(trainer.callback_metrics)}.")
-        value = float(trainer.callback_metrics[self.monitor])
-        if self.value is None or value > self.value:
-            self.value, self.epoch = value, trainer.current_epoch
-            self._weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+        for name in pl_module.running:
+            value = validated(trainer, self.monitor, name)
+            if name not in self.best or value > self.best[name].value:
+                state = pl_module.weights_of(name).state_dict()
+                weights = {key: tensor.detach().clone() for key, tensor in state.items()}
+                self.best[name] = Best(trainer.current_epoch, value, weights)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best weights back."""
-        if self._weights:
-            pl_module.load_state_dict(self._weights)
+        assert isinstance(pl_module, Cells)
+        for name, best in self.best.items():
+            pl_module.weights_of(name).load_state_dict(best.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"value": self.value, "epoch": self.epoch, "weights": self._weights}
+        return {name: best._asdict() for name, best in self.best.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over from a checkpoint."""
-        self.value, self.epoch, self._weights = state_dict["value"], state_dict["epoch"], dict(state_dict["weights"])
+        self.best = {name: Best(**best) for name, best in state_dict.items()}
+
+
+def validated(trainer: L.Trainer, metric: str, name: str) -> float:
+    """A cell's validation metric of the epoch that has just been validated. Raises ValueError when nothing logs it."""
+    logged = of_cell(metric, name)
+    if logged not in trainer.callback_metrics:
+        raise ValueError(f"Nothing logs {logged!r}; there is {sorted(trainer.callback_metrics)}.")
+    return float(trainer.callback_metrics[logged])

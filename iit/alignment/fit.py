@@ -1,13 +1,16 @@
 """Fitting an alignment: the only caller of Lightning's Trainer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from iit.alignment.alignment import Alignment
 from iit.alignment.best import BestWeights
@@ -30,8 +33,12 @@ class Fitted(NamedTuple):
     n_steps: int
 
 
-def fit(
-    alignment: Alignment,
+@overload
+def fit(alignment: Alignment, pairs: Pairs, **options: Any) -> Fitted: ...
+@overload
+def fit(alignment: Mapping[str, Alignment], pairs: Pairs, **options: Any) -> dict[str, Fitted]: ...
+def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say what comes out; the options are written once, here
+    alignment: Alignment | Mapping[str, Alignment],
     pairs: Pairs,
     *,
     module: Callable[..., L.LightningModule] = DAS,
@@ -46,9 +53,10 @@ def fit(
     ckpt_path: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     monitor: str | None = None,
-) -> Fitted:
+) -> Fitted | dict[str, Fitted]:
     """Train the alignment on the training pairs and leave it with the weights that were best on validation.
 
+    alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then has a `Fitted` for each.
     module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
         network is frozen and in eval mode again when this returns or raises.
     monitor: the validation metric that chooses the epoch; by default the module's own.
@@ -58,7 +66,8 @@ def fit(
     Raises ValueError when the alignment was made without a language model, a split lacks changing pairs, or the checkpoint is
     of another run; FileNotFoundError when there is no checkpoint.
     """
-    network = alignment.studied
+    cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
+    network = next((cell.studied for cell in cells.values()), None)
     if network is None:
         raise ValueError("fit tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
     if ckpt_path is not None and not Path(ckpt_path).is_file():
@@ -70,7 +79,7 @@ def fit(
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
         seed=seed,
-        cost=None if lightning_module.trains_network else alignment.n_columns,
+        cost=None if lightning_module.trains_network else partial(_cost, list(cells.values())),
     )
     if pairs.variables and not bool(data.validation.changing.any()):
         raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
@@ -88,21 +97,31 @@ def fit(
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         reload_dataloaders_every_n_epochs=int(pairs.again is not None),
     )
-    alignment.rows = ()  # they were of other weights
-    with _trainable(alignment) if lightning_module.trains_network else _remembering(alignment):
+    for cell in cells.values():
+        cell.rows = ()  # they were of other weights
+    with _trainable(*cells.values()) if lightning_module.trains_network else _remembering(cells.values()):
         runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     if runner.interrupted:
         raise KeyboardInterrupt("Training was interrupted; go on with ckpt_path= and the last checkpoint.")
-    assert best.epoch is not None
-    assert best.value is not None
-    return Fitted(best.epoch, best.value, runner.current_epoch, runner.global_step)
+    found = {}
+    for name, (epoch, value, _) in best.best.items():
+        n_epochs = lightning_module.stopped.get(name, runner.current_epoch)
+        found[name] = Fitted(epoch, value, n_epochs, runner.global_step * n_epochs // max(runner.current_epoch, 1))
+    return {name: found[name] for name in cells} if isinstance(alignment, Mapping) else found[""]
+
+
+def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
+    """What running each example in all cells costs; None where runs do not resume."""
+    costs = [cell.n_columns(base, active) for cell in cells]
+    return None if any(cost is None for cost in costs) else torch.stack([cost for cost in costs if cost is not None]).sum(0)
 
 
 @contextmanager
-def _remembering(alignment: Alignment) -> Iterator[None]:
-    """The network stays as it is, so what earlier runs computed is worth keeping."""
-    if alignment.store is None:
-        alignment.store = ActivationStore(alignment.network)
+def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
+    """The network stays as it is, so what earlier runs computed is worth keeping, for all cells in one store."""
+    store = next((cell.store for cell in cells if cell.store is not None), None)
+    for cell in cells:
+        cell.store = store = ActivationStore(cell.network) if store is None else store
     yield
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from iit.alignment import identity
 from iit.alignment.alignment import Alignment
+from iit.alignment.cells import Cells
 from iit.alignment.objective import Objective, cross_entropy
 from iit.result import correct
 
@@ -18,7 +17,7 @@ Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 WEIGHTS = {"behaviour": 1.0, "interchange": 1.0}
 
 
-class IIT(L.LightningModule):
+class IIT(Cells):
     """Train a network to answer rightly, and to do so by the causal model (arXiv 2112.00826).
 
     Minimises Σ weight · loss of two parts over the network's and the interventions' parameters: `behaviour` is
@@ -30,7 +29,7 @@ class IIT(L.LightningModule):
     scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by default.
     weights: of the parts. config: what identifies the run; a checkpoint of another one is refused.
 
-    Raises ValueError for unknown parts, negative weights, and where no part is left; when it runs, for pairs without the bases'
+    Raises ValueError for several alignments, unknown parts, negative weights, and where no part is left; when it runs, for pairs without the bases'
     own answers.
     """
 
@@ -38,7 +37,7 @@ class IIT(L.LightningModule):
 
     def __init__(
         self,
-        alignment: Alignment,
+        alignment: Alignment | Mapping[str, Alignment],
         *,
         objective: Objective = cross_entropy,
         optimizer: Optimizer | None = None,
@@ -46,7 +45,9 @@ class IIT(L.LightningModule):
         weights: Mapping[str, float] | None = None,
         config: Mapping[str, Any] | None = None,
     ):
-        super().__init__()
+        super().__init__(("",), config)
+        if isinstance(alignment, Mapping):
+            raise ValueError("IIT trains the network, for one alignment; several cannot be trained side by side in it.")
         self.weights = WEIGHTS | dict(weights or {})
         unknown = sorted(set(self.weights) - set(WEIGHTS))
         if unknown:
@@ -59,8 +60,11 @@ class IIT(L.LightningModule):
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
         self.monitor = "val/iia_changing" if self.weights["interchange"] else "val/task_accuracy"
         self._objective, self._optimizer, self._scheduler = objective, optimizer or _adamw, scheduler
-        self._config = dict(config or {})
         self._means: Any = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "task_accuracy", "iia", "iia_changing")})
+
+    def weights_of(self, name: str) -> "IIT":
+        """The network and the interventions."""
+        return self
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch."""
@@ -107,14 +111,6 @@ class IIT(L.LightningModule):
             return optimizer
         schedule = self._scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what identifies the run."""
-        identity.mark(checkpoint, self._config)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on from another run. Raises ValueError naming what differs."""
-        identity.check(checkpoint, self._config)
 
 
 def _adamw(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -6,6 +6,17 @@ from iit.intervened.captured import Captured
 from iit.intervened.edit import Edit
 from iit.intervened.intervened_model import IntervenedModel, Run
 from iit.intervened.observe import Activations
+from iit.intervened.resumable import together
 from iit.intervened.store import ActivationStore
 
-__all__ = ["ActivationStore", "Activations", "Captured", "Edit", "IntervenedModel", "Run", "capture", "capture_dataset"]
+__all__ = [
+    "ActivationStore",
+    "Activations",
+    "Captured",
+    "Edit",
+    "IntervenedModel",
+    "Run",
+    "capture",
+    "capture_dataset",
+    "together",
+]

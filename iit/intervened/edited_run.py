@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from iit.intervened.edit import Edit
@@ -38,28 +39,34 @@ class EditedRun:
     trains: bool
 
     @contextmanager
-    def applied(self, rest: Suffix | None = None) -> Iterator[dict[Place, Tensor]]:
+    def applied(self, rest: Suffix | None = None, rows: slice | None = None) -> Iterator[dict[Place, Tensor]]:
         """Within the context the network's next forward (or the rest of it) is edited; yields what each edit saw.
+
+        rows: which rows of the forward are this run's, where several runs share it.
 
         Raises RuntimeError for a site's module that runs twice, never, or where a backward would miss the edit.
         """
-        places = self.places if rest is None else {key: rest.shifted(place) for key, place in self.places.items()}
+        rows = rows or slice(None)
+        places = self.places if rest is None else {key: rest.shifted(place, rows) for key, place in self.places.items()}
         seen: dict[Place, Tensor] = {}
         outside = autograd_state() if self.trains else (False, None)
 
         def editor(key: Variable, number: int, source: Source, active: Any, idle: bool) -> Callable[[Tensor], Tensor | None]:
             edit, place = self.edits[key], places[key, number]
 
-            def edited(activation: Tensor) -> Tensor | None:
+            def edited(whole: Tensor) -> Tensor | None:
                 site = edit.sites[number]
                 if (key, number) in seen:
                     raise RuntimeError(f"Site {site} was run more than once in one forward; name a module that runs once.")
                 refuse_recomputed(site, outside)
+                activation = whole[rows]
                 seen[key, number] = piece = place.read(activation)
                 if edit.intervention.collects or idle:
                     return None
-                given = place.read(source[0]) if isinstance(source, list) else source
-                return place.write(activation, edit.apply(piece, given, active))
+                given = place.read(source[0][rows]) if isinstance(source, list) else source
+                new = place.write(activation, edit.apply(piece, given, active))
+                start, stop, _ = rows.indices(len(whole))
+                return new if stop - start == len(whole) else torch.cat([whole[:start], new, whole[stop:]])
 
             return edited
 

@@ -1,7 +1,7 @@
 """Logits at the answers of edited runs; of a frozen network only what the edits can change is run."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -61,17 +61,17 @@ class Resumable(nn.Module):
         run = self.edited_run(batch, sources, active)
         rest = self._suffix(batch, run, read)
         noise = torch.get_rng_state()
-        logits = self._logits_at(read, batch, run, rest)
+        logits = self._logits_at(read, batch, [run], rest)
         if rest is None or self.store is None or self.store.is_trusted(rest.layer, run.flags):
             return logits
         self.store, store = None, self.store
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(noise)
-            whole = self._logits_at(read, batch, self.edited_run(batch, sources, active), None)
+            whole = self._logits_at(read, batch, [self.edited_run(batch, sources, active)], None)
         if store.trusts(rest.layer, run.flags, logits.detach(), whole):
             self.store = store
             return logits
-        return self._logits_at(read, batch, self.edited_run(batch, sources, active), None)
+        return self._logits_at(read, batch, [self.edited_run(batch, sources, active)], None)
 
     def n_columns(self, base: Inputs, active: Active = None) -> Tensor | None:
         """LongTensor[batch], how many positions of each example a resumed run runs; None where runs do not resume.
@@ -86,10 +86,26 @@ class Resumable(nn.Module):
         first, stop = span(places.values(), read, batch.tokens.shape[1])
         return stop - first
 
-    def _logits_at(self, read: Tensor, batch: Batch, run: EditedRun, rest: Suffix | None) -> Tensor:
-        """Logits at the columns `read` of the edited run: of the whole network, or of the rest of it."""
+    def _pass(self, batch: Batch, read: Tensor, active: Active) -> Any:
+        """What cells that can share a pass have in common; None for a run that shares none."""
+        flags = activity(list(self.variables), active, batch)
+        if self.store is None or self._first_block is None or self.store.refuses(self.network, batch) is not None:
+            return None
+        if not self.store.is_trusted(self._first_block, flags):
+            return None
+        first, stop = span(self._places(batch, flags).values(), read, batch.tokens.shape[1])
+        return self.network, self.store, self._first_block, int((stop - first).max())
+
+    def _logits_at(self, read: Tensor, batch: Batch, runs: Sequence[EditedRun], rest: Suffix | None) -> Tensor:
+        """Logits at the columns `read` of the edited run: of the whole network, or of the rest of it.
+
+        Several runs share the forward: the batch holds the rows of the first, then those of the second, and so on.
+        """
+        size = batch.size // len(runs)
         with ExitStack() as stack:
-            stack.enter_context(run.applied(rest))
+            for number, run in enumerate(runs):
+                rows = slice(number * size, (number + 1) * size) if len(runs) > 1 else None
+                stack.enter_context(run.applied(rest, rows))
             if rest is not None:
                 stack.enter_context(resumed(self.network, rest))
                 batch, read = rest.batch, rest.of(read)
@@ -116,6 +132,41 @@ class Resumable(nn.Module):
         first, stop = span(run.places.values(), read, batch.tokens.shape[1])
         before = self.store.prefix(self.network, batch, self._first_block, first, stop)
         return suffix(self.network, batch, self._first_block, first, stop, before)
+
+
+def together(cells: Sequence[Resumable], base: Inputs, sources: Sources = None, active: Active = None) -> list[Tensor]:
+    """`answer_logits` of each of several cells on the same inputs.
+
+    Cells of one network and store whose runs resume at the same block and are equally long share a pass: their batches are
+    stacked. Others run one after another.
+    """
+    batch = prepare(cells[0].network, base)
+    if len(cells) == 1 or batch.lengths is None or is_encoder_decoder(cells[0].network):
+        return [cell.answer_logits(base, sources, active) for cell in cells]
+    batch, read = batch.with_answer()
+    alike: dict[Any, list[Resumable]] = {}
+    for cell in cells:
+        alike.setdefault(cell._pass(batch, read, active), []).append(cell)
+    found: dict[Resumable, Tensor] = {}
+    for shared, group in alike.items():
+        if shared is None or len(group) == 1:
+            found |= {cell: cell.answer_logits(base, sources, active) for cell in group}
+        else:
+            found |= dict(zip(group, _stacked(group, batch, read, sources, active), strict=True))
+    return [found[cell] for cell in cells]
+
+
+def _stacked(cells: Sequence[Resumable], batch: Batch, read: Tensor, sources: Sources, active: Active) -> Sequence[Tensor]:
+    n, one = len(cells), cells[0]
+    assert one.store is not None
+    assert one._first_block is not None
+    runs = [cell.edited_run(batch, sources, active) for cell in cells]
+    spans = [span(run.places.values(), read, batch.tokens.shape[1]) for run in runs]
+    first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
+    tall = Batch((), {key: value.repeat(n, 1) for key, value in batch.kwargs.items()})
+    before = one.store.prefix(one.network, tall, one._first_block, first, stop)
+    rest = suffix(one.network, tall, one._first_block, first, stop, before)
+    return one._logits_at(read.repeat(n, 1), tall, runs, rest).chunk(n)
 
 
 def _class_logits(output: Any) -> Tensor:

@@ -46,13 +46,13 @@ class Suffix:
     first: Tensor
     hidden: Tensor | None
 
-    def shifted(self, place: Columns) -> Columns:
-        """Columns of the whole batch as columns of the suffix."""
-        return Columns(place.site, self.of(place.index)) if isinstance(place.index, Tensor) else place
+    def shifted(self, place: Columns, rows: slice) -> Columns:
+        """Columns of (some rows of) the whole batch as columns of the suffix."""
+        return Columns(place.site, self.of(place.index, rows)) if isinstance(place.index, Tensor) else place
 
-    def of(self, index: Tensor) -> Tensor:
-        """Indices into the suffix; −100 stays."""
-        return torch.where(index == IGNORED, index, index - self.first.unsqueeze(1))
+    def of(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Indices into (some rows of) the suffix; −100 stays."""
+        return torch.where(index == IGNORED, index, index - self.first[rows].unsqueeze(1))
 
 
 def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:

@@ -4,52 +4,13 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast
 
 import iit
 from iit.alignment import DAS, cross_entropy, one
-from iit.causal import ioi
 from iit.data import Pairs
 from iit.intervention import All, Basis, Coordinates, Intervention
 from iit.intervention.operation import Swap
-from iit.network import LanguageModel
-from tests.families import make
-
-
-@pytest.fixture(scope="module")
-def toy():
-    """A random network over the words of IOI prompts, which 'answers' everything rightly."""
-    task = ioi()
-    words = {"[UNK]": 0, "[END]": 1}
-    rng = np.random.default_rng(0)
-    columns = task.draw(rng, task.pools, 2000)
-    for row in zip(*columns.values(), strict=True):
-        for word, _ in Whitespace().pre_tokenize_str(task.write(dict(zip(columns, row, strict=True))).text):
-            words.setdefault(word, len(words))
-    for name in task.pools["name"]:
-        words.setdefault(name, len(words))
-    core = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    core.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="[END]", unk_token="[UNK]")
-    model = make("llama")
-    model.resize_token_embeddings(len(words))
-    torch.manual_seed(0)
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
-    network = LanguageModel(model, tokenizer, "toy")
-    right = Everything(network)
-    return network, Pairs.sample(task, right, n_train=48, n_val=16, n_test=16, seed=0)
-
-
-class Everything:
-    def __init__(self, network):
-        self.tokenizer = network.tokenizer
-
-    def answers_right(self, texts, answers):
-        return np.ones(len(texts), dtype=bool)
 
 
 def alignment_of(network, seed=0):
@@ -83,7 +44,9 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
     part = alignment_of(network)
     iit.fit(part, pairs, folder=tmp_path, callbacks=[checkpoints(tmp_path), StopAfter(2)], **common)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert list(checkpoint["state_dict"]) == ["alignment.interventions.0.basis.weight"], "checkpoints hold the intervention only"
+    assert list(checkpoint["state_dict"]) == ["alignments.0.interventions.0.basis.weight"], (
+        "checkpoints hold the intervention only"
+    )
     resumed = alignment_of(network, seed=99)
     again = iit.fit(resumed, pairs, folder=tmp_path, ckpt_path=tmp_path / "last.ckpt", **common)
     assert torch.equal(next(resumed.parameters()), next(whole.parameters()))
@@ -104,7 +67,7 @@ def test_the_weights_that_were_best_on_validation_are_put_back(toy, tmp_path):
             self.log("val/iia_changing", told[self.current_epoch])
 
         def on_validation_epoch_end(self):
-            weights.append(next(self.alignment.parameters()).detach().clone())
+            weights.append(next(self.alignments.parameters()).detach().clone())
 
     alignment = alignment_of(network)
     fitted = iit.fit(alignment, pairs, module=Told, trainer=quiet, batch_size=16, max_epochs=4, folder=tmp_path)

@@ -1,0 +1,173 @@
+"""Alignments trained side by side are what each would be alone."""
+
+import lightning as L
+import pytest
+import torch
+
+import iit
+from iit.alignment import DAS, IIT, EarlyStopping, one
+from iit.intervened import ActivationStore
+from iit.intervened import resumable as engine
+
+
+def cells_of(network):
+    """Sites × ranks × seeds."""
+    made = {}
+    for name, component, layer, position, rank, seed in (
+        ("early", "block_output", 0, "place", 4, 0),
+        ("early, rank 2", "block_output", 0, "place", 2, 0),
+        ("early, seed 1", "block_output", 0, "place", 4, 1),
+        ("mlp.1", "mlp_output", 1, "place", 4, 0),
+        ("last", "block_output", 0, "last", 4, 0),
+    ):
+        torch.manual_seed(seed)
+        site = iit.Site(component, layer=layer, position=position)
+        made[name] = one(
+            network, "subject_position", site, lambda width, rank=rank: iit.LowRankRotatedSpaceIntervention(width, rank)
+        )
+    return made
+
+
+def quiet(**kwargs):
+    return L.Trainer(enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs)
+
+
+class Losses(L.Callback):
+    def __init__(self):
+        self.seen = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        for name in pl_module.running:
+            key = f"train/loss/{name}" if name else "train/loss"
+            self.seen.setdefault(name, []).append(float(trainer.callback_metrics[key]))
+
+
+@pytest.fixture(autouse=True)
+def same_batches(monkeypatch):
+    """Batches are cut by what examples cost; alone and together they have to be the same ones."""
+    monkeypatch.setattr(iit.Alignment, "n_columns", lambda self, base, active=None: torch.ones(len(base["input_ids"]), dtype=int))
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_twenty_steps_together_are_twenty_steps_alone(toy, tmp_path, clip):
+    network, pairs = toy
+
+    def trainer(**kwargs):
+        return quiet(gradient_clip_val=clip, **kwargs)
+
+    options = {"trainer": trainer, "batch_size": 12, "max_epochs": 5, "seed": 3, "folder": tmp_path}
+    alone, expected, fits = {}, cells_of(network), {}
+    for name, cell in expected.items():
+        watch = Losses()
+        fits[name] = iit.fit(cell, pairs, callbacks=[watch], **options)
+        alone[name] = watch.seen[""]
+        assert len(alone[name]) == 20
+    watch, together = Losses(), cells_of(network)
+    found = iit.fit(together, pairs, callbacks=[watch], **options)
+    for name, losses in alone.items():
+        assert watch.seen[name] == pytest.approx(losses, abs=1e-4)
+        assert (found[name].epoch, found[name].n_epochs, found[name].n_steps) == (fits[name].epoch, 5, 20)
+        torch.testing.assert_close(next(together[name].parameters()), next(expected[name].parameters()), atol=1e-4, rtol=1e-4)
+    assert len({cell.store for cell in together.values()}) == 1
+
+
+def test_passes_that_coincide_are_shared(toy, tmp_path, monkeypatch):
+    network, pairs = toy
+    sizes = []
+    real = engine._stacked
+    monkeypatch.setattr(engine, "_stacked", lambda cells, *args: sizes.append(len(cells)) or real(cells, *args))
+    iit.fit(cells_of(network), pairs, trainer=quiet, batch_size=16, max_epochs=2, folder=tmp_path)
+    assert set(sizes) == {4}, "of the five cells four start at the second block and the same token"
+
+
+TABLE = {"early": [0.5, 0.4, 0.3, 0.2, 0.1], "last": [0.1, 0.2, 0.3, 0.4, 0.5], "mlp.1": [0.3, 0.3, 0.5, 0.5, 0.1]}
+
+
+class Told(DAS):
+    """A module whose cells score what a table says."""
+
+    sizes: list[dict]
+
+    def validation_step(self, batch, batch_index):
+        for name in self.running:
+            self.log(f"val/iia_changing/{name}", TABLE[name][self.current_epoch])
+
+    def on_train_epoch_start(self):
+        self.sizes.append({name: next(self.weights_of(name).parameters()).detach().clone() for name in self.names})
+
+
+def told_cells(network):
+    return {name: cell for name, cell in cells_of(network).items() if name in TABLE}
+
+
+def test_each_cell_stops_and_is_put_back_by_itself(toy, tmp_path):
+    network, pairs = toy
+    Told.sizes = []
+    cells = told_cells(network)
+    found = iit.fit(
+        cells, pairs, module=Told, trainer=quiet, max_epochs=5, folder=tmp_path, callbacks=[EarlyStopping(patience=2)]
+    )
+    assert {name: (fit.epoch, fit.n_epochs) for name, fit in found.items()} == {"early": (0, 3), "last": (4, 5), "mlp.1": (2, 5)}
+    assert {name: fit.value for name, fit in found.items()} == pytest.approx({"early": 0.5, "last": 0.5, "mlp.1": 0.5})
+    at = Told.sizes
+    assert torch.equal(at[3]["early"], at[4]["early"]), "a stopped cell is not trained on"
+    assert not torch.equal(at[3]["last"], at[4]["last"])
+    assert torch.equal(next(cells["early"].parameters()), at[1]["early"]), "the weights after its best epoch"
+
+
+def test_when_all_have_stopped_training_ends(toy, tmp_path):
+    network, pairs = toy
+    Told.sizes = []
+    cells = {"early": told_cells(network)["early"]}
+    found = iit.fit(cells, pairs, module=Told, trainer=quiet, max_epochs=5, folder=tmp_path, callbacks=[EarlyStopping(2)])
+    assert found["early"].n_epochs == 3
+    assert found["early"].n_steps == 3 * 2
+
+
+def test_a_resumed_run_of_several_cells(toy, tmp_path):
+    network, pairs = toy
+    Told.sizes = []
+    options = {"module": Told, "trainer": quiet, "batch_size": 16, "seed": 3, "folder": tmp_path}
+
+    def callbacks(*parts):
+        saved = L.pytorch.callbacks.ModelCheckpoint(
+            dirpath=tmp_path.joinpath(*parts), filename="last", every_n_epochs=1, enable_version_counter=False
+        )
+        return [EarlyStopping(patience=2), saved]
+
+    whole = told_cells(network)
+    expected = iit.fit(whole, pairs, max_epochs=5, callbacks=callbacks("whole"), **options)
+    for epochs in (2, 3, 4):  # before, when and after one of them stops
+        iit.fit(told_cells(network), pairs, max_epochs=epochs, callbacks=callbacks("part", str(epochs)), **options)
+        resumed = told_cells(network)
+        last = tmp_path / "part" / str(epochs) / "last.ckpt"
+        found = iit.fit(resumed, pairs, max_epochs=5, callbacks=[EarlyStopping(patience=2)], ckpt_path=last, **options)
+        assert found == expected
+        for name, cell in whole.items():
+            assert torch.equal(next(cell.parameters()), next(resumed[name].parameters()))
+
+
+def test_what_cannot_be_trained_side_by_side(toy, tiny_llama):
+    network, _ = toy
+    cells = cells_of(network)
+    with pytest.raises(ValueError, match="no alignment was given"):
+        DAS({})
+    with pytest.raises(ValueError, match="'a' and 'b' share weights"):
+        DAS({"a": cells["early"], "b": cells["early"]})
+    site = iit.Site("block_output", layer=0, position="place")
+    vanilla = one(network, "subject_position", site, iit.VanillaIntervention)
+    with pytest.raises(ValueError, match=r"nothing to train \(b\)"):
+        DAS({"a": cells["early"], "b": vanilla})
+    other = one(tiny_llama, "subject_position", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 4))
+    with pytest.raises(ValueError, match="'b' is of another network"):
+        DAS({"a": cells["early"], "b": other})
+    with pytest.raises(ValueError, match="IIT trains the network, for one alignment"):
+        IIT(cells)
+
+
+def test_a_store_given_to_one_serves_all(toy, tmp_path):
+    network, pairs = toy
+    cells = cells_of(network)
+    cells["last"].store = store = ActivationStore(network.model, layers=[1])
+    iit.fit(cells, pairs, trainer=quiet, max_epochs=1, folder=tmp_path)
+    assert {cell.store for cell in cells.values()} == {store}
