@@ -3,7 +3,7 @@
 from iit.alignment import Alignment, fit
 from iit.causal import CausalModel
 from iit.data import Pairs
-from iit.evaluation import evaluate
+from iit.evaluation import evaluate, sweep
 from iit.intervened import Activations, Captured, Edit, IntervenedModel, capture, capture_dataset
 from iit.intervention import (
     AdditionIntervention,
@@ -62,4 +62,5 @@ __all__ = [
     "evaluate",
     "fit",
     "load_network",
+    "sweep",
 ]

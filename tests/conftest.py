@@ -4,9 +4,18 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 import iit
+from iit.causal import ioi
+from iit.data import Pairs
+from iit.network import LanguageModel
 from tests.families import make
 
 
@@ -23,3 +32,35 @@ def tiny_llama():
 @pytest.fixture(scope="session")
 def tiny_gpt2():
     return make("gpt2")
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """A random network over the words of IOI prompts, which 'answers' everything rightly."""
+    task = ioi()
+    words = {"[UNK]": 0, "[END]": 1}
+    rng = np.random.default_rng(0)
+    columns = task.draw(rng, task.pools, 2000)
+    for row in zip(*columns.values(), strict=True):
+        for word, _ in Whitespace().pre_tokenize_str(task.write(dict(zip(columns, row, strict=True))).text):
+            words.setdefault(word, len(words))
+    for name in task.pools["name"]:
+        words.setdefault(name, len(words))
+    core = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="[END]", unk_token="[UNK]")
+    model = make("llama")
+    model.resize_token_embeddings(len(words))
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    network = LanguageModel(model, tokenizer, "toy")
+    right = Everything(network)
+    return network, Pairs.sample(task, right, n_train=48, n_val=16, n_test=16, seed=0)
+
+
+class Everything:
+    def __init__(self, network):
+        self.tokenizer = network.tokenizer
+
+    def answers_right(self, texts, answers):
+        return np.ones(len(texts), dtype=bool)

@@ -79,7 +79,7 @@ class IntervenedModel(Resumable, Shareable):
                 for site in edit.sites:
                     before = block_input(site)
                     self._resolved.setdefault(before, resolve(self.network, before))
-        self._first_block = first_block(self.network, self.edits.values())
+        self.first_block = first_block(self.network, self.edits.values())
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))

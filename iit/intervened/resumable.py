@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from iit.intervened.batch import Batch, Inputs, is_encoder_decoder, prepare
 from iit.intervened.edited_run import EditedRun
+from iit.intervened.observe import Activations
 from iit.intervened.positions import Columns
 from iit.intervened.resume import Suffix, resumed, span, suffix
 from iit.intervened.sources import Active, Sources, Variable, activity
@@ -18,13 +19,16 @@ from iit.intervened.store import ActivationStore
 from iit.network.answering import head_at
 from iit.site import ResolvedSite, Site
 
+N_COMPARED = 4
+"""Examples of the first batch that run whole, too."""
+
 
 class Resumable(nn.Module):
     """Edits on a network whose answers are read; runs resume where its `store` holds what earlier ones left."""
 
     store: ActivationStore | None
     variables: tuple[Variable, ...]
-    _first_block: int | None
+    first_block: int | None
     _resolved: dict[Site, ResolvedSite]
 
     @property
@@ -64,11 +68,14 @@ class Resumable(nn.Module):
         logits = self._logits_at(read, batch, [run], rest)
         if rest is None or self.store is None or self.store.is_trusted(rest.layer, run.flags):
             return logits
+        # A user's own function may do otherwise on a part of the batch.
+        own = any(edit.intervention.own_parts for edit in run.edits.values())
+        n = batch.size if own else min(N_COMPARED, batch.size)
         self.store, store = None, self.store
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(noise)
-            whole = self._logits_at(read, batch, [self.edited_run(batch, sources, active)], None)
-        if store.trusts(rest.layer, run.flags, logits.detach(), whole):
+            whole = self.answer_logits(*(_first(given, n) for given in (base, sources, active)))
+        if store.trusts(rest.layer, run.flags, logits.detach()[:n], whole):
             self.store = store
             return logits
         return self._logits_at(read, batch, [self.edited_run(batch, sources, active)], None)
@@ -79,7 +86,7 @@ class Resumable(nn.Module):
         Batches of examples that are alike in it cost least.
         """
         batch = prepare(self.network, base)
-        if self._first_block is None or batch.lengths is None:
+        if self.first_block is None or batch.lengths is None:
             return None
         batch, read = batch.with_answer()
         places = self._places(batch, activity(list(self.variables), active, batch))
@@ -89,12 +96,12 @@ class Resumable(nn.Module):
     def _pass(self, batch: Batch, read: Tensor, active: Active) -> Any:
         """What cells that can share a pass have in common; None for a run that shares none."""
         flags = activity(list(self.variables), active, batch)
-        if self.store is None or self._first_block is None or self.store.refuses(self.network, batch) is not None:
+        if self.store is None or self.first_block is None or self.store.refuses(self.network, batch) is not None:
             return None
-        if not self.store.is_trusted(self._first_block, flags):
+        if not self.store.is_trusted(self.first_block, flags):
             return None
         first, stop = span(self._places(batch, flags).values(), read, batch.tokens.shape[1])
-        return self.network, self.store, self._first_block, int((stop - first).max())
+        return self.network, self.store, self.first_block, int((stop - first).max())
 
     def _logits_at(self, read: Tensor, batch: Batch, runs: Sequence[EditedRun], rest: Suffix | None) -> Tensor:
         """Logits at the columns `read` of the edited run: of the whole network, or of the rest of it.
@@ -122,16 +129,26 @@ class Resumable(nn.Module):
             return None
         why = (
             "the sites are not components of a decoder's blocks"
-            if self._first_block is None
+            if self.first_block is None
             else self.store.refuses(self.network, batch)
         )
-        if why is not None or self._first_block is None:
+        if why is not None or self.first_block is None:
             self.store.tell(f"The whole network runs: {why}.")
             return None
-        self.store.tell(f"Runs resume at block {self._first_block} and the first position that is edited.")
+        self.store.tell(f"Runs resume at block {self.first_block} and the first position that is edited.")
         first, stop = span(run.places.values(), read, batch.tokens.shape[1])
-        before = self.store.prefix(self.network, batch, self._first_block, first, stop)
-        return suffix(self.network, batch, self._first_block, first, stop, before)
+        before = self.store.prefix(self.network, batch, self.first_block, first, stop)
+        return suffix(self.network, batch, self.first_block, first, stop, before)
+
+
+def _first(given: Any, n: int) -> Any:
+    """What was given for a batch, for its first examples."""
+    if isinstance(given, Activations):
+        counts = {site: None if count is None else count[:n] for site, count in given.counts.items()}
+        return Activations({site: tensor[:n] for site, tensor in given.items()}, counts)
+    if isinstance(given, Mapping):
+        return {key: _first(value, n) for key, value in given.items()}
+    return given[:n] if isinstance(given, list) or (isinstance(given, Tensor) and given.ndim) else given
 
 
 def together(cells: Sequence[Resumable], base: Inputs, sources: Sources = None, active: Active = None) -> list[Tensor]:
@@ -159,13 +176,13 @@ def together(cells: Sequence[Resumable], base: Inputs, sources: Sources = None, 
 def _stacked(cells: Sequence[Resumable], batch: Batch, read: Tensor, sources: Sources, active: Active) -> Sequence[Tensor]:
     n, one = len(cells), cells[0]
     assert one.store is not None
-    assert one._first_block is not None
+    assert one.first_block is not None
     runs = [cell.edited_run(batch, sources, active) for cell in cells]
     spans = [span(run.places.values(), read, batch.tokens.shape[1]) for run in runs]
     first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
     tall = Batch((), {key: value.repeat(n, 1) for key, value in batch.kwargs.items()})
-    before = one.store.prefix(one.network, tall, one._first_block, first, stop)
-    rest = suffix(one.network, tall, one._first_block, first, stop, before)
+    before = one.store.prefix(one.network, tall, one.first_block, first, stop)
+    rest = suffix(one.network, tall, one.first_block, first, stop, before)
     return one._logits_at(read.repeat(n, 1), tall, runs, rest).chunk(n)
 
 

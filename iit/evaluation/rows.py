@@ -1,0 +1,81 @@
+"""Rows from what an alignment did on pairs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from iit.alignment import Alignment
+from iit.data import EncodedPairs, Pairs
+from iit.result import Row, clustered_interval
+
+
+def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> dict[str, Any]:
+    """The columns of a row that tell which cell it belongs to; of several variables the first one's edit is described."""
+    what = {
+        "network": alignment.studied.name if alignment.studied else type(alignment.network).__name__,
+        "task": pairs.task.name if pairs.task else "file",
+    }
+    if not variables:
+        return dict.fromkeys(("variable", "method", "component", "layer", "head", "position", "rank")) | what
+    edit = next(e for key, e in alignment.edits.items() if variables[0] in (key, *(e.intervention.blocks or ())))
+    site = edit.sites[0]
+    several = len(edit.sites) > 1
+    return what | {
+        "variable": "+".join(variables),
+        "method": edit.intervention.name,
+        "component": "+".join(str(s) for s in edit.sites) if several else site.component or f"{site.module}:{site.side}",
+        "layer": None if several else site.layer,
+        "head": None if several else _plain(site.head),
+        "position": None if several else _plain(site.position),
+        "rank": edit.intervention.rank,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def scores(
+    arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
+) -> list[Row]:
+    """IIA of the arms {control: bool[n]}, and how the trained one differs from its controls, on all and on changing pairs.
+
+    among: bool[n], the pairs that count. facts: the columns that tell whose rows they are.
+    """
+    changing = encoded.changing.numpy() & among
+    clusters = np.unique(encoded.bases, return_inverse=True)[1]
+    rows = []
+    for subset, chosen in (("all", among), ("changing", changing)):
+        if not chosen.any():
+            continue
+        scored = {(control, "iia"): right[chosen].astype(float) for control, right in arms.items()}
+        trained = scored[None, "iia"]
+        for control, values in list(scored.items()):
+            if control[0] in ("vanilla", "random_subspace", "no_intervention"):
+                scored[control[0], "iia_difference"] = trained - (values if values.ndim == 1 else values.mean(1))
+        for (control, metric), values in scored.items():
+            interval = clustered_interval(values, clusters[chosen], paired=metric == "iia_difference", resamples=resamples)
+            rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
+    return rows
+
+
+def readout(
+    arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
+) -> list[Row]:
+    """The mean logit difference of changing pairs, where it is known."""
+    chosen = encoded.changing.numpy() & among & ~np.isnan(arms[None])
+    if not chosen.any():
+        return []
+    clusters = np.unique(encoded.bases, return_inverse=True)[1][chosen]
+    rows = []
+    for control, values in arms.items():
+        interval = clustered_interval(values[chosen], clusters, bounded=False, resamples=resamples)
+        rows.append(Row(**facts, subset="changing", control=control, metric="logit_difference", **interval._asdict()))
+    return rows
+
+
+def task_accuracy(right: np.ndarray, facts: Mapping[str, Any]) -> Row:
+    """The share of prompts that are answered rightly."""
+    interval = clustered_interval(right, np.arange(len(right)))
+    return Row(**facts, subset="all", control=None, metric="task_accuracy", **interval._asdict())
