@@ -33,7 +33,7 @@ def test_a_sweep_equals_one_site_at_a_time(toy, batch_size):
         expected = logit_difference(logits, same["base"]["answer"], same["base_answer"])
         torch.testing.assert_close(torch.from_numpy(difference).float(), expected.float(), atol=1e-4, rtol=1e-4, equal_nan=True)
         seen.add(round(float(expected.nansum()), 3))
-    assert len(seen) > len(sites) // 2, "sites differ in what they do"
+    assert len(seen) > 5, "sites differ in what they do"
 
 
 def test_each_prompt_is_run_once_for_all_sites(toy, monkeypatch):
