@@ -15,10 +15,11 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from iit.report import print_results
-from iit.result import Row, rows_of, select, write_metrics
+from iit.result import ROW_FIELDS, Row, rows_of, select, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,28 @@ def run(cfg: DictConfig) -> float | None:
     loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
     try:
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)
-        for logger in loggers:
-            logger.log_metrics({f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}": row.value for row in rows})
-            logger.finalize("success")
+        _log(loggers, folder, rows)
         write_metrics(folder, rows, **facts, **provenance())
     finally:
         wandb.finish()
     if not _in_multirun():
         print_results(folder)
     return validation_iia(rows)
+
+
+def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
+    """The rows to every logger, of several cells the chosen one's; to W&B also all of them as a table, and the figures."""
+    scored = any(row.split == "validation" and row.metric == "iia" for row in rows)
+    told = [row for split in ("validation", "test") for row in rows_of(rows, select(rows), split=split)] if scored else rows
+    for logger in loggers:
+        logger.log_metrics({f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}": row.value for row in told})
+        if isinstance(logger, WandbLogger):
+            # A column of a W&B table has one type.
+            lines = [[str(v) if k in ("position", "head", "layer") else v for k, v in row.to_dict().items()] for row in rows]
+            logger.log_table("rows", columns=list(ROW_FIELDS), data=lines)
+            for figure in sorted(folder.glob("*.png")):
+                logger.log_image(figure.stem, [str(figure)])
+        logger.finalize("success")
 
 
 def _in_multirun() -> bool:

@@ -1,6 +1,7 @@
 """What a run can do: one function a job, (config, folder, loggers) → rows and facts."""
 
 from iit.job.align import align
+from iit.job.atlas import atlas
 from iit.job.train_network import train_network, trained_network
 
-__all__ = ["align", "train_network", "trained_network"]
+__all__ = ["align", "atlas", "train_network", "trained_network"]

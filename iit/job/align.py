@@ -31,7 +31,7 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     alignment = instantiate(cfg.alignment)(network=network)
     before = fingerprint(network.model)
     alignment.store = instantiate(cfg.store)(network.model)
-    pairs = _pairs(cfg, alignment)
+    pairs = pairs_of(cfg, alignment)
     log.info("%s", _told(pairs.facts))
     if pairs.facts.get("separating"):
         log.info("%s", _told_rivals(pairs))
@@ -83,7 +83,7 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
     return fitted
 
 
-def _pairs(cfg: DictConfig, alignment: Alignment) -> Pairs:
+def pairs_of(cfg: DictConfig, alignment: Alignment) -> Pairs:
     """Pairs sampled from the causal model; one's own need none. The alignment answers for its network and keeps what it ran."""
     make = instantiate(cfg.data)
     return make(network=alignment) if "path" in cfg.data else make(task=instantiate(cfg.causal), network=alignment)

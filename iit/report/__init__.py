@@ -1,11 +1,13 @@
 """From files to tables and figures."""
 
+from iit.report.atlas import atlas_figure
 from iit.report.curves import save_figure, training_curve
 from iit.report.summary import SummaryCallback, summary, summary_table, write_summary
 from iit.report.table import markdown_table, print_results, results_table
 
 __all__ = [
     "SummaryCallback",
+    "atlas_figure",
     "markdown_table",
     "print_results",
     "results_table",

@@ -6,10 +6,12 @@ That is a run's metrics.json or, of a script that measures something else, {"sch
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from iit.report.atlas import atlas_lines, is_atlas
 from iit.report.table import markdown, markdown_table
-from iit.result import Metrics, read_metrics, write_text
+from iit.result import Metrics, Row, read_metrics, write_text
 
 START, END = "<!-- table: generated from result.json -->", "<!-- end of table -->"
 TABLE = "iit.table/1"
@@ -29,7 +31,12 @@ def _table(result: Path) -> str:
     if content.get("schema") == TABLE:
         return markdown(content["columns"], content["lines"])
     metrics = read_metrics(result)
-    return markdown_table(metrics.rows) + shares(metrics)
+    return markdown_table(metrics.rows) + shares(metrics) + (_atlas(metrics.rows) if is_atlas(metrics.rows) else "")
+
+
+def _atlas(rows: Sequence[Row]) -> str:
+    (n,) = {row.n for row in rows if (row.split, row.subset, row.metric) == ("validation", "changing", "iia")}
+    return f"\nValidation IIA on changing pairs (n = {n}), by layer and position; the whole vector's in brackets:\n\n{markdown(*atlas_lines(rows))}"
 
 
 def shares(metrics: Metrics) -> str:

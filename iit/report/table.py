@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from iit.report.atlas import atlas_table, is_atlas
 from iit.result import Cell, Row, read_metrics
 
 _NAMES = {
@@ -66,8 +67,8 @@ def results_table(rows: Sequence[Row]) -> Table:
     """The figures for the terminal. Raises ValueError when there are none."""
     if not rows:
         raise ValueError("There is no row to show: the job returned none.")
-    cells = {Cell.of(row) for row in rows}
-    what = describe(rows[0]) if len(cells) == 1 else f"{len(cells)} cells"
+    cells = {Cell.of(row) for row in rows if row.split == "test"} or {Cell.of(row) for row in rows}
+    what = describe(next(row for row in rows if Cell.of(row) in cells)) if len(cells) == 1 else f"{len(cells)} cells"
     table = Table(title=escape(f"{rows[0].experiment}: {what} in {rows[0].network}"))
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number < 2 else "right")
@@ -95,6 +96,8 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]], *, n_left: in
 
 def print_results(folder: str | Path) -> None:
     """Print a run's table and where its folder is."""
-    console = Console()
-    console.print(results_table(read_metrics(folder).rows))
+    console, rows = Console(), read_metrics(folder).rows
+    if is_atlas(rows):
+        console.print(atlas_table(rows))
+    console.print(results_table(rows))
     console.print(f"Run folder: {folder}", soft_wrap=True, markup=False)

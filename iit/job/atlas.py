@@ -1,0 +1,156 @@
+"""The job `atlas`: a cell at every layer × position × rank × seed, beside vanilla patching."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from iit.alignment import Alignment, Fitted, fit
+from iit.evaluation import evaluate, sweep
+from iit.job.align import pairs_of
+from iit.network import Network, fingerprint
+from iit.network.components import blocks_of
+from iit.report import atlas_figure, save_figure
+from iit.result import Cell, Row, select
+from iit.site import Site
+
+log = logging.getLogger(__name__)
+
+
+def atlas(
+    cfg: DictConfig,
+    folder: Path,
+    loggers: list[Any],
+    *,
+    positions: Sequence[str | int],
+    layers: Sequence[int] | None = None,
+    ranks: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+    screen: float | None = None,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Fit a cell at every layer × position × rank × seed; score all of them on validation, the chosen one also on test.
+
+    The component, the intervention and all else are the config's. The cells of a layer are trained side by side, and every
+    prompt is run once for all layers.
+
+    positions: roles or token indices. layers: all by default. ranks, seeds: the config's own by default.
+    screen: sites whose whole vector gives a lower validation IIA on changing pairs are not trained; None trains all.
+
+    Writes every trained cell to `folder / "cells"`, the chosen one to `folder / "alignment"`, and the heatmap. Returns the rows
+    (each cell's, the whole vector's as `control="vanilla"`; of sites that were screened the latter alone) and the run's facts.
+
+    Raises ValueError where the screen leaves no site, and for `ckpt_path`: there is no checkpoint to go on from.
+    """
+    if cfg.ckpt_path is not None:
+        raise ValueError("ckpt_path: an atlas has no checkpoint to go on from; run it afresh.")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # it greets for every layer
+    network = instantiate(cfg.network)
+    before = fingerprint(network.model)
+    layers = range(len(blocks_of(network.model)[1])) if layers is None else layers
+    made = {
+        Site(cfg.site.component, layer=layer, position=position): [
+            _cell(cfg, network, layer, position, rank, seed) for rank in ranks or (None,) for seed in seeds or (cfg.seed,)
+        ]
+        for layer in layers
+        for position in positions
+    }
+    every = [cell for cells in made.values() for _, cell in cells]
+    store = instantiate(cfg.store)(network.model, layers={cell.first_block for cell in every})
+    for cell in every:
+        cell.store = store
+    pairs = pairs_of(cfg, every[0])
+    common = {"experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
+    whole = sweep(
+        network,
+        pairs,
+        components=[cfg.site.component],
+        layers=layers,
+        positions=positions,
+        variable=cfg.variable,
+        store=store,
+        **common,
+    )
+    rows: list[Row] = []
+    fits: dict[str, Fitted] = {}
+    trained: dict[Cell, Alignment] = {}
+    skipped: list[str] = []
+    for layer in layers:
+        here = {site: cells for site, cells in made.items() if site.layer == layer}
+        for site, cells in list(here.items()):
+            beside = [row for row in whole if (row.layer, row.position) == (layer, site.position)]
+            vanilla = next(row.value for row in beside if row.metric == "iia" and row.subset == "changing")
+            if screen is not None and vanilla < screen:
+                skipped.append(str(site))
+                del here[site]
+            for seed, cell in cells:
+                intervention = cell.edits[cfg.variable].intervention
+                own = {"method": intervention.name, "rank": intervention.rank, "seed": seed, "control": "vanilla"}
+                rows += [replace(row, **own) for row in beside]
+        running = {_name(cell, seed): (seed, cell) for cells in here.values() for seed, cell in cells}
+        if not running:
+            continue
+        fitted = _fitted(cfg, {name: cell for name, (_, cell) in running.items()}, pairs, folder)
+        fits |= fitted
+        for name, (seed, cell) in running.items():
+            cell.rows = evaluate(cell, pairs, split="validation", controls=False, seed=seed, **common)
+            cell.save_pretrained(folder / "cells" / name)
+            trained[Cell.of(cell.rows[0])] = cell
+            rows += cell.rows
+        told = "; ".join(f"{name}: {found.value:.3f}" for name, found in fitted.items())
+        log.info("Validation IIA on changing pairs at layer %s", told)
+    if skipped:
+        log.info("Not trained, for the whole vector does less than %s there: %s", screen, ", ".join(skipped))
+    if not trained:
+        raise ValueError(f"screen={screen} leaves no site to train; the whole vector does less at all of them.")
+    assert fingerprint(network.model) == before, "the frozen network has changed"
+    chosen = trained[select(rows)]
+    seed = chosen.rows[0].seed
+    rows += evaluate(chosen, pairs, split="test", trust=instantiate(cfg.trust), seed=seed or 0, **common)
+    chosen.rows = [row for row in rows if Cell.of(row) == Cell.of(chosen.rows[0])]
+    chosen.save_pretrained(folder / "alignment")
+    save_figure(atlas_figure(rows), folder / "atlas")
+    facts = {
+        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
+        "fit": {name: fitted._asdict() for name, fitted in fits.items()},
+        "screened": {"threshold": screen, "sites": skipped},
+        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
+    }
+    return rows, facts
+
+
+def _cell(
+    cfg: DictConfig, network: Network, layer: int, position: str | int, rank: int | None, seed: int
+) -> tuple[int, Alignment]:
+    """The config's alignment at another place, with weights drawn by the seed."""
+    torch.manual_seed(seed)
+    intervention = instantiate(cfg.intervention)
+    if rank is not None:
+        intervention = partial(intervention, rank=rank)
+    site = Site(cfg.site.component, layer=layer, head=cfg.site.get("head"), position=position)
+    return seed, instantiate(cfg.alignment)(network=network, site=site, intervention=intervention)
+
+
+def _name(cell: Alignment, seed: int) -> str:
+    (edit,) = cell.edits.values()
+    return f"{edit.sites[0].layer} {edit.sites[0].position}, rank {edit.intervention.rank}, seed {seed}"
+
+
+def _fitted(cfg: DictConfig, cells: dict[str, Alignment], pairs: Any, folder: Path) -> dict[str, Fitted]:
+    return fit(
+        cells,
+        pairs,
+        module=instantiate(cfg.module),
+        trainer=instantiate(cfg.trainer.trainer),
+        callbacks=list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
+        batch_size=cfg.trainer.batch_size,
+        eval_batch_size=cfg.trainer.eval_batch_size,
+        max_epochs=cfg.trainer.max_epochs,
+        seed=cfg.seed,
+        folder=folder,
+    )
