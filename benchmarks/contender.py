@@ -17,10 +17,11 @@ import torch.nn.functional as F
 import iit
 from iit.intervened import ActivationStore
 
-Step = Callable[[dict[str, Any]], torch.Tensor]
+Logits = Callable[[dict[str, Any]], torch.Tensor]
+"""A batch → Tensor[batch, vocab], at the answer."""
 
 
-def ours(work: dict[str, Any]) -> tuple[Step, list[torch.nn.Parameter]]:
+def ours(work: dict[str, Any]) -> tuple[Logits, list[torch.nn.Parameter]]:
     """This framework, as `fit` uses it: with a store of activations."""
     network = iit.load_network("smollm2", dtype=work["dtype"])
     site = iit.Site("block_output", layer=work["layer"], position=work["role"])
@@ -29,14 +30,13 @@ def ours(work: dict[str, Any]) -> tuple[Step, list[torch.nn.Parameter]]:
     edited = iit.IntervenedModel(network, {site: intervention})
     edited.store = ActivationStore(network.model)
 
-    def loss(batch: dict[str, Any]) -> torch.Tensor:
-        logits = edited.answer_logits(batch["base"], batch["source"])
-        return F.cross_entropy(logits[:, 0].float(), batch["base"]["answer"][:, 0])
+    def logits(batch: dict[str, Any]) -> torch.Tensor:
+        return edited.answer_logits(batch["base"], batch["source"])[:, 0]
 
-    return loss, list(edited.parameters())
+    return logits, list(edited.parameters())
 
 
-def pyvene(work: dict[str, Any]) -> tuple[Step, list[torch.nn.Parameter]]:
+def pyvene(work: dict[str, Any]) -> tuple[Logits, list[torch.nn.Parameter]]:
     """pyvene 0.1.8 as its tutorials use it."""
     import pyvene as pv
 
@@ -57,7 +57,7 @@ def pyvene(work: dict[str, Any]) -> tuple[Step, list[torch.nn.Parameter]]:
     intervention: Any = next(iter(model.interventions.values()))
     intervention.rotate_layer.weight = work["frame"].clone()
 
-    def loss(batch: dict[str, Any]) -> torch.Tensor:
+    def logits(batch: dict[str, Any]) -> torch.Tensor:
         base, source = batch["base"], batch["source"]
         where = [batch[side]["positions"][work["role"]][:, :1].tolist() for side in ("source", "base")]
         _, out = model(
@@ -66,9 +66,9 @@ def pyvene(work: dict[str, Any]) -> tuple[Step, list[torch.nn.Parameter]]:
             {"sources->base": ([where[0]], [where[1]])},
         )
         last = base["attention_mask"].sum(1) - 1
-        return F.cross_entropy(out.logits[torch.arange(len(last)), last].float(), base["answer"][:, 0])
+        return out.logits[torch.arange(len(last)), last]
 
-    return loss, [p for p in intervention.parameters() if p.requires_grad]
+    return logits, [p for p in intervention.parameters() if p.requires_grad]
 
 
 CONTENDERS = {"iit": ours, "pyvene": pyvene}
@@ -79,13 +79,13 @@ def main(name: str, path: str) -> None:
     work = torch.load(path, weights_only=True)
     torch.set_num_threads(work["threads"])
     torch.manual_seed(0)
-    loss_of, parameters = CONTENDERS[name](work)
+    logits_of, parameters = CONTENDERS[name](work)
     optimizer = torch.optim.Adam(parameters, lr=work["lr"])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         batch, start = work["batches"][int(line)], time.perf_counter()
         optimizer.zero_grad()
-        loss = loss_of(batch)
+        loss = F.cross_entropy(logits_of(batch).float(), batch["base"]["answer"][:, 0])
         loss.backward()
         optimizer.step()
         seconds = time.perf_counter() - start

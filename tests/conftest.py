@@ -1,4 +1,5 @@
 import os
+import sys
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -7,6 +8,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -64,3 +69,27 @@ class Everything:
 
     def answers_right(self, texts, answers):
         return np.ones(len(texts), dtype=bool)
+
+
+SMALL = ("+debug=default", "callbacks=none", "logger=csv")
+"""Overrides for a few steps."""
+
+
+@pytest.fixture
+def configured(tmp_path, monkeypatch, smollm2):
+    """Compose as the command line does, on the one language model that is already loaded; small networks are hardly trained."""
+    monkeypatch.setattr("iit.network.load_network", lambda *args, **kwargs: smollm2)
+    monkeypatch.setattr(sys.modules["iit.job.train_network"], "OVERRIDES", SMALL)
+    monkeypatch.setenv("IIT_CACHE", str(tmp_path / "cache"))
+
+    def make(*overrides, folder=None):
+        GlobalHydra.instance().clear()
+        with initialize_config_module(config_module="iit.conf", version_base="1.3"):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                del cfg["hydra"]
+                cfg.paths.run = str(folder or tmp_path / "run")
+            return cfg
+
+    return make

@@ -57,6 +57,31 @@ def test_resumed_equals_full(family, sites, monkeypatch):
     assert all("forward" not in vars(module) for module in network.modules())
 
 
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("padding", ["left", "none"])
+def test_resumed_equals_full_however_prompts_are_padded(family, padding):
+    network = make(family)
+    lengths = (9, 9, 9) if padding == "none" else (9, 5, 7)
+    base, source = prompts(lengths, 1), prompts(lengths, 2)
+    base["answer"] = torch.tensor([9, 8, 7])
+    right = [dict(base), dict(source)]
+    for batch in (base, source):
+        batch["positions"] = {"x": torch.tensor([6, 2, 5])}
+        if padding == "left":
+            for key in ("input_ids", "attention_mask"):
+                batch[key] = torch.stack([row.roll(9 - n) for row, n in zip(batch[key], lengths, strict=True)])
+    sites = [Site("block_output", layer=0, position="x"), Site("attention_value_output", layer=1, head=1, position=-1)]
+    full = run(network, sites, base, source, None)
+    store = ActivationStore(network)
+    for batch in right:
+        batch["positions"] = base["positions"]
+    for given in ((base, source), right):  # the second time from what the first has left, in another layout
+        found = run(network, sites, *given, store)
+        torch.testing.assert_close(found[0], full[0], atol=1e-5, rtol=1e-5)
+        for one, other in zip(found[1], full[1], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_blocks_and_positions_before_the_edit_do_not_run_again(monkeypatch):
     network = make("llama")
     base, source = prompts((9, 6), 1), prompts((9, 6), 2)

@@ -1,0 +1,106 @@
+"""From a cold start to a training IIA of 0.9, here and in pyvene: `python -m benchmarks.cold_start` writes `results/cold_start.json`.
+
+Everything is included: starting Python, importing, loading the network, keeping the prompts it answers rightly, tokenizing, and
+DAS steps on pairs of one template until the changing pairs of the last four batches are right at 0.9. With an argument (`NAME LR`) it
+is one contender in a process of its own.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections import deque
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.das_step import FULL, RESULTS, THREADS, described
+
+N_PAIRS, BATCH, RANK, LAYER, ROLE, GOAL, LIMIT = 256, 32, 16, 17, "s2", 0.9, 200
+LR = {"iit": 1e-2, "pyvene": 1e-2}  # each contender's best of LRS
+LRS = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
+ROUNDS = 3 if FULL else 1
+
+
+def contend(name: str, lr: float) -> None:
+    """Train to the goal, and print after how many steps, and the IIA on the way, as JSON."""
+    import iit
+    from benchmarks.contender import CONTENDERS
+    from benchmarks.workload import one_template
+    from iit.data import EncodedPairs
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    network = iit.load_network("smollm2")
+    # Both keep the prompts that the network answers, with plain forwards.
+    pairs = one_template(network, N_PAIRS, right_only=True)
+    encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
+    frame = torch.linalg.qr(torch.randn(576, RANK))[0]
+    logits_of, parameters = CONTENDERS[name]({"dtype": "fp32", "layer": LAYER, "role": ROLE, "frame": frame})
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    recent: deque[torch.Tensor] = deque(maxlen=4)
+    told: list[float] = []
+    while len(told) < LIMIT and (len(recent) < 4 or told[-1] < GOAL):
+        for rows in torch.randperm(len(encoded)).split(BATCH):
+            batch = encoded.batch(rows.tolist())
+            logits = logits_of({"base": batch["base"], "source": batch["sources"][pairs.variable]})
+            answer = batch["base"]["answer"][:, 0]
+            optimizer.zero_grad()
+            F.cross_entropy(logits.float(), answer).backward()
+            optimizer.step()
+            recent.append((logits.argmax(-1) == answer)[batch["changing"]].float())
+            told.append(float(torch.cat(list(recent)).mean()))
+            if len(recent) == 4 and told[-1] >= GOAL:
+                break
+    print(json.dumps({"steps": len(told), "iia": [round(value, 3) for value in told], "reached": told[-1] >= GOAL}), flush=True)
+
+
+def timed(name: str, lr: float) -> dict[str, Any]:
+    """One contender's run, from before its process starts."""
+    start = time.perf_counter()
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cold_start", name, str(lr)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    return told | {"seconds": round(seconds, 1), "lr": lr}
+
+
+def main() -> None:
+    """Time every contender, write the results and print them."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LR}
+    for _ in range(ROUNDS):
+        for name, lr in LR.items():
+            runs[name].append(timed(name, lr))
+    seconds = {name: median(run["seconds"] for run in found) for name, found in runs.items()}
+    settings = {
+        "pairs": N_PAIRS,
+        "batch": BATCH,
+        "rank": RANK,
+        "site": f"block_output[{LAYER}] @ {ROLE}",
+        "goal": GOAL,
+        "lrs": LRS,
+    }
+    result = described() | {
+        "settings": settings,
+        "contenders": runs,
+        "median_s": seconds,
+        "ratio": round(seconds["pyvene"] / seconds["iit"], 2),
+    }
+    (RESULTS / "cold_start.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    table = Table(title=f"From a cold start to training IIA {GOAL}")
+    for column in ("", "seconds", "steps", "learning rate"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, found in runs.items():
+        table.add_row(name, f"{seconds[name]:.0f}", str(found[0]["steps"]), str(LR[name]))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        contend(sys.argv[1], float(sys.argv[2]))
+    else:
+        main()
