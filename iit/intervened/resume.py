@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from iit.intervened.batch import Batch
@@ -136,6 +137,8 @@ def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
     Masks, rotary tables and layer indices are the network's own; hooks on the blocks fire.
     """
     family, blocks = blocks_of(network)
+    # On CPU the backward of torch's fused attention is slow in half precision; a suffix has few queries, so plain products do.
+    plain = rest.first.device.type == "cpu" and next(network.parameters()).dtype in (torch.bfloat16, torch.float16)
     changed: list[tuple[nn.Module, bool, Any]] = []
 
     def passing(last: bool) -> Any:
@@ -150,7 +153,8 @@ def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
             block = blocks[number]
             changed.append((block, "forward" in vars(block), vars(block).get("forward")))
             block.forward = passing(number == rest.layer - 1)
-        yield
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            yield
     finally:
         for block, own, forward in changed:
             if own:
