@@ -75,19 +75,19 @@ def pyvene() -> dict[str, Any]:
             "role": ROLES[number % len(ROLES)],
             "frame": torch.linalg.qr(torch.randn(576, RANK))[0],
         }
-        logits_of, parameters = contender.pyvene(work)
-        optimizer = torch.optim.Adam(parameters, lr=LR)
+        made = contender.pyvene(work)
+        optimizer = torch.optim.Adam(made.parameters, lr=LR)
         step = 0.0
         for which in range(TIMED_STEPS + 1):
             batch = _pair(train.batch(range(which * BATCH, (which + 1) * BATCH)), pairs.variable)
             start = time.perf_counter()
             optimizer.zero_grad()
-            F.cross_entropy(logits_of(batch), batch["base"]["answer"][:, 0]).backward()
+            F.cross_entropy(made.logits(batch), batch["base"]["answer"][:, 0]).backward()
             optimizer.step()
             step += time.perf_counter() - start if which else 0.0
         start = time.perf_counter()
         with torch.no_grad():
-            logits_of(_pair(validation.batch(range(len(validation))), pairs.variable))
+            made.logits(_pair(validation.batch(range(len(validation))), pairs.variable))
         seconds.append(STEPS * step / TIMED_STEPS + time.perf_counter() - start)
     return {
         "fixed_s": 0.0,

@@ -21,33 +21,31 @@ from rich.table import Table
 from benchmarks.das_step import FULL, RESULTS, THREADS, described
 
 N_PAIRS, BATCH, RANK, LAYER, ROLE, GOAL, LIMIT = 256, 32, 16, 17, "s2", 0.9, 200
-LR = {"iit": 1e-2, "pyvene": 1e-2}  # each contender's best of LRS
+LR = {"iit": 2e-2, "pyvene": 1e-2}  # each contender's best of LRS
 LRS = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 ROUNDS = 3 if FULL else 1
 
 
 def contend(name: str, lr: float) -> None:
     """Train to the goal, and print after how many steps, and the IIA on the way, as JSON."""
-    import iit
     from benchmarks.contender import CONTENDERS
     from benchmarks.workload import one_template
     from iit.data import EncodedPairs
 
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    network = iit.load_network("smollm2")
-    # Both keep the prompts that the network answers, with plain forwards.
-    pairs = one_template(network, N_PAIRS, right_only=True)
-    encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
     frame = torch.linalg.qr(torch.randn(576, RANK))[0]
-    logits_of, parameters = CONTENDERS[name]({"dtype": "fp32", "layer": LAYER, "role": ROLE, "frame": frame})
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    contender = CONTENDERS[name]({"dtype": "fp32", "layer": LAYER, "role": ROLE, "frame": frame})
+    # Both keep the prompts that the network answers.
+    pairs = one_template(contender.network, N_PAIRS, right_only=True)
+    encoded = EncodedPairs(pairs.split("train"), pairs.variables, contender.network)
+    optimizer = torch.optim.Adam(contender.parameters, lr=lr)
     recent: deque[torch.Tensor] = deque(maxlen=4)
     told: list[float] = []
     while len(told) < LIMIT and (len(recent) < 4 or told[-1] < GOAL):
         for rows in torch.randperm(len(encoded)).split(BATCH):
             batch = encoded.batch(rows.tolist())
-            logits = logits_of({"base": batch["base"], "source": batch["sources"][pairs.variable]})
+            logits = contender.logits({"base": batch["base"], "source": batch["sources"][pairs.variable]})
             answer = batch["base"]["answer"][:, 0]
             optimizer.zero_grad()
             F.cross_entropy(logits.float(), answer).backward()

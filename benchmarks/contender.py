@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,30 +17,35 @@ import torch.nn.functional as F
 import iit
 from iit.intervened import ActivationStore
 
-Logits = Callable[[dict[str, Any]], torch.Tensor]
-"""A batch → Tensor[batch, vocab], at the answer."""
+
+class Contender(NamedTuple):
+    """logits: a batch → Tensor[batch, vocab], at the answer. parameters: what is trained. network: what says which prompts are answered."""
+
+    logits: Callable[[dict[str, Any]], torch.Tensor]
+    parameters: list[torch.nn.Parameter]
+    network: Any
 
 
-def ours(work: dict[str, Any]) -> tuple[Logits, list[torch.nn.Parameter]]:
+def ours(work: dict[str, Any]) -> Contender:
     """This framework, as `fit` uses it: with a store of activations."""
     network = iit.load_network("smollm2", dtype=work["dtype"])
     site = iit.Site("block_output", layer=work["layer"], position=work["role"])
     intervention = iit.LowRankRotatedSpaceIntervention(*work["frame"].shape)
     intervention.load_state_dict({"basis.weight": work["frame"]})
-    edited = iit.IntervenedModel(network, {site: intervention})
+    edited = iit.Alignment(network, {site: intervention})
     edited.store = ActivationStore(network.model)
 
     def logits(batch: dict[str, Any]) -> torch.Tensor:
         return edited.answer_logits(batch["base"], batch["source"])[:, 0]
 
-    return logits, list(edited.parameters())
+    return Contender(logits, list(edited.parameters()), edited)
 
 
-def pyvene(work: dict[str, Any]) -> tuple[Logits, list[torch.nn.Parameter]]:
+def pyvene(work: dict[str, Any]) -> Contender:
     """pyvene 0.1.8 as its tutorials use it."""
     import pyvene as pv
 
-    network = iit.load_network("smollm2", dtype=work["dtype"]).model
+    network = iit.load_network("smollm2", dtype=work["dtype"])
     rank = work["frame"].shape[1]
     config = pv.IntervenableConfig(
         [
@@ -52,7 +57,7 @@ def pyvene(work: dict[str, Any]) -> tuple[Logits, list[torch.nn.Parameter]]:
             }
         ]
     )
-    model = pv.IntervenableModel(config, network)
+    model = pv.IntervenableModel(config, network.model)
     model.disable_model_gradients()
     intervention: Any = next(iter(model.interventions.values()))
     intervention.rotate_layer.weight = work["frame"].clone()
@@ -68,7 +73,7 @@ def pyvene(work: dict[str, Any]) -> tuple[Logits, list[torch.nn.Parameter]]:
         last = base["attention_mask"].sum(1) - 1
         return out.logits[torch.arange(len(last)), last]
 
-    return logits, [p for p in intervention.parameters() if p.requires_grad]
+    return Contender(logits, [p for p in intervention.parameters() if p.requires_grad], network)
 
 
 CONTENDERS = {"iit": ours, "pyvene": pyvene}
@@ -79,13 +84,13 @@ def main(name: str, path: str) -> None:
     work = torch.load(path, weights_only=True)
     torch.set_num_threads(work["threads"])
     torch.manual_seed(0)
-    logits_of, parameters = CONTENDERS[name](work)
-    optimizer = torch.optim.Adam(parameters, lr=work["lr"])
+    contender = CONTENDERS[name](work)
+    optimizer = torch.optim.Adam(contender.parameters, lr=work["lr"])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         batch, start = work["batches"][int(line)], time.perf_counter()
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits_of(batch).float(), batch["base"]["answer"][:, 0])
+        loss = F.cross_entropy(contender.logits(batch).float(), batch["base"]["answer"][:, 0])
         loss.backward()
         optimizer.step()
         seconds = time.perf_counter() - start

@@ -1,12 +1,13 @@
 """The alignment: which edit realises which variable."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from iit.alignment.inert import described, recalled
 from iit.intervened import Edit, IntervenedModel
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
@@ -18,10 +19,36 @@ class Alignment(IntervenedModel):
     """The claim {variable: Edit} that is trained, scored, saved and shared.
 
     Everything an `IntervenedModel` does; `iit.fit` trains its interventions, `iit.evaluate` scores them. Its saved folder has
-    `alignment.json` beside an intervened model's files: the variables, and the rows it was last scored with.
+    `alignment.json` beside an intervened model's files: the variables, the inert parts, and the rows it was last scored with.
+
+    inert: {name: Edit}, parts of the network that the claim declares not to matter: other positions, other units, or what is left of a
+        site beside a variable's subspace (`intervention.complement()`). Nothing edits them unless a loss or a control does.
+
+    Raises ValueError for inert parts that are called as a variable is, are trained themselves, or read no source.
     """
 
     rows: Sequence[Row] = ()
+
+    def __init__(
+        self,
+        network: Network | nn.Module,
+        edits: Mapping[Any, Any],
+        *,
+        inert: Mapping[str, Edit] | None = None,
+        source_grad: bool = False,
+    ):
+        super().__init__(network, edits, source_grad=source_grad)
+        self.inert = dict(inert or {})
+        own = set(self.parameters())
+        for name, part in self.inert.items():
+            if name in self.variables:
+                raise ValueError(f"The inert part {name!r} is called as a variable is; give it another name.")
+            if not part.intervention.needs_source or not set(part.intervention.parameters()) <= own:
+                raise ValueError(
+                    f"The inert part {name!r} is replaced by a source's: give it a VanillaIntervention (of some `units`), or the "
+                    f"complement of a variable's intervention; got {part.intervention}."
+                )
+        IntervenedModel(network, {**self.edits, **self.inert})  # raises for sites the network lacks, and other widths
 
     @property
     def tokenizer(self) -> Any:
@@ -60,10 +87,16 @@ class Alignment(IntervenedModel):
         return self.studied
 
     def _record(self) -> dict[str, Any]:
-        return {"variables": [str(v) for v in self.variables], "rows": [row.to_dict() for row in self.rows]}
+        return {
+            "variables": [str(v) for v in self.variables],
+            "inert": {name: described(part, self.edits) for name, part in self.inert.items()},
+            "rows": [row.to_dict() for row in self.rows],
+        }
 
     def _recall(self, record: dict[str, Any] | None) -> None:
-        self.rows = [Row.from_dict(row) for row in record["rows"]] if record is not None else []
+        record = record or {}
+        self.inert = {name: recalled(part, self.edits) for name, part in record.get("inert", {}).items()}
+        self.rows = [Row.from_dict(row) for row in record.get("rows", ())]
 
 
 def one(network: Network | nn.Module, variable: str, site: Site, intervention: Callable[..., Intervention]) -> Alignment:
@@ -72,10 +105,38 @@ def one(network: Network | nn.Module, variable: str, site: Site, intervention: C
     intervention: called as `intervention(width=…)`.
     Raises ValueError for a site whose width only a run can tell: pass a finished intervention to `Alignment` there.
     """
-    width = resolve(network.model if isinstance(network, Network) else network, site).width
+    return Alignment(network, {variable: _edit(network, site, intervention)})
+
+
+def several(
+    network: Network | nn.Module, edits: Mapping[str, Mapping[str, Any]], inert: Mapping[str, Mapping[str, Any]] | None = None
+) -> Alignment:
+    """Align several variables, and declare parts that do not matter.
+
+    edits: name → {"site": Site or several, "intervention": called as `intervention(width=…)`}. The name is the variable's, or any
+        where the intervention has blocks, which name theirs.
+    inert: name → {"site", "intervention"} likewise (a vanilla one), or {"complement_of": NAME}, what that edit leaves of its sites.
+
+    Raises ValueError for a site whose width only a run can tell, and for the complement of an edit that there is not.
+    """
+    made = {name: _edit(network, **edit) for name, edit in edits.items()}
+    parts = {}
+    for name, part in (inert or {}).items():
+        of = part.get("complement_of")
+        if of is not None and of not in made:
+            raise ValueError(f"inert: {name!r} is the complement of {of!r}, which is no edit; the edits are {list(made)}.")
+        parts[name] = _edit(network, **part) if of is None else Edit(made[of].sites, made[of].intervention.complement())
+    return Alignment(network, made, inert=parts)
+
+
+def _edit(network: Network | nn.Module, site: Site | Sequence[Site], intervention: Callable[..., Intervention]) -> Edit:
+    sites = [site] if isinstance(site, Site) else list(site)
+    width = resolve(network.model if isinstance(network, Network) else network, sites[0]).width
     if width is None:
-        raise ValueError(f"The width of site {site} is known only when it runs; use Alignment(network, {{name: Edit(…)}}) there.")
-    return Alignment(network, {variable: Edit([site], intervention(width=width))})
+        raise ValueError(
+            f"The width of site {sites[0]} is known only when it runs; use Alignment(network, {{name: Edit(…)}}) there."
+        )
+    return Edit(sites, intervention(width=width))
 
 
 def none(network: Network | nn.Module) -> Alignment:

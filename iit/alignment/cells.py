@@ -1,14 +1,19 @@
 """What the Lightning modules have in common: named cells, each with weights and a validation metric of its own."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iit.alignment import identity
+from iit.alignment.schedule import Number, Schedule
+from iit.intervention import SoftGate
+
+Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 
 
 class Cells(L.LightningModule):
@@ -16,21 +21,68 @@ class Cells(L.LightningModule):
 
     trains_network: whether the network itself is trained. monitor: the validation metric that chooses a cell's epoch.
     stopped: cell → how many epochs it was trained, of cells that are no longer.
+    optimizer: makes the optimizer from the parameters. scheduler: makes a learning rate schedule from it and `total_steps`.
+    numbers: those that may be schedules, by name; what a schedule says is logged as `schedule/NAME`.
     config: what identifies the run; a checkpoint of another one is refused.
     """
 
     trains_network = False
     monitor = "val/iia_changing"
 
-    def __init__(self, names: tuple[str, ...], config: Mapping[str, Any] | None):
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        optimizer: Optimizer,
+        scheduler: Scheduler | None,
+        numbers: Mapping[str, Number],
+        config: Mapping[str, Any] | None,
+    ):
         super().__init__()
         self.names = names
         self.stopped: dict[str, int] = {}
-        self._config = dict(config or {})
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._numbers, self._config = dict(numbers), dict(config or {})
 
     @abstractmethod
     def weights_of(self, name: str) -> nn.Module:
         """What is trained, checked on validation, and put back of one cell."""
+
+    @abstractmethod
+    def trainable(self) -> Iterable[Any]:
+        """Parameters, or groups of them, for the optimizer."""
+
+    def now(self, number: str) -> float:
+        """A declared number at this optimizer step."""
+        found = self._numbers[number]
+        return found.at(self.global_step, self.trainer.estimated_stepping_batches) if isinstance(found, Schedule) else found
+
+    def anneal(self, interventions: Iterable[Any]) -> None:
+        """Set the temperature of learned gates to what is declared for this step."""
+        for intervention in filter(is_gated, interventions):
+            intervention.anneal(self.now("temperature"))
+
+    def penalty(self, interventions: Iterable[Any], name: str = "") -> Tensor | float:
+        """The declared weight times the share of coordinates that learned gates let through; logged, unweighted, as `train/penalty`."""
+        gated = list(filter(is_gated, interventions))
+        if not gated or not self.now("penalty"):
+            return 0.0
+        found = torch.stack([intervention.penalty() for intervention in gated]).sum()
+        self.log(of_cell("train/penalty", name), found)
+        return self.now("penalty") * found
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Log what the schedules say."""
+        told = {f"schedule/{name}": self.now(name) for name, found in self._numbers.items() if isinstance(found, Schedule)}
+        if told:
+            self.log_dict(told)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule."""
+        optimizer = self._optimizer(self.trainable())
+        if self._scheduler is None:
+            return optimizer
+        schedule = self._scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -61,6 +113,22 @@ class Cells(L.LightningModule):
         self.stopped = dict(checkpoint["stopped"])
 
 
+def is_gated(intervention: Any) -> bool:
+    """Whether it learns which coordinates to let through."""
+    return isinstance(intervention.gate, SoftGate)
+
+
 def of_cell(metric: str, name: str) -> str:
     """What a cell's metric is logged as."""
     return f"{metric}/{name}" if name else metric
+
+
+def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> dict[str, Number]:
+    """The weights of a loss's parts, 0 where none is given. Raises ValueError for unknown parts, negative weights, and where all are 0."""
+    unknown = sorted(set(weights) - set(parts))
+    if unknown:
+        raise ValueError(f"weights: {unknown} are no parts of the loss; they are {list(parts)}.")
+    ends = {name: (w.start, w.stop) if isinstance(w, Schedule) else (w, w) for name, w in weights.items()}
+    if min(map(min, ends.values())) < 0 or not max(map(max, ends.values())):
+        raise ValueError(f"weights: none may be negative, and one part has to count; got {dict(weights)}.")
+    return dict.fromkeys(parts, 0.0) | dict(weights)

@@ -1,6 +1,7 @@
 """Distributed alignment search: the network is frozen, the interventions are trained."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,44 +9,61 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import Cells, of_cell
-from iit.alignment.objective import Objective, cross_entropy
+from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_cell
+from iit.alignment.latents import latents
+from iit.alignment.objective import CrossEntropy, Objective, Prediction
+from iit.alignment.schedule import Number
 from iit.intervened import together
 from iit.result import correct
 
-Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+KINDS = ("cause", "isolate")
 
 
 class DAS(Cells):
     """Train the interventions of an alignment so that the edited network gives the label (arXiv 2303.02536).
 
-    Minimises objective(edited(base, source), label) over the interventions' parameters. Logs `train/loss` each step and, each
-    epoch, `val/loss`, `val/iia` (all validation pairs) and `val/iia_changing`.
+    Minimises the mean of objective(edited(base, source), label) over pairs, plus penalty · the share of coordinates that learned
+    gates let through, over the interventions' parameters. Logs `train/loss` each step and, each epoch, `val/loss`, `val/iia`
+    (all validation pairs), `val/iia_changing` and, of learned gates, `val/rank`, the coordinates they let through.
 
     alignments: one, or {name: alignment} of several that are trained side by side on the same pairs: sites × ranks × seeds. Each
         has its own weights, optimizer state, metrics (`val/iia/NAME`; the plain names are means over those that are trained) and
         is stopped by itself; where their passes over the network coincide, they share them.
+    objective: the cross-entropy by default.
+    weights: {"cause": …, "isolate": …}: instead of the mean over pairs, the sum of the weighted means over changing pairs (the edit
+        has to cause the label) and over the others (it must leave the answer alone): MDAS (arXiv 2402.17700). Either may be a
+        schedule, and 0 leaves its pairs out. Logged as `train/cause` and `train/isolate`.
+    temperature: of learned gates, as a multiple of what each was made with; constant by default.
+    penalty: weight of the share that learned gates let through (arXiv 2305.08809); none by default.
     optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default. Of several alignments each is a
-        group of parameters.
+        group of parameters. scheduler: makes a learning rate schedule from it and `total_steps`; none by default.
     config: what identifies the run; a checkpoint of another one is refused.
 
-    Raises ValueError when there is nothing to train, and when alignments share weights or differ in network.
+    Raises ValueError when there is nothing to train, when alignments share weights or differ in network, and for weights that are
+    unknown, negative, or all 0.
     """
 
     def __init__(
         self,
         alignments: Alignment | Mapping[str, Alignment],
         *,
-        objective: Objective = cross_entropy,
+        objective: Objective | None = None,
+        weights: Mapping[str, Number] | None = None,
+        temperature: Number = 1.0,
+        penalty: Number = 0.0,
         optimizer: Optimizer | None = None,
+        scheduler: Scheduler | None = None,
         config: Mapping[str, Any] | None = None,
     ):
         cells = dict(alignments) if isinstance(alignments, Mapping) else {"": alignments}
-        super().__init__(tuple(cells), config)
+        self._kinds = weights is not None
+        numbers = checked_weights(KINDS, weights or dict.fromkeys(KINDS, 1.0))
+        gated = any(is_gated(i) for cell in cells.values() for i in cell.interventions)
+        numbers |= {"temperature": temperature, "penalty": penalty} if gated else {"temperature": 1.0, "penalty": 0.0}
+        super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config)
         _check(cells)
         self.alignments: Any = nn.ModuleList(cells.values())
-        self._objective = objective
-        self._optimizer = optimizer or _adam
+        self._objective = objective or CrossEntropy()
         # Of several cells there are means over all, too, under the plain names.
         self._logged = self.names if len(self.names) == 1 else (*self.names, "")
         self._means: Any = nn.ModuleList(
@@ -56,25 +74,34 @@ class DAS(Cells):
         """The cell's alignment."""
         return self.alignments[self.names.index(name)]
 
+    def trainable(self) -> Iterable[Any]:
+        """The interventions' parameters, a group for each of several cells."""
+        found = [[p for p in cell.parameters() if p.requires_grad] for cell in self.alignments]
+        return found[0] if len(found) == 1 else [{"params": parameters} for parameters in found]
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch of pairs, the sum over cells: their gradients are independent."""
-        answer = batch["base"]["answer"]
-        losses = [self._objective(logits, answer) for logits in self._logits(batch)]
-        for name, loss in zip(self.running, losses, strict=True):
-            self.log(of_cell("train/loss", name), loss, prog_bar=not name, batch_size=len(answer))
+        n = len(batch["row"])
+        self.anneal(i for cell in self.alignments for i in cell.interventions)
+        losses = []
+        for name, made in zip(self.running, self._predictions(batch), strict=True):
+            loss = self._weighed(self._objective(made), batch["changing"], name)
+            loss = loss + self.penalty(self.weights_of(name).interventions, name)
+            losses.append(loss)
+            self.log(of_cell("train/loss", name), loss, prog_bar=not name, batch_size=n)
         total = torch.stack(losses).sum()
         if len(self.names) > 1:
-            self.log("train/loss", total / len(losses), prog_bar=True, batch_size=len(answer))
+            self.log("train/loss", total / len(losses), prog_bar=True, batch_size=n)
         return total
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Count the pairs on which the edited network gives the label."""
-        answer, changing = batch["base"]["answer"], batch["changing"]
-        for name, logits in zip(self.running, self._logits(batch), strict=True):
-            right, loss = correct(logits, answer).float(), self._objective(logits, answer)
+        changing = batch["changing"]
+        for name, made in zip(self.running, self._predictions(batch), strict=True):
+            right, loss = correct(made.logits, made.answer).float(), self._objective(made)
             for logged in {name, self._logged[-1]}:
                 means = self._means[self._logged.index(logged)]
-                means["loss"].update(loss, weight=len(right))
+                means["loss"].update(loss)
                 means["iia"].update(right)
                 if bool(changing.any()):
                     means["iia_changing"].update(right[changing])
@@ -83,14 +110,34 @@ class DAS(Cells):
                 if mean.update_called:
                     self.log(of_cell(f"val/{metric}", logged), mean, prog_bar=not logged and metric != "loss")
 
-    def _logits(self, batch: dict[str, Any]) -> list[Tensor]:
-        cells = [self.weights_of(name) for name in self.running]
-        return together(cells, batch["base"], batch["sources"], batch["active"])
+    def on_validation_epoch_end(self) -> None:
+        """Log how many coordinates learned gates let through."""
+        for name in self.running:
+            interventions: Any = self.weights_of(name).interventions
+            gated = list(filter(is_gated, interventions))
+            if gated:
+                self.log(of_cell("val/rank", name), float(sum(intervention.learned_rank() for intervention in gated)))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer over the interventions' parameters."""
-        trained = [[p for p in cell.parameters() if p.requires_grad] for cell in self.alignments]
-        return self._optimizer(trained[0] if len(trained) == 1 else [{"params": parameters} for parameters in trained])
+    def _weighed(self, losses: Tensor, changing: Tensor, name: str) -> Tensor:
+        """The mean over pairs, or the weighted means over their kinds."""
+        if not self._kinds:
+            return losses.mean()
+        total = losses.new_zeros(())
+        for kind, chosen in zip(KINDS, (changing, ~changing), strict=True):
+            if bool(chosen.any()) and self.now(kind):
+                mean = losses[chosen].mean()
+                self.log(of_cell(f"train/{kind}", name), mean, batch_size=int(chosen.sum()))
+                total = total + self.now(kind) * mean
+        return total
+
+    def _predictions(self, batch: dict[str, Any]) -> list[Prediction]:
+        cells = [self.weights_of(name) for name in self.running]
+        found = together(cells, batch["base"], batch["sources"], batch["active"])
+        near = "natural" in batch
+        return [
+            Prediction(logits, batch["base"]["answer"], batch.get("base_answer"), partial(latents, cell, batch) if near else None)
+            for cell, logits in zip(cells, found, strict=True)
+        ]
 
 
 def _check(cells: Mapping[str, Alignment]) -> None:

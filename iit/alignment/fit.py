@@ -15,6 +15,7 @@ from torch import Tensor
 from iit.alignment.alignment import Alignment
 from iit.alignment.best import BestWeights
 from iit.alignment.das import DAS
+from iit.alignment.initial import initialise
 from iit.data import Pairs, PairsDataModule
 from iit.intervened import ActivationStore
 
@@ -53,6 +54,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     ckpt_path: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     monitor: str | None = None,
+    start: str = "random",
 ) -> Fitted | dict[str, Fitted]:
     """Train the alignment on the training pairs and leave it with the weights that were best on validation.
 
@@ -60,6 +62,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
         network is frozen and in eval mode again when this returns or raises.
     monitor: the validation metric that chooses the epoch; by default the module's own.
+    start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
     trainer: called with what this function decides (epochs, device, callbacks, loggers, folder).
     ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
 
@@ -99,6 +102,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     )
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
+        initialise(cell, pairs, start, batch_size=eval_batch_size)
     with _trainable(*cells.values()) if lightning_module.trains_network else _remembering(cells.values()):
         runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     if runner.interrupted:

@@ -1,6 +1,6 @@
 """Interchange intervention training: the network itself is trained."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,29 +8,39 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import Cells
-from iit.alignment.objective import Objective, cross_entropy
+from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated
+from iit.alignment.objective import CrossEntropy, Objective, Prediction
+from iit.alignment.schedule import Number
+from iit.alignment.stacked import rows_of, stacked
+from iit.intervened import Activations, IntervenedModel, capture
+from iit.intervened.sources import variables_of
 from iit.result import correct
 
-Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
-WEIGHTS = {"behaviour": 1.0, "interchange": 1.0}
+WEIGHTS: dict[str, Number] = {"behaviour": 1.0, "interchange": 1.0, "strict": 0.0}
 
 
 class IIT(Cells):
     """Train a network to answer rightly, and to do so by the causal model (arXiv 2112.00826).
 
-    Minimises Σ weight · loss of two parts over the network's and the interventions' parameters: `behaviour` is
-    objective(network(base), the base's own answer), `interchange` is objective(edited(base, source), label). An alignment
-    without edits leaves the behaviour: plain training of the task. Logs `train/loss` and its parts each step and, each epoch,
-    `val/loss`, `val/task_accuracy` and, with edits, `val/iia` and `val/iia_changing`.
+    Minimises Σ weight · loss of three parts over the network's and the interventions' parameters: `behaviour` is
+    objective(network(base), the base's own answer), `interchange` is objective(edited(base, source), label), and `strict` is
+    objective(base with an inert part from the source, the base's own answer): parts that the alignment declares `inert` must not
+    matter (arXiv 2407.14494); each pair draws one of them. A step is one run of the sources and one of the bases, stacked once for
+    each part. An alignment without edits leaves the behaviour: plain training of the task.
 
+    Logs `train/loss` and its parts each step and, each epoch, `val/loss`, `val/task_accuracy` and, with edits, `val/iia`,
+    `val/iia_changing` and `val/strict`, the share of bases that keep their answer.
+
+    trained: the variables whose interchanges are trained; all by default. Pairs of others only train the behaviour.
+    source_grad: let gradients flow through the source runs, too.
+    weights: of the parts, each may be a schedule; of parts that are not named 1, 1 and 0.
+    temperature, penalty: as in `DAS`, for interventions that are trained along.
     optimizer: makes the optimizer from the parameters; AdamW with learning rate 1e-3 by default.
     scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by default.
-    weights: of the parts. config: what identifies the run; a checkpoint of another one is refused.
+    config: what identifies the run; a checkpoint of another one is refused.
 
-    Raises ValueError for several alignments, unknown parts, negative weights, and where no part is left; when it runs, for pairs without the bases'
-    own answers.
+    Raises ValueError for several alignments, unknown parts or variables, negative weights, where no part is left, and for a strict
+    loss with nothing inert; when it runs, for pairs without the bases' own answers.
     """
 
     trains_network = True
@@ -39,78 +49,152 @@ class IIT(Cells):
         self,
         alignment: Alignment | Mapping[str, Alignment],
         *,
-        objective: Objective = cross_entropy,
+        objective: Objective | None = None,
+        weights: Mapping[str, Number] | None = None,
+        trained: Sequence[str] | None = None,
+        source_grad: bool = False,
+        temperature: Number = 1.0,
+        penalty: Number = 0.0,
         optimizer: Optimizer | None = None,
         scheduler: Scheduler | None = None,
-        weights: Mapping[str, float] | None = None,
         config: Mapping[str, Any] | None = None,
     ):
-        super().__init__(("",), config)
         if isinstance(alignment, Mapping):
             raise ValueError("IIT trains the network, for one alignment; several cannot be trained side by side in it.")
-        self.weights = WEIGHTS | dict(weights or {})
-        unknown = sorted(set(self.weights) - set(WEIGHTS))
+        declared = WEIGHTS | dict(weights or {})
+        numbers = checked_weights(tuple(WEIGHTS), declared | ({} if alignment.edits else {"interchange": 0.0, "strict": 0.0}))
+        if numbers["strict"] != 0 and not alignment.inert:
+            raise ValueError(
+                "weights: a strict loss needs parts of the network that are declared not to matter, and the alignment declares none: "
+                "give it `inert`, or leave the weight of strict at 0."
+            )
+        unknown = sorted(set(trained or ()) - set(map(str, alignment.variables)))
         if unknown:
-            raise ValueError(f"weights: {unknown} are no parts of the loss; they are {list(WEIGHTS)}.")
-        if not alignment.edits:
-            self.weights["interchange"] = 0.0
-        if min(self.weights.values()) < 0 or not any(self.weights.values()):
-            raise ValueError(f"weights: none may be negative, and one part has to count; got {self.weights}.")
+            raise ValueError(f"trained: the alignment has no variable {unknown}; it has {list(map(str, alignment.variables))}.")
+        gated = any(is_gated(i) for i in alignment.interventions)
+        numbers |= {"temperature": temperature, "penalty": penalty} if gated else {"temperature": 1.0, "penalty": 0.0}
+        super().__init__(("",), optimizer or _adamw, scheduler, numbers, config)
         self.alignment = alignment
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
-        self.monitor = "val/iia_changing" if self.weights["interchange"] else "val/task_accuracy"
-        self._objective, self._optimizer, self._scheduler = objective, optimizer or _adamw, scheduler
-        self._means: Any = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "task_accuracy", "iia", "iia_changing")})
+        self.monitor = "val/iia_changing" if numbers["interchange"] != 0 else "val/task_accuracy"
+        self._trained = None if trained is None else set(trained)
+        self._source_grad, self._objective = source_grad, objective or CrossEntropy()
+        edits = {**alignment.edits, **alignment.inert}
+        self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)  # its weights are the alignment's
+        self._means: Any = torch.nn.ModuleDict(
+            {name: MeanMetric() for name in ("loss", "task_accuracy", "iia", "iia_changing", "strict")}
+        )
 
     def weights_of(self, name: str) -> "IIT":
         """The network and the interventions."""
         return self
 
+    def trainable(self) -> Iterable[Any]:
+        """The network's and the interventions' parameters."""
+        return (p for p in self.parameters() if p.requires_grad)
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch."""
-        parts = {name: self._objective(logits, answer) for name, (logits, answer) in self._runs(batch).items()}
-        loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        self.anneal(self.alignment.interventions)
+        parts = {name: self._objective(made).mean() for name, (made, _) in self._predictions(batch).items()}
+        loss = self._total(parts) + self.penalty(self.alignment.interventions)
         self.log_dict({f"train/{name}": part for name, part in parts.items()}, batch_size=len(batch["row"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["row"]))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Count right answers, and pairs on which the edited network gives the label."""
-        runs = self._runs(batch)
-        losses = torch.stack([self.weights[name] * self._objective(*run) for name, run in runs.items()])
-        self._means["loss"].update(losses.sum(), weight=len(batch["row"]))
-        if "behaviour" in runs:
-            self._means["task_accuracy"].update(correct(*runs["behaviour"]).float())
-        if "interchange" in runs:
-            right = correct(*runs["interchange"]).float()
-            self._means["iia"].update(right)
-            if bool(batch["changing"].any()):
-                self._means["iia_changing"].update(right[batch["changing"]])
+        found = self._predictions(batch)
+        total = self._total({name: self._objective(made).mean() for name, (made, _) in found.items()})
+        self._means["loss"].update(total, weight=len(batch["row"]))
+        names = {"behaviour": "task_accuracy", "interchange": "iia", "strict": "strict"}
+        for part, (made, rows) in found.items():
+            right = correct(made.logits, made.answer).float()
+            self._means[names[part]].update(right)
+            changing = batch["changing"][rows]
+            if part == "interchange" and bool(changing.any()):
+                self._means["iia_changing"].update(right[changing])
         for name, mean in self._means.items():
             if mean.update_called:
                 self.log(f"val/{name}", mean, prog_bar=name != "loss")
 
-    def _runs(self, batch: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Part → (logits, answer), of the parts that have a weight."""
-        found = {}
-        base = batch["base"]
-        if self.weights["behaviour"]:
-            if "base_answer" not in batch:
-                raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
-            own = base | {"answer": batch["base_answer"]}
-            idle = dict.fromkeys(self.alignment.variables, False)
-            found["behaviour"] = (self.alignment.answer_logits(own, active=idle), own["answer"])
-        if self.weights["interchange"]:
-            found["interchange"] = (self.alignment.answer_logits(base, batch["sources"], batch["active"]), base["answer"])
+    def _total(self, parts: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([self.now(name) * part for name, part in parts.items()]).sum()
+
+    def _predictions(self, batch: dict[str, Any]) -> dict[str, tuple[Prediction, Tensor]]:
+        """Part → (what it gave, the rows of the batch it is about), of the parts that have a weight: one run for all of them."""
+        base, n = batch["base"], len(batch["row"])
+        every = torch.arange(n)
+        rows = {name: every for name in WEIGHTS if self._numbers[name] != 0}
+        if "interchange" in rows and self._trained is not None:
+            # A pair counts where all that it interchanges is trained.
+            others = [v for v in batch["sources"] if v not in self._trained]
+            flags = [_active(batch, v) for v in others]
+            rows["interchange"] = every[~torch.stack(flags).any(0)] if flags else every
+        if ("behaviour" in rows or "strict" in rows) and "base_answer" not in batch:
+            raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
+        rows = {name: index for name, index in rows.items() if len(index)}
+        answers = {name: base["answer"] if name == "interchange" else batch["base_answer"] for name in rows}
+        runs = [rows_of(base | {"answer": answers[name]}, index) for name, index in rows.items()]
+        (edited,) = self._edited
+        active = {v: torch.cat([self._flags(v, name, batch)[index] for name, index in rows.items()]) for v in edited.variables}
+        sources = self._sources(batch, torch.cat(list(rows.values()))) if set(rows) - {"behaviour"} else None
+        logits = edited.answer_logits(stacked(runs), sources, active)
+        own = batch.get("base_answer")
+        found, start = {}, 0
+        for (name, index), run in zip(rows.items(), runs, strict=True):
+            width = run["answer"].shape[1] if run["answer"].ndim == 2 else 1
+            part = logits[start : start + len(index), :width]
+            found[name] = Prediction(part, run["answer"], None if own is None else own[index]), index
+            start += len(index)
         return found
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer over all trained parameters, and its schedule."""
-        optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
-        if self._scheduler is None:
-            return optimizer
-        schedule = self._scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def _flags(self, variable: Any, part: str, batch: dict[str, Any]) -> Tensor:
+        """BoolTensor[batch]: for which pairs a part of the loss edits a variable, or an inert part."""
+        n = len(batch["row"])
+        if part == "interchange" and variable in batch["sources"]:
+            return _active(batch, variable)
+        if part == "strict" and variable in self.alignment.inert:
+            drawn = torch.Generator().manual_seed(self.global_step)
+            which = torch.randint(len(self.alignment.inert), (n,), generator=drawn)
+            return which == list(self.alignment.inert).index(variable)
+        return torch.zeros(n, dtype=torch.bool)
+
+    def _sources(self, batch: dict[str, Any], rows: Tensor) -> dict[Any, Activations]:
+        """What the edits read for these rows of the batch: every source that some pair needs is run once, all in one run.
+
+        Inert parts read the source of the pair's first variable.
+        """
+        n, given = len(batch["row"]), batch["sources"]
+        needed = {v: _active(batch, v).nonzero().flatten() for v in given}
+        (edited,) = self._edited
+        sites = list(dict.fromkeys(site for edit in edited.edits.values() for site in edit.source_sites))
+        run = stacked([rows_of(given[v], index) for v, index in needed.items()])
+        seen = capture(edited.studied or edited.network, run, sites, grad=self._source_grad)
+        # Row of the batch → row of the run that holds its source; of inert parts the source of the pair's first variable.
+        place: dict[Any, Tensor] = {}
+        first, start = torch.full((n,), -1), 0
+        for variable, index in needed.items():
+            place[variable] = torch.zeros(n, dtype=torch.long)
+            place[variable][index] = torch.arange(start, start + len(index))
+            first[index] = torch.where(first[index] < 0, place[variable][index], first[index])
+            start += len(index)
+        place |= dict.fromkeys(self.alignment.inert, first)
+        found = {}
+        for key, edit in edited.edits.items():
+            for variable in variables_of(key, edit):
+                at = place.get(variable)
+                if at is None or not edit.intervention.needs_source:
+                    continue
+                index = at[rows]
+                counts = {s: None if c is None else c[index] for s, c in seen.counts.items()}
+                found[variable] = Activations({site: seen[site][index] for site in edit.source_sites}, counts)
+        return found
+
+
+def _active(batch: dict[str, Any], variable: str) -> Tensor:
+    """BoolTensor[batch]: which pairs interchange the variable."""
+    return batch["active"].get(variable, torch.ones(len(batch["row"]), dtype=torch.bool)).cpu()
 
 
 def _adamw(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,25 +1,164 @@
-"""What training minimises."""
+"""What training minimises: a loss for each pair."""
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from iit.result import logit_difference
+
 IGNORED = -100
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""(logits, answer) → loss."""
+
+
+class Prediction(NamedTuple):
+    """What an edited run gave, and what it was to give.
+
+    logits: Tensor[batch, n_answer, vocab], at the answer's tokens; the answer is teacher-forced.
+    answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter; or [batch, 1, n_right] where each of several
+        tokens is right.
+    own: the base's own answer, likewise; None where the pairs do not know it.
+    latents: () → [(edited activation, natural one, BoolTensor[batch] of pairs that have a natural one)], Tensor[batch, position, width]
+        each, for every edit; None where the pairs have no natural counterparts.
+    """
+
+    logits: Tensor
+    answer: Tensor
+    own: Tensor | None = None
+    latents: Callable[[], list[tuple[Tensor, Tensor, Tensor]]] | None = None
+
+
+class Objective(ABC):
+    """A loss of each pair; the module takes the mean."""
+
+    @abstractmethod
+    def __call__(self, made: Prediction) -> Float[Tensor, " batch"]:
+        """Loss of each pair, in fp32; a mean over the answer's tokens."""
+
+
+@final
+class CrossEntropy(Objective):
+    """−log p(label) over the whole vocabulary, in nats. Where several tokens are right, p is the sum of their probabilities."""
+
+    def __call__(self, made: Prediction) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(made.logits, made.answer)
+
+
+@final
+class KLDivergence(Objective):
+    """KL(q ‖ p) = Σ q·(log q − log p) of the label's distribution q and the network's p, in nats (arXiv 1512.00567 for smoothing).
+
+    q spreads 1 − smoothing evenly over the right tokens, and smoothing evenly over the vocabulary. With one right token and no
+    smoothing it is the cross-entropy; with several right ones it asks for all of them, where the cross-entropy asks for any.
+
+    Raises ValueError for smoothing outside 0 ≤ smoothing < 1.
+    """
+
+    def __init__(self, smoothing: float = 0.0):
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing={smoothing} is a share of the probability: at least 0 and below 1.")
+        self.smoothing = smoothing
+
+    def __call__(self, made: Prediction) -> Tensor:
+        """KL divergence from the label's distribution."""
+        log_p, right, present = _log_probabilities(made)
+        n_right, n = present.sum(-1), log_p.shape[-1]
+        even = self.smoothing / n
+        on_label = (1 - self.smoothing) / n_right.clamp(min=1)
+        against = -(on_label * (right * present).sum(-1) + even * log_p.sum(-1))
+        q = on_label + even
+        entropy = -(n_right * q * q.log() + (n - n_right) * (even * math.log(even) if even else 0.0))
+        return _over_tokens(against - entropy, present.any(-1))
+
+
+@final
+class LogitDifference(Objective):
+    """−(logit of the label − logit of the base's own answer), where their tokens first differ; 0 where they are the same.
+
+    margin: the difference that is enough: the loss is max(0, margin − difference). None: −difference without an end.
+    Raises ValueError, when called, where the base's own answer is not known or several tokens are right.
+    """
+
+    def __init__(self, margin: float | None = None):
+        self.margin = margin
+
+    def __call__(self, made: Prediction) -> Tensor:
+        """Negative logit difference, or what it lacks of the margin."""
+        if made.own is None or made.own.ndim != 2 or made.answer.ndim != 2:
+            raise ValueError(
+                "The objective LogitDifference compares the label with the base's own answer: the pairs need the column base_answer, "
+                "and one right answer each."
+            )
+        found = logit_difference(made.logits, made.answer, made.own)
+        same = found.isnan()
+        lacking = -found if self.margin is None else F.relu(self.margin - found)
+        return torch.where(same, 0.0, lacking)
+
+
+@final
+class MeanSquaredError(Objective):
+    """Σ (p − q)² over the vocabulary, of the network's probabilities p and the label's q: 1 on the right token, or spread evenly."""
+
+    def __call__(self, made: Prediction) -> Tensor:
+        """Squared error of the probabilities (the Brier score)."""
+        log_p, right, present = _log_probabilities(made)
+        share = 1 / present.sum(-1).clamp(min=1)
+        on_right = (right.exp() * present).sum(-1)
+        return _over_tokens(log_p.exp().square().sum(-1) - 2 * share * on_right + share, present.any(-1))
+
+
+@final
+class CounterfactualLatent(Objective):
+    """objective + weight · the distance of edited activations from natural ones (after arXiv 2511.04638).
+
+    The distance is ½·‖e − n‖²/‖n‖² + ½·(1 − cos(e, n)), a mean over the positions of all edits: e is what an edit makes of the base's
+    activation, n the activation of a prompt whose own variables have the values that the interchange asks for (`data.natural=true`).
+    Pairs for which there is no such prompt add nothing.
+
+    Raises ValueError for a negative weight and, when called, for pairs without natural counterparts.
+    """
+
+    def __init__(self, objective: Objective, weight: float = 0.1):
+        if weight < 0:
+            raise ValueError(f"The weight of the distance cannot be negative; got {weight}.")
+        self.objective, self.weight = objective, weight
+
+    def __call__(self, made: Prediction) -> Tensor:
+        """The objective, and the distance."""
+        if made.latents is None:
+            raise ValueError("The objective CounterfactualLatent needs natural counterparts of the pairs: set data.natural=true.")
+        found = []
+        for edited, natural, known in made.latents():
+            edited, natural = edited.float(), natural.float()
+            apart = (edited - natural).square().sum(-1) / natural.square().sum(-1).clamp(min=1e-12)
+            turned = 1 - F.cosine_similarity(edited, natural, dim=-1)
+            found.append(torch.where(known, (0.5 * (apart + turned)).mean(1), 0.0))
+        return self.objective(made) + self.weight * torch.stack(found).mean(0)
 
 
 def cross_entropy(
     logits: Float[Tensor, "batch n_answer vocab"], answer: Int[Tensor, "batch n_answer"] | Int[Tensor, "batch 1 n_right"]
-) -> Float[Tensor, ""]:
-    """Cross-entropy over the whole vocabulary: the mean over answer tokens of −log p(token), in nats and fp32.
-
-    Where several tokens are right (`answer` of three dimensions), p is the sum of their probabilities.
-    """
+) -> Float[Tensor, " batch"]:
+    """−log p(answer) of each example: a mean over its answer's tokens, in nats and fp32."""
     if answer.ndim == 3:
         chosen = logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0))
-        return -chosen.masked_fill(answer == IGNORED, -torch.inf).logsumexp(-1).mean()
-    return F.cross_entropy(logits.flatten(0, 1).float(), answer.flatten(), ignore_index=IGNORED)
+        return -chosen.masked_fill(answer == IGNORED, -torch.inf).logsumexp(-1).squeeze(1)
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), answer.flatten(), ignore_index=IGNORED, reduction="none")
+    return _over_tokens(losses.view_as(answer), answer != IGNORED)
+
+
+def _log_probabilities(made: Prediction) -> tuple[Tensor, Tensor, Tensor]:
+    """log p of the whole vocabulary, of the right tokens (Tensor[batch, n_answer, n_right]), and which of these there are."""
+    log_p = made.logits.float().log_softmax(-1)
+    right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)
+    return log_p, log_p.gather(-1, right.clamp(min=0)), right != IGNORED
+
+
+def _over_tokens(losses: Tensor, present: Tensor) -> Tensor:
+    """The mean over each example's answer tokens: Tensor[batch, n_answer] → Tensor[batch]."""
+    return (losses * present).sum(1) / present.sum(1).clamp(min=1)

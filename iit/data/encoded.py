@@ -31,7 +31,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     A batch is `{"base": {the network's inputs, positions, answer}, "sources": {variable: {…}}, "active": {variable:
     BoolTensor[batch]}, "base_answer": LongTensor[batch, n], "changing": BoolTensor[batch], "row": LongTensor[batch]}`. The base's
     answer is the pair's label; `active` names variables that some pairs leave alone (their sources are then the bases);
-    `base_answer` is there where the pairs know it.
+    `base_answer` is there where the pairs know it, `natural` ({the inputs, positions}) and `has_natural` (BoolTensor[batch]) where
+    they have natural counterparts.
 
     interchanged: the variables that each pair swaps. rivals: rival → LongTensor[n, n_answer], its labels, where `speaks` (rival →
     BoolTensor[n]) says that it has any.
@@ -40,9 +41,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     def __init__(self, pairs: Dataset, variables: str | Sequence[str], network: Encoder):
         columns: Any = pairs[:]
         if not isinstance(columns["base"][0], str):
-            columns |= pairs.select_columns([c for c in columns if c.partition("[")[0] in ("base", "source")]).with_format(
-                "numpy"
-            )[:]
+            columns |= pairs.select_columns(
+                [c for c in columns if c.partition("[")[0] in ("base", "source", "natural")]
+            ).with_format("numpy")[:]
         self.variables = (variables,) if isinstance(variables, str) else tuple(variables)
         n = len(pairs)
         several = columns.get("interchanged")
@@ -63,6 +64,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         known = columns.get("base_answer")
         known = None if known is None or any(answer is None for answer in known) else known
         self._base_answer = None if known is None else _answers(network, columns["base"], known)
+        near = columns.get("natural")
+        self._natural = None if near is None else _encode(network, near, columns.get("natural_roles"), None)
+        self._has_natural = torch.tensor(columns.get("has_natural") or [True] * n)
         rivals = columns.get("rival_labels") or []
         # A rival that lacks a variable says nothing of some pairs: there the label stands in, and `speaks` is False.
         said = {name: [row[name] for row in rivals] for name in (rivals[0] if rivals else ())}
@@ -94,6 +98,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             "changing": self.changing[index],
             "row": index,
         }
+        if self._natural is not None:
+            batch |= {"natural": _cut(self._natural, index), "has_natural": self._has_natural[index]}
         return batch if self._base_answer is None else batch | {"base_answer": _narrow(self._base_answer[index])}
 
     def costs(self, cost: Cost | None) -> Tensor:

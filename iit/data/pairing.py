@@ -22,12 +22,14 @@ class Wanted:
         each pair.
     changing_share: share of pairs whose label differs from the base's own answer; None takes them as they come.
     separate: rivals whose labels must all differ from the label.
+    natural: whether natural counterparts are going to be looked for.
     """
 
     variables: tuple[str, ...]
     together: bool = False
     changing_share: float | None = 0.5
     separate: tuple[str, ...] = ()
+    natural: bool = False
 
     @property
     def patterns(self) -> list[tuple[str, ...]]:
@@ -41,6 +43,7 @@ class Paired:
 
     sources, source_answers: variable → the prompts its value is taken from, and their answers; None in a pair that leaves it alone.
     labels: what the causal model answers after the interchange. rivals: rival → what that one does; None where it lacks a variable.
+    source_values: variable → its value in the source; None where nobody asks.
     """
 
     bases: Prompts
@@ -48,12 +51,14 @@ class Paired:
     source_answers: dict[str, list[Any]]
     labels: list[Any]
     rivals: dict[str, list[Any]]
+    source_values: dict[str, list[Any]] | None = None
 
     @classmethod
-    def empty(cls, bases: Prompts, variables: Sequence[str], rivals: Iterable[str]) -> "Paired":
+    def empty(cls, bases: Prompts, wanted: Wanted, rivals: Iterable[str]) -> "Paired":
         """Pairs without sources and labels yet."""
         none = [None] * len(bases)
-        return cls(bases, {v: [*none] for v in variables}, {v: [*none] for v in variables}, [*none], {r: [*none] for r in rivals})
+        sources, answers, values = ({v: [*none] for v in wanted.variables} for _ in range(3))
+        return cls(bases, sources, answers, [*none], {r: [*none] for r in rivals}, values if wanted.natural else None)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Paired":
         """These pairs, in this order."""
@@ -63,7 +68,10 @@ class Paired:
             return {name: [column[i] for i in index] for name, column in of.items()}
 
         labels = [self.labels[i] for i in index]
-        return Paired(self.bases.take(index), columns(self.sources), columns(self.source_answers), labels, columns(self.rivals))
+        values = None if self.source_values is None else columns(self.source_values)
+        return Paired(
+            self.bases.take(index), columns(self.sources), columns(self.source_answers), labels, columns(self.rivals), values
+        )
 
     @property
     def changing(self) -> np.ndarray:
@@ -83,7 +91,7 @@ def paired(
     """
     n = len(bases)
     pattern = rng.permutation(np.arange(n) % len(wanted.patterns))
-    found, asked = Paired.empty(bases, wanted.variables, task.rivals), {}
+    found, asked = Paired.empty(bases, wanted, task.rivals), {}
 
     def fill(left: np.ndarray, changing: bool | None) -> np.ndarray:
         """Choose sources for these rows until their pairs are changing, or not; returns those that seem not to have any."""
@@ -147,7 +155,7 @@ def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> Paired:
     apart = first != second
     first, second = (np.tile(index[apart], len(wanted.patterns)) for index in (first, second))
     pattern = np.repeat(np.arange(len(wanted.patterns)), int(apart.sum()))
-    found = Paired.empty(prompts.take(first), wanted.variables, task.rivals)
+    found = Paired.empty(prompts.take(first), wanted, task.rivals)
     kept = np.zeros(len(first), dtype=bool)
     for number, variables in enumerate(wanted.patterns):
         part = np.flatnonzero(pattern == number)
@@ -176,6 +184,8 @@ def _put(found: Paired, task: Task, part: np.ndarray, ok: np.ndarray, chosen: Ma
             into.append((found.rivals[name], label(task, rival, bases, sources)))
     for variable, prompts in sources.items():
         into += [(found.sources[variable], prompts.written), (found.source_answers[variable], prompts.answers)]
+        if found.source_values is not None:
+            into.append((found.source_values[variable], task.model.run_batch(prompts.inputs)[variable]))
     for column, values in into:
         for i, value in zip(rows, values, strict=True):
             column[i] = value

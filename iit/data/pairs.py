@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from iit.causal import Task
+from iit.data.natural import counterparts
 from iit.data.own import Answering, answered, assign_splits, check_rows, read_rows
 from iit.data.pairing import Paired, Wanted, each_with_each, paired
 from iit.data.prompts import Answers, Prompts, draw_prompts, one_token_words
@@ -44,6 +45,7 @@ class Pairs:
     task: where the pairs were sampled from; None for one's own pairs, which have no causal model.
     facts: counts of how they came about (drawn and kept prompts, dropped words, changing and separating pairs, …).
     again: epoch → training pairs sampled anew; None where they stay.
+    values: variable → its value in each training pair's base; None for pairs that were not sampled from a causal model.
     """
 
     dataset: Dataset
@@ -51,6 +53,7 @@ class Pairs:
     task: Task | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     again: Callable[[int], Dataset] | None = None
+    values: Mapping[str, Sequence[Any]] | None = None
 
     def __post_init__(self) -> None:
         variables = (self.variables,) if isinstance(self.variables, str) else tuple(self.variables)
@@ -106,6 +109,7 @@ class Pairs:
         separate: Sequence[str] = (),
         right_only: bool = True,
         fresh: bool = False,
+        natural: bool = False,
         seed: int = 0,
     ) -> "Pairs":
         """Sample prompts, pair them, and label the pairs by interchange.
@@ -123,6 +127,8 @@ class Pairs:
             they come.
         separate: rivals of the task whose label must differ from the causal model's in every pair.
         fresh: sample the training pairs anew in each epoch; with a network that has to answer rightly, from the same prompts.
+        natural: give each pair a natural counterpart, as far as there is one: a prompt of the same split whose own variables and
+            answer have the values that the interchange asks for.
 
         Each split has as many distinct base prompts as pairs, or all that its pools give, each in as many pairs.
         Raises ValueError for unknown variables, pools, rivals and ways to pair, and when too few prompts are left after
@@ -158,17 +164,20 @@ class Pairs:
         apart = task.splits if splits is None else (splits,) if isinstance(splits, str) else tuple(splits)
         parts = disjoint_pools(pools, apart, shares, rng=rng)
         right = network.answers_right if network is not None and right_only else None
-        wanted = Wanted(variables, together, changing_share, tuple(separate))
+        wanted = Wanted(variables, together, changing_share, tuple(separate), natural and bool(variables))
         facts: dict[str, Any] = {
             "dropped_words": dropped,
             **{name: {} for name in ("prompts", "drawn", "right", "changing", "separating")},
         }
         columns: dict[str, list[Any]] = {}
         train: Prompts | None = None
+        values: dict[str, Sequence[Any]] = {}
         for split, size in sizes.items():
             kept = draw_prompts(task, parts[split], _n_prompts(wanted, pairs, size), right, rng=rng, split=split)
-            train = train or kept.prompts
             made = _pairs(task, wanted, pairs, kept.prompts, size, parts[split], apart, right, rng)
+            if train is None:
+                train, run = kept.prompts, task.model.run_batch(made.bases.inputs)
+                values = {v: run[v] for v in variables}
             if right is not None:
                 facts["drawn"][split], facts["right"][split] = kept.n_drawn, kept.n_right
             facts["prompts"][split], facts["changing"][split] = len(kept.prompts), int(made.changing.sum())
@@ -176,7 +185,8 @@ class Pairs:
             if changing_share is not None and variables and pairs != "exhaustive" and abs(share - changing_share) > 0.05:
                 log.warning("%s: %.0f%% of the pairs are changing; asked were %.0f%%.", split, 100 * share, 100 * changing_share)
             facts["separating"][split] = _separating(made)
-            for name, column in columns_of(made, split).items():
+            near = counterparts(task, made, kept.prompts, rng) if wanted.natural else None
+            for name, column in columns_of(made, split, near).items():
                 columns.setdefault(name, []).extend(column)
 
         def again(epoch: int) -> Dataset:
@@ -185,9 +195,10 @@ class Pairs:
             if right is None:
                 prompts = draw_prompts(task, parts["train"], _n_prompts(wanted, pairs, n), None, rng=rng, split="train").prompts
             assert prompts is not None
-            return dataset(columns_of(_pairs(task, wanted, pairs, prompts, n, parts["train"], apart, right, rng), "train"))
+            made = _pairs(task, wanted, pairs, prompts, n, parts["train"], apart, right, rng)
+            return dataset(columns_of(made, "train", counterparts(task, made, prompts, rng) if wanted.natural else None))
 
-        return cls(dataset(columns), variables, task, facts, again if fresh else None)
+        return cls(dataset(columns), variables, task, facts, again if fresh else None, values)
 
     @classmethod
     def load(

@@ -23,6 +23,9 @@ COLUMNS = {
     "changing": "whether the label differs from the base's own answer",
     "base_roles": "role → [start, stop] in characters of the base (null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",
+    "natural": "a prompt whose own variables and answer have the values that the interchange asks for; the base where there is none",
+    "natural_roles": "the roles of that prompt",
+    "has_natural": "whether there is one",
     "rival_labels": "rival → what that causal model answers to the same interchange; tasks with rivals only",
 }
 """The columns of `Pairs.dataset` and of saved files.
@@ -38,8 +41,8 @@ def source_column(name: str, variable: str, variables: Sequence[str]) -> str:
     return name if len(variables) == 1 else f"{name}[{variable}]"
 
 
-def columns_of(pairs: Paired, split: str) -> dict[str, list[Any]]:
-    """Sampled pairs as columns of the table."""
+def columns_of(pairs: Paired, split: str, natural: Sequence[Any] | None = None) -> dict[str, list[Any]]:
+    """Sampled pairs as columns of the table. natural: for each a written prompt, or None."""
     variables = tuple(pairs.sources)
     n = len(pairs.bases)
     columns: dict[str, list[Any]] = {
@@ -50,6 +53,10 @@ def columns_of(pairs: Paired, split: str) -> dict[str, list[Any]]:
         "base_answer": pairs.bases.answers,
         "changing": pairs.changing.tolist(),
     }
+    if natural is not None:
+        near = [base if prompt is None else prompt for prompt, base in zip(natural, pairs.bases.written, strict=True)]
+        columns |= {"natural": [_given(prompt) for prompt in near], "natural_roles": [_roles(prompt) for prompt in near]}
+        columns["has_natural"] = [prompt is not None for prompt in natural]
     if pairs.rivals:
         columns["rival_labels"] = [dict(zip(pairs.rivals, row, strict=True)) for row in zip(*pairs.rivals.values(), strict=True)]
     if len(variables) > 1:
@@ -83,13 +90,13 @@ def _roles(prompt: Any) -> Mapping[str, Any] | None:
 
 
 def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
-    if kind in ("base", "source"):
+    if kind in ("base", "source", "natural"):
         first = next((value for value in values if value is not None), None)
         return pa.array(values, pa.string()) if isinstance(first, str) else _tensors(values)
     if kind in ("base_answer", "source_answer", "label", "split"):
         return _answers(values)
-    if kind in ("changing", "interchanged"):
-        return pa.array(values, pa.bool_() if kind == "changing" else pa.list_(pa.string()))
+    if kind in ("changing", "has_natural", "interchanged"):
+        return pa.array(values, pa.list_(pa.string()) if kind == "interchanged" else pa.bool_())
     found = sorted({key for keys in {tuple(value) for value in values if value} for key in keys})
     if not found:
         return None

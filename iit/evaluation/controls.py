@@ -4,7 +4,7 @@ import torch
 
 from iit.alignment import Alignment
 from iit.intervened import Edit
-from iit.intervention import Intervention, VanillaIntervention
+from iit.intervention import All, Frame, Intervention, PrincipalComponents, SoftGate, Subset, VanillaIntervention
 
 
 def vanilla(alignment: Alignment) -> Alignment:
@@ -20,7 +20,8 @@ def vanilla(alignment: Alignment) -> Alignment:
 
 
 def random_subspace(alignment: Alignment, seed: int) -> Alignment:
-    """The same interventions with the weights they start from: a subspace of equal rank drawn at random.
+    """The same edits with random subspaces of equal rank: random frames in place of trained frames and principal components, random
+    coordinates in place of those that a learned gate has chosen among units or features.
 
     Raises ValueError for an alignment none of whose interventions has a rank of its own.
     """
@@ -28,15 +29,27 @@ def random_subspace(alignment: Alignment, seed: int) -> Alignment:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for edit in alignment.edits.values():
-            if edit.intervention.rank is None:
-                raise ValueError(f"{edit.intervention} has no rank: there is no random subspace to compare with.")
-            if edit.intervention not in fresh:
-                trained = edit.intervention
-                fresh[trained] = Intervention.from_config(trained.config(), trained.own_parts)
+            trained = edit.intervention
+            if trained.learned_rank() is None:
+                raise ValueError(f"{trained} has no rank: there is no random subspace to compare with.")
+            if trained not in fresh:
+                fresh[trained] = _drawn(trained)
     edits = {
         key: Edit(edit.sites, fresh[edit.intervention], edit.source_sites, edit.joint) for key, edit in alignment.edits.items()
     }
     return _beside(alignment, edits)
+
+
+def _drawn(trained: Intervention) -> Intervention:
+    rank, basis = trained.learned_rank() or 1, trained.basis
+    fresh = Intervention.from_config(trained.config(), trained.own_parts)
+    if isinstance(basis, PrincipalComponents) or (isinstance(basis, Frame) and isinstance(trained.gate, SoftGate)):
+        assert basis.width is not None
+        return Intervention(trained.name, Frame(basis.width, rank), All(), fresh.operation)
+    if isinstance(trained.gate, SoftGate):
+        n = len(trained.gate.logits())
+        return Intervention(trained.name, basis, Subset(n, torch.randperm(n)[:rank].tolist()), fresh.operation)
+    return fresh
 
 
 def _beside(alignment: Alignment, edits: dict) -> Alignment:

@@ -1,5 +1,7 @@
 """Which pairs an alignment gets right, by the causal model's label and by its rivals'."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,24 +34,43 @@ def outcomes(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64,
     """
     right: dict[str | None, np.ndarray] = {name: np.zeros(len(pairs), dtype=bool) for name in (None, *pairs.rivals)}
     difference = np.full(len(pairs), np.nan)
+    with evaluating(alignment):
+        for batch in pairs.batches(batch_size, alignment.n_columns):
+            rows, label, own = batch["row"], batch["base"]["answer"], batch.get("base_answer")
+            logits = _logits(alignment, batch, label, edited).cpu()
+            right[None][rows.numpy()] = correct(logits, label).numpy()
+            if own is not None and label.ndim == own.ndim == 2:
+                difference[rows.numpy()] = logit_difference(logits, label, own).numpy()
+            for name, labels in pairs.rivals.items():
+                theirs = labels[rows]
+                if theirs.shape[1] > 1 or label.shape[1] > 1:
+                    logits = _logits(alignment, batch, theirs, edited).cpu()
+                right[name][rows.numpy()] = correct(logits, theirs).numpy()
+    return Outcomes(right, difference)
+
+
+def answered(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64) -> np.ndarray | None:
+    """bool[n]: does the unedited network give each base its own answer? None where the pairs do not know these."""
+    right = np.zeros(len(pairs), dtype=bool)
+    with evaluating(alignment):
+        for batch in pairs.batches(batch_size, alignment.n_columns):
+            if "base_answer" not in batch:
+                return None
+            logits = _logits(alignment, batch, batch["base_answer"], edited=False).cpu()
+            right[batch["row"].numpy()] = correct(logits, batch["base_answer"]).numpy()
+    return right
+
+
+@contextmanager
+def evaluating(alignment: Alignment) -> Iterator[None]:
+    """Without gradients, and with learned gates hard."""
     was_training = alignment.training
     alignment.eval()
     try:
         with torch.no_grad():
-            for batch in pairs.batches(batch_size, alignment.n_columns):
-                rows, label, own = batch["row"], batch["base"]["answer"], batch.get("base_answer")
-                logits = _logits(alignment, batch, label, edited).cpu()
-                right[None][rows.numpy()] = correct(logits, label).numpy()
-                if own is not None and label.ndim == own.ndim == 2:
-                    difference[rows.numpy()] = logit_difference(logits, label, own).numpy()
-                for name, labels in pairs.rivals.items():
-                    theirs = labels[rows]
-                    if theirs.shape[1] > 1 or label.shape[1] > 1:
-                        logits = _logits(alignment, batch, theirs, edited).cpu()
-                    right[name][rows.numpy()] = correct(logits, theirs).numpy()
+            yield
     finally:
         alignment.train(was_training)
-    return Outcomes(right, difference)
 
 
 def _logits(alignment: Alignment, batch: dict[str, Any], answer: Tensor, edited: bool) -> Tensor:

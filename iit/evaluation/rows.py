@@ -9,6 +9,9 @@ from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.result import Row, clustered_interval
 
+DIFFERENCES = ("vanilla", "random_subspace", "no_intervention")
+"""The controls that the alignment is compared with, pair by pair."""
+
 
 def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> dict[str, Any]:
     """The columns of a row that tell which cell it belongs to; of several variables the first one's edit is described."""
@@ -28,7 +31,7 @@ def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> di
         "layer": None if several else site.layer,
         "head": None if several else _plain(site.head),
         "position": None if several else _plain(site.position),
-        "rank": edit.intervention.rank,
+        "rank": edit.intervention.learned_rank(),
     }
 
 
@@ -39,24 +42,36 @@ def _plain(value: Any) -> Any:
 def scores(
     arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
 ) -> list[Row]:
-    """IIA of the arms {control: bool[n]}, and how the trained one differs from its controls, on all and on changing pairs.
+    """IIA of the arms {control: bool[n]} on all, on changing and on the other pairs, and how the trained one differs from its controls.
+
+    `disentangle` is the mean of the IIA on changing pairs (cause) and on the others (isolate; arXiv 2402.17700), where there are both.
 
     among: bool[n], the pairs that count. facts: the columns that tell whose rows they are.
     """
-    changing = encoded.changing.numpy() & among
+    changing = encoded.changing.numpy()
     clusters = np.unique(encoded.bases, return_inverse=True)[1]
     rows = []
-    for subset, chosen in (("all", among), ("changing", changing)):
+
+    def add(subset: str, chosen: np.ndarray, control: str | None, metric: str, values: np.ndarray, **options: Any) -> None:
+        interval = clustered_interval(values, clusters[chosen], resamples=resamples, **options)
+        rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
+
+    for subset, chosen in (("all", among), ("changing", among & changing), ("unchanging", among & ~changing)):
         if not chosen.any():
             continue
-        scored = {(control, "iia"): right[chosen].astype(float) for control, right in arms.items()}
-        trained = scored[None, "iia"]
-        for control, values in list(scored.items()):
-            if control[0] in ("vanilla", "random_subspace", "no_intervention"):
-                scored[control[0], "iia_difference"] = trained - (values if values.ndim == 1 else values.mean(1))
-        for (control, metric), values in scored.items():
-            interval = clustered_interval(values, clusters[chosen], paired=metric == "iia_difference", resamples=resamples)
-            rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
+        scored = {control: right[chosen].astype(float) for control, right in arms.items()}
+        for control, values in scored.items():
+            if subset != "unchanging" or control in (None, *DIFFERENCES):
+                add(subset, chosen, control, "iia", values)
+        for control in DIFFERENCES if subset != "unchanging" else ():
+            if control in scored:
+                values = scored[control]
+                difference = scored[None] - (values if values.ndim == 1 else values.mean(1))
+                add(subset, chosen, control, "iia_difference", difference, paired=True)
+    if len(set(changing[among].tolist())) == 2:
+        for control in (None, "vanilla", "random_subspace"):
+            if control in arms:
+                add("all", among, control, "disentangle", arms[control][among].astype(float), groups=changing[among])
     return rows
 
 

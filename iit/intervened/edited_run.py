@@ -85,20 +85,22 @@ class EditedRun:
             for key, edit in self.edits.items():
                 found = [self.flags[v] for v in variables_of(key, edit)]
                 idle = all(flag is not None and not bool(flag.any()) for flag in found)
-                blocks = edit.intervention.blocks
-                active: Any = self.flags[key] if blocks is None else _present({b: self.flags[b] for b in blocks})
                 for number, site in enumerate(edit.sites):
-                    source: Source = self._source_of(key, edit, number)
+                    source: Source
+                    source, active = self.given(key, number)
                     if edit.intervention.skips:
                         source = []
                         stack.callback(self.resolved[block_input(site)].attach(_holder(source)).remove)
                     stack.callback(self.resolved[site].attach(editor(key, number, source, active, idle)).remove)
             yield
 
-    def _source_of(self, key: Variable, edit: Edit, number: int) -> Tensor | dict[str, Tensor] | None:
-        if edit.intervention.blocks is None:
-            return self.values.get((key, number))
-        return {block: self.values[block, number] for block in edit.intervention.blocks if (block, number) in self.values}
+    def given(self, key: Variable, number: int) -> tuple[Tensor | dict[str, Tensor] | None, Any]:
+        """(source, active) of one site, as the edit takes them."""
+        blocks = self.edits[key].intervention.blocks
+        if blocks is None:
+            return self.values.get((key, number)), self.flags[key]
+        sources = {block: self.values[block, number] for block in blocks if (block, number) in self.values}
+        return sources, _present({block: self.flags[block] for block in blocks})
 
 
 def block_input(site: Site) -> Site:

@@ -175,6 +175,27 @@ class IntervenedModel(Resumable, Shareable):
         assert isinstance(base, Mapping)
         return process.restored(ids, base["input_ids"])
 
+    def edited_activations(self, base: Inputs, sources: Sources = None, active: Active = None) -> dict[Variable, Tensor]:
+        """{variable: Tensor[batch, position, width]}: what each edit by itself makes of the unedited base (several sites are concatenated
+        along positions).
+
+        Raises ValueError where one edit's sites differ in width, and as a call does.
+        """
+        check_one_width(self.edits, self._resolved)
+        batch = prepare(self.network, base)
+        run = self.edited_run(batch, sources, active)
+        read = self.store.read if self.store is not None else observe
+        found: dict[Variable, Tensor] = {}
+        for key, edit in self.edits.items():
+            places = {site: run.places[key, number] for number, site in enumerate(edit.sites)}
+            seen = read(self.network, batch, places, grad=False, resolved=self._resolved)
+            made = []
+            for number, site in enumerate(edit.sites):
+                source, active = run.given(key, number)
+                made.append(edit.apply(seen[site], source, active))
+            found[key] = torch.cat(made, 1)
+        return found
+
     def _places(self, batch: Batch, flags: Mapping[Variable, Tensor | None]) -> dict[tuple[Variable, int], Columns]:
         return {
             (key, number): columns(site, batch, _any_active(key, edit, flags))

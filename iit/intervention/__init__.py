@@ -16,6 +16,7 @@ from iit.intervention.named import (
     MeanIntervention,
     NoiseIntervention,
     PCARotatedSpaceIntervention,
+    RevNetIntervention,
     RotatedSpaceIntervention,
     SigmoidMaskIntervention,
     SkipIntervention,
@@ -25,6 +26,8 @@ from iit.intervention.named import (
 )
 from iit.intervention.operation import Operation
 from iit.intervention.part import Part
+from iit.intervention.reversible import Reversible
+from iit.intervention.saelens import load_autoencoder
 
 __all__ = [
     "PARTS",
@@ -52,6 +55,8 @@ __all__ = [
     "PCARotatedSpaceIntervention",
     "Part",
     "PrincipalComponents",
+    "RevNetIntervention",
+    "Reversible",
     "RotatedSpaceIntervention",
     "SigmoidMask",
     "SigmoidMaskIntervention",
@@ -61,4 +66,5 @@ __all__ = [
     "SubtractionIntervention",
     "VanillaIntervention",
     "ZeroIntervention",
+    "load_autoencoder",
 ]

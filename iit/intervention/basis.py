@@ -74,6 +74,23 @@ class Frame(Basis):
                 raise ValueError(f"The frame has lost its rank: {self.rank} vectors span fewer dimensions (or are not finite).")
             return torch.linalg.solve_triangular(factor.mT, weight, upper=True, left=False)
 
+    def start(self, directions: Float[Tensor, "width n"]) -> None:
+        """Begin at these directions: for every k ≤ n the first k vectors span the first k directions; the others are random.
+
+        Raises ValueError for directions of another width, more than the rank, linearly dependent ones, and values that are not finite.
+        """
+        width, n = directions.shape
+        if width != self.width or n > (self.rank or 0):
+            raise ValueError(
+                f"A frame of rank {self.rank} and width {self.width} cannot begin at {n} directions of width {width}."
+            )
+        scaled = directions.float() / directions.float().norm(dim=0)
+        if not bool(torch.isfinite(scaled).all()) or (n and float(torch.linalg.svdvals(scaled)[-1]) < 1e-5):
+            raise ValueError("The directions that a frame begins at must be finite and linearly independent.")
+        rest = torch.randn(width, (self.rank or 0) - n, device=scaled.device)
+        with torch.no_grad():
+            self.weight.copy_(torch.linalg.qr(torch.cat([scaled, rest], 1))[0])
+
     def coordinates(self) -> Coordinates:
         """Orthogonal projection on the frame."""
         return _linear(self.vectors())
@@ -83,17 +100,24 @@ class Frame(Basis):
 class PrincipalComponents(Basis):
     """The leading principal components of activations, fixed: an orthonormal frame as `Frame`, not trained.
 
-    In an interchange the mean cancels: h' = h + Q(Qᵀs − Qᵀh).
+    In an interchange the mean cancels: h' = h + Q(Qᵀs − Qᵀh). fitted: whether it holds components yet.
     """
 
     def __init__(self, width: int, rank: int):
         super().__init__(width=width, rank=checked_rank(rank, width))
         self.width, self.rank = width, rank
         self.register_buffer("frame", torch.eye(width, rank))
+        self.register_buffer("fitted", torch.tensor(False))
         self.frame: Tensor
+        self.fitted: Tensor
 
     def coordinates(self) -> Coordinates:
-        """Orthogonal projection on the components."""
+        """Orthogonal projection on the components. Raises ValueError before there are any."""
+        if not bool(self.fitted):
+            raise ValueError(
+                "These principal components were never fitted: give activations to `fit`, or call iit.alignment.initialise, which takes "
+                "those of the training bases."
+            )
         return _linear(self.frame)
 
     def fit(self, activations: Float[Tensor, "n width"]) -> None:
@@ -101,15 +125,10 @@ class PrincipalComponents(Basis):
 
         Raises ValueError with fewer than rank + 1 activations, another width, and values that are not finite.
         """
-        n, width = activations.shape
-        if width != self.width or n <= (self.rank or 0):
-            raise ValueError(
-                f"PCA of rank {self.rank} and width {self.width} needs more than {self.rank} activations of that width; got {n} of {width}."
-            )
-        if not bool(torch.isfinite(activations).all()):
-            raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
-        centred = activations.float() - activations.float().mean(0)
-        self.frame = torch.linalg.svd(centred, full_matrices=False)[2][: self.rank].T.contiguous().to(self.frame.device)
+        if activations.shape[1] != self.width:
+            raise ValueError(f"These components are of width {self.width}; the activations have width {activations.shape[1]}.")
+        self.frame = leading(activations, self.rank or 1).to(self.frame.device)
+        self.fitted.fill_(True)
 
 
 @final
@@ -166,6 +185,19 @@ class Autoencoder(Basis):
             return torch.zeros_like(features).scatter(-1, top.indices, top.values)
 
         return Coordinates(encode, lambda h, old, new: h + (new - old) @ parts["decoder"])
+
+
+def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "width rank"]:
+    """The directions of greatest variance of centred, not standardised, activations, as orthonormal columns.
+
+    Raises ValueError with fewer than rank + 1 activations, and values that are not finite.
+    """
+    if len(activations) <= rank:
+        raise ValueError(f"PCA of rank {rank} needs more than {rank} activations; got {len(activations)}.")
+    if not bool(torch.isfinite(activations).all()):
+        raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
+    centred = activations.float() - activations.float().mean(0)
+    return torch.linalg.svd(centred, full_matrices=False)[2][:rank].T.contiguous()
 
 
 def _linear(frame: Float[Tensor, "width rank"]) -> Coordinates:

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from iit.intervention import basis, gate, operation
 from iit.intervention.basis import Basis, Coordinates
-from iit.intervention.gate import Gate, SoftGate
+from iit.intervention.gate import All, Gate, SoftGate
 from iit.intervention.operation import Operation
 from iit.intervention.part import Part, fresh_part, saved_config, with_own
+from iit.intervention.reversible import Reversible
 
 PARTS: dict[str, type[Part]] = {
     part.__name__: part
     for part in (
-        *(basis.Identity, basis.Frame, basis.PrincipalComponents, basis.Autoencoder),
+        *(basis.Identity, basis.Frame, basis.PrincipalComponents, basis.Autoencoder, Reversible),
         *(gate.All, gate.Subset, gate.Boundary, gate.SigmoidMask),
         *(operation.Swap, operation.Add, operation.Mean, operation.Zero, operation.Keep, operation.Noise),
         *(operation.LearnedTarget, operation.LowRankUpdate),
@@ -38,7 +39,8 @@ class Intervention(nn.Module):
     name: what it is called in configs, rows and prints.
     blocks: {variable: number of coordinates}: the first coordinates are the first variable's, and so on; each block has its
         own source.
-    kind: "edit"; "collect" (only read) or "skip" (its source is the block's own input, which the engine supplies).
+    kind: "edit"; "collect" (only read), "skip" (its source is the block's own input, which the engine supplies) or "complement" (all but
+        the edited space is taken from the source).
 
     Raises ValueError for blocks that do not fill the basis.
     """
@@ -72,7 +74,7 @@ class Intervention(nn.Module):
     @property
     def needs_source(self) -> bool:
         """Whether a source has to be given."""
-        return self.operation.needs_source and self.kind == "edit"
+        return self.operation.needs_source and self.kind in ("edit", "complement")
 
     @property
     def collects(self) -> bool:
@@ -88,6 +90,33 @@ class Intervention(nn.Module):
     def blocks(self) -> tuple[str, ...] | None:
         """The variables served by blocks of coordinates; None = one variable, the edit's own."""
         return None if self._blocks is None else tuple(self._blocks)
+
+    @property
+    def block_sizes(self) -> dict[str, int] | None:
+        """{variable: number of coordinates} of the blocks; None = one variable, the edit's own."""
+        return None if self._blocks is None else dict(self._blocks)
+
+    def complement(self) -> "Intervention":
+        """The interchange of all that this one leaves: h' = s + Q(Qᵀh − Qᵀs) for a frame Q. It shares this one's weights.
+
+        Raises ValueError for an intervention that reads no source, and where it leaves nothing.
+        """
+        if self.kind != "edit" or not self.operation.needs_source:
+            raise ValueError(f"{self} reads no source: there is no interchange of what it leaves.")
+        if isinstance(self.gate, All) and self.rank in (None, self.width):
+            raise ValueError(f"{self} swaps the whole activation: nothing is left of it.")
+        return Intervention(self.name, self.basis, self.gate, self.operation, kind="complement")
+
+    def anneal(self, factor: float) -> None:
+        """Set a learned gate's temperature to `factor` times the one it was made with. Raises ValueError for a factor that is not above 0."""
+        if factor <= 0:
+            raise ValueError(f"A temperature stays above 0; the factor is {factor}.")
+        if isinstance(self.gate, SoftGate):
+            self.gate.temperature.fill_(factor * self.gate.arguments["temperature"])
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """The share of coordinates that a learned gate lets through, softly; 0 for other gates."""
+        return self.gate.penalty() if isinstance(self.gate, SoftGate) else torch.zeros(())
 
     def learned_rank(self) -> int | None:
         """Coordinates that a learned gate lets through in evaluation; `rank` for other gates."""
@@ -105,6 +134,10 @@ class Intervention(nn.Module):
         unknown blocks; and where the new activation has another shape than the base.
         """
         self._check(base, source, active)
+        own = base
+        if self.kind == "complement":
+            assert isinstance(source, Tensor)
+            base, source = source.to(base.dtype), base
         high = base.to(self._precision(base))
         coordinates = self.basis.coordinates()
         old = coordinates.encode(high)
@@ -123,7 +156,7 @@ class Intervention(nn.Module):
                 f"{self} made {tuple(edited.shape)} of an activation of shape {tuple(base.shape)}; they must be equal."
             )
         if isinstance(active, Tensor):
-            edited = torch.where(active.view(-1, 1, 1), edited, base)
+            edited = torch.where(active.view(-1, 1, 1), edited, own)
         elif active is not None and set(active) == set(self._blocks or ()):
             edited = torch.where(torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base)
         return edited
@@ -226,4 +259,4 @@ class Intervention(nn.Module):
         told = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
         if self._blocks is not None:
             told["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]
-        return f"{self.name}({', '.join(f'{key}={value}' for key, value in told.items() if value is not None)})"
+        return f"{self.name}{'.complement' if self.kind == 'complement' else ''}({', '.join(f'{key}={value}' for key, value in told.items() if value is not None)})"

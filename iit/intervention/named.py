@@ -10,10 +10,19 @@ from iit.intervention.gate import All, Boundary, Gate, SigmoidMask, Subset
 from iit.intervention.intervention import Intervention
 from iit.intervention.operation import Add, Function, Keep, LearnedTarget, LowRankUpdate, Mean, Noise, Swap, Zero
 from iit.intervention.part import checked_rank
+from iit.intervention.reversible import Reversible
 
 
-def VanillaIntervention(width: int | None = None, units: list[int] | None = None) -> Intervention:
-    """h' = s: the whole vector is interchanged, or only some of its units (then the width is needed)."""
+def VanillaIntervention(width: int | None = None, units: list[int] | str | None = None) -> Intervention:
+    """h' = s: the whole vector is interchanged, or only some of its units (then the width is needed): a list, or "first:stop".
+
+    Raises ValueError for units without a width, or outside of it.
+    """
+    if isinstance(units, str):
+        first, _, stop = units.partition(":")
+        if not (first.isdecimal() and stop.isdecimal()):
+            raise ValueError(f"units={units!r}: units are a list of numbers, or 'first:stop' such as '0:16'.")
+        units = list(range(int(first), int(stop)))
     if units is not None and width is None:
         raise ValueError("VanillaIntervention with units needs the width, too.")
     gate: Gate = All() if units is None or width is None else Subset(width, list(units))
@@ -90,9 +99,21 @@ def BoundlessRotatedSpaceIntervention(width: int, start: float = 0.5, temperatur
     return Intervention("BoundlessRotatedSpaceIntervention", Frame(width, width), gate, Swap())
 
 
-def SigmoidMaskIntervention(width: int, temperature: float = 0.1) -> Intervention:
-    """A learned mask over units: h' = h + g⊙(s − h), g = sigmoid(mask/temperature) in training, 0 or 1 in evaluation."""
-    return Intervention("SigmoidMaskIntervention", Identity(width), SigmoidMask(width, temperature), Swap())
+def SigmoidMaskIntervention(width: int, temperature: float = 0.1, basis: str = "units", rank: int | None = None) -> Intervention:
+    """A learned mask over coordinates: c' = c + g⊙(c_s − c), g = sigmoid(mask/temperature) in training, 0 or 1 in evaluation
+    (differential binary masking, arXiv 2402.17700).
+
+    basis: "units"; "rotated" (a trained frame) or "pca" (principal components), of `rank` vectors, by default of the whole width.
+    Raises ValueError for another basis, and for a rank of units.
+    """
+    if basis not in ("units", "rotated", "pca"):
+        raise ValueError(f"basis={basis!r} is none of units, rotated, pca.")
+    if basis == "units" and rank is not None:
+        raise ValueError(f"rank={rank}: a mask over units has all of them; rank belongs to basis=rotated and basis=pca.")
+    n = rank or width
+    of = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}[basis]
+    made = of(width) if basis == "units" else of(width, n)
+    return Intervention("SigmoidMaskIntervention", made, SigmoidMask(n, temperature), Swap())
 
 
 def PCARotatedSpaceIntervention(width: int, rank: int, activations: Float[Tensor, "n width"] | None = None) -> Intervention:
@@ -110,21 +131,40 @@ def AutoencoderIntervention(
     activation: str = "relu",
     k: int | None = None,
     centred: bool = False,
+    mask: bool = False,
+    temperature: float = 0.1,
     **weights: Tensor,
 ) -> Intervention:
     """Swap features of a sparse autoencoder, keeping the base's reconstruction error: h' = h + D(c' − c).
 
-    features: which are swapped, by default all. weights: as `basis.Autoencoder.load` takes them.
+    features: which are swapped, by default all; or `mask`: a learned mask over them, as SigmoidMaskIntervention's.
+    weights: as `basis.Autoencoder.load` takes them.
+    Raises ValueError for features beside a mask.
     """
-    return _autoencoder("AutoencoderIntervention", Autoencoder(width, n_features, activation, k, centred), features, weights)
+    basis = Autoencoder(width, n_features, activation, k, centred)
+    return _autoencoder("AutoencoderIntervention", basis, features, mask, temperature, weights)
 
 
 def JumpReLUAutoencoderIntervention(
-    width: int, n_features: int, features: list[int] | None = None, centred: bool = False, **weights: Tensor
+    width: int,
+    n_features: int,
+    features: list[int] | None = None,
+    centred: bool = False,
+    mask: bool = False,
+    temperature: float = 0.1,
+    **weights: Tensor,
 ) -> Intervention:
     """`AutoencoderIntervention` with JumpReLU features: x where x > θ, else 0 (arXiv 2407.14435)."""
     basis = Autoencoder(width, n_features, "jump_relu", centred=centred)
-    return _autoencoder("JumpReLUAutoencoderIntervention", basis, features, weights)
+    return _autoencoder("JumpReLUAutoencoderIntervention", basis, features, mask, temperature, weights)
+
+
+def RevNetIntervention(width: int, rank: int, depth: int = 1, hidden: int = 64) -> Intervention:
+    """Swap `rank` coordinates of a trained reversible map f: h' = f⁻¹(f(h) + Q(Qᵀf(s) − Qᵀf(h))) (arXiv 2507.08802).
+
+    depth: coupling blocks of f, each with `hidden` units; 0 is the low-rank rotation.
+    """
+    return Intervention("RevNetIntervention", Reversible(width, rank, depth, hidden), All(), Swap())
 
 
 def LoReFTIntervention(width: int, rank: int) -> Intervention:
@@ -144,7 +184,17 @@ def _identity(vector: Tensor | None, width: int | None) -> Identity:
     return Identity(width if vector is None else vector.shape[-1])
 
 
-def _autoencoder(name: str, basis: Autoencoder, features: list[int] | None, weights: Mapping[str, Tensor]) -> Intervention:
+def _autoencoder(
+    name: str,
+    basis: Autoencoder,
+    features: list[int] | None,
+    mask: bool,
+    temperature: float,
+    weights: Mapping[str, Tensor],
+) -> Intervention:
+    if mask and features is not None:
+        raise ValueError("Either `features` says which are swapped, or a learned `mask` does; both were given.")
     basis.load(**weights)
-    gate = All() if features is None else Subset(basis.rank or 0, list(features))
-    return Intervention(name, basis, gate, Swap())
+    n = basis.rank or 0
+    gate: Gate = All() if features is None else Subset(n, list(features))
+    return Intervention(name, basis, SigmoidMask(n, temperature) if mask else gate, Swap())

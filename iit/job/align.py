@@ -7,7 +7,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from iit.alignment import Alignment, Fitted, fit
+from iit.alignment import Alignment, Fitted, fit, initialise
 from iit.causal.figure import figure
 from iit.data import Pairs
 from iit.evaluation import evaluate
@@ -35,7 +35,11 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     log.info("%s", _told(pairs.facts))
     if pairs.facts.get("separating"):
         log.info("%s", _told_rivals(pairs))
-    fitted = _fitted(cfg, alignment, pairs, folder, loggers) if any(p.requires_grad for p in alignment.parameters()) else None
+    if any(p.requires_grad for p in alignment.parameters()):
+        fitted = _fitted(cfg, alignment, pairs, folder, loggers)
+    else:  # scored as it is
+        initialise(alignment, pairs)
+        fitted = None
     common = {
         "trust": instantiate(cfg.trust),
         "seed": cfg.seed,
@@ -61,7 +65,6 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
 
 
 def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, loggers: list[Any]) -> Fitted:
-    """Train; what has nothing to train is scored as it is."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: value for key, value in resolved.items() if key not in _FREE}
     fitted = fit(
@@ -78,6 +81,7 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
         folder=folder,
         ckpt_path=cfg.ckpt_path,
         config=identity | {"data_fingerprint": pairs.fingerprint},
+        start=cfg.start,
     )
     log.info("Kept epoch %d of %d: validation IIA %.3f on changing pairs", fitted.epoch + 1, fitted.n_epochs, fitted.value)
     return fitted

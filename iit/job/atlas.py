@@ -153,4 +153,5 @@ def _fitted(cfg: DictConfig, cells: dict[str, Alignment], pairs: Any, folder: Pa
         max_epochs=cfg.trainer.max_epochs,
         seed=cfg.seed,
         folder=folder,
+        start=cfg.start,
     )

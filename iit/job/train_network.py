@@ -31,6 +31,9 @@ _DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "tr
 def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
     """Train `cfg.network`, which is untrained, on `cfg.causal`, and measure its accuracy on held-out inputs.
 
+    With an alignment that has edits the interchanges are trained, too (`module=iit`), and scored beside their controls; the alignment
+    is written to `folder / "alignment"`.
+
     Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache of `trained_network`. Returns the rows (task accuracy on validation,
     by which the epoch was chosen, and on test) and the facts of the run.
     """
@@ -53,7 +56,8 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
         ckpt_path=cfg.ckpt_path,
         config=decisive(cfg),
     )
-    log.info("Kept epoch %d of %d: validation task accuracy %.4f", fitted.epoch + 1, fitted.n_epochs, fitted.value)
+    what = "IIA on changing pairs" if alignment.edits else "task accuracy"
+    log.info("Kept epoch %d of %d: validation %s %.4f", fitted.epoch + 1, fitted.n_epochs, what, fitted.value)
     network.name = cfg.name
     rows = []
     for split in ("validation", "test"):
@@ -61,6 +65,9 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
             alignment, pairs, split=split, seed=cfg.seed, experiment=cfg.name, batch_size=cfg.trainer.eval_batch_size
         )
     save_network(network, folder / "network")
+    if alignment.edits:
+        alignment.rows = rows
+        alignment.save_pretrained(folder / "alignment")
     made_once(_cached(cfg), lambda cached: save_network(network, cached), f"Keeping the network of {cfg.name}")
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": True},

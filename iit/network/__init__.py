@@ -1,5 +1,6 @@
 """Networks: loading them, what encodes their inputs, and where their components are."""
 
+from iit.network.by_hand import equality_by_hand
 from iit.network.classifier import Classifier, Network
 from iit.network.convnet import convnet
 from iit.network.fingerprint import fingerprint
@@ -14,6 +15,7 @@ __all__ = [
     "LanguageModel",
     "Network",
     "convnet",
+    "equality_by_hand",
     "fingerprint",
     "load_network",
     "mlp",

@@ -1,6 +1,7 @@
 """A run's figures as a table: on the terminal, and in Markdown for an experiment's page."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -18,12 +19,16 @@ _NAMES = {
     ("vanilla", "iia_difference"): "trained − vanilla, paired",
     ("random_subspace", "iia_difference"): "trained − random subspaces, paired",
     ("no_intervention", "iia_difference"): "trained − no intervention, paired",
+    (None, "disentangle"): "disentangle score, trained",
+    ("vanilla", "disentangle"): "disentangle score, vanilla",
+    ("random_subspace", "disentangle"): "disentangle score, random subspaces",
     (None, "logit_difference"): "logit(label) − logit(own answer), trained",
     ("vanilla", "logit_difference"): "logit(label) − logit(own answer), vanilla",
     ("random_subspace", "logit_difference"): "logit(label) − logit(own answer), random",
     ("no_intervention", "logit_difference"): "logit(label) − logit(own answer), no intervention",
     (None, "task_accuracy"): "task accuracy, before filtering",
 }
+SUBSETS = ("changing", "unchanging", "all")
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
 
@@ -36,17 +41,20 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     order = list(_NAMES)
     shown = [row for row in rows if row.split == "test" and not (row.control or "").startswith("random_subspace/")]
     cells = list(dict.fromkeys(Cell.of(row) for row in shown))
+    one_place = len({replace(cell, variable=None) for cell in cells}) == 1
 
-    def place(row: Row) -> tuple[int, int, bool]:
+    def place(row: Row) -> tuple[int, int, int]:
         kind = (row.control, row.metric)
-        return cells.index(Cell.of(row)), order.index(kind) if kind in order else len(order), row.subset != "changing"
+        return cells.index(Cell.of(row)), order.index(kind) if kind in order else len(order), SUBSETS.index(row.subset)
 
     found = []
     for row in sorted(shown, key=place):
         name = _NAMES.get((row.control, row.metric), f"{row.metric}, {row.control or 'trained'}")
         if (row.control or "").startswith("rival/"):
             name = f"trained, scored by the rival {(row.control or '').removeprefix('rival/')!r}"
-        whose = f"{describe(row)}: " if len(cells) > 1 else ""
+        if (row.control or "").startswith("off_target/"):
+            name = f"the edit of {(row.control or '').removeprefix('off_target/')!r} instead (off target)"
+        whose = "" if len(cells) == 1 else f"{row.variable}: " if one_place else f"{describe(row)}: "
         pairs = "prompts" if row.metric == "task_accuracy" else row.subset
         found.append((whose + name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n)))
     return found

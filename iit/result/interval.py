@@ -18,6 +18,7 @@ def clustered_interval(
     values: Any,
     clusters: Any,
     *,
+    groups: Any = None,
     paired: bool = False,
     bounded: bool = True,
     confidence: float = 0.95,
@@ -29,6 +30,7 @@ def clustered_interval(
     values: [n], or [n, draws] whose mean over draws stands for the pair; outcomes in 0..1, in −1..1 if `paired`, any numbers if not
         `bounded`.
     clusters: [n], which base prompt a pair belongs to.
+    groups: [n], kinds of pairs: the figure is then the mean of the kinds' means, each as heavy as the others.
     paired: the values are differences of outcomes on the same pairs.
 
     Where all clusters have the same mean (a single cluster, say, or nothing but right pairs) the bootstrap has no width. The
@@ -52,15 +54,19 @@ def clustered_interval(
         hint = "" if paired else " (differences need paired=True)"
         raise ValueError(f"Values lie in {bottom:g}..1{hint}; got {values.min():g}..{values.max():g}.")
     _, index = np.unique(clusters, return_inverse=True)
-    sizes = np.bincount(index).astype(float)
-    sums = np.bincount(index, weights=values)
-    m, mean = len(sizes), float(values.mean())
-    if np.ptp(sums / sizes) < 1e-12:
+    m = int(index.max()) + 1
+    kinds = np.zeros(n) if groups is None else np.asarray(groups)
+    # [kind, cluster] each
+    sizes = np.stack([np.bincount(index, weights=kinds == kind, minlength=m) for kind in np.unique(kinds)])
+    sums = np.stack([np.bincount(index, weights=values * (kinds == kind), minlength=m) for kind in np.unique(kinds)])
+    mean = float((sums.sum(1) / sizes.sum(1)).mean())
+    if all(np.ptp(total[size > 0] / size[size > 0]) < 1e-12 for total, size in zip(sums, sizes, strict=True)):
         if not bounded:
             return Interval(mean, float(values.min()), float(values.max()), n)
-        reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / m))
+        reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / (sizes > 0).sum(1).min()))
         return Interval(mean, max(bottom, mean - reach), min(1.0, mean + reach), n)
     counts = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=resamples)
-    means = (counts @ sums) / (counts @ sizes)
+    with np.errstate(invalid="ignore"):  # a resample may lack a kind
+        means = np.nanmean((counts @ sums.T) / (counts @ sizes.T), 1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high), n)

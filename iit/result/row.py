@@ -12,11 +12,11 @@ class Row:
     experiment, network, task, variable: what was asked, of what.
     method: the intervention's type.
     component, layer, head, position: the site.
-    rank: dimension of the edited space (None: the intervention has none of its own).
+    rank: dimension of the edited space, of a learned gate's what it lets through (None: the intervention has none of its own).
     seed: of the run.
-    split: train | validation | test. subset: all | changing pairs.
+    split: train | validation | test. subset: all | changing | unchanging pairs.
     control: None for the alignment itself, else the control that was scored in its place or, in differences, against it.
-    metric: iia | iia_difference | logit_difference | task_accuracy.
+    metric: iia | iia_difference | disentangle | logit_difference | task_accuracy.
     value, low, high: the figure and its 95% interval. n: pairs (or prompts) behind it.
     """
 

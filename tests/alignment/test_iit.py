@@ -109,14 +109,155 @@ def test_a_network_is_frozen_after_an_exception_too(network):
     assert not any(p.requires_grad for p in network.model.parameters())
 
 
-def test_unknown_parts_are_refused(network):
-    with pytest.raises(ValueError, match=r"\['strict'\] are no parts of the loss; they are \['behaviour', 'interchange'\]"):
-        IIT(none(network), weights={"strict": 1.0})
+def test_parts_and_weights_that_cannot_be_are_refused(network):
+    with pytest.raises(
+        ValueError, match=r"\['safety'\] are no parts of the loss; they are \['behaviour', 'interchange', 'strict'\]"
+    ):
+        IIT(none(network), weights={"safety": 1.0})
     for weights in ({"behaviour": 0.0}, {"behaviour": -1.0}):
         with pytest.raises(ValueError, match="none may be negative, and one part has to count"):
             IIT(none(network), weights=weights)
     alignment = iit.Alignment(network, {"left_equal": iit.Edit([SITE], iit.VanillaIntervention())})
     assert IIT(alignment, weights={"interchange": 0.0}).monitor == "val/task_accuracy"
+    with pytest.raises(ValueError, match="declares none: give it `inert`"):
+        IIT(alignment, weights={"strict": 1.0})
+    with pytest.raises(ValueError, match=r"no variable \['right_equal'\]; it has \['left_equal'\]"):
+        IIT(alignment, trained=["right_equal"])
+
+
+def units(*indices):
+    return iit.VanillaIntervention(16, units=list(indices))
+
+
+def test_a_step_is_one_source_run_and_one_base_run_and_its_loss_the_sum_by_hand(network):
+    pairs = pairs_of(["left_equal", "right_equal"])
+    alignment = iit.Alignment(
+        network,
+        {"left_equal": iit.Edit(SITE, units(0, 1, 2)), "right_equal": iit.Edit(SITE, units(3, 4))},
+        inert={"rest": iit.Edit(SITE, units(*range(5, 16)))},
+    )
+    batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(20))
+    module = IIT(alignment, weights={"behaviour": 0.5, "interchange": 2.0, "strict": 3.0}, source_grad=True)
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    network.model.requires_grad_(True)
+    sizes = []
+    handle = network.model.layers.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    module.training_step(batch, 0).backward()
+    handle.remove()
+    assert sizes == [20, 60], "the sources, and the bases once for each part"
+    found = [p.grad.clone() for p in network.model.parameters()]
+    network.model.zero_grad()
+
+    left = batch["active"]["left_equal"]
+    base = batch["base"]["x"]
+    source = torch.where(left.unsqueeze(1), batch["sources"]["left_equal"]["x"], batch["sources"]["right_equal"]["x"])
+    hidden, there = network.model.layers(base), network.model.layers(source)
+    own = batch["base_answer"][:, 0]
+    swapped = torch.zeros(20, 16, dtype=torch.bool)
+    swapped[left, :3] = True
+    swapped[~left, 3:5] = True
+    rest = (torch.arange(16) >= 5).expand(20, 16)
+    parts = [
+        0.5 * F.cross_entropy(network.model.head(hidden), own),
+        2.0 * F.cross_entropy(network.model.head(torch.where(swapped, there, hidden)), batch["base"]["answer"][:, 0]),
+        3.0 * F.cross_entropy(network.model.head(torch.where(rest, there, hidden)), own),
+    ]
+    sum(parts).backward()
+    for gradient, parameter in zip(found, network.model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_only_the_trained_variables_interchange(network):
+    pairs = pairs_of(["left_equal", "right_equal"])
+    alignment = iit.Alignment(network, {"left_equal": iit.Edit(SITE, units(0, 1, 2)), "right_equal": iit.Edit(SITE, units(3, 4))})
+    batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(20))
+    found = IIT(alignment, trained=["left_equal"])._predictions(batch)
+    left = batch["active"]["left_equal"]
+    assert found["interchange"][1].tolist() == left.nonzero().flatten().tolist()
+    expected = alignment.answer_logits(batch["base"], batch["sources"], batch["active"])[left]
+    torch.testing.assert_close(found["interchange"][0].logits, expected)
+    assert len(found["behaviour"][1]) == 20
+
+
+def test_variables_that_share_a_pair_each_read_their_own_source(network):
+    pairs = pairs_of(["left_equal", "right_equal"], together=True)
+    alignment = iit.Alignment(network, {"left_equal": iit.Edit(SITE, units(0, 1, 2)), "right_equal": iit.Edit(SITE, units(3, 4))})
+    batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(20))
+    made, _ = IIT(alignment)._predictions(batch)["interchange"]
+    torch.testing.assert_close(made.logits, alignment.answer_logits(batch["base"], batch["sources"]))
+
+
+def test_stacked_texts_are_what_each_part_is_alone():
+    """Answers of several tokens, prompts of different lengths and roles."""
+    task = addition()
+    torch.manual_seed(0)
+    network = small_transformer(task.vocabulary, n_layers=2, n_heads=2, width=32)
+    pairs = pairs_of(["ones_carry", "hundreds"], network, task)
+    site = iit.Site("block_output", layer=0, position=["a_ones", "b_ones"])
+    late = iit.Site("block_output", layer=1, position="b_ones")
+    frame = iit.LowRankRotatedSpaceIntervention(32, 4)
+    alignment = iit.Alignment(
+        network,
+        {"ones_carry": iit.Edit(site, frame), "hundreds": iit.Edit(late, iit.LowRankRotatedSpaceIntervention(32, 4))},
+        inert={"beside": iit.Edit(site, frame.complement()), "later": iit.Edit(late, iit.VanillaIntervention())},
+    )
+    batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(16))
+    found = IIT(alignment, weights={"strict": 1.0})._predictions(batch)
+    own = batch["base"] | {"answer": batch["base_answer"]}
+    idle = dict.fromkeys(alignment.variables, False)
+    expected = alignment.answer_logits(own, active=idle)
+    torch.testing.assert_close(found["behaviour"][0].logits, expected)
+    expected = alignment.answer_logits(batch["base"], batch["sources"], batch["active"])
+    torch.testing.assert_close(found["interchange"][0].logits, expected)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(found["strict"][0].logits, found["behaviour"][0].logits)
+
+
+def test_a_step_costs_its_two_passes(network):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    task = addition()
+    torch.manual_seed(0)
+    network = small_transformer(task.vocabulary, n_layers=2, n_heads=2, width=64)
+    pairs = pairs_of("ones_carry", network, task)
+    site = iit.Site("block_output", layer=1, position="b_ones")
+    alignment = iit.Alignment(network, {"ones_carry": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(64, 4))})
+    batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(16))
+    module = IIT(alignment, source_grad=True)
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    network.model.requires_grad_(True)
+    with FlopCounterMode(display=False) as step:
+        module.training_step(batch, 0).backward()
+    base, source = batch["base"]["input_ids"], batch["sources"]["ones_carry"]["input_ids"]
+    label = batch["base"]["answer"]
+    both = torch.cat([torch.cat([base, label], 1)] * 2)
+    with FlopCounterMode(display=False) as passes:
+        # The sources up to the site, which is the last block's output, and the bases for both parts, with the head at the answer.
+        there = network.model.model(source).last_hidden_state
+        here = network.model.model(both).last_hidden_state[:, -label.shape[1] :]
+        (network.model.lm_head(here).sum() + there.sum()).backward()
+    assert step.get_total_flops() <= 1.2 * passes.get_total_flops()
+
+
+def test_inert_parts_are_saved_and_checked(network, tmp_path):
+    pairs = pairs_of("left_equal")
+    frame = iit.LowRankRotatedSpaceIntervention(16, 4)
+    inert = {"beside": iit.Edit(SITE, frame.complement()), "some": iit.Edit(SITE, units(3, 5))}
+    alignment = iit.Alignment(network, {"left_equal": iit.Edit(SITE, frame)}, inert=inert)
+    assert alignment.variables == ("left_equal",)
+    alignment.save_pretrained(tmp_path / "saved")
+    back = iit.Alignment.from_pretrained(tmp_path / "saved", network)
+    batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(8))
+    for name in inert:
+        swap = {name: alignment.inert[name]}, {name: back.inert[name]}
+        one, two = (iit.IntervenedModel(network, s).answer_logits(batch["base"], batch["sources"]["left_equal"]) for s in swap)
+        assert torch.equal(one, two)
+    assert back.inert["beside"].intervention.basis is back.edits["left_equal"].intervention.basis
+    with pytest.raises(ValueError, match="called as a variable"):
+        iit.Alignment(network, {"left_equal": iit.Edit(SITE, frame)}, inert={"left_equal": iit.Edit(SITE, units(1))})
+    trained = iit.Edit(SITE, iit.LowRankRotatedSpaceIntervention(16, 4))
+    with pytest.raises(ValueError, match="give it a VanillaIntervention"):
+        iit.Alignment(network, {"left_equal": iit.Edit(SITE, frame)}, inert={"rest": trained})
 
 
 def test_blocks_are_scored_beside_their_controls(network):

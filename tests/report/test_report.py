@@ -62,6 +62,9 @@ def test_figures_of_two_cells_say_whose_they_are():
         "| a at block_output[3], head [1, 2] @ s2, rank 4: trained intervention",
         "| b at block_output: trained intervention",
     ]
+    rows = [replace(TEST, variable="a"), replace(TEST, variable="b")]
+    told = [line.split(" | ")[0] for line in markdown_table(rows).splitlines()[2:]]
+    assert told == ["| a: trained intervention", "| b: trained intervention"], "at one place only the variable differs"
 
 
 def test_the_terminal_shows_the_site_and_leaves_brackets_alone():

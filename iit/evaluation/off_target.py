@@ -1,0 +1,33 @@
+"""What each variable's edit does where another variable's value is to be swapped."""
+
+import numpy as np
+import torch
+
+from iit.alignment import Alignment
+from iit.alignment.stacked import rows_of
+from iit.data import EncodedPairs
+from iit.evaluation.outcomes import evaluating
+from iit.result import correct
+
+
+def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) -> dict[str, np.ndarray]:
+    """{variable: bool[n]}: is the label of a pair that interchanges one other variable the answer when this variable's edit is done
+    with the pair's source? False in all other pairs.
+
+    A share above what random subspaces give says that the edit carries the other variable, too.
+    """
+    right = {variable: np.zeros(len(pairs), dtype=bool) for variable in pairs.variables}
+    if len(pairs.variables) == 1:
+        return {}
+    alone = np.array([names[0] if len(names) == 1 else "" for names in pairs.interchanged])
+    with evaluating(alignment):
+        for batch in pairs.batches(batch_size, alignment.n_columns):
+            here = alone[batch["row"].numpy()]
+            for variable, found in right.items():
+                for other in sorted({*here} - {variable, ""}):
+                    rows = torch.from_numpy(np.flatnonzero(here == other))
+                    base, source = rows_of(batch["base"], rows), rows_of(batch["sources"][other], rows)
+                    active = {name: name == variable for name in alignment.variables}
+                    logits = alignment.answer_logits(base, {variable: source}, active).cpu()
+                    found[batch["row"][rows].numpy()] = correct(logits, base["answer"]).numpy()
+    return right

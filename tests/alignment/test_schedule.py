@@ -1,0 +1,106 @@
+"""Schedules count optimizer steps, act as declared, and go on where a run was left."""
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import iit
+from iit.alignment import DAS, Schedule, one
+
+
+def quiet(**kwargs):
+    return L.Trainer(enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs)
+
+
+def boundless(network, seed=0):
+    torch.manual_seed(seed)
+    site = iit.Site("block_output", layer=0, position="place")
+    return one(network, "subject_position", site, lambda width: iit.BoundlessRotatedSpaceIntervention(width, temperature=8.0))
+
+
+class Seen(L.Callback):
+    """At each step the temperature, and what was logged."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        gate = pl_module.alignments[0].interventions[0].gate
+        told = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("schedule/", "train/"))}
+        self.steps.append(told | {"temperature": float(gate.temperature)})
+
+
+def test_a_schedule_goes_from_start_to_stop():
+    assert [Schedule(1.0, 0.0, 4).at(step, 99) for step in (0, 1, 4, 9)] == [1.0, 0.75, 0.0, 0.0]
+    assert [Schedule(1.0, 0.01, shape="exponential").at(step, 4) for step in (0, 2, 4)] == pytest.approx([1.0, 0.1, 0.01])
+
+
+def test_temperature_penalty_and_weights_act_as_declared_and_are_logged(toy, tmp_path):
+    network, pairs = toy
+    seen = Seen()
+
+    def module(alignment, config):
+        return DAS(
+            alignment,
+            temperature=Schedule(1.0, 0.25, 6, "exponential"),
+            penalty=Schedule(0.0, 2.0),
+            weights={"cause": Schedule(1.0, 3.0, 2), "isolate": 0.5},
+            config=config,
+        )
+
+    def trainer(**kwargs):  # an optimizer step every two batches
+        return quiet(accumulate_grad_batches=2, **kwargs)
+
+    alignment = boundless(network)
+    iit.fit(alignment, pairs, module=module, trainer=trainer, batch_size=12, max_epochs=2, folder=tmp_path, callbacks=[seen])
+    assert len(seen.steps) == 8
+    for number, told in enumerate(seen.steps):
+        step = number // 2
+        assert told["temperature"] == pytest.approx(8.0 * 0.25 ** (step / 6))
+        assert told["schedule/temperature"] == pytest.approx(0.25 ** (step / 6))
+        assert told["schedule/penalty"] == pytest.approx(2.0 * step / 4)
+        assert told["schedule/cause"] == pytest.approx(1 + 2 * min(step / 2, 1))
+        parts = told["schedule/cause"] * told["train/cause"] + 0.5 * told["train/isolate"]
+        if step:
+            parts += told["schedule/penalty"] * told["train/penalty"]
+        assert told["train/loss"] == pytest.approx(parts, rel=1e-5)
+    assert "schedule/isolate" not in seen.steps[0]
+
+
+def test_a_resumed_run_has_the_schedule_of_an_uninterrupted_one(toy, tmp_path):
+    network, pairs = toy
+
+    def module(alignment, config):
+        return DAS(alignment, temperature=Schedule(1.0, 0.01, 16, "exponential"), penalty=Schedule(0.0, 1.0, 16), config=config)
+
+    options = {"module": module, "trainer": quiet, "batch_size": 12, "folder": tmp_path}
+    whole, seen = boundless(network), Seen()
+    iit.fit(whole, pairs, max_epochs=4, callbacks=[seen], **options)
+    part, later = boundless(network), Seen()
+    kept = ModelCheckpoint(dirpath=tmp_path / "half", filename="last", save_top_k=-1, enable_version_counter=False)
+    iit.fit(part, pairs, max_epochs=2, callbacks=[kept], **options)
+    (checkpoint,) = (tmp_path / "half").glob("*.ckpt")
+    part = boundless(network, seed=7)
+    iit.fit(part, pairs, max_epochs=4, callbacks=[later], ckpt_path=checkpoint, **options)
+    assert later.steps == seen.steps[8:]
+
+
+def test_schedules_that_cannot_be_are_refused(toy, tmp_path):
+    with pytest.raises(ValueError, match="at least one step"):
+        Schedule(1.0, 0.0, steps=0)
+    with pytest.raises(ValueError, match="none of"):
+        Schedule(1.0, 0.0, shape="cubic")
+    with pytest.raises(ValueError, match="stays above 0"):
+        Schedule(1.0, 0.0, shape="exponential")
+    with pytest.raises(ValueError, match="max_epochs"):
+        Schedule(1.0, 0.0).at(3, float("inf"))
+    network, _ = toy
+    for weights, said in (
+        ({"cause": 0.0}, "one part has to count"),
+        ({"cause": -1.0}, "negative"),
+        ({"cause": Schedule(1.0, -1.0)}, "negative"),
+        ({"effect": 1.0}, r"\['effect'\] are no parts"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            DAS(boundless(network), weights=weights)

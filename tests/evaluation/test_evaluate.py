@@ -1,0 +1,110 @@
+"""What stands beside an alignment: the kinds of pairs, off-target figures, random subspaces of a learned rank."""
+
+import numpy as np
+import pytest
+import torch
+
+import iit
+from iit.causal import equality
+from iit.data import EncodedPairs, Pairs
+from iit.evaluation.controls import random_subspace
+from iit.intervention import Frame, Identity, Subset
+from iit.network import equality_by_hand
+from iit.result import clustered_interval
+
+SITE = iit.Site(module="layers.2.0", side="input")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return equality_by_hand()
+
+
+@pytest.fixture(scope="module")
+def both(network):
+    return Pairs.sample(
+        equality(), network, n_train=20, n_val=20, n_test=400, variable=["left_equal", "right_equal"], right_only=False
+    )
+
+
+def found(rows, **wanted):
+    (row,) = [row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())]
+    return row.value
+
+
+def test_an_edit_that_is_one_variable_is_right_on_target_and_not_off_target(network, both):
+    alignment = iit.Alignment(
+        network,
+        {
+            "left_equal": iit.Edit(SITE, iit.VanillaIntervention(64, units=[0])),
+            "right_equal": iit.Edit(SITE, iit.VanillaIntervention(64, units=[1])),
+        },
+    )
+    rows = iit.evaluate(alignment, both)
+    encoded = EncodedPairs(both.split("test"), both.variables, network)
+    batch = encoded.batch(range(len(encoded)))
+    for number, (variable, other) in enumerate((("left_equal", "right_equal"), ("right_equal", "left_equal"))):
+        of = {"variable": variable, "metric": "iia"}
+        assert found(rows, **of, control=None, subset="changing") == 1
+        assert found(rows, **of, control=None, subset="unchanging") == 1
+        assert found(rows, variable=variable, metric="disentangle", control=None, subset="all") == 1
+        # By hand: the other unit takes this variable's source's value.
+        base, source = (network.model.layers[:2](side["x"]) for side in (batch["base"], batch["sources"][variable]))
+        base[:, 1 - number] = source[:, 1 - number]
+        right = network.model.head(network.model.layers[2](base)).argmax(1) == batch["base"]["answer"][:, 0]
+        chosen = batch["active"][variable] & batch["changing"]
+        value = found(rows, **of, control=f"off_target/{other}", subset="changing")
+        assert value == pytest.approx(float(right[chosen].float().mean()))
+        assert 0 < value < 1
+        assert not [row for row in rows if row.variable == variable and row.control == f"off_target/{variable}"]
+    assert found(rows, metric="task_accuracy", split="test") == 1
+
+
+def test_the_disentangle_score_weighs_both_kinds_alike():
+    values, groups, clusters = [1, 1, 1, 0, 0], [True, True, True, True, False], [0, 1, 2, 3, 4]
+    found = clustered_interval(values, clusters, groups=groups)
+    assert found.value == pytest.approx((0.75 + 0) / 2)
+    assert found.low <= found.value <= found.high
+    perfect = clustered_interval([1] * 5, clusters, groups=groups)
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert perfect.low < 0.9, "one pair of a kind is no certainty"
+    rng = np.random.default_rng(0)
+    values, groups = rng.integers(2, size=400), rng.integers(2, size=400)
+    plain = clustered_interval(values, np.arange(400))
+    same = clustered_interval(values, np.arange(400), groups=np.zeros(400))
+    assert plain == same
+
+
+def test_random_subspaces_have_the_rank_that_was_learned(network):
+    def drawn(intervention):
+        intervention.eval()
+        return (
+            random_subspace(iit.Alignment(network, {"left_equal": iit.Edit(SITE, intervention)}), 3)
+            .edits["left_equal"]
+            .intervention
+        )
+
+    boundless = iit.BoundlessRotatedSpaceIntervention(64, start=0.2)
+    made = drawn(boundless)
+    assert (boundless.learned_rank(), made.rank, type(made.basis)) == (13, 13, Frame)
+    mask = iit.SigmoidMaskIntervention(64)
+    with torch.no_grad():
+        mask.gate.mask.copy_(torch.where(torch.arange(64) < 5, 1.0, -1.0))
+    made = drawn(mask)
+    assert isinstance(made.basis, Identity)
+    assert isinstance(made.gate, Subset)
+    assert int(made.gate.weights.sum()) == 5
+    components = iit.PCARotatedSpaceIntervention(64, 3, torch.randn(80, 64))
+    made = drawn(components)
+    assert (made.rank, type(made.basis)) == (3, Frame)
+
+
+def test_a_gate_that_lets_all_or_nothing_through_has_no_random_control(network, both):
+    pairs = Pairs.sample(equality(), network, n_train=20, n_val=20, n_test=60, variable="left_equal", right_only=False)
+    for logits, there in ((torch.ones(64), False), (-torch.ones(64), False), (torch.arange(64.0) - 60, True)):
+        mask = iit.SigmoidMaskIntervention(64)
+        with torch.no_grad():
+            mask.gate.mask.copy_(logits)
+        rows = iit.evaluate(iit.Alignment(network, {"left_equal": iit.Edit(SITE, mask)}), pairs)
+        assert ("random_subspace" in {row.control for row in rows}) == there
+        assert {row.rank for row in rows} == {int((logits > 0).sum())}
