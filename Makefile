@@ -38,5 +38,9 @@ format: setup  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## Time a DAS step here and in pyvene, side by side (BENCH=full for all cases)
+bench: setup  ## Time this and pyvene side by side, about 23 minutes on 2 cores (BENCH=full for all cases)
 	$(BIN)/python -W ignore -m benchmarks.das_step
+	$(BIN)/python -W ignore -m benchmarks.cold_start
+	$(BIN)/python -W ignore -m benchmarks.vanilla_sweep
+	$(BIN)/python -W ignore -m benchmarks.atlas
+	$(BIN)/python -W ignore -m benchmarks.basis_cost

@@ -106,7 +106,7 @@ def _case(rate: float, layer: int, role: str, dtype: str) -> dict[str, Any]:
             for process in running.values():
                 process.kill()
     warm = {name: [step["seconds"] for step in told[WARM_UP * len(batches) :]] for name, told in steps.items()}
-    floor = _floor(batches, layer, role)
+    flops = floor(batches, layer, role)
     ours = median(warm["iit"])
     return {
         "site": f"block_output[{layer}] @ {role}",
@@ -123,8 +123,8 @@ def _case(rate: float, layer: int, role: str, dtype: str) -> dict[str, Any]:
             for name, seconds in warm.items()
         },
         "ratio": round(median(warm["pyvene"]) / ours, 2),
-        "floor_gflop": round(floor / 1e9, 2),
-        "share_of_floor": round(floor / 1e9 / rate / ours, 2),
+        "floor_gflop": round(flops / 1e9, 2),
+        "share_of_floor": round(flops / 1e9 / rate / ours, 2),
     }
 
 
@@ -135,7 +135,7 @@ def _answer(process: Any, name: str) -> dict[str, Any]:
     return json.loads(line)
 
 
-def _floor(batches: list[dict[str, Any]], layer: int, role: str) -> float:
+def floor(batches: list[dict[str, Any]], layer: int, role: str) -> float:
     """Flops that a step cannot do without, the mean over batches: forward and backward of activations, behind site and position.
 
     4·[(L − ℓ)·N·(T − p) + V·d] an example, for L blocks of N parameters, a site after ℓ of them, the first edited of T tokens at p.

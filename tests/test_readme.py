@@ -16,16 +16,17 @@ def test_the_python_examples_run(capsys):
 
 def test_the_table_of_alignments_holds_the_pages_figures():
     rows = re.findall(
-        r"^\| \[(\w+)\]\(experiments/(\w+)/README.md\) \|.*?\| (.*?) \| (.*?) \|$", README.read_text("utf-8"), re.MULTILINE
+        r"^\| \[(\w+)\]\(experiments/(\w+)/README.md\) \|(.*?)\| (.*?) \| (.*?) \|$", README.read_text("utf-8"), re.MULTILINE
     )
-    assert {name for name, _, _, _ in rows} == {path.stem for path in (ROOT / "conf" / "experiment").glob("das_*.yaml")}
-    for name, folder, trained, whole in rows:
+    assert {name for name, *_ in rows} == {path.stem for path in (ROOT / "conf" / "experiment").glob("das_*.yaml")}
+    for name, folder, what, trained, whole in rows:
         assert folder == name
         rows_of_page = json.loads((ROOT / "experiments" / name / "result.json").read_text(encoding="utf-8"))["rows"]
         found = {
             row["control"]: row
             for row in rows_of_page
             if (row["split"], row["subset"], row["metric"]) == ("test", "changing", "iia")
+            and row["variable"] == next(iter(re.findall(r"`(\w+)`", what)), row["variable"])
         }
         own = found[None]
         assert trained == f"{own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f})"

@@ -93,10 +93,12 @@ class IIT(Cells):
         """The network's and the interventions' parameters."""
         return (p for p in self.parameters() if p.requires_grad)
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Loss of one batch."""
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
+        """Loss of one batch; None where nothing in it is trained."""
         self.anneal(self.alignment.interventions)
         parts = {name: self._objective(made).mean() for name, (made, _) in self._predictions(batch).items()}
+        if not parts:
+            return None
         loss = self._total(parts) + self.penalty(self.alignment.interventions)
         self.log_dict({f"train/{name}": part for name, part in parts.items()}, batch_size=len(batch["row"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["row"]))
@@ -105,6 +107,8 @@ class IIT(Cells):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Count right answers, and pairs on which the edited network gives the label."""
         found = self._predictions(batch)
+        if not found:
+            return
         total = self._total({name: self._objective(made).mean() for name, (made, _) in found.items()})
         self._means["loss"].update(total, weight=len(batch["row"]))
         names = {"behaviour": "task_accuracy", "interchange": "iia", "strict": "strict"}
@@ -134,11 +138,13 @@ class IIT(Cells):
         if ("behaviour" in rows or "strict" in rows) and "base_answer" not in batch:
             raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
         rows = {name: index for name, index in rows.items() if len(index)}
+        if not rows:
+            return {}
         answers = {name: base["answer"] if name == "interchange" else batch["base_answer"] for name in rows}
         runs = [rows_of(base | {"answer": answers[name]}, index) for name, index in rows.items()]
         (edited,) = self._edited
         active = {v: torch.cat([self._flags(v, name, batch)[index] for name, index in rows.items()]) for v in edited.variables}
-        sources = self._sources(batch, torch.cat(list(rows.values()))) if set(rows) - {"behaviour"} else None
+        sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
         logits = edited.answer_logits(stacked(runs), sources, active)
         own = batch.get("base_answer")
         found, start = {}, 0
@@ -160,13 +166,16 @@ class IIT(Cells):
             return which == list(self.alignment.inert).index(variable)
         return torch.zeros(n, dtype=torch.bool)
 
-    def _sources(self, batch: dict[str, Any], rows: Tensor) -> dict[Any, Activations]:
-        """What the edits read for these rows of the batch: every source that some pair needs is run once, all in one run.
+    def _sources(self, batch: dict[str, Any], rows: Mapping[str, Tensor]) -> dict[Any, Activations]:
+        """What the edits read for the rows of all parts: every source that some of them needs is run once, all in one run.
 
         Inert parts read the source of the pair's first variable.
         """
         n, given = len(batch["row"]), batch["sources"]
-        needed = {v: _active(batch, v).nonzero().flatten() for v in given}
+        read = torch.zeros(n, dtype=torch.bool)
+        read[torch.cat([index for name, index in rows.items() if name != "behaviour"])] = True
+        needed = {v: (_active(batch, v) & read).nonzero().flatten() for v in given}
+        stacked_rows = torch.cat(list(rows.values()))
         (edited,) = self._edited
         sites = list(dict.fromkeys(site for edit in edited.edits.values() for site in edit.source_sites))
         run = stacked([rows_of(given[v], index) for v, index in needed.items()])
@@ -186,7 +195,7 @@ class IIT(Cells):
                 at = place.get(variable)
                 if at is None or not edit.intervention.needs_source:
                     continue
-                index = at[rows]
+                index = at[stacked_rows]
                 counts = {s: None if c is None else c[index] for s, c in seen.counts.items()}
                 found[variable] = Activations({site: seen[site][index] for site in edit.source_sites}, counts)
         return found

@@ -1,5 +1,7 @@
 """A network whose weights are written by hand, so that what it computes where is known."""
 
+from typing import Any
+
 import torch
 
 from iit.network.classifier import Classifier
@@ -22,7 +24,8 @@ def equality_by_hand(dim: int = 4, width: int = 64) -> Classifier:
     if dim < 1 or width < 4 * dim:
         raise ValueError(f"Equality by hand needs at least 4·dim={4 * dim} units a layer; got dim={dim}, width={width}.")
     network = MLP(n_inputs=4 * dim, n_classes=2, width=width, depth=3)
-    first, second, third = (layer[0] for layer in network.layers.children())
+    layers: Any = network.layers
+    first, second, third = (layer[0] for layer in layers)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()

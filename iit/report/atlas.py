@@ -13,8 +13,9 @@ PANELS: dict[str | None, str] = {"vanilla": "whole vector", None: "trained"}
 
 
 def is_atlas(rows: Sequence[Row]) -> bool:
-    """Whether there are figures of several layers or positions on validation."""
-    return len({(row.layer, str(row.position)) for row in _shown(rows, None)}) > 1
+    """Whether there are figures of several layers or positions for one variable on validation."""
+    places = {(row.variable, row.layer, str(row.position)) for row in _shown(rows, None)}
+    return len(places) > len({variable for variable, _, _ in places})
 
 
 def _shown(rows: Sequence[Row], control: str | None) -> list[Row]:
