@@ -13,7 +13,7 @@ import iit
 from iit.causal import ioi
 from iit.data import Pairs
 from iit.job import trained_network
-from iit.network import fingerprint
+from iit.network import equality_by_hand, fingerprint
 from iit.result import read_metrics
 from iit.run import run
 from tests.conftest import SMALL
@@ -34,10 +34,15 @@ def test_every_alignment_runs(experiment, configured, tmp_path, smollm2, capsys)
     folder = tmp_path / "run"
     metrics = read_metrics(folder)
     found = [r for r in metrics.rows if (r.split, r.subset, r.control, r.metric) == ("validation", "changing", None, "iia")]
-    assert [row.value for row in found] == [value]
+    variables = [cfg.variable] if isinstance(cfg.variable, str) else list(cfg.variable)
+    assert max(row.value for row in found) == value
+    assert {row.variable for row in found} == set(variables)
+    assert len(found) == len(variables)
     assert {row.experiment for row in metrics.rows} == {experiment}
     assert {row.control for row in metrics.rows if row.split == "test"} >= {None, "vanilla", "random_subspace", "no_intervention"}
     network = smollm2 if ours else trained_network(cfg.network.experiment)
+    if "by_hand" in experiment:
+        network = equality_by_hand()
     assert fingerprint(smollm2.model) == before
     assert fingerprint(network.model) == metrics.facts["network"]["fingerprint"]
     config = OmegaConf.load(folder / "config.yaml")
@@ -45,7 +50,7 @@ def test_every_alignment_runs(experiment, configured, tmp_path, smollm2, capsys)
     assert set(metrics.facts) >= {"git", "versions", "command", "data", "fit"}
     assert all((folder / f"{name}.png").is_file() for name in ("training_curve", "causal_model"))
     back = iit.Alignment.from_pretrained(folder / "alignment", network)
-    assert back.variables == (config.variable,)
+    assert back.variables == tuple(variables)
     saved = json.loads((folder / "alignment" / "alignment.json").read_text())
     assert len(saved["rows"]) == len(metrics.rows)
     assert "trained intervention" in capsys.readouterr().out
@@ -62,6 +67,46 @@ def test_every_network_is_trained(experiment, configured, tmp_path, capsys):
     network = iit.load_network(str(tmp_path / "run" / "network"))
     assert fingerprint(network.model) == metrics.facts["network"]["fingerprint"]
     assert "task accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("iit_")])
+def test_every_network_is_trained_with_interchanges(experiment, configured, tmp_path):
+    cfg = configured(f"+experiment={experiment}", *SMALL)
+    run(cfg)
+    rows = read_metrics(tmp_path / "run").rows
+    variables = {cfg.variable} if isinstance(cfg.variable, str) else set(cfg.variable)
+    assert {row.variable for row in rows if row.metric == "iia" and row.split == "test" and row.control is None} == variables
+    assert [row.split for row in rows if row.metric == "task_accuracy"] == ["validation", "test"]
+    network = iit.load_network(str(tmp_path / "run" / "network"))
+    back = iit.Alignment.from_pretrained(tmp_path / "run" / "alignment", network)
+    assert set(back.variables) == variables
+    assert len(back.rows) == len(rows)
+
+
+METHODS = ("boundless", "sigmoid_mask", "rotated_mask", "pca", "pca_mask", "revnet", "vanilla", "rotated")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_one_word(method, configured, tmp_path):
+    """`intervention=NAME` alone changes the method, whatever the experiment."""
+    cfg = configured(
+        "+experiment=das_equality_by_hand", *SMALL, f"intervention={method}", "module=mdas", "objective=logit_difference"
+    )
+    cfg.data.n_train = 160  # more activations than components
+    run(cfg)
+    rows = read_metrics(tmp_path / "run").rows
+    assert {"vanilla", "no_intervention"} <= {row.control for row in rows}
+    (row,) = [r for r in rows if (r.split, r.subset, r.control, r.metric) == ("test", "all", None, "disentangle")]
+    assert 0 <= row.value <= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("objective", ["cross_entropy", "kl", "logit_difference", "mean_squared_error", "counterfactual_latent"])
+def test_an_objective_is_one_word(objective, configured, tmp_path):
+    run(configured("+experiment=das_equality_by_hand", *SMALL, f"objective={objective}", "start=difference_of_means"))
+    assert read_metrics(tmp_path / "run").rows
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
