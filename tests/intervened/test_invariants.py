@@ -32,6 +32,13 @@ def lora():
     return made
 
 
+def revnet():
+    made = iit.RevNetIntervention(W, 3, depth=2, hidden=5)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
 MAKERS = {
     "vanilla": lambda: iit.VanillaIntervention(),
     "units": lambda: iit.VanillaIntervention(W, units=[1, 4]),
@@ -56,12 +63,13 @@ MAKERS = {
     "autoencoder": lambda: iit.AutoencoderIntervention(W, 20, features=[0, 3, 5], **weights()),
     "top_k": lambda: iit.AutoencoderIntervention(W, 20, activation="top_k", k=4, centred=True, **weights()),
     "jump_relu": lambda: iit.JumpReLUAutoencoderIntervention(W, 20, **weights(threshold=torch.full((20,), 0.3))),
+    "revnet": revnet,
     "loreft": lambda: iit.LoReFTIntervention(W, 3),
     "lora": lora,
 }
 SWAPS = [
     *("vanilla", "units", "rotated", "blocks", "low_rank", "boundless"),
-    *("sigmoid_mask", "pca", "autoencoder", "top_k", "jump_relu"),
+    *("sigmoid_mask", "pca", "autoencoder", "top_k", "jump_relu", "revnet"),
 ]
 NETWORKS = {family: make(family) for family in ("gpt2", "llama")}
 kinds = pytest.mark.parametrize("kind", MAKERS)
