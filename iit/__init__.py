@@ -3,7 +3,7 @@
 from iit.alignment import Alignment, fit
 from iit.causal import CausalModel
 from iit.data import Pairs
-from iit.evaluation import evaluate, sweep
+from iit.evaluation import evaluate, sweep, verdict
 from iit.intervened import Activations, Captured, Edit, IntervenedModel, capture, capture_dataset
 from iit.intervention import (
     AdditionIntervention,
@@ -65,4 +65,5 @@ __all__ = [
     "fit",
     "load_network",
     "sweep",
+    "verdict",
 ]

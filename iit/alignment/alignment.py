@@ -99,13 +99,21 @@ class Alignment(IntervenedModel):
         self.rows = [Row.from_dict(row) for row in record.get("rows", ())]
 
 
-def one(network: Network | nn.Module, variable: str, site: Site, intervention: Callable[..., Intervention]) -> Alignment:
+def one(
+    network: Network | nn.Module, variable: str, site: Site, intervention: Callable[..., Intervention], inert: str | None = None
+) -> Alignment:
     """Align one variable with one site; the site's width completes the intervention.
 
     intervention: called as `intervention(width=…)`.
-    Raises ValueError for a site whose width only a run can tell: pass a finished intervention to `Alignment` there.
+    inert: "complement" declares that what is left of the site beside the variable's subspace does not matter.
+    Raises ValueError for a site whose width only a run can tell: pass a finished intervention to `Alignment` there; and for another
+    `inert`, or one of which nothing is left.
     """
-    return Alignment(network, {variable: _edit(network, site, intervention)})
+    if inert not in (None, "complement"):
+        raise ValueError(f"inert={inert!r}: of one site it is 'complement' or null; `several` takes other parts.")
+    edit = _edit(network, site, intervention)
+    parts = {} if inert is None else {"rest": Edit(edit.sites, edit.intervention.complement())}
+    return Alignment(network, {variable: edit}, inert=parts)
 
 
 def several(

@@ -2,6 +2,7 @@
 
 from iit.data.datamodule import PairsDataModule
 from iit.data.encoded import EncodedPairs
+from iit.data.held_out import Choice, HeldOut, freeze, hold_out
 from iit.data.pairs import Pairs
 from iit.data.prompts import Kept, Prompts, draw_prompts, one_token_words
 from iit.data.sources import STRATEGIES
@@ -12,12 +13,16 @@ __all__ = [
     "COLUMNS",
     "SPLITS",
     "STRATEGIES",
+    "Choice",
     "EncodedPairs",
+    "HeldOut",
     "Kept",
     "Pairs",
     "PairsDataModule",
     "Prompts",
     "disjoint_pools",
     "draw_prompts",
+    "freeze",
+    "hold_out",
     "one_token_words",
 ]

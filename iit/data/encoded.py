@@ -34,7 +34,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     `base_answer` is there where the pairs know it, `natural` ({the inputs, positions}) and `has_natural` (BoolTensor[batch]) where
     they have natural counterparts.
 
-    interchanged: the variables that each pair swaps. rivals: rival → LongTensor[n, n_answer], its labels, where `speaks` (rival →
+    interchanged: the variables that each pair swaps. labels, kinds: their columns (see `COLUMNS`; None where there is none). rivals: rival → LongTensor[n, n_answer], its labels, where `speaks` (rival →
     BoolTensor[n]) says that it has any.
     """
 
@@ -79,6 +79,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             for name, c in said.items()
         }
         self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
+        self.labels, self.kinds = columns["label"], columns.get("kind")
         self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
 
     def __len__(self) -> int:

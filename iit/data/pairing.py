@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from iit.causal import CausalModel, Task
+from iit.causal.model import same
 from iit.data.prompts import Answers, Prompts, answers
 from iit.data.sources import Sources
 
@@ -22,7 +23,7 @@ class Wanted:
         each pair.
     changing_share: share of pairs whose label differs from the base's own answer; None takes them as they come.
     separate: rivals whose labels must all differ from the label.
-    natural: whether natural counterparts are going to be looked for.
+    natural: whether natural counterparts are going to be looked for. kinds: whether anybody asks for the pairs' kinds.
     """
 
     variables: tuple[str, ...]
@@ -30,6 +31,7 @@ class Wanted:
     changing_share: float | None = 0.5
     separate: tuple[str, ...] = ()
     natural: bool = False
+    kinds: bool = True
 
     @property
     def patterns(self) -> list[tuple[str, ...]]:
@@ -43,6 +45,8 @@ class Paired:
 
     sources, source_answers: variable → the prompts its value is taken from, and their answers; None in a pair that leaves it alone.
     labels: what the causal model answers after the interchange. rivals: rival → what that one does; None where it lacks a variable.
+    kinds: which of the task's variables have another value in a source than in the base, joined by "+" ("none" where none has); None
+        where nobody asks.
     source_values: variable → its value in the source; None where nobody asks.
     """
 
@@ -51,6 +55,7 @@ class Paired:
     source_answers: dict[str, list[Any]]
     labels: list[Any]
     rivals: dict[str, list[Any]]
+    kinds: list[Any] | None = None
     source_values: dict[str, list[Any]] | None = None
 
     @classmethod
@@ -58,7 +63,9 @@ class Paired:
         """Pairs without sources and labels yet."""
         none = [None] * len(bases)
         sources, answers, values = ({v: [*none] for v in wanted.variables} for _ in range(3))
-        return cls(bases, sources, answers, [*none], {r: [*none] for r in rivals}, values if wanted.natural else None)
+        made = cls(bases, sources, answers, [*none], {r: [*none] for r in rivals}, [*none] if wanted.kinds else None)
+        made.source_values = values if wanted.natural else None
+        return made
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Paired":
         """These pairs, in this order."""
@@ -68,9 +75,16 @@ class Paired:
             return {name: [column[i] for i in index] for name, column in of.items()}
 
         labels = [self.labels[i] for i in index]
+        kinds = None if self.kinds is None else [self.kinds[i] for i in index]
         values = None if self.source_values is None else columns(self.source_values)
         return Paired(
-            self.bases.take(index), columns(self.sources), columns(self.source_answers), labels, columns(self.rivals), values
+            self.bases.take(index),
+            columns(self.sources),
+            columns(self.source_answers),
+            labels,
+            columns(self.rivals),
+            kinds,
+            values,
         )
 
     @property
@@ -179,6 +193,8 @@ def _put(found: Paired, task: Task, part: np.ndarray, ok: np.ndarray, chosen: Ma
     rows = part[inside].tolist()
     bases, sources = found.bases.take(rows), {variable: prompts.take(inside) for variable, prompts in chosen.items()}
     into = [(found.labels, [labels[j] for j in inside.tolist()])]
+    if found.kinds is not None:
+        into.append((found.kinds, _kinds(task, bases, list(sources.values()))))
     for name, rival in task.rivals.items():
         if set(chosen) <= set(rival.variables):
             into.append((found.rivals[name], label(task, rival, bases, sources)))
@@ -195,6 +211,17 @@ def label(task: Task, model: CausalModel, bases: Prompts, sources: Mapping[str, 
     """What a causal model answers after each variable took its source's value."""
     settings = model.interchange_batch(bases.inputs, {v: source.inputs for v, source in sources.items()})
     return answers(task, settings, model.output)
+
+
+def _kinds(task: Task, bases: Prompts, sources: Sequence[Prompts]) -> list[str]:
+    """Which of the task's variables differ between each base and its sources."""
+    own = task.model.run_batch(bases.inputs)
+    others = [task.model.run_batch(prompts.inputs) for prompts in sources]
+    differ = {
+        v: np.array([any(not same(own[v][i], other[v][i]) for other in others) for i in range(len(bases))])
+        for v in task.variables
+    }
+    return ["+".join(v for v, here in differ.items() if here[i]) or "none" for i in range(len(bases))]
 
 
 def _answered(right: Answers, chosen: Mapping[str, Prompts], ok: np.ndarray, asked: dict[Any, bool]) -> np.ndarray:

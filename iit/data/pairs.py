@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,6 +46,8 @@ class Pairs:
     task: where the pairs were sampled from; None for one's own pairs, which have no causal model.
     facts: counts of how they came about (drawn and kept prompts, dropped words, changing and separating pairs, …).
     again: epoch → training pairs sampled anew; None where they stay.
+    sampled: `sample` with the arguments that these were sampled with, and others in their place: `sampled(variable="io_name")`, with
+        the same words in each split; None for one's own pairs.
     values: variable → its value in each training pair's base; None for pairs that were not sampled from a causal model.
     """
 
@@ -53,6 +56,7 @@ class Pairs:
     task: Task | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     again: Callable[[int], Dataset] | None = None
+    sampled: Callable[..., "Pairs"] | None = None
     values: Mapping[str, Sequence[Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -134,6 +138,8 @@ class Pairs:
         Raises ValueError for unknown variables, pools, rivals and ways to pair, and when too few prompts are left after
         filtering.
         """
+        given = {name: value for name, value in locals().items() if name not in ("cls", "task", "network")}
+        sampled = partial(cls.sample, task, network, **given)
         if not isinstance(task, Task):
             raise TypeError(f"Pairs are sampled from a Task: a causal model and how its inputs are written; got {task!r}.")
         variables = _variables(task, variable)
@@ -164,7 +170,7 @@ class Pairs:
         apart = task.splits if splits is None else (splits,) if isinstance(splits, str) else tuple(splits)
         parts = disjoint_pools(pools, apart, shares, rng=rng)
         right = network.answers_right if network is not None and right_only else None
-        wanted = Wanted(variables, together, changing_share, tuple(separate), natural and bool(variables))
+        wanted = asked = Wanted(variables, together, changing_share, tuple(separate), natural and bool(variables))
         facts: dict[str, Any] = {
             "dropped_words": dropped,
             **{name: {} for name in ("prompts", "drawn", "right", "changing", "separating")},
@@ -190,6 +196,7 @@ class Pairs:
                 columns.setdefault(name, []).extend(column)
 
         def again(epoch: int) -> Dataset:
+            wanted = replace(asked, kinds=False)
             rng, n = np.random.default_rng([seed, epoch]), sizes["train"]
             prompts = train
             if right is None:
@@ -198,7 +205,7 @@ class Pairs:
             made = _pairs(task, wanted, pairs, prompts, n, parts["train"], apart, right, rng)
             return dataset(columns_of(made, "train", counterparts(task, made, prompts, rng) if wanted.natural else None))
 
-        return cls(dataset(columns), variables, task, facts, again if fresh else None, values)
+        return cls(dataset(columns), variables, task, facts, again if fresh else None, sampled, values)
 
     @classmethod
     def load(

@@ -21,6 +21,7 @@ COLUMNS = {
     "base_answer": "the base's own answer (null in own pairs without that column)",
     "source_answer": "the source's own answer (null likewise)",
     "changing": "whether the label differs from the base's own answer",
+    "kind": "which of the task's variables have another value in the source, joined by +; none where none has. Sampled pairs only",
     "base_roles": "role → [start, stop] in characters of the base (null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",
     "natural": "a prompt whose own variables and answer have the values that the interchange asks for; the base where there is none",
@@ -53,6 +54,8 @@ def columns_of(pairs: Paired, split: str, natural: Sequence[Any] | None = None) 
         "base_answer": pairs.bases.answers,
         "changing": pairs.changing.tolist(),
     }
+    if pairs.kinds is not None:
+        columns["kind"] = pairs.kinds
     if natural is not None:
         near = [base if prompt is None else prompt for prompt, base in zip(natural, pairs.bases.written, strict=True)]
         columns |= {"natural": [_given(prompt) for prompt in near], "natural_roles": [_roles(prompt) for prompt in near]}
@@ -93,7 +96,7 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     if kind in ("base", "source", "natural"):
         first = next((value for value in values if value is not None), None)
         return pa.array(values, pa.string()) if isinstance(first, str) else _tensors(values)
-    if kind in ("base_answer", "source_answer", "label", "split"):
+    if kind in ("base_answer", "source_answer", "label", "split", "kind"):
         return _answers(values)
     if kind in ("changing", "has_natural", "interchanged"):
         return pa.array(values, pa.list_(pa.string()) if kind == "interchanged" else pa.bool_())

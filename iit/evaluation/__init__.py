@@ -1,9 +1,27 @@
 """How far to believe an alignment: its controls, scored beside it."""
 
-from iit.evaluation.controls import random_subspace, vanilla
-from iit.evaluation.evaluate import TRUST, Trust, evaluate
+from iit.evaluation.controls import fresh, random_subspace, vanilla
+from iit.evaluation.evaluate import evaluate
 from iit.evaluation.outcomes import outcomes
 from iit.evaluation.rows import describe
+from iit.evaluation.subspace import principal_angles, subspaces
 from iit.evaluation.sweep import sweep
+from iit.evaluation.trust import TRUST, Trust, train_alike
+from iit.evaluation.verdict import Verdict, verdict
 
-__all__ = ["TRUST", "Trust", "describe", "evaluate", "outcomes", "random_subspace", "sweep", "vanilla"]
+__all__ = [
+    "TRUST",
+    "Trust",
+    "Verdict",
+    "describe",
+    "evaluate",
+    "fresh",
+    "outcomes",
+    "principal_angles",
+    "random_subspace",
+    "subspaces",
+    "sweep",
+    "train_alike",
+    "vanilla",
+    "verdict",
+]

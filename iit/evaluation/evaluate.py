@@ -1,34 +1,26 @@
 """Scoring an alignment beside its controls."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
-from iit.evaluation.controls import random_subspace, vanilla
+from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace, vanilla
+from iit.evaluation.diagnostics import angle_rows, divergence_rows, other_variables, parts
+from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.off_target import off_target
-from iit.evaluation.outcomes import answered, outcomes
+from iit.evaluation.outcomes import Outcomes, answered, outcomes
+from iit.evaluation.retrained import SEEDS, Refit, retrained
 from iit.evaluation.rows import describe, readout, scores, task_accuracy
+from iit.evaluation.trust import TRUST, Trust, train_alike
 from iit.intervened import ActivationStore
-from iit.intervention import Autoencoder, Intervention, SoftGate
 from iit.result import Row
 
-
-@dataclass(frozen=True)
-class Trust:
-    """How much is run beside an alignment.
-
-    random_subspaces: draws of a random subspace of equal rank.
-    resamples: of the bootstrap behind every interval.
-    """
-
-    random_subspaces: int = 5
-    resamples: int = 2000
-
-
-TRUST = {"quick": Trust()}
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -41,20 +33,26 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     experiment: str | None = None,
+    refit: Refit = train_alike,
 ) -> list[Row]:
-    """Interchange intervention accuracy on one split, on all, on changing and on unchanging pairs, with 95% intervals clustered by
-    base prompt.
+    """Interchange intervention accuracy on one split, on all, on changing, on unchanging pairs and on each kind of pair, with 95%
+    intervals clustered by base prompt.
 
     With pairs for several variables there are rows for each set of variables that pairs interchange ("a", "b", "a+b"), and the
     off-target matrix: `off_target/a` among the rows of b is a's edit where b's value is to be swapped.
 
     Beside the alignment (control None): `vanilla` (the sites' whole vectors), `random_subspace` (pooled over the draws) and
-    `random_subspace/0`, …, `no_intervention`; `iia_difference` rows hold the alignment minus a control, pair by pair. Where the
-    pairs know the right answers, `logit_difference` is the mean over changing pairs of logit(label) − logit(base's own answer), and
-    `task_accuracy` is the share of all drawn prompts that the network answers, before
-    filtering (where nothing was filtered, of the pairs' bases); `rival/NAME` is the alignment scored by what another causal model of the task says of the same pairs. Controls are
-    scored on the same pairs; nothing is filtered again. Pairs without a variable (prompts alone) give the one row
-    `task_accuracy` of the network itself, of these prompts.
+    `random_subspace/0`, …, `pca_subspace` of equal rank, `majority` (always the most frequent training label), `no_intervention`;
+    `inert_resampled` where the alignment declares inert parts; `iia_difference` rows hold the alignment minus a control, pair by pair.
+    With the test split come rows of the training split. Where the pairs know the right answers, `logit_difference` is the mean over
+    changing pairs of logit(label) − logit(base's own answer), and `task_accuracy` is the share of all drawn prompts that the network
+    answers, before filtering (where nothing was filtered, of the pairs' bases); `rival/NAME` is the alignment scored by what another
+    causal model of the task says of the same pairs. Controls are scored on the same pairs; nothing is filtered again. Pairs without a
+    variable (prompts alone) give the one row `task_accuracy` of the network itself, of these prompts.
+
+    trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the task's other variables, and the
+        diagnostics `read_part`, `null_part`, `divergence` and `principal_angle`. `verdict` says what all of this comes to.
+    refit: trains the controls as the alignment was trained; by default `fit` with its own defaults.
 
     Raises ValueError for an unknown level of trust, and pairs of other variables.
     """
@@ -76,24 +74,77 @@ def evaluate(
     if not pairs.variables:
         right = outcomes(alignment, encoded, batch_size=batch_size, edited=False).right[None]
         return [task_accuracy(right, describe(alignment, pairs, ()) | told)]
-    scored = outcomes(alignment, encoded, batch_size=batch_size)
-    arms: dict[str | None, np.ndarray] = {None: scored.right[None]}
-    differences: dict[str | None, np.ndarray] = {None: scored.difference}
+    scored = {None: outcomes(alignment, encoded, batch_size=batch_size)}
+    arms: dict[str | None, np.ndarray] = {None: scored[None].right[None]}
+    rows: list[Row] = []
     if controls:
-        beside = {"vanilla": outcomes(vanilla(alignment), encoded, batch_size=batch_size)}
-        if has_random_subspace(alignment):
-            draws = [
-                outcomes(random_subspace(alignment, seed * 1000 + draw), encoded, batch_size=batch_size)
-                for draw in range(trust.random_subspaces)
-            ]
-            arms["random_subspace"] = np.stack([draw.right[None] for draw in draws], 1)
-            differences["random_subspace"] = np.stack([draw.difference for draw in draws], 1)
-            arms |= {f"random_subspace/{number}": draw.right[None] for number, draw in enumerate(draws)}
-        beside["no_intervention"] = outcomes(alignment, encoded, batch_size=batch_size, edited=False)
-        arms |= {name: found.right[None] for name, found in beside.items()}
-        differences |= {name: found.difference for name, found in beside.items()}
-        arms |= {f"rival/{name}": right for name, right in scored.right.items() if name is not None}
+        scored |= _beside(alignment, pairs, encoded, trust, seed, batch_size)
+        full = trust.full and split == "test"
+        if full:
+            again, missing = retrained(alignment, pairs, refit, seeds=trust.seeds, seed=seed, elsewhere=trust.wrong_site)
+            for name, why in missing.items():
+                log.info("Control %s was not run: %s", name, why)
+            scored |= {name: outcomes(other, encoded, batch_size=batch_size) for name, other in again.items()}
+            found = parts(alignment, encoded, batch_size)
+            scored |= {name: outcomes(part, encoded, batch_size=batch_size) for name, part in found.items()}
+            rows += angle_rows([alignment, *(a for name, a in again.items() if name.startswith(SEEDS))], pairs, told)
+            rows += divergence_rows(alignment, pairs, encoded, told, trust.resamples, batch_size)
+            rows += other_variables(alignment, pairs, split, told, trust.resamples, batch_size)
+        arms |= {name: found.right[None] for name, found in scored.items()}
+        if "train" in set(pairs.dataset["split"]):
+            arms["majority"] = majority(pairs, encoded)
+        if alignment.inert:
+            arms["inert_resampled"] = inert_resampled(alignment, encoded, seed=seed, batch_size=batch_size)
+        for pooled, prefix in (("random_subspace", "random_subspace/"), ("seeds", SEEDS)):
+            draws = [right for name, right in arms.items() if name is not None and name.startswith(prefix)]
+            if draws:
+                arms[pooled] = np.stack(draws if pooled != "seeds" else [arms[None], *draws], 1)
+        arms |= {f"rival/{name}": right for name, right in scored[None].right.items() if name is not None}
         arms |= {f"off_target/{name}": right for name, right in off_target(alignment, encoded, batch_size).items()}
+    rows = _rows(alignment, pairs, encoded, arms, _differences(scored), told, trust.resamples) + rows
+    if controls:
+        n = pairs.facts.get("drawn", {}).get(split)
+        # Unfiltered pairs are the prompts as they were drawn.
+        answers = np.arange(n) < pairs.facts["right"][split] if n else answered(alignment, encoded, batch_size=batch_size)
+        if answers is not None:
+            rows.append(task_accuracy(answers, describe(alignment, pairs, pairs.variables) | told))
+        if split == "test" and "train" in set(pairs.dataset["split"]):
+            common = {"controls": False, "batch_size": batch_size, "seed": seed, "experiment": experiment}
+            rows += [row for row in evaluate(alignment, pairs, trust, split="train", **common) if row.metric == "iia"]
+    return rows
+
+
+def _beside(
+    alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, trust: Trust, seed: int, batch_size: int
+) -> dict[str | None, Outcomes]:
+    """What is scored in the alignment's place without any training."""
+    others = {"vanilla": vanilla(alignment)}
+    if has_random_subspace(alignment):
+        others |= {f"random_subspace/{k}": random_subspace(alignment, seed * 1000 + k) for k in range(trust.random_subspaces)}
+    components = pca_subspace(alignment, pairs, batch_size=batch_size)
+    if components is not None:
+        others["pca_subspace"] = components
+    found: dict[str | None, Outcomes] = {name: outcomes(other, encoded, batch_size=batch_size) for name, other in others.items()}
+    return found | {"no_intervention": outcomes(alignment, encoded, batch_size=batch_size, edited=False)}
+
+
+def _differences(scored: Mapping[str | None, Outcomes]) -> dict[str | None, np.ndarray]:
+    """Logit differences, the random draws pooled."""
+    found = {name: one.difference for name, one in scored.items() if name is None or not name.startswith("random_subspace/")}
+    draws = [one.difference for name, one in scored.items() if name is not None and name.startswith("random_subspace/")]
+    return found | ({"random_subspace": np.stack(draws, 1)} if draws else {})
+
+
+def _rows(
+    alignment: Alignment,
+    pairs: Pairs,
+    encoded: EncodedPairs,
+    arms: Mapping[str | None, np.ndarray],
+    differences: Mapping[str | None, np.ndarray],
+    told: Mapping[str, Any],
+    resamples: int,
+) -> list[Row]:
+    """Rows of each set of variables that pairs interchange."""
     rows = []
     for variables in dict.fromkeys(encoded.interchanged):
         chosen = np.array([names == variables for names in encoded.interchanged])
@@ -102,27 +153,6 @@ def evaluate(
         if len(variables) > 1 or len(pairs.variables) == 1:
             silent |= {f"off_target/{name}" for name in pairs.variables}
         heard = {name: right for name, right in arms.items() if name not in {*silent, *(f"off_target/{v}" for v in variables)}}
-        rows += scores(heard, encoded, chosen, facts, trust.resamples)
-        rows += readout(differences, encoded, chosen, facts, trust.resamples)
-    if controls:
-        n = pairs.facts.get("drawn", {}).get(split)
-        # Unfiltered pairs are the prompts as they were drawn.
-        answers = np.arange(n) < pairs.facts["right"][split] if n else answered(alignment, encoded, batch_size=batch_size)
-        if answers is not None:
-            rows.append(task_accuracy(answers, describe(alignment, pairs, pairs.variables) | told))
+        rows += scores(heard, encoded, chosen, facts, resamples)
+        rows += readout(differences, encoded, chosen, facts, resamples)
     return rows
-
-
-def has_random_subspace(alignment: Alignment) -> bool:
-    """Whether random subspaces of equal rank can be drawn and differ from the trained ones: of every edit some coordinates are
-    swapped, not all."""
-    return all(map(_has_random_subspace, (edit.intervention for edit in alignment.edits.values())))
-
-
-def _has_random_subspace(intervention: Intervention) -> bool:
-    rank, gate = intervention.learned_rank(), intervention.gate
-    if isinstance(gate, SoftGate):
-        return 0 < gate.learned_rank() < len(gate.logits())
-    if rank is None or intervention.width is None or isinstance(intervention.basis, Autoencoder):
-        return False
-    return rank < intervention.width

@@ -16,8 +16,8 @@ def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) 
 
     A share above what random subspaces give says that the edit carries the other variable, too.
     """
-    right = {variable: np.zeros(len(pairs), dtype=bool) for variable in pairs.variables}
-    if len(pairs.variables) == 1:
+    right = {str(variable): np.zeros(len(pairs), dtype=bool) for variable in alignment.variables}
+    if set(right) >= set(pairs.variables) and len(pairs.variables) == 1:
         return {}
     alone = np.array([names[0] if len(names) == 1 else "" for names in pairs.interchanged])
     with evaluating(alignment):

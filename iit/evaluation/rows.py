@@ -9,7 +9,18 @@ from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.result import Row, clustered_interval
 
-DIFFERENCES = ("vanilla", "random_subspace", "no_intervention")
+DIFFERENCES = (
+    "vanilla",
+    "pca_subspace",
+    "random_subspace",
+    "majority",
+    "no_intervention",
+    "shuffled_label",
+    "untrained_network",
+    "wrong_site",
+    "inert_resampled",
+    "read_part",
+)
 """The controls that the alignment is compared with, pair by pair."""
 
 
@@ -42,7 +53,8 @@ def _plain(value: Any) -> Any:
 def scores(
     arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
 ) -> list[Row]:
-    """IIA of the arms {control: bool[n]} on all, on changing and on the other pairs, and how the trained one differs from its controls.
+    """IIA of the arms {control: bool[n]} on all, on changing and on the other pairs, and how the trained one differs from its controls;
+    of the trained one also on pairs of each kind (`kind/NAME`), where there are several.
 
     `disentangle` is the mean of the IIA on changing pairs (cause) and on the others (isolate; arXiv 2402.17700), where there are both.
 
@@ -56,13 +68,16 @@ def scores(
         interval = clustered_interval(values, clusters[chosen], resamples=resamples, **options)
         rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
 
+    kinds = np.array(encoded.kinds or [""] * len(encoded))
+    for kind in np.unique(kinds[among]) if len(set(kinds[among])) > 1 else ():
+        add(f"kind/{kind}", among & (kinds == kind), None, "iia", arms[None][among & (kinds == kind)].astype(float))
     for subset, chosen in (("all", among), ("changing", among & changing), ("unchanging", among & ~changing)):
         if not chosen.any():
             continue
         scored = {control: right[chosen].astype(float) for control, right in arms.items()}
         for control, values in scored.items():
             if subset != "unchanging" or control in (None, *DIFFERENCES):
-                add(subset, chosen, control, "iia", values)
+                add(subset, chosen, control, "iia", values, over_draws=control == "seeds")
         for control in DIFFERENCES if subset != "unchanging" else ():
             if control in scored:
                 values = scored[control]

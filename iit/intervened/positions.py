@@ -86,7 +86,7 @@ class Columns:
         # Absent entries land in a column that is cut off again.
         longer = torch.cat([activation, torch.zeros_like(activation[:, :1])], 1)
         index = torch.where(absent, activation.shape[1], index)
-        return longer.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :-1]
+        return longer.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :-1].contiguous()  # modules may want to `view`
 
 
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> Columns:

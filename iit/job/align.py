@@ -1,19 +1,24 @@
 """The job `align`: train an alignment, and score it beside its controls."""
 
+import hashlib
 import logging
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import Alignment, Fitted, fit, initialise
 from iit.causal.figure import figure
-from iit.data import Pairs
-from iit.evaluation import evaluate
+from iit.data import Choice, Pairs, freeze, hold_out
+from iit.evaluation import Trust, evaluate, train_alike, verdict
+from iit.evaluation.retrained import Refit
 from iit.network import fingerprint
 from iit.report import save_figure, training_curve
-from iit.result import Row
+from iit.result import Cell, Row, select
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +27,7 @@ _FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust",
 
 
 def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
-    """Fit `cfg.alignment` on `cfg.data` and score validation, then test.
+    """Fit `cfg.alignment` on `cfg.data` and score validation, then, the choice being frozen in `choice.json`, test.
 
     Writes the alignment, the checkpoints, the training curve and a picture of the causal model to `folder`. Returns the rows and the facts of the run.
     """
@@ -31,7 +36,7 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     alignment = instantiate(cfg.alignment)(network=network)
     before = fingerprint(network.model)
     alignment.store = instantiate(cfg.store)(network.model)
-    pairs = pairs_of(cfg, alignment)
+    pairs, held_out = hold_out(pairs_of(cfg, alignment))
     log.info("%s", _told(pairs.facts))
     if pairs.facts.get("separating"):
         log.info("%s", _told_rivals(pairs))
@@ -40,14 +45,11 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     else:  # scored as it is
         initialise(alignment, pairs)
         fitted = None
-    common = {
-        "trust": instantiate(cfg.trust),
-        "seed": cfg.seed,
-        "experiment": cfg.name,
-        "batch_size": cfg.trainer.eval_batch_size,
-    }
+    trust = instantiate(cfg.trust)
+    common = {"trust": trust, "seed": cfg.seed, "experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
     rows = evaluate(alignment, pairs, split="validation", **common)
-    rows += evaluate(alignment, pairs, split="test", **common)
+    pairs = held_out.opened(frozen(folder, rows, alignment, fitted))
+    rows += evaluate(alignment, pairs, split="test", refit=alike(cfg, folder), **common)
     assert fingerprint(network.model) == before, "the frozen network has changed"
     alignment.rows = rows
     alignment.save_pretrained(folder / "alignment")
@@ -59,9 +61,61 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
         "fit": fitted._asdict() if fitted is not None else None,
+        "verdict": judged(rows, trust),
         "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
     }
     return rows, facts
+
+
+def frozen(folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted | None) -> Choice:
+    """Record the choice that validation has made: the cell, its epoch and figure, the cells it was compared with, and its weights."""
+    cell = select(rows)
+    (value,) = (
+        row for row in rows if Cell.of(row) == cell and (row.control, row.metric, row.subset) == (None, "iia", "changing")
+    )
+    compared = {Cell.of(row) for row in rows if row.control is None and row.metric == "iia" and row.subset == "changing"}
+    digest = hashlib.sha256()
+    for name, tensor in alignment.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    choice = {
+        "cell": asdict(cell),
+        "epoch": None if fitted is None else fitted.epoch,
+        "validation_iia": {"subset": "changing", "value": value.value, "low": value.low, "high": value.high, "n": value.n},
+        "cells_compared": len(compared),
+        "weights": digest.hexdigest(),
+    }
+    return freeze(folder, choice)
+
+
+def judged(rows: list[Row], trust: Trust) -> list[dict[str, Any]]:
+    """The verdicts, also told in the log."""
+    verdicts = verdict(rows, trust.thresholds)
+    for found in verdicts:
+        log.info("%s", found.line())
+    return [found.to_dict() for found in verdicts]
+
+
+def alike(cfg: DictConfig, folder: Path) -> Refit:
+    """Trains controls as the alignment is trained, but for checkpoints and loggers."""
+
+    def refit(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int) -> None:
+        callbacks = list(instantiate(cfg.callbacks).values()) if cfg.callbacks else []
+        log.info("Training for comparison: %s", ", ".join(alignments))
+        train_alike(
+            alignments,
+            pairs,
+            seed,
+            module=instantiate(cfg.module),
+            trainer=instantiate(cfg.trainer.trainer),
+            callbacks=[callback for callback in callbacks if not isinstance(callback, Checkpoint)],
+            batch_size=cfg.trainer.batch_size,
+            eval_batch_size=cfg.trainer.eval_batch_size,
+            max_epochs=cfg.trainer.max_epochs,
+            folder=folder,
+            start=cfg.start,
+        )
+
+    return refit
 
 
 def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, loggers: list[Any]) -> Fitted:
@@ -100,7 +154,7 @@ def _told(facts: Any) -> str:
 
 
 def _told_rivals(pairs: Pairs) -> str:
-    """On which share of the test pairs each rival says something else."""
-    n = len(pairs.split("test"))
-    shares = ", ".join(f"{name} {differ / n:.0%}" for name, differ in pairs.facts["separating"]["test"].items())
-    return f"test pairs that tell the hypothesis from its rivals: {shares or 'there are no rivals'}"
+    """On which share of the validation pairs each rival says something else."""
+    n = len(pairs.split("validation"))
+    shares = ", ".join(f"{name} {differ / n:.0%}" for name, differ in pairs.facts["separating"]["validation"].items())
+    return f"validation pairs that tell the hypothesis from its rivals: {shares or 'there are no rivals'}"

@@ -12,8 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from iit.alignment import Alignment, Fitted, fit
+from iit.data import hold_out
 from iit.evaluation import evaluate, sweep
-from iit.job.align import pairs_of
+from iit.job.align import alike, frozen, judged, pairs_of
 from iit.network import Network, fingerprint
 from iit.network.components import blocks_of
 from iit.report import atlas_figure, save_figure
@@ -64,7 +65,7 @@ def atlas(
     store = instantiate(cfg.store)(network.model, layers={cell.first_block for cell in every})
     for cell in every:
         cell.store = store
-    pairs = pairs_of(cfg, every[0])
+    pairs, held_out = hold_out(pairs_of(cfg, every[0]))
     common = {"experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
     whole = sweep(
         network,
@@ -79,6 +80,7 @@ def atlas(
     rows: list[Row] = []
     fits: dict[str, Fitted] = {}
     trained: dict[Cell, Alignment] = {}
+    names: dict[Cell, str] = {}
     skipped: list[str] = []
     for layer in layers:
         here = {site: cells for site, cells in made.items() if site.layer == layer}
@@ -101,6 +103,7 @@ def atlas(
             cell.rows = evaluate(cell, pairs, split="validation", controls=False, seed=seed, **common)
             cell.save_pretrained(folder / "cells" / name)
             trained[Cell.of(cell.rows[0])] = cell
+            names[Cell.of(cell.rows[0])] = name
             rows += cell.rows
         told = "; ".join(f"{name}: {found.value:.3f}" for name, found in fitted.items())
         log.info("Validation IIA on changing pairs at layer %s", told)
@@ -111,13 +114,16 @@ def atlas(
     assert fingerprint(network.model) == before, "the frozen network has changed"
     chosen = trained[select(rows)]
     seed = chosen.rows[0].seed
-    rows += evaluate(chosen, pairs, split="test", trust=instantiate(cfg.trust), seed=seed or 0, **common)
+    pairs = held_out.opened(frozen(folder, rows, chosen, fits[names[select(rows)]]))
+    trust = instantiate(cfg.trust)
+    rows += evaluate(chosen, pairs, split="test", trust=trust, seed=seed or 0, refit=alike(cfg, folder), **common)
     chosen.rows = [row for row in rows if Cell.of(row) == Cell.of(chosen.rows[0])]
     chosen.save_pretrained(folder / "alignment")
     save_figure(atlas_figure(rows), folder / "atlas")
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
         "fit": {name: fitted._asdict() for name, fitted in fits.items()},
+        "verdict": judged(rows, trust),
         "screened": {"threshold": screen, "sites": skipped},
         "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
     }

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import fit
-from iit.evaluation import evaluate
+from iit.evaluation import evaluate, verdict
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
 from iit.result import Row
@@ -59,7 +59,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     what = "IIA on changing pairs" if alignment.edits else "task accuracy"
     log.info("Kept epoch %d of %d: validation %s %.4f", fitted.epoch + 1, fitted.n_epochs, what, fitted.value)
     network.name = cfg.name
-    rows = []
+    rows: list[Row] = []
     for split in ("validation", "test"):
         rows += evaluate(
             alignment, pairs, split=split, seed=cfg.seed, experiment=cfg.name, batch_size=cfg.trainer.eval_batch_size
@@ -72,6 +72,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": True},
         "fit": fitted._asdict(),
+        "verdict": [found.to_dict() for found in verdict(rows)],
         "network": {"name": network.name, "revision": network.revision, "fingerprint": fingerprint(network.model)},
     }
     return rows, facts

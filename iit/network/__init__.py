@@ -9,6 +9,7 @@ from iit.network.load import load_network
 from iit.network.mlp import mlp
 from iit.network.saved import save_network
 from iit.network.small_transformer import small_transformer
+from iit.network.untrained import untrained
 
 __all__ = [
     "Classifier",
@@ -21,4 +22,5 @@ __all__ = [
     "mlp",
     "save_network",
     "small_transformer",
+    "untrained",
 ]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from iit.report.atlas import atlas_lines, is_atlas
 from iit.report.table import markdown, markdown_table
+from iit.report.verdict import verdict_markdown
 from iit.result import Metrics, Row, read_metrics, write_text
 
 START, END = "<!-- table: generated from result.json -->", "<!-- end of table -->"
@@ -31,7 +32,8 @@ def _table(result: Path) -> str:
     if content.get("schema") == TABLE:
         return markdown(content["columns"], content["lines"])
     metrics = read_metrics(result)
-    return markdown_table(metrics.rows) + shares(metrics) + (_atlas(metrics.rows) if is_atlas(metrics.rows) else "")
+    verdicts = verdict_markdown(metrics.facts.get("verdict", ()))
+    return markdown_table(metrics.rows) + shares(metrics) + verdicts + (_atlas(metrics.rows) if is_atlas(metrics.rows) else "")
 
 
 def _atlas(rows: Sequence[Row]) -> str:

@@ -9,13 +9,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from iit.report.atlas import atlas_table, is_atlas
+from iit.report.verdict import verdict_table
 from iit.result import Cell, Row, read_metrics
 
 _NAMES = {
     (None, "iia"): "trained intervention",
     ("vanilla", "iia"): "vanilla patching (whole vector)",
+    ("pca_subspace", "iia"): "principal components of equal rank",
     ("random_subspace", "iia"): "random subspaces of equal rank",
+    ("majority", "iia"): "majority answer of the training pairs",
     ("no_intervention", "iia"): "no intervention",
+    ("inert_resampled", "iia"): "trained, inert parts from a third input",
+    ("shuffled_label", "iia"): "trained on shuffled labels",
+    ("untrained_network", "iia"): "trained in an untrained network",
+    ("wrong_site", "iia"): "trained at a wrong site",
+    ("seeds", "iia"): "all seeds",
+    ("read_part", "iia"): "the part that downstream reads",
+    ("null_part", "iia"): "the part that downstream does not read",
+    (None, "divergence"): "edited activations farther from natural than 95% of unedited",
+    ("seeds", "principal_angle"): "degrees between the seeds' subspaces",
     ("vanilla", "iia_difference"): "trained − vanilla, paired",
     ("random_subspace", "iia_difference"): "trained − random subspaces, paired",
     ("no_intervention", "iia_difference"): "trained − no intervention, paired",
@@ -32,32 +44,51 @@ SUBSETS = ("changing", "unchanging", "all")
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
 
-def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def lines(rows: Sequence[Row], *, brief: bool = False) -> list[tuple[str, ...]]:
     """What is shown of a run: test figures, those with a name in its order and then the others, changing pairs first.
 
-    The single draws of a pooled control (`random_subspace/0`, …) are left to `metrics.json`. Figures of several cells say whose
-    they are.
+    The single draws of a pooled control (`random_subspace/0`, `seed/1`, …), differences from the controls but the first three, and readouts of
+    what was trained again are left to `metrics.json`. Figures of several cells say whose they are.
+
+    brief: of controls and differences the changing pairs alone, where there are any.
     """
     order = list(_NAMES)
-    shown = [row for row in rows if row.split == "test" and not (row.control or "").startswith("random_subspace/")]
-    cells = list(dict.fromkeys(Cell.of(row) for row in shown))
+    shown = [row for row in rows if row.split == "test" and not _left_out(row)]
+    if brief and any(row.subset == "changing" for row in shown):
+        shown = [row for row in shown if row.control is None or row.subset == "changing" or row.metric == "principal_angle"]
+    mine = dict.fromkeys(Cell.of(row) for row in shown if not _is_off_target(row))
+    cells = list(mine | dict.fromkeys(Cell.of(row) for row in shown))
     one_place = len({replace(cell, variable=None) for cell in cells}) == 1
 
     def place(row: Row) -> tuple[int, int, int]:
         kind = (row.control, row.metric)
-        return cells.index(Cell.of(row)), order.index(kind) if kind in order else len(order), SUBSETS.index(row.subset)
+        subset = SUBSETS.index(row.subset) if row.subset in SUBSETS else len(SUBSETS)
+        return cells.index(Cell.of(row)), order.index(kind) if kind in order else len(order), subset
 
     found = []
     for row in sorted(shown, key=place):
         name = _NAMES.get((row.control, row.metric), f"{row.metric}, {row.control or 'trained'}")
         if (row.control or "").startswith("rival/"):
             name = f"trained, scored by the rival {(row.control or '').removeprefix('rival/')!r}"
-        if (row.control or "").startswith("off_target/"):
+        if _is_off_target(row):
             name = f"the edit of {(row.control or '').removeprefix('off_target/')!r} instead (off target)"
-        whose = "" if len(cells) == 1 else f"{row.variable}: " if one_place else f"{describe(row)}: "
-        pairs = "prompts" if row.metric == "task_accuracy" else row.subset
+        whose = "" if len(mine) == 1 and Cell.of(row) in mine else f"{row.variable}: " if one_place else f"{describe(row)}: "
+        pairs = (
+            "prompts"
+            if row.metric == "task_accuracy"
+            else row.subset.replace("kind/", "differing in ").replace("in none", "in nothing")
+        )
         found.append((whose + name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n)))
     return found
+
+
+def _is_off_target(row: Row) -> bool:
+    return (row.control or "").startswith("off_target/")
+
+
+def _left_out(row: Row) -> bool:
+    single = (row.control or "").startswith(("random_subspace/", "seed/"))
+    return single or (row.metric in ("iia_difference", "logit_difference") and (row.control, row.metric) not in _NAMES)
 
 
 def describe(row: Row) -> str:
@@ -80,7 +111,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     table = Table(title=escape(f"{rows[0].experiment}: {what} in {rows[0].network}"))
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number < 2 else "right")
-    for line in lines(rows):
+    for line in lines(rows, brief=True):
         table.add_row(*map(escape, line), style="bold" if line[0].endswith(_NAMES[None, "iia"]) else None)
     return table
 
@@ -104,8 +135,11 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]], *, n_left: in
 
 def print_results(folder: str | Path) -> None:
     """Print a run's table and where its folder is."""
-    console, rows = Console(), read_metrics(folder).rows
+    console, metrics = Console(), read_metrics(folder)
+    rows = metrics.rows
     if is_atlas(rows):
         console.print(atlas_table(rows))
     console.print(results_table(rows))
+    for found in metrics.facts.get("verdict", ()):
+        console.print(verdict_table(found))
     console.print(f"Run folder: {folder}", soft_wrap=True, markup=False)

@@ -21,6 +21,7 @@ def clustered_interval(
     groups: Any = None,
     paired: bool = False,
     bounded: bool = True,
+    over_draws: bool = False,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -32,17 +33,20 @@ def clustered_interval(
     clusters: [n], which base prompt a pair belongs to.
     groups: [n], kinds of pairs: the figure is then the mean of the kinds' means, each as heavy as the others.
     paired: the values are differences of outcomes on the same pairs.
+    over_draws: draws (seeds, say) are resampled, too: the interval is then about other draws than these.
 
     Where all clusters have the same mean (a single cluster, say, or nothing but right pairs) the bootstrap has no width. The
     interval then reaches as far from that mean as the exact binomial one does from m right of m, m being the number of
     clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range. Of unbounded values it is the range of the values.
 
-    Raises ValueError for no values, lengths that differ, and values that are not finite or out of range.
+    Raises ValueError for no values, lengths that differ, values that are not finite or out of range, and groups beside resampled draws.
     """
     values, clusters = np.asarray(values, dtype=float), np.asarray(clusters)
-    if values.ndim == 2:
-        values = values.mean(1)
+    draws = values.T if values.ndim == 2 else values[None]
+    values = draws.mean(0)
     n = len(values)
+    if over_draws and groups is not None:
+        raise ValueError("Draws are resampled for plain means only, without groups.")
     if n == 0:
         raise ValueError("There is no pair to compute an interval over.")
     if len(clusters) != n:
@@ -60,13 +64,20 @@ def clustered_interval(
     sizes = np.stack([np.bincount(index, weights=kinds == kind, minlength=m) for kind in np.unique(kinds)])
     sums = np.stack([np.bincount(index, weights=values * (kinds == kind), minlength=m) for kind in np.unique(kinds)])
     mean = float((sums.sum(1) / sizes.sum(1)).mean())
-    if all(np.ptp(total[size > 0] / size[size > 0]) < 1e-12 for total, size in zip(sums, sizes, strict=True)):
+    alike = np.ptp(draws.mean(1)) < 1e-12 or not over_draws
+    if alike and all(np.ptp(total[size > 0] / size[size > 0]) < 1e-12 for total, size in zip(sums, sizes, strict=True)):
         if not bounded:
             return Interval(mean, float(values.min()), float(values.max()), n)
         reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / (sizes > 0).sum(1).min()))
         return Interval(mean, max(bottom, mean - reach), min(1.0, mean + reach), n)
-    counts = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=resamples)
-    with np.errstate(invalid="ignore"):  # a resample may lack a kind
-        means = np.nanmean((counts @ sums.T) / (counts @ sizes.T), 1)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(m, np.full(m, 1 / m), size=resamples)
+    if over_draws:
+        per_draw = np.stack([np.bincount(index, weights=draw, minlength=m) for draw in draws])
+        weights = rng.multinomial(len(draws), np.full(len(draws), 1 / len(draws)), size=resamples) / len(draws)
+        means = (weights * (counts @ per_draw.T)).sum(1) / (counts @ sizes.sum(0))
+    else:
+        with np.errstate(invalid="ignore"):  # a resample may lack a kind
+            means = np.nanmean((counts @ sums.T) / (counts @ sizes.T), 1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high), n)

@@ -14,9 +14,9 @@ class Row:
     component, layer, head, position: the site.
     rank: dimension of the edited space, of a learned gate's what it lets through (None: the intervention has none of its own).
     seed: of the run.
-    split: train | validation | test. subset: all | changing | unchanging pairs.
+    split: train | validation | test. subset: all | changing | unchanging pairs, or kind/NAME: those whose source differs in NAME.
     control: None for the alignment itself, else the control that was scored in its place or, in differences, against it.
-    metric: iia | iia_difference | disentangle | logit_difference | task_accuracy.
+    metric: iia | iia_difference | disentangle | logit_difference | task_accuracy | divergence | principal_angle.
     value, low, high: the figure and its 95% interval. n: pairs (or prompts) behind it.
     """
 

@@ -28,6 +28,7 @@ def both(network):
 
 
 def found(rows, **wanted):
+    wanted = {"split": "test"} | wanted
     (row,) = [row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())]
     return row.value
 

@@ -1,0 +1,54 @@
+"""The test split, out of reach until a choice is frozen."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from iit.data.pairs import Pairs
+from iit.result import write_text
+
+FILE = "choice.json"
+
+
+@final
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen by validation, as it stands in a run's folder: only `freeze` makes one."""
+
+    path: Path
+    text: str
+
+
+@final
+class HeldOut:
+    """The test split of pairs, behind a frozen choice."""
+
+    def __init__(self, pairs: Pairs):
+        self._pairs = pairs
+
+    def opened(self, choice: Choice) -> Pairs:
+        """All pairs, the test split among them. Raises ValueError where the choice is not on disk as it was frozen."""
+        if not isinstance(choice, Choice) or not choice.path.is_file() or choice.path.read_text(encoding="utf-8") != choice.text:
+            raise ValueError(
+                "The test split opens for a choice that stands in the run's folder: call freeze(folder, what was chosen) first, and "
+                f"leave {FILE} as it is."
+            )
+        return self._pairs
+
+
+def hold_out(pairs: Pairs) -> tuple[Pairs, HeldOut]:
+    """(pairs without the test split, what opens it once the choice of site, rank and epoch is frozen)."""
+    rows = [i for i, split in enumerate(pairs.dataset["split"]) if split != "test"]
+    return replace(pairs, dataset=pairs.dataset.select(rows)), HeldOut(pairs)
+
+
+def freeze(folder: str | Path, choice: Mapping[str, Any]) -> Choice:
+    """Write what was chosen, and by which validation figures, to `folder / "choice.json"`.
+
+    Raises ValueError for what is not JSON.
+    """
+    path, text = Path(folder) / FILE, json.dumps(choice, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_text(path, text)
+    return Choice(path, text)

@@ -1,0 +1,38 @@
+"""Whether the parts that an alignment declares inert are: its accuracy while they come from a third input."""
+
+import numpy as np
+import torch
+
+from iit.alignment import Alignment
+from iit.data import EncodedPairs
+from iit.evaluation.outcomes import evaluating
+from iit.intervened import IntervenedModel
+from iit.result import correct
+
+
+def inert_resampled(alignment: Alignment, pairs: EncodedPairs, *, seed: int = 0, batch_size: int = 64) -> np.ndarray:
+    """bool[n]: is the label still the answer when, beside the interchange, all inert parts are those of a third input?
+
+    The third input of a pair is the base of another pair, drawn without replacement. Only figures that also perturb what is declared
+    unaligned tell valid hypotheses from invalid ones (arXiv 2607.00267).
+
+    Raises ValueError for an alignment that declares nothing inert.
+    """
+    if not alignment.inert:
+        raise ValueError(
+            "The alignment declares nothing inert: say which parts do not matter (`inert`), or leave this figure out."
+        )
+    perturbed = IntervenedModel(alignment.studied or alignment.network, {**alignment.edits, **alignment.inert}).eval()
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    third = np.empty(len(pairs), dtype=int)
+    third[order] = np.roll(order, 1)  # one cycle: nobody is its own third input
+    right = np.zeros(len(pairs), dtype=bool)
+    with evaluating(alignment):
+        for batch in pairs.batches(batch_size):
+            rows = batch["row"].numpy()
+            other = pairs.batch(third[rows].tolist())["base"]
+            idle = {v: torch.zeros(len(rows), dtype=torch.bool) for v in alignment.variables if v not in batch["sources"]}
+            sources = (batch["sources"] if alignment.needs_source else {}) | dict.fromkeys(alignment.inert, other)
+            logits = perturbed.answer_logits(batch["base"], sources, batch["active"] | idle).cpu()
+            right[rows] = correct(logits, batch["base"]["answer"]).numpy()
+    return right

@@ -1,0 +1,69 @@
+"""How much is run beside an alignment, and from which figures on it is believed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from iit.alignment import Alignment, fit, initialise
+from iit.data import Pairs
+
+THRESHOLDS: Mapping[str, tuple[float, float]] = {
+    "task": (0.8, 0.6),
+    "accuracy": (0.8, 0.5),
+    "isolation": (0.8, 0.6),
+    "selectivity": (0.3, 0.1),
+    "beyond_pca": (0.05, -1.0),
+    "generalisation": (0.1, 0.25),
+    "worst_kind": (0.7, 0.4),
+    "within_vanilla": (0.2, 0.4),
+    "faithfulness": (0.1, 0.25),
+    "off_target": (0.2, 0.5),
+    "seed_spread": (0.1, 0.25),
+    "same_subspace": (30.0, 90.0),
+    "illusion": (0.1, 0.3),
+    "divergence": (0.25, 0.75),
+}
+"""Criterion → (passes up to here, warns up to here); beyond, it fails. What each one compares is in `iit.evaluation.verdict`."""
+
+
+def train_alike(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int, **options: Any) -> None:
+    """Fit alignments side by side; those with nothing to train are set by the activations of the training bases (see `initialise`)."""
+    trainable = {name: a for name, a in alignments.items() if any(p.requires_grad for p in a.parameters())}
+    for name in alignments.keys() - trainable.keys():
+        initialise(alignments[name], pairs)
+    if trainable:
+        fit(trainable, pairs, seed=seed, **options)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How much is run beside an alignment.
+
+    random_subspaces: draws of a random subspace of equal rank.
+    resamples: of the bootstrap behind every interval.
+    full: also what has to be trained again (labels shuffled, an untrained network, a wrong site, other seeds), the other variables'
+        pairs, and the diagnostics of illusion and divergence.
+    seeds: with `full`, how many trainings are compared, the alignment's own among them.
+    wrong_site: with `full`, what is different at the wrong site, {"position": "object"} or {"layer": 2}; by default another role or,
+        where the site names none, another layer.
+    thresholds: criterion → (pass, warn), in place of those of `THRESHOLDS`.
+
+    Raises ValueError for unknown criteria and for fewer than two seeds.
+    """
+
+    random_subspaces: int = 5
+    resamples: int = 2000
+    full: bool = False
+    seeds: int = 3
+    wrong_site: Mapping[str, Any] | None = None
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.thresholds) - set(THRESHOLDS))
+        if unknown:
+            raise ValueError(f"trust.thresholds: {unknown} are no criteria; they are {sorted(THRESHOLDS)}.")
+        if self.full and self.seeds < 2:
+            raise ValueError(f"trust.seeds={self.seeds}: seeds are compared with each other; 2 or more are needed.")
+
+
+TRUST = {"quick": Trust(), "full": Trust(full=True)}

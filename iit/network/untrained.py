@@ -1,0 +1,44 @@
+"""The same architecture with the weights it would have before any training."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from iit.network.classifier import Classifier, Network
+from iit.network.language_model import LanguageModel
+
+
+def untrained(network: Network, seed: int = 0) -> Network:
+    """A network of the same architecture with freshly drawn weights, frozen and in eval mode; the given one is not touched.
+
+    A transformers model is made again from its config; of other networks every module with parameters of its own draws them anew
+    (`reset_parameters`). Raises ValueError for a module that has parameters and cannot.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = _from_config(network.model) if isinstance(network.model, PreTrainedModel) else _reset(network.model)
+    model.to(network.device, network.dtype)
+    name = f"{network.name}, untrained"
+    return Classifier(model, name) if isinstance(network, Classifier) else LanguageModel(model, network.tokenizer, name)
+
+
+def _from_config(model: PreTrainedModel) -> PreTrainedModel:
+    return type(model)(deepcopy(model.config))
+
+
+def _reset(model: nn.Module) -> nn.Module:
+    fresh = deepcopy(model)
+    for name, module in fresh.named_modules():
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is None:
+            raise ValueError(
+                f"The module {name or type(module).__name__!r} ({type(module).__name__}) has parameters and no `reset_parameters`, so an "
+                "untrained twin of this network cannot be drawn. Give it that method, or leave this control out."
+            )
+        reset()
+    return fresh
