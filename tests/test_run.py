@@ -53,7 +53,10 @@ def test_every_alignment_runs(experiment, configured, tmp_path, smollm2, capsys)
     assert back.variables == tuple(variables)
     saved = json.loads((folder / "alignment" / "alignment.json").read_text())
     assert len(saved["rows"]) == len(metrics.rows)
-    assert "trained intervention" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert all(f"Verdict on {variable}: " in told for variable in variables)
+    choice = json.loads((folder / "choice.json").read_text())
+    assert choice["validation_iia"]["value"] == value
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 from iit.job.align import align
 from iit.job.atlas import atlas
+from iit.job.ladder import ladder
 from iit.job.train_network import train_network, trained_network
 
-__all__ = ["align", "atlas", "train_network", "trained_network"]
+__all__ = ["align", "atlas", "ladder", "train_network", "trained_network"]

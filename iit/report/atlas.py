@@ -84,10 +84,18 @@ def atlas_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return ["layer", *positions], body
 
 
+def compared(rows: Sequence[Row]) -> str:
+    """A word on choosing the best of many."""
+    n = len(_shown(rows, None))
+    return f"The highest of {n} figures is too high by chance, and no interval here makes up for that; the chosen cell's test figure is not."
+
+
 def atlas_table(rows: Sequence[Row]) -> Table:
     """For the terminal."""
     header, body = atlas_lines(rows)
-    table = Table(title="Validation IIA on changing pairs: trained (whole vector); the choice is made here")
+    table = Table(
+        title="Validation IIA on changing pairs: trained (whole vector); the choice is made here", caption=compared(rows)
+    )
     for name in header:
         table.add_column(escape(name), justify="right")
     for line in body:

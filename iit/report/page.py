@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from iit.report.atlas import atlas_lines, is_atlas
+from iit.report.atlas import atlas_lines, compared, is_atlas
+from iit.report.ladder import is_ladder, ladder_lines
 from iit.report.table import markdown, markdown_table
 from iit.report.verdict import verdict_markdown
 from iit.result import Metrics, Row, read_metrics, write_text
@@ -32,13 +33,16 @@ def _table(result: Path) -> str:
     if content.get("schema") == TABLE:
         return markdown(content["columns"], content["lines"])
     metrics = read_metrics(result)
+    if is_ladder(metrics.rows):
+        (n,) = {row.n for row in metrics.rows if (row.split, row.subset, row.metric) == ("test", "changing", "iia")}
+        return markdown(*ladder_lines(metrics.rows)) + f"\nUnseen: n = {n} changing test pairs.\n"
     verdicts = verdict_markdown(metrics.facts.get("verdict", ()))
     return markdown_table(metrics.rows) + shares(metrics) + verdicts + (_atlas(metrics.rows) if is_atlas(metrics.rows) else "")
 
 
 def _atlas(rows: Sequence[Row]) -> str:
     (n,) = {row.n for row in rows if (row.split, row.subset, row.metric) == ("validation", "changing", "iia")}
-    return f"\nValidation IIA on changing pairs (n = {n}), by layer and position; the whole vector's in brackets:\n\n{markdown(*atlas_lines(rows))}"
+    return f"\nValidation IIA on changing pairs (n = {n}), by layer and position; the whole vector's in brackets:\n\n{markdown(*atlas_lines(rows))}\n{compared(rows)}\n"
 
 
 def shares(metrics: Metrics) -> str:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iit.report.atlas import atlas_table, is_atlas
+from iit.report.ladder import is_ladder, ladder_table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Row, read_metrics
 
@@ -137,9 +138,12 @@ def print_results(folder: str | Path) -> None:
     """Print a run's table and where its folder is."""
     console, metrics = Console(), read_metrics(folder)
     rows = metrics.rows
-    if is_atlas(rows):
-        console.print(atlas_table(rows))
-    console.print(results_table(rows))
+    if is_ladder(rows):
+        console.print(ladder_table(rows))
+    else:
+        if is_atlas(rows):
+            console.print(atlas_table(rows))
+        console.print(results_table(rows))
     for found in metrics.facts.get("verdict", ()):
         console.print(verdict_table(found))
     console.print(f"Run folder: {folder}", soft_wrap=True, markup=False)

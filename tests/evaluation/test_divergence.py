@@ -42,16 +42,16 @@ def on(network, site, intervention, variable="v"):
 def test_figures_by_hand():
     network = Classifier(Plain())
     natural = encoded(network, [[0.0, 0.0], [4.0, 0.0]], [[0.0, 4.0], [4.0, 4.0]])
-    # Unedited, the bases are 1, 2 and 3 from the nearest corner: the median is 2.
+    # Unedited, the bases are 1, 2 and 3 from the nearest corner: 95% of them are within 2.9.
     pairs = encoded(network, [[0.0, 1.0], [6.0, 0.0], [4.0, 7.0]], [[2.0, 0.0], [9.0, 9.0], [4.0, -1.0]])
     swap_second = on(network, HERE, iit.VanillaIntervention(2, units=[1]))
     # Edited they are (0, 0), (6, 9) and (4, -1).
-    np.testing.assert_allclose(divergence(swap_second, pairs, natural), [0, (4 + 25) ** 0.5 / 2, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(divergence(swap_second, pairs, natural), [0, (4 + 25) ** 0.5 / 2.9, 1 / 2.9], rtol=1e-6)
     whole = on(network, HERE, iit.VanillaIntervention())
-    np.testing.assert_allclose(divergence(whole, pairs, natural), [1, 50**0.5 / 2, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(divergence(whole, pairs, natural), [2 / 2.9, 50**0.5 / 2.9, 1 / 2.9], rtol=1e-6)
     shifted = on(network, HERE, iit.AdditionIntervention(torch.tensor([0.0, 2.0])))
     # Without a source the sources (0, 4) and (4, 4) are not among the natural ones; the edited are (0, 3), (6, 2), (4, 9).
-    far = np.array([3, 8**0.5, 9]) / np.median([1, 2, 7])
+    far = np.array([3, 8**0.5, 9]) / np.quantile([1, 2, 7], 0.95)
     np.testing.assert_allclose(divergence(shifted, pairs, natural), far, rtol=1e-6)
 
 
@@ -60,11 +60,11 @@ def test_several_sites_and_positions_count_by_the_farthest():
     natural = encoded(network, [[0.0, 0.0]], [[0.0, 0.0]])
     pairs = encoded(network, [[0.0, 1.0], [0.0, 2.0], [3.0, 0.0]], [[0.0, 5.0], [1.0, 0.0], [0.0, 0.0]])
     single = divergence(on(network, HERE, iit.VanillaIntervention()), pairs, natural)
-    np.testing.assert_allclose(single, [5 / 2, 1 / 2, 0])
+    np.testing.assert_allclose(single, [5 / 2.9, 1 / 2.9, 0])
     below = iit.Site(module="head", side="input")
     two = iit.Edit([below, HERE], iit.VanillaIntervention(2, units=[1]))
     edited = divergence(iit.Alignment(network, {"v": two}), pairs, natural)
-    np.testing.assert_allclose(edited, [5 / 2, 0, 3 / 2])
+    np.testing.assert_allclose(edited, [5 / 2.9, 0, 3 / 2.9])
 
 
 def test_where_natural_activations_repeat_the_scale_is_small_but_there_is_one():
@@ -105,8 +105,8 @@ def test_a_source_that_is_the_base_leaves_the_bases_own_figure(toy, position, ba
     natural = torch.cat([*rows(whole["base"]), *rows(whole["sources"]["subject_position"])])
     own = [torch.cdist(row, natural).min(1).values.max() for row in rows(same.batch(range(len(same)))["base"])]
     own = torch.stack(own).numpy()
-    np.testing.assert_allclose(found, own / np.median(own), rtol=2e-3, atol=1e-4)
-    assert np.median(found) == pytest.approx(1, rel=0.2)
+    np.testing.assert_allclose(found, own / np.quantile(own, 0.95), rtol=2e-3, atol=1e-4)
+    assert (found > 1 + 1e-6).mean() < 0.2
 
 
 def test_an_illusion_leaves_what_is_natural_and_vanilla_patching_does_not():
@@ -115,9 +115,9 @@ def test_an_illusion_leaves_what_is_natural_and_vanilla_patching_does_not():
     illusion = divergence(on(network, HERE, fixed(ILLUSION), "sign"), pairs, natural)
     vanilla = divergence(on(network, HERE, iit.VanillaIntervention(), "sign"), pairs, natural)
     changing = pairs.changing.numpy()
-    assert np.median(vanilla) == pytest.approx(1, abs=0.7)
+    assert (vanilla > 1).mean() < 0.2
     assert illusion[changing].min() > 100
-    assert np.median(illusion[~changing]) == pytest.approx(1, abs=0.7)
+    assert (illusion[~changing] > 1).mean() < 0.3
 
 
 @pytest.mark.parametrize("blocks", [False, True])
