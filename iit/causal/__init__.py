@@ -9,6 +9,7 @@ from iit.causal.greater_than import greater_than
 from iit.causal.ioi import ioi
 from iit.causal.mcqa import mcqa
 from iit.causal.model import CausalModel, Setting
+from iit.causal.modular_sum import modular_sum
 from iit.causal.price_tag import price_tag
 from iit.causal.pvr import pvr
 from iit.causal.task import Prompt, Task
@@ -27,6 +28,7 @@ __all__ = [
     "marginalise",
     "mcqa",
     "merge",
+    "modular_sum",
     "price_tag",
     "pvr",
     "separating_share",

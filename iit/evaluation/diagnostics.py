@@ -67,7 +67,8 @@ def other_variables(
 ) -> list[Row]:
     """The edit of an alignment of one variable on pairs that interchange the task's other variables: `off_target/VARIABLE`.
 
-    The pairs are sampled as the alignment's were, from the same split's words.
+    The pairs are sampled as the alignment's were, from the same split's words; those count in which no other variable differs, as far as
+    there are any: there an edit that carries its own variable alone changes nothing.
     """
     others = [v for v in pairs.task.variables if v not in pairs.variables] if pairs.task is not None else []
     if len(pairs.variables) != 1 or pairs.sampled is None:
@@ -85,7 +86,8 @@ def other_variables(
         encoded = EncodedPairs(sampled.split("test"), other, alignment.studied)
         (found,) = off_target(alignment, encoded, batch_size).items()
         facts = describe(alignment, pairs, pairs.variables) | told | {"variable": other}
-        among = np.ones(len(encoded), dtype=bool)
+        among = np.array([kind == other for kind in encoded.kinds or [""] * len(encoded)])
+        among = among if (among & encoded.changing.numpy()).any() else np.ones(len(encoded), dtype=bool)
         mine = scores({None: found[1]}, encoded, among, facts, resamples)
         rows += [
             Row(**row.to_dict() | {"control": f"off_target/{found[0]}"})

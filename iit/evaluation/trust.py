@@ -15,11 +15,10 @@ THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "beyond_pca": (0.05, -1.0),
     "generalisation": (0.1, 0.25),
     "worst_kind": (0.7, 0.4),
-    "within_vanilla": (0.2, 0.4),
     "faithfulness": (0.1, 0.25),
     "off_target": (0.2, 0.5),
     "seed_spread": (0.1, 0.25),
-    "same_subspace": (30.0, 90.0),
+    "same_subspace": (45.0, 90.0),
     "illusion": (0.1, 0.3),
     "divergence": (0.25, 0.75),
 }

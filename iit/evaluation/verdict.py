@@ -67,7 +67,6 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
     | beyond_pca | accuracy − that of principal components of equal rank: without it training has found nothing that variance does not show |
     | generalisation | accuracy on training pairs − on test pairs |
     | worst_kind | lowest IIA of a kind of pair |
-    | within_vanilla | accuracy − that of the whole vector: a part that does more than the whole may be an illusion (arXiv 2311.17030) |
     | faithfulness | IIA on all pairs − the same with the inert parts resampled from a third input (arXiv 2607.00267) |
     | off_target | accuracy of this variable's edit where another variable is to be swapped |
     | seed_spread | highest − lowest accuracy among seeds |
@@ -222,7 +221,6 @@ CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
     "beyond_pca": _above("pca_subspace", "of principal components of equal rank"),
     "generalisation": _generalisation,
     "worst_kind": _worst_kind,
-    "within_vanilla": _above("vanilla", "of the whole vector"),
     "faithfulness": _above("inert_resampled", "with the inert parts from a third input", subset="all"),
     "off_target": _off_target,
     "seed_spread": _seed_spread,

@@ -2,7 +2,8 @@
 
 from iit.job.align import align
 from iit.job.atlas import atlas
+from iit.job.ground_truth import ground_truth
 from iit.job.ladder import ladder
 from iit.job.train_network import train_network, trained_network
 
-__all__ = ["align", "atlas", "ladder", "train_network", "trained_network"]
+__all__ = ["align", "atlas", "ground_truth", "ladder", "train_network", "trained_network"]

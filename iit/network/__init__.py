@@ -7,6 +7,7 @@ from iit.network.fingerprint import fingerprint
 from iit.network.language_model import LanguageModel
 from iit.network.load import load_network
 from iit.network.mlp import mlp
+from iit.network.planted import planted
 from iit.network.saved import save_network
 from iit.network.small_transformer import small_transformer
 from iit.network.untrained import untrained
@@ -20,6 +21,7 @@ __all__ = [
     "fingerprint",
     "load_network",
     "mlp",
+    "planted",
     "save_network",
     "small_transformer",
     "untrained",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iit.report.atlas import atlas_lines, compared, is_atlas
+from iit.report.ground_truth import HEADER, ground_truth_lines, is_ground_truth
 from iit.report.ladder import is_ladder, ladder_lines
 from iit.report.table import markdown, markdown_table
 from iit.report.verdict import verdict_markdown
@@ -33,6 +34,8 @@ def _table(result: Path) -> str:
     if content.get("schema") == TABLE:
         return markdown(content["columns"], content["lines"])
     metrics = read_metrics(result)
+    if is_ground_truth(metrics.facts):
+        return markdown(HEADER, ground_truth_lines(metrics.rows, metrics.facts["verdicts"]), n_left=2)
     if is_ladder(metrics.rows):
         (n,) = {row.n for row in metrics.rows if (row.split, row.subset, row.metric) == ("test", "changing", "iia")}
         return markdown(*ladder_lines(metrics.rows)) + f"\nUnseen: n = {n} changing test pairs.\n"

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iit.report.atlas import atlas_table, is_atlas
+from iit.report.ground_truth import ground_truth_table, is_ground_truth
 from iit.report.ladder import is_ladder, ladder_table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Row, read_metrics
@@ -138,7 +139,9 @@ def print_results(folder: str | Path) -> None:
     """Print a run's table and where its folder is."""
     console, metrics = Console(), read_metrics(folder)
     rows = metrics.rows
-    if is_ladder(rows):
+    if is_ground_truth(metrics.facts):
+        console.print(ground_truth_table(rows, metrics.facts["verdicts"]))
+    elif is_ladder(rows):
         console.print(ladder_table(rows))
     else:
         if is_atlas(rows):

@@ -1,0 +1,133 @@
+"""The job `ground_truth`: every method on networks whose true subspaces are known."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from iit.alignment import Alignment
+from iit.data import EncodedPairs, freeze, hold_out
+from iit.evaluation import Trust, describe, evaluate, outcomes, principal_angles, subspaces, train_alike, verdict
+from iit.evaluation.rows import scores
+from iit.intervened import Edit
+from iit.intervention import VanillaIntervention
+from iit.report import save_figure
+from iit.report.ground_truth import ground_truth_figure
+from iit.result import Row
+from iit.site import resolve
+
+log = logging.getLogger(__name__)
+
+
+def ground_truth(
+    cfg: DictConfig,
+    folder: Path,
+    loggers: list[Any],
+    *,
+    cases: Mapping[str, Any],
+    common: Mapping[str, Any],
+    methods: Sequence[str] | None = None,
+    seeds: int = 3,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Fit each method in each case from several seeds, and say how far its subspace is from the truth and what the verdict says.
+
+    cases: name → {network, causal, variable, site, rank: of the true subspace, inert: {site, units}: what the claim declares not to
+        matter, wrong_site, truth: units "first:stop", or null for `network.model.truth`}, over what is `common`. A network without a
+        truth for the variable realises no such claim.
+    methods: files of the config group `method`, {intervention, module, trained}; all by default.
+
+    Rows: network is the case, method the method's name. Test IIA pooled over seeds (control null); metric `principal_angle` with
+    control `truth`: the largest angle between the found subspace and the true one, in degrees (value: mean over seeds; low and high:
+    their extremes; n: seeds); the rows of the first seed's `trust=full`. Facts: the verdict of each case and method.
+
+    Raises ValueError for unknown methods.
+    """
+    known = {Path(f.name).stem: f for f in files("iit.conf").joinpath("method").iterdir() if f.name.endswith(".yaml")}
+    unknown = sorted(set(methods or ()) - set(known))
+    if unknown:
+        raise ValueError(f"job.methods: {unknown} are no files of conf/method; there are {sorted(known)}.")
+    torch.set_num_threads(1)  # these networks are so small that threads would only wait for each other
+    rows: list[Row] = []
+    verdicts: dict[str, Any] = {}
+    for case, own in cases.items():
+        told: Any = OmegaConf.merge(common, own)
+        for name in methods or sorted(known):
+            method: Any = OmegaConf.merge(
+                {"rank": told.rank, "trained": True}, OmegaConf.create(known[name].read_text(encoding="utf-8"))
+            )
+            found, judged = _scored(cfg, folder, told, method, seeds)
+            rows += [replace(row, network=case, method=name) for row in found]
+            verdicts[f"{case}/{name}"] = judged
+            log.info("%s, %s: %s", case, name, judged["line"])
+    save_figure(ground_truth_figure(rows, verdicts), folder / "ground_truth")
+    return rows, {"verdicts": verdicts}
+
+
+def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -> tuple[list[Row], dict[str, Any]]:
+    task, network = instantiate(case.causal), instantiate(case.network)
+    pairs, held_out = hold_out(instantiate(cfg.data)(task=task, network=network, variable=case.variable))
+    site = instantiate(case.site)
+    width = resolve(network.model, site).width
+    part = instantiate(case.inert.site)
+    inert = {"rest": Edit(part, VanillaIntervention(resolve(network.model, part).width, case.inert.units))}
+    claims = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        made = instantiate(method.intervention)(width=width).requires_grad_(method.trained)
+        claims.append(Alignment(network, {case.variable: Edit(site, made)}, inert=inert))
+    refit = partial(
+        _trained,
+        trained=method.trained,
+        module=instantiate(method.module),
+        trainer=instantiate(cfg.trainer.trainer),
+        batch_size=cfg.trainer.batch_size,
+        eval_batch_size=cfg.trainer.eval_batch_size,
+        max_epochs=cfg.trainer.max_epochs,
+        folder=folder,
+    )
+    refit({str(seed): claim for seed, claim in enumerate(claims)}, pairs, 0)
+    pairs = held_out.opened(freeze(folder, {"reported": "every case, method and seed"}))
+    encoded = EncodedPairs(pairs.split("test"), pairs.variables, network)
+    right = np.stack([outcomes(claim, encoded).right[None] for claim in claims], 1)
+    facts = describe(claims[0], pairs, pairs.variables) | {"seed": None, "split": "test", "experiment": cfg.name}
+    pooled = [
+        replace(row, control=None)
+        for row in scores({None: right[:, 0], "seeds": right}, encoded, np.ones(len(encoded), dtype=bool), facts, 2000)
+        if row.control == "seeds"
+    ]
+    truth = _truth(case, network, width)
+    angles = [
+        float(principal_angles(subspaces(claim)[case.variable], truth).max())
+        for claim in claims
+        if truth is not None and case.variable in subspaces(claim)
+    ]
+    if angles:
+        value = {"value": float(np.mean(angles)), "low": min(angles), "high": max(angles), "n": len(angles)}
+        pooled.append(Row(**facts, subset="all", control="truth", metric="principal_angle", **value))
+    trust = Trust(full=True, seeds=seeds, wrong_site=OmegaConf.to_container(case.wrong_site))  # type: ignore[arg-type]
+    full = evaluate(claims[0], pairs, trust, experiment=cfg.name, refit=refit, batch_size=cfg.trainer.eval_batch_size)
+    (judged,) = verdict(full, trust.thresholds)
+    return pooled + full, judged.to_dict() | {"line": judged.line()}
+
+
+def _trained(alignments: Mapping[str, Alignment], pairs: Any, seed: int, *, trained: bool, **options: Any) -> None:
+    """`train_alike`, or nothing at all where a method trains nothing."""
+    for alignment in alignments.values():
+        alignment.requires_grad_(trained)
+    train_alike(alignments, pairs, seed, **options)
+
+
+def _truth(case: Any, network: Any, width: int | None) -> Tensor | None:
+    if case.truth is None:
+        return network.model.truth.get(case.variable)
+    first, _, stop = case.truth.partition(":")
+    return torch.eye(width or 0)[:, int(first) : int(stop)]
