@@ -1,7 +1,8 @@
 """Rows of what is asked of a finished alignment: its parts, its distance from natural activations, other seeds, other variables."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -28,7 +29,7 @@ def parts(alignment: Alignment, pairs: EncodedPairs, batch_size: int) -> dict[st
     return split_by_reading(alignment, pairs, batch_size=batch_size)
 
 
-def angle_rows(alignments: Sequence[Alignment], pairs: Pairs, told: Mapping[str, Any]) -> list[Row]:
+def angle_rows(alignments: Sequence[Alignment], pairs: Pairs, told: dict[str, Any]) -> list[Row]:
     """Principal angles, in degrees, between the subspaces that several trainings found: the mean over dimensions and pairs of
     trainings; low and high are the smallest and the largest of these pairs' means. n counts the pairs of trainings."""
     found = [subspaces(alignment) for alignment in alignments]
@@ -43,7 +44,7 @@ def angle_rows(alignments: Sequence[Alignment], pairs: Pairs, told: Mapping[str,
 
 
 def divergence_rows(
-    alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, told: Mapping[str, Any], resamples: int, batch_size: int
+    alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, told: dict[str, Any], resamples: int, batch_size: int
 ) -> list[Row]:
     """The share of changing pairs whose edited activation is farther from natural ones than 95% of the unedited are; see `divergence`."""
     weights = any(site.component == "attention_weight" for edit in alignment.edits.values() for site in edit.sites)
@@ -63,7 +64,7 @@ def divergence_rows(
 
 
 def other_variables(
-    alignment: Alignment, pairs: Pairs, split: str, told: Mapping[str, Any], resamples: int, batch_size: int
+    alignment: Alignment, pairs: Pairs, split: str, told: dict[str, Any], resamples: int, batch_size: int
 ) -> list[Row]:
     """The edit of an alignment of one variable on pairs that interchange the task's other variables: `off_target/VARIABLE`.
 
@@ -90,7 +91,7 @@ def other_variables(
         among = among if (among & encoded.changing.numpy()).any() else np.ones(len(encoded), dtype=bool)
         mine = scores({None: found[1]}, encoded, among, facts, resamples)
         rows += [
-            Row(**row.to_dict() | {"control": f"off_target/{found[0]}"})
+            replace(row, control=f"off_target/{found[0]}")
             for row in mine
             if row.metric == "iia" and row.subset in ("all", "changing")
         ]

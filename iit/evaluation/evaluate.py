@@ -74,7 +74,7 @@ def evaluate(
     if not pairs.variables:
         right = outcomes(alignment, encoded, batch_size=batch_size, edited=False).right[None]
         return [task_accuracy(right, describe(alignment, pairs, ()) | told)]
-    scored = {None: outcomes(alignment, encoded, batch_size=batch_size)}
+    scored: dict[str | None, Outcomes] = {None: outcomes(alignment, encoded, batch_size=batch_size)}
     arms: dict[str | None, np.ndarray] = {None: scored[None].right[None]}
     rows: list[Row] = []
     if controls:
@@ -141,7 +141,7 @@ def _rows(
     encoded: EncodedPairs,
     arms: Mapping[str | None, np.ndarray],
     differences: Mapping[str | None, np.ndarray],
-    told: Mapping[str, Any],
+    told: dict[str, Any],
     resamples: int,
 ) -> list[Row]:
     """Rows of each set of variables that pairs interchange."""

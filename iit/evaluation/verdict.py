@@ -106,7 +106,8 @@ class _Rows:
 
 
 def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, ...]]) -> Verdict:
-    findings, not_run = [], []
+    findings: list[Finding] = []
+    not_run: list[str] = []
     for criterion, read in CRITERIA.items():
         reading = read(rows)
         if reading is None:
@@ -119,8 +120,8 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, ...]])
         findings.append(Finding(criterion, outcome, value, reason))
     not_run += [control for control in NULLS if rows.accuracy(control) is None]
     worst = max((finding.outcome for finding in findings), key=OUTCOMES.index)
-    names = {"faithfulness": "faithfulness (the alignment declares nothing inert)"}
-    return Verdict(variable, worst, tuple(findings), tuple(names.get(name, name) for name in not_run))
+    told = [f"{name} (the alignment declares nothing inert)" if name == "faithfulness" else name for name in not_run]
+    return Verdict(variable, worst, tuple(findings), tuple(told))
 
 
 def _task(rows: _Rows) -> Reading:

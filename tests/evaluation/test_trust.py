@@ -17,13 +17,13 @@ from iit.network import planted, untrained
 
 SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")
 RANK, WIDTH = 2, 32
-TRUST = Trust(full=True, resamples=200, random_subspaces=2, wrong_site={"module": "embedding", "side": "output"})
+TRUST = Trust(full=True, seeds=2, resamples=200, random_subspaces=2, wrong_site={"module": "embedding", "side": "output"})
 refit = partial(
     train_alike,
-    batch_size=128,
-    max_epochs=4,
+    batch_size=64,
+    max_epochs=3,
     trainer=partial(L.Trainer, enable_progress_bar=False, enable_model_summary=False),
-    module=partial(DAS, optimizer=partial(torch.optim.Adam, lr=8e-2)),
+    module=partial(DAS, optimizer=partial(torch.optim.Adam, lr=6e-2)),
 )
 
 
