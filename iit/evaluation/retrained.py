@@ -36,9 +36,8 @@ def retrained(
     else:
         made["wrong_site"] = fresh(alignment, seed, moved=moved)
     refit(made, pairs, seed)
-    shuffled = fresh(alignment, seed)
-    refit({"shuffled_label": shuffled}, _shuffled(pairs, seed), seed)
-    made["shuffled_label"] = shuffled
+    made["shuffled_label"] = fresh(alignment, seed)
+    refit({"shuffled_label": made["shuffled_label"]}, shuffled(pairs, seed), seed)
     assert alignment.studied is not None
     try:
         other = untrained(alignment.studied, seed)
@@ -78,7 +77,7 @@ def _roles(pairs: Pairs) -> set[str]:
     return set.intersection(*found) if found else set()
 
 
-def _shuffled(pairs: Pairs, seed: int) -> Pairs:
+def shuffled(pairs: Pairs, seed: int) -> Pairs:
     """The labels of each split permuted among its pairs; which pairs are changing follows."""
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = {name: list(pairs.dataset[name]) for name in ("split", "label")}
@@ -87,8 +86,8 @@ def _shuffled(pairs: Pairs, seed: int) -> Pairs:
         rows = [i for i, s in enumerate(columns["split"]) if s == split]
         for row, other in zip(rows, rng.permutation(rows).tolist(), strict=True):
             labels[row] = columns["label"][other]
-    shuffled = pairs.dataset.remove_columns("label").add_column("label", labels)  # pyright: ignore[reportCallIssue]
+    dataset = pairs.dataset.remove_columns("label").add_column("label", labels)  # pyright: ignore[reportCallIssue]
     if "base_answer" in pairs.dataset.column_names:
         changing = [label != own for label, own in zip(labels, pairs.dataset["base_answer"], strict=True)]
-        shuffled = shuffled.remove_columns("changing").add_column("changing", changing)  # pyright: ignore[reportCallIssue]
-    return replace(pairs, dataset=shuffled, again=None)
+        dataset = dataset.remove_columns("changing").add_column("changing", changing)  # pyright: ignore[reportCallIssue]
+    return replace(pairs, dataset=dataset, again=None)

@@ -1,0 +1,53 @@
+"""Verdicts of `trust=full` on claims whose truth is known, as JSON: `python planted_claims.py` (a process without the tests' type checks)."""
+
+import json
+import logging
+import sys
+import warnings
+from functools import partial
+
+import lightning as L
+import torch
+
+import iit
+from iit.alignment import DAS
+from iit.causal import modular_sum
+from iit.data import Pairs
+from iit.evaluation import Trust, evaluate, train_alike, verdict
+from iit.evaluation.retrained import shuffled
+from iit.network import planted, untrained
+
+SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")
+RANK, WIDTH, SEEDS = 2, 32, 5
+CLAIMS = ("clean", "wrong", "leaky", "illusion", "random_network", "shuffled_label")
+TRUST = Trust(full=True, resamples=200, random_subspaces=2, wrong_site={"module": "embedding", "side": "output"})
+refit = partial(
+    train_alike,
+    batch_size=64,
+    max_epochs=4,
+    trainer=partial(L.Trainer, enable_progress_bar=False, enable_model_summary=False),
+    module=partial(DAS, optimizer=partial(torch.optim.Adam, lr=5e-2)),
+)
+
+
+def judged(claim, seed):
+    network = planted(3, WIDTH, claim if claim in ("wrong", "leaky", "illusion") else "clean", seed=seed)
+    network = untrained(network, seed) if claim == "random_network" else network
+    pairs = Pairs.sample(
+        modular_sum(3), network, n_train=1280, n_val=100, n_test=200, variable="first", right_only=False, seed=seed
+    )
+    pairs = shuffled(pairs, seed) if claim == "shuffled_label" else pairs
+    torch.manual_seed(seed)
+    edit = iit.Edit(SITE, iit.LowRankRotatedSpaceIntervention(WIDTH, RANK))
+    alignment = iit.Alignment(network, {"first": edit}, inert={"bypass": iit.Edit(AROUND, iit.VanillaIntervention())})
+    refit({"": alignment}, pairs, seed)
+    rows = evaluate(alignment, pairs, TRUST, seed=seed, refit=refit, batch_size=200)
+    (found,) = verdict(rows)
+    return found.to_dict() | {"line": found.line(), "controls": sorted({row.control for row in rows if row.control})}
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)  # as fast for networks of this size
+    json.dump({claim: [judged(claim, seed) for seed in range(SEEDS)] for claim in CLAIMS}, sys.stdout)
