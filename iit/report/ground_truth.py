@@ -4,14 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.markup import escape
 from rich.table import Table
 
 from iit.result import Row
 
 HEADER = ("case", "method", "IIA, changing pairs", "largest angle to the truth", "rank", "verdict", "fails, warns")
-# Okabe and Ito's colours, and a marker each: told apart by colour-blind eyes and in print.
-MARKS = {"pass": ("o", "#009E73"), "warn": ("^", "#E69F00"), "fail": ("X", "#D55E00")}
+# Okabe and Ito's colours; methods have a marker each.
+COLOURS = {"pass": "#009E73", "warn": "#E69F00", "fail": "#D55E00"}
+MARKERS = "osD^vPX*<>hp"
+NOWHERE = 108.0
+"""Where what has no angle stands."""
 
 
 def is_ground_truth(facts: Mapping[str, Any]) -> bool:
@@ -62,26 +66,24 @@ def ground_truth_table(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Tabl
 
 
 def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Figure:
-    """A panel for each case: test IIA against the largest angle to the truth, a mark for each method, its shape and colour the verdict's.
-    Where no subspace is true, methods stand at 90°."""
+    """A panel for each case: test IIA against the largest angle to the truth; a marker for each method, coloured by the verdict. What has
+    no angle (nothing is true, or the method has no linear subspace) stands at the right."""
     found = pooled(rows)
     cases = list(dict.fromkeys(case for case, _ in found))
     n_columns = min(4, len(cases))
     n_rows = -(-len(cases) // n_columns)
     figure = Figure(figsize=(3.4 * n_columns, 3.1 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).flatten()
+    methods = list(dict.fromkeys(method for _, method in found))
     for axes, case in zip(panels, cases, strict=False):
-        has_truth = any(angle is not None for (here, _), (_, angle) in found.items() if here == case)
-        for number, ((here, method), (iia, angle)) in enumerate(found.items()):
-            if here != case:
-                continue
-            marker, colour = MARKS[verdicts[f"{case}/{method}"]["outcome"]]
-            x = 90.0 if angle is None else angle.value
-            axes.errorbar(x, iia.value, [[iia.value - iia.low], [iia.high - iia.value]], marker=marker, color=colour, capsize=2)
-            up = 6 if number % 2 else -9
-            axes.annotate(method, (x, iia.value), textcoords="offset points", xytext=(-4, up), ha="right", fontsize=6.5)
-        axes.set(title=case.replace("_", " ") + ("" if has_truth else "\n(no true subspace)"), xlim=(-25, 97), ylim=(-0.05, 1.08))
-        axes.set_xticks([0, 30, 60, 90])
+        for (here, method), (iia, angle) in found.items():
+            if here == case:
+                x = NOWHERE if angle is None else angle.value
+                marker, colour = MARKERS[methods.index(method) % len(MARKERS)], COLOURS[verdicts[f"{case}/{method}"]["outcome"]]
+                reach = [[iia.value - iia.low], [iia.high - iia.value]]
+                axes.errorbar(x, iia.value, reach, marker=marker, color=colour, capsize=2, alpha=0.8)
+        axes.set(title=case.replace("_", " "), xlim=(-6, NOWHERE + 8), ylim=(-0.05, 1.05))
+        axes.set_xticks([0, 30, 60, 90, NOWHERE], ["0", "30", "60", "90", "none"])
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(cases) :]:
         axes.set_visible(False)
@@ -89,7 +91,9 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
         axes.set_ylabel("test IIA, changing pairs")
     for axes in panels[-n_columns:]:
         axes.set_xlabel("largest angle to the truth (°)")
-    for outcome, (marker, colour) in MARKS.items():
-        panels[0].plot([], [], marker=marker, color=colour, linestyle="", label=outcome)
-    panels[0].legend(frameon=False, title="verdict", fontsize=7, title_fontsize=7, loc="lower left")
+    handles = [
+        Line2D([], [], marker=MARKERS[n % len(MARKERS)], color="0.3", linestyle="", label=m) for n, m in enumerate(methods)
+    ]
+    handles += [Line2D([], [], marker="s", color=colour, linestyle="", label=outcome) for outcome, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     return figure
