@@ -1,5 +1,5 @@
+import importlib
 import os
-import sys
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -79,7 +79,7 @@ SMALL = ("+debug=default", "callbacks=none", "logger=csv")
 def configured(tmp_path, monkeypatch, smollm2):
     """Compose as the command line does, on the one language model that is already loaded; small networks are hardly trained."""
     monkeypatch.setattr("iit.network.load_network", lambda *args, **kwargs: smollm2)
-    monkeypatch.setattr(sys.modules["iit.job.train_network"], "OVERRIDES", SMALL)
+    monkeypatch.setattr(importlib.import_module("iit.job.train_network"), "OVERRIDES", SMALL)
     monkeypatch.setenv("IIT_CACHE", str(tmp_path / "cache"))
 
     def make(*overrides, folder=None):

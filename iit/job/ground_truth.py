@@ -1,7 +1,8 @@
 """The job `ground_truth`: every method on networks whose true subspaces are known."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
@@ -55,7 +56,6 @@ def ground_truth(
     unknown = sorted(set(methods or ()) - set(known))
     if unknown:
         raise ValueError(f"job.methods: {unknown} are no files of conf/method; there are {sorted(known)}.")
-    torch.set_num_threads(1)  # these networks are so small that threads would only wait for each other
     rows: list[Row] = []
     verdicts: dict[str, Any] = {}
     for case, own in cases.items():
@@ -64,12 +64,24 @@ def ground_truth(
             method: Any = OmegaConf.merge(
                 {"rank": told.rank, "trained": True}, OmegaConf.create(known[name].read_text(encoding="utf-8"))
             )
-            found, judged = _scored(cfg, folder, told, method, seeds)
+            with _one_thread():
+                found, judged = _scored(cfg, folder, told, method, seeds)
             rows += [replace(row, network=case, method=name) for row in found]
             verdicts[f"{case}/{name}"] = judged
             log.info("%s, %s: %s", case, name, judged["line"])
     save_figure(ground_truth_figure(rows, verdicts), folder / "ground_truth")
     return rows, {"verdicts": verdicts}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """These networks are so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -> tuple[list[Row], dict[str, Any]]:

@@ -1,0 +1,42 @@
+"""Ground truth: methods join by a file; what is near the truth is told apart from what only works."""
+
+from pathlib import Path
+
+import pytest
+
+import iit
+from iit.result import read_metrics
+from iit.run import run
+
+CASES = [f"~job.cases.{name}" for name in ("clean_rank_1", "clean_rank_4", "leaky", "wrong", "illusion", "planted_by_iit")]
+SMALL = ["trainer.max_epochs=3", "logger=csv", "job.seeds=2", *CASES]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_methods_beside_the_truth(configured, tmp_path, capsys):
+    run(configured("+experiment=ground_truth", *SMALL, "job.methods=[das,random]"))
+    metrics = read_metrics(tmp_path / "run")
+    pooled = {
+        (row.network, row.method): row.value
+        for row in metrics.rows
+        if (row.seed, row.control, row.subset, row.metric) == (None, None, "changing", "iia")
+    }
+    assert set(pooled) == {(case, method) for case in ("clean_rank_2", "redundant") for method in ("das", "random")}
+    angles = {(row.network, row.method): row.value for row in metrics.rows if row.control == "truth"}
+    assert set(angles) == set(pooled)
+    for case in ("clean_rank_2", "redundant"):
+        assert pooled[case, "das"] > 0.9 > 0.5 > pooled[case, "random"]
+        assert angles[case, "das"] < 60 < angles[case, "random"]
+        assert metrics.facts["verdicts"][f"{case}/random"]["outcome"] == "fail"
+    told = capsys.readouterr().out
+    assert "Methods where the truth is known" in told
+    assert (tmp_path / "run" / "ground_truth.png").is_file()
+
+
+def test_a_method_is_a_file(configured):
+    with pytest.raises(ValueError, match=r"dsa.*'das'"):
+        run(configured("+experiment=ground_truth", *SMALL, "job.methods=[dsa]"))
+    folder = Path(iit.__file__).parent / "conf" / "method"
+    assert {"das", "boundless", "unit_mask", "rotated_mask", "pca", "mdas", "revnet", "random"} <= {
+        f.stem for f in folder.iterdir()
+    }
