@@ -174,8 +174,9 @@ def test_evaluate_rows(toy):
     network, pairs = toy
     alignment = alignment_of(network)
     rows = iit.evaluate(alignment, pairs, experiment="e", seed=5)
-    told = {(row.control, row.metric, row.subset): row for row in rows}
-    assert {row.split for row in rows} == {"test"}
+    told = {(row.control, row.metric, row.subset): row for row in rows if row.split == "test"}
+    assert {(row.control, row.metric) for row in rows if row.split != "test"} == {(None, "iia")}
+    assert {row.split for row in rows} == {"train", "test"}
     for subset, n in (("all", 16), ("changing", 8)):
         for control in (None, "vanilla", "random_subspace", *(f"random_subspace/{i}" for i in range(5)), "no_intervention"):
             row = told[control, "iia", subset]

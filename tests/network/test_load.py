@@ -30,7 +30,9 @@ def folder(tmp_path):
     return tmp_path / "net"
 
 
-@pytest.mark.parametrize("name", sorted(set(ENTRIES) - {"mlp", "convnet", "transformer", "trained", "equality_by_hand"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(ENTRIES) - {"mlp", "convnet", "transformer", "trained", "equality_by_hand", "planted"})
+)
 def test_every_entry_that_is_loaded_has_the_same_choices(name):
     config = read(name)
     assert config["_target_"] == "iit.network.load_network"
