@@ -122,7 +122,7 @@ class DAS(Cells):
         """The mean over pairs, or the weighted means over their kinds."""
         if not self._kinds:
             return losses.mean()
-        total = losses.new_zeros(())
+        total = losses.sum() * 0.0  # also of a batch in which nothing counts
         for kind, chosen in zip(KINDS, (changing, ~changing), strict=True):
             if bool(chosen.any()) and self.now(kind):
                 mean = losses[chosen].mean()

@@ -73,6 +73,11 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     network = next((cell.studied for cell in cells.values()), None)
     if network is None:
         raise ValueError("fit tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
+    for cell in cells.values():
+        if cell.edits and not set(pairs.variables) <= set(cell.variables):
+            raise ValueError(
+                f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, cell.variables))}."
+            )
     if ckpt_path is not None and not Path(ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
     lightning_module: Any = module(alignment, config=config)
