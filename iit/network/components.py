@@ -58,6 +58,16 @@ def blocks_of(network: nn.Module) -> tuple[Family, nn.ModuleList]:
     return family, blocks
 
 
+def heads_of(network: nn.Module, component: str) -> int:
+    """How many heads a component has. Raises ValueError for a component without heads."""
+    if component not in HEADED:
+        raise ValueError(f"{component!r} has no heads; those that have: {', '.join(HEADED)}.")
+    _family(network)
+    config: Any = network.config
+    queries, keys, _ = _heads(config.get_text_config())
+    return keys if component in ("key_output", "value_output") else queries
+
+
 def locate(network: nn.Module, component: str, layer: int | None, head: tuple[int, ...] | None) -> Place:
     """Find a component.
 

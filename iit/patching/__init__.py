@@ -1,5 +1,9 @@
-"""Looking before training: what whole activations do."""
+"""Looking before training: what whole activations do, and where."""
 
+from iit.patching.contrast import Contrast
+from iit.patching.effects import Cell, Effects
+from iit.patching.metric import METRICS, Answers
+from iit.patching.patch import patch
 from iit.patching.sweep import Patched, patched
 
-__all__ = ["Patched", "patched"]
+__all__ = ["METRICS", "Answers", "Cell", "Contrast", "Effects", "Patched", "patch", "patched"]

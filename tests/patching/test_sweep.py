@@ -51,7 +51,7 @@ def test_each_prompt_is_run_once_for_all_sites(toy, monkeypatch):
         for side in (batch["base"], batch["sources"][pairs.variable])
         for row, mask in zip(side["input_ids"], side["attention_mask"], strict=True)
     }
-    assert sum(rows) == len(prompts)
+    assert sum(rows) == len(prompts) + 2 * len(encoded), "and once each without an edit, to hold the figures against"
 
 
 def test_rows_of_a_sweep(toy):

@@ -1,0 +1,119 @@
+"""The result of a map: what editing each cell does, pair by pair."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from iit.patching.metric import NORMALISED
+from iit.result import Interval, Row, clustered_interval
+from iit.site import Site
+
+
+class Cell(NamedTuple):
+    """One point of a map: a site and, where single ones are edited, a unit of it."""
+
+    site: Site
+    unit: int | None = None
+
+    def coordinates(self) -> dict[str, Any]:
+        """component, layer, head, position and unit, as columns of a table."""
+        site = self.site
+        plain = {name: list(v) if isinstance(v := getattr(site, name), tuple) else v for name in ("layer", "head", "position")}
+        return {"component": site.component or f"{site.module}:{site.side}", **plain, "unit": self.unit}
+
+    def __str__(self) -> str:
+        return str(self.site) + ("" if self.unit is None else f", unit {self.unit}")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """What editing each cell gives, pair by pair.
+
+    cells: in order. values: metric → float[cell, pair]; NaN where a pair has none.
+    unedited, source: metric → float[pair], of the runs without an edit. clusters: int[pair], which pairs share a base.
+    method: what was done, as rows call it.
+    """
+
+    cells: tuple[Cell, ...]
+    values: Mapping[str, np.ndarray]
+    unedited: Mapping[str, np.ndarray]
+    source: Mapping[str, np.ndarray]
+    clusters: np.ndarray
+    method: str
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def of(self, metric: str) -> np.ndarray:
+        """float[cell, pair]. A `normalised_` metric is (edited − unedited) / (mean of the source's − mean of the unedited).
+
+        It is 0 where an edit does nothing and 1, on average, where it does all that the source does. Raises ValueError for a metric
+        that was not measured, and where source and base do not differ.
+        """
+        if metric not in self.values:
+            raise ValueError(f"{metric!r} was not measured; there are {list(self.values)}.")
+        if not metric.startswith(NORMALISED):
+            return self.values[metric]
+        before, after = self.unedited[metric], self.source[metric]
+        whole = np.nanmean(after) - np.nanmean(before)
+        if abs(whole) < 1e-9:
+            raise ValueError(f"{metric} has no scale: bases and sources have the same mean, {np.nanmean(before):g}.")
+        return (self.values[metric] - before) / whole
+
+    def interval(self, cell: int, metric: str) -> Interval:
+        """Mean over the pairs that have a value, with its interval, clustered by base."""
+        return self._interval(self.of(metric)[cell])
+
+    def _interval(self, values: np.ndarray) -> Interval:
+        known = ~np.isnan(values)
+        if not known.any():
+            raise ValueError("No pair has a value: the logit difference, for one, needs each base's own answer.")
+        # Of nothing but 0 and 1 the interval stays inside, also where all are alike.
+        bounded = bool(np.isin(values[known], (0.0, 1.0)).all())
+        return clustered_interval(values[known], self.clusters[known], bounded=bounded)
+
+    def mean(self, metric: str) -> np.ndarray:
+        """float[cell]."""
+        return np.nanmean(self.of(metric), 1)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A line for each cell and metric: component, layer, head, position, unit, method, metric, value, low, high, n."""
+        return [
+            {**cell.coordinates(), "method": self.method, "metric": metric, **self._interval(values)._asdict()}
+            for metric in self.values
+            for cell, values in zip(self.cells, self.of(metric), strict=True)
+        ]
+
+    def rows(self, **facts: Any) -> list[Row]:
+        """As rows of `metrics.json`, on changing pairs; the unedited run's as `control="no_intervention"`.
+
+        facts: experiment, network, task, variable, split, seed. A unit stands in the method: `Vanilla[12]`.
+        """
+        known = {"variable": None, "seed": None, "rank": None, "subset": "changing"} | facts
+        nowhere = dict.fromkeys(("component", "layer", "head", "position"))
+        rows = [
+            Row(**known, **nowhere, method=None, control="no_intervention", metric=metric, **self._interval(values)._asdict())
+            for metric, values in self.unedited.items()
+            if not metric.startswith(NORMALISED)
+        ]
+        for line in self.table():
+            unit = line.pop("unit")
+            method = line.pop("method") + ("" if unit is None else f"[{unit}]")
+            rows.append(Row(**known, **line, method=method, control=None))
+        return rows
+
+    def top(self, n: int, metric: str) -> list[int]:
+        """The cells that change the metric most, in either direction, the largest first."""
+        change = np.abs(np.nanmean(self.of(metric) - (0 if metric.startswith(NORMALISED) else self.unedited[metric]), 1))
+        return [int(i) for i in np.argsort(-change, kind="stable")[:n]]
+
+
+def joined(parts: Sequence[Effects]) -> Effects:
+    """One map of several over the same pairs."""
+    first = parts[0]
+    values = {metric: np.concatenate([part.values[metric] for part in parts]) for metric in first.values}
+    cells = tuple(cell for part in parts for cell in part.cells)
+    return Effects(cells, values, first.unedited, first.source, first.clusters, first.method)
