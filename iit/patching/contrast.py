@@ -75,7 +75,12 @@ class Contrast:
         """
         if direction not in DIRECTIONS:
             raise ValueError(f"direction={direction!r} is none of {', '.join(DIRECTIONS)}.")
-        encoded = pairs if isinstance(pairs, EncodedPairs) else EncodedPairs(pairs.split(split), pairs.variables, network)
+        if isinstance(pairs, Pairs):
+            if not isinstance(network, Network):
+                raise ValueError(f"Pairs are encoded by a LanguageModel or a Classifier; {type(network).__name__} is neither.")
+            encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
+        else:
+            encoded = pairs
         if variable is None and len(encoded.variables) > 1:
             raise ValueError(f"The pairs are of the variables {list(encoded.variables)}; say whose source is to be patched in.")
         name = variable or next(iter(encoded.variables))

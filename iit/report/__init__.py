@@ -1,13 +1,17 @@
 """From files to tables and figures."""
 
 from iit.report.atlas import atlas_figure
-from iit.report.curves import save_figure, training_curve
+from iit.report.curves import training_curve
+from iit.report.maps import curves, heatmap
+from iit.report.saving import save_figure
 from iit.report.summary import SummaryCallback, summary, summary_table, write_summary
 from iit.report.table import markdown_table, print_results, results_table
 
 __all__ = [
     "SummaryCallback",
     "atlas_figure",
+    "curves",
+    "heatmap",
     "markdown_table",
     "print_results",
     "results_table",

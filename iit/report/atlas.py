@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
+from iit.report.maps import heatmap
 from iit.result import Row
 
 PANELS: dict[str | None, str] = {"vanilla": "whole vector", None: "trained"}
@@ -44,28 +45,16 @@ def atlas_figure(rows: Sequence[Row]) -> Figure:
 
     Cells that were not trained are hatched. Raises ValueError without validation rows.
     """
-    layers, positions, values = grid(rows, None)
-    if not layers:
+    n = max((row.n for row in _shown(rows, "vanilla") or _shown(rows, None)), default=0)
+    lines = [
+        {"metric": "iia", "panel": title, "layer": layer, "position": position, "value": value, "n": n}
+        for (layers, positions, values), title in ((grid(rows, control), title) for control, title in PANELS.items())
+        for layer, here in zip(layers, values, strict=True)
+        for position, value in zip(positions, here, strict=True)
+    ]
+    if not lines:
         raise ValueError("There is no validation row of a cell with a layer to show.")
-    size = (1.6 + 1.1 * len(positions) * len(PANELS), 1.2 + 0.2 * max(len(layers), 8))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(PANELS), sharey=True)
-    image = None
-    for axes, (control, title) in zip(panels, PANELS.items(), strict=True):
-        values = grid(rows, control)[2]
-        axes.set_facecolor("0.92")
-        axes.patch.set(hatch="////", edgecolor="0.75")
-        image = axes.imshow(values, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-        axes.set_xticks(range(len(positions)), positions)
-        step = max(1, len(layers) // 10)
-        axes.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
-        axes.set(title=title, xlabel="position")
-        axes.spines[:].set_visible(False)
-    panels[0].set_ylabel("layer")
-    assert image is not None
-    n = max(row.n for row in _shown(rows, "vanilla") or _shown(rows, None))
-    figure.colorbar(image, ax=list(panels), label=f"validation IIA, changing pairs (n = {n})")
-    return figure
+    return heatmap(lines, metric="iia", panel="panel", title="validation, changing pairs")
 
 
 def atlas_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

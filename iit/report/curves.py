@@ -1,7 +1,6 @@
 """Training curves from a run's CSV log."""
 
 import csv
-import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -48,14 +47,3 @@ def training_curve(path: str | Path) -> Figure:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write PATH.png and PATH.svg, atomically."""
-    for suffix in ("png", "svg"):
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=150)
-        target = Path(f"{path}.{suffix}")
-        temporary = target.with_name(f".{target.name}.partial")
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(target)

@@ -53,7 +53,7 @@ def test_the_figure_shows_both_grids():
     np.testing.assert_array_equal(np.ma.filled(whole, np.nan), grid(ROWS, "vanilla")[2])
     np.testing.assert_array_equal(np.ma.filled(trained, np.nan), grid(ROWS, None)[2])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["whole vector", "trained"]
-    assert "n = 100" in figure.axes[2].get_ylabel()
+    assert "n = 100" in figure.axes[-1].get_ylabel()
     with pytest.raises(ValueError, match="no validation row of a cell"):
         atlas_figure([replace(ROW, layer=None)])
 

@@ -1,0 +1,135 @@
+"""Figures of a map: heatmaps over layers, heads and positions, and curves with their intervals."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from iit.result import Row
+
+Line = Row | Mapping[str, Any]
+"""A line of a table: a row, or a mapping of its columns."""
+
+# Okabe and Ito's colours: told apart by colour-blind eyes; markers and dashes tell them apart in print, too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+SHARES = ("iia", "probability", "task_accuracy", "accuracy")
+"""Metrics that lie between 0 and 1."""
+
+
+def heatmap(
+    lines: Sequence[Line],
+    *,
+    metric: str,
+    x: str = "position",
+    y: str = "layer",
+    panel: str | None = None,
+    labels: Mapping[Any, str] | None = None,
+    limits: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A panel's heatmap for each value of the column `panel`, on one scale; cells without a figure are hatched.
+
+    The cell farthest from 0 is outlined in each panel.
+
+    x, y: columns of the lines. labels: what stands for a value of x, an example of its token below the name. limits: of the
+    colours; by default 0 to 1 for shares (`SHARES`), else as far below 0 as above, so that white is 0.
+
+    Raises ValueError where no line has the metric, and where several stand for one cell.
+    """
+    table = [line for line in _mappings(lines) if line["metric"] == metric]
+    if not table:
+        raise ValueError(f"No line has the metric {metric!r}; there are {sorted({line['metric'] for line in _mappings(lines)})}.")
+    columns, rows = (_values(table, name) for name in (x, y))
+    panels = _values(table, panel) if panel else [None]
+    grids = [_grid([line for line in table if not panel or line[panel] == name], x, y, columns, rows) for name in panels]
+    shares = limits is None and metric in SHARES
+    reach = float(np.nanmax(np.abs(grids))) or 1.0
+    low, high = limits or ((0.0, 1.0) if shares else (-reach, reach))
+    texts = [_label(value, labels or {}) for value in columns]
+    wide = max(0.34, 0.075 * max(len(line) for text in texts for line in text.split("\n")))
+    size = (1.8 + max(1.4, wide * len(columns)) * len(panels), 1.3 + max(1.6, 0.2 * len(rows)))
+    figure = Figure(figsize=size, layout="constrained")
+    image = None
+    for axes, grid, name in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], grids, panels, strict=True):
+        _hatch(axes)
+        colours = "viridis" if low >= 0 else "PuOr_r"
+        image = axes.imshow(grid, origin="lower", aspect="auto", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
+        axes.set_xticks(range(len(columns)), texts, fontsize=8)
+        step = max(1, len(rows) // 12)
+        axes.set_yticks(range(0, len(rows), step), [str(value) for value in rows[::step]])
+        axes.set(xlabel=x, title="" if name is None else str(name))
+        axes.spines[:].set_visible(False)
+        if np.isnan(grid).all():
+            continue
+        row, column = np.unravel_index(np.nanargmax(np.abs(grid)), grid.shape)
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
+    figure.axes[0].set_ylabel(y)
+    assert image is not None
+    figure.colorbar(image, ax=figure.axes, label=f"{metric.replace('_', ' ')} (n = {max(line['n'] for line in table)})")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def curves(lines: Sequence[Line], *, x: str, metrics: Sequence[str], series: str = "method", title: str | None = None) -> Figure:
+    """A panel for each metric: its value against the column x with a band for the interval, a curve for each value of `series`.
+
+    Raises ValueError for a metric no line has.
+    """
+    table = _mappings(lines)
+    figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        here = [line for line in table if line["metric"] == metric]
+        if not here:
+            raise ValueError(f"No line has the metric {metric!r}; there are {sorted({line['metric'] for line in table})}.")
+        for number, name in enumerate(_values(here, series)):
+            own = sorted((line for line in here if line[series] == name), key=lambda line: line[x])
+            places, values, low, high = ([line[key] for line in own] for key in (x, "value", "low", "high"))
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axes.plot(places, values, color=colour, marker=marker, markersize=4, linewidth=1.2, label=str(name))
+            axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
+        if metric in SHARES:
+            axes.set_ylim(-0.02, 1.02)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _mappings(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Lists, as several heads or positions are written, become tuples: they can be told apart."""
+    plain = [line.to_dict() if isinstance(line, Row) else line for line in lines]
+    return [{key: tuple(value) if isinstance(value, list) else value for key, value in line.items()} for line in plain]
+
+
+def _values(table: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+    """A column's values: numbers in order, others as they come."""
+    found = list(dict.fromkeys(line[column] for line in table))
+    return sorted(found) if all(isinstance(value, int | float) for value in found) else found
+
+
+def _grid(table: Sequence[Mapping[str, Any]], x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]) -> np.ndarray:
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for line in table:
+        place = rows.index(line[y]), columns.index(line[x])
+        if not np.isnan(grid[place]):
+            raise ValueError(f"Several lines stand for {y}={line[y]}, {x}={line[x]}: choose among them, or give `panel`.")
+        grid[place] = line["value"]
+    return grid
+
+
+def _label(value: Any, labels: Mapping[Any, str]) -> str:
+    name = "all" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{name}\n{labels[value]!r}" if value in labels else name
+
+
+def _hatch(axes: Axes) -> None:
+    """What has no figure is not 0."""
+    axes.set_facecolor("0.92")
+    axes.patch.set(hatch="////", edgecolor="0.75")

@@ -1,0 +1,29 @@
+"""Figures as files: pictures, and their data beside them."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from iit.report.maps import Line
+from iit.result import Row, write_text
+
+
+def save_figure(figure: Figure, path: str | Path, table: Sequence[Line] = ()) -> None:
+    """Write PATH.png and PATH.svg and, with the lines of a table, PATH.csv; each atomically."""
+    for suffix in ("png", "svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, dpi=150)
+        target = Path(f"{path}.{suffix}")
+        temporary = target.with_name(f".{target.name}.partial")
+        temporary.write_bytes(content.getvalue())
+        temporary.replace(target)
+    if table:
+        lines = [line.to_dict() if isinstance(line, Row) else line for line in table]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_text(Path(f"{path}.csv"), text.getvalue())

@@ -1,0 +1,66 @@
+"""Figures of maps show each figure where it belongs, and nothing where there is none."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from iit.report import curves, heatmap, save_figure
+
+
+def line(layer, position, value, component="block_output", metric="normalised_logit_difference", **more):
+    place = {"component": component, "layer": layer, "head": None, "position": position, "unit": None, "method": "m"}
+    return {**place, "metric": metric, "value": value, "low": value - 0.1, "high": value + 0.1, "n": 9, **more}
+
+
+LINES = [line(0, "s2", 0.1), line(0, "last", -0.7), line(10, "s2", 0.4), line(2, "last", 0.3, "mlp_output")]
+
+
+def shown(axes):
+    return np.ma.filled(axes.images[0].get_array(), np.nan)
+
+
+def test_a_heatmap_puts_each_cell_in_its_place():
+    figure = heatmap(LINES, metric="normalised_logit_difference", panel="component", labels={"s2": " Mary"}, title="who")
+    first, second = figure.axes[:2]
+    np.testing.assert_array_equal(shown(first), [[0.1, -0.7], [np.nan, np.nan], [0.4, np.nan]])
+    np.testing.assert_array_equal(shown(second), [[np.nan, np.nan], [np.nan, 0.3], [np.nan, np.nan]])
+    assert [label.get_text() for label in first.get_xticklabels()] == ["s2\n' Mary'", "last"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["0", "2", "10"]
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (-0.7, 0.7)
+    (outline,) = first.patches
+    assert outline.get_xy() == (0.5, -0.5), "the cell farthest from 0"
+    assert "n = 9" in figure.axes[-1].get_ylabel()
+    assert first.patch.get_hatch() == "////"
+
+
+def test_shares_have_the_scale_of_shares():
+    figure = heatmap([line(0, "s2", 0.25, metric="iia"), line(1, "s2", 0.5, metric="iia")], metric="iia")
+    assert figure.axes[0].images[0].get_clim() == (0, 1)
+    heads = [line(layer, None, 0.1 * layer, head=head) | {"head": head} for layer in range(2) for head in range(3)]
+    assert shown(heatmap(heads, metric="normalised_logit_difference", x="head").axes[0]).shape == (2, 3)
+
+
+def test_curves_carry_their_intervals():
+    lines = [{**line(0, None, 0.1 * s), "method": m, "strength": s} for m in ("one", "two") for s in (3, 1, 2)]
+    figure = curves(lines, x="strength", metrics=["normalised_logit_difference"])
+    (axes,) = figure.axes
+    assert [drawn.get_xdata().tolist() for drawn in axes.lines] == [[1, 2, 3]] * 2
+    assert len(axes.collections) == 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "two"]
+
+
+def test_a_figure_is_saved_with_its_data(tmp_path):
+    save_figure(heatmap(LINES, metric="normalised_logit_difference", panel="component"), tmp_path / "map", LINES)
+    assert {path.name for path in tmp_path.iterdir()} == {"map.png", "map.svg", "map.csv"}
+    with (tmp_path / "map.csv").open(newline="") as file:
+        assert [float(row["value"]) for row in csv.DictReader(file)] == [0.1, -0.7, 0.4, 0.3]
+
+
+def test_what_cannot_be_shown():
+    with pytest.raises(ValueError, match="No line has the metric 'iia'"):
+        heatmap(LINES, metric="iia")
+    with pytest.raises(ValueError, match="Several lines stand for layer=0, position=s2"):
+        heatmap([*LINES, LINES[0]], metric="normalised_logit_difference", panel="component")
+    with pytest.raises(ValueError, match="No line has the metric 'iia'"):
+        curves(LINES, x="layer", metrics=["iia"])
