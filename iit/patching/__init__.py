@@ -4,6 +4,7 @@ from iit.patching.contrast import Contrast
 from iit.patching.effects import Cell, Effects
 from iit.patching.metric import METRICS, Answers
 from iit.patching.patch import patch
+from iit.patching.path import path_patch
 from iit.patching.sweep import Patched, patched
 
-__all__ = ["METRICS", "Answers", "Cell", "Contrast", "Effects", "Patched", "patch", "patched"]
+__all__ = ["METRICS", "Answers", "Cell", "Contrast", "Effects", "Patched", "patch", "patched", "path_patch"]

@@ -21,9 +21,13 @@ from iit.site import Site
 
 CELL = "cell"
 """The role that stands for a row's own position."""
+BEHIND = "behind"
+"""The role of every token of a prompt from that position on."""
 
 Given = Callable[[Tensor, Tensor, dict[str, Any]], Any]
 """(number of the cell in its group, pair, base batch) of each row → the source its cells are replaced from: a batch or activations."""
+Run = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+"""(number of the cell in its group, pair, base batch with the role `CELL`) of each row → Tensor[row, n_answer, vocab], the logits."""
 Give = Callable[[IntervenedModel, Site, Sequence[Cell]], Given]
 """(a group's edits, its site, its cells) → what its rows are given."""
 
@@ -46,6 +50,30 @@ def measured(
 
     Raises ValueError for a site the network lacks and a position a prompt lacks.
     """
+
+    def runner(site: Site, here: Sequence[Cell]) -> tuple[IntervenedModel, Run]:
+        model = IntervenedModel(contrast.network, {"cell": Edit(site, VanillaIntervention())})
+        given = give(model, site, here)
+        return model, lambda which, pairs, base: model.answer_logits(base, given(which, pairs, base))
+
+    return run_cells(contrast, cells, runner, metrics, method=method, store=store, batch_size=batch_size, progress=progress)
+
+
+def run_cells(
+    contrast: Contrast,
+    cells: Iterable[Cell],
+    runner: Callable[[Site, Sequence[Cell]], tuple[IntervenedModel, Run]],
+    metrics: Mapping[str, Metric],
+    *,
+    method: str,
+    store: ActivationStore | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Effects:
+    """`measured` for edits of any kind.
+
+    runner: (a group's site, its cells) → the intervened network, which is given the store, and what gives the logits of rows.
+    """
     cells = list(cells)
     if not cells:
         raise ValueError("There is no cell to edit: components, layers, heads and positions leave none.")
@@ -53,22 +81,23 @@ def measured(
     for cell in cells:
         site = replace(cell.site, position=CELL if cell.site.position is not None else None)
         groups.setdefault(site, []).append(cell)
-    models = {site: IntervenedModel(contrast.network, {"cell": Edit(site, VanillaIntervention())}) for site in groups}
-    if store is None:
-        layers = {model.first_block for model in models.values()} - {None}
-        network = next(iter(models.values())).network
-        store = ActivationStore(network, layers=[layer for layer in layers if layer is not None])
-    with torch.no_grad():
+    found: dict[Cell, dict[str, np.ndarray]] = {}
+    with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("Patching", total=len(cells))
+        runners = {site: runner(site, here) for site, here in groups.items()}
+        if store is None:
+            layers = {model.first_block for model, _ in runners.values()} - {None}
+            network = next(iter(runners.values()))[0].network
+            store = ActivationStore(network, layers=[layer for layer in layers if layer is not None])
         whole, plain = _unedited(contrast, contrast.base, metrics)
         beside, _ = _unedited(contrast, contrast.source, metrics, plain)
-        found: dict[Cell, dict[str, np.ndarray]] = {}
-        with Progress(transient=True, disable=not progress) as bar:
-            task = bar.add_task("Patching", total=len(cells))
-            for site, model in models.items():
-                model.store = store
-                here = groups[site]
-                found |= dict(zip(here, _of_group(model, contrast, site, here, give, metrics, plain, batch_size), strict=True))
-                bar.advance(task, len(here))
+        for site, (model, run) in runners.items():
+            model.store = store
+            here = groups[site]
+            places = None if site.position is None else places_of(model, here, contrast.base)
+            values = _of_group(model, run, contrast, len(here), places, metrics, plain, batch_size)
+            found |= dict(zip(here, values, strict=True))
+            bar.advance(task, len(here))
     values = {name: np.stack([found[cell][name] for cell in cells]) for name in metrics}
     return Effects(tuple(cells), values, whole, beside, contrast.clusters, method)
 
@@ -106,32 +135,39 @@ def _read(
 
 def _of_group(
     model: IntervenedModel,
+    run: Run,
     contrast: Contrast,
-    site: Site,
-    cells: Sequence[Cell],
-    give: Give,
+    n_cells: int,
+    places: Tensor | None,
     metrics: Mapping[str, Metric],
     plain: Tensor | None,
     batch_size: int,
 ) -> list[dict[str, np.ndarray]]:
     """Each cell's values. Row r is of cell r // n and pair r % n."""
     n = len(contrast)
-    places = None if site.position is None else places_of(model, cells, contrast.base)
-    given = give(model, site, cells)
-    values = {name: np.full(len(cells) * n, np.nan) for name in metrics}
+    values = {name: np.full(n_cells * n, np.nan) for name in metrics}
 
     def cut(rows: Tensor) -> dict[str, Any]:
         batch = taken(contrast.base, rows % n, contrast.label)
-        return batch if places is None else batch | {"positions": {CELL: places[rows]}}
+        if places is None:
+            return batch
+        roles = {CELL: places[rows]} | ({BEHIND: _behind(batch, places[rows])} if "attention_mask" in batch else {})
+        return batch | {"positions": batch.get("positions", {}) | roles}
 
-    every = torch.arange(len(cells) * n)
+    every = torch.arange(n_cells * n)
     costs = model.n_columns(cut(every))
     for rows in batches(every, costs, batch_size):
-        base = cut(rows)
-        logits = model.answer_logits(base, given(rows // n, rows % n, base)).cpu()
+        logits = run(rows // n, rows % n, cut(rows)).cpu()
         for name, read in _read(metrics, contrast, logits, rows % n, None if plain is None else plain[rows % n]).items():
             values[name][rows.numpy()] = read
-    return [{name: column[i * n : (i + 1) * n] for name, column in values.items()} for i in range(len(cells))]
+    return [{name: column[i * n : (i + 1) * n] for name, column in values.items()} for i in range(n_cells)]
+
+
+def _behind(batch: Mapping[str, Any], cell: Tensor) -> Tensor:
+    """LongTensor[row, n]: every token from the first of the row's cell on."""
+    n = batch["input_ids"].shape[1]
+    columns = cell.masked_fill(cell == IGNORED, n).min(1, keepdim=True).values + torch.arange(n)
+    return torch.where(columns < batch["attention_mask"].sum(1, keepdim=True), columns, IGNORED)
 
 
 def places_of(model: IntervenedModel, cells: Sequence[Cell], batch: Mapping[str, Any]) -> Tensor:
