@@ -16,7 +16,7 @@ from iit.causal.figure import figure
 from iit.data import Choice, Pairs, freeze, hold_out
 from iit.evaluation import Trust, evaluate, train_alike, verdict
 from iit.evaluation.retrained import Refit
-from iit.network import fingerprint
+from iit.network import Network, fingerprint
 from iit.report import save_figure, training_curve
 from iit.result import Cell, Row, select
 
@@ -141,10 +141,10 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
     return fitted
 
 
-def pairs_of(cfg: DictConfig, alignment: Alignment) -> Pairs:
-    """Pairs sampled from the causal model; one's own need none. The alignment answers for its network and keeps what it ran."""
+def pairs_of(cfg: DictConfig, network: Alignment | Network) -> Pairs:
+    """Pairs sampled from the causal model; one's own need none. An alignment answers for its network and keeps what it ran."""
     make = instantiate(cfg.data)
-    return make(network=alignment) if "path" in cfg.data else make(task=instantiate(cfg.causal), network=alignment)
+    return make(network=network) if "path" in cfg.data else make(task=instantiate(cfg.causal), network=network)
 
 
 def _told(facts: Any) -> str:

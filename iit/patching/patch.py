@@ -57,7 +57,7 @@ def patch(
         cells,
         from_source(contrast),
         metrics_of(metric),
-        method="VanillaIntervention",
+        method="VanillaIntervention" if direction == "noising" else "VanillaIntervention, denoising",
         store=store,
         batch_size=batch_size,
         progress=progress,

@@ -36,11 +36,11 @@ def path_patch(
     pairs: Pairs | EncodedPairs | Contrast,
     receivers: Site | Sequence[Site] = (),
     *,
-    senders: Sequence[Site] | None = None,
     components: str | Sequence[str] = "attention_value_output",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | str | None = "all",
-    positions: Sequence[Position] = ("last",),
+    positions: Sequence[Position] | None = ("last",),
+    sites: Sequence[Site] | None = None,
     through: Sequence[str] = (),
     direction: str = "noising",
     metric: str | Metric | Sequence[str] | Mapping[str, Metric] = "logit_difference",
@@ -58,13 +58,13 @@ def path_patch(
     in the first run: the direct effect on the logits.
 
     receivers: sites to be reached, all at once: a later head's `query_output`, `key_output`, `value_output`, an `mlp_input`, ….
-    senders: sites; by default the product of components, layers, heads and positions, as `patch` takes them, as far as it lies
-        before a receiver.
+    components, layers, heads, positions: of the senders, as `patch` takes them; those that lie before no receiver are left out.
+    sites: the senders, in place of their product.
     through: sublayers that are not held but follow the sender: "mlp", "attention". With both, and without receivers, this is
         activation patching.
     The others: as `patch` takes them.
 
-    Raises ValueError for a sublayer that is neither, senders that lie before no receiver, sites that are no components, and
+    Raises ValueError for a sublayer that is neither, sites that lie before no receiver, sites that are no components, and
     answers of several tokens.
     """
     unknown = [name for name in through if name not in SUBLAYERS]
@@ -74,9 +74,9 @@ def path_patch(
     if contrast.label.shape[1] > 1:
         raise ValueError("Path patching holds the prompts' activations at the base's; answers of several tokens are not prompts.")
     receivers = (receivers,) if isinstance(receivers, Site) else tuple(receivers)
-    found = list(senders) if senders is not None else sites_of(contrast, components, layers, heads, positions)
+    found = list(sites) if sites is not None else sites_of(contrast, components, layers, heads, positions)
     before = [site for site in found if not receivers or any(_when(site) < _when(receiver) for receiver in receivers)]
-    if not before or (senders is not None and len(before) < len(found)):
+    if not before or (sites is not None and len(before) < len(found)):
         late = next(site for site in found if site not in before)
         raise ValueError(f"The sender {late} lies before none of the receivers {', '.join(map(str, receivers))}.")
     n_blocks = len(blocks_of(network.model if isinstance(network, Network) else network)[1])

@@ -2,7 +2,7 @@
 
 from iit.report.atlas import atlas_figure
 from iit.report.curves import training_curve
-from iit.report.maps import curves, heatmap
+from iit.report.maps import curves, heatmap, map_figure
 from iit.report.saving import save_figure
 from iit.report.summary import SummaryCallback, summary, summary_table, write_summary
 from iit.report.table import markdown_table, print_results, results_table
@@ -12,6 +12,7 @@ __all__ = [
     "atlas_figure",
     "curves",
     "heatmap",
+    "map_figure",
     "markdown_table",
     "print_results",
     "results_table",

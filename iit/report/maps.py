@@ -102,6 +102,25 @@ def curves(lines: Sequence[Line], *, x: str, metrics: Sequence[str], series: str
     return figure
 
 
+def map_figure(
+    lines: Sequence[Line], *, metric: str, labels: Mapping[Any, str] | None = None, title: str | None = None
+) -> Figure:
+    """The figure that suits what varies: layer × head, head × position of one layer, layer × position, or a curve over layers or units."""
+    table = [line for line in _mappings(lines) if line["metric"] == metric]
+    several = {name: len({line[name] for line in table}) > 1 for name in ("component", "layer", "head", "position", "unit")}
+    if several["unit"]:
+        table = [line | {"place": f"layer {line['layer']} @ {_label(line['position'], {})}"} for line in table]
+        return curves(table, x="unit", metrics=[metric], series="place", title=title)
+    if several["head"] and several["position"] and not several["layer"]:
+        panel = "component" if several["component"] else None
+        return heatmap(table, metric=metric, x="position", y="head", panel=panel, labels=labels, title=title)
+    if several["head"]:
+        return heatmap(table, metric=metric, x="head", panel="position" if several["position"] else "component", title=title)
+    if several["position"]:
+        return heatmap(table, metric=metric, panel="component" if several["component"] else None, labels=labels, title=title)
+    return curves(table, x="layer", metrics=[metric], series="component", title=title)
+
+
 def _mappings(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Lists, as several heads or positions are written, become tuples: they can be told apart."""
     plain = [line.to_dict() if isinstance(line, Row) else line for line in lines]

@@ -12,6 +12,8 @@ from pathlib import Path
 from iit.report.atlas import atlas_lines, compared, is_atlas
 from iit.report.ground_truth import HEADER, ground_truth_lines, is_ground_truth
 from iit.report.ladder import is_ladder, ladder_lines
+from iit.report.patched import HEADER as MAPS
+from iit.report.patched import is_maps, map_captions, map_lines
 from iit.report.table import markdown, markdown_table
 from iit.report.verdict import verdict_markdown
 from iit.result import Metrics, Row, read_metrics, write_text
@@ -36,6 +38,13 @@ def _table(result: Path) -> str:
     metrics = read_metrics(result)
     if is_ground_truth(metrics.facts):
         return markdown(HEADER, ground_truth_lines(metrics.rows, metrics.facts["verdicts"]), n_left=2)
+    if is_maps(metrics.facts):
+        return (
+            markdown(MAPS, map_lines(metrics.rows, metrics.facts), n_left=2)
+            + "\n"
+            + "\n".join(map_captions(metrics.facts))
+            + "\n"
+        )
     if is_ladder(metrics.rows):
         (n,) = {row.n for row in metrics.rows if (row.split, row.subset, row.metric) == ("test", "changing", "iia")}
         return markdown(*ladder_lines(metrics.rows)) + f"\nUnseen: n = {n} changing test pairs.\n"

@@ -11,6 +11,7 @@ from rich.table import Table
 from iit.report.atlas import atlas_table, is_atlas
 from iit.report.ground_truth import ground_truth_table, is_ground_truth
 from iit.report.ladder import is_ladder, ladder_table
+from iit.report.patched import is_maps, maps_table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Row, read_metrics
 
@@ -143,6 +144,8 @@ def print_results(folder: str | Path) -> None:
         console.print(ground_truth_table(rows, metrics.facts["verdicts"]))
     elif is_ladder(rows):
         console.print(ladder_table(rows))
+    elif is_maps(metrics.facts):
+        console.print(maps_table(rows, metrics.facts))
     else:
         if is_atlas(rows):
             console.print(atlas_table(rows))

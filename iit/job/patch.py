@@ -1,0 +1,98 @@
+"""The job `patch`: maps of what edits do, without any training; the strongest cells of each are measured again on test."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from iit.causal.figure import figure
+from iit.data import Pairs, freeze, hold_out
+from iit.intervened import ActivationStore
+from iit.job.align import pairs_of
+from iit.network import Network, fingerprint
+from iit.patching import Contrast, Effects
+from iit.report import map_figure, save_figure
+from iit.result import Row
+
+log = logging.getLogger(__name__)
+
+Map = Callable[..., Effects]
+"""(network, pairs, split=…, variable=…, store=…, metric=…, progress=…) → Effects, as `iit.patching.patch` and its siblings are."""
+
+
+def patch(
+    cfg: DictConfig,
+    folder: Path,
+    loggers: list[Any],
+    *,
+    maps: Mapping[str, Map],
+    metrics: Sequence[str] = ("normalised_logit_difference", "logit_difference", "iia"),
+    top: int = 5,
+    batch_size: int = 64,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Each map on validation; of each the cells that change the first metric most on test.
+
+    maps: name → a function of `iit.patching`, its cells given. metrics: what is measured; the first one ranks and is drawn. top: cells
+    of each map that are measured on test, frozen in `choice.json` before it is opened.
+
+    Writes a heatmap (or curve) of each map with its data, and the causal model's graph. Returns the rows, whose `experiment` is
+    EXPERIMENT/MAP, and the run's facts.
+    """
+    network = instantiate(cfg.network)
+    before = fingerprint(network.model)
+    pairs, held_out = hold_out(pairs_of(cfg, network))
+    labels = _examples(network, pairs, cfg.variable)
+    facts = {
+        "network": network.name,
+        "task": pairs.task.name if pairs.task else "file",
+        "variable": cfg.variable,
+        "seed": cfg.seed,
+    }
+    rows: list[Row] = []
+    chosen: dict[str, Effects] = {}
+    for name, run in maps.items():
+        log.info("Map %s", name)
+        options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size, "progress": True}
+        found = run(network, pairs, split="validation", store=_store(cfg, network), **options)
+        here = found.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
+        rows += here
+        picture = map_figure(found.table(), metric=metrics[0], labels=labels, title=f"{name}: validation, changing pairs")
+        save_figure(picture, folder / name, found.table())
+        chosen[name] = found
+    best = {name: found.top(top, metrics[0]) for name, found in chosen.items()}
+    told = {name: [str(chosen[name].cells[i]) for i in cells] for name, cells in best.items()}
+    opened = held_out.opened(freeze(folder, {"ranked by": metrics[0], "cells": told}))
+    for name, run in maps.items():
+        cells = [chosen[name].cells[i] for i in best[name]]
+        options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size}
+        again = _only(run, cells)(network, opened, split="test", store=_store(cfg, network), **options)
+        rows += again.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
+    assert fingerprint(network.model) == before, "the frozen network has changed"
+    if pairs.task is not None:
+        save_figure(figure(pairs.task.model), folder / "causal_model")
+    return rows, {
+        "data": dict(pairs.facts) | {"fingerprint": opened.fingerprint, "causal_model": pairs.task is not None},
+        "maps": {name: {"metric": metrics[0], "n_cells": len(found), "top": told[name]} for name, found in chosen.items()},
+        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
+    }
+
+
+def _only(run: Map, cells: Sequence[Any]) -> Map:
+    """The map at these cells alone."""
+    units = list(dict.fromkeys(cell.unit for cell in cells))
+    more = {} if units == [None] else {"units": units}
+    return partial(run, sites=list(dict.fromkeys(cell.site for cell in cells)), **more)
+
+
+def _store(cfg: DictConfig, network: Network) -> ActivationStore:
+    return instantiate(cfg.store)(network.model)
+
+
+def _examples(network: Network, pairs: Pairs, variable: str) -> dict[Any, str]:
+    """{role: its text in the first pair's base}."""
+    contrast = Contrast.of(network, pairs, variable=variable)
+    return contrast.tokens(list(contrast.base.get("positions") or ()))

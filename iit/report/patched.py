@@ -1,0 +1,56 @@
+"""The table of a job `patch`: the strongest cells of each map, ranked on validation and measured on test."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from iit.result import Cell, Row
+
+HEADER = ["map", "cell", "validation", "test", "95% interval", "n"]
+
+
+def is_maps(facts: Mapping[str, Any]) -> bool:
+    """Whether a run's facts are of maps."""
+    return "maps" in facts
+
+
+def map_lines(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each cell that was measured on test, the largest validation figure of its map first."""
+    body = []
+    for name, about in facts["maps"].items():
+        here = [row for row in rows if str(row.experiment).endswith(f"/{name}") and row.metric == about["metric"]]
+        ranked = {Cell.of(row): row for row in here if row.split == "validation" and row.control is None}
+        test = [row for row in here if row.split == "test" and row.control is None]
+        for row in sorted(test, key=lambda row: -abs(ranked[Cell.of(row)].value)):
+            interval = f"{row.low:+.3f} to {row.high:+.3f}"
+            body.append([name, place(row), f"{ranked[Cell.of(row)].value:+.3f}", f"{row.value:+.3f}", interval, str(row.n)])
+    return body
+
+
+def map_captions(facts: Mapping[str, Any]) -> list[str]:
+    """What the figures are, and how many cells the best were chosen from."""
+    many = ", ".join(f"{name} {about['n_cells']}" for name, about in facts["maps"].items())
+    metrics = sorted({about["metric"].replace("_", " ") for about in facts["maps"].values()})
+    return [
+        f"Figures: {', '.join(metrics)}. The highest of many validation figures is too high by chance; test figures are not. Cells: {many}."
+    ]
+
+
+def place(row: Row) -> str:
+    """A cell in short: component[layer].head @ position, and the unit where there is one."""
+    layer = "" if row.layer is None else f"[{row.layer}]"
+    head = "" if row.head is None else f".head[{row.head}]"
+    unit = "" if row.method is None or "[" not in row.method else f", unit {row.method.partition('[')[2].rstrip(']')}"
+    return f"{row.component}{layer}{head}" + ("" if row.position is None else f" @ {row.position}") + unit
+
+
+def maps_table(rows: Sequence[Row], facts: Mapping[str, Any]) -> Table:
+    """For the terminal."""
+    table = Table(title="The strongest cells of each map", caption="\n".join(map_captions(facts)))
+    for number, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if number < 2 else "right")
+    for line in map_lines(rows, facts):
+        table.add_row(*map(escape, line))
+    return table
