@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from iit.causal.figure import figure
-from iit.data import Pairs, freeze, hold_out
+from iit.data import freeze, hold_out
 from iit.intervened import ActivationStore
 from iit.job.align import pairs_of
 from iit.network import Network, fingerprint
@@ -45,7 +45,7 @@ def patch(
     network = instantiate(cfg.network)
     before = fingerprint(network.model)
     pairs, held_out = hold_out(pairs_of(cfg, network))
-    labels = _examples(network, pairs, cfg.variable)
+    contrast = Contrast.of(network, pairs, variable=cfg.variable)
     facts = {
         "network": network.name,
         "task": pairs.task.name if pairs.task else "file",
@@ -60,6 +60,7 @@ def patch(
         found = run(network, pairs, split="validation", store=_store(cfg, network), **options)
         here = found.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
         rows += here
+        labels = contrast.tokens(list(dict.fromkeys(cell.site.position for cell in found.cells)))
         picture = map_figure(found.table(), metric=metrics[0], labels=labels, title=f"{name}: validation, changing pairs")
         save_figure(picture, folder / name, found.table())
         chosen[name] = found
@@ -90,9 +91,3 @@ def _only(run: Map, cells: Sequence[Any]) -> Map:
 
 def _store(cfg: DictConfig, network: Network) -> ActivationStore:
     return instantiate(cfg.store)(network.model)
-
-
-def _examples(network: Network, pairs: Pairs, variable: str) -> dict[Any, str]:
-    """{role: its text in the first pair's base}."""
-    contrast = Contrast.of(network, pairs, variable=variable)
-    return contrast.tokens(list(contrast.base.get("positions") or ()))

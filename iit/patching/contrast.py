@@ -68,7 +68,7 @@ class Contrast:
         """The changing pairs of a split that interchange the variable.
 
         direction: "noising" runs the base and swaps the source's activations in; "denoising" the other way round, which asks for
-            pairs whose source's own answer is the label (`pairs="minimal"` draws such).
+            pairs whose source's own answer is the label (of IOI, `pairs="s2_io_flip"`).
         every: take all pairs, in their order, whatever they change and interchange.
 
         Raises ValueError for an unknown direction or variable, no pair that is left, and sources that answer otherwise.
@@ -106,7 +106,8 @@ class Contrast:
             if wrong:
                 raise ValueError(
                     f"Denoising: {wrong} of {len(self)} sources do not give the label by themselves, so that bases cannot restore it. "
-                    "Take pairs that differ in the variable alone (data.pairs=minimal), or direction='noising'."
+                    "Take sources that are the base but for what tells the answers apart (one of the task's counterfactuals, as "
+                    "data.pairs=s2_io_flip of IOI), or direction='noising'."
                 )
         return replace(self, base=self.source, source=self.base, label=self.own, own=self.label)
 
@@ -117,14 +118,16 @@ class Contrast:
                 found.append(correct(plain.answer_logits(taken(batch, rows, self.label)).cpu(), self.label[rows]))
         return torch.cat(found)
 
-    def tokens(self, roles: Sequence[Any]) -> dict[Any, str]:
-        """{role: its text in the first base}, for axes; nothing for what is not a role of a language model's prompts."""
+    def tokens(self, places: Sequence[Any]) -> dict[Any, str]:
+        """{role or token index: its text in the first base}, for axes; nothing for what is neither, or no language model's."""
         if not isinstance(self.network, LanguageModel):
             return {}
-        positions = self.base.get("positions") or {}
         tokenizer: Any = self.network.tokenizer
-        ids = {role: [int(i) for i in positions[role][0] if i != IGNORED] for role in roles if role in positions}
-        return {role: tokenizer.decode(self.base["input_ids"][0, index]) for role, index in ids.items() if index}
+        ids = self.base["input_ids"][0][: int(self.base["attention_mask"][0].sum())].tolist()
+        roles = self.base.get("positions") or {}
+        columns = {place: [int(i) for i in roles[place][0] if i != IGNORED] for place in places if place in roles}
+        columns |= {place: [place] for place in places if isinstance(place, int) and -len(ids) <= place < len(ids)}
+        return {place: tokenizer.decode([ids[i] for i in index]) for place, index in columns.items() if index}
 
 
 def taken(batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None) -> dict[str, Any]:

@@ -46,11 +46,15 @@ def place(row: Row) -> str:
     return f"{row.component}{layer}{head}" + ("" if row.position is None else f" @ {row.position}") + unit
 
 
-def maps_table(rows: Sequence[Row], facts: Mapping[str, Any]) -> Table:
-    """For the terminal."""
-    table = Table(title="The strongest cells of each map", caption="\n".join(map_captions(facts)))
-    for number, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if number < 2 else "right")
-    for line in map_lines(rows, facts):
-        table.add_row(*map(escape, line))
-    return table
+def maps_tables(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[Table]:
+    """For the terminal, one a map."""
+    tables = []
+    for name in facts["maps"]:
+        table = Table(title=escape(f"{name}: the strongest cells"))
+        for number, column in enumerate(HEADER[1:]):
+            table.add_column(column, justify="right" if number else "left", overflow="fold")
+        for line in map_lines(rows, facts):
+            if line[0] == name:
+                table.add_row(*map(escape, line[1:]))
+        tables.append(table)
+    return tables

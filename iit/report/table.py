@@ -11,7 +11,7 @@ from rich.table import Table
 from iit.report.atlas import atlas_table, is_atlas
 from iit.report.ground_truth import ground_truth_table, is_ground_truth
 from iit.report.ladder import is_ladder, ladder_table
-from iit.report.patched import is_maps, maps_table
+from iit.report.patched import is_maps, map_captions, maps_tables
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Row, read_metrics
 
@@ -145,7 +145,7 @@ def print_results(folder: str | Path) -> None:
     elif is_ladder(rows):
         console.print(ladder_table(rows))
     elif is_maps(metrics.facts):
-        console.print(maps_table(rows, metrics.facts))
+        console.print(*maps_tables(rows, metrics.facts), *map_captions(metrics.facts), sep="\n")
     else:
         if is_atlas(rows):
             console.print(atlas_table(rows))

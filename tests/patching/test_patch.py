@@ -134,7 +134,7 @@ def test_what_cannot_be_patched(toy):
         ({"positions": ["nobody"]}, "no role 'nobody'"),
         ({"positions": ["last"], "units": [99]}, "units 0 to 15"),
         ({"positions": ["last"], "variable": "other"}, "not 'other'"),
-        ({"positions": ["last"], "direction": "denoising"}, "minimal"),
+        ({"positions": ["last"], "direction": "denoising"}, "s2_io_flip"),
     ):
         with pytest.raises(ValueError, match=match):
             patch(network, pairs, **options)
