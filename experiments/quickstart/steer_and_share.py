@@ -6,7 +6,11 @@ import iit
 
 lm = iit.load_network("smollm2")
 site = iit.Site("block_output", layer=10)
-sea = ["The ship sailed across the deep blue ocean", "Waves crashed on the sandy beach", "Dolphins and whales swam beside the boat"]
+sea = [
+    "The ship sailed across the deep blue ocean",
+    "Waves crashed on the sandy beach",
+    "Dolphins and whales swam beside the boat",
+]
 land = ["The manager opened the door of the office", "People walked along the street", "Cars and buses passed by the house"]
 
 
