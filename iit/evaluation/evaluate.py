@@ -10,7 +10,7 @@ import torch
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace, vanilla
-from iit.evaluation.diagnostics import angle_rows, divergence_rows, other_variables, parts
+from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.off_target import off_target
 from iit.evaluation.outcomes import Outcomes, answered, outcomes
@@ -51,7 +51,7 @@ def evaluate(
     variable (prompts alone) give the one row `task_accuracy` of the network itself, of these prompts.
 
     trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the task's other variables, and the
-        diagnostics `read_part`, `null_part`, `divergence` and `principal_angle`. `verdict` says what all of this comes to.
+        diagnostics `read_part`, `null_part`, `divergence`, `principal_angle` and, in small networks, `abstraction_error`. `verdict` says what all of this comes to.
     refit: trains the controls as the alignment was trained; by default `fit` with its own defaults.
 
     Raises ValueError for an unknown level of trust, and pairs of other variables.
@@ -90,6 +90,7 @@ def evaluate(
             rows += angle_rows([alignment, *(a for name, a in again.items() if name.startswith(SEEDS))], pairs, told)
             rows += divergence_rows(alignment, pairs, encoded, told, trust.resamples, batch_size)
             rows += other_variables(alignment, pairs, split, told, trust.resamples, batch_size)
+            rows += abstraction_rows(alignment, pairs, split, told, trust, batch_size)
         arms |= {name: found.right[None] for name, found in scored.items()}
         if "train" in set(pairs.dataset["split"]):
             arms["majority"] = majority(pairs, encoded)

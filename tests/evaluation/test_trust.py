@@ -39,11 +39,11 @@ def test_a_valid_claim_passes(verdicts, seed):
 @pytest.mark.parametrize(
     ("claim", "criteria"),
     [
-        ("wrong", {"accuracy", "selectivity"}),
-        ("leaky", {"faithfulness"}),
+        ("wrong", {"accuracy", "selectivity", "abstraction"}),
+        ("leaky", {"faithfulness", "abstraction"}),
         ("illusion", {"faithfulness", "illusion"}),
-        ("random_network", {"task", "selectivity"}),
-        ("shuffled_label", {"accuracy", "selectivity"}),
+        ("random_network", {"task", "selectivity", "abstraction"}),
+        ("shuffled_label", {"accuracy", "selectivity", "abstraction"}),
     ],
 )
 def test_an_invalid_claim_fails_for_its_reason(verdicts, claim, criteria, seed):
