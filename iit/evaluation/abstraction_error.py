@@ -59,7 +59,7 @@ class _Natural(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """n interventions. base, third: int[n], numbers of inputs. held: {variable: bool[n]}. inert: bool[n].
+    """n interventions. base, third: int[n], numbers of inputs, never the same. held: {variable: bool[n]}. inert: bool[n].
     source: {variable: int[n]}, the input whose coordinates it gets. value: {variable: what the causal model holds it at}."""
 
     base: np.ndarray
@@ -177,7 +177,8 @@ def _draw(alignment: Alignment, values: Mapping[Variable, list[Any]], n: int, rn
         source[variable] = np.array([rows[x][int(u * len(rows[x]))] for x, u in zip(chosen, rng.random(n), strict=True)])
         value[variable] = chosen
     inert = held[:, -1] if alignment.inert else np.zeros(n, dtype=bool)
-    base, third = rng.integers(n_inputs, size=(2, n))
+    base = rng.integers(n_inputs, size=n)
+    third = (base + rng.integers(1, n_inputs, size=n)) % n_inputs
     return _Drawn(base, third, {v: held[:, k] for k, v in enumerate(alignment.variables)}, inert, source, value)
 
 

@@ -93,7 +93,7 @@ def other_variables(
     there are any: there an edit that carries its own variable alone changes nothing.
     """
     others = [v for v in pairs.task.variables if v not in pairs.variables] if pairs.task is not None else []
-    if len(pairs.variables) != 1 or pairs.sampled is None:
+    if len(alignment.variables) != 1 or pairs.sampled is None:
         return []
     rows = []
     for other in others:

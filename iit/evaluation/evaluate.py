@@ -83,7 +83,7 @@ def evaluate(
         if full:
             again, missing = retrained(alignment, pairs, refit, seeds=trust.seeds, seed=seed, elsewhere=trust.wrong_site)
             for name, why in missing.items():
-                log.info("Control %s was not run: %s", name, why)
+                log.info("Not run: %s: %s", name, why)
             scored |= {name: outcomes(other, encoded, batch_size=batch_size) for name, other in again.items()}
             found = parts(alignment, encoded, batch_size)
             scored |= {name: outcomes(part, encoded, batch_size=batch_size) for name, part in found.items()}
@@ -94,7 +94,7 @@ def evaluate(
         arms |= {name: found.right[None] for name, found in scored.items()}
         if "train" in set(pairs.dataset["split"]):
             arms["majority"] = majority(pairs, encoded)
-        if alignment.inert:
+        if alignment.inert and len(set(encoded.bases)) > 1:
             arms["inert_resampled"] = inert_resampled(alignment, encoded, seed=seed, batch_size=batch_size)
         for pooled, prefix in (("random_subspace", "random_subspace/"), ("seeds", SEEDS)):
             draws = [right for name, right in arms.items() if name is not None and name.startswith(prefix)]

@@ -10,6 +10,7 @@ from iit.data import Pairs
 THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "task": (0.8, 0.6),
     "accuracy": (0.8, 0.5),
+    "precision": (0.2, 0.4),
     "isolation": (0.8, 0.6),
     "selectivity": (0.3, 0.1),
     "beyond_pca": (0.05, -1.0),

@@ -12,7 +12,7 @@ NULLS = ("no_intervention", "majority", "random_subspace", "shuffled_label", "un
 """Controls that do not have what the hypothesis claims: an accuracy that they reach, too, says nothing. PCA of equal rank may well have
 it, and has a criterion of its own."""
 NEEDS = {
-    "faithfulness": "the alignment declares nothing inert",
+    "faithfulness": "the alignment declares nothing inert, or all pairs have one base",
     "abstraction": "needs trust=full, a causal model, a small network and variables of few values",
 }
 """Why a criterion was not read, where the alignment or the network may be the reason."""
@@ -58,7 +58,7 @@ class Verdict:
 
 
 def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) -> list[Verdict]:
-    """A verdict for each variable that the test rows score by itself.
+    """A verdict for each variable that the test rows score by itself; where none is, for those that are interchanged together.
 
     thresholds: criterion → (passes up to here, warns up to here), in place of those of `THRESHOLDS`. A criterion whose higher figures
         are better has the larger number first. Raises ValueError for what `thresholds_with` refuses.
@@ -67,6 +67,7 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
     |---|---|
     | task | share of prompts that the network answers |
     | accuracy | IIA on changing pairs (on all where none is changing) |
+    | precision | width of the accuracy's 95% interval: few base prompts show little |
     | isolation | IIA on pairs whose answer should stay |
     | selectivity | accuracy − the best of `NULLS` |
     | beyond_pca | accuracy − that of principal components of equal rank: without it training has found nothing that variance does not show |
@@ -82,10 +83,11 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
     """
     limits = thresholds_with(thresholds or {})
     test = [row for row in rows if row.split == "test"]
-    variables = [
+    scored = dict.fromkeys(
         row.variable for row in test if (row.control, row.metric, row.subset) == (None, "iia", "all") and row.variable is not None
-    ]
-    return [_judged(variable, _Rows(rows, variable), limits) for variable in dict.fromkeys(variables) if "+" not in variable]
+    )
+    alone = [variable for variable in scored if "+" not in variable]
+    return [_judged(variable, _Rows(rows, variable), limits) for variable in alone or scored]
 
 
 class _Rows:
@@ -96,7 +98,9 @@ class _Rows:
         self.abstraction = [
             row
             for row in rows
-            if row.metric.startswith("abstraction_error/") and row.split == "test" and variable in (row.variable or "").split("+")
+            if row.metric.startswith("abstraction_error/")
+            and row.split == "test"
+            and set(variable.split("+")) <= set((row.variable or "").split("+"))
         ]
         self.off_target = [row for row in rows if row.control == f"off_target/{variable}" and row.split == "test"]
         self.subset = "changing" if self.value() is not None else "all"
@@ -133,6 +137,15 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
     worst = max((finding.outcome for finding in findings), key=OUTCOMES.index)
     told = [f"{name} ({NEEDS[name]})" if name in NEEDS else name for name in not_run]
     return Verdict(variable, worst, tuple(findings), tuple(told))
+
+
+def _precision(rows: _Rows) -> Reading:
+    found = rows.row(subset=rows.subset)
+    return (
+        None
+        if found is None
+        else (found.high - found.low, f"the interval of {_told(found)} is {found.high - found.low:.3f} wide")
+    )
 
 
 def _task(rows: _Rows) -> Reading:
@@ -238,6 +251,7 @@ HIGHER = ("task", "accuracy", "isolation", "selectivity", "beyond_pca", "worst_k
 CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
     "task": _task,
     "accuracy": _accuracy,
+    "precision": _precision,
     "isolation": _isolation,
     "selectivity": _selectivity,
     "beyond_pca": _above("pca_subspace", "of principal components of equal rank"),

@@ -55,6 +55,8 @@ def test_where_everything_is_good_everything_passes_and_nothing_was_left_out():
 @pytest.mark.parametrize(
     ("key", "value", "criterion", "outcome", "word"),
     [
+        ("accuracy", row(0.9, low=0.7, high=1.0, n=20), "precision", "warn", "0.300 wide"),
+        ("accuracy", row(0.9, low=0.025, high=1.0, n=1), "precision", "fail", "n = 1"),
         ("task", row(0.7, metric="task_accuracy", subset="all"), "task", "warn", "70.0%"),
         ("task", row(0.5, metric="task_accuracy", subset="all"), "task", "fail", "50.0%"),
         ("isolation", row(0.5, subset="unchanging"), "isolation", "fail", "should stay"),
@@ -90,7 +92,7 @@ def test_each_criterion_speaks_for_itself(key, value, criterion, outcome, word):
 def test_what_was_not_run_is_named():
     found = judged(up=None, down=None, inert=None, shuffled_label=None, read=None, seed=None, angles=None)
     assert found.outcome == "pass"
-    assert "faithfulness (the alignment declares nothing inert)" in found.not_run
+    assert any(name.startswith("faithfulness (the alignment declares nothing inert") for name in found.not_run)
     assert any(name.startswith("abstraction (needs trust=full, a causal model") for name in found.not_run)
     assert {"shuffled_label", "illusion", "seed_spread", "same_subspace"} <= set(found.not_run)
     assert "Not run: faithfulness" in found.line()
@@ -130,4 +132,13 @@ def test_a_kind_of_few_pairs_is_not_judged_and_validation_rows_do_not_count():
 def test_without_changing_pairs_all_pairs_are_judged():
     rows = [row(0.9, subset="all"), row(0.2, "no_intervention", "all")]
     (found,) = iit.verdict(rows)
-    assert {f.criterion: f.value for f in found.findings} == {"accuracy": 0.9, "selectivity": pytest.approx(0.7)}
+    assert {f.criterion: f.value for f in found.findings} == {"accuracy": 0.9, "precision": 0, "selectivity": pytest.approx(0.7)}
+
+
+def test_where_all_is_interchanged_together_all_is_judged_together():
+    rows = [row(0.9, subset="all", variable="v+w"), row(0.01, None, "all", metric="abstraction_error/up", variable="v+w+x")]
+    (found,) = iit.verdict(rows)
+    assert (found.variable, found.outcome) == ("v+w", "pass")
+    assert {f.criterion for f in found.findings} == {"accuracy", "precision", "abstraction"}
+    (alone,) = iit.verdict([*rows, row(0.9, subset="all")])
+    assert alone.variable == "v"
