@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from iit.data.pairs import Pairs
+from iit.data.table import from_table
 from iit.result import write_text
 
 FILE = "choice.json"
@@ -39,9 +40,11 @@ class HeldOut:
 
 
 def hold_out(pairs: Pairs) -> tuple[Pairs, HeldOut]:
-    """(pairs without the test split, what opens it once the choice of site, rank and epoch is frozen)."""
+    """(pairs without the test split and without what could draw it again, what opens it once the choice of site, rank and epoch is frozen)."""
     rows = [i for i, split in enumerate(pairs.dataset["split"]) if split != "test"]
-    return replace(pairs, dataset=pairs.dataset.select(rows)), HeldOut(pairs)
+    # A copy: a selection of a dataset still holds what was not selected.
+    rest: Any = pairs.dataset.select(rows).with_format("arrow")[:]
+    return replace(pairs, dataset=from_table(rest), sampled=None, prompts=None), HeldOut(pairs)
 
 
 def freeze(folder: str | Path, choice: Mapping[str, Any]) -> Choice:

@@ -49,6 +49,8 @@ class Pairs:
     sampled: `sample` with the arguments that these were sampled with, and others in their place: `sampled(variable="io_name")`, with
         the same words in each split; None for one's own pairs.
     values: variable → its value in each training pair's base; None for pairs that were not sampled from a causal model.
+    prompts: (split, n, seed) → n distinct prompts (or all that there are) of that split's words as the task draws them, answered rightly
+        or not; None for one's own pairs.
     """
 
     dataset: Dataset
@@ -58,6 +60,7 @@ class Pairs:
     again: Callable[[int], Dataset] | None = None
     sampled: Callable[..., "Pairs"] | None = None
     values: Mapping[str, Sequence[Any]] | None = None
+    prompts: Callable[[str, int, int], Prompts] | None = None
 
     def __post_init__(self) -> None:
         variables = (self.variables,) if isinstance(self.variables, str) else tuple(self.variables)
@@ -205,7 +208,11 @@ class Pairs:
             made = _pairs(task, wanted, pairs, prompts, n, parts["train"], apart, right, rng)
             return dataset(columns_of(made, "train", counterparts(task, made, prompts, rng) if wanted.natural else None))
 
-        return cls(dataset(columns), variables, task, facts, again if fresh else None, sampled, values)
+        def prompts(split: str, n: int, seed: int) -> Prompts:
+            rng = np.random.default_rng([seed, SPLITS.index(split)])
+            return draw_prompts(task, parts[split], n, None, rng=rng, split=split).prompts
+
+        return cls(dataset(columns), variables, task, facts, again if fresh else None, sampled, values, prompts)
 
     @classmethod
     def load(

@@ -76,7 +76,11 @@ def dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
     order = list(COLUMNS)
     names = sorted(columns, key=lambda name: (order.index(name.partition("[")[0]), name))
     arrays = {name: _array(name.partition("[")[0], columns[name]) for name in names}
-    table = pa.table({name: array for name, array in arrays.items() if array is not None})
+    return from_table(pa.table({name: array for name, array in arrays.items() if array is not None}))
+
+
+def from_table(table: pa.Table) -> Dataset:
+    """A dataset that is this table."""
     # Left alone, datasets would pickle the whole table to name it.
     digest = hashlib.sha256(repr(table.schema).encode())
     for buffer in (b for column in table.columns for chunk in column.chunks for b in chunk.buffers() if b is not None):

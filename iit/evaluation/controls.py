@@ -67,9 +67,9 @@ def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) ->
     """The same edits with the leading principal components of the training bases' activations, as many as the trained rank.
 
     None where an edit has no rank below its width, serves several variables by blocks, is made of principal components itself, or
-    where there are too few activations.
+    where there are too few activations, or no training pairs.
     """
-    if not has_random_subspace(alignment):
+    if not has_random_subspace(alignment) or "train" not in set(pairs.dataset["split"]):
         return None
     edits = {}
     for key, edit in alignment.edits.items():

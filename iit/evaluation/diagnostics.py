@@ -10,11 +10,13 @@ import numpy as np
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
+from iit.evaluation.abstraction_error import NotApplicableError, abstraction_error
 from iit.evaluation.divergence import divergence
 from iit.evaluation.illusion import split_by_reading
 from iit.evaluation.off_target import off_target
 from iit.evaluation.rows import describe, scores
 from iit.evaluation.subspace import principal_angles, subspaces
+from iit.evaluation.trust import Trust
 from iit.result import Row, clustered_interval
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,25 @@ def divergence_rows(
     return rows
 
 
+def abstraction_rows(
+    alignment: Alignment, pairs: Pairs, split: str, told: dict[str, Any], trust: Trust, batch_size: int
+) -> list[Row]:
+    """`abstraction_error/up` and `abstraction_error/down` of all variables of the alignment at once (see `abstraction_error`); n counts
+    interventions. Nothing where it does not apply; the log says why."""
+    try:
+        found = abstraction_error(alignment, pairs, split=split, n=trust.interventions, seed=told["seed"], batch_size=batch_size)
+    except NotApplicableError as error:
+        log.info("The abstraction error was not computed: %s", error)
+        return []
+    facts = describe(alignment, pairs, [str(v) for v in alignment.variables]) | told
+    rows = []
+    for direction, one in found.items():
+        interval = clustered_interval(one.wrong.astype(float), one.base, groups=one.variable, resamples=trust.resamples)
+        value = interval._replace(n=one.n)._asdict()
+        rows.append(Row(**facts, subset="all", control=None, metric=f"abstraction_error/{direction}", **value))
+    return rows
+
+
 def other_variables(
     alignment: Alignment, pairs: Pairs, split: str, told: dict[str, Any], resamples: int, batch_size: int
 ) -> list[Row]:
@@ -72,7 +93,7 @@ def other_variables(
     there are any: there an edit that carries its own variable alone changes nothing.
     """
     others = [v for v in pairs.task.variables if v not in pairs.variables] if pairs.task is not None else []
-    if len(pairs.variables) != 1 or pairs.sampled is None:
+    if len(alignment.variables) != 1 or pairs.sampled is None:
         return []
     rows = []
     for other in others:

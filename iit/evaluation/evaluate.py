@@ -10,7 +10,7 @@ import torch
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace, vanilla
-from iit.evaluation.diagnostics import angle_rows, divergence_rows, other_variables, parts
+from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.off_target import off_target
 from iit.evaluation.outcomes import Outcomes, answered, outcomes
@@ -51,7 +51,7 @@ def evaluate(
     variable (prompts alone) give the one row `task_accuracy` of the network itself, of these prompts.
 
     trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the task's other variables, and the
-        diagnostics `read_part`, `null_part`, `divergence` and `principal_angle`. `verdict` says what all of this comes to.
+        diagnostics `read_part`, `null_part`, `divergence`, `principal_angle` and, in small networks, `abstraction_error`. `verdict` says what all of this comes to.
     refit: trains the controls as the alignment was trained; by default `fit` with its own defaults.
 
     Raises ValueError for an unknown level of trust, and pairs of other variables.
@@ -83,17 +83,18 @@ def evaluate(
         if full:
             again, missing = retrained(alignment, pairs, refit, seeds=trust.seeds, seed=seed, elsewhere=trust.wrong_site)
             for name, why in missing.items():
-                log.info("Control %s was not run: %s", name, why)
+                log.info("Not run: %s: %s", name, why)
             scored |= {name: outcomes(other, encoded, batch_size=batch_size) for name, other in again.items()}
             found = parts(alignment, encoded, batch_size)
             scored |= {name: outcomes(part, encoded, batch_size=batch_size) for name, part in found.items()}
             rows += angle_rows([alignment, *(a for name, a in again.items() if name.startswith(SEEDS))], pairs, told)
             rows += divergence_rows(alignment, pairs, encoded, told, trust.resamples, batch_size)
             rows += other_variables(alignment, pairs, split, told, trust.resamples, batch_size)
+            rows += abstraction_rows(alignment, pairs, split, told, trust, batch_size)
         arms |= {name: found.right[None] for name, found in scored.items()}
         if "train" in set(pairs.dataset["split"]):
             arms["majority"] = majority(pairs, encoded)
-        if alignment.inert:
+        if alignment.inert and len(set(encoded.bases)) > 1:
             arms["inert_resampled"] = inert_resampled(alignment, encoded, seed=seed, batch_size=batch_size)
         for pooled, prefix in (("random_subspace", "random_subspace/"), ("seeds", SEEDS)):
             draws = [right for name, right in arms.items() if name is not None and name.startswith(prefix)]

@@ -13,19 +13,18 @@ from iit.result import correct
 def inert_resampled(alignment: Alignment, pairs: EncodedPairs, *, seed: int = 0, batch_size: int = 64) -> np.ndarray:
     """bool[n]: is the label still the answer when, beside the interchange, all inert parts are those of a third input?
 
-    The third input of a pair is the base of another pair, drawn without replacement. Only figures that also perturb what is declared
-    unaligned tell valid hypotheses from invalid ones (arXiv 2607.00267).
+    The third input of a pair is another pair's base, another than its own: the pairs are put in a random cycle, and the next one that has
+    another base gives it. Only figures that also perturb what is declared unaligned tell valid hypotheses from invalid ones
+    (arXiv 2607.00267).
 
-    Raises ValueError for an alignment that declares nothing inert.
+    Raises ValueError for an alignment that declares nothing inert, and for pairs of one base.
     """
     if not alignment.inert:
         raise ValueError(
             "The alignment declares nothing inert: say which parts do not matter (`inert`), or leave this figure out."
         )
     perturbed = IntervenedModel(alignment.studied or alignment.network, {**alignment.edits, **alignment.inert}).eval()
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    third = np.empty(len(pairs), dtype=int)
-    third[order] = np.roll(order, 1)  # one cycle: nobody is its own third input
+    third = third_inputs(pairs, seed)
     right = np.zeros(len(pairs), dtype=bool)
     with evaluating(alignment):
         for batch in pairs.batches(batch_size):
@@ -36,3 +35,18 @@ def inert_resampled(alignment: Alignment, pairs: EncodedPairs, *, seed: int = 0,
             logits = perturbed.answer_logits(batch["base"], sources, batch["active"] | idle).cpu()
             right[rows] = correct(logits, batch["base"]["answer"]).numpy()
     return right
+
+
+def third_inputs(pairs: EncodedPairs, seed: int) -> np.ndarray:
+    """int[n]: of each pair the number of another one, whose base is another. Raises ValueError where all have the same base."""
+    bases = np.unique(pairs.bases, return_inverse=True)[1]
+    if bases.max() == 0:
+        raise ValueError("All pairs have the same base: there is no third input.")
+    n = len(pairs)
+    order = np.random.default_rng(seed).permutation(n)
+    place, step = np.argsort(order), np.ones(n, dtype=int)
+    third = order[place - step]
+    while (same := bases[third] == bases).any():
+        step[same] += 1
+        third = order[(place - step) % n]
+    return third

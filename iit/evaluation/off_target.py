@@ -7,6 +7,7 @@ from iit.alignment import Alignment
 from iit.alignment.stacked import rows_of
 from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating
+from iit.intervened.sources import variables_of
 from iit.result import correct
 
 
@@ -19,6 +20,7 @@ def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) 
     right = {str(variable): np.zeros(len(pairs), dtype=bool) for variable in alignment.variables}
     if set(right) >= set(pairs.variables) and len(pairs.variables) == 1:
         return {}
+    reads = {str(v): e.intervention.needs_source for key, e in alignment.edits.items() for v in variables_of(key, e)}
     alone = np.array([names[0] if len(names) == 1 else "" for names in pairs.interchanged])
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns):
@@ -26,8 +28,9 @@ def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) 
             for variable, found in right.items():
                 for other in sorted({*here} - {variable, ""}):
                     rows = torch.from_numpy(np.flatnonzero(here == other))
-                    base, source = rows_of(batch["base"], rows), rows_of(batch["sources"][other], rows)
+                    base = rows_of(batch["base"], rows)
+                    source = {variable: rows_of(batch["sources"][other], rows)} if reads[variable] else None
                     active = {name: name == variable for name in alignment.variables}
-                    logits = alignment.answer_logits(base, {variable: source}, active).cpu()
+                    logits = alignment.answer_logits(base, source, active).cpu()
                     found[batch["row"][rows].numpy()] = correct(logits, base["answer"]).numpy()
     return right

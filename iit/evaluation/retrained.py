@@ -17,6 +17,7 @@ from iit.site import Site
 Refit = Callable[[Mapping[str, Alignment], Pairs, int], Any]
 """Trains alignments side by side: (name → alignment, pairs, seed)."""
 SEEDS = "seed/"
+RETRAINED = ("wrong_site", "shuffled_label", "untrained_network")
 
 
 def retrained(
@@ -27,7 +28,15 @@ def retrained(
     `seed/K`: other draws of the start, on the same pairs in the same order. `wrong_site`: the same intervention where the hypothesis does
     not place the variable. `shuffled_label`: the labels of the training and validation pairs are permuted. `untrained_network`: the
     same architecture with random weights and the trained network's prompts, which are not filtered again.
+
+    Nothing is trained where the pairs lack what a training needs: a training and a validation split, and all of the alignment's variables.
+    Where nothing of the alignment is trained (no parameter requires gradients) the labels have no part in it, and are not shuffled.
     """
+    lacking = sorted({"train", "validation"} - set(pairs.dataset["split"])) + sorted(
+        {str(v) for v in alignment.variables} - set(pairs.variables)
+    )
+    if lacking:
+        return {}, dict.fromkeys(("seeds", *RETRAINED), f"the pairs lack {', '.join(lacking)}")
     made = {f"{SEEDS}{number}": fresh(alignment, seed + number) for number in range(1, seeds)}
     missing: dict[str, str] = {}
     moved = displaced(alignment, pairs, elsewhere)
@@ -36,8 +45,11 @@ def retrained(
     else:
         made["wrong_site"] = fresh(alignment, seed, moved=moved)
     refit(made, pairs, seed)
-    made["shuffled_label"] = fresh(alignment, seed)
-    refit({"shuffled_label": made["shuffled_label"]}, shuffled(pairs, seed), seed)
+    if any(p.requires_grad for p in alignment.parameters()):
+        made["shuffled_label"] = fresh(alignment, seed)
+        refit({"shuffled_label": made["shuffled_label"]}, shuffled(pairs, seed), seed)
+    else:
+        missing["shuffled_label"] = "nothing is trained, so the labels have no part in it"
     assert alignment.studied is not None
     try:
         other = untrained(alignment.studied, seed)

@@ -10,19 +10,46 @@ from iit.data import Pairs
 THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "task": (0.8, 0.6),
     "accuracy": (0.8, 0.5),
+    "precision": (0.2, 0.4),
     "isolation": (0.8, 0.6),
     "selectivity": (0.3, 0.1),
     "beyond_pca": (0.05, -1.0),
     "generalisation": (0.1, 0.25),
     "worst_kind": (0.7, 0.4),
     "faithfulness": (0.1, 0.25),
+    "abstraction": (0.05, 0.15),
     "off_target": (0.2, 0.5),
     "seed_spread": (0.1, 0.25),
     "same_subspace": (45.0, 90.0),
     "illusion": (0.1, 0.3),
     "divergence": (0.25, 0.75),
 }
-"""Criterion → (passes up to here, warns up to here); beyond, it fails. What each one compares is in `iit.evaluation.verdict`."""
+"""Criterion → (passes up to here, warns up to here); beyond, it fails. What each one compares is in `iit.evaluation.verdict`.
+
+`conf/trust/thresholds/default.yaml` says the same to runs.
+"""
+
+
+def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """`THRESHOLDS` with those that are given in their place.
+
+    Raises ValueError for unknown criteria, what is no pair of numbers, and a pair in the wrong order.
+    """
+    unknown = sorted(set(given) - set(THRESHOLDS))
+    if unknown:
+        raise ValueError(f"thresholds: {unknown} are no criteria; they are {sorted(THRESHOLDS)}.")
+    found = dict(THRESHOLDS)
+    for name, pair in given.items():
+        higher = THRESHOLDS[name][0] > THRESHOLDS[name][1]
+        try:
+            good, fair = map(float, pair)
+        except (TypeError, ValueError):
+            good, fair = float("nan"), float("nan")
+        if not (good >= fair if higher else good <= fair):
+            order = "the higher first, as higher figures are better" if higher else "the lower first, as lower figures are better"
+            raise ValueError(f"thresholds: {name} takes [passes up to here, warns up to here], {order}; got {pair}.")
+        found[name] = (good, fair)
+    return found
 
 
 def train_alike(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int, **options: Any) -> None:
@@ -41,13 +68,14 @@ class Trust:
     random_subspaces: draws of a random subspace of equal rank.
     resamples: of the bootstrap behind every interval.
     full: also what has to be trained again (labels shuffled, an untrained network, a wrong site, other seeds), the other variables'
-        pairs, and the diagnostics of illusion and divergence.
+        pairs, the diagnostics of illusion and divergence, and, in small networks, the abstraction error.
     seeds: with `full`, how many trainings are compared, the alignment's own among them.
     wrong_site: with `full`, what is different at the wrong site, {"position": "object"} or {"layer": 2}; by default another role or,
         where the site names none, another layer.
+    interventions: with `full`, how many the abstraction error draws in each direction.
     thresholds: criterion → (pass, warn), in place of those of `THRESHOLDS`.
 
-    Raises ValueError for unknown criteria and for fewer than two seeds.
+    Raises ValueError for thresholds that `thresholds_with` refuses, for fewer than two seeds, and for no interventions.
     """
 
     random_subspaces: int = 5
@@ -55,12 +83,13 @@ class Trust:
     full: bool = False
     seeds: int = 3
     wrong_site: Mapping[str, Any] | None = None
+    interventions: int = 1000
     thresholds: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.thresholds) - set(THRESHOLDS))
-        if unknown:
-            raise ValueError(f"trust.thresholds: {unknown} are no criteria; they are {sorted(THRESHOLDS)}.")
+        thresholds_with(self.thresholds)
+        if self.interventions < 1:
+            raise ValueError(f"trust.interventions={self.interventions}: the abstraction error needs at least one.")
         if self.full and self.seeds < 2:
             raise ValueError(f"trust.seeds={self.seeds}: seeds are compared with each other; 2 or more are needed.")
 

@@ -4,13 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from iit.evaluation.trust import THRESHOLDS
+from iit.evaluation.trust import thresholds_with
 from iit.result import Row
 
 OUTCOMES = ("pass", "warn", "fail")
 NULLS = ("no_intervention", "majority", "random_subspace", "shuffled_label", "untrained_network", "wrong_site")
 """Controls that do not have what the hypothesis claims: an accuracy that they reach, too, says nothing. PCA of equal rank may well have
 it, and has a criterion of its own."""
+NEEDS = {
+    "faithfulness": "the alignment declares nothing inert, or all pairs have one base",
+    "abstraction": "needs trust=full, a causal model, a small network and variables of few values",
+}
+"""Why a criterion was not read, where the alignment or the network may be the reason."""
 LEAST = 20
 """A kind of pair with fewer pairs is not judged."""
 Reading = tuple[float, str] | None
@@ -53,33 +58,36 @@ class Verdict:
 
 
 def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) -> list[Verdict]:
-    """A verdict for each variable that the test rows score by itself.
+    """A verdict for each variable that the test rows score by itself; where none is, for those that are interchanged together.
 
     thresholds: criterion → (passes up to here, warns up to here), in place of those of `THRESHOLDS`. A criterion whose higher figures
-        are better has the larger number first.
+        are better has the larger number first. Raises ValueError for what `thresholds_with` refuses.
 
     | criterion | figure, on test |
     |---|---|
     | task | share of prompts that the network answers |
     | accuracy | IIA on changing pairs (on all where none is changing) |
+    | precision | width of the accuracy's 95% interval: few base prompts show little |
     | isolation | IIA on pairs whose answer should stay |
     | selectivity | accuracy − the best of `NULLS` |
     | beyond_pca | accuracy − that of principal components of equal rank: without it training has found nothing that variance does not show |
     | generalisation | accuracy on training pairs − on test pairs |
     | worst_kind | lowest IIA of a kind of pair |
     | faithfulness | IIA on all pairs − the same with the inert parts resampled from a third input (arXiv 2607.00267) |
+    | abstraction | the larger of the two causal abstraction errors, of all variables together (see `abstraction_error`) |
     | off_target | accuracy of this variable's edit where another variable is to be swapped |
     | seed_spread | highest − lowest accuracy among seeds |
     | same_subspace | mean principal angle between seeds' subspaces, in degrees |
     | illusion | accuracy − that of the part of the subspace that downstream reads (arXiv 2311.17030) |
     | divergence | share of pairs whose edited activation is farther from natural ones than 95% of unedited ones are (arXiv 2511.04638) |
     """
-    limits = {name: tuple(map(float, limit)) for name, limit in {**THRESHOLDS, **(thresholds or {})}.items()}
+    limits = thresholds_with(thresholds or {})
     test = [row for row in rows if row.split == "test"]
-    variables = [
+    scored = dict.fromkeys(
         row.variable for row in test if (row.control, row.metric, row.subset) == (None, "iia", "all") and row.variable is not None
-    ]
-    return [_judged(variable, _Rows(rows, variable), limits) for variable in dict.fromkeys(variables) if "+" not in variable]
+    )
+    alone = [variable for variable in scored if "+" not in variable]
+    return [_judged(variable, _Rows(rows, variable), limits) for variable in alone or scored]
 
 
 class _Rows:
@@ -87,6 +95,13 @@ class _Rows:
 
     def __init__(self, rows: Sequence[Row], variable: str):
         self.rows = [row for row in rows if row.variable == variable or row.metric == "task_accuracy"]
+        self.abstraction = [
+            row
+            for row in rows
+            if row.metric.startswith("abstraction_error/")
+            and row.split == "test"
+            and set(variable.split("+")) <= set((row.variable or "").split("+"))
+        ]
         self.off_target = [row for row in rows if row.control == f"off_target/{variable}" and row.split == "test"]
         self.subset = "changing" if self.value() is not None else "all"
 
@@ -105,7 +120,7 @@ class _Rows:
         return self.value(control, subset=self.subset, split=split)
 
 
-def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, ...]]) -> Verdict:
+def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]]) -> Verdict:
     findings: list[Finding] = []
     not_run: list[str] = []
     for criterion, read in CRITERIA.items():
@@ -120,8 +135,17 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, ...]])
         findings.append(Finding(criterion, outcome, value, reason))
     not_run += [control for control in NULLS if rows.accuracy(control) is None]
     worst = max((finding.outcome for finding in findings), key=OUTCOMES.index)
-    told = [f"{name} (the alignment declares nothing inert)" if name == "faithfulness" else name for name in not_run]
+    told = [f"{name} ({NEEDS[name]})" if name in NEEDS else name for name in not_run]
     return Verdict(variable, worst, tuple(findings), tuple(told))
+
+
+def _precision(rows: _Rows) -> Reading:
+    found = rows.row(subset=rows.subset)
+    return (
+        None
+        if found is None
+        else (found.high - found.low, f"the interval of {_told(found)} is {found.high - found.low:.3f} wide")
+    )
 
 
 def _task(rows: _Rows) -> Reading:
@@ -171,6 +195,16 @@ def _worst_kind(rows: _Rows) -> Reading:
     return worst.value, f"IIA {_told(worst)} on pairs that differ in {worst.subset.removeprefix('kind/')}"
 
 
+def _abstraction(rows: _Rows) -> Reading:
+    if not rows.abstraction:
+        return None
+    sides = {"up": "network", "down": "causal model"}
+    told = [f"{_told(row)} from the {sides[row.metric.rpartition('/')[2]]}" for row in rows.abstraction]
+    return max(
+        row.value for row in rows.abstraction
+    ), f"causal model and network differ, under interventions {' and '.join(told)}"
+
+
 def _off_target(rows: _Rows) -> Reading:
     found = [row for row in rows.off_target if row.subset == "changing"]
     if not found:
@@ -217,12 +251,14 @@ HIGHER = ("task", "accuracy", "isolation", "selectivity", "beyond_pca", "worst_k
 CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
     "task": _task,
     "accuracy": _accuracy,
+    "precision": _precision,
     "isolation": _isolation,
     "selectivity": _selectivity,
     "beyond_pca": _above("pca_subspace", "of principal components of equal rank"),
     "generalisation": _generalisation,
     "worst_kind": _worst_kind,
     "faithfulness": _above("inert_resampled", "with the inert parts from a third input", subset="all"),
+    "abstraction": _abstraction,
     "off_target": _off_target,
     "seed_spread": _seed_spread,
     "same_subspace": _same_subspace,

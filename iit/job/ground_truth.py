@@ -17,7 +17,7 @@ from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, freeze, hold_out
-from iit.evaluation import Trust, describe, evaluate, outcomes, principal_angles, subspaces, train_alike, verdict
+from iit.evaluation import describe, evaluate, outcomes, principal_angles, subspaces, train_alike, verdict
 from iit.evaluation.rows import scores
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
@@ -125,7 +125,8 @@ def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -
     if angles:
         value = {"value": float(np.mean(angles)), "low": min(angles), "high": max(angles), "n": len(angles)}
         pooled.append(Row(**facts, subset="all", control="truth", metric="principal_angle", **value))
-    trust = Trust(full=True, seeds=seeds, wrong_site=OmegaConf.to_container(case.wrong_site))  # type: ignore[arg-type]
+    elsewhere: Any = OmegaConf.to_container(case.wrong_site)
+    trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
     full = evaluate(claims[0], pairs, trust, experiment=cfg.name, refit=refit, batch_size=cfg.trainer.eval_batch_size)
     (judged,) = verdict(full, trust.thresholds)
     return pooled + full, judged.to_dict() | {"line": judged.line()}

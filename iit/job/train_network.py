@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import fit
+from iit.data import freeze, hold_out
 from iit.evaluation import evaluate, verdict
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
@@ -35,12 +36,20 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     is written to `folder / "alignment"`.
 
     Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache of `trained_network`. Returns the rows (task accuracy on validation,
-    by which the epoch was chosen, and on test) and the facts of the run.
+    by which the epoch was chosen, and, the choice being frozen in `choice.json`, on test) and the facts of the run.
+
+    Raises ValueError for trust=full, whose controls are trained in a frozen network.
     """
+    trust = instantiate(cfg.trust)
+    if trust.full:
+        raise ValueError(
+            "trust=full trains controls in a frozen network as the alignment was trained; this job trains the network itself. Run it with "
+            "trust=quick, then job=align on network=trained with trust=full."
+        )
     task = instantiate(cfg.causal)
     network = instantiate(cfg.network, **({"vocabulary": list(task.vocabulary)} if "vocabulary" in cfg.network else {}))
     alignment = instantiate(cfg.alignment)(network=network)
-    pairs = instantiate(cfg.data)(task=task, network=network)
+    pairs, held_out = hold_out(instantiate(cfg.data)(task=task, network=network))
     fitted = fit(
         alignment,
         pairs,
@@ -59,11 +68,11 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     what = "IIA on changing pairs" if alignment.edits else "task accuracy"
     log.info("Kept epoch %d of %d: validation %s %.4f", fitted.epoch + 1, fitted.n_epochs, what, fitted.value)
     network.name = cfg.name
-    rows: list[Row] = []
-    for split in ("validation", "test"):
-        rows += evaluate(
-            alignment, pairs, split=split, seed=cfg.seed, experiment=cfg.name, batch_size=cfg.trainer.eval_batch_size
-        )
+    common = {"trust": trust, "seed": cfg.seed, "experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
+    rows = evaluate(alignment, pairs, split="validation", **common)
+    told = {"epoch": fitted.epoch, "validation": {what: fitted.value}, "weights": fingerprint(network.model)}
+    pairs = held_out.opened(freeze(folder, told))
+    rows += evaluate(alignment, pairs, split="test", **common)
     save_network(network, folder / "network")
     if alignment.edits:
         alignment.rows = rows
@@ -72,7 +81,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": True},
         "fit": fitted._asdict(),
-        "verdict": [found.to_dict() for found in verdict(rows)],
+        "verdict": [found.to_dict() for found in verdict(rows, trust.thresholds)],
         "network": {"name": network.name, "revision": network.revision, "fingerprint": fingerprint(network.model)},
     }
     return rows, facts

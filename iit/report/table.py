@@ -29,6 +29,8 @@ _NAMES = {
     ("seeds", "iia"): "all seeds",
     ("read_part", "iia"): "the part that downstream reads",
     ("null_part", "iia"): "the part that downstream does not read",
+    (None, "abstraction_error/down"): "error as an abstraction, interventions from the causal model",
+    (None, "abstraction_error/up"): "error as an abstraction, interventions from the network",
     (None, "divergence"): "edited activations farther from natural than 95% of unedited",
     ("seeds", "principal_angle"): "degrees between the seeds' subspaces",
     ("vanilla", "iia_difference"): "trained − vanilla, paired",

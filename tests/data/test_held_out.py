@@ -21,6 +21,17 @@ def test_what_is_trained_and_chosen_on_has_no_test_rows(pairs):
     assert len(pairs.split("test")) == 8
 
 
+def test_nothing_in_it_leads_to_test_rows(pairs, tmp_path):
+    rest, _ = hold_out(pairs)
+    assert rest.sampled is None
+    assert rest.prompts is None
+    rest.save(tmp_path / "rest.parquet")
+    assert set(Pairs.load(tmp_path / "rest.parquet", variable=rest.variables).dataset["split"]) == {"train", "validation"}
+    assert rest.fingerprint != pairs.fingerprint
+    for name in ("train", "validation"):
+        assert rest.split(name)[:] == pairs.split(name)[:]
+
+
 def test_a_frozen_choice_opens_it(pairs, tmp_path):
     _, held_out = hold_out(pairs)
     choice = freeze(tmp_path, {"rank": 4, "validation_iia": 0.5})

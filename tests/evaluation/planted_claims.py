@@ -20,7 +20,9 @@ from iit.network import planted, untrained
 SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")
 RANK, WIDTH, SEEDS = 2, 32, 5
 CLAIMS = ("clean", "wrong", "leaky", "illusion", "random_network", "shuffled_label")
-TRUST = Trust(full=True, resamples=200, random_subspaces=2, wrong_site={"module": "embedding", "side": "output"})
+TRUST = Trust(
+    full=True, resamples=200, random_subspaces=2, interventions=500, wrong_site={"module": "embedding", "side": "output"}
+)
 refit = partial(
     train_alike,
     batch_size=64,

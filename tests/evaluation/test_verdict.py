@@ -1,6 +1,7 @@
 """The verdict: what each criterion compares, and from which figures on it passes, warns or fails."""
 
 import pytest
+from hydra.utils import instantiate
 
 import iit
 from iit.evaluation.trust import THRESHOLDS
@@ -24,6 +25,8 @@ GOOD = {
     "train": row(0.95, split="train"),
     "kind": row(0.88, subset="kind/v+w"),
     "inert": row(0.9, "inert_resampled", "all"),
+    "up": row(0.02, None, "all", metric="abstraction_error/up", variable="v+w", low=0.01, high=0.03, n=1000),
+    "down": row(0.01, None, "all", metric="abstraction_error/down", variable="v+w", n=1000),
     "off_target": row(0.03, "off_target/v", variable="w"),
     "seed": row(0.87, "seed/1"),
     "seeds": row(0.9, "seeds"),
@@ -52,6 +55,8 @@ def test_where_everything_is_good_everything_passes_and_nothing_was_left_out():
 @pytest.mark.parametrize(
     ("key", "value", "criterion", "outcome", "word"),
     [
+        ("accuracy", row(0.9, low=0.7, high=1.0, n=20), "precision", "warn", "0.300 wide"),
+        ("accuracy", row(0.9, low=0.025, high=1.0, n=1), "precision", "fail", "n = 1"),
         ("task", row(0.7, metric="task_accuracy", subset="all"), "task", "warn", "70.0%"),
         ("task", row(0.5, metric="task_accuracy", subset="all"), "task", "fail", "50.0%"),
         ("isolation", row(0.5, subset="unchanging"), "isolation", "fail", "should stay"),
@@ -63,6 +68,8 @@ def test_where_everything_is_good_everything_passes_and_nothing_was_left_out():
         ("kind", row(0.3, subset="kind/v"), "worst_kind", "fail", "differ in v"),
         ("inert", row(0.75, "inert_resampled", "all"), "faithfulness", "warn", "third input"),
         ("inert", row(0.5, "inert_resampled", "all"), "faithfulness", "fail", "third input"),
+        ("up", row(0.1, None, "all", metric="abstraction_error/up"), "abstraction", "warn", "from the network"),
+        ("down", row(0.3, None, "all", metric="abstraction_error/down"), "abstraction", "fail", "from the causal model"),
         ("off_target", row(0.6, "off_target/v", variable="w"), "off_target", "fail", "w's interchange"),
         ("seed", row(0.5, "seed/1"), "seed_spread", "fail", "0.500 to 0.900"),
         ("angles", row(70.0, "seeds", "all", metric="principal_angle", low=60.0, high=80.0), "same_subspace", "warn", "70°"),
@@ -83,9 +90,10 @@ def test_each_criterion_speaks_for_itself(key, value, criterion, outcome, word):
 
 
 def test_what_was_not_run_is_named():
-    found = judged(inert=None, shuffled_label=None, read=None, seed=None, angles=None)
+    found = judged(up=None, down=None, inert=None, shuffled_label=None, read=None, seed=None, angles=None)
     assert found.outcome == "pass"
-    assert "faithfulness (the alignment declares nothing inert)" in found.not_run
+    assert any(name.startswith("faithfulness (the alignment declares nothing inert") for name in found.not_run)
+    assert any(name.startswith("abstraction (needs trust=full, a causal model") for name in found.not_run)
     assert {"shuffled_label", "illusion", "seed_spread", "same_subspace"} <= set(found.not_run)
     assert "Not run: faithfulness" in found.line()
 
@@ -94,8 +102,25 @@ def test_thresholds_are_settable_and_unknown_ones_refused():
     rows = list(GOOD.values())
     (strict,) = iit.verdict(rows, {"accuracy": [0.99, 0.95]})
     assert {f.criterion for f in strict.findings if f.outcome == "fail"} == {"accuracy"}
-    with pytest.raises(ValueError, match=r"accurcy.*accuracy"):
-        iit.evaluation.Trust(thresholds={"accurcy": [1, 1]})
+    for refused in (lambda given: iit.evaluation.Trust(thresholds=given), lambda given: iit.verdict(rows, given)):
+        with pytest.raises(ValueError, match=r"accurcy.*accuracy"):
+            refused({"accurcy": [1, 1]})
+        with pytest.raises(ValueError, match=r"accuracy takes .*the higher first.*got \[0.5, 0.9\]"):
+            refused({"accuracy": [0.5, 0.9]})
+        with pytest.raises(ValueError, match=r"divergence takes .*the lower first"):
+            refused({"divergence": [0.9, 0.5]})
+        with pytest.raises(ValueError, match="task takes"):
+            refused({"task": 0.8})
+
+
+@pytest.mark.parametrize("level", ["quick", "full"])
+def test_thresholds_stand_in_conf_and_each_can_be_changed(configured, level):
+    cfg = configured(f"trust={level}", "trust.thresholds.accuracy=[0.95,0.9]")
+    trust = instantiate(cfg.trust)
+    assert dict(trust.thresholds) == {name: list(pair) for name, pair in THRESHOLDS.items()} | {"accuracy": [0.95, 0.9]}
+    (strict,) = iit.verdict(list(GOOD.values()), trust.thresholds)
+    assert {f.criterion: f.outcome for f in strict.findings if f.outcome != "pass"} == {"accuracy": "warn"}
+    assert trust.full == (level == "full")
 
 
 def test_a_kind_of_few_pairs_is_not_judged_and_validation_rows_do_not_count():
@@ -107,4 +132,13 @@ def test_a_kind_of_few_pairs_is_not_judged_and_validation_rows_do_not_count():
 def test_without_changing_pairs_all_pairs_are_judged():
     rows = [row(0.9, subset="all"), row(0.2, "no_intervention", "all")]
     (found,) = iit.verdict(rows)
-    assert {f.criterion: f.value for f in found.findings} == {"accuracy": 0.9, "selectivity": pytest.approx(0.7)}
+    assert {f.criterion: f.value for f in found.findings} == {"accuracy": 0.9, "precision": 0, "selectivity": pytest.approx(0.7)}
+
+
+def test_where_all_is_interchanged_together_all_is_judged_together():
+    rows = [row(0.9, subset="all", variable="v+w"), row(0.01, None, "all", metric="abstraction_error/up", variable="v+w+x")]
+    (found,) = iit.verdict(rows)
+    assert (found.variable, found.outcome) == ("v+w", "pass")
+    assert {f.criterion for f in found.findings} == {"accuracy", "precision", "abstraction"}
+    (alone,) = iit.verdict([*rows, row(0.9, subset="all")])
+    assert alone.variable == "v"

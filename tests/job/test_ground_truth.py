@@ -14,7 +14,7 @@ SMALL = ["trainer.max_epochs=3", "logger=csv", "job.seeds=2", *CASES]
 
 @pytest.mark.filterwarnings("ignore")
 def test_methods_beside_the_truth(configured, tmp_path, capsys):
-    run(configured("+experiment=ground_truth", *SMALL, "job.methods=[das,random]"))
+    run(configured("+experiment=ground_truth", *SMALL, "job.methods=[das,random]", "trust.thresholds.task=[1.1,1.05]"))
     metrics = read_metrics(tmp_path / "run")
     pooled = {
         (row.network, row.method): row.value
@@ -27,10 +27,14 @@ def test_methods_beside_the_truth(configured, tmp_path, capsys):
     for case in ("clean_rank_2", "redundant"):
         assert pooled[case, "das"] > 0.9 > 0.5 > pooled[case, "random"]
         assert angles[case, "das"] < 60 < angles[case, "random"]
-        assert metrics.facts["verdicts"][f"{case}/random"]["outcome"] == "fail"
+        judged = metrics.facts["verdicts"][f"{case}/random"]
+        outcomes = {finding["criterion"]: finding["outcome"] for finding in judged["findings"]}
+        assert outcomes["task"] == outcomes["accuracy"] == outcomes["abstraction"] == judged["outcome"] == "fail"
+        assert "shuffled_label" in judged["not_run"], "nothing is trained"
     told = capsys.readouterr().out
     assert "Methods where the truth is known" in told
     assert (tmp_path / "run" / "ground_truth.png").is_file()
+    assert (tmp_path / "run" / "choice.json").is_file()
 
 
 def test_a_method_is_a_file(configured):
