@@ -33,11 +33,20 @@ class Prediction(NamedTuple):
 
 
 class Objective(ABC):
-    """A loss of each pair; the module takes the mean."""
+    """A loss of each pair; the module takes the mean.
+
+    needs_natural: whether it reads the pairs' natural counterparts.
+    """
+
+    needs_natural = False
 
     @abstractmethod
     def __call__(self, made: Prediction) -> Float[Tensor, " batch"]:
         """Loss of each pair, in fp32; a mean over the answer's tokens."""
+
+    def on_own_answer(self) -> "Objective":
+        """What stands for it in losses made of pairs whose label is the base's own answer (MDAS's isolate, IIT's behaviour and strict)."""
+        return self
 
 
 @final
@@ -80,6 +89,8 @@ class KLDivergence(Objective):
 class LogitDifference(Objective):
     """−(logit of the label − logit of the base's own answer), where their tokens first differ; 0 where they are the same.
 
+    In losses made of pairs whose label is the base's own answer, `AnswerMargin` with the same margin stands for it.
+
     margin: the difference that is enough: the loss is max(0, margin − difference). None: −difference without an end.
     Raises ValueError, when called, where the base's own answer is not known or several tokens are right.
     """
@@ -98,6 +109,31 @@ class LogitDifference(Objective):
         same = found.isnan()
         lacking = -found if self.margin is None else F.relu(self.margin - found)
         return torch.where(same, 0.0, lacking)
+
+    def on_own_answer(self) -> "AnswerMargin":
+        """The logit against the best other token's."""
+        return AnswerMargin(self.margin)
+
+
+@final
+class AnswerMargin(Objective):
+    """−(logit of the label − the highest logit of another token), a mean over the answer's tokens; of several right tokens the best one's.
+
+    margin: the difference that is enough: the loss is max(0, margin − difference). None: −difference without an end.
+    """
+
+    def __init__(self, margin: float | None = None):
+        self.margin = margin
+
+    def __call__(self, made: Prediction) -> Tensor:
+        """Negative logit difference, or what it lacks of the margin."""
+        logits = made.logits.float()
+        right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)
+        present = right != IGNORED
+        is_right = torch.zeros_like(logits).scatter_add(-1, right.clamp(min=0), present.float()) > 0
+        best, other = (logits.masked_fill(mask, -torch.inf).amax(-1) for mask in (~is_right, is_right))
+        found = torch.where(present.any(-1), best, 0.0) - other
+        return _over_tokens(-found if self.margin is None else F.relu(self.margin - found), present.any(-1))
 
 
 @final
@@ -123,9 +159,11 @@ class CounterfactualLatent(Objective):
     Raises ValueError for a negative weight and, when called, for pairs without natural counterparts.
     """
 
+    needs_natural = True
+
     def __init__(self, objective: Objective, weight: float = 0.1):
-        if weight < 0:
-            raise ValueError(f"The weight of the distance cannot be negative; got {weight}.")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"The weight of the distance cannot be negative, and is finite; got {weight}.")
         self.objective, self.weight = objective, weight
 
     def __call__(self, made: Prediction) -> Tensor:
@@ -139,6 +177,11 @@ class CounterfactualLatent(Objective):
             turned = 1 - F.cosine_similarity(edited, natural, dim=-1)
             found.append(torch.where(known, (0.5 * (apart + turned)).mean(1), 0.0))
         return self.objective(made) + self.weight * torch.stack(found).mean(0)
+
+    def on_own_answer(self) -> "CounterfactualLatent":
+        """The same of what stands for its objective."""
+        kept = self.objective.on_own_answer()
+        return self if kept is self.objective else CounterfactualLatent(kept, self.weight)
 
 
 def cross_entropy(

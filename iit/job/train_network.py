@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import fit
 from iit.evaluation import evaluate, verdict
+from iit.job.declared import check_config
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
 from iit.result import Row
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 OVERRIDES = ("callbacks=progress",)
 # What the trained weights depend on.
-_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks", "seed")
+_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks", "seed", "start")
 
 
 def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
@@ -36,7 +37,16 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
 
     Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache of `trained_network`. Returns the rows (task accuracy on validation,
     by which the epoch was chosen, and on test) and the facts of the run.
+
+    Raises ValueError for `trust=full`, and for what `check_config` refuses.
     """
+    check_config(cfg, trains_network=True)
+    trust = instantiate(cfg.trust)
+    if trust.full:
+        raise ValueError(
+            "trust=full trains controls as an alignment of a frozen network is trained. Choose trust=quick here, and trust=full for "
+            "job=align on the network that comes out."
+        )
     task = instantiate(cfg.causal)
     network = instantiate(cfg.network, **({"vocabulary": list(task.vocabulary)} if "vocabulary" in cfg.network else {}))
     alignment = instantiate(cfg.alignment)(network=network)
@@ -55,15 +65,15 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
         folder=folder,
         ckpt_path=cfg.ckpt_path,
         config=decisive(cfg),
+        start=cfg.start,
     )
     what = "IIA on changing pairs" if alignment.edits else "task accuracy"
     log.info("Kept epoch %d of %d: validation %s %.4f", fitted.epoch + 1, fitted.n_epochs, what, fitted.value)
     network.name = cfg.name
     rows: list[Row] = []
+    common = {"trust": trust, "seed": cfg.seed, "experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
     for split in ("validation", "test"):
-        rows += evaluate(
-            alignment, pairs, split=split, seed=cfg.seed, experiment=cfg.name, batch_size=cfg.trainer.eval_batch_size
-        )
+        rows += evaluate(alignment, pairs, split=split, **common)
     save_network(network, folder / "network")
     if alignment.edits:
         alignment.rows = rows
@@ -72,7 +82,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": True},
         "fit": fitted._asdict(),
-        "verdict": [found.to_dict() for found in verdict(rows)],
+        "verdict": [found.to_dict() for found in verdict(rows, trust.thresholds)],
         "network": {"name": network.name, "revision": network.revision, "fingerprint": fingerprint(network.model)},
     }
     return rows, facts
