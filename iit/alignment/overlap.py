@@ -104,11 +104,9 @@ def _refuse_common(one: _Claim, other: _Claim) -> None:
 
 def _refuse_excess(claims: Sequence[_Claim]) -> None:
     """Where claims on one site take more dimensions than it has."""
-    if len(claims) < 2 or any(claim.units is None for claim in claims):
-        return
-    there = len({unit for claim in claims for unit in claim.units or ()})
-    ranks = [_least(claim.intervention, len(claim.units or ())) for claim in claims]
-    if sum(ranks) > there:
+    there = len({unit for claim in claims for unit in claim.units or ()})  # 0 where no claim knows its width: all are whole
+    ranks = [_least(claim.intervention, there if claim.units is None else len(claim.units)) for claim in claims]
+    if len(claims) > 1 and sum(ranks) > there:
         told = " + ".join(f"{rank} ({claim.name})" for rank, claim in zip(ranks, claims, strict=True))
         raise ValueError(
             f"The edits at {claims[-1].site} take {told} = {sum(ranks)} dimensions of the {there} that are there. Lower their ranks, or "
