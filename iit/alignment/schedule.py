@@ -51,6 +51,6 @@ Number = int | float | Schedule
 """A number that stays, or one that changes with the steps."""
 
 
-def ends(number: Number) -> tuple[float, float]:
+def ends(number: Number) -> tuple[int | float, int | float]:
     """Where a number starts and stops; all between lie between."""
     return (number.start, number.stop) if isinstance(number, Schedule) else (number, number)
