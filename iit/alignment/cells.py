@@ -52,6 +52,9 @@ class Cells(L.LightningModule):
     def trainable(self) -> Iterable[Any]:
         """Parameters, or groups of them, for the optimizer."""
 
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Before anything is trained: raises ValueError for a batch of pairs that lacks what the loss reads."""
+
     def now(self, number: str) -> float:
         """A declared number at this optimizer step."""
         found = self._numbers[number]

@@ -80,6 +80,10 @@ class DAS(Cells):
         found = [[p for p in cell.parameters() if p.requires_grad] for cell in self.alignments]
         return found[0] if len(found) == 1 else [{"params": parameters} for parameters in found]
 
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raises ValueError for pairs that lack what the objective reads."""
+        self.objective.check(batch)
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch of pairs, the sum over cells: their gradients are independent."""
         n = len(batch["row"])

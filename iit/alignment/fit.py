@@ -98,6 +98,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     )
     for encoded in (data.train, data.validation):
         check_labels(network, encoded)
+    lightning_module.check(data.train.batch([0]))
     if pairs.variables and not bool(data.validation.changing.any()):
         raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
     best = BestWeights(monitor or lightning_module.monitor)

@@ -40,7 +40,7 @@ class IIT(Cells):
     config: what identifies the run; a checkpoint of another one is refused.
 
     Raises ValueError for several alignments, unknown parts or variables, negative weights, where no part is left, for a strict
-    loss with nothing inert, and an objective that needs natural counterparts; when it runs, for pairs without the bases' own answers.
+    loss with nothing inert, and an objective that needs natural counterparts; when it is checked, for pairs without the bases' own answers.
     """
 
     trains_network = True
@@ -103,6 +103,13 @@ class IIT(Cells):
         """The network's and the interventions' parameters."""
         return (p for p in self.parameters() if p.requires_grad)
 
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raises ValueError for pairs without own answers where they are trained, and without what the objective reads."""
+        if (self._numbers["behaviour"] != 0 or self._numbers["strict"] != 0) and "base_answer" not in batch:
+            raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
+        if self._numbers["interchange"] != 0:
+            self.objective.check(batch)
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
         """Loss of one batch; None where nothing in it is trained."""
         self.anneal(self.alignment.interventions)
@@ -149,8 +156,6 @@ class IIT(Cells):
             others = [v for v in batch["sources"] if v not in self._trained]
             flags = [_active(batch, v) for v in others]
             rows["interchange"] = every[~torch.stack(flags).any(0)] if flags else every
-        if ("behaviour" in rows or "strict" in rows) and "base_answer" not in batch:
-            raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
         rows = {name: index for name, index in rows.items() if len(index)}
         if not rows:
             return {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import iit
-from iit.alignment import DAS, IIT, CounterfactualLatent, CrossEntropy, Schedule, several
+from iit.alignment import DAS, IIT, CounterfactualLatent, CrossEntropy, LogitDifference, Schedule, several
 from iit.alignment.overlap import check_declared
 from iit.causal import equality
 from iit.data import Pairs
@@ -234,6 +234,14 @@ def test_trainings_that_cannot_be_are_refused(network, pairs):
     refused(claim, pairs, r"trained=\[\] names no variable.*'right_equal'", module=partial(IIT, trained=[]))
     with_natural = CounterfactualLatent(CrossEntropy())
     refused(claim, pairs, "CounterfactualLatent.*objective=cross_entropy", module=partial(IIT, objective=with_natural))
+
+
+def test_pairs_that_lack_what_a_loss_reads_are_refused(network, pairs):
+    claim = iit.Alignment(network, {"left_equal": frame(2), "right_equal": frame(3)})
+    unknown = Pairs(pairs.dataset.remove_columns("base_answer"), pairs.variables)
+    refused(claim, unknown, "LogitDifference.*base_answer", module=partial(DAS, objective=LogitDifference()))
+    refused(claim, unknown, "the column base_answer", module=IIT)
+    refused(claim, unknown, r"data\.natural=true", module=partial(DAS, objective=CounterfactualLatent(CrossEntropy())))
 
 
 def test_a_schedule_over_a_training_without_an_end_names_its_key(network, pairs, tmp_path):
