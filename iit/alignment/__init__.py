@@ -7,6 +7,7 @@ from iit.alignment.fit import Fitted, fit
 from iit.alignment.iit import IIT
 from iit.alignment.initial import initialise
 from iit.alignment.objective import (
+    AnswerMargin,
     CounterfactualLatent,
     CrossEntropy,
     KLDivergence,
@@ -22,6 +23,7 @@ __all__ = [
     "DAS",
     "IIT",
     "Alignment",
+    "AnswerMargin",
     "BestWeights",
     "CounterfactualLatent",
     "CrossEntropy",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from iit.alignment.inert import described, recalled
+from iit.alignment.overlap import check_apart
 from iit.intervened import Edit, IntervenedModel
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
@@ -49,6 +50,12 @@ class Alignment(IntervenedModel):
                     f"complement of a variable's intervention; got {part.intervention}."
                 )
         IntervenedModel(network, {**self.edits, **self.inert})  # raises for sites the network lacks, and other widths
+
+    def check_apart(self) -> None:
+        """What `fit` asks of a claim. Raises ValueError where the edits of two variables take the same units of a site, or more dimensions
+        together than it has, and where an inert part overlaps a variable's edit."""
+        sites = {site for edit in (*self.edits.values(), *self.inert.values()) for site in edit.sites}
+        check_apart(self.edits, self.inert, {site: resolve(self.network, site) for site in sites})
 
     @property
     def tokenizer(self) -> Any:
@@ -133,7 +140,8 @@ def several(
         where the intervention has blocks, which name theirs.
     inert: name → {"site", "intervention"} likewise (a vanilla one), or {"complement_of": NAME}, what that edit leaves of its sites.
 
-    Raises ValueError for a site whose width only a run can tell, and for the complement of an edit that there is not.
+    Raises ValueError for a site whose width only a run can tell, for the complement of an edit that there is not, and for edits and parts
+    that overlap (see `Alignment.check_apart`).
     """
     made = {name: _edit(network, **edit) for name, edit in edits.items()}
     parts = {}
@@ -142,7 +150,9 @@ def several(
         if of is not None and of not in made:
             raise ValueError(f"inert: {name!r} is the complement of {of!r}, which is no edit; the edits are {list(made)}.")
         parts[name] = _edit(network, **part) if of is None else Edit(made[of].sites, made[of].intervention.complement())
-    return Alignment(network, made, inert=parts)
+    alignment = Alignment(network, made, inert=parts)
+    alignment.check_apart()
+    return alignment
 
 
 def _edit(network: Network | nn.Module, site: Site | Sequence[Site], intervention: Callable[..., Intervention]) -> Edit:

@@ -17,7 +17,8 @@ class Best(NamedTuple):
 
 
 class BestWeights(L.Callback):
-    """Keep each cell's weights of the epoch with the highest validation metric, and put them back at the end.
+    """Keep each cell's weights of the epoch with the best validation metric (the lowest loss, else the highest), and put them back at
+    the end.
 
     They are part of every checkpoint, so a resumed run knows the best epoch of the run that it resumes. Equal values keep
     the earlier epoch.
@@ -34,7 +35,7 @@ class BestWeights(L.Callback):
             return
         for name in pl_module.running:
             value = validated(trainer, self.monitor, name)
-            if name not in self.best or value > self.best[name].value:
+            if name not in self.best or better(self.monitor, value, self.best[name].value):
                 state = pl_module.weights_of(name).state_dict()
                 weights = {key: tensor.detach().clone() for key, tensor in state.items()}
                 self.best[name] = Best(trainer.current_epoch, value, weights)
@@ -52,6 +53,11 @@ class BestWeights(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over from a checkpoint."""
         self.best = {name: Best(**best) for name, best in state_dict.items()}
+
+
+def better(metric: str, value: float, than: float) -> bool:
+    """Whether a validation metric has improved: a loss by falling, any other by rising."""
+    return value < than if metric.rpartition("/")[2] == "loss" else value > than
 
 
 def validated(trainer: L.Trainer, metric: str, name: str) -> float:

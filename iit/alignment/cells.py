@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from math import inf, isfinite
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iit.alignment import identity
-from iit.alignment.schedule import Number, Schedule
+from iit.alignment.schedule import Number, Schedule, ends
 from iit.intervention import SoftGate
 
 Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -51,10 +52,22 @@ class Cells(L.LightningModule):
     def trainable(self) -> Iterable[Any]:
         """Parameters, or groups of them, for the optimizer."""
 
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Before anything is trained: raises ValueError for a batch of pairs that lacks what the loss reads."""
+
     def now(self, number: str) -> float:
         """A declared number at this optimizer step."""
         found = self._numbers[number]
         return found.at(self.global_step, self.trainer.estimated_stepping_batches) if isinstance(found, Schedule) else found
+
+    def on_fit_start(self) -> None:
+        """Raises ValueError for a schedule over a training that has no end."""
+        for name, found in self._numbers.items():
+            if isinstance(found, Schedule) and found.steps is None and not isfinite(self.trainer.estimated_stepping_batches):
+                key = f"module.{name if name in ('temperature', 'penalty') else f'weights.{name}'}.steps"
+                raise ValueError(
+                    f"The schedule of {name} goes by the length of the training, which has none: set its steps ({key}), or max_epochs."
+                )
 
     def anneal(self, interventions: Iterable[Any]) -> None:
         """Set the temperature of learned gates to what is declared for this step."""
@@ -128,7 +141,17 @@ def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> di
     unknown = sorted(set(weights) - set(parts))
     if unknown:
         raise ValueError(f"weights: {unknown} are no parts of the loss; they are {list(parts)}.")
-    ends = {name: (w.start, w.stop) if isinstance(w, Schedule) else (w, w) for name, w in weights.items()}
-    if min(map(min, ends.values())) < 0 or not max(map(max, ends.values())):
+    told = {name: ends(w) for name, w in weights.items()}
+    if not all(0 <= end < inf for both in told.values() for end in both) or not max(map(max, told.values()), default=0):
         raise ValueError(f"weights: none may be negative, and one part has to count; got {dict(weights)}.")
     return dict.fromkeys(parts, 0.0) | dict(weights)
+
+
+def of_gates(temperature: Number, penalty: Number, gated: bool) -> dict[str, Number]:
+    """The numbers of learned gates, those of no effect where there is none. Raises ValueError for a temperature that is not above 0, and a
+    negative penalty."""
+    if not all(0 < end < inf for end in ends(temperature)):
+        raise ValueError(f"temperature={temperature}: it multiplies the gates' own, and stays above 0.")
+    if not all(0 <= end < inf for end in ends(penalty)):
+        raise ValueError(f"penalty={penalty}: it weighs what gates let through, and cannot be negative; 0 is none.")
+    return {"temperature": temperature, "penalty": penalty} if gated else {"temperature": 1.0, "penalty": 0.0}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_cell
+from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_cell, of_gates
 from iit.alignment.latents import latents
 from iit.alignment.objective import CrossEntropy, Objective, Prediction
 from iit.alignment.schedule import Number
@@ -32,7 +32,8 @@ class DAS(Cells):
     objective: the cross-entropy by default.
     weights: {"cause": …, "isolate": …}: instead of the mean over pairs, the sum of the weighted means over changing pairs (the edit
         has to cause the label) and over the others (it must leave the answer alone): MDAS (arXiv 2402.17700). Either may be a
-        schedule, and 0 leaves its pairs out. Logged as `train/cause` and `train/isolate`.
+        schedule, and 0 leaves its pairs out. Those that are not to change are minimised by `objective.on_own_answer()`. Logged as
+        `train/cause` and `train/isolate`.
     temperature: of learned gates, as a multiple of what each was made with; constant by default.
     penalty: weight of the share that learned gates let through (arXiv 2305.08809); none by default.
     optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default. Of several alignments each is a
@@ -40,7 +41,7 @@ class DAS(Cells):
     config: what identifies the run; a checkpoint of another one is refused.
 
     Raises ValueError when there is nothing to train, when alignments share weights or differ in network, and for weights that are
-    unknown, negative, or all 0.
+    unknown, negative, or all 0, a negative penalty, and a temperature that is not above 0.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class DAS(Cells):
         self._kinds = weights is not None
         numbers = checked_weights(KINDS, weights or dict.fromkeys(KINDS, 1.0))
         gated = any(is_gated(i) for cell in cells.values() for i in cell.interventions)
-        numbers |= {"temperature": temperature, "penalty": penalty} if gated else {"temperature": 1.0, "penalty": 0.0}
+        numbers |= of_gates(temperature, penalty, gated)
         super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config)
         _check(cells)
         self.alignments: Any = nn.ModuleList(cells.values())
-        self._objective = objective or CrossEntropy()
+        self.objective = objective or CrossEntropy()
         # Of several cells there are means over all, too, under the plain names.
         self._logged = self.names if len(self.names) == 1 else (*self.names, "")
         self._means: Any = nn.ModuleList(
@@ -79,13 +80,17 @@ class DAS(Cells):
         found = [[p for p in cell.parameters() if p.requires_grad] for cell in self.alignments]
         return found[0] if len(found) == 1 else [{"params": parameters} for parameters in found]
 
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raises ValueError for pairs that lack what the objective reads."""
+        self.objective.check(batch)
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch of pairs, the sum over cells: their gradients are independent."""
         n = len(batch["row"])
         self.anneal(i for cell in self.alignments for i in cell.interventions)
         losses = []
         for name, made in zip(self.running, self._predictions(batch), strict=True):
-            loss = self._weighed(self._objective(made), batch["changing"], name)
+            loss = self._weighed(self._losses(made, batch["changing"]), batch["changing"], name)
             loss = loss + self.penalty(self.weights_of(name).interventions, name)
             losses.append(loss)
             self.log(of_cell("train/loss", name), loss, prog_bar=not name, batch_size=n)
@@ -98,7 +103,7 @@ class DAS(Cells):
         """Count the pairs on which the edited network gives the label."""
         changing = batch["changing"]
         for name, made in zip(self.running, self._predictions(batch), strict=True):
-            right, loss = correct(made.logits, made.answer).float(), self._objective(made)
+            right, loss = correct(made.logits, made.answer).float(), self._losses(made, changing)
             for logged in {name, self._logged[-1]}:
                 means = self._means[self._logged.index(logged)]
                 means["loss"].update(loss)
@@ -117,6 +122,13 @@ class DAS(Cells):
             gated = list(filter(is_gated, interventions))
             if gated:
                 self.log(of_cell("val/rank", name), float(sum(intervention.learned_rank() for intervention in gated)))
+
+    def _losses(self, made: Prediction, changing: Tensor) -> Tensor:
+        """The objective of each pair; where the kinds have weights, what stands for it of pairs that are not to change."""
+        losses, kept = self.objective(made), self.objective.on_own_answer()
+        return (
+            losses if not self._kinds or kept is self.objective else torch.where(changing.to(losses.device), losses, kept(made))
+        )
 
     def _weighed(self, losses: Tensor, changing: Tensor, name: str) -> Tensor:
         """The mean over pairs, or the weighted means over their kinds."""

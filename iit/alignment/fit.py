@@ -16,6 +16,7 @@ from iit.alignment.alignment import Alignment
 from iit.alignment.best import BestWeights
 from iit.alignment.das import DAS
 from iit.alignment.initial import initialise
+from iit.alignment.labels import check_labels
 from iit.data import Pairs, PairsDataModule
 from iit.intervened import ActivationStore
 
@@ -56,28 +57,34 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     monitor: str | None = None,
     start: str = "random",
 ) -> Fitted | dict[str, Fitted]:
-    """Train the alignment on the training pairs and leave it with the weights that were best on validation.
+    """Train the alignment on the training pairs and leave it with the weights that were best on validation, in eval mode (its gates hard).
 
     alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then has a `Fitted` for each.
     module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
         network is frozen and in eval mode again when this returns or raises.
-    monitor: the validation metric that chooses the epoch; by default the module's own.
+    monitor: the validation metric that chooses the epoch, of a loss the lowest, else the highest; by default the module's own.
+    max_epochs: at least 1; -1 for no end but the callbacks'.
     start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
     trainer: called with what this function decides (epochs, device, callbacks, loggers, folder).
     ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
 
-    Raises ValueError when the alignment was made without a language model, a split lacks changing pairs, or the checkpoint is
-    of another run; FileNotFoundError when there is no checkpoint.
+    Raises ValueError when the alignment was made without a language model, a split lacks changing pairs, a label is none of the network's
+    answers, edits overlap (see `Alignment.check_apart`), there is no epoch to train, or the checkpoint is of another run; FileNotFoundError when there is no checkpoint.
     """
     cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
     network = next((cell.studied for cell in cells.values()), None)
     if network is None:
         raise ValueError("fit tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
     for cell in cells.values():
+        cell.check_apart()
         if cell.edits and not set(pairs.variables) <= set(cell.variables):
             raise ValueError(
                 f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, cell.variables))}."
             )
+    if max_epochs < 1 and max_epochs != -1:
+        raise ValueError(
+            f"max_epochs={max_epochs}: training needs an epoch at least (-1: no end). To score what there is, use evaluate."
+        )
     if ckpt_path is not None and not Path(ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
     lightning_module: Any = module(alignment, config=config)
@@ -89,6 +96,9 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
         seed=seed,
         cost=None if lightning_module.trains_network else partial(_cost, list(cells.values())),
     )
+    for encoded in (data.train, data.validation):
+        check_labels(network, encoded)
+    lightning_module.check(data.train.batch([0]))
     if pairs.variables and not bool(data.validation.changing.any()):
         raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
     best = BestWeights(monitor or lightning_module.monitor)
@@ -108,7 +118,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
         initialise(cell, pairs, start, batch_size=eval_batch_size)
-    with _trainable(*cells.values()) if lightning_module.trains_network else _remembering(cells.values()):
+    with _in_training(cells.values(), network=lightning_module.trains_network):
         runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     if runner.interrupted:
         raise KeyboardInterrupt("Training was interrupted; go on with ckpt_path= and the last checkpoint.")
@@ -123,6 +133,19 @@ def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
     """What running each example in all cells costs; None where runs do not resume."""
     costs = [cell.n_columns(base, active) for cell in cells]
     return None if any(cost is None for cost in costs) else torch.stack([cost for cost in costs if cost is not None]).sum(0)
+
+
+@contextmanager
+def _in_training(cells: Collection[Alignment], *, network: bool) -> Iterator[None]:
+    """The alignments are left in eval mode: what they learned is hard there, masks and boundaries."""
+    for cell in cells:
+        cell.train()
+    try:
+        with _trainable(*cells) if network else _remembering(cells):
+            yield
+    finally:
+        for cell in cells:
+            cell.eval()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated
+from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_gates
 from iit.alignment.objective import CrossEntropy, Objective, Prediction
 from iit.alignment.schedule import Number
 from iit.alignment.stacked import rows_of, stacked
@@ -23,9 +23,9 @@ class IIT(Cells):
     """Train a network to answer rightly, and to do so by the causal model (arXiv 2112.00826).
 
     Minimises Σ weight · loss of three parts over the network's and the interventions' parameters: `behaviour` is
-    objective(network(base), the base's own answer), `interchange` is objective(edited(base, source), label), and `strict` is
-    objective(base with an inert part from the source, the base's own answer): parts that the alignment declares `inert` must not
-    matter (arXiv 2407.14494); each pair draws one of them. A step is one run of the sources and one of the bases, stacked once for
+    own(network(base), the base's own answer), `interchange` is objective(edited(base, source), label), and `strict` is
+    own(base with an inert part from the source, the base's own answer): parts that the alignment declares `inert` must not
+    matter (arXiv 2407.14494); each pair draws one of them; own is `objective.on_own_answer()`, for most the objective itself. A step is one run of the sources and one of the bases, stacked once for
     each part. An alignment without edits leaves the behaviour: plain training of the task.
 
     Logs `train/loss` and its parts each step and, each epoch, `val/loss`, `val/task_accuracy` and, with edits, `val/iia`,
@@ -39,8 +39,8 @@ class IIT(Cells):
     scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by default.
     config: what identifies the run; a checkpoint of another one is refused.
 
-    Raises ValueError for several alignments, unknown parts or variables, negative weights, where no part is left, and for a strict
-    loss with nothing inert; when it runs, for pairs without the bases' own answers.
+    Raises ValueError for several alignments, unknown parts or variables, negative weights, where no part is left, for a strict
+    loss with nothing inert, and an objective that needs natural counterparts; when it is checked, for pairs without the bases' own answers.
     """
 
     trains_network = True
@@ -68,17 +68,27 @@ class IIT(Cells):
                 "weights: a strict loss needs parts of the network that are declared not to matter, and the alignment declares none: "
                 "give it `inert`, or leave the weight of strict at 0."
             )
+        if trained is not None and not len(trained):
+            raise ValueError(
+                f"trained=[] names no variable. Name some of {list(map(str, alignment.variables))}, or None (null) for all; the behaviour "
+                "alone is trained with weights.interchange=0."
+            )
         unknown = sorted(set(trained or ()) - set(map(str, alignment.variables)))
         if unknown:
             raise ValueError(f"trained: the alignment has no variable {unknown}; it has {list(map(str, alignment.variables))}.")
         gated = any(is_gated(i) for i in alignment.interventions)
-        numbers |= {"temperature": temperature, "penalty": penalty} if gated else {"temperature": 1.0, "penalty": 0.0}
+        numbers |= of_gates(temperature, penalty, gated)
         super().__init__(("",), optimizer or _adamw, scheduler, numbers, config)
         self.alignment = alignment
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
         self.monitor = "val/iia_changing" if numbers["interchange"] != 0 else "val/task_accuracy"
         self._trained = None if trained is None else set(trained)
-        self._source_grad, self._objective = source_grad, objective or CrossEntropy()
+        self._source_grad, self.objective = source_grad, objective or CrossEntropy()
+        if self.objective.needs_natural:
+            raise ValueError(
+                f"objective: {type(self.objective).__name__} compares edited activations with natural ones of a frozen network; IIT trains "
+                "the network. Choose another, such as objective=cross_entropy."
+            )
         edits = {**alignment.edits, **alignment.inert}
         self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)  # its weights are the alignment's
         self._means: Any = torch.nn.ModuleDict(
@@ -93,10 +103,17 @@ class IIT(Cells):
         """The network's and the interventions' parameters."""
         return (p for p in self.parameters() if p.requires_grad)
 
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raises ValueError for pairs without own answers where they are trained, and without what the objective reads."""
+        if (self._numbers["behaviour"] != 0 or self._numbers["strict"] != 0) and "base_answer" not in batch:
+            raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
+        if self._numbers["interchange"] != 0:
+            self.objective.check(batch)
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
         """Loss of one batch; None where nothing in it is trained."""
         self.anneal(self.alignment.interventions)
-        parts = {name: self._objective(made).mean() for name, (made, _) in self._predictions(batch).items()}
+        parts = {name: self._loss(name, made) for name, (made, _) in self._predictions(batch).items()}
         if not parts:
             return None
         loss = self._total(parts) + self.penalty(self.alignment.interventions)
@@ -109,7 +126,7 @@ class IIT(Cells):
         found = self._predictions(batch)
         if not found:
             return
-        total = self._total({name: self._objective(made).mean() for name, (made, _) in found.items()})
+        total = self._total({name: self._loss(name, made) for name, (made, _) in found.items()})
         self._means["loss"].update(total, weight=len(batch["row"]))
         names = {"behaviour": "task_accuracy", "interchange": "iia", "strict": "strict"}
         for part, (made, rows) in found.items():
@@ -121,6 +138,10 @@ class IIT(Cells):
         for name, mean in self._means.items():
             if mean.update_called:
                 self.log(f"val/{name}", mean, prog_bar=name != "loss")
+
+    def _loss(self, part: str, made: Prediction) -> Tensor:
+        """The mean of a part; behaviour and strict are about the base's own answer."""
+        return (self.objective if part == "interchange" else self.objective.on_own_answer())(made).mean()
 
     def _total(self, parts: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([self.now(name) * part for name, part in parts.items()]).sum()
@@ -135,8 +156,6 @@ class IIT(Cells):
             others = [v for v in batch["sources"] if v not in self._trained]
             flags = [_active(batch, v) for v in others]
             rows["interchange"] = every[~torch.stack(flags).any(0)] if flags else every
-        if ("behaviour" in rows or "strict" in rows) and "base_answer" not in batch:
-            raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
         rows = {name: index for name, index in rows.items() if len(index)}
         if not rows:
             return {}

@@ -77,8 +77,11 @@ def _between(key: Any, edit: Edit, found: list[Tensor], pairs: Pairs, frame: Fra
     made = found[0].new_zeros(found[0].shape[-1], 0)
     for variable, size in (edit.intervention.block_sizes or {key: frame.rank or 1}).items():
         values = pairs.values[variable]
-        means = torch.stack([torch.cat([x for x, w in zip(found, values, strict=True) if w == v]).mean(0) for v in set(values)])
+        # In the order of the pairs: that of a set of texts differs from process to process.
+        each = [torch.cat([x for x, w in zip(found, values, strict=True) if w == v]).mean(0) for v in dict.fromkeys(values)]
+        means = torch.stack(each)
         _, strength, across = torch.linalg.svd(means - means.mean(0), full_matrices=False)
         directions = across[strength > 1e-5 * strength.max()][:size].T
-        made = torch.linalg.qr(torch.cat([made, directions, torch.randn(len(made), size)], 1))[0][:, : made.shape[1] + size]
+        beyond = torch.randn(len(made), size).to(made)  # drawn on the CPU: the same on every device
+        made = torch.linalg.qr(torch.cat([made, directions, beyond], 1))[0][:, : made.shape[1] + size]
     return made

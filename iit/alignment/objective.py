@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple, final
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +33,23 @@ class Prediction(NamedTuple):
 
 
 class Objective(ABC):
-    """A loss of each pair; the module takes the mean."""
+    """A loss of each pair; the module takes the mean.
+
+    needs_natural: whether it reads the pairs' natural counterparts.
+    """
+
+    needs_natural = False
 
     @abstractmethod
     def __call__(self, made: Prediction) -> Float[Tensor, " batch"]:
         """Loss of each pair, in fp32; a mean over the answer's tokens."""
+
+    def check(self, batch: Mapping[str, Any]) -> None:  # noqa: B027 — most read nothing but the label
+        """Before anything is trained: raises ValueError for a batch of pairs (see `EncodedPairs`) that lacks what the objective reads."""
+
+    def on_own_answer(self) -> "Objective":
+        """What stands for it in losses made of pairs whose label is the base's own answer (MDAS's isolate, IIT's behaviour and strict)."""
+        return self
 
 
 @final
@@ -80,8 +92,10 @@ class KLDivergence(Objective):
 class LogitDifference(Objective):
     """−(logit of the label − logit of the base's own answer), where their tokens first differ; 0 where they are the same.
 
+    In losses made of pairs whose label is the base's own answer, `AnswerMargin` with the same margin stands for it.
+
     margin: the difference that is enough: the loss is max(0, margin − difference). None: −difference without an end.
-    Raises ValueError, when called, where the base's own answer is not known or several tokens are right.
+    Raises ValueError, when called or checked, where the base's own answer is not known or several tokens are right.
     """
 
     def __init__(self, margin: float | None = None):
@@ -89,15 +103,39 @@ class LogitDifference(Objective):
 
     def __call__(self, made: Prediction) -> Tensor:
         """Negative logit difference, or what it lacks of the margin."""
-        if made.own is None or made.own.ndim != 2 or made.answer.ndim != 2:
-            raise ValueError(
-                "The objective LogitDifference compares the label with the base's own answer: the pairs need the column base_answer, "
-                "and one right answer each."
-            )
-        found = logit_difference(made.logits, made.answer, made.own)
+        found = logit_difference(made.logits, made.answer, _checked_own(made.answer, made.own))
         same = found.isnan()
         lacking = -found if self.margin is None else F.relu(self.margin - found)
         return torch.where(same, 0.0, lacking)
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raises ValueError for pairs without own answers, or with several right ones."""
+        _checked_own(batch["base"]["answer"], batch.get("base_answer"))
+
+    def on_own_answer(self) -> "AnswerMargin":
+        """The logit against the best other token's."""
+        return AnswerMargin(self.margin)
+
+
+@final
+class AnswerMargin(Objective):
+    """−(logit of the label − the highest logit of another token), a mean over the answer's tokens; of several right tokens the best one's.
+
+    margin: the difference that is enough: the loss is max(0, margin − difference). None: −difference without an end.
+    """
+
+    def __init__(self, margin: float | None = None):
+        self.margin = margin
+
+    def __call__(self, made: Prediction) -> Tensor:
+        """Negative logit difference, or what it lacks of the margin."""
+        logits = made.logits.float()
+        right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)
+        present = right != IGNORED
+        is_right = torch.zeros_like(logits).scatter_add(-1, right.clamp(min=0), present.float()) > 0
+        best, other = (logits.masked_fill(mask, -torch.inf).amax(-1) for mask in (~is_right, is_right))
+        found = torch.where(present.any(-1), best, 0.0) - other
+        return _over_tokens(-found if self.margin is None else F.relu(self.margin - found), present.any(-1))
 
 
 @final
@@ -120,18 +158,20 @@ class CounterfactualLatent(Objective):
     activation, n the activation of a prompt whose own variables have the values that the interchange asks for (`data.natural=true`).
     Pairs for which there is no such prompt add nothing.
 
-    Raises ValueError for a negative weight and, when called, for pairs without natural counterparts.
+    Raises ValueError for a negative weight and, when called or checked, for pairs without natural counterparts.
     """
 
+    needs_natural = True
+
     def __init__(self, objective: Objective, weight: float = 0.1):
-        if weight < 0:
-            raise ValueError(f"The weight of the distance cannot be negative; got {weight}.")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"The weight of the distance cannot be negative, and is finite; got {weight}.")
         self.objective, self.weight = objective, weight
 
     def __call__(self, made: Prediction) -> Tensor:
         """The objective, and the distance."""
         if made.latents is None:
-            raise ValueError("The objective CounterfactualLatent needs natural counterparts of the pairs: set data.natural=true.")
+            raise ValueError(_UNNATURAL)
         found = []
         for edited, natural, known in made.latents():
             edited, natural = edited.float(), natural.float()
@@ -139,6 +179,29 @@ class CounterfactualLatent(Objective):
             turned = 1 - F.cosine_similarity(edited, natural, dim=-1)
             found.append(torch.where(known, (0.5 * (apart + turned)).mean(1), 0.0))
         return self.objective(made) + self.weight * torch.stack(found).mean(0)
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raises ValueError for pairs without natural counterparts, and as its objective does."""
+        if "natural" not in batch:
+            raise ValueError(_UNNATURAL)
+        self.objective.check(batch)
+
+    def on_own_answer(self) -> "CounterfactualLatent":
+        """The same of what stands for its objective."""
+        kept = self.objective.on_own_answer()
+        return self if kept is self.objective else CounterfactualLatent(kept, self.weight)
+
+
+_UNNATURAL = "The objective CounterfactualLatent needs natural counterparts of the pairs: set data.natural=true."
+
+
+def _checked_own(answer: Tensor, own: Tensor | None) -> Tensor:
+    if own is None or own.ndim != 2 or answer.ndim != 2:
+        raise ValueError(
+            "The objective LogitDifference compares the label with the base's own answer: the pairs need the column base_answer, and one "
+            "right answer each."
+        )
+    return own
 
 
 def cross_entropy(

@@ -13,7 +13,7 @@ class Schedule:
     At optimizer step t it is start + (stop − start)·s, or start·(stop/start)^s where it is exponential, with s = min(t/steps, 1).
 
     steps: optimizer steps; None = as many as the training has.
-    Raises ValueError for no steps, an unknown shape, and an exponential one that starts or stops at or below 0.
+    Raises ValueError for no steps, ends that are not finite, an unknown shape, and an exponential one that starts or stops at or below 0.
     """
 
     start: int | float
@@ -22,9 +22,12 @@ class Schedule:
     shape: str = "linear"
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
+        if not (isfinite(self.start) and isfinite(self.stop)):
+            raise ValueError(f"A schedule goes between finite numbers; got start={self.start}, stop={self.stop}.")
+        if self.steps is not None and not (isfinite(self.steps) and self.steps >= 1):
             raise ValueError(
-                f"A schedule needs at least one step to go from {self.start} to {self.stop}; got steps={self.steps}."
+                f"A schedule needs at least one step to go from {self.start} to {self.stop}; got steps={self.steps}. Leave `steps` out (null) "
+                "for as many as the training has."
             )
         if self.shape not in SHAPES:
             raise ValueError(f"A schedule's shape={self.shape!r} is none of {list(SHAPES)}.")
@@ -46,3 +49,8 @@ class Schedule:
 
 Number = int | float | Schedule
 """A number that stays, or one that changes with the steps."""
+
+
+def ends(number: Number) -> tuple[int | float, int | float]:
+    """Where a number starts and stops; all between lie between."""
+    return (number.start, number.stop) if isinstance(number, Schedule) else (number, number)

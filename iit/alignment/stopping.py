@@ -4,12 +4,13 @@ from typing import Any
 
 import lightning as L
 
-from iit.alignment.best import validated
+from iit.alignment.best import better, validated
 from iit.alignment.cells import Cells
 
 
 class EarlyStopping(L.Callback):
-    """Stop training a cell whose validation metric has not risen for `patience` epochs; the last one ends the training.
+    """Stop training a cell whose validation metric has not improved for `patience` epochs (a loss by falling, any other by rising); the last
+    one ends the training.
 
     Lightning's own stops all cells at once. monitor: the metric, by default the module's own.
     """
@@ -25,10 +26,11 @@ class EarlyStopping(L.Callback):
         if trainer.sanity_checking:
             return
         for name in pl_module.running:
-            value = validated(trainer, self.monitor or pl_module.monitor, name)
-            better = name not in self._best or value > self._best[name]
-            self._waited[name] = 0 if better else self._waited[name] + 1
-            self._best[name] = value if better else self._best[name]
+            metric = self.monitor or pl_module.monitor
+            value = validated(trainer, metric, name)
+            improved = name not in self._best or better(metric, value, self._best[name])
+            self._waited[name] = 0 if improved else self._waited[name] + 1
+            self._best[name] = value if improved else self._best[name]
             if self._waited[name] >= self.patience:
                 pl_module.stopped[name] = trainer.current_epoch + 1
         if not pl_module.running:

@@ -111,6 +111,8 @@ def fresh(
             if edit.intervention not in made:
                 trained = edit.intervention
                 made[trained] = Intervention.from_config(trained.config(), trained.own_parts)
+                if isinstance(trained.basis, Autoencoder):  # which is loaded, not drawn
+                    made[trained].basis.load_state_dict(trained.basis.state_dict())
     edits = {
         key: Edit(list(map(moved, edit.sites)), made[edit.intervention], list(map(moved, edit.source_sites)), edit.joint)
         for key, edit in alignment.edits.items()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from iit.alignment import Alignment
+from iit.alignment.labels import check_labels
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace, vanilla
 from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts
@@ -54,7 +55,7 @@ def evaluate(
         diagnostics `read_part`, `null_part`, `divergence`, `principal_angle` and, in small networks, `abstraction_error`. `verdict` says what all of this comes to.
     refit: trains the controls as the alignment was trained; by default `fit` with its own defaults.
 
-    Raises ValueError for an unknown level of trust, and pairs of other variables.
+    Raises ValueError for an unknown level of trust, pairs of other variables, and labels that are none of the network's answers.
     """
     if isinstance(trust, str):
         if trust not in TRUST:
@@ -70,6 +71,7 @@ def evaluate(
     if alignment.store is None and pairs.variables:
         alignment.store = ActivationStore(alignment.network)
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
+    check_labels(network, encoded)
     told = {"seed": seed, "split": split, "experiment": experiment}
     if not pairs.variables:
         right = outcomes(alignment, encoded, batch_size=batch_size, edited=False).right[None]

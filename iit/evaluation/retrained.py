@@ -43,7 +43,12 @@ def retrained(
     if moved is None:
         missing["wrong_site"] = "the site names no role and no layer; say where with trust.wrong_site"
     else:
-        made["wrong_site"] = fresh(alignment, seed, moved=moved)
+        wrong = fresh(alignment, seed, moved=moved)
+        try:
+            wrong.check_apart()
+            made["wrong_site"] = wrong
+        except ValueError as error:
+            missing["wrong_site"] = str(error)
     refit(made, pairs, seed)
     if any(p.requires_grad for p in alignment.parameters()):
         made["shuffled_label"] = fresh(alignment, seed)

@@ -25,7 +25,7 @@ def sweep(
     *,
     components: Sequence[str] = ("block_output",),
     layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    heads: Sequence[int | Sequence[int]] | None = None,
     positions: Sequence[Position] | None = None,
     split: str = "validation",
     variable: str | None = None,
@@ -40,7 +40,7 @@ def sweep(
 
     Rows as `evaluate` gives them, a cell for each site; no control, for nothing is trained. Choose by validation rows.
 
-    layers: all blocks by default. heads: of the components that have any, one at a time; none by default. positions: roles or token indices; by default every index that all
+    layers: all blocks by default. heads: of the components that have any, one at a time (or several as one site); none by default. positions: roles or token indices; by default every index that all
     prompts of the split have (of the base and the source the same one, which suits prompts of one template).
     store, batch_size, progress: as `patched` takes them. resamples: of the bootstrap behind the intervals.
 

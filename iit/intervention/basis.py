@@ -87,7 +87,7 @@ class Frame(Basis):
         scaled = directions.float() / directions.float().norm(dim=0)
         if not bool(torch.isfinite(scaled).all()) or (n and float(torch.linalg.svdvals(scaled)[-1]) < 1e-5):
             raise ValueError("The directions that a frame begins at must be finite and linearly independent.")
-        rest = torch.randn(width, (self.rank or 0) - n, device=scaled.device)
+        rest = torch.randn(width, (self.rank or 0) - n).to(scaled)  # drawn on the CPU: the same on every device
         with torch.no_grad():
             self.weight.copy_(torch.linalg.qr(torch.cat([scaled, rest], 1))[0])
 
@@ -137,7 +137,7 @@ class Autoencoder(Basis):
 
     activation: relu; jump_relu (x where x > θ, else 0; arXiv 2407.14435); top_k (the k largest, after relu; arXiv 2406.04093).
     Its weights are loaded, not trained: encoder [width, n_features], decoder [n_features, width], encoder_bias, decoder_bias
-    (and p = decoder_bias if `centred`), threshold.
+    (and p = decoder_bias if `centred`), threshold. loaded: whether it holds an encoder and a decoder yet.
     """
 
     def __init__(self, width: int, n_features: int, activation: str = "relu", k: int | None = None, centred: bool = False):
@@ -157,20 +157,31 @@ class Autoencoder(Basis):
         }
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("loaded", torch.tensor(False))
+        self.encoder: Tensor
+        self.decoder: Tensor
+        self.loaded: Tensor
 
     def load(self, **weights: Tensor) -> None:
         """Take weights by name. Raises ValueError for unknown names, other shapes and values that are not finite."""
+        there = {name: buffer for name, buffer in self.named_buffers() if name != "loaded"}
         for name, value in weights.items():
-            here = dict(self.named_buffers()).get(name)
+            here = there.get(name)
             if here is None or here.shape != value.shape:
-                known = {key: tuple(buffer.shape) for key, buffer in self.named_buffers()}
+                known = {key: tuple(buffer.shape) for key, buffer in there.items()}
                 raise ValueError(f"Autoencoder weight {name!r} of shape {tuple(value.shape)} does not fit; expected {known}.")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Autoencoder weight {name!r} has values that are not finite.")
             here.copy_(value)
+        self.loaded.fill_(bool(self.encoder.any()) and bool(self.decoder.any()))
 
     def coordinates(self) -> Coordinates:
-        """Features, and the decoder's change."""
+        """Features, and the decoder's change. Raises ValueError before there are weights."""
+        if not bool(self.loaded):
+            raise ValueError(
+                "This autoencoder holds no weights, and would change nothing: give encoder= and decoder= (and their biases), or take one from "
+                "a folder with load_autoencoder (intervention=autoencoder intervention.folder=FOLDER)."
+            )
         parts: dict[str, Any] = dict(self.named_buffers())
 
         def encode(h: Tensor) -> Tensor:

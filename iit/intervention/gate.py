@@ -1,6 +1,7 @@
 """Gates: how far each coordinate of an edit is let through, from 0 to 1."""
 
 from abc import abstractmethod
+from math import inf
 from typing import final
 
 import torch
@@ -50,8 +51,8 @@ class SoftGate(Gate):
     """
 
     def __init__(self, temperature: float, **arguments: object):
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be above 0.")
+        if not 0 < temperature < inf:
+            raise ValueError(f"temperature={temperature} must be above 0, and finite.")
         super().__init__(**arguments, temperature=temperature)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         self.temperature: Tensor
@@ -79,9 +80,13 @@ class Boundary(SoftGate):
     """A learned boundary: coordinate i is edited when i + ½ < boundary·n (arXiv 2305.08809).
 
     The boundary is a share of the coordinates and starts at `start`; logits = boundary·n − (i + ½).
+
+    Raises ValueError for a start outside 0 ≤ start ≤ 1.
     """
 
     def __init__(self, n: int, start: float = 0.5, temperature: float = 50.0):
+        if not 0 <= start <= 1:
+            raise ValueError(f"start={start} is the share of the coordinates that is let through at first: from 0 to 1.")
         super().__init__(temperature, n=n, start=start)
         self.boundary = nn.Parameter(torch.tensor(float(start)))
         self.register_buffer("steps", torch.arange(n) + 0.5, persistent=False)

@@ -109,7 +109,7 @@ class Intervention(nn.Module):
 
     def anneal(self, factor: float) -> None:
         """Set a learned gate's temperature to `factor` times the one it was made with. Raises ValueError for a factor that is not above 0."""
-        if factor <= 0:
+        if not factor > 0:
             raise ValueError(f"A temperature stays above 0; the factor is {factor}.")
         if isinstance(self.gate, SoftGate):
             self.gate.temperature.fill_(factor * self.gate.arguments["temperature"])

@@ -1,6 +1,6 @@
 """The interventions by their usual names: each a choice of basis, gate and operation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,15 +18,20 @@ def VanillaIntervention(width: int | None = None, units: list[int] | str | None 
 
     Raises ValueError for units without a width, or outside of it.
     """
-    if isinstance(units, str):
-        first, _, stop = units.partition(":")
-        if not (first.isdecimal() and stop.isdecimal()):
-            raise ValueError(f"units={units!r}: units are a list of numbers, or 'first:stop' such as '0:16'.")
-        units = list(range(int(first), int(stop)))
     if units is not None and width is None:
         raise ValueError("VanillaIntervention with units needs the width, too.")
-    gate: Gate = All() if units is None or width is None else Subset(width, list(units))
+    gate: Gate = All() if units is None or width is None else Subset(width, units_of(units))
     return Intervention("VanillaIntervention", Identity(width), gate, Swap())
+
+
+def units_of(units: Sequence[int] | str) -> list[int]:
+    """The numbers of units, of which "first:stop" is short for a range. Raises ValueError for another text."""
+    if not isinstance(units, str):
+        return list(units)
+    first, _, stop = units.partition(":")
+    if not (first.isdecimal() and stop.isdecimal()):
+        raise ValueError(f"units={units!r}: units are a list of numbers, or 'first:stop' such as '0:16'.")
+    return list(range(int(first), int(stop)))
 
 
 def ZeroIntervention(width: int | None = None) -> Intervention:

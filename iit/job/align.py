@@ -16,6 +16,7 @@ from iit.causal.figure import figure
 from iit.data import Choice, Pairs, freeze, hold_out
 from iit.evaluation import Trust, evaluate, train_alike, verdict
 from iit.evaluation.retrained import Refit
+from iit.job.declared import check_config
 from iit.network import Network, fingerprint
 from iit.report import save_figure, training_curve
 from iit.result import Cell, Row, select
@@ -31,7 +32,7 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
 
     Writes the alignment, the checkpoints, the training curve and a picture of the causal model to `folder`. Returns the rows and the facts of the run.
     """
-    instantiate(cfg.site)  # a site that cannot be is refused before weights load
+    check_config(cfg, trains_network=False)
     network = instantiate(cfg.network)
     alignment = instantiate(cfg.alignment)(network=network)
     before = fingerprint(network.model)

@@ -15,6 +15,7 @@ from iit.alignment import Alignment, Fitted, fit
 from iit.data import hold_out
 from iit.evaluation import evaluate, sweep
 from iit.job.align import alike, frozen, judged, pairs_of
+from iit.job.declared import check_config
 from iit.network import Network, fingerprint
 from iit.network.components import blocks_of
 from iit.report import atlas_figure, save_figure
@@ -46,16 +47,22 @@ def atlas(
     Writes every trained cell to `folder / "cells"`, the chosen one to `folder / "alignment"`, and the heatmap. Returns the rows
     (each cell's, the whole vector's as `control="vanilla"`; of sites that were screened the latter alone) and the run's facts.
 
-    Raises ValueError where the screen leaves no site, and for `ckpt_path`: there is no checkpoint to go on from.
+    Raises ValueError where the screen leaves no site, for a layer, position, rank or seed that is named twice, and for `ckpt_path`: there is
+    no checkpoint to go on from.
     """
     if cfg.ckpt_path is not None:
         raise ValueError("ckpt_path: an atlas has no checkpoint to go on from; run it afresh.")
+    for name, given in {"layers": layers, "positions": positions, "ranks": ranks, "seeds": seeds}.items():
+        twice = [value for number, value in enumerate(given or ()) if value in (given or ())[:number]]
+        if twice:
+            raise ValueError(f"job.{name}={list(given or ())} names {twice[0]!r} twice; its cells would be one.")
+    check_config(cfg, trains_network=False)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # it greets for every layer
     network = instantiate(cfg.network)
     before = fingerprint(network.model)
     layers = range(len(blocks_of(network.model)[1])) if layers is None else layers
     made = {
-        Site(cfg.site.component, layer=layer, position=position): [
+        _site(cfg, layer, position): [
             _cell(cfg, network, layer, position, rank, seed) for rank in ranks or (None,) for seed in seeds or (cfg.seed,)
         ]
         for layer in layers
@@ -72,6 +79,7 @@ def atlas(
         pairs,
         components=[cfg.site.component],
         layers=layers,
+        heads=None if cfg.site.get("head") is None else [cfg.site.head],
         positions=positions,
         variable=cfg.variable,
         store=store,
@@ -138,8 +146,12 @@ def _cell(
     intervention = instantiate(cfg.intervention)
     if rank is not None:
         intervention = partial(intervention, rank=rank)
-    site = Site(cfg.site.component, layer=layer, head=cfg.site.get("head"), position=position)
+    site = _site(cfg, layer, position)
     return seed, instantiate(cfg.alignment)(network=network, site=site, intervention=intervention)
+
+
+def _site(cfg: DictConfig, layer: int, position: str | int) -> Site:
+    return Site(cfg.site.component, layer=layer, head=cfg.site.get("head"), position=position)
 
 
 def _name(cell: Alignment, seed: int) -> str:

@@ -19,6 +19,7 @@ from iit.evaluation.rows import scores
 from iit.intervened import ActivationStore
 from iit.intervention import LowRankRotatedSpaceIntervention, RevNetIntervention
 from iit.job.align import alike, pairs_of
+from iit.job.declared import check_config
 from iit.network import fingerprint, untrained
 from iit.report import save_figure
 from iit.report.ladder import ladder_figure
@@ -52,6 +53,7 @@ def ladder(
     """
     if cfg.ckpt_path is not None:
         raise ValueError("ckpt_path: a ladder has no checkpoint to go on from; run it afresh.")
+    check_config(cfg, trains_network=False)
     network = instantiate(cfg.network)
     before = fingerprint(network.model)
     site = instantiate(cfg.site)

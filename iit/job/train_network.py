@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from iit.alignment import fit
 from iit.data import freeze, hold_out
 from iit.evaluation import evaluate, verdict
+from iit.job.declared import check_config
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
 from iit.result import Row
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 OVERRIDES = ("callbacks=progress",)
 # What the trained weights depend on.
-_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks", "seed")
+_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks", "seed", "start")
 
 
 def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
@@ -38,8 +39,9 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache of `trained_network`. Returns the rows (task accuracy on validation,
     by which the epoch was chosen, and, the choice being frozen in `choice.json`, on test) and the facts of the run.
 
-    Raises ValueError for trust=full, whose controls are trained in a frozen network.
+    Raises ValueError for `trust=full`, whose controls are trained in a frozen network, and for what `check_config` refuses.
     """
+    check_config(cfg, trains_network=True)
     trust = instantiate(cfg.trust)
     if trust.full:
         raise ValueError(
@@ -64,6 +66,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
         folder=folder,
         ckpt_path=cfg.ckpt_path,
         config=decisive(cfg),
+        start=cfg.start,
     )
     what = "IIA on changing pairs" if alignment.edits else "task accuracy"
     log.info("Kept epoch %d of %d: validation %s %.4f", fitted.epoch + 1, fitted.n_epochs, what, fitted.value)

@@ -68,7 +68,7 @@ class LanguageModel:
         always with `last`, and with `ROLE_last`, the last token of each role; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1, n_right] where several
         are right), −100 padded.
 
-        Raises ValueError for empty texts and answers, numbers that do not fit, and places that a text does not have, quoting
+        Raises ValueError for empty texts and answers, answers outside the vocabulary, numbers that do not fit, and places that a text does not have, quoting
         it and marking the place.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -125,7 +125,13 @@ class LanguageModel:
         return _padded(tokens, IGNORED)
 
     def _tokens_of(self, answer: Any) -> list[int]:
-        return self._read(answer, add_special_tokens=False)["input_ids"]
+        tokens = self._read(answer, add_special_tokens=False)["input_ids"]
+        unknown: Any = self.tokenizer.unk_token_id
+        if unknown in tokens and str(self.tokenizer.unk_token) not in answer:
+            raise ValueError(
+                f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens are {tokens}, {unknown} the unknown one."
+            )
+        return tokens
 
     def _read(self, texts: Any, **options: Any) -> Any:
         try:

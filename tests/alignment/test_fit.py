@@ -1,5 +1,7 @@
 """Training on a small language model: only the interventions learn, the best epoch is kept, a resumed run is the same run."""
 
+from contextlib import nullcontext
+
 import lightning as L
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 import iit
-from iit.alignment import DAS, one
+from iit.alignment import DAS, EarlyStopping, one
 from iit.data import Pairs
 from iit.intervention import All, Basis, Coordinates, Intervention
 from iit.intervention.operation import Swap
@@ -76,6 +78,45 @@ def test_the_weights_that_were_best_on_validation_are_put_back(toy, tmp_path):
     assert len(weights) == 4
     assert not any(torch.equal(weights[1], other) for other in (weights[0], weights[2], weights[3]))
     assert torch.equal(next(alignment.parameters()), weights[1])
+
+
+def test_of_a_loss_the_lowest_epoch_is_kept_and_stopping_waits_for_it(toy, tmp_path):
+    network, pairs = toy
+    told = [0.9, 0.4, 0.6, 0.5, 0.1]
+
+    class Told(DAS):
+        def validation_step(self, batch, batch_index):
+            self.log("val/loss", told[self.current_epoch])
+
+    stopping = EarlyStopping(patience=2, monitor="val/loss")
+    options = {"module": Told, "trainer": quiet, "batch_size": 16, "folder": tmp_path, "monitor": "val/loss"}
+    fitted = iit.fit(alignment_of(network), pairs, callbacks=[stopping], max_epochs=5, **options)
+    assert (fitted.epoch, fitted.n_epochs) == (1, 4)
+    assert fitted.value == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_learned_gates_are_hard_after_a_fit_and_soft_in_the_next(toy, tmp_path, fails):
+    network, pairs = toy
+    site = iit.Site("block_output", layer=0, position="place")
+    alignment = one(network, "subject_position", site, lambda width: iit.BoundlessRotatedSpaceIntervention(width))
+    gate = alignment.edits["subject_position"].intervention.gate
+    soft = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            soft.append(bool(((gate() > 0) & (gate() < 1)).any()))
+            if fails:
+                raise RuntimeError("stop here")
+
+    for _ in range(2):
+        soft.clear()
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            iit.fit(alignment, pairs, trainer=quiet, callbacks=[Watch()], batch_size=24, max_epochs=1, folder=tmp_path)
+        assert soft
+        assert all(soft)
+        assert not alignment.training
+        assert set(gate().tolist()) <= {0.0, 1.0}
 
 
 def test_an_alignment_answers_for_its_network_and_keeps_what_it_ran(toy, monkeypatch):

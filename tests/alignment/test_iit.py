@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import iit
-from iit.alignment import IIT, none
+from iit.alignment import IIT, LogitDifference, none
 from iit.causal import addition, equality
 from iit.data import EncodedPairs, Pairs
 from iit.network import fingerprint, mlp, small_transformer
@@ -165,6 +165,33 @@ def test_a_step_is_one_source_run_and_one_base_run_and_its_loss_the_sum_by_hand(
     sum(parts).backward()
     for gradient, parameter in zip(found, network.model.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
+
+
+@pytest.mark.parametrize("margin", [None, 1.0])
+def test_a_logit_difference_holds_the_own_answer_by_its_margin(network, margin):
+    """Behaviour and strict are about the base's own answer, which differs from itself by nothing."""
+    pairs = pairs_of("left_equal")
+    alignment = iit.Alignment(
+        network, {"left_equal": iit.Edit(SITE, units(0, 1, 2))}, inert={"rest": iit.Edit(SITE, units(*range(3, 16)))}
+    )
+    batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(20))
+    module = IIT(alignment, weights={"behaviour": 0.5, "interchange": 2.0, "strict": 3.0}, objective=LogitDifference(margin))
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    hidden, there = network.model.layers(batch["base"]["x"]), network.model.layers(batch["sources"]["left_equal"]["x"])
+    first = torch.arange(16) < 3
+
+    def lacking(activation, answer):  # of two classes the other one is the best other
+        logits = network.model.head(activation)
+        found = logits.gather(1, answer) - logits.gather(1, 1 - answer)
+        return (-found if margin is None else F.relu(margin - found)).squeeze(1)
+
+    own, label = batch["base_answer"], batch["base"]["answer"]
+    expected = (
+        0.5 * lacking(hidden, own).mean()
+        + 2.0 * torch.where(batch["changing"], lacking(torch.where(first, there, hidden), label), 0.0).mean()
+        + 3.0 * lacking(torch.where(first, hidden, there), own).mean()
+    )
+    torch.testing.assert_close(module.training_step(batch, 0), expected)
 
 
 def test_only_the_trained_variables_interchange(network):

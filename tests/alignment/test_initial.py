@@ -1,5 +1,7 @@
 """Where trained bases begin."""
 
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
@@ -8,6 +10,7 @@ import iit
 from iit.alignment import initialise, one
 from iit.causal import equality
 from iit.data import EncodedPairs, Pairs
+from iit.intervention import Frame
 from iit.network import mlp
 
 
@@ -71,3 +74,34 @@ def test_differences_of_means_span_the_variables_directions():
         initialise(iit.Alignment(network, {site: blocks}), own, "difference_of_means")
     with pytest.raises(ValueError, match="none of"):
         initialise(iit.Alignment(network, {site: blocks}), pairs, "kmeans")
+
+
+class Value(str):
+    """A text whose hash, as any text's, is another one in another process."""
+
+    salt = 0
+
+    def __hash__(self):
+        return hash((self.salt, str(self)))
+
+
+def test_differences_of_means_do_not_depend_on_how_texts_hash(toy):
+    network, pairs = toy
+    site = iit.Site("block_output", layer=0, position="place")
+    found = []
+    for salt in range(6):
+        Value.salt = salt
+        values = {"subject_position": [Value(number % 5) for number in range(len(pairs.split("train")))]}
+        torch.manual_seed(0)
+        alignment = one(network, "subject_position", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 6))
+        initialise(alignment, replace(pairs, values=values), "difference_of_means")
+        found.append(alignment.edits["subject_position"].intervention.basis.weight.detach().clone())
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_what_a_start_draws_is_drawn_on_the_cpu(monkeypatch):
+    """The same on every device: neither a device's own generator, nor a mixture of devices."""
+    real, devices = torch.randn, []
+    monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: devices.append(kwargs.get("device")) or real(*args, **kwargs))
+    Frame(8, 4).start(torch.eye(8, 2))
+    assert devices == [None, None]

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from iit.alignment import CounterfactualLatent, CrossEntropy, KLDivergence, LogitDifference, MeanSquaredError, Prediction
+from iit.alignment import (
+    AnswerMargin,
+    CounterfactualLatent,
+    CrossEntropy,
+    KLDivergence,
+    LogitDifference,
+    MeanSquaredError,
+    Prediction,
+)
 
 LOGITS = torch.tensor([[[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]], [[0.0, 1.0, 1.0], [5.0, 0.0, 0.0]]])
 ANSWER = torch.tensor([[1, 2], [2, -100]])
@@ -31,11 +39,10 @@ def test_kl_is_the_divergence_from_the_labels_distribution(smoothing):
         return q
 
     expected = [(kl(on(1), P[0, 0]) + kl(on(2), P[0, 1])) / 2, kl(on(2), P[1, 0])]
-    torch.testing.assert_close(KLDivergence(smoothing)(Prediction(LOGITS, ANSWER)).double(), torch.tensor(expected).double())
+    torch.testing.assert_close(KLDivergence(smoothing)(Prediction(LOGITS, ANSWER)), torch.tensor(expected))
     several = torch.tensor([[[0, 1, -100]], [[2, -100, -100]]])
     expected = [kl(on(0, 1), P[0, 0]), kl(on(2), P[1, 0])]
-    found = KLDivergence(smoothing)(Prediction(LOGITS[:, :1], several)).double()
-    torch.testing.assert_close(found, torch.tensor(expected).double())
+    torch.testing.assert_close(KLDivergence(smoothing)(Prediction(LOGITS[:, :1], several)), torch.tensor(expected))
 
 
 def test_logit_difference_is_read_where_the_answers_first_differ():
@@ -50,6 +57,23 @@ def test_logit_difference_is_read_where_the_answers_first_differ():
     torch.testing.assert_close(LogitDifference(margin=2.0)(made), torch.tensor([0.0, 0.0]))
     with pytest.raises(ValueError, match="base_answer"):
         LogitDifference()(Prediction(LOGITS, ANSWER))
+
+
+def test_a_margin_is_kept_above_the_best_other_token():
+    other = torch.tensor([[2.0 - 1.0, 3.0 - 0.0], [1.0 - 1.0, 0.0]])
+    expected = torch.stack([-other[0].mean(), -other[1, 0]])
+    torch.testing.assert_close(AnswerMargin()(Prediction(LOGITS, ANSWER)), expected)
+    torch.testing.assert_close(AnswerMargin(2.0)(Prediction(LOGITS, ANSWER)), torch.tensor([0.5, 2.0]))
+    several = torch.tensor([[[0, 1, -100]], [[2, -100, -100]]])
+    torch.testing.assert_close(AnswerMargin()(Prediction(LOGITS[:, :1], several)), torch.tensor([-2.0, 0.0]))
+
+
+def test_what_is_minimised_where_the_label_is_the_bases_own_answer():
+    kept = CounterfactualLatent(LogitDifference(3.0), 0.2).on_own_answer()
+    assert isinstance(kept.objective, AnswerMargin)
+    assert (kept.objective.margin, kept.weight) == (3.0, 0.2)
+    for objective in (CrossEntropy(), KLDivergence(), MeanSquaredError(), CounterfactualLatent(CrossEntropy())):
+        assert objective.on_own_answer() is objective
 
 
 def test_squared_error_of_the_probabilities():

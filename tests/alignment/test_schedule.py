@@ -3,10 +3,12 @@
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import iit
-from iit.alignment import DAS, Schedule, one
+from iit.alignment import DAS, LogitDifference, Schedule, one
+from iit.data import EncodedPairs
 
 
 def quiet(**kwargs):
@@ -66,6 +68,21 @@ def test_temperature_penalty_and_weights_act_as_declared_and_are_logged(toy, tmp
             parts += told["schedule/penalty"] * told["train/penalty"]
         assert told["train/loss"] == pytest.approx(parts, rel=1e-5)
     assert "schedule/isolate" not in seen.steps[0]
+
+
+def test_isolate_is_held_by_a_margin_under_the_logit_difference(toy):
+    network, pairs = toy
+    alignment = boundless(network)
+    batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(24))
+    logits = alignment.answer_logits(batch["base"], batch["sources"])[:, 0]
+    label, own, changing = batch["base"]["answer"], batch["base_answer"], batch["changing"]
+    others = logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)
+    cause = F.relu(2.0 - logits.gather(1, label) + logits.gather(1, own)).squeeze(1)[changing].mean()
+    isolate = F.relu(2.0 - logits.gather(1, label) + others).squeeze(1)[~changing].mean()
+    module = DAS(alignment, weights={"cause": 1.5, "isolate": 0.5}, objective=LogitDifference(2.0))
+    module.log = lambda *args, **kwargs: None
+    torch.testing.assert_close(module.training_step(batch, 0), 1.5 * cause + 0.5 * isolate)
+    assert float(isolate.detach()) > 0
 
 
 def test_a_resumed_run_has_the_schedule_of_an_uninterrupted_one(toy, tmp_path):

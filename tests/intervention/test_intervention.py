@@ -271,6 +271,19 @@ def test_autoencoders_by_hand_keep_their_error():
         torch.testing.assert_close(MAKERS[name]()(base, source), base + change @ weights["decoder"], atol=1e-5, rtol=1e-5)
 
 
+def test_an_autoencoder_without_weights_is_refused():
+    base, source = pair()
+    for given in ({}, {"encoder": autoencoder()["encoder"]}, {"decoder_bias": torch.ones(W)}):
+        with pytest.raises(ValueError, match=r"holds no weights.*encoder= and decoder="):
+            iit.AutoencoderIntervention(W, 12, **given)(base, source)
+    full = MAKERS["autoencoder"]()
+    again = Intervention.from_config(full.config())
+    with pytest.raises(ValueError, match="holds no weights"):
+        again(base, source)
+    again.load_state_dict(full.state_dict())
+    assert torch.equal(again(base, source), full(base, source))
+
+
 def test_pca_finds_the_directions_of_greatest_variance():
     generator = torch.Generator().manual_seed(0)
     spread = torch.tensor([0.1, 5.0, 0.1, 3.0, 0.1, 0.1, 0.1, 0.1])

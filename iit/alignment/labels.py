@@ -1,0 +1,39 @@
+"""Answers that a network can give."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iit.data import EncodedPairs
+from iit.network import LanguageModel, Network
+from iit.network.answering import IGNORED
+
+
+def check_labels(network: Network, encoded: EncodedPairs) -> None:
+    """Raises ValueError for a label, or a base's own answer, that is none of the network's classes or of the tokens in its head."""
+    batch = encoded.batch(range(len(encoded)))
+    n = n_answers(network, batch["base"])
+    what = "tokens" if isinstance(network, LanguageModel) else "classes"
+    for name, answer in (("label", batch["base"]["answer"]), ("base_answer", batch.get("base_answer"))):
+        if answer is None:
+            continue
+        wrong = answer[((answer < 0) & (answer != IGNORED)) | (answer >= n)]
+        if len(wrong):
+            row = int(((answer == wrong[0]).flatten(1)).any(1).nonzero()[0])
+            raise ValueError(
+                f"{name}: {int(wrong[0])} (pair {row}) is none of the {n} {what} that {network.name} answers with, 0 to {n - 1}. Change the "
+                f"{name}s, or take a network with as many {what}."
+            )
+
+
+def n_answers(network: Network, inputs: Mapping[str, Any]) -> int:
+    """How many classes, or tokens, a network gives logits for; a classifier is asked with the first of these inputs."""
+    if isinstance(network, LanguageModel):
+        head: Any = network.model.get_output_embeddings()
+        return head.weight.shape[0] if head is not None else network.model.config.vocab_size
+    with torch.no_grad():
+        made: Any = network.model(inputs["x"][:1].to(network.device))
+    logits: Tensor = made if isinstance(made, Tensor) else made.logits
+    return logits.shape[-1]

@@ -1,0 +1,39 @@
+"""What a config declares, checked before weights load."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from iit.alignment import several
+from iit.alignment.initial import STARTS
+from iit.alignment.overlap import check_declared
+
+
+def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
+    """Raises ValueError (Hydra's InstantiationException, from within a `_target_`) for what cannot be, whatever the network: sites,
+    objective, schedules, trust, a start, a number of epochs, units that overlap, and a module that trains what the job does not.
+
+    trains_network: whether the job trains the network, and not an alignment on a frozen one.
+    """
+    instantiate(cfg.site)
+    instantiate(cfg.trust)
+    module: Any = instantiate(cfg.module)
+    kind = getattr(module, "func", module)
+    if getattr(kind, "trains_network", trains_network) != trains_network:
+        job, other = ("train_network", "iit") if trains_network else (cfg.job._target_.rpartition(".")[2], "das")
+        trains = "the network" if trains_network else "interventions on a frozen network"
+        raise ValueError(
+            f"job={job} trains {trains}, module._target_={cfg.module._target_} does not: choose module={other}, or "
+            f"job={'align' if trains_network else 'train_network'}."
+        )
+    if cfg.start not in STARTS:
+        raise ValueError(f"start={cfg.start!r} is none of {list(STARTS)}.")
+    epochs = cfg.trainer.max_epochs
+    if epochs < 1 and epochs != -1:
+        raise ValueError(f"trainer.max_epochs={epochs}: training needs an epoch at least (-1: no end).")
+    declared: Callable[..., Any] = instantiate(cfg.alignment)
+    if getattr(declared, "func", None) is several:
+        told: Any = declared
+        check_declared(told.keywords["edits"], told.keywords.get("inert"))
