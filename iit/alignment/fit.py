@@ -129,6 +129,8 @@ def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
 def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
     """The network stays as it is, so what earlier runs computed is worth keeping, for all cells in one store."""
     store = next((cell.store for cell in cells if cell.store is not None), None)
+    if store is not None:
+        store.check()
     for cell in cells:
         cell.store = store = ActivationStore(cell.network) if store is None else store
     yield

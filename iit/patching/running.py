@@ -85,7 +85,9 @@ def run_cells(
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Patching", total=len(cells))
         runners = {site: runner(site, here) for site, here in groups.items()}
-        if store is None:
+        if store is not None:
+            store.check()
+        else:
             layers = {model.first_block for model, _ in runners.values()} - {None}
             network = next(iter(runners.values()))[0].network
             store = ActivationStore(network, layers=[layer for layer in layers if layer is not None])
