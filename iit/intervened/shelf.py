@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iit.network.cache import sha256
+from iit.network.cache import checksum
 from iit.site import Site
 
 log = logging.getLogger(__name__)
@@ -57,14 +57,14 @@ class Shelf:
         temporary = Path(name)
         try:
             save_file(tensors, temporary, {"network": self._network, "records": json.dumps(told)})
-            temporary.replace(self.folder / f"{sha256(temporary)}.safetensors")
+            temporary.replace(self.folder / f"{checksum(temporary)}.safetensors")
         finally:
             temporary.unlink(missing_ok=True)
 
     def records(self) -> Iterator[Record]:
         """Everything on the shelf, memory-mapped; damaged files are removed, and what this did not write is left alone."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if sha256(path) != path.stem:
+            if checksum(path) != path.stem:
                 log.warning("%s is damaged and removed; what it held is run again.", path)
                 path.unlink(missing_ok=True)
                 continue

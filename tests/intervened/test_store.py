@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import iit
 from iit import Site
 from iit.intervened import ActivationStore
-from iit.network.cache import sha256
+from iit.network.cache import checksum
 from tests.families import make, prompts
 
 
@@ -173,7 +173,7 @@ def test_foreign_records_are_found_and_made_again(records, tmp_path, caplog):
         with safe_open(path, "pt") as file:
             told = file.metadata()
         save_file({"0": torch.zeros(1, 16)}, path, told | {"records": records})
-        path.rename(path.with_name(f"{sha256(path)}.safetensors"))
+        path.rename(path.with_name(f"{checksum(path)}.safetensors"))
     with caplog.at_level(logging.WARNING):
         store = ActivationStore(network, shelf=tmp_path)
     assert "is not read" in caplog.text
