@@ -1,5 +1,6 @@
 """Fitting an alignment: the only caller of Lightning's Trainer."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,8 @@ from iit.alignment.das import DAS
 from iit.alignment.initial import initialise
 from iit.data import Pairs, PairsDataModule
 from iit.intervened import ActivationStore
+
+log = logging.getLogger(__name__)
 
 
 class Fitted(NamedTuple):
@@ -139,6 +142,7 @@ def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
 @contextmanager
 def _trainable(alignment: Alignment) -> Iterator[None]:
     """The network is to be trained; what earlier runs computed is forgotten, before and after."""
+    log.info("The whole network runs: it is trained.")
     alignment.store = None
     network = alignment.network
     modes = [(module, module.training) for module in network.modules()]
