@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened.shelf import Record, Shelf
 from iit.intervened.spill import Spill
+from iit.intervened.watched import Watched
 from iit.site import Site
 
 Prompt = tuple[int, ...]
@@ -57,15 +58,15 @@ class Kept:
     def __len__(self) -> int:
         return len(self._values)
 
-    def begin(self, network: str) -> None:
-        """Forget everything, and know what is on the network's shelf; `network` is what tells it from every other."""
+    def begin(self, network: Watched) -> None:
+        """Forget everything, and know what is on the network's shelf."""
         self.caches.clear()
         self._values.clear()
         self._spill.clear()
         self._new.clear()
         if self._shelf_folder is None:
             return
-        self._shelf = Shelf(self._shelf_folder, network)
+        self._shelf = Shelf(self._shelf_folder, network.identity())
         for site, prompt, index, values in self._shelf.records():
             if site is None:
                 known = self.caches.get(prompt)

@@ -224,7 +224,7 @@ class ActivationStore:
 
     def _begin(self) -> None:
         self._watched = Watched(self._network)
-        self._kept.begin(self._watched.identity())
+        self._kept.begin(self._watched)
         self._resolved.clear()
         self._trusted.clear()
 
