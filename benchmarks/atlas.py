@@ -20,7 +20,8 @@ from rich.table import Table
 
 import iit
 from benchmarks import contender
-from benchmarks.das_step import FULL, RESULTS, THREADS, described, floor, matmul_rate
+from benchmarks.das_step import described, floor, matmul_rate
+from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import one_template
 from iit.alignment import one
 from iit.data import EncodedPairs

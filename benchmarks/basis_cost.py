@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.das_step import FULL, RESULTS, THREADS, described
+from benchmarks.das_step import described
+from benchmarks.settings import FULL, RESULTS, THREADS
 
 WIDTH, BATCH = 4096, 32
 RANKS = (1, 4, 16, 64, 256, 512) if FULL else (1, 16, 64)

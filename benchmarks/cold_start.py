@@ -1,7 +1,7 @@
 """From a cold start to a training IIA of 0.9, here and in pyvene: `python -m benchmarks.cold_start` writes `results/cold_start.json`.
 
 Everything is included: starting Python, importing, loading the network, keeping the prompts it answers rightly, tokenizing, and
-DAS steps on pairs of one template until the changing pairs of the last four batches are right at 0.9. With an argument (`NAME LR`) it
+DAS steps on training pairs of one template until the changing pairs of the last four batches are right at 0.9. With an argument (`NAME LR`) it
 is one contender in a process of its own.
 """
 
@@ -15,10 +15,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.das_step import FULL, RESULTS, THREADS, described
+from benchmarks.settings import FULL, RESULTS, THREADS
 
 N_PAIRS, BATCH, RANK, LAYER, ROLE, GOAL, LIMIT = 256, 32, 16, 17, "s2", 0.9, 200
 LR = {"iit": 2e-2, "pyvene": 1e-2}  # each contender's best of LRS
@@ -37,7 +35,7 @@ def contend(name: str, lr: float) -> None:
     frame = torch.linalg.qr(torch.randn(576, RANK))[0]
     contender = CONTENDERS[name]({"dtype": "fp32", "layer": LAYER, "role": ROLE, "frame": frame})
     # Both keep the prompts that the network answers.
-    pairs = one_template(contender.network, N_PAIRS, right_only=True)
+    pairs = one_template(contender.network, N_PAIRS, n_held_out=2, right_only=True)
     encoded = EncodedPairs(pairs.split("train"), pairs.variables, contender.network)
     optimizer = torch.optim.Adam(contender.parameters, lr=lr)
     recent: deque[torch.Tensor] = deque(maxlen=4)
@@ -69,6 +67,11 @@ def timed(name: str, lr: float) -> dict[str, Any]:
 
 def main() -> None:
     """Time every contender, write the results and print them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from benchmarks.das_step import described  # with imports that no contender has to wait for
+
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LR}
     for _ in range(ROUNDS):
         for name, lr in LR.items():

@@ -17,16 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 import iit
+from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import Everything
 from iit.causal import ioi
 from iit.data import EncodedPairs
 from iit.data.datamodule import AlikeBatches
 from iit.run import provenance
 
-RESULTS = Path(__file__).parent / "results"
-THREADS, BATCH, RANK, LR = min(2, os.cpu_count() or 1), 32, 16, 5e-3
+BATCH, RANK, LR = 32, 16, 5e-3
 WARM_UP = 1  # rounds; the store of activations is full after them
-FULL = os.environ.get("BENCH") == "full"
 ROUNDS = 3
 LAYERS = (5, 17, 25) if FULL else (17, 25)
 CASES = [

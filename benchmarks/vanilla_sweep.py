@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 import iit
-from benchmarks.das_step import FULL, RESULTS, THREADS, described, matmul_rate
+from benchmarks.das_step import described, matmul_rate
+from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import of_one_length
 from iit.data import EncodedPairs
 from iit.patching import patched

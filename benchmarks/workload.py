@@ -21,12 +21,12 @@ class Everything:
         return np.ones(len(texts), dtype=bool)
 
 
-def one_template(network: Any, n: int, *, right_only: bool = False, seed: int = 0) -> iit.Pairs:
-    """Pairs of IOI prompts of the first template; half of them changing."""
+def one_template(network: Any, n: int, *, n_held_out: int = 60, right_only: bool = False, seed: int = 0) -> iit.Pairs:
+    """Training pairs of IOI prompts of the first template, half of them changing, and `n_held_out` for validation and test each."""
     task = ioi()
     task.pools = {**task.pools, "template": tuple(task.pools["template"])[:1]}
     prompts = network if right_only else Everything(network)
-    return iit.Pairs.sample(task, prompts, n_train=n, n_val=60, n_test=60, splits=["name"], seed=seed)
+    return iit.Pairs.sample(task, prompts, n_train=n, n_val=n_held_out, n_test=n_held_out, splits=["name"], seed=seed)
 
 
 def of_one_length(network: Any, n: int) -> tuple[EncodedPairs, int]:

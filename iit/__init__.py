@@ -1,6 +1,8 @@
 """Interchange intervention training and distributed alignment search on any PyTorch network."""
 
-from iit.alignment import Alignment, fit
+from typing import TYPE_CHECKING, Any
+
+from iit.alignment import Alignment
 from iit.causal import CausalModel
 from iit.data import Pairs
 from iit.evaluation import evaluate, sweep, verdict
@@ -28,6 +30,9 @@ from iit.intervention import (
 )
 from iit.network import Classifier, LanguageModel, load_network
 from iit.site import Site
+
+if TYPE_CHECKING:
+    from iit.alignment import fit
 
 __all__ = [
     "Activations",
@@ -67,3 +72,12 @@ __all__ = [
     "sweep",
     "verdict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`fit` needs Lightning, which takes a second to import: not before it is asked for."""
+    if name != "fit":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from iit.alignment import fit
+
+    return fit

@@ -1,10 +1,9 @@
 """Alignments, and the Lightning modules that train them."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from iit.alignment.alignment import Alignment, none, one, several
-from iit.alignment.best import BestWeights
-from iit.alignment.das import DAS
-from iit.alignment.fit import Fitted, fit
-from iit.alignment.iit import IIT
 from iit.alignment.initial import initialise
 from iit.alignment.objective import (
     AnswerMargin,
@@ -17,7 +16,15 @@ from iit.alignment.objective import (
     Prediction,
 )
 from iit.alignment.schedule import Schedule
-from iit.alignment.stopping import EarlyStopping
+
+if TYPE_CHECKING:
+    from iit.alignment.best import BestWeights
+    from iit.alignment.das import DAS
+    from iit.alignment.fit import Fitted, fit
+    from iit.alignment.iit import IIT
+    from iit.alignment.stopping import EarlyStopping
+
+_TRAINING = {"BestWeights": "best", "DAS": "das", "Fitted": "fit", "fit": "fit", "IIT": "iit", "EarlyStopping": "stopping"}
 
 __all__ = [
     "DAS",
@@ -41,3 +48,12 @@ __all__ = [
     "one",
     "several",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What trains needs Lightning, which takes a second to import: not before it is asked for."""
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_TRAINING[name]}"), name)
+    globals()[name] = found  # `fit` is also what the import calls its module
+    return found

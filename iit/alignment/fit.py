@@ -1,5 +1,6 @@
 """Fitting an alignment: the only caller of Lightning's Trainer."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,8 @@ from iit.alignment.initial import initialise
 from iit.alignment.labels import check_labels
 from iit.data import Pairs, PairsDataModule
 from iit.intervened import ActivationStore
+
+log = logging.getLogger(__name__)
 
 
 class Fitted(NamedTuple):
@@ -152,6 +155,8 @@ def _in_training(cells: Collection[Alignment], *, network: bool) -> Iterator[Non
 def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
     """The network stays as it is, so what earlier runs computed is worth keeping, for all cells in one store."""
     store = next((cell.store for cell in cells if cell.store is not None), None)
+    if store is not None:
+        store.check()
     for cell in cells:
         cell.store = store = ActivationStore(cell.network) if store is None else store
     yield
@@ -160,6 +165,7 @@ def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
 @contextmanager
 def _trainable(alignment: Alignment) -> Iterator[None]:
     """The network is to be trained; what earlier runs computed is forgotten, before and after."""
+    log.info("The whole network runs: it is trained.")
     alignment.store = None
     network = alignment.network
     modes = [(module, module.training) for module in network.modules()]

@@ -1,6 +1,7 @@
 """Prompts and pairs: sampling, labelling by interchange, splits, tokens, batches."""
 
-from iit.data.datamodule import PairsDataModule
+from typing import TYPE_CHECKING, Any
+
 from iit.data.encoded import EncodedPairs
 from iit.data.held_out import Choice, HeldOut, freeze, hold_out
 from iit.data.pairs import Pairs
@@ -8,6 +9,9 @@ from iit.data.prompts import Kept, Prompts, draw_prompts, one_token_words
 from iit.data.sources import STRATEGIES
 from iit.data.splits import SPLITS, disjoint_pools
 from iit.data.table import COLUMNS
+
+if TYPE_CHECKING:
+    from iit.data.datamodule import PairsDataModule
 
 __all__ = [
     "COLUMNS",
@@ -26,3 +30,12 @@ __all__ = [
     "hold_out",
     "one_token_words",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What Lightning, which takes a second to import, is needed for: not before it is asked for."""
+    if name != "PairsDataModule":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from iit.data.datamodule import PairsDataModule
+
+    return PairsDataModule

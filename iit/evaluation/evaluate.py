@@ -68,7 +68,9 @@ def evaluate(
         raise ValueError(
             f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, alignment.variables))}."
         )
-    if alignment.store is None and pairs.variables:
+    if alignment.store is not None:
+        alignment.store.check()
+    elif pairs.variables:
         alignment.store = ActivationStore(alignment.network)
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
     check_labels(network, encoded)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from iit.alignment import Alignment, fit, initialise
+from iit.alignment import Alignment, initialise
 from iit.data import Pairs
 
 THRESHOLDS: Mapping[str, tuple[float, float]] = {
@@ -58,6 +58,8 @@ def train_alike(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int, **
     for name in alignments.keys() - trainable.keys():
         initialise(alignments[name], pairs)
     if trainable:
+        from iit.alignment import fit  # Lightning, which evaluation without these controls does not need
+
         fit(trainable, pairs, seed=seed, **options)
 
 

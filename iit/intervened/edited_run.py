@@ -83,6 +83,7 @@ class EditedRun:
         """Hook what `editor` makes on every site."""
         with ExitStack() as stack:
             for key, edit in self.edits.items():
+                stack.enter_context(edit.intervention.basis.made_once())
                 found = [self.flags[v] for v in variables_of(key, edit)]
                 idle = all(flag is not None and not bool(flag.any()) for flag in found)
                 for number, site in enumerate(edit.sites):

@@ -1,21 +1,19 @@
 """What runs of a network left: activations and keys and values, by prompt."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened.shelf import Record, Shelf
 from iit.intervened.spill import Spill
+from iit.intervened.watched import Watched
 from iit.site import Site
 
 Prompt = tuple[int, ...]
-
-_CACHE = "cache"
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Kept:
     def __len__(self) -> int:
         return len(self._values)
 
-    def begin(self, network: nn.Module) -> None:
+    def begin(self, network: Watched) -> None:
         """Forget everything, and know what is on the network's shelf."""
         self.caches.clear()
         self._values.clear()
@@ -68,14 +66,14 @@ class Kept:
         self._new.clear()
         if self._shelf_folder is None:
             return
-        self._shelf = Shelf(self._shelf_folder, network)
-        for what, prompt, index, values in self._shelf.records():
-            if what == _CACHE:
+        self._shelf = Shelf(self._shelf_folder, network.identity())
+        for site, prompt, index, values in self._shelf.records():
+            if site is None:
                 known = self.caches.get(prompt)
                 if known is None or (known.first >= index[0] and known.n_columns <= values.shape[-2]):
                     self.caches[prompt] = Cache(index[0], values)
             else:
-                place = (Site(**json.loads(what)), prompt)
+                place = (site, prompt)
                 if place not in self._values or len(self._values[place].columns) < len(index):
                     self._values[place] = _Values({c: n for n, c in enumerate(index)}, values)
 
@@ -98,8 +96,9 @@ class Kept:
             more = [n for n, c in enumerate(columns) if c not in known.columns]
             columns = (*known.columns, *(columns[n] for n in more))
             values = torch.cat([known.values.to(values.device), values[more]])
+            self._spill.drop(known.values)
         self._values[place, prompt] = _Values({c: n for n, c in enumerate(columns)}, self._spill.keep(values))
-        self._remember(Record(json.dumps(asdict(place)), prompt, columns, values))
+        self._remember(Record(place, prompt, columns, values))
 
     def has_cache(self, layer: int, prompt: Prompt, n_columns: int) -> bool:
         """Whether keys and values of that many columns are kept for the blocks from `layer` on."""
@@ -108,8 +107,10 @@ class Kept:
 
     def add_cache(self, first: int, prompt: Prompt, values: Tensor) -> None:
         """Keep keys and values in place of those that are kept of the prompt."""
+        if (known := self.caches.get(prompt)) is not None:
+            self._spill.drop(known.values)
         self.caches[prompt] = Cache(first, self._spill.keep(values))
-        self._remember(Record(_CACHE, prompt, (first,), values))
+        self._remember(Record(None, prompt, (first,), values))
 
     def stacked(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], device: torch.device) -> Tensor:
         """Tensor[batch, position, width] of the columns `wanted`; zeros where an example has fewer."""

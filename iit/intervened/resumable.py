@@ -59,6 +59,8 @@ class Resumable(nn.Module):
             )
         batch = prepare(self.network, base)
         if batch.lengths is None:
+            if self.store is not None:
+                self.store.tell("The whole network runs: its inputs are not tokens.")
             with self.edited_run(batch, sources, active).applied():
                 return _class_logits(self.network(*batch.args, **batch.kwargs))
         batch, read = batch.with_answer()

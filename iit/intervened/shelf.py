@@ -1,22 +1,20 @@
 """What runs of one network left, on disk: for the other jobs of a sweep, and for later processes."""
 
-import hashlib
 import json
 import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from iit.network import fingerprint
-from iit.network.cache import sha256
+from iit.network.cache import checksum
+from iit.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -24,24 +22,27 @@ log = logging.getLogger(__name__)
 class Record(NamedTuple):
     """One tensor, and what it is of.
 
-    what: a site without its position, or "cache". prompt: the tokens. index: the columns of the site; the first block of a cache.
+    site: without its position, and values are Tensor[column, width]; None of a cache: Tensor[block, 2, head, seq, width]. prompt: the
+    tokens. index: the columns of the site; the first block of a cache.
     """
 
-    what: str
+    site: Site | None
     prompt: tuple[int, ...]
     index: tuple[int, ...]
     values: Tensor
 
 
 class Shelf:
-    """Records of one network's runs in `folder`; other networks', and other versions' of the libraries, lie beside them.
+    """Records of one network's runs in `folder`; those of others lie beside them.
 
     A file holds the records of one run and is named by the checksum of its content. It appears whole or not at all.
+
+    network: what tells it from every other (`Watched.identity`).
     """
 
-    def __init__(self, folder: str | Path, network: nn.Module):
-        self._network = _identity(network)
-        self.folder = Path(folder).expanduser() / self._network[:16]
+    def __init__(self, folder: str | Path, network: str):
+        self._network = network
+        self.folder = Path(folder).expanduser() / network[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, records: Iterable[Record]) -> None:
@@ -49,21 +50,21 @@ class Shelf:
         records = list(records)
         if not records:
             return
-        told = [(record.what, record.prompt, record.index) for record in records]
+        told = [(record.site and asdict(record.site), record.prompt, record.index) for record in records]
         tensors = {str(n): record.values.detach().cpu().contiguous() for n, record in enumerate(records)}
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
         os.close(handle)
         temporary = Path(name)
         try:
             save_file(tensors, temporary, {"network": self._network, "records": json.dumps(told)})
-            temporary.replace(self.folder / f"{sha256(temporary)}.safetensors")
+            temporary.replace(self.folder / f"{checksum(temporary)}.safetensors")
         finally:
             temporary.unlink(missing_ok=True)
 
     def records(self) -> Iterator[Record]:
-        """Everything on the shelf, memory-mapped; damaged files are removed, and what is another network's is left alone."""
+        """Everything on the shelf, memory-mapped; damaged files are removed, and what this did not write is left alone."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if sha256(path) != path.stem:
+            if checksum(path) != path.stem:
                 log.warning("%s is damaged and removed; what it held is run again.", path)
                 path.unlink(missing_ok=True)
                 continue
@@ -72,23 +73,24 @@ class Shelf:
                     metadata = file.metadata() or {}
                     if metadata.get("network") != self._network:
                         raise ValueError("it was made with another network")
-                    for n, (what, prompt, index) in enumerate(json.loads(metadata["records"])):
-                        yield Record(what, tuple(prompt), tuple(index), file.get_tensor(str(n)))
-            except (SafetensorError, ValueError, KeyError) as error:
-                log.warning("%s is not read: %s.", path, error)
+                    told = enumerate(json.loads(metadata["records"]))
+                    found = [_record(row, file.get_tensor(str(n))) for n, row in told]
+            except (SafetensorError, ValueError, KeyError, TypeError) as error:
+                log.warning("%s is not read: %s. What it held is run again.", path, error)
+                continue
+            yield from found
 
 
-def _identity(network: nn.Module) -> str:
-    """sha256 over everything that decides what a run computes: weights, all of them, configuration, device and libraries."""
-    digest = hashlib.sha256(fingerprint(network).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        # The fingerprint reads few values of a tensor; a sum over its bytes notices a change of any one.
-        content = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        digest.update(f"{name} {int(content.sum(dtype=torch.int64))}".encode())
-    config = getattr(network, "config", None)
-    told = [type(network).__qualname__, "" if config is None else config.to_json_string()]
-    told.append(str(getattr(config, "_attn_implementation", None)))
-    told.append(next((p.device.type for p in network.parameters()), "cpu"))
-    told += [version(package) for package in ("torch", "transformers")]
-    digest.update(json.dumps(told).encode())
-    return digest.hexdigest()
+def _record(told: Any, values: Tensor) -> Record:
+    """Raises TypeError and ValueError for what `put` would not have written."""
+    site, prompt, index = told
+    record = Record(None if site is None else Site(**site), tuple(prompt), tuple(index), values)
+    fits = (
+        values.ndim == 5 and values.shape[1] == 2 and len(index) == 1
+        if site is None
+        else values.ndim == 2 and len(values) == len(index) == len(set(index))
+    )
+    numbers = all(type(number) is int and number >= 0 for number in (*record.prompt, *record.index))
+    if not (fits and numbers and values.is_floating_point()):
+        raise ValueError(f"it holds a record of {site}, {prompt}, {index} and shape {tuple(values.shape)}")
+    return record

@@ -1,20 +1,23 @@
 """Tensors that are kept: where they are up to a budget, in memory-mapped files beyond it."""
 
+import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
-CHUNK = 2**28
+CHUNK = 2**26
 """Bytes of a file, at least; larger tensors get one of their own."""
 
 
 class Spill:
     """Keeps copies of tensors. Beyond `budget` bytes they lie in memory-mapped files, which the system reads and writes back as it can.
 
-    A file has no name once it is mapped, so it vanishes with the last tensor in it, also when the process is killed.
+    A file has no name once it is mapped, so it vanishes with the last tensor in it, also when the process is killed. Its space is
+    reserved beforehand.
     folder: where the files take their space; the system's for temporary files by default. Raises ValueError for a negative budget.
     """
 
@@ -24,34 +27,59 @@ class Spill:
         self.budget = budget
         self.in_memory = self.in_files = 0
         self._folder = folder
+        self._sizes: dict[int, int] = {}
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor: on its device, or beyond the budget on the CPU."""
+        """A copy of the tensor: on its device, or beyond the budget on the CPU. Raises OSError where there is no space for a file."""
         size = tensor.numel() * tensor.element_size()
         if self.in_memory + size <= self.budget:
             self.in_memory += size
-            return tensor.clone()
-        self.in_files += size
+            kept = tensor.clone()
+            self._sizes[kept.data_ptr()] = size
+            return kept
         # Views of a chunk start where any dtype may.
         start = -(-self._used // 64) * 64
         if start + size > self._chunk.numel():
             self._chunk, start = self._file(max(CHUNK, size)), 0
         self._used = start + size
+        self.in_files += size
         kept = self._chunk[start : start + size].view(tensor.dtype).view(tensor.shape)
         return kept.copy_(tensor)
+
+    def drop(self, kept: Tensor) -> None:
+        """Count no more what `keep` has returned, where it lies in memory; a file's space comes back with the whole of it."""
+        self.in_memory -= self._sizes.pop(kept.data_ptr(), 0)
 
     def clear(self) -> None:
         """Forget what was kept; its memory and files are free once nobody holds the tensors."""
         self.in_memory = self.in_files = self._used = 0
+        self._sizes.clear()
         self._chunk = torch.empty(0, dtype=torch.uint8)
 
     def _file(self, size: int) -> Tensor:
-        handle, name = tempfile.mkstemp(prefix="iit-", dir=self._folder)
-        with open(handle, "wb") as file:
-            file.truncate(size)
-        chunk = torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
-        with suppress(PermissionError):  # where a mapped file cannot be unlinked
-            Path(name).unlink()
-        return chunk
+        folder = Path(self._folder or tempfile.gettempdir())
+        handle, name = tempfile.mkstemp(prefix="iit-", dir=folder)
+        try:
+            with open(handle, "wb") as file:
+                _reserve(file, size)
+            return torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"Beyond its budget of {self.budget} bytes the activation store wanted {size} more of {folder}, where "
+                f"{self.in_files} are in use ({error.strerror}). Give it another folder (store.folder=…), or more memory (store.budget=…).",
+            ) from error
+        finally:
+            with suppress(PermissionError):  # where a mapped file cannot be unlinked
+                Path(name).unlink()
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take the space: in a file with holes a full disk would end the process when they are filled."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        for start in range(0, size, 2**20):
+            file.write(bytes(min(2**20, size - start)))

@@ -17,6 +17,7 @@ from iit.intervened.kept import Kept, Prompt
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import Columns
 from iit.intervened.resume import Prefix
+from iit.intervened.watched import Watched
 from iit.network.answering import IGNORED, head_at
 from iit.network.components import blocks_of
 from iit.site import ResolvedSite, Site, resolve
@@ -27,7 +28,9 @@ log = logging.getLogger(__name__)
 class ActivationStore:
     """Activations of one frozen network, keyed by prompt, site and columns; filled as prompts come, or up front by `fill`.
 
-    Reading equals `observe` on the same batch; only prompts not seen before are run.
+    Reading equals `observe` on the same batch; only prompts not seen before are run. Everything is forgotten when the network
+    has changed: with every batch most changes are noticed, by `check` all of the weights'. What neither notices says `Watched`: methods
+    replaced on a class, insides of objects that modules hold, settings of libraries.
 
     budget: bytes that are kept where the network is; what comes beyond goes to memory-mapped files in `folder` (the system's for
         temporary files by default), which vanish with the store.
@@ -48,11 +51,10 @@ class ActivationStore:
         self._network = network
         self.layers = frozenset(layers)
         self._kept = Kept(budget, folder, shelf)
-        self._kept.begin(network)
         self._resolved: dict[Site, ResolvedSite] = {}
-        self._version = _version(network)
         self._told: set[str] = set()
         self._trusted: set[tuple[int, bool]] = set()
+        self._begin()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -63,11 +65,15 @@ class ActivationStore:
             return "the activation store was made for another network"
         if not set(batch.kwargs) <= {"input_ids", "attention_mask"} or batch.kwargs.get("input_ids") is None:
             return f"the inputs are not tokens alone ({', '.join(batch.kwargs)})"
-        if network.training or any(p.requires_grad for p in network.parameters()):
-            return "the network is not frozen in eval mode"
-        if any(m._forward_hooks or m._forward_pre_hooks for m in network.modules()):
-            return "hooks that are not the engine's are on the network"
-        return None
+        self._renew(self._watched.change())
+        return self._watched.refusal()
+
+    def check(self) -> None:
+        """Read every byte of the network's weights, and forget everything where one has changed.
+
+        What else is noticed, with every batch and without asking, says `Watched`. Fits, evaluations and patching check when they begin.
+        """
+        self._renew("its weights" if self._watched.content_changed() else None)
 
     def tell(self, message: str) -> None:
         """Log which way runs go; each once."""
@@ -108,7 +114,6 @@ class ActivationStore:
         whole = any(site.component in (None, "attention_weight") for site in places)
         if grad or whole or self.refuses(network, batch) is not None:
             return observe(network, batch, places, grad=grad, resolved=resolved)
-        self._check_version()
         prompts = _prompts(batch)
         places = {site: _explicit(place, batch) for site, place in places.items()}
         wanted = {site: _columns(place) for site, place in places.items()}
@@ -136,7 +141,6 @@ class ActivationStore:
 
         first, stop: Tensor[batch], columns of the batch.
         """
-        self._check_version()
         prompts, starts = _prompts(batch), first.tolist()
         spans = zip(starts, stop.tolist(), prompts, strict=True)
         wanted = [tuple(range(start, min(end, len(prompt)))) for start, end, prompt in spans]
@@ -159,7 +163,6 @@ class ActivationStore:
             why = self.refuses(self._network, batch)
             if why is not None:
                 raise ValueError(f"Prompts cannot be run up front: {why}.")
-            self._check_version()
             prompts = _prompts(batch)
             for layer in sorted(self.layers):
                 columns = [tuple(range(len(prompt))) for prompt in prompts]
@@ -213,11 +216,17 @@ class ActivationStore:
                     self._kept.add_cache(start, prompt, both[:, :, n, :, :begin])
         self._kept.shelve()
 
-    def _check_version(self) -> None:
-        """Forget everything when a parameter or buffer has changed."""
-        if self._version != (version := _version(self._network)):
-            self._kept.begin(self._network)
-            self._version = version
+    def _renew(self, change: str | None) -> None:
+        """Forget everything when something has changed."""
+        if change is not None:
+            log.info("The network has changed (%s): what was kept of its runs is forgotten.", change)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._watched = Watched(self._network)
+        self._kept.begin(self._watched)
+        self._resolved.clear()
+        self._trusted.clear()
 
     def _stacked(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], index: Tensor) -> Tensor:
         """Tensor[batch, position, width], as many positions as the index has; zeros where an example has fewer."""
@@ -232,11 +241,6 @@ def _before(layer: int) -> Site | None:
 
 def _layers(cache: DynamicCache) -> list[Any]:
     return cache.layers
-
-
-def _version(network: nn.Module) -> int:
-    """Grows with every in-place change of a parameter or buffer."""
-    return sum(t._version for t in (*network.parameters(), *network.buffers()))
 
 
 def _edits(flags: Mapping[Any, Tensor | None]) -> bool:

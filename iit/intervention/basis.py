@@ -1,7 +1,8 @@
 """Bases: the coordinates an edit acts on. What a basis does not span is left untouched."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
 import torch
@@ -31,10 +32,31 @@ class Basis(Part):
 
     width: int | None = None
     rank: int | None = None
+    _made: list[Coordinates] | None = None
 
     @abstractmethod
     def coordinates(self) -> Coordinates:
-        """Compute what depends on weights alone, once for a forward."""
+        """Compute what depends on weights alone."""
+
+    @contextmanager
+    def made_once(self) -> Iterator[None]:
+        """Within the context `ready` makes the coordinates at most once: one run's sites and positions share them."""
+        if self._made is not None:
+            yield
+            return
+        self._made = []
+        try:
+            yield
+        finally:
+            self._made = None
+
+    def ready(self) -> Coordinates:
+        """The coordinates."""
+        if self._made is None:
+            return self.coordinates()
+        if not self._made:
+            self._made.append(self.coordinates())
+        return self._made[0]
 
 
 @final

@@ -139,7 +139,7 @@ class Intervention(nn.Module):
             assert isinstance(source, Tensor)
             base, source = source.to(base.dtype), base
         high = base.to(self._precision(base))
-        coordinates = self.basis.coordinates()
+        coordinates = self.basis.ready()
         old = coordinates.encode(high)
         if self._blocks is None:
             assert not isinstance(source, Mapping)

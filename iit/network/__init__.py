@@ -3,7 +3,7 @@
 from iit.network.by_hand import equality_by_hand
 from iit.network.classifier import Classifier, Network
 from iit.network.convnet import convnet
-from iit.network.fingerprint import fingerprint
+from iit.network.fingerprint import content, fingerprint
 from iit.network.language_model import LanguageModel
 from iit.network.load import load_network
 from iit.network.mlp import mlp
@@ -16,6 +16,7 @@ __all__ = [
     "Classifier",
     "LanguageModel",
     "Network",
+    "content",
     "convnet",
     "equality_by_hand",
     "fingerprint",

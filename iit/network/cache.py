@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import xxhash
 from platformdirs import user_cache_dir
 
 MANIFEST = "manifest.json"
@@ -33,7 +34,7 @@ def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
     try:
         print(f"{told} in {folder}{' (the copy there is damaged)' if folder.exists() else ''}", file=sys.stderr)
         make(temporary)
-        sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        sums = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")
         temporary.chmod(0o755)
         if folder.exists() and not is_whole(folder):
@@ -52,7 +53,10 @@ def is_whole(folder: Path) -> bool:
     """Whether the folder holds what was made, unchanged."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(sums) and all(sha256(folder / name) == value for name, value in sums.items())
+        # Folders of earlier versions are listed by sha256, which takes seconds for what xxh3 reads in a tenth of one.
+        return bool(sums) and all(
+            (sha256 if len(value) == 64 else checksum)(folder / name) == value for name, value in sums.items()
+        )
     except (OSError, ValueError):
         return False
 
@@ -61,3 +65,12 @@ def sha256(path: Path) -> str:
     """Of a file's content, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """xxh3 (128 bits) of a file's content, as hexadecimal digits: finds damage, at the speed of reading."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

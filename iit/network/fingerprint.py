@@ -3,7 +3,8 @@
 import hashlib
 
 import torch
-from torch import nn
+import xxhash
+from torch import Tensor, nn
 
 N_VALUES = 64
 
@@ -23,3 +24,19 @@ def fingerprint(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def content(network: nn.Module) -> str:
+    """xxh3 (128 bits) over the names, shapes, dtypes and all bytes of every parameter and buffer, saved with the network or not.
+
+    One tensor after another is read where it is; of a network elsewhere than on the CPU one is copied at a time.
+    """
+    digest = xxhash.xxh3_128()
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -87,6 +87,8 @@ def run_cells(
         runners = {site: runner(site, here) for site, here in groups.items()}
         if store is None:
             store = ActivationStore(next(iter(runners.values()))[0].network)
+        else:
+            store.check()
         # What all of them resume from is kept when a prompt is first run.
         store.layers |= {model.first_block for model, _ in runners.values() if model.first_block is not None}
         whole, plain = _unedited(contrast, contrast.base, metrics)

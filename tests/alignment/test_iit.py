@@ -53,11 +53,13 @@ def test_the_loss_is_the_sum_of_its_parts(network):
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_the_best_epoch_is_kept_and_the_network_is_frozen_afterwards(network, fresh):
+def test_the_best_epoch_is_kept_and_the_network_is_frozen_afterwards(network, fresh, caplog):
+    caplog.set_level("INFO", logger="iit")
     pairs = pairs_of((), fresh=fresh, n=512)
     before = fingerprint(network.model)
     alignment = none(network)
     fitted = iit.fit(alignment, pairs, module=IIT, trainer=quiet, max_epochs=8, batch_size=32)
+    assert [record.message for record in caplog.records if "runs" in record.message] == ["The whole network runs: it is trained."]
     rows = iit.evaluate(alignment, pairs, split="validation")
     assert [(row.metric, row.variable, row.component, row.n) for row in rows] == [("task_accuracy", None, None, 32)]
     assert rows[0].value == pytest.approx(fitted.value), "the best epoch's weights are back"

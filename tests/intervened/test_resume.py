@@ -186,6 +186,16 @@ def test_which_way_runs_go_is_told_once(caplog):
     ]
 
 
+def test_a_network_without_tokens_tells_that_it_runs_whole(caplog):
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).eval().requires_grad_(False)
+    edited = IntervenedModel(network, {Site(module="0", side="output"): iit.VanillaIntervention()})
+    edited.store = ActivationStore(network)
+    with caplog.at_level("INFO", logger="iit"):
+        for _ in range(2):
+            edited.answer_logits(torch.ones(2, 3), torch.zeros(2, 3))
+    assert [record.message for record in caplog.records] == ["The whole network runs: its inputs are not tokens."]
+
+
 def test_an_example_runs_from_its_first_edited_position_to_its_last_answer(tiny_llama):
     ids = torch.randint(5, 90, (3, 8), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1] * 8, [1] * 6 + [0] * 2, [1] * 8])

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import iit
 from iit import Edit, IntervenedModel, Site
 from iit.intervened import ActivationStore
+from iit.intervention import Frame
 from tests.families import make, prompts
 from tests.oracles import ORACLES, raw_hook
 
@@ -250,3 +251,36 @@ def test_activations_are_as_good_as_their_batch(tiny_llama):
         assert torch.equal(edited(BASE, given).logits, expected)
     with pytest.raises(ValueError, match=r"hold \['block_output\[1\] @ 1'\], not the source site block_output\[0\]"):
         edited(BASE, iit.capture(tiny_llama, SOURCE, Site("block_output", layer=1, position=1)))
+
+
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("blocks", [None, {"u": 3, "v": 5}], ids=["rotation", "blocks"])
+def test_a_step_makes_its_rotation_once_for_all_sites(blocks, store, monkeypatch):
+    network = make("llama")
+    sites = [Site("block_output", layer=layer, position=position) for layer in (0, 1) for position in (2, -1)]
+    torch.manual_seed(0)
+    edited = IntervenedModel(network, {"x": Edit(sites, iit.RotatedSpaceIntervention(16, blocks))})
+    edited.store = ActivationStore(network) if store else None
+    sources = SOURCE if blocks is None else dict.fromkeys(blocks, SOURCE)
+    real, made = Frame.vectors, []
+
+    def step(at_every_site):
+        edited.zero_grad()
+        with monkeypatch.context() as patch:
+            patch.setattr(Frame, "vectors", lambda self: made.append(1) or real(self))
+            if at_every_site:
+                patch.setattr(Frame, "ready", Frame.coordinates)
+            edited.answer_logits(BASE, sources).square().mean().backward()
+        return next(edited.parameters()).grad.clone()
+
+    expected = step(True)
+    assert len(made) >= len(sites)
+    step(False)  # with a store the first is compared with a whole run, which is one more
+    made.clear()
+    torch.testing.assert_close(step(False), expected, atol=1e-6, rtol=1e-5)
+    assert len(made) == 1
+    with torch.no_grad():
+        next(edited.parameters()).add_(0.1 * torch.eye(16)[:, : 16 if blocks is None else 8])
+    changed = edited.answer_logits(BASE, sources)
+    monkeypatch.setattr(Frame, "ready", Frame.coordinates)
+    torch.testing.assert_close(changed, edited.answer_logits(BASE, sources), atol=1e-6, rtol=1e-5)

@@ -1,3 +1,7 @@
+import os
+import resource
+import signal
+
 import pytest
 import torch
 
@@ -30,3 +34,45 @@ def test_a_large_tensor_gets_a_file_of_its_own():
 def test_a_negative_budget_is_refused():
     with pytest.raises(ValueError, match="cannot be negative"):
         Spill(-1)
+
+
+def test_what_was_dropped_counts_no_more(tmp_path):
+    spill = Spill(100, tmp_path)
+    for _ in range(5):
+        spill.drop(spill.keep(torch.ones(20)))
+    assert (spill.in_memory, spill.in_files) == (0, 0)
+    spill.drop(torch.ones(20))
+    kept = spill.keep(torch.ones(20)), spill.keep(torch.ones(20))
+    spill.drop(kept[1])
+    assert (spill.in_memory, spill.in_files) == (80, 80), "another's tensor, and one in a file, take no memory of the budget"
+
+
+def test_space_is_reserved_before_it_is_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr("iit.intervened.spill.CHUNK", 2**20)
+    taken = []
+    real = torch.from_file
+    monkeypatch.setattr(
+        torch, "from_file", lambda name, **kwargs: taken.append(os.stat(name).st_blocks * 512) or real(name, **kwargs)
+    )
+    Spill(0, tmp_path).keep(torch.ones(3))
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    Spill(0, tmp_path).keep(torch.ones(3))
+    assert min(taken) >= 2**20, "no holes, that a full disk could not fill"
+
+
+@pytest.mark.parametrize("fallocate", [True, False])
+def test_a_full_disk_is_an_error_that_says_what_to_do(fallocate, tmp_path, monkeypatch):
+    if not fallocate:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(
+            OSError, match=rf"budget of 0 bytes .* wanted {CHUNK} more of {tmp_path}, .*store\.folder=.*store\.budget="
+        ):
+            Spill(0, tmp_path).keep(torch.ones(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())

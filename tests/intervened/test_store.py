@@ -4,10 +4,13 @@ import logging
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import iit
 from iit import Site
 from iit.intervened import ActivationStore
+from iit.network.cache import checksum
 from tests.families import make, prompts
 
 
@@ -19,22 +22,21 @@ def answers(network, site, store, base=None, source=None):
         return edited.answer_logits(base or prompts((9, 6), 1), source or prompts((9, 6), 2))
 
 
-def counted(network):
-    """How many rows the first block has run."""
-    rows = []
-    network.model.layers[0].register_module("counter", torch.nn.Identity())
-    real = network.model.layers[0].self_attn.q_proj.forward
-    network.model.layers[0].self_attn.q_proj.forward = lambda x: rows.append(len(x)) or real(x)
+def counted(network, monkeypatch):
+    """How many rows the first block has run. The class's method is replaced: a network with a method of its own is another one."""
+    rows, first = [], network.model.layers[0].mlp
+    real = type(first).forward
+    monkeypatch.setattr(type(first), "forward", lambda self, x: (self is first and rows.append(len(x))) or real(self, x))
     return rows
 
 
 SITES = [Site("block_output", layer=layer, position=position) for layer in (1, 0) for position in (3, -1)]
 
 
-def test_a_sweep_over_layers_runs_each_prompt_once():
+def test_a_sweep_over_layers_runs_each_prompt_once(monkeypatch):
     network = make("llama")
     expected = [answers(network, site, None) for site in SITES]
-    rows = counted(network)
+    rows = counted(network, monkeypatch)
     store = ActivationStore(network, layers=[1, 2])
     store.is_trusted = lambda *args: True  # the comparison with a whole run would be counted
     found = [answers(network, site, store) for site in SITES]
@@ -43,9 +45,9 @@ def test_a_sweep_over_layers_runs_each_prompt_once():
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_filled_up_front_nothing_is_left_to_run():
+def test_filled_up_front_nothing_is_left_to_run(monkeypatch):
     network = make("llama")
-    rows = counted(network)
+    rows = counted(network, monkeypatch)
     store = ActivationStore(network, layers=[1, 2])
     store.is_trusted = lambda *args: True
     store.fill([prompts((9, 6), 1), prompts((9, 6), 2), prompts((9, 6), 1)])
@@ -59,9 +61,9 @@ def test_filled_up_front_nothing_is_left_to_run():
         store.fill([{"inputs_embeds": torch.zeros(1, 3, 16)}])
 
 
-def test_a_prompt_that_is_twice_in_a_batch_is_run_once():
+def test_a_prompt_that_is_twice_in_a_batch_is_run_once(monkeypatch):
     network = make("llama")
-    rows = counted(network)
+    rows = counted(network, monkeypatch)
     twice = {"input_ids": torch.tensor([[3, 4, 5, 6, 7]] * 3)}
     store = ActivationStore(network)
     store.is_trusted = lambda *args: True
@@ -70,9 +72,9 @@ def test_a_prompt_that_is_twice_in_a_batch_is_run_once():
     torch.testing.assert_close(found, answers(network, SITES[2], None, twice, twice), atol=1e-5, rtol=1e-5)
 
 
-def test_edits_that_take_turns_do_not_run_prompts_again():
+def test_edits_that_take_turns_do_not_run_prompts_again(monkeypatch):
     network = make("llama")
-    rows = counted(network)
+    rows = counted(network, monkeypatch)
     store = ActivationStore(network)
     store.is_trusted = lambda *args: True
     low, high = Site("block_output", layer=0, position=2), Site("mlp_output", layer=1, position=-1)
@@ -83,13 +85,13 @@ def test_edits_that_take_turns_do_not_run_prompts_again():
     assert sum(rows) == before
 
 
-def test_a_shelf_serves_another_store(tmp_path):
+def test_a_shelf_serves_another_store(tmp_path, monkeypatch):
     network = make("llama")
     expected = [answers(network, site, None) for site in SITES]
     for site in SITES:
         answers(network, site, ActivationStore(network, shelf=tmp_path))
     again = make("llama")
-    rows = counted(again)
+    rows = counted(again, monkeypatch)
     store = ActivationStore(again, shelf=tmp_path)
     store.is_trusted = lambda *args: True
     for site, logits in zip(SITES, expected, strict=True):
@@ -149,3 +151,42 @@ def test_a_change_of_the_network_changes_the_shelf(tmp_path):
         network.model.layers[0].mlp.up_proj.weight.mul_(1.5)
     torch.testing.assert_close(answers(network, SITES[0], store), answers(network, SITES[0], None), atol=1e-5, rtol=1e-5)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        "7",
+        '[["cache", [1], [2]]]',
+        "[[null, [1, 2], [0]]]",
+        '[[{"component": "block_output", "layer": 0, "colour": 1}, [1], [0]]]',
+        '[[{"component": "block_output", "layer": 0}, ["a"], [0]]]',
+        '[[{"component": "block_output", "layer": 0}, [1, 2], [0, 1]]]',
+        '[[{"component": "block_output", "layer": 0}, null, [0]]]',
+        '[[{"component": "block_output", "layer": [0]}, [1], [0]], 3]',
+    ],
+)
+def test_foreign_records_are_found_and_made_again(records, tmp_path, caplog):
+    network = make("llama")
+    answers(network, SITES[2], ActivationStore(network, shelf=tmp_path))
+    for path in list(tmp_path.rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            told = file.metadata()
+        save_file({"0": torch.zeros(1, 16)}, path, told | {"records": records})
+        path.rename(path.with_name(f"{checksum(path)}.safetensors"))
+    with caplog.at_level(logging.WARNING):
+        store = ActivationStore(network, shelf=tmp_path)
+    assert "is not read" in caplog.text
+    assert not len(store)
+    torch.testing.assert_close(answers(network, SITES[2], store), answers(network, SITES[2], None), atol=1e-5, rtol=1e-5)
+
+
+def test_what_was_replaced_leaves_the_budget():
+    network = make("llama")
+    store = ActivationStore(network)
+    high, low = Site("mlp_output", layer=1, position=-1), Site("block_output", layer=0, position=2)
+    for site in (low, high):  # the latter needs keys and values of more columns
+        answers(network, site, store)
+    kept = store._kept
+    held = [cache.values for cache in kept.caches.values()] + [known.values for known in kept._values.values()]
+    assert kept._spill.in_memory == sum(tensor.nbytes for tensor in held)

