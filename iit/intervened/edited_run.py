@@ -1,8 +1,8 @@
 """One run under edits: what is hooked where, and with which source."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ class EditedRun:
     places: Mapping[Place, Columns]
     values: Mapping[Place, Tensor]
     trains: bool
+
+    def without(self, variables: Collection[Variable]) -> "EditedRun":
+        """The run under the other edits."""
+        edits = {key: edit for key, edit in self.edits.items() if key not in variables}
+        return replace(self, edits=edits, places={place: found for place, found in self.places.items() if place[0] in edits})
 
     @contextmanager
     def applied(self, rest: Suffix | None = None, rows: slice | None = None) -> Iterator[dict[Place, Tensor]]:

@@ -1,6 +1,6 @@
 """The intervened network: a frozen network, and the edits that are done to its runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -45,12 +45,13 @@ class IntervenedModel(Resumable, Shareable):
     edits: {variable: Edit} or, short for one edit a site, {site: intervention}. An edit whose intervention has blocks serves
         the variables that its blocks name.
     source_grad: let gradients flow through the source runs, too.
+    stored: variables whose edits of `embedding_output` the store's own runs are done under: from block 1 on a run resumes behind them.
 
     Its attribute `store` is None unless set; with an `ActivationStore`, `answer_logits` reads from it what earlier runs have
     left: source activations, and the base's residual stream below the first edited block.
 
-    Raises ValueError for a site the network lacks, an intervention of another width, and variables named twice, before
-    anything runs.
+    Raises ValueError for a site the network lacks, an intervention of another width, variables named twice, and stored edits
+    elsewhere than at the embedding, before anything runs.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class IntervenedModel(Resumable, Shareable):
         edits: Mapping[Variable, Edit | Intervention],
         *,
         source_grad: bool = False,
+        stored: Collection[Variable] = (),
     ):
         super().__init__()
         # A tuple is not registered by nn.Module: the network stays outside of parameters(), state_dict() and train().
@@ -79,7 +81,13 @@ class IntervenedModel(Resumable, Shareable):
                 for site in edit.sites:
                     before = block_input(site)
                     self._resolved.setdefault(before, resolve(self.network, before))
-        self.first_block = first_block(self.network, self.edits.values())
+        self.stored = frozenset(stored)
+        if any(site.component != "embedding_output" for key in self.stored for site in self.edits[key].sites):
+            raise ValueError(f"stored={sorted(map(str, self.stored))}: only edits of embedding_output come before all blocks.")
+        self.first_block = first_block(self.network, [edit for key, edit in self.edits.items() if key not in self.stored])
+        if not self.first_block:
+            self.stored = frozenset()
+            self.first_block = first_block(self.network, self.edits.values())
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))

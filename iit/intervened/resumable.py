@@ -28,6 +28,7 @@ class Resumable(nn.Module):
 
     store: ActivationStore | None
     variables: tuple[Variable, ...]
+    stored: frozenset[Variable]
     first_block: int | None
     _resolved: dict[Site, ResolvedSite]
 
@@ -65,9 +66,10 @@ class Resumable(nn.Module):
                 return _class_logits(self.network(*batch.args, **batch.kwargs))
         batch, read = batch.with_answer()
         run = self.edited_run(batch, sources, active)
-        rest = self._suffix(batch, run, read)
+        left = run.without(self.stored)
+        rest = self._suffix(batch, left, read)
         noise = torch.get_rng_state()
-        logits = self._logits_at(read, batch, [run], rest)
+        logits = self._logits_at(read, batch, [run if rest is None else left], rest)
         if rest is None or self.store is None or self.store.is_trusted(rest.layer, run.flags):
             return logits
         # A user's own function may do otherwise on a part of the batch.
@@ -92,13 +94,14 @@ class Resumable(nn.Module):
             return None
         batch, read = batch.with_answer()
         places = self._places(batch, activity(list(self.variables), active, batch))
-        first, stop = span(places.values(), read, batch.tokens.shape[1])
+        left = [place for (key, _), place in places.items() if key not in self.stored]
+        first, stop = span(left, read, batch.tokens.shape[1])
         return stop - first
 
     def _pass(self, batch: Batch, read: Tensor, active: Active) -> Any:
         """What cells that can share a pass have in common; None for a run that shares none."""
         flags = activity(list(self.variables), active, batch)
-        if self.store is None or self.first_block is None or self.store.refuses(self.network, batch) is not None:
+        if self.store is None or self.first_block is None or self.stored or self.store.refuses(self.network, batch) is not None:
             return None
         if not self.store.is_trusted(self.first_block, flags):
             return None
@@ -147,7 +150,9 @@ def _first(given: Any, n: int) -> Any:
     """What was given for a batch, for its first examples."""
     if isinstance(given, Activations):
         counts = {site: None if count is None else count[:n] for site, count in given.counts.items()}
-        return Activations({site: tensor[:n] for site, tensor in given.items()}, counts)
+        # As long as the longest of these rows.
+        longest = {site: None if (count := counts.get(site)) is None else int(count.max()) for site in given}
+        return Activations({site: tensor[:n, : longest[site]] for site, tensor in given.items()}, counts)
     if isinstance(given, Mapping):
         return {key: _first(value, n) for key, value in given.items()}
     return given[:n] if isinstance(given, list) or (isinstance(given, Tensor) and given.ndim) else given

@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class ActivationStore:
     shelf: a folder in which everything that was run is kept, for the other jobs of a sweep and for later processes. Values are
         those of the batch in which a prompt was first run: figures may differ in the last bits from a run without a shelf.
     layers: the blocks at which runs will resume, in a sweep over them: a prompt is then run once for all.
+    under: the context in which prompts are run, where all runs share edits of the embedding (`IntervenedModel`'s `stored`). What `read`
+        gives is of runs without it, and not kept.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class ActivationStore:
         folder: str | Path | None = None,
         shelf: str | Path | None = None,
         layers: Iterable[int] = (),
+        under: Callable[[Batch], AbstractContextManager[Any]] | None = None,
     ):
         self._network = network
+        self._under = under
         self.layers = frozenset(layers)
         self._kept = Kept(budget, folder, shelf)
         self._resolved: dict[Site, ResolvedSite] = {}
@@ -112,7 +117,7 @@ class ActivationStore:
         """{site: Tensor[batch, position, width]} of the batch; the same arguments as `observe`."""
         # Attention weights are as wide as the batch is long; a module may have other positions than the tokens.
         whole = any(site.component in (None, "attention_weight") for site in places)
-        if grad or whole or self.refuses(network, batch) is not None:
+        if grad or whole or self._under is not None or self.refuses(network, batch) is not None:
             return observe(network, batch, places, grad=grad, resolved=resolved)
         prompts = _prompts(batch)
         places = {site: _explicit(place, batch) for site, place in places.items()}
@@ -196,7 +201,7 @@ class ActivationStore:
         sites = [site for site in map(_before, sorted({layer, *self.layers})) if site is not None]
         for site in sites:
             self._resolved.setdefault(site, resolve(network, site))
-        with head_at(network, steps[:, :1]):
+        with self._under(part) if self._under else nullcontext(), head_at(network, steps[:, :1]):
             places = {site: Columns(site, steps) for site in sites}
             found = observe(network, part, places, resolved=self._resolved, stop_early=False)
         for site in sites:

@@ -1,7 +1,7 @@
 """The result of a map: what editing each cell does, pair by pair."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -34,7 +34,8 @@ class Effects:
 
     cells: in order. values: metric → float[cell, pair]; NaN where a pair has none.
     unedited, source: metric → float[pair], of the runs without an edit. clusters: int[pair], which pairs share a base.
-    method: what was done, as rows call it.
+    method: what was done, as rows call it. controls: what rows call the runs without an edit, the unedited one and the source's.
+    labels: position → an example of its token, for axes.
     """
 
     cells: tuple[Cell, ...]
@@ -43,6 +44,8 @@ class Effects:
     source: Mapping[str, np.ndarray]
     clusters: np.ndarray
     method: str
+    controls: tuple[str, ...] = ("no_intervention",)
+    labels: Mapping[Any, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -88,15 +91,16 @@ class Effects:
         ]
 
     def rows(self, **facts: Any) -> list[Row]:
-        """As rows of `metrics.json`, on changing pairs; the unedited run's as `control="no_intervention"`.
+        """As rows of `metrics.json`, on changing pairs; those of runs without an edit are `controls`.
 
         facts: experiment, network, task, variable, split, seed. A unit stands in the method: `Vanilla[12]`.
         """
         known = {"variable": None, "seed": None, "rank": None, "subset": "changing"} | facts
         nowhere = dict.fromkeys(("component", "layer", "head", "position"))
         rows = [
-            Row(**known, **nowhere, method=None, control="no_intervention", metric=metric, **self._interval(values)._asdict())
-            for metric, values in self.unedited.items()
+            Row(**known, **nowhere, method=None, control=control, metric=metric, **self._interval(values)._asdict())
+            for control, run in zip(self.controls, (self.unedited, self.source), strict=False)
+            for metric, values in run.items()
             if not metric.startswith(NORMALISED)
         ]
         for line in self.table():
@@ -116,4 +120,4 @@ def joined(parts: Sequence[Effects]) -> Effects:
     first = parts[0]
     values = {metric: np.concatenate([part.values[metric] for part in parts]) for metric in first.values}
     cells = tuple(cell for part in parts for cell in part.cells)
-    return Effects(cells, values, first.unedited, first.source, first.clusters, first.method)
+    return replace(first, cells=cells, values=values)

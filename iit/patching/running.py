@@ -28,6 +28,8 @@ Given = Callable[[Tensor, Tensor, dict[str, Any]], Any]
 """(number of the cell in its group, pair, base batch) of each row → the source its cells are replaced from: a batch or activations."""
 Run = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
 """(number of the cell in its group, pair, base batch with the role `CELL`) of each row → Tensor[row, n_answer, vocab], the logits."""
+Runner = Callable[[Site, Sequence[Cell]], tuple[IntervenedModel, Run]]
+"""(a group's site, its cells) → the intervened network, which is given the store, and what gives the logits of rows."""
 Give = Callable[[IntervenedModel, Site, Sequence[Cell]], Given]
 """(a group's edits, its site, its cells) → what its rows are given."""
 
@@ -62,7 +64,7 @@ def measured(
 def run_cells(
     contrast: Contrast,
     cells: Iterable[Cell],
-    runner: Callable[[Site, Sequence[Cell]], tuple[IntervenedModel, Run]],
+    runner: Runner,
     metrics: Mapping[str, Metric],
     *,
     method: str,
@@ -70,13 +72,29 @@ def run_cells(
     batch_size: int = 64,
     progress: bool = False,
 ) -> Effects:
-    """`measured` for edits of any kind.
-
-    runner: (a group's site, its cells) → the intervened network, which is given the store, and what gives the logits of rows.
-    """
+    """`measured` for edits of any kind."""
     cells = list(cells)
     if not cells:
         raise ValueError("There is no cell to edit: components, layers, heads and positions leave none.")
+    whole, plain = unedited(contrast, contrast.base, metrics)
+    beside, _ = unedited(contrast, contrast.source, metrics, plain)
+    options = {"store": store, "batch_size": batch_size, "progress": progress}
+    values = cell_values(contrast, cells, runner, metrics, plain, **options)
+    return Effects(tuple(cells), values, whole, beside, contrast.clusters, method)
+
+
+def cell_values(
+    contrast: Contrast,
+    cells: Sequence[Cell],
+    runner: Runner,
+    metrics: Mapping[str, Metric],
+    plain: Tensor | None,
+    *,
+    store: ActivationStore | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
+    """{metric: float[cell, pair]} of the edited runs alone. plain: the bases' logits, where a metric asks for them."""
     groups: dict[Site, list[Cell]] = {}
     for cell in cells:
         site = replace(cell.site, position=CELL if cell.site.position is not None else None)
@@ -91,8 +109,6 @@ def run_cells(
             store.check()
         # What all of them resume from is kept when a prompt is first run.
         store.layers |= {model.first_block for model, _ in runners.values() if model.first_block is not None}
-        whole, plain = _unedited(contrast, contrast.base, metrics)
-        beside, _ = _unedited(contrast, contrast.source, metrics, plain)
         for site, (model, run) in runners.items():
             model.store = store
             here = groups[site]
@@ -100,18 +116,18 @@ def run_cells(
             values = _of_group(model, run, contrast, len(here), places, metrics, plain, batch_size)
             found |= dict(zip(here, values, strict=True))
             bar.advance(task, len(here))
-    values = {name: np.stack([found[cell][name] for cell in cells]) for name in metrics}
-    return Effects(tuple(cells), values, whole, beside, contrast.clusters, method)
+    return {name: np.stack([found[cell][name] for cell in cells]) for name in metrics}
 
 
-def _unedited(
+def unedited(
     contrast: Contrast, batch: Mapping[str, Any], metrics: Mapping[str, Metric], plain: Tensor | None = None
 ) -> tuple[dict[str, np.ndarray], Tensor | None]:
     """The metrics of runs without an edit and, where a metric asks for them, their logits; `plain`: those of the bases."""
     model, logits = IntervenedModel(contrast.network, {}), []
     values: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
     for rows in torch.arange(len(contrast)).split(64):
-        here = model.answer_logits(taken(batch, rows, contrast.label)).cpu()
+        with torch.no_grad():
+            here = model.answer_logits(taken(batch, rows, contrast.label)).cpu()
         for name, read in _read(metrics, contrast, here, rows, here if plain is None else plain[rows]).items():
             values[name].append(read)
         if not all(metric in LIGHT for metric in metrics.values()):
