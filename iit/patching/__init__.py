@@ -1,5 +1,6 @@
 """Looking before training: what whole activations do, and where."""
 
+from iit.patching.ablate import ablate
 from iit.patching.contrast import Contrast
 from iit.patching.effects import Cell, Effects
 from iit.patching.metric import METRICS, Answers
@@ -7,4 +8,4 @@ from iit.patching.patch import patch
 from iit.patching.path import path_patch
 from iit.patching.sweep import Patched, patched
 
-__all__ = ["METRICS", "Answers", "Cell", "Contrast", "Effects", "Patched", "patch", "patched", "path_patch"]
+__all__ = ["METRICS", "Answers", "Cell", "Contrast", "Effects", "Patched", "ablate", "patch", "patched", "path_patch"]
