@@ -1,11 +1,29 @@
 """Looking before training: what whole activations do, and where."""
 
 from iit.patching.ablate import ablate
+from iit.patching.attention import Patterns, attention_patterns
 from iit.patching.contrast import Contrast
 from iit.patching.effects import Cell, Effects
+from iit.patching.lens import lens_map, logit_lens, top_tokens
 from iit.patching.metric import METRICS, Answers
 from iit.patching.patch import patch
 from iit.patching.path import path_patch
 from iit.patching.sweep import Patched, patched
 
-__all__ = ["METRICS", "Answers", "Cell", "Contrast", "Effects", "Patched", "ablate", "patch", "patched", "path_patch"]
+__all__ = [
+    "METRICS",
+    "Answers",
+    "Cell",
+    "Contrast",
+    "Effects",
+    "Patched",
+    "Patterns",
+    "ablate",
+    "attention_patterns",
+    "lens_map",
+    "logit_lens",
+    "patch",
+    "patched",
+    "path_patch",
+    "top_tokens",
+]
