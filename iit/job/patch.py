@@ -11,9 +11,8 @@ from omegaconf import DictConfig
 
 from iit.causal.figure import figure
 from iit.data import freeze, hold_out
-from iit.intervened import ActivationStore
 from iit.job.align import pairs_of
-from iit.network import Network, fingerprint
+from iit.network import fingerprint
 from iit.patching import Contrast, Effects
 from iit.report import map_figure, save_figure
 from iit.result import Row
@@ -44,6 +43,7 @@ def patch(
     """
     network = instantiate(cfg.network)
     before = fingerprint(network.model)
+    store = instantiate(cfg.store)(network.model)
     pairs, held_out = hold_out(pairs_of(cfg, network))
     contrast = Contrast.of(network, pairs, variable=cfg.variable)
     facts = {
@@ -57,7 +57,7 @@ def patch(
     for name, run in maps.items():
         log.info("Map %s", name)
         options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size, "progress": True}
-        found = run(network, pairs, split="validation", store=_store(cfg, network), **options)
+        found = run(network, pairs, split="validation", store=store, **options)
         here = found.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
         rows += here
         labels = contrast.tokens(list(dict.fromkeys(cell.site.position for cell in found.cells)))
@@ -70,7 +70,7 @@ def patch(
     for name, run in maps.items():
         cells = [chosen[name].cells[i] for i in best[name]]
         options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size}
-        again = _only(run, cells)(network, opened, split="test", store=_store(cfg, network), **options)
+        again = _only(run, cells)(network, opened, split="test", store=store, **options)
         rows += again.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
     assert fingerprint(network.model) == before, "the frozen network has changed"
     if pairs.task is not None:
@@ -87,7 +87,3 @@ def _only(run: Map, cells: Sequence[Any]) -> Map:
     units = list(dict.fromkeys(cell.unit for cell in cells))
     more = {} if units == [None] else {"units": units}
     return partial(run, sites=list(dict.fromkeys(cell.site for cell in cells)), **more)
-
-
-def _store(cfg: DictConfig, network: Network) -> ActivationStore:
-    return instantiate(cfg.store)(network.model)
