@@ -1,7 +1,10 @@
 """Looking before training: what whole activations do, and where."""
 
+from iit.patching.ablate import ablate
+from iit.patching.attention import Patterns, attention_patterns
 from iit.patching.contrast import Contrast
 from iit.patching.effects import Cell, Effects
+from iit.patching.lens import lens_map, logit_lens, top_tokens
 from iit.patching.metric import METRICS, Answers
 from iit.patching.patch import patch
 from iit.patching.path import path_patch
@@ -16,8 +19,14 @@ __all__ = [
     "Contrast",
     "Effects",
     "Patched",
+    "Patterns",
+    "ablate",
+    "attention_patterns",
+    "lens_map",
+    "logit_lens",
     "patch",
     "patched",
     "path_patch",
+    "top_tokens",
     "trace",
 ]

@@ -6,12 +6,15 @@ from iit.report.maps import curves, heatmap, map_figure
 from iit.report.saving import save_figure
 from iit.report.summary import SummaryCallback, summary, summary_table, write_summary
 from iit.report.table import markdown_table, print_results, results_table
+from iit.report.tokens import attention_figure, lens_figure
 
 __all__ = [
     "SummaryCallback",
     "atlas_figure",
+    "attention_figure",
     "curves",
     "heatmap",
+    "lens_figure",
     "map_figure",
     "markdown_table",
     "print_results",

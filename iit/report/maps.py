@@ -56,7 +56,7 @@ def heatmap(
     figure = Figure(figsize=size, layout="constrained")
     image = None
     for axes, grid, name in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], grids, panels, strict=True):
-        _hatch(axes)
+        hatch(axes)
         colours = "viridis" if low >= 0 else "PuOr_r"
         image = axes.imshow(grid, origin="lower", aspect="auto", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
@@ -151,7 +151,7 @@ def _label(value: Any, labels: Mapping[Any, str]) -> str:
     return f"{name}\n{labels[value]!r}" if value in labels else name
 
 
-def _hatch(axes: Axes) -> None:
+def hatch(axes: Axes) -> None:
     """What has no figure is not 0."""
     axes.set_facecolor("0.92")
     axes.patch.set(hatch="////", edgecolor="0.75")

@@ -1,0 +1,95 @@
+"""Figures over the tokens of one prompt: attention patterns, and what the logit lens reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from iit.report.maps import hatch
+
+N_COLUMNS = 4
+
+
+def attention_figure(weights: Mapping[str, np.ndarray], tokens: Sequence[str], *, title: str | None = None) -> Figure:
+    """A panel a head: rows are queries, columns the keys they look at, on one scale from 0 to 1; keys that come behind a query are hatched.
+
+    weights: the head's name → float[query, key]. tokens: the prompt's, one a row and column.
+
+    Raises ValueError for no head, and weights of another size than the prompt.
+    """
+    if not weights:
+        raise ValueError("There is no head to show.")
+    n = len(tokens)
+    for name, each in weights.items():
+        if each.shape != (n, n):
+            raise ValueError(f"The weights of {name!r} have shape {each.shape}; the prompt has {n} tokens.")
+    n_columns = min(N_COLUMNS, len(weights))
+    n_rows = -(-len(weights) // n_columns)
+    side = max(1.8, 0.19 * n)
+    size = (side * n_columns + 1.8, (side + 0.25) * n_rows + 1.1)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    image, told = None, [_plain(token) for token in tokens]
+    for axes, (name, each) in zip(panels, weights.items(), strict=False):
+        hatch(axes)
+        causal = not np.triu(each, 1).any()
+        shown = np.ma.masked_where(np.triu(np.ones_like(each), 1).astype(bool) & causal, each)
+        image = axes.imshow(shown, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        axes.set_xticks(range(n), told, fontsize=7, rotation=90)
+        axes.set_yticks(range(n), told, fontsize=7)
+        axes.tick_params(length=0, labelbottom=True)
+        axes.spines[:].set_visible(False)
+    for axes in panels[len(weights) :]:
+        axes.set_visible(False)
+    for axes in panels[::n_columns]:
+        axes.set_ylabel("query")
+    for axes in panels[len(weights) - n_columns : len(weights)]:
+        axes.set_xlabel("key")
+    assert image is not None
+    figure.colorbar(image, ax=figure.axes, label="attention weight", shrink=0.8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
+    """One prompt's logit lens: the likeliest token at each layer × position, coloured by its probability.
+
+    lines: with the columns layer, position, token, rank, top and probability, as `iit.patching.top_tokens` gives them; of rank 1 those
+    of one prompt.
+
+    Raises ValueError where there are none, and where several stand for one cell.
+    """
+    first = [line for line in lines if line["rank"] == 1]
+    layers, places = (sorted({line[name] for line in first}) for name in ("layer", "position"))
+    if not first:
+        raise ValueError("No line has rank 1: there is nothing to show.")
+    if len(first) > len({(line["layer"], line["position"]) for line in first}):
+        raise ValueError("Several lines stand for one cell: give the lines of one prompt.")
+    grid = np.full((len(layers), len(places)), np.nan)
+    figure = Figure(figsize=(0.75 * len(places) + 1.8, 0.24 * len(layers) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    hatch(axes)
+    for line in first:
+        row, column = layers.index(line["layer"]), places.index(line["position"])
+        grid[row, column] = line["probability"]
+        colour = "white" if line["probability"] > 0.55 else "black"
+        axes.text(column, row, _plain(line["top"])[:10], ha="center", va="center", fontsize=7, color=colour)
+    image = axes.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    tokens = {line["position"]: _plain(line["token"]) for line in first}
+    axes.set_xticks(range(len(places)), [tokens[place] for place in places], fontsize=8, rotation=45, ha="right")
+    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=7)
+    axes.set(xlabel="token", ylabel="layer")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="probability of the token shown")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _plain(token: str) -> str:
+    """A token's text, its spaces as low lines; no character is read as a formula."""
+    return repr(token)[1:-1].replace(" ", "_").replace("$", r"\$")

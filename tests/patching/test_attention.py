@@ -1,0 +1,78 @@
+"""Attention patterns are those of an eager network, and the network given is as it was."""
+
+import numpy as np
+import pytest
+import torch
+
+from iit.patching import attention_patterns
+from iit.report import attention_figure
+from tests.families import make, prompts
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gemma3", "gpt_neox", "opt", "bert", "t5"])
+def test_patterns_equal_an_eager_networks(family):
+    network, batch = make(family), prompts()
+    before = network.config.to_dict(), network.config._attn_implementation
+    found = attention_patterns(network, batch)
+    assert (network.config.to_dict(), network.config._attn_implementation) == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    with torch.no_grad():
+        own = make(family, attention="eager")(**batch, output_attentions=True).attentions
+    assert list(found.weights) == [(layer, head) for layer in range(2) for head in range(4)]
+    for (layer, head), weights in found.weights.items():
+        for row, n in enumerate((7, 5)):
+            torch.testing.assert_close(weights[row, :n], own[layer][row, head, :n], atol=1e-5, rtol=1e-5)
+            assert bool((weights[row, n:] == 0).all())
+            torch.testing.assert_close(weights[row, :n].sum(-1), torch.ones(n))
+
+
+def test_heads_by_number_or_by_place():
+    network, batch = make("llama"), prompts()
+    assert list(attention_patterns(network, batch, layers=[1], heads=[3, 0]).weights) == [(1, 3), (1, 0)]
+    some = attention_patterns(network, batch, heads=[(1, 2), (0, 3)])
+    assert list(some.weights) == [(1, 2), (0, 3)]
+    every = attention_patterns(network, batch)
+    torch.testing.assert_close(some.weights[0, 3], every.weights[0, 3])
+    assert [len(told) for told in every.tokens] == [7, 5]
+
+
+def test_real_tokens_and_a_figure(toy):
+    network, _ = toy
+    found = attention_patterns(network, network.encode(["Mary gave a book", "John went"]), layers=[1], heads=[0, 2])
+    assert found.tokens == (("Mary", "gave", "a", "book"), ("John", "went"))
+    lines = found.table(1)
+    assert len(lines) == 2 * 2 * 2
+    assert lines[2] == {
+        "layer": 1,
+        "head": 0,
+        "query": 1,
+        "key": 0,
+        "query_token": "went",
+        "key_token": "John",
+        "weight": pytest.approx(float(found.weights[1, 0][1, 1, 0])),
+    }
+    figure = attention_figure(found.of(0), found.tokens[0], title="two heads")
+    shown = figure.axes[1].images[0].get_array()
+    assert figure.axes[1].get_title() == "1.2"
+    np.testing.assert_allclose(np.ma.filled(shown, 0), found.weights[1, 2][0, :4, :4], atol=1e-7)
+    assert shown.mask[0, 1]
+    assert not shown.mask[1, 0]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["Mary", "gave", "a", "book"]
+
+
+def test_what_has_no_patterns():
+    network, batch = make("llama"), prompts()
+    for options, match in (
+        ({"heads": [4]}, "heads 0 to 3"),
+        ({"layers": [2]}, "layer=2"),
+        ({"layers": [0], "heads": [(1, 1)]}, "leave `layers` out"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            attention_patterns(network, batch, **options)
+    with pytest.raises(ValueError, match="attention='eager'"):
+        attention_patterns(make("falcon"), batch)
+    assert network.config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match="prompt has 2 tokens"):
+        attention_figure({"0.0": np.eye(3)}, ["a", "b"])
+    with pytest.raises(ValueError, match="no head"):
+        attention_figure({}, [])
