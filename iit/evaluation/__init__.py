@@ -1,5 +1,6 @@
 """How far to believe an alignment: its controls, scored beside it."""
 
+from iit.evaluation.abstraction_error import abstraction_error
 from iit.evaluation.controls import fresh, random_subspace, vanilla
 from iit.evaluation.evaluate import evaluate
 from iit.evaluation.outcomes import outcomes
@@ -13,6 +14,7 @@ __all__ = [
     "TRUST",
     "Trust",
     "Verdict",
+    "abstraction_error",
     "describe",
     "evaluate",
     "fresh",

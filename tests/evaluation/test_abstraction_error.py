@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 
 import causal_abstraction
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 import iit
 from iit.causal import equality, modular_sum
 from iit.data import Pairs
-from iit.evaluation.abstraction_error import NotApplicableError, abstraction_error
+from iit.evaluation import abstraction_error
+from iit.evaluation.abstraction_error import NotApplicableError
 from iit.evaluation.illusion import _fixed
 from iit.evaluation.value_map import ValueMap
 from iit.network import equality_by_hand, planted
@@ -191,6 +193,20 @@ def test_several_variables_are_held_together(swapped, error):
         assert (one.error == 0) if error == 0 else (one.error > error)
 
 
+def test_texts_and_positions(toy):
+    network, pairs = toy
+    there, elsewhere = (iit.Site("block_output", layer=1, position=role) for role in ("s2", "io"))
+    edit = iit.Edit(there, iit.LowRankRotatedSpaceIntervention(16, 3))
+    inert = {"elsewhere": iit.Edit(elsewhere, iit.VanillaIntervention())}
+    found = abstraction_error(iit.Alignment(network, {"subject_position": edit}, inert=inert), pairs, n=60)
+    for one in found.values():
+        answers = one.wrong[one.variable == -1]
+        assert len(answers) == one.n == 60
+        assert answers.mean() > 0.8, "a random network says hardly anything that the causal model says"
+    again = abstraction_error(iit.Alignment(network, {"subject_position": edit}, inert=inert), pairs, n=60, batch_size=7)
+    assert all((found[d].wrong == again[d].wrong).all() for d in found)
+
+
 def test_where_it_does_not_apply_it_says_why(monkeypatch, toy):
     at = iit.Site(module="layers.2.0", side="input")
     by_hand = equality_by_hand()
@@ -208,7 +224,7 @@ def test_where_it_does_not_apply_it_says_why(monkeypatch, toy):
     refused(claim(whole, "x"), pairs, r"no variable \['x'\]")
     refused(claim(whole, "a"), pairs, "a has .* values, not 2 to 64")
     refused(claim(whole), iit.Pairs(pairs.dataset, "left_equal"), "no causal model")
-    monkeypatch.setattr("iit.evaluation.abstraction_error.SMALL", 100)
+    monkeypatch.setattr(sys.modules["iit.evaluation.abstraction_error"], "SMALL", 100)
     refused(claim(whole), pairs, "more than 100")
     monkeypatch.undo()
     network, texts = toy
