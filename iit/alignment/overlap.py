@@ -47,7 +47,8 @@ def check_apart(edits: Mapping[Any, Edit], inert: Mapping[str, Edit], resolved: 
                 beside = [other for other in seen if not other.inert and other.name != claim.name and _meet(claim, other)]
                 for other in beside:
                     _refuse_common(other, claim)
-                _refuse_excess([*beside, claim])
+                for place in {place for one in (*beside, claim) for place in _positions(one.site) or ()} or {None}:
+                    _refuse_excess([one for one in (*beside, claim) if place in (_positions(one.site) or (place,))])
                 seen.append(claim)
 
 
@@ -85,8 +86,13 @@ def _meet(one: _Claim, other: _Claim) -> bool:
         return one.joint and other.joint and a == b
     if (a.component, a.layer, a.module, a.side) != (b.component, b.layer, b.module, b.side):
         return False
-    positions = [(s.position,) if isinstance(s.position, str | int) else s.position for s in (a, b)]
-    return all(x is None or y is None or bool({*x} & {*y}) for x, y in (positions, (a.heads, b.heads)))
+    places = (_positions(a), _positions(b)), (a.heads, b.heads)
+    return all(x is None or y is None or bool({*x} & {*y}) for x, y in places)
+
+
+def _positions(site: Site) -> Sequence[str | int] | None:
+    """The positions as a sequence; None where they are all."""
+    return (site.position,) if isinstance(site.position, str | int) else site.position
 
 
 def _refuse_common(one: _Claim, other: _Claim) -> None:

@@ -121,6 +121,19 @@ def test_edits_overlap_where_their_positions_do(toy, one, other, said):
             claim.check_apart()
 
 
+def test_ranks_add_up_where_edits_meet_and_no_further(toy):
+    whole, _ = toy
+
+    def of(rank, position):
+        return iit.Edit(iit.Site("block_output", layer=0, position=position), iit.LowRankRotatedSpaceIntervention(16, rank))
+
+    iit.Alignment(whole, {"a": of(6, 1), "b": of(6, 2), "both": of(10, [1, 2])}).check_apart()
+    with pytest.raises(ValueError, match=r"6 \(b\) \+ 11 \(both\) = 17"):
+        iit.Alignment(whole, {"a": of(5, 1), "b": of(6, 2), "both": of(11, [1, 2])}).check_apart()
+    with pytest.raises(ValueError, match=r"6 \(a\) \+ 6 \(b\) \+ 6 \(c\) = 18"):
+        iit.Alignment(whole, {"a": of(6, 1), "b": of(6, None), "c": of(6, 1)}).check_apart()
+
+
 def test_heads_share_units_where_they_are_the_same_heads(toy):
     network, _ = toy
 
