@@ -81,6 +81,14 @@ class Alignment(IntervenedModel):
             right[rows.numpy()] = correct(logits.cpu(), batch["answer"]).numpy()
         return right
 
+    def places(self) -> dict[str, str]:
+        """{variable: the sites of its edit, in words}."""
+        return {
+            str(variable): " + ".join(map(str, edit.sites))
+            for name, edit in self.edits.items()
+            for variable in edit.intervention.blocks or (name,)
+        }
+
     def _encoding(self) -> Network:
         if self.studied is None:
             raise ValueError("Texts need a tokenizer: make the alignment with the LanguageModel from iit.load_network.")

@@ -1,5 +1,6 @@
 """Pictures of a causal model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
@@ -7,7 +8,7 @@ from matplotlib.figure import Figure
 
 from iit.causal.model import CausalModel
 
-_INPUT, _COMPUTED, _OUTPUT = "#DDEBF4", "#FFFFFF", "#FCE6D3"
+_INPUT, _COMPUTED, _OUTPUT, _ALIGNED = "#DDEBF4", "#FFFFFF", "#FCE6D3", "#0072B2"
 
 
 def graph(model: CausalModel) -> nx.DiGraph:
@@ -38,19 +39,29 @@ def dot(model: CausalModel) -> str:
     return "\n".join([f"digraph {_quoted(model.name)} {{", "  rankdir=LR;", *nodes, *edges, "}", ""])
 
 
-def figure(model: CausalModel) -> Figure:
-    """The graph, drawn left to right: inputs blue, computed variables white, the output orange."""
+def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figure:
+    """The graph, drawn left to right: inputs blue, computed variables white, the output orange.
+
+    places: {variable: where it is aligned}; it stands below the variable's name, and the variable has a thick border. Raises ValueError
+        for a variable the model lacks.
+    """
+    places = dict(places or {})
+    for variable in places:
+        model.parents(variable)  # refuses what does not exist
     drawn: Any = graph(model)
     layers = [list(layer) for _, layer in sorted(_layers(drawn).items())]
-    tallest, longest = max(map(len, layers)), max(map(len, drawn.nodes))
-    picture = Figure(figsize=(max(3.0, (0.09 * longest + 1.0) * len(layers)), max(1.6, 0.62 * tallest)), layout="constrained")
+    labels = {variable: f"{variable}\n{places[variable]}" if variable in places else variable for variable in drawn.nodes}
+    tallest, longest = max(map(len, layers)), max(len(line) for label in labels.values() for line in label.split("\n"))
+    height = 0.62 if not places else 0.8
+    picture = Figure(figsize=(max(3.0, (0.09 * longest + 1.0) * len(layers)), max(1.6, height * tallest)), layout="constrained")
     axes = picture.add_subplot()
     place = {v: (x, (len(layer) - 1) / 2 - y) for x, layer in enumerate(layers) for y, v in enumerate(layer)}
     colours = {"input": _INPUT, "computed": _COMPUTED, "output": _OUTPUT}
     boxes = {}
     for variable, kind in drawn.nodes(data="kind"):
-        box = {"boxstyle": "round,pad=0.45", "facecolor": colours[kind], "edgecolor": "#444444"}
-        text = axes.text(*place[variable], variable, ha="center", va="center", fontsize=9, bbox=box, zorder=1)
+        border = {"edgecolor": _ALIGNED, "linewidth": 2.2} if variable in places else {"edgecolor": "#444444"}
+        box = {"boxstyle": "round,pad=0.45", "facecolor": colours[kind], **border}
+        text = axes.text(*place[variable], labels[variable], ha="center", va="center", fontsize=9, bbox=box, zorder=1)
         boxes[variable] = text.get_bbox_patch()
     for parent, child in drawn.edges:
         # Longer arrows pass above or below the layers between.

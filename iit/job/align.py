@@ -54,7 +54,7 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     alignment.rows = rows
     alignment.save_pretrained(folder / "alignment")
     if pairs.task is not None:
-        save_figure(figure(pairs.task.model), folder / "causal_model")
+        save_figure(figure(pairs.task.model, alignment.places()), folder / "causal_model")
     curves = folder / "csv" / "metrics.csv"
     if curves.is_file():
         save_figure(training_curve(curves), folder / "training_curve")

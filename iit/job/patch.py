@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 
 from iit.causal.figure import figure
 from iit.data import freeze, hold_out
-from iit.intervened import ActivationStore
 from iit.job.align import pairs_of
-from iit.network import Network, fingerprint
+from iit.network import fingerprint
 from iit.patching import Contrast, Effects
 from iit.report import map_figure, save_figure
 from iit.result import Row
@@ -38,14 +37,16 @@ def patch(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Each map on validation; of each the cells that change the first metric most on test.
 
-    maps: name → a function of `iit.patching`, its cells given. examples: maps that are drawn and no more, of single prompts say. metrics: what is measured; the first one ranks and is drawn. top: cells
-    of each map that are measured on test, frozen in `choice.json` before it is opened.
+    maps: name → a function of `iit.patching`, its cells given. examples: maps that are drawn and no more, of single prompts say.
+    metrics: what is measured; the first one ranks and is drawn. top: cells of each map that are measured on test, frozen in
+    `choice.json` before it is opened.
 
     Writes a heatmap (or curve) of each map with its data, and the causal model's graph. Returns the rows, whose `experiment` is
     EXPERIMENT/MAP, and the run's facts.
     """
     network = instantiate(cfg.network)
     before = fingerprint(network.model)
+    store = instantiate(cfg.store)(network.model)
     pairs, held_out = hold_out(pairs_of(cfg, network))
     contrast = Contrast.of(network, pairs, variable=cfg.variable)
     facts = {
@@ -59,7 +60,7 @@ def patch(
     for name, run in {**maps, **examples}.items():
         log.info("Map %s", name)
         options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size, "progress": True}
-        found = run(network, pairs, split="validation", store=_store(cfg, network), **options)
+        found = run(network, pairs, split="validation", store=store, **options)
         labels = found.labels or contrast.tokens(list(dict.fromkeys(cell.site.position for cell in found.cells)))
         picture = map_figure(found.table(), metric=metrics[0], labels=labels, title=f"{name}: validation, changing pairs")
         save_figure(picture, folder / name, found.table())
@@ -72,7 +73,7 @@ def patch(
     for name, run in maps.items():
         cells = [chosen[name].cells[i] for i in best[name]]
         options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size}
-        again = _only(run, cells)(network, opened, split="test", store=_store(cfg, network), **options)
+        again = _only(run, cells)(network, opened, split="test", store=store, **options)
         rows += again.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
     assert fingerprint(network.model) == before, "the frozen network has changed"
     if pairs.task is not None:
@@ -89,7 +90,3 @@ def _only(run: Map, cells: Sequence[Any]) -> Map:
     units = list(dict.fromkeys(cell.unit for cell in cells))
     more = {} if units == [None] else {"units": units}
     return partial(run, sites=list(dict.fromkeys(cell.site for cell in cells)), **more)
-
-
-def _store(cfg: DictConfig, network: Network) -> ActivationStore:
-    return instantiate(cfg.store)(network.model)

@@ -10,6 +10,7 @@ from iit.data import EncodedPairs, Pairs
 from iit.intervened import Activations, ActivationStore, IntervenedModel
 from iit.network import Network
 from iit.network.components import HEADED, UNLAYERED, blocks_of, heads_of
+from iit.patching.ahead import Ahead
 from iit.patching.contrast import Contrast, activations, taken
 from iit.patching.effects import Cell, Effects
 from iit.patching.metric import Metric, metrics_of
@@ -115,11 +116,16 @@ def from_source(contrast: Contrast, source: Mapping[str, Any] | None = None) -> 
     """What replaces a cell: the source's activation at its own position; of a unit, the base's activation with that unit from the
     source's."""
     other = contrast.source if source is None else source
+    ahead = Ahead(contrast.network, other)
 
     def give(model: IntervenedModel, site: Site, cells: Sequence[Cell]) -> Given:
         n = len(contrast)
         if cells[0].unit is not None:
             return one_unit(contrast, site, cells, activations(contrast.network, other, list({cell.site for cell in cells})))
+        if site.component not in (None, "attention_weight"):
+            group = ahead.ask([cell.site for cell in cells])
+            return lambda which, pairs, _: ahead.rows(group, site, which, pairs)
+        # A module may have positions of its own, and attention weights are as wide as their batch is long.
         places = None if site.position is None else places_of(model, cells, other)
 
         def theirs(which: Tensor, pairs: Tensor, _: Mapping[str, Any]) -> dict[str, Any]:

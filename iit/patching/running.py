@@ -104,9 +104,9 @@ def cell_values(
         task = bar.add_task("Patching", total=len(cells))
         runners = {site: runner(site, here) for site, here in groups.items()}
         if store is None:
-            layers = {model.first_block for model, _ in runners.values()} - {None}
-            network = next(iter(runners.values()))[0].network
-            store = ActivationStore(network, layers=[layer for layer in layers if layer is not None])
+            store = ActivationStore(next(iter(runners.values()))[0].network)
+        # What all of them resume from is kept when a prompt is first run.
+        store.layers |= {model.first_block for model, _ in runners.values() if model.first_block is not None}
         for site, (model, run) in runners.items():
             model.store = store
             here = groups[site]

@@ -36,7 +36,8 @@ def heatmap(
     The cell farthest from 0 is outlined in each panel.
 
     x, y: columns of the lines. labels: what stands for a value of x, an example of its token below the name. limits: of the
-    colours; by default 0 to 1 for shares (`SHARES`), else as far below 0 as above, so that white is 0.
+    colours; by default 0 to 1 for shares (`SHARES`) and −1 to 1 for normalised metrics, whatever the figures, so that pictures can be
+    compared; else as far below 0 as above, so that white is 0. The colour bar has a pointed end where figures lie beyond.
 
     Raises ValueError where no line has the metric, and where several stand for one cell.
     """
@@ -46,9 +47,9 @@ def heatmap(
     columns, rows = (_values(table, name) for name in (x, y))
     panels = _values(table, panel) if panel else [None]
     grids = [_grid([line for line in table if not panel or line[panel] == name], x, y, columns, rows) for name in panels]
-    shares = limits is None and metric in SHARES
-    reach = float(np.nanmax(np.abs(grids))) or 1.0
-    low, high = limits or ((0.0, 1.0) if shares else (-reach, reach))
+    reach = 1.0 if metric.startswith("normalised_") else float(np.nanmax(np.abs(grids))) or 1.0
+    low, high = limits or ((0.0, 1.0) if metric in SHARES else (-reach, reach))
+    beyond = np.nanmin(grids) < low, np.nanmax(grids) > high
     texts = [_label(value, labels or {}) for value in columns]
     wide = max(0.34, 0.075 * max(len(line) for text in texts for line in text.split("\n")))
     size = (1.8 + max(1.4, wide * len(columns)) * len(panels), 1.3 + max(1.6, 0.2 * len(rows)))
@@ -69,7 +70,9 @@ def heatmap(
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
     figure.axes[0].set_ylabel(y)
     assert image is not None
-    figure.colorbar(image, ax=figure.axes, label=f"{metric.replace('_', ' ')} (n = {max(line['n'] for line in table)})")
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    what = f"{metric.replace('_', ' ')} (n = {max(line['n'] for line in table)})"
+    figure.colorbar(image, ax=figure.axes, label=what, extend=extend)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure

@@ -1,11 +1,15 @@
 """Activation patching equals a loop over cells with raw hooks."""
 
+import importlib
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 import iit
 from iit.patching import METRICS, Contrast, patch
+from iit.patching.ahead import Ahead
 from iit.patching.metric import Answers
 from tests.oracles import ORACLES, head_columns
 from tests.patching.contrasts import contrast, difference, last_logits, raw_activation, swapped
@@ -141,3 +145,21 @@ def test_what_cannot_be_patched(toy):
     batch = network.encode(["John"])
     with pytest.raises(ValueError, match="no `answer`"):
         Contrast.of_batches(network, batch, batch)
+
+
+def test_sources_are_read_ahead_within_a_budget(monkeypatch):
+    """However little is held at a time, the figures are the same; with room for all sites the sources are run once."""
+    found, seen = contrast("llama"), []
+    real = importlib.import_module("iit.patching.ahead").activations
+    monkeypatch.setattr("iit.patching.ahead.activations", lambda *args: seen.append(len(args[2])) or real(*args))
+    options = {
+        "components": ["block_output", "mlp_output", "attention_value_output"],
+        "heads": "all",
+        "positions": ["a", "last", None],
+    }
+    once = patch(found.network, found, **options)
+    assert seen == [len(once.cells)]
+    monkeypatch.setattr(importlib.import_module("iit.patching.patch"), "Ahead", partial(Ahead, budget=1000))
+    little = patch(found.network, found, **options)
+    assert len(seen) > 4
+    np.testing.assert_allclose(little.of("logit_difference"), once.of("logit_difference"), **CLOSE)

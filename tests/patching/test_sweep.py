@@ -46,12 +46,12 @@ def test_each_prompt_is_run_once_for_all_sites(toy, monkeypatch):
     sites = [iit.Site("block_output", layer=layer, position=p) for layer in (0, 1) for p in ("last", "place", 2)]
     patched(network, encoded, sites)
     batch = encoded.batch(range(len(encoded)))
-    prompts = {
+    bases = {
         tuple(row[: int(mask.sum())].tolist())
-        for side in (batch["base"], batch["sources"][pairs.variable])
-        for row, mask in zip(side["input_ids"], side["attention_mask"], strict=True)
+        for row, mask in zip(batch["base"]["input_ids"], batch["base"]["attention_mask"], strict=True)
     }
-    assert sum(rows) == len(prompts) + 2 * len(encoded), "and once each without an edit, to hold the figures against"
+    told = "each base once, all sources once, and both once more without an edit, to hold the figures against"
+    assert sum(rows) == len(bases) + 3 * len(encoded), told
 
 
 def test_rows_of_a_sweep(toy):

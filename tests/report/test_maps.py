@@ -27,7 +27,7 @@ def test_a_heatmap_puts_each_cell_in_its_place():
     np.testing.assert_array_equal(shown(second), [[np.nan, np.nan], [np.nan, 0.3], [np.nan, np.nan]])
     assert [label.get_text() for label in first.get_xticklabels()] == ["s2\n' Mary'", "last"]
     assert [label.get_text() for label in first.get_yticklabels()] == ["0", "2", "10"]
-    assert first.images[0].get_clim() == second.images[0].get_clim() == (-0.7, 0.7)
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (-1, 1)
     (outline,) = first.patches
     assert outline.get_xy() == (0.5, -0.5), "the cell farthest from 0"
     assert "n = 9" in figure.axes[-1].get_ylabel()
@@ -39,6 +39,14 @@ def test_shares_have_the_scale_of_shares():
     assert figure.axes[0].images[0].get_clim() == (0, 1)
     heads = [line(layer, None, 0.1 * layer, head=head) | {"head": head} for layer in range(2) for head in range(3)]
     assert shown(heatmap(heads, metric="normalised_logit_difference", x="head").axes[0]).shape == (2, 3)
+
+
+def test_other_scales_are_even_and_what_lies_beyond_is_told():
+    found = heatmap([line(0, "s2", -3.0, metric="logit_difference")], metric="logit_difference")
+    assert found.axes[0].images[0].get_clim() == (-3, 3)
+    for values, extend in (((0.5, 1.2), "max"), ((-1.5, 1.2), "both"), ((0.5, -0.5), "neither")):
+        here = heatmap([line(n, "s2", value) for n, value in enumerate(values)], metric="normalised_logit_difference")
+        assert here.axes[0].images[0].colorbar.extend == extend
 
 
 def test_curves_carry_their_intervals():

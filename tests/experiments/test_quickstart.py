@@ -1,0 +1,51 @@
+"""The short files of experiments/quickstart, run as they are but for how long they train."""
+
+import runpy
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import iit
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "quickstart"
+
+
+@pytest.fixture
+def start(smollm2, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(iit, "load_network", lambda name: smollm2)
+
+    def run(name):
+        assert len((FOLDER / name).read_text(encoding="utf-8").splitlines()) < 40
+        runpy.run_path(str(FOLDER / name))
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_attention_outputs(start):
+    told = start("patch_attention_outputs.py").splitlines()
+    assert told[0].startswith("attention_output[23] @ last"), "the name movers' layer"
+    assert 0.5 < float(told[0].split("moves ")[1].split()[0]) < 1
+    assert {path.suffix for path in Path("outputs/quickstart").glob("attention.*")} == {".png", ".svg", ".csv"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rotations(start, monkeypatch):
+    sample = iit.Pairs.sample
+    monkeypatch.setattr(iit, "fit", partial(iit.fit, batch_size=8))
+    monkeypatch.setattr(
+        iit.Pairs, "sample", lambda *args, **options: sample(*args, **options | {"n_train": 32, "n_val": 12, "n_test": 12})
+    )
+    told = start("train_rotations.py").splitlines()
+    scores = {line.split()[0]: float(line.split()[3]) for line in told[-3:]}
+    assert scores["trained"] > 0.3 > scores["random_subspace"]
+    assert [line.partition(":")[0] for line in told if line.startswith("rank")] == ["rank 1", "rank 64"]
+
+
+def test_steering_and_sharing(start):
+    told = start("steer_and_share.py")
+    assert "ship" not in told.partition("strength 1")[0]
+    assert "ship" in told.partition("strength 1")[2]
+    assert (Path("outputs/quickstart/steered") / "config.json").is_file()
