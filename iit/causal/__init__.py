@@ -5,6 +5,7 @@ from iit.causal.addition import addition
 from iit.causal.attribute import attribute
 from iit.causal.comparison import separating_share
 from iit.causal.equality import equality
+from iit.causal.facts import facts
 from iit.causal.greater_than import greater_than
 from iit.causal.ioi import ioi
 from iit.causal.mcqa import mcqa
@@ -23,6 +24,7 @@ __all__ = [
     "attribute",
     "drop",
     "equality",
+    "facts",
     "greater_than",
     "ioi",
     "marginalise",

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hydra.utils import instantiate
@@ -29,14 +30,16 @@ def patch(
     loggers: list[Any],
     *,
     maps: Mapping[str, Map],
+    examples: Mapping[str, Map] = MappingProxyType({}),
     metrics: Sequence[str] = ("normalised_logit_difference", "logit_difference", "iia"),
     top: int = 5,
     batch_size: int = 64,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Each map on validation; of each the cells that change the first metric most on test.
 
-    maps: name → a function of `iit.patching`, its cells given. metrics: what is measured; the first one ranks and is drawn. top: cells
-    of each map that are measured on test, frozen in `choice.json` before it is opened.
+    maps: name → a function of `iit.patching`, its cells given. examples: maps that are drawn and no more, of single prompts say.
+    metrics: what is measured; the first one ranks and is drawn. top: cells of each map that are measured on test, frozen in
+    `choice.json` before it is opened.
 
     Writes a heatmap (or curve) of each map with its data, and the causal model's graph. Returns the rows, whose `experiment` is
     EXPERIMENT/MAP, and the run's facts.
@@ -54,16 +57,16 @@ def patch(
     }
     rows: list[Row] = []
     chosen: dict[str, Effects] = {}
-    for name, run in maps.items():
+    for name, run in {**maps, **examples}.items():
         log.info("Map %s", name)
         options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size, "progress": True}
         found = run(network, pairs, split="validation", store=store, **options)
-        here = found.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
-        rows += here
-        labels = contrast.tokens(list(dict.fromkeys(cell.site.position for cell in found.cells)))
+        labels = found.labels or contrast.tokens(list(dict.fromkeys(cell.site.position for cell in found.cells)))
         picture = map_figure(found.table(), metric=metrics[0], labels=labels, title=f"{name}: validation, changing pairs")
         save_figure(picture, folder / name, found.table())
-        chosen[name] = found
+        if name in maps:
+            rows += found.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
+            chosen[name] = found
     best = {name: found.top(top, metrics[0]) for name, found in chosen.items()}
     told = {name: [str(chosen[name].cells[i]) for i in cells] for name, cells in best.items()}
     opened = held_out.opened(freeze(folder, {"ranked by": metrics[0], "cells": told}))

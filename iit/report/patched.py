@@ -17,15 +17,17 @@ def is_maps(facts: Mapping[str, Any]) -> bool:
 
 
 def map_lines(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each cell that was measured on test, the largest validation figure of its map first."""
+    """A line for each cell that was measured on test, the largest validation figure of its map first; then the runs without an edit."""
     body = []
     for name, about in facts["maps"].items():
         here = [row for row in rows if str(row.experiment).endswith(f"/{name}") and row.metric == about["metric"]]
-        ranked = {Cell.of(row): row for row in here if row.split == "validation" and row.control is None}
-        test = [row for row in here if row.split == "test" and row.control is None]
-        for row in sorted(test, key=lambda row: -abs(ranked[Cell.of(row)].value)):
-            interval = f"{row.low:+.3f} to {row.high:+.3f}"
-            body.append([name, place(row), f"{ranked[Cell.of(row)].value:+.3f}", f"{row.value:+.3f}", interval, str(row.n)])
+        before = {(Cell.of(row), row.control): row for row in here if row.split == "validation"}
+        test = [row for row in here if row.split == "test"]
+        # Runs without an edit come last.
+        for row in sorted(test, key=lambda row: (row.control is not None, -abs(before[Cell.of(row), row.control].value))):
+            what = place(row) if row.control is None else row.control.replace("_", " ")
+            figures = f"{before[Cell.of(row), row.control].value:+.3f}", f"{row.value:+.3f}", f"{row.low:+.3f} to {row.high:+.3f}"
+            body.append([name, what, *figures, str(row.n)])
     return body
 
 

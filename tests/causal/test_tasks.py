@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import iit
-from iit.causal import Prompt, Task, addition, attribute, equality, greater_than, ioi, mcqa, modular_sum, price_tag, pvr
+from iit.causal import Prompt, Task, addition, attribute, equality, facts, greater_than, ioi, mcqa, modular_sum, price_tag, pvr
 
 CONFIGS = sorted((Path(iit.__file__).parent / "conf" / "causal").glob("*.yaml"))
 TASKS = {
@@ -18,6 +18,7 @@ TASKS = {
     "addition": addition,
     "addition_digits": lambda: addition(separator=""),
     "attribute": attribute,
+    "facts": facts,
     "greater_than": greater_than,
     "mcqa": mcqa,
     "mcqa_sentences": lambda: mcqa(terse=False),
@@ -32,6 +33,7 @@ SAME_BEHAVIOUR = {
     "equality": {"first_argument_identity"},
     "addition": {"ones_sum", "first_ones", "column_sum"},
     "attribute": {"whole_entity", "asked_at_once"},
+    "facts": set(),
     "greater_than": set(),
     "modular_sum": {"first_is_a"},
     "mcqa": {"symbol_at_once", "pointer_till_the_end"},
