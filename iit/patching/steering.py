@@ -141,7 +141,9 @@ def steer(
     points = [(NOTHING, 0.0), *((name, float(s)) for name in methods for s in given.get(name, ()))]
     texts, values = [], []
     for name, strength in points:
-        edits = [{site: scaled(each, strength)} for each in several[name]] if name != NOTHING else [{}]
+        edits: list[dict[Any, Intervention]] = (
+            [{site: scaled(each, strength)} for each in several[name]] if name != NOTHING else [{}]
+        )
         runs = [
             _generated(IntervenedModel(network, edit), network, prompts, scope, max_new_tokens, batch_size, options)
             for edit in edits
