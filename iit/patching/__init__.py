@@ -8,6 +8,7 @@ from iit.patching.lens import lens_map, logit_lens, top_tokens
 from iit.patching.metric import METRICS, Answers
 from iit.patching.patch import patch
 from iit.patching.path import path_patch
+from iit.patching.steering import Steered, contains, difference_of_means, frame_direction, random_directions, steer
 from iit.patching.sweep import Patched, patched
 from iit.patching.trace import SPANS, trace
 
@@ -20,13 +21,19 @@ __all__ = [
     "Effects",
     "Patched",
     "Patterns",
+    "Steered",
     "ablate",
     "attention_patterns",
+    "contains",
+    "difference_of_means",
+    "frame_direction",
     "lens_map",
     "logit_lens",
     "patch",
     "patched",
     "path_patch",
+    "random_directions",
+    "steer",
     "top_tokens",
     "trace",
 ]
