@@ -54,6 +54,6 @@ def __getattr__(name: str) -> Any:
     """What trains needs Lightning, which takes a second to import: not before it is asked for."""
     if name not in _TRAINING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_TRAINING[name]}"), name)
-    globals()[name] = found  # `fit` is also what the import calls its module
-    return found
+    # All at once: importing the module `fit` by itself would leave it where the function of that name belongs.
+    globals().update({each: getattr(import_module(f"{__name__}.{module}"), each) for each, module in _TRAINING.items()})
+    return globals()[name]
