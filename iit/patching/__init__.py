@@ -2,6 +2,7 @@
 
 from iit.patching.ablate import ablate
 from iit.patching.attention import Patterns, attention_patterns
+from iit.patching.attribution import Agreement, agreement, attribute
 from iit.patching.contrast import Contrast
 from iit.patching.effects import Cell, Effects
 from iit.patching.lens import lens_map, logit_lens, top_tokens
@@ -15,6 +16,7 @@ from iit.patching.trace import SPANS, trace
 __all__ = [
     "METRICS",
     "SPANS",
+    "Agreement",
     "Answers",
     "Cell",
     "Contrast",
@@ -23,7 +25,9 @@ __all__ = [
     "Patterns",
     "Steered",
     "ablate",
+    "agreement",
     "attention_patterns",
+    "attribute",
     "contains",
     "difference_of_means",
     "frame_direction",
