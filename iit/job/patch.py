@@ -1,6 +1,7 @@
 """The job `patch`: maps of what edits do, without any training; the strongest cells of each are measured again on test."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from iit.causal.figure import figure
 from iit.data import freeze, hold_out
 from iit.job.align import pairs_of
 from iit.network import fingerprint
-from iit.patching import Contrast, Effects
+from iit.patching import Contrast, Effects, agreement
 from iit.report import map_figure, save_figure
 from iit.result import Row
 
@@ -31,6 +32,7 @@ def patch(
     *,
     maps: Mapping[str, Map],
     examples: Mapping[str, Map] = MappingProxyType({}),
+    estimates: Mapping[str, str] = MappingProxyType({}),
     metrics: Sequence[str] = ("normalised_logit_difference", "logit_difference", "iia"),
     top: int = 5,
     batch_size: int = 64,
@@ -38,12 +40,16 @@ def patch(
     """Each map on validation; of each the cells that change the first metric most on test.
 
     maps: name → a function of `iit.patching`, its cells given. examples: maps that are drawn and no more, of single prompts say.
+    estimates: {map: the map of the same cells that it estimates}; the facts tell how far they agree, and how long each took.
     metrics: what is measured; the first one ranks and is drawn. top: cells of each map that are measured on test, frozen in
     `choice.json` before it is opened.
 
     Writes a heatmap (or curve) of each map with its data, and the causal model's graph. Returns the rows, whose `experiment` is
-    EXPERIMENT/MAP, and the run's facts.
+    EXPERIMENT/MAP, and the run's facts. Raises ValueError for estimates of maps that are not there, or of other cells.
     """
+    unknown = [name for pair in estimates.items() for name in pair if name not in maps]
+    if unknown:
+        raise ValueError(f"job.estimates names {unknown[0]!r}; the maps are {list(maps)}.")
     network = instantiate(cfg.network)
     before = fingerprint(network.model)
     store = instantiate(cfg.store)(network.model)
@@ -57,10 +63,13 @@ def patch(
     }
     rows: list[Row] = []
     chosen: dict[str, Effects] = {}
+    seconds: dict[str, float] = {}
     for name, run in {**maps, **examples}.items():
         log.info("Map %s", name)
         options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size, "progress": True}
+        begun = time.perf_counter()
         found = run(network, pairs, split="validation", store=store, **options)
+        seconds[name] = round(time.perf_counter() - begun, 1)
         labels = found.labels or contrast.tokens(list(dict.fromkeys(cell.site.position for cell in found.cells)))
         picture = map_figure(found.table(), metric=metrics[0], labels=labels, title=f"{name}: validation, changing pairs")
         save_figure(picture, folder / name, found.table())
@@ -80,7 +89,14 @@ def patch(
         save_figure(figure(pairs.task.model), folder / "causal_model")
     return rows, {
         "data": dict(pairs.facts) | {"fingerprint": opened.fingerprint, "causal_model": pairs.task is not None},
-        "maps": {name: {"metric": metrics[0], "n_cells": len(found), "top": told[name]} for name, found in chosen.items()},
+        "maps": {
+            name: {"metric": metrics[0], "n_cells": len(found), "top": told[name], "seconds": seconds[name]}
+            for name, found in chosen.items()
+        },
+        "estimates": {
+            name: {"of": exact} | agreement(chosen[name], chosen[exact], metrics[0])._asdict()
+            for name, exact in estimates.items()
+        },
         "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
     }
 

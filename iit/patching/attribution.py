@@ -208,4 +208,5 @@ def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> 
         theirs, mine = theirs - np.nanmean(exact.unedited[metric]), mine - np.nanmean(estimate.unedited[metric])
     top = min(top, len(exact))
     best, guessed = (set(np.argsort(-np.abs(values), kind="stable")[:top].tolist()) for values in (theirs, mine))
-    return Agreement(float(spearmanr(mine, theirs).statistic), len(best & guessed) / top, top, len(exact))
+    correlation: Any = spearmanr(mine, theirs)
+    return Agreement(float(correlation.statistic), len(best & guessed) / top, top, len(exact))

@@ -116,7 +116,7 @@ def trace(
     def restored_at(name: str, site: Site) -> np.ndarray:
         if site.position not in SPANS:
             return mean[name, site]
-        return tokens.averaged(mean[name, replace(site, position=TOKEN)], site.position, len(clean))
+        return tokens.averaged(mean[name, replace(site, position=TOKEN)], str(site.position), len(clean))
 
     return Effects(
         tuple(Cell(site) for site in found),
@@ -214,7 +214,10 @@ def _restored(
 
     def runner(site: Site, cells: Sequence[Cell]) -> tuple[IntervenedModel, Run]:
         sites = [replace(one, position=site.position) for one in windows[replace(site, position=None)]]
-        edits = {"noise": Edit(EMBEDDING, AdditionIntervention()), "restored": Edit(sites, VanillaIntervention())}
+        edits: dict[Any, Edit] = {
+            "noise": Edit(EMBEDDING, AdditionIntervention()),
+            "restored": Edit(sites, VanillaIntervention()),
+        }
         model = IntervenedModel(clean.network, edits, stored=["noise"])
 
         def run(which: Tensor, rows: Tensor, base: dict[str, Any]) -> Tensor:

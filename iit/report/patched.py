@@ -35,8 +35,15 @@ def map_captions(facts: Mapping[str, Any]) -> list[str]:
     """What the figures are, and how many cells the best were chosen from."""
     many = ", ".join(f"{name} {about['n_cells']}" for name, about in facts["maps"].items())
     metrics = sorted({about["metric"].replace("_", " ") for about in facts["maps"].values()})
+    agreed = [
+        f"{name} in {facts['maps'][name]['seconds']:g} s, {about['of']} in {facts['maps'][about['of']]['seconds']:g} s: rank correlation "
+        f"{about['rank_correlation']:.3f} over {about['n']} cells (validation), and {about['recall'] * about['top']:.0f} of the {about['top']} "
+        "strongest cells are the same."
+        for name, about in facts.get("estimates", {}).items()
+    ]
     return [
-        f"Figures: {', '.join(metrics)}. The highest of many validation figures is too high by chance; test figures are not. Cells: {many}."
+        f"Figures: {', '.join(metrics)}. The highest of many validation figures is too high by chance; test figures are not. Cells: {many}.",
+        *agreed,
     ]
 
 

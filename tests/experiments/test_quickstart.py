@@ -31,6 +31,18 @@ def test_attention_outputs(start):
     assert {path.suffix for path in Path("outputs/quickstart").glob("attention.*")} == {".png", ".svg", ".csv"}
 
 
+def test_a_fact(start, monkeypatch):
+    real = iit.patching.trace
+    monkeypatch.setattr(iit.patching, "trace", lambda *args, **options: real(*args, **options | {"layers": [3, 20], "draws": 1}))
+    lines = start("trace_a_fact.py").splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["block_output", "mlp_output", "attention_output"]
+    clean, corrupted, restored = (float(word) for word in lines[0].split() if word[0] == "0")
+    assert clean > 0.5 > 0.1 > corrupted, "a fact the network knows"
+    assert restored > 0.3
+    assert "iffel" in lines[1] or "Tower" in lines[1], "MLPs restore it at the subject"
+    assert {path.suffix for path in Path("outputs/quickstart").glob("fact_mlp_output.*")} == {".png", ".svg", ".csv"}
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_rotations(start, monkeypatch):
     sample = iit.Pairs.sample
