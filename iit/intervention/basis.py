@@ -76,8 +76,9 @@ class Identity(Basis):
 class Frame(Basis):
     """A trainable orthonormal frame Q of `rank` vectors: c = Qᵀh, h' = h + Q(c' − c).
 
-    Q = A·L⁻ᵀ with AᵀA = LLᵀ: one Cholesky of rank×rank and one triangular solve, O(width·rank²); the parameter A is
-    [width, rank] and starts orthonormal and uniformly random (QR of a Gaussian). Only the span of A matters for a swap.
+    Q = A·L⁻ᵀ with AᵀA = LLᵀ: one Cholesky of rank×rank and one triangular solve, O(width·rank²), in double precision where A has become
+    ill-conditioned; the parameter A is [width, rank] and starts orthonormal and uniformly random (QR of a Gaussian). Only the span of A
+    matters for a swap.
 
     Raises ValueError for a rank that does not fit the width, and when A has lost its rank.
     """
@@ -91,10 +92,15 @@ class Frame(Basis):
         """Q, with orthonormal columns."""
         with torch.autocast(self.weight.device.type, enabled=False):
             weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-            factor, info = torch.linalg.cholesky_ex(weight.T @ weight)
+            dtype, (factor, info) = weight.dtype, torch.linalg.cholesky_ex(weight.T @ weight)
+            scale = factor.detach().diagonal()
+            if int(info) != 0 or bool(scale.min() < 0.1 * scale.max()):
+                # AᵀA squares how ill-conditioned A is: from here on single precision would no longer give orthonormal columns.
+                weight = weight.double()
+                factor, info = torch.linalg.cholesky_ex(weight.T @ weight)
             if int(info) != 0:
                 raise ValueError(f"The frame has lost its rank: {self.rank} vectors span fewer dimensions (or are not finite).")
-            return torch.linalg.solve_triangular(factor.mT, weight, upper=True, left=False)
+            return torch.linalg.solve_triangular(factor.mT, weight, upper=True, left=False).to(dtype)
 
     def start(self, directions: Float[Tensor, "width n"]) -> None:
         """Begin at these directions: for every k ≤ n the first k vectors span the first k directions; the others are random.

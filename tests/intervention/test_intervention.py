@@ -165,6 +165,18 @@ def test_frame_gradients_are_exact():
     assert torch.autograd.gradcheck(run, (torch.randn(6, 3, dtype=torch.float64, requires_grad=True),))
 
 
+@pytest.mark.parametrize("nearness", [1e-1, 1e-3, 1e-5])
+def test_a_frame_of_nearly_dependent_vectors_is_orthonormal(nearness):
+    frame = iit.LowRankRotatedSpaceIntervention(24, 8).basis
+    with torch.no_grad():
+        frame.weight[:, 1] = frame.weight[:, 0] + nearness * frame.weight[:, 1]
+    vectors = frame.vectors()
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(8), atol=1e-5, rtol=0)
+    vectors.square().cumsum(0).sum().backward()
+    assert torch.isfinite(frame.weight.grad).all()
+
+
 def test_autocast_leaves_the_frame_in_fp32():
     intervention = iit.LowRankRotatedSpaceIntervention(W, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
