@@ -9,7 +9,7 @@ import torch
 import iit
 from iit.alignment import DAS, IIT, CounterfactualLatent, CrossEntropy, LogitDifference, Schedule, several
 from iit.alignment.overlap import check_declared
-from iit.causal import equality
+from iit.causal import equality, ioi
 from iit.data import Pairs
 from iit.evaluation.retrained import retrained
 from iit.network import mlp
@@ -186,10 +186,12 @@ def test_units_that_overlap_in_a_config_are_refused_without_a_network(network):
 
 
 def test_a_wrong_site_where_variables_would_overlap_is_left_out_and_told(toy):
-    network, pairs = toy
+    network = toy[0]
+    names = ["subject_position", "io_name"]
+    pairs = Pairs.sample(ioi(), network, variable=names, n_train=8, n_val=4, n_test=4, right_only=False)
     edits = {
         name: iit.Edit(iit.Site("block_output", layer=layer, position="place"), iit.LowRankRotatedSpaceIntervention(16, 9))
-        for name, layer in (("subject_position", 0), ("other", 1))
+        for layer, name in enumerate(names)
     }
     claim = iit.Alignment(network, edits)
     made, missing = retrained(claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere={"layer": 1})
