@@ -98,6 +98,15 @@ class Pairs:
         pq.write_table(self.dataset.data.table.combine_chunks(), path)
 
     @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], variable: str | Sequence[str] = ()) -> "Pairs":
+        """Pairs that are written down: rows of split, base and label, and of one variable the source. All count as changing, and none is
+        left out for what a network answers."""
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        return cls(
+            dataset(columns | {"changing": [True] * len(rows)}), (variable,) if isinstance(variable, str) else tuple(variable)
+        )
+
+    @classmethod
     def sample(
         cls,
         task: Task,

@@ -140,7 +140,7 @@ class Resumable(nn.Module):
         if why is not None or self.first_block is None:
             self.store.tell(f"The whole network runs: {why}.")
             return None
-        self.store.tell(f"Runs resume at block {self.first_block} and the first position that is edited.")
+        self.store.tell("Runs resume at the first block and the first position that are edited.")
         first, stop = span(run.places.values(), read, batch.tokens.shape[1])
         before = self.store.prefix(self.network, batch, self.first_block, first, stop)
         return suffix(self.network, batch, self.first_block, first, stop, before)

@@ -71,7 +71,10 @@ def patch(
         found = run(network, pairs, split="validation", store=store, **options)
         seconds[name] = round(time.perf_counter() - begun, 1)
         labels = found.labels or contrast.tokens(list(dict.fromkeys(cell.site.position for cell in found.cells)))
-        picture = map_figure(found.table(), metric=metrics[0], labels=labels, title=f"{name}: validation, changing pairs")
+        centre = found.baseline(metrics[0])
+        picture = map_figure(
+            found.table(), metric=metrics[0], labels=labels, centre=centre, title=f"{name}: validation, changing pairs"
+        )
         save_figure(picture, folder / name, found.table())
         if name in maps:
             rows += found.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from iit.patching.metric import NORMALISED
+from iit.patching.metric import METRICS, NORMALISED, SHARES
 from iit.result import Interval, Row, clustered_interval
 from iit.site import Site
 
@@ -68,24 +68,29 @@ class Effects:
 
     def interval(self, cell: int, metric: str) -> Interval:
         """Mean over the pairs that have a value, with its interval, clustered by base."""
-        return self._interval(self.of(metric)[cell])
+        return self._interval(metric, self.of(metric)[cell])
 
-    def _interval(self, values: np.ndarray) -> Interval:
+    def _interval(self, metric: str, values: np.ndarray) -> Interval:
         known = ~np.isnan(values)
         if not known.any():
             raise ValueError("No pair has a value: the logit difference, for one, needs each base's own answer.")
-        # Of nothing but 0 and 1 the interval stays inside, also where all are alike.
-        bounded = bool(np.isin(values[known], (0.0, 1.0)).all())
+        # A function of one's own that gives nothing but 0 and 1 counts as a share, whose interval stays inside, also where all are alike.
+        own = metric.removeprefix(NORMALISED) not in METRICS
+        bounded = bool(np.isin(values[known], (0.0, 1.0)).all()) if own else metric in SHARES
         return clustered_interval(values[known], self.clusters[known], bounded=bounded)
 
     def mean(self, metric: str) -> np.ndarray:
         """float[cell]."""
         return np.nanmean(self.of(metric), 1)
 
+    def baseline(self, metric: str) -> float:
+        """The mean where an edit does nothing: 0 of a normalised metric, else that of the unedited runs."""
+        return 0.0 if metric.startswith(NORMALISED) else float(np.nanmean(self.unedited[metric]))
+
     def table(self) -> list[dict[str, Any]]:
         """A line for each cell and metric: component, layer, head, position, unit, method, metric, value, low, high, n."""
         return [
-            {**cell.coordinates(), "method": self.method, "metric": metric, **self._interval(values)._asdict()}
+            {**cell.coordinates(), "method": self.method, "metric": metric, **self._interval(metric, values)._asdict()}
             for metric in self.values
             for cell, values in zip(self.cells, self.of(metric), strict=True)
         ]
@@ -98,7 +103,7 @@ class Effects:
         known = {"variable": None, "seed": None, "rank": None, "subset": "changing"} | facts
         nowhere = dict.fromkeys(("component", "layer", "head", "position"))
         rows = [
-            Row(**known, **nowhere, method=None, control=control, metric=metric, **self._interval(values)._asdict())
+            Row(**known, **nowhere, method=None, control=control, metric=metric, **self._interval(metric, values)._asdict())
             for control, run in zip(self.controls, (self.unedited, self.source), strict=False)
             for metric, values in run.items()
             if not metric.startswith(NORMALISED)
@@ -111,7 +116,7 @@ class Effects:
 
     def top(self, n: int, metric: str) -> list[int]:
         """The cells that change the metric most, in either direction, the largest first."""
-        change = np.abs(np.nanmean(self.of(metric) - (0 if metric.startswith(NORMALISED) else self.unedited[metric]), 1))
+        change = np.abs(self.mean(metric) - self.baseline(metric))
         return [int(i) for i in np.argsort(-change, kind="stable")[:n]]
 
 

@@ -59,6 +59,8 @@ def kl(logits: Tensor, answers: Answers) -> Tensor:
 
 METRICS: dict[str, Metric] = {"iia": iia, "logit_difference": difference, "probability": probability, "kl": kl}
 
+SHARES = ("iia", "probability")
+"""Those that lie between 0 and 1."""
 LIGHT = (iia, difference, probability)
 """Those that do not read the unedited run's logits, which take room."""
 

@@ -82,7 +82,7 @@ class Steered:
             for row, prompt in enumerate(self.prompts)
         ]
 
-    def chosen(self, effect: str, max_ratio: float) -> dict[str, float]:
+    def chosen(self, effect: str, max_ratio: float | int) -> dict[str, float]:
         """Of each method the strength of largest effect whose perplexity is at most `max_ratio` times that without an edit.
 
         Of equal effects the smallest strength; methods none of whose strengths are that fluent are left out.

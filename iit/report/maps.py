@@ -29,15 +29,16 @@ def heatmap(
     panel: str | None = None,
     labels: Mapping[Any, str] | None = None,
     limits: tuple[float, float] | None = None,
+    centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
     """A panel's heatmap for each value of the column `panel`, on one scale; cells without a figure are hatched.
 
-    The cell farthest from 0 is outlined in each panel.
+    The cell farthest from the centre is outlined in each panel.
 
     x, y: columns of the lines. labels: what stands for a value of x, an example of its token below the name. limits: of the
     colours; by default 0 to 1 for shares (`SHARES`) and −1 to 1 for normalised metrics, whatever the figures, so that pictures can be
-    compared; else as far below 0 as above, so that white is 0. The colour bar has a pointed end where figures lie beyond.
+    compared; else as far below the centre as above, so that white is the centre. centre: what a cell has where nothing happens. The colour bar has a pointed end where figures lie beyond.
 
     Raises ValueError where no line has the metric, and where several stand for one cell.
     """
@@ -47,8 +48,8 @@ def heatmap(
     columns, rows = (_values(table, name) for name in (x, y))
     panels = _values(table, panel) if panel else [None]
     grids = [_grid([line for line in table if not panel or line[panel] == name], x, y, columns, rows) for name in panels]
-    reach = 1.0 if metric.startswith("normalised_") else float(np.nanmax(np.abs(grids))) or 1.0
-    low, high = limits or ((0.0, 1.0) if metric in SHARES else (-reach, reach))
+    reach = 1.0 if metric.startswith("normalised_") else float(np.nanmax(np.abs(np.array(grids) - centre))) or 1.0
+    low, high = limits or ((0.0, 1.0) if metric in SHARES else (centre - reach, centre + reach))
     beyond = np.nanmin(grids) < low, np.nanmax(grids) > high
     texts = [_label(value, labels or {}) for value in columns]
     wide = max(0.34, 0.075 * max(len(line) for text in texts for line in text.split("\n")))
@@ -57,7 +58,7 @@ def heatmap(
     image = None
     for axes, grid, name in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], grids, panels, strict=True):
         hatch(axes)
-        colours = "viridis" if low >= 0 else "PuOr_r"
+        colours = "PuOr_r" if low < centre < high and metric not in SHARES else "viridis"
         image = axes.imshow(grid, origin="lower", aspect="auto", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
         step = max(1, len(rows) // 12)
@@ -66,7 +67,7 @@ def heatmap(
         axes.spines[:].set_visible(False)
         if np.isnan(grid).all():
             continue
-        row, column = np.unravel_index(np.nanargmax(np.abs(grid)), grid.shape)
+        row, column = np.unravel_index(np.nanargmax(np.abs(grid - centre)), grid.shape)
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
     figure.axes[0].set_ylabel(y)
     assert image is not None
@@ -99,14 +100,15 @@ def curves(lines: Sequence[Line], *, x: str, metrics: Sequence[str], series: str
         if metric in SHARES:
             axes.set_ylim(-0.02, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2 * len(metrics)), frameon=False, fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
 
 
 def map_figure(
-    lines: Sequence[Line], *, metric: str, labels: Mapping[Any, str] | None = None, title: str | None = None
+    lines: Sequence[Line], *, metric: str, labels: Mapping[Any, str] | None = None, centre: float = 0.0, title: str | None = None
 ) -> Figure:
     """The figure that suits what varies: layer × head, head × position of one layer, layer × position, or a curve over layers or units."""
     table = [line for line in _mappings(lines) if line["metric"] == metric]
@@ -116,11 +118,23 @@ def map_figure(
         return curves(table, x="unit", metrics=[metric], series="place", title=title)
     if several["head"] and several["position"] and not several["layer"]:
         panel = "component" if several["component"] else None
-        return heatmap(table, metric=metric, x="position", y="head", panel=panel, labels=labels, title=title)
+        return heatmap(table, metric=metric, x="position", y="head", panel=panel, labels=labels, centre=centre, title=title)
     if several["head"]:
-        return heatmap(table, metric=metric, x="head", panel="position" if several["position"] else "component", title=title)
+        by_head = {line["component"] for line in table if line["head"] is not None}
+        whole = several["component"] and len(by_head) == 1
+        # A component without heads is a column of its own.
+        named = [
+            line
+            | {"head": line["component"].replace("_", "\n", 1) if whole and line["head"] is None else line["head"]}
+            | {"place": f"{line['component']} @ {_label(line['position'], {})}"}
+            for line in table
+        ]
+        panel = ("position" if len(by_head) == 1 else "place") if several["position"] else None if whole else "component"
+        return heatmap(named, metric=metric, x="head", panel=panel, centre=centre, title=title)
     if several["position"]:
-        return heatmap(table, metric=metric, panel="component" if several["component"] else None, labels=labels, title=title)
+        return heatmap(
+            table, metric=metric, panel="component" if several["component"] else None, labels=labels, centre=centre, title=title
+        )
     return curves(table, x="layer", metrics=[metric], series="component", title=title)
 
 

@@ -14,6 +14,7 @@ from iit.report.ground_truth import HEADER, ground_truth_lines, is_ground_truth
 from iit.report.ladder import is_ladder, ladder_lines
 from iit.report.patched import HEADER as MAPS
 from iit.report.patched import is_maps, map_captions, map_lines
+from iit.report.steered import is_steered, steered_captions, steered_examples, steered_lines
 from iit.report.table import markdown, markdown_table
 from iit.report.verdict import verdict_markdown
 from iit.result import Metrics, Row, read_metrics, write_text
@@ -44,6 +45,14 @@ def _table(result: Path) -> str:
             + "\n"
             + "\n".join(map_captions(metrics.facts))
             + "\n"
+        )
+    if is_steered(metrics.facts):
+        told = [
+            f"**{prompt}**\n\n" + "\n".join(f"- {text}" for text in texts)
+            for prompt, texts in steered_examples(metrics.facts).items()
+        ]
+        return "\n".join(
+            [markdown(*steered_lines(metrics.rows, metrics.facts)), *steered_captions(metrics.facts), "", "\n\n".join(told), ""]
         )
     if is_ladder(metrics.rows):
         (n,) = {row.n for row in metrics.rows if (row.split, row.subset, row.metric) == ("test", "changing", "iia")}

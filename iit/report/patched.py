@@ -17,14 +17,14 @@ def is_maps(facts: Mapping[str, Any]) -> bool:
 
 
 def map_lines(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each cell that was measured on test, the largest validation figure of its map first; then the runs without an edit."""
+    """A line for each cell that was measured on test, ranked as on validation; then the runs without an edit."""
     body = []
     for name, about in facts["maps"].items():
         here = [row for row in rows if str(row.experiment).endswith(f"/{name}") and row.metric == about["metric"]]
         before = {(Cell.of(row), row.control): row for row in here if row.split == "validation"}
         test = [row for row in here if row.split == "test"]
-        # Runs without an edit come last.
-        for row in sorted(test, key=lambda row: (row.control is not None, -abs(before[Cell.of(row), row.control].value))):
+        ranks = {cell: rank for rank, cell in enumerate(about["top"])}
+        for row in sorted(test, key=lambda row: len(ranks) if row.control else ranks[place(row)]):
             what = place(row) if row.control is None else row.control.replace("_", " ")
             figures = f"{before[Cell.of(row), row.control].value:+.3f}", f"{row.value:+.3f}", f"{row.low:+.3f} to {row.high:+.3f}"
             body.append([name, what, *figures, str(row.n)])

@@ -12,6 +12,7 @@ from iit.report.atlas import atlas_table, is_atlas
 from iit.report.ground_truth import ground_truth_table, is_ground_truth
 from iit.report.ladder import is_ladder, ladder_table
 from iit.report.patched import is_maps, map_captions, maps_tables
+from iit.report.steered import is_steered, steered_examples, steered_table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Row, read_metrics
 
@@ -148,6 +149,10 @@ def print_results(folder: str | Path) -> None:
         console.print(ladder_table(rows))
     elif is_maps(metrics.facts):
         console.print(*maps_tables(rows, metrics.facts), *map_captions(metrics.facts), sep="\n")
+    elif is_steered(metrics.facts):
+        console.print(steered_table(rows, metrics.facts))
+        for prompt, texts in steered_examples(metrics.facts).items():
+            console.print(prompt, *(f"  {text}" for text in texts), sep="\n", markup=False, highlight=False)
     else:
         if is_atlas(rows):
             console.print(atlas_table(rows))

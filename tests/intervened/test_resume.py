@@ -181,7 +181,7 @@ def test_which_way_runs_go_is_told_once(caplog):
         run(network, [Site("block_output", layer=0, position=2)], base, source, store)
         handle.remove()
     assert [record.message for record in caplog.records] == [
-        "Runs resume at block 1 and the first position that is edited.",
+        "Runs resume at the first block and the first position that are edited.",
         "The whole network runs: hooks that are not the engine's are on the network.",
     ]
 

@@ -48,3 +48,66 @@ def test_maps_of_patches(configured, tmp_path, capsys):
     assert page.count("| heads |") == page.count("| residual_stream |") == 2
     shown = [float(line.split("|")[4]) for line in page.splitlines() if line.startswith("| heads")]
     np.testing.assert_allclose(sorted(shown), sorted(r.value for r in test if r.head is not None), atol=5e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_maps_of_paths(configured, tmp_path):
+    maps = ["direct_to_logits", "to_name_mover_queries", "to_name_mover_queries_by_mlps", "to_inhibition_values"]
+    few = [f"+job.maps.{name}.layers=[{14 if name.endswith('values') else 20}]" for name in maps]
+    run(configured("+experiment=path_patching_ioi", *FEW, *few, *(f"+job.maps.{name}.heads=[0,2]" for name in maps)))
+    rows = read_metrics(tmp_path / "run").rows
+    told = {(r.experiment, r.layer, r.head, r.position) for r in rows if r.split == "test" and r.control is None}
+    assert told == {
+        (f"path_patching_ioi/{name}", 14 if name.endswith("values") else 20, head, "s2" if name.endswith("values") else "last")
+        for name in maps
+        for head in (0, 2)
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_estimates_are_held_against_the_exact_map(configured, tmp_path, capsys):
+    maps = ["exact", "attribution", "integrated_gradients"]
+    few = [f"+job.maps.{name}.layers=[20,23]" for name in maps] + [f"job.maps.{name}.heads=[0,3]" for name in maps]
+    run(configured("+experiment=attribution_ioi", *FEW, *few))
+    print_results(tmp_path / "run")
+    told = " ".join(capsys.readouterr().out.split())
+    for name, about in read_metrics(tmp_path / "run").facts["estimates"].items():
+        assert (about["of"], about["n"]) == ("exact", 12)
+        assert f"{name} in " in told
+        assert f"rank correlation {about['rank_correlation']:.3f} over 12 cells" in told
+    with pytest.raises(ValueError, match="'none'; the maps are"):
+        run(configured("+experiment=attribution_ioi", *FEW, "job.estimates={attribution: none}"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_facts_are_traced_and_one_of_them_drawn(configured, tmp_path):
+    maps = ["hidden_states", "mlp", "attention"]
+    few = [f"+job.maps.{name}.layers=[5]" for name in maps] + [f"job.maps.{name}.draws=1" for name in maps]
+    run(
+        configured(
+            "+experiment=causal_tracing",
+            *FEW,
+            *few,
+            "+job.examples.one_fact.layers=[5,20]",
+            "job.examples.one_fact={only: [1], draws: 1}",
+        )
+    )
+    folder, rows = tmp_path / "run", read_metrics(tmp_path / "run").rows
+    assert (folder / "one_fact.png").is_file()
+    assert not any("one_fact" in r.experiment for r in rows)
+    figures = {
+        (r.split, r.control): r.value for r in rows if r.experiment.endswith("mlp") and r.metric == "probability" and r.control
+    }
+    for split in ("validation", "test"):
+        assert figures[split, "no_intervention"] > 0.3 > figures[split, "corrupted"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ablations_from_the_command_line(configured, tmp_path):
+    heads = [f"+job.maps.heads_{kind}.layers=[23]" for kind in ("mean", "zero", "resample")]
+    run(configured("+experiment=ablation_ioi", *FEW, *heads, "+job.maps.mlps_mean.layers=[0]", "job.maps.heads_resample.draws=1"))
+    rows = read_metrics(tmp_path / "run").rows
+    told = {(r.experiment, r.method) for r in rows if r.split == "test" and r.control is None}
+    assert {name for name, _ in told} == {
+        f"ablation_ioi/{name}" for name in ("heads_mean", "heads_zero", "heads_resample", "mlps_mean")
+    }

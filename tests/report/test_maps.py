@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from iit.report import curves, heatmap, save_figure
+from iit.report import curves, heatmap, map_figure, save_figure
 
 
 def line(layer, position, value, component="block_output", metric="normalised_logit_difference", **more):
@@ -49,13 +49,35 @@ def test_other_scales_are_even_and_what_lies_beyond_is_told():
         assert here.axes[0].images[0].colorbar.extend == extend
 
 
+def test_what_does_nothing_is_white():
+    lines = [line(0, "s2", -5.0, metric="logit_difference"), line(0, "last", -6.0, metric="logit_difference")]
+    axes = heatmap(lines, metric="logit_difference", centre=-6.0).axes[0]
+    assert axes.images[0].get_clim() == (-7, -5)
+    assert axes.images[0].get_cmap().name == "PuOr_r"
+    assert axes.patches[0].get_xy() == (-0.5, -0.5), "the cell farthest from where nothing happens"
+
+
+@pytest.mark.parametrize("positions", [["s2"], ["s2", "last"]])
+def test_a_component_without_heads_is_a_column_beside_those_with(positions):
+    places = [(layer, p) for layer in (0, 1) for p in positions]
+    lines = [line(*place, 0.1 * head, "attention_value_output", head=head) for head in (0, 1) for place in places]
+    figure = map_figure([*lines, *(line(*p, 0.5, "mlp_output") for p in places)], metric="normalised_logit_difference")
+    panels = figure.axes[: len(positions)]
+    assert [axes.get_title() for axes in panels] == (positions if len(positions) > 1 else [""])
+    for axes in panels:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "mlp\noutput"]
+        np.testing.assert_allclose(shown(axes), [[0, 0.1, 0.5]] * 2)
+    both = [*lines, *(line(*place, 0.5, "query_output", head=0) for place in places)]
+    assert len(map_figure(both, metric="normalised_logit_difference").axes) == 2 * len(positions) + 1
+
+
 def test_curves_carry_their_intervals():
     lines = [{**line(0, None, 0.1 * s), "method": m, "strength": s} for m in ("one", "two") for s in (3, 1, 2)]
     figure = curves(lines, x="strength", metrics=["normalised_logit_difference"])
     (axes,) = figure.axes
     assert [drawn.get_xdata().tolist() for drawn in axes.lines] == [[1, 2, 3]] * 2
     assert len(axes.collections) == 2
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "two"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
 
 
 def test_a_figure_is_saved_with_its_data(tmp_path):
