@@ -11,6 +11,7 @@ from rich.table import Table
 from iit.result import Row
 
 HEADER = ("case", "method", "IIA, changing pairs", "largest angle to the truth", "rank", "verdict", "fails, warns")
+REASONS = ("case", "method", "criterion", "outcome", "why")
 # Okabe and Ito's colours; methods have a marker each.
 COLOURS = {"pass": "#009E73", "warn": "#E69F00", "fail": "#D55E00"}
 MARKERS = "osD^vPX*<>hp"
@@ -55,6 +56,16 @@ def ground_truth_lines(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> list
             )
         )
     return lines
+
+
+def ground_truth_reasons(verdicts: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A line for each criterion that did not pass: case, method, criterion, outcome, and why."""
+    return [
+        (*name.split("/"), found["criterion"], found["outcome"], found["reason"])
+        for name, judged in verdicts.items()
+        for found in judged["findings"]
+        if found["outcome"] != "pass"
+    ]
 
 
 def ground_truth_table(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Table:

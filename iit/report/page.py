@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iit.report.atlas import atlas_lines, compared, is_atlas
-from iit.report.ground_truth import HEADER, ground_truth_lines, is_ground_truth
+from iit.report.ground_truth import HEADER, REASONS, ground_truth_lines, ground_truth_reasons, is_ground_truth
 from iit.report.ladder import is_ladder, ladder_lines
 from iit.report.patched import HEADER as MAPS
 from iit.report.patched import is_maps, map_captions, map_lines
@@ -38,7 +38,10 @@ def _table(result: Path) -> str:
         return markdown(content["columns"], content["lines"])
     metrics = read_metrics(result)
     if is_ground_truth(metrics.facts):
-        return markdown(HEADER, ground_truth_lines(metrics.rows, metrics.facts["verdicts"]), n_left=2)
+        verdicts = metrics.facts["verdicts"]
+        why = markdown(REASONS, ground_truth_reasons(verdicts), n_left=len(REASONS))
+        told = f"\n<details><summary>Why: each criterion that failed or warned</summary>\n\n{why}\n</details>\n"
+        return markdown(HEADER, ground_truth_lines(metrics.rows, verdicts), n_left=2) + told
     if is_maps(metrics.facts):
         return (
             markdown(MAPS, map_lines(metrics.rows, metrics.facts), n_left=2)
