@@ -121,7 +121,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
         initialise(cell, pairs, start, batch_size=eval_batch_size)
-    with _in_training(cells.values(), network=lightning_module.trains_network):
+    with _in_training(cells.values(), device, network=lightning_module.trains_network):
         runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     if runner.interrupted:
         raise KeyboardInterrupt("Training was interrupted; go on with ckpt_path= and the last checkpoint.")
@@ -139,8 +139,9 @@ def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
 
 
 @contextmanager
-def _in_training(cells: Collection[Alignment], *, network: bool) -> Iterator[None]:
-    """The alignments are left in eval mode: what they learned is hard there, masks and boundaries."""
+def _in_training(cells: Collection[Alignment], device: torch.device, *, network: bool) -> Iterator[None]:
+    """The alignments are left in eval mode, in which what they learned is hard (masks, boundaries), and on the network's device: Lightning
+    takes what it has trained to the CPU."""
     for cell in cells:
         cell.train()
     try:
@@ -148,7 +149,9 @@ def _in_training(cells: Collection[Alignment], *, network: bool) -> Iterator[Non
             yield
     finally:
         for cell in cells:
-            cell.eval()
+            cell.eval().to(device)
+            if network:
+                cell.network.to(device)
 
 
 @contextmanager

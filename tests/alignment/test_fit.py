@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 import iit
 from iit.alignment import DAS, EarlyStopping, one
+from iit.causal import ioi
 from iit.data import Pairs
 from iit.intervention import All, Basis, Coordinates, Intervention
 from iit.intervention.operation import Swap
@@ -117,6 +118,47 @@ def test_learned_gates_are_hard_after_a_fit_and_soft_in_the_next(toy, tmp_path, 
         assert all(soft)
         assert not alignment.training
         assert set(gate().tolist()) <= {0.0, 1.0}
+
+
+def test_what_was_trained_is_back_on_the_networks_device(toy, tmp_path, monkeypatch):
+    """Lightning takes a module that it has trained on a GPU to the CPU; there, "meta" stands for the place it is taken to."""
+    network, pairs = toy
+    alignment = alignment_of(network)
+    taken = []
+
+    class Elsewhere(L.Trainer):
+        def fit(self, module, **options):
+            super().fit(module, **options)
+            taken.append(alignment.interventions[0].basis.weight.detach().clone())
+            module.to("meta")
+
+    def back(module, device):
+        assert all(parameter.is_meta for parameter in module.parameters())
+        module.to_empty(device=device)
+        with torch.no_grad():
+            module.interventions[0].basis.weight.copy_(taken[0])
+
+    monkeypatch.setattr(iit.Alignment, "to", back)
+    iit.fit(alignment, pairs, trainer=Elsewhere, batch_size=16, max_epochs=1, folder=tmp_path)
+    assert {parameter.device for parameter in alignment.parameters()} == {network.device}
+    assert taken
+    iit.evaluate(alignment, pairs, split="validation", controls=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_alignment_is_trained_and_scored_on_a_gpu(tmp_path):
+    network = iit.load_network("smollm2", device="cuda")
+    pairs = Pairs.sample(ioi(), network, n_train=16, n_val=8, n_test=8)
+    alignment = iit.Alignment(
+        network,
+        {
+            "subject_position": iit.Edit(
+                iit.Site("block_output", layer=17, position="s2"), iit.LowRankRotatedSpaceIntervention(576, 4)
+            )
+        },
+    )
+    iit.fit(alignment, pairs, trainer=quiet, max_epochs=1, folder=tmp_path)
+    assert iit.evaluate(alignment, pairs, split="validation")
 
 
 def test_an_alignment_answers_for_its_network_and_keeps_what_it_ran(toy, monkeypatch):
