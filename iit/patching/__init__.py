@@ -1,7 +1,7 @@
 """Looking before training: what whole activations do, and where."""
 
 from iit.patching.ablate import ablate
-from iit.patching.attention import Patterns, attention_patterns
+from iit.patching.attention import Patterns, attention_map, attention_patterns
 from iit.patching.attribution import Agreement, agreement, attribute
 from iit.patching.contrast import Contrast
 from iit.patching.effects import Cell, Effects
@@ -26,6 +26,7 @@ __all__ = [
     "Steered",
     "ablate",
     "agreement",
+    "attention_map",
     "attention_patterns",
     "attribute",
     "contains",

@@ -5,15 +5,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
-from jaxtyping import Float
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from rich.progress import track
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iit.intervened import capture
+from iit.data import EncodedPairs, Pairs
+from iit.intervened import ActivationStore, capture
 from iit.intervened.batch import Inputs, prepare
+from iit.intervened.positions import columns
 from iit.network import LanguageModel, Network
+from iit.network.answering import IGNORED
 from iit.network.components import blocks_of, heads_of
+from iit.patching.contrast import Contrast, taken
+from iit.patching.effects import Cell, Effects
+from iit.patching.patch import Position, of, sites_of
 from iit.site import Site
+
+METRIC = "attention"
+"""What a map of attention measures."""
 
 
 @final
@@ -80,6 +92,67 @@ def attention_patterns(
     ids = [row[:n].tolist() for row, n in zip(prepared.tokens, lengths, strict=True)]
     tokenizer: Any = network.tokenizer if isinstance(network, LanguageModel) else None
     return Patterns(weights, tuple(tuple(str(i) if tokenizer is None else tokenizer.decode([i]) for i in row) for row in ids))
+
+
+def attention_map(
+    network: Network | nn.Module,
+    pairs: Pairs | EncodedPairs | Contrast,
+    *,
+    query: Position = "last",
+    positions: Sequence[Position] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | str | None = "all",
+    sites: Sequence[Site] | None = None,
+    metric: str | Sequence[str] = "attention",
+    split: str = "validation",
+    variable: str | None = None,
+    store: ActivationStore | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Effects:
+    """How much of each head's attention at one token goes where, in the bases: a map whose cells are layer × head × the position looked at.
+
+    "attention" is Σ over the tokens k of the position of softmax(qkᵀ/√d) at (query, k): between 0 and 1.
+
+    query: whose attention it is, one token in every prompt. metric, store: "attention" is the only figure, and nothing is kept; both are
+    here as in other maps. The others: as `patch` takes them.
+
+    Raises ValueError for another metric, a query of several tokens, and what `patch` and `attention_patterns` refuse.
+    """
+    if metric != METRIC and list(metric) != [METRIC]:
+        raise ValueError(f"metric={metric!r}: a map of attention has one figure, {METRIC!r}.")
+    contrast = of(network, pairs, split, variable)
+    found = list(sites) if sites is not None else sites_of(contrast, "attention_weight", layers, heads, positions)
+    chosen = [(_whole(site.layer, site), _whole(site.head, site)) for site in found]
+    module = network.model if isinstance(network, Network) else network
+    values = np.zeros((len(found), len(contrast)))
+    for rows in track(list(torch.arange(len(contrast)).split(batch_size)), "Attention", disable=not progress):
+        batch = taken(contrast.base, rows)
+        weights = attention_patterns(network, batch, heads=list(dict.fromkeys(chosen))).weights
+        prepared = prepare(module, batch)
+        asking = _columns(query, prepared)
+        if asking.shape[1] != 1:
+            raise ValueError(f"query={query!r} has {asking.shape[1]} tokens in some prompt; attention is read at one.")
+        for cell, (site, key) in enumerate(zip(found, chosen, strict=True)):
+            looked = _columns(site.position, prepared)
+            each = weights[key].cpu()[torch.arange(len(rows)), asking[:, 0]].gather(1, looked.clamp(min=0))
+            values[cell, rows] = each.masked_fill(looked == IGNORED, 0).double().sum(1).numpy()
+    nothing = {METRIC: np.zeros(len(contrast))}
+    cells = tuple(map(Cell, found))
+    return Effects(cells, {METRIC: values}, nothing, nothing, contrast.clusters, f"Attention from {query}", controls=())
+
+
+def _whole(number: Any, site: Site) -> int:
+    if not isinstance(number, int):
+        raise ValueError(f"{site}: attention is mapped head by head; give each site one layer and one head.")
+    return number
+
+
+def _columns(position: Any, batch: Any) -> Int[Tensor, "batch n"]:
+    """The columns of a position, −100 where a prompt has fewer."""
+    index = columns(Site("block_output", layer=0, position=position), batch).index
+    index = torch.arange(batch.tokens.shape[1]) if index is None else torch.as_tensor(index).cpu()
+    return index.expand(batch.size, -1)
 
 
 def _chosen(module: nn.Module, layers: Sequence[int] | None, heads: Sequence[Any] | None) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ Line = Row | Mapping[str, Any]
 # Okabe and Ito's colours: told apart by colour-blind eyes; markers and dashes tell them apart in print, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-SHARES = ("iia", "probability", "task_accuracy", "accuracy")
+SHARES = ("iia", "probability", "attention", "task_accuracy", "accuracy")
 """Metrics that lie between 0 and 1."""
 
 

@@ -111,3 +111,22 @@ def test_ablations_from_the_command_line(configured, tmp_path):
     assert {name for name, _ in told} == {
         f"ablation_ioi/{name}" for name in ("heads_mean", "heads_zero", "heads_resample", "mlps_mean")
     }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_captures_from_the_command_line(configured, tmp_path):
+    run(configured("+experiment=lens_ioi", *FEW, "+job.maps.lens.layers=[5,29]"))
+    rows = {(r.layer, r.control): r.value for r in read_metrics(tmp_path / "run").rows if r.split == "test"}
+    assert rows[29, None] == pytest.approx(rows[None, "no_intervention"], abs=1e-5)
+    assert rows[5, None] != pytest.approx(rows[29, None], abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_map_of_attention_from_the_command_line(configured, tmp_path):
+    run(configured("+experiment=attention_ioi", *FEW, "+job.maps.from_last.layers=[20]", "+job.maps.from_s2.layers=[8]"))
+    test = [r for r in read_metrics(tmp_path / "run").rows if r.split == "test" and r.control is None]
+    assert {(r.experiment, r.layer, r.head, r.position) for r in test} >= {
+        ("attention_ioi/from_last", 20, 0, "s2"),
+        ("attention_ioi/from_s2", 8, 1, "s1"),
+    }
+    assert all(0 <= r.value <= 1 for r in test)

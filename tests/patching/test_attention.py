@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from iit.patching import attention_patterns
+from iit.patching import attention_map, attention_patterns
 from iit.report import attention_figure
 from tests.families import make, prompts
+from tests.patching.contrasts import contrast, inputs
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gemma3", "gpt_neox", "opt", "bert", "t5"])
@@ -58,6 +59,38 @@ def test_real_tokens_and_a_figure(toy):
     assert shown.mask[0, 1]
     assert not shown.mask[1, 0]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["Mary", "gave", "a", "book"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_map_is_the_weights_summed_over_what_is_looked_at(family):
+    pairs = contrast(family)
+    pairs.base["positions"]["s"] = torch.tensor([[2, 3], [3, -100]])
+    found = attention_map(pairs.network, pairs, positions=["a", "s", 0], query="last", batch_size=2)
+    assert [(c.site.layer, c.site.head, c.site.position) for c in found.cells][:4] == [
+        (0, 0, "a"),
+        (0, 0, "s"),
+        (0, 0, 0),
+        (0, 1, "a"),
+    ]
+    batch = inputs(pairs.base)
+    with torch.no_grad():
+        own = make(family, attention="eager")(**batch, output_attentions=True).attentions
+    lengths = batch["attention_mask"].sum(1)
+    for cell, values in zip(found.cells, found.of("attention"), strict=True):
+        site = cell.site
+        for row, n in enumerate(lengths.tolist()):
+            index = [0] if site.position == 0 else [i for i in pairs.base["positions"][site.position][row].tolist() if i >= 0]
+            assert values[row] == pytest.approx(float(own[site.layer][row, site.head, n - 1, index].sum()), abs=1e-6)
+    again = attention_map(pairs.network, pairs, sites=[found.cells[5].site])
+    np.testing.assert_allclose(again.of("attention")[0], found.of("attention")[5])
+    assert [row.control for row in found.rows(experiment="e", network="n", task="t", split="validation")] == [None] * len(found)
+    for options, match in (
+        ({"metric": "iia"}, "one figure, 'attention'"),
+        ({"heads": None, "positions": ["a"]}, "head by head"),
+        ({"query": None}, "read at one"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            attention_map(pairs.network, pairs, **options)
 
 
 def test_what_has_no_patterns():
