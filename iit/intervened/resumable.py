@@ -13,7 +13,7 @@ from iit.intervened.batch import Batch, Inputs, is_encoder_decoder, prepare
 from iit.intervened.edited_run import EditedRun
 from iit.intervened.observe import Activations
 from iit.intervened.positions import Columns
-from iit.intervened.resume import Suffix, resumed, span, suffix
+from iit.intervened.resume import Suffix, resumed, span, suffix, too_long
 from iit.intervened.sources import Active, Sources, Variable, activity
 from iit.intervened.store import ActivationStore
 from iit.network.answering import head_at
@@ -106,6 +106,8 @@ class Resumable(nn.Module):
         if not self.store.is_trusted(self.first_block, flags):
             return None
         first, stop = span(self._places(batch, flags).values(), read, batch.tokens.shape[1])
+        if too_long(self.network, first, stop):
+            return None
         return self.network, self.store, self.first_block, int((stop - first).max())
 
     def _logits_at(self, read: Tensor, batch: Batch, runs: Sequence[EditedRun], rest: Suffix | None) -> Tensor:
@@ -140,8 +142,11 @@ class Resumable(nn.Module):
         if why is not None or self.first_block is None:
             self.store.tell(f"The whole network runs: {why}.")
             return None
-        self.store.tell("Runs resume at the first block and the first position that are edited.")
         first, stop = span(run.places.values(), read, batch.tokens.shape[1])
+        if too_long(self.network, first, stop):
+            self.store.tell("The whole network runs: early and late edits in one batch are together longer than its positions.")
+            return None
+        self.store.tell("Runs resume at the first block and the first position that are edited.")
         before = self.store.prefix(self.network, batch, self.first_block, first, stop)
         return suffix(self.network, batch, self.first_block, first, stop, before)
 

@@ -67,7 +67,7 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
             if site.component is None:
                 return None
             family, blocks = blocks_of(network)
-            if not family.causal:
+            if not family.causal or getattr(getattr(network, "config", None), "use_bidirectional_attention", False):
                 return None
             if site.component in UNLAYERED:
                 first.append(0 if site.component == "embedding_output" else len(blocks))
@@ -91,6 +91,12 @@ def span(places: Iterable[Columns], read: Tensor, n_columns: int) -> tuple[Tenso
     return first, stop
 
 
+def too_long(network: nn.Module, first: Tensor, stop: Tensor) -> bool:
+    """Whether cached tokens and suffixes, laid side by side, are more than the network has positions for."""
+    limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    return limit is not None and int(first.max()) + int((stop - first).max()) > limit
+
+
 def suffix(network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, before: Prefix) -> Suffix:
     """The run of the columns `first` to `stop` (Tensor[batch]) from block `layer` on.
 
@@ -99,7 +105,10 @@ def suffix(network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Te
     ids = batch.kwargs["input_ids"]
     columns = first.unsqueeze(1) + torch.arange(int((stop - first).max()), device=ids.device)
     mask = (columns < torch.minimum(stop, _lengths(batch)).unsqueeze(1)).long()
-    kwargs: dict[str, Any] = {"input_ids": ids.gather(1, columns.clamp(max=ids.shape[1] - 1)), "attention_mask": mask}
+    columns = columns.clamp(
+        max=ids.shape[1] - 1
+    )  # a short suffix ends in padding, which needs a token and a position that there are
+    kwargs: dict[str, Any] = {"input_ids": ids.gather(1, columns), "attention_mask": mask}
     if before.cache is not None:
         length = before.cache.shape[-2]
         cached = torch.arange(length, device=ids.device) >= length - first.unsqueeze(1)

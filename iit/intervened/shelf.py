@@ -64,18 +64,18 @@ class Shelf:
     def records(self) -> Iterator[Record]:
         """Everything on the shelf, memory-mapped; damaged files are removed, and what this did not write is left alone."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if checksum(path) != path.stem:
-                log.warning("%s is damaged and removed; what it held is run again.", path)
-                path.unlink(missing_ok=True)
-                continue
             try:
+                if checksum(path) != path.stem:
+                    log.warning("%s is damaged and removed; what it held is run again.", path)
+                    path.unlink(missing_ok=True)
+                    continue
                 with safe_open(path, "pt") as file:
                     metadata = file.metadata() or {}
                     if metadata.get("network") != self._network:
                         raise ValueError("it was made with another network")
                     told = enumerate(json.loads(metadata["records"]))
                     found = [_record(row, file.get_tensor(str(n))) for n, row in told]
-            except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:  # OSError: another process removed it
                 log.warning("%s is not read: %s. What it held is run again.", path, error)
                 continue
             yield from found

@@ -25,6 +25,9 @@ from iit.site import ResolvedSite, Site, resolve
 
 log = logging.getLogger(__name__)
 
+N_CHANGES = 16
+"""How often a network may change before its runs are no longer kept."""
+
 
 class ActivationStore:
     """Activations of one frozen network, keyed by prompt, site and columns; filled as prompts come, or up front by `fill`.
@@ -59,6 +62,8 @@ class ActivationStore:
         self._resolved: dict[Site, ResolvedSite] = {}
         self._told: set[str] = set()
         self._trusted: set[tuple[int, bool]] = set()
+        self._refusal: str | None = None
+        self._n_changes = 0
         self._begin()
 
     def __len__(self) -> int:
@@ -70,8 +75,9 @@ class ActivationStore:
             return "the activation store was made for another network"
         if not set(batch.kwargs) <= {"input_ids", "attention_mask"} or batch.kwargs.get("input_ids") is None:
             return f"the inputs are not tokens alone ({', '.join(batch.kwargs)})"
-        self._renew(self._watched.change())
-        return self._watched.refusal()
+        if self._refusal is None:
+            self._renew(self._watched.change())
+        return self._refusal or self._watched.refusal()
 
     def check(self) -> None:
         """Read every byte of the network's weights, and forget everything where one has changed.
@@ -91,7 +97,7 @@ class ActivationStore:
         return (layer, _edits(flags)) in self._trusted
 
     def trusts(self, layer: int, flags: Mapping[Any, Tensor | None], resumed: Tensor, whole: Tensor) -> bool:
-        """Compare a resumed run's logits with the whole run's; warns when they differ by more than rounding."""
+        """Compare a resumed run's logits with the whole run's; warns when they differ by more than rounding, and refuses from then on."""
         scale = float(whole.float().abs().max())
         error = float((resumed.float() - whole.float()).abs().max()) / max(scale, 1e-30)
         tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
@@ -103,6 +109,7 @@ class ActivationStore:
             f"Please report this with the network's class ({type(self._network).__name__}).",
             stacklevel=3,
         )
+        self._refusal = f"resuming at block {layer} had changed the logits"
         return False
 
     def read(
@@ -225,6 +232,9 @@ class ActivationStore:
         """Forget everything when something has changed."""
         if change is not None:
             log.info("The network has changed (%s): what was kept of its runs is forgotten.", change)
+            self._n_changes += 1
+            if self._n_changes == N_CHANGES:
+                self._refusal = f"the network has changed {N_CHANGES} times (at last {change})"
             self._begin()
 
     def _begin(self) -> None:

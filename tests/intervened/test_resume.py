@@ -170,6 +170,53 @@ def test_the_first_batch_is_compared_with_a_whole_run(monkeypatch, caplog):
     torch.testing.assert_close(found[1], full[1], atol=0, rtol=0)
 
 
+def test_what_failed_its_check_once_does_not_resume_again(monkeypatch, caplog):
+    network, base, source = make("llama"), prompts((6, 6), 1), prompts((6, 6), 2)
+    store, sites, real = ActivationStore(network), [Site("block_output", layer=0, position=2)], ActivationStore.prefix
+    with monkeypatch.context() as patch:
+        patch.setattr(ActivationStore, "prefix", lambda self, *a: replace(f := real(self, *a), hidden=f.hidden + 0.1))
+        with pytest.warns(UserWarning, match="Resuming at block 1"):
+            run(network, sites, base, source, store)
+    with caplog.at_level("INFO", logger="iit"):
+        found = run(network, sites, base, source, store)
+    assert "resuming at block 1 had changed the logits" in caplog.text
+    torch.testing.assert_close(found[0], run(network, sites, base, source, None)[0], atol=0, rtol=0)
+
+
+def test_a_network_that_changes_with_every_run_runs_whole(caplog):
+    network, base, source = make("llama"), prompts((6, 6), 1), prompts((6, 6), 2)
+    store, rope = ActivationStore(network), network.model.rotary_emb
+    with caplog.at_level("INFO", logger="iit"):
+        for _ in range(20):
+            rope.inv_freq = rope.inv_freq.clone()  # as rotary tables of some kinds are made anew
+            run(network, [Site("block_output", layer=0, position=2)], base, source, store)
+    assert sum("is forgotten" in record.message for record in caplog.records) == 16
+    assert "The whole network runs: the network has changed 16 times" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neo", "gptj", "llama", "bloom"])
+@pytest.mark.parametrize("length", [20, 40, 64])
+def test_rows_edited_early_and_late_beside_each_other(family, length):
+    """Up to the last of 64 positions: what stands behind a short suffix asks for no position that there is not."""
+    network, base, source = make(family), prompts((length, length), 1), prompts((length, length), 2)
+    for batch in (base, source):
+        batch["positions"] = {"x": torch.tensor([0, length - 4])}
+    sites = [Site("block_output", layer=0, position="x")]
+    (full, grads), store = run(network, sites, base, source, None), ActivationStore(network)
+    for _ in range(2):
+        found, more = run(network, sites, base, source, store)
+        torch.testing.assert_close(found, full, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(more, grads, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_in_both_directions_runs_whole():
+    network = make("gemma3")
+    edit = Edit(Site("block_output", layer=1, position=2), iit.VanillaIntervention())
+    assert IntervenedModel(network, {"x": edit}).first_block == 2
+    network.config.use_bidirectional_attention = True
+    assert IntervenedModel(network, {"x": edit}).first_block is None
+
+
 def test_which_way_runs_go_is_told_once(caplog):
     network = make("llama")
     base, source = prompts((6, 6), 1), prompts((6, 6), 2)
