@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -13,8 +12,8 @@ from iit.data import EncodedPairs, Pairs
 from iit.evaluation.abstraction_error import NotApplicableError, abstraction_error
 from iit.evaluation.divergence import divergence
 from iit.evaluation.illusion import split_by_reading
-from iit.evaluation.off_target import off_target
-from iit.evaluation.rows import describe, scores
+from iit.evaluation.off_target import off_target, off_target_rows
+from iit.evaluation.rows import describe
 from iit.evaluation.subspace import principal_angles, subspaces
 from iit.evaluation.trust import Trust
 from iit.result import Row, clustered_interval
@@ -89,8 +88,7 @@ def other_variables(
 ) -> list[Row]:
     """The edit of an alignment of one variable on pairs that interchange the task's other variables: `off_target/VARIABLE`.
 
-    The pairs are sampled as the alignment's were, from the same split's words; those count in which no other variable differs, as far as
-    there are any: there an edit that carries its own variable alone changes nothing.
+    The pairs are sampled as the alignment's were, from the same split's words.
     """
     others = [v for v in pairs.task.variables if v not in pairs.variables] if pairs.task is not None else []
     if len(alignment.variables) != 1 or pairs.sampled is None:
@@ -108,12 +106,5 @@ def other_variables(
         encoded = EncodedPairs(sampled.split("test"), other, alignment.studied)
         (found,) = off_target(alignment, encoded, batch_size).items()
         facts = describe(alignment, pairs, pairs.variables) | told | {"variable": other}
-        among = np.array([kind == other for kind in encoded.kinds or [""] * len(encoded)])
-        among = among if (among & encoded.changing.numpy()).any() else np.ones(len(encoded), dtype=bool)
-        mine = scores({None: found[1]}, encoded, among, facts, resamples)
-        rows += [
-            replace(row, control=f"off_target/{found[0]}")
-            for row in mine
-            if row.metric == "iia" and row.subset in ("all", "changing")
-        ]
+        rows += off_target_rows(*found, encoded, np.ones(len(encoded), dtype=bool), facts, resamples)
     return rows

@@ -13,7 +13,7 @@ from iit.data import EncodedPairs, Pairs
 from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace, vanilla
 from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts
 from iit.evaluation.faithfulness import inert_resampled
-from iit.evaluation.off_target import off_target
+from iit.evaluation.off_target import off_target, off_target_rows
 from iit.evaluation.outcomes import Outcomes, answered, outcomes
 from iit.evaluation.retrained import SEEDS, Refit, retrained
 from iit.evaluation.rows import describe, readout, scores, task_accuracy
@@ -105,8 +105,8 @@ def evaluate(
             if draws:
                 arms[pooled] = np.stack(draws if pooled != "seeds" else [arms[None], *draws], 1)
         arms |= {f"rival/{name}": right for name, right in scored[None].right.items() if name is not None}
-        arms |= {f"off_target/{name}": right for name, right in off_target(alignment, encoded, batch_size).items()}
-    rows = _rows(alignment, pairs, encoded, arms, _differences(scored), told, trust.resamples) + rows
+    others = off_target(alignment, encoded, batch_size) if controls and len(pairs.variables) > 1 else {}
+    rows = _rows(alignment, pairs, encoded, arms, _differences(scored), others, told, trust.resamples) + rows
     if controls:
         n = pairs.facts.get("drawn", {}).get(split)
         # Unfiltered pairs are the prompts as they were drawn.
@@ -146,6 +146,7 @@ def _rows(
     encoded: EncodedPairs,
     arms: Mapping[str | None, np.ndarray],
     differences: Mapping[str | None, np.ndarray],
+    others: Mapping[str, np.ndarray],
     told: dict[str, Any],
     resamples: int,
 ) -> list[Row]:
@@ -155,9 +156,11 @@ def _rows(
         chosen = np.array([names == variables for names in encoded.interchanged])
         facts = describe(alignment, pairs, variables) | told
         silent = {f"rival/{name}" for name, speaks in encoded.speaks.items() if not bool(speaks[torch.from_numpy(chosen)].all())}
-        if len(variables) > 1 or len(pairs.variables) == 1:
-            silent |= {f"off_target/{name}" for name in pairs.variables}
-        heard = {name: right for name, right in arms.items() if name not in {*silent, *(f"off_target/{v}" for v in variables)}}
+        heard = {name: right for name, right in arms.items() if name not in silent}
         rows += scores(heard, encoded, chosen, facts, resamples)
+        if len(variables) == 1:
+            for name, right in others.items():
+                if name not in variables:
+                    rows += off_target_rows(name, right, encoded, chosen, facts, resamples)
         rows += readout(differences, encoded, chosen, facts, resamples)
     return rows

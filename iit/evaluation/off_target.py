@@ -1,5 +1,9 @@
 """What each variable's edit does where another variable's value is to be swapped."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -7,8 +11,9 @@ from iit.alignment import Alignment
 from iit.alignment.stacked import rows_of
 from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating
+from iit.evaluation.rows import scores
 from iit.intervened.sources import variables_of
-from iit.result import correct
+from iit.result import Row, correct
 
 
 def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) -> dict[str, np.ndarray]:
@@ -34,3 +39,20 @@ def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) 
                     logits = alignment.answer_logits(base, source, active).cpu()
                     found[batch["row"][rows].numpy()] = correct(logits, base["answer"]).numpy()
     return right
+
+
+def off_target_rows(
+    variable: str, right: np.ndarray, encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
+) -> list[Row]:
+    """IIA of a variable's edit where another variable is to be swapped: `off_target/VARIABLE` among that one's rows.
+
+    right: bool[n], what `off_target` found. among: bool[n], pairs that interchange the other variable, which `facts` names. Those count in
+    which no other variable differs, as far as any of them is changing: there an edit that carries its own variable alone changes nothing.
+    """
+    alone = among & np.array([kind == facts["variable"] for kind in encoded.kinds or [""] * len(encoded)])
+    among = alone if (alone & encoded.changing.numpy()).any() else among
+    return [
+        replace(row, control=f"off_target/{variable}")
+        for row in scores({None: right}, encoded, among, facts, resamples)
+        if row.metric == "iia" and row.subset in ("all", "changing")
+    ]

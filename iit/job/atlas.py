@@ -18,7 +18,7 @@ from iit.job.align import alike, frozen, judged, pairs_of
 from iit.job.declared import check_config
 from iit.network import Network, fingerprint
 from iit.network.components import blocks_of
-from iit.report import atlas_figure, save_figure
+from iit.report import atlas_cells, atlas_figure, save_figure
 from iit.result import Cell, Row, select
 from iit.site import Site
 
@@ -44,7 +44,7 @@ def atlas(
     positions: roles or token indices. layers: all by default. ranks, seeds: the config's own by default.
     screen: sites whose whole vector gives a lower validation IIA on changing pairs are not trained; None trains all.
 
-    Writes every trained cell to `folder / "cells"`, the chosen one to `folder / "alignment"`, and the heatmap. Returns the rows
+    Writes every trained cell to `folder / "cells"`, the chosen one to `folder / "alignment"`, and the heatmap with its table. Returns the rows
     (each cell's, the whole vector's as `control="vanilla"`; of sites that were screened the latter alone) and the run's facts.
 
     Raises ValueError where the screen leaves no site, for a layer, position, rank or seed that is named twice, and for `ckpt_path`: there is
@@ -127,7 +127,7 @@ def atlas(
     rows += evaluate(chosen, pairs, split="test", trust=trust, seed=seed or 0, refit=alike(cfg, folder), **common)
     chosen.rows = [row for row in rows if Cell.of(row) == Cell.of(chosen.rows[0])]
     chosen.save_pretrained(folder / "alignment")
-    save_figure(atlas_figure(rows), folder / "atlas")
+    save_figure(atlas_figure(rows), folder / "atlas", atlas_cells(rows))
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
         "fit": {name: fitted._asdict() for name, fitted in fits.items()},

@@ -1,6 +1,6 @@
 """From files to tables and figures."""
 
-from iit.report.atlas import atlas_figure
+from iit.report.atlas import atlas_cells, atlas_figure
 from iit.report.curves import training_curve
 from iit.report.maps import curves, heatmap, map_figure
 from iit.report.saving import save_figure
@@ -10,6 +10,7 @@ from iit.report.tokens import attention_figure, lens_figure
 
 __all__ = [
     "SummaryCallback",
+    "atlas_cells",
     "atlas_figure",
     "attention_figure",
     "curves",

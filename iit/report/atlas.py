@@ -1,6 +1,7 @@
 """Many cells at once: validation IIA by layer and position, beside the whole vector's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -40,18 +41,23 @@ def grid(rows: Sequence[Row], control: str | None) -> tuple[list[int], list[str]
     return layers, positions, values
 
 
-def atlas_figure(rows: Sequence[Row]) -> Figure:
-    """Two heatmaps, layer × position: the whole vector's validation IIA on changing pairs, and the trained cells'.
-
-    Cells that were not trained are hatched. Raises ValueError without validation rows.
-    """
+def atlas_cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A line for each place, of the whole vector and of what was trained: its validation IIA on changing pairs; NaN where nothing was trained."""
     n = max((row.n for row in _shown(rows, "vanilla") or _shown(rows, None)), default=0)
-    lines = [
+    return [
         {"metric": "iia", "panel": title, "layer": layer, "position": position, "value": value, "n": n}
         for (layers, positions, values), title in ((grid(rows, control), title) for control, title in PANELS.items())
         for layer, here in zip(layers, values, strict=True)
         for position, value in zip(positions, here, strict=True)
     ]
+
+
+def atlas_figure(rows: Sequence[Row]) -> Figure:
+    """Two heatmaps, layer × position: the whole vector's validation IIA on changing pairs, and the trained cells'.
+
+    Cells that were not trained are hatched. Raises ValueError without validation rows.
+    """
+    lines = atlas_cells(rows)
     if not lines:
         raise ValueError("There is no validation row of a cell with a layer to show.")
     return heatmap(lines, metric="iia", panel="panel", title="validation, changing pairs")

@@ -54,11 +54,14 @@ def test_an_edit_that_is_one_variable_is_right_on_target_and_not_off_target(netw
         base[:, 1 - number] = source[:, 1 - number]
         right = network.model.head(network.model.layers[2](base)).argmax(1) == batch["base"]["answer"][:, 0]
         chosen = batch["active"][variable] & batch["changing"]
+        assert 0 < float(right[chosen].float().mean()) < 1, "where the source has another value of the edit's own variable, too"
+        chosen &= torch.tensor([kind == variable for kind in encoded.kinds])
         value = found(rows, **of, control=f"off_target/{other}", subset="changing")
-        assert value == pytest.approx(float(right[chosen].float().mean()))
-        assert 0 < value < 1
+        assert value == float(right[chosen].float().mean()) == 0
         assert not [row for row in rows if row.variable == variable and row.control == f"off_target/{variable}"]
     assert found(rows, metric="task_accuracy", split="test") == 1
+    for verdict in iit.verdict(rows):
+        assert [told.outcome for told in verdict.findings if told.criterion == "off_target"] == ["pass"]
 
 
 def test_the_disentangle_score_weighs_both_kinds_alike():

@@ -32,7 +32,7 @@ def test_an_atlas(configured, tmp_path, smollm2, capsys):
     (edit,) = back.edits.values()
     assert (edit.sites[0].layer, edit.sites[0].position, edit.intervention.rank) == (chosen.layer, chosen.position, chosen.rank)
     assert len(list((tmp_path / "run" / "cells").iterdir())) == 8
-    assert {path.name for path in (tmp_path / "run").glob("atlas.*")} == {"atlas.png", "atlas.svg"}
+    assert {path.name for path in (tmp_path / "run").glob("atlas.*")} == {"atlas.png", "atlas.svg", "atlas.csv"}
     # The whole vector beside a cell is what patching that site alone gives.
     best = next(row for row in rows if Cell.of(row) == chosen and row.control == "vanilla" and row.subset == "changing")
     assert best.split == "validation"
