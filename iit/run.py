@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from iit.report import print_results
-from iit.result import ROW_FIELDS, Row, rows_of, select, write_metrics
+from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +51,17 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
-    """The rows to every logger, of several cells the chosen one's; to W&B also all of them as a table, and the figures."""
-    scored = any(row.split == "validation" and row.metric == "iia" for row in rows)
-    told = [row for split in ("validation", "test") for row in rows_of(rows, select(rows), split=split)] if scored else rows
+    """The rows to every logger, of several cells the chosen one's, of several variables each under its name; to W&B also all of them as a
+    table, and the figures."""
+    scored = scores_of(rows)
+    several = len({row.variable for row in scored}) > 1
+    told = rows
+    if scored and not several:
+        told = [row for split in ("validation", "test") for row in rows_of(rows, select(rows), split=split)]
     for logger in loggers:
-        logger.log_metrics({f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}": row.value for row in told})
+        names = [f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}" for row in told]
+        names = [f"{row.variable}/{name}" if several else name for row, name in zip(told, names, strict=True)]
+        logger.log_metrics({name: row.value for name, row in zip(names, told, strict=True)})
         if isinstance(logger, WandbLogger):
             # A column of a W&B table has one type.
             lines = [[str(v) if k in ("position", "head", "layer") else v for k, v in row.to_dict().items()] for row in rows]
@@ -71,11 +77,8 @@ def _in_multirun() -> bool:
 
 
 def validation_iia(rows: list[Row]) -> float | None:
-    """The validation IIA of the chosen cell on changing pairs; None for a job without one."""
-    if not any(row.split == "validation" and row.metric == "iia" for row in rows):
-        return None
-    found = rows_of(rows, select(rows), split="validation")
-    return next(row.value for row in found if row.metric == "iia" and row.subset == "changing" and row.control is None)
+    """The validation IIA on changing pairs of the chosen cell, of several variables their mean; None for a job without one."""
+    return max((row.value for row in scores_of(rows)), default=None)
 
 
 def provenance() -> dict[str, Any]:

@@ -229,14 +229,20 @@ class Autoencoder(Basis):
 def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "width rank"]:
     """The directions of greatest variance of centred, not standardised, activations, as orthonormal columns.
 
-    Raises ValueError with fewer than rank + 1 activations, and values that are not finite.
+    At the whole width, directions in which the activations do not vary complete the basis, in no order.
+
+    Raises ValueError with fewer than rank + 1 activations at a lower rank, and values that are not finite.
     """
-    if len(activations) <= rank:
-        raise ValueError(f"PCA of rank {rank} needs more than {rank} activations; got {len(activations)}.")
+    few = len(activations) <= rank
+    if few and rank < activations.shape[1]:
+        raise ValueError(
+            f"PCA of rank {rank} needs more than {rank} activations; got {len(activations)}. Lower the rank (rank=, or intervention.rank= "
+            "of a mask), or sample more training pairs (data.n_train=)."
+        )
     if not bool(torch.isfinite(activations).all()):
         raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
     centred = activations.float() - activations.float().mean(0)
-    return torch.linalg.svd(centred, full_matrices=False)[2][:rank].T.contiguous()
+    return torch.linalg.svd(centred, full_matrices=few)[2][:rank].T.contiguous()
 
 
 def _linear(frame: Float[Tensor, "width rank"]) -> Coordinates:

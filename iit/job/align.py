@@ -69,20 +69,21 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
 
 
 def frozen(folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted | None) -> Choice:
-    """Record the choice that validation has made: the cell, its epoch and figure, the cells it was compared with, and its weights."""
-    cell = select(rows)
-    (value,) = (
-        row for row in rows if Cell.of(row) == cell and (row.control, row.metric, row.subset) == (None, "iia", "changing")
-    )
-    compared = {Cell.of(row) for row in rows if row.control is None and row.metric == "iia" and row.subset == "changing"}
+    """Record the choice that validation has made: the cell of each of the alignment's variables, its figure, the epoch, how many alignments
+    were compared, and the weights."""
+    figures = {Cell.of(r): r for r in rows if (r.split, r.control, r.metric, r.subset) == ("validation", None, "iia", "changing")}
+    cells = list(figures) if len(alignment.variables) > 1 else [select(rows)]
     digest = hashlib.sha256()
     for name, tensor in alignment.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
     choice = {
-        "cell": asdict(cell),
+        "cells": [asdict(cell) for cell in cells],
         "epoch": None if fitted is None else fitted.epoch,
-        "validation_iia": {"subset": "changing", "value": value.value, "low": value.low, "high": value.high, "n": value.n},
-        "cells_compared": len(compared),
+        "validation_iia": [
+            {"subset": "changing", **{name: getattr(figures[cell], name) for name in ("value", "low", "high", "n")}}
+            for cell in cells
+        ],
+        "compared": len(figures) // len(cells),
         "weights": digest.hexdigest(),
     }
     return freeze(folder, choice)

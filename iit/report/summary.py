@@ -8,13 +8,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from iit.report.table import HEADER, lines
-from iit.result import Cell, Row, read_metrics, rows_of, select, write_text
+from iit.result import Cell, Row, read_metrics, rows_of, scores_of, select, write_text
 
 _CELL = tuple(field.name for field in fields(Cell))
 _COLUMNS: tuple[str, ...] = ("job", *_CELL, "validation_iia", "low", "high", "n", "failure", "chosen")
@@ -23,7 +26,7 @@ _COLUMNS: tuple[str, ...] = ("job", *_CELL, "validation_iia", "low", "high", "n"
 def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
     """One record for each cell of a job, with its validation IIA on changing pairs; and the chosen cell's test rows.
 
-    The cell is chosen by `iit.result.select`. Jobs may repeat a cell (a sweep over the learning rate): of these the one with
+    The cell is chosen by `iit.result.select`; of a job with several variables all are, or none, by their mean. Jobs may repeat a cell (a sweep over the learning rate): of these the one with
     the highest validation IIA is chosen, of equal ones the first. A job without a readable figure is listed with its failure.
     """
     rows: dict[Path, tuple[Row, ...]] = {}
@@ -36,15 +39,17 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
         except ValueError as error:
             failures[folder] = str(error)
     scored = {folder: [row for row in found if _is_score(row)] for folder, found in rows.items()}
-    candidates = [(folder, row) for folder, found in scored.items() for row in found]
-    best, test = None, []
+    candidates = [(folder, row) for folder, found in rows.items() for row in scores_of(found)]
+    best, chosen, test = None, set(), []
     if candidates:
         cell = select(row for _, row in candidates)
-        best = max((c for c in candidates if Cell.of(c[1]) == cell), key=lambda c: c[1].value)
-        test = rows_of(rows[best[0]], cell)
+        best = max((c for c in candidates if Cell.of(c[1]) == cell), key=lambda c: c[1].value)[0]
+        together = {Cell.of(row) for row in scored[best]}
+        chosen = together if len({cell.variable for cell in together}) > 1 else {cell}
+        test = [row for cell in sorted(chosen, key=repr) for row in rows_of(rows[best], cell)]
     records = []
     for folder in folders:
-        records += [_record(folder, row, chosen=best == (folder, row)) for row in scored.get(folder, ())]
+        records += [_record(folder, row, chosen=folder == best and Cell.of(row) in chosen) for row in scored.get(folder, ())]
         if not scored.get(folder):
             failure = failures.get(folder, "no validation IIA on changing pairs")
             records.append(dict.fromkeys(_COLUMNS) | {"job": folder.name, "failure": failure, "chosen": False})
@@ -66,6 +71,8 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
     told = [c for c in _CELL if len({repr(record[c]) for record in scored}) > 1]
     common = [f"{c} {scored[0][c]}" for c in _CELL if scored and c not in told and scored[0][c] is not None]
     title = "Validation IIA on changing pairs; the choice is made here"
+    if len(scored) > 1:
+        common.append(f"the highest of {len(scored)} figures is too high by chance, the chosen job's test figure is not")
     table = Table(title=title, caption=escape(", ".join(common)) or None)
     for name in ("job", *told):
         table.add_column(name, overflow="fold")
@@ -111,9 +118,15 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
 
 
 class SummaryCallback(Callback):
-    """Hydra's hook at the end of a multirun."""
+    """Hydra's hooks at the end of a multirun, and of a job that fails in one: the sweep ends there."""
 
     # Any: a DictConfig inherits from a deprecated typing generic, about which beartype warns.
+    def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
+        """Summarise the jobs up to one that failed."""
+        sweep = Path(HydraConfig.get().sweep.dir)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and job_return.status == JobStatus.FAILED and sweep.is_dir():
+            write_summary(sweep)
+
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Summarise the jobs of the sweep that has just ended."""
         write_summary(config.hydra.sweep.dir)

@@ -4,7 +4,7 @@ from iit.result.accuracy import correct, logit_difference
 from iit.result.interval import Interval, clustered_interval
 from iit.result.metrics import SCHEMA, Metrics, read_metrics, write_metrics, write_text
 from iit.result.row import ROW_FIELDS, Row
-from iit.result.select import Cell, rows_of, select
+from iit.result.select import Cell, rows_of, scores_of, select
 
 __all__ = [
     "ROW_FIELDS",
@@ -18,6 +18,7 @@ __all__ = [
     "logit_difference",
     "read_metrics",
     "rows_of",
+    "scores_of",
     "select",
     "write_metrics",
     "write_text",

@@ -1,7 +1,7 @@
 """Choosing a cell: the only way, and it sees validation rows only."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from iit.result.row import Row
@@ -49,6 +49,18 @@ def select(rows: Iterable[Row], *, metric: str = "iia", subset: str = "changing"
         return (-row.value, rank, layer, repr(Cell.of(row)))
 
     return Cell.of(min(found, key=order))
+
+
+def scores_of(rows: Iterable[Row]) -> list[Row]:
+    """What one job is chosen by: its validation IIA on changing pairs, a row for each cell.
+
+    One alignment holds all the variables of a job, so where there are several each row has the mean over them.
+    """
+    found = [r for r in rows if (r.split, r.subset, r.control, r.metric) == ("validation", "changing", None, "iia")]
+    if len({row.variable for row in found}) < 2:
+        return found
+    mean = sum(row.value for row in found) / len(found)
+    return [replace(row, value=mean) for row in found]
 
 
 def rows_of(rows: Iterable[Row], cell: Cell, *, split: str = "test") -> list[Row]:

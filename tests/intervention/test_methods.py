@@ -136,6 +136,11 @@ def test_a_frame_begins_at_given_directions_in_their_order():
             frame.start(wrong)
     data = torch.randn(40, W) * 3.0 ** torch.arange(W)
     torch.testing.assert_close(leading(data, 2).abs().argmax(0), torch.tensor([W - 1, W - 2]))
+    few = leading(data[:4], W)
+    torch.testing.assert_close(few.T @ few, torch.eye(W), atol=1e-5, rtol=0)
+    torch.testing.assert_close(few[:, :3] @ few[:, :3].T, leading(data[:4], 3) @ leading(data[:4], 3).T, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="more than 5 activations; got 4. Lower the rank"):
+        leading(data[:4], 5)
 
 
 def test_temperature_and_penalty():

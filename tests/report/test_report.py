@@ -2,6 +2,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -128,14 +131,19 @@ def test_of_jobs_that_repeat_a_cell_the_best_on_validation_is_chosen(tmp_path):
     assert [row.value for row in test] == [0.7]
 
 
-def test_a_job_with_two_variables_has_two_lines(tmp_path):
-    rows = [replace(base, variable=v, value=value) for v, value in (("a", 0.9), ("b", 0.1)) for base in (ROW, TEST)]
-    records, test = summary([_job_of(tmp_path, "0", rows)])
+def test_a_job_with_two_variables_has_two_lines_and_is_chosen_by_their_mean(tmp_path):
+    def job(name, **values):
+        rows = [replace(base, variable=v, value=value) for v, value in values.items() for base in (ROW, TEST)]
+        return _job_of(tmp_path, name, rows)
+
+    records, test = summary([job("0", a=0.9, b=0.1), job("1", a=0.6, b=0.5)])
     assert [(r["job"], r["variable"], r["validation_iia"], r["chosen"]) for r in records] == [
-        ("0", "a", 0.9, True),
+        ("0", "a", 0.9, False),
         ("0", "b", 0.1, False),
+        ("1", "a", 0.6, True),
+        ("1", "b", 0.5, True),
     ]
-    assert [row.variable for row in test] == ["a"]
+    assert [(row.variable, row.value) for row in test] == [("a", 0.6), ("b", 0.5)]
     assert "variable" in [column.header for column in summary_table(records).columns]
     assert "variable" not in [column.header for column in summary_table(records[:1]).columns]
 
@@ -159,6 +167,15 @@ def test_the_callback_summarises_its_sweep(tmp_path, capsys):
     SummaryCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert f"Multirun folder: {tmp_path}" in capsys.readouterr().out
     assert (tmp_path / "summary.csv").is_file()
+
+
+def test_a_sweep_that_a_job_ends_is_summarised(tmp_path, monkeypatch, capsys):
+    """Hydra calls no hook of the sweep where a job raises; what ran before it is not lost."""
+    _job(tmp_path, "0", 0.5, 0.4, 3)
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}}))
+    for status in (JobStatus.COMPLETED, JobStatus.FAILED):
+        SummaryCallback().on_job_end(OmegaConf.create(), JobReturn(status=status))
+        assert (tmp_path / "summary.csv").is_file() == (status == JobStatus.FAILED)
 
 
 LOG = "epoch,step,train/loss,val/iia,val/iia_changing,val/loss\n0,0,3.5,,,\n0,1,2.5,,,\n0,1,,0.5,0.25,2.0\n1,3,,0.75,0.6,1.5\n"
