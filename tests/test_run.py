@@ -145,6 +145,40 @@ def test_own_pairs_run_the_whole_job_without_a_causal_model(configured, tmp_path
     assert {row.control for row in metrics.rows if row.split == "test"} >= {None, "vanilla", "random_subspace", "no_intervention"}
 
 
+def test_a_label_that_is_no_class_is_found_before_training_in_whichever_split(configured, tmp_path):
+    rows = [
+        {"base": [[0.1 * i] * 4] * 4, "source": [[0.5] * 4] * 4, "label": i % 2, "split": split}
+        for i, split in enumerate(["train"] * 4 + ["validation"] * 4 + ["test"] * 4)
+    ]
+    rows[9]["label"] = 7
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    site = ["site=module", "site.module=layers.0.0", "site.side=output", "network=equality_by_hand"]
+    with pytest.raises(ValueError, match=r"label: 7 \(pair 1 of the test split\) is none of the 2 classes"):
+        run(configured("data=file", f"data.path={tmp_path / 'mine.jsonl'}", *site, "variable=v", "rank=1", "logger=csv"))
+    assert not (tmp_path / "run" / "choice.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_of_one_basis_hold_several_variables(configured, tmp_path):
+    both = ["+experiment=das_equality_by_hand", *SMALL, "variable=[left_equal,right_equal]"]
+    with pytest.raises(ValueError, match=r"a block for each; this one's are \[\]"):
+        run(configured(*both))
+    run(configured(*both, "intervention=rotated", "+intervention.blocks={left_equal:32,right_equal:32}"))
+    rows = read_metrics(tmp_path / "run").rows
+    assert {row.variable for row in rows if row.split == "test"} >= {"left_equal", "right_equal"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_other_steps_is_refused_and_more_epochs_are_not(configured, tmp_path):
+    equality = ["+experiment=das_equality_by_hand", *SMALL]
+    run(configured(*equality, "callbacks=default", folder=tmp_path / "first"))
+    (last,) = (tmp_path / "first").rglob("last.ckpt")
+    more = [*equality, f"ckpt_path={last}", "trainer.max_epochs=2"]
+    run(configured(*more, folder=tmp_path / "more"))
+    with pytest.raises(ValueError, match="another configuration .*trainer"):
+        run(configured(*more, "trainer.batch_size=7", folder=tmp_path / "other"))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_what_trains_nothing_is_evaluated(configured, tmp_path):
     run(configured("+experiment=das_ioi", *SMALL, "intervention=vanilla"))

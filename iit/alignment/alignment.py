@@ -115,20 +115,32 @@ class Alignment(IntervenedModel):
 
 
 def one(
-    network: Network | nn.Module, variable: str, site: Site, intervention: Callable[..., Intervention], inert: str | None = None
+    network: Network | nn.Module,
+    variable: str | Sequence[str],
+    site: Site,
+    intervention: Callable[..., Intervention],
+    inert: str | None = None,
 ) -> Alignment:
-    """Align one variable with one site; the site's width completes the intervention.
+    """Align one variable with one site, or several with blocks of one basis there; the site's width completes the intervention.
 
+    variable: or several, which the intervention's blocks name.
     intervention: called as `intervention(width=…)`.
     inert: "complement" declares that what is left of the site beside the variable's subspace does not matter.
-    Raises ValueError for a site whose width only a run can tell: pass a finished intervention to `Alignment` there; and for another
-    `inert`, or one of which nothing is left.
+    Raises ValueError for a site whose width only a run can tell: pass a finished intervention to `Alignment` there; for several variables
+    whose blocks the intervention does not have; and for another `inert`, or one of which nothing is left.
     """
     if inert not in (None, "complement"):
         raise ValueError(f"inert={inert!r}: of one site it is 'complement' or null; `several` takes other parts.")
     edit = _edit(network, site, intervention)
+    names = [variable] if isinstance(variable, str) else list(variable)
+    if len(names) > 1 and set(edit.intervention.blocks or ()) != set(names):
+        raise ValueError(
+            f"One site for the variables {names} takes an intervention with a block for each; this one's are "
+            f"{list(edit.intervention.blocks or ())}. Give intervention.blocks={{NAME: dimensions, …}}, or each variable its own edit "
+            "(alignment: iit.alignment.several)."
+        )
     parts = {} if inert is None else {"rest": Edit(edit.sites, edit.intervention.complement())}
-    return Alignment(network, {variable: edit}, inert=parts)
+    return Alignment(network, {", ".join(names): edit}, inert=parts)
 
 
 def several(

@@ -11,8 +11,11 @@ from iit.network import LanguageModel, Network
 from iit.network.answering import IGNORED
 
 
-def check_labels(network: Network, encoded: EncodedPairs) -> None:
-    """Raises ValueError for a label, or a base's own answer, that is none of the network's classes or of the tokens in its head."""
+def check_labels(network: Network, encoded: EncodedPairs, split: str | None = None) -> None:
+    """Raises ValueError for a label, or a base's own answer, that is none of the network's classes or of the tokens in its head.
+
+    split: which split the pairs are, for the message.
+    """
     batch = encoded.batch(range(len(encoded)))
     n = n_answers(network, batch["base"])
     what = "tokens" if isinstance(network, LanguageModel) else "classes"
@@ -21,9 +24,10 @@ def check_labels(network: Network, encoded: EncodedPairs) -> None:
             continue
         wrong = answer[((answer < 0) & (answer != IGNORED)) | (answer >= n)]
         if len(wrong):
+            where = "" if split is None else f" of the {split} split"
             row = int(((answer == wrong[0]).flatten(1)).any(1).nonzero()[0])
             raise ValueError(
-                f"{name}: {int(wrong[0])} (pair {row}) is none of the {n} {what} that {network.name} answers with, 0 to {n - 1}. Change the "
+                f"{name}: {int(wrong[0])} (pair {row}{where}) is none of the {n} {what} that {network.name} answers with, 0 to {n - 1}. Change the "
                 f"{name}s, or take a network with as many {what}."
             )
 

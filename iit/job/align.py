@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import Alignment, Fitted, fit, initialise
+from iit.alignment.labels import check_labels
 from iit.causal.figure import figure
-from iit.data import Choice, Pairs, freeze, hold_out
+from iit.data import Choice, EncodedPairs, Pairs, freeze, hold_out
 from iit.evaluation import Trust, evaluate, train_alike, verdict
 from iit.evaluation.retrained import Refit
 from iit.job.declared import check_config
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # What may differ between a run and the run it resumes.
 _FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "store", "name")
+# What may not, of Lightning's trainer: what decides a step.
+_BOUND = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "precision", "limit_train_batches")
 
 
 def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
@@ -123,6 +126,8 @@ def alike(cfg: DictConfig, folder: Path) -> Refit:
 def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, loggers: list[Any]) -> Fitted:
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: value for key, value in resolved.items() if key not in _FREE}
+    steps = {key: value for key, value in resolved["trainer"]["trainer"].items() if key in _BOUND}
+    identity["trainer"] = steps | {"batch_size": resolved["trainer"]["batch_size"]}
     fitted = fit(
         alignment,
         pairs,
@@ -144,9 +149,19 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
 
 
 def pairs_of(cfg: DictConfig, network: Alignment | Network) -> Pairs:
-    """Pairs sampled from the causal model; one's own need none. An alignment answers for its network and keeps what it ran."""
+    """Pairs sampled from the causal model; one's own need none. An alignment answers for its network and keeps what it ran.
+
+    Raises ValueError for a label in one's own that is none of the network's answers, of whichever split: no run is needed to see it.
+    """
     make = instantiate(cfg.data)
-    return make(network=network) if "path" in cfg.data else make(task=instantiate(cfg.causal), network=network)
+    if "path" not in cfg.data:
+        return make(task=instantiate(cfg.causal), network=network)
+    pairs = make(network=network)
+    studied = network if isinstance(network, Network) else network.studied
+    if studied is not None:
+        for split in dict.fromkeys(pairs.dataset["split"]):
+            check_labels(studied, EncodedPairs(pairs.split(split), pairs.variables, studied), split)
+    return pairs
 
 
 def _told(facts: Any) -> str:

@@ -112,6 +112,9 @@ class LanguageModel:
         answers = [answers] if isinstance(answers, str) else answers
         if len(answers) != n:
             raise ValueError(f"{n} texts need as many answers; got {len(answers)}.")
+        other = next((answer for answer in answers if not isinstance(answer, str | list | tuple)), None)
+        if other is not None:
+            raise ValueError(f"A text is answered by a text, or by several that are right; got {other!r}.")
         if any(not isinstance(answer, str) for answer in answers):
             each = [[self._tokens_of(a) for a in ([answer] if isinstance(answer, str) else answer)] for answer in answers]
             longer = [answer for answer, found in zip(answers, each, strict=True) if any(len(row) != 1 for row in found)]
