@@ -175,7 +175,7 @@ def test_a_checkpoint_of_other_steps_is_refused_and_more_epochs_are_not(configur
     (last,) = (tmp_path / "first").rglob("last.ckpt")
     more = [*equality, f"ckpt_path={last}", "trainer.max_epochs=2"]
     run(configured(*more, folder=tmp_path / "more"))
-    with pytest.raises(ValueError, match="another configuration .*trainer"):
+    with pytest.raises(ValueError, match=r"another configuration .*trainer"):
         run(configured(*more, "trainer.batch_size=7", folder=tmp_path / "other"))
 
 

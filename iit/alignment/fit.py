@@ -62,7 +62,9 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
 ) -> Fitted | dict[str, Fitted]:
     """Train the alignment on the training pairs and leave it with the weights that were best on validation, in eval mode (its gates hard).
 
-    alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then has a `Fitted` for each.
+    alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then has a `Fitted` for each. On the same batches
+        each becomes what it would alone; batches are of pairs whose runs cost alike in all of them, so those of cells at other positions
+        are others than each alone would see.
     module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
         network is frozen and in eval mode again when this returns or raises.
     monitor: the validation metric that chooses the epoch, of a loss the lowest, else the highest; by default the module's own.
