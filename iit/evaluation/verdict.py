@@ -13,7 +13,8 @@ NULLS = ("no_intervention", "majority", "random_subspace", "shuffled_label", "un
 it, and has a criterion of its own."""
 NEEDS = {
     "faithfulness": "the alignment declares nothing inert, or all pairs have one base",
-    "abstraction": "needs trust=full, a causal model, a small network and variables of few values",
+    "abstraction": "only with trust=full, where a causal model has variables of few values and the network is small",
+    "wrong_site": "only with trust=full, where the site names a role or a layer, or trust.wrong_site says where",
 }
 """Why a criterion was not read, where the alignment or the network may be the reason."""
 LEAST = 20

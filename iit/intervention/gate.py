@@ -79,7 +79,8 @@ class SoftGate(Gate):
 class Boundary(SoftGate):
     """A learned boundary: coordinate i is edited when i + ½ < boundary·n (arXiv 2305.08809).
 
-    The boundary is a share of the coordinates and starts at `start`; logits = boundary·n − (i + ½).
+    The boundary is a share of the coordinates and starts at `start`; logits = boundary·n − (i + ½). Outside of 0 to 1 all coordinates are
+    on one side of it; it is not held there, as no gradient could bring back one that is.
 
     Raises ValueError for a start outside 0 ≤ start ≤ 1.
     """
@@ -94,7 +95,7 @@ class Boundary(SoftGate):
 
     def logits(self) -> Tensor:
         """Distance to the boundary, in coordinates."""
-        return self.boundary.clamp(0, 1) * len(self.steps) - self.steps
+        return self.boundary * len(self.steps) - self.steps
 
 
 @final

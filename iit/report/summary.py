@@ -12,15 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from iit.report.table import HEADER, lines
-from iit.result import Cell, Row, read_metrics, rows_of, scores_of, select, write_text
+from iit.result import Cell, Interval, Row, over_seeds, read_metrics, rows_of, scores_of, select, write_text
 
 _CELL = tuple(field.name for field in fields(Cell))
 _COLUMNS: tuple[str, ...] = ("job", *_CELL, "validation_iia", "low", "high", "n", "failure", "chosen")
+_OVER_SEEDS = (("iia", "changing"), ("iia", "all"), ("task_accuracy", "all"))
 
 
 def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
@@ -65,6 +67,46 @@ def _record(folder: Path, row: Row, *, chosen: bool) -> dict[str, Any]:
     return dict.fromkeys(_COLUMNS) | told | {"job": folder.name, "validation_iia": row.value, "chosen": chosen}
 
 
+def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Test IIA and task accuracy of the chosen job's setting, each a mean over its seeds with an interval (see `over_seeds`).
+
+    The jobs whose overrides differ from the chosen one's in `seed` alone are its seeds. Empty where there is no other.
+    """
+    chosen = {record["job"] for record in records if record["chosen"]}
+    failed = {record["job"] for record in records if record["failure"] is not None}
+    settings = {folder: _setting(folder) for folder in folders if folder.name not in failed}
+    best = next((settings[folder] for folder in settings if folder.name in chosen), None)
+    found: dict[tuple[str | None, str, str], dict[int | None, Row]] = {}
+    for folder in [folder for folder, setting in settings.items() if setting is not None and setting == best]:
+        for row in read_metrics(folder).rows:
+            if (row.split, row.control) == ("test", None) and (row.metric, row.subset) in _OVER_SEEDS:
+                found.setdefault((row.variable, row.metric, row.subset), {})[row.seed] = row
+    told = []
+    for (variable, metric, subset), rows in found.items():
+        if len(rows) > 1:
+            mean = over_seeds([Interval(row.value, row.low, row.high, row.n) for row in rows.values()])
+            values = {str(seed): row.value for seed, row in rows.items()}
+            told.append({"variable": variable, "metric": metric, "subset": subset} | mean._asdict() | {"values": values})
+    return told
+
+
+def _setting(folder: Path) -> list[str] | None:
+    """A job's overrides, but for its seed; None where Hydra has left none."""
+    path = folder / ".hydra" / "overrides.yaml"
+    return sorted(str(o) for o in OmegaConf.load(path) if not str(o).startswith("seed=")) if path.is_file() else None
+
+
+def _seeds_table(told: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="The chosen setting on test, mean over seeds")
+    for name in ("figure", "mean", "95% interval", "seeds"):
+        table.add_column(name, overflow="fold")
+    for one in told:
+        name = f"{one['variable']}: IIA, {one['subset']} pairs" if one["metric"] == "iia" else "task accuracy"
+        values = ", ".join(f"{value:.3f}" for value in one["values"].values())
+        table.add_row(escape(name), f"{one['value']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}", values)
+    return table
+
+
 def summary_table(records: Sequence[dict[str, Any]]) -> Table:
     """The records for the terminal, the chosen one in bold; what all jobs have in common stands below."""
     scored = [record for record in records if record["failure"] is None]
@@ -90,7 +132,8 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
 def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     """Write `summary.csv` and `summary.json` to a multirun's folder and print them.
 
-    `summary.json` holds the records under "jobs" and the chosen cell's test rows, no other's, under "test".
+    `summary.json` holds the records under "jobs", the chosen cell's test rows, no other's, under "test", and the means over its seeds,
+    where several were run, under "seeds".
     """
     sweep = Path(sweep)
     folders = sorted((f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()), key=lambda f: (len(f.name), f.name))
@@ -100,7 +143,8 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     writer.writeheader()
     writer.writerows(records)
     write_text(sweep / "summary.csv", text.getvalue())
-    content = {"jobs": records, "test": [row.to_dict() for row in test]}
+    over = seeds(folders, records)
+    content = {"jobs": records, "test": [row.to_dict() for row in test], "seeds": over}
     write_text(sweep / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     console = console or Console()
     console.print(summary_table(records))
@@ -114,6 +158,8 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
         for line in lines(test):
             chosen.add_row(*map(escape, line))
         console.print(chosen)
+    if over:
+        console.print(_seeds_table(over))
     console.print(f"Multirun folder: {sweep}", soft_wrap=True, markup=False)
 
 

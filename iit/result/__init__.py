@@ -1,7 +1,7 @@
 """Figures: when a pair is right, intervals, rows, the file they are kept in, and how a cell is chosen."""
 
 from iit.result.accuracy import correct, logit_difference
-from iit.result.interval import Interval, clustered_interval
+from iit.result.interval import Interval, clustered_interval, over_seeds
 from iit.result.metrics import SCHEMA, Metrics, read_metrics, write_metrics, write_text
 from iit.result.row import ROW_FIELDS, Row
 from iit.result.select import Cell, rows_of, scores_of, select
@@ -16,6 +16,7 @@ __all__ = [
     "clustered_interval",
     "correct",
     "logit_difference",
+    "over_seeds",
     "read_metrics",
     "rows_of",
     "scores_of",

@@ -1,5 +1,7 @@
-"""Intervals that know which pairs share a base prompt."""
+"""Intervals that know which pairs share a base prompt, and which figures differ in their seed alone."""
 
+from collections.abc import Sequence
+from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,3 +83,25 @@ def clustered_interval(
             means = np.nanmean((counts @ sums.T) / (counts @ sizes.T), 1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high), n)
+
+
+def over_seeds(figures: Sequence[Interval], *, confidence: float = 0.95) -> Interval:
+    """Mean of shares that were measured with different seeds, and its interval; n counts the seeds.
+
+    The interval reaches as far as the wider of two, on either side: Student's t over the seeds, which is about other seeds than these, and
+    the mean of the figures' own intervals. The second is about other pairs: seeds may share theirs, whose error does not average
+    out, and may agree by chance, where the first has no width. Of one seed it is the seed's own interval.
+
+    Raises ValueError for no figures.
+    """
+    if not figures:
+        raise ValueError("There is no seed to compute an interval over.")
+    values = np.array([figure.value for figure in figures])
+    mean, low, high = (float(np.mean([getattr(figure, end) for figure in figures])) for end in ("value", "low", "high"))
+    n = len(figures)
+    if n > 1:
+        from scipy.stats import t  # takes half a second to import, which no other figure needs
+
+        reach = float(t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / sqrt(n))
+        low, high = min(low, max(0.0, mean - reach)), max(high, min(1.0, mean + reach))
+    return Interval(mean, low, high, n)

@@ -93,7 +93,7 @@ def test_what_was_not_run_is_named():
     found = judged(up=None, down=None, inert=None, shuffled_label=None, read=None, seed=None, angles=None)
     assert found.outcome == "pass"
     assert any(name.startswith("faithfulness (the alignment declares nothing inert") for name in found.not_run)
-    assert any(name.startswith("abstraction (needs trust=full, a causal model") for name in found.not_run)
+    assert any(name.startswith("abstraction (only with trust=full, where a causal model") for name in found.not_run)
     assert {"shuffled_label", "illusion", "seed_spread", "same_subspace"} <= set(found.not_run)
     assert "Not run: faithfulness" in found.line()
 

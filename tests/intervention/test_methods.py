@@ -159,3 +159,9 @@ def test_temperature_and_penalty():
     assert float(iit.LowRankRotatedSpaceIntervention(W, 2).penalty()) == 0
     with pytest.raises(ValueError, match="above 0"):
         edit.anneal(0.0)
+    for beyond, sign, rank in ((1.1, 1, W), (-0.1, -1, 0)):
+        edit = iit.BoundlessRotatedSpaceIntervention(W, start=0.5, temperature=2.0)
+        edit.gate.boundary.data.fill_(beyond)
+        (sign * edit.penalty()).backward()
+        assert edit.learned_rank() == rank
+        assert sign * edit.gate.boundary.grad > 0, "a boundary that has left the coordinates can come back"

@@ -162,6 +162,35 @@ def test_failures_are_listed_and_spoil_nothing(tmp_path):
     assert not records[0]["chosen"]
 
 
+def test_seeds_of_the_chosen_setting_have_a_mean_on_test(tmp_path):
+    """Other settings' test figures are not shown, nor is a failed seed counted."""
+    for name, overrides, seed, validation, value in (
+        ("0", ["a=1", "seed=0"], 0, 0.6, 0.50),
+        ("1", ["seed=1", "a=1"], 1, 0.5, 0.60),
+        ("2", ["a=1", "seed=2"], 2, 0.4, 0.70),
+        ("3", ["a=2", "seed=0"], 0, 0.3, 0.93),
+    ):
+        rows = [
+            replace(ROW, seed=seed, value=validation),
+            replace(TEST, seed=seed, value=value, low=value - 0.01, high=value + 0.01),
+        ]
+        folder = _job_of(tmp_path, name, rows)
+        (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
+    (tmp_path / "4" / ".hydra").mkdir(parents=True)
+    console = Console(record=True, width=80)
+    write_summary(tmp_path, console)
+    (mean,) = json.loads((tmp_path / "summary.json").read_text())["seeds"]
+    reach = 4.302653 * 0.1 / 3**0.5  # Student's t with two degrees of freedom
+    assert mean["values"] == {"0": 0.5, "1": 0.6, "2": 0.7}
+    assert (mean["value"], mean["n"]) == (pytest.approx(0.6), 3)
+    assert (mean["low"], mean["high"]) == (pytest.approx(0.6 - reach, abs=1e-6), pytest.approx(0.6 + reach, abs=1e-6))
+    assert "0.500, 0.600, 0.700" in console.export_text()
+    (tmp_path / "1" / "metrics.json").unlink()
+    (tmp_path / "2" / "metrics.json").unlink()
+    write_summary(tmp_path, console)
+    assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == []
+
+
 def test_the_callback_summarises_its_sweep(tmp_path, capsys):
     _job(tmp_path, "0", 0.5, 0.4, 3)
     SummaryCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))

@@ -9,10 +9,12 @@ import torch
 from iit.result import (
     ROW_FIELDS,
     Cell,
+    Interval,
     Row,
     clustered_interval,
     correct,
     logit_difference,
+    over_seeds,
     read_metrics,
     rows_of,
     select,
@@ -179,3 +181,13 @@ def test_an_unbounded_interval_covers_any_values():
     assert -3.0 <= found.low < 3.0 < found.high <= 7.0
     alone = clustered_interval([5.0, 7.0], [0, 0], bounded=False)
     assert tuple(alone) == (6.0, 5.0, 7.0, 2)
+
+
+def test_an_interval_over_seeds_is_never_narrower_than_their_own():
+    alike = over_seeds([Interval(1.0, 0.98, 1.0, 200)] * 3)
+    assert alike == (1.0, pytest.approx(0.98), 1.0, 3)
+    apart = over_seeds([Interval(v, v - 0.01, v + 0.01, 200) for v in (0.2, 0.8)])
+    assert (apart.low, apart.high, apart.n) == (0.0, 1.0, 2), "two seeds that disagree say little"
+    assert over_seeds([Interval(0.5, 0.4, 0.6, 20)]) == (0.5, 0.4, 0.6, 1)
+    with pytest.raises(ValueError, match="no seed"):
+        over_seeds([])
