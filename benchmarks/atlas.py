@@ -20,7 +20,8 @@ from rich.table import Table
 
 import iit
 from benchmarks import contender
-from benchmarks.das_step import described, floor, matmul_rate
+from benchmarks.das_step import described
+from benchmarks.floor import matmul_rate, of_step
 from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import one_template
 from iit.alignment import one
@@ -58,7 +59,7 @@ def ours() -> dict[str, Any]:
     whole = [EncodedPairs(pairs.split(split), pairs.variables, network) for split in ("train", "validation")]
     train, validation = ([{"base": part.batch(range(len(part)))["base"]}] for part in whole)
     # Forward and backward of all training pairs, forward (half of it) of the validation pairs.
-    flops = [floor(train, layer, role) + floor(validation, layer, role) / 2 for layer in STRATA for role in ROLES]
+    flops = [of_step(train, layer, role) + of_step(validation, layer, role) / 2 for layer in STRATA for role in ROLES]
     told = {"fixed_s": fixed, "cell_s": seconds / n, "n_cells": n, "floor_gflop_a_cell": round(sum(flops) / n / 1e9)}
     return told | {"validation_iia": losses}
 

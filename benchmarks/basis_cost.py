@@ -19,11 +19,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.das_step import described
+from benchmarks.floor import matmul_rate, of_frame
 from benchmarks.settings import FULL, RESULTS, THREADS
 
 WIDTH, BATCH = 4096, 32
 RANKS = (1, 4, 16, 64, 256, 512) if FULL else (1, 16, 64)
-SECONDS = 60.0 if FULL else 12.0  # a contender takes steps for that long, or takes one
+SECONDS = 60.0 if FULL else 8.0  # a contender takes steps for that long, or takes one
 
 
 def ours(rank: int) -> tuple[Callable[[Tensor, Tensor], Tensor], list[nn.Parameter]]:
@@ -84,7 +85,7 @@ def contend(name: str, rank: int) -> None:
 
 def main() -> None:
     """Time every contender at every rank, write the results and print them."""
-    cases = []
+    rate, cases = matmul_rate(), []
     for rank in RANKS:
         found: dict[str, Any] = {}
         for name in CONTENDERS:
@@ -95,16 +96,19 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[name] = json.loads(done.stdout.splitlines()[-1])
         ratios = {name: round(found[name]["median_s"] / found["ours"]["median_s"], 1) for name in found if name != "ours"}
-        cases.append({"rank": rank, "contenders": found, "ratios": ratios})
-    result = described() | {"settings": {"width": WIDTH, "batch": BATCH, "seconds": SECONDS}, "cases": cases}
+        gflop = of_frame(WIDTH, rank, BATCH) / 1e9
+        share = gflop / rate / found["ours"]["median_s"]
+        told = {"ratios": ratios, "floor_gflop": round(gflop, 4), "share_of_floor": round(share, 2)}
+        cases.append({"rank": rank, "contenders": found} | told)
+    result = described(rate) | {"settings": {"width": WIDTH, "batch": BATCH, "seconds": SECONDS}, "cases": cases}
     (RESULTS / "basis_cost.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = Table(title=f"A step of a frame at width {WIDTH}, milliseconds (times ours)")
-    for column in ("rank", *CONTENDERS):
+    for column in ("rank", *CONTENDERS, "share of the floor's rate"):
         table.add_column(column, justify="right")
     for case in cases:
         told = [f"{1000 * case['contenders']['ours']['median_s']:.2f}"]
         told += [f"{1000 * case['contenders'][n]['median_s']:.1f} ({case['ratios'][n]:.0f}×)" for n in list(CONTENDERS)[1:]]
-        table.add_row(str(case["rank"]), *told)
+        table.add_row(str(case["rank"]), *told, f"{case['share_of_floor']:.0%}")
     Console().print(table)
 
 

@@ -6,6 +6,7 @@ is one contender in a process of its own.
 """
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from benchmarks.settings import FULL, RESULTS, THREADS
 N_PAIRS, BATCH, RANK, LAYER, ROLE, GOAL, LIMIT = 256, 32, 16, 17, "s2", 0.9, 200
 LR = {"iit": 2e-2, "pyvene": 1e-2}  # each contender's best of LRS
 LRS = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
-ROUNDS = 3 if FULL else 1
+ROUNDS = 5 if FULL else 3
 
 
 def contend(name: str, lr: float) -> None:
@@ -52,7 +53,35 @@ def contend(name: str, lr: float) -> None:
             told.append(float(torch.cat(list(recent)).mean()))
             if len(recent) == 4 and told[-1] >= GOAL:
                 break
-    print(json.dumps({"steps": len(told), "iia": [round(value, 3) for value in told], "reached": told[-1] >= GOAL}), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    result = {
+        "steps": len(told),
+        "iia": [round(value, 3) for value in told],
+        "reached": told[-1] >= GOAL,
+        "peak_mib": round(peak),
+    }
+    print(json.dumps(result), flush=True)
+
+
+def floor(steps: int) -> float:
+    """Flops of the pairs' prompts, run once to see that they are answered, and of the steps."""
+    import iit
+    from benchmarks.floor import of_answers, of_step
+    from benchmarks.workload import one_template
+    from iit.data import EncodedPairs
+
+    network: Any = iit.load_network("smollm2")
+    pairs = one_template(network, N_PAIRS, n_held_out=2, right_only=True)
+    encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
+    whole = encoded.batch(range(len(encoded)))
+    sides = (whole["base"], whole["sources"][pairs.variable])
+    prompts = {
+        tuple(ids[mask.bool()].tolist())
+        for side in sides
+        for ids, mask in zip(side["input_ids"], side["attention_mask"], strict=True)
+    }
+    step = of_step([whole], LAYER, ROLE) * BATCH / len(encoded)
+    return of_answers(map(len, prompts)) + steps * step
 
 
 def timed(name: str, lr: float) -> dict[str, Any]:
@@ -71,7 +100,9 @@ def main() -> None:
     from rich.table import Table
 
     from benchmarks.das_step import described  # with imports that no contender has to wait for
+    from benchmarks.floor import matmul_rate
 
+    rate = matmul_rate()
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LR}
     for _ in range(ROUNDS):
         for name, lr in LR.items():
@@ -85,18 +116,25 @@ def main() -> None:
         "goal": GOAL,
         "lrs": LRS,
     }
-    result = described() | {
+    flops = floor(runs["iit"][0]["steps"])
+    result = described(rate) | {
         "settings": settings,
         "contenders": runs,
         "median_s": seconds,
         "ratio": round(seconds["pyvene"] / seconds["iit"], 2),
+        "ratios": [round(b["seconds"] / a["seconds"], 2) for a, b in zip(runs["iit"], runs["pyvene"], strict=True)],
+        "floor_gflop": round(flops / 1e9),
+        "share_of_floor": round(flops / 1e9 / rate / seconds["iit"], 2),
     }
     (RESULTS / "cold_start.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = Table(title=f"From a cold start to training IIA {GOAL}")
-    for column in ("", "seconds", "steps", "learning rate"):
+    for column in ("", "seconds", "range", "steps", "learning rate", "peak MiB"):
         table.add_column(column, justify="right" if column else "left")
     for name, found in runs.items():
-        table.add_row(name, f"{seconds[name]:.0f}", str(found[0]["steps"]), str(LR[name]))
+        taken = [run["seconds"] for run in found]
+        spread = f"{min(taken):.0f} to {max(taken):.0f}"
+        peak = max(run["peak_mib"] for run in found)
+        table.add_row(name, f"{seconds[name]:.0f}", spread, str(found[0]["steps"]), str(LR[name]), str(peak))
     Console().print(table)
 
 

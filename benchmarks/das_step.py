@@ -6,7 +6,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import iit
+from benchmarks.floor import matmul_rate, of_step
 from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import Everything
 from iit.causal import ioi
@@ -105,7 +105,7 @@ def _case(rate: float, layer: int, role: str, dtype: str) -> dict[str, Any]:
             for process in running.values():
                 process.kill()
     warm = {name: [step["seconds"] for step in told[WARM_UP * len(batches) :]] for name, told in steps.items()}
-    flops = floor(batches, layer, role)
+    flops = of_step(batches, layer, role)
     ours = median(warm["iit"])
     return {
         "site": f"block_output[{layer}] @ {role}",
@@ -132,36 +132,6 @@ def _answer(process: Any, name: str) -> dict[str, Any]:
     if line is None:
         raise RuntimeError(f"The contender {name} ended: run `python -m benchmarks.contender` by hand to see why.")
     return json.loads(line)
-
-
-def floor(batches: list[dict[str, Any]], layer: int, role: str) -> float:
-    """Flops that a step cannot do without, the mean over batches: forward and backward of activations, behind site and position.
-
-    4·[(L − ℓ)·N·(T − p) + V·d] an example, for L blocks of N parameters, a site after ℓ of them, the first edited of T tokens at p.
-    """
-    config: Any = iit.load_network("smollm2").model.config
-    head = config.hidden_size // config.num_attention_heads
-    attention = 2 * config.hidden_size * head * (config.num_attention_heads + config.num_key_value_heads)
-    block = attention + 3 * config.hidden_size * config.intermediate_size
-    total = 0.0
-    for batch in batches:
-        base = batch["base"]
-        left = base["attention_mask"].sum(1) - base["positions"][role][:, 0]
-        total += float(
-            (4 * ((config.num_hidden_layers - layer - 1) * block * left + config.vocab_size * config.hidden_size)).sum()
-        )
-    return total / len(batches)
-
-
-def matmul_rate(n: int = 2048, repeats: int = 5) -> float:
-    """GFLOP/s of a large fp32 matrix product, the best of a few."""
-    torch.set_num_threads(THREADS)
-    a, best = torch.randn(n, n), 0.0
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(a, a)
-        best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
-    return best
 
 
 def _table(cases: list[dict[str, Any]]) -> Table:

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 import iit
-from benchmarks.das_step import described, matmul_rate
+from benchmarks.das_step import described
+from benchmarks.floor import matmul_rate, of_sweep
 from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import of_one_length
 from iit.data import EncodedPairs
@@ -115,17 +116,6 @@ def contend(name: str, whole: bool) -> None:
     print(json.dumps(told | {"peak_mib": round(peak), "right": right}), flush=True)
 
 
-def floor(length: int) -> float:
-    """Flops that no exact sweep can do without: forward behind each cell's block and position, and the head once a pair."""
-    config: Any = iit.load_network("smollm2").model.config
-    head = config.hidden_size // config.num_attention_heads
-    attention = 2 * config.hidden_size * head * (config.num_attention_heads + config.num_key_value_heads)
-    block = attention + 3 * config.hidden_size * config.intermediate_size
-    n_layers = config.num_hidden_layers
-    blocks = sum(n_layers - layer - 1 for layer in range(n_layers)) * sum(range(1, length + 1)) * block
-    return 2.0 * N_PAIRS * (blocks + n_layers * length * config.vocab_size * config.hidden_size)
-
-
 def main() -> None:
     """Time every contender, write the results and print them."""
     found: dict[str, Any] = {}
@@ -141,7 +131,7 @@ def main() -> None:
         differing = {cell: right for cell, right in found[name]["right"].items() if abs(right - found["iit"]["right"][cell]) > 0}
         found[name]["cells_that_differ"] = len(differing)
     seconds = {name: told["seconds"] for name, told in found.items()}
-    rate, flops = max(rate, matmul_rate()), floor(found["iit"]["length"])
+    rate, flops = max(rate, matmul_rate()), of_sweep(N_PAIRS, found["iit"]["length"])
     result = described(rate) | {
         "settings": {"network": "smollm2", "pairs": N_PAIRS, "batch": BATCH, "cells": found["iit"]["of_cells"]},
         "contenders": found,
