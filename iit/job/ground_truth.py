@@ -69,7 +69,7 @@ def ground_truth(
             rows += [replace(row, network=case, method=name) for row in found]
             verdicts[f"{case}/{name}"] = judged
             log.info("%s, %s: %s", case, name, judged["line"])
-    save_figure(ground_truth_figure(rows, verdicts), folder / "ground_truth")
+    save_figure(ground_truth_figure(rows, verdicts), folder / "ground_truth", rows)
     return rows, {"verdicts": verdicts}
 
 

@@ -82,7 +82,7 @@ def ladder(
     opened = held_out.opened(freeze(folder, {"reported": "every rung", "validation_iia": found}))
     rows += _scored(cfg, rungs, beside, opened, "test")
     assert fingerprint(network.model) == before, "the frozen network has changed"
-    save_figure(ladder_figure(rows), folder / "ladder")
+    save_figure(ladder_figure(rows), folder / "ladder", rows)
     facts = {
         "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
         "network": {"name": network.name, "revision": network.revision, "fingerprint": before},

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +14,11 @@ from iit.causal.figure import figure
 from iit.data import freeze, hold_out
 from iit.job.align import pairs_of
 from iit.network import fingerprint
-from iit.patching import Contrast, Effects, agreement
+from iit.patching import Cell, Contrast, Effects, agreement
+from iit.patching.effects import joined
 from iit.report import map_figure, save_figure
 from iit.result import Row
+from iit.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def patch(
     for name, run in maps.items():
         cells = [chosen[name].cells[i] for i in best[name]]
         options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size}
-        again = _only(run, cells)(network, opened, split="test", store=store, **options)
+        again = only(run, cells)(network, opened, split="test", store=store, **options)
         rows += again.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
     assert fingerprint(network.model) == before, "the frozen network has changed"
     if pairs.task is not None:
@@ -104,8 +105,14 @@ def patch(
     }
 
 
-def _only(run: Map, cells: Sequence[Any]) -> Map:
-    """The map at these cells alone."""
-    units = list(dict.fromkeys(cell.unit for cell in cells))
-    more = {} if units == [None] else {"units": units}
-    return partial(run, sites=list(dict.fromkeys(cell.site for cell in cells)), **more)
+def only(run: Map, cells: Sequence[Cell]) -> Map:
+    """The map at these cells alone: of each unit, its sites."""
+    sites: dict[int | None, list[Site]] = {}
+    for cell in cells:
+        sites.setdefault(cell.unit, []).append(cell.site)
+
+    def again(*given: Any, **options: Any) -> Effects:
+        more = {unit: {} if unit is None else {"units": [unit]} for unit in sites}
+        return joined([run(*given, **options, sites=here, **more[unit]) for unit, here in sites.items()])
+
+    return again

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iit.data import EncodedPairs, Pairs
-from iit.intervened import ActivationStore, Edit, IntervenedModel, capture
+from iit.intervened import ActivationStore, Edit, IntervenedModel
 from iit.intervened.batch import Batch, prepare
 from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention
@@ -19,7 +19,7 @@ from iit.patching.contrast import Contrast, taken
 from iit.patching.effects import Cell, Effects
 from iit.patching.metric import NORMALISED, Answers, Metric, metrics_of
 from iit.patching.patch import Position, of, sites_of
-from iit.patching.running import unedited
+from iit.patching.running import read
 from iit.site import Site, resolve
 
 EMBEDDING = Site("embedding_output")
@@ -48,7 +48,7 @@ def attribute(
 
     steps: integrated gradients: the mean of the gradients of that many runs whose token embeddings lie between the base's and the source's,
         (k − ½)/steps of the way (arXiv 2403.17806); prompts have to be as long as their sources. None takes the base's gradient.
-    metric: of one without a gradient (`iia`; `kl` without steps, which is least at the base) the estimate is NaN.
+    metric: those without a gradient (`iia`; `kl` without steps, which is least at the base) are left out.
     store, progress: taken and left alone, as `patch` stands in for this function; runs are whole, and few.
     The others: as `patch` takes them.
 
@@ -70,14 +70,15 @@ def attribute(
         raise ValueError("There is no cell to estimate: components, layers, heads and positions leave none.")
     if any(site.component == "attention_weight" for site in found):
         raise ValueError("Attention weights are as wide as their prompt is long, and are not estimated; `patch` patches them.")
-    before, plain = unedited(contrast, contrast.base, metrics)
-    after, _ = unedited(contrast, contrast.source, metrics, plain)
+    metrics = {name: metrics[name] for name in smooth}
+    before, after = ({name: np.full(len(contrast), np.nan) for name in metrics} for _ in range(2))
     changes = {name: np.full((len(cells), len(contrast)), np.nan) for name in metrics}
     for rows in torch.arange(len(contrast)).split(batch_size):
         reader = _Reader(contrast, rows, [replace(site, head=None, position=None) for site in found])
-        logits = None if plain is None else plain[rows]
-        for name in smooth:
-            gradients = reader.gradients(metrics[name], logits, steps)
+        for whole, logits in ((before, reader.unedited), (after, reader.others)):
+            for name, values in read(metrics, contrast, logits, rows, reader.unedited).items():
+                whole[name][rows.numpy()] = values
+        for name, gradients in reader.gradients(metrics, steps).items():
             changes[name][:, rows.numpy()] = np.stack([reader.change(cell, gradients) for cell in cells])
     method = "AttributionPatching" + ("" if steps is None else f", integrated gradients, {steps} steps")
     return Effects(
@@ -91,7 +92,10 @@ def attribute(
 
 
 class _Reader:
-    """Some pairs: the activations of their bases and sources at whole components, and gradients of metrics with respect to the former."""
+    """Some pairs: the activations of their bases and sources at whole components, and gradients of metrics with respect to the former.
+
+    unedited, others: the logits of the bases and of the sources, Tensor[pair, n_answer, vocab].
+    """
 
     def __init__(self, contrast: Contrast, rows: Tensor, sites: Sequence[Site]):
         self._contrast, self._rows = contrast, rows
@@ -100,40 +104,45 @@ class _Reader:
         self._prepared = [self._of(side) for side in (self._base, self._source)]
         self._sites = list(dict.fromkeys(sites))
         self._seen: dict[Site, Tensor] = {}
-        theirs = {key: value for key, value in self._source.items() if key != "answer"}
-        self._theirs = capture(contrast.network, theirs, self._sites)
-        self._own: dict[Site, Tensor] = {}
+        with torch.no_grad():
+            self.others = self._run(self._source).cpu()
+        self._theirs = self._seen
+        self._logits = self._run(self._base)
+        self._own, self.unedited = self._seen, self._logits.detach().cpu()
 
-    def gradients(self, metric: Metric, plain: Tensor | None, steps: int | None) -> dict[Site, Tensor]:
-        """{site: Tensor[pair, position, width]}, ∂metric/∂activation, at the base or the mean on the way to the source."""
-        if not self._own:
-            self._run(0.0)
-            self._own = {site: seen.detach() for site, seen in self._seen.items()}
+    def gradients(self, metrics: Mapping[str, Metric], steps: int | None) -> dict[str, dict[Site, Tensor]]:
+        """{metric: {site: Tensor[pair, position, width]}}, ∂metric/∂activation, at the base or the mean on the way to the source."""
         shares = [0.0] if steps is None else [(k + 0.5) / steps for k in range(steps)]
-        total: dict[Site, Tensor] = {}
-        own = None if self._contrast.own is None else self._contrast.own[self._rows]
+        total = {name: {site: torch.zeros_like(own) for site, own in self._own.items()} for name in metrics}
+        given = (
+            self._contrast.label[self._rows],
+            None if self._contrast.own is None else self._contrast.own[self._rows],
+            self.unedited,
+        )
         for share in shares:
-            logits = self._run(share)
-            label = self._contrast.label[self._rows].to(logits.device)
-            answers = Answers(
-                label, None if own is None else own.to(logits.device), None if plain is None else plain.to(logits.device)
-            )
-            with torch.enable_grad():
-                value = torch.nan_to_num(metric(logits, answers)).sum()
-                found = torch.autograd.grad(value, [self._seen[site] for site in self._sites], allow_unused=True)
-            for site, gradient in zip(self._sites, found, strict=True):
-                if gradient is not None:
-                    total[site] = total.get(site, torch.zeros_like(gradient)) + gradient / len(shares)
-        return {site: total.get(site, torch.zeros_like(self._own[site])) for site in self._sites}
+            logits = self._run(self._base, share) if share else self._logits
+            label, own, plain = (None if one is None else one.to(logits.device) for one in given)
+            assert label is not None
+            seen = [(self._seen if share else self._own)[site] for site in self._sites]
+            for name, metric in metrics.items():
+                with torch.enable_grad():
+                    value = torch.nan_to_num(metric(logits, Answers(label, own, plain))).sum()
+                    found = torch.autograd.grad(value, seen, allow_unused=True, retain_graph=True)
+                for site, gradient in zip(self._sites, found, strict=True):
+                    if gradient is not None:
+                        total[name][site] += gradient / len(shares)
+        return total
 
     def change(self, cell: Cell, gradients: Mapping[Site, Tensor]) -> np.ndarray:
         """float[pair]: Σ (source's − base's) · gradient over the cell's positions and coordinates."""
         whole = replace(cell.site, head=None, position=None)
         own, theirs = (self._at(cell, values[whole], i) for i, values in enumerate((self._own, self._theirs)))
-        return ((theirs - own) * self._at(cell, gradients[whole], 0)).double().sum((1, 2)).cpu().numpy()
+        return ((theirs - own).detach() * self._at(cell, gradients[whole], 0)).double().sum((1, 2)).cpu().numpy()
 
-    def _run(self, share: float) -> Tensor:
-        """The logits, Tensor[pair, n_answer, vocab], of a run with token embeddings at that share of the way; activations are noted."""
+    def _run(self, batch: Mapping[str, Any], share: float = 0.0) -> Tensor:
+        """The logits, Tensor[pair, n_answer, vocab], of a run with token embeddings at that share of the way to the source; activations are
+        noted."""
+        self._seen = {}
         edits: dict[Any, Edit] = {}
         if share:
             way = LambdaIntervention(lambda own, other: own + share * (other - own), needs_source=True)
@@ -141,13 +150,13 @@ class _Reader:
         edits |= {f"seen at {site}": Edit(site, LambdaIntervention(self._noting(site))) for site in self._sites}
         model = IntervenedModel(self._contrast.network, edits)
         theirs = {key: value for key, value in self._source.items() if key != "answer"}
-        with torch.enable_grad():
-            return model.answer_logits(self._base, {"way": theirs} if share else None)
+        return model.answer_logits(batch, {"way": theirs} if share else None)
 
     def _noting(self, site: Site) -> Any:
         def note(activation: Tensor) -> Tensor:
             # Where no gradient reaches yet it begins; the frozen parameters have no part in it.
-            self._seen[site] = activation if activation.requires_grad else activation.detach().requires_grad_()
+            begins = torch.is_grad_enabled() and not activation.requires_grad
+            self._seen[site] = activation.detach().requires_grad_() if begins else activation
             return self._seen[site]
 
         return note
@@ -166,6 +175,9 @@ class _Reader:
             values = values.gather(1, index) * (place.index != IGNORED).unsqueeze(-1)
         elif place.index is not None:
             values = values[:, list(place.index)]
+        elif mine is not None:  # the prompt's own tokens, not those of its answer
+            width = int(mine.max())
+            values = values[:, :width] * (torch.arange(width, device=values.device) < mine.unsqueeze(1)).unsqueeze(-1)
         head = resolve(self._module, cell.site).columns
         values = values if head is None else values[..., head]
         if cell.unit is None:
@@ -176,7 +188,7 @@ class _Reader:
 
 
 class Agreement(NamedTuple):
-    """How far an estimate agrees with the exact map of the same cells.
+    """How far an estimate agrees with the exact map, at the cells of the latter.
 
     rank_correlation: Spearman's, of the cells' mean changes. recall: the share of the `top` cells of the exact map (by size of the change)
     that are among the `top` of the estimate. n: cells.
@@ -189,18 +201,24 @@ class Agreement(NamedTuple):
 
 
 def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> Agreement:
-    """Hold an estimate (of `attribute`) against what `patch` gives at the same cells.
+    """Hold an estimate (of `attribute`) against what `patch` gives at the same cells, or at some of them.
 
-    Raises ValueError for maps of other cells, a metric that either lacks, and fewer than two cells.
+    An exact map of the estimate's strongest cells alone (`[estimate.cells[i].site for i in estimate.top(20, metric)]`) is cheap, and tells
+    how they rank; recall then is of these cells, and says nothing of strong ones that the estimate missed.
+
+    Raises ValueError for cells that were not estimated, a metric that either lacks, and fewer than two cells.
     """
     from scipy.stats import spearmanr  # takes half a second to import
 
-    if set(estimate.cells) != set(exact.cells):
+    missing = {*exact.cells} - {*estimate.cells}
+    if missing:
         raise ValueError(
-            f"The maps are of other cells: {len(estimate)} and {len(exact)}, {len({*estimate.cells} & {*exact.cells})} in both."
+            f"The exact map has {len(missing)} cells of {len(exact)} that were not estimated, {next(iter(missing))} for one."
         )
-    if len(exact) < 2:
-        raise ValueError("Ranks of a single cell say nothing; compare two or more.")
+    if len(exact) < 2 or top < 1:
+        raise ValueError(
+            f"Ranks say something of two cells or more, and of a top of one or more; got {len(exact)} cells, top={top}."
+        )
     place = {cell: number for number, cell in enumerate(estimate.cells)}
     order = [place[cell] for cell in exact.cells]
     theirs, mine = exact.mean(metric), estimate.mean(metric)[order]

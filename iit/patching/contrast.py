@@ -48,6 +48,8 @@ class Contrast:
         for name, batch in (("base", base), ("source", source)):
             if batch.get("answer") is None:
                 raise ValueError(f"The {name} has no `answer`; encode it with `answers=`, each prompt's own.")
+        if not len(base["answer"]):
+            raise ValueError("There is no pair: the batches have no rows.")
         if len(base["answer"]) != len(source["answer"]):
             raise ValueError(f"{len(base['answer'])} bases and {len(source['answer'])} sources: they must be paired.")
         inputs = [value.flatten(1) for key, value in base.items() if isinstance(value, Tensor) and key != "answer"]
@@ -119,15 +121,21 @@ class Contrast:
         return torch.cat(found)
 
     def tokens(self, places: Sequence[Any]) -> dict[Any, str]:
-        """{role or token index: its text in the first base}, for axes; nothing for what is neither, or no language model's."""
+        """{role or token index: its text in the first base that has it}, for axes; nothing for what is neither, or no language model's."""
         if not isinstance(self.network, LanguageModel):
             return {}
         tokenizer: Any = self.network.tokenizer
-        ids = self.base["input_ids"][0][: int(self.base["attention_mask"][0].sum())].tolist()
         roles = self.base.get("positions") or {}
-        columns = {place: [int(i) for i in roles[place][0] if i != IGNORED] for place in places if place in roles}
-        columns |= {place: [place] for place in places if isinstance(place, int) and -len(ids) <= place < len(ids)}
-        return {place: tokenizer.decode([ids[i] for i in index]) for place, index in columns.items() if index}
+        found: dict[Any, str] = {}
+        for row, (ids, mask) in enumerate(zip(self.base["input_ids"], self.base["attention_mask"], strict=True)):
+            n = int(mask.sum())
+            for place in [place for place in places if place not in found]:
+                index = [int(i) for i in roles[place][row] if i != IGNORED] if place in roles else []
+                if isinstance(place, int) and -n <= place < n:
+                    index = [place % n]
+                if index:
+                    found[place] = tokenizer.decode(ids[index].tolist())
+        return found
 
 
 def taken(batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None) -> dict[str, Any]:

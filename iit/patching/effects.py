@@ -73,7 +73,7 @@ class Effects:
     def _interval(self, metric: str, values: np.ndarray) -> Interval:
         known = ~np.isnan(values)
         if not known.any():
-            raise ValueError("No pair has a value: the logit difference, for one, needs each base's own answer.")
+            raise ValueError(f"No pair has a value of {metric}: the logit difference, for one, needs each base's own answer.")
         # A function of one's own that gives nothing but 0 and 1 counts as a share, whose interval stays inside, also where all are alike.
         own = metric.removeprefix(NORMALISED) not in METRICS
         bounded = bool(np.isin(values[known], (0.0, 1.0)).all()) if own else metric in SHARES
@@ -84,7 +84,8 @@ class Effects:
         return np.nanmean(self.of(metric), 1)
 
     def baseline(self, metric: str) -> float:
-        """The mean where an edit does nothing: 0 of a normalised metric, else that of the unedited runs."""
+        """The mean where an edit does nothing: 0 of a normalised metric, else that of the unedited runs. Raises ValueError as `of` does."""
+        self.of(metric)
         return 0.0 if metric.startswith(NORMALISED) else float(np.nanmean(self.unedited[metric]))
 
     def table(self) -> list[dict[str, Any]]:

@@ -75,10 +75,12 @@ def metrics_of(given: str | Metric | Sequence[str] | Mapping[str, Metric]) -> di
     if callable(given):
         return {getattr(given, "__name__", "metric"): given}
     names = [given] if isinstance(given, str) else list(given)
-    unknown = [name for name in names if name.removeprefix(NORMALISED) not in METRICS]
+    if not names:
+        raise ValueError("No metric is named.")
+    unknown = [name for name in names if not isinstance(name, str) or name.removeprefix(NORMALISED) not in METRICS]
     if unknown:
         raise ValueError(
-            f"There is no metric {unknown[0]!r}; there are {', '.join(METRICS)}, each also with {NORMALISED!r} before it, or a function of "
-            "(logits, answers)."
+            f"There is no metric {unknown[0]!r}; there are {', '.join(METRICS)}, each also with {NORMALISED!r} before it; functions "
+            "of (logits, answers) are given as one, or as {name: function}."
         )
     return {name: METRICS[name.removeprefix(NORMALISED)] for name in names}

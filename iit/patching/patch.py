@@ -90,6 +90,10 @@ def sites_of(
     """The product of what is asked for; layers and heads that a component does not have are left out of it."""
     network: Any = contrast.network.model if isinstance(contrast.network, Network) else contrast.network
     components = [components] if isinstance(components, str) else components
+    if isinstance(heads, str) and heads != "all":
+        raise ValueError(f'heads={heads!r} is neither numbers, "all", nor None.')
+    if isinstance(positions, str | int):
+        raise ValueError(f"positions={positions!r}: give several, each by itself, as [{positions!r}].")
     every = range(len(blocks_of(network)[1])) if layers is None else layers
     places = common_positions(contrast) if positions is None else positions
 
@@ -142,8 +146,13 @@ def one_unit(contrast: Contrast, site: Site, cells: Sequence[Cell], replacement:
 
     replacement: {the cells' sites: Tensor[pair, position, width]}. Raises ValueError for a unit the component lacks.
     """
-    own = activations(contrast.network, contrast.base, list(replacement))
+    own: Mapping[Site, Tensor] = activations(contrast.network, contrast.base, list(replacement))
     width = next(iter(own.values())).shape[-1]
+    most = max(each.shape[1] for each in own.values())  # cells of one group may select different numbers of positions
+    own, theirs = (
+        {site: nn.functional.pad(each, (0, 0, 0, most - each.shape[1])) for site, each in side.items()}
+        for side in (own, replacement)
+    )
     units = torch.tensor([cell.unit for cell in cells])
     if not bool(((units >= 0) & (units < width)).all()):
         raise ValueError(
@@ -153,7 +162,7 @@ def one_unit(contrast: Contrast, site: Site, cells: Sequence[Cell], replacement:
     def mixed(which: Tensor, pairs: Tensor, base: Mapping[str, Any]) -> Activations:
         found = torch.stack([own[cells[c].site][p] for c, p in zip(which.tolist(), pairs.tolist(), strict=True)])
         rows = torch.arange(len(found))
-        there = torch.stack([replacement[cells[c].site][p] for c, p in zip(which.tolist(), pairs.tolist(), strict=True)])
+        there = torch.stack([theirs[cells[c].site][p] for c, p in zip(which.tolist(), pairs.tolist(), strict=True)])
         found[rows, :, units[which]] = there[rows, :, units[which]]
         return Activations({site: found})
 

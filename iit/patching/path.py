@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from iit.data import EncodedPairs, Pairs
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
+from iit.intervened.batch import prepare
+from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention, VanillaIntervention
 from iit.network import Network
 from iit.network.components import blocks_of
@@ -97,7 +99,9 @@ def path_patch(
             if not receivers:
                 return logits
             second.store = model.store
-            return second.answer_logits(base, {str(s): Activations({s: seen[str(s)]}) for s in receivers})
+            batch = prepare(model.network, own)
+            many = {s: counts(columns(s, batch), batch) for s in receivers}
+            return second.answer_logits(base, {str(s): Activations({s: seen[str(s)]}, {s: many[s]}) for s in receivers})
 
         return model, run
 

@@ -128,27 +128,28 @@ def unedited(
     for rows in torch.arange(len(contrast)).split(64):
         with torch.no_grad():
             here = model.answer_logits(taken(batch, rows, contrast.label)).cpu()
-        for name, read in _read(metrics, contrast, here, rows, here if plain is None else plain[rows]).items():
-            values[name].append(read)
+        for name, column in read(metrics, contrast, here, rows, here if plain is None else plain[rows]).items():
+            values[name].append(column)
         if not all(metric in LIGHT for metric in metrics.values()):
             logits.append(here)
     return {name: np.concatenate(parts) for name, parts in values.items()}, torch.cat(logits) if logits else None
 
 
-def _read(
+def read(
     metrics: Mapping[str, Metric], contrast: Contrast, logits: Tensor, pairs: Tensor, plain: Tensor | None
 ) -> dict[str, np.ndarray]:
+    """{metric: float[row]} of the logits of some pairs. plain: the bases' own. Raises ValueError for a metric of another shape."""
     own = None if contrast.own is None else contrast.own[pairs]
     answers = Answers(contrast.label[pairs], own, plain)
-    read = {}
+    found = {}
     for name, metric in metrics.items():
         values = torch.as_tensor(metric(logits, answers))
         if values.shape != (len(logits),):
             raise ValueError(
                 f"The metric {name!r} gave shape {tuple(values.shape)}; expected one value for each of {len(logits)} rows."
             )
-        read[name] = values.double().numpy()
-    return read
+        found[name] = values.double().numpy()
+    return found
 
 
 def _of_group(
@@ -176,9 +177,9 @@ def _of_group(
     costs = model.n_columns(cut(every))
     for rows in batches(every, costs, batch_size):
         logits = run(rows // n, rows % n, cut(rows)).cpu()
-        for name, read in _read(metrics, contrast, logits, rows % n, None if plain is None else plain[rows % n]).items():
-            values[name][rows.numpy()] = read
-    return [{name: column[i * n : (i + 1) * n] for name, column in values.items()} for i in range(n_cells)]
+        for name, column in read(metrics, contrast, logits, rows % n, None if plain is None else plain[rows % n]).items():
+            values[name][rows.numpy()] = column
+    return [{name: each[i * n : (i + 1) * n] for name, each in values.items()} for i in range(n_cells)]
 
 
 def _behind(batch: Mapping[str, Any], cell: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Line = Row | Mapping[str, Any]
 # Okabe and Ito's colours: told apart by colour-blind eyes; markers and dashes tell them apart in print, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", ":", "-.")
 SHARES = ("iia", "probability", "attention", "task_accuracy", "accuracy")
 """Metrics that lie between 0 and 1."""
 
@@ -63,7 +64,7 @@ def heatmap(
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
         step = max(1, len(rows) // 12)
         axes.set_yticks(range(0, len(rows), step), [str(value) for value in rows[::step]])
-        axes.set(xlabel=x, title="" if name is None else str(name))
+        axes.set(xlabel=x, title="" if name is None else _label(name, labels or {}))
         axes.spines[:].set_visible(False)
         if np.isnan(grid).all():
             continue
@@ -90,11 +91,18 @@ def curves(lines: Sequence[Line], *, x: str, metrics: Sequence[str], series: str
         here = [line for line in table if line["metric"] == metric]
         if not here:
             raise ValueError(f"No line has the metric {metric!r}; there are {sorted({line['metric'] for line in table})}.")
+        marks = _values(here, x)
+        numbers = all(isinstance(mark, int | float) for mark in marks)
+        at = {mark: mark if numbers else number for number, mark in enumerate(marks)}
+        if not numbers:
+            axes.set_xticks(range(len(marks)), [str(mark).replace("_", "\n", 1) for mark in marks], fontsize=8)
         for number, name in enumerate(_values(here, series)):
-            own = sorted((line for line in here if line[series] == name), key=lambda line: line[x])
-            places, values, low, high = ([line[key] for line in own] for key in (x, "value", "low", "high"))
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            axes.plot(places, values, color=colour, marker=marker, markersize=4, linewidth=1.2, label=str(name))
+            own = sorted((line for line in here if line[series] == name), key=lambda line: at[line[x]])
+            places = [at[line[x]] for line in own]
+            values, low, high = ([line[key] for line in own] for key in ("value", "low", "high"))
+            turn, kind = divmod(number, len(COLOURS))
+            look = {"color": (colour := COLOURS[kind]), "marker": MARKERS[kind], "linestyle": DASHES[turn % len(DASHES)]}
+            axes.plot(places, values, **look, markersize=4, linewidth=1.2, label=str(name))
             axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
         if metric in SHARES:
@@ -110,12 +118,22 @@ def curves(lines: Sequence[Line], *, x: str, metrics: Sequence[str], series: str
 def map_figure(
     lines: Sequence[Line], *, metric: str, labels: Mapping[Any, str] | None = None, centre: float = 0.0, title: str | None = None
 ) -> Figure:
-    """The figure that suits what varies: layer × head, head × position of one layer, layer × position, or a curve over layers or units."""
+    """The figure that suits what varies: layer × head, head × position of one layer, layer × position, or a curve over layers or units.
+
+    A site of no layer stands at its component's name in place of one. Where all cells have one position, the title says which.
+    """
     table = [line for line in _mappings(lines) if line["metric"] == metric]
     several = {name: len({line[name] for line in table}) > 1 for name in ("component", "layer", "head", "position", "unit")}
+    if not several["position"] and table and table[0]["position"] is not None:
+        title = f"{title or ''} @ {_label(table[0]['position'], labels or {})}".replace("\n", " ").strip()
     if several["unit"]:
-        table = [line | {"place": f"layer {line['layer']} @ {_label(line['position'], {})}"} for line in table]
-        return curves(table, x="unit", metrics=[metric], series="place", title=title)
+        told = ("component", "layer", "head", "position")
+        named = [
+            line | {"place": ", ".join(f"{name} {_label(line[name], {})}" for name in told if several[name]) or line["component"]}
+            for line in table
+        ]
+        return curves(named, x="unit", metrics=[metric], series="place", title=title)
+    table = [line | {"layer": line["component"] if line["layer"] is None else line["layer"]} for line in table]
     if several["head"] and several["position"] and not several["layer"]:
         panel = "component" if several["component"] else None
         return heatmap(table, metric=metric, x="position", y="head", panel=panel, labels=labels, centre=centre, title=title)
@@ -126,11 +144,11 @@ def map_figure(
         named = [
             line
             | {"head": line["component"].replace("_", "\n", 1) if whole and line["head"] is None else line["head"]}
-            | {"place": f"{line['component']} @ {_label(line['position'], {})}"}
+            | {"place": f"{line['component']} @ {_label(line['position'], labels or {})}"}
             for line in table
         ]
         panel = ("position" if len(by_head) == 1 else "place") if several["position"] else None if whole else "component"
-        return heatmap(named, metric=metric, x="head", panel=panel, centre=centre, title=title)
+        return heatmap(named, metric=metric, x="head", panel=panel, labels=labels, centre=centre, title=title)
     if several["position"]:
         return heatmap(
             table, metric=metric, panel="component" if several["component"] else None, labels=labels, centre=centre, title=title

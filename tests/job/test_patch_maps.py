@@ -1,15 +1,19 @@
 """Maps from the command line: validation ranks, test is opened for what was frozen, and nothing is trained."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
+from iit.job.patch import only
+from iit.patching import patch
 from iit.report import print_results
 from iit.report.page import END, START, page_with_table
 from iit.result import read_metrics
 from iit.run import run
 from tests.conftest import SMALL
+from tests.patching.contrasts import contrast
 
 FEW = [*SMALL, "data.n_train=4", "data.n_val=6", "data.n_test=6", "job.top=2"]
 
@@ -48,6 +52,19 @@ def test_maps_of_patches(configured, tmp_path, capsys):
     assert page.count("| heads |") == page.count("| residual_stream |") == 2
     shown = [float(line.split("|")[4]) for line in page.splitlines() if line.startswith("| heads")]
     np.testing.assert_allclose(sorted(shown), sorted(r.value for r in test if r.head is not None), atol=5e-4)
+
+
+def test_frozen_cells_are_measured_and_no_others():
+    """Of units, too: the strongest cells are no product of sites and units."""
+    found = contrast("llama")
+    run = partial(patch, components="mlp_activation", units=range(6), positions=["a", "last"])
+    whole = run(found.network, found)
+    best = [whole.cells[i] for i in whole.top(3, "logit_difference")]
+    assert len({cell.unit for cell in best}) * len({cell.site for cell in best}) > 3, "the product has others"
+    again = only(run, best)(found.network, found)
+    assert sorted(map(str, again.cells)) == sorted(map(str, best))
+    at = [whole.cells.index(cell) for cell in again.cells]
+    np.testing.assert_allclose(again.of("logit_difference"), whole.of("logit_difference")[at], atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")

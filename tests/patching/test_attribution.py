@@ -92,8 +92,55 @@ def test_agreement_with_the_exact_map():
     assert told.n == len(exact) == 2 * 3 * (4 + 1)
     assert 0.3 < told.rank_correlation < 1
     assert agreement(exact, exact, "logit_difference", top=5)[:3] == (pytest.approx(1), 1, 5)
-    with pytest.raises(ValueError, match="other cells"):
+    strongest = [estimate.cells[i].site for i in estimate.top(4, "logit_difference")]
+    some = agreement(estimate, patch(found.network, found, sites=strongest), "logit_difference", top=2)
+    assert (some.n, some.top) == (4, 2)
+    with pytest.raises(ValueError, match="2 cells of 2 that were not estimated, block_output"):
         agreement(estimate, patch(found.network, found, positions=["a"]), "logit_difference")
+    with pytest.raises(ValueError, match="top=0"):
+        agreement(estimate, exact, "logit_difference", top=0)
+
+
+@pytest.mark.parametrize(("metric", "n"), [("logit_difference", 2), (["logit_difference", "probability", "iia"], 2)])
+def test_two_forwards_whatever_is_measured(metric, n):
+    """Without steps; a metric without a gradient has no estimate, and does not spoil the table."""
+    found, calls = contrast("llama"), []
+    handle = found.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    effects = attribute(found.network, found, metric=metric, positions=["a"])
+    handle.remove()
+    assert len(calls) == n
+    assert (
+        {line["metric"] for line in effects.table()} == {metric}
+        if isinstance(metric, str)
+        else {"logit_difference", "probability"}
+    )
+    alone = attribute(found.network, found, metric="logit_difference", positions=["a"])
+    np.testing.assert_array_equal(effects.of("logit_difference"), alone.of("logit_difference"))
+    with pytest.raises(ValueError, match="'iia' was not measured"):
+        effects.baseline("iia")
+
+
+def test_answers_of_several_tokens_are_no_part_of_the_prompt():
+    found = contrast("llama", width=2)
+    options = {"positions": [None, "a"], "metric": "probability"}
+    together = attribute(found.network, found, **options)
+    for row in range(2):
+        alone = Contrast.of_batches(
+            found.network,
+            *(
+                {**_row(side, row), "answer": answer[[row]]}
+                for side, answer in ((found.base, found.own), (found.source, found.label))
+            ),
+        )
+        np.testing.assert_allclose(
+            together.of("probability")[:, [row]], attribute(found.network, alone, **options).of("probability"), **CLOSE
+        )
+
+
+def _row(batch, row):
+    n = int(batch["attention_mask"][row].sum())
+    cut = {key: batch[key][[row], :n] for key in ("input_ids", "attention_mask")}
+    return cut | {"positions": {role: index[[row]] for role, index in batch["positions"].items()}}
 
 
 def test_batches_do_not_matter_and_texts_are_pairs_too(toy):

@@ -163,3 +163,28 @@ def test_sources_are_read_ahead_within_a_budget(monkeypatch):
     little = patch(found.network, found, **options)
     assert len(seen) > 4
     np.testing.assert_allclose(little.of("logit_difference"), once.of("logit_difference"), **CLOSE)
+
+
+def test_units_at_positions_of_different_widths():
+    found = contrast("llama")
+    found.base["positions"]["span"] = found.source["positions"]["span"] = torch.tensor([[1, 2], [1, 2]])
+    options = {"components": "mlp_activation", "layers": [1], "units": [3, 5]}
+    together = patch(found.network, found, positions=["a", "span"], **options)
+    for position in ("a", "span"):
+        alone = patch(found.network, found, positions=[position], **options)
+        here = [i for i, cell in enumerate(together.cells) if cell.site.position == position]
+        np.testing.assert_allclose(together.of("logit_difference")[here], alone.of("logit_difference"), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"heads": "every", "components": "attention_value_output"}, "heads='every'"),
+        ({"positions": "last"}, r"as \['last'\]"),
+        ({"metric": []}, "No metric"),
+    ],
+)
+def test_what_is_asked_for_in_a_wrong_way(options, match):
+    found = contrast("llama")
+    with pytest.raises(ValueError, match=match):
+        patch(found.network, found, **options)

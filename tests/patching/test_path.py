@@ -83,6 +83,16 @@ def test_a_path_inside_one_token():
         np.testing.assert_allclose(values, [each[0][0], each[1][1]], **CLOSE)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_receiver_at_every_position_of_prompts_of_many_lengths(family):
+    """What a batch's first rows see is shorter than what all of them do, and is checked by itself."""
+    found, site = contrast(family, lengths=(7, 5, 9, 6, 8, 10, 7, 7)), iit.Site("mlp_input", layer=1, position=None)
+    options = {"components": "mlp_output", "heads": None, "layers": [0], "positions": ["a"]}
+    together = path_patch(found.network, found, site, **options).of("logit_difference")
+    by_one = path_patch(found.network, found, site, batch_size=1, **options).of("logit_difference")
+    np.testing.assert_allclose(together, by_one, **CLOSE)
+
+
 def test_what_cannot_be_a_path():
     found = contrast("llama")
     late = iit.Site("query_output", layer=0, head=1, position="last")

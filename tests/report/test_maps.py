@@ -94,3 +94,26 @@ def test_what_cannot_be_shown():
         heatmap([*LINES, LINES[0]], metric="normalised_logit_difference", panel="component")
     with pytest.raises(ValueError, match="No line has the metric 'iia'"):
         curves(LINES, x="layer", metrics=["iia"])
+
+
+def test_what_has_no_layer_stands_at_its_name():
+    table = [line(None, "last", 0.2, "embedding_output"), *(line(layer, "last", 0.1 * layer) for layer in range(3))]
+    axes = map_figure(table, metric="normalised_logit_difference", labels={"last": " to"}).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["embedding\noutput", "0", "1", "2"]
+    heat = map_figure([*table, line(1, "s2", 0.3)], metric="normalised_logit_difference").axes[0]
+    assert [tick.get_text() for tick in heat.get_yticklabels()] == ["embedding_output", "0", "1", "2"]
+
+
+def test_each_series_of_units_has_its_own_look_and_name():
+    table = [
+        line(layer, "a", unit / 9, component, unit=unit) for component in ("m", "n") for layer in range(4) for unit in range(3)
+    ]
+    figure = map_figure(table, metric="normalised_logit_difference", labels={"a": " Mary"}, title="units")
+    drawn = figure.axes[0].lines
+    assert len({(one.get_color(), one.get_linestyle()) for one in drawn}) == len(drawn) == 8
+    assert drawn[0].get_label() == "component m, layer 0"
+    assert all(len(one.get_xdata()) == 3 for one in drawn)
+    assert figure.get_suptitle() == "units @ a ' Mary'"
+    heads = [line(layer, p, 0.1, head=head) for layer in range(2) for head in range(2) for p in ("a", "b")]
+    titles = [axes.get_title() for axes in map_figure(heads, metric="normalised_logit_difference", labels={"b": " to"}).axes]
+    assert titles[:2] == ["a", "b\n' to'"]
