@@ -156,6 +156,9 @@ def test_a_label_that_is_no_class_is_found_before_training_in_whichever_split(co
     with pytest.raises(ValueError, match=r"label: 7 \(pair 1 of the test split\) is none of the 2 classes"):
         run(configured("data=file", f"data.path={tmp_path / 'mine.jsonl'}", *site, "variable=v", "rank=1", "logger=csv"))
     assert not (tmp_path / "run" / "choice.json").exists()
+    sizes = "~data.n_test ~data.n_train ~data.n_val"
+    with pytest.raises(ValueError, match=f"takes no data.n_test .*leave it out, {sizes}."):
+        run(configured("+experiment=das_equality_by_hand", "data=file", f"data.path={tmp_path / 'mine.jsonl'}", "logger=csv"))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,18 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
 def pairs_of(cfg: DictConfig, network: Alignment | Network) -> Pairs:
     """Pairs sampled from the causal model; one's own need none. An alignment answers for its network and keeps what it ran.
 
-    Raises ValueError for a label in one's own that is none of the network's answers, of whichever split: no run is needed to see it.
+    Raises ValueError for what one's own pairs do not take, and for a label among them that is none of the network's answers, of
+    whichever split: no run is needed to see it.
     """
     make = instantiate(cfg.data)
     if "path" not in cfg.data:
         return make(task=instantiate(cfg.causal), network=network)
+    more = sorted(set(make.keywords) - set(signature(Pairs.load).parameters))
+    if more:
+        raise ValueError(
+            f"data=file reads pairs as they are, and takes no data.{more[0]} (set by an experiment?): leave it out, "
+            f"{' '.join(f'~data.{key}' for key in more)}."
+        )
     pairs = make(network=network)
     studied = network if isinstance(network, Network) else network.studied
     if studied is not None:
