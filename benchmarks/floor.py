@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ class Size(NamedTuple):
     head: int
 
 
+@cache
 def size() -> Size:
     """The network's, without its embeddings and norms."""
     config: Any = iit.load_network("smollm2").model.config

@@ -139,5 +139,6 @@ def _rebuilt(
 def _with_parents(mechanism: Callable[..., Any], parents: Sequence[str]) -> Mechanism:
     """The function, said to read these parents."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    # `inspect.signature` reads this attribute, of which the type of a function knows nothing.
     mechanism.__signature__ = inspect.Signature([inspect.Parameter(p, kind) for p in parents])  # type: ignore[attr-defined]
     return mechanism

@@ -59,7 +59,8 @@ class AlikeBatches(Sampler[list[int]]):
 
     def __init__(self, costs: Tensor, size: int, seed: int):
         self.costs, self.size = costs, size
-        # One replica of a distributed sampler: the sampler of torch whose order is a function of (seed, epoch).
+        # One replica of a distributed sampler: the sampler of torch whose order is a function of (seed, epoch). It asks its dataset for
+        # nothing but the length.
         self.sampler = DistributedSampler(range(len(costs)), num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
 
     def __len__(self) -> int:

@@ -51,7 +51,8 @@ def divergence_rows(
     weights = any(site.component == "attention_weight" for edit in alignment.edits.values() for site in edit.sites)
     if weights or "train" not in set(pairs.dataset["split"]) or not alignment.needs_source:
         return []
-    natural = EncodedPairs(pairs.split("train"), pairs.variables, alignment.studied)  # type: ignore[arg-type]
+    assert alignment.studied is not None
+    natural = EncodedPairs(pairs.split("train"), pairs.variables, alignment.studied)
     far = (divergence(alignment, encoded, natural, batch_size=batch_size) > 1).astype(float)
     clusters = np.unique(encoded.bases, return_inverse=True)[1]
     rows = []

@@ -112,7 +112,7 @@ def only(run: Map, cells: Sequence[Cell]) -> Map:
         sites.setdefault(cell.unit, []).append(cell.site)
 
     def again(*given: Any, **options: Any) -> Effects:
-        more = {unit: {} if unit is None else {"units": [unit]} for unit in sites}
-        return joined([run(*given, **options, sites=here, **more[unit]) for unit, here in sites.items()])
+        units = (({} if unit is None else {"units": [unit]}, here) for unit, here in sites.items())
+        return joined([run(*given, **options, sites=here, **unit) for unit, here in units])
 
     return again

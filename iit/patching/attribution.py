@@ -74,11 +74,11 @@ def attribute(
     before, after = ({name: np.full(len(contrast), np.nan) for name in metrics} for _ in range(2))
     changes = {name: np.full((len(cells), len(contrast)), np.nan) for name in metrics}
     for rows in torch.arange(len(contrast)).split(batch_size):
-        reader = _Reader(contrast, rows, [replace(site, head=None, position=None) for site in found])
+        reader = _Reader(contrast, rows, [replace(site, head=None, position=None) for site in found], steps)
         for whole, logits in ((before, reader.unedited), (after, reader.others)):
             for name, values in read(metrics, contrast, logits, rows, reader.unedited).items():
                 whole[name][rows.numpy()] = values
-        for name, gradients in reader.gradients(metrics, steps).items():
+        for name, gradients in reader.gradients(metrics).items():
             changes[name][:, rows.numpy()] = np.stack([reader.change(cell, gradients) for cell in cells])
     method = "AttributionPatching" + ("" if steps is None else f", integrated gradients, {steps} steps")
     return Effects(
@@ -97,8 +97,8 @@ class _Reader:
     unedited, others: the logits of the bases and of the sources, Tensor[pair, n_answer, vocab].
     """
 
-    def __init__(self, contrast: Contrast, rows: Tensor, sites: Sequence[Site]):
-        self._contrast, self._rows = contrast, rows
+    def __init__(self, contrast: Contrast, rows: Tensor, sites: Sequence[Site], steps: int | None):
+        self._contrast, self._rows, self._steps = contrast, rows, steps
         self._module = contrast.network.model if isinstance(contrast.network, Network) else contrast.network
         self._base, self._source = (taken(side, rows, contrast.label) for side in (contrast.base, contrast.source))
         self._prepared = [self._of(side) for side in (self._base, self._source)]
@@ -107,12 +107,13 @@ class _Reader:
         with torch.no_grad():
             self.others = self._run(self._source).cpu()
         self._theirs = self._seen
-        self._logits = self._run(self._base)
+        with torch.set_grad_enabled(steps is None):
+            self._logits = self._run(self._base)
         self._own, self.unedited = self._seen, self._logits.detach().cpu()
 
-    def gradients(self, metrics: Mapping[str, Metric], steps: int | None) -> dict[str, dict[Site, Tensor]]:
+    def gradients(self, metrics: Mapping[str, Metric]) -> dict[str, dict[Site, Tensor]]:
         """{metric: {site: Tensor[pair, position, width]}}, ∂metric/∂activation, at the base or the mean on the way to the source."""
-        shares = [0.0] if steps is None else [(k + 0.5) / steps for k in range(steps)]
+        shares = [(k + 0.5) / self._steps for k in range(self._steps)] if self._steps else [0.0]
         total = {name: {site: torch.zeros_like(own) for site, own in self._own.items()} for name in metrics}
         given = (
             self._contrast.label[self._rows],
@@ -120,14 +121,14 @@ class _Reader:
             self.unedited,
         )
         for share in shares:
-            logits = self._run(self._base, share) if share else self._logits
-            label, own, plain = (None if one is None else one.to(logits.device) for one in given)
-            assert label is not None
-            seen = [(self._seen if share else self._own)[site] for site in self._sites]
-            for name, metric in metrics.items():
-                with torch.enable_grad():
-                    value = torch.nan_to_num(metric(logits, Answers(label, own, plain))).sum()
-                    found = torch.autograd.grad(value, seen, allow_unused=True, retain_graph=True)
+            with torch.enable_grad():
+                logits = self._run(self._base, share) if share else self._logits
+                label, own, plain = (None if one is None else one.to(logits.device) for one in given)
+                assert label is not None
+                values = [torch.nan_to_num(metric(logits, Answers(label, own, plain))).sum() for metric in metrics.values()]
+            seen = [self._seen[site] for site in self._sites]
+            for left, (name, value) in zip(reversed(range(len(values))), zip(metrics, values, strict=True), strict=True):
+                found = torch.autograd.grad(value, seen, allow_unused=True, retain_graph=left > 0)
                 for site, gradient in zip(self._sites, found, strict=True):
                     if gradient is not None:
                         total[name][site] += gradient / len(shares)

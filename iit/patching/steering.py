@@ -150,10 +150,10 @@ def steer(
         ]
         texts.append(runs[0][0])
         read = [{n: np.asarray(effect(told), dtype=float) for n, effect in effects.items()} | own for told, own in runs]
-        for metric, shape in {n: one.shape for each in read for n, one in each.items()}.items():
-            if shape != (len(prompts),):
+        for metric, column in (item for each in read for item in each.items()):
+            if column.shape != (len(prompts),):
                 raise ValueError(
-                    f"The effect {metric!r} gave shape {shape}; expected one value for each of {len(prompts)} texts."
+                    f"The effect {metric!r} gave shape {column.shape}; expected one value for each of {len(prompts)} texts."
                 )
         values.append({metric: np.mean([each[metric] for each in read], 0) for metric in read[0]})
     return Steered(tuple(points), {m: np.stack([v[m] for v in values]) for m in values[0]}, tuple(prompts), tuple(texts))

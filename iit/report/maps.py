@@ -101,8 +101,8 @@ def curves(lines: Sequence[Line], *, x: str, metrics: Sequence[str], series: str
             places = [at[line[x]] for line in own]
             values, low, high = ([line[key] for line in own] for key in ("value", "low", "high"))
             turn, kind = divmod(number, len(COLOURS))
-            look = {"color": (colour := COLOURS[kind]), "marker": MARKERS[kind], "linestyle": DASHES[turn % len(DASHES)]}
-            axes.plot(places, values, **look, markersize=4, linewidth=1.2, label=str(name))
+            colour, marker, dashes = COLOURS[kind], MARKERS[kind], DASHES[turn % len(DASHES)]
+            axes.plot(places, values, dashes, color=colour, marker=marker, markersize=4, linewidth=1.2, label=str(name))
             axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
         if metric in SHARES:

@@ -62,6 +62,18 @@ def test_integrated_gradients_of_the_embeddings_add_up():
     assert np.isfinite(effects.of("kl")).all()
 
 
+@pytest.mark.parametrize("steps", [None, 3])
+def test_gradients_are_taken_where_the_caller_takes_none(steps):
+    found = contrast("llama")
+    options = {"positions": ["a"], "metric": ["logit_difference", "probability"], "steps": steps}
+    expected = attribute(found.network, found, **options)
+    with torch.no_grad():
+        effects = attribute(found.network, found, **options)
+    for metric in options["metric"]:
+        np.testing.assert_array_equal(effects.of(metric), expected.of(metric))
+        assert np.abs(effects.of(metric) - effects.unedited[metric]).max() > 1e-6
+
+
 def test_small_differences_are_estimated_exactly():
     """Where base and source are close, the first order is all there is; of units, too."""
     found = contrast("gpt2")
