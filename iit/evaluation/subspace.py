@@ -7,6 +7,7 @@ from torch import Tensor
 from iit.alignment import Alignment
 from iit.intervention import All, Frame, Identity, Intervention, PrincipalComponents, SoftGate, Subset
 from iit.intervention.operation import Swap
+from iit.intervention.precision import widened
 
 Subspace = Float[Tensor, "width rank"]
 
@@ -54,7 +55,7 @@ def principal_angles(one: Subspace, other: Subspace) -> Float[Tensor, " rank"]:
 
     cos θᵢ are the singular values of QᵀQ'; below 45° sin θᵢ, those of (1 − QQᵀ)Q', is the more precise.
     """
-    small, large = sorted((one.double(), other.double()), key=lambda q: q.shape[1])
+    small, large = sorted((widened(one), widened(other)), key=lambda q: q.shape[1])
     cosines = torch.linalg.svdvals(large.T @ small).clamp(max=1)
     sines = torch.linalg.svdvals(small - large @ (large.T @ small)).clamp(max=1).flip(0)
     return torch.rad2deg(torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())).float()

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite, nan
 from typing import Any, NamedTuple, final
 
 import torch
@@ -11,6 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.intervention.part import Part, checked_rank
+from iit.intervention.precision import widened
+
+WORST_CONDITION = 1e5
+"""The largest ratio of singular values that a frame's parameter may have."""
 
 
 class Coordinates(NamedTuple):
@@ -76,11 +81,14 @@ class Identity(Basis):
 class Frame(Basis):
     """A trainable orthonormal frame Q of `rank` vectors: c = Qᵀh, h' = h + Q(c' − c).
 
-    Q = A·L⁻ᵀ with AᵀA = LLᵀ: one Cholesky of rank×rank and one triangular solve, O(width·rank²), in double precision where A has become
-    ill-conditioned; the parameter A is [width, rank] and starts orthonormal and uniformly random (QR of a Gaussian). Only the span of A
-    matters for a swap.
+    Q is the orthonormal factor of A = QR, with R upper triangular and its diagonal positive. The parameter A is [width, rank] and starts
+    orthonormal and uniformly random (QR of a Gaussian). Only the span of A matters for a swap.
 
-    Raises ValueError for a rank that does not fit the width, and when A has lost its rank.
+    Two Cholesky passes, O(width·rank²) each (CholeskyQR2, arXiv 1401.2480): the first brings A near an orthonormal basis of its span,
+    the second makes that basis orthonormal. They run in double precision; a device that has none gets a third, shifted pass
+    (arXiv 1809.11085).
+
+    Raises ValueError for a rank that does not fit the width, and when A is nearly rank-deficient (see `WORST_CONDITION`).
     """
 
     def __init__(self, width: int, rank: int):
@@ -89,18 +97,37 @@ class Frame(Basis):
         self.weight = nn.Parameter(torch.linalg.qr(torch.randn(width, rank))[0])
 
     def vectors(self) -> Float[Tensor, "width rank"]:
-        """Q, with orthonormal columns."""
+        """Q, with columns that are orthonormal to 1e-6, in single precision at least."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-            dtype, (factor, info) = weight.dtype, torch.linalg.cholesky_ex(weight.T @ weight)
-            scale = factor.detach().diagonal()
-            if int(info) != 0 or bool(scale.min() < 0.1 * scale.max()):
-                # AᵀA squares how ill-conditioned A is: from here on single precision would no longer give orthonormal columns.
-                weight = weight.double()
-                factor, info = torch.linalg.cholesky_ex(weight.T @ weight)
-            if int(info) != 0:
-                raise ValueError(f"The frame has lost its rank: {self.rank} vectors span fewer dimensions (or are not finite).")
-            return torch.linalg.solve_triangular(factor.mT, weight, upper=True, left=False).to(dtype)
+            weight = widened(self.weight)
+            with torch.no_grad():
+                triangle = self._triangle(weight)
+            # An upper triangular factor on the right leaves Q as it is, so no gradient has to go through it.
+            near = _solved(weight, triangle)
+            vectors = _solved(near, _upper_factor(near.T @ near)[0])
+
+            return vectors if self.weight.dtype == torch.float64 else vectors.float()
+
+    def _triangle(self, weight: Float[Tensor, "width rank"]) -> Float[Tensor, "rank rank"]:
+        """R such that A·R⁻¹ is close to orthonormal. Raises ValueError when A is nearly rank-deficient."""
+        gram = weight.T @ weight
+        if weight.dtype == torch.float64:
+            triangle, failed = _upper_factor(gram)
+        else:
+            # Single precision cannot factor the Gram matrix of an ill-conditioned A, unless it is shifted. What is left has a condition
+            # number of some hundreds, which one more pass removes.
+            shift = 8 * torch.finfo(gram.dtype).eps * gram.diagonal().sum()
+            first, failed = _upper_factor(gram + shift * torch.eye(len(gram), device=gram.device))
+            near = _solved(weight, first)
+            second, failed_again = _upper_factor(near.T @ near)
+            triangle, failed = second @ first, failed or failed_again
+
+        if failed or not _condition(triangle) <= WORST_CONDITION:
+            raise ValueError(
+                f"The frame has lost its rank: its {self.rank} vectors are nearly dependent (a condition number above "
+                f"{WORST_CONDITION:.0e}) or not finite. A lower learning rate, or a lower rank, keeps them apart."
+            )
+        return triangle
 
     def start(self, directions: Float[Tensor, "width n"]) -> None:
         """Begin at these directions: for every k ≤ n the first k vectors span the first k directions; the others are random.
@@ -243,6 +270,29 @@ def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "
         raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
     centred = activations.float() - activations.float().mean(0)
     return torch.linalg.svd(centred, full_matrices=few)[2][:rank].T.contiguous()
+
+
+def _upper_factor(gram: Float[Tensor, "rank rank"]) -> tuple[Float[Tensor, "rank rank"], bool]:
+    """(R with RᵀR = gram, whether there is none)."""
+    factor, info = torch.linalg.cholesky_ex(gram)
+    return factor.mT, bool(info)
+
+
+def _solved(columns: Float[Tensor, "width rank"], triangle: Float[Tensor, "rank rank"]) -> Float[Tensor, "width rank"]:
+    """columns · R⁻¹."""
+    return torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
+
+
+def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
+    """An upper bound of R's condition number or, where that is above `WORST_CONDITION`, the number itself."""
+    identity = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
+    inverse = torch.linalg.solve_triangular(triangle, identity, upper=True)
+    bound = float(triangle.norm() * inverse.norm())
+    if bound <= WORST_CONDITION:
+        return bound
+    # The bound is at most rank times too large. Singular values cost more, and are rarely needed.
+    values = torch.linalg.svdvals(triangle.cpu()) if isfinite(bound) else triangle.new_full((2,), nan)
+    return float(values[0] / values[-1])
 
 
 def _linear(frame: Float[Tensor, "width rank"]) -> Coordinates:

@@ -13,6 +13,7 @@ from iit.intervened import ActivationStore, Edit, IntervenedModel
 from iit.intervened.batch import Batch, prepare
 from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention
+from iit.intervention.precision import widened
 from iit.network import Network
 from iit.network.answering import IGNORED
 from iit.patching.contrast import Contrast, taken
@@ -138,7 +139,7 @@ class _Reader:
         """float[pair]: Σ (source's − base's) · gradient over the cell's positions and coordinates."""
         whole = replace(cell.site, head=None, position=None)
         own, theirs = (self._at(cell, values[whole], i) for i, values in enumerate((self._own, self._theirs)))
-        return ((theirs - own).detach() * self._at(cell, gradients[whole], 0)).double().sum((1, 2)).cpu().numpy()
+        return widened((theirs - own).detach() * self._at(cell, gradients[whole], 0)).sum((1, 2)).cpu().numpy()
 
     def _run(self, batch: Mapping[str, Any], share: float = 0.0) -> Tensor:
         """The logits, Tensor[pair, n_answer, vocab], of a run with token embeddings at that share of the way to the source; activations are

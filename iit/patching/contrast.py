@@ -53,7 +53,7 @@ class Contrast:
         if len(base["answer"]) != len(source["answer"]):
             raise ValueError(f"{len(base['answer'])} bases and {len(source['answer'])} sources: they must be paired.")
         inputs = [value.flatten(1) for key, value in base.items() if isinstance(value, Tensor) and key != "answer"]
-        clusters = torch.unique(torch.cat([value.double() for value in inputs], 1), dim=0, return_inverse=True)[1].numpy()
+        clusters = torch.unique(torch.cat([value.cpu().double() for value in inputs], 1), dim=0, return_inverse=True)[1].numpy()
         return cls(network, base, source, source["answer"], base["answer"], clusters)
 
     @classmethod

@@ -13,6 +13,7 @@ from iit.data import EncodedPairs, Pairs
 from iit.intervened import Activations, Edit, IntervenedModel
 from iit.intervened.batch import Batch, prepare
 from iit.intervention import AdditionIntervention
+from iit.intervention.precision import widened
 from iit.network import Network
 from iit.network.answering import IGNORED
 from iit.patching.contrast import Contrast
@@ -112,6 +113,6 @@ def embedding_deviation(network: nn.Module) -> float:
     embedding: Any = resolve(network, EMBEDDING).module
     weight: Any = embedding.weight
     with torch.no_grad():
-        parts = [embedding(ids).double() for ids in torch.arange(len(weight), device=weight.device).split(4096)]
+        parts = [widened(embedding(ids)) for ids in torch.arange(len(weight), device=weight.device).split(4096)]
         mean = sum(float(part.sum()) for part in parts) / weight.numel()
         return (sum(float((part - mean).square().sum()) for part in parts) / weight.numel()) ** 0.5

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from iit.intervention.precision import widened
 from iit.network.answering import IGNORED
 from iit.result import correct, logit_difference
 
@@ -31,7 +32,7 @@ Metric = Callable[[Tensor, Answers], Tensor]
 
 def iia(logits: Tensor, answers: Answers) -> Tensor:
     """1 where every label token is the argmax, else 0."""
-    return correct(logits, answers.label).double()
+    return widened(correct(logits, answers.label))
 
 
 def difference(logits: Tensor, answers: Answers) -> Tensor:
@@ -44,16 +45,16 @@ def difference(logits: Tensor, answers: Answers) -> Tensor:
 def probability(logits: Tensor, answers: Answers) -> Tensor:
     """P(label): the product over its tokens; of several right answers the sum."""
     label = answers.label if answers.label.ndim == 3 else answers.label.unsqueeze(-1)
-    each = logits.double().softmax(-1).gather(-1, label.clamp(min=0)).masked_fill(label == IGNORED, 0).sum(-1)
+    each = widened(logits).softmax(-1).gather(-1, label.clamp(min=0)).masked_fill(label == IGNORED, 0).sum(-1)
     return torch.where((label == IGNORED).all(-1), 1.0, each).prod(1)
 
 
 def kl(logits: Tensor, answers: Answers) -> Tensor:
     """KL(unedited ‖ edited) in nats over the vocabulary, mean over the answer's tokens."""
     assert answers.unedited is not None
-    new, old = logits.double().log_softmax(-1), answers.unedited.double().log_softmax(-1)
+    new, old = widened(logits).log_softmax(-1), widened(answers.unedited).log_softmax(-1)
     each = (old.exp() * (old - new)).sum(-1)
-    real = ((answers.label if answers.label.ndim == 2 else answers.label[..., 0]) != IGNORED).double()
+    real = widened((answers.label if answers.label.ndim == 2 else answers.label[..., 0]) != IGNORED)
     return (each * real).sum(1) / real.sum(1)
 
 

@@ -13,6 +13,7 @@ from iit.intervened import ActivationStore, Edit, IntervenedModel
 from iit.intervened.batch import prepare
 from iit.intervened.positions import columns
 from iit.intervention import VanillaIntervention
+from iit.intervention.precision import widened
 from iit.network.answering import IGNORED
 from iit.patching.contrast import Contrast, taken
 from iit.patching.effects import Cell, Effects
@@ -148,7 +149,7 @@ def read(
             raise ValueError(
                 f"The metric {name!r} gave shape {tuple(values.shape)}; expected one value for each of {len(logits)} rows."
             )
-        found[name] = values.double().numpy()
+        found[name] = widened(values.cpu()).numpy()
     return found
 
 

@@ -188,3 +188,17 @@ def test_what_is_asked_for_in_a_wrong_way(options, match):
     found = contrast("llama")
     with pytest.raises(ValueError, match=match):
         patch(found.network, found, **options)
+
+
+def test_a_device_without_double_precision_gives_the_same_map(monkeypatch):
+    pairs = contrast("llama")
+    names = ["iia", "logit_difference", "probability", "kl"]
+    exactly = patch(pairs.network, pairs, positions=["a", "last"], metric=names)
+
+    def refuse(tensor):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    monkeypatch.setattr(torch.Tensor, "double", refuse)
+    single = patch(pairs.network, pairs, positions=["a", "last"], metric=names)
+    for name in names:
+        np.testing.assert_allclose(single.of(name), exactly.of(name), atol=1e-6, rtol=1e-5)
