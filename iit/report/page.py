@@ -84,11 +84,26 @@ def shares(metrics: Metrics) -> str:
     return f"\nOf the {n} test {what}, {'; '.join(told)}.\n" if told else ""
 
 
+def unclean(result: Path) -> str | None:
+    """Why a result cannot be traced to a revision; None where it can."""
+    facts = json.loads(result.read_text(encoding="utf-8")).get("facts", {})
+    git = facts.get("git", {})
+    if not git.get("revision"):
+        return "names no revision"
+    return "is from a tree with uncommitted changes" if git.get("dirty") else None
+
+
 def main(arguments: list[str]) -> int:
-    """`python -m iit.report.page [--write] [FOLDER]`: compare (or write) the pages of all experiments; 1 when one is stale."""
+    """`python -m iit.report.page [--write] [FOLDER]`: compare (or write) the pages of all experiments; 1 when one is stale.
+
+    A result that cannot be traced to a revision is a warning.
+    """
     write, root = "--write" in arguments, Path(next((a for a in arguments if not a.startswith("-")), "experiments"))
     stale = 0
     for folder in sorted(path.parent for path in root.glob("*/result.json")):
+        reason = unclean(folder / "result.json")
+        if reason is not None:
+            print(f"warning: {folder}/result.json {reason}; run the experiment again from a clean tree.")
         page = page_with_table(folder)
         if page != (folder / "README.md").read_text(encoding="utf-8"):
             if write:

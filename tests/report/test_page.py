@@ -55,3 +55,22 @@ def test_a_script_brings_its_own_table(tmp_path):
     result.write_text(json.dumps({**table, "schema": "iit.table/2"}))
     with pytest.raises(ValueError, match="does not fit the schema"):
         main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("git", "reason"),
+    [
+        ({"revision": "abc", "dirty": False}, None),
+        ({"revision": "abc", "dirty": True}, "is from a tree with uncommitted changes"),
+        ({"revision": None, "dirty": False}, "names no revision"),
+        (None, "names no revision"),
+    ],
+)
+def test_a_result_that_cannot_be_traced_is_a_warning(tmp_path, capsys, git, reason):
+    (tmp_path / "das").mkdir()
+    facts = {} if git is None else {"git": git}
+    write_metrics(tmp_path / "das", CONTROLS, **facts).rename(tmp_path / "das" / "result.json")
+    (tmp_path / "das" / "README.md").write_text(f"{START}\n{END}\n")
+    assert main(["--write", str(tmp_path)]) == 0
+    warning = capsys.readouterr().out
+    assert warning == "" if reason is None else f"{tmp_path}/das/result.json {reason}; run" in warning
