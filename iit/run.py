@@ -1,7 +1,6 @@
 """A run: compose → seed → provenance → job → write."""
 
 import logging
-import os
 import platform
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 import hydra
 import lightning as L
+import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -87,8 +87,24 @@ def provenance() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": {"revision": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "threads": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processor": processor(),
     }
+
+
+def processor() -> str:
+    """The processor and the instructions that torch uses of it: another one rounds otherwise, and training magnifies that."""
+    lines: list[str] = []
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        lines = information.read_text(encoding="utf-8").splitlines()
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    names = ("model name", "cpu family", "model", "stepping")
+    parts = [f"{name} {facts[name]}" for name in names if name in facts] or [platform.processor() or platform.machine()]
+    return ", ".join([*parts, torch.backends.cpu.get_cpu_capability()])
 
 
 def _git(*arguments: str) -> str | None:

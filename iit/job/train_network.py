@@ -4,11 +4,14 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
@@ -101,7 +104,7 @@ def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -
         raise ValueError(f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}.")
     if not is_whole(_cached(cfg)):
         log.info("Training the network of %s first (once; some minutes)", experiment)
-        with tempfile.TemporaryDirectory() as run, isolate_rng():
+        with tempfile.TemporaryDirectory() as run, isolate_rng(), _same_algorithms():
             L.seed_everything(cfg.seed, verbose=False)
             rows, _ = train_network(cfg, Path(run), [])
         for row in rows:
@@ -109,6 +112,17 @@ def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -
     network = load_network(str(_cached(cfg)), device=device, dtype=dtype)
     network.name, network.revision = experiment, _cached(cfg).name
     return network
+
+
+@contextmanager
+def _same_algorithms() -> Iterator[None]:
+    """Lightning chooses torch's algorithms for the whole process. A run is to go on as if the network had been there."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
 
 
 def _cached(cfg: DictConfig) -> Path:
