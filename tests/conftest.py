@@ -1,5 +1,9 @@
 import importlib
 import os
+import random
+import zlib
+
+import tests.shapes  # noqa: F401 — before the package is imported
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -11,6 +15,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hypothesis import settings
 from omegaconf import open_dict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -21,7 +26,28 @@ import iit
 from iit.causal import ioi
 from iit.data import Pairs
 from iit.network import LanguageModel
+from tests import seeds
 from tests.families import make
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, default=0, help="of every generator that a test draws from")
+
+
+def pytest_configure(config):
+    seeds.SEED = config.getoption("seed")
+    # A slow machine is no failure, and seed 0 draws the same examples everywhere.
+    settings.register_profile("tests", deadline=None, derandomize=seeds.SEED == 0, database=None)
+    settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    """Each test starts from generators that depend on the seed and on its name, not on what ran before."""
+    seed = zlib.crc32(request.node.nodeid.encode()) + seeds.SEED
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 import torch
 import transformers as t
 
+from tests.seeds import shifted
+
 V = 60
 SIZES = {
     "vocab_size": V,
@@ -92,11 +94,11 @@ DECODERS = [name for name in MAKERS if name not in ("bert", "esm", "t5")]
 
 def make(family, seed=0, attention=None):
     """A frozen network in eval mode whose weights are large enough for every edit to show."""
-    torch.manual_seed(seed)
+    torch.manual_seed(shifted(seed))
     network = MAKERS[family]().eval().requires_grad_(False)
     if attention is not None:
         network = type(network)._from_config(network.config, attn_implementation=attention).eval().requires_grad_(False)
-    torch.manual_seed(seed)
+    torch.manual_seed(shifted(seed))
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim > 1:
@@ -108,7 +110,7 @@ def make(family, seed=0, attention=None):
 
 def prompts(lengths=(7, 5), seed=1):
     """Right-padded token ids and their mask."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(shifted(seed))
     ids = torch.randint(4, V, (len(lengths), max(lengths)), generator=generator)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
     return {"input_ids": ids * mask, "attention_mask": mask}

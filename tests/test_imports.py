@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import iit
 import iit.alignment
 import iit.data
+from iit.result import correct
 
 HEAVY = {"lightning", "torchmetrics", "wandb", "hydra", "matplotlib", "sklearn", "pyvene"}
 
@@ -31,3 +33,8 @@ def test_all_names_are_there(module):
     assert type(iit.alignment.fit).__name__ == "function", "not the module of that name"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = module.nothing
+
+
+def test_shapes_are_checked_here():
+    with pytest.raises(TypeError, match=r"Float\[Tensor, 'batch n_answer vocab'\]"):
+        correct(torch.zeros(2, 5), torch.zeros(2, 1, dtype=torch.long))

@@ -14,7 +14,7 @@ import iit
 from iit.causal import ioi
 from iit.data import Pairs
 from iit.job import trained_network
-from iit.network import equality_by_hand, fingerprint
+from iit.network import content, equality_by_hand, fingerprint
 from iit.result import read_metrics
 from iit.run import run
 from tests.conftest import SMALL
@@ -23,8 +23,16 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
+ON_SMOLLM2 = ("das_ioi_both", "das_attribute", "das_greater_than")
+ALIGNMENTS = [
+    pytest.param(name, marks=pytest.mark.long) if name in ON_SMOLLM2 else name
+    for name in EXPERIMENTS
+    if name.startswith("das_") and not name.endswith("_atlas")
+]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("das_") and not name.endswith("_atlas")])
+@pytest.mark.parametrize("experiment", ALIGNMENTS)
 def test_every_alignment_runs(experiment, configured, tmp_path, smollm2, capsys):
     before = fingerprint(smollm2.model)
     cfg = configured(f"+experiment={experiment}", *SMALL)
@@ -123,14 +131,28 @@ def test_an_experiment_opens_with_its_command_and_has_a_page(experiment):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_one_seed_gives_the_same_figures_and_weights(configured, tmp_path):
+@pytest.mark.parametrize("experiment", ["das_equality_by_hand", pytest.param("das_ioi", marks=pytest.mark.long)])
+def test_one_seed_gives_the_same_figures_and_weights(experiment, configured, tmp_path):
     found = []
     for name in ("a", "b"):
-        run(configured("+experiment=das_ioi", *SMALL, folder=tmp_path / name))
+        run(configured(f"+experiment={experiment}", *SMALL, folder=tmp_path / name))
         metrics = read_metrics(tmp_path / name)
         facts = {k: v for k, v in metrics.facts.items() if k not in ("command", "git")}
         found.append((metrics.rows, facts, (tmp_path / name / "alignment" / "interventions.safetensors").read_bytes()))
     assert found[0] == found[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_repeats_bit_by_bit_whether_its_network_was_trained_before_or_not(configured, tmp_path, monkeypatch):
+    """A network that is trained on the way (a cold cache), one that was (a warm cache), and one trained again give the same run."""
+    repeats = []
+    for name, cache in (("cold", "one"), ("warm", "one"), ("cold again", "another")):
+        monkeypatch.setenv("IIT_CACHE", str(tmp_path / cache))
+        run(configured("+experiment=das_equality", *SMALL, "data.right_only=false", folder=tmp_path / name))
+        metrics = read_metrics(tmp_path / name)
+        weights = (tmp_path / name / "alignment" / "interventions.safetensors").read_bytes()
+        repeats.append((content(trained_network("train_equality").model), metrics.rows, metrics.facts["fit"], weights))
+    assert repeats[0] == repeats[1] == repeats[2]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,6 +7,7 @@ import iit
 from iit import Site
 from iit.site import _indices, resolve
 from tests.families import make, prompts
+from tests.seeds import shifted
 
 
 def test_only_the_ends_of_the_network_have_no_layer():
@@ -139,7 +140,7 @@ PADDING = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
 )
 def test_encoders_of_torch_run_their_modules_when_asked(path, width, padding):
     """Their fused path skips modules and packs away padding; it is off for the encoder's own forward only."""
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
     x = torch.randn(2, 5, 8)
     found, before, after = read_and_zero(network, Site(module=path), x, src_key_padding_mask=padding)
@@ -156,7 +157,7 @@ def test_encoders_of_torch_run_their_modules_when_asked(path, width, padding):
 
 @pytest.mark.parametrize("path", ["layers.0", "layers.0.linear2", "layers.0.self_attn", ""])
 def test_modules_inside_time_first_encoders_are_time_first(path):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=False), 1, enable_nested_tensor=False).eval()
     x = torch.randn(5, 2, 8)  # [time, batch, width]
     found, _, _ = read_and_zero(network, Site(module=path), x)
@@ -167,7 +168,7 @@ def test_modules_inside_time_first_encoders_are_time_first(path):
 
 def test_an_input_is_replaced_wherever_it_is_passed():
     """Self-attention gets one tensor as query, key and value."""
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network, x, y = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     attached = resolve(network, Site(module="", side="input")).attach(lambda h: y)
     found = network(x, key=x, value=x)[0]
@@ -264,7 +265,7 @@ def blip():
     ],
 )
 def test_other_networks_have_modules(maker, path, side, shape):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network, inputs = maker()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -306,7 +307,7 @@ class Lens(nn.Module):
 )
 def test_hook_points_of_transformer_lens(path, shape):
     """Four dimensions are positions and heads, or for attention patterns heads and positions; never pixels."""
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network, base, source = Lens().requires_grad_(False), torch.randint(20, (2, 5)), torch.randint(20, (2, 5))
     site = Site(module=path, position=3)
     assert iit.capture(network, source, Site(module=path))[Site(module=path)].shape == shape

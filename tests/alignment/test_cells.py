@@ -8,6 +8,7 @@ import iit
 from iit.alignment import DAS, IIT, EarlyStopping, one
 from iit.intervened import ActivationStore
 from iit.intervened import resumable as engine
+from tests.seeds import shifted
 
 
 def cells_of(network):
@@ -20,7 +21,7 @@ def cells_of(network):
         ("mlp.1", "mlp_output", 1, "place", 4, 0),
         ("last", "block_output", 0, "last", 4, 0),
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(shifted(seed))
         site = iit.Site(component, layer=layer, position=position)
         made[name] = one(
             network, "subject_position", site, lambda width, rank=rank: iit.LowRankRotatedSpaceIntervention(width, rank)
@@ -48,7 +49,7 @@ def same_batches(monkeypatch):
     monkeypatch.setattr(iit.Alignment, "n_columns", lambda self, base, active=None: torch.ones(len(base["input_ids"]), dtype=int))
 
 
-@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("clip", [0.05, pytest.param(None, marks=pytest.mark.long)])
 def test_twenty_steps_together_are_twenty_steps_alone(toy, tmp_path, clip):
     network, pairs = toy
 

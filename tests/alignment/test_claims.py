@@ -13,6 +13,7 @@ from iit.causal import equality, ioi
 from iit.data import Pairs
 from iit.evaluation.retrained import retrained
 from iit.network import mlp
+from tests.seeds import shifted
 
 SITE = iit.Site(module="layers.1", side="output")
 WIDTH = 16
@@ -20,7 +21,7 @@ WIDTH = 16
 
 @pytest.fixture(scope="module")
 def network():
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     return mlp(n_inputs=16, n_classes=2, width=WIDTH, depth=2)
 
 
@@ -54,7 +55,7 @@ def frame(rank, site=SITE):
 
 
 def autoencoder(features):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     weights = {"encoder": torch.randn(WIDTH, 20), "decoder": torch.randn(20, WIDTH)}
     return iit.Edit(SITE, iit.AutoencoderIntervention(WIDTH, 20, features=features, **weights))
 

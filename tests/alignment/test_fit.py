@@ -14,10 +14,11 @@ from iit.causal import ioi
 from iit.data import Pairs
 from iit.intervention import All, Basis, Coordinates, Intervention
 from iit.intervention.operation import Swap
+from tests.seeds import shifted
 
 
 def alignment_of(network, seed=0):
-    torch.manual_seed(seed)
+    torch.manual_seed(shifted(seed))
     site = iit.Site("block_output", layer=0, position="place")
     return one(network, "subject_position", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 4))
 

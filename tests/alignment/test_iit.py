@@ -10,6 +10,7 @@ from iit.alignment import IIT, LogitDifference, none
 from iit.causal import addition, equality
 from iit.data import EncodedPairs, Pairs
 from iit.network import fingerprint, mlp, small_transformer
+from tests.seeds import shifted
 
 
 def quiet(**kwargs):
@@ -18,7 +19,7 @@ def quiet(**kwargs):
 
 @pytest.fixture
 def network():
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     return mlp(n_inputs=16, n_classes=2, width=16, depth=2)
 
 
@@ -70,7 +71,7 @@ def test_the_best_epoch_is_kept_and_the_network_is_frozen_afterwards(network, fr
 
 def test_a_transformer_learns_answers_of_several_tokens():
     task = addition()
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = small_transformer(task.vocabulary, n_layers=1, n_heads=2, width=32)
     pairs = pairs_of((), network, task, n=256)
     alignment = none(network)
@@ -219,7 +220,7 @@ def test_variables_that_share_a_pair_each_read_their_own_source(network):
 def test_stacked_texts_are_what_each_part_is_alone():
     """Answers of several tokens, prompts of different lengths and roles."""
     task = addition()
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = small_transformer(task.vocabulary, n_layers=2, n_heads=2, width=32)
     pairs = pairs_of(["ones_carry", "hundreds"], network, task)
     site = iit.Site("block_output", layer=0, position=["a_ones", "b_ones"])
@@ -246,7 +247,7 @@ def test_a_step_costs_its_two_passes(network):
     from torch.utils.flop_counter import FlopCounterMode
 
     task = addition()
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = small_transformer(task.vocabulary, n_layers=2, n_heads=2, width=64)
     pairs = pairs_of("ones_carry", network, task)
     site = iit.Site("block_output", layer=1, position="b_ones")

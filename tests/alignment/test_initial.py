@@ -12,6 +12,7 @@ from iit.causal import equality
 from iit.data import EncodedPairs, Pairs
 from iit.intervention import Frame
 from iit.network import mlp
+from tests.seeds import shifted
 
 
 def quiet(**kwargs):
@@ -54,7 +55,7 @@ def test_fixed_components_are_fitted_when_a_fit_begins_and_stay(toy, tmp_path):
 
 
 def test_differences_of_means_span_the_variables_directions():
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = mlp(n_inputs=16, n_classes=2, width=16, depth=2)
     task = equality()
     variables = ["left_equal", "right_equal"]
@@ -92,7 +93,7 @@ def test_differences_of_means_do_not_depend_on_how_texts_hash(toy):
     for salt in range(6):
         Value.salt = salt
         values = {"subject_position": [Value(number % 5) for number in range(len(pairs.split("train")))]}
-        torch.manual_seed(0)
+        torch.manual_seed(shifted(0))
         alignment = one(network, "subject_position", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 6))
         initialise(alignment, replace(pairs, values=values), "difference_of_means")
         found.append(alignment.edits["subject_position"].intervention.basis.weight.detach().clone())

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import iit
 from iit.alignment import DAS, LogitDifference, Schedule, one
 from iit.data import EncodedPairs
+from tests.seeds import shifted
 
 
 def quiet(**kwargs):
@@ -16,7 +17,7 @@ def quiet(**kwargs):
 
 
 def boundless(network, seed=0):
-    torch.manual_seed(seed)
+    torch.manual_seed(shifted(seed))
     site = iit.Site("block_output", layer=0, position="place")
     return one(network, "subject_position", site, lambda width: iit.BoundlessRotatedSpaceIntervention(width, temperature=8.0))
 

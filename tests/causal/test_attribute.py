@@ -4,6 +4,7 @@ import pytest
 from iit.causal import attribute
 from iit.causal.attribute import QUERIES, TEMPLATES
 from iit.causal.countries import COUNTRIES
+from tests.seeds import shifted
 
 
 def inputs(entity, query, template=0):
@@ -80,5 +81,5 @@ def test_the_table_is_whole():
 def test_draws_keep_to_the_pools():
     task = attribute()
     pools = {"entity": ("Japan", "Mali"), "query": ("capital",), "template": (2,)}
-    columns = task.draw(np.random.default_rng(0), pools, 60)
+    columns = task.draw(np.random.default_rng(shifted(0)), pools, 60)
     assert {name: set(column) for name, column in columns.items()} == {name: set(pool) for name, pool in pools.items()}

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from iit.causal.drawing import distinct, entries, picked, taken
+from tests.seeds import shifted
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_every_ordered_choice_is_as_likely(k):
-    drawn = distinct(np.random.default_rng(0), 4, 24_000, k)
+    drawn = distinct(np.random.default_rng(shifted(0)), 4, 24_000, k)
     counts = Counter(map(tuple, drawn.tolist()))
     assert set(counts) == set(permutations(range(4), k))
     mean = 24_000 / len(counts)
@@ -18,7 +19,7 @@ def test_every_ordered_choice_is_as_likely(k):
 
 def test_what_is_gone_is_not_drawn():
     gone = np.array([[1, 3], [9, 0], [7, 8]] * 6_000)
-    drawn = distinct(np.random.default_rng(0), 5, len(gone), 2, gone=gone)
+    drawn = distinct(np.random.default_rng(shifted(0)), 5, len(gone), 2, gone=gone)
     for start, left in enumerate(((0, 2, 4), (1, 2, 3, 4), (0, 1, 2, 3, 4))):
         counts = Counter(map(tuple, drawn[start::3].tolist()))
         assert set(counts) == set(permutations(left, 2))
@@ -28,13 +29,13 @@ def test_what_is_gone_is_not_drawn():
 
 def test_too_small_a_size_is_an_error():
     with pytest.raises(ValueError, match=r"high <= 0|low >= high"):
-        distinct(np.random.default_rng(0), 2, 5, 3)
+        distinct(np.random.default_rng(shifted(0)), 2, 5, 3)
 
 
 def test_entries_are_taken_as_they_are():
     pool = ("a", (1, 2), 3)
     assert taken(pool, np.array([1, 1, 0])) == [(1, 2), (1, 2), "a"]
-    assert set(picked(np.random.default_rng(0), pool, 50)) == set(pool)
+    assert set(picked(np.random.default_rng(shifted(0)), pool, 50)) == set(pool)
     assert entries({"p": pool}, "p", at_least=3) is pool
 
 

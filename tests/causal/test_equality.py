@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from iit.causal import equality
+from tests.seeds import shifted
 
 
 def inputs(a, b, c, d):
@@ -62,7 +63,7 @@ def test_a_seed_fixes_the_vectors_and_no_two_are_equal():
 
 def test_draws_are_balanced():
     task = equality()
-    columns = task.draw(np.random.default_rng(0), task.pools, 4000)
+    columns = task.draw(np.random.default_rng(shifted(0)), task.pools, 4000)
     left, right = (np.equal(columns[one], columns[other]) for one, other in ("ab", "cd"))
     shares = [(left & right).mean(), (left & ~right).mean(), (~left & right).mean(), (~left & ~right).mean()]
     assert max(abs(share - 0.25) for share in shares) < 0.03
@@ -74,4 +75,4 @@ def test_impossible_sizes_are_refused():
             equality(**sizes)
     task = equality(n_objects=9)
     with pytest.raises(ValueError, match=r"at least 2 entries of the pool 'object'; it holds \[3\]"):
-        task.draw(np.random.default_rng(0), {"object": (3,)}, 1)
+        task.draw(np.random.default_rng(shifted(0)), {"object": (3,)}, 1)

@@ -3,6 +3,7 @@ import pytest
 
 from iit.causal import ioi
 from iit.causal.ioi import NAMES, OBJECTS, PLACES, TEMPLATES
+from tests.seeds import shifted
 
 
 def inputs(first, second, subject, template=0):
@@ -68,7 +69,7 @@ def test_there_is_enough_of_everything():
 
 
 def test_draws_keep_to_the_pools():
-    task, rng = ioi(), np.random.default_rng(0)
+    task, rng = ioi(), np.random.default_rng(shifted(0))
     pools = {"name": ("Mary", "John", "Anna"), "template": (3, 5), "place": ("park",), "object": ("ring", "book")}
     drawn = task.draw(rng, pools, 200)
     assert set(drawn["template"]) == {3, 5}
@@ -80,7 +81,7 @@ def test_draws_keep_to_the_pools():
 
 
 def test_few_names_are_too_few():
-    task, rng = ioi(), np.random.default_rng(0)
+    task, rng = ioi(), np.random.default_rng(shifted(0))
     with pytest.raises(ValueError, match=r"at least 2 entries of the pool 'name'; it holds \['Mary'\]"):
         task.draw(rng, {**task.pools, "name": ("Mary",)}, 3)
     base, pools = columns(("Mary", "John", "John")), {**task.pools, "name": ("Mary", "John", "Anna")}
@@ -105,7 +106,7 @@ FLIPS = {
 @pytest.mark.parametrize("name", FLIPS)
 def test_flips(name):
     task, base = ioi(), columns(("Mary", "John", "John"), ("Mary", "John", "Mary"))
-    made = task.counterfactuals[name](np.random.default_rng(0), task.pools, base)
+    made = task.counterfactuals[name](np.random.default_rng(shifted(0)), task.pools, base)
     assert list(zip(made["first"], made["second"], made["subject"], strict=True)) == FLIPS[name]
     assert all(made[rest] == base[rest] for rest in ("template", "place", "object"))
 
@@ -116,7 +117,7 @@ SIGNALS = {"s1_io_flip": (True, False), "s2_io_flip": (True, True), "both": (Fal
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_position_and_token_flip_as_the_table_says(name):
-    task, rng = ioi(), np.random.default_rng(0)
+    task, rng = ioi(), np.random.default_rng(shifted(0))
     base = task.draw(rng, task.pools, 100)
     source = task.counterfactuals[name](rng, task.pools, base)
     for row, other in zip(zip(*base.values(), strict=True), zip(*source.values(), strict=True), strict=True):
@@ -128,7 +129,7 @@ def test_position_and_token_flip_as_the_table_says(name):
 
 
 def test_abc_repeats_no_name_and_has_no_answer():
-    task, rng = ioi(), np.random.default_rng(0)
+    task, rng = ioi(), np.random.default_rng(shifted(0))
     base = task.draw(rng, task.pools, 100)
     source = task.counterfactuals["abc"](rng, task.pools, base)
     for at in range(100):
@@ -147,7 +148,7 @@ def test_unseen_names_are_equally_likely():
     task = ioi()
     pools = {**task.pools, "name": ("A", "B", "C", "D", "E", "F")}
     for own, others in ((("B", "E", "E"), "ACDF"), (("A", "X", "A"), "BCDEF"), (("X", "Y", "Y"), "ABCDEF")):
-        made = task.counterfactuals["random_names"](np.random.default_rng(0), pools, columns(*[own] * 4000))
+        made = task.counterfactuals["random_names"](np.random.default_rng(shifted(0)), pools, columns(*[own] * 4000))
         found = {name: (made["first"] + made["second"]).count(name) for name in "ABCDEF"}
         assert {name for name, count in found.items() if count} == set(others), found
         assert max(found.values()) < 1.2 * min(count for count in found.values() if count)

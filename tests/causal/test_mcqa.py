@@ -3,6 +3,7 @@ import pytest
 
 from iit.causal import mcqa
 from iit.causal.mcqa import SENTENCES
+from tests.seeds import shifted
 
 
 def inputs(color, choices="red blue green pink", symbols="QXAM", template=0):
@@ -77,7 +78,7 @@ def expected(color):
 
 def test_places_and_letters_are_drawn_evenly():
     task = mcqa()
-    columns = task.draw(np.random.default_rng(0), task.pools, 4000)
+    columns = task.draw(np.random.default_rng(shifted(0)), task.pools, 4000)
     pointers = [choices.index(color) for choices, color in zip(columns["choices"], columns["color"], strict=True)]
     assert np.bincount(pointers).min() > 900
     assert all(len(set(symbols)) == 4 for symbols in columns["symbols"])
@@ -89,4 +90,4 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="the color is black and the choices are"):
         task.write(inputs("black"))
     with pytest.raises(ValueError, match=r"at least 4 entries of the pool 'symbol'; it holds \['A', 'B', 'C'\]"):
-        task.draw(np.random.default_rng(0), {**task.pools, "symbol": ("A", "B", "C")}, 5)
+        task.draw(np.random.default_rng(shifted(0)), {**task.pools, "symbol": ("A", "B", "C")}, 5)

@@ -3,6 +3,7 @@ import pytest
 
 from iit.causal import price_tag
 from iit.causal.price_tag import SENTENCES
+from tests.seeds import shifted
 
 
 def inputs(lower, upper, amount, template=0):
@@ -63,7 +64,7 @@ def words(prompt):
 @pytest.mark.parametrize("terse", [True, False])
 def test_half_of_the_amounts_are_within_a_quarter_on_either_side(terse):
     task = price_tag(terse)
-    columns = task.draw(np.random.default_rng(0), task.pools, 4000)
+    columns = task.draw(np.random.default_rng(shifted(0)), task.pools, 4000)
     lower, upper, amount = (np.array(columns[name]) for name in ("lower", "upper", "amount"))
     assert (lower < upper).all()
     assert abs((amount < lower).mean() - 0.25) < 0.03
@@ -73,4 +74,4 @@ def test_half_of_the_amounts_are_within_a_quarter_on_either_side(terse):
 def test_amounts_that_leave_a_side_empty_are_refused():
     task = price_tag()
     with pytest.raises(ValueError, match=r"'amount' \(2 entries\) has no amount above the bounds \[20, 40\]"):
-        task.draw(np.random.default_rng(0), {**task.pools, "bounds": ((20, 40),), "amount": (10, 30)}, 50)
+        task.draw(np.random.default_rng(shifted(0)), {**task.pools, "bounds": ((20, 40),), "amount": (10, 30)}, 50)

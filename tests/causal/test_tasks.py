@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 import iit
 from iit.causal import Prompt, Task, addition, attribute, equality, facts, greater_than, ioi, mcqa, modular_sum, price_tag, pvr
+from tests.seeds import shifted
 
 CONFIGS = sorted((Path(iit.__file__).parent / "conf" / "causal").glob("*.yaml"))
 TASKS = {
@@ -73,7 +74,7 @@ def test_drawn_columns_are_inputs_in_plain_python(task):
         task.model.run(row)
     assert columns == drawn(task)[0], "a seed fixes the draw"
     assert columns != drawn(task, seed=1)[0]
-    assert all(column == [] for column in task.draw(np.random.default_rng(0), task.pools, 0).values())
+    assert all(column == [] for column in task.draw(np.random.default_rng(shifted(0)), task.pools, 0).values())
 
 
 def test_what_is_written_tells_all_inputs_that_matter(task):
@@ -103,10 +104,10 @@ def test_vocabularies_hold_every_word(task):
 
 
 def test_splits_share_no_prompt(task):
-    parts = iit.data.disjoint_pools(task.pools, task.splits, rng=np.random.default_rng(0))
+    parts = iit.data.disjoint_pools(task.pools, task.splits, rng=np.random.default_rng(shifted(0)))
     found = []
     for pools in parts.values():
-        columns = task.draw(np.random.default_rng(0), pools, 100)
+        columns = task.draw(np.random.default_rng(shifted(0)), pools, 100)
         found.append({key(task.write(dict(zip(columns, row, strict=True)))) for row in zip(*columns.values(), strict=True)})
     assert not found[0] & found[1]
     assert not found[0] & found[2]
@@ -147,7 +148,7 @@ def test_counterfactuals_are_inputs_of_the_same_shape(task):
     columns, _ = drawn(task, 60)
     before = {name: list(column) for name, column in columns.items()}
     for make in task.counterfactuals.values():
-        sources = make(np.random.default_rng(0), task.pools, columns)
+        sources = make(np.random.default_rng(shifted(0)), task.pools, columns)
         assert columns == before, "the base is left alone"
         assert set(sources) == set(columns)
         for row in zip(*sources.values(), strict=True):
@@ -160,10 +161,10 @@ def test_counterfactuals_are_inputs_of_the_same_shape(task):
 def test_empty_and_missing_pools_are_refused(task):
     for name in task.pools:
         with pytest.raises(ValueError, match=rf"at least \d entries of the pool '{name}'; it holds \[\].*data.splits"):
-            task.draw(np.random.default_rng(0), {**task.pools, name: ()}, 5)
+            task.draw(np.random.default_rng(shifted(0)), {**task.pools, name: ()}, 5)
     for name in task.pools:
         with pytest.raises(ValueError, match=f"pool '{name}' is missing"):
-            task.draw(np.random.default_rng(0), {k: v for k, v in task.pools.items() if k != name}, 5)
+            task.draw(np.random.default_rng(shifted(0)), {k: v for k, v in task.pools.items() if k != name}, 5)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,16 +1,17 @@
 import torch
 
 from iit.data.datamodule import WINDOW, AlikeBatches
+from tests.seeds import shifted
 
 
 def test_batches_are_alike_shuffled_and_complete():
-    costs = torch.randint(1, 9, (1000,), generator=torch.Generator().manual_seed(0))
+    costs = torch.randint(1, 9, (1000,), generator=torch.Generator().manual_seed(shifted(0)))
     batches = AlikeBatches(costs, 20, seed=3)
     first, again = list(batches), list(batches)
     assert first == again
     assert sorted(row for batch in first for row in batch) == list(range(1000))
     assert len(first) == len(batches) == 50
-    plain = torch.randperm(1000, generator=torch.Generator().manual_seed(1)).split(20)
+    plain = torch.randperm(1000, generator=torch.Generator().manual_seed(shifted(1))).split(20)
     paid = sum(int(costs[batch].max()) * len(batch) for batch in first)
     assert paid < 0.8 * sum(int(costs[batch].max()) * len(batch) for batch in plain)
     means = torch.tensor([costs[batch].float().mean() for batch in first])

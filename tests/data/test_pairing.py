@@ -10,6 +10,7 @@ from iit.data import STRATEGIES, EncodedPairs, Pairs, disjoint_pools
 from iit.data.prompts import write
 from iit.data.sources import sources
 from iit.network import mlp
+from tests.seeds import shifted
 
 TASKS = {
     name: getattr(causal, name)()
@@ -172,7 +173,7 @@ def test_bases_without_a_changing_pair_are_made_up_for(caplog):
 @pytest.mark.parametrize("make", [addition, price_tag, mcqa, ioi, lambda: equality(n_objects=60), pvr])
 def test_minimal_sources_keep_to_the_pools_of_their_split(make):
     task = make()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     pools = disjoint_pools(task.pools, task.splits, (0.5, 0.2, 0.3), rng=rng)["validation"]
     prompts = write(task, task.draw(rng, pools, 100))
     way = sources(task, "minimal", prompts, pools)

@@ -6,6 +6,7 @@ import pytest
 
 from iit.causal import ioi
 from iit.data import COLUMNS, EncodedPairs, Pairs, draw_prompts
+from tests.seeds import shifted
 
 
 class Words:
@@ -99,7 +100,7 @@ def test_an_unknown_variable_names_the_choices():
 
 def test_draw_prompts_gives_distinct_prompts():
     task = ioi()
-    kept = draw_prompts(task, task.pools, 25, Words().answers_right, rng=np.random.default_rng(0), split="train")
+    kept = draw_prompts(task, task.pools, 25, Words().answers_right, rng=np.random.default_rng(shifted(0)), split="train")
     assert len(set(kept.prompts.keys)) == 25
 
 

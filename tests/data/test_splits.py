@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 
 from iit.data import SPLITS, disjoint_pools
+from tests.seeds import shifted
 
 POOLS = {"name": tuple(f"n{i}" for i in range(20)), "template": tuple(range(6)), "place": ("a", "b")}
 
 
 def test_named_pools_share_nothing_and_lose_nothing():
-    parts = disjoint_pools(POOLS, ["name", "template"], rng=np.random.default_rng(0))
+    parts = disjoint_pools(POOLS, ["name", "template"], rng=np.random.default_rng(shifted(0)))
     for pool in ("name", "template"):
         found = [entry for split in SPLITS for entry in parts[split][pool]]
         assert sorted(found, key=str) == sorted(POOLS[pool], key=str)
@@ -32,4 +33,4 @@ def test_a_seed_fixes_the_split():
 )
 def test_errors_name_the_culprit(names, shares, said):
     with pytest.raises(ValueError, match=said):
-        disjoint_pools(POOLS, names, shares, rng=np.random.default_rng(0))
+        disjoint_pools(POOLS, names, shares, rng=np.random.default_rng(shifted(0)))

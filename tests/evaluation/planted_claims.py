@@ -1,4 +1,7 @@
-"""Verdicts of `trust=full` on claims whose truth is known, as JSON: `python planted_claims.py` (a process without the tests' type checks)."""
+"""Verdicts of `trust=full` on claims whose truth is known, as JSON: `python planted_claims.py 5`, of five seeds.
+
+A process of its own has no type checks of the tests'.
+"""
 
 import json
 import logging
@@ -18,7 +21,7 @@ from iit.evaluation.retrained import shuffled
 from iit.network import planted, untrained
 
 SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")
-RANK, WIDTH, SEEDS = 2, 32, 5
+RANK, WIDTH = 2, 32
 CLAIMS = ("clean", "wrong", "leaky", "illusion", "random_network", "shuffled_label")
 TRUST = Trust(
     full=True, resamples=200, random_subspaces=2, interventions=500, wrong_site={"module": "embedding", "side": "output"}
@@ -52,4 +55,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)  # as fast for networks of this size
-    json.dump({claim: [judged(claim, seed) for seed in range(SEEDS)] for claim in CLAIMS}, sys.stdout)
+    json.dump({claim: [judged(claim, seed) for seed in range(int(sys.argv[1]))] for claim in CLAIMS}, sys.stdout)

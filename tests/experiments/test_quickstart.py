@@ -1,5 +1,6 @@
 """The short files of experiments/quickstart, run as they are but for how long they train."""
 
+import re
 import runpy
 from functools import partial
 from pathlib import Path
@@ -61,3 +62,8 @@ def test_steering_and_sharing(start):
     assert "ship" not in told.partition("strength 1")[0]
     assert "ship" in told.partition("strength 1")[2]
     assert (Path("outputs/quickstart/steered") / "config.json").is_file()
+
+
+def test_every_quickstart_has_a_test():
+    tested = re.findall(r'start\("(\w+\.py)"\)', Path(__file__).read_text(encoding="utf-8"))
+    assert sorted(tested) == sorted(path.name for path in FOLDER.glob("*.py"))

@@ -9,6 +9,7 @@ import iit
 from iit import Site
 from iit.intervened.batch import prepare
 from tests.families import SIZES, V, make, prompts
+from tests.seeds import shifted
 
 SITE = Site("block_output", layer=0)
 
@@ -23,20 +24,20 @@ def unedited(network):
 
 
 def t5():
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     config = t.T5Config(vocab_size=V, d_model=16, d_kv=6, num_layers=1, num_heads=4, d_ff=24, decoder_start_token_id=0)
     return t.T5ForConditionalGeneration(config).eval().requires_grad_(False)
 
 
 def test_as_many_classes_as_tokens_are_classes():
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = t.BertForSequenceClassification(t.BertConfig(**SIZES, num_labels=7)).eval().requires_grad_(False)
     batch, edited = prompts((7, 5)), unedited(network)
     torch.testing.assert_close(edited(left(batch)).logits, network(**batch).logits)
 
 
 def test_span_logits_have_tokens():
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = t.BertForQuestionAnswering(t.BertConfig(**SIZES)).eval().requires_grad_(False)
     batch, edited = prompts((7, 5)), unedited(network)
     found, expected = edited(left(batch)).start_logits[1, 2:], network(**batch).start_logits[1, :5]

@@ -7,6 +7,7 @@ import iit
 from iit import Edit, IntervenedModel, Site
 from tests.families import DECODERS, make, prompts
 from tests.oracles import raw_hook
+from tests.seeds import shifted
 
 LENGTHS = (7, 4, 6)
 ROLE = [5, 1, 2]
@@ -96,10 +97,10 @@ def test_zero_steering_is_generate(family, scope):
     inactive = IntervenedModel(network, {Site("block_output", layer=1): iit.AdditionIntervention(torch.ones(16))})
     inputs = {key: base[key] for key in ("input_ids", "attention_mask")}
     for options in ({"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": True, "num_return_sequences": 2}):
-        torch.manual_seed(0)
+        torch.manual_seed(shifted(0))
         expected = network.generate(**inputs, max_new_tokens=NEW, **options)
         for model, active in ((edited, None), (inactive, {next(iter(inactive.edits)): False})):
-            torch.manual_seed(0)
+            torch.manual_seed(shifted(0))
             assert torch.equal(model.generate(base, active=active, scope=scope, max_new_tokens=NEW, **options), expected)
 
 
@@ -127,7 +128,7 @@ def test_sampling_repeats_for_a_seed(tiny_llama):
     edited = IntervenedModel(tiny_llama, {Site("block_output", layer=0): iit.AdditionIntervention(torch.ones(16))})
     found = []
     for seed in (0, 0, 1):
-        torch.manual_seed(seed)
+        torch.manual_seed(shifted(seed))
         found.append(edited.generate(prompts(), scope="all", do_sample=True, max_new_tokens=12))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])

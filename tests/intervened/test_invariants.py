@@ -12,18 +12,19 @@ from iit import Edit, IntervenedModel, Site
 from iit.intervened import ActivationStore
 from iit.intervention import named
 from tests.families import V, make, prompts
+from tests.seeds import shifted
 
 W = 16
 
 
 def weights(**kwargs):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(shifted(0))
     shapes = {"encoder": (W, 20), "decoder": (20, W), "encoder_bias": (20,), "decoder_bias": (W,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} | kwargs
 
 
 def fitted():
-    return torch.randn(50, W, generator=torch.Generator().manual_seed(1))
+    return torch.randn(50, W, generator=torch.Generator().manual_seed(shifted(1)))
 
 
 def lora():
@@ -77,7 +78,7 @@ families = pytest.mark.parametrize("family", NETWORKS)
 
 
 def edited_model(kind, family="llama", position=2, layer=0):
-    torch.manual_seed(5)
+    torch.manual_seed(shifted(5))
     edit = Edit(Site("block_output", layer=layer, position=position), MAKERS[kind]())
     return IntervenedModel(NETWORKS[family], {"x": edit})
 
@@ -147,7 +148,7 @@ def padded(rows, side, extra):
 
 @kinds
 @families
-@settings(deadline=None, max_examples=4, derandomize=True)
+@settings(max_examples=4)
 @given(case=batch_pairs(), position=st.sampled_from([None, 0, -1, [-2, -1], "last"]))
 def test_batch_and_padding_do_not_matter(kind, family, case, position):
     (bases, sources), side, other_side, extra = case

@@ -7,6 +7,7 @@ import iit
 from iit import Edit, IntervenedModel, Site
 from tests.families import make, prompts
 from tests.oracles import ORACLES, head_columns, raw_hook
+from tests.seeds import shifted
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # pyvene's own: it is written for transformers 4
 pyvene = pytest.importorskip("pyvene")
@@ -105,7 +106,7 @@ KINDS = {
 
 def alike(kind):
     """The same intervention of both, with the same weights."""
-    torch.manual_seed(3)
+    torch.manual_seed(shifted(3))
     ours, theirs = (make() for make in KINDS[kind])
     with torch.no_grad():
         if kind in ("rotated", "low_rank"):
@@ -298,7 +299,7 @@ def test_heads_together_may_be_wider_than_the_residual_stream(component):
 
 def test_the_first_coordinate_of_a_boundary_is_swapped_whole():
     """pyvene multiplies by sigmoid(i/temperature): at i = 0 that is a half, however far the boundary is."""
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     theirs = pyvene.BoundlessRotatedSpaceIntervention(embed_dim=W)
     theirs.set_temperature(torch.tensor(0.01))
     theirs.set_intervention_boundaries(8.7 / W)

@@ -6,6 +6,7 @@ from torch import nn
 import iit
 from iit import Edit, IntervenedModel, Site
 from tests.families import SIZES, make, prompts
+from tests.seeds import shifted
 
 
 def roles(batch, **positions):
@@ -66,7 +67,7 @@ class Recurrent(nn.Module):
 
 
 def test_without_tokens_positions_are_checked_when_it_runs():
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network, x = Recurrent(), torch.randn(2, 5, 3)
     states = network(x).detach()
     for position, index in ((-2, [3, 3]), ([0, -1], [[0, 4], [0, 4]])):
@@ -111,7 +112,7 @@ def test_modules_that_see_tokens_in_one_row(family, path, component, position):
 
 @pytest.mark.parametrize("lengths", [(7, 7), (7, 5)])
 def test_pooled_states_are_one_whole(lengths, tmp_path):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = t.BertModel(t.BertConfig(**SIZES)).eval().requires_grad_(False)
     base, source, pooler = prompts(lengths), prompts(lengths, seed=2), Site(module="pooler")
     edited = iit.IntervenedModel(network, {pooler: iit.VanillaIntervention()})

@@ -8,6 +8,7 @@ import torch
 
 import iit
 from tests.families import make, prompts
+from tests.seeds import shifted
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -25,7 +26,7 @@ def spec(component="block_output", layer=1, unit="pos", n=1, **kwargs):
 
 def saved(folder, net, specs, kind, change=lambda intervention: None):
     """What pyvene saves after its rotations have moved from where they start, and the model that it saved."""
-    torch.manual_seed(3)
+    torch.manual_seed(shifted(3))
     model = pv.IntervenableModel(pv.IntervenableConfig([pv.RepresentationConfig(**r) for r in specs], kind), net)
     for intervention in dict.fromkeys(model.interventions.values()):
         for name, parameter in intervention.named_parameters():
@@ -98,7 +99,7 @@ def test_trained_rotations_give_pyvenes_logits(family, component, tmp_path):
 
 
 def trained(folder, net, optimizer):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     specs = [pv.RepresentationConfig(**spec(layer=0, low_rank_dimension=2))]
     model = pv.IntervenableModel(pv.IntervenableConfig(specs, pv.LowRankRotatedSpaceIntervention), net)
     steps = optimizer(model.get_trainable_parameters(), lr=0.05)
@@ -133,7 +134,7 @@ def test_localist_ones_with_a_source_or_a_vector(kind, tmp_path):
     net = make("llama")
     model = saved(tmp_path / "source", net, [spec()], kind)
     check(ours(tmp_path / "source", net, ["r"]), theirs(model, [PLACES[1]], [PLACES[0]]), net)
-    given = torch.randn(16, generator=torch.Generator().manual_seed(1))
+    given = torch.randn(16, generator=torch.Generator().manual_seed(shifted(1)))
     model = saved(tmp_path / "vector", net, [spec(source_representation=given)], kind)
     expected = model(BASE, unit_locations={"base": [PLACES[0]]})[1].logits
     check(ours(tmp_path / "vector", net, ["r"], None), expected, net)

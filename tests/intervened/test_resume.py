@@ -9,10 +9,11 @@ import iit
 from iit import Edit, IntervenedModel, Site
 from iit.intervened import ActivationStore
 from tests.families import DECODERS, MAKERS, make, prompts
+from tests.seeds import shifted
 
 
 def run(network, sites, base, source, store):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     edits = {
         str(n): Edit(site, iit.LowRankRotatedSpaceIntervention(iit.site.resolve(network, site).width, 2))
         for n, site in enumerate(sites)
@@ -244,7 +245,7 @@ def test_a_network_without_tokens_tells_that_it_runs_whole(caplog):
 
 
 def test_an_example_runs_from_its_first_edited_position_to_its_last_answer(tiny_llama):
-    ids = torch.randint(5, 90, (3, 8), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(5, 90, (3, 8), generator=torch.Generator().manual_seed(shifted(0)))
     mask = torch.tensor([[1] * 8, [1] * 6 + [0] * 2, [1] * 8])
     base = {
         "input_ids": ids,

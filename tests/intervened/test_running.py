@@ -13,12 +13,13 @@ from iit.intervened import ActivationStore
 from iit.intervention import Frame
 from tests.families import make, prompts
 from tests.oracles import ORACLES, raw_hook
+from tests.seeds import shifted
 
 BASE, SOURCE = prompts((6, 6), 1), prompts((6, 6), 2)
 
 
 def low_rank(network, component="block_output", layer=0, source_grad=False):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     site = Site(component, layer=layer, position=2)
     return IntervenedModel(network, {"x": Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))}, source_grad=source_grad)
 
@@ -258,7 +259,7 @@ def test_activations_are_as_good_as_their_batch(tiny_llama):
 def test_a_step_makes_its_rotation_once_for_all_sites(blocks, store, monkeypatch):
     network = make("llama")
     sites = [Site("block_output", layer=layer, position=position) for layer in (0, 1) for position in (2, -1)]
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     edited = IntervenedModel(network, {"x": Edit(sites, iit.RotatedSpaceIntervention(16, blocks))})
     edited.store = ActivationStore(network) if store else None
     sources = SOURCE if blocks is None else dict.fromkeys(blocks, SOURCE)

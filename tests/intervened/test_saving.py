@@ -14,6 +14,7 @@ from iit.intervention.operation import Swap
 from iit.result import ROW_FIELDS, Row
 from tests.families import make, prompts
 from tests.intervention.test_intervention import MAKERS
+from tests.seeds import shifted
 
 SITE = Site("mlp_activation", layer=1, position=[1, -1])
 
@@ -22,14 +23,14 @@ def network():
     """Its MLP activations are as wide as the interventions of the other test."""
     import transformers as t
 
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     sizes = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8}
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return t.LlamaForCausalLM(t.LlamaConfig(**sizes, **tokens)).eval().requires_grad_(False)
 
 
 def edited_with(name, net):
-    torch.manual_seed(1)
+    torch.manual_seed(shifted(1))
     intervention = MAKERS[name]()
     return IntervenedModel(net, {"x" if not intervention.blocks else SITE: Edit(SITE, intervention)}).eval()
 
@@ -240,9 +241,9 @@ def test_forged_folders_are_refused_and_run_nothing(change, said, tmp_path):
 def test_loading_draws_nothing_from_the_callers_randomness(tmp_path):
     edited_with("low_rank", network()).save_pretrained(tmp_path / "s")
     net = network()
-    torch.manual_seed(5)
+    torch.manual_seed(shifted(5))
     expected = torch.rand(3)
-    torch.manual_seed(5)
+    torch.manual_seed(shifted(5))
     IntervenedModel.from_pretrained(tmp_path / "s", net)
     assert torch.equal(torch.rand(3), expected)
 

@@ -14,6 +14,7 @@ import iit
 from iit import Edit, IntervenedModel, Site
 from tests.families import make, prompts
 from tests.intervened.test_saving import Scale, row
+from tests.seeds import shifted
 
 REPO = "someone/subject-position"
 S2 = Site("block_output", layer=1, position=[1, -1])
@@ -95,7 +96,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def alignment(seed=0):
-    torch.manual_seed(seed)
+    torch.manual_seed(shifted(seed))
     made = iit.Alignment(make("llama"), {"subject_position": Edit(S2, iit.LowRankRotatedSpaceIntervention(16, 3))})
     made.rows = [row(variable="subject_position"), row(variable="subject_position", control="vanilla")]
     return made.eval()

@@ -12,10 +12,11 @@ from iit import Site
 from iit.intervened import ActivationStore
 from iit.network.cache import checksum
 from tests.families import make, prompts
+from tests.seeds import shifted
 
 
 def answers(network, site, store, base=None, source=None):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     edited = iit.IntervenedModel(network, {site: iit.LowRankRotatedSpaceIntervention(16, 2)})
     edited.store = store
     with torch.no_grad():

@@ -7,6 +7,7 @@ import iit
 from iit import Edit, IntervenedModel, Site
 from iit.intervened import ActivationStore, together
 from tests.families import DECODERS, make, prompts
+from tests.seeds import shifted
 
 
 def cell(network, intervention, *sites):
@@ -15,7 +16,7 @@ def cell(network, intervention, *sites):
 
 
 def cells_of(network):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
 
     def low(rank):
         return lambda width: iit.LowRankRotatedSpaceIntervention(width, rank)

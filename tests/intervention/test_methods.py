@@ -6,18 +6,19 @@ import torch
 import iit
 from iit.intervention import Frame, Intervention
 from iit.intervention.basis import leading
+from tests.seeds import shifted
 
 W = 7
 
 
 @pytest.fixture
 def activations():
-    return torch.randn(2, 5, 3, W, generator=torch.Generator().manual_seed(3))
+    return torch.randn(2, 5, 3, W, generator=torch.Generator().manual_seed(shifted(3)))
 
 
 def test_a_reversible_map_begins_as_the_low_rank_frame_and_goes_beyond_it(activations):
     base, source = activations
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     edit = iit.RevNetIntervention(W, 2, depth=2, hidden=8)
     frame = edit.basis.frame.vectors()
     torch.testing.assert_close(edit(base, source), base + (source - base) @ frame @ frame.T, atol=1e-5, rtol=1e-4)

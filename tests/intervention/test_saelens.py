@@ -8,12 +8,13 @@ from safetensors.torch import save_file
 
 import iit
 from iit.intervention import SigmoidMask, load_autoencoder
+from tests.seeds import shifted
 
 D, N = 6, 10
 
 
 def folder_of(path, kind, dtype=torch.float32, **config):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(shifted(0))
     tensors = {
         "W_enc": torch.randn(D, N, generator=generator),
         "W_dec": torch.randn(N, D, generator=generator),
@@ -58,7 +59,7 @@ def test_features_and_edits_are_those_computed_by_hand(tmp_path, architecture, c
     t = folder_of(tmp_path / "sae", architecture, dtype, **config)
     chosen = [0, 2, 3, 7]
     edit = load_autoencoder(tmp_path / "sae", width=D, features=chosen)
-    base, source = torch.randn(2, 5, 1, D, generator=torch.Generator().manual_seed(1))
+    base, source = torch.randn(2, 5, 1, D, generator=torch.Generator().manual_seed(shifted(1)))
     one, norms = features(base, t, architecture, **how)
     two, _ = features(source, t, architecture, **how)
     torch.testing.assert_close(edit.basis.coordinates().encode(base), one, rtol=1e-4, atol=1e-5)

@@ -7,11 +7,12 @@ from torch import nn
 
 import iit
 from iit.network import Classifier, convnet, mlp, save_network
+from tests.seeds import shifted
 
 
 @pytest.fixture
 def network():
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     return mlp(n_inputs=6, n_classes=3, width=8, depth=2)
 
 

@@ -10,6 +10,7 @@ from iit.network.families import FAMILIES
 from iit.site import resolve
 from tests.families import MAKERS, SIZES, make, prompts
 from tests.oracles import ORACLES, edited_attention, head_columns, raw_hook, router_hook
+from tests.seeds import shifted
 
 CASES = [(family, component) for family in ORACLES for component in ORACLES[family] if component != "heads"]
 UNLAYERED = ("embedding_output", "final_norm_output")
@@ -46,7 +47,7 @@ def check_unit(family, component, columns, site):
     handle.remove()
     torch.testing.assert_close(iit.capture(network, batch, site)[site], seen[0], atol=0, rtol=0)
 
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(shifted(3))
     added = torch.randn(seen[0].shape[-1], generator=generator)
     ours, oracle = added.clone().requires_grad_(), added.clone().requires_grad_()
     edited = iit.IntervenedModel(network, {site: iit.LambdaIntervention(lambda h: h * 0.5 + ours)})
@@ -254,7 +255,7 @@ WRAPPED = {
 @pytest.mark.parametrize("kind", list(WRAPPED))
 def test_blocks_are_found_inside_other_models(kind):
     maker, block, norm = WRAPPED[kind]
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = maker().eval()
     site = resolve(network, Site("block_output", layer=1))
     assert site.module is network.get_submodule(block)

@@ -12,6 +12,7 @@ from iit.intervention import All, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
 from iit.network import planted
 from iit.network.planted import ENCODINGS, simplex
+from tests.seeds import shifted
 
 SITE = iit.Site(module="read", side="input")
 
@@ -25,7 +26,7 @@ def swap(vectors):
 
 def everything(m):
     """All values of a, b, c and d as a batch, noise drawn, and the values themselves."""
-    task, noise = modular_sum(m), torch.Generator().manual_seed(0)
+    task, noise = modular_sum(m), torch.Generator().manual_seed(shifted(0))
     values = torch.tensor(list(product(range(m), repeat=4)))
     index = torch.randint(20_000, (len(values),), generator=noise).tolist()
     rows = [task.write(dict(zip("abcd", row, strict=True)) | {"noise": i}) for row, i in zip(values.tolist(), index, strict=True)]
@@ -80,7 +81,7 @@ def blocks(network, m, start):
     """The directions of the state's third block, and those of another."""
     r = m - 1
     width = network.model.site(network.model.write.weight).shape[0]
-    draw = torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(shifted(1))
     _, rotation = (torch.linalg.qr(torch.randn(width, width, generator=draw))[0] for _ in range(2))
     return rotation[:, start * r : (start + 1) * r]
 

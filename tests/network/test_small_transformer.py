@@ -5,13 +5,14 @@ import torch
 import iit
 from iit.causal import addition, mcqa, price_tag
 from iit.network import save_network, small_transformer
+from tests.seeds import shifted
 
 
 @pytest.mark.parametrize("make", [addition, price_tag, mcqa])
 def test_every_word_of_a_task_is_one_token(make):
     task = make()
     network = small_transformer(task.vocabulary, n_layers=1, n_heads=2, width=16)
-    columns = task.draw(np.random.default_rng(0), task.pools, 50)
+    columns = task.draw(np.random.default_rng(shifted(0)), task.pools, 50)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     texts = [task.write(row).text for row in rows]
     answers = [task.answer(task.model.run(row)) for row in rows]
@@ -22,7 +23,7 @@ def test_every_word_of_a_task_is_one_token(make):
 
 
 def test_its_components_are_sites_and_it_is_saved(tmp_path):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     network = small_transformer(["a", "b", "c", "a"], n_layers=2, n_heads=2, width=16)
     assert len(network.tokenizer) == 4, "three words and padding"
     batch = network.encode(["a b c", "c a"])

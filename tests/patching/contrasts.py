@@ -5,13 +5,14 @@ import torch
 from iit.patching import Contrast
 from tests.families import V, make
 from tests.oracles import raw_hook
+from tests.seeds import shifted
 
 N = 2  # raw hooks on (batch·tokens, width) know batches of two
 
 
 def contrast(family, lengths=(7, 5), width=1, seed=1):
     """Right-padded bases and sources of equal length, with answers of `width` tokens."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(shifted(seed))
 
     def batch():
         ids = torch.randint(4, V, (len(lengths), max(lengths)), generator=generator)

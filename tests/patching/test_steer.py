@@ -10,6 +10,7 @@ from iit.patching import contains, difference_of_means, frame_direction, random_
 from tests.families import make
 from tests.oracles import raw_hook
 from tests.patching.contrasts import inputs
+from tests.seeds import shifted
 
 PROMPTS = ["Mary gave a book", "John went"]
 SITE = iit.Site("block_output", layer=0)
@@ -23,7 +24,7 @@ def network(request, toy):
         return toy[0]
     model = make("gpt2")
     model.resize_token_embeddings(len(toy[0].tokenizer))
-    torch.manual_seed(1)
+    torch.manual_seed(shifted(1))
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
     return LanguageModel(model, toy[0].tokenizer, "toy gpt2")
 
@@ -46,7 +47,7 @@ def by_hand(network, prompt, vector):
 
 def test_each_strength_equals_raw_hooks(network):
     before = fingerprint(network.model)
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     vector = torch.randn(16)
     long = lambda texts: [float(len(text)) for text in texts]
     found = steer(network, PROMPTS, SITE, {"v": iit.AdditionIntervention(vector)}, [0, 1, 4], {"long": long}, max_new_tokens=6)
@@ -69,7 +70,7 @@ def test_each_strength_equals_raw_hooks(network):
 
 
 def test_strength_scales_any_edit_and_several_are_averaged(network):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     trained = iit.LoReFTIntervention(16, 2)
     ids = iit.IntervenedModel(network, {SITE: trained}).generate(network.encode(PROMPTS), scope="all", **GREEDY)[:, 4:]
     options = {"max_new_tokens": 6, "effects": {"long": lambda texts: [float(len(text)) for text in texts]}}

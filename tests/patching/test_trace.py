@@ -11,6 +11,7 @@ from iit.patching.corrupted import embedding_deviation
 from tests.families import GPT, SIZES, V, make
 from tests.oracles import ORACLES
 from tests.patching.contrasts import last_logits, raw_activation
+from tests.seeds import shifted
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 LENGTHS = (7, 5)
@@ -32,7 +33,7 @@ def four_layers(monkeypatch):
 
 
 def batch(lengths=LENGTHS, subjects=SUBJECTS, seed=3):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(shifted(seed))
     ids = torch.randint(4, V, (len(lengths), max(lengths)), generator=generator)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
     subject = torch.tensor([[*columns, *[-100] * (3 - len(columns))] for columns in subjects])
