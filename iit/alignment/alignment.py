@@ -66,6 +66,11 @@ class Alignment(IntervenedModel):
         """The network's own `encode`."""
         return self._encoding().encode(*args, **kwargs)
 
+    def answer_tokens(self, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+        """The language model's own `answer_tokens`."""
+        studied: Any = self._encoding()
+        return studied.answer_tokens(texts, answers)
+
     def answers_right(self, texts: Sequence[Any], answers: Sequence[Any], *, batch_size: int = 64) -> np.ndarray:
         """bool[n]: does the network, unedited, give each answer? What these runs compute is kept in the `store`, if there is one.
 
@@ -80,9 +85,9 @@ class Alignment(IntervenedModel):
         inactive = dict.fromkeys(self.variables, False)
         for rows in encoded["attention_mask"].sum(1).argsort(stable=True).split(batch_size):
             longest = int(encoded["attention_mask"][rows].sum(1).max())
-            batch = {key: encoded[key][rows, :longest] for key in ("input_ids", "attention_mask")} | {
-                "answer": encoded["answer"][rows]
-            }
+            batch = {key: encoded[key][rows, :longest] for key in ("input_ids", "attention_mask")}
+            batch |= {key: encoded[key][rows] for key in ("decoder_input_ids", "answer") if key in encoded}
+            batch["positions"] = {role: index[rows] for role, index in encoded["positions"].items()}
             with torch.no_grad():
                 logits = self.answer_logits(batch, active=inactive)
             right[rows.numpy()] = correct(logits.cpu(), batch["answer"]).numpy()

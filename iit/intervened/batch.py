@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iit.network.answering import IGNORED, teacher_forced
+from iit.network.answering import IGNORED, is_encoder_decoder, with_answer
 from iit.network.layout import batch_first
+from iit.network.limits import check_limits
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
 """What a user passes for one batch: the network's keyword inputs (plus `positions` and `answer`), or positional ones."""
@@ -26,6 +27,8 @@ class Batch:
     lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
     order: Tensor[batch, seq], the caller's column that stands at each column here; None where the layout is the caller's.
     axis: which dimension of the inputs is the batch, as a network that has the sequence first says.
+    encoder: path of the encoder in a network of two sequences: what stands elsewhere sees the decoder's tokens.
+    decoder_lengths: Tensor[batch] of the decoder's own tokens, where these are given.
     """
 
     args: tuple[Any, ...]
@@ -35,6 +38,8 @@ class Batch:
     lengths: Tensor | None = None
     order: Tensor | None = None
     axis: int = 0
+    encoder: str | None = None
+    decoder_lengths: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -54,32 +59,16 @@ class Batch:
         """The token-shaped input: ids, or embeddings given in their place."""
         return self.kwargs["input_ids"] if self.kwargs.get("input_ids") is not None else self.kwargs["inputs_embeds"]
 
-    def with_answer(self) -> tuple["Batch", Tensor]:
+    def with_answer(self, network: nn.Module) -> tuple["Batch", Tensor]:
         """The batch with its answer teacher-forced, and the columns where each answer token is read."""
-        assert self.lengths is not None
-        if self.answer is not None and self.answer.shape[1] > 1 and self.kwargs.get("input_ids") is None:
-            raise ValueError("Answers of several tokens need `input_ids`; embeddings cannot be teacher-forced.")
-        mask = self.kwargs.get("attention_mask")
-        if mask is None:
-            mask = torch.ones(self.tokens.shape[:2], dtype=torch.long, device=self.tokens.device)
-        if self.answer is None or self.answer.shape[1] == 1:
-            return self, teacher_forced(self.tokens, mask, self.answer)[2]
-        extra = sorted(set(self.kwargs) - {"input_ids", "attention_mask", "logits_to_keep", "use_cache"})
-        if extra:
-            raise ValueError(f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; leave them out.")
-        ids, mask, read = teacher_forced(self.kwargs["input_ids"], mask, self.answer)
-        return replace(self, kwargs={**self.kwargs, "input_ids": ids, "attention_mask": mask}), read
-
-
-def is_encoder_decoder(network: nn.Module) -> bool:
-    """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the decoder's."""
-    return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+        kwargs, read = with_answer(network, self.kwargs, self.positions, self.answer)
+        return replace(self, kwargs=kwargs), read
 
 
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     """Make a Batch of what the user passed; right-pad where the padding is elsewhere.
 
-    Raises ValueError for inputs the network's forward does not know, masks with holes, empty batches and prompts of tokens,
+    Raises ValueError for inputs the network's forward does not know, tokens it has no embedding or position for, masks with holes, empty batches and prompts of tokens,
     roles or answers whose batch size differs, and left-padded batches where what follows the tokens is not known.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -101,13 +90,30 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
         answer = place(torch.as_tensor(answer))
         # Of several right tokens the first one stands for all: where they are read is the same.
         answer = answer.unsqueeze(1) if answer.ndim == 1 else answer[..., 0] if answer.ndim == 3 else answer
-    batch = Batch((), kwargs, positions, answer)
+    batch = Batch((), kwargs, positions, answer, **_two_sequences(network, kwargs))
     for name, value in (*positions.items(), ("answer", answer)):
         if value is not None and value.shape[0] != batch.size:
             raise ValueError(f"`{name}` is for {value.shape[0]} examples, the inputs hold {batch.size}.")
     if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
         return batch
-    return _right_padded(batch, is_encoder_decoder(network))
+    batch = _right_padded(batch, is_encoder_decoder(network))
+    if not _APART & set(kwargs):  # a picture's placeholders may be beyond the embedding
+        check_limits(network, batch.kwargs.get("input_ids"), batch.lengths, answer)
+    return batch
+
+
+def _two_sequences(network: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the encoder is, and how many tokens of its own the decoder is given."""
+    if not is_encoder_decoder(network):
+        return {}
+    paths = (name for name, _ in network.named_modules() if name.rpartition(".")[2] == "encoder")
+    found: dict[str, Any] = {"encoder": next(paths, None)}
+    tokens, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
+    if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise ValueError("The decoder's tokens are padded on the right: its attention_mask is not.")
+    if tokens is not None:
+        found["decoder_lengths"] = (torch.ones_like(tokens) if mask is None else mask).sum(1)
+    return found
 
 
 # What transformers' forwards take through **kwargs; anything else would vanish there without a word.

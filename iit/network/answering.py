@@ -1,7 +1,8 @@
 """Reading a language model at its answer: teacher forcing, and the head only where an answer is read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,6 +11,60 @@ from torch import Tensor, nn
 
 IGNORED = -100
 """Entry of `answer` (no token) and of `positions` (role absent)."""
+
+
+def is_encoder_decoder(network: nn.Module) -> bool:
+    """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the decoder's."""
+    return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+
+
+def is_masked(network: nn.Module) -> bool:
+    """Whether it is a masked language model, perhaps inside of adapters."""
+    return any(type(module).__name__.endswith("ForMaskedLM") for module in islice(network.modules(), 3))
+
+
+def with_answer(
+    network: nn.Module, kwargs: Mapping[str, Any], positions: Mapping[str, Tensor], answer: Tensor | None
+) -> tuple[dict[str, Any], Int[Tensor, "batch n_read"]]:
+    """The inputs with the answer teacher-forced, and the columns of the output where each of its tokens is read.
+
+    A decoder is read behind the prompt, a masked language model at its masks (the role `mask`), an encoder-decoder
+    behind its `decoder_input_ids`.
+
+    Raises ValueError for inputs that lack these, masks that are not as many as the answer's tokens, and what cannot be
+    teacher-forced.
+    """
+    if is_masked(network):
+        masks = positions.get("mask")
+        n_masks = 0 if masks is None else (masks != IGNORED).sum(1)
+        n_answer = torch.as_tensor(n_masks) if answer is None else (answer != IGNORED).sum(1)
+        if masks is None or bool((n_masks != n_answer).any()) or not bool(n_answer.all()):
+            raise ValueError(
+                f"{type(network).__name__} is read at its masks: the role `mask` must have one token for each token of the "
+                "answer. `LanguageModel.encode` finds it where the prompts have masks."
+            )
+        return dict(kwargs), masks.clamp(min=0)
+    side = "decoder_" if is_encoder_decoder(network) else ""
+    ids = kwargs.get(f"{side}input_ids")
+    tokens = kwargs.get(f"{side}inputs_embeds") if ids is None else ids
+    if tokens is None:
+        raise ValueError(
+            f"{type(network).__name__} answers in its decoder's tokens: the batch needs `decoder_input_ids`, behind which "
+            "the answer is read. `LanguageModel.encode` gives them."
+        )
+    mask = kwargs.get(f"{side}attention_mask")
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    if answer is None or answer.shape[1] == 1:
+        return dict(kwargs), teacher_forced(tokens, mask, answer)[2]
+    if ids is None:
+        raise ValueError("Answers of several tokens need `input_ids`; embeddings cannot be teacher-forced.")
+    known = {f"{side}input_ids", f"{side}attention_mask", "logits_to_keep", "use_cache"}
+    extra = sorted(key for key in set(kwargs) - known if key.startswith(side))
+    if extra:
+        raise ValueError(f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; leave them out.")
+    ids, mask, read = teacher_forced(ids, mask, answer)
+    return {**kwargs, f"{side}input_ids": ids, f"{side}attention_mask": mask}, read
 
 
 def teacher_forced(

@@ -1,5 +1,6 @@
 """A frozen language model with its tokenizer."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any, SupportsIndex, final
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iit.network.answering import IGNORED, head_at, teacher_forced
+from iit.network.answering import IGNORED, head_at, is_encoder_decoder, is_masked, with_answer
 from iit.network.batches import TextBatches
-from iit.network.spans import last_occurrence, tokens_of_span
+from iit.network.limits import check_limits, n_embeddings
+from iit.network.spans import last_mention, tokens_of_span
+from iit.network.tokens import Gap, Tokens, with_special_tokens
 from iit.result import correct
 
 Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
@@ -56,17 +59,22 @@ class LanguageModel:
         texts: str | Sequence[str],
         positions: Mapping[str, Place | Sequence[Place] | Tensor] | None = None,
         answers: str | Sequence[str | Sequence[str]] | None = None,
+        *,
+        special_tokens: bool | None = None,
     ) -> dict[str, Any]:
         """Tokenize prompts, right-padded, and resolve their roles and answers.
 
-        positions: role → one place a text: words (their last occurrence), a token index or a list of them (over the prompt's
+        positions: role → one place a text: words (their last mention), a token index or a list of them (over the prompt's
             real tokens; negative counts from the end), a slice of characters, or None where the text lacks the role. For a
-            single text the place may stand alone. `last` is always the last token.
+            single text the place may stand alone. `last` is always the text's last token.
         answers: one a text, as it continues the prompt (" John"); or for each text several of one token, each of them right.
+            A masked language model's stand at the masks (the role `mask`); an encoder-decoder's begin the decoder's text.
+        special_tokens: True puts all of the tokenizer's around each text, False none. By default a decoder's texts get no end,
+            and a text that begins with special tokens gets no second ones.
 
         Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role: LongTensor[batch, n]}, −100 = absent,
         always with `last`, and with `ROLE_last`, the last token of each role; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1, n_right] where several
-        are right), −100 padded.
+        are right), −100 padded; of an encoder-decoder `decoder_input_ids`, the start of its text.
 
         Raises ValueError for empty texts and answers, answers outside the vocabulary, numbers that do not fit, and places that a text does not have, quoting
         it and marking the place.
@@ -74,28 +82,38 @@ class LanguageModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("There are no texts to encode.")
-        if "last" in (positions or {}):
-            raise ValueError("The role 'last' is always the prompt's last token; give another name to another place.")
-        encoded = self._read(texts, padding=False, return_offsets_mapping=True)
-        ids: list[list[int]] = encoded["input_ids"]
+        masked = is_masked(self.model)
+        for role in ("last", *(("mask",) if masked else ())):
+            if role in (positions or {}):
+                raise ValueError(f"The role {role!r} is always the prompt's {role} token; give another name to another place.")
+        tokens = self._tokens(texts, special_tokens)
+        ids = [row.ids for row in tokens]
         for number, row in enumerate(ids):
             if not row:
                 raise ValueError(f"Text {number} is empty: {texts[number]!r}.")
-        pad: Any = self.tokenizer.pad_token_id
+        pad: Any = self.tokenizer.pad_token_id or 0
+        n_known = n_embeddings(self.model)
         batch: dict[str, Any] = {
-            "input_ids": _padded(ids, pad or 0),
+            # A padding token that was added to the tokenizer alone has no embedding.
+            "input_ids": _padded(ids, pad if n_known is None or pad < n_known else 0),
             "attention_mask": _padded([[1] * len(row) for row in ids], 0),
             "positions": {},
         }
         for role, places in (positions or {}).items():
             listed = _one_a_text(places, len(texts), role)
-            tokens = [_tokens(t, p, o, role) for t, p, o in zip(texts, listed, encoded["offset_mapping"], strict=True)]
-            batch["positions"][role] = _padded(tokens, IGNORED)
+            found = [_tokens(t, p, row.offsets, role) for t, p, row in zip(texts, listed, tokens, strict=True)]
+            batch["positions"][role] = _padded(found, IGNORED)
             if f"{role}_last" not in (positions or {}):
-                batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in tokens], IGNORED)
-        batch["positions"]["last"] = torch.tensor([[len(row) - 1] for row in ids])
+                batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in found], IGNORED)
+        batch["positions"]["last"] = torch.tensor([[row.stop - 1] for row in tokens])
+        if masked:
+            mask = self.tokenizer.mask_token_id
+            batch["positions"]["mask"] = _padded([[i for i, t in enumerate(row) if t == mask] for row in ids], IGNORED)
+        if is_encoder_decoder(self.model):
+            batch["decoder_input_ids"] = torch.tensor([_decoder_start(self.model)] * len(texts))
         if answers is not None:
-            batch["answer"] = self._answers(answers, len(texts))
+            batch["answer"] = self._answers(answers, texts, tokens)
+        check_limits(self.model, batch["input_ids"], batch["attention_mask"].sum(1), batch.get("answer"), texts)
         return batch
 
     def batches(
@@ -108,33 +126,87 @@ class LanguageModel:
         """
         return TextBatches(self.encode, texts, positions or {}, size)
 
-    def _answers(self, answers: str | Sequence[str | Sequence[str]], n: int) -> Tensor:
+    def answer_tokens(
+        self, texts: Sequence[str], answers: Sequence[str], tokens: Sequence[Tokens] | None = None
+    ) -> list[list[int]]:
+        """The tokens of each answer, taken from those of prompt and answer together.
+
+        tokens: those of the texts, where they are known.
+
+        Raises ValueError for an answer beside which the prompt's own tokens are others. Warns of one that lacks its space.
+        """
+        tokens = tokens or self._tokens(texts)
+        gaps = [self._gap(text, row.own) for text, row in zip(texts, tokens, strict=True)]
+        if is_masked(self.model):
+            answers = [answer.strip() for answer in answers]
+        whole = self._tokens([gap.before + answer + gap.behind for gap, answer in zip(gaps, answers, strict=True)])
+        found = []
+        for text, answer, gap, joined in zip(texts, answers, gaps, whole, strict=True):
+            answered = gap.between(joined.own)
+            if answered is None:
+                raise ValueError(
+                    f"The answer {answer!r} changes the tokens of its prompt, which ends in {text[-20:]!r}. A space between "
+                    "the two belongs to the answer: let the prompt end without one and the answer begin with one."
+                )
+            found.append(answered)
+        unspaced = [number for number, gap in enumerate(gaps) if gap.lacks_space(answers[number])]
+        if unspaced:
+            first = unspaced[0]
+            warnings.warn(
+                f"{len(unspaced)} of {len(answers)} answers lack a space before them, such as {answers[first]!r} behind "
+                f"{texts[first][-20:]!r}. Probably {' ' + answers[first]!r} is meant.",
+                stacklevel=2,
+            )
+        return found
+
+    def _gap(self, text: str, own: list[int]) -> Gap:
+        """Where the answer goes: behind the prompt, in place of its masks, or at the beginning of the decoder's text."""
+        if is_encoder_decoder(self.model):
+            return Gap("", "", [], [])
+        if is_masked(self.model):
+            mask_id: Any = self.tokenizer.mask_token_id
+            return Gap.at_mask(text, own, str(self.tokenizer.mask_token), mask_id)
+        return Gap(text, "", own, [])
+
+    def _answers(self, answers: str | Sequence[str | Sequence[str]], texts: Sequence[str], tokens: Sequence[Tokens]) -> Tensor:
         answers = [answers] if isinstance(answers, str) else answers
-        if len(answers) != n:
-            raise ValueError(f"{n} texts need as many answers; got {len(answers)}.")
+        if len(answers) != len(texts):
+            raise ValueError(f"{len(texts)} texts need as many answers; got {len(answers)}.")
         other = next((answer for answer in answers if not isinstance(answer, str | list | tuple)), None)
         if other is not None:
             raise ValueError(f"A text is answered by a text, or by several that are right; got {other!r}.")
-        if any(not isinstance(answer, str) for answer in answers):
-            each = [[self._tokens_of(a) for a in ([answer] if isinstance(answer, str) else answer)] for answer in answers]
-            longer = [answer for answer, found in zip(answers, each, strict=True) if any(len(row) != 1 for row in found)]
-            if longer:
-                raise ValueError(f"Of several right answers each is one token; {longer[0]!r} are not.")
-            return _padded([[row[0] for row in found] for found in each], IGNORED).unsqueeze(1)
-        tokens = [self._tokens_of(answer) for answer in answers]
-        empty = [answer for answer, row in zip(answers, tokens, strict=True) if not row]
-        if empty:
-            raise ValueError(f"The answer {empty[0]!r} has no token.")
-        return _padded(tokens, IGNORED)
+        each = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
+        flat = [(row, answer) for row, several in enumerate(each) for answer in several]
+        found = self.answer_tokens([texts[row] for row, _ in flat], [a for _, a in flat], [tokens[row] for row, _ in flat])
+        several = any(not isinstance(answer, str) for answer in answers)
+        rows: list[list[int]] = [[] for _ in each]
+        for (row, answer), answered in zip(flat, found, strict=True):
+            self._check_answer(answer, answered)
+            if several and len(answered) != 1:
+                raise ValueError(f"Of several right answers each is one token; {answer!r} of {each[row]} is not.")
+            rows[row] += answered
+        return _padded(rows, IGNORED).unsqueeze(1) if several else _padded(rows, IGNORED)
 
-    def _tokens_of(self, answer: Any) -> list[int]:
-        tokens = self._read(answer, add_special_tokens=False)["input_ids"]
+    def _check_answer(self, answer: str, tokens: list[int]) -> None:
+        if not tokens:
+            raise ValueError(f"The answer {answer!r} has no token.")
         unknown: Any = self.tokenizer.unk_token_id
         if unknown in tokens and str(self.tokenizer.unk_token) not in answer:
             raise ValueError(
                 f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens are {tokens}, {unknown} the unknown one."
             )
-        return tokens
+
+    def _tokens(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
+        """The tokens of each text; equal texts are read once."""
+        unique = list(dict.fromkeys(texts))
+        read = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
+        columns = zip(read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True)
+        continues = not is_masked(self.model) and not is_encoder_decoder(self.model)
+        known = {
+            text: with_special_tokens(*row, continues=continues, wanted=special_tokens)
+            for text, row in zip(unique, columns, strict=True)
+        }
+        return [known[text] for text in texts]
 
     def _read(self, texts: Any, **options: Any) -> Any:
         try:
@@ -151,15 +223,26 @@ class LanguageModel:
         by_length = encoded["attention_mask"].sum(1).argsort(stable=True)
         for rows in by_length.split(batch_size):
             longest = int(encoded["attention_mask"][rows].sum(1).max())
-            ids, mask, answer = (encoded[key][rows].to(self.device) for key in ("input_ids", "attention_mask", "answer"))
+            inputs = {key: encoded[key][rows, :longest].to(self.device) for key in ("input_ids", "attention_mask")}
+            if "decoder_input_ids" in encoded:
+                inputs["decoder_input_ids"] = encoded["decoder_input_ids"][rows].to(self.device)
+            positions = {role: index[rows].to(self.device) for role, index in encoded["positions"].items()}
+            answer = encoded["answer"][rows].to(self.device)
             first = answer[..., 0] if answer.ndim == 3 else answer
-            ids, mask, read = teacher_forced(ids[:, :longest], mask[:, :longest], first)
+            inputs, read = with_answer(self.model, inputs, positions, first)
             with torch.no_grad(), head_at(self.model, read) as at_answer:
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                logits = self.model(**inputs, use_cache=False).logits
             if not at_answer:
                 logits = logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
             right[rows] = correct(logits, answer).cpu()
         return right.numpy()
+
+
+def _decoder_start(model: PreTrainedModel) -> list[int]:
+    """What a decoder's text begins with before its first own token."""
+    config: Any = model.generation_config or model.config
+    start = [config.decoder_start_token_id, getattr(config, "forced_bos_token_id", None)]
+    return [token for token in start if token is not None]
 
 
 def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
@@ -176,7 +259,7 @@ def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: s
     if place is None:
         return []
     if isinstance(place, str):
-        return tokens_of_span(text, last_occurrence(text, place, role=role), offsets, role=role)
+        return tokens_of_span(text, last_mention(text, place, role=role), offsets, role=role)
     if isinstance(place, slice):
         if place.step is not None:
             raise ValueError(f"Role {role!r}: a slice of characters has no step; got {place}.")
