@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from iit.alignment.inert import described, recalled
@@ -12,7 +11,7 @@ from iit.alignment.overlap import check_apart
 from iit.intervened import Edit, IntervenedModel
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
-from iit.result import Row, correct
+from iit.result import Row
 from iit.site import Site, resolve
 
 
@@ -80,18 +79,10 @@ class Alignment(IntervenedModel):
         studied = self._encoding()
         if not isinstance(studied, LanguageModel):
             return studied.answers_right(texts, answers)
-        encoded = self.encode(texts, answers=answers)
-        right = np.zeros(len(texts), dtype=bool)
         inactive = dict.fromkeys(self.variables, False)
-        for rows in encoded["attention_mask"].sum(1).argsort(stable=True).split(batch_size):
-            longest = int(encoded["attention_mask"][rows].sum(1).max())
-            batch = {key: encoded[key][rows, :longest] for key in ("input_ids", "attention_mask")}
-            batch |= {key: encoded[key][rows] for key in ("decoder_input_ids", "answer") if key in encoded}
-            batch["positions"] = {role: index[rows] for role, index in encoded["positions"].items()}
-            with torch.no_grad():
-                logits = self.answer_logits(batch, active=inactive)
-            right[rows.numpy()] = correct(logits.cpu(), batch["answer"]).numpy()
-        return right
+        return studied.answers_right(
+            texts, answers, batch_size=batch_size, logits=lambda batch: self.answer_logits(batch, active=inactive)
+        )
 
     def places(self) -> dict[str, str]:
         """{variable: the sites of its edit, in words}."""

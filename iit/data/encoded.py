@@ -141,13 +141,12 @@ def _answers(network: Encoder, given: Any, answers: Sequence[Any]) -> Tensor:
 
 def differ(answers: Tensor, others: Tensor) -> list[bool]:
     """Whether each answer is other tokens than its counterpart; several right ones have no order."""
-    return [one != other for one, other in zip(_said(answers), _said(others), strict=True)]
 
+    def said(answer: Tensor) -> list[list[int]]:
+        rows = [[token for token in row if token != IGNORED] for row in answer.flatten(1).tolist()]
+        return [sorted(set(row)) for row in rows] if answer.ndim == 3 else rows
 
-def _said(answers: Tensor) -> list[Any]:
-    """Each answer's tokens; a set where order says nothing."""
-    rows = [[token for token in row if token != IGNORED] for row in answers.flatten(1).tolist()]
-    return [frozenset(row) if answers.ndim == 3 or len(row) == 1 else tuple(row) for row in rows]
+    return [one != other for one, other in zip(said(answers), said(others), strict=True)]
 
 
 def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
@@ -159,8 +158,7 @@ def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
         elif key == "answer":
             cut[key] = _narrow(value[index])
         else:
-            whole = longest is None or key.startswith("decoder_")
-            cut[key] = value[index] if whole else value[index, :longest]
+            cut[key] = value[index] if longest is None or key == "decoder_input_ids" else value[index, :longest]
     return cut
 
 

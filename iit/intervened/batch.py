@@ -27,8 +27,8 @@ class Batch:
     lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
     order: Tensor[batch, seq], the caller's column that stands at each column here; None where the layout is the caller's.
     axis: which dimension of the inputs is the batch, as a network that has the sequence first says.
-    encoder: path of the encoder in a network of two sequences: what stands elsewhere sees the decoder's tokens.
-    decoder_lengths: Tensor[batch] of the decoder's own tokens, where these are given.
+    encoder_decoder: whether the network runs two sequences: what stands outside of its encoder sees the decoder's tokens.
+    decoder_lengths: Tensor[batch] of these, where they are given.
     """
 
     args: tuple[Any, ...]
@@ -38,7 +38,7 @@ class Batch:
     lengths: Tensor | None = None
     order: Tensor | None = None
     axis: int = 0
-    encoder: str | None = None
+    encoder_decoder: bool = False
     decoder_lengths: Tensor | None = None
 
     @property
@@ -90,30 +90,27 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
         answer = place(torch.as_tensor(answer))
         # Of several right tokens the first one stands for all: where they are read is the same.
         answer = answer.unsqueeze(1) if answer.ndim == 1 else answer[..., 0] if answer.ndim == 3 else answer
-    batch = Batch((), kwargs, positions, answer, **_two_sequences(network, kwargs))
+    batch = Batch((), kwargs, positions, answer)
+    if is_encoder_decoder(network):
+        batch = replace(batch, encoder_decoder=True, decoder_lengths=_decoder_lengths(kwargs))
     for name, value in (*positions.items(), ("answer", answer)):
         if value is not None and value.shape[0] != batch.size:
             raise ValueError(f"`{name}` is for {value.shape[0]} examples, the inputs hold {batch.size}.")
     if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
         return batch
-    batch = _right_padded(batch, is_encoder_decoder(network))
+    batch = _right_padded(batch)
     if not _APART & set(kwargs):  # a picture's placeholders may be beyond the embedding
-        check_limits(network, batch.kwargs.get("input_ids"), batch.lengths, answer)
+        check_limits(network, batch.kwargs.get("input_ids"), batch.lengths)
     return batch
 
 
-def _two_sequences(network: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the encoder is, and how many tokens of its own the decoder is given."""
-    if not is_encoder_decoder(network):
-        return {}
-    paths = (name for name, _ in network.named_modules() if name.rpartition(".")[2] == "encoder")
-    found: dict[str, Any] = {"encoder": next(paths, None)}
+def _decoder_lengths(kwargs: Mapping[str, Any]) -> Tensor | None:
     tokens, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
-    if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
-        raise ValueError("The decoder's tokens are padded on the right: its attention_mask is not.")
-    if tokens is not None:
-        found["decoder_lengths"] = (torch.ones_like(tokens) if mask is None else mask).sum(1)
-    return found
+    if mask is None:
+        return None if tokens is None else torch.ones_like(tokens).sum(1)
+    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise ValueError("The decoder's tokens are padded on the right; their decoder_attention_mask says otherwise.")
+    return mask.sum(1)
 
 
 # What transformers' forwards take through **kwargs; anything else would vanish there without a word.
@@ -148,7 +145,7 @@ _ALONGSIDE = {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", 
 _APART = {"pixel_values"}
 
 
-def _right_padded(batch: Batch, encoder_decoder: bool) -> Batch:
+def _right_padded(batch: Batch) -> Batch:
     tokens, mask = batch.tokens, batch.kwargs.get("attention_mask")
     if not tokens.shape[0] or not tokens.shape[1]:
         raise ValueError(f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}.")
@@ -165,7 +162,7 @@ def _right_padded(batch: Batch, encoder_decoder: bool) -> Batch:
     columns = torch.arange(mask.shape[1], device=mask.device)
     if bool((real == (columns < lengths.unsqueeze(1))).all()):
         return _counted(replace(batch, lengths=lengths))
-    if encoder_decoder:
+    if batch.encoder_decoder:
         raise ValueError(
             "Of an encoder-decoder the prompts are padded on the right: its outputs belong to either of two sequences."
         )

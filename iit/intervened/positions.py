@@ -126,14 +126,15 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     return Columns(site, index, counted=batch.lengths is not None, tokens=tokens)
 
 
-# Projections of a decoder that see the encoder's states.
-_CROSS = re.compile(r"(encdec|encoder_attn|cross_?att).*\.(k|v|key|value)(_proj)?$", re.IGNORECASE)
+# Modules that see the encoder's tokens: those of the encoder, and the decoder's projections of the encoder's states.
+_ENCODER = re.compile(
+    r"(?!.*\bdecoder\b.*\bencoder\b).*\bencoder\b|.*(encdec|encoder_?att|cross_?att).*\b(k|v|key|value)(_proj)?$", re.I
+)
 
 
 def _sequence(site: Site, batch: Batch) -> Batch:
     """The batch of the tokens that the site's module sees: a decoder beside an encoder has its own."""
-    path = site.module
-    if batch.encoder is None or path is None or f"{path}.".startswith(f"{batch.encoder}.") or _CROSS.search(path):
+    if not batch.encoder_decoder or site.module is None or _ENCODER.match(site.module):
         return batch
     if site.roles:
         raise ValueError(

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from iit.network.limits import check_limits
+
 IGNORED = -100
 """Entry of `answer` (no token) and of `positions` (role absent)."""
 
@@ -34,37 +36,37 @@ def with_answer(
     Raises ValueError for inputs that lack these, masks that are not as many as the answer's tokens, and what cannot be
     teacher-forced.
     """
+    name = type(network).__name__
     if is_masked(network):
-        masks = positions.get("mask")
-        n_masks = 0 if masks is None else (masks != IGNORED).sum(1)
-        n_answer = torch.as_tensor(n_masks) if answer is None else (answer != IGNORED).sum(1)
-        if masks is None or bool((n_masks != n_answer).any()) or not bool(n_answer.all()):
+        masks = positions.get("mask", torch.full((1, 1), IGNORED))
+        absent, expected = masks == IGNORED, masks if answer is None else answer
+        if bool(absent.all(1).any()) or not torch.equal(absent, expected == IGNORED):
             raise ValueError(
-                f"{type(network).__name__} is read at its masks: the role `mask` must have one token for each token of the "
-                "answer. `LanguageModel.encode` finds it where the prompts have masks."
+                f"{name} is read at its masks: the role `mask` must have one for each token of the answer. "
+                "`LanguageModel.encode` finds those of a text."
             )
         return dict(kwargs), masks.clamp(min=0)
     side = "decoder_" if is_encoder_decoder(network) else ""
-    ids = kwargs.get(f"{side}input_ids")
-    tokens = kwargs.get(f"{side}inputs_embeds") if ids is None else ids
+    names = [f"{side}input_ids", f"{side}attention_mask", f"{side}inputs_embeds"]
+    ids, mask, embedded = (kwargs.get(key) for key in names)
+    tokens = embedded if ids is None else ids
     if tokens is None:
         raise ValueError(
-            f"{type(network).__name__} answers in its decoder's tokens: the batch needs `decoder_input_ids`, behind which "
-            "the answer is read. `LanguageModel.encode` gives them."
+            f"{name} answers in its decoder's tokens: the batch needs `decoder_input_ids`, behind which the answer is read. "
+            "`LanguageModel.encode` gives them."
         )
-    mask = kwargs.get(f"{side}attention_mask")
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
     if answer is None or answer.shape[1] == 1:
         return dict(kwargs), teacher_forced(tokens, mask, answer)[2]
-    if ids is None:
-        raise ValueError("Answers of several tokens need `input_ids`; embeddings cannot be teacher-forced.")
-    known = {f"{side}input_ids", f"{side}attention_mask", "logits_to_keep", "use_cache"}
-    extra = sorted(key for key in set(kwargs) - known if key.startswith(side))
+    extra = sorted(key for key in set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"} if key.startswith(side))
     if extra:
-        raise ValueError(f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; leave them out.")
-    ids, mask, read = teacher_forced(ids, mask, answer)
-    return {**kwargs, f"{side}input_ids": ids, f"{side}attention_mask": mask}, read
+        raise ValueError(
+            f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; give `{names[0]}` alone."
+        )
+    ids, mask, read = teacher_forced(tokens, mask, answer)
+    check_limits(network, ids, mask.sum(1))
+    return {**kwargs, names[0]: ids, names[1]: mask}, read
 
 
 def teacher_forced(

@@ -1,7 +1,8 @@
 """A frozen language model with its tokenizer."""
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any, SupportsIndex, final
 
@@ -14,7 +15,7 @@ from iit.network.answering import IGNORED, head_at, is_encoder_decoder, is_maske
 from iit.network.batches import TextBatches
 from iit.network.limits import check_limits, n_embeddings
 from iit.network.spans import last_mention, tokens_of_span
-from iit.network.tokens import Gap, Tokens, with_special_tokens
+from iit.network.tokens import Tokens, with_special_tokens
 from iit.result import correct
 
 Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
@@ -37,6 +38,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self.revision = revision
+        self.masked, self.encoder_decoder = is_masked(model), is_encoder_decoder(model)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -82,8 +84,7 @@ class LanguageModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("There are no texts to encode.")
-        masked = is_masked(self.model)
-        for role in ("last", *(("mask",) if masked else ())):
+        for role in ("last", "mask"):
             if role in (positions or {}):
                 raise ValueError(f"The role {role!r} is always the prompt's {role} token; give another name to another place.")
         tokens = self._tokens(texts, special_tokens)
@@ -92,10 +93,9 @@ class LanguageModel:
             if not row:
                 raise ValueError(f"Text {number} is empty: {texts[number]!r}.")
         pad: Any = self.tokenizer.pad_token_id or 0
-        n_known = n_embeddings(self.model)
         batch: dict[str, Any] = {
             # A padding token that was added to the tokenizer alone has no embedding.
-            "input_ids": _padded(ids, pad if n_known is None or pad < n_known else 0),
+            "input_ids": _padded(ids, pad if pad < n_embeddings(self.model) else 0),
             "attention_mask": _padded([[1] * len(row) for row in ids], 0),
             "positions": {},
         }
@@ -106,14 +106,16 @@ class LanguageModel:
             if f"{role}_last" not in (positions or {}):
                 batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in found], IGNORED)
         batch["positions"]["last"] = torch.tensor([[row.stop - 1] for row in tokens])
-        if masked:
+        if self.masked:
             mask = self.tokenizer.mask_token_id
             batch["positions"]["mask"] = _padded([[i for i, t in enumerate(row) if t == mask] for row in ids], IGNORED)
-        if is_encoder_decoder(self.model):
-            batch["decoder_input_ids"] = torch.tensor([_decoder_start(self.model)] * len(texts))
+        if self.encoder_decoder:
+            begins: Any = self.model.generation_config
+            start = [t for t in (begins.decoder_start_token_id, begins.forced_bos_token_id) if t is not None]
+            batch["decoder_input_ids"] = torch.tensor([start] * len(texts))
         if answers is not None:
             batch["answer"] = self._answers(answers, texts, tokens)
-        check_limits(self.model, batch["input_ids"], batch["attention_mask"].sum(1), batch.get("answer"), texts)
+        check_limits(self.model, batch["input_ids"], batch["attention_mask"].sum(1))
         return batch
 
     def batches(
@@ -136,37 +138,36 @@ class LanguageModel:
         Raises ValueError for an answer beside which the prompt's own tokens are others. Warns of one that lacks its space.
         """
         tokens = tokens or self._tokens(texts)
-        gaps = [self._gap(text, row.own) for text, row in zip(texts, tokens, strict=True)]
-        if is_masked(self.model):
+        before = [self._before(text, row.own) for text, row in zip(texts, tokens, strict=True)]
+        if self.masked:
             answers = [answer.strip() for answer in answers]
-        whole = self._tokens([gap.before + answer + gap.behind for gap, answer in zip(gaps, answers, strict=True)])
+        whole = self._tokens([text + answer for (text, _), answer in zip(before, answers, strict=True)])
         found = []
-        for text, answer, gap, joined in zip(texts, answers, gaps, whole, strict=True):
-            answered = gap.between(joined.own)
-            if answered is None:
+        lacking = ""
+        for (text, own), answer, joined in zip(before, answers, whole, strict=True):
+            if joined.own[: len(own)] != own:
                 raise ValueError(
                     f"The answer {answer!r} changes the tokens of its prompt, which ends in {text[-20:]!r}. A space between "
                     "the two belongs to the answer: let the prompt end without one and the answer begin with one."
                 )
-            found.append(answered)
-        unspaced = [number for number, gap in enumerate(gaps) if gap.lacks_space(answers[number])]
-        if unspaced:
-            first = unspaced[0]
-            warnings.warn(
-                f"{len(unspaced)} of {len(answers)} answers lack a space before them, such as {answers[first]!r} behind "
-                f"{texts[first][-20:]!r}. Probably {' ' + answers[first]!r} is meant.",
-                stacklevel=2,
-            )
+            found.append(joined.own[len(own) :])
+            # Languages without spaces between words need none here, either.
+            if " " in text and answer[:1].isalpha() and re.search(r"[\w.,:;?!]\Z", text):
+                lacking = answer
+        if lacking:
+            warnings.warn(f"Answers lack the space before them: probably ' {lacking}' is meant, not {lacking!r}.", stacklevel=2)
         return found
 
-    def _gap(self, text: str, own: list[int]) -> Gap:
-        """Where the answer goes: behind the prompt, in place of its masks, or at the beginning of the decoder's text."""
-        if is_encoder_decoder(self.model):
-            return Gap("", "", [], [])
-        if is_masked(self.model):
-            mask_id: Any = self.tokenizer.mask_token_id
-            return Gap.at_mask(text, own, str(self.tokenizer.mask_token), mask_id)
-        return Gap(text, "", own, [])
+    def _before(self, text: str, own: list[int]) -> tuple[str, list[int]]:
+        """What stands before the answer, and its tokens: the prompt, what comes before its mask, or nothing in a decoder."""
+        if self.encoder_decoder:
+            return "", []
+        if not self.masked:
+            return text, own
+        mask: Any = self.tokenizer.mask_token
+        if mask not in text:
+            raise ValueError(f"A masked language model is read at its mask; there is no {mask!r} in {text!r}.")
+        return text[: text.index(mask)], own[: own.index(self.tokenizer.mask_token_id)]
 
     def _answers(self, answers: str | Sequence[str | Sequence[str]], texts: Sequence[str], tokens: Sequence[Tokens]) -> Tensor:
         answers = [answers] if isinstance(answers, str) else answers
@@ -175,37 +176,33 @@ class LanguageModel:
         other = next((answer for answer in answers if not isinstance(answer, str | list | tuple)), None)
         if other is not None:
             raise ValueError(f"A text is answered by a text, or by several that are right; got {other!r}.")
-        each = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
-        flat = [(row, answer) for row, several in enumerate(each) for answer in several]
-        found = self.answer_tokens([texts[row] for row, _ in flat], [a for _, a in flat], [tokens[row] for row, _ in flat])
         several = any(not isinstance(answer, str) for answer in answers)
-        rows: list[list[int]] = [[] for _ in each]
-        for (row, answer), answered in zip(flat, found, strict=True):
-            self._check_answer(answer, answered)
-            if several and len(answered) != 1:
-                raise ValueError(f"Of several right answers each is one token; {answer!r} of {each[row]} is not.")
-            rows[row] += answered
-        return _padded(rows, IGNORED).unsqueeze(1) if several else _padded(rows, IGNORED)
-
-    def _check_answer(self, answer: str, tokens: list[int]) -> None:
-        if not tokens:
-            raise ValueError(f"The answer {answer!r} has no token.")
+        each = [[answer] if isinstance(answer, str) else answer for answer in answers]
+        rows = [row for row, right in enumerate(each) for _ in right]
+        flat = [answer for right in each for answer in right]
+        padded: list[list[int]] = [[] for _ in each]
         unknown: Any = self.tokenizer.unk_token_id
-        if unknown in tokens and str(self.tokenizer.unk_token) not in answer:
-            raise ValueError(
-                f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens are {tokens}, {unknown} the unknown one."
-            )
+        found = self.answer_tokens([texts[row] for row in rows], flat, [tokens[row] for row in rows])
+        for row, answer, answered in zip(rows, flat, found, strict=True):
+            if unknown in answered and str(self.tokenizer.unk_token) not in answer:
+                raise ValueError(
+                    f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens are {answered}, {unknown} the unknown one."
+                )
+            if not answered:
+                raise ValueError(f"The answer {answer!r} has no token.")
+            if several and len(answered) > 1:
+                raise ValueError(f"Of several right answers each is one token; {answer!r} of {each[row]} is not.")
+            padded[row] += answered
+        return _padded(padded, IGNORED).unsqueeze(1) if several else _padded(padded, IGNORED)
 
     def _tokens(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
         """The tokens of each text; equal texts are read once."""
         unique = list(dict.fromkeys(texts))
         read = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
-        columns = zip(read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True)
-        continues = not is_masked(self.model) and not is_encoder_decoder(self.model)
-        known = {
-            text: with_special_tokens(*row, continues=continues, wanted=special_tokens)
-            for text, row in zip(unique, columns, strict=True)
-        }
+        columns = (read["input_ids"], read["offset_mapping"], read["special_tokens_mask"])
+        continues = not self.masked and not self.encoder_decoder
+        rows = [with_special_tokens(*row, continues, special_tokens) for row in zip(*columns, strict=True)]
+        known = dict(zip(unique, rows, strict=True))
         return [known[text] for text in texts]
 
     def _read(self, texts: Any, **options: Any) -> Any:
@@ -216,33 +213,40 @@ class LanguageModel:
             words = {word for text in ([texts] if isinstance(texts, str) else texts) for word in text.split()}
             raise ValueError(f"{self.name} cannot read {sorted(words - known)[:5]}: {error}.") from error
 
-    def answers_right(self, texts: Sequence[str], answers: Sequence[str | Sequence[str]], *, batch_size: int = 64) -> np.ndarray:
-        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of several right ones?)"""
+    def answers_right(
+        self,
+        texts: Sequence[str],
+        answers: Sequence[str | Sequence[str]],
+        *,
+        batch_size: int = 64,
+        logits: Callable[[dict[str, Any]], Tensor] | None = None,
+    ) -> np.ndarray:
+        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of several right ones?)
+
+        logits: batch → Tensor[batch, n_answer, vocab]; by default the network's own.
+        """
         encoded = self.encode(texts, answers=answers)
         right = torch.zeros(len(texts), dtype=torch.bool)
-        by_length = encoded["attention_mask"].sum(1).argsort(stable=True)
-        for rows in by_length.split(batch_size):
-            longest = int(encoded["attention_mask"][rows].sum(1).max())
-            inputs = {key: encoded[key][rows, :longest].to(self.device) for key in ("input_ids", "attention_mask")}
-            if "decoder_input_ids" in encoded:
-                inputs["decoder_input_ids"] = encoded["decoder_input_ids"][rows].to(self.device)
-            positions = {role: index[rows].to(self.device) for role, index in encoded["positions"].items()}
-            answer = encoded["answer"][rows].to(self.device)
-            first = answer[..., 0] if answer.ndim == 3 else answer
-            inputs, read = with_answer(self.model, inputs, positions, first)
-            with torch.no_grad(), head_at(self.model, read) as at_answer:
-                logits = self.model(**inputs, use_cache=False).logits
-            if not at_answer:
-                logits = logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-            right[rows] = correct(logits, answer).cpu()
+        lengths = encoded["attention_mask"].sum(1)
+        for rows in lengths.argsort(stable=True).split(batch_size):
+            batch = {key: value[rows] for key, value in encoded.items() if key != "positions"}
+            batch["positions"] = {role: index[rows] for role, index in encoded["positions"].items()}
+            for key in ("input_ids", "attention_mask"):
+                batch[key] = batch[key][:, : int(lengths[rows].max())]
+            with torch.no_grad():
+                found = (logits or self._logits)(batch)
+            right[rows] = correct(found.cpu(), batch["answer"])
         return right.numpy()
 
-
-def _decoder_start(model: PreTrainedModel) -> list[int]:
-    """What a decoder's text begins with before its first own token."""
-    config: Any = model.generation_config or model.config
-    start = [config.decoder_start_token_id, getattr(config, "forced_bos_token_id", None)]
-    return [token for token in start if token is not None]
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        """The logits where the answer is read."""
+        inputs = {key: value.to(self.device) for key, value in batch.items() if key != "positions"}
+        positions = {role: index.to(self.device) for role, index in batch["positions"].items()}
+        answer = inputs.pop("answer")
+        inputs, read = with_answer(self.model, inputs, positions, answer[..., 0] if answer.ndim == 3 else answer)
+        with head_at(self.model, read) as at_answer:
+            logits = self.model(**inputs, use_cache=False).logits
+        return logits if at_answer else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
 def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
