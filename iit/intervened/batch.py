@@ -68,7 +68,8 @@ class Batch:
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     """Make a Batch of what the user passed; right-pad where the padding is elsewhere.
 
-    Raises ValueError for inputs the network's forward does not know, tokens it has no embedding or position for, masks with holes, empty batches and prompts of tokens,
+    Raises ValueError for inputs the network's forward does not know, tokens it has no embedding or position for, masks with
+    holes, decoder tokens padded on the left, empty batches and prompts of tokens,
     roles or answers whose batch size differs, and left-padded batches where what follows the tokens is not known.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -137,37 +137,35 @@ class LanguageModel:
 
         Raises ValueError for an answer beside which the prompt's own tokens are others. Warns of one that lacks its space.
         """
-        tokens = tokens or self._tokens(texts)
-        before = [self._before(text, row.own) for text, row in zip(texts, tokens, strict=True)]
+        prompts = [row.own for row in tokens or self._tokens(texts)]
+        if self.encoder_decoder:  # the decoder's text begins with its answer
+            texts, prompts = [""] * len(texts), [[] for _ in texts]
         if self.masked:
+            mask, mask_id = str(self.tokenizer.mask_token), self.tokenizer.mask_token_id
+            if any(mask not in text for text in texts):
+                raise ValueError(f"A masked language model is read at its mask: put {mask} into every text that is answered.")
+            texts = [text.partition(mask)[0] for text in texts]
+            prompts = [ids[: ids.index(mask_id)] for ids in prompts]
             answers = [answer.strip() for answer in answers]
-        whole = self._tokens([text + answer for (text, _), answer in zip(before, answers, strict=True)])
-        found = []
+        whole = [text + answer for text, answer in zip(texts, answers, strict=True)]
+        unique = list(dict.fromkeys(whole))
+        ids = dict(zip(unique, self._read(unique, add_special_tokens=False)["input_ids"], strict=True))
+        continuations = []
         lacking = ""
-        for (text, own), answer, joined in zip(before, answers, whole, strict=True):
-            if joined.own[: len(own)] != own:
+        for text, prompt, answer in zip(texts, prompts, answers, strict=True):
+            joined = ids[text + answer]
+            if joined[: len(prompt)] != prompt:
                 raise ValueError(
                     f"The answer {answer!r} changes the tokens of its prompt, which ends in {text[-20:]!r}. A space between "
                     "the two belongs to the answer: let the prompt end without one and the answer begin with one."
                 )
-            found.append(joined.own[len(own) :])
+            continuations.append(joined[len(prompt) :])
             # Languages without spaces between words need none here, either.
             if " " in text and answer[:1].isalpha() and re.search(r"[\w.,:;?!]\Z", text):
                 lacking = answer
         if lacking:
             warnings.warn(f"Answers lack the space before them: probably ' {lacking}' is meant, not {lacking!r}.", stacklevel=2)
-        return found
-
-    def _before(self, text: str, own: list[int]) -> tuple[str, list[int]]:
-        """What stands before the answer, and its tokens: the prompt, what comes before its mask, or nothing in a decoder."""
-        if self.encoder_decoder:
-            return "", []
-        if not self.masked:
-            return text, own
-        mask: Any = self.tokenizer.mask_token
-        if mask not in text:
-            raise ValueError(f"A masked language model is read at its mask; there is no {mask!r} in {text!r}.")
-        return text[: text.index(mask)], own[: own.index(self.tokenizer.mask_token_id)]
+        return continuations
 
     def _answers(self, answers: str | Sequence[str | Sequence[str]], texts: Sequence[str], tokens: Sequence[Tokens]) -> Tensor:
         answers = [answers] if isinstance(answers, str) else answers
@@ -199,10 +197,9 @@ class LanguageModel:
         """The tokens of each text; equal texts are read once."""
         unique = list(dict.fromkeys(texts))
         read = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
-        columns = (read["input_ids"], read["offset_mapping"], read["special_tokens_mask"])
         continues = not self.masked and not self.encoder_decoder
-        rows = [with_special_tokens(*row, continues, special_tokens) for row in zip(*columns, strict=True)]
-        known = dict(zip(unique, rows, strict=True))
+        rows = zip(unique, read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True)
+        known = {text: with_special_tokens(*row, continues, special_tokens) for text, *row in rows}
         return [known[text] for text in texts]
 
     def _read(self, texts: Any, **options: Any) -> Any:
