@@ -141,7 +141,8 @@ class LanguageModel:
         if self.encoder_decoder:  # the decoder's text begins with its answer
             texts, prompts = [""] * len(texts), [[] for _ in texts]
         if self.masked:
-            mask, mask_id = str(self.tokenizer.mask_token), self.tokenizer.mask_token_id
+            mask = str(self.tokenizer.mask_token)
+            mask_id: Any = self.tokenizer.mask_token_id
             if any(mask not in text for text in texts):
                 raise ValueError(f"A masked language model is read at its mask: put {mask} into every text that is answered.")
             texts = [text.partition(mask)[0] for text in texts]
@@ -198,8 +199,9 @@ class LanguageModel:
         unique = list(dict.fromkeys(texts))
         read = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
         continues = not self.masked and not self.encoder_decoder
-        rows = zip(unique, read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True)
-        known = {text: with_special_tokens(*row, continues, special_tokens) for text, *row in rows}
+        rows = zip(read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True)
+        cut = [with_special_tokens(*row, continues, special_tokens) for row in rows]
+        known = dict(zip(unique, cut, strict=True))
         return [known[text] for text in texts]
 
     def _read(self, texts: Any, **options: Any) -> Any:
