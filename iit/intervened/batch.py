@@ -100,6 +100,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
         return batch
     batch = _right_padded(batch)
+    assert batch.lengths is not None
     if not _APART & set(kwargs):  # a picture's placeholders may be beyond the embedding
         check_limits(network, batch.kwargs.get("input_ids"), batch.lengths)
     return batch
