@@ -15,6 +15,7 @@ class Everything:
 
     def __init__(self, network: Any):
         self.tokenizer = network.tokenizer
+        self.answer_tokens = network.answer_tokens
 
     def answers_right(self, texts: Any, answers: Any) -> np.ndarray:
         """True for all."""

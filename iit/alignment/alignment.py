@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from iit.alignment.inert import described, recalled
@@ -12,7 +11,7 @@ from iit.alignment.overlap import check_apart
 from iit.intervened import Edit, IntervenedModel
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
-from iit.result import Row, correct
+from iit.result import Row
 from iit.site import Site, resolve
 
 
@@ -66,6 +65,11 @@ class Alignment(IntervenedModel):
         """The network's own `encode`."""
         return self._encoding().encode(*args, **kwargs)
 
+    def answer_tokens(self, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+        """The language model's own `answer_tokens`."""
+        studied: Any = self._encoding()
+        return studied.answer_tokens(texts, answers)
+
     def answers_right(self, texts: Sequence[Any], answers: Sequence[Any], *, batch_size: int = 64) -> np.ndarray:
         """bool[n]: does the network, unedited, give each answer? What these runs compute is kept in the `store`, if there is one.
 
@@ -75,18 +79,10 @@ class Alignment(IntervenedModel):
         studied = self._encoding()
         if not isinstance(studied, LanguageModel):
             return studied.answers_right(texts, answers)
-        encoded = self.encode(texts, answers=answers)
-        right = np.zeros(len(texts), dtype=bool)
         inactive = dict.fromkeys(self.variables, False)
-        for rows in encoded["attention_mask"].sum(1).argsort(stable=True).split(batch_size):
-            longest = int(encoded["attention_mask"][rows].sum(1).max())
-            batch = {key: encoded[key][rows, :longest] for key in ("input_ids", "attention_mask")} | {
-                "answer": encoded["answer"][rows]
-            }
-            with torch.no_grad():
-                logits = self.answer_logits(batch, active=inactive)
-            right[rows.numpy()] = correct(logits.cpu(), batch["answer"]).numpy()
-        return right
+        return studied.answers_right(
+            texts, answers, batch_size=batch_size, logits=lambda batch: self.answer_logits(batch, active=inactive)
+        )
 
     def places(self) -> dict[str, str]:
         """{variable: the sites of its edit, in words}."""

@@ -78,7 +78,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             )
             for name, c in said.items()
         }
-        self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
+        changing = columns["changing"] if self._base_answer is None else differ(self._base["answer"], self._base_answer)
+        self.changing = torch.tensor([bool(pair) for pair in changing])
         self.labels, self.kinds = columns["label"], columns.get("kind")
         self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
 
@@ -138,6 +139,16 @@ def _answers(network: Encoder, given: Any, answers: Sequence[Any]) -> Tensor:
     return network.encode(list(given), answers=answers)["answer"]
 
 
+def differ(answers: Tensor, others: Tensor) -> list[bool]:
+    """Whether each answer is other tokens than its counterpart; several right ones have no order."""
+
+    def said(answer: Tensor) -> list[list[int]]:
+        rows = [[token for token in row if token != IGNORED] for row in answer.flatten(1).tolist()]
+        return [sorted(set(row)) for row in rows] if answer.ndim == 3 else rows
+
+    return [one != other for one, other in zip(said(answers), said(others), strict=True)]
+
+
 def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
     longest = int(encoded["attention_mask"][index].sum(1).max()) if "attention_mask" in encoded else None
     cut: dict[str, Any] = {}
@@ -147,7 +158,7 @@ def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
         elif key == "answer":
             cut[key] = _narrow(value[index])
         else:
-            cut[key] = value[index] if longest is None else value[index, :longest]
+            cut[key] = value[index] if longest is None or key == "decoder_input_ids" else value[index, :longest]
     return cut
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pyarrow.parquet as pq
 
+from iit.data.encoded import Encoder, differ
 from iit.data.splits import disjoint_pools
 from iit.data.table import COLUMNS, SOURCE, source_column
 
@@ -102,6 +103,12 @@ def answered(
             own = row.get("base_answer")
             changing = row["label"] != own if own is not None else not right[_key(row["base"]), _key(row["label"])]
             kept.append({**row, "changing": changing})
+    known = [row for row in kept if row.get("base_answer") is not None]
+    if known and isinstance(network, Encoder):  # what counts is tokens, however the file writes them
+        bases = [row["base"] for row in known]
+        labels, answers = (network.encode(bases, answers=[row[c] for row in known])["answer"] for c in ("label", "base_answer"))
+        for row, changing in zip(known, differ(labels, answers), strict=True):
+            row["changing"] = changing
     return kept
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Network(Answering, Protocol):
-    """What sampling asks of a network: a tokenizer, too."""
+    """What sampling asks of a network: a tokenizer, too, and with it `answer_tokens`, as `LanguageModel` has it."""
 
     @property
     def tokenizer(self) -> Any:
@@ -175,10 +175,13 @@ class Pairs:
         pools: Mapping[str, Sequence[Any]] = task.pools
         dropped: dict[str, int] = {}
         if network is not None and network.tokenizer is not None:
-            tokenizer = network.tokenizer
-            pools, dropped = one_token_words(
-                task, lambda words: [len(tokenizer.encode(w, add_special_tokens=False)) for w in words]
-            )
+            language_model: Any = network
+
+            def count_tokens(words: Sequence[str]) -> list[int]:
+                before = words[0].strip()  # a word's tokens show behind any other word
+                return [len(tokens) for tokens in language_model.answer_tokens([before] * len(words), words)]
+
+            pools, dropped = one_token_words(task, count_tokens)
         apart = task.splits if splits is None else (splits,) if isinstance(splits, str) else tuple(splits)
         parts = disjoint_pools(pools, apart, shares, rng=rng)
         right = network.answers_right if network is not None and right_only else None

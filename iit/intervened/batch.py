@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iit.network.answering import IGNORED, teacher_forced
+from iit.network.answering import IGNORED, is_encoder_decoder, with_answer
 from iit.network.layout import batch_first
+from iit.network.limits import check_limits
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
 """What a user passes for one batch: the network's keyword inputs (plus `positions` and `answer`), or positional ones."""
@@ -26,6 +27,8 @@ class Batch:
     lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
     order: Tensor[batch, seq], the caller's column that stands at each column here; None where the layout is the caller's.
     axis: which dimension of the inputs is the batch, as a network that has the sequence first says.
+    encoder_decoder: whether the network runs two sequences: what stands outside of its encoder sees the decoder's tokens.
+    decoder_lengths: Tensor[batch] of these, where they are given.
     """
 
     args: tuple[Any, ...]
@@ -35,6 +38,8 @@ class Batch:
     lengths: Tensor | None = None
     order: Tensor | None = None
     axis: int = 0
+    encoder_decoder: bool = False
+    decoder_lengths: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -54,32 +59,17 @@ class Batch:
         """The token-shaped input: ids, or embeddings given in their place."""
         return self.kwargs["input_ids"] if self.kwargs.get("input_ids") is not None else self.kwargs["inputs_embeds"]
 
-    def with_answer(self) -> tuple["Batch", Tensor]:
+    def with_answer(self, network: nn.Module) -> tuple["Batch", Tensor]:
         """The batch with its answer teacher-forced, and the columns where each answer token is read."""
-        assert self.lengths is not None
-        if self.answer is not None and self.answer.shape[1] > 1 and self.kwargs.get("input_ids") is None:
-            raise ValueError("Answers of several tokens need `input_ids`; embeddings cannot be teacher-forced.")
-        mask = self.kwargs.get("attention_mask")
-        if mask is None:
-            mask = torch.ones(self.tokens.shape[:2], dtype=torch.long, device=self.tokens.device)
-        if self.answer is None or self.answer.shape[1] == 1:
-            return self, teacher_forced(self.tokens, mask, self.answer)[2]
-        extra = sorted(set(self.kwargs) - {"input_ids", "attention_mask", "logits_to_keep", "use_cache"})
-        if extra:
-            raise ValueError(f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; leave them out.")
-        ids, mask, read = teacher_forced(self.kwargs["input_ids"], mask, self.answer)
-        return replace(self, kwargs={**self.kwargs, "input_ids": ids, "attention_mask": mask}), read
-
-
-def is_encoder_decoder(network: nn.Module) -> bool:
-    """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the decoder's."""
-    return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+        kwargs, read = with_answer(network, self.kwargs, self.positions, self.answer)
+        return replace(self, kwargs=kwargs), read
 
 
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     """Make a Batch of what the user passed; right-pad where the padding is elsewhere.
 
-    Raises ValueError for inputs the network's forward does not know, masks with holes, empty batches and prompts of tokens,
+    Raises ValueError for inputs the network's forward does not know, tokens it has no embedding or position for, masks with
+    holes, decoder tokens padded on the left, empty batches and prompts of tokens,
     roles or answers whose batch size differs, and left-padded batches where what follows the tokens is not known.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -102,12 +92,27 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
         # Of several right tokens the first one stands for all: where they are read is the same.
         answer = answer.unsqueeze(1) if answer.ndim == 1 else answer[..., 0] if answer.ndim == 3 else answer
     batch = Batch((), kwargs, positions, answer)
+    if is_encoder_decoder(network):
+        batch = replace(batch, encoder_decoder=True, decoder_lengths=_decoder_lengths(kwargs))
     for name, value in (*positions.items(), ("answer", answer)):
         if value is not None and value.shape[0] != batch.size:
             raise ValueError(f"`{name}` is for {value.shape[0]} examples, the inputs hold {batch.size}.")
     if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
         return batch
-    return _right_padded(batch, is_encoder_decoder(network))
+    batch = _right_padded(batch)
+    assert batch.lengths is not None
+    if not _APART & set(kwargs):  # a picture's placeholders may be beyond the embedding
+        check_limits(network, batch.kwargs.get("input_ids"), batch.lengths)
+    return batch
+
+
+def _decoder_lengths(kwargs: Mapping[str, Any]) -> Tensor | None:
+    tokens, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
+    if mask is None:
+        return None if tokens is None else torch.ones_like(tokens).sum(1)
+    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise ValueError("The decoder's tokens are padded on the right; their decoder_attention_mask says otherwise.")
+    return mask.sum(1)
 
 
 # What transformers' forwards take through **kwargs; anything else would vanish there without a word.
@@ -142,7 +147,7 @@ _ALONGSIDE = {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", 
 _APART = {"pixel_values"}
 
 
-def _right_padded(batch: Batch, encoder_decoder: bool) -> Batch:
+def _right_padded(batch: Batch) -> Batch:
     tokens, mask = batch.tokens, batch.kwargs.get("attention_mask")
     if not tokens.shape[0] or not tokens.shape[1]:
         raise ValueError(f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}.")
@@ -159,7 +164,7 @@ def _right_padded(batch: Batch, encoder_decoder: bool) -> Batch:
     columns = torch.arange(mask.shape[1], device=mask.device)
     if bool((real == (columns < lengths.unsqueeze(1))).all()):
         return _counted(replace(batch, lengths=lengths))
-    if encoder_decoder:
+    if batch.encoder_decoder:
         raise ValueError(
             "Of an encoder-decoder the prompts are padded on the right: its outputs belong to either of two sequences."
         )

@@ -223,7 +223,7 @@ class IntervenedModel(Resumable, Shareable):
                 if torch.is_grad_enabled():
                     self._resolved[site].refuse_recomputed()
                 if edit.joint:
-                    check_joint(key, edit, places[key, number], batch, self._resolved[site].width)
+                    check_joint(key, edit, places[key, number], self._resolved[site].width)
         values = source_activations(
             self.network,
             self.edits,

@@ -9,7 +9,7 @@ from iit.intervened.positions import Columns
 from iit.network.answering import IGNORED
 
 
-def as_base(tensor: Tensor, place: Columns, base: Batch, own: bool = False) -> Tensor:
+def as_base(tensor: Tensor, place: Columns, own: bool = False) -> Tensor:
     """Tensor[batch, position, width] with the positions of the base's `place`; spans are of equal length, as was checked.
 
     Where an example has fewer positions than others the rest holds the mean of its own: there nothing is written, and what is
@@ -17,9 +17,9 @@ def as_base(tensor: Tensor, place: Columns, base: Batch, own: bool = False) -> T
 
     own: the module has positions of its own, and the whole of it is taken as it is.
     """
-    if base.lengths is None or own:
+    n_positions = place.n_positions
+    if place.tokens is None or n_positions is None or own:
         return tensor
-    n_positions = place.index.shape[1] if isinstance(place.index, Tensor) else base.tokens.shape[1]
     tensor = pad(tensor, (0, 0, 0, n_positions - tensor.shape[1]))
     if not isinstance(place.index, Tensor) or not bool((absent := place.index == IGNORED).any()):
         return tensor

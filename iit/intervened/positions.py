@@ -1,6 +1,7 @@
 """Where a site's positions lie in a batch, and reading and writing activations there."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,13 +18,20 @@ class Columns:
 
     index: Tensor[batch, n], −100 where an example has fewer; a tuple of ints, the same in each example; None = every position.
     counted: whether the index counts from 0 and is known to be inside; on networks without tokens only the run can tell.
-    tokens: (batch, seq) of the prompts that the index counts in, where activations are to be held against them.
+    tokens: (batch, seq) of the tokens that the index counts, where activations are to be held against them.
     """
 
     site: Site
     index: Tensor | tuple[int, ...] | None
     counted: bool = True
     tokens: tuple[int, int] | None = None
+
+    @property
+    def n_positions(self) -> int | None:
+        """The longest selection; None where only the run can tell."""
+        if self.index is None:
+            return None if self.tokens is None else self.tokens[1]
+        return self.index.shape[1] if isinstance(self.index, Tensor) else len(self.index)
 
     def _by_token(self, activation: Tensor) -> Tensor:
         """The activation with the prompts' tokens for positions; what a module sees as (batch·tokens, width) is unflattened.
@@ -93,8 +101,9 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     """Resolve the site's position in a batch.
 
     Raises ValueError for a role the batch lacks, a role that is absent in an (active) example, several roles one of which is
-    several tokens, and positions outside an example's real tokens.
+    several tokens, a role in a decoder that has tokens of its own, and positions outside an example's real tokens.
     """
+    batch = _sequence(site, batch)
     tokens = None if batch.lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
     if site.position is None:
         return Columns(site, _every(batch), tokens=tokens)
@@ -117,10 +126,29 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     return Columns(site, index, counted=batch.lengths is not None, tokens=tokens)
 
 
+# Modules that see the encoder's tokens: those of the encoder, and the decoder's projections of the encoder's states.
+_ENCODER = re.compile(
+    r"(?!.*\bdecoder\b.*\bencoder\b).*\bencoder\b|.*(encdec|encoder_?att|cross_?att).*\b(k|v|key|value)(_proj)?$", re.I
+)
+
+
+def _sequence(site: Site, batch: Batch) -> Batch:
+    """The batch of the tokens that the site's module sees: a decoder beside an encoder has its own."""
+    if not batch.encoder_decoder or site.module is None or _ENCODER.match(site.module):
+        return batch
+    if site.roles:
+        raise ValueError(
+            f"Site {site}: a role is a place of the prompt, which the encoder sees; this module sees the decoder's tokens. "
+            "Count these: `position` is an int."
+        )
+    tokens = {"input_ids": batch.kwargs.get("decoder_input_ids")}
+    return replace(batch, kwargs=tokens, lengths=batch.decoder_lengths)
+
+
 def counts(place: Columns, batch: Batch) -> Int[Tensor, "batch"] | None:
     """How many positions each example has there; None where only the run can tell."""
     if place.index is None:
-        return batch.lengths
+        return _sequence(place.site, batch).lengths
     if isinstance(place.index, tuple):
         return torch.full((batch.size,), len(place.index))
     return (place.index != IGNORED).sum(1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from iit.intervened.batch import Batch, Inputs, is_encoder_decoder, prepare
+from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.edited_run import EditedRun
 from iit.intervened.observe import Activations
 from iit.intervened.positions import Columns
@@ -51,20 +51,15 @@ class Resumable(nn.Module):
         """Logits where the base's `answer` is read: Tensor[batch, n_answer, vocab], or [batch, 1, classes] without tokens.
 
         The answer is teacher-forced; a language model's head runs at these columns only. Without an answer the next token
-        is read. Raises ValueError for encoder-decoders.
+        is read, or what stands at the masks. Raises ValueError as `iit.network.answering.with_answer` does.
         """
-        if is_encoder_decoder(self.network):
-            raise ValueError(
-                f"{type(self.network).__name__} answers in its decoder's tokens, not behind the prompt's: call the model, and read "
-                "the output's logits where they are wanted."
-            )
         batch = prepare(self.network, base)
-        if batch.lengths is None:
+        if batch.lengths is None and batch.decoder_lengths is None:
             if self.store is not None:
                 self.store.tell("The whole network runs: its inputs are not tokens.")
             with self.edited_run(batch, sources, active).applied():
                 return _class_logits(self.network(*batch.args, **batch.kwargs))
-        batch, read = batch.with_answer()
+        batch, read = batch.with_answer(self.network)
         run = self.edited_run(batch, sources, active)
         left = run.without(self.stored)
         rest = self._suffix(batch, left, read)
@@ -92,7 +87,7 @@ class Resumable(nn.Module):
         batch = prepare(self.network, base)
         if self.first_block is None or batch.lengths is None:
             return None
-        batch, read = batch.with_answer()
+        batch, read = batch.with_answer(self.network)
         places = self._places(batch, activity(list(self.variables), active, batch))
         left = [place for (key, _), place in places.items() if key not in self.stored]
         first, stop = span(left, read, batch.tokens.shape[1])
@@ -170,9 +165,9 @@ def together(cells: Sequence[Resumable], base: Inputs, sources: Sources = None, 
     stacked. Others run one after another.
     """
     batch = prepare(cells[0].network, base)
-    if len(cells) == 1 or batch.lengths is None or is_encoder_decoder(cells[0].network):
+    if len(cells) == 1 or batch.lengths is None:
         return [cell.answer_logits(base, sources, active) for cell in cells]
-    batch, read = batch.with_answer()
+    batch, read = batch.with_answer(cells[0].network)
     alike: dict[Any, list[Resumable]] = {}
     for cell in cells:
         alike.setdefault(cell._pass(batch, read, active), []).append(cell)

@@ -106,8 +106,8 @@ def source_activations(
                 if tensor is not None:
                     _check_counts(place, base, _given_counts(source, site), variable, flag)
                     _check_given(tensor, place, base, variable, resolved[edit.sites[number]].width)
-                    own = _n_positions(place, base) not in (None, tensor.shape[1])
-                    given[variable, number] = as_base(tensor, place, base, own)
+                    own = place.n_positions not in (None, tensor.shape[1])
+                    given[variable, number] = as_base(tensor, place, own)
                     continue
                 if id(source) not in wanted:
                     batch = prepare(network, source)
@@ -132,8 +132,8 @@ def source_activations(
         tensor = found[identity][site]
         if site.component == "attention_weight":
             tensor = keys_as_base(tensor, base, wanted[identity][1], active[variable])
-        own = _n_positions(wanted[identity][2][site], wanted[identity][1]) not in (None, tensor.shape[1])
-        given[variable, number] = as_base(tensor, place, base, own)
+        own = wanted[identity][2][site].n_positions not in (None, tensor.shape[1])
+        given[variable, number] = as_base(tensor, place, own)
     return given
 
 
@@ -154,16 +154,9 @@ def _given_counts(source: Any, site: Site) -> Tensor | None:
     return source.counts.get(site) if isinstance(source, Activations) else None
 
 
-def _n_positions(place: Columns, batch: Batch) -> int | None:
-    """The longest selection in the batch; None where only the run can tell."""
-    if place.index is None:
-        return None if batch.lengths is None else batch.tokens.shape[1]
-    return place.index.shape[1] if isinstance(place.index, Tensor) else len(place.index)
-
-
 def _check_given(tensor: Tensor, place: Columns, base: Batch, variable: Variable, width: int | None) -> None:
     own = place.site.module is not None and place.site.position is None  # the module may have positions of its own
-    n_positions = None if own else _n_positions(place, base)
+    n_positions = None if own else place.n_positions
     expected = (base.size, n_positions, width)
     if tensor.ndim != 3 or any(n not in (None, here) for n, here in zip(expected, tensor.shape, strict=True)):
         told = ", ".join(str(name if n is None else n) for n, name in zip(expected, ("batch", "position", "width"), strict=True))

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from iit.intervened.batch import Batch
 from iit.intervened.edit import Edit
 from iit.intervened.positions import Columns
 from iit.intervened.sources import Variable
@@ -31,14 +30,14 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
             raise ValueError(f"Variable {str(key)!r}: site {site} has width {widths[0]}, its source site {source} {widths[1]}.")
 
 
-def check_joint(key: Variable, edit: Edit, place: Columns, batch: Batch, width: int | None) -> None:
+def check_joint(key: Variable, edit: Edit, place: Columns, width: int | None) -> None:
     """Raises ValueError unless every example selects as many positions as the intervention was made for, or (inactive) none."""
-    if place.index is None and batch.lengths is None:
+    n_positions = place.n_positions
+    if n_positions is None:
         return
-    n_positions = batch.tokens.shape[1] if place.index is None else len(place.index)
     if isinstance(place.index, Tensor):
         there = place.index.ne(IGNORED)
-        present, n_positions = there[there.any(1)], there.shape[1]
+        present = there[there.any(1)]
         if not len(present):
             return
         if not bool(present.all()):

@@ -1,15 +1,72 @@
 """Reading a language model at its answer: teacher forcing, and the head only where an answer is read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from iit.network.limits import check_limits
+
 IGNORED = -100
 """Entry of `answer` (no token) and of `positions` (role absent)."""
+
+
+def is_encoder_decoder(network: nn.Module) -> bool:
+    """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the decoder's."""
+    return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+
+
+def is_masked(network: nn.Module) -> bool:
+    """Whether it is a masked language model, perhaps inside of adapters."""
+    return any(type(module).__name__.endswith("ForMaskedLM") for module in islice(network.modules(), 3))
+
+
+def with_answer(
+    network: nn.Module, kwargs: Mapping[str, Any], positions: Mapping[str, Tensor], answer: Tensor | None
+) -> tuple[dict[str, Any], Int[Tensor, "batch n_read"]]:
+    """The inputs with the answer teacher-forced, and the columns of the output where each of its tokens is read.
+
+    A decoder is read behind the prompt, a masked language model at its masks (the role `mask`), an encoder-decoder
+    behind its `decoder_input_ids`.
+
+    Raises ValueError for inputs that lack these, masks that are not as many as the answer's tokens, and what cannot be
+    teacher-forced.
+    """
+    name = type(network).__name__
+    if is_masked(network):
+        masks = positions.get("mask", torch.full((1, 1), IGNORED))
+        absent, expected = masks == IGNORED, masks if answer is None else answer
+        if bool(absent.all(1).any()) or not torch.equal(absent, expected == IGNORED):
+            raise ValueError(
+                f"{name} is read at its masks: the role `mask` must have one for each token of the answer. "
+                "`LanguageModel.encode` finds those of a text."
+            )
+        return dict(kwargs), masks.clamp(min=0)
+    side = "decoder_" if is_encoder_decoder(network) else ""
+    names = [f"{side}input_ids", f"{side}attention_mask", f"{side}inputs_embeds"]
+    ids, mask, embedded = (kwargs.get(key) for key in names)
+    tokens = embedded if ids is None else ids
+    if tokens is None:
+        raise ValueError(
+            f"{name} answers in its decoder's tokens: the batch needs `decoder_input_ids`, behind which the answer is read. "
+            "`LanguageModel.encode` gives them."
+        )
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    if answer is None or answer.shape[1] == 1:
+        return dict(kwargs), teacher_forced(tokens, mask, answer)[2]
+    extra = sorted(key for key in set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"} if key.startswith(side))
+    if extra:
+        raise ValueError(
+            f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; give `{names[0]}` alone."
+        )
+    ids, mask, read = teacher_forced(tokens, mask, answer)
+    check_limits(network, ids, mask.sum(1))
+    return {**kwargs, names[0]: ids, names[1]: mask}, read
 
 
 def teacher_forced(

@@ -1,6 +1,8 @@
 """A frozen language model with its tokenizer."""
 
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any, SupportsIndex, final
 
@@ -9,9 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iit.network.answering import IGNORED, head_at, teacher_forced
+from iit.network.answering import IGNORED, head_at, is_encoder_decoder, is_masked, with_answer
 from iit.network.batches import TextBatches
-from iit.network.spans import last_occurrence, tokens_of_span
+from iit.network.limits import check_limits, n_embeddings
+from iit.network.spans import last_mention, tokens_of_span
+from iit.network.tokens import Tokens, with_special_tokens
 from iit.result import correct
 
 Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
@@ -34,6 +38,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self.revision = revision
+        self.masked, self.encoder_decoder = is_masked(model), is_encoder_decoder(model)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -56,17 +61,22 @@ class LanguageModel:
         texts: str | Sequence[str],
         positions: Mapping[str, Place | Sequence[Place] | Tensor] | None = None,
         answers: str | Sequence[str | Sequence[str]] | None = None,
+        *,
+        special_tokens: bool | None = None,
     ) -> dict[str, Any]:
         """Tokenize prompts, right-padded, and resolve their roles and answers.
 
-        positions: role → one place a text: words (their last occurrence), a token index or a list of them (over the prompt's
+        positions: role → one place a text: words (their last mention), a token index or a list of them (over the prompt's
             real tokens; negative counts from the end), a slice of characters, or None where the text lacks the role. For a
-            single text the place may stand alone. `last` is always the last token.
+            single text the place may stand alone. `last` is always the text's last token.
         answers: one a text, as it continues the prompt (" John"); or for each text several of one token, each of them right.
+            A masked language model's stand at the masks (the role `mask`); an encoder-decoder's begin the decoder's text.
+        special_tokens: True puts all of the tokenizer's around each text, False none. By default a decoder's texts get no end,
+            and a text that begins with special tokens gets no second ones.
 
         Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role: LongTensor[batch, n]}, −100 = absent,
         always with `last`, and with `ROLE_last`, the last token of each role; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1, n_right] where several
-        are right), −100 padded.
+        are right), −100 padded; of an encoder-decoder `decoder_input_ids`, the start of its text.
 
         Raises ValueError for empty texts and answers, answers outside the vocabulary, numbers that do not fit, and places that a text does not have, quoting
         it and marking the place.
@@ -74,28 +84,38 @@ class LanguageModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("There are no texts to encode.")
-        if "last" in (positions or {}):
-            raise ValueError("The role 'last' is always the prompt's last token; give another name to another place.")
-        encoded = self._read(texts, padding=False, return_offsets_mapping=True)
-        ids: list[list[int]] = encoded["input_ids"]
+        for role in ("last", "mask"):
+            if role in (positions or {}):
+                raise ValueError(f"The role {role!r} is always the prompt's {role} token; give another name to another place.")
+        tokens = self._tokens(texts, special_tokens)
+        ids = [row.ids for row in tokens]
         for number, row in enumerate(ids):
             if not row:
                 raise ValueError(f"Text {number} is empty: {texts[number]!r}.")
-        pad: Any = self.tokenizer.pad_token_id
+        pad: Any = self.tokenizer.pad_token_id or 0
         batch: dict[str, Any] = {
-            "input_ids": _padded(ids, pad or 0),
+            # A padding token that was added to the tokenizer alone has no embedding.
+            "input_ids": _padded(ids, pad if pad < n_embeddings(self.model) else 0),
             "attention_mask": _padded([[1] * len(row) for row in ids], 0),
             "positions": {},
         }
         for role, places in (positions or {}).items():
             listed = _one_a_text(places, len(texts), role)
-            tokens = [_tokens(t, p, o, role) for t, p, o in zip(texts, listed, encoded["offset_mapping"], strict=True)]
-            batch["positions"][role] = _padded(tokens, IGNORED)
+            found = [_tokens(t, p, row.offsets, role) for t, p, row in zip(texts, listed, tokens, strict=True)]
+            batch["positions"][role] = _padded(found, IGNORED)
             if f"{role}_last" not in (positions or {}):
-                batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in tokens], IGNORED)
-        batch["positions"]["last"] = torch.tensor([[len(row) - 1] for row in ids])
+                batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in found], IGNORED)
+        batch["positions"]["last"] = torch.tensor([[row.stop - 1] for row in tokens])
+        if self.masked:
+            mask = self.tokenizer.mask_token_id
+            batch["positions"]["mask"] = _padded([[i for i, t in enumerate(row) if t == mask] for row in ids], IGNORED)
+        if self.encoder_decoder:
+            begins: Any = self.model.generation_config
+            start = [t for t in (begins.decoder_start_token_id, begins.forced_bos_token_id) if t is not None]
+            batch["decoder_input_ids"] = torch.tensor([start] * len(texts))
         if answers is not None:
-            batch["answer"] = self._answers(answers, len(texts))
+            batch["answer"] = self._answers(answers, texts, tokens)
+        check_limits(self.model, batch["input_ids"], batch["attention_mask"].sum(1))
         return batch
 
     def batches(
@@ -108,33 +128,81 @@ class LanguageModel:
         """
         return TextBatches(self.encode, texts, positions or {}, size)
 
-    def _answers(self, answers: str | Sequence[str | Sequence[str]], n: int) -> Tensor:
+    def answer_tokens(
+        self, texts: Sequence[str], answers: Sequence[str], tokens: Sequence[Tokens] | None = None
+    ) -> list[list[int]]:
+        """The tokens of each answer, taken from those of prompt and answer together.
+
+        tokens: those of the texts, where they are known.
+
+        Raises ValueError for an answer beside which the prompt's own tokens are others. Warns of one that lacks its space.
+        """
+        prompts = [row.own for row in tokens or self._tokens(texts)]
+        if self.encoder_decoder:  # the decoder's text begins with its answer
+            texts, prompts = [""] * len(texts), [[] for _ in texts]
+        if self.masked:
+            mask = str(self.tokenizer.mask_token)
+            mask_id: Any = self.tokenizer.mask_token_id
+            if any(mask not in text for text in texts):
+                raise ValueError(f"A masked language model is read at its mask: put {mask} into every text that is answered.")
+            texts = [text.partition(mask)[0] for text in texts]
+            prompts = [ids[: ids.index(mask_id)] for ids in prompts]
+            answers = [answer.strip() for answer in answers]
+        whole = [text + answer for text, answer in zip(texts, answers, strict=True)]
+        unique = list(dict.fromkeys(whole))
+        ids = dict(zip(unique, self._read(unique, add_special_tokens=False)["input_ids"], strict=True))
+        continuations = []
+        lacking = ""
+        for text, prompt, answer in zip(texts, prompts, answers, strict=True):
+            joined = ids[text + answer]
+            if joined[: len(prompt)] != prompt:
+                raise ValueError(
+                    f"The answer {answer!r} changes the tokens of its prompt, which ends in {text[-20:]!r}. A space between "
+                    "the two belongs to the answer: let the prompt end without one and the answer begin with one."
+                )
+            continuations.append(joined[len(prompt) :])
+            # Languages without spaces between words need none here, either.
+            if " " in text and answer[:1].isalpha() and re.search(r"[\w.,:;?!]\Z", text):
+                lacking = answer
+        if lacking:
+            warnings.warn(f"Answers lack the space before them: probably ' {lacking}' is meant, not {lacking!r}.", stacklevel=2)
+        return continuations
+
+    def _answers(self, answers: str | Sequence[str | Sequence[str]], texts: Sequence[str], tokens: Sequence[Tokens]) -> Tensor:
         answers = [answers] if isinstance(answers, str) else answers
-        if len(answers) != n:
-            raise ValueError(f"{n} texts need as many answers; got {len(answers)}.")
+        if len(answers) != len(texts):
+            raise ValueError(f"{len(texts)} texts need as many answers; got {len(answers)}.")
         other = next((answer for answer in answers if not isinstance(answer, str | list | tuple)), None)
         if other is not None:
             raise ValueError(f"A text is answered by a text, or by several that are right; got {other!r}.")
-        if any(not isinstance(answer, str) for answer in answers):
-            each = [[self._tokens_of(a) for a in ([answer] if isinstance(answer, str) else answer)] for answer in answers]
-            longer = [answer for answer, found in zip(answers, each, strict=True) if any(len(row) != 1 for row in found)]
-            if longer:
-                raise ValueError(f"Of several right answers each is one token; {longer[0]!r} are not.")
-            return _padded([[row[0] for row in found] for found in each], IGNORED).unsqueeze(1)
-        tokens = [self._tokens_of(answer) for answer in answers]
-        empty = [answer for answer, row in zip(answers, tokens, strict=True) if not row]
-        if empty:
-            raise ValueError(f"The answer {empty[0]!r} has no token.")
-        return _padded(tokens, IGNORED)
-
-    def _tokens_of(self, answer: Any) -> list[int]:
-        tokens = self._read(answer, add_special_tokens=False)["input_ids"]
+        several = any(not isinstance(answer, str) for answer in answers)
+        each = [[answer] if isinstance(answer, str) else answer for answer in answers]
+        rows = [row for row, right in enumerate(each) for _ in right]
+        flat = [answer for right in each for answer in right]
+        padded: list[list[int]] = [[] for _ in each]
         unknown: Any = self.tokenizer.unk_token_id
-        if unknown in tokens and str(self.tokenizer.unk_token) not in answer:
-            raise ValueError(
-                f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens are {tokens}, {unknown} the unknown one."
-            )
-        return tokens
+        found = self.answer_tokens([texts[row] for row in rows], flat, [tokens[row] for row in rows])
+        for row, answer, answered in zip(rows, flat, found, strict=True):
+            if unknown in answered and str(self.tokenizer.unk_token) not in answer:
+                raise ValueError(
+                    f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens are {answered}, {unknown} the unknown one."
+                )
+            if not answered:
+                raise ValueError(f"The answer {answer!r} has no token.")
+            if several and len(answered) > 1:
+                raise ValueError(f"Of several right answers each is one token; {answer!r} of {each[row]} is not.")
+            padded[row] += answered
+        return _padded(padded, IGNORED).unsqueeze(1) if several else _padded(padded, IGNORED)
+
+    def _tokens(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
+        """The tokens of each text; equal texts are read once."""
+        unique = list(dict.fromkeys(texts))
+        read = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
+        continues = not self.masked and not self.encoder_decoder
+        rows = zip(read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True)
+        cut = [with_special_tokens(*row, continues, special_tokens) for row in rows]
+        known = dict(zip(unique, cut, strict=True))
+        return [known[text] for text in texts]
 
     def _read(self, texts: Any, **options: Any) -> Any:
         try:
@@ -144,22 +212,40 @@ class LanguageModel:
             words = {word for text in ([texts] if isinstance(texts, str) else texts) for word in text.split()}
             raise ValueError(f"{self.name} cannot read {sorted(words - known)[:5]}: {error}.") from error
 
-    def answers_right(self, texts: Sequence[str], answers: Sequence[str | Sequence[str]], *, batch_size: int = 64) -> np.ndarray:
-        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of several right ones?)"""
+    def answers_right(
+        self,
+        texts: Sequence[str],
+        answers: Sequence[str | Sequence[str]],
+        *,
+        batch_size: int = 64,
+        logits: Callable[[dict[str, Any]], Tensor] | None = None,
+    ) -> np.ndarray:
+        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of several right ones?)
+
+        logits: batch → Tensor[batch, n_answer, vocab]; by default the network's own.
+        """
         encoded = self.encode(texts, answers=answers)
         right = torch.zeros(len(texts), dtype=torch.bool)
-        by_length = encoded["attention_mask"].sum(1).argsort(stable=True)
-        for rows in by_length.split(batch_size):
-            longest = int(encoded["attention_mask"][rows].sum(1).max())
-            ids, mask, answer = (encoded[key][rows].to(self.device) for key in ("input_ids", "attention_mask", "answer"))
-            first = answer[..., 0] if answer.ndim == 3 else answer
-            ids, mask, read = teacher_forced(ids[:, :longest], mask[:, :longest], first)
-            with torch.no_grad(), head_at(self.model, read) as at_answer:
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            if not at_answer:
-                logits = logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-            right[rows] = correct(logits, answer).cpu()
+        lengths = encoded["attention_mask"].sum(1)
+        for rows in lengths.argsort(stable=True).split(batch_size):
+            batch = {key: value[rows] for key, value in encoded.items() if key != "positions"}
+            batch["positions"] = {role: index[rows] for role, index in encoded["positions"].items()}
+            for key in ("input_ids", "attention_mask"):
+                batch[key] = batch[key][:, : int(lengths[rows].max())]
+            with torch.no_grad():
+                found = (logits or self._logits)(batch)
+            right[rows] = correct(found.cpu(), batch["answer"])
         return right.numpy()
+
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        """The logits where the answer is read."""
+        inputs = {key: value.to(self.device) for key, value in batch.items() if key != "positions"}
+        positions = {role: index.to(self.device) for role, index in batch["positions"].items()}
+        answer = inputs.pop("answer")
+        inputs, read = with_answer(self.model, inputs, positions, answer[..., 0] if answer.ndim == 3 else answer)
+        with head_at(self.model, read) as at_answer:
+            logits = self.model(**inputs, use_cache=False).logits
+        return logits if at_answer else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
 def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
@@ -176,7 +262,7 @@ def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: s
     if place is None:
         return []
     if isinstance(place, str):
-        return tokens_of_span(text, last_occurrence(text, place, role=role), offsets, role=role)
+        return tokens_of_span(text, last_mention(text, place, role=role), offsets, role=role)
     if isinstance(place, slice):
         if place.step is not None:
             raise ValueError(f"Role {role!r}: a slice of characters has no step; got {place}.")

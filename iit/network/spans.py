@@ -1,5 +1,6 @@
 """From characters of a text to tokens."""
 
+import re
 from collections.abc import Sequence
 
 Offsets = Sequence[tuple[int, int]]
@@ -27,9 +28,11 @@ def tokens_of_span(text: str, span: tuple[int, int], offsets: Offsets, *, role: 
     return tokens
 
 
-def last_occurrence(text: str, wanted: str, *, role: str = "span") -> tuple[int, int]:
-    """(start, stop) of the last occurrence of `wanted`. Raises ValueError, quoting the text, when there is none."""
-    start = text.rfind(wanted)
+def last_mention(text: str, wanted: str, *, role: str = "span") -> tuple[int, int]:
+    """(start, stop) of the last `wanted` that is whole words, else of the last one. Raises ValueError, quoting the text, when there is none."""
+    # Neither end may lie inside of a word; a lookahead also finds mentions that overlap.
+    whole = re.finditer(rf"(?=(?!\B\w){re.escape(wanted)}(?<!\w\B))", text)
+    start = max((mention.start() for mention in whole), default=text.rfind(wanted))
     if start < 0 or not wanted:
         raise ValueError(f"Role {role!r}: {wanted!r} does not occur in the prompt.\n{marked(text, len(text), len(text))}")
     return start, start + len(wanted)

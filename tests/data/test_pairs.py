@@ -15,8 +15,8 @@ class Words:
     def __init__(self, wrong=lambda text, answer: False):
         self.wrong, self.tokenizer, self.asked = wrong, self, []
 
-    def encode(self, text, add_special_tokens=True):
-        return [hash(word) for word in text.split()]
+    def answer_tokens(self, texts, answers):
+        return [[hash(word) for word in answer.split()] for answer in answers]
 
     def answers_right(self, texts, answers):
         self.asked += list(texts)

@@ -48,7 +48,7 @@ def test_tokens_are_counted_with_the_start_token(network):
 
     network.tokenizer.backend_tokenizer.post_processor = TemplateProcessing("[START] $A", special_tokens=[("[START]", 2)])
     batch = network.encode(
-        ["Ann met Bo", "Cy"], {"index": [1, 0], "word": ["Bo", "Cy"], "span": [slice(0, 3), slice(0, 2)]}, ["Cy", "Bo"]
+        ["Ann met Bo", "Cy"], {"index": [1, 0], "word": ["Bo", "Cy"], "span": [slice(0, 3), slice(0, 2)]}, [" Cy", " Bo"]
     )
     assert batch["input_ids"].tolist() == [[2, 3, 4, 5], [2, 6, 1, 1]]
     assert batch["positions"]["index"].tolist() == [[1], [0]]
@@ -88,7 +88,7 @@ def test_a_single_text_and_answer_may_stand_alone(network):
 
 
 def test_answers_of_different_length_are_padded(network):
-    assert network.encode(["Ann", "Bo"], answers=["met Bo", "met"])["answer"].tolist() == [[4, 5], [4, -100]]
+    assert network.encode(["Ann", "Bo"], answers=[" met Bo", " met"])["answer"].tolist() == [[4, 5], [4, -100]]
 
 
 def test_characters_of_several_tokens_and_emoji_make_one_role(smollm2):
@@ -133,7 +133,7 @@ def test_answers_right_does_not_depend_on_the_batch(network):
         with torch.no_grad():
             answers.append(network.model(input_ids=network.encode(text)["input_ids"]).logits[0, -1].argmax())
     words = [WORDS[int(a)] if int(a) < len(WORDS) else None for a in answers]
-    given = [word or "Ann" for word in words]
+    given = [f" {word or 'Ann'}" for word in words]
     right = [word is not None for word in words]
     for size in (1, 3, 64):
         assert network.answers_right(texts, given, batch_size=size).tolist() == right

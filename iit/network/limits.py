@@ -1,0 +1,48 @@
+"""How many tokens a network knows, and how long its prompts may be."""
+
+from math import inf
+from typing import Any
+
+from torch import Tensor
+
+
+def n_embeddings(network: Any) -> int | float:
+    """How many token ids the network has an embedding for; infinite where it does not say."""
+    try:
+        return network.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        return inf
+
+
+def n_positions(network: Any) -> int | float:
+    """How many tokens the network has positions for; infinite where positions are rotary, or not numbered."""
+    config = getattr(network, "config", None)
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "position_embedding_type", None) == "rotary"
+    limit = getattr(config, "max_position_embeddings", None) or 0
+    if rotary or limit <= 0:
+        return inf
+    embeddings = getattr(getattr(network, "base_model", None), "embeddings", None)
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    return limit if padding is None else limit - padding - 1  # RoBERTa counts on from its padding token
+
+
+def check_limits(network: Any, ids: Tensor | None, lengths: Tensor) -> None:
+    """Raises ValueError, naming the prompt, for token ids without embedding, and prompts longer than the positions.
+
+    Arguments:
+        ids: Tensor[batch, seq]; None where embeddings are given in their place.
+        lengths: Tensor[batch], up to the last token that is read.
+    """
+    name, n_known, limit = type(network).__name__, n_embeddings(network), n_positions(network)
+    longest = int(lengths.argmax())
+    if lengths[longest] > limit:
+        raise ValueError(
+            f"Prompt {longest} is {int(lengths[longest])} tokens long, its answer included; {name} has {limit} positions."
+        )
+    if ids is None:
+        return
+    for row, column in ((ids < 0) | (ids >= n_known)).nonzero().tolist():
+        raise ValueError(
+            f"Prompt {row} has the token {int(ids[row, column])}; {name} has embeddings for 0 to {n_known - 1}. "
+            "Give the tokenizer that belongs to it, or call its `resize_token_embeddings`."
+        )

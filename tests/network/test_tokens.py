@@ -1,0 +1,206 @@
+"""An answer is tokenized as it continues the prompt, on tokenizers of every kind."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import transformers as t
+
+from iit.causal import ioi
+from iit.data import EncodedPairs, Pairs
+from iit.data.prompts import one_token_words
+from iit.network import LanguageModel
+from iit.network.spans import last_mention
+from tests.families import SIZES
+from tests.made_tokenizers import KINDS, byte_level, prepend, word_piece
+
+PROMPT = "When John and Mary left John gave milk to"
+
+
+def network(tokenizer):
+    """A random network that has an embedding for every token."""
+    torch.manual_seed(0)
+    config = t.LlamaConfig(**SIZES | {"vocab_size": len(tokenizer)})
+    return LanguageModel(t.LlamaForCausalLM(config), tokenizer, "toy")
+
+
+def named(network, ids):
+    return network.tokenizer.convert_ids_to_tokens([int(i) for i in ids if i != -100])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_answer_is_the_word_that_follows(kind):
+    lm = network(KINDS[kind]())
+    batch = lm.encode([PROMPT, "Mary gave John milk to"], answers=[" Mary", " John"])
+    whole = [
+        named(lm, lm.encode(PROMPT + " Mary")["input_ids"][0]),
+        named(lm, lm.encode("Mary gave John milk to John")["input_ids"][0]),
+    ]
+    for row in range(2):
+        prompt = named(lm, batch["input_ids"][row][: int(batch["attention_mask"][row].sum())])
+        assert prompt + named(lm, batch["answer"][row]) == whole[row]
+        assert prompt[-1].strip("▁Ġ").lower() == "to", "no end of the text stands where it goes on"
+    assert batch["answer"].shape == (2, 1), "no space mark of its own"
+    assert batch["positions"]["last"].flatten().tolist() == (batch["attention_mask"].sum(1) - 1).tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_of_several_tokens_and_several_right_ones(kind):
+    lm = network(KINDS[kind]())
+    assert [t.strip("▁Ġ").lower() for t in named(lm, lm.encode(PROMPT, answers=" New York")["answer"][0])] == ["new", "york"]
+    right = lm.encode([PROMPT, PROMPT], answers=[(" Mary", " John"), (" Mary",)])["answer"]
+    assert right.shape == (2, 1, 2)
+    assert right[0, 0, 0] == right[1, 0, 0] == lm.encode(PROMPT, answers=" Mary")["answer"]
+    assert right[1, 0, 1] == -100
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_argmax_is_right(kind):
+    """A network that says " Mary" is right where the answer is " Mary"."""
+    lm = network(KINDS[kind]())
+    encoded = lm.encode(PROMPT, answers=" Mary")
+    ids, mary = encoded["input_ids"], int(encoded["answer"])
+    last = lm.model.model(input_ids=ids).last_hidden_state[0, -1]
+    head = lm.model.get_output_embeddings()
+    head.weight.zero_()[mary] = last
+    assert lm.answers_right([PROMPT, PROMPT], [" Mary", " John"]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma", "llama 2", "gpt2"])
+def test_words_of_one_token_are_found(kind):
+    lm, task = network(KINDS[kind]()), ioi()
+    task.pools = {
+        **task.pools,
+        "name": ("Mary", "John", "Zoe"),
+        **{name: ("milk", "left") for name in task.words if name != "name"},
+    }
+
+    pools, dropped = one_token_words(task, lambda words: [len(x) for x in lm.answer_tokens(["John"] * len(words), words)])
+    assert pools["name"] == ("Mary", "John")
+    assert dropped["name"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "answer"),
+    [
+        ("mistral", PROMPT + " ", "Mary"),
+        ("llama 2", PROMPT + " ", "Mary"),
+        ("gemma", PROMPT + " ", "Mary"),
+        ("gpt2", PROMPT + " ", "Mary"),
+        ("gpt2", "gave Mar", "y"),
+        ("mistral", "milk to New Yo", "rk"),
+        ("bert, as a decoder", "milk to New Y", "ork"),
+    ],
+)
+def test_a_prompt_whose_tokens_change_says_so(kind, prompt, answer):
+    with pytest.raises(ValueError, match=r"changes the tokens of its prompt.*begin with one"):
+        network(KINDS[kind]()).encode(prompt, answers=answer)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "llama 2", "gemma", "gpt2", "llama 3"])
+def test_a_lacking_space_is_warned_of(kind):
+    lm = network(KINDS[kind]())
+    with pytest.warns(UserWarning, match="probably ' Mary' is meant, not 'Mary'"):
+        lm.encode([PROMPT], answers=["Mary"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("to 17", "4"), ("gave to:\n", "Mary"), ("to", " Mary"), ("left (", "Mary"), ("JohnMary", "left")]
+)
+def test_no_space_is_asked_for_where_none_belongs(prompt, answer):
+    tokenizer = byte_level()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network(tokenizer).encode(prompt, answers=answer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rendered_chat_gets_no_second_beginning(kind):
+    lm = network(KINDS[kind]())
+    tokens = named(lm, lm.encode("<s>" + PROMPT)["input_ids"][0])
+    assert tokens.count("<s>") == 1
+    assert "</s>" not in tokens
+    batch = lm.encode("<s>" + PROMPT, positions={"s": "Mary"}, answers=" Mary")
+    assert named(lm, batch["input_ids"][0, batch["positions"]["s"][0]])[0].strip("▁Ġ").lower() == "mary"
+    assert named(lm, batch["answer"][0]) == named(lm, lm.encode(PROMPT, answers=" Mary")["answer"][0])
+    turns = named(lm, lm.encode("<s>to</s><s>to")["input_ids"][0])
+    assert turns.count("<s>") == 2, "those inside of the text stay"
+    assert turns.count("</s>") == 1
+
+
+def test_special_tokens_can_be_asked_for_and_left_out():
+    lm = network(prepend("<s> $A </s>"))
+    assert named(lm, lm.encode("to", special_tokens=True)["input_ids"][0]) == ["<s>", "▁to", "</s>"]
+    assert named(lm, lm.encode("<s>to", special_tokens=True)["input_ids"][0])[:2] == ["<s>", "<s>"]
+    assert named(lm, lm.encode("to", special_tokens=False)["input_ids"][0]) == ["▁to"]
+    assert named(lm, lm.encode("to")["input_ids"][0]) == ["<s>", "▁to"]
+    ended = lm.encode("milk to", special_tokens=True, answers=" Mary")
+    assert ended["positions"]["last"].tolist() == [[2]], "the last token of the text"
+    assert named(lm, ended["answer"][0]) == ["▁Mary"]
+
+
+def test_equal_prompts_are_read_once_and_lists_at_once(monkeypatch):
+    lm, calls = network(prepend("<s> $A")), []
+    read = LanguageModel._read
+    monkeypatch.setattr(
+        LanguageModel, "_read", lambda self, texts, **options: calls.append(list(texts)) or read(self, texts, **options)
+    )
+    lm.encode([PROMPT, "John left to", PROMPT], answers=[" Mary", " John", " Mary"])
+    assert calls == [[PROMPT, "John left to"], [PROMPT + " Mary", "John left to John"]]
+
+
+@pytest.mark.parametrize(
+    ("label", "own", "changing"),
+    [
+        (" Mary", " Mary", False),
+        (" mary", " Mary", False),
+        (" Mary", "  MARY", False),
+        (" Mary", [" Mary"], False),
+        ([" Mary", " John"], [" John", " Mary"], False),
+        ([" Mary", " Mary"], " Mary", False),
+        (" Mary", " John", True),
+        ([" Mary", " John"], [" Mary"], True),
+        (" New York", " New", True),
+        (" York New", " New York", True),
+        (" Mary", " Márý", False),
+    ],
+)
+def test_changing_is_decided_by_tokens(tmp_path, label, own, changing):
+    lm = network(word_piece())
+    lm.answers_right = lambda texts, answers: np.ones(len(texts), dtype=bool)
+    row = {"base": "Mary left to", "source": "John left to", "label": label, "base_answer": own}
+    row |= {"base_roles": {"s": [0, 4]}, "source_roles": {"s": [0, 4]}, "split": "train"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    pairs = Pairs.load(path, lm)
+    assert pairs.dataset["changing"] == [changing]
+    assert pairs.facts["changing"]["train"] == changing
+    # Without a network the column says how the file writes the answers; what is measured follows their tokens.
+    assert EncodedPairs(Pairs.load(path).dataset, "variable", lm).changing.tolist() == [changing]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "start"),
+    [
+        ("Min asked Minnie", "Min", 0),
+        ("Ann and Joanna met Hannah", "Ann", 0),
+        ("the other theme", "the", 0),
+        ("Min-ji and Min asked Minnie", "Min", 11),
+        ("Min asked Min's Minnie", "Min", 10),
+        ("cat, concat: cats", "cat", 0),
+        ("7 of 17 and 70", "7", 0),
+        ("Élise asked Élisea", "Élise", 0),
+        ("to Ann Ann Anne", "Ann Ann", 3),
+        ("aa aa aa", "aa aa", 3),
+        ("Min asked Minnie", " Minn", 9),
+        ("snake_case snake", "snake", 11),
+        ("我在北京住", "北京", 2),
+        ("北京和北京大", "北京", 3),
+        ("(Min) or Mind", "(Min)", 0),
+        ("Minnie", "Min", 0),
+    ],
+)
+def test_a_role_is_the_last_mention_that_is_whole_words(text, wanted, start):
+    assert last_mention(text, wanted) == (start, start + len(wanted))
