@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Network(Answering, Protocol):
-    """What sampling asks of a network: a tokenizer, too, and with it `answer_tokens`, as `LanguageModel` has it."""
+    """What sampling asks of a network: a tokenizer, too. Where it has `answer_tokens`, as `LanguageModel` has, words are counted by that."""
 
     @property
     def tokenizer(self) -> Any:
@@ -175,11 +175,14 @@ class Pairs:
         pools: Mapping[str, Sequence[Any]] = task.pools
         dropped: dict[str, int] = {}
         if network is not None and network.tokenizer is not None:
-            language_model: Any = network
+            tokenizer = network.tokenizer
+            answer_tokens: Any = getattr(network, "answer_tokens", None)
 
             def count_tokens(words: Sequence[str]) -> list[int]:
+                if answer_tokens is None:
+                    return [len(tokenizer.encode(word, add_special_tokens=False)) for word in words]
                 before = words[0].strip()  # a word's tokens show behind any other word
-                return [len(tokens) for tokens in language_model.answer_tokens([before] * len(words), words)]
+                return [len(tokens) for tokens in answer_tokens([before] * len(words), words)]
 
             pools, dropped = one_token_words(task, count_tokens)
         apart = task.splits if splits is None else (splits,) if isinstance(splits, str) else tuple(splits)

@@ -9,6 +9,7 @@ when the figures were kept, the kept revision is run here first, in a git worktr
 
 import argparse
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -133,6 +134,8 @@ def main() -> int:
     chosen = parser.parse_args()
     os.environ["WANDB_MODE"] = "offline"
     warnings.simplefilter("ignore")
+    for library in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "iit"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     import torch
 
     torch.set_num_threads(THREADS)
