@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iit.network.answering import IGNORED, head_at, teacher_forced
 from iit.network.batches import TextBatches
+from iit.network.layout import device_of
 from iit.network.spans import last_occurrence, tokens_of_span
 from iit.result import correct
 
@@ -40,7 +41,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.device
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
