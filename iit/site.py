@@ -250,10 +250,14 @@ def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
 def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
     for name, module in modules.items():
         outside = hasattr(module, "_orig_mod")
-        in_place = getattr(module, "_compiled_call_impl", None) or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        if outside or in_place or isinstance(module, torch.jit.ScriptModule):
+        in_place = getattr(module, "_compiled_call_impl", None) or hasattr(
+            vars(module).get("forward"), "_torchdynamo_orig_callable"
+        )
+        if outside or in_place:
             what = f"Its module {name!r}" if name else "The network"
-            mend = "Give the network inside of it (`compiled._orig_mod`)" if outside else "It was compiled in place: load it again"
+            mend = (
+                "Give the network inside of it (`compiled._orig_mod`)" if outside else "It was compiled in place: load it again"
+            )
             raise ValueError(
                 f"{what} is compiled. Compiled code may run past hooks that come later: nothing would be read or edited. "
                 f"{mend}, and compile nothing."

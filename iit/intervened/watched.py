@@ -92,7 +92,11 @@ class Watched:
         autocast and the versions of torch and transformers.
         """
         modules = [
-            (name, _called(type(module)), {key: _told(value) for key, value in vars(module).items() if key not in (*_HELD, *_HOOKS, *_NOTED)})
+            (
+                name,
+                _called(type(module)),
+                {key: _told(value) for key, value in vars(module).items() if key not in (*_HELD, *_HOOKS, *_NOTED)},
+            )
             for module, name in self._names.items()
         ]
         # What `to_dict` leaves out, such as the implementation of attention, is in private attributes.
