@@ -75,7 +75,8 @@ class Classifier:
         for start in range(0, len(answer), batch_size):
             rows = {name: value[start : start + batch_size].to(self.device) for name, value in batch.items()}
             with torch.no_grad():
-                logits.append(logits_of(self.model(**rows)).cpu())
+                classes: Any = logits_of(self.model(**rows))
+            logits.append(classes.cpu())
         return correct(torch.cat(logits).unsqueeze(1), answer).numpy()
 
     @cached_property

@@ -46,6 +46,8 @@ def content(network: nn.Module) -> str:
 def plain_parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors in an entry of a state dict: itself, or what a packed or wrapped one is made of."""
     parts: Iterable[tuple[Any, Any]] = ()
+    kind: Any = type(value)
+    plain: Any = Tensor
     if isinstance(value, list | tuple):
         parts = enumerate(value)
     elif hasattr(value, "__tensor_flatten__"):
@@ -54,7 +56,7 @@ def plain_parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         return
     elif value.is_quantized:
         yield name, value.dequantize()
-    elif type(value).__torch_dispatch__ is Tensor.__torch_dispatch__:
+    elif kind.__torch_dispatch__ is plain.__torch_dispatch__:
         yield name, value.to_dense()
     else:  # a wrapper has no values but those in its attributes
         parts = vars(value).items()

@@ -38,7 +38,7 @@ def at_output(module: nn.Module, callback: Callback) -> Attached:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return _edited(output, callback)
 
-    hooks = module._forward_hooks
+    hooks: Any = module._forward_hooks
     order = _Order(hooks, tuple(hooks))
     handle = module.register_forward_hook(hook)
     for key, other in list(hooks.items()):
