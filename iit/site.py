@@ -222,11 +222,11 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
         close = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.4)
         raise ValueError(f"{type(network).__name__} has no module {site.module!r}; close to it: {close or list(modules)[1:6]}.")
     module = modules[site.module]
-    width = getattr(module, "in_features" if site.side == "input" else "out_features", None)
     above = [modules[name] for name in _ancestors(site.module)]
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
     layout = {"batch_first": layouts.batch_first([module, *above], network), "axes": layouts.axes(site.module, modules)}
     block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
+    width = layouts.width(module, site.side)
     return ResolvedSite(site, module, site.side, width, tuple(above), shaper=block, encoder=encoder, **layout)
 
 
@@ -249,11 +249,18 @@ def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
 
 def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
     for name, module in modules.items():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        outside = hasattr(module, "_orig_mod")
+        in_place = getattr(module, "_compiled_call_impl", None) or hasattr(
+            vars(module).get("forward"), "_torchdynamo_orig_callable"
+        )
+        if outside or in_place:
             what = f"Its module {name!r}" if name else "The network"
+            mend = (
+                "Give the network inside of it (`compiled._orig_mod`)" if outside else "It was compiled in place: load it again"
+            )
             raise ValueError(
-                f"{what} is compiled by torch.compile, whose code may run past hooks that come later: nothing would be read or "
-                "edited. Give the network as it was before it was compiled (`compiled._orig_mod`)."
+                f"{what} is compiled. Compiled code may run past hooks that come later: nothing would be read or edited. "
+                f"{mend}, and compile nothing."
             )
 
 

@@ -1,6 +1,7 @@
 """The alignment: which edit realises which variable."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ from torch import nn
 
 from iit.alignment.inert import described, recalled
 from iit.alignment.overlap import check_apart
-from iit.intervened import Edit, IntervenedModel
+from iit.intervened import Edit, IntervenedModel, capture
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
+from iit.network.components import transformer_in
 from iit.result import Row
 from iit.site import Site, resolve
 
@@ -122,7 +124,7 @@ def one(
     variable: or several, which the intervention's blocks name.
     intervention: called as `intervention(width=…)`.
     inert: "complement" declares that what is left of the site beside the variable's subspace does not matter.
-    Raises ValueError for a site whose width only a run can tell: pass a finished intervention to `Alignment` there; for several variables
+    Raises ValueError for a site whose width neither the network nor one run tells (give it with the intervention); for several variables
     whose blocks the intervention does not have; and for another `inert`, or one of which nothing is left.
     """
     if inert not in (None, "complement"):
@@ -148,7 +150,7 @@ def several(
         where the intervention has blocks, which name theirs.
     inert: name → {"site", "intervention"} likewise (a vanilla one), or {"complement_of": NAME}, what that edit leaves of its sites.
 
-    Raises ValueError for a site whose width only a run can tell, for the complement of an edit that there is not, and for edits and parts
+    Raises ValueError for a site whose width neither the network nor one run tells, for the complement of an edit that there is not, and for edits and parts
     that overlap (see `Alignment.check_apart`).
     """
     made = {name: _edit(network, **edit) for name, edit in edits.items()}
@@ -165,12 +167,30 @@ def several(
 
 def _edit(network: Network | nn.Module, site: Site | Sequence[Site], intervention: Callable[..., Intervention]) -> Edit:
     sites = [site] if isinstance(site, Site) else list(site)
-    width = resolve(network.model if isinstance(network, Network) else network, sites[0]).width
-    if width is None:
+    if getattr(intervention, "keywords", {}).get("width") is not None:
+        return Edit(sites, intervention())
+    return Edit(sites, intervention(width=_width(network.model if isinstance(network, Network) else network, sites[0])))
+
+
+def _width(module: nn.Module, site: Site) -> int:
+    """What the network says without a run, or one run on tokens, or on zeros for the first linear module."""
+    width = resolve(module, site).width
+    if width is not None:
+        return width
+    if site.component is not None:
+        raise ValueError(f"Site {site} is as wide as its batch is long: no intervention has one width there.")
+    try:
+        try:
+            inputs = transformer_in(module).dummy_inputs
+        except ValueError:
+            first = next(m.in_features for m in module.modules() if isinstance(m, nn.Linear))
+            inputs = torch.zeros(1, first)
+        return capture(module, inputs, replace(site, position=None)).popitem()[1].shape[-1]
+    except Exception as error:  # whatever a network of one's own says to such inputs
         raise ValueError(
-            f"The width of site {sites[0]} is known only when it runs; use Alignment(network, {{name: Edit(…)}}) there."
-        )
-    return Edit(sites, intervention(width=width))
+            f"The width of site {site} is known only when it runs, and a first run failed ({error!r}). Say the width: "
+            "+intervention.width=NUMBER, or in Python functools.partial(intervention, width=NUMBER)."
+        ) from error
 
 
 def none(network: Network | nn.Module) -> Alignment:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from iit.data import EncodedPairs
+from iit.intervened import IntervenedModel
 from iit.network import LanguageModel, Network
 from iit.network.answering import IGNORED
+from iit.network.layout import width
 
 
 def check_labels(network: Network, encoded: EncodedPairs, split: str | None = None) -> None:
@@ -36,8 +37,7 @@ def n_answers(network: Network, inputs: Mapping[str, Any]) -> int:
     """How many classes, or tokens, a network gives logits for; a classifier is asked with the first of these inputs."""
     if isinstance(network, LanguageModel):
         head: Any = network.model.get_output_embeddings()
-        return head.weight.shape[0] if head is not None else network.model.config.vocab_size
+        return width(head, "output") or network.model.config.vocab_size
     with torch.no_grad():
-        made: Any = network.model(inputs["x"][:1].to(network.device))
-    logits: Tensor = made if isinstance(made, Tensor) else made.logits
+        logits = IntervenedModel(network, {}).answer_logits({name: value[:1] for name, value in inputs.items()})
     return logits.shape[-1]

@@ -133,8 +133,9 @@ def _spans(spans: Sequence[Sequence[int] | None]) -> pa.Array:
 
 def _tensors(values: Sequence[Any]) -> pa.Array:
     """Fixed-size lists of fixed-size lists …, from one block of memory."""
-    first = np.asarray(next(value for value in values if value is not None), dtype=np.float32)
-    block = np.stack([np.zeros_like(first) if value is None else np.asarray(value, dtype=np.float32) for value in values])
+    first = np.asarray(next(value for value in values if value is not None))
+    block = np.stack([np.zeros_like(first) if value is None else np.asarray(value) for value in values])
+    block = block.astype(np.int64 if block.dtype.kind in "iu" else np.float32)
     array: pa.Array = pa.array(block.reshape(-1))
     for size in reversed(block.shape[1:]):
         array = pa.FixedSizeListArray.from_arrays(array, size)

@@ -1,7 +1,7 @@
 """A batch as the engine sees it: right-padded, on the network's device, with its roles and its answer set apart."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from iit.network.answering import IGNORED, is_encoder_decoder, with_answer
-from iit.network.layout import batch_first
+from iit.network.layout import batch_first, device_of
 from iit.network.limits import check_limits
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
@@ -59,10 +59,26 @@ class Batch:
         """The token-shaped input: ids, or embeddings given in their place."""
         return self.kwargs["input_ids"] if self.kwargs.get("input_ids") is not None else self.kwargs["inputs_embeds"]
 
+    def through(self, network: nn.Module) -> Any:
+        """Run the network on copies of the inputs: it may write to them."""
+        args, kwargs = each_tensor((self.args, self.kwargs), Tensor.clone)
+        return network(*args, **kwargs)
+
     def with_answer(self, network: nn.Module) -> tuple["Batch", Tensor]:
         """The batch with its answer teacher-forced, and the columns where each answer token is read."""
         kwargs, read = with_answer(network, self.kwargs, self.positions, self.answer)
         return replace(self, kwargs=kwargs), read
+
+
+def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest of lists, tuples and dictionaries with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) is dict:
+        return {key: each_tensor(item, change) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(each_tensor(item, change) for item in value)
+    return value
 
 
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
@@ -72,16 +88,18 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     holes, decoder tokens padded on the left, empty batches and prompts of tokens,
     roles or answers whose batch size differs, and left-padded batches where what follows the tokens is not known.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
 
     def place(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
+        return each_tensor(value, lambda tensor: tensor.to(device))
 
     if isinstance(inputs, Tensor | tuple | list):
         args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        return Batch(tuple(place(value) for value in args), {}, axis=int(batch_first([network], network) is False))
+        return Batch(place(args), {}, axis=int(batch_first([network], network) is False))
     if not isinstance(inputs, Mapping):
         raise ValueError(f"A batch is a mapping of inputs, a tensor or a tuple; {type(inputs).__name__} was given.")
+    if inputs.get("past_key_values") is not None:
+        raise ValueError("A batch takes no `past_key_values`: every run would add to them. Give the whole prompt.")
     kwargs = {key: place(value) for key, value in inputs.items() if key not in ("positions", "answer")}
     _check_keywords(network, kwargs)
     positions = {role: place(torch.as_tensor(index)) for role, index in (inputs.get("positions") or {}).items()}

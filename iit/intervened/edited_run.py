@@ -118,7 +118,7 @@ def block_input(site: Site) -> Site:
 
 def _holder(held: list[Tensor]) -> Callable[[Tensor], None]:
     def hold(activation: Tensor) -> None:
-        held[:] = [activation]
+        held[:] = [activation.clone()]  # some blocks add to their input in place
 
     return hold
 

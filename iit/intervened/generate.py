@@ -38,12 +38,13 @@ def check(network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, o
     config: Any = getattr(network, "config", None)
     if not callable(getattr(network, "generate", None)) or getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{type(network).__name__} is no transformers decoder that can generate.")
-    settings = options.get("generation_config") or getattr(network, "generation_config", None)
+    asked = options.get("generation_config")
+    settings = asked or getattr(network, "generation_config", None)
     for name in _OTHER_WAYS:
         if options.get(name, getattr(settings, name, None)) is not None:
-            raise ValueError(f"generate under edits does not go together with {name!r}; leave it out.")
-    cache = options.get("cache_implementation", getattr(settings, "cache_implementation", None))
-    if cache not in (None, "dynamic"):
+            raise ValueError(f"generate under edits does not go together with {name!r}; leave it out, or give {name}=None.")
+    cache = options.get("cache_implementation", getattr(asked, "cache_implementation", None))
+    if cache not in (None, "dynamic", "hybrid"):
         raise ValueError(f"generate under edits does not go together with cache_implementation={cache!r}; leave it out.")
     if batch.lengths is None or set(batch.kwargs) - {"attention_mask"} != {"input_ids"}:
         raise ValueError(f"generate takes input_ids and their attention_mask (and `positions`); got {sorted(batch.kwargs)}.")

@@ -20,6 +20,8 @@ from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_one_width, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
+from iit.network.components import transformer_in
+from iit.network.layout import device_of
 from iit.site import ResolvedSite, Site, resolve
 
 
@@ -90,8 +92,7 @@ class IntervenedModel(Resumable, Shareable):
             self.first_block = first_block(self.network, self.edits.values())
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
-        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
-        self.interventions.to(device)
+        self.interventions.to(device_of(self.network))
 
     def _network(self) -> Network | nn.Module:
         return self._held[0]
@@ -124,7 +125,7 @@ class IntervenedModel(Resumable, Shareable):
         """The network's own output object on the edited base run, in the caller's layout."""
         batch = prepare(self.network, base)
         with self.edited_run(batch, sources, active).applied():
-            output = self.network(*batch.args, **batch.kwargs)
+            output = batch.through(self.network)
         return restored(output, batch)
 
     def run(self, base: Inputs, sources: Sources = None, active: Active = None) -> Run:
@@ -134,9 +135,9 @@ class IntervenedModel(Resumable, Shareable):
         """
         check_one_width(self.edits, self._resolved)
         batch = prepare(self.network, base)
-        base_output = restored(self.network(*batch.args, **batch.kwargs), batch)
+        base_output = restored(batch.through(self.network), batch)
         with self.edited_run(batch, sources, active).applied() as seen:
-            output = restored(self.network(*batch.args, **batch.kwargs), batch)
+            output = restored(batch.through(self.network), batch)
         activations = {
             key: torch.cat([seen[key, number] for number in range(len(edit.sites))], 1)
             for key, edit in self.edits.items()
@@ -168,6 +169,9 @@ class IntervenedModel(Resumable, Shareable):
         lm: Any = self.language_model
         if lm is not None:
             options.setdefault("pad_token_id", lm.tokenizer.pad_token_id)
+        if getattr(getattr(self.network, "generation_config", None), "cache_implementation", None) is not None:
+            # The network's own wish for a static cache is about speed.
+            options["cache_implementation"] = "dynamic"
 
         def editor(key: Variable, number: int, source: Source, active: Any, idle: bool) -> Callable[[Tensor], Tensor | None]:
             edit = process.editor(self.edits[key], run.places[key, number], source, active)
@@ -175,7 +179,7 @@ class IntervenedModel(Resumable, Shareable):
 
         network: Any = self.network
         with run.attached(editor):
-            handle = process.follow(network)
+            handle = process.follow(transformer_in(network))
             try:
                 ids = network.generate(**process.inputs, **options)
             finally:

@@ -53,9 +53,7 @@ def observe(
         def read(activation: Tensor) -> None:
             if site in found:
                 raise RuntimeError(f"Site {site} was run more than once in one forward; name a module that runs once.")
-            value = places[site].read(activation)
-            # Some networks go on to change an activation in place.
-            found[site] = value.clone() if value is activation else value
+            found[site] = places[site].read(activation)
             if stop_early and len(found) == len(places):
                 raise _Enough
 
@@ -65,7 +63,7 @@ def observe(
         for site in places:
             stack.callback(resolved[site].attach(reader(site)).remove)
         with suppress(_Enough):
-            network(*batch.args, **batch.kwargs)
+            batch.through(network)
     missing = [str(site) for site in places if site not in found]
     if missing:
         raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")

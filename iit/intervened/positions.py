@@ -70,11 +70,12 @@ class Columns:
         return torch.where(given == IGNORED, IGNORED, given % n_positions)
 
     def read(self, activation: Float[Tensor, "row column width"]) -> Float[Tensor, "batch position width"]:
-        """The activation at these columns; zeros where an example has fewer."""
+        """A copy of the activation at these columns; zeros where an example has fewer."""
         activation = self._by_token(activation)
         index = self._index(activation)
         if index is None:
-            return activation
+            # The network may go on to change its own in place.
+            return activation.clone()
         picked = activation.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, activation.shape[-1]))
         return torch.where((index == IGNORED).unsqueeze(-1), torch.zeros_like(picked), picked)
 
@@ -87,7 +88,8 @@ class Columns:
     def _written(self, activation: Tensor, new: Tensor) -> Tensor:
         index = self._index(activation)
         if index is None:
-            return new
+            # `new` may be the source itself, which the network must not change.
+            return new.clone()
         absent = index == IGNORED
         if not bool(absent.any()):
             return activation.scatter(1, index.unsqueeze(-1).expand_as(new), new)

@@ -16,7 +16,7 @@ from iit.intervened.positions import Columns
 from iit.intervened.resume import Suffix, resumed, span, suffix, too_long
 from iit.intervened.sources import Active, Sources, Variable, activity
 from iit.intervened.store import ActivationStore
-from iit.network.answering import head_at
+from iit.network.answering import head_at, logits_of
 from iit.site import ResolvedSite, Site
 
 N_COMPARED = 4
@@ -58,7 +58,7 @@ class Resumable(nn.Module):
             if self.store is not None:
                 self.store.tell("The whole network runs: its inputs are not tokens.")
             with self.edited_run(batch, sources, active).applied():
-                return _class_logits(self.network(*batch.args, **batch.kwargs))
+                return _class_logits(batch.through(self.network))
         batch, read = batch.with_answer(self.network)
         run = self.edited_run(batch, sources, active)
         left = run.without(self.stored)
@@ -118,9 +118,10 @@ class Resumable(nn.Module):
             if rest is not None:
                 stack.enter_context(resumed(self.network, rest))
                 batch, read = rest.batch, rest.of(read)
-            at_answer = stack.enter_context(head_at(self.network, read))
-            output = self.network(*batch.args, **batch.kwargs)
-        logits = getattr(output, "logits", None)
+            edited = [site.module for site in self._resolved.values() if site.site.component is None]
+            at_answer = stack.enter_context(head_at(self.network, read, edited))
+            output = batch.through(self.network)
+        logits = logits_of(output)
         if logits is None or logits.ndim == 2:
             return _class_logits(output)
         return logits if at_answer else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
@@ -194,10 +195,10 @@ def _stacked(cells: Sequence[Resumable], batch: Batch, read: Tensor, sources: So
 
 
 def _class_logits(output: Any) -> Tensor:
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    logits = logits_of(output)
     if logits is None or logits.ndim != 2:
         raise ValueError(
-            f"Without tokens the answer is a class: the output must be Tensor[batch, classes] or have such `.logits`; "
+            f"Without `input_ids` the answer is a class: the output must be Tensor[batch, classes] or have such `.logits`; "
             f"{type(output).__name__} does not."
         )
     return logits.unsqueeze(1)

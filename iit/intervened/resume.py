@@ -15,7 +15,7 @@ from iit.intervened.batch import Batch
 from iit.intervened.edit import Edit
 from iit.intervened.positions import Columns
 from iit.network.answering import IGNORED
-from iit.network.components import UNLAYERED, blocks_of
+from iit.network.components import UNLAYERED, blocks_of, transformer_in
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
             if site.component is None:
                 return None
             family, blocks = blocks_of(network)
-            if not family.causal or getattr(getattr(network, "config", None), "use_bidirectional_attention", False):
+            config = transformer_in(network).config
+            # A wrapper of one's own may not pass a cache on.
+            inputs = set(inspect.signature(network.forward).parameters)
+            passes_cache = bool(inputs & {"past_key_values", "kwargs"})
+            if not (family.causal and passes_cache) or getattr(config, "use_bidirectional_attention", False):
                 return None
             if site.component in UNLAYERED:
                 first.append(0 if site.component == "embedding_output" else len(blocks))
@@ -93,7 +97,7 @@ def span(places: Iterable[Columns], read: Tensor, n_columns: int) -> tuple[Tenso
 
 def too_long(network: nn.Module, first: Tensor, stop: Tensor) -> bool:
     """Whether cached tokens and suffixes, laid side by side, are more than the network has positions for."""
-    limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    limit = getattr(transformer_in(network).config, "max_position_embeddings", None)
     return limit is not None and int(first.max()) + int((stop - first).max()) > limit
 
 
@@ -114,7 +118,7 @@ def suffix(network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Te
         cached = torch.arange(length, device=ids.device) >= length - first.unsqueeze(1)
         kwargs["attention_mask"] = torch.cat([cached.long(), mask], 1)
         kwargs |= {"past_key_values": _filled(before.cache, layer), "use_cache": True}
-        if "position_ids" in inspect.signature(network.forward).parameters:
+        if "position_ids" in inspect.signature(transformer_in(network).forward).parameters:
             kwargs["position_ids"] = columns
     return Suffix(layer, Batch((), kwargs), first, before.hidden)
 

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from transformers import PreTrainedConfig
 
-from iit.network import content
+from iit.network.fingerprint import computable, content, plain_parts
+from iit.network.hooks import records
 
 N_VALUES = 16
 """Values of each tensor that are compared with every batch."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [getattr(global_hooks, f"_global{name}") for name in _HOOKS]
+# What transformers writes on a network when it installs the hooks that record outputs.
+_NOTED = {"_output_capturing_hooks_installed": True}
 _HELD = ("_parameters", "_buffers", "_modules")
 
 
@@ -44,7 +47,9 @@ class Watched:
         self._entries = [(vars(config), deepcopy(vars(config))) for config in self._configs]
         self._hooks = [*_GLOBAL_HOOKS, *(module[name] for module in dicts for name in _HOOKS)]
         self._parameters = list(network.parameters())
-        self._tensors = [*self._parameters, *network.buffers()]
+        self._offloaded = any(parameter.is_meta for parameter in self._parameters)
+        parts = [part for _, part in plain_parts("", [*self._parameters, *network.buffers()])]
+        self._tensors = [part for part in parts if not part.is_meta]
         self._places = self._where()
         self._values = list(_spaced(self._tensors))
         self._before = self._read()
@@ -54,17 +59,21 @@ class Watched:
 
     def refusal(self) -> str | None:
         """Why a run might not repeat itself; None where it is certain to."""
+        if self._offloaded:
+            return "weights of the network are offloaded: they come and go with every run"
         training = next((name for module, name in self._names.items() if module.training), None)
         if training is not None or any(parameter.requires_grad for parameter in self._parameters):
             where = f" ({training} is in training mode)" if training else ""
             return f"the network is not frozen in eval mode{where}"
-        if any(self._hooks):
+        if not all(records(hook) for hooks in self._hooks for hook in hooks.values()):
             return "hooks that are not the engine's are on the network"
         return None
 
     def change(self) -> str | None:
-        """What has changed; None where nothing did."""
-        if any(not _same(now, before) for now, before in self._attributes):
+        """What has changed; None where nothing did, or where nothing is kept: of offloaded weights."""
+        if self._offloaded:
+            return None
+        if not all(_same(now, before) or _same(now, before | _NOTED) for now, before in self._attributes):
             return "a module, or an attribute of one"
         if any(not _same(now, before) for now, before in self._entries):
             return "its config"
@@ -83,7 +92,11 @@ class Watched:
         autocast and the versions of torch and transformers.
         """
         modules = [
-            (name, _called(type(module)), {key: _told(value) for key, value in vars(module).items() if key not in _HELD})
+            (
+                name,
+                _called(type(module)),
+                {key: _told(value) for key, value in vars(module).items() if key not in (*_HELD, *_HOOKS, *_NOTED)},
+            )
             for module, name in self._names.items()
         ]
         # What `to_dict` leaves out, such as the implementation of attention, is in private attributes.
@@ -96,7 +109,8 @@ class Watched:
         return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True, default=str).encode())
 
     def _where(self) -> list[tuple[int, int]]:
-        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+        # Tensors made under `torch.inference_mode` count no versions.
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
 
     def _read(self) -> list[Tensor]:
         return [torch.cat(values).view(torch.uint8) for values in self._values]  # as bytes: NaN equals itself
@@ -120,7 +134,8 @@ def _spaced(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
             n_cells = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             n = min(N_VALUES, n_cells)
             view = tensor.detach().as_strided((n,), (max(1, (n_cells - 1) // max(n - 1, 1)),), tensor.storage_offset())
-            groups.setdefault((tensor.device, tensor.dtype), []).append(view)
+            view = computable(view)
+            groups.setdefault((view.device, view.dtype), []).append(view)
     yield from groups.values()
 
 

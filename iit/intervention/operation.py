@@ -47,7 +47,8 @@ class _WithVector(Operation):
             width = len(vector)
         super().__init__(width=width, **arguments)
         self.needs_source = width is None
-        self.register_buffer("vector", vector if vector is not None or width is None else torch.zeros(width))
+        zeros = None if width is None else torch.zeros(width)
+        self.register_buffer("vector", zeros if vector is None else vector.clone())
         self.vector: Tensor | None
 
     def _value(self, source: Tensor | None) -> Tensor:
@@ -162,4 +163,6 @@ class Function(Operation):
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
         """function(base, source), or function(base) without a source."""
-        return self.function(base, source) if self.needs_source else self.function(base)
+        # A function may write to what it is given.
+        given = (base, source) if self.needs_source else (base,)
+        return self.function(*(tensor.clone() for tensor in given if tensor is not None))

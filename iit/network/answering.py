@@ -1,6 +1,6 @@
 """Reading a language model at its answer: teacher forcing, and the head only where an answer is read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -96,15 +96,26 @@ def teacher_forced(
     return ids, mask, read
 
 
+def logits_of(output: Any) -> Tensor | None:
+    """The logits in a network's output: its `logits`, or the output (or the first item of a tuple) itself; None where there are none."""
+    if isinstance(output, tuple | list):
+        output = output[0]
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    return output if isinstance(output, Tensor) else getattr(output, "logits", None)
+
+
 @contextmanager
-def head_at(network: nn.Module, read: Int[Tensor, "batch n_read"]) -> Iterator[bool]:
-    """Within the context the output head of `network` sees the columns `read` only; yields whether it has such a head.
+def head_at(network: nn.Module, read: Int[Tensor, "batch n_read"], edited: Iterable[nn.Module] = ()) -> Iterator[bool]:
+    """Within the context the output head of `network` sees the columns `read` only; yields whether it does.
+
+    It does not where there is no head, or where one of the modules `edited` is in it or around it: edits count every column.
 
     The head's input is gathered by a forward pre-hook, so the logits come out as Tensor[batch, n_read, vocab], equal to the
     full logits at these columns.
     """
     head = getattr(network, "get_output_embeddings", lambda: None)()
-    if not isinstance(head, nn.Module):
+    if not isinstance(head, nn.Module) or any(head in m.modules() or m in head.modules() for m in edited):
         yield False
         return
 

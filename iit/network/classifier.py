@@ -1,14 +1,17 @@
 """A network fed with tensors that answers with a class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from inspect import signature
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from iit.network.answering import IGNORED
+from iit.network.answering import IGNORED, logits_of
 from iit.network.language_model import LanguageModel
+from iit.network.layout import device_of
 from iit.result import correct
 
 
@@ -25,32 +28,40 @@ class Classifier:
         self.model = model.eval().requires_grad_(False)
         self.name = name or type(model).__name__
         self.revision = revision
+        self._takes_integers: bool | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are."""
-        return next(self.model.parameters()).dtype
+        """What the weights are; quantised ones aside."""
+        dtypes = (parameter.dtype for parameter in self.model.parameters())
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return f"Classifier({self.name}, {type(self.model).__name__}, {n:,} parameters, {self.dtype}, {self.device})"
 
     def encode(self, inputs: Any, /, positions: Any = None, answers: Sequence[int | None] | None = None) -> dict[str, Any]:
-        """`{"x": Tensor[batch, …], "answer": LongTensor[batch, 1]}` (the answer where it is given).
+        """`{name of the network's input: Tensor[batch, …], "answer": LongTensor[batch, 1]}` (the answer where it is given).
 
-        inputs: tensors of one shape, or numbers from which they are made.
+        inputs: tensors of one shape, or numbers from which they are made; or a dictionary of such for each example, by the names of
+            the network's inputs. Integers stay integers where the network runs on them.
         Raises ValueError for roles, which tensors do not have, for no inputs, and for numbers that do not fit.
         """
         if positions:
             raise ValueError(f"Tensors have no roles; got {sorted(positions)}. Name positions by number.")
         if not len(inputs):
             raise ValueError("There are no inputs to encode.")
-        batch: dict[str, Any] = {"x": torch.as_tensor(np.stack([np.asarray(x, dtype=np.float32) for x in inputs])).to(self.dtype)}
+        named = [dict(x) if isinstance(x, Mapping) else {self.input_name: x} for x in inputs]
+        batch: dict[str, Any] = {name: self._stacked([row[name] for row in named]) for name in named[0]}
+        if self._takes_integers is None and not all(value.is_floating_point() for value in batch.values()):
+            self._takes_integers = self._runs({name: value[:1] for name, value in batch.items()})
+        if self._takes_integers is False:
+            batch = {name: value.to(self.dtype) for name, value in batch.items()}
         if answers is not None:
             if len(answers) != len(inputs):
                 raise ValueError(f"{len(inputs)} inputs need as many answers; got {len(answers)}.")
@@ -60,9 +71,36 @@ class Classifier:
     def answers_right(self, inputs: Any, answers: Sequence[int], *, batch_size: int = 1024) -> np.ndarray:
         """bool[n]: is each answer the class with the highest logit?"""
         batch = self.encode(inputs, answers=answers)
-        with torch.no_grad():
-            logits = [self.model(x.to(self.device)).cpu() for x in batch["x"].split(batch_size)]
-        return correct(torch.cat(logits).unsqueeze(1), batch["answer"]).numpy()
+        answer, logits = batch.pop("answer"), []
+        for start in range(0, len(answer), batch_size):
+            rows = {name: value[start : start + batch_size].to(self.device) for name, value in batch.items()}
+            with torch.no_grad():
+                classes: Any = logits_of(self.model(**rows))
+            logits.append(classes.cpu())
+        return correct(torch.cat(logits).unsqueeze(1), answer).numpy()
+
+    @cached_property
+    def input_name(self) -> str:
+        """What the network calls its one input. Raises ValueError for a network that has no name for it."""
+        parameters = signature(self.model.forward).parameters.values()
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not names:
+            raise ValueError(f"{type(self.model).__name__}.forward names no input; give it one by name: forward(self, x).")
+        return names[0]
+
+    def _stacked(self, values: Sequence[Any]) -> Tensor:
+        stacked = torch.as_tensor(np.stack([np.asarray(value) for value in values]))
+        if stacked.is_floating_point():
+            return stacked.to(self.dtype)
+        return stacked if stacked.dtype == torch.bool else stacked.long()
+
+    def _runs(self, inputs: Mapping[str, Tensor]) -> bool:
+        try:
+            with torch.no_grad():
+                self.model(**{name: value.to(self.device) for name, value in inputs.items()})
+        except RuntimeError:
+            return False
+        return True
 
 
 Network = LanguageModel | Classifier

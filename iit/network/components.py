@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from iit.network.families import FAMILIES, Family
+from iit.network.layout import width
 
 COMPONENTS = {
     "embedding_output": "output of the token embedding, before position embeddings are added",
@@ -62,9 +64,7 @@ def heads_of(network: nn.Module, component: str) -> int:
     """How many heads a component has. Raises ValueError for a component without heads."""
     if component not in HEADED:
         raise ValueError(f"{component!r} has no heads; those that have: {', '.join(HEADED)}.")
-    _family(network)
-    config: Any = network.config
-    queries, keys, _ = _heads(config.get_text_config())
+    queries, keys, _ = _heads(transformer_in(network).config.get_text_config())
     return keys if component in ("key_output", "value_output") else queries
 
 
@@ -75,14 +75,14 @@ def locate(network: nn.Module, component: str, layer: int | None, head: tuple[in
     attention weights of a network whose attention is not eager.
     """
     family, backbone = _family(network)
-    config: Any = network.config
-    config = config.get_text_config()
+    transformer = transformer_in(network)
+    config = transformer.config.get_text_config()
     hidden = int(config.hidden_size)
     names = {id(module): name for name, module in network.named_modules()}
     if component == "embedding_output":
-        own: Any = network
-        embedding: Any = own.get_input_embeddings() if family.embedding is None else backbone.get_submodule(family.embedding)
-        return Place(names[id(embedding)], "output", int(embedding.weight.shape[1]))
+        path = family.embedding
+        embedding: Any = transformer.get_input_embeddings() if path is None else backbone.get_submodule(path)
+        return Place(names[id(embedding)], "output", width(embedding, "output") or hidden)
     if component == "final_norm_output":
         norm = None if family.norm is None else _find(backbone, family.norm)
         if norm is None:
@@ -114,10 +114,12 @@ def locate(network: nn.Module, component: str, layer: int | None, head: tuple[in
         return Place(f"{root}.{path}", side, None, heads=None if head is None else _checked(config, component, head))
     if component in HEADED:
         columns = _head_columns(config, family, component, head)
-        whole = columns == tuple(range(_width(module, side)))
+        whole = columns == tuple(range(width(module, side) or 0))
         return Place(f"{root}.{path}", side, len(columns), None if whole else columns)
-    width = _width(module, side) if component in ("mlp_activation", "router_output") else hidden
-    return Place(f"{root}.{path}", side, width, flat=flat)
+    wide = hidden
+    if component in _CONFIGURED:
+        wide = width(module, side) or getattr(config, _CONFIGURED[component], None)
+    return Place(f"{root}.{path}", side, wide, flat=flat)
 
 
 # The path inside a block, and the side. The softmax inside attention and the router's first product have no module of their own.
@@ -136,6 +138,8 @@ _PATHS = {
     "attention_weight": lambda f: (f.attention, "softmax"),
     "router_output": lambda f: (f.router or "router", "linear"),
 }
+# What the config calls their width.
+_CONFIGURED = {"mlp_activation": "intermediate_size", "router_output": "num_experts"}
 _WHY = {"mlp_activation": "experts, and no single down projection", "router_output": "no router: it is no mixture of experts"}
 
 
@@ -143,9 +147,9 @@ def _lacks(network: nn.Module, component: str, why: str, layer: int = 0) -> str:
     family, blocks = blocks_of(network)
     lacking = {component, *(name for name, path in _PATHS.items() if _find(blocks[layer], path(family)[0]) is None)}
     lacking |= set() if family.norm else {"final_norm_output"}
-    config: Any = network.config
+    config = transformer_in(network).config.get_text_config()
     return (
-        f"This network of the family {config.get_text_config().model_type!r} has no {component!r}: {why}. "
+        f"This network of the family {config.model_type!r} has no {component!r}: {why}. "
         f"It has: {', '.join(name for name in COMPONENTS if name not in lacking)}."
     )
 
@@ -194,17 +198,28 @@ def _heads(config: Any) -> tuple[int, int, int]:
     return queries, int(keys), int(size)
 
 
+_ELSEWHERE = 'Name a module instead: Site(module="…", side="output").'
+
+
+def transformer_in(network: nn.Module) -> Any:
+    """The transformers model that a network is, or wraps (a PeftModel, one's own). Raises ValueError unless it is one."""
+    if isinstance(network, PreTrainedModel):
+        return network
+    inside = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    if not inside or not set(inside) <= set(inside[0].modules()):
+        what = "holds several transformers models" if inside else "is no transformers model"
+        raise ValueError(f"{type(network).__name__} {what}: components are known for one. {_ELSEWHERE}")
+    return inside[0]
+
+
 def _family(network: nn.Module) -> tuple[Family, nn.Module]:
-    elsewhere = 'Name a module instead: Site(module="…", side="output").'
-    config: Any = getattr(network, "config", None)
-    if not hasattr(config, "get_text_config"):
-        raise ValueError(f"{type(network).__name__} is no transformers model: components are known for these only. {elsewhere}")
-    kind = config.get_text_config().model_type
+    transformer = transformer_in(network)
+    kind = transformer.config.get_text_config().model_type
     if kind not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ValueError(f"Components are not known for the family {kind!r} (known: {known}). {elsewhere}")
+        raise ValueError(f"Components are not known for the family {kind!r} (known: {known}). {_ELSEWHERE}")
     family = FAMILIES[kind]
-    backbone: Any = network.base_model
+    backbone: Any = transformer.base_model
     for inner in ("", "language_model", "text_model"):
         found = _find(backbone, inner)
         if found is not None and _find(found, family.blocks) is not None:
@@ -217,10 +232,3 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
         return module.get_submodule(path)
     except AttributeError:
         return None
-
-
-def _width(module: nn.Module, side: str) -> int:
-    """Width of a projection's input or output; transformers' Conv1D stores its weight transposed."""
-    weight: Any = module.weight
-    out, into = reversed(weight.shape) if type(module).__name__ == "Conv1D" else weight.shape
-    return int(into if side == "input" else out)

@@ -1,6 +1,8 @@
 """What tells one set of weights from another."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import xxhash
@@ -15,13 +17,15 @@ def fingerprint(network: nn.Module) -> str:
     The same on every device and in every process; another dtype is another fingerprint.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
+    for name, tensor in _named(network, sorted(network.state_dict().items())):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.is_meta:
+            continue
+        flat = computable(tensor.detach()).reshape(-1)
         n = min(N_VALUES, flat.numel())
         index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)  # in integers: linspace rounds differently elsewhere
         values = flat[index.to(flat.device)].cpu()
         values = values.double() if values.is_floating_point() else values
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -32,10 +36,47 @@ def content(network: nn.Module) -> str:
     One tensor after another is read where it is; of a network elsewhere than on the CPU one is copied at a time.
     """
     digest = xxhash.xxh3_128()
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    for name, tensor in _named(network, (*network.named_parameters(), *network.named_buffers())):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_bytes(tensor))
+        if not tensor.is_meta:
+            digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def plain_parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors in an entry of a state dict: itself, or what a packed or wrapped one is made of."""
+    parts: Iterable[tuple[Any, Any]] = ()
+    kind: Any = type(value)
+    plain: Any = Tensor
+    if isinstance(value, list | tuple):
+        parts = enumerate(value)
+    elif hasattr(value, "__tensor_flatten__"):
+        parts = [(part, getattr(value, part)) for part in value.__tensor_flatten__()[0]]
+    elif not isinstance(value, Tensor):
+        return
+    elif value.is_quantized:
+        yield name, value.dequantize()
+    elif kind.__torch_dispatch__ is plain.__torch_dispatch__:
+        yield name, value.to_dense()
+    else:  # a wrapper has no values but those in its attributes
+        parts = vars(value).items()
+    for part, inside in parts:
+        yield from plain_parts(f"{name}.{part}", inside)
+
+
+def computable(tensor: Tensor) -> Tensor:
+    """The same values, of a dtype that torch indexes and joins: not all are."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
+def _named(network: nn.Module, tensors: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """The plain parts of named tensors; for an offloaded one the weights that it stands for."""
+    for name, tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            path, _, own = name.rpartition(".")
+            hook: Any = getattr(network.get_submodule(path), "_hf_hook", None)
+            tensor = (getattr(hook, "weights_map", None) or {own: tensor})[own]
+        yield from plain_parts(name, tensor)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -38,7 +38,18 @@ def at_output(module: nn.Module, callback: Callback) -> Attached:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return _edited(output, callback)
 
-    return Attached((module.register_forward_hook(hook),))
+    hooks: Any = module._forward_hooks
+    order = _Order(hooks, tuple(hooks))
+    handle = module.register_forward_hook(hook)
+    for key, other in list(hooks.items()):
+        if records(other):
+            hooks.move_to_end(key)  # what it records is what came of the edit
+    return Attached((handle, order))
+
+
+def records(hook: Any) -> bool:
+    """Whether a hook is transformers' own, which stays once `output_hidden_states` was asked for, and only records."""
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 def at_input(module: nn.Module, callback: Callback) -> Attached:
@@ -81,6 +92,18 @@ def first_tensor(value: Any) -> Tensor:
             f"There is no floating-point tensor in the {type(value).__name__} that passes here; name another module."
         )
     return found
+
+
+class _Order(NamedTuple):
+    """The hooks of a module in the order that they had."""
+
+    hooks: Any
+    keys: tuple[int, ...]
+
+    def remove(self) -> None:
+        for key in self.keys:
+            if key in self.hooks:
+                self.hooks.move_to_end(key)
 
 
 class _Entered:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iit.network.answering import IGNORED, head_at, is_encoder_decoder, is_masked, with_answer
 from iit.network.batches import TextBatches
+from iit.network.layout import device_of
 from iit.network.limits import check_limits, n_embeddings
 from iit.network.spans import last_mention, tokens_of_span
 from iit.network.tokens import Tokens, with_special_tokens
@@ -45,7 +46,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.device
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,5 +1,8 @@
-"""Which dimension is the batch, and which the positions, as far as modules tell."""
+"""Which dimension is the batch, which the positions, how wide and where modules are, as far as they tell."""
 
+from typing import Any
+
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,6 +15,26 @@ _CHANNELS_FIRST = (
     *(nn.BatchNorm1d, nn.InstanceNorm1d),
 )
 _CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.MultiheadAttention, *_TRANSFORMERS)
+
+# Not the shape of a weight: quantised ones are packed. nx and nf are of transformers' Conv1D.
+_WIDTHS = {"input": ("in_features", "nx"), "output": ("out_features", "nf", "embedding_dim")}
+
+
+def width(module: nn.Module, side: str) -> int | None:
+    """The width of a module's input or output; None where the module does not tell."""
+    widths = (getattr(module, name, None) for name in _WIDTHS.get(side, ()))
+    return next((width for width in widths if isinstance(width, int)), None)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's inputs go."""
+    first = next(network.parameters(), None)
+    if first is not None and not first.is_meta:
+        return first.device
+    # Offloaded weights wait on the meta device; accelerate's hooks know where modules run.
+    hooks: list[Any] = [getattr(module, "_hf_hook", None) for module in network.modules()]
+    places = [getattr(hook, "execution_device", None) for hook in hooks]
+    return torch.device(next((place for place in places if place is not None), "cpu"))
 
 
 def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:

@@ -58,7 +58,7 @@ def logit_lens(
     with torch.no_grad(), ExitStack() as stack:
         for site in sites:
             stack.callback(resolve(module, site).attach(reader(site)).remove)
-        output = module(*prepared.args, **prepared.kwargs)
+        output = prepared.through(module)
     if getattr(output, "logits", None) is None:
         raise ValueError(f"{type(module).__name__} has no output head to read a layer by.")
     shape = len(layers), *next(iter(seen.values())).shape[:2], output.logits.shape[-1]
