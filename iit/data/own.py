@@ -66,28 +66,26 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
 
     Further columns are the user's own.
     """
-    sources = {source_column(name, variable, variables): name for variable in variables for name in SOURCE}
-    kinds = {name: name for name in COLUMNS if name not in SOURCE} | sources
     texts = isinstance(rows[0].get("base"), str)
     several = len(variables) > 1
+    read = ("source", "source_roles") if texts else ("source",)
     needed = {"base", "label"} | ({"base_roles"} if texts else set()) | ({"interchanged"} if several else set())
     # What one row has, every row has; only the sources differ from pair to pair.
-    needed |= {name for row in rows for name in row if row[name] is not None and kinds.get(name) == name} - set(SOURCE)
+    needed |= {name for row in rows for name in row if name in COLUMNS and row[name] is not None} - set(SOURCE)
     for number, row in enumerate(rows):
         swapped = row.get("interchanged") or () if several else variables
-        read = ("source", "source_roles") if texts else ("source",)
         columns = needed | {source_column(name, variable, variables) for variable in swapped for name in read}
         missing = sorted(name for name in columns if row.get(name) is None)
         if missing:
             raise ValueError(
                 f"{path}, row {number}: {missing} missing. This row needs {sorted(columns)}: a column stands in "
-                f"every row, or in none. The columns are {list(kinds)}."
+                f"every row, or in none. The columns are {list(COLUMNS)}."
             )
-        for name in kinds.keys() & row.keys():
-            if row[name] is not None and not _fits(kinds[name], row[name], texts, variables):
+        for name, value in row.items():
+            kind = name.partition("[")[0]
+            if kind in COLUMNS and value is not None and not _fits(kind, value, texts, variables):
                 raise ValueError(
-                    f"{path}, row {number}: {name}={reprlib.repr(row[name])} cannot be. In this column stands: "
-                    f"{COLUMNS[kinds[name]]}."
+                    f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this column stands: {COLUMNS[kind]}."
                 )
 
 
