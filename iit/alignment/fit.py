@@ -1,6 +1,7 @@
 """Fitting an alignment: the only caller of Lightning's Trainer."""
 
 import logging
+import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -66,7 +67,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
         each becomes what it would alone; batches are of pairs whose runs cost alike in all of them, so those of cells at other positions
         are others than each alone would see.
     module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
-        network is frozen and in eval mode again when this returns or raises.
+        network is frozen and in eval mode again when this returns or raises. Where it is trained, the pairs forget how many prompts it
+        answered (`facts["drawn"]`, `facts["right"]`).
     monitor: the validation metric that chooses the epoch, of a loss the lowest, else the highest; by default the module's own.
     max_epochs: at least 1; -1 for no end but the callbacks'.
     start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
@@ -74,7 +76,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
 
     Raises ValueError when the alignment was made without a language model, a split lacks changing pairs, a label is none of the network's
-    answers, edits overlap (see `Alignment.check_apart`), there is no epoch to train, or the checkpoint is of another run; FileNotFoundError when there is no checkpoint.
+    answers, edits overlap (see `Alignment.check_apart`), there is no epoch to train, or the checkpoint is of another run; FileNotFoundError when there is no checkpoint;
+    KeyboardInterrupt, saying how to go on, on Ctrl-C.
     """
     cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
     network = next((cell.studied for cell in cells.values()), None)
@@ -90,7 +93,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
         raise ValueError(
             f"max_epochs={max_epochs}: training needs an epoch at least (-1: no end). To score what there is, use evaluate."
         )
-    if ckpt_path is not None and not Path(ckpt_path).is_file():
+    checkpoint = None if ckpt_path is None else Path(ckpt_path).expanduser()
+    if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
     lightning_module: Any = module(alignment, config=config)
     data = PairsDataModule(
@@ -123,15 +127,37 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
         initialise(cell, pairs, start, batch_size=eval_batch_size)
-    with _in_training(cells.values(), device, network=lightning_module.trains_network):
-        runner.fit(lightning_module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
-    if runner.interrupted:
-        raise KeyboardInterrupt("Training was interrupted; go on with ckpt_path= and the last checkpoint.")
+    if lightning_module.trains_network:
+        # They count the answers of the network before it is trained.
+        for counts in ("drawn", "right"):
+            pairs.facts.get(counts, {}).clear()
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with _in_training(cells.values(), device, network=lightning_module.trains_network):
+            runner.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)
+    except SystemExit:
+        # Lightning makes this of Ctrl-C, and leaves Ctrl-C without effect.
+        if not runner.interrupted:
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt(_how_to_go_on(callbacks)) from None
     found = {}
     for name, (epoch, value, _) in best.best.items():
         n_epochs = lightning_module.stopped.get(name, runner.current_epoch)
         found[name] = Fitted(epoch, value, n_epochs, runner.global_step * n_epochs // max(runner.current_epoch, 1))
     return {name: found[name] for name in cells} if isinstance(alignment, Mapping) else found[""]
+
+
+def _how_to_go_on(callbacks: Sequence[Any]) -> str:
+    """What to do after an interrupt, by what was kept of the run."""
+    for callback in callbacks:
+        path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+        if path:
+            return f"Training was interrupted. Go on with ckpt_path={path}"
+    return (
+        "Training was interrupted, and there is no checkpoint to go on from: a ModelCheckpoint among the callbacks "
+        "(callbacks=default) writes one at the end of each epoch. Start afresh."
+    )
 
 
 def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:

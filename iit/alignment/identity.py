@@ -11,9 +11,23 @@ def mark(checkpoint: dict[str, Any], config: Mapping[str, Any]) -> None:
 
 
 def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming what differs, for a checkpoint of a run with another config."""
-    before = json.loads(checkpoint["config"])
-    differing = sorted(key for key in before.keys() | config if before.get(key) != config.get(key))
+    """Raises ValueError, naming each key that differs, for a checkpoint of a run with another config."""
+    if "config" not in checkpoint:
+        raise ValueError("ckpt_path: this checkpoint was not written by iit.fit. Give another, or start afresh.")
+    before = _flat(json.loads(checkpoint["config"]))
+    now = _flat(json.loads(json.dumps(config)))  # a tuple is a list there
+    differing = sorted(key for key in before.keys() | now if before.get(key) != now.get(key))
     if differing:
-        told = "; ".join(f"{key}: {before.get(key)!r} in the checkpoint, {config.get(key)!r} now" for key in differing)
-        raise ValueError(f"ckpt_path belongs to a run with another configuration ({told}). Give the same, or start afresh.")
+        values = "; ".join(f"{key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now" for key in differing)
+        raise ValueError(f"ckpt_path belongs to a run with another configuration ({values}). Give the same, or start afresh.")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Each entry under its whole name: {"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,6 +1,7 @@
 """One's own pairs: read from a file, split by base prompt, kept where the network answers as the file says."""
 
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from iit.data.encoded import Encoder, differ
-from iit.data.splits import disjoint_pools
+from iit.data.splits import SPLITS, disjoint_pools
 from iit.data.table import COLUMNS, SOURCE, source_column
 
 
@@ -22,20 +23,17 @@ class Answering(Protocol):
         ...
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a Parquet or JSON lines file. Raises FileNotFoundError, and ValueError for what cannot be read or is empty."""
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a file: Parquet, JSON lines or a JSON array.
+
+    Raises FileNotFoundError, and ValueError for what cannot be read or is empty.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. data.path takes one's own pairs as .parquet or .jsonl.")
     if path.suffix == ".parquet":
         rows = pq.read_table(path).to_pylist()
     elif path.suffix in (".jsonl", ".json"):
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+        rows = _json_rows(path)
     else:
         raise ValueError(f"{path}: pairs are read from .parquet or .jsonl, not {path.suffix!r}.")
     if not rows:
@@ -43,24 +41,73 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence[str]) -> None:
-    """Raises ValueError naming row and column where one is missing or unknown."""
-    known = {*COLUMNS, *(source_column(name, variable, variables) for variable in variables for name in SOURCE)}
-    known -= set(SOURCE) if len(variables) > 1 else {"interchanged"}
+def _json_rows(path: Path) -> list[Any]:
+    """Each line is a row, or the whole file is an array of rows."""
+    text = path.read_text(encoding="utf-8-sig")  # without a byte-order mark
+    is_array = text.lstrip().startswith("[")
+    # `splitlines` would cut at U+2028, U+2029 and U+0085, too, which may stand inside a string.
+    lines = [text] if is_array else text.split("\n")
+    rows: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            parsed = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+        rows += parsed if is_array else [parsed]
     for number, row in enumerate(rows):
-        given = variables if len(variables) == 1 else row.get("interchanged") or ()
-        needed = ["base", "label", *(["interchanged"] if len(variables) > 1 else [])]
-        needed += [source_column("source", variable, variables) for variable in given]
-        if isinstance(row.get("base"), str):
-            needed += ["base_roles", *(source_column("source_roles", variable, variables) for variable in given)]
-        missing = [name for name in needed if row.get(name) is None]
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number} is {reprlib.repr(row)}, and no object of columns.")
+    return rows
+
+
+def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence[str]) -> None:
+    """Raises ValueError that names row and column: one is missing, or in some rows only, or holds what cannot be.
+
+    Further columns are the user's own.
+    """
+    texts = isinstance(rows[0].get("base"), str)
+    several = len(variables) > 1
+    read = ("source", "source_roles") if texts else ("source",)
+    needed = {"base", "label"} | ({"base_roles"} if texts else set()) | ({"interchanged"} if several else set())
+    # What one row has, every row has; only the sources differ from pair to pair.
+    needed |= {name for row in rows for name in row if name in COLUMNS and row[name] is not None} - set(SOURCE)
+    for number, row in enumerate(rows):
+        swapped = row.get("interchanged") or () if several else variables
+        columns = needed | {source_column(name, variable, variables) for variable in swapped for name in read}
+        missing = sorted(name for name in columns if row.get(name) is None)
         if missing:
             raise ValueError(
-                f"{path}, row {number}: {missing} missing. Pairs need {needed}; optional: {sorted(known - set(needed))}."
+                f"{path}, row {number}: {missing} missing. This row needs {sorted(columns)}: a column stands in "
+                f"every row, or in none. The columns are {list(COLUMNS)}."
             )
-        unknown = sorted(set(row) - known)
-        if unknown:
-            raise ValueError(f"{path}, row {number}: unknown column {unknown}; the columns are {sorted(known)}.")
+        for name, value in row.items():
+            kind = name.partition("[")[0]
+            if kind in COLUMNS and value is not None and not _fits(kind, value, texts, variables):
+                raise ValueError(
+                    f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this column stands: {COLUMNS[kind]}."
+                )
+
+
+def _fits(kind: str, value: Any, texts: bool, variables: Sequence[str]) -> bool:
+    """Whether a column may hold the value. texts: whether the file's prompts are texts, and not tensors."""
+    if kind in ("base", "source", "natural"):
+        return isinstance(value, str if texts else list)
+    if kind in ("label", "base_answer", "source_answer"):
+        answers = value if texts and isinstance(value, list) else [value]
+        # Not `isinstance`: True is an int.
+        return bool(answers) and all(answer != "" and type(answer) is (str if texts else int) for answer in answers)
+    if kind.endswith("_roles"):
+        spans = value.values() if isinstance(value, dict) else [value]
+        return all(span is None or _is_span(span) for span in spans)
+    choices = {"split": SPLITS, "interchanged": variables}.get(kind)
+    entries = value if isinstance(value, list) else [value]
+    return choices is None or all(entry in choices for entry in entries)
+
+
+def _is_span(span: Any) -> bool:
+    return isinstance(span, list) and [type(end) for end in span] == [int, int]
 
 
 def assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int) -> None:

@@ -89,13 +89,16 @@ class Pairs:
             while pa.types.is_fixed_size_list(column.type):
                 digest.update(str(column.type.list_size).encode())
                 column = column.flatten()
-            numbers = pa.types.is_floating(column.type)
-            digest.update(column.to_numpy().tobytes() if numbers else json.dumps(column.to_pylist(), sort_keys=True).encode())
+            numbers = pa.types.is_floating(column.type) and not column.null_count
+            values = (
+                column.to_numpy().tobytes() if numbers else json.dumps(column.to_pylist(), sort_keys=True, default=str).encode()
+            )
+            digest.update(values)
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the pairs as Parquet."""
-        pq.write_table(self.dataset.data.table.combine_chunks(), path)
+        pq.write_table(self.dataset.data.table.combine_chunks(), Path(path).expanduser())
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], variable: str | Sequence[str] = ()) -> "Pairs":
@@ -239,24 +242,21 @@ class Pairs:
         shares: Sequence[float] = (0.5, 0.2, 0.3),
         seed: int = 0,
     ) -> "Pairs":
-        """One's own pairs from Parquet or JSON lines, without a causal model; also what `save` wrote.
+        """One's own pairs from Parquet, JSON lines or a JSON array, without a causal model; also what `save` wrote.
 
         Needed columns: base, source, label and, for texts, base_roles, source_roles ({role: [start, stop]} in characters). Optional:
-        the others of `COLUMNS`. Without split, base prompts are divided by `shares`. Where base_answer and source_answer stand,
+        the others of `COLUMNS`, each in every row or in none. Further columns are kept, and not used. Without split, base prompts are divided by `shares`. Where base_answer and source_answer stand,
         pairs whose prompts the network answers otherwise are left out; without base_answer, a pair is changing when the network
         does not give the label on the unedited base, so a network has to be given. With several variables the source columns are
         called `source[VARIABLE]` and so on, and `interchanged` says which variables a pair swaps.
 
-        Raises FileNotFoundError, and ValueError naming a missing or unknown column, or when no pair is left.
+        Raises FileNotFoundError, and ValueError naming row and column of what is missing or cannot be, or when no pair is left.
         """
         variables = (variable,) if isinstance(variable, str) else tuple(variable)
-        rows = read_rows(Path(path))
+        rows = read_rows(Path(path).expanduser())
         check_rows(path, rows, variables)
-        if any("split" not in row for row in rows):
+        if rows[0].get("split") is None:
             assign_splits(rows, shares, seed)
-        wrong = sorted({str(row["split"]) for row in rows} - set(SPLITS))
-        if wrong:
-            raise ValueError(f"{path}: split {wrong} is none of {list(SPLITS)}.")
         facts: dict[str, Any] = {"drawn": {}, "right": {}, "changing": {}}
         kept = []
         for split in SPLITS:

@@ -1,6 +1,7 @@
 """The table of pairs: its columns, and how prompts, tensors and roles are stored in it."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -73,7 +74,7 @@ def columns_of(pairs: Paired, split: str, natural: Sequence[Any] | None = None) 
 
 def dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
     """A dataset of these columns, in the order of `COLUMNS`; columns in which nothing stands are left out."""
-    order = list(COLUMNS)
+    order = [*COLUMNS, *(name.partition("[")[0] for name in columns)]
     names = sorted(columns, key=lambda name: (order.index(name.partition("[")[0]), name))
     arrays = {name: _array(name.partition("[")[0], columns[name]) for name in names}
     return from_table(pa.table({name: array for name, array in arrays.items() if array is not None}))
@@ -102,6 +103,8 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
         return pa.array(values, pa.string()) if isinstance(first, str) else _tensors(values)
     if kind in ("base_answer", "source_answer", "label", "split", "kind"):
         return _answers(values)
+    if kind not in COLUMNS:
+        return _kept(values)
     if kind in ("changing", "has_natural", "interchanged"):
         return pa.array(values, pa.list_(pa.string()) if kind == "interchanged" else pa.bool_())
     found = sorted({key for keys in {tuple(value) for value in values if value} for key in keys})
@@ -112,8 +115,18 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     return pa.StructArray.from_arrays([_spans([v.get(role) if v else None for v in values]) for role in found], found)
 
 
+def _kept(values: Sequence[Any]) -> pa.Array:
+    """A column of the user's own: as it is, or as JSON where its values are of several types."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([json.dumps(value, default=str) for value in values])
+
+
 def _answers(answers: Sequence[Any]) -> pa.Array:
     """Texts, lists of texts each of which is right, or classes."""
+    if any(isinstance(answer, list) for answer in answers):
+        answers = [[answer] if isinstance(answer, str) else answer for answer in answers]
     first = next((answer for answer in answers if answer is not None), "")
     if isinstance(first, str | int):
         return pa.array(answers, pa.string() if isinstance(first, str) else pa.int64())

@@ -49,7 +49,7 @@ def evaluate(
     changing pairs of logit(label) − logit(base's own answer), and `task_accuracy` is the share of all drawn prompts that the network
     answers, before filtering (where nothing was filtered, of the pairs' bases); `rival/NAME` is the alignment scored by what another
     causal model of the task says of the same pairs. Controls are scored on the same pairs; nothing is filtered again. Pairs without a
-    variable (prompts alone) give the one row `task_accuracy` of the network itself, of these prompts.
+    variable (prompts alone) give the one row `task_accuracy` of the network itself, likewise.
 
     trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the task's other variables, and the
         diagnostics `read_part`, `null_part`, `divergence`, `principal_angle` and, in small networks, `abstraction_error`. `verdict` says what all of this comes to.
@@ -75,9 +75,13 @@ def evaluate(
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
     check_labels(network, encoded)
     told = {"seed": seed, "split": split, "experiment": experiment}
+    n = pairs.facts.get("drawn", {}).get(split)
+    # Unfiltered pairs are the prompts as they were drawn.
+    answers = np.arange(n) < pairs.facts["right"][split] if n else None
     if not pairs.variables:
-        right = outcomes(alignment, encoded, batch_size=batch_size, edited=False).right[None]
-        return [task_accuracy(right, describe(alignment, pairs, ()) | told)]
+        if answers is None:
+            answers = outcomes(alignment, encoded, batch_size=batch_size, edited=False).right[None]
+        return [task_accuracy(answers, describe(alignment, pairs, ()) | told)]
     scored: dict[str | None, Outcomes] = {None: outcomes(alignment, encoded, batch_size=batch_size)}
     arms: dict[str | None, np.ndarray] = {None: scored[None].right[None]}
     rows: list[Row] = []
@@ -108,9 +112,8 @@ def evaluate(
     others = off_target(alignment, encoded, batch_size) if controls and len(pairs.variables) > 1 else {}
     rows = _rows(alignment, pairs, encoded, arms, _differences(scored), others, told, trust.resamples) + rows
     if controls:
-        n = pairs.facts.get("drawn", {}).get(split)
-        # Unfiltered pairs are the prompts as they were drawn.
-        answers = np.arange(n) < pairs.facts["right"][split] if n else answered(alignment, encoded, batch_size=batch_size)
+        if answers is None:
+            answers = answered(alignment, encoded, batch_size=batch_size)
         if answers is not None:
             rows.append(task_accuracy(answers, describe(alignment, pairs, pairs.variables) | told))
         if split == "test" and "train" in set(pairs.dataset["split"]):

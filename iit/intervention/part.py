@@ -3,6 +3,7 @@
 import json
 from abc import ABC
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -82,9 +83,9 @@ def fresh_part(role: type[Kind], config: Mapping[str, Any], table: Mapping[str, 
 
 
 def checked_rank(rank: int, width: int) -> int:
-    """Raises ValueError for a rank below 1 or above the width."""
+    """Raises ValueError for a rank that is no whole number, below 1, or above the width."""
     if width < 1:
         raise ValueError(f"width={width}: a space needs at least one dimension.")
-    if not 1 <= rank <= width:
-        raise ValueError(f"rank={rank} does not fit a space of width {width}; it must be between 1 and {width}.")
+    if not isinstance(rank, Integral) or not 1 <= rank <= width:
+        raise ValueError(f"rank={rank} does not fit a space of width {width}; it must be a whole number between 1 and {width}.")
     return rank

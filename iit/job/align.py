@@ -18,7 +18,7 @@ from iit.causal.figure import figure
 from iit.data import Choice, EncodedPairs, Pairs, freeze, hold_out
 from iit.evaluation import Trust, evaluate, train_alike, verdict
 from iit.evaluation.retrained import Refit
-from iit.job.declared import check_config
+from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint
 from iit.report import save_figure, training_curve
 from iit.result import Cell, Row, select
@@ -105,21 +105,10 @@ def alike(cfg: DictConfig, folder: Path) -> Refit:
     """Trains controls as the alignment is trained, but for checkpoints and loggers."""
 
     def refit(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int) -> None:
-        callbacks = list(instantiate(cfg.callbacks).values()) if cfg.callbacks else []
+        options = training(cfg)
+        options["callbacks"] = [each for each in options["callbacks"] if not isinstance(each, Checkpoint)]
         log.info("Training for comparison: %s", ", ".join(alignments))
-        train_alike(
-            alignments,
-            pairs,
-            seed,
-            module=instantiate(cfg.module),
-            trainer=instantiate(cfg.trainer.trainer),
-            callbacks=[callback for callback in callbacks if not isinstance(callback, Checkpoint)],
-            batch_size=cfg.trainer.batch_size,
-            eval_batch_size=cfg.trainer.eval_batch_size,
-            max_epochs=cfg.trainer.max_epochs,
-            folder=folder,
-            start=cfg.start,
-        )
+        train_alike(alignments, pairs, seed, folder=folder, **options)
 
     return refit
 
@@ -132,18 +121,12 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
     fitted = fit(
         alignment,
         pairs,
-        module=instantiate(cfg.module),
-        trainer=instantiate(cfg.trainer.trainer),
-        callbacks=list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
         loggers=loggers,
-        batch_size=cfg.trainer.batch_size,
-        eval_batch_size=cfg.trainer.eval_batch_size,
-        max_epochs=cfg.trainer.max_epochs,
         seed=cfg.seed,
         folder=folder,
         ckpt_path=cfg.ckpt_path,
         config=identity | {"data_fingerprint": pairs.fingerprint},
-        start=cfg.start,
+        **training(cfg),
     )
     log.info("Kept epoch %d of %d: validation IIA %.3f on changing pairs", fitted.epoch + 1, fitted.n_epochs, fitted.value)
     return fitted

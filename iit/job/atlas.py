@@ -15,7 +15,7 @@ from iit.alignment import Alignment, Fitted, fit
 from iit.data import hold_out
 from iit.evaluation import evaluate, sweep
 from iit.job.align import alike, frozen, judged, pairs_of
-from iit.job.declared import check_config
+from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint
 from iit.network.components import blocks_of
 from iit.report import atlas_cells, atlas_figure, save_figure
@@ -163,13 +163,7 @@ def _fitted(cfg: DictConfig, cells: dict[str, Alignment], pairs: Any, folder: Pa
     return fit(
         cells,
         pairs,
-        module=instantiate(cfg.module),
-        trainer=instantiate(cfg.trainer.trainer),
-        callbacks=list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
-        batch_size=cfg.trainer.batch_size,
-        eval_batch_size=cfg.trainer.eval_batch_size,
-        max_epochs=cfg.trainer.max_epochs,
         seed=cfg.seed,
         folder=folder,
-        start=cfg.start,
+        **training(cfg),
     )

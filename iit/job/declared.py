@@ -4,11 +4,27 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import several
 from iit.alignment.initial import STARTS
 from iit.alignment.overlap import check_declared
+
+_WHOLE = "rank trainer.max_epochs trainer.batch_size trainer.eval_batch_size data.n_train data.n_val data.n_test".split()
+
+
+def training(cfg: DictConfig) -> dict[str, Any]:
+    """What a config says of any training, as `fit` takes it."""
+    settings = cfg.trainer
+    return {
+        "module": instantiate(cfg.module),
+        "trainer": instantiate(settings.trainer),
+        "callbacks": list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
+        "batch_size": settings.batch_size,
+        "eval_batch_size": settings.eval_batch_size,
+        "max_epochs": settings.max_epochs,
+        "start": cfg.start,
+    }
 
 
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
@@ -17,6 +33,10 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
 
     trains_network: whether the job trains the network, and not an alignment on a frozen one.
     """
+    for key in _WHOLE:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and type(value) is not int:
+            raise ValueError(f"{key}={value} has to be a whole number.")
     instantiate(cfg.site)
     instantiate(cfg.trust)
     module: Any = instantiate(cfg.module)

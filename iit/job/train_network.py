@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from iit.alignment import fit
 from iit.data import freeze, hold_out
 from iit.evaluation import evaluate, verdict
-from iit.job.declared import check_config
+from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
 from iit.result import Row
@@ -54,32 +55,31 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     task = instantiate(cfg.causal)
     network = instantiate(cfg.network, **({"vocabulary": list(task.vocabulary)} if "vocabulary" in cfg.network else {}))
     alignment = instantiate(cfg.alignment)(network=network)
-    pairs, held_out = hold_out(instantiate(cfg.data)(task=task, network=network))
+    sample = partial(instantiate(cfg.data), task=task, network=network)
+    pairs, held_out = hold_out(sample())
+    is_filtered = bool(pairs.facts["drawn"])
     fitted = fit(
         alignment,
         pairs,
-        module=instantiate(cfg.module),
-        trainer=instantiate(cfg.trainer.trainer),
-        callbacks=list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
         loggers=loggers,
-        batch_size=cfg.trainer.batch_size,
-        eval_batch_size=cfg.trainer.eval_batch_size,
-        max_epochs=cfg.trainer.max_epochs,
         seed=cfg.seed,
         folder=folder,
         ckpt_path=cfg.ckpt_path,
         config=decisive(cfg),
-        start=cfg.start,
+        **training(cfg),
     )
     what = "IIA on changing pairs" if alignment.edits else "task accuracy"
     log.info("Kept epoch %d of %d: validation %s %.4f", fitted.epoch + 1, fitted.n_epochs, what, fitted.value)
     network.name = cfg.name
+    save_network(network, folder / "network")
+    if is_filtered:
+        # By what the network answered before it was trained.
+        pairs, held_out = hold_out(sample())
     common = {"trust": trust, "seed": cfg.seed, "experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
     rows = evaluate(alignment, pairs, split="validation", **common)
     told = {"epoch": fitted.epoch, "validation": {what: fitted.value}, "weights": fingerprint(network.model)}
     pairs = held_out.opened(freeze(folder, told))
     rows += evaluate(alignment, pairs, split="test", **common)
-    save_network(network, folder / "network")
     if alignment.edits:
         alignment.rows = rows
         alignment.save_pretrained(folder / "alignment")

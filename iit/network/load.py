@@ -55,6 +55,12 @@ def load_network(
     if wheel is None and name in known:
         entry = known[name]
         name, wheel, revision = entry.name, entry.get("wheel"), revision or entry.get("revision")
+    for entry in known.values():
+        if wheel is not None and (entry.name == name) != (entry.get("wheel") == wheel):
+            raise ValueError(
+                f"network.name={name!r} beside the wheel {wheel['requirement']}: the wheel would run, and not {name!r}. "
+                f"Choose the network itself: network=hub network.name={name}."
+            )
     source = None if wheel is not None else _source(name, known)
     if revision is not None and not isinstance(source, str):
         raise ValueError(f"revision={revision!r} is for networks from the hub; {label!r} is a {'folder' if source else 'wheel'}.")

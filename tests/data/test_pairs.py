@@ -135,7 +135,7 @@ def test_own_pairs_without_answers_ask_the_network(pairs, tmp_path):
     ("row", "said"),
     [
         ({"base": "a", "source": "b", "label": "c", "base_roles": {}}, "source_roles"),
-        ({"base": "a", "source": "b", "label": "c", "base_roles": {}, "source_roles": {}, "lable": 1}, "lable"),
+        ({"base": "a", "source": "b", "lable": "c", "base_roles": {}, "source_roles": {}}, "label"),
     ],
 )
 def test_bad_files_name_row_and_column(tmp_path, row, said):
