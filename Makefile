@@ -1,10 +1,12 @@
 .DEFAULT_GOAL := help
-# Tests run side by side, one process a core; each has as many of torch's threads as THREADS says.
+# Tests run side by side, one process a core, each with THREADS of torch's threads. Threads that wait do not spin: they would take the
+# cores from each other. Bytecode is kept, for reading the tests takes as long as a tenth of running them.
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
-PROCESSES ?= $(shell n=$$(( $(CORES) < 8 ? $(CORES) : 8 )); echo $$(( n / $(THREADS) > 0 ? n / $(THREADS) : 1 )))
+PROCESSES ?= $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
 THREADS ?= 1
 SEED ?= 0
-PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --seed $(SEED) -n $(PROCESSES) --dist worksteal
+SIDE_BY_SIDE = OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE=
+PYTEST = $(SIDE_BY_SIDE) $(BIN)/python -m pytest --seed $(SEED) -n $(PROCESSES) --dist worksteal
 
 .PHONY: help setup run test test-long check format golden bench
 

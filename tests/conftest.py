@@ -1,3 +1,4 @@
+import copy
 import importlib
 import os
 import random
@@ -20,7 +21,7 @@ from omegaconf import open_dict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import iit
 from iit.causal import ioi
@@ -102,17 +103,19 @@ SMALL = ("+debug=default", "callbacks=none", "logger=csv")
 """Overrides for a few steps."""
 
 
-@pytest.fixture
-def configured(tmp_path, monkeypatch, smollm2):
-    """Compose as the command line does, on the one language model that is already loaded; small networks are hardly trained."""
-    monkeypatch.setattr("iit.network.load_network", lambda *args, **kwargs: smollm2)
+def composing(network, tmp_path, monkeypatch, *always):
+    """Composes as the command line does, on a language model that is there; small networks are hardly trained.
+
+    always: overrides of every job.
+    """
+    monkeypatch.setattr("iit.network.load_network", lambda *args, **kwargs: network)
     monkeypatch.setattr(importlib.import_module("iit.job.train_network"), "OVERRIDES", SMALL)
     monkeypatch.setenv("IIT_CACHE", str(tmp_path / "cache"))
 
     def make(*overrides, folder=None):
         GlobalHydra.instance().clear()
         with initialize_config_module(config_module="iit.conf", version_base="1.3"):
-            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+            cfg = compose("config", overrides=[*always, *overrides], return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
             with open_dict(cfg):
                 del cfg["hydra"]
@@ -120,3 +123,31 @@ def configured(tmp_path, monkeypatch, smollm2):
             return cfg
 
     return make
+
+
+@pytest.fixture
+def configured(smollm2, tmp_path, monkeypatch):
+    """Compose a job that runs on SmolLM2, or on no language model."""
+    return composing(smollm2, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def narrow(smollm2):
+    """SmolLM2's tokenizer, and a random network with as many layers and heads, which runs thirty times as fast."""
+    torch.manual_seed(seeds.shifted(0))
+    config = copy.deepcopy(smollm2.model.config)
+    config.hidden_size, config.head_dim, config.intermediate_size = 72, 8, 96
+    return LanguageModel(LlamaForCausalLM(config), smollm2.tokenizer, "narrow")
+
+
+@pytest.fixture(params=["narrow", pytest.param("smollm2", marks=pytest.mark.long)])
+def studied(request):
+    """The language model of a test that asks how a job is put together, not what it finds: SmolLM2 where there is time."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def configured_on_either(studied, tmp_path, monkeypatch):
+    """As `configured`, on the network `studied`; a random network answers no prompt rightly, so that none is left out."""
+    always = ["data.right_only=false"] if studied.name == "narrow" else []
+    return composing(studied, tmp_path, monkeypatch, *always)

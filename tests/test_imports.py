@@ -20,6 +20,7 @@ def test_what_only_training_and_reports_need_is_imported_later():
     assert done.stdout.split("\n")[:2] == ["[]", "True True"]
 
 
+@pytest.mark.long
 def test_the_function_fit_is_not_the_module_of_that_name():
     code = "from iit.alignment import Fitted, fit; import iit; print(type(fit).__name__, iit.fit is fit)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)

@@ -78,8 +78,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             )
             for name, c in said.items()
         }
-        changing = columns["changing"] if self._base_answer is None else differ(self._base["answer"], self._base_answer)
-        self.changing = torch.tensor([bool(pair) for pair in changing])
+        self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
+        if self._base_answer is not None:  # what is written otherwise may be the same tokens
+            self.changing &= torch.tensor(differ(self._base["answer"], self._base_answer))
         self.labels, self.kinds = columns["label"], columns.get("kind")
         self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
 

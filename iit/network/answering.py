@@ -31,13 +31,13 @@ def with_answer(
     """The inputs with the answer teacher-forced, and the columns of the output where each of its tokens is read.
 
     A decoder is read behind the prompt, a masked language model at its masks (the role `mask`), an encoder-decoder
-    behind its `decoder_input_ids`.
+    behind its `decoder_input_ids`. Without an answer and without masks it is the prompt's last token.
 
     Raises ValueError for inputs that lack these, masks that are not as many as the answer's tokens, and what cannot be
     teacher-forced.
     """
     name = type(network).__name__
-    if is_masked(network):
+    if is_masked(network) and (answer is not None or "mask" in positions):
         masks = positions.get("mask", torch.full((1, 1), IGNORED))
         absent, expected = masks == IGNORED, masks if answer is None else answer
         if bool(absent.all(1).any()) or not torch.equal(absent, expected == IGNORED):

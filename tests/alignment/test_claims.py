@@ -214,11 +214,11 @@ def test_a_class_that_a_network_does_not_have_is_refused(network, column, answer
 
 def test_a_label_outside_the_vocabulary_is_refused(toy):
     network, pairs = toy
-    with pytest.raises(ValueError, match="'Xylophone' is outside the vocabulary of toy"):
-        network.encode(["John gave"], answers=["Xylophone"])
+    with pytest.raises(ValueError, match="' Xylophone' is outside the vocabulary of toy"):
+        network.encode(["John gave"], answers=[" Xylophone"])
     claim = iit.Alignment(network, {"subject_position": iit.Edit(iit.Site("block_output", layer=0, position="last"), SHARED)})
-    labelled = pairs.dataset.map(lambda row: {"label": "Xylophone"})
-    refused(claim, Pairs(labelled, pairs.variable, pairs.task), "'Xylophone' is outside the vocabulary")
+    labelled = pairs.dataset.map(lambda row: {"label": " Xylophone"})
+    refused(claim, Pairs(labelled, pairs.variable, pairs.task), "' Xylophone' is outside the vocabulary")
 
 
 def test_numbers_that_cannot_be_are_refused(network):

@@ -25,6 +25,7 @@ def start(smollm2, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.long
 def test_attention_outputs(start):
     told = start("patch_attention_outputs.py").splitlines()
     assert told[0].startswith("attention_output[23] @ last"), "the name movers' layer"
@@ -44,6 +45,7 @@ def test_a_fact(start, monkeypatch):
     assert {path.suffix for path in Path("outputs/quickstart").glob("fact_mlp_output.*")} == {".png", ".svg", ".csv"}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_rotations(start, monkeypatch):
     sample = iit.Pairs.sample

@@ -245,7 +245,7 @@ def test_a_network_without_tokens_tells_that_it_runs_whole(caplog):
 
 
 def test_an_example_runs_from_its_first_edited_position_to_its_last_answer(tiny_llama):
-    ids = torch.randint(5, 90, (3, 8), generator=torch.Generator().manual_seed(shifted(0)))
+    ids = torch.randint(5, 60, (3, 8), generator=torch.Generator().manual_seed(shifted(0)))
     mask = torch.tensor([[1] * 8, [1] * 6 + [0] * 2, [1] * 8])
     base = {
         "input_ids": ids,

@@ -14,8 +14,8 @@ OVERRIDES = ["+experiment=das_ioi_atlas", *SMALL, f"job.layers={LAYERS}", f"job.
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_atlas(configured, tmp_path, smollm2, capsys):
-    value = run(configured(*OVERRIDES, "job.screen=null"))
+def test_an_atlas(configured_on_either, tmp_path, studied, capsys):
+    value = run(configured_on_either(*OVERRIDES, "job.screen=null"))
     metrics = read_metrics(tmp_path / "run")
     rows = metrics.rows
     scored = [row for row in rows if (row.split, row.subset, row.control, row.metric) == ("validation", "changing", None, "iia")]
@@ -28,7 +28,7 @@ def test_an_atlas(configured, tmp_path, smollm2, capsys):
     assert {Cell.of(row) for row in test if row.metric != "task_accuracy"} == {chosen}
     assert {row.control for row in test} >= {None, "vanilla", "random_subspace", "no_intervention"}
     assert metrics.facts["screened"] == {"threshold": None, "sites": []}
-    back = iit.Alignment.from_pretrained(tmp_path / "run" / "alignment", smollm2)
+    back = iit.Alignment.from_pretrained(tmp_path / "run" / "alignment", studied)
     (edit,) = back.edits.values()
     assert (edit.sites[0].layer, edit.sites[0].position, edit.intervention.rank) == (chosen.layer, chosen.position, chosen.rank)
     assert len(list((tmp_path / "run" / "cells").iterdir())) == 8
@@ -42,7 +42,7 @@ def test_an_atlas(configured, tmp_path, smollm2, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_screened_is_not_trained_and_told(configured, tmp_path, monkeypatch):
+def test_what_is_screened_is_not_trained_and_told(configured_on_either, tmp_path, monkeypatch):
     module = sys.modules["iit.job.atlas"]
     real = module.sweep
 
@@ -52,7 +52,7 @@ def test_what_is_screened_is_not_trained_and_told(configured, tmp_path, monkeypa
         return [replace(row, value=0.4 if (row.layer, row.position) == (17, "s2") else 0.1) for row in real(*args, **kwargs)]
 
     monkeypatch.setattr(module, "sweep", told)
-    run(configured(*OVERRIDES, "job.ranks=null", "job.screen=0.2"))
+    run(configured_on_either(*OVERRIDES, "job.ranks=null", "job.screen=0.2"))
     metrics = read_metrics(tmp_path / "run")
     trained = {(row.layer, row.position) for row in metrics.rows if row.control is None and row.split == "validation"}
     assert trained == {(17, "s2")}
@@ -61,10 +61,10 @@ def test_what_is_screened_is_not_trained_and_told(configured, tmp_path, monkeypa
     vanilla = {(row.layer, row.position) for row in metrics.rows if row.control == "vanilla" and row.split == "validation"}
     assert vanilla == {(layer, position) for layer in LAYERS for position in POSITIONS}
     with pytest.raises(ValueError, match=r"screen=0\.9 leaves no site to train"):
-        run(configured(*OVERRIDES, "job.screen=0.9", folder=tmp_path / "other"))
+        run(configured_on_either(*OVERRIDES, "job.screen=0.9", folder=tmp_path / "other"))
     assert not (tmp_path / "other" / "metrics.json").exists()
 
 
-def test_an_atlas_starts_afresh(configured):
+def test_an_atlas_starts_afresh(configured_on_either):
     with pytest.raises(ValueError, match="an atlas has no checkpoint"):
-        run(configured(*OVERRIDES, "ckpt_path=last.ckpt"))
+        run(configured_on_either(*OVERRIDES, "ckpt_path=last.ckpt"))

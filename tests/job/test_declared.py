@@ -98,12 +98,12 @@ def test_a_network_is_trained_with_the_start_and_scored_with_the_trust_of_the_co
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_atlas_of_a_head_stands_beside_that_head_alone(configured, tmp_path, smollm2):
+def test_an_atlas_of_a_head_stands_beside_that_head_alone(configured_on_either, tmp_path, studied):
     overrides = ["+experiment=das_ioi_atlas", *SMALL, "site.component=attention_value_output", "site.head=2", "rank=2"]
-    run(configured(*overrides, "job.layers=[14]", "job.positions=[last]", "job.screen=null"))
+    run(configured_on_either(*overrides, "job.layers=[14]", "job.positions=[last]", "job.screen=null"))
     rows = read_metrics(tmp_path / "run").rows
     assert {row.head for row in rows if row.control == "vanilla"} == {2}
-    alignment = iit.Alignment.from_pretrained(tmp_path / "run" / "alignment", smollm2)
+    alignment = iit.Alignment.from_pretrained(tmp_path / "run" / "alignment", studied)
     (edit,) = alignment.edits.values()
     assert edit.sites[0].head == 2
     (theirs,) = [r for r in rows if (r.split, r.control, r.metric, r.subset) == ("test", "vanilla", "iia", "all")]

@@ -13,18 +13,23 @@ SMALL = ["trainer.max_epochs=3", "logger=csv", "job.seeds=2", *CASES]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_methods_beside_the_truth(configured, tmp_path, capsys):
-    run(configured("+experiment=ground_truth", *SMALL, "job.methods=[das,random]", "trust.thresholds.task=[1.1,1.05]"))
+@pytest.mark.parametrize(
+    "cases", [["clean_rank_2"], pytest.param(["clean_rank_2", "redundant"], marks=pytest.mark.long)], ids=len
+)
+def test_methods_beside_the_truth(cases, configured, tmp_path, capsys):
+    overrides = [f"~job.cases.{name}" for name in ("clean_rank_2", "redundant") if name not in cases]
+    overrides += ["job.methods=[das,random]", "trust.thresholds.task=[1.1,1.05]"]
+    run(configured("+experiment=ground_truth", *SMALL, *overrides))
     metrics = read_metrics(tmp_path / "run")
     pooled = {
         (row.network, row.method): row.value
         for row in metrics.rows
         if (row.seed, row.control, row.subset, row.metric) == (None, None, "changing", "iia")
     }
-    assert set(pooled) == {(case, method) for case in ("clean_rank_2", "redundant") for method in ("das", "random")}
+    assert set(pooled) == {(case, method) for case in cases for method in ("das", "random")}
     angles = {(row.network, row.method): row.value for row in metrics.rows if row.control == "truth"}
     assert set(angles) == set(pooled)
-    for case in ("clean_rank_2", "redundant"):
+    for case in cases:
         assert pooled[case, "das"] > 0.9 > 0.5 > pooled[case, "random"]
         assert angles[case, "das"] < 60 < angles[case, "random"]
         judged = metrics.facts["verdicts"][f"{case}/random"]

@@ -25,8 +25,8 @@ FEW = [
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_strengths_are_chosen_on_validation(configured, tmp_path, capsys, smollm2):
-    run(configured("+experiment=steering", *FEW, "job.max_ratio=1000"))
+def test_strengths_are_chosen_on_validation(configured_on_either, tmp_path, capsys, studied):
+    run(configured_on_either("+experiment=steering", *FEW, "job.max_ratio=1000"))
     folder, metrics = tmp_path / "run", read_metrics(tmp_path / "run")
     chosen = json.loads((folder / "choice.json").read_text())["strengths"]
     assert set(chosen) == {"difference_of_means", "das", "loreft", "random"}
@@ -37,7 +37,7 @@ def test_strengths_are_chosen_on_validation(configured, tmp_path, capsys, smollm
     assert len(told["validation"]) == 2 * 6
     assert {path.suffix for path in folder.glob("steering.*")} == {".png", ".svg", ".csv"}
     for name, position in (("das", "last"), ("loreft", None)):
-        back = iit.Alignment.from_pretrained(folder / name, smollm2)
+        back = iit.Alignment.from_pretrained(folder / name, studied)
         assert back.edits[name].sites[0] == iit.Site("block_output", layer=10, position=position)
     print_results(folder)
     shown = capsys.readouterr().out
@@ -52,8 +52,8 @@ def test_strengths_are_chosen_on_validation(configured, tmp_path, capsys, smollm
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_where_no_strength_is_fluent_validation_is_kept(configured, tmp_path):
-    run(configured("+experiment=steering", *FEW, "job.max_ratio=0.001", "job.strengths={random: [4]}"))
+def test_where_no_strength_is_fluent_validation_is_kept(configured_on_either, tmp_path):
+    run(configured_on_either("+experiment=steering", *FEW, "job.max_ratio=0.001", "job.strengths={random: [4]}"))
     assert {r.split for r in read_metrics(tmp_path / "run").rows} == {"validation"}
     print_results(tmp_path / "run")
 
