@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
 import iit
@@ -250,15 +251,19 @@ def _command(*arguments, cwd=None):
     )
 
 
-def test_an_unknown_experiment_names_what_there_is(tmp_path):
+def test_unknown_experiments_and_keys_name_what_there_is(configured):
+    with pytest.raises(MissingConfigException, match=r"(?s)das_ioo.*das_ioi"):
+        configured("+experiment=das_ioo")
+    with pytest.raises(ConfigCompositionException, match="layr"):
+        configured("+experiment=das_ioi", "site.layr=3")
+
+
+@pytest.mark.long
+def test_the_command_line_names_them_too_and_a_folder_that_cannot_be(tmp_path):
     unknown = _command("+experiment=das_ioo", cwd=tmp_path)
     assert unknown.returncode != 0
     assert "das_ioo" in unknown.stderr
     assert "das_ioi" in unknown.stderr, "the choices are listed"
-
-
-@pytest.mark.long
-def test_an_unknown_key_and_a_folder_that_cannot_be_are_named(tmp_path):
     key = _command("+experiment=das_ioi", "site.layr=3", cwd=tmp_path)
     assert key.returncode != 0
     assert "layr" in key.stderr

@@ -59,6 +59,7 @@ def test_rotations(start, monkeypatch):
     assert [line.partition(":")[0] for line in told if line.startswith("rank")] == ["rank 1", "rank 64"]
 
 
+@pytest.mark.long
 def test_steering_and_sharing(start):
     told = start("steer_and_share.py")
     assert "ship" not in told.partition("strength 1")[0]

@@ -51,7 +51,7 @@ def ours(folder, net, positions, sources=SOURCE, **kwargs):
 
 def check(found, expected, net):
     assert not torch.allclose(expected, net(**BASE).logits, atol=1e-2), "the intervention does something"
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 COMPONENTS = (
@@ -94,7 +94,7 @@ def test_trained_rotations_give_pyvenes_logits(family, component, tmp_path):
     back.save_pretrained(tmp_path / "ours")
     again = iit.Alignment.from_pretrained(tmp_path / "ours", net)
     torch.testing.assert_close(
-        again(BASE | ROLE[0], SOURCE | ROLE[1]).logits, theirs(part, [PLACES[1]], [PLACES[0]]), atol=1e-5, rtol=1e-5
+        again(BASE | ROLE[0], SOURCE | ROLE[1]).logits, theirs(part, [PLACES[1]], [PLACES[0]]), atol=1e-4, rtol=1e-4
     )
 
 

@@ -52,9 +52,9 @@ def test_resumed_equals_full(family, sites, monkeypatch):
     again = run(network, sites, base, source, store)
     spilled = ActivationStore(network, budget=0)
     for found in (filled, again, run(network, sites, base, source, spilled), run(network, sites, base, source, spilled)):
-        torch.testing.assert_close(found[0], full[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[0], full[0], atol=3e-5, rtol=3e-5)
         for one, other in zip(found[1], full[1], strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
     assert all("forward" not in vars(module) for module in network.modules())
 
 

@@ -304,6 +304,11 @@ def test_masks_that_do_not_fit(text, answer, said):
 
 def test_a_batch_without_masks_has_no_answer():
     network = MASKED["bert"][1](V).eval()
-    for batch in (prompts((5, 5)), {**prompts((5, 5)), "answer": torch.tensor([7, 8])}):
-        with pytest.raises(ValueError, match="is read at its masks"):
-            iit.IntervenedModel(network, {}).answer_logits(batch)
+    edited = iit.IntervenedModel(network, {})
+    with pytest.raises(ValueError, match="is read at its masks"):
+        edited.answer_logits({**prompts((5, 5)), "answer": torch.tensor([7, 8])})
+    # Where no answer is asked for, it is the last token that is read.
+    batch = prompts((5, 5))
+    with torch.no_grad():
+        expected = network(**batch).logits[:, -1:]
+    torch.testing.assert_close(edited.answer_logits(batch), expected, atol=1e-5, rtol=1e-5)

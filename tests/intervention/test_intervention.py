@@ -140,9 +140,9 @@ def test_what_a_frame_does_not_span_is_untouched(name):
     intervention = MAKERS[name]()
     base, source = pair()
     q = intervention.basis.vectors() if isinstance(intervention.basis, Frame) else intervention.basis.frame
-    torch.testing.assert_close(q.T @ q, torch.eye(q.shape[1]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(q.T @ q, torch.eye(q.shape[1]), atol=1e-5, rtol=0)
     change = call(intervention, base, source) - base
-    torch.testing.assert_close(change - change @ q @ q.T, torch.zeros_like(change), atol=1e-6, rtol=0)
+    torch.testing.assert_close(change - change @ q @ q.T, torch.zeros_like(change), atol=1e-5, rtol=0)
 
 
 def test_low_rank_is_the_projection_of_the_difference_on_the_span():
@@ -260,6 +260,7 @@ def test_noise_repeats_by_seed_and_has_its_scale():
     assert torch.equal(noise, iit.NoiseIntervention(0.5, seed=3)(base))
     assert not torch.equal(noise, iit.NoiseIntervention(0.5, seed=4)(base))
     assert torch.equal(noise[:, :7], iit.NoiseIntervention(0.5, seed=3)(base[:, :7]))
+    # A standard deviation of 9,600 draws is off by 0.7% at one standard error: six of these.
     assert float(noise.std()) == pytest.approx(0.5, rel=0.05)
     assert torch.equal(iit.NoiseIntervention(0.0)(base), base)
 

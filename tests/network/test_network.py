@@ -22,7 +22,7 @@ def test_the_embedded_network_does_the_task(smollm2):
         logits = smollm2.model(input_ids=batch["input_ids"]).logits[0, -1]
     john, mary = (smollm2.tokenizer.encode(name, add_special_tokens=False) for name in (" John", " Mary"))
     assert int(logits.argmax()) == john[0]
-    assert float(logits[john[0]] - logits[mary[0]]) == pytest.approx(5.7, abs=0.1)
+    assert float(logits[john[0]] - logits[mary[0]]) == pytest.approx(5.7, abs=0.4)
     assert not smollm2.model.training
     assert not any(p.requires_grad for p in smollm2.model.parameters())
     assert "135M parameters" in repr(smollm2)

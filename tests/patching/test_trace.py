@@ -77,8 +77,15 @@ def by_hand(network, family, prompts, noise, component, layers, position):
     return found.gather(1, prompts["answer"]).squeeze(1).numpy()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize(("window", "reach"), [(1, 0), (3, 1)])
+@pytest.mark.parametrize(
+    ("family", "window", "reach"),
+    [
+        ("llama", 1, 0),
+        ("gpt2", 3, 1),
+        pytest.param("llama", 3, 1, marks=pytest.mark.long),
+        pytest.param("gpt2", 1, 0, marks=pytest.mark.long),
+    ],
+)
 def test_every_span_layer_and_component(family, window, reach, four_layers):
     network, prompts = make(family), batch()
     components = ["block_output", "mlp_output", "attention_output"]
