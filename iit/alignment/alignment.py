@@ -68,6 +68,10 @@ class Alignment(IntervenedModel):
         """The network's own `encode`."""
         return self._encoding().encode(*args, **kwargs)
 
+    def fingerprint(self) -> str:
+        """The network's own `fingerprint`."""
+        return self._encoding().fingerprint()
+
     def answer_tokens(self, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
         """The language model's own `answer_tokens`."""
         studied: Any = self._encoding()
@@ -186,7 +190,13 @@ def _width(module: nn.Module, site: Site) -> int:
         except ValueError:
             first = next(m.in_features for m in module.modules() if isinstance(m, nn.Linear))
             inputs = torch.zeros(1, first)
-        return capture(module, inputs, replace(site, position=None)).popitem()[1].shape[-1]
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()  # a norm of batches would count this run
+        try:
+            return capture(module, inputs, replace(site, position=None)).popitem()[1].shape[-1]
+        finally:
+            for part, training in modes:
+                part.training = training
     except Exception as error:  # whatever a network of one's own says to such inputs
         raise ValueError(
             f"The width of site {site} is known only when it runs, and a first run failed ({error!r}). Say the width: "

@@ -67,8 +67,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
         each becomes what it would alone; batches are of pairs whose runs cost alike in all of them, so those of cells at other positions
         are others than each alone would see.
     module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
-        network is frozen and in eval mode again when this returns or raises. Where it is trained, the pairs forget how many prompts it
-        answered (`facts["drawn"]`, `facts["right"]`).
+        network is frozen and in eval mode again when this returns or raises.
     monitor: the validation metric that chooses the epoch, of a loss the lowest, else the highest; by default the module's own.
     max_epochs: at least 1; -1 for no end but the callbacks'.
     start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
@@ -127,10 +126,6 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
         initialise(cell, pairs, start, batch_size=eval_batch_size)
-    if lightning_module.trains_network:
-        # They count the answers of the network before it is trained.
-        for counts in ("drawn", "right"):
-            pairs.facts.get(counts, {}).clear()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with _in_training(cells.values(), device, network=lightning_module.trains_network):

@@ -71,8 +71,10 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
     several = len(variables) > 1
     read = ("source", "source_roles") if texts else ("source",)
     needed = {"base", "label"} | ({"base_roles"} if texts else set()) | ({"interchanged"} if several else set())
-    # What one row has, every row has; only the sources differ from pair to pair.
-    needed |= {name for row in rows for name in row if name in COLUMNS and row[name] is not None} - set(SOURCE)
+    # What one row has, every row has; of several variables only the sources differ from pair to pair.
+    needed |= {name for row in rows for name in row if name in COLUMNS and row[name] is not None}
+    if several:
+        needed -= set(SOURCE)
     for number, row in enumerate(rows):
         swapped = row.get("interchanged") or () if several else variables
         columns = needed | {source_column(name, variable, variables) for variable in swapped for name in read}
@@ -99,11 +101,12 @@ def _fits(kind: str, value: Any, texts: bool, variables: Sequence[str]) -> bool:
         # Not `isinstance`: True is an int.
         return bool(answers) and all(answer != "" and type(answer) is (str if texts else int) for answer in answers)
     if kind.endswith("_roles"):
-        spans = value.values() if isinstance(value, dict) else [value]
-        return all(span is None or _is_span(span) for span in spans)
-    choices = {"split": SPLITS, "interchanged": variables}.get(kind)
-    entries = value if isinstance(value, list) else [value]
-    return choices is None or all(entry in choices for entry in entries)
+        return isinstance(value, dict) and all(span is None or _is_span(span) for span in value.values())
+    if kind == "split":
+        return isinstance(value, str) and value in SPLITS
+    if kind == "interchanged":
+        return isinstance(value, list) and all(variable in variables for variable in value)
+    return kind != "rival_labels" or isinstance(value, dict)
 
 
 def _is_span(span: Any) -> bool:

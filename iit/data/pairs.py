@@ -185,6 +185,8 @@ class Pairs:
                 if answer_tokens is None:
                     return [len(tokenizer.encode(word, add_special_tokens=False)) for word in words]
                 before = words[0].strip()  # a word's tokens show behind any other word
+                if getattr(network, "masked", False):
+                    before += f" {tokenizer.mask_token}"
                 return [len(tokens) for tokens in answer_tokens([before] * len(words), words)]
 
             pools, dropped = one_token_words(task, count_tokens)
@@ -196,6 +198,8 @@ class Pairs:
             "dropped_words": dropped,
             **{name: {} for name in ("prompts", "drawn", "right", "changing", "separating")},
         }
+        if right is not None:
+            facts["answered_by"] = weights_of(network)
         columns: dict[str, list[Any]] = {}
         train: Prompts | None = None
         values: dict[str, Sequence[Any]] = {}
@@ -257,7 +261,7 @@ class Pairs:
         check_rows(path, rows, variables)
         if rows[0].get("split") is None:
             assign_splits(rows, shares, seed)
-        facts: dict[str, Any] = {"drawn": {}, "right": {}, "changing": {}}
+        facts: dict[str, Any] = {"drawn": {}, "right": {}, "changing": {}, "answered_by": weights_of(network)}
         kept = []
         for split in SPLITS:
             part = [row for row in rows if row["split"] == split]
@@ -268,6 +272,12 @@ class Pairs:
             raise ValueError(f"{path}: no pair is left after leaving out those whose prompts the network answers otherwise.")
         names = dict.fromkeys(name for row in kept for name in row)
         return cls(dataset({name: [row.get(name) for row in kept] for name in names}), variables, None, facts)
+
+
+def weights_of(network: Any) -> str | None:
+    """Which weights have answered the prompts, as far as the network tells."""
+    tell = getattr(network, "fingerprint", None)
+    return None if tell is None else tell()
 
 
 def _variables(task: Task, variable: str | Sequence[str] | None) -> tuple[str, ...]:

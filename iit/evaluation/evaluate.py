@@ -75,7 +75,9 @@ def evaluate(
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
     check_labels(network, encoded)
     told = {"seed": seed, "split": split, "experiment": experiment}
-    n = pairs.facts.get("drawn", {}).get(split)
+    # Of a network that was trained since, what it answered before says nothing.
+    is_the_same = pairs.facts.get("answered_by") in (None, network.fingerprint())
+    n = pairs.facts.get("drawn", {}).get(split) if is_the_same else None
     # Unfiltered pairs are the prompts as they were drawn.
     answers = np.arange(n) < pairs.facts["right"][split] if n else None
     if not pairs.variables:

@@ -1,7 +1,8 @@
 """A batch as the engine sees it: right-padded, on the network's device, with its roles and its answer set apart."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,13 +72,17 @@ class Batch:
 
 
 def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of lists, tuples and dictionaries with every tensor changed."""
+    """The same nest of lists, tuples (named ones, too) and mappings with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
-    if type(value) is dict:
-        return {key: each_tensor(item, change) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(each_tensor(item, change) for item in value)
+    if isinstance(value, MutableMapping):
+        changed = copy(value)
+        for key, item in value.items():
+            changed[key] = each_tensor(item, change)
+        return changed
+    if isinstance(value, list | tuple):
+        items = [each_tensor(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 

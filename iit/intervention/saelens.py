@@ -20,6 +20,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     # Heads side by side: what a site at attention_value_output holds anyway.
     "reshape_activations": (None, "none", "hook_z"),
     "finetuning_scaling_factor": (None, False),
+    "multi_topk": (None, False),
     "apply_b_dec_to_input": (None, False, True),
     RESCALED: (None, False, True),
     # One head of several, and an output elsewhere.
@@ -131,7 +132,10 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
     architecture = config.get("architecture") or "standard"
     if architecture not in _ACTIVATIONS:
         raise ValueError(f"{folder / CONFIG}: architecture={architecture!r} is none of {list(_ACTIVATIONS)}.")
-    names = {config[key] for key in ("activation_fn", "activation_fn_str") if config.get(key)}
+    names = {str(config[key]) for key in ("activation_fn", "activation_fn_str") if config.get(key)}
+    known = set().union(*_ACTIVATIONS.values())
+    for name in names - known:
+        raise ValueError(f"{folder / CONFIG}: the activation {name!r} is none of {sorted(known)}.")
     options = config.get("activation_fn_kwargs") or {}
     counts = {keys["k"] for keys in (config, options) if keys.get("k") is not None}
     # Up to version 5 a top-k could stand in the activation alone.
@@ -140,7 +144,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
 
     top = architecture == "topk"
     agree = names <= _ACTIVATIONS[architecture] and set(options) <= {"k"}
-    counted = len(counts) == int(top) and all(isinstance(k, int) for k in counts)
+    counted = len(counts) == int(top) and all(type(k) is int for k in counts)
     if not agree or not counted or (config.get(RESCALED) and not top):
         keys = {key: config[key] for key in (*_CHOICE, RESCALED) if key in config}
         raise ValueError(

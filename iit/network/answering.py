@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from iit.network.limits import check_limits
 
@@ -17,12 +17,17 @@ IGNORED = -100
 
 def is_encoder_decoder(network: nn.Module) -> bool:
     """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the decoder's."""
-    return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+    return bool(getattr(getattr(_transformer(network), "config", None), "is_encoder_decoder", False))
 
 
 def is_masked(network: nn.Module) -> bool:
-    """Whether it is a masked language model, perhaps inside of adapters."""
-    return any(type(module).__name__.endswith("ForMaskedLM") for module in islice(network.modules(), 3))
+    """Whether it is a masked language model, or wraps one."""
+    return any(kind.__name__.endswith("ForMaskedLM") for kind in type(_transformer(network)).__mro__)
+
+
+def _transformer(network: nn.Module) -> nn.Module:
+    """The outermost transformers model that the network is or wraps; the network itself where there is none."""
+    return next((module for module in network.modules() if isinstance(module, PreTrainedModel)), network)
 
 
 def with_answer(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iit.network.answering import IGNORED, logits_of
+from iit.network.fingerprint import fingerprint
 from iit.network.language_model import LanguageModel
 from iit.network.layout import device_of
 from iit.result import correct
@@ -41,6 +42,10 @@ class Classifier:
         dtypes = (parameter.dtype for parameter in self.model.parameters())
         return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
+    def fingerprint(self) -> str:
+        """What tells its weights from others."""
+        return fingerprint(self.model)
+
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return f"Classifier({self.name}, {type(self.model).__name__}, {n:,} parameters, {self.dtype}, {self.device})"
@@ -57,9 +62,15 @@ class Classifier:
         if not len(inputs):
             raise ValueError("There are no inputs to encode.")
         named = [dict(x) if isinstance(x, Mapping) else {self.input_name: x} for x in inputs]
+        for number, row in enumerate(named):
+            if row.keys() != named[0].keys():
+                raise ValueError(f"Example {number} has the inputs {sorted(row)}; example 0 has {sorted(named[0])}.")
         batch: dict[str, Any] = {name: self._stacked([row[name] for row in named]) for name in named[0]}
         if self._takes_integers is None and not all(value.is_floating_point() for value in batch.values()):
-            self._takes_integers = self._runs({name: value[:1] for name, value in batch.items()})
+            one = {name: value[:1] for name, value in batch.items()}
+            numbers = {name: value.to(self.dtype) for name, value in one.items()}
+            # Where neither runs, the inputs are at fault, and the run itself says so.
+            self._takes_integers = self._runs(one) or (False if self._runs(numbers) else None)
         if self._takes_integers is False:
             batch = {name: value.to(self.dtype) for name, value in batch.items()}
         if answers is not None:
@@ -98,7 +109,7 @@ class Classifier:
         try:
             with torch.no_grad():
                 self.model(**{name: value.to(self.device) for name, value in inputs.items()})
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             return False
         return True
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iit.network.answering import IGNORED, head_at, is_encoder_decoder, is_masked, with_answer
 from iit.network.batches import TextBatches
+from iit.network.fingerprint import fingerprint
 from iit.network.layout import device_of
 from iit.network.limits import check_limits, n_embeddings
 from iit.network.spans import last_mention, tokens_of_span
@@ -53,6 +54,10 @@ class LanguageModel:
         """What the weights are."""
         return self.model.dtype
 
+    def fingerprint(self) -> str:
+        """What tells its weights from others."""
+        return fingerprint(self.model)
+
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return f"LanguageModel({self.name}, {type(self.model).__name__}, {n / 1e6:.0f}M parameters, {self.dtype}, {self.device})"
@@ -85,7 +90,7 @@ class LanguageModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("There are no texts to encode.")
-        for role in ("last", "mask"):
+        for role in ("last", "mask") if self.masked else ("last",):
             if role in (positions or {}):
                 raise ValueError(f"The role {role!r} is always the prompt's {role} token; give another name to another place.")
         tokens = self._tokens(texts, special_tokens)
@@ -111,8 +116,9 @@ class LanguageModel:
             mask = self.tokenizer.mask_token_id
             batch["positions"]["mask"] = _padded([[i for i, t in enumerate(row) if t == mask] for row in ids], IGNORED)
         if self.encoder_decoder:
-            begins: Any = self.model.generation_config
-            start = [t for t in (begins.decoder_start_token_id, begins.forced_bos_token_id) if t is not None]
+            begins: Any = getattr(self.model, "generation_config", None) or self.model.config
+            first = (getattr(begins, name, None) for name in ("decoder_start_token_id", "forced_bos_token_id"))
+            start = [token for token in first if token is not None]
             batch["decoder_input_ids"] = torch.tensor([start] * len(texts))
         if answers is not None:
             batch["answer"] = self._answers(answers, texts, tokens)
@@ -141,6 +147,7 @@ class LanguageModel:
         prompts = [row.own for row in tokens or self._tokens(texts)]
         if self.encoder_decoder:  # the decoder's text begins with its answer
             texts, prompts = [""] * len(texts), [[] for _ in texts]
+            answers = [answer.strip() for answer in answers]
         if self.masked:
             mask = str(self.tokenizer.mask_token)
             mask_id: Any = self.tokenizer.mask_token_id

@@ -19,7 +19,8 @@ def n_positions(network: Any) -> int | float:
     config = getattr(network, "config", None)
     rotary = getattr(config, "rope_parameters", None) or getattr(config, "position_embedding_type", None) == "rotary"
     limit = getattr(config, "max_position_embeddings", None) or 0
-    if rotary or limit <= 0:
+    unlearned = getattr(config, "position_biased_input", True) is False or getattr(config, "model_type", None) == "xglm"
+    if rotary or unlearned or limit <= 0:
         return inf
     embeddings = getattr(getattr(network, "base_model", None), "embeddings", None)
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)

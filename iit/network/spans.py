@@ -30,9 +30,11 @@ def tokens_of_span(text: str, span: tuple[int, int], offsets: Offsets, *, role: 
 
 def last_mention(text: str, wanted: str, *, role: str = "span") -> tuple[int, int]:
     """(start, stop) of the last `wanted` that is whole words, else of the last one. Raises ValueError, quoting the text, when there is none."""
-    # Neither end may lie inside of a word; a lookahead also finds mentions that overlap.
+    # Neither end may lie inside of a word; a lookahead also finds mentions that overlap. Scripts without spaces have no such ends.
     whole = re.finditer(rf"(?=(?!\B\w){re.escape(wanted)}(?<!\w\B))", text)
-    start = max((mention.start() for mention in whole), default=text.rfind(wanted))
+    spaced = re.search(r"[\u2e80-\ua4cf\u0e00-\u0eff\uf900-\ufaff]", wanted) is None
+    last = text.rfind(wanted)
+    start = max((mention.start() for mention in whole), default=last) if spaced else last
     if start < 0 or not wanted:
         raise ValueError(f"Role {role!r}: {wanted!r} does not occur in the prompt.\n{marked(text, len(text), len(text))}")
     return start, start + len(wanted)

@@ -147,3 +147,18 @@ def test_pairs_for_several_variables_name_those_that_are_swapped(tmp_path):
     more = both | {"interchanged": ["v", "u"], "source[u]": "source 0", "source_roles[u]": {}}
     with pytest.raises(ValueError, match=r"row 0: interchanged=.*cannot be"):
         load_text(tmp_path, lines([more]), variable=["v", "w"])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("split", ["test"]), ("split", []), ("base_roles", [0, 4]), ("rival_labels", "x")],
+)
+def test_a_value_of_another_kind_is_named(tmp_path, column, value):
+    rows = [*ROWS[:5], ROWS[5] | {column: value}]
+    with pytest.raises(ValueError, match=rf"row 5: {column}=.* cannot be"):
+        load_text(tmp_path, lines(rows))
+
+
+def test_an_answer_of_one_source_is_the_answer_of_every_source(tmp_path):
+    with pytest.raises(ValueError, match=r"row 0: \['source_answer'\] missing"):
+        load_text(tmp_path, lines([*ROWS[:5], ROWS[5] | {"source_answer": " c"}]))

@@ -1,7 +1,9 @@
 """What is handed out never changes later, and what is handed in never changes, on networks that write in place."""
 
+from collections import OrderedDict
 from copy import deepcopy
 from functools import partial
+from typing import NamedTuple
 
 import lightning as L
 import pytest
@@ -218,3 +220,35 @@ def test_a_fit_and_a_sweep_on_blocks_that_write_in_place(toy):
         rows.append(torch.tensor([row.value for row in cells]))
     torch.testing.assert_close(*frames, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(*rows, equal_nan=True)
+
+
+class Pair(NamedTuple):
+    one: torch.Tensor
+    two: torch.Tensor
+
+
+class Nested(nn.Module):
+    """Writes to a tensor inside of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        first = x[0] if isinstance(x, Pair) else x["one"]
+        first += 1
+        return self.layer(first)
+
+
+@pytest.mark.parametrize(
+    "nest", [Pair, lambda one, two: OrderedDict(one=one, two=two), lambda one, two: {"one": one, "two": two}]
+)
+def test_what_is_nested_in_an_input_stays_as_it_was(nest):
+    torch.manual_seed(0)
+    network, one = Nested(), torch.zeros(2, 4)
+    site = iit.Site(module="layer")
+    with torch.no_grad():
+        expected = network.layer(torch.ones(2, 4))
+    for _ in range(3):
+        torch.testing.assert_close(iit.capture(network, {"x": nest(one, one.clone())}, site)[site].flatten(0, -2), expected)
+    assert torch.equal(one, torch.zeros(2, 4))

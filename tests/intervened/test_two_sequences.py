@@ -312,3 +312,48 @@ def test_a_batch_without_masks_has_no_answer():
     with torch.no_grad():
         expected = network(**batch).logits[:, -1:]
     torch.testing.assert_close(edited.answer_logits(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+class Wraps(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None):
+        given = {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
+        given = {name: value for name, value in given.items() if value is not None}
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, **given)
+
+
+def test_a_wrapped_encoder_decoder_counts_as_the_bare_one():
+    network = make("t5")
+    batch = {**prompts((7, 5)), **decoder_inputs((7, 7)), "answer": torch.tensor([9, 8])}
+    site = Site(module="decoder.block.0", position=-1)
+    wrapped = Site(module="inner.decoder.block.0", position=-1)
+    seen = iit.capture(Wraps(network), batch, wrapped)[wrapped]
+    torch.testing.assert_close(seen, iit.capture(network, batch, site)[site])
+    logits = iit.IntervenedModel(Wraps(network), {}).answer_logits(batch)
+    torch.testing.assert_close(logits, iit.IntervenedModel(network, {}).answer_logits(batch))
+
+
+class Named(t.BertForMaskedLM):
+    """A masked language model under a name of one's own."""
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, lambda network: Wraps(Wraps(network))])
+def test_a_masked_language_model_is_known_by_its_kind(wrap):
+    network = wrap(Named(t.BertConfig(**SIZES))).eval()
+    with pytest.raises(ValueError, match="is read at its masks"):
+        iit.IntervenedModel(network, {}).answer_logits({**prompts((5, 5)), "answer": torch.tensor([7, 8])})
+
+
+def test_the_space_before_an_answer_is_no_part_of_a_decoders_text():
+    lm = LanguageModel(make("bart", vocab_size=200), byte_level("<s> $A </s>"))
+    answers = lm.encode(["When John left", "When John left"], answers=[" Mary", "Mary"])["answer"]
+    assert answers[0].tolist() == answers[1].tolist()
+
+
+def test_an_encoder_decoder_without_a_generating_head_is_encoded():
+    bart = t.BartModel(t.BartConfig(**BART | {"vocab_size": 200})).eval()
+    batch = LanguageModel(bart, byte_level("<s> $A </s>")).encode(["When John left"])
+    assert batch["decoder_input_ids"].tolist() == [[0]]

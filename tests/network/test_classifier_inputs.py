@@ -114,3 +114,21 @@ def test_the_width_of_any_module_comes_from_one_run(module, width):
     network = mlp(n_inputs=6, n_classes=3, width=8, depth=2)
     alignment = one(network, "v", iit.Site(module=module), lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
     assert alignment.edits["v"].intervention.width == width
+
+
+def test_an_input_that_only_some_examples_have_is_named():
+    with pytest.raises(ValueError, match=r"Example 1 has the inputs \['x', 'y'\]; example 0 has \['x'\]"):
+        mlp(4, 2).encode([{"x": [0.0] * 4}, {"x": [0.0] * 4, "y": [1.0]}])
+
+
+def test_a_wrong_first_batch_decides_nothing():
+    words = Classifier(Words())
+    words.encode([[60, 70]])  # beyond the embedding, as integers and as numbers
+    assert words.encode([[1, 2]])["tokens"].dtype == torch.long
+
+
+def test_a_first_run_for_a_width_leaves_the_network_as_it_was():
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    one(network, "x", iit.Site(module="1"), lambda width: iit.LowRankRotatedSpaceIntervention(width, 1))
+    assert network[1].num_batches_tracked == 0
+    assert network.training

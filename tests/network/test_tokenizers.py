@@ -204,3 +204,26 @@ def test_changing_is_decided_by_tokens(tmp_path, label, own, changing):
 )
 def test_a_role_is_the_last_mention_that_is_whole_words(text, wanted, start):
     assert last_mention(text, wanted) == (start, start + len(wanted))
+
+
+def test_words_are_counted_behind_a_word_also_where_an_answer_stands_at_a_mask():
+    torch.manual_seed(0)
+    tokenizer = word_piece()
+    bert = LanguageModel(t.BertForMaskedLM(t.BertConfig(**SIZES | {"vocab_size": len(tokenizer)})), tokenizer)
+    words = [" John", " Mary"]
+    assert [len(tokens) for tokens in bert.answer_tokens([f"John {tokenizer.mask_token}"] * 2, words)] == [1, 1]
+    task = ioi()
+    pools, dropped = one_token_words(task, lambda words: [1] * len(words))
+    assert set(dropped.values()) == {0}
+    with pytest.raises(ValueError, match="No word of the pool"):  # it counts the words, and none of most pools is known
+        Pairs.sample(task, bert, n=4)
+
+
+def test_the_role_mask_is_free_where_nothing_fills_it_in():
+    batch = network(byte_level()).encode(["When John left"], positions={"mask": " John"})
+    assert batch["positions"]["mask"].tolist() == [[1]]
+
+
+@pytest.mark.parametrize(("text", "word", "start"), [("北京，我在北京住", "北京", 5), ("Min asked Minnie", "Min", 0)])
+def test_scripts_without_spaces_have_no_whole_words(text, word, start):
+    assert last_mention(text, word) == (start, start + len(word))
