@@ -130,9 +130,9 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     try:
         with _in_training(cells.values(), device, network=lightning_module.trains_network):
             runner.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)
-    except SystemExit:
+    except SystemExit as leaving:
         # Lightning makes this of Ctrl-C, and leaves Ctrl-C without effect.
-        if not runner.interrupted:
+        if not isinstance(leaving.__context__, KeyboardInterrupt):
             raise
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt(_how_to_go_on(callbacks)) from None

@@ -135,7 +135,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
     names = {str(config[key]) for key in ("activation_fn", "activation_fn_str") if config.get(key)}
     known = set().union(*_ACTIVATIONS.values())
     for name in names - known:
-        raise ValueError(f"{folder / CONFIG}: the activation {name!r} is none of {sorted(known)}.")
+        raise ValueError(f"{folder / CONFIG}: activation_fn={name!r} is not supported; these are: {sorted(known)}.")
     options = config.get("activation_fn_kwargs") or {}
     counts = {keys["k"] for keys in (config, options) if keys.get("k") is not None}
     # Up to version 5 a top-k could stand in the activation alone.

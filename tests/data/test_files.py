@@ -151,7 +151,7 @@ def test_pairs_for_several_variables_name_those_that_are_swapped(tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("split", ["test"]), ("split", []), ("base_roles", [0, 4]), ("rival_labels", "x")],
+    [("split", ["test"]), ("split", []), ("base_roles", [0, 4])],
 )
 def test_a_value_of_another_kind_is_named(tmp_path, column, value):
     rows = [*ROWS[:5], ROWS[5] | {column: value}]

@@ -86,7 +86,7 @@ def test_what_would_not_be_computed_as_there_is_refused(tmp_path):
     cases = [
         ({"architecture": "gated"}, "architecture='gated' is none of"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations='layer_norm' is not supported"),
-        ({"activation_fn_str": "tanh-relu"}, "'tanh-relu'.*contradict"),
+        ({"activation_fn_str": "tanh-relu"}, "activation_fn='tanh-relu'"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor=True"),
         ({"d_in": ...}, "is damaged"),
         ({"d_sae": N + 1}, "does not fit"),

@@ -81,7 +81,7 @@ REFUSED = [
     ({"architecture": "standard", "k": 3}, CONTRADICTION),
     ({"activation_fn": "relu", "activation_fn_str": "topk", "k": 3}, CONTRADICTION),
     (TOP | {"activation_fn_kwargs": {"k": 3, "postact_fn": "tanh"}}, CONTRADICTION),
-    ({"activation_fn": "tanh-relu"}, CONTRADICTION),
+    ({"activation_fn": "tanh-relu"}, "is not supported"),
     ({"rescale_acts_by_decoder_norm": True}, CONTRADICTION),
     ({"normalize_activations": True}, OTHER),
     ({"normalize_activations": "covariance_whitening"}, OTHER),
