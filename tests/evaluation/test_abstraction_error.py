@@ -162,6 +162,7 @@ def test_the_authors_package_says_the_same(claim, inert, by_hand):
         for name, share in reference.score_by_var.items():
             noise = 4 * math.sqrt(max(share * (1 - share), 1e-4) * (1 / len(shares[name]) + 2 / len(shares[name])))
             assert shares[name].mean() == pytest.approx(share, abs=noise)
+        # Of 2000 draws each: three standard errors of a difference.
         assert mine.error == pytest.approx(reference.score, abs=0.035)
         if by_hand is None:
             assert 0.02 < mine.error < 0.5, "a case in between"

@@ -12,6 +12,7 @@ from iit.intervened import saving
 from iit.intervention import All, Basis, Coordinates, Identity, Intervention, Operation, SoftGate
 from iit.intervention.operation import Swap
 from iit.result import ROW_FIELDS, Row
+from tests import seeds
 from tests.families import make, prompts
 from tests.intervention.test_intervention import MAKERS
 from tests.seeds import shifted
@@ -63,7 +64,9 @@ def test_a_fresh_process_gives_the_same_bits_for_every_type(tmp_path):
         edited.save_pretrained(tmp_path / name)
         expected[name] = logits(edited)
     code = (
-        "import sys, torch; sys.path.insert(0, '.'); from tests.intervened.test_saving import *\n"
+        "import sys, torch; sys.path.insert(0, '.'); from tests import seeds\n"
+        f"seeds.SEED = {seeds.SEED}\n"
+        "from tests.intervened.test_saving import *\n"
         f"found = {{name: IntervenedModel.from_pretrained(f'{tmp_path}/{{name}}', network()) for name in MAKERS}}\n"
         f"torch.save({{name: logits(edited) for name, edited in found.items()}}, {str(tmp_path / 'out.pt')!r})"
     )

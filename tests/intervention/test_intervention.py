@@ -131,7 +131,7 @@ def test_results_do_not_depend_on_the_batch(made):
     whole = call(intervention, base, source)
     for row in range(4):
         torch.testing.assert_close(
-            call(intervention, base[row : row + 1], source[row : row + 1]), whole[row : row + 1], atol=1e-5, rtol=1e-5
+            call(intervention, base[row : row + 1], source[row : row + 1]), whole[row : row + 1], atol=3e-5, rtol=3e-5
         )
 
 

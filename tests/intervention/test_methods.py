@@ -26,7 +26,7 @@ def test_a_reversible_map_begins_as_the_low_rank_frame_and_goes_beyond_it(activa
         torch.nn.init.normal_(p, std=0.5)
     assert torch.equal(edit(base, base), base), "a source that equals the base changes nothing"
     mapped, back = edit.basis._map, edit.basis._back
-    torch.testing.assert_close(back(mapped(base)), base, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(back(mapped(base)), base, atol=4e-5, rtol=4e-4)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(mapped(base) + mapped(source), mapped(base + source), atol=1e-2, rtol=1e-2)
     frame = edit.basis.frame.vectors()

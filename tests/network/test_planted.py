@@ -81,7 +81,7 @@ def blocks(network, m, start):
     """The directions of the state's third block, and those of another."""
     r = m - 1
     width = network.model.site(network.model.write.weight).shape[0]
-    draw = torch.Generator().manual_seed(shifted(1))
+    draw = torch.Generator().manual_seed(1)  # as the network with seed 1 draws them
     _, rotation = (torch.linalg.qr(torch.randn(width, width, generator=draw))[0] for _ in range(2))
     return rotation[:, start * r : (start + 1) * r]
 
