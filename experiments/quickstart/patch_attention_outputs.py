@@ -10,6 +10,7 @@ from iit.report import curves, save_figure
 folder = Path("outputs/quickstart")
 folder.mkdir(parents=True, exist_ok=True)
 lm = iit.load_network("smollm2")
+assert isinstance(lm, iit.LanguageModel)
 names = [("John", "Mary"), ("Peter", "Anna"), ("Tom", "Sarah"), ("Jack", "Emma")]
 
 

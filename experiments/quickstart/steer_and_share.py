@@ -5,6 +5,7 @@ import torch
 import iit
 
 lm = iit.load_network("smollm2")
+assert isinstance(lm, iit.LanguageModel)
 site = iit.Site("block_output", layer=10)
 sea = [
     "The ship sailed across the deep blue ocean",

@@ -9,6 +9,7 @@ from iit.report import heatmap, save_figure
 folder = Path("outputs/quickstart")
 folder.mkdir(parents=True, exist_ok=True)
 lm = iit.load_network("smollm2")
+assert isinstance(lm, iit.LanguageModel)
 fact = lm.encode(["The Eiffel Tower is in the city of"], positions={"subject": [" Eiffel Tower"]}, answers=[" Paris"])
 
 # The subject's embeddings are noised; each cell in turn has its state of the clean run. MLPs are restored seven layers at once.

@@ -4,6 +4,7 @@ import iit
 from iit.causal import ioi
 
 lm = iit.load_network("smollm2")
+assert isinstance(lm, iit.LanguageModel)
 pairs = iit.Pairs.sample(ioi(), lm, n_train=320, n_val=60, n_test=100, seed=0)
 site = iit.Site("block_output", layer=17, position="s2")  # the second mention of the subject
 
