@@ -92,7 +92,7 @@ def test_small_differences_are_estimated_exactly():
         change = exact.of("logit_difference") - exact.unedited["logit_difference"]
         # fp32 logits know differences to about 1e-6
         np.testing.assert_allclose(
-            estimate.of("logit_difference") - exact.unedited["logit_difference"], change, atol=7e-6, rtol=2e-2
+            estimate.of("logit_difference") - exact.unedited["logit_difference"], change, atol=8e-6, rtol=2e-2
         )
 
 
