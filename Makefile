@@ -37,7 +37,7 @@ test: setup  ## The tests, at most 8 minutes on 2 cores (SEED=3 THREADS=2 for ot
 	$(PYTEST) --durations 20
 
 test-long: setup  ## What is long by nature: planted claims, every experiment, the authors' packages
-	$(PYTEST) -m long --durations 20
+	$(PYTEST) -m long --dist loadfile --timeout 1800 --durations 20
 
 check: setup  ## Lint, format, types, arrows between the rooms, and the experiments' tables
 	$(BIN)/ruff check .

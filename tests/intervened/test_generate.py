@@ -121,7 +121,9 @@ def test_beams_do_not_depend_on_the_batch(family, scope):
         assert told(ids[2 * row : 2 * row + 2], 7, network) == told(alone, alone.shape[1] - n, network)
     unedited = edited.generate(base, active={"v": False}, **options)
     assert torch.equal(ids[2:4], unedited[2:4])
-    assert not torch.equal(ids, unedited)
+    # The edit does something; whether it changes the most likely beams is chance in a random network.
+    logits = [edited.answer_logits(base, source), edited.answer_logits(base, active={"v": False})]
+    assert not torch.allclose(*logits, atol=1e-4)
 
 
 def test_sampling_repeats_for_a_seed(tiny_llama):
