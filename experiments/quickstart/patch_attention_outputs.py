@@ -18,6 +18,7 @@ def encode(repeated: int) -> dict[str, Any]:
     """The prompts in which the first (0) or second (1) name is repeated, the other being the answer."""
     subjects, answers = ([f" {pair[i]}" for pair in names] for i in (repeated, 1 - repeated))
     texts = [f"When {a} and {b} went to the store,{s} gave a drink to" for (a, b), s in zip(names, subjects, strict=True)]
+    assert isinstance(lm, iit.LanguageModel)
     return lm.encode(texts, positions={"s2": subjects}, answers=answers)
 
 

@@ -99,7 +99,7 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = {name: list(pairs.dataset[name]) for name in ("split", "label")}
     labels = list(columns["label"])
-    for split in set(columns["split"]):
+    for split in dict.fromkeys(columns["split"]):  # a set of texts has another order in each process
         rows = [i for i, s in enumerate(columns["split"]) if s == split]
         for row, other in zip(rows, rng.permutation(rows).tolist(), strict=True):
             labels[row] = columns["label"][other]

@@ -8,6 +8,7 @@ import iit
 from iit.causal import equality
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.controls import random_subspace
+from iit.evaluation.retrained import shuffled
 from iit.intervention import Frame, Identity, Subset
 from iit.network import equality_by_hand
 from iit.result import clustered_interval
@@ -113,3 +114,14 @@ def test_a_gate_that_lets_all_or_nothing_through_has_no_random_control(network, 
         rows = iit.evaluate(iit.Alignment(network, {"left_equal": iit.Edit(SITE, mask)}), pairs)
         assert ("random_subspace" in {row.control for row in rows}) == there
         assert {row.rank for row in rows} == {int((logits > 0).sum())}
+
+
+def test_labels_are_shuffled_split_by_split():
+    """In the order of the data: that of a set of texts depends on the process."""
+    pairs = Pairs.sample(equality(), n_train=40, n_val=20, n_test=20, variable="left_equal")
+    splits, labels = np.array(pairs.dataset["split"]), np.array(pairs.dataset["label"])
+    rng, expected = np.random.default_rng(5), labels.copy()
+    for split in ("train", "validation", "test"):
+        rows = np.flatnonzero(splits == split)
+        expected[rows] = labels[rng.permutation(rows)]
+    assert shuffled(pairs, 5).dataset["label"][:] == expected.tolist()
