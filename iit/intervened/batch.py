@@ -116,7 +116,10 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
         answer = answer.unsqueeze(1) if answer.ndim == 1 else answer[..., 0] if answer.ndim == 3 else answer
     batch = Batch((), kwargs, positions, answer)
     if is_encoder_decoder(network):
-        batch = replace(batch, encoder_decoder=True, decoder_lengths=_decoder_lengths(kwargs))
+        lengths = _decoder_lengths(kwargs)
+        batch = replace(batch, encoder_decoder=True, decoder_lengths=lengths)
+        if lengths is not None:
+            check_limits(network, kwargs.get("decoder_input_ids"), lengths, decoder=True)
     for name, value in (*positions.items(), ("answer", answer)):
         if value is not None and value.shape[0] != batch.size:
             raise ValueError(f"`{name}` is for {value.shape[0]} examples, the inputs hold {batch.size}.")

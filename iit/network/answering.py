@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn.functional import pad
 
-from iit.network.limits import check_limits
+from iit.network.limits import check_limits, unwrapped
 
 IGNORED = -100
 """Entry of `answer` (no token) and of `positions` (role absent)."""
@@ -17,17 +17,12 @@ IGNORED = -100
 
 def is_encoder_decoder(network: nn.Module) -> bool:
     """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the decoder's."""
-    return bool(getattr(getattr(_transformer(network), "config", None), "is_encoder_decoder", False))
+    return bool(getattr(getattr(unwrapped(network), "config", None), "is_encoder_decoder", False))
 
 
 def is_masked(network: nn.Module) -> bool:
     """Whether it is a masked language model, or wraps one."""
-    return any(kind.__name__.endswith("ForMaskedLM") for kind in type(_transformer(network)).__mro__)
-
-
-def _transformer(network: nn.Module) -> nn.Module:
-    """The outermost transformers model that the network is or wraps; the network itself where there is none."""
-    return next((module for module in network.modules() if isinstance(module, PreTrainedModel)), network)
+    return any(kind.__name__.endswith("ForMaskedLM") for kind in type(unwrapped(network)).__mro__)
 
 
 def with_answer(
@@ -43,14 +38,20 @@ def with_answer(
     """
     name = type(network).__name__
     if is_masked(network) and (answer is not None or "mask" in positions):
-        masks = positions.get("mask", torch.full((1, 1), IGNORED))
-        absent, expected = masks == IGNORED, masks if answer is None else answer
-        if bool(absent.all(1).any()) or not torch.equal(absent, expected == IGNORED):
+        expected = positions["mask"] if answer is None else answer
+        masks = positions.get("mask", torch.full_like(expected, IGNORED))
+        longest = max(masks.shape[1], expected.shape[1])
+        masks = pad(masks, (0, longest - masks.shape[1]), value=IGNORED)
+        padded = pad(expected, (0, longest - expected.shape[1]), value=IGNORED)
+        absent = masks == IGNORED
+        wrong = (absent != (padded == IGNORED)).any(1) | absent.all(1)
+        if bool(wrong.any()):
             raise ValueError(
-                f"{name} is read at its masks: the role `mask` must have one for each token of the answer. "
+                f"Prompt {int(wrong.nonzero()[0])}: {name} is read at its masks: "
+                "the role `mask` must have one for each token of the answer. "
                 "`LanguageModel.encode` finds those of a text."
             )
-        return dict(kwargs), masks.clamp(min=0)
+        return dict(kwargs), masks[:, : expected.shape[1]].clamp(min=0)
     side = "decoder_" if is_encoder_decoder(network) else ""
     names = [f"{side}input_ids", f"{side}attention_mask", f"{side}inputs_embeds"]
     ids, mask, embedded = (kwargs.get(key) for key in names)
@@ -70,7 +71,7 @@ def with_answer(
             f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; give `{names[0]}` alone."
         )
     ids, mask, read = teacher_forced(tokens, mask, answer)
-    check_limits(network, ids, mask.sum(1))
+    check_limits(network, ids, mask.sum(1), decoder=bool(side))
     return {**kwargs, names[0]: ids, names[1]: mask}, read
 
 

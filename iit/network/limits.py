@@ -3,7 +3,16 @@
 from math import inf
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_GROWING = ("xglm", "m2m_100", "nllb-moe")  # their tables of positions grow with the prompt
+
+
+def unwrapped(network: nn.Module) -> Any:
+    """The outermost transformers model that the network is or wraps; without one, itself."""
+    models = (module for module in network.modules() if isinstance(module, PreTrainedModel))
+    return next(models, network)
 
 
 def n_embeddings(network: Any) -> int | float:
@@ -19,7 +28,8 @@ def n_positions(network: Any) -> int | float:
     config = getattr(network, "config", None)
     rotary = getattr(config, "rope_parameters", None) or getattr(config, "position_embedding_type", None) == "rotary"
     limit = getattr(config, "max_position_embeddings", None) or 0
-    unlearned = getattr(config, "position_biased_input", True) is False or getattr(config, "model_type", None) == "xglm"
+    unlearned = getattr(config, "position_biased_input", True) is False
+    unlearned = unlearned or getattr(config, "model_type", None) in _GROWING
     if rotary or unlearned or limit <= 0:
         return inf
     embeddings = getattr(getattr(network, "base_model", None), "embeddings", None)
@@ -27,13 +37,23 @@ def n_positions(network: Any) -> int | float:
     return limit if padding is None else limit - padding - 1  # RoBERTa counts on from its padding token
 
 
-def check_limits(network: Any, ids: Tensor | None, lengths: Tensor) -> None:
+def check_limits(
+    network: Any,
+    ids: Tensor | None,
+    lengths: Tensor,
+    *,
+    decoder: bool = False,
+) -> None:
     """Raises ValueError, naming the prompt, for token ids without embedding, and prompts longer than the positions.
 
     Arguments:
         ids: Tensor[batch, seq]; None where embeddings are given in their place.
         lengths: Tensor[batch], up to the last token that is read.
+        decoder: whether these are the tokens that an encoder-decoder's decoder sees.
     """
+    network = unwrapped(network)
+    if decoder and hasattr(network, "get_decoder"):
+        network = network.get_decoder()
     name, n_known, limit = type(network).__name__, n_embeddings(network), n_positions(network)
     longest = int(lengths.argmax())
     if lengths[longest] > limit:

@@ -314,6 +314,22 @@ def test_a_batch_without_masks_has_no_answer():
     torch.testing.assert_close(edited.answer_logits(batch), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_prompt_whose_masks_do_not_fit_is_named():
+    edited = iit.IntervenedModel(MASKED["bert"][1](V).eval(), {})
+    batch = prompts((5, 5, 5))
+    answer = torch.tensor([[7, 8], [7, -100], [7, -100]])
+    fitting = {"mask": torch.tensor([[1, 2], [1, -100], [1, -100]])}
+    assert edited.answer_logits({**batch, "positions": fitting, "answer": answer}).shape == (3, 2, V)
+    # A column in which nobody has a mask changes nothing.
+    wide = {"mask": torch.tensor([[1, 2, -100], [1, -100, -100], [1, -100, -100]])}
+    assert edited.answer_logits({**batch, "positions": wide, "answer": answer}).shape == (3, 2, V)
+    for masks in ([[1, 2], [1, -100], [1, 2]], [[1, 2], [1, -100], [-100, -100]], [[1, 2, -100], [1, -100, -100], [1, 2, 3]]):
+        with pytest.raises(ValueError, match=r"^Prompt 2: .* is read at its masks"):
+            edited.answer_logits({**batch, "positions": {"mask": torch.tensor(masks)}, "answer": answer})
+    with pytest.raises(ValueError, match=r"^Prompt 1: .* is read at its masks"):
+        edited.answer_logits({**batch, "positions": {"mask": torch.tensor([[1], [-100], [-100]])}})
+
+
 class Wraps(torch.nn.Module):
     def __init__(self, inner):
         super().__init__()

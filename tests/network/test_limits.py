@@ -8,6 +8,7 @@ import iit
 from iit.network import LanguageModel
 from tests.families import SIZES, V, make, prompts
 from tests.made_tokenizers import byte_level
+from tests.network.test_wrapped import Wrapper
 
 SHORT = SIZES | {"max_position_embeddings": 10, "pad_token_id": 1}
 
@@ -105,3 +106,87 @@ def test_an_answer_counts_among_the_positions():
     edited.answer_logits({**prompts((9, 8)), "answer": torch.tensor([[7, 6], [8, 9]])})
     with pytest.raises(ValueError, match="Prompt 0 is 11 tokens long, its answer included"):
         edited.answer_logits({**prompts((10, 8)), "answer": torch.tensor([[7, 6], [8, 9]])})
+
+
+class Plain(torch.nn.Module):
+    """A wrapper of one's own."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.lm = model
+
+    def forward(self, input_ids, attention_mask, **kwargs):
+        return self.lm(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [Plain, Wrapper, lambda network: Plain(Wrapper(network))])
+def test_limits_inside_a_wrapper(wrap):
+    network = t.GPT2LMHeadModel(t.GPT2Config(vocab_size=V, n_embd=16, n_layer=1, n_head=2, n_positions=10)).eval()
+    edited = iit.IntervenedModel(wrap(network), {})
+    edited(prompts((3, 10)))
+    with pytest.raises(ValueError, match=r"Prompt 1 is 11 tokens long.* GPT2LMHeadModel has 10 positions"):
+        edited(prompts((3, 11)))
+    batch = prompts((5, 4))
+    batch["input_ids"][1, 2] = V
+    with pytest.raises(ValueError, match=f"Prompt 1 has the token {V}"):
+        edited(batch)
+
+
+def bart():
+    layers = {
+        f"{side}_{name}": n
+        for side in ("encoder", "decoder")
+        for name, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))
+    }
+    config = t.BartConfig(
+        vocab_size=V, d_model=16, max_position_embeddings=10, pad_token_id=0, forced_eos_token_id=None, **layers
+    )
+    return t.BartForConditionalGeneration(config).eval()
+
+
+def narrow_decoder():
+    """Its decoder knows fewer tokens, and has fewer positions, than its encoder."""
+    sides = [
+        t.BertConfig(
+            **SIZES | {"vocab_size": n, "max_position_embeddings": limit},
+            is_decoder=n < V,
+            add_cross_attention=n < V,
+        )
+        for n, limit in ((V, 20), (V - 20, 10))
+    ]
+    return t.EncoderDecoderModel(config=t.EncoderDecoderConfig.from_encoder_decoder_configs(*sides)).eval()
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, Plain])
+@pytest.mark.parametrize(("maker", "decoder", "n_known"), [(bart, "BartDecoder", V), (narrow_decoder, "BertLMHeadModel", V - 20)])
+def test_a_decoders_own_limits(maker, decoder, n_known, wrap):
+    torch.manual_seed(0)
+    edited = iit.IntervenedModel(wrap(maker()), {})
+    batch = prompts((5, 5))
+
+    def decoding(n):
+        return batch | {"decoder_input_ids": torch.full((2, n), 3), "decoder_attention_mask": torch.ones(2, n, dtype=torch.long)}
+
+    edited(decoding(10))
+    with pytest.raises(ValueError, match=f"Prompt 0 is 11 tokens long, its answer included; {decoder} has 10 positions"):
+        edited(decoding(11))
+    edited.answer_logits(decoding(9) | {"answer": torch.tensor([[7, 6]] * 2)})
+    with pytest.raises(ValueError, match=f"Prompt 0 is 11 tokens long, its answer included; {decoder} has 10 positions"):
+        edited.answer_logits(decoding(10) | {"answer": torch.tensor([[7, 6]] * 2)})
+    wrong = decoding(4)
+    wrong["decoder_input_ids"][1, 2] = n_known
+    with pytest.raises(ValueError, match=f"Prompt 1 has the token {n_known}; {decoder} has embeddings for 0 to {n_known - 1}"):
+        edited(wrong)
+
+
+def test_positions_that_grow_have_no_limit():
+    layers = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 1), ("attention_heads", 2))}
+    config = t.M2M100Config(
+        vocab_size=V, d_model=16, max_position_embeddings=10, encoder_ffn_dim=24, decoder_ffn_dim=24, **layers
+    )
+    torch.manual_seed(0)
+    network = t.M2M100ForConditionalGeneration(config).eval()
+    batch = prompts((12, 12)) | {"decoder_input_ids": torch.full((2, 12), 3)}
+    with torch.no_grad():
+        expected = network(**batch).logits
+    torch.testing.assert_close(iit.IntervenedModel(network, {})(batch).logits, expected)
