@@ -3,6 +3,7 @@
 import json
 import reprlib
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,7 +68,9 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
 
     Further columns are the user's own.
     """
-    texts = isinstance(rows[0].get("base"), str)
+    first = rows[0].get("base")
+    texts = isinstance(first, str)
+    shape = None if texts else _shape(first) or ()
     several = len(variables) > 1
     read = ("source", "source_roles") if texts else ("source",)
     needed = {"base", "label"} | ({"base_roles"} if texts else set()) | ({"interchanged"} if several else set())
@@ -84,24 +87,39 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
                 f"{path}, row {number}: {missing} missing. This row needs {sorted(columns)}: a column stands in "
                 f"every row, or in none. The columns are {list(COLUMNS)}."
             )
-        for name, value in row.items():
+        for name, value in sorted(row.items()):  # a prompt before its roles
             kind = name.partition("[")[0]
-            if kind in COLUMNS and value is not None and not _fits(kind, value, texts, variables):
+            prompt = row.get(name.replace("_roles", "", 1))
+            if value is None or kind not in COLUMNS:
+                continue
+            if not _fits(kind, value, prompt, shape, variables):
                 raise ValueError(
                     f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this column stands: {COLUMNS[kind]}."
                 )
 
 
-def _fits(kind: str, value: Any, texts: bool, variables: Sequence[str]) -> bool:
-    """Whether a column may hold the value. texts: whether the file's prompts are texts, and not tensors."""
+def _fits(
+    kind: str,
+    value: Any,
+    prompt: Any,
+    shape: tuple[int, ...] | None,
+    variables: Sequence[str],
+) -> bool:
+    """Whether a column may hold the value.
+
+    prompt: whose places roles are. shape: of the file's tensors; None where its prompts are texts.
+    """
+    texts = shape is None
     if kind in ("base", "source", "natural"):
-        return isinstance(value, str if texts else list)
+        return isinstance(value, str) if texts else _shape(value) == shape
     if kind in ("label", "base_answer", "source_answer"):
         answers = value if texts and isinstance(value, list) else [value]
         # Not `isinstance`: True is an int.
         return bool(answers) and all(answer != "" and type(answer) is (str if texts else int) for answer in answers)
     if kind.endswith("_roles"):
-        return isinstance(value, dict) and all(span is None or _is_span(span) for span in value.values())
+        if not isinstance(value, dict):
+            return False
+        return all(span is None or _is_span(span, prompt) for span in value.values())
     if kind == "split":
         return isinstance(value, str) and value in SPLITS
     if kind == "interchanged":
@@ -109,8 +127,18 @@ def _fits(kind: str, value: Any, texts: bool, variables: Sequence[str]) -> bool:
     return kind != "rival_labels" or isinstance(value, dict)
 
 
-def _is_span(span: Any) -> bool:
-    return isinstance(span, list) and [type(end) for end in span] == [int, int]
+def _is_span(span: Any, prompt: Any) -> bool:
+    is_pair = isinstance(span, list) and [type(end) for end in span] == [int, int]
+    return is_pair and 0 <= span[0] < span[1] <= (len(prompt) if isinstance(prompt, str) else inf)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor; None for what is none: ragged, or not of finite numbers."""
+    try:
+        tensor = np.asarray(value, np.float32)
+    except (ValueError, TypeError):
+        return None
+    return tensor.shape if np.isfinite(tensor).all() else None
 
 
 def assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int) -> None:
@@ -128,18 +156,23 @@ def answered(
     """Leave out pairs whose prompts the network answers otherwise than the file says, and flag the changing ones."""
     names = [("base", "base_answer")]
     names += [(source_column("source", v, variables), source_column("source_answer", v, variables)) for v in variables]
+
+    def answers_in(row: dict[str, Any]) -> dict[tuple[str, str], tuple[Any, Any]]:
+        pairs = [(row.get(prompt), row.get(answer)) for prompt, answer in names]
+        return {(_key(p), _key(a)): (p, a) for p, a in pairs if p is not None and a is not None}
+
     said: dict[tuple[str, str], tuple[Any, Any]] = {}
     asked: dict[tuple[str, str], tuple[Any, Any]] = {}
     for row in rows:
-        found = [(row[p], row[a]) for p, a in names if row.get(p) is not None and row.get(a) is not None]
-        said |= {(_key(prompt), _key(answer)): (prompt, answer) for prompt, answer in found}
+        said |= answers_in(row)
         if row.get("base_answer") is None:
             asked[_key(row["base"]), _key(row["label"])] = row["base"], row["label"]
     right: dict[tuple[str, str], bool] = {}
     if network is not None:
-        prompts = sorted((said | asked).items())
-        found = network.answers_right([prompt for _, (prompt, _) in prompts], [answer for _, (_, answer) in prompts])
-        right = dict(zip((key for key, _ in prompts), map(bool, found), strict=True))
+        questions = dict(sorted((said | asked).items()))
+        prompts, answers = map(list, zip(*questions.values(), strict=True))
+        outcomes = network.answers_right(prompts, answers)
+        right = dict(zip(questions, map(bool, outcomes), strict=True))
     elif set(asked) - set(said):
         raise ValueError(
             "Pairs without the column base_answer need a network to tell which pairs are changing: load(path, network)."
@@ -148,10 +181,11 @@ def answered(
         facts["drawn"][split], facts["right"][split] = len(said), sum(right[item] for item in said)
     kept = []
     for row in rows:
-        prompts = [(_key(row[p]), _key(row[a])) for p, a in names if row.get(p) is not None and row.get(a) is not None]
-        if all(right.get(prompt, True) for prompt in prompts):
-            own = row.get("base_answer")
-            changing = row["label"] != own if own is not None else not right[_key(row["base"]), _key(row["label"])]
+        if all(right.get(question, True) for question in answers_in(row)):
+            answer = row.get("base_answer")
+            changing = row["label"] != answer
+            if answer is None:
+                changing = not right[_key(row["base"]), _key(row["label"])]
             kept.append({**row, "changing": changing})
     known = [row for row in kept if row.get("base_answer") is not None]
     if known and isinstance(network, Encoder):  # what counts is tokens, however the file writes them

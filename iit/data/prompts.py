@@ -63,6 +63,9 @@ def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
     settings = task.model.run_batch(inputs)
     rows = zip(*inputs.values(), strict=True)
     written = [task.write(dict(zip(inputs, row, strict=True))) for row in rows]
+    if written and not isinstance(written[0], Written):
+        advice = "write a Prompt, or several inputs as one array"
+        raise TypeError(f"Task {task.name!r} writes a {type(written[0]).__name__}: {advice}.")
     return Prompts(inputs, written, answers(task, settings, task.model.output))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -16,14 +17,16 @@ from iit.data.pairing import Paired
 COLUMNS = {
     "split": "train | validation | test",
     "interchanged": "the variables whose values are swapped in this pair; only where the pairs are for several",
-    "base": "the prompt that is edited: text, or a tensor of fixed shape",
-    "source": "the prompt whose value is swapped in",
+    "base": "the prompt that is edited: text, or a tensor of finite numbers, "
+    "of one shape in all rows (several inputs as one tensor)",
+    "source": "the prompt whose value is swapped in, written as the base is",
     "label": "what the causal model answers after the interchange: text that continues the base (a list where each is right), or a class",
     "base_answer": "the base's own answer (null in own pairs without that column)",
     "source_answer": "the source's own answer (null likewise)",
     "changing": "whether the label differs from the base's own answer",
     "kind": "which of the task's variables have another value in the source, joined by +; none where none has. Sampled pairs only",
-    "base_roles": "role → [start, stop] in characters of the base (null where the prompt lacks the role); texts only",
+    "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
+    "(null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",
     "natural": "a prompt whose own variables and answer have the values that the interchange asks for; the base where there is none",
     "natural_roles": "the roles of that prompt",
@@ -116,11 +119,12 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
 
 
 def _kept(values: Sequence[Any]) -> pa.Array:
-    """A column of the user's own: as it is, or as JSON where its values are of several types."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([json.dumps(value, default=str) for value in values])
+    """A column of the user's own: as it is, or as JSON where it holds several types, or {}."""
+    with suppress(pa.ArrowException, OverflowError):
+        array = pa.array(values)
+        if "struct<>" not in str(array.type):
+            return array
+    return pa.array([json.dumps(value, default=str) for value in values])
 
 
 def _answers(answers: Sequence[Any]) -> pa.Array:

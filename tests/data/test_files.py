@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from iit.causal import equality
 from iit.data import Pairs
 
 
@@ -73,6 +74,8 @@ OWN = {
     "several types": [1, "a", None, [2], {"b": 3}, 2.5],
     "spans": [[0, 1], [1], [], None, [2], [3]],
     "huge": [2**70, 1, 2, 3, 4, 5],
+    "empty objects": [{}, {}, None, {}, {}, {}],
+    "empty objects inside": [{"a": {}}, {"a": {}, "b": [{}]}, None, {"b": []}, {}, {"a": None}],
 }
 
 
@@ -120,6 +123,14 @@ WRONG = {
     "roles that are a list": ([ROWS[0] | {"base_roles": ["noun"]}], "row 0: base_roles=.*cannot be"),
     "a base that is numbers": ([ROWS[0], ROWS[1] | {"base": [1.0]}], "row 1: base=.*cannot be"),
     "a source that is a number": ([ROWS[0] | {"source": 5}], "row 0: source=5 cannot be"),
+    "a role beyond the text": (
+        [ROWS[0], ROWS[1] | {"base_roles": {"noun": [0, 7]}}],
+        r"row 1: base_roles=.*\[0, 7\].* cannot be.*stop beyond start",
+    ),
+    "a source's role beyond its text": ([ROWS[0] | {"source_roles": {"noun": [3, 9]}}], "row 0: source_roles=.*cannot be"),
+    "a role that ends where it begins": ([ROWS[0] | {"base_roles": {"noun": [2, 2]}}], "row 0: base_roles=.*cannot be"),
+    "a role that ends before it begins": ([ROWS[0] | {"base_roles": {"noun": [4, 0]}}], "row 0: base_roles=.*cannot be"),
+    "a role before the text": ([ROWS[0] | {"base_roles": {"noun": [-4, 2]}}], "row 0: base_roles=.*cannot be"),
     "a row that is no object": ([ROWS[0], "base"], "row 1 is 'base'"),
 }
 
@@ -131,6 +142,41 @@ def test_what_cannot_be_is_named_by_file_row_and_column(tmp_path, rows, message)
 
 
 TENSORS = {"base": [0.0, 1.0], "source": [1.0, 1.0], "label": 1, "split": "train"}
+
+
+BAD_TENSORS = {
+    "another length": [0.0, 1.0, 2.0],
+    "another depth": [[0.0, 1.0]],
+    "ragged": [0.0, [1.0]],
+    "NaN": [0.0, float("nan")],
+    "infinity": [float("-inf"), 0.0],
+    "a text inside": [0.0, "a"],
+    "null inside": [0.0, None],
+    "named inputs": {"x": [0.0, 1.0], "y": [1.0, 1.0]},
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TENSORS)
+@pytest.mark.parametrize(("number", "column"), [(0, "base"), (0, "source"), (1, "base"), (1, "source")])
+def test_tensors_that_cannot_be(tmp_path, number, column, kind):
+    rows = [TENSORS, TENSORS]
+    rows[number] = TENSORS | {column: BAD_TENSORS[kind]}
+    if (number, column) == (0, "base") and kind.startswith("another"):
+        column = "source"  # the first base says what shape the tensors have
+    with pytest.raises(ValueError, match=rf"pairs\.jsonl, row {number}: {column}=.* cannot be"):
+        load_text(tmp_path, lines(rows))
+
+
+def test_tensors_of_one_shape_are_read_as_they_are(tmp_path):
+    rows = [TENSORS | {"base": [[number, 0.5]], "source": [[1, 2]], "base_answer": 0} for number in range(3)]
+    assert load_text(tmp_path, lines(rows)).dataset["base"] == [[[0.0, 0.5]], [[1.0, 0.5]], [[2.0, 0.5]]]
+
+
+def test_a_task_that_writes_named_inputs_is_refused(monkeypatch):
+    task = equality(n_objects=40)
+    monkeypatch.setattr(type(task), "write", lambda self, inputs: {"x": self.vectors[inputs["a"]]})
+    with pytest.raises(TypeError, match=r"'equality' writes a dict: write a Prompt, or several inputs as one array"):
+        Pairs.sample(task, n_train=8, n_val=4, n_test=4)
 
 
 @pytest.mark.parametrize("label", ["1", 1.0, True, [1]])
