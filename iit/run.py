@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from iit.job.declared import check_numbers
 from iit.report import print_results
 from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
 
@@ -32,8 +33,10 @@ def run(cfg: DictConfig) -> float | None:
     Writes `config.yaml` at the start and `metrics.json` at the very end to the run's folder: a folder without `metrics.json`
     holds no result. The same rows go to every logger.
 
-    Raises OSError when the folder cannot be written.
+    Raises OSError when the folder cannot be written, and ValueError where a number is needed and
+    another value stands.
     """
+    check_numbers(cfg)
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)

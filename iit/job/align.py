@@ -64,12 +64,27 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     if curves.is_file():
         save_figure(training_curve(curves), folder / "training_curve")
     facts = {
-        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
+        **facts_of(pairs, network),
         "fit": fitted._asdict() if fitted is not None else None,
         "verdict": judged(rows, trust),
-        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
     }
     return rows, facts
+
+
+def facts_of(pairs: Pairs, network: Network) -> dict[str, Any]:
+    """What a run reports of its pairs and of its network."""
+    return {
+        "data": {
+            **pairs.facts,
+            "fingerprint": pairs.fingerprint,
+            "causal_model": pairs.task is not None,
+        },
+        "network": {
+            "name": network.name,
+            "revision": network.revision,
+            "fingerprint": fingerprint(network.model),
+        },
+    }
 
 
 def frozen(folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted | None) -> Choice:

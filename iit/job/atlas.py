@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from iit.alignment import Alignment, Fitted, fit
 from iit.data import hold_out
 from iit.evaluation import evaluate, sweep
-from iit.job.align import alike, frozen, judged, pairs_of
+from iit.job.align import alike, facts_of, frozen, judged, pairs_of
 from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint
 from iit.network.components import blocks_of
@@ -105,7 +105,8 @@ def atlas(
         running = {_name(cell, seed): (seed, cell) for cells in here.values() for seed, cell in cells}
         if not running:
             continue
-        fitted = _fitted(cfg, {name: cell for name, (_, cell) in running.items()}, pairs, folder)
+        cells = {name: cell for name, (_, cell) in running.items()}
+        fitted = fit(cells, pairs, seed=cfg.seed, folder=folder, **training(cfg))
         fits |= fitted
         for name, (seed, cell) in running.items():
             cell.rows = evaluate(cell, pairs, split="validation", controls=False, seed=seed, **common)
@@ -129,11 +130,10 @@ def atlas(
     chosen.save_pretrained(folder / "alignment")
     save_figure(atlas_figure(rows), folder / "atlas", atlas_cells(rows))
     facts = {
-        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
+        **facts_of(pairs, network),
         "fit": {name: fitted._asdict() for name, fitted in fits.items()},
         "verdict": judged(rows, trust),
         "screened": {"threshold": screen, "sites": skipped},
-        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
     }
     return rows, facts
 
@@ -157,13 +157,3 @@ def _site(cfg: DictConfig, layer: int, position: str | int) -> Site:
 def _name(cell: Alignment, seed: int) -> str:
     (edit,) = cell.edits.values()
     return f"{edit.sites[0].layer} {edit.sites[0].position}, rank {edit.intervention.rank}, seed {seed}"
-
-
-def _fitted(cfg: DictConfig, cells: dict[str, Alignment], pairs: Any, folder: Path) -> dict[str, Fitted]:
-    return fit(
-        cells,
-        pairs,
-        seed=cfg.seed,
-        folder=folder,
-        **training(cfg),
-    )

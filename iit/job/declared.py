@@ -1,16 +1,21 @@
 """What a config declares, checked before weights load."""
 
-from collections.abc import Callable
+import re
+from contextlib import suppress
+from inspect import formatannotation, signature
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import several
 from iit.alignment.initial import STARTS
 from iit.alignment.overlap import check_declared
 
-_WHOLE = "rank trainer.max_epochs trainer.batch_size trainer.eval_batch_size data.n_train data.n_val data.n_test".split()
+# Keys of no `_target_` whose annotation would tell.
+_WHOLE = ("rank", "seed", "trainer.max_epochs", "trainer.batch_size", "trainer.eval_batch_size")
+_WORDS = {"int": "a whole number", "float": "a number", "None": "null"}
+_FITS = {int: r"\b(int|float)\b", float: r"\bfloat\b", str: r"\bstr\b", bool: r"\bbool\b"}
 
 
 def training(cfg: DictConfig) -> dict[str, Any]:
@@ -33,10 +38,6 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
 
     trains_network: whether the job trains the network, and not an alignment on a frozen one.
     """
-    for key in _WHOLE:
-        value = OmegaConf.select(cfg, key)
-        if value is not None and type(value) is not int:
-            raise ValueError(f"{key}={value} has to be a whole number.")
     instantiate(cfg.site)
     instantiate(cfg.trust)
     module: Any = instantiate(cfg.module)
@@ -53,7 +54,37 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     epochs = cfg.trainer.max_epochs
     if epochs < 1 and epochs != -1:
         raise ValueError(f"trainer.max_epochs={epochs}: training needs an epoch at least (-1: no end).")
-    declared: Callable[..., Any] = instantiate(cfg.alignment)
+    declared: Any = instantiate(cfg.alignment)
     if getattr(declared, "func", None) is several:
-        told: Any = declared
-        check_declared(told.keywords["edits"], told.keywords.get("inert"))
+        check_declared(declared.keywords["edits"], declared.keywords.get("inert"))
+
+
+def check_numbers(node: DictConfig, path: str = "") -> None:
+    """Raises ValueError for a key that takes numbers, by its target's annotation, and has none.
+
+    path: where the node is, with a dot at the end.
+    """
+    parameters: Any = {}
+    if "_target_" in node:
+        with suppress(Exception):  # whoever calls it says what is wrong
+            parameters = signature(get_object(node._target_)).parameters
+    for key in node:
+        name, parameter = f"{path}{key}", parameters.get(str(key))
+        kind = "int" if name in _WHOLE else formatannotation(getattr(parameter, "annotation", None))
+        if OmegaConf.is_missing(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, DictConfig):
+            check_numbers(value, f"{name}.")
+        if re.search(_FITS[int], kind) and not _admits(kind.replace("Mapping[str, ", "["), value):
+            for word, plain in _WORDS.items():
+                kind = kind.replace(word, plain)
+            raise ValueError(f"{name}={value}: this key has to be {kind}.")
+
+
+def _admits(kind: str, value: Any) -> bool:
+    """Whether a config's value fits an annotation, as an object (with a `_target_`) always does."""
+    if not OmegaConf.is_config(value):
+        return bool(re.search(_FITS.get(type(value), "None|Optional"), kind))
+    entries = value.values() if isinstance(value, DictConfig) else value
+    return "_target_" in value or ("[" in kind and all(_admits(kind, entry) for entry in entries))

@@ -18,7 +18,7 @@ from iit.evaluation import describe, fresh, outcomes
 from iit.evaluation.rows import scores
 from iit.intervened import ActivationStore
 from iit.intervention import LowRankRotatedSpaceIntervention, RevNetIntervention
-from iit.job.align import alike, pairs_of
+from iit.job.align import alike, facts_of, pairs_of
 from iit.job.declared import check_config
 from iit.network import fingerprint, untrained
 from iit.report import save_figure
@@ -83,11 +83,7 @@ def ladder(
     rows += _scored(cfg, rungs, beside, opened, "test")
     assert fingerprint(network.model) == before, "the frozen network has changed"
     save_figure(ladder_figure(rows), folder / "ladder", rows)
-    facts = {
-        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": pairs.task is not None},
-        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
-    }
-    return rows, facts
+    return rows, facts_of(pairs, network)
 
 
 def _frame(width: int, rank: int | str) -> Any:

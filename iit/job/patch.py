@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from iit.causal.figure import figure
 from iit.data import freeze, hold_out
-from iit.job.align import pairs_of
+from iit.job.align import facts_of, pairs_of
 from iit.network import fingerprint
 from iit.patching import Cell, Contrast, Effects, agreement
 from iit.patching.effects import joined
@@ -92,7 +92,7 @@ def patch(
     if pairs.task is not None:
         save_figure(figure(pairs.task.model), folder / "causal_model")
     return rows, {
-        "data": dict(pairs.facts) | {"fingerprint": opened.fingerprint, "causal_model": pairs.task is not None},
+        **facts_of(opened, network),
         "maps": {
             name: {"metric": metrics[0], "n_cells": len(found), "top": told[name], "seconds": seconds[name]}
             for name, found in chosen.items()
@@ -101,7 +101,6 @@ def patch(
             name: {"of": exact} | agreement(chosen[name], chosen[exact], metrics[0])._asdict()
             for name, exact in estimates.items()
         },
-        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
     }
 
 

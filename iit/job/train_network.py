@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import fit
 from iit.data import freeze, hold_out
-from iit.evaluation import evaluate, verdict
+from iit.evaluation import evaluate
+from iit.job.align import facts_of, judged
 from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
@@ -42,6 +43,8 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
 
     Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache of `trained_network`. Returns the rows (task accuracy on validation,
     by which the epoch was chosen, and, the choice being frozen in `choice.json`, on test) and the facts of the run.
+
+    Where the trained network answers too few prompts, the task accuracy is all that is reported.
 
     Raises ValueError for `trust=full`, whose controls are trained in a frozen network, and for what `check_config` refuses.
     """
@@ -72,23 +75,30 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     log.info("Kept epoch %d of %d: validation %s %.4f", fitted.epoch + 1, fitted.n_epochs, what, fitted.value)
     network.name = cfg.name
     save_network(network, folder / "network")
+    is_answered = True
     if is_filtered:
         # By what the network answered before it was trained.
-        pairs, held_out = hold_out(sample())
+        try:
+            pairs, held_out = hold_out(sample())
+        except ValueError as error:  # how few it answers is a result all the same
+            log.warning("%s Only the task accuracy is reported, of all prompts.", error)
+            is_answered = False
+            pairs, held_out = hold_out(sample(right_only=False))
     common = {"trust": trust, "seed": cfg.seed, "experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
     rows = evaluate(alignment, pairs, split="validation", **common)
     told = {"epoch": fitted.epoch, "validation": {what: fitted.value}, "weights": fingerprint(network.model)}
     pairs = held_out.opened(freeze(folder, told))
     rows += evaluate(alignment, pairs, split="test", **common)
+    if not is_answered:
+        rows = [row for row in rows if row.metric == "task_accuracy"]
     if alignment.edits:
         alignment.rows = rows
         alignment.save_pretrained(folder / "alignment")
     made_once(_cached(cfg), lambda cached: save_network(network, cached), f"Keeping the network of {cfg.name}")
     facts = {
-        "data": dict(pairs.facts) | {"fingerprint": pairs.fingerprint, "causal_model": True},
+        **facts_of(pairs, network),
         "fit": fitted._asdict(),
-        "verdict": [found.to_dict() for found in verdict(rows, trust.thresholds)],
-        "network": {"name": network.name, "revision": network.revision, "fingerprint": fingerprint(network.model)},
+        "verdict": judged(rows, trust),
     }
     return rows, facts
 
