@@ -80,6 +80,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     """
     cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
     network = next((cell.studied for cell in cells.values()), None)
+    callbacks = [*callbacks, _StartState()]
     if network is None:
         raise ValueError("fit tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
     for cell in cells.values():
@@ -143,15 +144,34 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     return {name: found[name] for name in cells} if isinstance(alignment, Mapping) else found[""]
 
 
+class _StartState(L.Callback):
+    """During a run a checkpoint of its start stands beside those of its epochs."""
+
+    best_model_path = ""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if folder is not None and trainer.global_step == 0:
+            self.best_model_path = f"{folder}/start.ckpt"
+            trainer.save_checkpoint(self.best_model_path)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.best_model_path:
+            Path(self.best_model_path).unlink(missing_ok=True)
+
+
 def _how_to_go_on(callbacks: Sequence[Any]) -> str:
     """What to do after an interrupt, by what was kept of the run."""
     for callback in callbacks:
         path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
         if path:
-            return f"Training was interrupted. Go on with ckpt_path={path}"
+            return (
+                "Training was interrupted. Go on, from the last epoch that was kept "
+                f"(start.ckpt: from the start of the training), with ckpt_path={path}"
+            )
     return (
         "Training was interrupted, and there is no checkpoint to go on from: a ModelCheckpoint among the callbacks "
-        "(callbacks=default) writes one at the end of each epoch. Start afresh."
+        "(callbacks=default) writes one at the start and at the end of each epoch. Start afresh."
     )
 
 

@@ -53,7 +53,8 @@ def setting(right_only=False):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("module", [iit.alignment.DAS, IIT])
-def test_after_ctrl_c_the_message_leads_on_to_the_same_run(tmp_path, module):
+@pytest.mark.parametrize(("epoch", "name"), [(0, "start"), (1, "last")])
+def test_after_ctrl_c_the_message_leads_on_to_the_same_run(tmp_path, module, epoch, name):
     options = {"module": module, "trainer": quiet, "batch_size": 16, "max_epochs": 2, "folder": tmp_path}
     network, pairs, whole = setting()
     fitted = iit.fit(whole, pairs, **options)
@@ -62,24 +63,33 @@ def test_after_ctrl_c_the_message_leads_on_to_the_same_run(tmp_path, module):
     saved = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_epochs=1, enable_version_counter=False)
     network, pairs, part = setting()
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=r"Go on with ckpt_path=.*last\.ckpt"):
-        iit.fit(part, pairs, callbacks=[saved, CtrlC(1)], **options)
+    with pytest.raises(KeyboardInterrupt, match=rf"Go on, from the last epoch .*, with ckpt_path=.*{name}\.ckpt$"):
+        iit.fit(part, pairs, callbacks=[saved, CtrlC(epoch)], **options)
     assert signal.getsignal(signal.SIGINT) is handler
     assert not any(parameter.requires_grad for parameter in network.model.parameters())
 
     network, pairs, rest = setting()
-    assert iit.fit(rest, pairs, ckpt_path=tmp_path / "last.ckpt", **options) == fitted
+    with torch.no_grad():
+        for parameter in rest.parameters():
+            parameter += 1.0  # what the checkpoint holds counts
+    assert iit.fit(rest, pairs, ckpt_path=tmp_path / f"{name}.ckpt", **options) == fitted
     again = [*rest.parameters(), *network.model.parameters()]
     assert all(torch.equal(one, two) for one, two in zip(again, expected, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("callbacks", [[], [ModelCheckpoint]])
-def test_where_nothing_was_kept_the_message_says_so(tmp_path, callbacks):
+def test_where_nothing_was_kept_the_message_says_so(tmp_path):
     _, pairs, alignment = setting()
-    kept = [make(dirpath=tmp_path) for make in callbacks]
     with pytest.raises(KeyboardInterrupt, match="no checkpoint to go on from"):
-        iit.fit(alignment, pairs, trainer=quiet, batch_size=16, callbacks=[*kept, CtrlC(0)], folder=tmp_path)
+        iit.fit(alignment, pairs, trainer=quiet, batch_size=16, callbacks=[CtrlC(0)], folder=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_ends_leaves_no_checkpoint_of_its_start(tmp_path):
+    _, pairs, alignment = setting()
+    saved = ModelCheckpoint(dirpath=tmp_path, filename="last")
+    iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=1, callbacks=[saved], folder=tmp_path)
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
 
 
 def test_an_exit_that_is_no_interrupt_stays_one(tmp_path):
