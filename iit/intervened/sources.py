@@ -106,8 +106,8 @@ def source_activations(
                 if tensor is not None:
                     _check_counts(place, base, _given_counts(source, site), variable, flag)
                     _check_given(tensor, place, base, variable, resolved[edit.sites[number]].width)
-                    own = place.n_positions not in (None, tensor.shape[1])
-                    given[variable, number] = as_base(tensor, place, own)
+                    whole = place.n_positions not in (None, tensor.shape[1])
+                    given[variable, number] = as_base(tensor, place, whole)
                     continue
                 if id(source) not in wanted:
                     batch = prepare(network, source)
@@ -132,8 +132,8 @@ def source_activations(
         tensor = found[identity][site]
         if site.component == "attention_weight":
             tensor = keys_as_base(tensor, base, wanted[identity][1], active[variable])
-        own = wanted[identity][2][site].n_positions not in (None, tensor.shape[1])
-        given[variable, number] = as_base(tensor, place, own)
+        whole = wanted[identity][2][site].n_positions not in (None, tensor.shape[1])
+        given[variable, number] = as_base(tensor, place, whole)
     return given
 
 

@@ -164,5 +164,5 @@ class Function(Operation):
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
         """function(base, source), or function(base) without a source."""
         # A function may write to what it is given.
-        given = (base, source) if self.needs_source else (base,)
-        return self.function(*(tensor.clone() for tensor in given if tensor is not None))
+        activations = (base, source) if self.needs_source else (base,)
+        return self.function(*(tensor.clone() for tensor in activations if tensor is not None))

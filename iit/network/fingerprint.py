@@ -73,9 +73,9 @@ def _named(network: nn.Module, tensors: Iterable[tuple[str, Any]]) -> Iterator[t
     """The plain parts of named tensors; for an offloaded one the weights that it stands for."""
     for name, tensor in tensors:
         if isinstance(tensor, Tensor) and tensor.is_meta:
-            path, _, own = name.rpartition(".")
+            path, _, leaf = name.rpartition(".")
             hook: Any = getattr(network.get_submodule(path), "_hf_hook", None)
-            tensor = (getattr(hook, "weights_map", None) or {own: tensor})[own]
+            tensor = (getattr(hook, "weights_map", None) or {leaf: tensor})[leaf]
         yield from plain_parts(name, tensor)
 
 

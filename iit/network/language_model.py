@@ -107,10 +107,10 @@ class LanguageModel:
         }
         for role, places in (positions or {}).items():
             listed = _one_a_text(places, len(texts), role)
-            found = [_tokens(t, p, row.offsets, role) for t, p, row in zip(texts, listed, tokens, strict=True)]
-            batch["positions"][role] = _padded(found, IGNORED)
+            indices = [_tokens(t, p, row.offsets, role) for t, p, row in zip(texts, listed, tokens, strict=True)]
+            batch["positions"][role] = _padded(indices, IGNORED)
             if f"{role}_last" not in (positions or {}):
-                batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in found], IGNORED)
+                batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in indices], IGNORED)
         batch["positions"]["last"] = torch.tensor([[row.stop - 1] for row in tokens])
         if self.masked:
             mask = self.tokenizer.mask_token_id
@@ -189,8 +189,8 @@ class LanguageModel:
         flat = [answer for right in each for answer in right]
         padded: list[list[int]] = [[] for _ in each]
         unknown: Any = self.tokenizer.unk_token_id
-        found = self.answer_tokens([texts[row] for row in rows], flat, [tokens[row] for row in rows])
-        for row, answer, answered in zip(rows, flat, found, strict=True):
+        ids = self.answer_tokens([texts[row] for row in rows], flat, [tokens[row] for row in rows])
+        for row, answer, answered in zip(rows, flat, ids, strict=True):
             if unknown in answered and str(self.tokenizer.unk_token) not in answer:
                 raise ValueError(
                     f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens are {answered}, {unknown} the unknown one."
@@ -241,8 +241,8 @@ class LanguageModel:
             for key in ("input_ids", "attention_mask"):
                 batch[key] = batch[key][:, : int(lengths[rows].max())]
             with torch.no_grad():
-                found = (logits or self._logits)(batch)
-            right[rows] = correct(found.cpu(), batch["answer"])
+                scores = (logits or self._logits)(batch)
+            right[rows] = correct(scores.cpu(), batch["answer"])
         return right.numpy()
 
     def _logits(self, batch: dict[str, Any]) -> Tensor:

@@ -42,9 +42,9 @@ def with_special_tokens(
     stop = len(ids) - added[::-1].index(0) if 0 in added else start
     first, last = (0, len(ids)) if wanted else (start, stop)
     if wanted is None:
-        own = ids[start:stop]
-        if own[:start] != ids[:start]:
+        inner = ids[start:stop]
+        if inner[:start] != ids[:start]:
             first = 0
-        if not continues and own[stop - len(ids) :] != ids[stop:]:
+        if not continues and inner[stop - len(ids) :] != ids[stop:]:
             last = len(ids)
     return Tokens(ids[first:last], offsets[first:last], start - first, stop - first)
