@@ -14,7 +14,7 @@ from iit.alignment.overlap import check_declared
 
 # Keys of no `_target_` whose annotation would tell.
 _WHOLE = ("rank", "seed", "trainer.max_epochs", "trainer.batch_size", "trainer.eval_batch_size")
-_WORDS = {"int": "a whole number", "float": "a number", "None": "null"}
+_WORDS = {"collections.abc.": "", "int": "a whole number", "float": "a number", "None": "null"}
 _FITS = {int: r"\b(int|float)\b", float: r"\bfloat\b", str: r"\bstr\b", bool: r"\bbool\b"}
 
 
