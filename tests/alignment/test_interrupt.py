@@ -23,6 +23,14 @@ FEW = Trust(random_subspaces=1, resamples=10)
 SIZES = {"n_train": 32, "n_val": 16, "n_test": 16}
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """A process that was started in the background ignores interrupts, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class CtrlC(L.Callback):
     """Interrupts in the second batch of an epoch."""
 
