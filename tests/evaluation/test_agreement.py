@@ -14,9 +14,7 @@ def test_agreement_is_the_share_of_equal_first_digits():
     torch.manual_seed(shifted(0))
     task = addition()
     network = small_transformer(task.vocabulary, n_layers=1, n_heads=2, width=16)
-    pairs = iit.Pairs.sample(
-        task, Everything(network), variable="ones_carry", n_train=16, n_val=8, n_test=60, seed=shifted(0)
-    )
+    pairs = iit.Pairs.sample(task, Everything(network), variable="ones_carry", n_train=16, n_val=8, n_test=60, seed=shifted(0))
     site = iit.Site("block_output", layer=0, position="answer[0]")
     alignment = iit.Alignment(network, {"ones_carry": iit.Edit([site], iit.LowRankRotatedSpaceIntervention(16, 2))})
     rows = iit.evaluate(alignment, pairs)

@@ -27,6 +27,19 @@ def with_answer(batch, row):
     return torch.tensor([batch["input_ids"][row, :length].tolist() + answer[:-1]]), length, len(answer)
 
 
+def hidden_states(network, block, ids):
+    """What a block gives, by a raw hook."""
+    outputs = []
+
+    def hook(_module, _args, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = block.register_forward_hook(hook)
+    network(input_ids=ids)
+    handle.remove()
+    return outputs[0]
+
+
 def hooked_logits(network, path, base, source, k, row):
     """The logits of one example, at each of its answer's tokens, with the source's vector at answer[k]."""
     source_ids, source_length, _ = with_answer(source, row)
@@ -87,13 +100,8 @@ def test_capture_reads_behind_the_prompt():
     activations = iit.capture(network, base, site)[site]
     for row in range(3):
         ids, length, _ = with_answer(base, row)
-        hidden = []
-        handle = network.model.layers[1].register_forward_hook(
-            lambda _m, _a, out: hidden.append(out[0] if isinstance(out, tuple) else out)
-        )
-        network(input_ids=ids)
-        handle.remove()
-        torch.testing.assert_close(activations[row, 0], hidden[0][0, length], atol=1e-5, rtol=1e-5)
+        hidden = hidden_states(network, network.model.layers[1], ids)
+        torch.testing.assert_close(activations[row, 0], hidden[0, length], atol=1e-5, rtol=1e-5)
 
 
 def test_activations_can_be_the_source():
