@@ -24,7 +24,9 @@ class Site:
 
     component: one of `iit.network.components.COMPONENTS`, with `layer` (and `head`, an int or several, where it has heads).
     module: path of any submodule, with side "input" | "output" (the default).
-    position: a role, a token index (negative counts from the end), several of one kind, or None for every position.
+    position: a role, a token index (negative counts from the end), several of one kind, or None for every position. `answer[k]`
+        is the answer's own token k, which stands behind the prompt where the answer is teacher-forced (`answer_logits`,
+        `capture`): in the base that of the label, in the source that of its own answer.
 
     Raises ValueError for both or neither of component and module, unknown names, and indices that do not belong.
 

@@ -59,7 +59,7 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
     encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
     found: dict[int, Tensor] = {}
     for batch in encoded.batches(batch_size):
-        prepared = prepare(network.model, batch["base"])
+        prepared = prepare(network.model, batch["base"]).at_answer(network.model, edit.sites)
         places = {site: columns(site, prepared) for site in edit.sites}
         seen = read(network.model, prepared, places)
         lengths = {site: counts(place, prepared) for site, place in places.items()}

@@ -7,7 +7,7 @@ The hypothesis: the network looks up the attribute at the subject, and gives it.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -120,6 +120,8 @@ class Facts(Task):
 
     Rival: `commonest` (whatever the subject, the relation's most frequent attribute is given).
 
+    Counterfactual: `same_relation`, the same thing said of another subject, so that base and source have one form.
+
     Splits share no fact.
     """
 
@@ -130,6 +132,7 @@ class Facts(Task):
     def __init__(self) -> None:
         self.pools = {"fact": tuple(FACTS)}
         self.model = _model("facts", FACTS)
+        self.counterfactuals = {"same_relation": same_relation}
         self.rivals = {"commonest": _model("commonest", {fact: COMMONEST[_relation(fact)] for fact in FACTS})}
 
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:
@@ -144,6 +147,17 @@ class Facts(Task):
     def answer(self, setting: Mapping[str, Any]) -> str:
         """The attribute, after a space."""
         return f" {setting['answer']}"
+
+
+def same_relation(rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]]) -> Columns:
+    """Another fact of the same relation with another attribute; the base's own where there is none."""
+    sources = []
+    for fact in base["fact"]:
+        others = [
+            other for other in entries(pools, "fact") if _relation(other) == _relation(fact) and FACTS[other] != FACTS[fact]
+        ]
+        sources.append(picked(rng, others or [fact], 1)[0])
+    return {"fact": sources}
 
 
 def _model(name: str, attributes: Mapping[str, str]) -> CausalModel:

@@ -58,14 +58,22 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             chosen = [(found if there else columns["base"])[i] for i, there in enumerate(here)]
             if roles is not None:
                 roles = [(roles if there else columns["base_roles"])[i] for i, there in enumerate(here)]
-            self._sources[variable] = _encode(network, chosen, roles, None)
+            answers = columns.get(source_column("source_answer", variable, self.variables))
+            if answers is not None:  # where the base stands in, so does its label
+                answers = [(answers if there else columns["label"])[i] for i, there in enumerate(here)]
+                # Only sites at the answer's own tokens read it: where it is longer than one.
+                if None in answers or self._base["answer"].shape[1] == 1:
+                    answers = None
+            self._sources[variable] = _encode(network, chosen, roles, answers)
             if not all(here):
                 self._active[variable] = torch.tensor(here)
         known = columns.get("base_answer")
         known = None if known is None or any(answer is None for answer in known) else known
         self._base_answer = None if known is None else _answers(network, columns["base"], known)
         near = columns.get("natural")
-        self._natural = None if near is None else _encode(network, near, columns.get("natural_roles"), None)
+        # A natural counterpart has the answer that the interchange asks for.
+        natural_answers = None if self._base["answer"].shape[1] == 1 else columns["label"]
+        self._natural = None if near is None else _encode(network, near, columns.get("natural_roles"), natural_answers)
         self._has_natural = torch.tensor(columns.get("has_natural") or [True] * n)
         rivals = columns.get("rival_labels") or []
         # A rival that lacks a variable says nothing of some pairs: there the label stands in, and `speaks` is False.

@@ -100,7 +100,8 @@ def _natural(alignment: Alignment, natural: EncodedPairs, batch_size: int) -> di
 
 def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Here]:
     """What a batch of pairs has at each site of the edits that touch some of it."""
-    prepared = prepare(alignment.network, batch["base"])
+    sites = [site for edit in alignment.edits.values() for site in edit.sites]
+    prepared = prepare(alignment.network, batch["base"]).at_answer(alignment.network, sites)
     idle = {variable: False for variable in alignment.variables if variable not in batch["sources"]}
     run = alignment.edited_run(prepared, batch["sources"] if alignment.needs_source else None, batch["active"] | idle)
     read = observe if alignment.store is None else alignment.store.read

@@ -10,6 +10,7 @@ import torch
 from iit.alignment import Alignment
 from iit.alignment.labels import check_labels
 from iit.data import EncodedPairs, Pairs
+from iit.evaluation.agreement import agreement_rows
 from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace, vanilla
 from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts
 from iit.evaluation.faithfulness import inert_resampled
@@ -168,4 +169,5 @@ def _rows(
                 if name not in variables:
                     rows += off_target_rows(name, right, encoded, chosen, facts, resamples)
         rows += readout(differences, encoded, chosen, facts, resamples)
+        rows += agreement_rows(alignment, encoded, variables, chosen, facts, resamples)
     return rows

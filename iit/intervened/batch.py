@@ -1,7 +1,7 @@
 """A batch as the engine sees it: right-padded, on the network's device, with its roles and its answer set apart."""
 
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iit.network.answering import IGNORED, is_encoder_decoder, with_answer
+from iit.network.answering import ANSWER_ROLE, IGNORED, is_encoder_decoder, with_answer
 from iit.network.layout import batch_first, device_of
 from iit.network.limits import check_limits
+from iit.site import Site
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
 """What a user passes for one batch: the network's keyword inputs (plus `positions` and `answer`), or positional ones."""
@@ -68,7 +69,22 @@ class Batch:
     def with_answer(self, network: nn.Module) -> tuple["Batch", Tensor]:
         """The batch with its answer teacher-forced, and the columns where each answer token is read."""
         kwargs, read = with_answer(network, self.kwargs, self.positions, self.answer)
-        return replace(self, kwargs=kwargs), read
+        return replace(self, kwargs=kwargs, positions=self.positions | self._answer_roles(read)), read
+
+    def _answer_roles(self, read: Tensor) -> dict[str, Tensor]:
+        """Where each answer token stands that is an input: the next one is read there. The last one is only read."""
+        if self.answer is None or self.lengths is None or self.encoder_decoder:
+            return {}
+        follows = self.answer[:, 1:] != IGNORED
+        columns = torch.where(follows, read[:, 1:], IGNORED)
+        return {f"answer[{k}]": columns[:, k : k + 1] for k in range(columns.shape[1])}
+
+    def at_answer(self, network: nn.Module, sites: Iterable[Site]) -> "Batch":
+        """The batch, with its answer teacher-forced where a site is at one of the answer's own tokens."""
+        roles = {role for site in sites for role in site.roles}
+        if any(ANSWER_ROLE.fullmatch(role) for role in roles - set(self.positions)):
+            return self.with_answer(network)[0]
+        return self
 
 
 def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

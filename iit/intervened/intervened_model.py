@@ -194,7 +194,7 @@ class IntervenedModel(Resumable, Shareable):
         Raises ValueError where one edit's sites differ in width, and as a call does.
         """
         check_one_width(self.edits, self._resolved)
-        batch = prepare(self.network, base)
+        batch = prepare(self.network, base).at_answer(self.network, self._resolved)
         run = self.edited_run(batch, sources, active)
         read = self.store.read if self.store is not None else observe
         found: dict[Variable, Tensor] = {}

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from iit.intervened.batch import Batch
-from iit.network.answering import IGNORED
+from iit.network.answering import ANSWER_ROLE, IGNORED
 from iit.site import Site
 
 
@@ -171,6 +171,13 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
         return torch.full((batch.size, 1), IGNORED, device=active.device)  # nobody asks where that would be
     if role == "last" and role not in batch.positions and batch.lengths is not None:
         return (batch.lengths - 1).unsqueeze(1)
+    if ANSWER_ROLE.fullmatch(role) and role not in batch.positions:
+        n_answer = 0 if batch.answer is None else batch.answer.shape[1]
+        raise ValueError(
+            f"Site {site}: the batch has no token {role} that is an input; its answers have up to "
+            f"{n_answer} tokens, of which the last is only read. Give base and source their `answer`, "
+            "and use `answer_logits` or `capture`, where it is teacher-forced."
+        )
     if role not in batch.positions:
         known = ", ".join(map(repr, batch.positions)) or "none"
         raise ValueError(f"Site {site}: the batch has no role {role!r}; its `positions` are: {known}.")

@@ -89,6 +89,7 @@ def source_activations(
     wanted: dict[int, tuple[Any, Batch, dict[Site, Columns]]] = {}
     given: dict[tuple[Variable, int], Tensor] = {}
     jobs: list[tuple[Variable, int, Site, int, Columns]] = []
+    read_at = [site for edit in edits.values() for site in edit.source_sites]
     for key, edit in edits.items():
         if not edit.intervention.needs_source:
             continue
@@ -110,7 +111,7 @@ def source_activations(
                     given[variable, number] = as_base(tensor, place, whole)
                     continue
                 if id(source) not in wanted:
-                    batch = prepare(network, source)
+                    batch = prepare(network, source).at_answer(network, read_at)
                     if batch.size != base.size:
                         raise ValueError(
                             f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; they must be paired."

@@ -1,5 +1,6 @@
 """Reading a language model at its answer: teacher forcing, and the head only where an answer is read."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from iit.network.limits import check_limits, unwrapped
 
 IGNORED = -100
 """Entry of `answer` (no token) and of `positions` (role absent)."""
+ANSWER_ROLE = re.compile(r"answer\[\d+\]")
+"""Roles of the answer's own tokens, which the prompt does not hold: `answer[0]`, `answer[1]`, …"""
 
 
 def is_encoder_decoder(network: nn.Module) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iit.network.answering import IGNORED, head_at, is_encoder_decoder, is_masked, with_answer
+from iit.network.answering import ANSWER_ROLE, IGNORED, head_at, is_encoder_decoder, is_masked, with_answer
 from iit.network.batches import TextBatches
 from iit.network.fingerprint import fingerprint
 from iit.network.layout import device_of
@@ -90,9 +90,10 @@ class LanguageModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("There are no texts to encode.")
-        for role in ("last", "mask") if self.masked else ("last",):
-            if role in (positions or {}):
-                raise ValueError(f"The role {role!r} is always the prompt's {role} token; give another name to another place.")
+        for role in positions or {}:
+            if role == "last" or (role == "mask" and self.masked) or ANSWER_ROLE.fullmatch(role):
+                owner = "answer's own" if ANSWER_ROLE.fullmatch(role) else f"prompt's {role}"
+                raise ValueError(f"The role {role!r} is always the {owner} token; give another name to another place.")
         tokens = self._tokens(texts, special_tokens)
         ids = [row.ids for row in tokens]
         for number, row in enumerate(ids):

@@ -108,11 +108,16 @@ def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: 
     return Corruption(model, values.to(weight.device), {prompt: number for number, prompt in enumerate(prompts)})
 
 
-def embedding_deviation(network: nn.Module) -> float:
-    """σ: the standard deviation of all entries of the embeddings that the network gives its tokens; some scale their weights."""
+def subject_deviation(clean: Contrast, subject: Tensor) -> float:
+    """σ: the standard deviation of all entries of the embeddings that the network gives the subjects' tokens.
+
+    Some networks scale the weights of their embeddings; what counts is what comes out.
+
+    subject: LongTensor[prompt, position], −100 padded.
+    """
+    network = clean.network.model if isinstance(clean.network, Network) else clean.network
+    tokens = clean.base["input_ids"].gather(1, subject.clamp(min=0))[subject != IGNORED]
     embedding: Any = resolve(network, EMBEDDING).module
-    weight: Any = embedding.weight
     with torch.no_grad():
-        parts = [widened(embedding(ids)) for ids in torch.arange(len(weight), device=weight.device).split(4096)]
-        mean = sum(float(part.sum()) for part in parts) / weight.numel()
-        return (sum(float((part - mean).square().sum()) for part in parts) / weight.numel()) ** 0.5
+        embedded = widened(embedding(tokens.to(embedding.weight.device)))
+    return float(embedded.std(correction=0))

@@ -59,6 +59,9 @@ def path_patch(
     In the second the base is run with that in the receivers' place, and all else follows. Without receivers the answer is read
     in the first run: the direct effect on the logits.
 
+    MLPs are held, too, unless `through` names them. The paper on IOI (arXiv 2211.00593) lets MLPs follow the sender: its
+    figures are those of through=["mlp"].
+
     receivers: sites to be reached, all at once: a later head's `query_output`, `key_output`, `value_output`, an `mlp_input`, ….
     components, layers, heads, positions: of the senders, as `patch` takes them; those that lie before no receiver are left out.
     sites: the senders, in place of their product.

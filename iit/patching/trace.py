@@ -15,7 +15,7 @@ from iit.network import Network
 from iit.network.answering import IGNORED
 from iit.network.components import blocks_of
 from iit.patching.contrast import Contrast, activations
-from iit.patching.corrupted import EMBEDDING, Corruption, corruption, embedding_deviation, questions
+from iit.patching.corrupted import EMBEDDING, Corruption, corruption, questions, subject_deviation
 from iit.patching.effects import Cell, Effects
 from iit.patching.metric import Metric, metrics_of
 from iit.patching.patch import Position, common_positions, sites_of
@@ -52,8 +52,8 @@ def trace(
 ) -> Effects:
     """Causal tracing (ROME, arXiv 2202.05262): what restoring each cell does to runs whose subject is corrupted, mean over draws of noise.
 
-    The embeddings of the subject's tokens become h + multiple·σ·ε, ε ~ N(0, 1), σ the standard deviation of the network's token
-    embeddings; in the same run the cell gets its value of the clean run. ε depends on the seed, the draw and the prompt's tokens
+    The embeddings of the subject's tokens become h + multiple·σ·ε, ε ~ N(0, 1), σ the standard deviation of the embeddings of
+    all the prompts' subjects, as in the paper; in the same run the cell gets its value of the clean run. ε depends on the seed, the draw and the prompt's tokens
     alone, so it is the same for all cells. In the result `source` is the clean run and `unedited` the corrupted one: a
     `normalised_` metric is 0 where nothing is restored, and 1 where all is.
 
@@ -61,12 +61,14 @@ def trace(
     positions: those of `SPANS` stand for several tokens, each of which is restored by itself; the effects are averaged, NaN where
         a prompt has none. Other roles and token indices: as `patch` takes them. "tokens": every index that all prompts have.
     window: layers that are restored at once, the cell's in the middle; fewer at the ends.
-    only: numbers of the prompts that are traced; all by default. store: for corrupted runs with nothing restored.
+    only: numbers of the prompts that are traced; all by default. σ is of all in any case. store: for corrupted runs with nothing restored.
     The others: as `patch` takes them.
 
     Raises ValueError for prompts without an answer of their own, or one of several tokens, a subject that a prompt lacks, windows
     that have no middle or are wider than the network, and sites the network lacks.
     """
+    every = questions(network, prompts, split, variable, None)
+    deviation = subject_deviation(every, _subject(every, subject))
     clean = questions(network, prompts, split, variable, only)
     columns = _subject(clean, subject)
     clean = _with_roles(clean, _spans(columns, clean.base["attention_mask"].sum(1)))
@@ -90,7 +92,7 @@ def trace(
         raise ValueError(f"No prompt has a token of the span {lost[0]!r}.")
     if draws < 1 or not found:
         raise ValueError(f"There is nothing to do with {draws} draws of noise and {len(found)} sites.")
-    metrics, scale = metrics_of(metric), multiple * embedding_deviation(module)
+    metrics, scale = metrics_of(metric), multiple * deviation
     options = {"batch_size": batch_size, "progress": progress}
     before, plain = unedited(clean, clean.base, metrics)
     tokens = _Tokens.of(clean, [span for span in SPANS if any(site.position == span for site in found)])

@@ -44,6 +44,7 @@ _NAMES = {
     ("vanilla", "logit_difference"): "logit(label) − logit(own answer), vanilla",
     ("random_subspace", "logit_difference"): "logit(label) − logit(own answer), random",
     ("no_intervention", "logit_difference"): "logit(label) − logit(own answer), no intervention",
+    (None, "answer_agreement"): "label and source's answer agree up to the site",
     (None, "task_accuracy"): "task accuracy, before filtering",
 }
 SUBSETS = ("changing", "unchanging", "all")

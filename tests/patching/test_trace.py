@@ -7,7 +7,7 @@ import torch
 import iit
 from iit.intervened import ActivationStore
 from iit.patching import SPANS, trace
-from iit.patching.corrupted import embedding_deviation
+from iit.patching.corrupted import questions, subject_deviation
 from tests.families import GPT, SIZES, V, make
 from tests.oracles import ORACLES
 from tests.patching.contrasts import last_logits, raw_activation
@@ -44,7 +44,8 @@ def batch(lengths=LENGTHS, subjects=SUBJECTS, seed=3):
 def noises(network, prompts, draws, multiple=3.0, seed=0):
     """Tensor[prompt, position, width] a draw, as the docstring says, from the weights."""
     weight = network.get_input_embeddings().weight
-    scale = multiple * float(weight.double().std(correction=0))
+    tokens = [ids[column] for ids, columns in zip(prompts["input_ids"], SUBJECTS, strict=True) for column in columns]
+    scale = multiple * float(weight[torch.stack(tokens)].double().std(correction=0))
     found = []
     for draw in range(draws):
         noise = torch.zeros(*prompts["input_ids"].shape, weight.shape[1])
@@ -218,5 +219,9 @@ def test_the_network_is_left_as_it_was():
 
 def test_scaled_embeddings_have_scaled_noise():
     network = make("gemma3")
-    scale = network.get_input_embeddings().embed_scale
-    assert embedding_deviation(network) == pytest.approx(float(scale * network.get_input_embeddings().weight.std(correction=0)))
+    embedding = network.get_input_embeddings()
+    prompts, subject = batch(), batch()["positions"]["subject"]
+    tokens = prompts["input_ids"].gather(1, subject.clamp(min=0))[subject != -100]
+    spread = embedding.weight[tokens].double().std(correction=0)
+    deviation = subject_deviation(questions(network, prompts, "validation", None, None), subject)
+    assert deviation == pytest.approx(float(embedding.embed_scale * spread), rel=1e-5)

@@ -1,0 +1,52 @@
+"""Sites at the answer's own tokens: how often base and source have the same ones before them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from iit.alignment import Alignment
+from iit.data import EncodedPairs
+from iit.intervened.sources import variables_of
+from iit.network.answering import ANSWER_ROLE, IGNORED
+from iit.result import Row, clustered_interval
+
+
+def agreement_rows(
+    alignment: Alignment,
+    encoded: EncodedPairs,
+    variables: Sequence[str],
+    among: np.ndarray,
+    facts: Mapping[str, Any],
+    resamples: int,
+) -> list[Row]:
+    """`answer_agreement`: the share of pairs in which label and source's answer are equal up to the site's token.
+
+    The base is teacher-forced with the label, the source with its own answer. Where these differ, the
+    site has seen other answer tokens in the source than in the base, and they may be what is swapped.
+    There are no rows where no site of these variables is at an answer token.
+
+    Arguments:
+        among: bool[n], the pairs that count. facts: the columns that tell whose rows they are.
+    """
+    last = -1
+    for key, edit in alignment.edits.items():
+        if set(variables) & set(variables_of(key, edit)):
+            roles = [role for site in edit.sites for role in site.roles if ANSWER_ROLE.fullmatch(role)]
+            last = max([last, *(int(role[len("answer[") : -1]) for role in roles)])
+    if last < 0:
+        return []
+    pairs = encoded.batch(range(len(encoded)))
+    label = pairs["base"]["answer"]
+    agree = np.ones(len(encoded), dtype=bool)
+    for variable in variables:
+        answer = pairs["sources"][variable]["answer"]
+        for k in range(min(last + 1, label.shape[1], answer.shape[1])):
+            agree &= ((label[:, k] == answer[:, k]) | (label[:, k] == IGNORED)).numpy()
+    clusters = np.unique(encoded.bases, return_inverse=True)[1]
+    rows = []
+    for subset, chosen in (("all", among), ("changing", among & encoded.changing.numpy())):
+        if chosen.any():
+            interval = clustered_interval(agree[chosen].astype(float), clusters[chosen], resamples=resamples)
+            rows.append(Row(**facts, subset=subset, control=None, metric="answer_agreement", **interval._asdict()))
+    return rows
