@@ -1,17 +1,25 @@
 """What the Lightning modules have in common: named cells, each with weights and a validation metric of its own."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, isfinite
+from statistics import fmean
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from iit.alignment import identity
+from iit.alignment.alignment import Alignment
+from iit.alignment.references import references
 from iit.alignment.schedule import Number, Schedule, ends
+from iit.data import EncodedPairs
+from iit.intervened import together
 from iit.intervention import SoftGate
+from iit.result import correct
+from iit.result.interval import Interval, clustered_interval
 
 Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
 Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
@@ -20,7 +28,8 @@ Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 class Cells(L.LightningModule):
     """A module that trains named cells side by side; a single one has the empty name.
 
-    trains_network: whether the network itself is trained. monitor: the validation metric that chooses a cell's epoch.
+    trains_network: whether the network itself is trained.
+    monitors: the validation metrics that may choose a cell's epoch; monitor: the one that does.
     stopped: cell → how many epochs it was trained, of cells that are no longer.
     optimizer: makes the optimizer from the parameters. scheduler: makes a learning rate schedule from it and `total_steps`.
     numbers: those that may be schedules, by name; what a schedule says is logged as `schedule/NAME`.
@@ -28,6 +37,7 @@ class Cells(L.LightningModule):
     """
 
     trains_network = False
+    monitors: tuple[str, ...] = ()
     monitor = "val/iia_changing"
 
     def __init__(
@@ -43,6 +53,9 @@ class Cells(L.LightningModule):
         self.stopped: dict[str, int] = {}
         self._optimizer, self._scheduler = optimizer, scheduler
         self._numbers, self._config = dict(numbers), dict(config or {})
+        self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+        self._references: dict[tuple[str, str], Alignment] = {}
+        self._constant: dict[str, float] = {}  # what references give in a frozen network
 
     @abstractmethod
     def weights_of(self, name: str) -> nn.Module:
@@ -59,6 +72,76 @@ class Cells(L.LightningModule):
         """A declared number at this optimizer step."""
         found = self._numbers[number]
         return found.at(self.global_step, self.trainer.estimated_stepping_batches) if isinstance(found, Schedule) else found
+
+    @property
+    def validated(self) -> EncodedPairs:
+        """The validation pairs."""
+        trainer: Any = self.trainer
+        return trainer.datamodule.validation
+
+    def last(self, number: str) -> float:
+        """A declared number at the end of its schedule: what validation goes by, so that epochs can be compared."""
+        return ends(self._numbers[number])[1]
+
+    def compared(self) -> Mapping[str, Alignment]:
+        """The cells' alignments that references are logged beside."""
+        return {}
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the epoch before. Where there is a logger, references are run: once on a frozen network, each epoch on one that is trained."""
+        self._counted = {}
+        runs = self.trainer.loggers and (self.trains_network or not self._constant)
+        cells = self.compared() if runs else {}
+        self._references = {(c, name): other for name, cell in cells.items() for c, other in references(cell).items()}
+
+    def count(self, metric: str, name: str, rows: Tensor, values: Tensor) -> None:
+        """Keep a figure of each of some validation pairs, Tensor[n], for a cell."""
+        self._counted.setdefault((metric, name), []).append((rows.cpu(), values.detach().float().cpu()))
+
+    def count_references(self, batch: dict[str, Any], index: Any = slice(None)) -> None:
+        """Keep which pairs of a batch (some of them, by their index) the references get right."""
+        if self._references:
+            found = together([*self._references.values()], batch["base"], batch["sources"], batch["active"])
+            for (control, name), logits in zip(self._references, found, strict=True):
+                right = correct(logits, batch["base"]["answer"])
+                self.count(f"{control}/iia", name, batch["row"][index], right[index])
+
+    def counted(self, metric: str, name: str) -> tuple[Tensor, Tensor]:
+        """(rows of the pairs that a figure of a cell is about, their values) in the epoch that was just validated."""
+        whole = metric.removesuffix("_changing")
+        rows, values = (torch.cat(parts) for parts in zip(*self._counted[whole, name], strict=True))
+        if metric != whole:
+            changing = self.validated.changing[rows]
+            rows, values = rows[changing], values[changing]
+        return rows, values
+
+    def interval(self, monitor: str, name: str, resamples: int = 500) -> Interval:
+        """A cell's accuracy in the epoch that was just validated, with an interval over base prompts as in `evaluate`."""
+        metric = monitor.removeprefix("val/")
+        rows, values = self.counted(metric, name)
+        kinds = self.validated.changing[rows] if metric == "disentangle" else None
+        return clustered_interval(values, np.array(self.validated.bases)[rows], groups=kinds, resamples=resamples)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was counted; of several cells their means, too, under the plain names."""
+        means: dict[str, dict[str, float]] = {}
+        for whole, name in self._counted:
+            for metric in (whole, f"{whole}_changing") if whole.endswith("iia") else (whole,):
+                _, values = self.counted(metric, name)
+                if len(values):
+                    by_kind = metric == "disentangle"
+                    mean = self.interval(metric, name, resamples=1).value if by_kind else float(values.mean())
+                    means.setdefault(metric, {})[name] = mean
+        for metric, cells in means.items():
+            if len(self.names) > 1:
+                cells[""] = fmean(cells.values())
+            for name, mean in cells.items():
+                logged = of_cell(f"val/{metric}", name)
+                if "/" in metric and not self.trains_network:
+                    self._constant[logged] = mean
+                else:
+                    self.log(logged, mean, prog_bar=not (name or "/" in metric or metric == "loss"))
+        self.log_dict(self._constant)
 
     def on_fit_start(self) -> None:
         """Raises ValueError for a schedule over a training that has no end."""
@@ -118,12 +201,12 @@ class Cells(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what identifies the run, and which cells have stopped."""
         identity.mark(checkpoint, self._config)
-        checkpoint["stopped"] = self.stopped
+        checkpoint["stopped"], checkpoint["references"] = self.stopped, self._constant
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on from another run. Raises ValueError naming what differs."""
         identity.check(checkpoint, self._config)
-        self.stopped = dict(checkpoint["stopped"])
+        self.stopped, self._constant = dict(checkpoint["stopped"]), dict(checkpoint["references"])
 
 
 def is_gated(intervention: Any) -> bool:
@@ -134,6 +217,15 @@ def is_gated(intervention: Any) -> bool:
 def of_cell(metric: str, name: str) -> str:
     """What a cell's metric is logged as."""
     return f"{metric}/{name}" if name else metric
+
+
+def checked_monitor(monitor: str, monitors: Sequence[str]) -> str:
+    """The metric that chooses the epoch. Raises ValueError for one that is not logged."""
+    if monitor not in monitors:
+        raise ValueError(
+            f"monitor={monitor!r} is no figure that this training logs on validation; choose one of {', '.join(monitors)}."
+        )
+    return monitor
 
 
 def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> dict[str, Number]:
