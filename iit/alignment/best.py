@@ -1,4 +1,4 @@
-"""The epoch that is kept: of those that validation cannot tell from the best, the one with the least loss."""
+"""The epoch that is kept: of those as accurate as the best, the one with the least loss."""
 
 from collections.abc import Sequence
 from math import inf, isnan
@@ -13,7 +13,11 @@ LOSS = "val/loss"
 
 
 class Epoch(NamedTuple):
-    """A cell's epoch (counted from 0): its accuracy, how high the accuracy's 95% interval reaches, its loss, and its weights then."""
+    """A cell's epoch, counted from 0.
+
+    value, high: its accuracy, and the upper end of the accuracy's 95% interval.
+    loss, weights: its validation loss, and the cell's weights then.
+    """
 
     epoch: int
     value: float
@@ -25,10 +29,12 @@ class Epoch(NamedTuple):
 class BestWeights(L.Callback):
     """Choose each cell's epoch by the module's `monitor`, and put its weights back at the end.
 
-    The epochs whose 95% interval contains the highest accuracy count as equally good; of these the one with the least `val/loss` is kept, and
-    of equal losses the earliest. A `monitor` that is a loss decides alone.
+    The epochs whose 95% interval contains the highest accuracy count as equally good. Of these the
+    one with the least `val/loss` is kept, and of equal losses the earliest. A `monitor` that is a
+    loss decides alone.
 
-    What may still be kept is part of every checkpoint, so a resumed run chooses as an uninterrupted one does.
+    A checkpoint holds every epoch that may still be kept. A resumed run therefore chooses as an
+    uninterrupted one does.
     """
 
     def __init__(self) -> None:
@@ -44,9 +50,10 @@ class BestWeights(L.Callback):
             value, high, loss = figures(trainer, pl_module, name)
             state = pl_module.weights_of(name).state_dict()
             weights = {key: tensor.detach().clone() for key, tensor in state.items()}
-            self.highest[name] = max(value, self.highest.get(name, -inf))
-            epochs = [*self.epochs.get(name, ()), Epoch(trainer.current_epoch, value, high, loss, weights)]
-            self.epochs[name] = in_question(epochs, self.highest[name])
+            epoch = Epoch(trainer.current_epoch, value, high, loss, weights)
+            highest = max(value, self.highest.get(name, -inf))
+            self.highest[name] = highest
+            self.epochs[name] = in_question([*self.epochs.get(name, ()), epoch], highest)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the chosen weights back."""
@@ -56,44 +63,51 @@ class BestWeights(L.Callback):
 
     def kept(self, name: str) -> Epoch:
         """The epoch that is kept of a cell."""
-        return self.epochs[name][-1]
+        return self.epochs[name][0]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {name: [self.highest[name], [epoch._asdict() for epoch in epochs]] for name, epochs in self.epochs.items()}
+        epochs = {name: [epoch._asdict() for epoch in each] for name, each in self.epochs.items()}
+        return {"highest": self.highest, "epochs": epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over from a checkpoint."""
-        self.highest = {name: highest for name, (highest, _) in state_dict.items()}
-        self.epochs = {name: [Epoch(**epoch) for epoch in epochs] for name, (_, epochs) in state_dict.items()}
+        self.highest = dict(state_dict["highest"])
+        for name, epochs in state_dict["epochs"].items():
+            self.epochs[name] = [Epoch(**epoch) for epoch in epochs]
 
 
 def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
-    """The epochs that are kept, or may be once a higher accuracy comes, by falling loss: the last one is kept as things are.
+    """The epochs that may be kept, by rising loss; as things are, it is the first.
 
-    One whose interval does not reach the highest accuracy is out, and so is one that another beats both in loss and in reach.
+    An epoch is out where its interval does not reach the highest accuracy. It is out, too, where
+    another has a lower loss and reaches as far: whatever accuracy comes, the other is kept before it.
     """
     found: list[Epoch] = []
-    for epoch in sorted(epochs, key=lambda epoch: epoch.loss):  # which leaves equal ones in their order
-        if epoch.high >= highest and all(epoch.high > better.high for better in found):
+    for epoch in sorted(epochs, key=lambda epoch: epoch.loss):  # equal losses stay in their order
+        reaches_further = not found or epoch.high > found[-1].high
+        if epoch.high >= highest and reaches_further:
             found.append(epoch)
-    return found[::-1]
+    return found
 
 
 def figures(trainer: L.Trainer, module: Cells, name: str) -> tuple[float, float, float]:
-    """(accuracy, upper end of its interval, loss) of a cell in the epoch just validated; where the loss decides alone, no epoch is more
-    accurate than another."""
+    """(accuracy, upper end of its interval, loss) of a cell in the epoch just validated.
+
+    Where the loss decides alone, no epoch is more accurate than another.
+    """
     loss = validated(trainer, LOSS, name)
     loss = inf if isnan(loss) else loss
     if module.monitor == LOSS:
         return 0.0, 0.0, loss
-    validated(trainer, module.monitor, name)
+    validated(trainer, module.monitor, name)  # raises where it is not logged
     interval = module.interval(module.monitor, name)
-    return interval.value, max(interval.value, interval.high), loss
+    # Plain floats: checkpoints hold no others.
+    return interval.value, float(max(interval.value, interval.high)), loss
 
 
 def validated(trainer: L.Trainer, metric: str, name: str) -> float:
-    """A cell's validation metric of the epoch that has just been validated. Raises ValueError when nothing logs it."""
+    """A cell's validation metric of the epoch just validated. Raises ValueError where it is not logged."""
     logged = of_cell(metric, name)
     if logged not in trainer.callback_metrics:
         raise ValueError(f"Nothing logs {logged!r}; there is {sorted(trainer.callback_metrics)}.")

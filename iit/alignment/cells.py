@@ -1,7 +1,7 @@
 """What the Lightning modules have in common: named cells, each with weights and a validation metric of its own."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import inf, isfinite
 from statistics import fmean
 from typing import Any
@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from iit.alignment import identity
 from iit.alignment.alignment import Alignment
-from iit.alignment.references import references
+from iit.alignment.references import measured
 from iit.alignment.schedule import Number, Schedule, ends
-from iit.data import EncodedPairs
-from iit.intervened import together
+from iit.data import PairsDataModule
 from iit.intervention import SoftGate
-from iit.result import correct
 from iit.result.interval import Interval, clustered_interval
 
 Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -34,6 +32,7 @@ class Cells(L.LightningModule):
     optimizer: makes the optimizer from the parameters. scheduler: makes a learning rate schedule from it and `total_steps`.
     numbers: those that may be schedules, by name; what a schedule says is logged as `schedule/NAME`.
     config: what identifies the run; a checkpoint of another one is refused.
+    compared: the alignments that references are logged beside. trained: as in `IIT`.
     """
 
     trains_network = False
@@ -47,6 +46,8 @@ class Cells(L.LightningModule):
         scheduler: Scheduler | None,
         numbers: Mapping[str, Number],
         config: Mapping[str, Any] | None,
+        compared: Mapping[str, Alignment],
+        trained: Collection[str] | None = None,
     ):
         super().__init__()
         self.names = names
@@ -54,8 +55,8 @@ class Cells(L.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._numbers, self._config = dict(numbers), dict(config or {})
         self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
-        self._references: dict[tuple[str, str], Alignment] = {}
-        self._constant: dict[str, float] = {}  # what references give in a frozen network
+        self._compared, self._trained = dict(compared), trained
+        self._references: dict[str, float] = {}
 
     @abstractmethod
     def weights_of(self, name: str) -> nn.Module:
@@ -73,75 +74,52 @@ class Cells(L.LightningModule):
         found = self._numbers[number]
         return found.at(self.global_step, self.trainer.estimated_stepping_batches) if isinstance(found, Schedule) else found
 
-    @property
-    def validated(self) -> EncodedPairs:
-        """The validation pairs."""
-        trainer: Any = self.trainer
-        return trainer.datamodule.validation
-
     def last(self, number: str) -> float:
-        """A declared number at the end of its schedule: what validation goes by, so that epochs can be compared."""
+        """A declared number at the end of its schedule. Validation goes by it, so that epochs compare."""
         return ends(self._numbers[number])[1]
 
-    def compared(self) -> Mapping[str, Alignment]:
-        """The cells' alignments that references are logged beside."""
-        return {}
+    @property
+    def data(self) -> PairsDataModule:
+        """The pairs of this fit."""
+        trainer: Any = self.trainer
+        return trainer.datamodule
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the epoch before. Where there is a logger, references are run: once on a frozen network, each epoch on one that is trained."""
+        """Forget the epoch before."""
         self._counted = {}
-        runs = self.trainer.loggers and (self.trains_network or not self._constant)
-        cells = self.compared() if runs else {}
-        self._references = {(c, name): other for name, cell in cells.items() for c, other in references(cell).items()}
 
     def count(self, metric: str, name: str, rows: Tensor, values: Tensor) -> None:
         """Keep a figure of each of some validation pairs, Tensor[n], for a cell."""
-        self._counted.setdefault((metric, name), []).append((rows.cpu(), values.detach().float().cpu()))
-
-    def count_references(self, batch: dict[str, Any], index: Any = slice(None)) -> None:
-        """Keep which pairs of a batch (some of them, by their index) the references get right."""
-        if self._references:
-            found = together([*self._references.values()], batch["base"], batch["sources"], batch["active"])
-            for (control, name), logits in zip(self._references, found, strict=True):
-                right = correct(logits, batch["base"]["answer"])
-                self.count(f"{control}/iia", name, batch["row"][index], right[index])
-
-    def counted(self, metric: str, name: str) -> tuple[Tensor, Tensor]:
-        """(rows of the pairs that a figure of a cell is about, their values) in the epoch that was just validated."""
-        whole = metric.removesuffix("_changing")
-        rows, values = (torch.cat(parts) for parts in zip(*self._counted[whole, name], strict=True))
-        if metric != whole:
-            changing = self.validated.changing[rows]
-            rows, values = rows[changing], values[changing]
-        return rows, values
+        if len(rows):
+            counted = self._counted.setdefault((metric, name), [])
+            counted.append((rows.cpu(), values.detach().float().cpu()))
 
     def interval(self, monitor: str, name: str, resamples: int = 500) -> Interval:
-        """A cell's accuracy in the epoch that was just validated, with an interval over base prompts as in `evaluate`."""
+        """A cell's accuracy in the epoch just validated, its interval over base prompts."""
         metric = monitor.removeprefix("val/")
-        rows, values = self.counted(metric, name)
-        kinds = self.validated.changing[rows] if metric == "disentangle" else None
-        return clustered_interval(values, np.array(self.validated.bases)[rows], groups=kinds, resamples=resamples)
+        counted = zip(*self._counted[metric, name], strict=True)
+        rows, values = (torch.cat(parts) for parts in counted)
+        bases = np.array(self.data.validation.bases)[rows]
+        kinds = self.data.validation.changing[rows] if metric == "disentangle" else None
+        return clustered_interval(values, bases, groups=kinds, resamples=resamples)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what was counted; of several cells their means, too, under the plain names."""
-        means: dict[str, dict[str, float]] = {}
-        for whole, name in self._counted:
-            for metric in (whole, f"{whole}_changing") if whole.endswith("iia") else (whole,):
-                _, values = self.counted(metric, name)
-                if len(values):
-                    by_kind = metric == "disentangle"
-                    mean = self.interval(metric, name, resamples=1).value if by_kind else float(values.mean())
-                    means.setdefault(metric, {})[name] = mean
-        for metric, cells in means.items():
-            if len(self.names) > 1:
-                cells[""] = fmean(cells.values())
-            for name, mean in cells.items():
-                logged = of_cell(f"val/{metric}", name)
-                if "/" in metric and not self.trains_network:
-                    self._constant[logged] = mean
-                else:
-                    self.log(logged, mean, prog_bar=not (name or "/" in metric or metric == "loss"))
-        self.log_dict(self._constant)
+        """Log what was counted, of several cells their means under the plain names, and references."""
+        over_cells: dict[str, list[float]] = {}
+        for (metric, name), counted in self._counted.items():
+            if metric == "loss":
+                mean = float(torch.cat([losses for _, losses in counted]).mean())
+            else:
+                mean = self.interval(metric, name, resamples=1).value
+            self.log(of_cell(f"val/{metric}", name), mean, prog_bar=not name and metric != "loss")
+            over_cells.setdefault(metric, []).append(mean)
+        if len(self.names) > 1:
+            means = {f"val/{metric}": fmean(each) for metric, each in over_cells.items()}
+            self.log_dict(means, prog_bar=True)
+        # Nothing about a frozen network changes from epoch to epoch.
+        if self.trainer.loggers and (self.trains_network or not self._references):
+            self._references = measured(self._compared, self.data, self._trained)
+        self.log_dict(self._references)
 
     def on_fit_start(self) -> None:
         """Raises ValueError for a schedule over a training that has no end."""
@@ -201,12 +179,12 @@ class Cells(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what identifies the run, and which cells have stopped."""
         identity.mark(checkpoint, self._config)
-        checkpoint["stopped"], checkpoint["references"] = self.stopped, self._constant
+        checkpoint["stopped"], checkpoint["references"] = self.stopped, self._references
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on from another run. Raises ValueError naming what differs."""
         identity.check(checkpoint, self._config)
-        self.stopped, self._constant = dict(checkpoint["stopped"]), dict(checkpoint["references"])
+        self.stopped, self._references = dict(checkpoint["stopped"]), dict(checkpoint["references"])
 
 
 def is_gated(intervention: Any) -> bool:

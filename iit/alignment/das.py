@@ -23,9 +23,10 @@ class DAS(Cells):
 
     Minimises the mean of objective(edited(base, source), label) over pairs, plus penalty · the share of coordinates that learned
     gates let through, over the interventions' parameters. Logs `train/loss` each step and, each epoch, `val/loss`, `val/iia`
-    (all validation pairs), `val/iia_changing`, `val/disentangle` (the mean of the IIA on changing pairs and on the others) and, of
-    learned gates, `val/rank`, the coordinates they let through. Where there is a logger, `val/vanilla/iia` and `val/random_subspace/iia`
-    (`iia_changing`, too) are constant lines: the sites' whole vectors, and a random subspace of equal rank.
+    (all validation pairs), `val/iia_changing`, `val/disentangle` (the mean of the IIA on changing
+    pairs and on the others) and, of learned gates, `val/rank`, the coordinates they let through.
+    Where there is a logger, `val/vanilla/iia` and `val/random_subspace/iia` (`iia_changing`, too) are
+    constant lines: the sites' whole vectors, and a random subspace of equal rank.
 
     alignments: one, or {name: alignment} of several that are trained side by side on the same pairs: sites × ranks × seeds. Each
         has its own weights, optimizer state, metrics (`val/iia/NAME`; the plain names are means over those that are trained) and
@@ -34,8 +35,8 @@ class DAS(Cells):
     weights: {"cause": …, "isolate": …}: instead of the mean over pairs, the sum of the weighted means over changing pairs (the edit
         has to cause the label) and over the others (it must leave the answer alone): MDAS (arXiv 2402.17700). Either may be a
         schedule, and 0 leaves its pairs out. Those that are not to change are minimised by `objective.on_own_answer()`. Logged as
-        `train/cause` and `train/isolate`; `val/loss` is weighted likewise, by what schedules end with. Where both count, the disentangle
-        score chooses the epoch.
+        `train/cause` and `train/isolate`. `val/loss` is weighted likewise, by what schedules end with.
+        Where both count, the disentangle score chooses the epoch.
     temperature: of learned gates, as a multiple of what each was made with; constant by default.
     penalty: weight of the share that learned gates let through (arXiv 2305.08809); none by default.
     optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default. Of several alignments each is a
@@ -65,7 +66,7 @@ class DAS(Cells):
         numbers = checked_weights(KINDS, weights or dict.fromkeys(KINDS, 1.0))
         gated = any(is_gated(i) for cell in cells.values() for i in cell.interventions)
         numbers |= of_gates(temperature, penalty, gated)
-        super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config)
+        super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config, cells)
         _check(cells)
         self.alignments: Any = nn.ModuleList(cells.values())
         self.objective = objective or CrossEntropy()
@@ -107,17 +108,13 @@ class DAS(Cells):
             right, losses = correct(made.logits, made.answer), self._losses(made, changing)
             if self._kinds:
                 # The mean over all pairs is then the sum of the weighted means over the kinds.
-                share = self.validated.changing.float().mean()
-                weights = torch.where(changing.cpu(), self.last("cause") / share, self.last("isolate") / (1 - share))
-                losses = losses * weights.to(losses.device)
+                share = self.data.validation.changing.float().mean()
+                cause, isolate = self.last("cause") / share, self.last("isolate") / (1 - share)
+                losses = losses * torch.where(changing.cpu(), cause, isolate).to(losses.device)
             self.count("loss", name, rows, losses)
             self.count("iia", name, rows, right)
+            self.count("iia_changing", name, rows[changing], right[changing])
             self.count("disentangle", name, rows, right)
-        self.count_references(batch)
-
-    def compared(self) -> dict[str, Alignment]:
-        """The cells that are trained."""
-        return {name: self.weights_of(name) for name in self.running}
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures, and how many coordinates learned gates let through."""

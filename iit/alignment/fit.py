@@ -63,22 +63,25 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     monitor: str | None = None,
     start: str = "random",
 ) -> Fitted | dict[str, Fitted]:
-    """Train the alignment on the training pairs and leave it with the weights of the epoch that validation chose, in eval mode (its gates hard).
+    """Train the alignment on the training pairs. Leave it with the weights of the epoch that
+    validation chose, in eval mode (its gates hard).
 
     alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then has a `Fitted` for each. On the same batches
         each becomes what it would alone; batches are of pairs whose runs cost alike in all of them, so those of cells at other positions
         are others than each alone would see.
     module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
         network is frozen and in eval mode again when this returns or raises.
-    monitor: the validation accuracy that chooses the epoch: of those whose 95% interval contains the highest, the one with the least `val/loss`
-        is kept. "val/loss" decides alone. By default the module's own: `val/iia_changing`, of MDAS `val/disentangle`, of a training without
+    monitor: the validation accuracy that chooses the epoch: of those whose 95% interval contains the
+        highest, the one with the least `val/loss` is kept. "val/loss" decides alone. By default the
+        module's own: `val/iia_changing`, of MDAS `val/disentangle`, of a training without
         interchanges `val/task_accuracy`.
     max_epochs: at least 1; -1 for no end but the callbacks'.
     start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
     trainer: called with what this function decides (epochs, device, callbacks, loggers, folder).
     ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
 
-    Raises ValueError for a monitor that the module does not log, when the alignment was made without a language model, a split lacks changing pairs, a label is none of the network's
+    Raises ValueError for a monitor that the module does not log; when the alignment was made without
+    a language model, a split lacks changing pairs, a label is none of the network's
     answers, edits overlap (see `Alignment.check_apart`), there is no epoch to train, or the checkpoint is of another run; FileNotFoundError when there is no checkpoint;
     KeyboardInterrupt, saying how to go on, on Ctrl-C.
     """
@@ -100,7 +103,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
     lightning_module: Any = module(alignment, config=config)
-    lightning_module.monitor = checked_monitor(monitor or lightning_module.monitor, lightning_module.monitors)
+    chosen = monitor or lightning_module.monitor
+    lightning_module.monitor = checked_monitor(chosen, lightning_module.monitors)
     data = PairsDataModule(
         pairs,
         network,

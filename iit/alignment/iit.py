@@ -30,9 +30,10 @@ class IIT(Cells):
     each part. An alignment without edits leaves the behaviour: plain training of the task.
 
     Logs `train/loss` and its parts each step and, each epoch, `val/loss`, `val/task_accuracy` and, with edits, `val/iia`,
-    `val/iia_changing` and `val/strict`, the share of bases that keep their answer. `val/loss` is weighted by what schedules end with. Where there
-    is a logger, `val/vanilla/iia` and `val/random_subspace/iia` (`iia_changing`, too) are what the sites' whole vectors and a random subspace of
-    equal rank do in the network of that epoch.
+    `val/iia_changing` and `val/strict`, the share of bases that keep their answer. `val/loss` is
+    weighted by what schedules end with. Where there is a logger, `val/vanilla/iia` and
+    `val/random_subspace/iia` (`iia_changing`, too) are what the sites' whole vectors and a random
+    subspace of equal rank do in the network of that epoch.
 
     trained: the variables whose interchanges are trained; all by default. Pairs of others only train the behaviour.
     source_grad: let gradients flow through the source runs, too.
@@ -82,14 +83,14 @@ class IIT(Cells):
             raise ValueError(f"trained: the alignment has no variable {unknown}; it has {list(map(str, alignment.variables))}.")
         gated = any(is_gated(i) for i in alignment.interventions)
         numbers |= of_gates(temperature, penalty, gated)
-        super().__init__(("",), optimizer or _adamw, scheduler, numbers, config)
+        compared = {"": alignment} if numbers["interchange"] != 0 else {}
+        super().__init__(("",), optimizer or _adamw, scheduler, numbers, config, compared, trained)
         self.alignment = alignment
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
         logged = [f"val/{FIGURES[part]}" for part in FIGURES if numbers[part] != 0]
         if numbers["interchange"] != 0:
             logged = ["val/iia_changing", *logged]
         self.monitor, self.monitors = logged[0], ("val/loss", *logged)
-        self._trained = None if trained is None else set(trained)
         self._source_grad, self.objective = source_grad, objective or CrossEntropy()
         if self.objective.needs_natural:
             raise ValueError(
@@ -130,16 +131,15 @@ class IIT(Cells):
         found = self._predictions(batch)
         if not found:
             return
-        total = self._total({name: self._loss(name, made) for name, (made, _) in found.items()}, self.last)
+        parts = {name: self._loss(name, made) for name, (made, _) in found.items()}
+        total = self._total(parts, self.last)
         self.count("loss", "", batch["row"], total.expand(len(batch["row"])))
-        for part, (made, rows) in found.items():
-            self.count(FIGURES[part], "", batch["row"][rows], correct(made.logits, made.answer))
+        for part, (made, index) in found.items():
+            right, rows = correct(made.logits, made.answer), batch["row"][index]
+            self.count(FIGURES[part], "", rows, right)
             if part == "interchange":
-                self.count_references(batch, rows)
-
-    def compared(self) -> dict[str, Alignment]:
-        """The alignment, where its interchanges are trained."""
-        return {"": self.alignment} if self._numbers["interchange"] != 0 else {}
+                changing = batch["changing"][index]
+                self.count("iia_changing", "", rows[changing], right[changing])
 
     def _loss(self, part: str, made: Prediction) -> Tensor:
         """The mean of a part; behaviour and strict are about the base's own answer."""

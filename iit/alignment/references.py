@@ -1,19 +1,45 @@
-"""What a training's figures are seen beside: the whole vector, and a random subspace of equal rank."""
+"""What a training is seen beside: the whole vector, and a random subspace of equal rank."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
 from iit.alignment.alignment import Alignment
+from iit.data import PairsDataModule
 from iit.intervened import Edit
 from iit.intervention import All, Frame, Intervention, SoftGate, Subset, VanillaIntervention
 from iit.intervention.operation import Swap
+from iit.result import correct
+
+
+def measured(cells: Mapping[str, Alignment], data: PairsDataModule, trained: Collection[str] | None = None) -> dict[str, float]:
+    """{what it is logged as: a reference's IIA on the validation pairs}, beside each of some cells.
+
+    trained: the variables whose pairs count; all by default.
+    """
+    pairs = data.validation
+    counts = torch.tensor([trained is None or set(v) <= set(trained) for v in pairs.interchanged])
+    lines: dict[str, float] = {}
+    for name, cell in cells.items():
+        for control, reference in references(cell).items():
+            right = torch.zeros(len(pairs))
+            for batch in pairs.batches(data.eval_batch_size, reference.n_columns):
+                base = batch["base"]
+                logits = reference.answer_logits(base, batch["sources"], batch["active"]).cpu()
+                right[batch["row"]] = correct(logits, base["answer"]).float()
+            for metric, chosen in (("iia", counts), ("iia_changing", counts & pairs.changing)):
+                logged = f"val/{control}/{metric}" + (f"/{name}" if name else "")
+                lines[logged] = float(right[chosen].mean())
+    return lines
 
 
 def references(alignment: Alignment) -> dict[str, Alignment]:
-    """{control: the reference}. An alignment with an edit that reads no source has none; one with an edit whose rank is learned, not known,
-    or the whole width has no random subspace."""
+    """{control: the reference}.
+
+    An alignment with an edit that reads no source has none. One with an edit whose rank is learned,
+    not known, or the whole width has no random subspace.
+    """
     if not all(edit.intervention.needs_source for edit in alignment.edits.values()):
         return {}
     found = {"vanilla": vanilla(alignment)}
@@ -24,7 +50,8 @@ def references(alignment: Alignment) -> dict[str, Alignment]:
 def vanilla(alignment: Alignment) -> Alignment:
     """Every edit swaps the whole vector of its sites: a reference, not an upper bound.
 
-    Of the variables of one edit's blocks each swaps the whole vector; where several are active, the last one's source stays.
+    Of the variables of one edit's blocks each swaps the whole vector; where several are active, the
+    last one's source stays.
     """
     edits = {}
     for key, edit in alignment.edits.items():
@@ -34,8 +61,10 @@ def vanilla(alignment: Alignment) -> Alignment:
 
 
 def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
-    """Every edit swaps a random subspace of its rank, which a generator of its own draws; None where an edit has no fixed rank below its
-    width."""
+    """Every edit swaps a random subspace of its rank; None where an edit has no fixed rank below its width.
+
+    The global generator is left as it was.
+    """
     edits = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -44,8 +73,9 @@ def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
             rank, width = _rank(trained), trained.width
             if rank is None or width is None or rank >= width:
                 return None
-            frame = Intervention(trained.name, Frame(width, rank), All(), Swap(), blocks=trained.block_sizes)
-            edits[key] = Edit(edit.sites, frame.requires_grad_(False), edit.source_sites, edit.joint)
+            basis = Frame(width, rank).requires_grad_(False)
+            frame = Intervention(trained.name, basis, All(), Swap(), blocks=trained.block_sizes)
+            edits[key] = Edit(edit.sites, frame, edit.source_sites, edit.joint)
     return beside(alignment, edits)
 
 

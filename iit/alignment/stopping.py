@@ -10,10 +10,11 @@ from iit.alignment.cells import Cells
 
 
 class EarlyStopping(L.Callback):
-    """Stop training a cell when neither the accuracy that the module's `monitor` names nor `val/loss` has improved for `patience` epochs; the
-    last one ends the training. A `monitor` that is a loss decides alone.
+    """Stop training a cell when nothing has improved for `patience` epochs.
 
-    Lightning's own stops all cells at once.
+    What may improve is the accuracy that the module's `monitor` names, and `val/loss`. A `monitor`
+    that is a loss decides alone. The last cell that stops ends the training; Lightning's own
+    callback stops all cells at once.
     """
 
     def __init__(self, patience: int = 3):
@@ -28,15 +29,15 @@ class EarlyStopping(L.Callback):
             return
         for name in pl_module.running:
             best = self._best.setdefault(name, {})
-            improved = False
+            waited = self._waited.get(name, 0) + 1
             for metric in {pl_module.monitor, LOSS}:
                 value = validated(trainer, metric, name)
-                better = value < best.get(metric, inf) if metric == LOSS else value > best.get(metric, -inf)
-                if better:
+                sign = -1 if metric == LOSS else 1
+                if sign * value > sign * best.get(metric, -sign * inf):
                     best[metric] = value
-                    improved = True
-            self._waited[name] = 0 if improved else self._waited.get(name, 0) + 1
-            if self._waited[name] >= self.patience:
+                    waited = 0
+            self._waited[name] = waited
+            if waited >= self.patience:
                 pl_module.stopped[name] = trainer.current_epoch + 1
         if not pl_module.running:
             trainer.should_stop = True

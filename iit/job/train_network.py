@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 
 OVERRIDES = ("callbacks=progress",)
 # What the trained weights depend on.
-_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks", "seed", "start", "monitor")
+_DECIDES = (
+    *("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks"),
+    *("seed", "start", "monitor"),
+)
 
 
 def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
@@ -41,9 +44,9 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     With an alignment that has edits the interchanges are trained, too (`module=iit`), and scored beside their controls; the alignment
     is written to `folder / "alignment"`.
 
-    Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache of `trained_network`, and the training curve to
-    `folder`. Returns the rows (task accuracy on validation,
-    by which the epoch was chosen, and, the choice being frozen in `choice.json`, on test) and the facts of the run.
+    Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache
+    of `trained_network`, and the training curve to `folder`. Returns the rows (task accuracy on
+    validation and, the choice being frozen in `choice.json`, on test) and the facts of the run.
 
     Raises ValueError for `trust=full`, whose controls are trained in a frozen network, and for what `check_config` refuses.
     """

@@ -8,7 +8,10 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours: told apart by colour-blind eyes and in print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _IIA = (("iia_changing", "changing pairs", _GREEN, "s"), ("iia", "all pairs", _ORANGE, "o"))
-_REFERENCES = (("vanilla", "whole vector", "dashed"), ("random_subspace", "random subspace", "dotted"))
+_REFERENCES = (
+    ("vanilla", "whole vector", "dashed"),
+    ("random_subspace", "random subspace", "dotted"),
+)
 
 
 def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -25,8 +28,8 @@ def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 def training_curve(path: str | Path) -> Figure:
     """Loss of each step and of validation, and validation IIA on all and on changing pairs, against optimizer steps.
 
-    Where they were logged, the IIA of the whole vector (dashed) and of a random subspace (dotted) is there, too. A log without validation IIA
-    gives the loss alone. Raises ValueError when the log holds no training loss.
+    Where they were logged, the IIA of the whole vector (dashed) and of a random subspace (dotted) is
+    there, too. A log without validation IIA gives the loss alone. Raises ValueError when the log holds no training loss.
     """
     series = read_log(path)
     if "train/loss" not in series:
