@@ -15,7 +15,7 @@ alignments = {
 }
 fitted = iit.fit(alignments, pairs, max_epochs=3)
 for name, alignment in alignments.items():
-    print(f"{name}: {fitted[name].n_steps} steps; weights of epoch {fitted[name].epoch + 1}, the best on validation")
+    print(f"{name}: {fitted[name].n_steps} steps; weights of epoch {fitted[name].epoch + 1}, chosen by validation")
     for row in iit.evaluate(alignment, pairs, trust="quick"):
         if (row.subset, row.metric) == ("changing", "iia") and row.control in (None, "vanilla", "random_subspace"):
             print(f"  {row.control or 'trained':16} test IIA {row.value:.2f} ({row.low:.2f} to {row.high:.2f}, n = {row.n})")

@@ -1,5 +1,7 @@
-"""Keeping the best weights by validation."""
+"""The epoch that is kept: of those as accurate as the best, the one with the least loss."""
 
+from collections.abc import Sequence
+from math import inf, isnan
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -7,61 +9,105 @@ from torch import Tensor
 
 from iit.alignment.cells import Cells, of_cell
 
+LOSS = "val/loss"
 
-class Best(NamedTuple):
-    """A cell's best epoch (counted from 0), its validation metric, and its weights then."""
+
+class Epoch(NamedTuple):
+    """A cell's epoch, counted from 0.
+
+    value, high: its accuracy, and the upper end of the accuracy's 95% interval.
+    loss, weights: its validation loss, and the cell's weights then.
+    """
 
     epoch: int
     value: float
+    high: float
+    loss: float
     weights: dict[str, Tensor]
 
 
 class BestWeights(L.Callback):
-    """Keep each cell's weights of the epoch with the best validation metric (the lowest loss, else the highest), and put them back at
-    the end.
+    """Choose each cell's epoch by the module's `monitor`, and put its weights back at the end.
 
-    They are part of every checkpoint, so a resumed run knows the best epoch of the run that it resumes. Equal values keep
-    the earlier epoch.
+    The epochs whose 95% interval contains the highest accuracy count as equally good. Of these the
+    one with the least `val/loss` is kept, and of equal losses the earliest. A `monitor` that is a
+    loss decides alone.
+
+    A checkpoint holds every epoch that may still be kept. A resumed run therefore chooses as an
+    uninterrupted one does.
     """
 
-    def __init__(self, monitor: str = "val/iia_changing"):
-        self.monitor = monitor
-        self.best: dict[str, Best] = {}
+    def __init__(self) -> None:
+        self.highest: dict[str, float] = {}
+        self.epochs: dict[str, list[Epoch]] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare the epoch just validated with the best so far. Raises ValueError when nothing logs the metric."""
+        """Compare the epoch just validated with those before."""
         assert isinstance(pl_module, Cells)
         if trainer.sanity_checking:
             return
         for name in pl_module.running:
-            value = validated(trainer, self.monitor, name)
-            if name not in self.best or better(self.monitor, value, self.best[name].value):
-                state = pl_module.weights_of(name).state_dict()
-                weights = {key: tensor.detach().clone() for key, tensor in state.items()}
-                self.best[name] = Best(trainer.current_epoch, value, weights)
+            value, high, loss = figures(trainer, pl_module, name)
+            state = pl_module.weights_of(name).state_dict()
+            weights = {key: tensor.detach().clone() for key, tensor in state.items()}
+            epoch = Epoch(trainer.current_epoch, value, high, loss, weights)
+            highest = max(value, self.highest.get(name, -inf))
+            self.highest[name] = highest
+            self.epochs[name] = in_question([*self.epochs.get(name, ()), epoch], highest)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the best weights back."""
+        """Put the chosen weights back."""
         assert isinstance(pl_module, Cells)
-        for name, best in self.best.items():
-            pl_module.weights_of(name).load_state_dict(best.weights)
+        for name in self.epochs:
+            pl_module.weights_of(name).load_state_dict(self.kept(name).weights)
+
+    def kept(self, name: str) -> Epoch:
+        """The epoch that is kept of a cell."""
+        return self.epochs[name][0]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {name: best._asdict() for name, best in self.best.items()}
+        epochs = {name: [epoch._asdict() for epoch in each] for name, each in self.epochs.items()}
+        return {"highest": self.highest, "epochs": epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over from a checkpoint."""
-        self.best = {name: Best(**best) for name, best in state_dict.items()}
+        self.highest = dict(state_dict["highest"])
+        for name, epochs in state_dict["epochs"].items():
+            self.epochs[name] = [Epoch(**epoch) for epoch in epochs]
 
 
-def better(metric: str, value: float, than: float) -> bool:
-    """Whether a validation metric has improved: a loss by falling, any other by rising."""
-    return value < than if metric.rpartition("/")[2] == "loss" else value > than
+def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
+    """The epochs that may be kept, by rising loss; as things are, it is the first.
+
+    An epoch is out where its interval does not reach the highest accuracy. It is out, too, where
+    another has a lower loss and reaches as far: whatever accuracy comes, the other is kept before it.
+    """
+    found: list[Epoch] = []
+    for epoch in sorted(epochs, key=lambda epoch: epoch.loss):  # equal losses stay in their order
+        reaches_further = not found or epoch.high > found[-1].high
+        if epoch.high >= highest and reaches_further:
+            found.append(epoch)
+    return found
+
+
+def figures(trainer: L.Trainer, module: Cells, name: str) -> tuple[float, float, float]:
+    """(accuracy, upper end of its interval, loss) of a cell in the epoch just validated.
+
+    Where the loss decides alone, no epoch is more accurate than another.
+    """
+    loss = validated(trainer, LOSS, name)
+    loss = inf if isnan(loss) else loss
+    if module.monitor == LOSS:
+        return 0.0, 0.0, loss
+    validated(trainer, module.monitor, name)  # raises where it is not logged
+    interval = module.interval(module.monitor, name)
+    # Plain floats: checkpoints hold no others.
+    return interval.value, float(max(interval.value, interval.high)), loss
 
 
 def validated(trainer: L.Trainer, metric: str, name: str) -> float:
-    """A cell's validation metric of the epoch that has just been validated. Raises ValueError when nothing logs it."""
+    """A cell's validation metric of the epoch just validated. Raises ValueError where it is not logged."""
     logged = of_cell(metric, name)
     if logged not in trainer.callback_metrics:
         raise ValueError(f"Nothing logs {logged!r}; there is {sorted(trainer.callback_metrics)}.")

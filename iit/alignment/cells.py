@@ -1,17 +1,23 @@
 """What the Lightning modules have in common: named cells, each with weights and a validation metric of its own."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import inf, isfinite
+from statistics import fmean
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from iit.alignment import identity
+from iit.alignment.alignment import Alignment
+from iit.alignment.references import measured
 from iit.alignment.schedule import Number, Schedule, ends
+from iit.data import PairsDataModule
 from iit.intervention import SoftGate
+from iit.result.interval import Interval, clustered_interval
 
 Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
 Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
@@ -20,14 +26,17 @@ Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 class Cells(L.LightningModule):
     """A module that trains named cells side by side; a single one has the empty name.
 
-    trains_network: whether the network itself is trained. monitor: the validation metric that chooses a cell's epoch.
+    trains_network: whether the network itself is trained.
+    monitors: the validation metrics that may choose a cell's epoch; monitor: the one that does.
     stopped: cell → how many epochs it was trained, of cells that are no longer.
     optimizer: makes the optimizer from the parameters. scheduler: makes a learning rate schedule from it and `total_steps`.
     numbers: those that may be schedules, by name; what a schedule says is logged as `schedule/NAME`.
     config: what identifies the run; a checkpoint of another one is refused.
+    compared: the alignments that references are logged beside. trained: as in `IIT`.
     """
 
     trains_network = False
+    monitors: tuple[str, ...] = ()
     monitor = "val/iia_changing"
 
     def __init__(
@@ -37,12 +46,17 @@ class Cells(L.LightningModule):
         scheduler: Scheduler | None,
         numbers: Mapping[str, Number],
         config: Mapping[str, Any] | None,
+        compared: Mapping[str, Alignment],
+        trained: Collection[str] | None = None,
     ):
         super().__init__()
         self.names = names
         self.stopped: dict[str, int] = {}
         self._optimizer, self._scheduler = optimizer, scheduler
         self._numbers, self._config = dict(numbers), dict(config or {})
+        self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+        self._compared, self._trained = dict(compared), trained
+        self._references: dict[str, float] = {}
 
     @abstractmethod
     def weights_of(self, name: str) -> nn.Module:
@@ -59,6 +73,53 @@ class Cells(L.LightningModule):
         """A declared number at this optimizer step."""
         found = self._numbers[number]
         return found.at(self.global_step, self.trainer.estimated_stepping_batches) if isinstance(found, Schedule) else found
+
+    def last(self, number: str) -> float:
+        """A declared number at the end of its schedule. Validation goes by it, so that epochs compare."""
+        return ends(self._numbers[number])[1]
+
+    @property
+    def data(self) -> PairsDataModule:
+        """The pairs of this fit."""
+        trainer: Any = self.trainer
+        return trainer.datamodule
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the epoch before."""
+        self._counted = {}
+
+    def count(self, metric: str, name: str, rows: Tensor, values: Tensor) -> None:
+        """Keep a figure of each of some validation pairs, Tensor[n], for a cell."""
+        if len(rows):
+            counted = self._counted.setdefault((metric, name), [])
+            counted.append((rows.cpu(), values.detach().float().cpu()))
+
+    def interval(self, monitor: str, name: str, resamples: int = 500) -> Interval:
+        """A cell's accuracy in the epoch just validated, its interval over base prompts."""
+        metric = monitor.removeprefix("val/")
+        counted = zip(*self._counted[metric, name], strict=True)
+        rows, values = (torch.cat(parts) for parts in counted)
+        bases = np.array(self.data.validation.bases)[rows]
+        kinds = self.data.validation.changing[rows] if metric == "disentangle" else None
+        return clustered_interval(values, bases, groups=kinds, resamples=resamples)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was counted, of several cells their means under the plain names, and references."""
+        over_cells: dict[str, list[float]] = {}
+        for (metric, name), counted in self._counted.items():
+            if metric == "loss":
+                mean = float(torch.cat([losses for _, losses in counted]).mean())
+            else:
+                mean = self.interval(metric, name, resamples=1).value
+            self.log(of_cell(f"val/{metric}", name), mean, prog_bar=not name and metric != "loss")
+            over_cells.setdefault(metric, []).append(mean)
+        if len(self.names) > 1:
+            means = {f"val/{metric}": fmean(each) for metric, each in over_cells.items()}
+            self.log_dict(means, prog_bar=True)
+        # Nothing about a frozen network changes from epoch to epoch.
+        if self.trainer.loggers and (self.trains_network or not self._references):
+            self._references = measured(self._compared, self.data, self._trained)
+        self.log_dict(self._references)
 
     def on_fit_start(self) -> None:
         """Raises ValueError for a schedule over a training that has no end."""
@@ -118,12 +179,12 @@ class Cells(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what identifies the run, and which cells have stopped."""
         identity.mark(checkpoint, self._config)
-        checkpoint["stopped"] = self.stopped
+        checkpoint["stopped"], checkpoint["references"] = self.stopped, self._references
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on from another run. Raises ValueError naming what differs."""
         identity.check(checkpoint, self._config)
-        self.stopped = dict(checkpoint["stopped"])
+        self.stopped, self._references = dict(checkpoint["stopped"]), dict(checkpoint["references"])
 
 
 def is_gated(intervention: Any) -> bool:
@@ -134,6 +195,15 @@ def is_gated(intervention: Any) -> bool:
 def of_cell(metric: str, name: str) -> str:
     """What a cell's metric is logged as."""
     return f"{metric}/{name}" if name else metric
+
+
+def checked_monitor(monitor: str, monitors: Sequence[str]) -> str:
+    """The metric that chooses the epoch. Raises ValueError for one that is not logged."""
+    if monitor not in monitors:
+        raise ValueError(
+            f"monitor={monitor!r} is no figure that this training logs on validation; choose one of {', '.join(monitors)}."
+        )
+    return monitor
 
 
 def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> dict[str, Number]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from iit.alignment.alignment import Alignment
 from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_cell, of_gates
@@ -24,7 +23,10 @@ class DAS(Cells):
 
     Minimises the mean of objective(edited(base, source), label) over pairs, plus penalty · the share of coordinates that learned
     gates let through, over the interventions' parameters. Logs `train/loss` each step and, each epoch, `val/loss`, `val/iia`
-    (all validation pairs), `val/iia_changing` and, of learned gates, `val/rank`, the coordinates they let through.
+    (all validation pairs), `val/iia_changing`, `val/disentangle` (the mean of the IIA on changing
+    pairs and on the others) and, of learned gates, `val/rank`, the coordinates they let through.
+    Where there is a logger, `val/vanilla/iia` and `val/random_subspace/iia` (`iia_changing`, too) are
+    constant lines: the sites' whole vectors, and a random subspace of equal rank.
 
     alignments: one, or {name: alignment} of several that are trained side by side on the same pairs: sites × ranks × seeds. Each
         has its own weights, optimizer state, metrics (`val/iia/NAME`; the plain names are means over those that are trained) and
@@ -33,7 +35,8 @@ class DAS(Cells):
     weights: {"cause": …, "isolate": …}: instead of the mean over pairs, the sum of the weighted means over changing pairs (the edit
         has to cause the label) and over the others (it must leave the answer alone): MDAS (arXiv 2402.17700). Either may be a
         schedule, and 0 leaves its pairs out. Those that are not to change are minimised by `objective.on_own_answer()`. Logged as
-        `train/cause` and `train/isolate`.
+        `train/cause` and `train/isolate`. `val/loss` is weighted likewise, by what schedules end with.
+        Where both count, the disentangle score chooses the epoch.
     temperature: of learned gates, as a multiple of what each was made with; constant by default.
     penalty: weight of the share that learned gates let through (arXiv 2305.08809); none by default.
     optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default. Of several alignments each is a
@@ -43,6 +46,8 @@ class DAS(Cells):
     Raises ValueError when there is nothing to train, when alignments share weights or differ in network, and for weights that are
     unknown, negative, or all 0, a negative penalty, and a temperature that is not above 0.
     """
+
+    monitors = ("val/loss", "val/iia", "val/iia_changing", "val/disentangle")
 
     def __init__(
         self,
@@ -61,15 +66,12 @@ class DAS(Cells):
         numbers = checked_weights(KINDS, weights or dict.fromkeys(KINDS, 1.0))
         gated = any(is_gated(i) for cell in cells.values() for i in cell.interventions)
         numbers |= of_gates(temperature, penalty, gated)
-        super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config)
+        super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config, cells)
         _check(cells)
         self.alignments: Any = nn.ModuleList(cells.values())
         self.objective = objective or CrossEntropy()
-        # Of several cells there are means over all, too, under the plain names.
-        self._logged = self.names if len(self.names) == 1 else (*self.names, "")
-        self._means: Any = nn.ModuleList(
-            nn.ModuleDict({metric: MeanMetric() for metric in ("loss", "iia", "iia_changing")}) for _ in self._logged
-        )
+        if self._kinds and all(numbers[kind] != 0 for kind in KINDS):
+            self.monitor = "val/disentangle"
 
     def weights_of(self, name: str) -> Alignment:
         """The cell's alignment."""
@@ -101,22 +103,22 @@ class DAS(Cells):
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Count the pairs on which the edited network gives the label."""
-        changing = batch["changing"]
+        rows, changing = batch["row"], batch["changing"]
         for name, made in zip(self.running, self._predictions(batch), strict=True):
-            right, loss = correct(made.logits, made.answer).float(), self._losses(made, changing)
-            for logged in {name, self._logged[-1]}:
-                means = self._means[self._logged.index(logged)]
-                means["loss"].update(loss)
-                means["iia"].update(right)
-                if bool(changing.any()):
-                    means["iia_changing"].update(right[changing])
-        for logged, means in zip(self._logged, self._means, strict=True):
-            for metric, mean in means.items():
-                if mean.update_called:
-                    self.log(of_cell(f"val/{metric}", logged), mean, prog_bar=not logged and metric != "loss")
+            right, losses = correct(made.logits, made.answer), self._losses(made, changing)
+            if self._kinds:
+                # The mean over all pairs is then the sum of the weighted means over the kinds.
+                share = self.data.validation.changing.float().mean()
+                cause, isolate = self.last("cause") / share, self.last("isolate") / (1 - share)
+                losses = losses * torch.where(changing.cpu(), cause, isolate).to(losses.device)
+            self.count("loss", name, rows, losses)
+            self.count("iia", name, rows, right)
+            self.count("iia_changing", name, rows[changing], right[changing])
+            self.count("disentangle", name, rows, right)
 
     def on_validation_epoch_end(self) -> None:
-        """Log how many coordinates learned gates let through."""
+        """Log the figures, and how many coordinates learned gates let through."""
+        super().on_validation_epoch_end()
         for name in self.running:
             interventions: Any = self.weights_of(name).interventions
             gated = list(filter(is_gated, interventions))

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.best import BestWeights
+from iit.alignment.best import LOSS, BestWeights
+from iit.alignment.cells import checked_monitor
 from iit.alignment.das import DAS
 from iit.alignment.initial import initialise
 from iit.alignment.labels import check_labels
@@ -29,11 +30,12 @@ class Fitted(NamedTuple):
     """How a fit went.
 
     epoch: the epoch whose weights were kept (counted from 0), chosen by validation.
-    value: its validation metric.
+    monitor, value: the validation metric that chose it, and what it was then.
     n_epochs, n_steps: how long it was trained.
     """
 
     epoch: int
+    monitor: str
     value: float
     n_epochs: int
     n_steps: int
@@ -61,20 +63,25 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     monitor: str | None = None,
     start: str = "random",
 ) -> Fitted | dict[str, Fitted]:
-    """Train the alignment on the training pairs and leave it with the weights that were best on validation, in eval mode (its gates hard).
+    """Train the alignment on the training pairs. Leave it with the weights of the epoch that
+    validation chose, in eval mode (its gates hard).
 
     alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then has a `Fitted` for each. On the same batches
         each becomes what it would alone; batches are of pairs whose runs cost alike in all of them, so those of cells at other positions
         are others than each alone would see.
     module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
         network is frozen and in eval mode again when this returns or raises.
-    monitor: the validation metric that chooses the epoch, of a loss the lowest, else the highest; by default the module's own.
+    monitor: the validation accuracy that chooses the epoch: of those whose 95% interval contains the
+        highest, the one with the least `val/loss` is kept. "val/loss" decides alone. By default the
+        module's own: `val/iia_changing`, of MDAS `val/disentangle`, of a training without
+        interchanges `val/task_accuracy`.
     max_epochs: at least 1; -1 for no end but the callbacks'.
     start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
     trainer: called with what this function decides (epochs, device, callbacks, loggers, folder).
     ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
 
-    Raises ValueError when the alignment was made without a language model, a split lacks changing pairs, a label is none of the network's
+    Raises ValueError for a monitor that the module does not log; when the alignment was made without
+    a language model, a split lacks changing pairs, a label is none of the network's
     answers, edits overlap (see `Alignment.check_apart`), there is no epoch to train, or the checkpoint is of another run; FileNotFoundError when there is no checkpoint;
     KeyboardInterrupt, saying how to go on, on Ctrl-C.
     """
@@ -97,6 +104,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
     lightning_module: Any = module(alignment, config=config)
+    chosen = monitor or lightning_module.monitor
+    lightning_module.monitor = checked_monitor(chosen, lightning_module.monitors)
     data = PairsDataModule(
         pairs,
         network,
@@ -110,7 +119,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     lightning_module.check(data.train.batch([0]))
     if pairs.variables and not bool(data.validation.changing.any()):
         raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
-    best = BestWeights(monitor or lightning_module.monitor)
+    best = BestWeights()
     device = network.device
     runner = trainer(
         max_epochs=max_epochs,
@@ -138,10 +147,13 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt(_how_to_go_on(callbacks)) from None
     found = {}
-    for name, (epoch, value, _) in best.best.items():
+    for name in cells:
+        kept = best.kept(name)
+        value = kept.loss if lightning_module.monitor == LOSS else kept.value
         n_epochs = lightning_module.stopped.get(name, runner.current_epoch)
-        found[name] = Fitted(epoch, value, n_epochs, runner.global_step * n_epochs // max(runner.current_epoch, 1))
-    return {name: found[name] for name in cells} if isinstance(alignment, Mapping) else found[""]
+        n_steps = runner.global_step * n_epochs // max(runner.current_epoch, 1)
+        found[name] = Fitted(kept.epoch, lightning_module.monitor, value, n_epochs, n_steps)
+    return found if isinstance(alignment, Mapping) else found[""]
 
 
 class _StartState(L.Callback):

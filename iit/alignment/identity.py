@@ -7,14 +7,14 @@ from typing import Any
 
 def mark(checkpoint: dict[str, Any], config: Mapping[str, Any]) -> None:
     """Store in a checkpoint which run it is of."""
-    checkpoint["config"] = json.dumps(config, sort_keys=True)
+    checkpoint["run"] = json.dumps(config, sort_keys=True)
 
 
 def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises ValueError, naming each key that differs, for a checkpoint of a run with another config."""
-    if "config" not in checkpoint:
-        raise ValueError("ckpt_path: this checkpoint was not written by iit.fit. Give another, or start afresh.")
-    before = _flat(json.loads(checkpoint["config"]))
+    if "run" not in checkpoint:
+        raise ValueError("ckpt_path: this checkpoint was not written by iit.fit as it is now. Give another, or start afresh.")
+    before = _flat(json.loads(checkpoint["run"]))
     now = _flat(json.loads(json.dumps(config)))  # a tuple is a list there
     differing = sorted(key for key in before.keys() | now if before.get(key) != now.get(key))
     if differing:

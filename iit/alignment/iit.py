@@ -1,11 +1,10 @@
 """Interchange intervention training: the network itself is trained."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from iit.alignment.alignment import Alignment
 from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_gates
@@ -16,6 +15,8 @@ from iit.intervened import Activations, IntervenedModel, capture
 from iit.intervened.sources import variables_of
 from iit.result import correct
 
+FIGURES = {"interchange": "iia", "behaviour": "task_accuracy", "strict": "strict"}
+"""Of each part of the loss the validation accuracy."""
 WEIGHTS: dict[str, Number] = {"behaviour": 1.0, "interchange": 1.0, "strict": 0.0}
 
 
@@ -29,7 +30,10 @@ class IIT(Cells):
     each part. An alignment without edits leaves the behaviour: plain training of the task.
 
     Logs `train/loss` and its parts each step and, each epoch, `val/loss`, `val/task_accuracy` and, with edits, `val/iia`,
-    `val/iia_changing` and `val/strict`, the share of bases that keep their answer.
+    `val/iia_changing` and `val/strict`, the share of bases that keep their answer. `val/loss` is
+    weighted by what schedules end with. Where there is a logger, `val/vanilla/iia` and
+    `val/random_subspace/iia` (`iia_changing`, too) are what the sites' whole vectors and a random
+    subspace of equal rank do in the network of that epoch.
 
     trained: the variables whose interchanges are trained; all by default. Pairs of others only train the behaviour.
     source_grad: let gradients flow through the source runs, too.
@@ -44,6 +48,7 @@ class IIT(Cells):
     """
 
     trains_network = True
+    monitors = ("val/loss", "val/task_accuracy", "val/iia", "val/iia_changing", "val/strict")
 
     def __init__(
         self,
@@ -78,11 +83,14 @@ class IIT(Cells):
             raise ValueError(f"trained: the alignment has no variable {unknown}; it has {list(map(str, alignment.variables))}.")
         gated = any(is_gated(i) for i in alignment.interventions)
         numbers |= of_gates(temperature, penalty, gated)
-        super().__init__(("",), optimizer or _adamw, scheduler, numbers, config)
+        compared = {"": alignment} if numbers["interchange"] != 0 else {}
+        super().__init__(("",), optimizer or _adamw, scheduler, numbers, config, compared, trained)
         self.alignment = alignment
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
-        self.monitor = "val/iia_changing" if numbers["interchange"] != 0 else "val/task_accuracy"
-        self._trained = None if trained is None else set(trained)
+        logged = [f"val/{FIGURES[part]}" for part in FIGURES if numbers[part] != 0]
+        if numbers["interchange"] != 0:
+            logged = ["val/iia_changing", *logged]
+        self.monitor, self.monitors = logged[0], ("val/loss", *logged)
         self._source_grad, self.objective = source_grad, objective or CrossEntropy()
         if self.objective.needs_natural:
             raise ValueError(
@@ -91,9 +99,6 @@ class IIT(Cells):
             )
         edits = {**alignment.edits, **alignment.inert}
         self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)  # its weights are the alignment's
-        self._means: Any = torch.nn.ModuleDict(
-            {name: MeanMetric() for name in ("loss", "task_accuracy", "iia", "iia_changing", "strict")}
-        )
 
     def weights_of(self, name: str) -> "IIT":
         """The network and the interventions."""
@@ -116,7 +121,7 @@ class IIT(Cells):
         parts = {name: self._loss(name, made) for name, (made, _) in self._predictions(batch).items()}
         if not parts:
             return None
-        loss = self._total(parts) + self.penalty(self.alignment.interventions)
+        loss = self._total(parts, self.now) + self.penalty(self.alignment.interventions)
         self.log_dict({f"train/{name}": part for name, part in parts.items()}, batch_size=len(batch["row"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["row"]))
         return loss
@@ -126,25 +131,22 @@ class IIT(Cells):
         found = self._predictions(batch)
         if not found:
             return
-        total = self._total({name: self._loss(name, made) for name, (made, _) in found.items()})
-        self._means["loss"].update(total, weight=len(batch["row"]))
-        names = {"behaviour": "task_accuracy", "interchange": "iia", "strict": "strict"}
-        for part, (made, rows) in found.items():
-            right = correct(made.logits, made.answer).float()
-            self._means[names[part]].update(right)
-            changing = batch["changing"][rows]
-            if part == "interchange" and bool(changing.any()):
-                self._means["iia_changing"].update(right[changing])
-        for name, mean in self._means.items():
-            if mean.update_called:
-                self.log(f"val/{name}", mean, prog_bar=name != "loss")
+        parts = {name: self._loss(name, made) for name, (made, _) in found.items()}
+        total = self._total(parts, self.last)
+        self.count("loss", "", batch["row"], total.expand(len(batch["row"])))
+        for part, (made, index) in found.items():
+            right, rows = correct(made.logits, made.answer), batch["row"][index]
+            self.count(FIGURES[part], "", rows, right)
+            if part == "interchange":
+                changing = batch["changing"][index]
+                self.count("iia_changing", "", rows[changing], right[changing])
 
     def _loss(self, part: str, made: Prediction) -> Tensor:
         """The mean of a part; behaviour and strict are about the base's own answer."""
         return (self.objective if part == "interchange" else self.objective.on_own_answer())(made).mean()
 
-    def _total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([self.now(name) * part for name, part in parts.items()]).sum()
+    def _total(self, parts: Mapping[str, Tensor], weight: Callable[[str], float]) -> Tensor:
+        return torch.stack([weight(name) * part for name, part in parts.items()]).sum()
 
     def _predictions(self, batch: dict[str, Any]) -> dict[str, tuple[Prediction, Tensor]]:
         """Part → (what it gave, the rows of the batch it is about), of the parts that have a weight: one run for all of them."""

@@ -1,23 +1,25 @@
 """Early stopping, of each cell by itself."""
 
+from math import inf
 from typing import Any
 
 import lightning as L
 
-from iit.alignment.best import better, validated
+from iit.alignment.best import LOSS, validated
 from iit.alignment.cells import Cells
 
 
 class EarlyStopping(L.Callback):
-    """Stop training a cell whose validation metric has not improved for `patience` epochs (a loss by falling, any other by rising); the last
-    one ends the training.
+    """Stop training a cell when nothing has improved for `patience` epochs.
 
-    Lightning's own stops all cells at once. monitor: the metric, by default the module's own.
+    What may improve is the accuracy that the module's `monitor` names, and `val/loss`. A `monitor`
+    that is a loss decides alone. The last cell that stops ends the training; Lightning's own
+    callback stops all cells at once.
     """
 
-    def __init__(self, patience: int = 3, monitor: str | None = None):
-        self.patience, self.monitor = patience, monitor
-        self._best: dict[str, float] = {}
+    def __init__(self, patience: int = 3):
+        self.patience = patience
+        self._best: dict[str, dict[str, float]] = {}
         self._waited: dict[str, int] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -26,12 +28,16 @@ class EarlyStopping(L.Callback):
         if trainer.sanity_checking:
             return
         for name in pl_module.running:
-            metric = self.monitor or pl_module.monitor
-            value = validated(trainer, metric, name)
-            improved = name not in self._best or better(metric, value, self._best[name])
-            self._waited[name] = 0 if improved else self._waited[name] + 1
-            self._best[name] = value if improved else self._best[name]
-            if self._waited[name] >= self.patience:
+            best = self._best.setdefault(name, {})
+            waited = self._waited.get(name, 0) + 1
+            for metric in {pl_module.monitor, LOSS}:
+                value = validated(trainer, metric, name)
+                sign = -1 if metric == LOSS else 1
+                if sign * value > sign * best.get(metric, -sign * inf):
+                    best[metric] = value
+                    waited = 0
+            self._waited[name] = waited
+            if waited >= self.patience:
                 pl_module.stopped[name] = trainer.current_epoch + 1
         if not pl_module.running:
             trainer.should_stop = True

@@ -1,7 +1,8 @@
 """How far to believe an alignment: its controls, scored beside it."""
 
+from iit.alignment.references import vanilla
 from iit.evaluation.abstraction_error import abstraction_error
-from iit.evaluation.controls import fresh, random_subspace, vanilla
+from iit.evaluation.controls import fresh, random_subspace
 from iit.evaluation.evaluate import evaluate
 from iit.evaluation.outcomes import outcomes
 from iit.evaluation.rows import describe

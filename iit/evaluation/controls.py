@@ -8,23 +8,12 @@ import numpy as np
 import torch
 
 from iit.alignment import Alignment, initialise
+from iit.alignment.references import beside
 from iit.data import EncodedPairs, Pairs
 from iit.intervened import Edit
-from iit.intervention import All, Autoencoder, Frame, Intervention, PrincipalComponents, SoftGate, Subset, VanillaIntervention
+from iit.intervention import All, Autoencoder, Frame, Intervention, PrincipalComponents, SoftGate, Subset
 from iit.network import Network
 from iit.site import Site
-
-
-def vanilla(alignment: Alignment) -> Alignment:
-    """Every edit swaps the whole vector of its sites: a reference, not an upper bound.
-
-    Of the variables of one edit's blocks each swaps the whole vector; where several are active, the last one's source stays.
-    """
-    edits = {}
-    for key, edit in alignment.edits.items():
-        for variable in edit.intervention.blocks or (key,):
-            edits[variable] = Edit(edit.sites, VanillaIntervention(), edit.source_sites, edit.joint)
-    return _beside(alignment, edits)
 
 
 def random_subspace(alignment: Alignment, seed: int) -> Alignment:
@@ -45,7 +34,7 @@ def random_subspace(alignment: Alignment, seed: int) -> Alignment:
     edits = {
         key: Edit(edit.sites, fresh[edit.intervention], edit.source_sites, edit.joint) for key, edit in alignment.edits.items()
     }
-    return _beside(alignment, edits)
+    return beside(alignment, edits)
 
 
 def has_random_subspace(alignment: Alignment) -> bool:
@@ -79,7 +68,7 @@ def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) ->
             return None
         components = Intervention(trained.name, PrincipalComponents(width, rank), All(), trained.operation)
         edits[key] = Edit(edit.sites, components, edit.source_sites, edit.joint)
-    other = _beside(alignment, edits)
+    other = beside(alignment, edits)
     if len(pairs.split("train")) <= max(e.intervention.rank or 0 for e in edits.values()):
         return None
     initialise(other, pairs, batch_size=batch_size)
@@ -137,9 +126,3 @@ def _drawn(trained: Intervention) -> Intervention:
         n = len(trained.gate.logits())
         return Intervention(trained.name, basis, Subset(n, torch.randperm(n)[:rank].tolist()), fresh.operation)
     return fresh
-
-
-def _beside(alignment: Alignment, edits: dict) -> Alignment:
-    other = Alignment(alignment.studied or alignment.network, edits)
-    other.store = alignment.store
-    return other

@@ -9,9 +9,10 @@ import torch
 
 from iit.alignment import Alignment
 from iit.alignment.labels import check_labels
+from iit.alignment.references import vanilla
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.agreement import agreement_rows
-from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace, vanilla
+from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace
 from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.off_target import off_target, off_target_rows

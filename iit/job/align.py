@@ -143,7 +143,7 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
         config=identity | {"data_fingerprint": pairs.fingerprint},
         **training(cfg),
     )
-    log.info("Kept epoch %d of %d: validation IIA %.3f on changing pairs", fitted.epoch + 1, fitted.n_epochs, fitted.value)
+    log.info("Kept epoch %d of %d: %s %.3f", fitted.epoch + 1, fitted.n_epochs, fitted.monitor, fitted.value)
     return fitted
 
 

@@ -114,8 +114,8 @@ def atlas(
             trained[Cell.of(cell.rows[0])] = cell
             names[Cell.of(cell.rows[0])] = name
             rows += cell.rows
-        told = "; ".join(f"{name}: {found.value:.3f}" for name, found in fitted.items())
-        log.info("Validation IIA on changing pairs at layer %s", told)
+        told = "; ".join(f"{name}: {found.monitor} {found.value:.3f}" for name, found in fitted.items())
+        log.info("Layer %s", told)
     if skipped:
         log.info("Not trained, for the whole vector does less than %s there: %s", screen, ", ".join(skipped))
     if not trained:

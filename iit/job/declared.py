@@ -9,6 +9,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import several
+from iit.alignment.cells import checked_monitor
 from iit.alignment.initial import STARTS
 from iit.alignment.overlap import check_declared
 
@@ -29,12 +30,13 @@ def training(cfg: DictConfig) -> dict[str, Any]:
         "eval_batch_size": settings.eval_batch_size,
         "max_epochs": settings.max_epochs,
         "start": cfg.start,
+        "monitor": cfg.monitor,
     }
 
 
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     """Raises ValueError (Hydra's InstantiationException, from within a `_target_`) for what cannot be, whatever the network: sites,
-    objective, schedules, trust, a start, a number of epochs, units that overlap, and a module that trains what the job does not.
+    objective, schedules, trust, a start, a monitor, a number of epochs, units that overlap, and a module that trains what the job does not.
 
     trains_network: whether the job trains the network, and not an alignment on a frozen one.
     """
@@ -49,6 +51,8 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
             f"job={job} trains {trains}, module._target_={cfg.module._target_} does not: choose module={other}, or "
             f"job={'align' if trains_network else 'train_network'}."
         )
+    if cfg.monitor is not None:
+        checked_monitor(cfg.monitor, getattr(kind, "monitors", (cfg.monitor,)))
     if cfg.start not in STARTS:
         raise ValueError(f"start={cfg.start!r} is none of {list(STARTS)}.")
     epochs = cfg.trainer.max_epochs

@@ -104,6 +104,7 @@ def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -
         batch_size=cfg.trainer.batch_size,
         eval_batch_size=cfg.trainer.eval_batch_size,
         max_epochs=cfg.trainer.max_epochs,
+        monitor=cfg.monitor,
         folder=folder,
     )
     refit({str(seed): claim for seed, claim in enumerate(claims)}, pairs, 0)

@@ -26,13 +26,17 @@ from iit.job.align import facts_of, judged
 from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
+from iit.report import save_figure, training_curve
 from iit.result import Row
 
 log = logging.getLogger(__name__)
 
 OVERRIDES = ("callbacks=progress",)
 # What the trained weights depend on.
-_DECIDES = ("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks", "seed", "start")
+_DECIDES = (
+    *("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks"),
+    *("seed", "start", "monitor"),
+)
 
 
 def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
@@ -41,8 +45,9 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     With an alignment that has edits the interchanges are trained, too (`module=iit`), and scored beside their controls; the alignment
     is written to `folder / "alignment"`.
 
-    Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache of `trained_network`. Returns the rows (task accuracy on validation,
-    by which the epoch was chosen, and, the choice being frozen in `choice.json`, on test) and the facts of the run.
+    Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache
+    of `trained_network`, and the training curve to `folder`. Returns the rows (task accuracy on
+    validation and, the choice being frozen in `choice.json`, on test) and the facts of the run.
 
     Where the trained network answers too few prompts, the task accuracy is all that is reported.
 
@@ -71,8 +76,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
         config=decisive(cfg),
         **training(cfg),
     )
-    what = "IIA on changing pairs" if alignment.edits else "task accuracy"
-    log.info("Kept epoch %d of %d: validation %s %.4f", fitted.epoch + 1, fitted.n_epochs, what, fitted.value)
+    log.info("Kept epoch %d of %d: %s %.4f", fitted.epoch + 1, fitted.n_epochs, fitted.monitor, fitted.value)
     network.name = cfg.name
     save_network(network, folder / "network")
     is_answered = True
@@ -86,7 +90,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
             pairs, held_out = hold_out(sample(right_only=False))
     common = {"trust": trust, "seed": cfg.seed, "experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
     rows = evaluate(alignment, pairs, split="validation", **common)
-    told = {"epoch": fitted.epoch, "validation": {what: fitted.value}, "weights": fingerprint(network.model)}
+    told = {"epoch": fitted.epoch, "validation": {fitted.monitor: fitted.value}, "weights": fingerprint(network.model)}
     pairs = held_out.opened(freeze(folder, told))
     rows += evaluate(alignment, pairs, split="test", **common)
     if not is_answered:
@@ -94,6 +98,9 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     if alignment.edits:
         alignment.rows = rows
         alignment.save_pretrained(folder / "alignment")
+    curves = folder / "csv" / "metrics.csv"
+    if curves.is_file():
+        save_figure(training_curve(curves), folder / "training_curve")
     made_once(_cached(cfg), lambda cached: save_network(network, cached), f"Keeping the network of {cfg.name}")
     facts = {
         **facts_of(pairs, network),

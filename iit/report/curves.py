@@ -7,7 +7,11 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind eyes and in print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
-_IIA = (("val/iia_changing", "changing pairs", _GREEN, "s"), ("val/iia", "all pairs", _ORANGE, "o"))
+_IIA = (("iia_changing", "changing pairs", _GREEN, "s"), ("iia", "all pairs", _ORANGE, "o"))
+_REFERENCES = (
+    ("vanilla", "whole vector", "dashed"),
+    ("random_subspace", "random subspace", "dotted"),
+)
 
 
 def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -24,13 +28,14 @@ def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 def training_curve(path: str | Path) -> Figure:
     """Loss of each step and of validation, and validation IIA on all and on changing pairs, against optimizer steps.
 
-    A log without validation IIA gives the loss alone. Raises ValueError when the log holds no training loss.
+    Where they were logged, the IIA of the whole vector (dashed) and of a random subspace (dotted) is
+    there, too. A log without validation IIA gives the loss alone. Raises ValueError when the log holds no training loss.
     """
     series = read_log(path)
     if "train/loss" not in series:
         raise ValueError(f"{path} holds no 'train/loss'; it logs {sorted(series)}.")
-    scored = [line for line in _IIA if line[0] in series]
-    figure = Figure(figsize=(8, 3.2) if scored else (4, 3.2), layout="constrained")
+    scored = [line for line in _IIA if f"val/{line[0]}" in series]
+    figure = Figure(figsize=(10, 3.2) if scored else (4, 3.2), layout="constrained")
     loss = figure.add_subplot(1, 2 if scored else 1, 1)
     loss.plot(*zip(*series["train/loss"], strict=True), color=_BLUE, linewidth=1, label="training, each step")
     if "val/loss" in series:
@@ -40,10 +45,14 @@ def training_curve(path: str | Path) -> Figure:
     loss.legend(frameon=False)
     if scored:
         accuracy = figure.add_subplot(1, 2, 2)
-        for name, label, colour, marker in scored:
-            accuracy.plot(*zip(*series[name], strict=True), color=colour, marker=marker, label=label)
+        for metric, label, colour, marker in scored:
+            accuracy.plot(*zip(*series[f"val/{metric}"], strict=True), color=colour, marker=marker, label=label)
+            for control, what, style in _REFERENCES:
+                line = series.get(f"val/{control}/{metric}")
+                if line:
+                    accuracy.plot(*zip(*line, strict=True), color=colour, linestyle=style, label=f"{label}, {what}")
         accuracy.set(xlabel="optimizer step", ylabel="validation IIA", ylim=(-0.02, 1.02))
-        accuracy.legend(frameon=False, loc="lower right")
+        figure.legend(*accuracy.get_legend_handles_labels(), frameon=False, loc="outside right center", fontsize="small")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -8,6 +8,7 @@ import iit
 from iit.alignment import DAS, IIT, EarlyStopping, one
 from iit.intervened import ActivationStore
 from iit.intervened import resumable as engine
+from iit.result import clustered_interval
 from tests.seeds import shifted
 
 
@@ -81,7 +82,12 @@ def test_passes_that_coincide_are_shared(toy, tmp_path, monkeypatch):
     assert set(sizes) == {4}, "of the five cells four start at the second block and the same token"
 
 
-TABLE = {"early": [0.5, 0.4, 0.3, 0.2, 0.1], "last": [0.1, 0.2, 0.3, 0.4, 0.5], "mlp.1": [0.3, 0.3, 0.5, 0.5, 0.1]}
+TABLE = {
+    "early": [(10, 0.5), (8, 0.6), (6, 0.7), (4, 0.8), (2, 0.9)],
+    "last": [(2, 0.1), (4, 0.2), (6, 0.3), (8, 0.4), (10, 0.5)],
+    "mlp.1": [(6, 0.7), (6, 0.6), (10, 0.5), (10, 0.5), (2, 0.4)],
+}
+"""(right pairs of 20, loss) of each epoch. A resample of 6 right pairs has 10 in 5% of cases, one of 4 in 0.3%."""
 
 
 class Told(DAS):
@@ -91,7 +97,16 @@ class Told(DAS):
 
     def validation_step(self, batch, batch_index):
         for name in self.running:
-            self.log(f"val/iia_changing/{name}", TABLE[name][self.current_epoch])
+            right, loss = TABLE[name][self.current_epoch]
+            self.log(f"val/iia_changing/{name}", right / 20)
+            self.log(f"val/loss/{name}", loss)
+
+    def on_validation_epoch_end(self):
+        pass
+
+    def interval(self, monitor, name, resamples=500):
+        right, _ = TABLE[name][self.current_epoch]
+        return clustered_interval([1.0] * right + [0.0] * (20 - right), range(20), resamples=resamples)
 
     def on_train_epoch_start(self):
         self.sizes.append({name: next(self.weights_of(name).parameters()).detach().clone() for name in self.names})
@@ -108,12 +123,13 @@ def test_each_cell_stops_and_is_put_back_by_itself(toy, tmp_path):
     found = iit.fit(
         cells, pairs, module=Told, trainer=quiet, max_epochs=5, folder=tmp_path, callbacks=[EarlyStopping(patience=2)]
     )
-    assert {name: (fit.epoch, fit.n_epochs) for name, fit in found.items()} == {"early": (0, 3), "last": (4, 5), "mlp.1": (2, 5)}
-    assert {name: fit.value for name, fit in found.items()} == pytest.approx({"early": 0.5, "last": 0.5, "mlp.1": 0.5})
+    assert {name: (fit.epoch, fit.n_epochs) for name, fit in found.items()} == {"early": (0, 3), "last": (2, 5), "mlp.1": (2, 5)}
+    assert {name: fit.value for name, fit in found.items()} == {"early": 0.5, "last": 0.3, "mlp.1": 0.5}
     at = Told.sizes
     assert torch.equal(at[3]["early"], at[4]["early"]), "a stopped cell is not trained on"
     assert not torch.equal(at[3]["last"], at[4]["last"])
-    assert torch.equal(next(cells["early"].parameters()), at[1]["early"]), "the weights after its best epoch"
+    assert torch.equal(next(cells["early"].parameters()), at[1]["early"]), "the weights after the epoch that is kept"
+    assert torch.equal(next(cells["last"].parameters()), at[3]["last"])
 
 
 def test_when_all_have_stopped_training_ends(toy, tmp_path):

@@ -1,6 +1,7 @@
 """Training on a small language model: only the interventions learn, the best epoch is kept, a resumed run is the same run."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import lightning as L
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from torch.utils.data import Dataset
 
 import iit
-from iit.alignment import DAS, EarlyStopping, one
+from iit.alignment import DAS, EarlyStopping, Schedule, one
 from iit.causal import ioi
 from iit.data import Pairs
 from iit.intervention import All, Basis, Coordinates, Intervention
 from iit.intervention.operation import Swap
+from iit.result import clustered_interval
 from tests.seeds import shifted
 
 
@@ -61,40 +63,133 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
         )
 
 
-def test_the_weights_that_were_best_on_validation_are_put_back(toy, tmp_path):
+class Told(DAS):
+    """A module whose epochs are what a table says: (pairs that are right, pairs, loss). Each pair has a base prompt of its own."""
+
+    table: list[tuple[int, int, float]]
+
+    def validation_step(self, batch, batch_index):
+        right, n, loss = self.table[self.current_epoch]
+        self.log("val/iia_changing", right / n)
+        self.log("val/loss", loss)
+
+    def on_validation_epoch_end(self):
+        self.weights.append(next(self.alignments.parameters()).detach().clone())
+
+    def interval(self, monitor, name, resamples=500):
+        right, n, _ = self.table[self.current_epoch]
+        return clustered_interval(np.arange(n) < right, np.arange(n), resamples=resamples)
+
+
+def told(*table):
+    return type("Told", (Told,), {"table": list(table), "weights": []})
+
+
+@pytest.mark.parametrize(
+    ("table", "epoch"),
+    [
+        # Of 20 pairs with p = 0.85 a resample has 19 right, or more, in 18% of cases; with p = 0.6 in 0.05%.
+        ([(19, 20, 1.0), (17, 20, 0.5), (12, 20, 0.1)], 1),
+        # Ten times the pairs: the interval of 0.85 ends at 0.90.
+        ([(190, 200, 1.0), (170, 200, 0.5), (120, 200, 0.1)], 0),
+        ([(20, 20, 0.9), (20, 20, 0.3), (20, 20, 0.6)], 1),
+        ([(20, 20, 0.9), (20, 20, 0.3), (20, 20, 0.3)], 1),
+        # A later epoch is so much better that the earlier ones no longer count.
+        ([(12, 20, 0.1), (13, 20, 0.2), (20, 20, 0.9)], 2),
+        # The first has the highest accuracy. With p = 0.65 a resample has 17 right in 4% of cases, and 18 in 1%.
+        ([(18, 20, 1.0), (17, 20, 0.5), (13, 20, 0.1)], 1),
+        ([(17, 20, 1.0), (13, 20, 0.1)], 1),
+        ([(20, 20, float("nan")), (19, 20, 0.5)], 1),
+    ],
+)
+def test_of_the_epochs_that_accuracy_cannot_tell_apart_the_least_loss_is_kept(toy, tmp_path, table, epoch):
     network, pairs = toy
-    told = [0.1, 0.8, 0.8, 0.3]  # of equal epochs the earlier one is kept
-    weights = []
-
-    class Told(DAS):
-        def validation_step(self, batch, batch_index):
-            self.log("val/iia_changing", told[self.current_epoch])
-
-        def on_validation_epoch_end(self):
-            weights.append(next(self.alignments.parameters()).detach().clone())
-
-    alignment = alignment_of(network)
-    fitted = iit.fit(alignment, pairs, module=Told, trainer=quiet, batch_size=16, max_epochs=4, folder=tmp_path)
-    assert (fitted.epoch, fitted.n_epochs) == (1, 4)
-    assert fitted.value == pytest.approx(0.8)
-    assert len(weights) == 4
-    assert not any(torch.equal(weights[1], other) for other in (weights[0], weights[2], weights[3]))
-    assert torch.equal(next(alignment.parameters()), weights[1])
+    alignment, module = alignment_of(network), told(*table)
+    options = {"trainer": quiet, "batch_size": 16, "folder": tmp_path}
+    fitted = iit.fit(alignment, pairs, module=module, max_epochs=len(table), **options)
+    right, n, _ = table[epoch]
+    assert fitted == (epoch, "val/iia_changing", right / n, len(table), 3 * len(table))
+    assert [torch.equal(each, next(alignment.parameters())) for each in module.weights] == [e == epoch for e in range(len(table))]
 
 
-def test_of_a_loss_the_lowest_epoch_is_kept_and_stopping_waits_for_it(toy, tmp_path):
+def test_a_loss_decides_alone_and_stopping_waits_for_it(toy, tmp_path):
     network, pairs = toy
-    told = [0.9, 0.4, 0.6, 0.5, 0.1]
-
-    class Told(DAS):
-        def validation_step(self, batch, batch_index):
-            self.log("val/loss", told[self.current_epoch])
-
-    stopping = EarlyStopping(patience=2, monitor="val/loss")
-    options = {"module": Told, "trainer": quiet, "batch_size": 16, "folder": tmp_path, "monitor": "val/loss"}
-    fitted = iit.fit(alignment_of(network), pairs, callbacks=[stopping], max_epochs=5, **options)
-    assert (fitted.epoch, fitted.n_epochs) == (1, 4)
+    module = told((10, 20, 0.9), (8, 20, 0.4), (11, 20, 0.6), (12, 20, 0.5), (20, 20, 0.1))
+    options = {"module": module, "trainer": quiet, "batch_size": 16, "folder": tmp_path, "monitor": "val/loss"}
+    fitted = iit.fit(alignment_of(network), pairs, callbacks=[EarlyStopping(patience=2)], max_epochs=5, **options)
+    assert (fitted.epoch, fitted.monitor, fitted.n_epochs) == (1, "val/loss", 4)
     assert fitted.value == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("table", "n_epochs"),
+    [
+        ([(20, 20, 0.5), (20, 20, 0.4), (20, 20, 0.3), (20, 20, 0.2), (20, 20, 0.1)], 5),  # the loss falls
+        ([(10, 20, 0.1), (11, 20, 0.2), (12, 20, 0.3), (13, 20, 0.4), (14, 20, 0.5)], 5),  # the accuracy rises
+        ([(10, 20, 0.3), (10, 20, 0.3), (9, 20, 0.4), (20, 20, 0.1), (20, 20, 0.1)], 3),
+        ([(10, 20, 0.3), (10, 20, 0.4), (10, 20, 0.2), (9, 20, 0.3), (10, 20, 0.2)], 5),
+        ([(10, 20, float("nan")), (10, 20, float("nan")), (10, 20, float("nan")), (11, 20, 0.1), (11, 20, 0.1)], 3),
+    ],
+)
+def test_training_stops_when_neither_accuracy_nor_loss_improves(toy, tmp_path, table, n_epochs):
+    network, pairs = toy
+    options = {"module": told(*table), "trainer": quiet, "batch_size": 16, "folder": tmp_path}
+    fitted = iit.fit(alignment_of(network), pairs, callbacks=[EarlyStopping(patience=2)], max_epochs=5, **options)
+    assert fitted.n_epochs == n_epochs
+
+
+@pytest.mark.parametrize(("weights", "metric"), [(None, "iia"), ({"cause": 1.0, "isolate": 1.0}, "disentangle")])
+def test_what_chooses_is_what_evaluate_gives(toy, tmp_path, weights, metric):
+    """MDAS goes by both kinds of pairs."""
+    network, pairs = toy
+    alignment = alignment_of(network)
+    module, seen = partial(DAS, weights=weights), {}
+
+    class Watch(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            seen[trainer.current_epoch] = (
+                pl_module.interval(pl_module.monitor, "", resamples=2000),
+                dict(trainer.callback_metrics),
+            )
+
+    options = {"module": module, "trainer": quiet, "batch_size": 16, "max_epochs": 3, "folder": tmp_path}
+    fitted = iit.fit(alignment, pairs, callbacks=[Watch()], **options)
+    interval, logged = seen[fitted.epoch]
+    rows = iit.evaluate(alignment, pairs, split="validation", controls=False)
+    subset = "changing" if metric == "iia" else "all"
+    (row,) = [row for row in rows if (row.metric, row.subset) == (metric, subset)]
+    assert (row.value, row.low, row.high, row.n) == interval
+    assert fitted.value == row.value
+    assert fitted.monitor == ("val/iia_changing" if metric == "iia" else "val/disentangle")
+    for metric, subset in (("iia", "all"), ("iia_changing", "changing")):
+        (row,) = [row for row in rows if (row.metric, row.subset) == ("iia", subset)]
+        assert float(logged[f"val/{metric}"]) == pytest.approx(row.value)
+
+
+def test_mdas_weighs_its_validation_loss_as_its_training(toy, tmp_path):
+    """By what schedules end with, so that epochs can be compared."""
+    network, pairs = toy
+    encoded = iit.data.EncodedPairs(pairs.split("validation"), pairs.variable, network)
+    batch = encoded.batch(range(len(encoded)))
+    losses = {}
+
+    class Watch(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            logits = pl_module.weights_of("").answer_logits(batch["base"], batch["sources"])
+            each = -logits.log_softmax(-1).gather(2, batch["base"]["answer"].unsqueeze(-1)).flatten()
+            kinds = each[batch["changing"]].mean(), each[~batch["changing"]].mean()
+            losses[trainer.current_epoch] = float(trainer.callback_metrics["val/loss"]), float(2 * kinds[0] + 0.5 * kinds[1])
+
+    module = partial(DAS, weights={"cause": 2.0, "isolate": Schedule(0.0, 0.5, steps=50)})
+    iit.fit(alignment_of(network), pairs, module=module, trainer=quiet, callbacks=[Watch()], max_epochs=2, folder=tmp_path)
+    for found, expected in losses.values():
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_unknown_monitor_is_refused_with_the_choices(toy, tmp_path):
+    network, pairs = toy
+    with pytest.raises(ValueError, match=r"monitor='val/acc'.*val/loss, val/iia, val/iia_changing, val/disentangle"):
+        iit.fit(alignment_of(network), pairs, trainer=quiet, folder=tmp_path, monitor="val/acc")
 
 
 @pytest.mark.parametrize("fails", [False, True])

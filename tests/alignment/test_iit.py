@@ -99,6 +99,30 @@ def test_both_parts_are_trained_and_logged(network):
     assert set(logged) >= {"train/behaviour", "train/interchange", "val/loss", "val/task_accuracy", "val/iia", "val/iia_changing"}
 
 
+@pytest.mark.parametrize("monitor", [None, "val/task_accuracy", "val/loss"])
+def test_the_epoch_is_chosen_as_in_alignment_search(network, monitor):
+    pairs = pairs_of("left_equal", n=512)
+    alignment = iit.Alignment(network, {"left_equal": iit.Edit([SITE], iit.VanillaIntervention(16, units="0:8"))})
+    epochs = []
+
+    class Watch(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            loss = float(trainer.callback_metrics["val/loss"])
+            accuracy = "val/iia_changing" if monitor == "val/loss" else pl_module.monitor
+            interval = pl_module.interval(accuracy, "")
+            epochs.append((loss, interval.value, interval.high))
+
+    options = {"module": IIT, "trainer": quiet, "batch_size": 64, "max_epochs": 6}
+    fitted = iit.fit(alignment, pairs, monitor=monitor, callbacks=[Watch()], **options)
+    best = max(value for _, value, _ in epochs)
+    equal = [loss for loss, _, high in epochs if monitor == "val/loss" or high >= best]
+    assert [loss for loss, _, _ in epochs].index(min(equal)) == fitted.epoch
+    assert fitted.monitor == (monitor or "val/iia_changing")
+    alone = none(network)
+    with pytest.raises(ValueError, match=r"monitor='val/iia'.*choose one of val/loss, val/task_accuracy\."):
+        iit.fit(alone, pairs_of(()), monitor="val/iia", **options)
+
+
 def test_a_network_is_frozen_after_an_exception_too(network):
     class Failing(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):

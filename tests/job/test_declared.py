@@ -28,6 +28,10 @@ def part(units):
         (["trainer.max_epochs=0"], r"trainer\.max_epochs=0: training needs an epoch"),
         (["module=iit"], r"job=align trains interventions on a frozen network.*choose module=das, or job=train_network"),
         (["start=kmeans"], "start='kmeans' is none of"),
+        (
+            ["monitor=val/task_accuracy"],
+            "monitor='val/task_accuracy'.*choose one of val/loss, val/iia, val/iia_changing, val/disentangle",
+        ),
         (["module.temperature.steps=0"], "at least one step.*steps=0"),
         (["module.temperature.stop=0"], "stays above 0"),
         (["module.temperature.start=inf"], "finite numbers"),

@@ -222,6 +222,14 @@ def test_curves_show_what_was_logged(tmp_path):
         "changing pairs": [0.25, 0.6],
         "all pairs": [0.5, 0.75],
     }
+    path.write_text(
+        LOG.replace("val/loss\n", "val/loss,val/vanilla/iia_changing,val/random_subspace/iia\n").replace("2.0\n", "2.0,0.9,0.1\n")
+    )
+    figure = training_curve(path)
+    references = {line.get_label(): (line.get_ydata().tolist(), line.get_linestyle()) for line in figure.axes[1].lines}
+    assert references["changing pairs, whole vector"] == ([0.9], "--")
+    assert references["all pairs, random subspace"] == ([0.1], ":")
+    assert len(references) == 4
     save_figure(figure, tmp_path / "curve")
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (tmp_path / "curve.svg").read_text()
