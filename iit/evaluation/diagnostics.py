@@ -1,46 +1,102 @@
 """Rows of what is asked of a finished alignment: its parts, its distance from natural activations, other seeds, other variables."""
 
 import logging
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.abstraction_error import NotApplicableError, abstraction_error
-from iit.evaluation.divergence import divergence
-from iit.evaluation.illusion import split_by_reading
+from iit.evaluation.divergence import divergence, natural_activations
+from iit.evaluation.illusion import beside, read_spaces, split_by_reading
 from iit.evaluation.off_target import off_target, off_target_rows
+from iit.evaluation.outcomes import evaluating
 from iit.evaluation.rows import describe
-from iit.evaluation.subspace import principal_angles, subspaces
+from iit.evaluation.subspace import pairwise_angles, random_angles, span_of_rows, subspaces, within
 from iit.evaluation.trust import Trust
+from iit.intervened.sources import variables_of
 from iit.result import Row, clustered_interval
 
 log = logging.getLogger(__name__)
 
+VARIANCE = 0.999
+"""The share of the variance of natural activations that the space in which they vary holds."""
 
-def parts(alignment: Alignment, pairs: EncodedPairs, batch_size: int) -> dict[str, Alignment]:
-    """`split_by_reading`; nothing where the intervention has no linear subspace to split."""
+
+def spans(alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, batch_size: int) -> dict[str, dict[str, Tensor]]:
+    """{"natural": {variable: columns}, "read": {variable: columns}}: the space in which the activations of the training pairs vary at a
+    variable's sites, and the space that is read behind them (`read_spaces`).
+
+    Nothing natural without training pairs; nothing at all where an edit swaps no linear subspace, or swaps several positions as one
+    vector.
+    """
     joint = any(edit.joint for edit in alignment.edits.values())
     if joint or len(subspaces(alignment)) < len(alignment.variables):
         log.info("The subspace is not split into what is read and what is not: %s swap none", alignment.interventions)
         return {}
-    return split_by_reading(alignment, pairs, batch_size=batch_size)
+    spaces = {"read": read_spaces(alignment, encoded, batch_size=batch_size)}
+    if "train" not in set(pairs.dataset["split"]):
+        return spaces
+    assert alignment.studied is not None
+    train = EncodedPairs(pairs.split("train"), pairs.variables, alignment.studied)
+    with evaluating(alignment):
+        activations = natural_activations(alignment, train, batch_size)
+    spaces["natural"] = {}
+    for key, edit in alignment.edits.items():
+        centred = [points.cpu() - points.cpu().mean(0) for place, points in activations.items() if place[0] == key]
+        if centred:
+            span = span_of_rows(torch.cat(centred), VARIANCE)
+            spaces["natural"] |= {str(variable): span for variable in variables_of(key, edit)}
+    return spaces
 
 
-def angle_rows(alignments: Sequence[Alignment], pairs: Pairs, told: dict[str, Any]) -> list[Row]:
-    """Principal angles, in degrees, between the subspaces that several trainings found: the mean over dimensions and pairs of
-    trainings; low and high are the smallest and the largest of these pairs' means. n counts the pairs of trainings."""
-    found = [subspaces(alignment) for alignment in alignments]
+def parts(alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int) -> dict[str, Alignment]:
+    """`split_by_reading` and `beside`; nothing where nothing is known to be read."""
+    return split_by_reading(alignment, read) | beside(alignment, read, seed, n_random) if read else {}
+
+
+def views(frames: Sequence[Tensor], variable: str, spaces: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Sequence[Tensor]]:
+    """{"": the subspaces, "/natural" and "/read": what they are inside of the variable's `spans` (`within`)}."""
+    found = {"": frames}
+    for name, space in spaces.items():
+        if variable in space:
+            found[f"/{name}"] = [within(frame, space[variable]) for frame in frames]
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """A row's figures: the mean, the least, the largest, and how many."""
+    return {"value": float(np.mean(values)), "low": min(values), "high": max(values), "n": len(values)}
+
+
+def angle_rows(
+    alignments: Sequence[Alignment], pairs: Pairs, told: dict[str, Any], spaces: Mapping[str, Mapping[str, Tensor]]
+) -> list[Row]:
+    """`principal_angle`: degrees between the subspaces that several trainings found, and between random ones; also of their `views`.
+
+    Control `seeds`: the mean over dimensions and pairs of trainings; low and high are the smallest and the largest of these pairs'
+    means, n counts the pairs. Control `random_subspace`: the same of random subspaces of these ranks in a space of this width
+    (`random_angles`): the mean, the 2.5% and the 97.5% quantile over draws; n counts the draws.
+    """
+    each = [subspaces(alignment) for alignment in alignments]
     rows = []
-    for variable in found[0]:
-        means = [float(principal_angles(a[variable], b[variable]).mean()) for a, b in combinations(found, 2) if variable in b]
-        if means:
-            facts = describe(alignments[0], pairs, (variable,)) | told
-            value = {"value": float(np.mean(means)), "low": min(means), "high": max(means), "n": len(means)}
-            rows.append(Row(**facts, subset="all", control="seeds", metric="principal_angle", **value))
+    for variable in each[0]:
+        facts = describe(alignments[0], pairs, (variable,)) | told
+        frames = [found[variable] for found in each if variable in found]
+        for suffix, seen in views(frames, variable, spaces).items():
+            something = [frame for frame in seen if frame.shape[1]]
+            if len(something) < 2:
+                continue
+            null = random_angles(len(seen[0]), [frame.shape[1] for frame in something])
+            low, high = np.quantile(null, (0.025, 0.975)).tolist()
+            random = spread(null.tolist()) | {"low": low, "high": high}
+            figures = {"seeds": spread(pairwise_angles(something)), "random_subspace": random}
+            for control, figure in figures.items():
+                rows.append(Row(**facts, subset="all", control=control, metric=f"principal_angle{suffix}", **figure))
     return rows
 
 

@@ -62,7 +62,7 @@ def divergence(alignment: Alignment, pairs: EncodedPairs, natural: EncodedPairs,
             raise ValueError("Attention weights are as wide as their prompt is long: there is no distance between prompts.")
     found = np.full(len(pairs), -np.inf)
     with evaluating(alignment):
-        near = _natural(alignment, natural, batch_size)
+        near = natural_activations(alignment, natural, batch_size)
         # Per site: distances of the unedited and the edited, and whether the edit touches the pair.
         distances = {place: np.zeros((2, len(pairs))) for place in near}
         touched = {place: np.zeros(len(pairs), dtype=bool) for place in near}
@@ -84,7 +84,7 @@ def divergence(alignment: Alignment, pairs: EncodedPairs, natural: EncodedPairs,
     return np.where(np.isinf(found), 1.0, found)
 
 
-def _natural(alignment: Alignment, natural: EncodedPairs, batch_size: int) -> dict[Place, Float[Tensor, "n width"]]:
+def natural_activations(alignment: Alignment, natural: EncodedPairs, batch_size: int) -> dict[Place, Float[Tensor, "n width"]]:
     """Of each site, its first natural activations: pair by pair the base's positions, then the sources'."""
     found: dict[Place, list[Tensor]] = {(key, n): [] for key, edit in alignment.edits.items() for n in range(len(edit.sites))}
     for rows in torch.arange(len(natural)).split(batch_size):

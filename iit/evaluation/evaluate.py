@@ -13,7 +13,7 @@ from iit.alignment.references import vanilla
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.agreement import agreement_rows
 from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace
-from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts
+from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts, spans
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.off_target import off_target, off_target_rows
 from iit.evaluation.outcomes import Outcomes, answered, outcomes
@@ -54,7 +54,8 @@ def evaluate(
     variable (prompts alone) give the one row `task_accuracy` of the network itself, likewise.
 
     trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the task's other variables, and the
-        diagnostics `read_part`, `null_part`, `divergence`, `principal_angle` and, in small networks, `abstraction_error`. `verdict` says what all of this comes to.
+        diagnostics `read_part` (and those of the whole vector and of random subspaces), `null_part`, `divergence`,
+        `principal_angle` and, in small networks, `abstraction_error`. `verdict` says what all of this comes to.
     refit: trains the controls as the alignment was trained; by default `fit` with its own defaults.
 
     Raises ValueError for an unknown level of trust, pairs of other variables, and labels that are none of the network's answers.
@@ -97,9 +98,10 @@ def evaluate(
             for name, why in missing.items():
                 log.info("Not run: %s: %s", name, why)
             scored |= {name: outcomes(other, encoded, batch_size=batch_size) for name, other in again.items()}
-            found = parts(alignment, encoded, batch_size)
+            spaces = spans(alignment, pairs, encoded, batch_size)
+            found = parts(alignment, spaces.get("read", {}), seed, trust.random_subspaces)
             scored |= {name: outcomes(part, encoded, batch_size=batch_size) for name, part in found.items()}
-            rows += angle_rows([alignment, *(a for name, a in again.items() if name.startswith(SEEDS))], pairs, told)
+            rows += angle_rows([alignment, *(a for name, a in again.items() if name.startswith(SEEDS))], pairs, told, spaces)
             rows += divergence_rows(alignment, pairs, encoded, told, trust.resamples, batch_size)
             rows += other_variables(alignment, pairs, split, told, trust.resamples, batch_size)
             rows += abstraction_rows(alignment, pairs, split, told, trust, batch_size)
@@ -108,7 +110,8 @@ def evaluate(
             arms["majority"] = majority(pairs, encoded)
         if alignment.inert and len(set(encoded.bases)) > 1:
             arms["inert_resampled"] = inert_resampled(alignment, encoded, seed=seed, batch_size=batch_size)
-        for pooled, prefix in (("random_subspace", "random_subspace/"), ("seeds", SEEDS)):
+        pools = {"random_subspace": "random_subspace/", "read_part/random_subspace": "read_part/random_subspace/", "seeds": SEEDS}
+        for pooled, prefix in pools.items():
             draws = [right for name, right in arms.items() if name is not None and name.startswith(prefix)]
             if draws:
                 arms[pooled] = np.stack(draws if pooled != "seeds" else [arms[None], *draws], 1)
@@ -142,7 +145,7 @@ def _beside(
 
 def _differences(scored: Mapping[str | None, Outcomes]) -> dict[str | None, np.ndarray]:
     """Logit differences, the random draws pooled."""
-    found = {name: one.difference for name, one in scored.items() if name is None or not name.startswith("random_subspace/")}
+    found = {name: one.difference for name, one in scored.items() if name is None or "random_subspace/" not in name}
     draws = [one.difference for name, one in scored.items() if name is not None and name.startswith("random_subspace/")]
     return found | ({"random_subspace": np.stack(draws, 1)} if draws else {})
 

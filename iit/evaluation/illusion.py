@@ -1,5 +1,6 @@
 """Whether a found subspace works through what the network reads: its read part and its null part, each swapped alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs
-from iit.evaluation.subspace import subspaces
+from iit.evaluation.controls import has_random_subspace, random_subspace
+from iit.evaluation.subspace import MOSTLY, span_of_rows, subspaces, within
 from iit.intervened import Edit, IntervenedModel
 from iit.intervened.sources import Variable, variables_of
 from iit.intervention import All, Identity, Intervention, LambdaIntervention, PrincipalComponents, SigmoidMask
@@ -18,26 +20,51 @@ from iit.network.answering import IGNORED
 from iit.result import logit_difference
 from iit.site import Site, resolve
 
-NEGLIGIBLE = 1e-3
-"""Sine of the angle to the other part's space below which a direction of the subspace has no share in a part."""
-ROUNDING = 1e-5
-"""Singular values below this share of the largest count as 0."""
 
-
-def split_by_reading(
-    alignment: Alignment, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64
-) -> dict[str, Alignment]:
+def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[str, Alignment]:
     """{"read_part": Alignment, "null_part": Alignment}: the same sites, each swapping one part of the found subspace.
 
-    With Q the columns that a variable's edit swaps and P the projection on what is read behind the site, they swap the span of PQ
-    and that of (1 − P)Q: h' = h + A(Aᵀs − Aᵀh), A orthonormal. Where the whole subspace works and the read part alone does much
-    less, the effect is an illusion (arXiv 2311.17030): a direction that nothing reads carries the variable and steers, by its
-    correlation, another one that is read and does not vary by itself. A gap says less where few directions are read, each for
-    several variables: then no part that is read holds one variable alone.
+    Q are the columns that a variable's edit swaps, P is the projection on what is read behind the site. The read part swaps the span
+    of the projections Pq of those principal directions q of which more than half is read (‖Pq‖² > 1/2; see `within`). The null part
+    swaps that of (1 − P)q of those of which more than half is not. A direction that is read for less has a projection of another
+    direction and a small length: blown up to length 1, it would be a piece of the read space, whatever the subspace.
 
-    What is read, P:
+    Where the whole subspace works and the read part alone does much less, the effect is an illusion (arXiv 2311.17030): a direction that
+    nothing reads carries the variable and steers, by its correlation, another one that is read and does not vary by itself. Compare it
+    with the read parts of the whole vector and of random subspaces (`beside`). A gap says less where the whole vector's read part has
+    one, too, and where few directions are read, each for several variables: then no part that is read holds one variable alone.
+
+    read: `read_spaces`. Variables that it lacks are left out. A read part of no dimension swaps nothing; there is no null part where none
+    has a dimension.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"read_part": {}, "null_part": {}}
+    found = subspaces(alignment)
+    for variable, space in read.items():
+        whole = found[variable].double()
+        parts["read_part"][variable] = space @ within(whole, space)
+        left, sines, _ = torch.linalg.svd(whole - space @ (space.T @ whole), full_matrices=False)
+        parts["null_part"][variable] = left[:, sines**2 > MOSTLY]
+    if not any(part.shape[1] for part in parts["null_part"].values()):
+        del parts["null_part"]
+    return {name: _swapping(alignment, part) for name, part in parts.items()}
+
+
+def beside(alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int) -> dict[str, Alignment]:
+    """What to compare a read part with: `read_part/vanilla`, the swap of all that is read, and `read_part/random_subspace/0`, …, the read
+    parts of the controls `random_subspace/0`, … ."""
+    others = {"read_part/vanilla": _swapping(alignment, read)}
+    for number in range(n_random if has_random_subspace(alignment) else 0):
+        random = random_subspace(alignment, seed * 1000 + number)
+        others[f"read_part/random_subspace/{number}"] = split_by_reading(random, read)["read_part"]
+    return others
+
+
+def read_spaces(alignment: Alignment, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64) -> dict[str, Tensor]:
+    """{variable: `read_space` of its edit, Tensor[width, n]}, of the variables that these pairs interchange.
+
+    What is read:
     - where the activation is the input of a linear map (`mlp_activation`, `attention_value_output`, `Site(module=…,
-      side="input")` of a linear module; of some heads their columns): the row space of its weight. This is exact: the null part
+      side="input")` of a linear module; of some heads their columns): the row space of its weight. This is exact: what lies outside
       changes no logit.
     - elsewhere the leading right singular vectors of G that carry `energy` of its squared norm. The rows of G,
       Tensor[pair·position, width], are gradients, with respect to the activation of the unedited base, of the logit of the label
@@ -45,40 +72,35 @@ def split_by_reading(
       log-probability at the first answer token). This is first order and estimated from these pairs: what only larger changes
       bring about counts as not read, and so does what the gradients have little of.
 
-    Of an edit with several sites, what any of them reads. Each variable of an edit with blocks has an edit of its own, under its
-    own name. A part that no variable has is left out; where only some lack it, theirs swaps nothing (learned rank 0).
+    Of an edit with several sites, what any of them reads.
 
-    pairs: one split of the alignment's pairs. Edits none of whose variables they interchange are left out, and so are inert parts.
+    pairs: one split of the alignment's pairs.
 
     Raises ValueError for an energy outside of (0, 1], interventions that do not swap a linear subspace of less than the whole
     width, and joint edits.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy} is a share of the gradients' squared norm: above 0, at most 1.")
-    found = subspaces(alignment)
+    linear = set(subspaces(alignment))
     interchanged = {variable for variables in pairs.interchanged for variable in variables}
-    edits = {key: edit for key, edit in alignment.edits.items() if interchanged & set(variables_of(key, edit))}
-    for key, edit in edits.items():
+    spaces = {}
+    for key, edit in alignment.edits.items():
+        variables = variables_of(key, edit)
+        if not interchanged & set(variables):
+            continue
         if edit.joint:
             raise ValueError(f"{edit.intervention} edits several positions as one vector: nothing reads these together.")
-        if not {str(variable) for variable in variables_of(key, edit)} <= set(found):
+        if not {str(variable) for variable in variables} <= linear:
             raise ValueError(f"{edit.intervention} swaps no linear subspace of its sites: there is nothing to split.")
-    parts: dict[str, dict[Variable, Tensor]] = {"read_part": {}, "null_part": {}}
-    for key, edit in edits.items():
-        read = read_space(alignment, key, pairs, energy=energy, batch_size=batch_size)
-        for variable in variables_of(key, edit):
-            whole = found[str(variable)].double()
-            inside = read @ (read.T @ whole)
-            for name, part in (("read_part", inside), ("null_part", whole - inside)):
-                vectors, strength, _ = torch.linalg.svd(part, full_matrices=False)
-                parts[name][variable] = vectors[:, strength > NEGLIGIBLE]
-    return {name: _swapping(alignment, part) for name, part in parts.items() if any(q.shape[1] for q in part.values())}
+        space = read_space(alignment, key, pairs, energy=energy, batch_size=batch_size)
+        spaces |= {str(variable): space for variable in variables}
+    return spaces
 
 
 def read_space(
     alignment: Alignment, key: Variable, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64
 ) -> Float[Tensor, "width n"]:
-    """Orthonormal columns (fp64) that span what is read behind the sites of one edit; see `split_by_reading`.
+    """Orthonormal columns (fp64) that span what is read behind the sites of one edit; see `read_spaces`.
 
     Raises ValueError where gradients are needed and these pairs interchange none of the edit's variables.
     """
@@ -87,10 +109,10 @@ def read_space(
     for site in edit.sites:
         weight = _reader(alignment.network, site)
         if weight is None:
-            spaces.append(_rows_span(_gradients(alignment, variables_of(key, edit), site, pairs, batch_size), energy))
+            spaces.append(span_of_rows(_gradients(alignment, variables_of(key, edit), site, pairs, batch_size), energy))
         else:
-            spaces.append(_rows_span(weight))
-    return _rows_span(torch.cat(spaces, 1).T) if len(spaces) > 1 else spaces[0]
+            spaces.append(span_of_rows(weight))
+    return span_of_rows(torch.cat(spaces, 1).T) if len(spaces) > 1 else spaces[0]
 
 
 def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | None:
@@ -102,14 +124,6 @@ def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | No
     weight = module.weight.detach().cpu()
     weight = weight.T if isinstance(module, Conv1D) else weight
     return weight if resolved.columns is None else weight[:, resolved.columns]
-
-
-def _rows_span(rows: Float[Tensor, "n width"], energy: float = 1.0) -> Float[Tensor, "width rank"]:
-    """The leading right singular vectors that carry `energy` of the squared norm."""
-    _, strength, across = torch.linalg.svd(rows.double(), full_matrices=False)
-    squares = strength**2
-    before = squares.cumsum(0) - squares
-    return across[(before < energy * squares.sum()) & (strength > ROUNDING * strength.max())].T
 
 
 def _gradients(
@@ -153,13 +167,14 @@ def _readout(
     return torch.where(difference.isnan(), likely, difference)
 
 
-def _swapping(alignment: Alignment, spans: dict[Variable, Tensor]) -> Alignment:
+def _swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
     """The alignment's edits, each variable's with its own fixed columns."""
     edits: dict[Any, Edit] = {}
     for key, edit in alignment.edits.items():
-        for variable in (variable for variable in variables_of(key, edit) if variable in spans):
-            part = _fixed(edit.intervention.name, spans[variable])
-            edits[variable] = Edit(edit.sites, part, edit.source_sites)
+        for variable in variables_of(key, edit):
+            if str(variable) in spans:
+                part = _fixed(edit.intervention.name, spans[str(variable)])
+                edits[variable] = Edit(edit.sites, part, edit.source_sites)
     made = Alignment(alignment.studied or alignment.network, edits)
     made.store = alignment.store
     return made.eval()

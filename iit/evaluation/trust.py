@@ -20,7 +20,7 @@ THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "abstraction": (0.05, 0.15),
     "off_target": (0.2, 0.5),
     "seed_spread": (0.1, 0.25),
-    "same_subspace": (45.0, 90.0),
+    "same_subspace": (0.5, 1.0),
     "illusion": (0.1, 0.3),
     "divergence": (0.25, 0.75),
 }

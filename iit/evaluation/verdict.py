@@ -78,7 +78,7 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
     | abstraction | the larger of the two causal abstraction errors, of all variables together (see `abstraction_error`) |
     | off_target | accuracy of this variable's edit where another variable is to be swapped |
     | seed_spread | highest − lowest accuracy among seeds |
-    | same_subspace | mean principal angle between seeds' subspaces, in degrees |
+    | same_subspace | mean principal angle between seeds' subspaces, as a share of the 2.5% quantile of what random subspaces have |
     | illusion | accuracy − that of the part of the subspace that downstream reads (arXiv 2311.17030) |
     | divergence | share of pairs whose edited activation is farther from natural ones than 95% of unedited ones are (arXiv 2511.04638) |
     """
@@ -227,13 +227,11 @@ def _seed_spread(rows: _Rows) -> Reading:
 
 
 def _same_subspace(rows: _Rows) -> Reading:
-    found = rows.row("seeds", "principal_angle", "all")
-    if found is None:
+    found, null = (rows.row(control, "principal_angle", "all") for control in ("seeds", "random_subspace"))
+    if found is None or null is None:
         return None
-    return (
-        found.value,
-        f"subspaces of different seeds are {found.value:.0f}° apart on average ({found.low:.0f}° to {found.high:.0f}°)",
-    )
+    seeds, random = (f"{row.value:.0f}° apart on average ({row.low:.0f}° to {row.high:.0f}°)" for row in (found, null))
+    return found.value / null.low, f"subspaces of different seeds are {seeds}, random ones of this rank {random}"
 
 
 def _divergence(rows: _Rows) -> Reading:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, freeze, hold_out
-from iit.evaluation import describe, evaluate, outcomes, principal_angles, subspaces, train_alike, verdict
+from iit.evaluation import describe, evaluate, outcomes, subspaces, train_alike, verdict
+from iit.evaluation.diagnostics import spans, spread, views
 from iit.evaluation.rows import scores
+from iit.evaluation.subspace import distances
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
 from iit.report import save_figure
@@ -46,9 +48,10 @@ def ground_truth(
         truth for the variable realises no such claim.
     methods: files of the config group `method`, {intervention, module, trained}; all by default.
 
-    Rows: network is the case, method the method's name. Test IIA pooled over seeds (control null); metric `principal_angle` with
-    control `truth`: the largest angle between the found subspace and the true one, in degrees (value: mean over seeds; low and high:
-    their extremes; n: seeds); the rows of the first seed's `trust=full`. Facts: the verdict of each case and method.
+    Rows: network is the case, method the method's name. Test IIA pooled over seeds (control null). Control `truth`: how far
+    the found subspace is from the true one (`iit.evaluation.subspace.distances`; value: mean over seeds; low and high: their extremes;
+    n: seeds), also /natural and /read, in the space in which natural activations vary and in what is read behind the site. The rows of
+    the first seed's `trust=full`. Facts: the verdict of each case and method.
 
     Raises ValueError for unknown methods.
     """
@@ -118,14 +121,15 @@ def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -
         if row.control == "seeds"
     ]
     truth = _truth(case, network, width)
-    angles = [
-        float(principal_angles(subspaces(claim)[case.variable], truth).max())
-        for claim in claims
-        if truth is not None and case.variable in subspaces(claim)
-    ]
-    if angles:
-        value = {"value": float(np.mean(angles)), "low": min(angles), "high": max(angles), "n": len(angles)}
-        pooled.append(Row(**facts, subset="all", control="truth", metric="principal_angle", **value))
+    frames = [found[case.variable] for found in map(subspaces, claims) if case.variable in found]
+    if truth is not None and frames:
+        # What varies and what is read at the site depends on no claim.
+        spaces = spans(claims[0], pairs, encoded, cfg.trainer.eval_batch_size)
+        for suffix, (known, *seen) in views([truth, *frames], case.variable, spaces).items():
+            figures = [distances(frame, known) for frame in seen]
+            for metric in figures[0]:
+                figure = spread([each[metric] for each in figures])
+                pooled.append(Row(**facts, subset="all", control="truth", metric=metric + suffix, **figure))
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
     full = evaluate(claims[0], pairs, trust, experiment=cfg.name, refit=refit, batch_size=cfg.trainer.eval_batch_size)

@@ -1,4 +1,4 @@
-"""Methods on networks whose true subspaces are known: accuracy, angle to the truth, verdict."""
+"""Methods on networks whose true subspaces are known: accuracy, distance from the truth, verdict."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +10,18 @@ from rich.table import Table
 
 from iit.result import Row
 
-HEADER = ("case", "method", "IIA, changing pairs", "largest angle to the truth", "rank", "verdict", "fails, warns")
+DISTANCES = {
+    "principal_angle": "largest angle to the truth (°)",
+    "found_in_truth": "of what is found to the truth (°)",
+    "projection_distance": "distance of projections",
+}
+HEADER = ("case", "method", "IIA, changing pairs", *DISTANCES.values(), "rank", "verdict", "fails, warns")
 REASONS = ("case", "method", "criterion", "outcome", "why")
 # Okabe and Ito's colours; methods have a marker each.
 COLOURS = {"pass": "#009E73", "warn": "#E69F00", "fail": "#D55E00"}
 MARKERS = "osD^vPX*<>hp"
-NOWHERE = 108.0
-"""Where what has no angle stands."""
+NOWHERE = 1.2
+"""Where what has no distance stands."""
 
 
 def is_ground_truth(facts: Mapping[str, Any]) -> bool:
@@ -24,22 +29,22 @@ def is_ground_truth(facts: Mapping[str, Any]) -> bool:
     return "verdicts" in facts
 
 
-def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Row, Row | None]]:
-    """(case, method) → (test IIA over seeds on changing pairs, the angle to the truth, if there is a truth)."""
-    iia, angle = {}, {}
+def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Row, dict[str, Row]]]:
+    """(case, method) → (test IIA over seeds on changing pairs, {metric: how far from the truth, if there is a truth})."""
+    iia, distances = {}, {}
     for row in rows:
         key = (str(row.network), str(row.method))
         if (row.seed, row.control, row.metric, row.subset) == (None, None, "iia", "changing"):
             iia[key] = row
-        if (row.control, row.metric) == ("truth", "principal_angle"):
-            angle[key] = row
-    return {key: (row, angle.get(key)) for key, row in iia.items()}
+        if row.control == "truth":
+            distances.setdefault(key, {})[row.metric] = row
+    return {key: (row, distances.get(key, {})) for key, row in iia.items()}
 
 
 def ground_truth_lines(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A line for each case and method."""
     lines = []
-    for (case, method), (iia, angle) in pooled(rows).items():
+    for (case, method), (iia, distances) in pooled(rows).items():
         judged = verdicts[f"{case}/{method}"]
         reasons = [
             ", ".join(f["criterion"] for f in judged["findings"] if f["outcome"] == outcome) for outcome in ("fail", "warn")
@@ -49,13 +54,26 @@ def ground_truth_lines(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> list
                 case,
                 method,
                 f"{iia.value:.3f} ({iia.low:.3f} to {iia.high:.3f})",
-                "—" if angle is None else f"{angle.value:.0f}° ({angle.low:.0f}° to {angle.high:.0f}°)",
+                *(_distance(distances, metric) for metric in DISTANCES),
                 "—" if iia.rank is None else str(iia.rank),
                 judged["outcome"],
                 "; ".join(text if number == 0 else f"warns: {text}" for number, text in enumerate(reasons) if text) or "—",
             )
         )
     return lines
+
+
+def _distance(distances: Mapping[str, Row], metric: str) -> str:
+    """A figure with its range, and what it is where natural activations vary and in what is read."""
+    row = distances.get(metric)
+    if row is None:
+        return "—"
+    value, low, high = (f"{round(number, 2):g}" for number in (row.value, row.low, row.high))
+    text = f"{value} ({low} to {high})"
+    for space in ("natural", "read"):
+        other = distances.get(f"{metric}/{space}")
+        text += f"; {space} {round(other.value, 2):g}" if other else ""
+    return text
 
 
 def ground_truth_reasons(verdicts: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -77,8 +95,8 @@ def ground_truth_table(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Tabl
 
 
 def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Figure:
-    """A panel for each case: test IIA against the largest angle to the truth; a marker for each method, coloured by the verdict. What has
-    no angle (nothing is true, or the method has no linear subspace) stands at the right."""
+    """A panel for each case: test IIA against the distance from the truth; a marker for each method, coloured by the verdict. What has
+    no distance (nothing is true, or the method has no linear subspace) stands at the right."""
     found = pooled(rows)
     cases = list(dict.fromkeys(case for case, _ in found))
     n_columns = min(4, len(cases))
@@ -87,21 +105,22 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).flatten()
     methods = list(dict.fromkeys(method for _, method in found))
     for axes, case in zip(panels, cases, strict=False):
-        for (here, method), (iia, angle) in found.items():
+        for (here, method), (iia, distances) in found.items():
             if here == case:
-                x = NOWHERE if angle is None else angle.value
+                distance = distances.get("projection_distance")
+                x = NOWHERE if distance is None else distance.value
                 marker, colour = MARKERS[methods.index(method) % len(MARKERS)], COLOURS[verdicts[f"{case}/{method}"]["outcome"]]
                 reach = [[iia.value - iia.low], [iia.high - iia.value]]
                 axes.errorbar(x, iia.value, reach, marker=marker, color=colour, capsize=2, alpha=0.8)
-        axes.set(title=case.replace("_", " "), xlim=(-6, NOWHERE + 8), ylim=(-0.05, 1.05))
-        axes.set_xticks([0, 30, 60, 90, NOWHERE], ["0", "30", "60", "90", "none"])
+        axes.set(title=case.replace("_", " "), xlim=(-0.06, NOWHERE + 0.1), ylim=(-0.05, 1.05))
+        axes.set_xticks([0, 0.5, 1, NOWHERE], ["0", "0.5", "1", "none"])
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(cases) :]:
         axes.set_visible(False)
     for axes in panels[::n_columns]:
         axes.set_ylabel("test IIA, changing pairs")
     for axes in panels[-n_columns:]:
-        axes.set_xlabel("largest angle to the truth (°)")
+        axes.set_xlabel("distance of projections from the truth")
     handles = [
         Line2D([], [], marker=MARKERS[n % len(MARKERS)], color="0.3", linestyle="", label=m) for n, m in enumerate(methods)
     ]

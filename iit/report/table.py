@@ -29,11 +29,18 @@ _NAMES = {
     ("wrong_site", "iia"): "trained at a wrong site",
     ("seeds", "iia"): "all seeds",
     ("read_part", "iia"): "the part that downstream reads",
+    ("read_part/vanilla", "iia"): "what downstream reads of the whole vector",
+    ("read_part/random_subspace", "iia"): "the part of random subspaces that downstream reads",
     ("null_part", "iia"): "the part that downstream does not read",
     (None, "abstraction_error/down"): "error as an abstraction, interventions from the causal model",
     (None, "abstraction_error/up"): "error as an abstraction, interventions from the network",
     (None, "divergence"): "edited activations farther from natural than 95% of unedited",
     ("seeds", "principal_angle"): "degrees between the seeds' subspaces",
+    ("random_subspace", "principal_angle"): "degrees between random subspaces of these ranks",
+    ("seeds", "principal_angle/natural"): "degrees between the seeds', where natural activations vary",
+    ("random_subspace", "principal_angle/natural"): "degrees between random ones there",
+    ("seeds", "principal_angle/read"): "degrees between the seeds', in what downstream reads",
+    ("random_subspace", "principal_angle/read"): "degrees between random ones in what downstream reads",
     ("vanilla", "iia_difference"): "trained − vanilla, paired",
     ("random_subspace", "iia_difference"): "trained − random subspaces, paired",
     ("no_intervention", "iia_difference"): "trained − no intervention, paired",
@@ -62,7 +69,9 @@ def lines(rows: Sequence[Row], *, brief: bool = False) -> list[tuple[str, ...]]:
     order = list(_NAMES)
     shown = [row for row in rows if row.split == "test" and not _left_out(row)]
     if brief and any(row.subset == "changing" for row in shown):
-        shown = [row for row in shown if row.control is None or row.subset == "changing" or row.metric == "principal_angle"]
+        shown = [
+            row for row in shown if row.control is None or row.subset == "changing" or row.metric.startswith("principal_angle")
+        ]
     mine = dict.fromkeys(Cell.of(row) for row in shown if not _is_off_target(row))
     cells = list(mine | dict.fromkeys(Cell.of(row) for row in shown))
     one_place = len({replace(cell, variable=None) for cell in cells}) == 1
@@ -94,7 +103,7 @@ def _is_off_target(row: Row) -> bool:
 
 
 def _left_out(row: Row) -> bool:
-    single = (row.control or "").startswith(("random_subspace/", "seed/"))
+    single = (row.control or "").startswith(("random_subspace/", "read_part/random_subspace/", "seed/"))
     return single or (row.metric in ("iia_difference", "logit_difference") and (row.control, row.metric) not in _NAMES)
 
 

@@ -6,14 +6,15 @@ from datasets import Dataset
 from torch import nn
 
 import iit
-from iit.causal import equality
+from iit.causal import equality, modular_sum
 from iit.data import EncodedPairs, Pairs
-from iit.evaluation import outcomes
-from iit.evaluation.illusion import read_space, split_by_reading
+from iit.evaluation import illusion, outcomes
+from iit.evaluation.controls import random_subspace
+from iit.evaluation.illusion import beside, read_space, read_spaces
 from iit.evaluation.subspace import swapped
 from iit.intervention import All, Frame, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
-from iit.network import Classifier, equality_by_hand
+from iit.network import Classifier, equality_by_hand, planted
 from tests.families import make, prompts
 from tests.seeds import shifted
 
@@ -73,18 +74,75 @@ def iia(alignment, pairs):
     return float(outcomes(alignment, pairs).right[None][pairs.changing.numpy()].mean())
 
 
+def split_by_reading(alignment, pairs, **options):
+    return illusion.split_by_reading(alignment, read_spaces(alignment, pairs, **options))
+
+
+def tilted(degrees, one, other):
+    """Columns that are turned by so much from one towards the other."""
+    angle = torch.deg2rad(torch.tensor(float(degrees)))
+    return angle.cos() * one + angle.sin() * other
+
+
 @pytest.mark.parametrize("site", SITES, ids=str)
-def test_the_illusion_of_the_paper_is_told(site):
+@pytest.mark.parametrize(
+    ("degrees", "part", "direction"), [(40, "null_part", DISCONNECTED), (50, "read_part", DORMANT)], ids=["less", "more"]
+)
+def test_the_illusion_of_the_paper_is_told(site, degrees, part, direction):
+    """Whether less or more than half of it is read."""
     network = around()
     pairs = EncodedPairs(table(), "sign", network)
-    alignment = iit.Alignment(network, {"sign": iit.Edit(site, fixed(ILLUSION))})
+    vectors = tilted(degrees, DISCONNECTED, DORMANT).unsqueeze(1)
+    alignment = iit.Alignment(network, {"sign": iit.Edit(site, fixed(vectors))})
     parts = split_by_reading(alignment, pairs)
     assert iia(alignment, pairs) == 1
     assert iia(iit.Alignment(network, {"sign": iit.Edit(site, iit.VanillaIntervention())}), pairs) == 0
-    assert {name: iia(part, pairs) for name, part in parts.items()} == {"read_part": 0, "null_part": 0}
-    for part, direction in (("read_part", DORMANT), ("null_part", DISCONNECTED)):
-        found = swapped(parts[part].edits["sign"].intervention)
-        torch.testing.assert_close(found.abs(), direction.unsqueeze(1), atol=1e-6, rtol=0)
+    assert {name: iia(one, pairs) for name, one in parts.items()} == dict.fromkeys(dict.fromkeys(["read_part", part]), 0)
+    found = swapped(parts[part].edits["sign"].intervention)
+    torch.testing.assert_close(found.abs(), direction.unsqueeze(1), atol=1e-6, rtol=0)
+    if part != "read_part":
+        assert parts["read_part"].edits["sign"].intervention.learned_rank() == 0
+
+
+def sums(width):
+    """A network that adds modulo 3, whose site reads four of its directions; pairs of the first sum."""
+    network = planted(3, width, seed=shifted(1))
+    pairs = Pairs.sample(modular_sum(3), network, n_train=4, n_val=4, n_test=200, variable="first", right_only=False)
+    return network, EncodedPairs(pairs.split("test"), "first", network)
+
+
+def at(network, intervention):
+    return iit.Alignment(network, {"first": iit.Edit(SITES[0], intervention)})
+
+
+@pytest.mark.parametrize(("degrees", "rank"), [(40, 4), (60, 0)])
+def test_a_direction_is_read_when_more_than_half_of_it_is(degrees, rank):
+    """Each of four columns is turned by so much from a read direction to one that is not read: cos² 40° = 0.59, cos² 60° = 0.25."""
+    network, pairs = sums(32)
+    rows = torch.linalg.svd(network.model.read.weight)[2]
+    alignment = at(network, fixed(tilted(degrees, rows[:4].T, rows[4:8].T)))
+    read = read_spaces(alignment, pairs)
+    part = illusion.split_by_reading(alignment, read)["read_part"]
+    assert part.edits["first"].intervention.learned_rank() == rank
+    whole = beside(alignment, read, 0, 0)["read_part/vanilla"]
+    # All that is read holds both sums: the label is right where the second sums are alike.
+    assert 0.15 < iia(whole, pairs) < 0.55
+    assert iia(part, pairs) == (iia(whole, pairs) if rank else 0)
+
+
+def test_what_is_read_of_random_subspaces_of_high_rank_does_nothing():
+    network, pairs = sums(64)
+    alignment = at(network, iit.LowRankRotatedSpaceIntervention(64, 8))
+    parts = beside(alignment, read_spaces(alignment, pairs), 0, 3)
+    names = [f"read_part/random_subspace/{number}" for number in range(3)]
+    assert list(parts) == ["read_part/vanilla", *names]
+    assert [iia(parts[name], pairs) for name in names] == [0, 0, 0]
+    # A trace of all four read directions is in every one of them.
+    weight = network.model.read.weight
+    for number in range(3):
+        frame = swapped(random_subspace(alignment, number).edits["first"].intervention)
+        assert torch.linalg.matrix_rank(weight @ frame, rtol=1e-3) == 4
+    assert iia(parts["read_part/vanilla"], pairs) == iia(at(network, iit.VanillaIntervention()), pairs) > 0.1
 
 
 @pytest.mark.parametrize("site", SITES, ids=str)
@@ -104,19 +162,25 @@ def test_a_genuine_direction_is_all_read(site, known):
 def test_a_genuine_direction_beside_one_that_is_not_read():
     network = around(0.0, (1.0, 0.0, 0.0))
     pairs = EncodedPairs(table(), "sign", network)
-    tilted = torch.eye(3)[:, [0, 2]] @ torch.tensor([[0.9], [0.1**0.5]])
-    alignment = iit.Alignment(network, {"sign": iit.Edit(SITES[0], fixed(tilted / tilted.norm()))})
+    vectors = torch.stack([tilted(20, *torch.eye(3)[[0, 1]]), torch.eye(3)[2]], 1)
+    alignment = iit.Alignment(network, {"sign": iit.Edit(SITES[0], fixed(vectors))})
     parts = split_by_reading(alignment, pairs)
     assert iia(parts["read_part"], pairs) == 1
     assert iia(parts["null_part"], pairs) == 0
+    ranks = {name: part.edits["sign"].intervention.learned_rank() for name, part in parts.items()}
+    assert ranks == {"read_part": 1, "null_part": 1}
 
 
-def drawn_frame(intervention):
-    """A random frame in place of the one it was made with."""
-    torch.manual_seed(shifted(3))
+def mostly_read(intervention, read):
+    """Set its columns: all but the last are turned by 20° out of what is read, the last one by 70°."""
+    n = intervention.rank
+    drawn = torch.randn(read.shape[1], n, generator=torch.Generator().manual_seed(shifted(3)))
+    inside = read @ torch.linalg.qr(drawn)[0]
+    outside = torch.linalg.svd(read.T)[2][read.shape[1] :].T[:, :n]
+    turns = [20] * (n - 1) + [70]
+    columns = [tilted(turn, inside[:, k], outside[:, k]) for k, turn in enumerate(turns)]
     with torch.no_grad():
-        intervention.basis.weight.copy_(torch.randn_like(intervention.basis.weight))
-    return intervention
+        intervention.basis.weight.copy_(torch.stack(columns, 1))
 
 
 def heads(family, heads):
@@ -141,8 +205,10 @@ def test_before_a_linear_map_the_null_part_changes_nothing(family, site, width, 
         with torch.no_grad():
             network.transformer.h[1].attn.c_proj.weight[8:12] = torch.randn(4, 2) @ torch.randn(2, 16)
     pairs = EncodedPairs(toy[1].split("test"), "subject_position", toy[0])
-    edit = iit.Edit(site, drawn_frame(iit.LowRankRotatedSpaceIntervention(width, 3)))
-    alignment = iit.Alignment(network, {"subject_position": edit})
+    intervention = iit.LowRankRotatedSpaceIntervention(width, 2)
+    alignment = iit.Alignment(network, {"subject_position": iit.Edit(site, intervention)})
+    read = read_space(alignment, "subject_position", pairs).float()
+    mostly_read(intervention, read)
     parts = split_by_reading(alignment, pairs)
     base, source = prompts((7, 7)), prompts((7, 7), seed=2)
     own = alignment.answer_logits(base, active={"subject_position": False})
@@ -169,7 +235,8 @@ def test_a_subspace_that_is_all_read_is_its_own_read_part(toy):
         iit.Alignment(network, {"subject_position": iit.Edit(site, fixed(null))}),
         EncodedPairs(toy[1].split("test"), "subject_position", toy[0]),
     )
-    assert list(alone) == ["null_part"]
+    ranks = {name: part.edits["subject_position"].intervention.learned_rank() for name, part in alone.items()}
+    assert ranks == {"read_part": 0, "null_part": 3}
 
 
 def by_hand(network, pairs):
@@ -199,15 +266,17 @@ def test_in_the_residual_stream_the_read_part_has_the_whole_effect_to_first_orde
     few = EncodedPairs(pairs.split("test").select(range(6)), "subject_position", network)
     assert 0 < int(few.changing.sum()) < 6
     site = iit.Site("block_output", layer=0, position="place")
-    intervention = drawn_frame(iit.LowRankRotatedSpaceIntervention(16, 3))
+    intervention = iit.LowRankRotatedSpaceIntervention(16, 3)
     alignment = iit.Alignment(network, {"subject_position": iit.Edit(site, intervention)})
     gradients = by_hand(network, few)
     read = read_space(alignment, "subject_position", few, energy=1.0, batch_size=4).float()
     assert 3 < read.shape[1] == int(torch.linalg.matrix_rank(gradients, rtol=1e-5)) < 16
     torch.testing.assert_close(gradients @ read @ read.T, gradients, atol=1e-5, rtol=1e-4)
+    mostly_read(intervention, read)
     parts = split_by_reading(alignment, few, energy=1.0)
     inside, outside = (swapped(parts[name].edits["subject_position"].intervention) for name in ("read_part", "null_part"))
-    whole = swapped(intervention)
+    assert (inside.shape[1], outside.shape[1]) == (2, 1)
+    whole = swapped(intervention)[:, :2]
     assert (gradients @ outside).abs().max() < 1e-5
     torch.testing.assert_close(gradients @ inside @ (inside.T @ whole), gradients @ whole, atol=1e-5, rtol=1e-4)
     # Fewer directions carry less than all of the squared norm.

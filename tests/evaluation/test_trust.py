@@ -41,6 +41,7 @@ def test_a_valid_claim_passes(verdicts, seed):
     assert found["not_run"] == []
     trained_again = {"shuffled_label", "untrained_network", "wrong_site", "seeds", "seed/1", "seed/2"}
     others = {"pca_subspace", "majority", "random_subspace", "inert_resampled", "read_part", "off_target/first"}
+    others |= {"read_part/vanilla", "read_part/random_subspace", "read_part/random_subspace/0"}
     assert trained_again | others <= set(found["controls"])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import iit
+from iit.report.ground_truth import ground_truth_lines
 from iit.result import read_metrics
 from iit.run import run
 
@@ -27,8 +28,12 @@ def test_methods_beside_the_truth(cases, configured, tmp_path, capsys):
         if (row.seed, row.control, row.subset, row.metric) == (None, None, "changing", "iia")
     }
     assert set(pooled) == {(case, method) for case in cases for method in ("das", "random")}
-    angles = {(row.network, row.method): row.value for row in metrics.rows if row.control == "truth"}
+    truth = [row for row in metrics.rows if row.control == "truth"]
+    angles = {(row.network, row.method): row.value for row in truth if row.metric == "principal_angle"}
     assert set(angles) == set(pooled)
+    figures = {"principal_angle", "found_in_truth", "projection_distance"}
+    assert {row.metric for row in truth} == {name + space for name in figures for space in ("", "/natural", "/read")}
+    assert all(row.n == 2 for row in truth)
     for case in cases:
         assert pooled[case, "das"] > 0.9 > 0.5 > pooled[case, "random"]
         assert angles[case, "das"] < 60 < angles[case, "random"]
@@ -38,6 +43,9 @@ def test_methods_beside_the_truth(cases, configured, tmp_path, capsys):
         assert "shuffled_label" in judged["not_run"], "nothing is trained"
     told = capsys.readouterr().out
     assert "Methods where the truth is known" in told
+    line = next(line for line in ground_truth_lines(metrics.rows, metrics.facts["verdicts"]) if line[:2] == (cases[0], "das"))
+    assert line[3].startswith(f"{round(angles[cases[0], 'das'], 2):g} (")
+    assert all("; natural " in cell and "; read " in cell for cell in line[3:6])
     assert (tmp_path / "run" / "ground_truth.png").is_file()
     assert (tmp_path / "run" / "choice.json").is_file()
 
