@@ -13,6 +13,7 @@ from iit.alignment.latents import latents
 from iit.alignment.objective import CrossEntropy, Objective, Prediction
 from iit.alignment.schedule import Number
 from iit.intervened import together
+from iit.intervention import SoftGate
 from iit.result import correct
 
 KINDS = ("cause", "isolate")
@@ -40,7 +41,7 @@ class DAS(Cells):
     temperature: of learned gates, as a multiple of what each was made with; constant by default.
     penalty: weight of the share that learned gates let through (arXiv 2305.08809); none by default.
     optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default. Of several alignments each is a
-        group of parameters. scheduler: makes a learning rate schedule from it and `total_steps`; none by default.
+        group of parameters. gate_lr: the learning rate of learned gates; the optimizer's by default. scheduler: makes a learning rate schedule from it and `total_steps`; none by default.
     config: what identifies the run; a checkpoint of another one is refused.
 
     Raises ValueError when there is nothing to train, when alignments share weights or differ in network, and for weights that are
@@ -59,6 +60,7 @@ class DAS(Cells):
         penalty: Number = 0.0,
         optimizer: Optimizer | None = None,
         scheduler: Scheduler | None = None,
+        gate_lr: float | None = None,
         config: Mapping[str, Any] | None = None,
     ):
         cells = dict(alignments) if isinstance(alignments, Mapping) else {"": alignments}
@@ -66,8 +68,11 @@ class DAS(Cells):
         numbers = checked_weights(KINDS, weights or dict.fromkeys(KINDS, 1.0))
         gated = any(is_gated(i) for cell in cells.values() for i in cell.interventions)
         numbers |= of_gates(temperature, penalty, gated)
+        if gate_lr is not None and not gated:
+            raise ValueError(f"gate_lr={gate_lr}: no intervention has a learned gate. Leave it out.")
         super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config, cells)
         _check(cells)
+        self._gate_lr = gate_lr
         self.alignments: Any = nn.ModuleList(cells.values())
         self.objective = objective or CrossEntropy()
         if self._kinds and all(numbers[kind] != 0 for kind in KINDS):
@@ -78,9 +83,16 @@ class DAS(Cells):
         return self.alignments[self.names.index(name)]
 
     def trainable(self) -> Iterable[Any]:
-        """The interventions' parameters, a group for each of several cells."""
-        found = [[p for p in cell.parameters() if p.requires_grad] for cell in self.alignments]
-        return found[0] if len(found) == 1 else [{"params": parameters} for parameters in found]
+        """The interventions' parameters: groups for several cells, and for gates with a rate of their own."""
+        groups: list[dict[str, Any]] = []
+        for cell in self.alignments:
+            gates = [module for module in cell.modules() if isinstance(module, SoftGate)]
+            weights = list(nn.ModuleList(gates).parameters()) if self._gate_lr is not None else []
+            apart = set(weights)
+            groups.append({"params": [p for p in cell.parameters() if p.requires_grad and p not in apart]})
+            if weights:
+                groups.append({"params": weights, "lr": self._gate_lr})
+        return groups[0]["params"] if len(groups) == 1 else groups
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raises ValueError for pairs that lack what the objective reads."""

@@ -71,6 +71,22 @@ def test_temperature_penalty_and_weights_act_as_declared_and_are_logged(toy, tmp
     assert "schedule/isolate" not in seen.steps[0]
 
 
+def test_learned_gates_may_have_a_rate_of_their_own(toy):
+    network, _ = toy
+    alignment = boundless(network)
+    gate = alignment.interventions[0].gate
+    frame = alignment.interventions[0].basis
+    groups = DAS(alignment, gate_lr=1e-2, config={}).configure_optimizers().param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert {rates.pop(id(p)) for p in gate.parameters()} == {1e-2}
+    assert {rates.pop(id(p)) for p in frame.parameters()} == {5e-3}
+    assert not rates
+    site = iit.Site("block_output", layer=0, position="place")
+    ungated = one(network, "subject_position", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
+    with pytest.raises(ValueError, match="no intervention has a learned gate"):
+        DAS(ungated, gate_lr=1e-2, config={})
+
+
 def test_isolate_is_held_by_a_margin_under_the_logit_difference(toy):
     network, pairs = toy
     alignment = boundless(network)
