@@ -30,15 +30,6 @@ def graph(model: CausalModel) -> nx.DiGraph:
     return found
 
 
-def dot(model: CausalModel) -> str:
-    """The graph in Graphviz' language, left to right; inputs are boxes, the output has a double border."""
-    shape = {"input": "shape=box", "computed": "shape=ellipse", "output": "shape=ellipse, peripheries=2"}
-    drawn: Any = graph(model)
-    nodes = [f"  {_quoted(v)} [{shape[kind]}];" for v, kind in drawn.nodes(data="kind")]
-    edges = [f"  {_quoted(parent)} -> {_quoted(child)};" for parent, child in drawn.edges]
-    return "\n".join([f"digraph {_quoted(model.name)} {{", "  rankdir=LR;", *nodes, *edges, "}", ""])
-
-
 def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figure:
     """The graph, drawn left to right: inputs blue, computed variables white, the output orange.
 
@@ -86,7 +77,3 @@ def _layers(drawn: Any) -> dict[int, list[str]]:
         layer.sort(key=lambda v: sum(known[v]) / len(known[v]) if known[v] else len(layer) / 2)
         height |= {v: (i + 0.5) / len(layer) for i, v in enumerate(layer)}
     return layers
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,6 +1,5 @@
 """Saving and loading an intervened model: JSON and tensors; nothing in a folder can run code."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +36,7 @@ class Saved(NamedTuple):
 
 
 def write(folder: Path, saved: Saved) -> None:
-    """Write the files of a save into an empty folder; `config.json` holds the checksums of all that is loaded.
+    """Write the files of a save into an empty folder.
 
     Raises ValueError for an intervention that cannot be saved, and for values that JSON does not have.
     """
@@ -66,32 +65,27 @@ def write(folder: Path, saved: Saved) -> None:
             for key, edit in saved.edits.items()
         ],
         "interventions": descriptions,
-        "sha256": {name: _sha256(folder / name) for name in (WEIGHTS, RECORD) if (folder / name).exists()},
     }
-    _write_json(folder / CONFIG, config | {"config_sha256": _digest(config)})
+    _write_json(folder / CONFIG, config)
 
 
 def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
     """What a folder holds.
 
     types: a user's own bases, gates and operations, name → class, beside the closed table.
-    Raises FileNotFoundError for missing files, ValueError for damaged, altered, foreign or swapped ones and for weights that
-    are not finite.
+    Raises FileNotFoundError for missing files, ValueError for damaged or foreign ones and for weights that are not finite.
     """
     config = _read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG} is not in the format {FORMAT!r} (it says {config.get('format')!r}).")
-    if config.pop("config_sha256", None) != _digest(config):
-        raise ValueError(f"{folder / CONFIG} was altered after it was saved: its checksum does not fit.")
     try:
-        _check_files(folder, config["sha256"])
         interventions = _interventions(folder / WEIGHTS, config["interventions"], types)
         edits: dict[Variable, Edit] = {}
         for edit in config["edits"]:
             key = Site(**edit["variable"]) if isinstance(edit["variable"], dict) else edit["variable"]
             sites, source_sites = ([Site(**site) for site in edit[name]] for name in ("sites", "source_sites"))
             edits[key] = Edit(sites, interventions[edit["intervention"]], source_sites, edit["joint"])
-        record = _read_json(folder / RECORD) if RECORD in config["sha256"] else None
+        record = _read_json(folder / RECORD) if (folder / RECORD).exists() else None
         return Saved(edits, config["network"], config["source_grad"], record)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error!r}.") from error
@@ -141,19 +135,9 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
     )
 
 
-def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
-    if WEIGHTS not in checksums or not set(checksums) <= {WEIGHTS, RECORD}:
-        raise ValueError(f"{folder / CONFIG} is damaged: it lists the files {sorted(checksums)}.")
-    if RECORD not in checksums and (folder / RECORD).exists():
-        raise ValueError(f"{folder / RECORD} does not belong to this save: {CONFIG} knows nothing of it.")
-    for name, checksum in checksums.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no whole save: {name} is missing.")
-        if checksum != _sha256(folder / name):
-            raise ValueError(f"{folder / name} is truncated, altered or of another save: its checksum does not fit {CONFIG}.")
-
-
 def _interventions(path: Path, descriptions: list[dict[str, Any]], types: Mapping[str, Any] | None) -> list[Intervention]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is no whole save: {path.name} is missing.")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -202,12 +186,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object.")
     return content
-
-
-def _digest(config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from iit.intervened.folder import settled
 from iit.intervened.saving import CARD, LOADED
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -53,7 +52,7 @@ def fetched(place: str | Path, revision: str | None = None) -> Path:
 
     Raises FileNotFoundError when it is neither, saying what was tried; ValueError for a folder with a revision.
     """
-    folder = settled(Path(place).expanduser())
+    folder = Path(place).expanduser()
     if folder.exists():
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for repositories of the hub; {place} is a folder.")

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -73,24 +73,12 @@ class Shelf:
                     metadata = file.metadata() or {}
                     if metadata.get("network") != self._network:
                         raise ValueError("it was made with another network")
-                    told = enumerate(json.loads(metadata["records"]))
-                    found = [_record(row, file.get_tensor(str(n))) for n, row in told]
+                    rows = json.loads(metadata["records"])
+                    records = [
+                        Record(site and Site(**site), tuple(prompt), tuple(index), file.get_tensor(str(n)))
+                        for n, (site, prompt, index) in enumerate(rows)
+                    ]
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:  # OSError: another process removed it
                 log.warning("%s is not read: %s. What it held is run again.", path, error)
                 continue
-            yield from found
-
-
-def _record(told: Any, values: Tensor) -> Record:
-    """Raises TypeError and ValueError for what `put` would not have written."""
-    site, prompt, index = told
-    record = Record(None if site is None else Site(**site), tuple(prompt), tuple(index), values)
-    fits = (
-        values.ndim == 5 and values.shape[1] == 2 and len(index) == 1
-        if site is None
-        else values.ndim == 2 and len(values) == len(index) == len(set(index))
-    )
-    numbers = all(type(number) is int and number >= 0 for number in (*record.prompt, *record.index))
-    if not (fits and numbers and values.is_floating_point()):
-        raise ValueError(f"it holds a record of {site}, {prompt}, {index} and shape {tuple(values.shape)}")
-    return record
+            yield from records

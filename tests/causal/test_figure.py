@@ -1,7 +1,7 @@
 import pytest
 
-from iit.causal import CausalModel, addition
-from iit.causal.figure import dot, figure, graph
+from iit.causal import addition
+from iit.causal.figure import figure, graph
 
 
 def test_the_graph_has_the_models_edges_and_layers():
@@ -20,12 +20,6 @@ def test_the_graph_has_the_models_edges_and_layers():
         "answer": 3,
     }
     assert [v for v, kind in drawn.nodes(data="kind") if kind == "output"] == ["answer"]
-
-
-def test_dot_quotes_names():
-    model = CausalModel({"x": None}, {"b": lambda x: x}, "b", name='a "quoted" name')
-    expected = 'digraph "a \\"quoted\\" name" {\n  rankdir=LR;\n  "x" [shape=box];\n  "b" [shape=ellipse, peripheries=2];\n  "x" -> "b";\n}\n'
-    assert dot(model) == expected
 
 
 def test_the_figure_shows_every_variable_and_every_arrow():

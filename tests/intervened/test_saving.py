@@ -8,7 +8,6 @@ import torch
 
 import iit
 from iit import Edit, IntervenedModel, Site
-from iit.intervened import saving
 from iit.intervention import All, Basis, Coordinates, Identity, Intervention, Operation, SoftGate
 from iit.intervention.operation import Swap
 from iit.result import ROW_FIELDS, Row
@@ -155,13 +154,7 @@ def test_damaged_folders_are_refused(tmp_path):
     fresh()
     weights = folder / "interventions.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="truncated, altered or of another save"):
-        load()
-    fresh()
-    config = json.loads((folder / "config.json").read_text())
-    config["interventions"][0]["basis"]["rank"] = 2
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json was altered"):
+    with pytest.raises(ValueError, match=r"interventions\.safetensors is damaged"):
         load()
     fresh()
     (folder / "config.json").write_text("{")
@@ -192,32 +185,10 @@ def test_functions_are_refused_and_leave_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_another_save_are_refused(tmp_path):
-    net = network()
-    for name, value in (("good", 0.9), ("bad", 0.1)):
-        alignment = iit.Alignment(net, {"x": Edit(SITE, MAKERS["low_rank"]())})
-        alignment.rows = [row(value=value)]
-        alignment.save_pretrained(tmp_path / name)
-    for name in ("alignment.json", "interventions.safetensors"):
-        swapped = shutil.copytree(tmp_path / "bad", tmp_path / f"swapped_{name}")
-        shutil.copy(tmp_path / "good" / name, swapped / name)
-        with pytest.raises(ValueError, match=rf"{name} is truncated, altered or of another save"):
-            iit.Alignment.from_pretrained(swapped, net)
-    edited_with("low_rank", net).save_pretrained(tmp_path / "plain")
-    shutil.copy(tmp_path / "good" / "alignment.json", tmp_path / "plain")
-    with pytest.raises(ValueError, match=r"alignment\.json does not belong to this save"):
-        iit.Alignment.from_pretrained(tmp_path / "plain", net)
-    (tmp_path / "good" / "alignment.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"alignment\.json is missing"):
-        iit.Alignment.from_pretrained(tmp_path / "good", net)
-
-
 def forged(folder, change):
-    """The config changed by somebody who can compute checksums."""
     config = json.loads((folder / "config.json").read_text())
-    del config["config_sha256"]
     change(config)
-    (folder / "config.json").write_text(json.dumps(config | {"config_sha256": saving._digest(config)}))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +202,6 @@ def forged(folder, change):
         (lambda c: c["edits"][0].update(intervention=7), "is damaged: IndexError"),
         (lambda c: c["edits"][0]["sites"][0].update(run="me"), "is damaged: TypeError"),
         (lambda c: c.pop("edits"), "is damaged: KeyError"),
-        (lambda c: c["sha256"].update({"../../secret": "0"}), "is damaged: it lists the files"),
     ],
 )
 def test_forged_folders_are_refused_and_run_nothing(change, said, tmp_path):

@@ -4,13 +4,10 @@ import logging
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 import iit
 from iit import Site
 from iit.intervened import ActivationStore
-from iit.network.cache import checksum
 from tests.families import make, prompts
 from tests.seeds import shifted
 
@@ -152,34 +149,6 @@ def test_a_change_of_the_network_changes_the_shelf(tmp_path):
         network.model.layers[0].mlp.up_proj.weight.mul_(1.5)
     torch.testing.assert_close(answers(network, SITES[0], store), answers(network, SITES[0], None), atol=1e-5, rtol=1e-5)
     assert len(list(tmp_path.iterdir())) == 2
-
-
-@pytest.mark.parametrize(
-    "records",
-    [
-        "7",
-        '[["cache", [1], [2]]]',
-        "[[null, [1, 2], [0]]]",
-        '[[{"component": "block_output", "layer": 0, "colour": 1}, [1], [0]]]',
-        '[[{"component": "block_output", "layer": 0}, ["a"], [0]]]',
-        '[[{"component": "block_output", "layer": 0}, [1, 2], [0, 1]]]',
-        '[[{"component": "block_output", "layer": 0}, null, [0]]]',
-        '[[{"component": "block_output", "layer": [0]}, [1], [0]], 3]',
-    ],
-)
-def test_foreign_records_are_found_and_made_again(records, tmp_path, caplog):
-    network = make("llama")
-    answers(network, SITES[2], ActivationStore(network, shelf=tmp_path))
-    for path in list(tmp_path.rglob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            told = file.metadata()
-        save_file({"0": torch.zeros(1, 16)}, path, told | {"records": records})
-        path.rename(path.with_name(f"{checksum(path)}.safetensors"))
-    with caplog.at_level(logging.WARNING):
-        store = ActivationStore(network, shelf=tmp_path)
-    assert "is not read" in caplog.text
-    assert not len(store)
-    torch.testing.assert_close(answers(network, SITES[2], store), answers(network, SITES[2], None), atol=1e-5, rtol=1e-5)
 
 
 def test_what_was_replaced_leaves_the_budget():
