@@ -99,7 +99,7 @@ class Cells(L.LightningModule):
         metric = monitor.removeprefix("val/")
         counted = zip(*self._counted[metric, name], strict=True)
         rows, values = (torch.cat(parts) for parts in counted)
-        bases = np.array(self.data.validation.bases)[rows]
+        bases = np.array(self.data.validation.bases)[rows.numpy()]
         kinds = self.data.validation.changing[rows] if metric == "disentangle" else None
         return clustered_interval(values, bases, groups=kinds, resamples=resamples)
 
@@ -118,7 +118,8 @@ class Cells(L.LightningModule):
             self.log_dict(means, prog_bar=True)
         # Nothing about a frozen network changes from epoch to epoch.
         if self.trainer.loggers and (self.trains_network or not self._references):
-            self._references = measured(self._compared, self.data, self._trained)
+            pairs, size = self.data.validation, self.data.eval_batch_size
+            self._references = measured(self._compared, pairs, size, self._trained)
         self.log_dict(self._references)
 
     def on_fit_start(self) -> None:

@@ -6,25 +6,29 @@ from typing import Any
 import torch
 
 from iit.alignment.alignment import Alignment
-from iit.data import PairsDataModule
+from iit.data import EncodedPairs
 from iit.intervened import Edit
 from iit.intervention import All, Frame, Intervention, SoftGate, Subset, VanillaIntervention
 from iit.intervention.operation import Swap
 from iit.result import correct
 
 
-def measured(cells: Mapping[str, Alignment], data: PairsDataModule, trained: Collection[str] | None = None) -> dict[str, float]:
-    """{what it is logged as: a reference's IIA on the validation pairs}, beside each of some cells.
+def measured(
+    cells: Mapping[str, Alignment],
+    pairs: EncodedPairs,
+    batch_size: int,
+    trained: Collection[str] | None = None,
+) -> dict[str, float]:
+    """{what it is logged as: a reference's IIA on validation pairs}, beside each of some cells.
 
     trained: the variables whose pairs count; all by default.
     """
-    pairs = data.validation
     counts = torch.tensor([trained is None or set(v) <= set(trained) for v in pairs.interchanged])
     lines: dict[str, float] = {}
     for name, cell in cells.items():
         for control, reference in references(cell).items():
             right = torch.zeros(len(pairs))
-            for batch in pairs.batches(data.eval_batch_size, reference.n_columns):
+            for batch in pairs.batches(batch_size, reference.n_columns):
                 base = batch["base"]
                 logits = reference.answer_logits(base, batch["sources"], batch["active"]).cpu()
                 right[batch["row"]] = correct(logits, base["answer"]).float()
