@@ -33,7 +33,27 @@ TEMPLATES = (
     "After {A} and {B} had bought a {object} at the {place}, {S} gave it to",
     "It was raining, so {A} and {B} stayed inside the {place}. Later, {S} lent a {object} to",
     "When {A} and {B} found a {object} near the {place}, {S} picked it up and gave it to",
+    # The others are for test alone.
+    "Yesterday {A} and {B} walked to the {place} together, and {S} brought a {object} to",
+    "Before {A} and {B} left the {place}, {S} gave a {object} to",
+    "Last summer {A} and {B} worked at the {place}, where {S} once sold a {object} to",
+    "Because {A} and {B} were late for the {place}, {S} quickly handed the {object} to",
+    "The {object} was heavy, so when {A} and {B} reached the {place}, {S} handed it to",
+    "At the {place}, {A} and {B} sat down next to each other, and {S} passed the {object} to",
+    "Outside the {place}, {A} and {B} stood in the sun when {S} decided to give a {object} to",
+    "For years {A} and {B} had not seen each other. At the {place}, {S} gave a {object} to",
+    "Early in the morning {A} and {B} arrived at the {place}, and {S} delivered a {object} to",
+    "During the break {A} and {B} went to the {place}, and {S} sold a {object} to",
+    "In front of the {place}, {A} and {B} talked about the {object}, which {S} then gave to",
+    "Although {A} and {B} were tired when they left the {place}, {S} threw the {object} to",
+    "On the way to the {place}, {A} and {B} argued until {S} returned the {object} to",
+    "Every week {A} and {B} meet at the {place}, and {S} always brings a {object} to",
+    "Nobody else was in the {place}, so {A} and {B} waited, and {S} lent the {object} to",
+    "Just as {A} and {B} were about to close the {place}, {S} offered the {object} to",
+    "Some years ago {A} and {B} owned the {place}, and one day {S} left a {object} to",
+    "The rain had stopped when {A} and {B} came out of the {place}, and {S} gave the {object} back to",
 )
+FIRST_FOR_TEST = 16
 
 NAMES = tuple(
     """
@@ -105,7 +125,8 @@ class IndirectObject(Task):
     splits = ("name", "template")
 
     def __init__(self) -> None:
-        self.pools = {"name": NAMES, "template": tuple(range(len(TEMPLATES))), "place": PLACES, "object": OBJECTS}
+        self.pools = {"name": NAMES, "template": tuple(range(FIRST_FOR_TEST)), "place": PLACES, "object": OBJECTS}
+        self.test_only = {"template": tuple(range(FIRST_FOR_TEST, len(TEMPLATES)))}
         self.model = CausalModel(
             INPUTS,
             {

@@ -39,6 +39,7 @@ class Task(ABC):
     rivals: other hypotheses about some of these variables, on the same inputs and with the same kind of output.
     pools: what inputs are drawn from, name → entries; a split restricts them.
     splits: the pools of which no entry occurs in two splits, unless one says otherwise.
+    test_only: pool → further entries, which the test split alone gets where the pool is divided among the splits.
     words: the pools whose entries should be one token after a space.
     vocabulary: the words that its texts and answers are made of, with a space before each, for networks trained on it from
         scratch; empty where the texts are natural language or where it writes tensors.
@@ -51,6 +52,7 @@ class Task(ABC):
     pools: Mapping[str, tuple[Any, ...]]
     rivals: Mapping[str, CausalModel] = NONE
     splits: tuple[str, ...] = ()
+    test_only: Mapping[str, tuple[Any, ...]] = NONE
     words: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     counterfactuals: Mapping[str, Counterfactual] = NONE

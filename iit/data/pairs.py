@@ -192,6 +192,9 @@ class Pairs:
             pools, dropped = one_token_words(task, count_tokens)
         apart = task.splits if splits is None else (splits,) if isinstance(splits, str) else tuple(splits)
         parts = disjoint_pools(pools, apart, shares, rng=rng)
+        for name, entries in task.test_only.items():
+            if name in apart:
+                parts["test"][name] += entries
         right = network.answers_right if network is not None and right_only else None
         wanted = asked = Wanted(variables, together, changing_share, tuple(separate), natural and bool(variables))
         facts: dict[str, Any] = {
@@ -217,7 +220,7 @@ class Pairs:
                 log.warning("%s: %.0f%% of the pairs are changing; asked were %.0f%%.", split, 100 * share, 100 * changing_share)
             facts["separating"][split] = _separating(made)
             near = counterparts(task, made, kept.prompts, rng) if wanted.natural else None
-            for name, column in columns_of(made, split, near).items():
+            for name, column in columns_of(made, split, near, unseen_templates="template" in apart).items():
                 columns.setdefault(name, []).extend(column)
 
         def again(epoch: int) -> Dataset:

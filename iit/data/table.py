@@ -25,6 +25,8 @@ COLUMNS = {
     "source_answer": "the source's own answer (null likewise)",
     "changing": "whether the label differs from the base's own answer",
     "kind": "which of the task's variables have another value in the source, joined by +; none where none has. Sampled pairs only",
+    "template": "of the base; only where no template occurs in two splits. "
+    "Intervals are then about other templates",
     "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
     "(null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",
@@ -46,7 +48,9 @@ def source_column(name: str, variable: str, variables: Sequence[str]) -> str:
     return name if len(variables) == 1 else f"{name}[{variable}]"
 
 
-def columns_of(pairs: Paired, split: str, natural: Sequence[Any] | None = None) -> dict[str, list[Any]]:
+def columns_of(
+    pairs: Paired, split: str, natural: Sequence[Any] | None = None, *, unseen_templates: bool = False
+) -> dict[str, list[Any]]:
     """Sampled pairs as columns of the table. natural: for each a written prompt, or None."""
     variables = tuple(pairs.sources)
     n = len(pairs.bases)
@@ -58,6 +62,8 @@ def columns_of(pairs: Paired, split: str, natural: Sequence[Any] | None = None) 
         "base_answer": pairs.bases.answers,
         "changing": pairs.changing.tolist(),
     }
+    if unseen_templates:
+        columns["template"] = pairs.bases.inputs["template"]
     if pairs.kinds is not None:
         columns["kind"] = pairs.kinds
     if natural is not None:
@@ -104,7 +110,7 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     if kind in ("base", "source", "natural"):
         first = next((value for value in values if value is not None), None)
         return pa.array(values, pa.string()) if isinstance(first, str) else _tensors(values)
-    if kind in ("base_answer", "source_answer", "label", "split", "kind"):
+    if kind in ("base_answer", "source_answer", "label", "split", "kind", "template"):
         return _answers(values)
     if kind not in COLUMNS:
         return _kept(values)

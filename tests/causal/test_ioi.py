@@ -3,6 +3,7 @@ import pytest
 
 from iit.causal import ioi
 from iit.causal.ioi import NAMES, OBJECTS, PLACES, TEMPLATES
+from iit.data import Pairs
 from tests.seeds import shifted
 
 
@@ -66,6 +67,18 @@ def test_there_is_enough_of_everything():
     assert all(word[0] not in "aeiou" for word in OBJECTS), "the templates say 'a'"
     assert any("{place}" in t and t.index("{place}") < t.index("{A}") for t in TEMPLATES), "both orders"
     assert len({len(t) - t.index("{S}") for t in TEMPLATES}) > 3, "the subject is repeated early and late"
+
+
+def test_some_templates_are_for_test_alone():
+    """Those of training and validation are what they were before there were these; a claim about unseen templates has 20 or more."""
+    pairs = Pairs.sample(ioi(), n_train=200, n_val=200, n_test=600, seed=0)
+    templates = {split: set(pairs.split(split)["template"]) for split in ("train", "validation", "test")}
+    assert templates["train"] == {0, 1, 3, 5, 10, 11, 12, 15}
+    assert templates["validation"] == {7, 8, 9}
+    assert templates["test"] == {2, 4, 6, 13, 14, *range(16, len(TEMPLATES))}
+    assert len(templates["test"]) >= 20
+    shared = Pairs.sample(ioi(), n_train=400, n_val=400, n_test=400, splits=["name"], seed=0)
+    assert {row["base"].partition(" ")[0] for row in shared.dataset} <= {text.partition(" ")[0] for text in TEMPLATES[:16]}
 
 
 def test_draws_keep_to_the_pools():
