@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -34,8 +35,12 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     `base_answer` is there where the pairs know it, `natural` ({the inputs, positions}) and `has_natural` (BoolTensor[batch]) where
     they have natural counterparts.
 
-    interchanged: the variables that each pair swaps. labels, kinds: their columns (see `COLUMNS`; None where there is none). rivals: rival → LongTensor[n, n_answer], its labels, where `speaks` (rival →
-    BoolTensor[n]) says that it has any.
+    interchanged: the variables that each pair swaps. labels, kinds: their columns (see `COLUMNS`; None
+        where there is none).
+    alternatives: other answers to the base, as far as the pairs know them: "base" → its own,
+        "source/VARIABLE" → the source's, "rival/NAME" → a rival's; LongTensor[n, n_answer], the label
+        where there is none. speaks: rival → BoolTensor[n], whether it has a label.
+    clusters: int[n], equal for pairs of one template where the pairs know it, else of one base.
     """
 
     def __init__(self, pairs: Dataset, variables: str | Sequence[str], network: Encoder):
@@ -51,6 +56,14 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self._base = _encode(network, columns["base"], columns.get("base_roles"), columns["label"])
         self._sources: dict[str, dict[str, Any]] = {}
         self._active: dict[str, Tensor] = {}
+        self.alternatives: dict[str, Tensor] = {}
+
+        def alternative(column: Sequence[Any]) -> Tensor:
+            """Encoded, with the label where there is none."""
+            rows = zip(column, columns["label"], strict=True)
+            filled = [label if answer is None else answer for answer, label in rows]
+            return _answers(network, columns["base"], filled)
+
         for variable in self.variables:
             here = [variable in names for names in self.interchanged]
             found = columns[source_column("source", variable, self.variables)]
@@ -60,6 +73,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
                 roles = [(roles if there else columns["base_roles"])[i] for i, there in enumerate(here)]
             answers = columns.get(source_column("source_answer", variable, self.variables))
             if answers is not None:  # where the base stands in, so does its label
+                self.alternatives[f"source/{variable}"] = alternative(answers)
                 answers = [(answers if there else columns["label"])[i] for i, there in enumerate(here)]
                 # Only sites at the answer's own tokens read it: where it is longer than one.
                 if None in answers or self._base["answer"].shape[1] == 1:
@@ -80,17 +94,14 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         said = {name: [row[name] for row in rivals] for name in (rivals[0] if rivals else ())}
         self.speaks = {name: torch.tensor([answer is not None for answer in column]) for name, column in said.items()}
         said = {name: column for name, column in said.items() if bool(self.speaks[name].any())}
-        self.rivals = {
-            name: _answers(
-                network, columns["base"], [label if a is None else a for a, label in zip(c, columns["label"], strict=True)]
-            )
-            for name, c in said.items()
-        }
+        self.alternatives |= {f"rival/{name}": alternative(column) for name, column in said.items()}
         self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
         if self._base_answer is not None:  # what is written otherwise may be the same tokens
+            self.alternatives["base"] = self._base_answer
             self.changing &= torch.tensor(differ(self._base["answer"], self._base_answer))
         self.labels, self.kinds = columns["label"], columns.get("kind")
         self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
+        self.clusters = np.unique(columns.get("template") or self.bases, return_inverse=True)[1]
 
     def __len__(self) -> int:
         return len(self.bases)

@@ -25,8 +25,7 @@ COLUMNS = {
     "source_answer": "the source's own answer (null likewise)",
     "changing": "whether the label differs from the base's own answer",
     "kind": "which of the task's variables have another value in the source, joined by +; none where none has. Sampled pairs only",
-    "template": "of the base; only where no template occurs in two splits. "
-    "Intervals are then about other templates",
+    "template": "of the base; only where no template occurs in two splits. Intervals are then about other templates",
     "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
     "(null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",

@@ -43,10 +43,10 @@ def agreement_rows(
         answer = pairs["sources"][variable]["answer"]
         for k in range(min(last + 1, label.shape[1], answer.shape[1])):
             agree &= ((label[:, k] == answer[:, k]) | (label[:, k] == IGNORED)).numpy()
-    clusters = np.unique(encoded.bases, return_inverse=True)[1]
     rows = []
     for subset, chosen in (("all", among), ("changing", among & encoded.changing.numpy())):
         if chosen.any():
-            interval = clustered_interval(agree[chosen].astype(float), clusters[chosen], resamples=resamples)
+            right, clusters = agree[chosen].astype(float), encoded.clusters[chosen]
+            interval = clustered_interval(right, clusters, resamples=resamples)
             rows.append(Row(**facts, subset=subset, control=None, metric="answer_agreement", **interval._asdict()))
     return rows

@@ -2,16 +2,29 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from iit.alignment import Alignment, initialise
 from iit.alignment.references import beside
 from iit.data import EncodedPairs, Pairs
+from iit.evaluation.subspace import subspaces
 from iit.intervened import Edit
-from iit.intervention import All, Autoencoder, Frame, Intervention, PrincipalComponents, SoftGate, Subset
+from iit.intervention import (
+    All,
+    Autoencoder,
+    Frame,
+    Intervention,
+    LambdaIntervention,
+    PrincipalComponents,
+    SoftGate,
+    Subset,
+)
 from iit.network import Network
 from iit.site import Site
 
@@ -22,19 +35,9 @@ def random_subspace(alignment: Alignment, seed: int) -> Alignment:
 
     Raises ValueError for an alignment none of whose interventions has a rank of its own.
     """
-    fresh: dict[Intervention, Intervention] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for edit in alignment.edits.values():
-            trained = edit.intervention
-            if trained.learned_rank() is None:
-                raise ValueError(f"{trained} has no rank: there is no random subspace to compare with.")
-            if trained not in fresh:
-                fresh[trained] = _drawn(trained)
-    edits = {
-        key: Edit(edit.sites, fresh[edit.intervention], edit.source_sites, edit.joint) for key, edit in alignment.edits.items()
-    }
-    return beside(alignment, edits)
+        return _exchanged(alignment, _drawn)
 
 
 def has_random_subspace(alignment: Alignment) -> bool:
@@ -67,12 +70,56 @@ def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) ->
         if trained.blocks or isinstance(trained.basis, PrincipalComponents) or rank is None or width is None:
             return None
         components = Intervention(trained.name, PrincipalComponents(width, rank), All(), trained.operation)
-        edits[key] = Edit(edit.sites, components, edit.source_sites, edit.joint)
+        edits[key] = replace(edit, intervention=components)
     other = beside(alignment, edits)
     if len(pairs.split("train")) <= max(e.intervention.rank or 0 for e in edits.values()):
         return None
     initialise(other, pairs, batch_size=batch_size)
     return other
+
+
+def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
+    """The same pairs moved as far as the edit moves them, Δ = h' − h.
+
+    `placebo_direction`: h + u·‖Δ‖ with a random direction u. `placebo_pair`: h + Δ of another pair,
+    the one before it in the batch. None for edits with blocks.
+    """
+    if any(edit.intervention.blocks for edit in alignment.edits.values()):
+        return {}
+
+    def turned(move: Tensor) -> Tensor:
+        # The same in every run: a run may be repeated to check it.
+        noise = torch.randn(move.shape, generator=torch.Generator().manual_seed(seed)).to(move)
+        return noise * move.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+
+    def placebo(trained: Intervention, change: Callable[[Tensor], Tensor]) -> Intervention:
+        def moved(h: Tensor, *source: Tensor) -> Tensor:
+            return h + change(trained(h, *source) - h)
+
+        return LambdaIntervention(moved, trained.needs_source)
+
+    to = {"placebo_direction": turned, "placebo_pair": lambda move: move.roll(1, 0)}
+    return {name: _exchanged(alignment, partial(placebo, change=to[name])) for name in to}
+
+
+def least_rank(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alignment]:
+    """{"least_rank": the same claim with a random frame of the variable's number of values less one}.
+
+    A linear code of the values needs so many dimensions. An interchange that needs more swaps more
+    than the variable. Nothing for claims that have no more, are of several variables or swap no
+    linear subspace, for what is not trained, and where the pairs do not know the values.
+    """
+    key, edit = next(iter(alignment.edits.items()))
+    trained = edit.intervention
+    rank = len(set(map(repr, (pairs.values or {}).get(str(key), ())))) - 1
+    if len(alignment.edits) > 1 or not any(p.requires_grad for p in trained.parameters()):
+        return {}
+    if not subspaces(alignment) or not 0 < rank < (trained.learned_rank() or 0):
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        frame = Intervention(trained.name, Frame(trained.width or 0, rank), All(), trained.operation)
+    return {"least_rank": _exchanged(alignment, lambda trained: frame)}
 
 
 def majority(pairs: Pairs, encoded: EncodedPairs) -> np.ndarray:
@@ -117,7 +164,9 @@ def _each(label: Any) -> list[Any]:
 
 
 def _drawn(trained: Intervention) -> Intervention:
-    rank, basis = trained.learned_rank() or 1, trained.basis
+    rank, basis = trained.learned_rank(), trained.basis
+    if rank is None:
+        raise ValueError(f"{trained} has no rank: there is no random subspace to compare with.")
     fresh = Intervention.from_config(trained.config(), trained.own_parts)
     if isinstance(basis, PrincipalComponents) or (isinstance(basis, Frame) and isinstance(trained.gate, SoftGate)):
         assert basis.width is not None
@@ -126,3 +175,14 @@ def _drawn(trained: Intervention) -> Intervention:
         n = len(trained.gate.logits())
         return Intervention(trained.name, basis, Subset(n, torch.randperm(n)[:rank].tolist()), fresh.operation)
     return fresh
+
+
+def _exchanged(alignment: Alignment, make: Callable[[Intervention], Intervention]) -> Alignment:
+    """The same edits with other interventions; edits that share one still do."""
+    others: dict[Intervention, Intervention] = {}
+    edits = {}
+    for key, edit in alignment.edits.items():
+        if edit.intervention not in others:
+            others[edit.intervention] = make(edit.intervention)
+        edits[key] = replace(edit, intervention=others[edit.intervention])
+    return beside(alignment, edits)

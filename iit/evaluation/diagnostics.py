@@ -110,12 +110,11 @@ def divergence_rows(
     assert alignment.studied is not None
     natural = EncodedPairs(pairs.split("train"), pairs.variables, alignment.studied)
     far = (divergence(alignment, encoded, natural, batch_size=batch_size) > 1).astype(float)
-    clusters = np.unique(encoded.bases, return_inverse=True)[1]
     rows = []
     for variables in dict.fromkeys(encoded.interchanged):
         chosen = np.array([names == variables for names in encoded.interchanged]) & encoded.changing.numpy()
         if chosen.any():
-            interval = clustered_interval(far[chosen], clusters[chosen], resamples=resamples)
+            interval = clustered_interval(far[chosen], encoded.clusters[chosen], resamples=resamples)
             facts = describe(alignment, pairs, variables) | told
             rows.append(Row(**facts, subset="changing", control=None, metric="divergence", **interval._asdict()))
     return rows

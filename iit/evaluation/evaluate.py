@@ -12,11 +12,11 @@ from iit.alignment.labels import check_labels
 from iit.alignment.references import vanilla
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.agreement import agreement_rows
-from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, random_subspace
+from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, placebos, random_subspace
 from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts, spans
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.off_target import off_target, off_target_rows
-from iit.evaluation.outcomes import Outcomes, answered, outcomes
+from iit.evaluation.outcomes import Outcomes, cut, outcomes
 from iit.evaluation.retrained import SEEDS, Refit, retrained
 from iit.evaluation.rows import describe, readout, scores, task_accuracy
 from iit.evaluation.trust import TRUST, Trust, train_alike
@@ -39,18 +39,19 @@ def evaluate(
     refit: Refit = train_alike,
 ) -> list[Row]:
     """Interchange intervention accuracy on one split, on all, on changing, on unchanging pairs and on each kind of pair, with 95%
-    intervals clustered by base prompt.
+    intervals clustered by base prompt, or by template where the pairs know it.
 
     With pairs for several variables there are rows for each set of variables that pairs interchange ("a", "b", "a+b"), and the
     off-target matrix: `off_target/a` among the rows of b is a's edit where b's value is to be swapped.
 
-    Beside the alignment (control None): `vanilla` (the sites' whole vectors), `random_subspace` (pooled over the draws) and
+    Beside the alignment (control None): `vanilla` (the sites' whole vectors), `placebos`, `random_subspace` (pooled over the draws) and
     `random_subspace/0`, …, `pca_subspace` of equal rank, `majority` (always the most frequent training label), `no_intervention`;
     `inert_resampled` where the alignment declares inert parts; `iia_difference` rows hold the alignment minus a control, pair by pair.
     With the test split come rows of the training split. Where the pairs know the right answers, `logit_difference` is the mean over
     changing pairs of logit(label) − logit(base's own answer), and `task_accuracy` is the share of all drawn prompts that the network
     answers, before filtering (where nothing was filtered, of the pairs' bases); `rival/NAME` is the alignment scored by what another
-    causal model of the task says of the same pairs. Controls are scored on the same pairs; nothing is filtered again. Pairs without a
+    causal model of the task says of the same pairs. `iia_forced` rows score the label among the pair's own alternatives, and `cut`
+    says whether the sites pass the source's own answer (see `Outcomes` and `cut`). Controls are scored on the same pairs; nothing is filtered again. Pairs without a
     variable (prompts alone) give the one row `task_accuracy` of the network itself, likewise.
 
     trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the task's other variables, and the
@@ -115,12 +116,15 @@ def evaluate(
             draws = [right for name, right in arms.items() if name is not None and name.startswith(prefix)]
             if draws:
                 arms[pooled] = np.stack(draws if pooled != "seeds" else [arms[None], *draws], 1)
-        arms |= {f"rival/{name}": right for name, right in scored[None].right.items() if name is not None}
+        arms |= {name: right for name, right in scored[None].right.items() if (name or "").startswith("rival/")}
     others = off_target(alignment, encoded, batch_size) if controls and len(pairs.variables) > 1 else {}
-    rows = _rows(alignment, pairs, encoded, arms, _differences(scored), others, told, trust.resamples) + rows
+    figures = {"logit_difference": _pooled(scored, "difference"), "iia_forced": _pooled(scored, "forced")}
+    if controls:
+        figures["cut"] = {None: cut(alignment, encoded, scored["vanilla"])}
+    rows = _rows(alignment, pairs, encoded, arms, figures, others, told, trust.resamples) + rows
     if controls:
         if answers is None:
-            answers = answered(alignment, encoded, batch_size=batch_size)
+            answers = scored["no_intervention"].right.get("base")
         if answers is not None:
             rows.append(task_accuracy(answers, describe(alignment, pairs, pairs.variables) | told))
         if split == "test" and "train" in set(pairs.dataset["split"]):
@@ -140,14 +144,17 @@ def _beside(
     if components is not None:
         others["pca_subspace"] = components
     found: dict[str | None, Outcomes] = {name: outcomes(other, encoded, batch_size=batch_size) for name, other in others.items()}
+    # Which pair is another one's placebo hangs on the batches: these are always of the same size.
+    found |= {name: outcomes(other, encoded) for name, other in placebos(alignment, seed).items()}
     return found | {"no_intervention": outcomes(alignment, encoded, batch_size=batch_size, edited=False)}
 
 
-def _differences(scored: Mapping[str | None, Outcomes]) -> dict[str | None, np.ndarray]:
-    """Logit differences, the random draws pooled."""
-    found = {name: one.difference for name, one in scored.items() if name is None or "random_subspace/" not in name}
-    draws = [one.difference for name, one in scored.items() if name is not None and name.startswith("random_subspace/")]
-    return found | ({"random_subspace": np.stack(draws, 1)} if draws else {})
+def _pooled(scored: Mapping[str | None, Outcomes], field: str) -> dict[str | None, np.ndarray]:
+    """A figure of all arms, the random draws pooled."""
+    arms = {name: getattr(one, field) for name, one in scored.items()}
+    draws = [arms[name] for name in arms if (name or "").startswith("random_subspace/")]
+    kept = {name: figure for name, figure in arms.items() if "random_subspace/" not in (name or "")}
+    return kept | ({"random_subspace": np.stack(draws, 1)} if draws else {})
 
 
 def _rows(
@@ -155,7 +162,7 @@ def _rows(
     pairs: Pairs,
     encoded: EncodedPairs,
     arms: Mapping[str | None, np.ndarray],
-    differences: Mapping[str | None, np.ndarray],
+    figures: Mapping[str, Mapping[str | None, np.ndarray]],
     others: Mapping[str, np.ndarray],
     told: dict[str, Any],
     resamples: int,
@@ -172,6 +179,7 @@ def _rows(
             for name, right in others.items():
                 if name not in variables:
                     rows += off_target_rows(name, right, encoded, chosen, facts, resamples)
-        rows += readout(differences, encoded, chosen, facts, resamples)
+        for metric, by_arm in figures.items():
+            rows += readout(by_arm, encoded, chosen, facts, resamples, metric)
         rows += agreement_rows(alignment, encoded, variables, chosen, facts, resamples)
     return rows

@@ -1,6 +1,6 @@
 """Which pairs an alignment gets right, by the causal model's label and by its rivals'."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,55 +10,94 @@ from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs
-from iit.result import correct, logit_difference
+from iit.data.encoded import differ
+from iit.intervened.sources import variables_of
+from iit.result import correct, log_probability, logit_difference
+from iit.site import Site
 
 
 class Outcomes(NamedTuple):
     """What an alignment does on pairs, in their order.
 
-    right: bool[n], whether the label is the argmax at every answer token; None: the causal model's label, a name: a rival's.
+    right: bool[n], whether the label is the argmax at every answer token; None: the causal model's
+        label, a name: that of `EncodedPairs.alternatives`.
     difference: float[n], logit of the label − logit of the base's own answer, where their tokens first differ; NaN where they do
         not, where the base's answer is not known, and where several answers are right.
+    forced: float[n], 1 where the label is the likeliest among the pair's alternatives, else 0.
+        Compared are log-probabilities of all tokens, each answer teacher-forced, whatever its length.
+        An alternative does not count that is the label, begins it or is begun by it. NaN where none
+        counts, and where several answers are right.
     """
 
     right: dict[str | None, np.ndarray]
     difference: np.ndarray
+    forced: np.ndarray
 
 
 def outcomes(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64, edited: bool = True) -> Outcomes:
-    """Score every pair by the causal model's label and by its rivals'.
+    """Score every pair by the causal model's label and by its alternatives.
 
-    Labels of one token are scored in one pass over the network. Longer ones are teacher-forced, which takes a pass for each rival.
+    Answers of one token are scored in one pass over the network. Longer ones are teacher-forced, which
+    takes a pass for each alternative.
 
     edited: False leaves every edit out, for the network's own answer on the base.
     """
-    right: dict[str | None, np.ndarray] = {name: np.zeros(len(pairs), dtype=bool) for name in (None, *pairs.rivals)}
-    difference = np.full(len(pairs), np.nan)
+    names = (None, *pairs.alternatives)
+    right: dict[str | None, np.ndarray] = {name: np.zeros(len(pairs), dtype=bool) for name in names}
+    difference, forced = (np.full(len(pairs), np.nan) for _ in range(2))
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns):
-            rows, label, own = batch["row"], batch["base"]["answer"], batch.get("base_answer")
+            rows, label = batch["row"], batch["base"]["answer"]
             logits = _logits(alignment, batch, label, edited).cpu()
             right[None][rows.numpy()] = correct(logits, label).numpy()
-            if own is not None and label.ndim == own.ndim == 2:
-                difference[rows.numpy()] = logit_difference(logits, label, own).numpy()
-            for name, labels in pairs.rivals.items():
-                theirs = labels[rows]
-                if theirs.shape[1] > 1 or label.shape[1] > 1:
-                    logits = _logits(alignment, batch, theirs, edited).cpu()
-                right[name][rows.numpy()] = correct(logits, theirs).numpy()
-    return Outcomes(right, difference)
+            best = torch.full((len(rows),), -torch.inf)
+            for name, answers in pairs.alternatives.items():
+                theirs = answers[rows]
+                longer = theirs.shape[1] > 1 or label.shape[1] > 1
+                there = _logits(alignment, batch, theirs, edited).cpu() if longer else logits
+                right[name][rows.numpy()] = correct(there, theirs).numpy()
+                if label.ndim == theirs.ndim == 2:
+                    gap = logit_difference(logits, label, theirs)
+                    likely = log_probability(there, theirs).masked_fill(gap.isnan(), -torch.inf)
+                    best = best.maximum(likely)
+                    if name == "base":
+                        difference[rows.numpy()] = gap.numpy()
+            if bool((best > -torch.inf).any()):
+                won = (log_probability(logits, label) > best).float()
+                forced[rows.numpy()] = won.masked_fill(best == -torch.inf, torch.nan).numpy()
+    return Outcomes(right, difference, forced)
 
 
-def answered(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64) -> np.ndarray | None:
-    """bool[n]: does the unedited network give each base its own answer? None where the pairs do not know these."""
-    right = np.zeros(len(pairs), dtype=bool)
-    with evaluating(alignment):
-        for batch in pairs.batches(batch_size, alignment.n_columns):
-            if "base_answer" not in batch:
-                return None
-            logits = _logits(alignment, batch, batch["base_answer"], edited=False).cpu()
-            right[batch["row"].numpy()] = correct(logits, batch["base_answer"]).numpy()
-    return right
+def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarray:
+    """float[n]: does the whole vector of the variable's sites give the source's own answer?
+
+    NaN in pairs that do not count. Pairs of one variable count whose label is the source's answer and
+    not the base's. Where a site holds every token of the prompts, all count whose source has another
+    answer than the base: nothing of the base is left behind such a cut. A low figure says that the
+    network also reads the variable elsewhere.
+
+    whole: outcomes of vanilla patching.
+    """
+    passes = np.full(len(pairs), np.nan)
+    inputs = pairs.batch(range(len(pairs)))["base"]
+    base_answers = pairs.alternatives.get("base")
+    for variable in pairs.variables if base_answers is not None else ():
+        name = f"source/{variable}"
+        answers = pairs.alternatives.get(name, base_answers)
+        edits = [edit for key, edit in alignment.edits.items() if variable in variables_of(key, edit)]
+        covered = any(_holds_all(site, inputs) for edit in edits for site in edit.sites)
+        counted = np.array(differ(answers, base_answers))
+        counted &= ~np.array(differ(answers, inputs["answer"])) | covered
+        counted &= [names == (variable,) for names in pairs.interchanged]
+        passes[counted] = whole.right.get(name, passes)[counted]
+    return passes
+
+
+def _holds_all(site: Site, inputs: Mapping[str, Any]) -> bool:
+    """Whether a site holds every token of each prompt: of several roles each is one."""
+    n_held = len(site.position) if isinstance(site.position, tuple) else 1
+    n_tokens = inputs.get("attention_mask", torch.zeros(1, 1)).sum(1)
+    return site.head is None and (site.position is None or bool((n_tokens == n_held).all()))
 
 
 @contextmanager

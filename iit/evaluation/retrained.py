@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from iit.alignment import Alignment
-from iit.data import Pairs
-from iit.evaluation.controls import fresh
-from iit.intervened import ActivationStore
+from iit.data import EncodedPairs, Pairs
+from iit.data.pairing import Paired
+from iit.data.prompts import write
+from iit.data.table import columns_of, dataset
+from iit.evaluation.controls import fresh, least_rank
+from iit.intervened import ActivationStore, capture
 from iit.network import untrained
-from iit.network.components import blocks_of
 from iit.site import Site
 
 Refit = Callable[[Mapping[str, Alignment], Pairs, int], Any]
@@ -25,9 +29,11 @@ def retrained(
 ) -> tuple[dict[str, Alignment], dict[str, str]]:
     """({control: alignment, trained as the given one was}, {control: why there is none}).
 
-    `seed/K`: other draws of the start, on the same pairs in the same order. `wrong_site`: the same intervention where the hypothesis does
-    not place the variable. `shuffled_label`: the labels of the training and validation pairs are permuted. `untrained_network`: the
-    same architecture with random weights and the trained network's prompts, which are not filtered again.
+    `seed/K`: other draws of the start, on the same pairs in the same order. `least_rank`: see there.
+    `wrong_site`: the same intervention at a site that sees no token that the variable depends on (see
+    `displaced` and `sees`). `shuffled_label`: the labels of the training and validation pairs are
+    permuted. `untrained_network`: the same architecture with random weights and the trained network's
+    prompts, which are not filtered again.
 
     Nothing is trained where the pairs lack what a training needs: a training and a validation split, and all of the alignment's variables.
     Where nothing of the alignment is trained (no parameter requires gradients) the labels have no part in it, and are not shuffled.
@@ -38,17 +44,17 @@ def retrained(
     if lacking:
         return {}, dict.fromkeys(("seeds", *RETRAINED), f"the pairs lack {', '.join(lacking)}")
     made = {f"{SEEDS}{number}": fresh(alignment, seed + number) for number in range(1, seeds)}
+    made |= least_rank(alignment, pairs, seed)
     missing: dict[str, str] = {}
-    moved = displaced(alignment, pairs, elsewhere)
-    if moved is None:
-        missing["wrong_site"] = "the site names no role and no layer; say where with trust.wrong_site"
-    else:
-        wrong = fresh(alignment, seed, moved=moved)
-        try:
-            wrong.check_apart()
-            made["wrong_site"] = wrong
-        except ValueError as error:
-            missing["wrong_site"] = str(error)
+    try:
+        wrong = fresh(alignment, seed, moved=partial(displaced, elsewhere=elsewhere))
+        wrong.check_apart()
+        if sees(wrong, pairs):
+            where = elsewhere or "the first tokens"
+            raise ValueError(f"at {where} stands what the variable depends on; set trust.wrong_site")
+        made["wrong_site"] = wrong
+    except ValueError as error:
+        missing["wrong_site"] = str(error)
     refit(made, pairs, seed)
     if any(p.requires_grad for p in alignment.parameters()):
         made["shuffled_label"] = fresh(alignment, seed)
@@ -67,31 +73,40 @@ def retrained(
     return made | {"untrained_network": random}, missing
 
 
-def displaced(alignment: Alignment, pairs: Pairs, elsewhere: Mapping[str, Any] | None) -> Callable[[Site], Site] | None:
-    """Where the variable should not be: as `elsewhere` says; another role that all prompts have; half of the blocks away. None where the
-    sites name neither."""
-    if elsewhere:
-        return lambda site: replace(site, **elsewhere)
-    sites = [site for edit in alignment.edits.values() for site in edit.sites]
-    taken = {role for site in sites for role in (site.position if isinstance(site.position, tuple) else (site.position,))}
-    if any(isinstance(role, str) for role in taken):
-        roles = _roles(pairs)
-        others = [role for role in sorted(roles) if role not in taken]
-        if others:
-            return lambda site: replace(site, position=others[0])
-    if all(site.layer is not None for site in sites):
-        n = len(blocks_of(alignment.network)[1])
-        return lambda site: replace(site, layer=((site.layer or 0) + n // 2) % n)
-    return None
+def displaced(site: Site, elsewhere: Mapping[str, Any] | None) -> Site:
+    """Where the variable should not be: as `elsewhere` says, else the prompt's first tokens."""
+    n = len(site.position) if isinstance(site.position, tuple) else 1
+    return replace(site, **(elsewhere or {"position": tuple(range(n))}))
 
 
-def _roles(pairs: Pairs) -> set[str]:
-    """The roles, of one token's span or more, that every base and every source has."""
-    columns = [c for c in pairs.dataset.column_names if c.partition("[")[0] in ("base_roles", "source_roles")]
-    found = [
-        {role for role, span in row.items() if span is not None} for column in columns for row in pairs.dataset[column] if row
-    ]
-    return set.intersection(*found) if found else set()
+def sees(alignment: Alignment, pairs: Pairs) -> bool:
+    """Whether an alignment's sites follow the inputs that its variables depend on.
+
+    These inputs are exchanged among test prompts while all others stay; then the activations change.
+    Raises ValueError for pairs without a causal model.
+    """
+    task, network = pairs.task, alignment.studied
+    if task is None or pairs.prompts is None or network is None:
+        raise ValueError("the pairs have no causal model that says what the variable depends on")
+    prompts = pairs.prompts("test", 100, 0)
+    causes = set(map(str, alignment.variables))
+    causes = causes.union(*map(task.model.ancestors, causes))
+    inputs = dict(prompts.inputs)
+    for name in causes.intersection(inputs):
+        inputs[name] = [*inputs[name][1:], inputs[name][0]]
+    sites = [site for edit in alignment.edits.values() for site in (*edit.sites, *edit.source_sites)]
+    seen = []
+    for each in (prompts, write(task, inputs)):
+        table = dataset(columns_of(Paired(each, {}, {}, each.answers, {}), "test"))
+        base = EncodedPairs(table, (), network).batch(range(len(each)))["base"]
+        seen.append(capture(network, base, sites))
+    for site in sites:
+        one, other = (activations[site] for activations in seen)
+        # The same tokens in a batch of another length give other floats.
+        near = 1e-4 * float(one.abs().max())
+        if one.shape != other.shape or not torch.allclose(one, other, atol=near):
+            return True
+    return False
 
 
 def shuffled(pairs: Pairs, seed: int) -> Pairs:

@@ -13,11 +13,14 @@ DIFFERENCES = (
     "vanilla",
     "pca_subspace",
     "random_subspace",
+    "placebo_direction",
+    "placebo_pair",
     "majority",
     "no_intervention",
     "shuffled_label",
     "untrained_network",
     "wrong_site",
+    "least_rank",
     "inert_resampled",
     "read_part",
 )
@@ -60,8 +63,7 @@ def scores(
 
     among: bool[n], the pairs that count. facts: the columns that tell whose rows they are.
     """
-    changing = encoded.changing.numpy()
-    clusters = np.unique(encoded.bases, return_inverse=True)[1]
+    changing, clusters = encoded.changing.numpy(), encoded.clusters
     rows = []
 
     def add(subset: str, chosen: np.ndarray, control: str | None, metric: str, values: np.ndarray, **options: Any) -> None:
@@ -91,17 +93,23 @@ def scores(
 
 
 def readout(
-    arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
+    arms: Mapping[str | None, np.ndarray],
+    encoded: EncodedPairs,
+    among: np.ndarray,
+    facts: Mapping[str, Any],
+    resamples: int,
+    metric: str = "logit_difference",
 ) -> list[Row]:
-    """The mean logit difference of changing pairs, where it is known."""
-    chosen = encoded.changing.numpy() & among & ~np.isnan(arms[None])
+    """The mean figure of the changing pairs (`cut`: all) in which it is known (not NaN)."""
+    subset = "all" if metric == "cut" else "changing"
+    chosen = among & ~np.isnan(arms[None]) & (encoded.changing.numpy() | (subset == "all"))
     if not chosen.any():
         return []
-    clusters = np.unique(encoded.bases, return_inverse=True)[1][chosen]
+    bounded, clusters = metric != "logit_difference", encoded.clusters[chosen]
     rows = []
     for control, values in arms.items():
-        interval = clustered_interval(values[chosen], clusters, bounded=False, resamples=resamples)
-        rows.append(Row(**facts, subset="changing", control=control, metric="logit_difference", **interval._asdict()))
+        interval = clustered_interval(values[chosen], clusters, bounded=bounded, resamples=resamples)
+        rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
     return rows
 
 

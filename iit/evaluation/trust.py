@@ -10,9 +10,10 @@ from iit.data import Pairs
 THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "task": (0.8, 0.6),
     "accuracy": (0.8, 0.5),
-    "precision": (0.2, 0.4),
     "isolation": (0.8, 0.6),
     "selectivity": (0.3, 0.1),
+    "placebo": (0.3, 0.1),
+    "cut": (0.8, -1.0),
     "beyond_pca": (0.05, -1.0),
     "generalisation": (0.1, 0.25),
     "worst_kind": (0.7, 0.4),
@@ -21,10 +22,11 @@ THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "off_target": (0.2, 0.5),
     "seed_spread": (0.1, 0.25),
     "same_subspace": (0.5, 1.0),
+    "excess_rank": (0.05, 0.05),
     "illusion": (0.1, 0.3),
     "divergence": (0.25, 0.75),
 }
-"""Criterion → (passes up to here, warns up to here); beyond, it fails. What each one compares is in `iit.evaluation.verdict`.
+"""Criterion → (passes up to here, fails beyond): each for the whole interval. What each one compares is in `iit.evaluation.verdict`.
 
 `conf/trust/thresholds/default.yaml` says the same to runs.
 """
@@ -47,7 +49,7 @@ def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
             good, fair = float("nan"), float("nan")
         if not (good >= fair if higher else good <= fair):
             order = "the higher first, as higher figures are better" if higher else "the lower first, as lower figures are better"
-            raise ValueError(f"thresholds: {name} takes [passes up to here, warns up to here], {order}; got {pair}.")
+            raise ValueError(f"thresholds: {name} takes [passes up to here, fails beyond], {order}; got {pair}.")
         found[name] = (good, fair)
     return found
 
@@ -72,10 +74,10 @@ class Trust:
     full: also what has to be trained again (labels shuffled, an untrained network, a wrong site, other seeds), the other variables'
         pairs, the diagnostics of illusion and divergence, and, in small networks, the abstraction error.
     seeds: with `full`, how many trainings are compared, the alignment's own among them.
-    wrong_site: with `full`, what is different at the wrong site, {"position": "object"} or {"layer": 2}; by default another role or,
-        where the site names none, another layer.
+    wrong_site: with `full`, what is different at the wrong site, {"position": 0} or {"module": …}; by default the first tokens of the
+        prompt. It is left out where it sees a token that the variable depends on.
     interventions: with `full`, how many the abstraction error draws in each direction.
-    thresholds: criterion → (pass, warn), in place of those of `THRESHOLDS`.
+    thresholds: criterion → (passes up to here, fails beyond), in place of those of `THRESHOLDS`.
 
     Raises ValueError for thresholds that `thresholds_with` refuses, for fewer than two seeds, and for no interventions.
     """

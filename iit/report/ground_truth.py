@@ -15,10 +15,10 @@ DISTANCES = {
     "found_in_truth": "of what is found to the truth (°)",
     "projection_distance": "distance of projections",
 }
-HEADER = ("case", "method", "IIA, changing pairs", *DISTANCES.values(), "rank", "verdict", "fails, warns")
+HEADER = ("case", "method", "IIA, changing pairs", *DISTANCES.values(), "rank", "verdict", "fails, open")
 REASONS = ("case", "method", "criterion", "outcome", "why")
 # Okabe and Ito's colours; methods have a marker each.
-COLOURS = {"pass": "#009E73", "warn": "#E69F00", "fail": "#D55E00"}
+COLOURS = {"pass": "#009E73", "open": "#E69F00", "fail": "#D55E00"}
 MARKERS = "osD^vPX*<>hp"
 NOWHERE = 1.2
 """Where what has no distance stands."""
@@ -47,7 +47,7 @@ def ground_truth_lines(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> list
     for (case, method), (iia, distances) in pooled(rows).items():
         judged = verdicts[f"{case}/{method}"]
         reasons = [
-            ", ".join(f["criterion"] for f in judged["findings"] if f["outcome"] == outcome) for outcome in ("fail", "warn")
+            ", ".join(f["criterion"] for f in judged["findings"] if f["outcome"] == outcome) for outcome in ("fail", "open")
         ]
         lines.append(
             (
@@ -57,7 +57,7 @@ def ground_truth_lines(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> list
                 *(_distance(distances, metric) for metric in DISTANCES),
                 "—" if iia.rank is None else str(iia.rank),
                 judged["outcome"],
-                "; ".join(text if number == 0 else f"warns: {text}" for number, text in enumerate(reasons) if text) or "—",
+                "; ".join(text if number == 0 else f"open: {text}" for number, text in enumerate(reasons) if text) or "—",
             )
         )
     return lines

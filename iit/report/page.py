@@ -40,7 +40,7 @@ def _table(result: Path) -> str:
     if is_ground_truth(metrics.facts):
         verdicts = metrics.facts["verdicts"]
         why = markdown(REASONS, ground_truth_reasons(verdicts), n_left=len(REASONS))
-        told = f"\n<details><summary>Why: each criterion that failed or warned</summary>\n\n{why}\n</details>\n"
+        told = f"\n<details><summary>Why: each criterion that does not pass</summary>\n\n{why}\n</details>\n"
         return markdown(HEADER, ground_truth_lines(metrics.rows, verdicts), n_left=2) + told
     if is_maps(metrics.facts):
         return (

@@ -27,6 +27,9 @@ _NAMES = {
     ("shuffled_label", "iia"): "trained on shuffled labels",
     ("untrained_network", "iia"): "trained in an untrained network",
     ("wrong_site", "iia"): "trained at a wrong site",
+    ("least_rank", "iia"): "trained at the least rank that the variable's values need",
+    ("placebo_direction", "iia"): "moved as far in a random direction",
+    ("placebo_pair", "iia"): "moved by another pair's difference",
     ("seeds", "iia"): "all seeds",
     ("read_part", "iia"): "the part that downstream reads",
     ("read_part/vanilla", "iia"): "what downstream reads of the whole vector",
@@ -44,6 +47,10 @@ _NAMES = {
     ("vanilla", "iia_difference"): "trained − vanilla, paired",
     ("random_subspace", "iia_difference"): "trained − random subspaces, paired",
     ("no_intervention", "iia_difference"): "trained − no intervention, paired",
+    (None, "iia_forced"): "right among the pair's own answers, trained",
+    ("untrained_network", "iia_forced"): "right among the pair's own answers, in an untrained network",
+    ("no_intervention", "iia_forced"): "right among the pair's own answers, no intervention (chance)",
+    (None, "cut"): "the source's own answer, of all that the sites hold",
     (None, "disentangle"): "disentangle score, trained",
     ("vanilla", "disentangle"): "disentangle score, vanilla",
     ("random_subspace", "disentangle"): "disentangle score, random subspaces",
@@ -104,7 +111,8 @@ def _is_off_target(row: Row) -> bool:
 
 def _left_out(row: Row) -> bool:
     single = (row.control or "").startswith(("random_subspace/", "read_part/random_subspace/", "seed/"))
-    return single or (row.metric in ("iia_difference", "logit_difference") and (row.control, row.metric) not in _NAMES)
+    brief = row.metric in ("iia_difference", "iia_forced", "logit_difference")
+    return single or (brief and (row.control, row.metric) not in _NAMES)
 
 
 def describe(row: Row) -> str:

@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 HEADER = ("criterion", "verdict", "why")
-STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+STYLES = {"pass": "green", "open": "yellow", "fail": "bold red", "not judged": "dim", "warn": "yellow"}
+"""Older runs say warn."""
 
 
 def verdict_lines(verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -16,8 +17,10 @@ def verdict_lines(verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def not_run(verdict: Mapping[str, Any]) -> str:
-    """What the verdict does not know."""
-    return f"Not run: {', '.join(verdict['not_run'])}." if verdict["not_run"] else "Nothing was left out."
+    """What the verdict does not know, and which controls do not count."""
+    text = f"Not run: {', '.join(verdict['not_run'])}." if verdict["not_run"] else "Nothing was left out."
+    weak = verdict.get("cannot_fail")
+    return f"{text} Cannot fail, and not counted: {', '.join(weak)}." if weak else text
 
 
 def verdict_table(verdict: Mapping[str, Any]) -> Table:

@@ -1,6 +1,6 @@
 """Figures: when a pair is right, intervals, rows, the file they are kept in, and how a cell is chosen."""
 
-from iit.result.accuracy import correct, logit_difference
+from iit.result.accuracy import correct, log_probability, logit_difference
 from iit.result.interval import Interval, clustered_interval, over_seeds
 from iit.result.metrics import SCHEMA, Metrics, read_metrics, write_metrics, write_text
 from iit.result.row import ROW_FIELDS, Row
@@ -15,6 +15,7 @@ __all__ = [
     "Row",
     "clustered_interval",
     "correct",
+    "log_probability",
     "logit_difference",
     "over_seeds",
     "read_metrics",

@@ -23,6 +23,14 @@ def correct(
     return (((best.indices.unsqueeze(-1) == alternatives).any(-1) & ~best.values.isnan()) | absent).all(1)
 
 
+def log_probability(
+    logits: Float[Tensor, "batch n_answer vocab"], answer: Int[Tensor, "batch n_answer"]
+) -> Float[Tensor, " batch"]:
+    """The sum over all tokens of an answer that is teacher-forced, in fp32; no token that would end it is counted."""
+    logs = logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return logs.masked_fill(answer == _IGNORED, 0).sum(1)
+
+
 def logit_difference(
     logits: Float[Tensor, "batch n_answer vocab"], label: Int[Tensor, "batch n_answer"], other: Int[Tensor, "batch n_other"]
 ) -> Float[Tensor, " batch"]:

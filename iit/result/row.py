@@ -16,8 +16,9 @@ class Row:
     seed: of the run.
     split: train | validation | test. subset: all | changing | unchanging pairs, or kind/NAME: those whose source differs in NAME.
     control: None for the alignment itself, else the control that was scored in its place or, in differences, against it.
-    metric: iia | iia_difference | disentangle | logit_difference | task_accuracy | divergence | principal_angle |
-        found_in_truth | projection_distance | abstraction_error/up | abstraction_error/down.
+    metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference | task_accuracy |
+        divergence | principal_angle | found_in_truth | projection_distance | abstraction_error/up |
+        abstraction_error/down.
     value, low, high: the figure and its 95% interval. n: pairs (or prompts) behind it.
     """
 

@@ -21,14 +21,15 @@ from iit.evaluation.retrained import shuffled
 from iit.network import planted, untrained
 
 SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")
-RANK, WIDTH = 2, 32
-TRUST = Trust(
-    full=True, resamples=200, random_subspaces=2, interventions=500, wrong_site={"module": "embedding", "side": "output"}
-)
+PARENTS = iit.Site(module="embedding")
+WIDTH = 32
+RANKS = {"wide": 6, "parents": 4}
+"""Of claims whose rank is not the true one, 2: of the value, and of both numbers that it is the sum of."""
+TRUST = Trust(full=True, resamples=200, random_subspaces=2, interventions=500)
 refit = partial(
     train_alike,
     batch_size=64,
-    max_epochs=4,
+    max_epochs=6,
     trainer=partial(L.Trainer, enable_progress_bar=False, enable_model_summary=False),
     module=partial(DAS, optimizer=partial(torch.optim.Adam, lr=5e-2)),
 )
@@ -38,11 +39,12 @@ def judged(claim, seed):
     network = planted(3, WIDTH, claim if claim in ("wrong", "leaky", "illusion") else "clean", seed=seed)
     network = untrained(network, seed) if claim == "random_network" else network
     pairs = Pairs.sample(
-        modular_sum(3), network, n_train=1280, n_val=100, n_test=200, variable="first", right_only=False, seed=seed
+        modular_sum(3), network, n_train=1280, n_val=100, n_test=400, variable="first", right_only=False, seed=seed
     )
     pairs = shuffled(pairs, seed) if claim == "shuffled_label" else pairs
     torch.manual_seed(seed)
-    edit = iit.Edit(SITE, iit.LowRankRotatedSpaceIntervention(WIDTH, RANK))
+    rank = RANKS.get(claim, 2)
+    edit = iit.Edit(PARENTS if claim == "parents" else SITE, iit.LowRankRotatedSpaceIntervention(WIDTH, rank))
     alignment = iit.Alignment(network, {"first": edit}, inert={"bypass": iit.Edit(AROUND, iit.VanillaIntervention())})
     refit({"": alignment}, pairs, seed)
     rows = evaluate(alignment, pairs, TRUST, seed=seed, refit=refit, batch_size=200)

@@ -19,6 +19,7 @@ from iit.report import (
     write_summary,
 )
 from iit.report.curves import read_log
+from iit.report.verdict import verdict_markdown, verdict_table
 from iit.result import write_metrics
 from tests.result.test_result import ROW
 
@@ -238,3 +239,15 @@ def test_curves_show_what_was_logged(tmp_path):
     path.write_text("epoch,step,x\n0,0,1\n")
     with pytest.raises(ValueError, match="no 'train/loss'"):
         training_curve(path)
+
+
+def test_a_verdict_names_what_cannot_fail_and_older_ones_are_read():
+    finding = {"criterion": "accuracy", "outcome": "not judged", "value": 1.0, "low": 0.8, "high": 1.0, "n": 3, "reason": "n = 3"}
+    verdict = {"variable": "v", "outcome": "open", "findings": [finding], "not_run": [], "cannot_fail": ["majority"]}
+    text = verdict_markdown([verdict])
+    assert "Verdict on `v`: **open**. Nothing was left out. Cannot fail, and not counted: majority." in text
+    assert "| accuracy | not judged | n = 3 |" in text
+    older = {key: verdict[key] for key in ("variable", "findings", "not_run")} | {"outcome": "warn"}
+    assert "**warn**. Nothing was left out.\n" in verdict_markdown([older])
+    for each in (verdict, older):
+        assert verdict_table(each).row_count == 1

@@ -1,0 +1,123 @@
+"""Placebos, the rank that a variable's values need, and the site that sees nothing of the variable."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import iit
+from iit.causal import ioi, modular_sum
+from iit.data import EncodedPairs, Pairs
+from iit.evaluation import outcomes
+from iit.evaluation.controls import fresh, least_rank, placebos
+from iit.evaluation.retrained import displaced, retrained, sees
+from iit.network import planted
+from tests.evaluation.test_outcomes import ZERO, encoded, spiked
+from tests.seeds import shifted
+
+READ = iit.Site(module="read", side="input")
+
+
+def test_a_placebo_moves_by_another_pairs_difference():
+    """By hand: what is added to pair 0 is the difference of the last pair, to the others that of the pair before."""
+    up, down = spiked(c1=4), spiked(c0=4)
+    claim, pairs = encoded(
+        [
+            (down, ZERO, up, ZERO, 1, 0, 1, 0),  # moved by 0 (the last pair's): stays 0
+            (down, ZERO, down, ZERO, 0, 0, 0, 0),  # moved by up − down: 1 although the label is 0
+            (up, ZERO, down, ZERO, 1, 1, 0, 0),  # moved by 0: stays 1, which is the label here
+            (down, ZERO, down, ZERO, 4, 0, 0, 0),  # moved by down − up, to (8, −4, …): stays 0
+        ]
+    )
+    assert outcomes(claim, pairs).right[None].tolist() == [True, True, False, False]
+    found = placebos(claim, 0)
+    assert outcomes(found["placebo_pair"], pairs).right[None].tolist() == [False, False, True, False]
+    assert outcomes(found["placebo_pair"], pairs).right["base"].tolist() == [True, False, True, True]
+
+
+def test_a_placebo_moves_as_far_in_another_direction():
+    torch.manual_seed(shifted(0))
+    trained = iit.LowRankRotatedSpaceIntervention(32, 2)
+    claim = iit.Alignment(planted(), {"first": iit.Edit(READ, trained)})
+    base, source = torch.randn(6, 3, 32), torch.randn(6, 3, 32)
+    placebo = placebos(claim, 1)["placebo_direction"].edits["first"].intervention
+    other = placebos(claim, 2)["placebo_direction"].edits["first"].intervention
+    with torch.no_grad():
+        move, moved, again, drawn = (made(base, source) - base for made in (trained, placebo, placebo, other))
+    assert torch.allclose(move.norm(dim=-1), moved.norm(dim=-1), rtol=1e-4)
+    assert float(torch.cosine_similarity(move, moved, dim=-1).abs().max()) < 0.9
+    assert torch.equal(moved, again), "a run that is repeated is the same"
+    assert not torch.equal(moved, drawn)
+
+
+def test_variables_in_blocks_have_no_placebo():
+    blocks = iit.RotatedSpaceIntervention(32, blocks={"first": 2, "second": 2})
+    assert placebos(iit.Alignment(planted(), {"both": iit.Edit(READ, blocks)}), 0) == {}
+
+
+def test_as_many_dimensions_as_the_variable_has_values_less_one():
+    network = planted()
+    sample = partial(Pairs.sample, modular_sum(3), network, n_train=60, n_val=4, n_test=4, right_only=False)
+    pairs = sample(variable="first")
+
+    def claim(rank):
+        return iit.Alignment(network, {"first": iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, rank))})
+
+    (found,) = least_rank(claim(5), pairs, 0).values()
+    assert found.edits["first"].intervention.rank == 2
+    assert found.edits["first"].sites == (READ,)
+    fixed = claim(5).requires_grad_(False)
+    for none in (fixed, claim(2), claim(1), iit.Alignment(network, {"first": iit.Edit(READ, iit.VanillaIntervention())})):
+        assert least_rank(none, pairs, 0) == {}
+    own = Pairs(pairs.dataset, "first")
+    assert least_rank(claim(5), own, 0) == {}
+    both = {v: iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, 5)) for v in ("first", "second")}
+    assert least_rank(iit.Alignment(network, both), sample(variable=["first", "second"]), 0) == {}
+
+
+def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
+    network, _ = toy
+    pairs = Pairs.sample(ioi(), network, n_train=8, n_val=4, n_test=40, right_only=False)
+    edit = iit.Edit(iit.Site("block_output", layer=1, position="s2"), iit.LowRankRotatedSpaceIntervention(16, 2))
+    claim = iit.Alignment(network, {"subject_position": edit})
+
+    def at(elsewhere):
+        return fresh(claim, 0, moved=partial(displaced, elsewhere=elsewhere))
+
+    assert at(None).edits["subject_position"].sites[0].position == (0,)
+    assert not sees(at(None), pairs), "the first word is the template's"
+    assert sees(at({"position": "object"}), pairs), "in most templates the names come before"
+    assert sees(at({"layer": 0}), pairs)
+    made, missing = retrained(claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere=None)
+    assert "wrong_site" in made
+    made, missing = retrained(claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere={"layer": 0})
+    assert "wrong_site" not in made
+    assert "stands what the variable depends on" in missing["wrong_site"]
+    with pytest.raises(ValueError, match="no causal model"):
+        sees(at(None), Pairs(pairs.dataset, "subject_position"))
+
+
+def test_a_perceptrons_layer_sees_all_inputs():
+    network = planted()
+    pairs = Pairs.sample(modular_sum(3), network, n_train=20, n_val=4, n_test=20, variable="first", right_only=False)
+    for site in (READ, iit.Site(module="embedding")):
+        assert sees(iit.Alignment(network, {"first": iit.Edit(site, iit.VanillaIntervention())}), pairs)
+
+
+def test_pairs_of_one_template_are_one_cluster(toy):
+    network, _ = toy
+    sample = partial(Pairs.sample, ioi(), network, n_train=8, n_val=4, n_test=60, right_only=False)
+    unseen, seen = sample(), sample(splits=["name"])
+    encoded_pairs = EncodedPairs(unseen.split("test"), "subject_position", network)
+    templates = unseen.split("test")["template"]
+    assert len(np.unique(encoded_pairs.clusters)) == len(set(templates)) > 5
+    assert all(
+        (a == b) == (c == d)
+        for a, c in zip(templates, encoded_pairs.clusters, strict=True)
+        for b, d in [(templates[0], encoded_pairs.clusters[0])]
+    )
+    assert "template" not in seen.dataset.column_names
+    assert len(np.unique(EncodedPairs(seen.split("test"), "subject_position", network).clusters)) == len(
+        set(seen.split("test")["base"])
+    )
