@@ -46,7 +46,6 @@ def agreement_rows(
     rows = []
     for subset, chosen in (("all", among), ("changing", among & encoded.changing.numpy())):
         if chosen.any():
-            right, clusters = agree[chosen].astype(float), encoded.clusters[chosen]
-            interval = clustered_interval(right, clusters, resamples=resamples)
+            interval = clustered_interval(agree[chosen], encoded.clusters[chosen], resamples=resamples)
             rows.append(Row(**facts, subset=subset, control=None, metric="answer_agreement", **interval._asdict()))
     return rows

@@ -9,7 +9,6 @@ from iit.evaluation.trust import thresholds_with
 from iit.result import Interval, Row
 
 OUTCOMES = ("pass", "open", "fail")
-NOT_JUDGED = "not judged"
 NULLS = (
     "no_intervention",
     "majority",
@@ -28,7 +27,6 @@ NEEDS = {
     "wrong_site": "only with trust=full, and only a site that sees no token that the variable depends on",
 }
 """Why a criterion was not read, where the alignment or the network may be the reason."""
-PLACEBOS = ("placebo_direction", "placebo_pair")
 LEAST = 20
 """A figure of fewer pairs is not judged."""
 Reading = tuple[Row | Interval, str] | None
@@ -176,7 +174,7 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
         figure, reason = reading
         outcome = _outcome(criterion, figure, limits[criterion])
         findings.append(Finding(criterion, outcome, figure.value, figure.low, figure.high, figure.n, reason))
-        if outcome == NOT_JUDGED:
+        if outcome == "not judged":
             outcome = "open" if criterion == "accuracy" else "pass"
         worst = max(worst, outcome, key=OUTCOMES.index)
     not_run += [control for control in NULLS if rows.row(control) is None]
@@ -186,7 +184,7 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
 
 def _outcome(criterion: str, figure: Row | Interval, limits: tuple[float, float]) -> str:
     if figure.n < LEAST and criterion != "same_subspace":  # whose n counts pairs of trainings
-        return NOT_JUDGED
+        return "not judged"
     sign = 1 if criterion in HIGHER else -1
     good, bad = sign * limits[0], sign * limits[1]
     worst, best = sorted((sign * figure.low, sign * figure.high))
@@ -265,11 +263,11 @@ def _off_target(rows: _Rows) -> Reading:
 
 def _seed_spread(rows: _Rows) -> Reading:
     wanted = ("test", rows.subset, "iia")
-    known = [rows.row()]
-    known += [r for r in rows.rows if (r.control or "").startswith("seed/") and (r.split, r.subset, r.metric) == wanted]
-    trained = sorted((row for row in known if row is not None), key=lambda row: row.value)
+    trained = [r for r in rows.rows if (r.control or "seed/").startswith("seed/")]
+    trained = [r for r in trained if (r.split, r.subset, r.metric) == wanted]
     if len(trained) < 2:
         return None
+    trained.sort(key=lambda row: row.value)
     words = f"{len(trained)} trainings reach {{1:.3f}} to {{0:.3f}}"
     return _gap(trained[-1], trained[0], None, words)
 
@@ -294,7 +292,7 @@ CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
     "accuracy": _stated("iia", "IIA {} on {} pairs"),
     "isolation": _stated("iia", "IIA {} on pairs whose answer should stay", "unchanging"),
     "selectivity": lambda rows: _above_best(rows, sorted({*NULLS} - {*rows.cannot_fail()})),
-    "placebo": lambda rows: _above_best(rows, PLACEBOS),
+    "placebo": lambda rows: _above_best(rows, ("placebo_direction", "placebo_pair")),
     "cut": _stated("cut", "all that the sites hold gives the source's own answer on {}", "all"),
     "beyond_pca": _above("pca_subspace", "of principal components of equal rank"),
     "generalisation": lambda rows: _gap(
