@@ -57,13 +57,6 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self._sources: dict[str, dict[str, Any]] = {}
         self._active: dict[str, Tensor] = {}
         self.alternatives: dict[str, Tensor] = {}
-
-        def alternative(column: Sequence[Any]) -> Tensor:
-            """Encoded, with the label where there is none."""
-            rows = zip(column, columns["label"], strict=True)
-            filled = [label if answer is None else answer for answer, label in rows]
-            return _answers(network, columns["base"], filled)
-
         for variable in self.variables:
             here = [variable in names for names in self.interchanged]
             found = columns[source_column("source", variable, self.variables)]
@@ -73,8 +66,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
                 roles = [(roles if there else columns["base_roles"])[i] for i, there in enumerate(here)]
             answers = columns.get(source_column("source_answer", variable, self.variables))
             if answers is not None:  # where the base stands in, so does its label
-                self.alternatives[f"source/{variable}"] = alternative(answers)
                 answers = [(answers if there else columns["label"])[i] for i, there in enumerate(here)]
+                if None not in answers:
+                    self.alternatives[f"source/{variable}"] = _answers(network, chosen, answers)
                 # Only sites at the answer's own tokens read it: where it is longer than one.
                 if None in answers or self._base["answer"].shape[1] == 1:
                     answers = None
@@ -94,7 +88,10 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         said = {name: [row[name] for row in rivals] for name in (rivals[0] if rivals else ())}
         self.speaks = {name: torch.tensor([answer is not None for answer in column]) for name, column in said.items()}
         said = {name: column for name, column in said.items() if bool(self.speaks[name].any())}
-        self.alternatives |= {f"rival/{name}": alternative(column) for name, column in said.items()}
+        for name, column in said.items():
+            rows = zip(column, columns["label"], strict=True)
+            filled = [label if answer is None else answer for answer, label in rows]
+            self.alternatives[f"rival/{name}"] = _answers(network, columns["base"], filled)
         self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
         if self._base_answer is not None:  # what is written otherwise may be the same tokens
             self.alternatives["base"] = self._base_answer

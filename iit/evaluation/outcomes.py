@@ -81,7 +81,9 @@ def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarra
     passes = np.full(len(pairs), np.nan)
     inputs = pairs.batch(range(len(pairs)))["base"]
     base_answers = pairs.alternatives.get("base")
-    for variable in pairs.variables if base_answers is not None else ():
+    if base_answers is None:
+        return passes
+    for variable in pairs.variables:
         name = f"source/{variable}"
         answers = pairs.alternatives.get(name, base_answers)
         edits = [edit for key, edit in alignment.edits.items() if variable in variables_of(key, edit)]

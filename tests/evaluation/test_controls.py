@@ -1,6 +1,7 @@
 """Placebos, the rank that a variable's values need, and the site that sees nothing of the variable."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_variables_in_blocks_have_no_placebo():
 
 
 def test_as_many_dimensions_as_the_variable_has_values_less_one():
-    network = planted()
+    network: Any = planted()
     sample = partial(Pairs.sample, modular_sum(3), network, n_train=60, n_val=4, n_test=4, right_only=False)
     pairs = sample(variable="first")
 
@@ -99,7 +100,7 @@ def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
 
 
 def test_a_perceptrons_layer_sees_all_inputs():
-    network = planted()
+    network: Any = planted()
     pairs = Pairs.sample(modular_sum(3), network, n_train=20, n_val=4, n_test=20, variable="first", right_only=False)
     for site in (READ, iit.Site(module="embedding")):
         assert sees(iit.Alignment(network, {"first": iit.Edit(site, iit.VanillaIntervention())}), pairs)
