@@ -1,5 +1,6 @@
 """Steering a real language model: a difference of means, added at one site, changes what greedy generation speaks about."""
 
+import pytest
 import torch
 
 import iit
@@ -44,6 +45,7 @@ def mean(lm, texts, site):
     return (iit.capture(lm, batch, site)[site][:, 1:] * weight).sum((0, 1)) / weight.sum()
 
 
+@pytest.mark.long
 def test_a_difference_of_means_changes_the_topic(smollm2):
     site = iit.Site("block_output", layer=10)
     direction = mean(smollm2, SEA, site) - mean(smollm2, LAND, site)

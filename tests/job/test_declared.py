@@ -88,6 +88,7 @@ def test_a_network_is_trained_with_the_start_and_scored_with_the_trust_of_the_co
     monkeypatch.setattr(module, "fit", lambda *args, **kwargs: seen.update(kwargs) or real(*args, **kwargs))
     overrides = ["+experiment=iit_equality", *SMALL, "alignment=one", "site=module", "site.module=layers.2.0", "site.side=input"]
     overrides += ["variable=left_equal", "module.trained=null", "rank=2", "start=pca", "trust.random_subspaces=3"]
+    overrides += ["data.n_test=64"]  # so many that the accuracy is judged
     run(configured(*overrides, "+trust.thresholds.accuracy=[0.0,0.0]"))
     assert seen["start"] == "pca"
     metrics = read_metrics(tmp_path / "run")
