@@ -44,7 +44,10 @@ def read_rows(path: Path) -> list[Any]:
 
 def _json_rows(path: Path) -> list[Any]:
     """Each line is a row, or the whole file is an array of rows."""
-    text = path.read_text(encoding="utf-8-sig")  # without a byte-order mark
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # without a byte-order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
     is_array = text.lstrip().startswith("[")
     # `splitlines` would cut at U+2028, U+2029 and U+0085, too, which may stand inside a string.
     lines = [text] if is_array else text.split("\n")
@@ -124,6 +127,10 @@ def _fits(
         return isinstance(value, str) and value in SPLITS
     if kind == "interchanged":
         return isinstance(value, list) and all(variable in variables for variable in value)
+    if kind in ("kind", "template"):
+        return type(value) in (str, int)
+    if kind == "has_natural":
+        return isinstance(value, bool)
     return kind != "rival_labels" or isinstance(value, dict)
 
 

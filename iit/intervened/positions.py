@@ -134,10 +134,16 @@ _ENCODER = re.compile(
 )
 
 
+_DECODER = re.compile(r"(.*\.)?decoder(\.(bert|roberta|transformer))?", re.I)
+
+
 def _sequence(site: Site, batch: Batch) -> Batch:
     """The batch of the tokens that the site's module sees: a decoder beside an encoder has its own."""
     if not batch.encoder_decoder or site.module is None or _ENCODER.match(site.module):
         return batch
+    embedded = batch.kwargs.get("decoder_inputs_embeds") is not None
+    if site.side == "input" and _DECODER.fullmatch(site.module) and not embedded:
+        return batch  # its own tokens enter as ids: what is read there are the encoder's states
     if site.roles:
         raise ValueError(
             f"Site {site}: a role is a place of the prompt, which the encoder sees; this module sees the decoder's tokens. "

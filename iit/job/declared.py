@@ -86,9 +86,14 @@ def check_numbers(node: DictConfig, path: str = "") -> None:
             raise ValueError(f"{name}={value}: this key has to be {kind}.")
 
 
-def _admits(kind: str, value: Any) -> bool:
-    """Whether a config's value fits an annotation, as an object (with a `_target_`) always does."""
+def _admits(kind: str, value: Any, *, listed: bool = False) -> bool:
+    """Whether a config's value fits an annotation, as an object (with a `_target_`) always does.
+
+    listed: whether it is an entry of a list.
+    """
     if not OmegaConf.is_config(value):
+        if not listed:  # `float` of `Sequence[float]` is of entries alone
+            kind = re.sub(r"(?<!Union)(?<!Optional)\[[^\[\]]*\]", "", kind)
         return bool(re.search(_FITS.get(type(value), "None|Optional"), kind))
     entries = value.values() if isinstance(value, DictConfig) else value
-    return "_target_" in value or ("[" in kind and all(_admits(kind, entry) for entry in entries))
+    return "_target_" in value or ("[" in kind and all(_admits(kind, entry, listed=True) for entry in entries))

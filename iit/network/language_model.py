@@ -118,9 +118,16 @@ class LanguageModel:
             batch["positions"]["mask"] = _padded([[i for i, t in enumerate(row) if t == mask] for row in ids], IGNORED)
         if self.encoder_decoder:
             begins: Any = getattr(self.model, "generation_config", None) or self.model.config
-            first = (getattr(begins, name, None) for name in ("decoder_start_token_id", "forced_bos_token_id"))
-            start = [token for token in first if token is not None]
-            batch["decoder_input_ids"] = torch.tensor([start] * len(texts))
+            start: Any = getattr(begins, "decoder_start_token_id", None)
+            start = getattr(begins, "bos_token_id", None) if start is None else start  # as transformers does
+            if start is None:
+                raise ValueError(
+                    f"{self.name} does not say how its decoder's text begins: set "
+                    "`generation_config.decoder_start_token_id` of the network."
+                )
+            forced: Any = getattr(begins, "forced_bos_token_id", None)
+            begin = [start] if forced is None else [start, forced]
+            batch["decoder_input_ids"] = torch.tensor([begin] * len(texts))
         if answers is not None:
             batch["answer"] = self._answers(answers, texts, tokens)
         check_limits(self.model, batch["input_ids"], batch["attention_mask"].sum(1))

@@ -54,6 +54,13 @@ def test_ways_to_write_the_same_rows(tmp_path, text, name, encoding):
     assert columns_of(load_text(tmp_path, text, name, encoding)) == EXPECTED
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_named_with_its_file(tmp_path, encoding):
+    text = lines([row(0, base="Zürich 0", split="train"), *ROWS[1:]])
+    with pytest.raises(ValueError, match=r"pairs\.jsonl is not UTF-8"):
+        load_text(tmp_path, text, encoding=encoding)
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
 def test_marks_that_are_no_line_ends_may_stand_in_a_text(tmp_path, mark):
     rows = [row(number, base=f"base{mark}{number}", split=split) for number, split in enumerate(SPLITS)]
@@ -203,6 +210,12 @@ def test_a_value_of_another_kind_is_named(tmp_path, column, value):
     rows = [*ROWS[:5], ROWS[5] | {column: value}]
     with pytest.raises(ValueError, match=rf"row 5: {column}=.* cannot be"):
         load_text(tmp_path, lines(rows))
+
+
+@pytest.mark.parametrize(("column", "value"), [("template", 1.5), ("kind", ["a"]), ("has_natural", "no")])
+def test_columns_of_sampled_pairs_hold_what_sampling_writes(tmp_path, column, value):
+    with pytest.raises(ValueError, match=rf"row 0: {column}=.* cannot be"):
+        load_text(tmp_path, lines([columns | {column: value} for columns in ROWS]))
 
 
 def test_an_answer_of_one_source_is_the_answer_of_every_source(tmp_path):

@@ -230,6 +230,31 @@ def test_a_forced_first_token_stands_before_the_answer():
     assert LanguageModel(network, tokenizer).encode(["to", "left"])["decoder_input_ids"].tolist() == [[0, 1], [0, 1]]
 
 
+def test_a_decoder_begins_as_transformers_would_or_has_to_say_how():
+    tokenizer = byte_level("<s> $A </s>")
+    network = make("bart", vocab_size=len(tokenizer))
+    network.generation_config.decoder_start_token_id = None
+    network.generation_config.bos_token_id = 1
+    lm = LanguageModel(network, tokenizer)
+    assert lm.encode(["to"])["decoder_input_ids"].tolist() == [[1]]
+    network.generation_config.bos_token_id = None
+    with pytest.raises(ValueError, match="does not say how its decoder's text begins"):
+        lm.encode(["to"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoder"),
+    [("t5", "decoder"), ("bart", "model.decoder"), ("two berts", "decoder"), ("two berts", "decoder.bert")],
+)
+def test_what_enters_a_decoder_are_the_encoders_states_also_where_both_are_equally_long(kind, decoder):
+    network = make(kind)
+    batch = {**prompts(), "decoder_input_ids": prompts((7, 7), seed=2)["input_ids"]}
+    states = network.get_encoder()(**prompts()).last_hidden_state
+    site = Site(module=decoder, side="input", position=-1)
+    read = iit.capture(network, batch, site)[site]
+    torch.testing.assert_close(read[:, 0], states[[0, 1], [6, 4]])
+
+
 MASKED = {
     "bert": (word_piece, lambda n: t.BertForMaskedLM(t.BertConfig(**SIZES | {"vocab_size": n}))),
     "distilbert": (
