@@ -10,11 +10,11 @@ import torch
 import iit
 from iit.causal import ioi, modular_sum
 from iit.data import EncodedPairs, Pairs
-from iit.evaluation import outcomes
+from iit.evaluation import Trust, outcomes
 from iit.evaluation.controls import fresh, least_rank, placebos
 from iit.evaluation.retrained import displaced, retrained, sees
 from iit.network import planted
-from tests.evaluation.test_outcomes import ZERO, encoded, spiked
+from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
 from tests.seeds import shifted
 
 READ = iit.Site(module="read", side="input")
@@ -35,6 +35,20 @@ def test_a_placebo_moves_by_another_pairs_difference():
     found = placebos(claim, 0)
     assert outcomes(found["placebo_pair"], pairs).right[None].tolist() == [False, False, True, False]
     assert outcomes(found["placebo_pair"], pairs).right["base"].tolist() == [True, False, True, True]
+
+
+def test_no_pair_is_its_own_placebo_where_one_is_left_over():
+    """Of 65 pairs the last is not in a batch by itself; each pair's difference would be wrong for all others."""
+    rows = []
+    for k in range(65):
+        own = [float(4 * (number == k % 5)) for number in range(5)]
+        rows.append((ZERO, ZERO, own, ZERO, k % 5, (k + 1) % 5, k % 5, (k + 1) % 5))
+    claim, pairs = encoded(rows)
+    assert outcomes(claim, pairs).right[None].all()
+    data = Pairs(table(rows), "v")
+    rows_of_test = iit.evaluate(claim, data, Trust(random_subspaces=1))
+    figures = {row.control: row.value for row in rows_of_test if (row.metric, row.subset) == ("iia", "all")}
+    assert figures["placebo_pair"] == 0
 
 
 def test_a_placebo_moves_as_far_in_another_direction():
