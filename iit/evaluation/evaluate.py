@@ -145,9 +145,8 @@ def _beside(
         others["pca_subspace"] = components
     found: dict[str | None, Outcomes] = {name: outcomes(other, encoded, batch_size=batch_size) for name, other in others.items()}
     # Which pair is another one's placebo hangs on the batches: these are always of the same size. A
-    # pair that is alone in its batch would be its own.
-    size = 65 if len(encoded) % 64 == 1 else 64
-    found |= {name: outcomes(other, encoded, batch_size=size) for name, other in placebos(alignment, seed).items()}
+    # pair alone in its batch would be its own, and one of another variable has no difference to give.
+    found |= {name: outcomes(other, encoded, apart=True) for name, other in placebos(alignment, seed).items()}
     return found | {"no_intervention": outcomes(alignment, encoded, batch_size=batch_size, edited=False)}
 
 

@@ -36,13 +36,16 @@ class Outcomes(NamedTuple):
     forced: np.ndarray
 
 
-def outcomes(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64, edited: bool = True) -> Outcomes:
+def outcomes(
+    alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64, edited: bool = True, apart: bool = False
+) -> Outcomes:
     """Score every pair by the causal model's label and by its alternatives.
 
     Answers of one token are scored in one pass over the network. Longer ones are teacher-forced, which
     takes a pass for each alternative.
 
     edited: False leaves every edit out, for the network's own answer on the base.
+    apart: as `EncodedPairs.batches` takes it, for what one pair has from another of its batch.
     """
     names = (None, *pairs.alternatives)
     right: dict[str | None, np.ndarray] = {name: np.zeros(len(pairs), dtype=bool) for name in names}
@@ -50,7 +53,7 @@ def outcomes(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64,
     sites = [site for edit in alignment.edits.values() for site in edit.sites]
     at_answer = any(ANSWER_ROLE.fullmatch(role) for site in sites for role in site.roles)
     with evaluating(alignment):
-        for batch in pairs.batches(batch_size, alignment.n_columns):
+        for batch in pairs.batches(batch_size, alignment.n_columns, apart=apart):
             rows, label = batch["row"], batch["base"]["answer"]
             logits = _logits(alignment, batch, label, edited).cpu()
             right[None][rows.numpy()] = correct(logits, label).numpy()

@@ -136,3 +136,14 @@ def test_pairs_of_one_template_are_one_cluster(toy):
     assert len(np.unique(EncodedPairs(seen.split("test"), "subject_position", network).clusters)) == len(
         set(seen.split("test")["base"])
     )
+
+
+def test_a_placebos_batches_are_of_the_same_variables_and_of_more_than_one_pair(toy):
+    network, _ = toy
+    variables = ["subject_position", "io_name"]
+    pairs = Pairs.sample(ioi(), network, variable=variables, n_train=4, n_val=4, n_test=34, right_only=False)
+    encoded_pairs = EncodedPairs(pairs.split("test"), variables, network)
+    batches = [batch["row"].tolist() for batch in encoded_pairs.batches(4, apart=True)]
+    assert sorted(row for rows in batches for row in rows) == list(range(34))
+    assert all(len({encoded_pairs.interchanged[row] for row in rows}) == 1 for rows in batches)
+    assert min(map(len, batches)) > 1
