@@ -136,10 +136,18 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         told = cost(whole["base"], whole["active"])
         return lengths if told is None else told.cpu()
 
-    def batches(self, size: int, cost: Cost | None = None) -> Iterator[dict[str, Any]]:
-        """All pairs in batches that cost alike; `row` tells which they are."""
-        for chunk in self.costs(cost).argsort(stable=True).split(size):
-            yield self.batch(chunk.tolist())
+    def batches(self, size: int, cost: Cost | None = None, *, apart: bool = False) -> Iterator[dict[str, Any]]:
+        """All pairs in batches that cost alike; `row` tells which they are.
+
+        apart: a batch is of pairs that interchange the same variables, and none is of one pair, which
+            joins the others where there are any.
+        """
+        order = self.costs(cost).argsort(stable=True).tolist()
+        for variables in dict.fromkeys(self.interchanged) if apart else (None,):
+            rows = [row for row in order if variables in (None, self.interchanged[row])]
+            n = size + int(apart and len(rows) % size == 1)
+            for start in range(0, len(rows), n):
+                yield self.batch(rows[start : start + n])
 
 
 def _encode(network: Encoder, given: Any, roles: Any, answers: Sequence[Any] | None) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
             prompt = row.get(name.replace("_roles", "", 1))
             if value is None or kind not in COLUMNS:
                 continue
-            if not _fits(kind, value, prompt, shape, variables):
+            mixed = kind == "template" and type(value) is not type(rows[0][name])
+            if mixed or not _fits(kind, value, prompt, shape, variables):
                 raise ValueError(
                     f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this column stands: {COLUMNS[kind]}."
                 )
@@ -123,6 +124,8 @@ def _fits(
         if not isinstance(value, dict):
             return False
         return all(span is None or _is_span(span, prompt) for span in value.values())
+    if kind in ("kind", "template"):
+        return type(value) is str or (kind == "template" and type(value) is int)
     if kind == "split":
         return isinstance(value, str) and value in SPLITS
     if kind == "interchanged":

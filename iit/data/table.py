@@ -25,7 +25,8 @@ COLUMNS = {
     "source_answer": "the source's own answer (null likewise)",
     "changing": "whether the label differs from the base's own answer",
     "kind": "which of the task's variables have another value in the source, joined by +; none where none has. Sampled pairs only",
-    "template": "of the base; only where no template occurs in two splits. Intervals are then about other templates",
+    "template": "which template the base has: texts, or whole numbers; of sampled pairs only where no "
+    "template occurs in two splits. Intervals are then about other templates",
     "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
     "(null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",
@@ -61,7 +62,7 @@ def columns_of(
         "base_answer": pairs.bases.answers,
         "changing": pairs.changing.tolist(),
     }
-    if unseen_templates:
+    if unseen_templates and "template" in pairs.bases.inputs:
         columns["template"] = pairs.bases.inputs["template"]
     if pairs.kinds is not None:
         columns["kind"] = pairs.kinds

@@ -24,7 +24,8 @@ def agreement_rows(
 
     The base is teacher-forced with the label, the source with its own answer. Where these differ, the
     site has seen other answer tokens in the source than in the base, and they may be what is swapped.
-    There are no rows where no site of these variables is at an answer token.
+    There are no rows where no site of these variables is at an answer token, and where the pairs do
+    not know the source's answer.
 
     Arguments:
         among: bool[n], the pairs that count. facts: the columns that tell whose rows they are.
@@ -37,6 +38,8 @@ def agreement_rows(
     if last < 0:
         return []
     pairs = encoded.batch(range(len(encoded)))
+    if any("answer" not in pairs["sources"][variable] for variable in variables):
+        return []
     label = pairs["base"]["answer"]
     agree = np.ones(len(encoded), dtype=bool)
     for variable in variables:

@@ -82,7 +82,8 @@ def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
     """The same pairs moved as far as the edit moves them, Δ = h' − h.
 
     `placebo_direction`: h + u·‖Δ‖ with a random direction u. `placebo_pair`: h + Δ of another pair,
-    the one before it in the batch. None for edits with blocks.
+    the one before it in the batch, which should be of the same variables (`outcomes` with `apart`).
+    None for edits with blocks.
     """
     if any(edit.intervention.blocks for edit in alignment.edits.values()):
         return {}

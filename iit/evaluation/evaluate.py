@@ -144,8 +144,9 @@ def _beside(
     if components is not None:
         others["pca_subspace"] = components
     found: dict[str | None, Outcomes] = {name: outcomes(other, encoded, batch_size=batch_size) for name, other in others.items()}
-    # Which pair is another one's placebo hangs on the batches: these are always of the same size.
-    found |= {name: outcomes(other, encoded) for name, other in placebos(alignment, seed).items()}
+    # Which pair is another one's placebo hangs on the batches: these are always of the same size. A
+    # pair alone in its batch would be its own, and one of another variable has no difference to give.
+    found |= {name: outcomes(other, encoded, apart=True) for name, other in placebos(alignment, seed).items()}
     return found | {"no_intervention": outcomes(alignment, encoded, batch_size=batch_size, edited=False)}
 
 

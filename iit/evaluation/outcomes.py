@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs
 from iit.data.encoded import differ
 from iit.intervened.sources import variables_of
+from iit.network.answering import ANSWER_ROLE, IGNORED
 from iit.result import correct, log_probability, logit_difference
 from iit.site import Site
 
@@ -34,19 +36,24 @@ class Outcomes(NamedTuple):
     forced: np.ndarray
 
 
-def outcomes(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64, edited: bool = True) -> Outcomes:
+def outcomes(
+    alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64, edited: bool = True, apart: bool = False
+) -> Outcomes:
     """Score every pair by the causal model's label and by its alternatives.
 
     Answers of one token are scored in one pass over the network. Longer ones are teacher-forced, which
     takes a pass for each alternative.
 
     edited: False leaves every edit out, for the network's own answer on the base.
+    apart: as `EncodedPairs.batches` takes it, for what one pair has from another of its batch.
     """
     names = (None, *pairs.alternatives)
     right: dict[str | None, np.ndarray] = {name: np.zeros(len(pairs), dtype=bool) for name in names}
     difference, forced = (np.full(len(pairs), np.nan) for _ in range(2))
+    sites = [site for edit in alignment.edits.values() for site in edit.sites]
+    at_answer = any(ANSWER_ROLE.fullmatch(role) for site in sites for role in site.roles)
     with evaluating(alignment):
-        for batch in pairs.batches(batch_size, alignment.n_columns):
+        for batch in pairs.batches(batch_size, alignment.n_columns, apart=apart):
             rows, label = batch["row"], batch["base"]["answer"]
             logits = _logits(alignment, batch, label, edited).cpu()
             right[None][rows.numpy()] = correct(logits, label).numpy()
@@ -54,7 +61,10 @@ def outcomes(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64,
             for name, answers in pairs.alternatives.items():
                 theirs = answers[rows]
                 longer = theirs.shape[1] > 1 or label.shape[1] > 1
-                there = _logits(alignment, batch, theirs, edited).cpu() if longer else logits
+                forced_answer = _continued(theirs, label) if at_answer else theirs
+                there = logits
+                if longer:
+                    there = _logits(alignment, batch, forced_answer, edited)[:, : theirs.shape[1]].cpu()
                 right[name][rows.numpy()] = correct(there, theirs).numpy()
                 if label.ndim == theirs.ndim == 2:
                     gap = logit_difference(logits, label, theirs)
@@ -112,6 +122,17 @@ def evaluating(alignment: Alignment) -> Iterator[None]:
             yield
     finally:
         alignment.train(was_training)
+
+
+def _continued(answers: Tensor, label: Tensor) -> Tensor:
+    """The answers, LongTensor[batch, n], with the label's tokens behind those that are shorter.
+
+    A site at `answer[k]` has to be there in every pair. What stands behind an answer does not change
+    how likely its own tokens are.
+    """
+    width = max(answers.shape[1], label.shape[1])
+    longer, behind = (pad(one, (0, width - one.shape[1]), value=IGNORED) for one in (answers, label))
+    return torch.where(longer == IGNORED, behind, longer)
 
 
 def _logits(alignment: Alignment, batch: dict[str, Any], answer: Tensor, edited: bool) -> Tensor:

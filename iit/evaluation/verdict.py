@@ -257,7 +257,8 @@ def _off_target(rows: _Rows) -> Reading:
     changing = [row for row in rows.off_target if row.subset == "changing"]
     if not changing:
         return None
-    worst = max(changing, key=lambda row: row.value)
+    # A few pairs, which are not judged, do not hide another variable's many.
+    worst = max(changing, key=lambda row: (row.n >= LEAST, row.value))
     return worst, f"this edit gives the label of {worst.variable}'s interchange on {_told(worst)} of its changing pairs"
 
 

@@ -5,6 +5,7 @@ import torch
 
 import iit
 from iit.causal import addition
+from iit.data import Pairs
 from iit.network import small_transformer
 from tests.conftest import Everything
 from tests.seeds import shifted
@@ -26,4 +27,10 @@ def test_agreement_is_the_share_of_equal_first_digits():
     assert 0.1 < np.mean(equal) < 0.95
     assert agreement["all"].n == len(equal)
     assert agreement["changing"].n == sum(test["changing"])
+    unknown = Pairs(pairs.dataset.remove_columns("source_answer"), pairs.variables)
+    from_prompt = iit.Edit(
+        [site], iit.LowRankRotatedSpaceIntervention(16, 2), [iit.Site("block_output", layer=0, position="last")]
+    )
+    rows_of_files = iit.evaluate(iit.Alignment(network, {"ones_carry": from_prompt}), unknown)
+    assert "answer_agreement" not in {row.metric for row in rows_of_files}
     assert {row.subset for row in rows if row.metric == "iia" and row.control == "vanilla"} >= {"all", "changing"}

@@ -10,11 +10,11 @@ import torch
 import iit
 from iit.causal import ioi, modular_sum
 from iit.data import EncodedPairs, Pairs
-from iit.evaluation import outcomes
+from iit.evaluation import Trust, outcomes
 from iit.evaluation.controls import fresh, least_rank, placebos
 from iit.evaluation.retrained import displaced, retrained, sees
 from iit.network import planted
-from tests.evaluation.test_outcomes import ZERO, encoded, spiked
+from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
 from tests.seeds import shifted
 
 READ = iit.Site(module="read", side="input")
@@ -35,6 +35,20 @@ def test_a_placebo_moves_by_another_pairs_difference():
     found = placebos(claim, 0)
     assert outcomes(found["placebo_pair"], pairs).right[None].tolist() == [False, False, True, False]
     assert outcomes(found["placebo_pair"], pairs).right["base"].tolist() == [True, False, True, True]
+
+
+def test_no_pair_is_its_own_placebo_where_one_is_left_over():
+    """Of 65 pairs the last is not in a batch by itself; each pair's difference would be wrong for all others."""
+    rows = []
+    for k in range(65):
+        own = [float(4 * (number == k % 5)) for number in range(5)]
+        rows.append((ZERO, ZERO, own, ZERO, k % 5, (k + 1) % 5, k % 5, (k + 1) % 5))
+    claim, pairs = encoded(rows)
+    assert outcomes(claim, pairs).right[None].all()
+    data = Pairs(table(rows), "v")
+    rows_of_test = iit.evaluate(claim, data, Trust(random_subspaces=1))
+    figures = {row.control: row.value for row in rows_of_test if (row.metric, row.subset) == ("iia", "all")}
+    assert figures["placebo_pair"] == 0
 
 
 def test_a_placebo_moves_as_far_in_another_direction():
@@ -122,3 +136,14 @@ def test_pairs_of_one_template_are_one_cluster(toy):
     assert len(np.unique(EncodedPairs(seen.split("test"), "subject_position", network).clusters)) == len(
         set(seen.split("test")["base"])
     )
+
+
+def test_a_placebos_batches_are_of_the_same_variables_and_of_more_than_one_pair(toy):
+    network, _ = toy
+    variables = ["subject_position", "io_name"]
+    pairs = Pairs.sample(ioi(), network, variable=variables, n_train=4, n_val=4, n_test=34, right_only=False)
+    encoded_pairs = EncodedPairs(pairs.split("test"), variables, network)
+    batches = [batch["row"].tolist() for batch in encoded_pairs.batches(4, apart=True)]
+    assert sorted(row for rows in batches for row in rows) == list(range(34))
+    assert all(len({encoded_pairs.interchanged[row] for row in rows}) == 1 for rows in batches)
+    assert min(map(len, batches)) > 1

@@ -33,7 +33,7 @@ def spiked(**heights):
     return [float(heights.get(f"c{k}", 0)) for k in range(N)]
 
 
-def encoded(rows):
+def table(rows):
     """(base's site, base's rest, source's site, source's rest, label, base's answer, source's answer, rival's label) each."""
     columns = {
         "split": ["test"] * len(rows),
@@ -45,9 +45,14 @@ def encoded(rows):
         "rival_labels": [{"rival": row[7]} for row in rows],
         "changing": [row[4] != row[5] for row in rows],
     }
+    return dataset(columns)
+
+
+def encoded(rows):
+    """An alignment of the whole first half, and the rows of `table` as pairs."""
     network = Classifier(Halves(), "halves")
     claim = iit.Alignment(network, {"v": iit.Edit(iit.Site(module="site"), iit.VanillaIntervention())})
-    return claim, EncodedPairs(dataset(columns), "v", network)
+    return claim, EncodedPairs(table(rows), "v", network)
 
 
 ZERO = spiked()
@@ -108,6 +113,23 @@ def test_longer_answers_are_forced_token_by_token(narrow):
     for value, others, row in zip(found, ([" 7", " 34"], [" 34"], []), rows, strict=True):
         best = max(map(likelihood, others), default=None)
         assert np.isnan(value) if best is None else value == float(likelihood(row["label"]) > best)
+
+
+def test_alternatives_that_end_before_the_site_are_scored_as_the_network_alone_scores_them(narrow):
+    """The site is behind all that is read of an answer of one token; label and source's answer have two."""
+    network = narrow
+    rows = [{"label": " 12", "base_answer": " one", "source_answer": " 34"}] * 2
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns |= {"split": ["test"] * 2, "changing": [True] * 2, "base": ["one plus two is"] * 2, "source": ["two plus two is"] * 2}
+    columns |= {"rival_labels": [{"rival": " two"}] * 2}
+    pairs = EncodedPairs(dataset(columns), "v", network)
+    site = iit.Site("block_output", layer=0, position="answer[0]")
+    claim = iit.Alignment(network, {"v": iit.Edit(site, iit.VanillaIntervention())})
+    assert pairs.alternatives["base"].shape[1] == pairs.alternatives["rival/rival"].shape[1] == 1
+    found, alone = outcomes(claim, pairs), outcomes(claim, pairs, edited=False)
+    for name in ("base", "rival/rival"):
+        assert found.right[name].tolist() == alone.right[name].tolist()
+    assert not np.isnan(found.forced).any()
 
 
 def test_a_cut_passes_the_sources_answer_and_counts_pairs_whose_answers_differ():

@@ -51,6 +51,14 @@ def judged(**changed):
     return found
 
 
+def test_a_few_pairs_of_one_variable_do_not_hide_anothers_many():
+    few = row(1.0, "off_target/v", variable="u", n=3)
+    found = judged(off_target=row(0.9, "off_target/v", variable="w"), few=few)
+    assert next(f for f in found.findings if f.criterion == "off_target").outcome == "fail"
+    found = judged(off_target=None, few=few)
+    assert next(f for f in found.findings if f.criterion == "off_target").outcome == "not judged"
+
+
 def test_where_everything_is_good_everything_passes_and_nothing_was_left_out():
     found = judged()
     assert found.outcome == "pass"
