@@ -21,7 +21,7 @@ NULLS = (
 it, and has a criterion of its own."""
 NEEDS = {
     "faithfulness": "the alignment declares nothing inert, or all pairs have one base",
-    "cut": "no changing pair has the source's own answer for its label, and the site does not hold every token",
+    "cut": "only where pairs have the source's own answer for their label, or the site holds every token",
     "excess_rank": "only with trust=full, for one variable's linear subspace of more dimensions than its values less one",
     "abstraction": "only with trust=full, where a causal model has variables of few values and the network is small",
     "wrong_site": "only with trust=full, and only a site that sees no token that the variable depends on",
