@@ -151,11 +151,12 @@ class Facts(Task):
 
 def same_relation(rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]]) -> Columns:
     """Another fact of the same relation with another attribute; the base's own where there is none."""
+    related: dict[str, list[str]] = {}
+    for fact in entries(pools, "fact"):
+        related.setdefault(_relation(fact), []).append(fact)
     sources = []
     for fact in base["fact"]:
-        others = [
-            other for other in entries(pools, "fact") if _relation(other) == _relation(fact) and FACTS[other] != FACTS[fact]
-        ]
+        others = [other for other in related.get(_relation(fact), ()) if FACTS[other] != FACTS[fact]]
         sources.append(picked(rng, others or [fact], 1)[0])
     return {"fact": sources}
 

@@ -67,12 +67,13 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             answers = columns.get(source_column("source_answer", variable, self.variables))
             if answers is not None:  # where the base stands in, so does its label
                 answers = [(answers if there else columns["label"])[i] for i, there in enumerate(here)]
-                if None not in answers:
-                    self.alternatives[f"source/{variable}"] = _answers(network, chosen, answers)
+                answers = None if None in answers else answers
+            source = self._sources[variable] = _encode(network, chosen, roles, answers)
+            if answers is not None:
+                self.alternatives[f"source/{variable}"] = source["answer"]
                 # Only sites at the answer's own tokens read it: where it is longer than one.
-                if None in answers or self._base["answer"].shape[1] == 1:
-                    answers = None
-            self._sources[variable] = _encode(network, chosen, roles, answers)
+                if self._base["answer"].shape[1] == 1:
+                    del source["answer"]
             if not all(here):
                 self._active[variable] = torch.tensor(here)
         known = columns.get("base_answer")

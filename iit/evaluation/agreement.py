@@ -33,17 +33,16 @@ def agreement_rows(
     last = -1
     for key, edit in alignment.edits.items():
         if set(variables) & set(variables_of(key, edit)):
-            roles = [role for site in edit.sites for role in site.roles if ANSWER_ROLE.fullmatch(role)]
-            last = max([last, *(int(role[len("answer[") : -1]) for role in roles)])
+            matches = (ANSWER_ROLE.fullmatch(role) for site in edit.sites for role in site.roles)
+            last = max([last, *(int(match[1]) for match in matches if match)])
+    answers = [encoded.alternatives.get(f"source/{variable}") for variable in variables]
     if last < 0:
         return []
-    pairs = encoded.batch(range(len(encoded)))
-    if any("answer" not in pairs["sources"][variable] for variable in variables):
-        return []
-    label = pairs["base"]["answer"]
+    label = encoded.batch(range(len(encoded)))["base"]["answer"]
     agree = np.ones(len(encoded), dtype=bool)
-    for variable in variables:
-        answer = pairs["sources"][variable]["answer"]
+    for answer in answers:
+        if answer is None:
+            return []
         for k in range(min(last + 1, label.shape[1], answer.shape[1])):
             agree &= ((label[:, k] == answer[:, k]) | (label[:, k] == IGNORED)).numpy()
     rows = []

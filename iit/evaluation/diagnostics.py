@@ -12,7 +12,7 @@ from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.abstraction_error import NotApplicableError, abstraction_error
 from iit.evaluation.divergence import divergence, natural_activations
-from iit.evaluation.illusion import beside, read_spaces, split_by_reading
+from iit.evaluation.illusion import read_controls, read_spaces, split_by_reading
 from iit.evaluation.off_target import off_target, off_target_rows
 from iit.evaluation.outcomes import evaluating
 from iit.evaluation.rows import describe
@@ -55,8 +55,10 @@ def spans(alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, batch_size:
 
 
 def parts(alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int) -> dict[str, Alignment]:
-    """`split_by_reading` and `beside`; nothing where nothing is known to be read."""
-    return split_by_reading(alignment, read) | beside(alignment, read, seed, n_random) if read else {}
+    """`split_by_reading` and `read_controls`; nothing where nothing is known to be read."""
+    if not read:
+        return {}
+    return split_by_reading(alignment, read) | read_controls(alignment, read, seed, n_random)
 
 
 def views(frames: Sequence[Tensor], variable: str, spaces: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Sequence[Tensor]]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from iit.alignment import Alignment
+from iit.alignment.references import beside
 from iit.data import EncodedPairs
 from iit.evaluation.controls import has_random_subspace, random_subspace
 from iit.evaluation.subspace import MOSTLY, span_of_rows, subspaces, within
@@ -31,7 +32,7 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
 
     Where the whole subspace works and the read part alone does much less, the effect is an illusion (arXiv 2311.17030): a direction that
     nothing reads carries the variable and steers, by its correlation, another one that is read and does not vary by itself. Compare it
-    with the read parts of the whole vector and of random subspaces (`beside`). A gap says less where the whole vector's read part has
+    with the read parts of the whole vector and of random subspaces (`read_controls`). A gap says less where the whole vector's read part has
     one, too, and where few directions are read, each for several variables: then no part that is read holds one variable alone.
 
     read: `read_spaces`. Variables that it lacks are left out. A read part of no dimension swaps nothing; there is no null part where none
@@ -49,7 +50,7 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
     return {name: _swapping(alignment, part) for name, part in parts.items()}
 
 
-def beside(alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int) -> dict[str, Alignment]:
+def read_controls(alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int) -> dict[str, Alignment]:
     """What to compare a read part with: `read_part/vanilla`, the swap of all that is read, and `read_part/random_subspace/0`, …, the read
     parts of the controls `random_subspace/0`, … ."""
     others = {"read_part/vanilla": _swapping(alignment, read)}
@@ -175,9 +176,7 @@ def _swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
             if str(variable) in spans:
                 part = _fixed(edit.intervention.name, spans[str(variable)])
                 edits[variable] = Edit(edit.sites, part, edit.source_sites)
-    made = Alignment(alignment.studied or alignment.network, edits)
-    made.store = alignment.store
-    return made.eval()
+    return beside(alignment, edits).eval()
 
 
 def _fixed(name: str, vectors: Float[Tensor, "width rank"]) -> Intervention:

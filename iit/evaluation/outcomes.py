@@ -61,9 +61,9 @@ def outcomes(
             for name, answers in pairs.alternatives.items():
                 theirs = answers[rows]
                 longer = theirs.shape[1] > 1 or label.shape[1] > 1
-                forced_answer = _continued(theirs, label) if at_answer else theirs
                 there = logits
                 if longer:
+                    forced_answer = _continued(theirs, label) if at_answer else theirs
                     there = _logits(alignment, batch, forced_answer, edited)[:, : theirs.shape[1]].cpu()
                 right[name][rows.numpy()] = correct(there, theirs).numpy()
                 if label.ndim == theirs.ndim == 2:
@@ -82,9 +82,9 @@ def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarra
     """float[n]: does the whole vector of the variable's sites give the source's own answer?
 
     NaN in pairs that do not count. Pairs of one variable count whose label is the source's answer and
-    not the base's. Where a site holds every token of the prompts, all count whose source has another
-    answer than the base: nothing of the base is left behind such a cut. A low figure says that the
-    network also reads the variable elsewhere.
+    not the base's. Where a site of the residual stream (or a module) holds every token of the prompts,
+    all count whose source has another answer than the base: nothing of the base passes beside it. A
+    low figure says that the network also reads the variable elsewhere.
 
     whole: outcomes of vanilla patching.
     """
@@ -105,11 +105,17 @@ def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarra
     return passes
 
 
+RESIDUAL = ("embedding_output", "block_input", "block_output")
+"""Components beside which nothing passes."""
+
+
 def _holds_all(site: Site, inputs: Mapping[str, Any]) -> bool:
-    """Whether a site holds every token of each prompt: of several roles each is one."""
+    """Whether a site holds all that passes of each prompt: of several roles each is one token."""
+    if site.component not in (None, *RESIDUAL):
+        return False
     n_held = len(site.position) if isinstance(site.position, tuple) else 1
     n_tokens = inputs.get("attention_mask", torch.zeros(1, 1)).sum(1)
-    return site.head is None and (site.position is None or bool((n_tokens == n_held).all()))
+    return site.position is None or bool((n_tokens == n_held).all())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from iit.network.limits import check_limits, unwrapped
 
 IGNORED = -100
 """Entry of `answer` (no token) and of `positions` (role absent)."""
-ANSWER_ROLE = re.compile(r"answer\[\d+\]")
+ANSWER_ROLE = re.compile(r"answer\[(\d+)\]")
 """Roles of the answer's own tokens, which the prompt does not hold: `answer[0]`, `answer[1]`, …"""
 
 

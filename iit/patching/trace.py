@@ -67,10 +67,12 @@ def trace(
     Raises ValueError for prompts without an answer of their own, or one of several tokens, a subject that a prompt lacks, windows
     that have no middle or are wider than the network, and sites the network lacks.
     """
-    every = questions(network, prompts, split, variable, None)
-    deviation = subject_deviation(every, _subject(every, subject))
-    clean = questions(network, prompts, split, variable, only)
+    clean = questions(network, prompts, split, variable, None)
     columns = _subject(clean, subject)
+    deviation = subject_deviation(clean, columns)
+    if only is not None:
+        clean = questions(network, prompts, split, variable, only)
+        columns = _subject(clean, subject)
     clean = _with_roles(clean, _spans(columns, clean.base["attention_mask"].sum(1)))
     if isinstance(positions, str):
         if positions != "tokens":

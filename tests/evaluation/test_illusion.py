@@ -10,7 +10,7 @@ from iit.causal import equality, modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import illusion, outcomes
 from iit.evaluation.controls import random_subspace
-from iit.evaluation.illusion import beside, read_space, read_spaces
+from iit.evaluation.illusion import read_controls, read_space, read_spaces
 from iit.evaluation.subspace import swapped
 from iit.intervention import All, Frame, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
@@ -124,7 +124,7 @@ def test_a_direction_is_read_when_more_than_half_of_it_is(degrees, rank):
     read = read_spaces(alignment, pairs)
     part = illusion.split_by_reading(alignment, read)["read_part"]
     assert part.edits["first"].intervention.learned_rank() == rank
-    whole = beside(alignment, read, 0, 0)["read_part/vanilla"]
+    whole = read_controls(alignment, read, 0, 0)["read_part/vanilla"]
     # All that is read holds both sums: the label is right where the second sums are alike.
     assert 0.15 < iia(whole, pairs) < 0.55
     assert iia(part, pairs) == (iia(whole, pairs) if rank else 0)
@@ -133,7 +133,7 @@ def test_a_direction_is_read_when_more_than_half_of_it_is(degrees, rank):
 def test_what_is_read_of_random_subspaces_of_high_rank_does_nothing():
     network, pairs = sums(64)
     alignment = at(network, iit.LowRankRotatedSpaceIntervention(64, 8))
-    parts = beside(alignment, read_spaces(alignment, pairs), 0, 3)
+    parts = read_controls(alignment, read_spaces(alignment, pairs), 0, 3)
     names = [f"read_part/random_subspace/{number}" for number in range(3)]
     assert list(parts) == ["read_part/vanilla", *names]
     assert [iia(parts[name], pairs) for name in names] == [0, 0, 0]

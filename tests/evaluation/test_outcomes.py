@@ -151,10 +151,12 @@ def test_a_site_of_one_token_counts_pairs_whose_label_is_the_sources_answer(toy)
     network, _ = toy
     pairs = Pairs.sample(ioi(), network, n_train=4, n_val=4, n_test=60, pairs="s2_io_flip", right_only=False)
     others = Pairs.sample(ioi(), network, n_train=4, n_val=4, n_test=60, pairs="random_names", right_only=False)
-    for sampled, position, share in ((pairs, "s2", 1), (others, "s2", 0), (others, None, 1)):
+    cases = [("block_output", pairs, "s2", 1), ("block_output", others, "s2", 0), ("block_output", others, None, 1)]
+    cases.append(("mlp_output", others, None, 0))  # the residual stream passes beside it
+    for component, sampled, position, share in cases:
         table = sampled.split("test")
         test = EncodedPairs(table, "subject_position", network)
-        site = iit.Site("block_output", layer=0, position=position)
+        site = iit.Site(component, layer=0, position=position)
         claim = iit.Alignment(network, {"subject_position": iit.Edit(site, iit.VanillaIntervention())})
         values = cut(claim, test, outcomes(vanilla(claim), test))
         differ = [a != b for a, b in zip(table["source_answer"], table["base_answer"], strict=True)]
