@@ -36,7 +36,7 @@ ALIGNMENTS = [
 @pytest.mark.parametrize("experiment", ALIGNMENTS)
 def test_every_alignment_runs(experiment, configured, tmp_path, smollm2, capsys):
     before = fingerprint(smollm2.model)
-    cfg = configured(f"+experiment={experiment}", *SMALL)
+    cfg = configured(f"+experiment={experiment}", *SMALL, "data.n_train=16", "data.n_val=16", "data.n_test=16")
     ours = "experiment" not in cfg.network
     if not ours:  # a network that is hardly trained answers hardly anything
         cfg.data.right_only = False

@@ -181,8 +181,8 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
         n_answer = 0 if batch.answer is None else batch.answer.shape[1]
         raise ValueError(
             f"Site {site}: the batch has no token {role} that is an input; its answers have up to "
-            f"{n_answer} tokens, of which the last is only read. Give base and source their `answer`, "
-            "and use `answer_logits` or `capture`, where it is teacher-forced."
+            f"{n_answer} tokens, of which the last is only read. Give base and source their `answer` (pairs from "
+            "a file: the columns label and source_answer), and use `answer_logits` or `capture`, where it is teacher-forced."
         )
     if role not in batch.positions:
         known = ", ".join(map(repr, batch.positions)) or "none"

@@ -144,10 +144,26 @@ def _given(source: Any, site: Site, base: Batch) -> Tensor | None:
         if site not in source:
             raise ValueError(f"The activations given as a source hold {[str(s) for s in source]}, not the source site {site}.")
         return source[site]
-    if isinstance(source, Tensor) and base.kwargs:
-        # Networks fed by keyword never take a bare tensor as a batch; networks fed by position do, so there it is an input.
-        return source
+    if isinstance(source, Tensor):
+        if base.kwargs:  # A network fed by keyword never takes a bare tensor as its batch.
+            return source
+        _check_is_input(source, site, base)
     return None
+
+
+def _check_is_input(source: Tensor, site: Site, base: Batch) -> None:
+    """Raise ValueError for a bare tensor unlike the base's input: a network fed by position would run on activations."""
+    like = base.args[0]
+    if not isinstance(like, Tensor):
+        return
+    same_kind = source.is_floating_point() == like.is_floating_point()
+    same_shape = source.ndim == like.ndim and (not like.is_floating_point() or source.shape[1:] == like.shape[1:])
+    if not (same_kind and same_shape):
+        raise ValueError(
+            f"The source is a bare tensor of shape {tuple(source.shape)}, and this network takes bare tensors as inputs, of "
+            f"shape {tuple(like.shape)}. Give activations as iit.Activations({{Site: tensor}}) (here {site}), and an input "
+            "of another shape as a tuple: (tensor,)."
+        )
 
 
 def _given_counts(source: Any, site: Site) -> Tensor | None:

@@ -8,11 +8,16 @@ from rich.table import Table
 from iit.result import Row
 
 _STYLES = {"train": ("seen", "#D55E00", "o"), "test": ("unseen", "#0072B2", "s")}
-_PANELS = (
-    (None, "iia", "in the network"),
-    ("untrained_network", "iia", "in an untrained network"),
-    ("untrained_network", "iia_difference", "difference"),
-)
+
+
+def _panels(rows: Sequence[Row]) -> list[tuple[str | None, str, str]]:
+    """(control, metric, title) of the three figures of each rung."""
+    metric = next(row.metric for row in rows if row.control is None)
+    return [
+        (None, metric, "in the network"),
+        ("untrained_network", metric, "in untrained networks"),
+        ("untrained_network", f"{metric}_difference", "difference"),
+    ]
 
 
 def rungs(rows: Sequence[Row]) -> dict[str, str]:
@@ -36,17 +41,30 @@ def ladder_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         line = [name]
         for split in _STYLES:
             of = [row for row in rows if (row.method, row.split, row.subset) == (method, split, "changing")]
-            for control, metric, _ in _PANELS:
+            for control, metric, _ in _panels(rows):
                 (row,) = (row for row in of if (row.control, row.metric) == (control, metric))
-                line.append(f"{row.value:.3f}" + (f" ({row.low:.3f} to {row.high:.3f})" if metric == "iia_difference" else ""))
+                line.append(
+                    f"{row.value:.3f}" + (f" ({row.low:.3f} to {row.high:.3f})" if metric.endswith("_difference") else "")
+                )
         body.append(line)
     return header, body
+
+
+def ladder_caption(rows: Sequence[Row]) -> str:
+    """The number of unseen pairs, and where pairs are scored among their own answers, what no edit reaches there."""
+    of = {
+        row.control: row for row in rows if (row.split, row.subset) == ("test", "changing") and row.metric == _panels(rows)[0][1]
+    }
+    caption = f"Unseen: n = {of[None].n} changing test pairs."
+    words = {"no_intervention": "the network", "untrained_network/no_intervention": "untrained networks"}
+    chance = [f"{of[name].value:.3f} in {where}" for name, where in words.items() if name in of]
+    return f"{caption} Without an edit (chance): {', '.join(chance)}." if chance else caption
 
 
 def ladder_table(rows: Sequence[Row]) -> Table:
     """For the terminal."""
     header, body = ladder_lines(rows)
-    table = Table(title="IIA on changing pairs by capacity")
+    table = Table(title="IIA on changing pairs by capacity", caption=ladder_caption(rows))
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
     for line in body:
@@ -59,8 +77,8 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
     one family: ranks of linear subspaces, depths of reversible maps."""
     names = rungs(rows)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(_PANELS), sharey=True)
-    for axes, (control, metric, title) in zip(panels, _PANELS, strict=True):
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (control, metric, title) in zip(panels, _panels(rows), strict=True):
         for number, (split, (label, colour, marker)) in enumerate(_STYLES.items()):
             found = {
                 row.method: row
@@ -77,8 +95,9 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
                 axes.errorbar(x, y, reach, color=colour, marker=marker, label=label if family == "rank" else None, capsize=2)
         axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         axes.set_xticks(range(len(names)), list(names.values()), rotation=60, ha="right")
-        axes.set(title=title, ylim=(-0.1 if metric == "iia_difference" else -0.02, 1.02))
+        axes.set(title=title, ylim=(-0.1 if metric.endswith("_difference") else -0.02, 1.02))
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("IIA on changing pairs")
+    forced = _panels(rows)[0][1] == "iia_forced"
+    panels[0].set_ylabel(f"IIA on changing pairs{', among their own answers' if forced else ''}")
     panels[0].legend(frameon=False, loc="lower right")
     return figure

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from iit.report.atlas import atlas_lines, compared, is_atlas
 from iit.report.ground_truth import HEADER, REASONS, ground_truth_lines, ground_truth_reasons, is_ground_truth
-from iit.report.ladder import is_ladder, ladder_lines
+from iit.report.ladder import is_ladder, ladder_caption, ladder_lines
 from iit.report.patched import HEADER as MAPS
 from iit.report.patched import is_maps, map_captions, map_lines
 from iit.report.steered import is_steered, steered_captions, steered_examples, steered_lines
@@ -58,8 +58,7 @@ def _table(result: Path) -> str:
             [markdown(*steered_lines(metrics.rows, metrics.facts)), *steered_captions(metrics.facts), "", "\n\n".join(told), ""]
         )
     if is_ladder(metrics.rows):
-        (n,) = {row.n for row in metrics.rows if (row.split, row.subset, row.metric) == ("test", "changing", "iia")}
-        return markdown(*ladder_lines(metrics.rows)) + f"\nUnseen: n = {n} changing test pairs.\n"
+        return markdown(*ladder_lines(metrics.rows)) + f"\n{ladder_caption(metrics.rows)}\n"
     verdicts = verdict_markdown(metrics.facts.get("verdict", ()))
     return markdown_table(metrics.rows) + shares(metrics) + verdicts + (_atlas(metrics.rows) if is_atlas(metrics.rows) else "")
 

@@ -93,6 +93,8 @@ def lines(rows: Sequence[Row], *, brief: bool = False) -> list[tuple[str, ...]]:
         name = _NAMES.get((row.control, row.metric), f"{row.metric}, {row.control or 'trained'}")
         if (row.control or "").startswith("rival/"):
             name = f"trained, scored by the rival {(row.control or '').removeprefix('rival/')!r}"
+        if (row.control or "").startswith("rank/"):
+            name = f"trained at rank {(row.control or '').removeprefix('rank/')}"
         if _is_off_target(row):
             name = f"the edit of {(row.control or '').removeprefix('off_target/')!r} instead (off target)"
         whose = "" if len(mine) == 1 and Cell.of(row) in mine else f"{row.variable}: " if one_place else f"{describe(row)}: "

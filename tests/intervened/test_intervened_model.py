@@ -148,6 +148,24 @@ def test_answer_logits_without_tokens_are_class_logits():
     torch.testing.assert_close(edited.answer_logits((base,), (source,)), network(source).unsqueeze(1))
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [torch.randn(5, 1, 4), torch.randn(5, 3), torch.zeros(5, 4, dtype=torch.long)],
+    ids=["dimensions", "width", "kind"],
+)
+def test_a_bare_tensor_unlike_the_networks_input_is_no_input(activation):
+    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    site = Site(module="1")
+    edited = IntervenedModel(network, {site: iit.VanillaIntervention()})
+    base = torch.randn(5, 4)
+    with pytest.raises(ValueError, match=r"bare tensor of shape.*\(5, 4\).*iit\.Activations"):
+        edited(base, {site: activation})
+    source = torch.randn(5, 4)
+    assert torch.equal(edited(base, {site: source}), network(source)), "alike, it is an input"
+    held = iit.capture(network, (source,), site)
+    assert torch.equal(edited(base, {site: held}), network(source))
+
+
 def test_each_variable_has_its_own_source_and_each_source_runs_once(tiny_llama):
     base, a, b = (prompts((6, 6), s) for s in (1, 2, 3))
     runs = []
