@@ -8,6 +8,7 @@ from iit.result import read_metrics
 from iit.run import run
 from tests.conftest import SMALL
 
+FEW = ("data.n_train=16", "data.n_val=16", "data.n_test=16")
 OVERRIDES = ["+experiment=das_equality_by_hand", "job=ladder", "job.ranks=[1,full]", "job.depths=[1]", "job.depth_rank=1"]
 
 
@@ -33,7 +34,7 @@ def test_a_ladder(configured, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_language_models_ladder_compares_the_pairs_own_answers(configured_on_either, tmp_path, capsys):
-    run(configured_on_either("+experiment=ladder_ioi", *SMALL, "job.ranks=[1,2]", "job.depths=[]"))
+    run(configured_on_either("+experiment=ladder_ioi", *SMALL, "job.ranks=[1,2]", "job.depths=[]", *FEW))
     rows = read_metrics(tmp_path / "run").rows
     assert {row.metric for row in rows} == {"iia_forced", "iia_forced_difference"}
     changing = {(r.control, r.metric): r for r in rows if (r.split, r.subset) == ("test", "changing")}
