@@ -139,7 +139,7 @@ def _fits(
         return isinstance(value, str) and value in SPLITS
     if kind == "interchanged":
         return isinstance(value, list) and all(variable in variables for variable in value)
-    if kind == "has_natural":
+    if kind in ("asked", "has_natural"):
         return isinstance(value, bool)
     return kind != "rival_labels" or isinstance(value, dict)
 
