@@ -23,7 +23,7 @@ from iit.network import planted, untrained
 SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")
 PARENTS = iit.Site(module="embedding")
 WIDTH = 32
-RANKS = {"wide": 6, "parents": 4, "few": 24}
+RANKS = {"wide": 6, "parents": 4}
 """Of claims whose rank is not the true one, 2: of the value, and of both numbers that it is the sum of."""
 TRUST = Trust(full=True, resamples=200, random_subspaces=2, interventions=500)
 refit = partial(
@@ -41,7 +41,7 @@ def claimed(claim, network, pairs, seed):
     site = PARENTS if claim == "parents" else SITE
     intervention = iit.LowRankRotatedSpaceIntervention(WIDTH, RANKS.get(claim, 2))
     if claim == "far":
-        intervention = iit.AdditionIntervention(WIDTH)
+        intervention = iit.AdditionIntervention(width=WIDTH)
     inert = {"bypass": iit.Edit(AROUND, iit.VanillaIntervention())}
     alignment = iit.Alignment(network, {"first": iit.Edit(site, intervention)}, inert=inert)
     if claim == "other":  # the subspace of the second value, under the first one's name
@@ -52,15 +52,15 @@ def claimed(claim, network, pairs, seed):
     return alignment
 
 
-def sampled(network, variable, seed, n_train=1280):
-    sizes = {"n_train": n_train, "n_val": 100, "n_test": 400}
+def sampled(network, variable, seed):
+    sizes = {"n_train": 1280, "n_val": 100, "n_test": 400}
     return Pairs.sample(modular_sum(3), network, variable=variable, right_only=False, seed=seed, **sizes)
 
 
 def judged(claim, seed):
     network = planted(3, WIDTH, claim if claim in ("wrong", "leaky", "illusion") else "clean", seed=seed)
     network = untrained(network, seed) if claim == "random_network" else network
-    pairs = sampled(network, "first", seed, n_train=12 if claim == "few" else 1280)
+    pairs = sampled(network, "first", seed)
     pairs = shuffled(pairs, seed) if claim == "shuffled_label" else pairs
     alignment = claimed(claim, network, pairs, seed)
     rows = evaluate(alignment, pairs, TRUST, seed=seed, refit=refit, batch_size=200)
