@@ -23,7 +23,8 @@ from iit.job.declared import check_config
 from iit.network import fingerprint, untrained
 from iit.report import save_figure
 from iit.report.ladder import ladder_figure
-from iit.result import Row
+from iit.result import SCORE, Row, where
+from iit.result.vocabulary import KIND
 
 log = logging.getLogger(__name__)
 CONTROL = "untrained_network"
@@ -78,7 +79,7 @@ def ladder(
     train(rungs, pairs, cfg.seed)
     train(beside, pairs, cfg.seed)
     rows = _scored(cfg, rungs, beside, pairs, "validation") + _scored(cfg, rungs, beside, pairs, "train")
-    found = {row.method: row.value for row in rows if _is_score(row)}
+    found = {row.method: row.value for row in where(rows, **SCORE)}
     opened = held_out.opened(freeze(folder, {"reported": "every rung", "validation_iia": found}))
     rows += _scored(cfg, rungs, beside, opened, "test")
     assert fingerprint(network.model) == before, "the frozen network has changed"
@@ -88,10 +89,6 @@ def ladder(
 
 def _frame(width: int, rank: int | str) -> Any:
     return LowRankRotatedSpaceIntervention(width, width if rank == "full" else int(rank))
-
-
-def _is_score(row: Row) -> bool:
-    return (row.split, row.subset, row.control, row.metric) == ("validation", "changing", None, "iia")
 
 
 def _scored(cfg: DictConfig, rungs: dict[str, Alignment], beside: dict[str, Alignment], pairs: Pairs, split: str) -> list[Row]:
@@ -109,6 +106,6 @@ def _scored(cfg: DictConfig, rungs: dict[str, Alignment], beside: dict[str, Alig
         }
         facts = describe(rung, pairs, pairs.variables) | {"seed": cfg.seed, "split": split, "experiment": cfg.name}
         made = scores(arms, encoded, every, facts, resamples=2000)
-        rows += [replace(row, method=f"{row.method}, {name}") for row in made if not row.subset.startswith("kind/")]
+        rows += [replace(row, method=f"{row.method}, {name}") for row in made if not row.subset.startswith(KIND)]
         log.info("%s, %s: %s", split, name, {k or "trained network": round(float(v.mean()), 3) for k, v in arms.items()})
     return rows
