@@ -26,6 +26,7 @@ from iit.intervention import (
     Subset,
 )
 from iit.network import Network
+from iit.result.vocabulary import RANK
 from iit.site import Site
 
 
@@ -125,7 +126,7 @@ def lower_ranks(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alig
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             frame = Intervention(trained.name, Frame(trained.width or 0, rank), All(), trained.operation)
-        lower[f"rank/{rank}" if lower else "least_rank"] = _exchanged(alignment, {trained: frame}.__getitem__)
+        lower[f"{RANK}{rank}" if lower else "least_rank"] = _exchanged(alignment, {trained: frame}.__getitem__)
         rank *= 4
     return lower
 

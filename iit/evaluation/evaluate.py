@@ -17,11 +17,12 @@ from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.off_target import off_target, off_target_rows
 from iit.evaluation.outcomes import Outcomes, cut, outcomes
-from iit.evaluation.retrained import SEEDS, Refit, retrained
+from iit.evaluation.retrained import Refit, retrained
 from iit.evaluation.rows import describe, readout, scores, task_accuracy
 from iit.evaluation.trust import TRUST, Trust, train_alike
 from iit.intervened import ActivationStore
-from iit.result import Row
+from iit.result import Row, where
+from iit.result.vocabulary import DRAWS, RIVAL, draw, draws_of, pool_of
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def evaluate(
             spaces = spans(alignment, pairs, encoded, batch_size)
             found = parts(alignment, spaces.get("read", {}), seed, trust.random_subspaces)
             scored |= {name: outcomes(part, encoded, batch_size=batch_size) for name, part in found.items()}
-            rows += angle_rows([alignment, *(a for name, a in again.items() if name.startswith(SEEDS))], pairs, told, spaces)
+            rows += angle_rows([alignment, *draws_of(again, "seeds")], pairs, told, spaces)
             rows += divergence_rows(alignment, pairs, encoded, told, trust.resamples, batch_size)
             rows += other_variables(alignment, pairs, split, told, trust.resamples, batch_size)
             rows += abstraction_rows(alignment, pairs, split, told, trust, batch_size)
@@ -111,12 +112,11 @@ def evaluate(
             arms["majority"] = majority(pairs, encoded)
         if alignment.inert and len(set(encoded.bases)) > 1:
             arms["inert_resampled"] = inert_resampled(alignment, encoded, seed=seed, batch_size=batch_size)
-        pools = {"random_subspace": "random_subspace/", "read_part/random_subspace": "read_part/random_subspace/", "seeds": SEEDS}
-        for pooled, prefix in pools.items():
-            draws = [right for name, right in arms.items() if name is not None and name.startswith(prefix)]
+        for pool in DRAWS:
+            draws = draws_of(arms, pool)
             if draws:
-                arms[pooled] = np.stack(draws if pooled != "seeds" else [arms[None], *draws], 1)
-        arms |= {name: right for name, right in scored[None].right.items() if (name or "").startswith("rival/")}
+                arms[pool] = np.stack(draws if pool != "seeds" else [arms[None], *draws], 1)
+        arms |= {name: right for name, right in scored[None].right.items() if (name or "").startswith(RIVAL)}
     others = off_target(alignment, encoded, batch_size) if controls and len(pairs.variables) > 1 else {}
     figures = {"logit_difference": _pooled(scored, "difference"), "iia_forced": _pooled(scored, "forced")}
     if controls:
@@ -129,7 +129,7 @@ def evaluate(
             rows.append(task_accuracy(answers, describe(alignment, pairs, pairs.variables) | told))
         if split == "test" and "train" in set(pairs.dataset["split"]):
             common = {"controls": False, "batch_size": batch_size, "seed": seed, "experiment": experiment}
-            rows += [row for row in evaluate(alignment, pairs, trust, split="train", **common) if row.metric == "iia"]
+            rows += where(evaluate(alignment, pairs, trust, split="train", **common), metric="iia")
     return rows
 
 
@@ -139,7 +139,8 @@ def _beside(
     """What is scored in the alignment's place without any training."""
     others = {"vanilla": vanilla(alignment)}
     if has_random_subspace(alignment):
-        others |= {f"random_subspace/{k}": random_subspace(alignment, seed * 1000 + k) for k in range(trust.random_subspaces)}
+        for number in range(trust.random_subspaces):
+            others[draw("random_subspace", number)] = random_subspace(alignment, seed * 1000 + number)
     components = pca_subspace(alignment, pairs, batch_size=batch_size)
     if components is not None:
         others["pca_subspace"] = components
@@ -153,8 +154,8 @@ def _beside(
 def _pooled(scored: Mapping[str | None, Outcomes], field: str) -> dict[str | None, np.ndarray]:
     """A figure of all arms, the random draws pooled."""
     arms = {name: getattr(one, field) for name, one in scored.items()}
-    draws = [arms[name] for name in arms if (name or "").startswith("random_subspace/")]
-    kept = {name: figure for name, figure in arms.items() if "random_subspace/" not in (name or "")}
+    draws = draws_of(arms, "random_subspace")
+    kept = {name: figure for name, figure in arms.items() if pool_of(name) in (None, "seeds")}
     return kept | ({"random_subspace": np.stack(draws, 1)} if draws else {})
 
 
@@ -173,7 +174,7 @@ def _rows(
     for variables in dict.fromkeys(encoded.interchanged):
         chosen = np.array([names == variables for names in encoded.interchanged])
         facts = describe(alignment, pairs, variables) | told
-        silent = {f"rival/{name}" for name, speaks in encoded.speaks.items() if not bool(speaks[torch.from_numpy(chosen)].all())}
+        silent = {f"{RIVAL}{name}" for name, speaks in encoded.speaks.items() if not bool(speaks[torch.from_numpy(chosen)].all())}
         heard = {name: right for name, right in arms.items() if name not in silent}
         rows += scores(heard, encoded, chosen, facts, resamples)
         if len(variables) == 1:

@@ -19,6 +19,7 @@ from iit.intervention import All, Identity, Intervention, LambdaIntervention, Pr
 from iit.intervention.operation import Swap
 from iit.network.answering import IGNORED
 from iit.result import logit_difference
+from iit.result.vocabulary import draw
 from iit.site import Site, resolve
 
 
@@ -56,7 +57,7 @@ def read_controls(alignment: Alignment, read: Mapping[str, Tensor], seed: int, n
     others = {"read_part/vanilla": _swapping(alignment, read)}
     for number in range(n_random if has_random_subspace(alignment) else 0):
         random = random_subspace(alignment, seed * 1000 + number)
-        others[f"read_part/random_subspace/{number}"] = split_by_reading(random, read)["read_part"]
+        others[draw("read_part/random_subspace", number)] = split_by_reading(random, read)["read_part"]
     return others
 
 

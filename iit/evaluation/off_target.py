@@ -13,7 +13,8 @@ from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating
 from iit.evaluation.rows import scores
 from iit.intervened.sources import variables_of
-from iit.result import Row, correct
+from iit.result import Row, correct, where
+from iit.result.vocabulary import OFF_TARGET
 
 
 def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) -> dict[str, np.ndarray]:
@@ -51,8 +52,5 @@ def off_target_rows(
     """
     alone = among & np.array([kind == facts["variable"] for kind in encoded.kinds or [""] * len(encoded)])
     among = alone if (alone & encoded.changing.numpy()).any() else among
-    return [
-        replace(row, control=f"off_target/{variable}")
-        for row in scores({None: right}, encoded, among, facts, resamples)
-        if row.metric == "iia" and row.subset in ("all", "changing")
-    ]
+    rows = where(scores({None: right}, encoded, among, facts, resamples), metric="iia")
+    return [replace(row, control=f"{OFF_TARGET}{variable}") for row in rows if row.subset in ("all", "changing")]

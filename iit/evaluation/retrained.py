@@ -16,12 +16,11 @@ from iit.data.table import columns_of, dataset
 from iit.evaluation.controls import fresh, lower_ranks
 from iit.intervened import ActivationStore, capture
 from iit.network import untrained
+from iit.result.vocabulary import draw
 from iit.site import Site
 
 Refit = Callable[[Mapping[str, Alignment], Pairs, int], Any]
 """Trains alignments side by side: (name → alignment, pairs, seed)."""
-SEEDS = "seed/"
-RETRAINED = ("wrong_site", "shuffled_label", "untrained_network")
 
 
 def retrained(
@@ -43,8 +42,8 @@ def retrained(
         {str(v) for v in alignment.variables} - set(pairs.variables)
     )
     if lacking:
-        return {}, dict.fromkeys(("seeds", *RETRAINED), f"the pairs lack {', '.join(lacking)}")
-    made = {f"{SEEDS}{number}": fresh(alignment, seed + number) for number in range(1, seeds)}
+        return {}, {"what is trained again": f"the pairs lack {', '.join(lacking)}"}
+    made = {draw("seeds", number): fresh(alignment, seed + number) for number in range(1, seeds)}
     made |= lower_ranks(alignment, pairs, seed)
     missing: dict[str, str] = {}
     try:

@@ -8,23 +8,7 @@ import numpy as np
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.result import Row, clustered_interval
-
-DIFFERENCES = (
-    "vanilla",
-    "pca_subspace",
-    "random_subspace",
-    "placebo_direction",
-    "placebo_pair",
-    "majority",
-    "no_intervention",
-    "shuffled_label",
-    "untrained_network",
-    "wrong_site",
-    "least_rank",
-    "inert_resampled",
-    "read_part",
-)
-"""The controls that the alignment is compared with, pair by pair."""
+from iit.result.vocabulary import COMPARED, KIND
 
 
 def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> dict[str, Any]:
@@ -77,7 +61,7 @@ def scores(
         parts = {"unchanging/another_asked": ~changing & ~asked, "unchanging/same_value": ~changing & asked}
     kinds = np.array(encoded.kinds or [""] * len(encoded))
     if len(set(kinds[among])) > 1:
-        parts |= {f"kind/{kind}": kinds == kind for kind in np.unique(kinds[among])}
+        parts |= {f"{KIND}{kind}": kinds == kind for kind in np.unique(kinds[among])}
     for name, part in parts.items():
         chosen = among & part
         if chosen.any():
@@ -87,9 +71,9 @@ def scores(
             continue
         scored = {control: right[chosen].astype(float) for control, right in arms.items()}
         for control, values in scored.items():
-            if subset != "unchanging" or control in (None, *DIFFERENCES):
+            if subset != "unchanging" or control in (None, *COMPARED):
                 add(subset, chosen, control, "iia", values, over_draws=control == "seeds")
-        for control in DIFFERENCES if subset != "unchanging" else ():
+        for control in COMPARED if subset != "unchanging" else ():
             if control in scored:
                 values = scored[control]
                 difference = scored[None] - (values if values.ndim == 1 else values.mean(1))

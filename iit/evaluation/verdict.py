@@ -6,19 +6,10 @@ from math import hypot
 from typing import Any
 
 from iit.evaluation.trust import thresholds_with
-from iit.result import Interval, Row
+from iit.result import Interval, Row, where
+from iit.result.vocabulary import KIND, NULLS, OFF_TARGET, RANK, pool_of
 
 OUTCOMES = ("pass", "open", "fail")
-NULLS = (
-    "no_intervention",
-    "majority",
-    "random_subspace",
-    "shuffled_label",
-    "untrained_network",
-    "wrong_site",
-)
-"""Controls that do not have what the hypothesis claims: an accuracy that they reach, too, says nothing. PCA of equal rank may well have
-it, and has a criterion of its own."""
 NEEDS = {
     "faithfulness": "the alignment declares nothing inert, or all pairs have one base",
     "cut": "only where pairs have the source's own answer for their label, or the site holds every token",
@@ -117,10 +108,8 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
     | divergence | share of pairs whose edited activation is farther from natural ones than 95% of unedited ones are (arXiv 2511.04638) |
     """
     limits = thresholds_with(thresholds or {})
-    test = [row for row in rows if row.split == "test"]
-    scored = dict.fromkeys(
-        row.variable for row in test if (row.control, row.metric, row.subset) == (None, "iia", "all") and row.variable is not None
-    )
+    own = where(rows, split="test", control=None, metric="iia", subset="all")
+    scored = dict.fromkeys(row.variable for row in own if row.variable is not None)
     alone = [variable for variable in scored if "+" not in variable]
     return [_judged(variable, _Rows(rows, variable), limits) for variable in alone or scored]
 
@@ -130,22 +119,23 @@ class _Rows:
 
     def __init__(self, rows: Sequence[Row], variable: str):
         self.rows = [row for row in rows if row.variable == variable or row.metric == "task_accuracy"]
+        test = where(rows, split="test")
+        among = set(variable.split("+"))
         self.abstraction = [
             row
-            for row in rows
-            if row.metric.startswith("abstraction_error/")
-            and row.split == "test"
-            and set(variable.split("+")) <= set((row.variable or "").split("+"))
+            for metric in ("abstraction_error/up", "abstraction_error/down")
+            for row in where(test, metric=metric)
+            if among <= set(str(row.variable).split("+"))
         ]
-        self.off_target = [row for row in rows if row.control == f"off_target/{variable}" and row.split == "test"]
+        self.off_target = where(test, control=f"{OFF_TARGET}{variable}")
         self.subset = "changing"
         if self.row() is None:
             self.subset = "all"
 
     def row(self, control: str | None = None, metric: str = "iia", subset: str | None = None, split: str = "test") -> Row | None:
         """By default on changing pairs, or on all where none is changing."""
-        wanted = (control, metric, subset or self.subset, split)
-        return next((r for r in self.rows if (r.control, r.metric, r.subset, r.split) == wanted), None)
+        rows = where(self.rows, control=control, metric=metric, subset=subset or self.subset, split=split)
+        return rows[0] if rows else None
 
     def cannot_fail(self) -> list[str]:
         """Controls that are right on no pair at all, not even where the answer should stay.
@@ -237,11 +227,12 @@ def _above(control: str, words: str) -> Callable[[_Rows], Reading]:
 
 
 def _worst_kind(rows: _Rows) -> Reading:
-    kinds = [r for r in rows.rows if r.subset.startswith("kind/") and r.split == "test" and r.control is None and r.n >= LEAST]
+    own = where(rows.rows, split="test", control=None)
+    kinds = [row for row in own if row.subset.startswith(KIND) and row.n >= LEAST]
     if not kinds:
         return None
     worst = min(kinds, key=lambda row: row.value)
-    return worst, f"IIA {_told(worst)} on pairs that differ in {worst.subset.removeprefix('kind/')}"
+    return worst, f"IIA {_told(worst)} on pairs that differ in {worst.subset.removeprefix(KIND)}"
 
 
 def _abstraction(rows: _Rows) -> Reading:
@@ -254,7 +245,7 @@ def _abstraction(rows: _Rows) -> Reading:
 
 
 def _off_target(rows: _Rows) -> Reading:
-    changing = [row for row in rows.off_target if row.subset == "changing"]
+    changing = where(rows.off_target, subset="changing")
     if not changing:
         return None
     # A few pairs, which are not judged, do not hide another variable's many.
@@ -264,21 +255,20 @@ def _off_target(rows: _Rows) -> Reading:
 
 def _excess_rank(rows: _Rows) -> Reading:
     reading = _above("least_rank", "with as many dimensions as the variable has values, less one")(rows)
-    trained = rows.row()
-    if reading is None or trained is None:
+    if reading is None:
         return None
     figure, words = reading
-    controls = sorted({row.control or "" for row in rows.rows}, key=len)
-    lower = {int(name.removeprefix("rank/")): rows.row(name) for name in controls if name.startswith("rank/")}
-    for rank, row in sorted(lower.items()):
+    controls = {row.control or "" for row in rows.rows}
+    ranks = sorted(int(name.removeprefix(RANK)) for name in controls if name.startswith(RANK))
+    for rank in ranks:
+        row = rows.row(f"{RANK}{rank}")
         words += f"; rank {rank} reaches {row.value:.3f}" if row else ""
     return figure, words
 
 
 def _seed_spread(rows: _Rows) -> Reading:
-    wanted = ("test", rows.subset, "iia")
-    trained = [r for r in rows.rows if (r.control or "seed/").startswith("seed/")]
-    trained = [r for r in trained if (r.split, r.subset, r.metric) == wanted]
+    scores = where(rows.rows, split="test", subset=rows.subset, metric="iia")
+    trained = [row for row in scores if row.control is None or pool_of(row.control) == "seeds"]
     if len(trained) < 2:
         return None
     trained.sort(key=lambda row: row.value)

@@ -9,14 +9,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from iit.intervened.edit import Edit
 from iit.intervened.saving import Saved
 from iit.intervened.sources import Variable, variables_of
-from iit.result import Row
+from iit.result import Row, where
+from iit.result.vocabulary import CONTROLS
 
-ARMS = {
-    None: "this alignment",
-    "vanilla": "vanilla (the sites' whole vectors)",
-    "random_subspace": "random subspace of equal rank",
-    "no_intervention": "no intervention",
-}
+ARMS = (None, "vanilla", "random_subspace", "no_intervention")
 """What stands in a table of scores: the alignment, and its controls."""
 
 
@@ -74,36 +70,33 @@ def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
 
 def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One table for each variable, task and seed that was scored."""
-    split = "test" if any(row.split == "test" for row in rows) else rows[0].split if rows else ""
-    told = [row for row in rows if row.split == split]
+    told = where(rows, split="test") or where(rows, split=rows[0].split if rows else "")
     tables = []
     for variable, task, seed in dict.fromkeys((row.variable, row.task, row.seed) for row in told):
-        own = {
-            (row.metric, row.subset, row.control): row
-            for row in told
-            if (row.variable, row.task, row.seed) == (variable, task, seed)
-        }
-        arms = [
-            {"name": name, **{subset: _figure(own, "iia", subset, control) for subset in ("all", "changing")}}
-            for control, name in ARMS.items()
-        ]
-        accuracy = _figure(own, "task_accuracy", "all", None)
+        own = where(told, variable=variable, task=task, seed=seed)
+        arms = []
+        for control in ARMS:
+            iia = where(own, metric="iia", control=control)
+            figures = {subset: _figure(where(iia, subset=subset)) for subset in ("all", "changing")}
+            arms.append({"name": CONTROLS[control].label, **figures})
         tables.append(
             {
                 "variable": _cell(str(variable)),
                 "task": task,
                 "seed": seed,
-                "split": split,
+                "split": own[0].split,
                 "arms": arms,
-                "task_accuracy": accuracy,
+                "task_accuracy": _figure(where(own, metric="task_accuracy", subset="all", control=None)),
             }
         )
     return tables
 
 
-def _figure(rows: Mapping[tuple[str, str, str | None], Row], metric: str, subset: str, control: str | None) -> str:
-    row = rows.get((metric, subset, control))
-    return "not measured" if row is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}], n = {row.n}"
+def _figure(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "not measured"
+    row = rows[-1]
+    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}], n = {row.n}"
 
 
 def _cell(text: str) -> str:

@@ -21,7 +21,7 @@ from iit.evaluation.retrained import Refit
 from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint
 from iit.report import save_figure, training_curve
-from iit.result import Cell, Row, select
+from iit.result import SCORE, Cell, Row, select, where
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def facts_of(pairs: Pairs, network: Network) -> dict[str, Any]:
 def frozen(folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted | None) -> Choice:
     """Record the choice that validation has made: the cell of each of the alignment's variables, its figure, the epoch, how many alignments
     were compared, and the weights."""
-    figures = {Cell.of(r): r for r in rows if (r.split, r.control, r.metric, r.subset) == ("validation", None, "iia", "changing")}
+    figures = {Cell.of(row): row for row in where(rows, **SCORE)}
     cells = list(figures) if len(alignment.variables) > 1 else [select(rows)]
     digest = hashlib.sha256()
     for name, tensor in alignment.state_dict().items():

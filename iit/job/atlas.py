@@ -19,7 +19,7 @@ from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint
 from iit.network.components import blocks_of
 from iit.report import atlas_cells, atlas_figure, save_figure
-from iit.result import Cell, Row, select
+from iit.result import Cell, Row, select, where
 from iit.site import Site
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ def atlas(
     for layer in layers:
         here = {site: cells for site, cells in made.items() if site.layer == layer}
         for site, cells in list(here.items()):
-            beside = [row for row in whole if (row.layer, row.position) == (layer, site.position)]
-            vanilla = next(row.value for row in beside if row.metric == "iia" and row.subset == "changing")
+            beside = where(whole, layer=layer, position=site.position)
+            vanilla = where(beside, metric="iia", subset="changing")[0].value
             if screen is not None and vanilla < screen:
                 skipped.append(str(site))
                 del here[site]

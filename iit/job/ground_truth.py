@@ -25,7 +25,7 @@ from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
 from iit.report import save_figure
 from iit.report.ground_truth import ground_truth_figure
-from iit.result import Row
+from iit.result import Row, where
 from iit.site import resolve
 
 log = logging.getLogger(__name__)
@@ -115,11 +115,9 @@ def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -
     encoded = EncodedPairs(pairs.split("test"), pairs.variables, network)
     right = np.stack([outcomes(claim, encoded).right[None] for claim in claims], 1)
     facts = describe(claims[0], pairs, pairs.variables) | {"seed": None, "split": "test", "experiment": cfg.name}
-    pooled = [
-        replace(row, control=None)
-        for row in scores({None: right[:, 0], "seeds": right}, encoded, np.ones(len(encoded), dtype=bool), facts, 2000)
-        if row.control == "seeds"
-    ]
+    every = np.ones(len(encoded), dtype=bool)
+    scored = scores({None: right[:, 0], "seeds": right}, encoded, every, facts, 2000)
+    pooled = [replace(row, control=None) for row in where(scored, control="seeds")]
     truth = _truth(case, network, width)
     frames = [found[case.variable] for found in map(subspaces, claims) if case.variable in found]
     if truth is not None and frames:

@@ -27,7 +27,7 @@ from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
 from iit.report import save_figure, training_curve
-from iit.result import Row
+from iit.result import Row, where
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     pairs = held_out.opened(freeze(folder, told))
     rows += evaluate(alignment, pairs, split="test", **common)
     if not is_answered:
-        rows = [row for row in rows if row.metric == "task_accuracy"]
+        rows = where(rows, metric="task_accuracy")
     if alignment.edits:
         alignment.rows = rows
         alignment.save_pretrained(folder / "alignment")

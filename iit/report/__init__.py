@@ -3,13 +3,15 @@
 from iit.report.atlas import atlas_cells, atlas_figure
 from iit.report.curves import training_curve
 from iit.report.maps import curves, heatmap, map_figure
+from iit.report.results import print_results
 from iit.report.saving import save_figure
 from iit.report.summary import SummaryCallback, summary, summary_table, write_summary
-from iit.report.table import markdown_table, print_results, results_table
+from iit.report.table import Table
 from iit.report.tokens import attention_figure, lens_figure
 
 __all__ = [
     "SummaryCallback",
+    "Table",
     "atlas_cells",
     "atlas_figure",
     "attention_figure",
@@ -17,9 +19,7 @@ __all__ = [
     "heatmap",
     "lens_figure",
     "map_figure",
-    "markdown_table",
     "print_results",
-    "results_table",
     "save_figure",
     "summary",
     "summary_table",

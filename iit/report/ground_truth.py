@@ -1,14 +1,14 @@
 """Methods on networks whose true subspaces are known: accuracy, distance from the truth, verdict."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle, zip_longest
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.markup import escape
-from rich.table import Table
 
-from iit.result import Row
+from iit.report.table import Table, with_interval
+from iit.result import Metrics, Row, where
 
 DISTANCES = {
     "principal_angle": "largest angle to the truth (°)",
@@ -24,43 +24,56 @@ NOWHERE = 1.2
 """Where what has no distance stands."""
 
 
-def is_ground_truth(facts: Mapping[str, Any]) -> bool:
-    """Whether a run compared methods with the truth."""
-    return "verdicts" in facts
-
-
 def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Row, dict[str, Row]]]:
     """(case, method) → (test IIA over seeds on changing pairs, {metric: how far from the truth, if there is a truth})."""
-    iia, distances = {}, {}
-    for row in rows:
-        key = (str(row.network), str(row.method))
-        if (row.seed, row.control, row.metric, row.subset) == (None, None, "iia", "changing"):
-            iia[key] = row
-        if row.control == "truth":
-            distances.setdefault(key, {})[row.metric] = row
-    return {key: (row, distances.get(key, {})) for key, row in iia.items()}
+    distances: dict[Any, dict[str, Row]] = {}
+    for row in where(rows, control="truth"):
+        distances.setdefault((row.network, row.method), {})[row.metric] = row
+    found = {}
+    for row in where(rows, seed=None, control=None, metric="iia", subset="changing"):
+        key = str(row.network), str(row.method)
+        found[key] = row, distances.get(key, {})
+    return found
 
 
-def ground_truth_lines(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A line for each case and method."""
+def ground_truth_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
+    """A line for each case and method.
+
+    brief: without the table of the criteria that did not pass, and why.
+    """
+    verdicts = metrics.facts.get("verdicts")
+    if not verdicts:
+        return []
     lines = []
-    for (case, method), (iia, distances) in pooled(rows).items():
-        judged = verdicts[f"{case}/{method}"]
-        reasons = [
-            ", ".join(f["criterion"] for f in judged["findings"] if f["outcome"] == outcome) for outcome in ("fail", "open")
-        ]
+    for (case, method), (iia, distances) in pooled(metrics.rows).items():
+        verdict = verdicts[f"{case}/{method}"]
+        failed, unsure = (_criteria(verdict, outcome) for outcome in ("fail", "open"))
         lines.append(
             (
                 case,
                 method,
-                f"{iia.value:.3f} ({iia.low:.3f} to {iia.high:.3f})",
+                with_interval(iia),
                 *(_distance(distances, metric) for metric in DISTANCES),
                 "—" if iia.rank is None else str(iia.rank),
-                judged["outcome"],
-                "; ".join(text if number == 0 else f"open: {text}" for number, text in enumerate(reasons) if text) or "—",
+                verdict["outcome"],
+                "; ".join(filter(None, [failed, unsure and f"open: {unsure}"])) or "—",
             )
         )
-    return lines
+    tables = [Table("Methods where the truth is known", HEADER, lines, n_words=2)]
+    if brief:
+        return tables
+    reasons = [
+        (*name.split("/"), finding["criterion"], finding["outcome"], finding["reason"])
+        for name, verdict in verdicts.items()
+        for finding in verdict["findings"]
+        if finding["outcome"] != "pass"
+    ]
+    summary = "<details><summary>Why: each criterion that does not pass</summary>"
+    return [*tables, Table(summary, REASONS, reasons, "</details>", n_words=len(REASONS))]
+
+
+def _criteria(verdict: Mapping[str, Any], outcome: str) -> str:
+    return ", ".join(finding["criterion"] for finding in verdict["findings"] if finding["outcome"] == outcome)
 
 
 def _distance(distances: Mapping[str, Row], metric: str) -> str:
@@ -76,54 +89,36 @@ def _distance(distances: Mapping[str, Row], metric: str) -> str:
     return text
 
 
-def ground_truth_reasons(verdicts: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A line for each criterion that did not pass: case, method, criterion, outcome, and why."""
-    return [
-        (*name.split("/"), found["criterion"], found["outcome"], found["reason"])
-        for name, judged in verdicts.items()
-        for found in judged["findings"]
-        if found["outcome"] != "pass"
-    ]
-
-
-def ground_truth_table(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Table:
-    """For the terminal."""
-    table = Table(*HEADER, title="Methods where the truth is known")
-    for line in ground_truth_lines(rows, verdicts):
-        table.add_row(*map(escape, line))
-    return table
-
-
 def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Figure:
-    """A panel for each case: test IIA against the distance from the truth; a marker for each method, coloured by the verdict. What has
-    no distance (nothing is true, or the method has no linear subspace) stands at the right."""
+    """A panel for each case: test IIA against the distance from the truth; a marker for each method, coloured by the verdict.
+
+    What has no distance (nothing is true, or the method has no linear subspace) stands at the right.
+    """
     found = pooled(rows)
     cases = list(dict.fromkeys(case for case, _ in found))
+    markers = dict(zip(dict.fromkeys(method for _, method in found), cycle(MARKERS), strict=False))
     n_columns = min(4, len(cases))
     n_rows = -(-len(cases) // n_columns)
     figure = Figure(figsize=(3.4 * n_columns, 3.1 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).flatten()
-    methods = list(dict.fromkeys(method for _, method in found))
-    for axes, case in zip(panels, cases, strict=False):
-        for (here, method), (iia, distances) in found.items():
-            if here == case:
-                distance = distances.get("projection_distance")
-                x = NOWHERE if distance is None else distance.value
-                marker, colour = MARKERS[methods.index(method) % len(MARKERS)], COLOURS[verdicts[f"{case}/{method}"]["outcome"]]
-                reach = [[iia.value - iia.low], [iia.high - iia.value]]
-                axes.errorbar(x, iia.value, reach, marker=marker, color=colour, capsize=2, alpha=0.8)
+    for (case, method), (iia, distances) in found.items():
+        distance = distances.get("projection_distance")
+        x = NOWHERE if distance is None else distance.value
+        reach = [[iia.value - iia.low], [iia.high - iia.value]]
+        style = {"marker": markers[method], "color": COLOURS[verdicts[f"{case}/{method}"]["outcome"]]}
+        panels[cases.index(case)].errorbar(x, iia.value, reach, capsize=2, alpha=0.8, **style)
+    for axes, case in zip_longest(panels, cases):
+        if case is None:
+            axes.set_visible(False)
+            continue
         axes.set(title=case.replace("_", " "), xlim=(-0.06, NOWHERE + 0.1), ylim=(-0.05, 1.05))
         axes.set_xticks([0, 0.5, 1, NOWHERE], ["0", "0.5", "1", "none"])
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(cases) :]:
-        axes.set_visible(False)
     for axes in panels[::n_columns]:
         axes.set_ylabel("test IIA, changing pairs")
     for axes in panels[-n_columns:]:
         axes.set_xlabel("distance of projections from the truth")
-    handles = [
-        Line2D([], [], marker=MARKERS[n % len(MARKERS)], color="0.3", linestyle="", label=m) for n, m in enumerate(methods)
-    ]
+    handles = [Line2D([], [], marker=marker, color="0.3", linestyle="", label=method) for method, marker in markers.items()]
     handles += [Line2D([], [], marker="s", color=colour, linestyle="", label=outcome) for outcome, colour in COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     return figure

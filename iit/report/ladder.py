@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
-from rich.table import Table
 
-from iit.result import Row
+from iit.report.table import Table, with_interval
+from iit.result import Metrics, Row, where
 
 _STYLES = {"train": ("seen", "#D55E00", "o"), "test": ("unseen", "#0072B2", "s")}
 
 
 def _panels(rows: Sequence[Row]) -> list[tuple[str | None, str, str]]:
     """(control, metric, title) of the three figures of each rung."""
-    metric = next(row.metric for row in rows if row.control is None)
+    metric = where(rows, control=None)[0].metric
     return [
         (None, metric, "in the network"),
         ("untrained_network", metric, "in untrained networks"),
@@ -20,81 +21,68 @@ def _panels(rows: Sequence[Row]) -> list[tuple[str | None, str, str]]:
     ]
 
 
-def rungs(rows: Sequence[Row]) -> dict[str, str]:
+def rungs(rows: Sequence[Row]) -> dict[str | None, str]:
     """Method → what it is called on the axis, in the rows' order: "rank 4", "depth 2"."""
-    return {row.method: row.method.rpartition(", ")[2] for row in rows if row.method is not None}
+    return {row.method: str(row.method).rpartition(", ")[2] for row in rows}
 
 
-def is_ladder(rows: Sequence[Row]) -> bool:
-    """Whether several methods stand beside an untrained network on validation, as only a ladder's do."""
-    beside = {row.method for row in rows if (row.split, row.control) == ("validation", "untrained_network")}
-    return len(beside) > 1
+def ladder_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
+    """A line for each rung: IIA on changing pairs in the network, in the untrained one, and their difference.
 
-
-def ladder_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """(header, a line for each rung): IIA on changing pairs in the network and in the untrained one, and their difference with its
-    interval, on seen and on unseen prompts."""
-    header, body = ["rung"], []
+    Only a ladder has several methods beside an untrained network on validation: other runs have no such table.
+    """
+    rows = where(metrics.rows, subset="changing")
+    names = rungs(where(rows, split="validation", control="untrained_network"))
+    if len(names) < 2:
+        return []
+    header = ["rung"]
     for label, _, _ in _STYLES.values():
         header += [f"{label}: network", "untrained", "difference"]
-    for method, name in rungs(rows).items():
+    lines = []
+    for method, name in names.items():
         line = [name]
         for split in _STYLES:
-            of = [row for row in rows if (row.method, row.split, row.subset) == (method, split, "changing")]
             for control, metric, _ in _panels(rows):
-                (row,) = (row for row in of if (row.control, row.metric) == (control, metric))
-                line.append(
-                    f"{row.value:.3f}" + (f" ({row.low:.3f} to {row.high:.3f})" if metric.endswith("_difference") else "")
-                )
-        body.append(line)
-    return header, body
+                (row,) = where(rows, method=method, split=split, control=control, metric=metric)
+                line.append(with_interval(row) if metric.endswith("_difference") else f"{row.value:.3f}")
+        lines.append(line)
+    return [Table("IIA on changing pairs by capacity", header, lines, _caption(where(rows, split="test")))]
 
 
-def ladder_caption(rows: Sequence[Row]) -> str:
+def _caption(rows: Sequence[Row]) -> str:
     """The number of unseen pairs, and where pairs are scored among their own answers, what no edit reaches there."""
-    of = {
-        row.control: row for row in rows if (row.split, row.subset) == ("test", "changing") and row.metric == _panels(rows)[0][1]
-    }
-    caption = f"Unseen: n = {of[None].n} changing test pairs."
+    metric = _panels(rows)[0][1]
+    caption = f"Unseen: n = {where(rows, control=None)[0].n} changing test pairs."
     words = {"no_intervention": "the network", "untrained_network/no_intervention": "untrained networks"}
-    chance = [f"{of[name].value:.3f} in {where}" for name, where in words.items() if name in of]
+    chance = []
+    for control, network in words.items():
+        for row in where(rows, control=control, metric=metric)[:1]:
+            chance.append(f"{row.value:.3f} in {network}")
     return f"{caption} Without an edit (chance): {', '.join(chance)}." if chance else caption
 
 
-def ladder_table(rows: Sequence[Row]) -> Table:
-    """For the terminal."""
-    header, body = ladder_lines(rows)
-    table = Table(title="IIA on changing pairs by capacity", caption=ladder_caption(rows))
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
-    for line in body:
-        table.add_row(*line)
-    return table
-
-
 def ladder_figure(rows: Sequence[Row]) -> Figure:
-    """Three panels: IIA on changing pairs in the network, in an untrained one, and the difference, with 95% intervals. Lines join what is
-    one family: ranks of linear subspaces, depths of reversible maps."""
+    """Three panels: IIA on changing pairs in the network, in an untrained one, and the difference, with 95% intervals.
+
+    Lines join what is one family: ranks of linear subspaces, depths of reversible maps.
+    """
     names = rungs(rows)
+    order = list(names)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (control, metric, title) in zip(panels, _panels(rows), strict=True):
         for number, (split, (label, colour, marker)) in enumerate(_STYLES.items()):
-            found = {
-                row.method: row
-                for row in rows
-                if (row.split, row.subset, row.control, row.metric) == (split, "changing", control, metric)
-            }
+            figures = where(rows, split=split, subset="changing", control=control, metric=metric)
             for family in ("rank", "depth"):
-                here = [(i, found[m]) for i, (m, told) in enumerate(names.items()) if told.startswith(family) and m in found]
-                if not here:
+                line = [row for row in figures if names[row.method].startswith(family)]
+                if not line:
                     continue
-                x = [i + 0.12 * number for i, _ in here]
-                y = [row.value for _, row in here]
-                reach = [[row.value - row.low for _, row in here], [row.high - row.value for _, row in here]]
-                axes.errorbar(x, y, reach, color=colour, marker=marker, label=label if family == "rank" else None, capsize=2)
+                x = [order.index(row.method) + 0.12 * number for row in line]
+                value, low, high = np.array([(row.value, row.low, row.high) for row in line]).T
+                legend = label if family == "rank" else None
+                axes.errorbar(x, value, [value - low, high - value], color=colour, marker=marker, label=legend, capsize=2)
         axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
-        axes.set_xticks(range(len(names)), list(names.values()), rotation=60, ha="right")
+        axes.set_xticks(range(len(names)), names.values(), rotation=60, ha="right")
         axes.set(title=title, ylim=(-0.1 if metric.endswith("_difference") else -0.02, 1.02))
         axes.spines[["top", "right"]].set_visible(False)
     forced = _panels(rows)[0][1] == "iia_forced"

@@ -21,9 +21,14 @@ def save_figure(figure: Figure, path: str | Path, table: Sequence[Line] = ()) ->
         temporary.write_bytes(content.getvalue())
         temporary.replace(target)
     if table:
-        lines = [line.to_dict() if isinstance(line, Row) else line for line in table]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        write_text(Path(f"{path}.csv"), text.getvalue())
+        write_csv(Path(f"{path}.csv"), table)
+
+
+def write_csv(path: Path, table: Sequence[Line]) -> None:
+    """Write the lines of a table, whose columns are the first line's, atomically."""
+    lines = [line.to_dict() if isinstance(line, Row) else line for line in table]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())

@@ -1,10 +1,9 @@
 """The summary of a multirun: every job listed, the choice made on validation, test shown for the chosen cell only."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,23 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from iit.report.table import HEADER, lines
-from iit.result import Cell, Interval, Row, over_seeds, read_metrics, rows_of, scores_of, select, write_text
+from iit.report.results import results_table
+from iit.report.saving import write_csv
+from iit.report.table import Table
+from iit.result import (
+    SCORE,
+    Cell,
+    Interval,
+    Row,
+    over_seeds,
+    read_metrics,
+    rows_of,
+    scores_of,
+    select,
+    where,
+    write_text,
+)
 
 _CELL = tuple(field.name for field in fields(Cell))
 _COLUMNS: tuple[str, ...] = ("job", *_CELL, "validation_iia", "low", "high", "n", "failure", "chosen")
@@ -31,40 +42,37 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
     The cell is chosen by `iit.result.select`; of a job with several variables all are, or none, by their mean. Jobs may repeat a cell (a sweep over the learning rate): of these the one with
     the highest validation IIA is chosen, of equal ones the first. A job without a readable figure is listed with its failure.
     """
-    rows: dict[Path, tuple[Row, ...]] = {}
-    failures: dict[Path, str] = {}
-    for folder in folders:
-        try:
-            rows[folder] = read_metrics(folder).rows
-        except FileNotFoundError:
-            failures[folder] = "no metrics.json"
-        except ValueError as error:
-            failures[folder] = str(error)
-    scored = {folder: [row for row in found if _is_score(row)] for folder, found in rows.items()}
-    candidates = [(folder, row) for folder, found in rows.items() for row in scores_of(found)]
+    jobs = {folder: _read(folder) for folder in folders}
+    candidates = [(folder, row) for folder, (rows, _) in jobs.items() for row in scores_of(rows)]
     best, chosen, test = None, set(), []
     if candidates:
         cell = select(row for _, row in candidates)
-        best = max((c for c in candidates if Cell.of(c[1]) == cell), key=lambda c: c[1].value)[0]
-        together = {Cell.of(row) for row in scored[best]}
+        repeats = [(row.value, folder) for folder, row in candidates if Cell.of(row) == cell]
+        _, best = max(repeats, key=itemgetter(0))
+        together = {Cell.of(row) for row in where(jobs[best][0], **SCORE)}
         chosen = together if len({cell.variable for cell in together}) > 1 else {cell}
-        test = [row for cell in sorted(chosen, key=repr) for row in rows_of(rows[best], cell)]
+        for cell in sorted(chosen, key=repr):
+            test += rows_of(jobs[best][0], cell)
     records = []
-    for folder in folders:
-        records += [_record(folder, row, chosen=folder == best and Cell.of(row) in chosen) for row in scored.get(folder, ())]
-        if not scored.get(folder):
-            failure = failures.get(folder, "no validation IIA on changing pairs")
+    for folder, (rows, failure) in jobs.items():
+        scores = where(rows, **SCORE)
+        for row in scores:
+            is_chosen = folder == best and Cell.of(row) in chosen
+            columns = row.to_dict() | {"job": folder.name, "validation_iia": row.value, "failure": None, "chosen": is_chosen}
+            records.append({name: columns[name] for name in _COLUMNS})
+        if not scores:
             records.append(dict.fromkeys(_COLUMNS) | {"job": folder.name, "failure": failure, "chosen": False})
     return records, test
 
 
-def _is_score(row: Row) -> bool:
-    return (row.split, row.subset, row.control, row.metric) == ("validation", "changing", None, "iia")
-
-
-def _record(folder: Path, row: Row, *, chosen: bool) -> dict[str, Any]:
-    told = {name: getattr(row, name) for name in (*_CELL, "low", "high", "n")}
-    return dict.fromkeys(_COLUMNS) | told | {"job": folder.name, "validation_iia": row.value, "chosen": chosen}
+def _read(folder: Path) -> tuple[Sequence[Row], str]:
+    """A job's rows, and what has failed where none of them can be chosen by."""
+    try:
+        return read_metrics(folder).rows, "no validation IIA on changing pairs"
+    except FileNotFoundError:
+        return (), "no metrics.json"
+    except ValueError as error:
+        return (), str(error)
 
 
 def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,19 +83,21 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
     chosen = {record["job"] for record in records if record["chosen"]}
     failed = {record["job"] for record in records if record["failure"] is not None}
     settings = {folder: _setting(folder) for folder in folders if folder.name not in failed}
-    best = next((settings[folder] for folder in settings if folder.name in chosen), None)
-    found: dict[tuple[str | None, str, str], dict[int | None, Row]] = {}
-    for folder in [folder for folder, setting in settings.items() if setting is not None and setting == best]:
-        for row in read_metrics(folder).rows:
-            if (row.split, row.control) == ("test", None) and (row.metric, row.subset) in _OVER_SEEDS:
-                found.setdefault((row.variable, row.metric, row.subset), {})[row.seed] = row
-    told = []
-    for (variable, metric, subset), rows in found.items():
-        if len(rows) > 1:
-            mean = over_seeds([Interval(row.value, row.low, row.high, row.n) for row in rows.values()])
-            values = {str(seed): row.value for seed, row in rows.items()}
-            told.append({"variable": variable, "metric": metric, "subset": subset} | mean._asdict() | {"values": values})
-    return told
+    best = next((setting for folder, setting in settings.items() if folder.name in chosen), None)
+    rows: list[Row] = []
+    for folder, setting in settings.items():
+        if setting is not None and setting == best:
+            rows += where(read_metrics(folder).rows, split="test", control=None)
+    means = []
+    for variable in dict.fromkeys(row.variable for row in rows):
+        for metric, subset in _OVER_SEEDS:
+            figures = {row.seed: row for row in where(rows, variable=variable, metric=metric, subset=subset)}
+            if len(figures) > 1:
+                mean = over_seeds([Interval(row.value, row.low, row.high, row.n) for row in figures.values()])
+                values = {str(seed): row.value for seed, row in figures.items()}
+                named = {"variable": variable, "metric": metric, "subset": subset}
+                means.append(named | mean._asdict() | {"values": values})
+    return means
 
 
 def _setting(folder: Path) -> list[str] | None:
@@ -96,37 +106,41 @@ def _setting(folder: Path) -> list[str] | None:
     return sorted(str(o) for o in OmegaConf.load(path) if not str(o).startswith("seed=")) if path.is_file() else None
 
 
-def _seeds_table(told: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="The chosen setting on test, mean over seeds")
-    for name in ("figure", "mean", "95% interval", "seeds"):
-        table.add_column(name, overflow="fold")
-    for one in told:
-        name = f"{one['variable']}: IIA, {one['subset']} pairs" if one["metric"] == "iia" else "task accuracy"
-        values = ", ".join(f"{value:.3f}" for value in one["values"].values())
-        table.add_row(escape(name), f"{one['value']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}", values)
-    return table
+def _seeds_table(means: Sequence[dict[str, Any]]) -> Table:
+    lines = []
+    for mean in means:
+        name = f"{mean['variable']}: IIA, {mean['subset']} pairs" if mean["metric"] == "iia" else "task accuracy"
+        values = ", ".join(f"{value:.3f}" for value in mean["values"].values())
+        lines.append((name, f"{mean['value']:.3f}", f"{mean['low']:.3f} to {mean['high']:.3f}", values))
+    return Table("The chosen setting on test, mean over seeds", ("figure", "mean", "95% interval", "seeds"), lines)
 
 
 def summary_table(records: Sequence[dict[str, Any]]) -> Table:
     """The records for the terminal, the chosen one in bold; what all jobs have in common stands below."""
     scored = [record for record in records if record["failure"] is None]
-    told = [c for c in _CELL if len({repr(record[c]) for record in scored}) > 1]
-    common = [f"{c} {scored[0][c]}" for c in _CELL if scored and c not in told and scored[0][c] is not None]
-    title = "Validation IIA on changing pairs; the choice is made here"
+    differing, common = [], []
+    for column in _CELL if scored else ():
+        if len({repr(record[column]) for record in scored}) > 1:
+            differing.append(column)
+        elif scored[0][column] is not None:
+            common.append(f"{column} {scored[0][column]}")
     if len(scored) > 1:
         common.append(f"the highest of {len(scored)} figures is too high by chance, the chosen job's test figure is not")
-    table = Table(title=title, caption=escape(", ".join(common)) or None)
-    for name in ("job", *told):
-        table.add_column(name, overflow="fold")
-    for name in ("IIA", "95% interval", "n"):
-        table.add_column(name, no_wrap=True)
+    lines = []
     for record in records:
         figures = ["failed", "", ""]
         if record["failure"] is None:
-            figures = [f"{record['validation_iia']:.3f}", f"{record['low']:.3f} to {record['high']:.3f}", record["n"]]
-        cells = ["" if cell is None else escape(str(cell)) for cell in (record["job"], *(record[c] for c in told), *figures)]
-        table.add_row(*cells, style="bold" if record["chosen"] else None)
-    return table
+            figures = [f"{record['validation_iia']:.3f}", f"{record['low']:.3f} to {record['high']:.3f}", str(record["n"])]
+        cell = ["" if record[column] is None else str(record[column]) for column in differing]
+        lines.append([record["job"], *cell, *figures])
+    return Table(
+        "Validation IIA on changing pairs; the choice is made here",
+        ["job", *differing, "IIA", "95% interval", "n"],
+        lines,
+        ", ".join(common),
+        n_words=1 + len(differing),
+        bold=[number for number, record in enumerate(records) if record["chosen"]],
+    )
 
 
 def write_summary(sweep: str | Path, console: Console | None = None) -> None:
@@ -138,28 +152,19 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     sweep = Path(sweep)
     folders = sorted((f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()), key=lambda f: (len(f.name), f.name))
     records, test = summary(folders)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    write_text(sweep / "summary.csv", text.getvalue())
+    write_csv(sweep / "summary.csv", records)
     over = seeds(folders, records)
     content = {"jobs": records, "test": [row.to_dict() for row in test], "seeds": over}
     write_text(sweep / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     console = console or Console()
-    console.print(summary_table(records))
+    console.print(summary_table(records).rich())
     for record in records:
         if record["failure"] is not None:
             console.print(f"Job {record['job']} failed: {record['failure']}", soft_wrap=True, markup=False)
     if test:
-        chosen = Table(title="The chosen job on test")
-        for name in HEADER:
-            chosen.add_column(name)
-        for line in lines(test):
-            chosen.add_row(*map(escape, line))
-        console.print(chosen)
+        console.print(results_table(test, "The chosen job on test").rich())
     if over:
-        console.print(_seeds_table(over))
+        console.print(_seeds_table(over).rich())
     console.print(f"Multirun folder: {sweep}", soft_wrap=True, markup=False)
 
 

@@ -1,42 +1,23 @@
-"""A verdict as it stands in a run's facts: on the terminal, and in Markdown."""
+"""A verdict as it stands in a run's facts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from iit.report.table import Table
 
 HEADER = ("criterion", "verdict", "why")
-STYLES = {"pass": "green", "open": "yellow", "fail": "bold red", "not judged": "dim", "warn": "yellow"}
-"""Older runs say warn."""
 
 
-def verdict_lines(verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(criterion, outcome, reason) of each finding."""
-    return [(f["criterion"], f["outcome"], f["reason"]) for f in verdict["findings"]]
+def verdict_table(verdict: Mapping[str, Any], *, brief: bool = False) -> Table:
+    """A line for each criterion; what the verdict does not know, and which controls do not count.
 
-
-def not_run(verdict: Mapping[str, Any]) -> str:
-    """What the verdict does not know, and which controls do not count."""
-    text = f"Not run: {', '.join(verdict['not_run'])}." if verdict["not_run"] else "Nothing was left out."
-    weak = verdict.get("cannot_fail")
-    return f"{text} Cannot fail, and not counted: {', '.join(weak)}." if weak else text
-
-
-def verdict_table(verdict: Mapping[str, Any]) -> Table:
-    """For the terminal."""
-    title = f"Verdict on {verdict['variable']}: [{STYLES[verdict['outcome']]}]{verdict['outcome'].upper()}[/]"
-    table = Table(*HEADER, title=title, caption=escape(not_run(verdict)))
-    for criterion, outcome, reason in verdict_lines(verdict):
-        table.add_row(escape(criterion), f"[{STYLES[outcome]}]{outcome}[/]", escape(reason))
-    return table
-
-
-def verdict_markdown(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """For an experiment's page; nothing where a run has none."""
-    text = ""
-    for verdict in verdicts:
-        text += f"\nVerdict on `{verdict['variable']}`: **{verdict['outcome']}**. {not_run(verdict)}\n\n"
-        rule = ("---",) * len(HEADER)
-        text += "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, rule, *verdict_lines(verdict))) + "\n"
-    return text
+    brief: for the terminal, where the table has a short title.
+    """
+    variable, outcome, missing = verdict["variable"], verdict["outcome"], verdict["not_run"]
+    caveat = f"Not run: {', '.join(missing)}." if missing else "Nothing was left out."
+    if verdict.get("cannot_fail"):
+        caveat += f" Cannot fail, and not counted: {', '.join(verdict['cannot_fail'])}."
+    lines = [(finding["criterion"], finding["outcome"], finding["reason"]) for finding in verdict["findings"]]
+    if brief:
+        return Table(f"Verdict on {variable}: {outcome.upper()}", HEADER, lines, caveat, n_words=3)
+    return Table(f"Verdict on `{variable}`: **{outcome}**. {caveat}", HEADER, lines, n_words=3)

@@ -4,11 +4,12 @@ from iit.result.accuracy import correct, log_probability, logit_difference
 from iit.result.interval import Interval, clustered_interval, over_seeds
 from iit.result.metrics import SCHEMA, Metrics, read_metrics, write_metrics, write_text
 from iit.result.row import ROW_FIELDS, Row
-from iit.result.select import Cell, rows_of, scores_of, select
+from iit.result.select import SCORE, Cell, rows_of, scores_of, select, where
 
 __all__ = [
     "ROW_FIELDS",
     "SCHEMA",
+    "SCORE",
     "Cell",
     "Interval",
     "Metrics",
@@ -22,6 +23,7 @@ __all__ = [
     "rows_of",
     "scores_of",
     "select",
+    "where",
     "write_metrics",
     "write_text",
 ]

@@ -47,6 +47,18 @@ class Row:
         """The row as a JSON object, columns in their order."""
         return asdict(self)
 
+    def place(self) -> str:
+        """Where the cell is, as a site prints itself: component[layer].head[k] @ position, and its unit where it has one."""
+        text = str(self.component)
+        if self.layer is not None:
+            text += f"[{self.layer}]"
+        if self.head is not None:
+            text += f".head[{str(self.head).strip('[]')}]"
+        if self.position is not None:
+            text += f" @ {self.position}"
+        _, _, unit = (self.method or "").partition("[")
+        return f"{text}, unit {unit.rstrip(']')}" if unit else text
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Row":
         """The inverse of `to_dict`. Raises ValueError naming unknown and missing columns."""

@@ -1,6 +1,6 @@
 """Choosing a cell: the only way, and it sees validation rows only."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -32,23 +32,30 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def select(rows: Iterable[Row], *, metric: str = "iia", subset: str = "changing") -> Cell:
+SCORE: Mapping[str, Any] = {"split": "validation", "subset": "changing", "control": None, "metric": "iia"}
+"""The columns of the figure that cells are chosen by."""
+
+
+def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
+    """The rows whose columns have these values."""
+    return [row for row in rows if all(getattr(row, name) == value for name, value in columns.items())]
+
+
+def select(rows: Iterable[Row]) -> Cell:
     """The cell with the highest validation figure; of equal ones the lowest rank, then the lowest layer, then the first named.
 
     Rows of other splits and of controls are not looked at. Raises ValueError when no row is left.
     """
-    found = [
-        row for row in rows if row.split == "validation" and row.control is None and row.metric == metric and row.subset == subset
-    ]
-    if not found:
-        raise ValueError(f"There is no validation row of {metric!r} on {subset} pairs to choose by.")
+    scores = where(rows, **SCORE)
+    if not scores:
+        raise ValueError("There is no validation row of IIA on changing pairs to choose by.")
 
     def order(row: Row) -> tuple[Any, ...]:
         rank = float("inf") if row.rank is None else row.rank
         layer = float("inf") if row.layer is None else row.layer
         return (-row.value, rank, layer, repr(Cell.of(row)))
 
-    return Cell.of(min(found, key=order))
+    return Cell.of(min(scores, key=order))
 
 
 def scores_of(rows: Iterable[Row]) -> list[Row]:
@@ -56,13 +63,13 @@ def scores_of(rows: Iterable[Row]) -> list[Row]:
 
     One alignment holds all the variables of a job, so where there are several each row has the mean over them.
     """
-    found = [r for r in rows if (r.split, r.subset, r.control, r.metric) == ("validation", "changing", None, "iia")]
-    if len({row.variable for row in found}) < 2:
-        return found
-    mean = sum(row.value for row in found) / len(found)
-    return [replace(row, value=mean) for row in found]
+    scores = where(rows, **SCORE)
+    if len({row.variable for row in scores}) < 2:
+        return scores
+    mean = sum(row.value for row in scores) / len(scores)
+    return [replace(row, value=mean) for row in scores]
 
 
 def rows_of(rows: Iterable[Row], cell: Cell, *, split: str = "test") -> list[Row]:
     """The rows of one cell on one split."""
-    return [row for row in rows if row.split == split and Cell.of(row) == cell]
+    return [row for row in where(rows, split=split) if Cell.of(row) == cell]

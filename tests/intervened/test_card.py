@@ -79,9 +79,9 @@ def test_scores_stand_beside_their_controls_and_are_the_test_splits(written):
     assert "### x, test pairs of ioi, seed 0" in lines
     start = lines.index("| | IIA, all pairs | IIA, changing pairs |")
     assert lines[start + 2 : start + 6] == [
-        "| this alignment | 0.100 [0.000, 0.200], n = 100 | 0.500 [0.400, 0.600], n = 104 |",
-        "| vanilla (the sites' whole vectors) | 0.200 [0.100, 0.300], n = 101 | 0.600 [0.500, 0.700], n = 105 |",
-        "| random subspace of equal rank | 0.300 [0.200, 0.400], n = 102 | 0.700 [0.600, 0.800], n = 106 |",
+        "| trained intervention | 0.100 [0.000, 0.200], n = 100 | 0.500 [0.400, 0.600], n = 104 |",
+        "| vanilla patching (whole vector) | 0.200 [0.100, 0.300], n = 101 | 0.600 [0.500, 0.700], n = 105 |",
+        "| random subspaces of equal rank | 0.300 [0.200, 0.400], n = 102 | 0.700 [0.600, 0.800], n = 106 |",
         "| no intervention | 0.400 [0.300, 0.500], n = 103 | 0.800 [0.700, 0.900], n = 107 |",
     ]
     assert "Task accuracy of the network, unedited, on all drawn prompts: 0.870 [0.850, 0.890], n = 600." in lines
@@ -94,7 +94,7 @@ def test_what_was_not_measured_is_said(written):
     alignment.rows = [row(split="validation")]
     text = written(alignment)
     assert "### x, validation pairs of ioi" in text
-    assert "| this alignment | 0.750 [0.700, 0.800], n = 200 | not measured |" in text
+    assert "| trained intervention | 0.750 [0.700, 0.800], n = 200 | not measured |" in text
     assert "| no intervention | not measured | not measured |" in text
     assert "on all drawn prompts: not measured." in text
 

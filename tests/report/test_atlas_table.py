@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iit.report.atlas import atlas_figure, atlas_lines, grid, is_atlas
+from iit.report.atlas import atlas_figure, atlas_tables
 from iit.report.page import END, START, main
 from iit.result import write_metrics
 from tests.report.test_report import TEST
@@ -31,27 +31,18 @@ ROWS = [
 ]
 
 
-def test_a_grid_holds_the_best_of_ranks_and_seeds():
-    layers, positions, values = grid(ROWS, None)
-    assert (layers, positions) == ([1, 3, 12], ["s2", "last"])
-    np.testing.assert_array_equal(values, [[np.nan, 0.125], [0.7, np.nan], [np.nan, np.nan]])
-    np.testing.assert_array_equal(grid(ROWS, "vanilla")[2], [[0.0, 0.25], [0.5, 0.0], [0.01, 0.02]])
-    assert is_atlas(ROWS)
-    assert not is_atlas(cell(3, "s2", 0.6, 0.5))
-
-
 def test_the_table_has_a_line_for_each_layer_with_a_trained_cell():
-    assert atlas_lines(ROWS) == (
-        ["layer", "s2", "last"],
-        [["1", "— (0.000)", "0.125 (0.250)"], ["3", "0.700 (0.500)", "— (0.000)"]],
-    )
+    (table,) = atlas_tables(ROWS)
+    assert table.header == ["layer", "s2", "last"]
+    assert table.lines == [["1", "— (0.000)", "0.125 (0.250)"], ["3", "0.700 (0.500)", "— (0.000)"]]
+    assert atlas_tables(cell(3, "s2", 0.6, 0.5)) == []
 
 
-def test_the_figure_shows_both_grids():
+def test_the_figure_shows_both_grids_with_the_best_of_ranks_and_seeds():
     figure = atlas_figure(ROWS)
     whole, trained = (axes.images[0].get_array() for axes in figure.axes[:2])
-    np.testing.assert_array_equal(np.ma.filled(whole, np.nan), grid(ROWS, "vanilla")[2])
-    np.testing.assert_array_equal(np.ma.filled(trained, np.nan), grid(ROWS, None)[2])
+    np.testing.assert_array_equal(np.ma.filled(whole, np.nan), [[0.0, 0.25], [0.5, 0.0], [0.01, 0.02]])
+    np.testing.assert_array_equal(np.ma.filled(trained, np.nan), [[np.nan, 0.125], [0.7, np.nan], [np.nan, np.nan]])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["whole vector", "trained"]
     assert "n = 100" in figure.axes[-1].get_ylabel()
     with pytest.raises(ValueError, match="no validation row of a cell"):

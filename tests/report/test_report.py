@@ -8,19 +8,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from iit.report import (
-    SummaryCallback,
-    markdown_table,
-    results_table,
-    save_figure,
-    summary,
-    summary_table,
-    training_curve,
-    write_summary,
-)
+from iit.report import SummaryCallback, save_figure, summary, summary_table, training_curve, write_summary
 from iit.report.curves import read_log
-from iit.report.verdict import verdict_markdown, verdict_table
-from iit.result import write_metrics
+from iit.report.results import results_table, tables
+from iit.report.verdict import verdict_table
+from iit.result import Metrics, write_metrics
 from tests.result.test_result import ROW
 
 TEST = replace(ROW, split="test", value=0.75)
@@ -34,9 +26,9 @@ CONTROLS = [
 
 
 def test_the_table_has_each_figure_once_with_interval_and_n():
-    text = markdown_table([ROW, *CONTROLS])
-    lines = text.splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
+    table = results_table([ROW, *CONTROLS], "")
+    text = table.markdown()
+    assert [line[0] for line in table.lines] == [
         "trained intervention",
         "vanilla patching (whole vector)",
         "random subspaces of equal rank",
@@ -49,36 +41,37 @@ def test_the_table_has_each_figure_once_with_interval_and_n():
 def test_every_control_has_its_line():
     others = [replace(TEST, control="majority_answer"), replace(TEST, metric="kept_share")]
     told = [replace(TEST, metric="task_accuracy", subset="all"), replace(TEST, subset="all")]
-    table = markdown_table([*others, *told, TEST, replace(TEST, control="no_intervention", metric="iia_difference")])
-    assert [line.split(" | ")[:2] for line in table.splitlines()[2:]] == [
-        ["| trained intervention", "changing"],
-        ["| trained intervention", "all"],
-        ["| trained − no intervention, paired", "changing"],
-        ["| task accuracy, before filtering", "prompts"],
-        ["| iia, majority_answer", "changing"],
-        ["| kept_share, trained", "changing"],
+    table = results_table([*others, *told, TEST, replace(TEST, control="no_intervention", metric="iia_difference")], "")
+    assert [line[:2] for line in table.lines] == [
+        ("trained intervention", "changing"),
+        ("trained intervention", "all"),
+        ("trained − no intervention, paired", "changing"),
+        ("task accuracy, before filtering", "prompts"),
+        ("iia, majority_answer", "changing"),
+        ("kept_share, trained", "changing"),
     ]
 
 
 def test_figures_of_two_cells_say_whose_they_are():
     rows = [replace(TEST, variable="a", head=[1, 2]), replace(TEST, variable="b", layer=None, position=None, rank=None)]
-    assert [line.split(" | ")[0] for line in markdown_table(rows).splitlines()[2:]] == [
-        "| a at block_output[3], head [1, 2] @ s2, rank 4: trained intervention",
-        "| b at block_output: trained intervention",
+    assert [line[0] for line in results_table(rows, "").lines] == [
+        "a at block_output[3].head[1, 2] @ s2, rank 4: trained intervention",
+        "b at block_output: trained intervention",
     ]
     rows = [replace(TEST, variable="a"), replace(TEST, variable="b")]
-    told = [line.split(" | ")[0] for line in markdown_table(rows).splitlines()[2:]]
-    assert told == ["| a: trained intervention", "| b: trained intervention"], "at one place only the variable differs"
+    names = [line[0] for line in results_table(rows, "").lines]
+    assert names == ["a: trained intervention", "b: trained intervention"], "at one place only the variable differs"
 
 
 def test_the_terminal_shows_the_site_and_leaves_brackets_alone():
     console = Console(record=True, width=200)
-    console.print(results_table([replace(TEST, component="h[a].mlp:output", layer=None)]))
+    (table,) = tables(Metrics((replace(TEST, component="h[a].mlp:output", layer=None),), {}), brief=True)
+    console.print(table.rich())
     text = console.export_text()
     assert "e: v at h[a].mlp:output @ s2, rank 4 in n" in text
     assert "0.750" in text
     with pytest.raises(ValueError, match="no row"):
-        results_table([])
+        tables(Metrics((), {}), brief=True)
 
 
 def _job(sweep, name, validation, test, layer):
@@ -145,8 +138,8 @@ def test_a_job_with_two_variables_has_two_lines_and_is_chosen_by_their_mean(tmp_
         ("1", "b", 0.5, True),
     ]
     assert [(row.variable, row.value) for row in test] == [("a", 0.6), ("b", 0.5)]
-    assert "variable" in [column.header for column in summary_table(records).columns]
-    assert "variable" not in [column.header for column in summary_table(records[:1]).columns]
+    assert "variable" in summary_table(records).header
+    assert "variable" not in summary_table(records[:1]).header
 
 
 def test_failures_are_listed_and_spoil_nothing(tmp_path):
@@ -244,10 +237,13 @@ def test_curves_show_what_was_logged(tmp_path):
 def test_a_verdict_names_what_cannot_fail_and_older_ones_are_read():
     finding = {"criterion": "accuracy", "outcome": "not judged", "value": 1.0, "low": 0.8, "high": 1.0, "n": 3, "reason": "n = 3"}
     verdict = {"variable": "v", "outcome": "open", "findings": [finding], "not_run": [], "cannot_fail": ["majority"]}
-    text = verdict_markdown([verdict])
+    text = verdict_table(verdict).markdown()
     assert "Verdict on `v`: **open**. Nothing was left out. Cannot fail, and not counted: majority." in text
     assert "| accuracy | not judged | n = 3 |" in text
     older = {key: verdict[key] for key in ("variable", "findings", "not_run")} | {"outcome": "warn"}
-    assert "**warn**. Nothing was left out.\n" in verdict_markdown([older])
-    for each in (verdict, older):
-        assert verdict_table(each).row_count == 1
+    assert "**warn**. Nothing was left out.\n" in verdict_table(older).markdown()
+    console = Console(record=True, force_terminal=True, width=80)
+    console.print(verdict_table(older, brief=True).rich())
+    text = console.export_text(styles=True)
+    assert "\x1b[3;33mWARN" in text
+    assert "Nothing was left out." in text

@@ -1,0 +1,112 @@
+"""What a run shows: its tables, on the terminal and on its page."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from iit.report.atlas import atlas_tables
+from iit.report.ground_truth import ground_truth_tables
+from iit.report.ladder import ladder_tables
+from iit.report.patched import map_tables
+from iit.report.steered import steering_tables
+from iit.report.table import Table
+from iit.report.verdict import verdict_table
+from iit.result import Cell, Metrics, Row, read_metrics, where
+from iit.result.vocabulary import CONTROLS, KIND, OFF_TARGET, label, place
+
+SUBSETS = ("changing", "unchanging", "all")
+HEADER = ("test split", "pairs", "value", "95% interval", "n")
+
+
+def tables(metrics: Metrics, *, brief: bool) -> list[Table]:
+    """The tables of a run, those that only its kind has or, of any other run, those of its rows.
+
+    brief: for the terminal, without what only a page has room for.
+    """
+    for tables_of in (ground_truth_tables, map_tables, steering_tables, ladder_tables):
+        found = tables_of(metrics, brief)
+        if found:
+            return found
+    return result_tables(metrics, brief)
+
+
+def print_results(folder: str | Path) -> None:
+    """Print a run's tables and where its folder is."""
+    console = Console()
+    for table in tables(read_metrics(folder), brief=True):
+        console.print(table.rich())
+    console.print(f"Run folder: {folder}", soft_wrap=True, markup=False)
+
+
+def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
+    """The test figures, the verdicts on them, and a grid of the cells where there are many.
+
+    Raises ValueError where there is no row.
+    """
+    rows = metrics.rows
+    if not rows:
+        raise ValueError("There is no row to show: the job returned none.")
+    cells = {Cell.of(row): row for row in where(rows, split="test") or rows}
+    what = f"{len(cells)} cells" if len(cells) > 1 else describe(next(iter(cells.values())))
+    results = results_table(rows, f"{rows[0].experiment}: {what} in {rows[0].network}", shares(metrics), brief=brief)
+    verdicts = [verdict_table(verdict, brief=brief) for verdict in metrics.facts.get("verdict", ())]
+    atlas = atlas_tables(rows)
+    return [*atlas, results, *verdicts] if brief else [results, *verdicts, *atlas]
+
+
+def results_table(rows: Sequence[Row], title: str, caption: str = "", *, brief: bool = False) -> Table:
+    """What is shown of a run: test figures, those with a name in its order and then the others, changing pairs first.
+
+    The single draws of a pooled control (`random_subspace/0`, `seed/1`, …), differences from the controls but the first three, and readouts of
+    what was trained again are left to `metrics.json`. Figures of several cells say whose they are.
+
+    brief: of controls and differences the changing pairs alone, where there are any.
+    """
+    shown = [row for row in where(rows, split="test") if label(row.control, row.metric) is not None]
+    if brief and where(shown, subset="changing"):
+        shown = [
+            row for row in shown if row.control is None or row.subset == "changing" or row.metric.startswith("principal_angle")
+        ]
+    edited = {Cell.of(row): None for row in shown if not (row.control or "").startswith(OFF_TARGET)}
+    cells = list(edited | {Cell.of(row): None for row in shown})
+    one_place = len({replace(cell, variable=None) for cell in cells}) == 1
+
+    def order(row: Row) -> tuple[int, int, int]:
+        subset = SUBSETS.index(row.subset) if row.subset in SUBSETS else len(SUBSETS)
+        return cells.index(Cell.of(row)), place(row.control, row.metric), subset
+
+    lines = []
+    for row in sorted(shown, key=order):
+        name = str(label(row.control, row.metric))
+        if len(edited) > 1 or Cell.of(row) not in edited:
+            name = f"{row.variable if one_place else describe(row)}: {name}"
+        pairs = "prompts"
+        if row.metric != "task_accuracy":
+            pairs = row.subset.replace(KIND, "differing in ").replace("in none", "in nothing")
+        lines.append((name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n)))
+    bold = [number for number, line in enumerate(lines) if line[0].endswith(CONTROLS[None].label)]
+    return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
+
+
+def describe(row: Row) -> str:
+    """The cell of a row in words."""
+    if row.component is None:
+        return f"task {row.task}"
+    rank = "" if row.rank is None else f", rank {row.rank}"
+    return f"{row.variable} at {row.place()}{rank}"
+
+
+def shares(metrics: Metrics) -> str:
+    """Which shares of the test pairs are changing, and separate the hypothesis from each rival; nothing where a run does not say."""
+    data = metrics.facts.get("data", {})
+    changing, rivals = data.get("changing", {}).get("test"), data.get("separating", {}).get("test")
+    test = where(metrics.rows, split="test", subset="all", control=None)
+    pairs = sum(row.n for row in where(test, metric="iia"))
+    n = pairs or sum(row.n for row in where(test, metric="task_accuracy"))
+    if not n or changing is None or rivals is None:
+        return ""
+    told = [f"{changing / n:.0%} are changing"] if pairs else []
+    told += [f"{count / n:.0%} tell the hypothesis from the rival `{name}`" for name, count in rivals.items()]
+    return f"Of the {n} test {'pairs' if pairs else 'prompts'}, {'; '.join(told)}." if told else ""

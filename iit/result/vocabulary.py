@@ -1,0 +1,107 @@
+"""One table of controls and one of metrics: what rows call them, and what people read."""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, NamedTuple
+
+
+class Control(NamedTuple):
+    """What is scored in an alignment's place.
+
+    label: of its IIA. short: within the label of another metric; such figures are shown where there is one.
+    kind: "null", which does not have what the hypothesis claims: an accuracy that it reaches, too, says nothing;
+        "reference", which may well have it; "shown", which the alignment is not compared with, pair by pair.
+    """
+
+    label: str
+    short: str = ""
+    kind: str = "reference"
+
+
+CONTROLS: Mapping[str | None, Control] = {
+    None: Control("trained intervention", "trained", "shown"),
+    "vanilla": Control("vanilla patching (whole vector)", "vanilla"),
+    "pca_subspace": Control("principal components of equal rank"),
+    "random_subspace": Control("random subspaces of equal rank", "random subspaces", "null"),
+    "majority": Control("majority answer of the training pairs", kind="null"),
+    "no_intervention": Control("no intervention", "no intervention", "null"),
+    "inert_resampled": Control("trained, inert parts from a third input"),
+    "shuffled_label": Control("trained on shuffled labels", kind="null"),
+    "untrained_network": Control("trained in an untrained network", "untrained network", "null"),
+    "wrong_site": Control("trained at a wrong site", kind="null"),
+    "least_rank": Control("trained at the least rank that the variable's values need"),
+    "placebo_direction": Control("moved as far in a random direction"),
+    "placebo_pair": Control("moved by another pair's difference"),
+    "seeds": Control("all seeds", "the seeds' subspaces", "shown"),
+    "read_part": Control("the part that downstream reads"),
+    "read_part/vanilla": Control("what downstream reads of the whole vector", kind="shown"),
+    "read_part/random_subspace": Control("the part of random subspaces that downstream reads", kind="shown"),
+    "null_part": Control("the part that downstream does not read", kind="shown"),
+}
+"""In the order of tables; None is the alignment itself."""
+METRICS = {
+    "iia": "",
+    "abstraction_error/down": "error as an abstraction, interventions from the causal model",
+    "abstraction_error/up": "error as an abstraction, interventions from the network",
+    "divergence": "edited activations farther from natural than 95% of unedited",
+    "principal_angle": "degrees between {}",
+    "principal_angle/natural": "degrees between {}, where natural activations vary",
+    "principal_angle/read": "degrees between {}, in what downstream reads",
+    "iia_difference": "trained − {}, paired",
+    "iia_forced": "right among the pair's own answers, {}",
+    "cut": "the source's own answer, of all that the sites hold",
+    "disentangle": "disentangle score, {}",
+    "logit_difference": "logit(label) − logit(own answer), {}",
+    "answer_agreement": "label and source's answer agree up to the site",
+    "task_accuracy": "task accuracy, before filtering",
+}
+"""In the order of tables; {} stands for the control."""
+NULLS = [name for name, control in CONTROLS.items() if control.kind == "null"]
+COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
+"""The controls that the alignment is compared with, pair by pair."""
+
+RIVAL, OFF_TARGET, RANK, KIND = "rival/", "off_target/", "rank/", "kind/"
+"""What begins the name of the control that is a rival's label, another variable's edit or a lower rank, and of the
+subset of one kind of pair."""
+DRAWS = {"random_subspace": "random_subspace/", "read_part/random_subspace": "read_part/random_subspace/", "seeds": "seed/"}
+"""Pooled control → what begins the names of its single draws."""
+_PLACES = {pair: place for place, pair in enumerate(product(METRICS, CONTROLS))}
+
+
+def pool_of(control: str | None) -> str | None:
+    """The pooled control that a single draw belongs to; None for what is no draw."""
+    return next((pool for pool, start in DRAWS.items() if control is not None and control.startswith(start)), None)
+
+
+def draw(pool: str, number: int) -> str:
+    """The name of a pooled control's single draw."""
+    return f"{DRAWS[pool]}{number}"
+
+
+def draws_of(scored: Mapping[Any, Any], pool: str) -> list[Any]:
+    """What the single draws of a pooled control have, of {control: figure}."""
+    return [figure for control, figure in scored.items() if pool_of(control) == pool]
+
+
+def label(control: str | None, metric: str) -> str | None:
+    """What people read for a figure; None for a figure that is left to `metrics.json`."""
+    name = control or ""
+    if pool_of(control) is not None:
+        return None
+    if name.startswith(RIVAL):
+        return f"trained, scored by the rival {name.removeprefix(RIVAL)!r}"
+    if name.startswith(OFF_TARGET):
+        return f"the edit of {name.removeprefix(OFF_TARGET)!r} instead (off target)"
+    if name.startswith(RANK) and metric == "iia":
+        return f"trained at rank {name.removeprefix(RANK)}"
+    if (metric, control) not in _PLACES:
+        return f"{metric}, {control or 'trained'}"
+    if metric == "iia":
+        return CONTROLS[control].label
+    short = CONTROLS[control].short
+    return METRICS[metric].format(short) if short else None
+
+
+def place(control: str | None, metric: str) -> int:
+    """Where a figure stands in a table; what has no label of its own comes last."""
+    return _PLACES.get((metric, control), len(_PLACES))
