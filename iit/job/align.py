@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def frozen(folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted |
     for name, tensor in alignment.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
     choice = {
-        "cells": [asdict(cell) for cell in cells],
+        "cells": [cell._asdict() for cell in cells],
         "epoch": None if fitted is None else fitted.epoch,
         "validation_iia": [
             {"subset": "changing", **{name: getattr(figures[cell], name) for name in ("value", "low", "high", "n")}}

@@ -1,6 +1,7 @@
 """Figures of a map: heatmaps over layers, heads and positions, and curves with their intervals."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,38 +44,37 @@ def heatmap(
 
     Raises ValueError where no line has the metric, and where several stand for one cell.
     """
-    table = [line for line in _mappings(lines) if line["metric"] == metric]
-    if not table:
-        raise ValueError(f"No line has the metric {metric!r}; there are {sorted({line['metric'] for line in _mappings(lines)})}.")
-    columns, rows = (_values(table, name) for name in (x, y))
-    panels = _values(table, panel) if panel else [None]
-    grids = [_grid([line for line in table if not panel or line[panel] == name], x, y, columns, rows) for name in panels]
-    reach = 1.0 if metric.startswith("normalised_") else float(np.nanmax(np.abs(np.array(grids) - centre))) or 1.0
-    low, high = limits or ((0.0, 1.0) if metric in SHARES else (centre - reach, centre + reach))
-    beyond = np.nanmin(grids) < low, np.nanmax(grids) > high
-    texts = [_label(value, labels or {}) for value in columns]
-    wide = max(0.34, 0.075 * max(len(line) for text in texts for line in text.split("\n")))
-    size = (1.8 + max(1.4, wide * len(columns)) * len(panels), 1.3 + max(1.6, 0.2 * len(rows)))
-    figure = Figure(figsize=size, layout="constrained")
-    image = None
-    for axes, grid, name in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], grids, panels, strict=True):
+    table = _table(lines, metric)
+    columns, rows = _values(table, x), _values(table, y)
+    grids = {name: _grid(part, x, y, columns, rows) for name, part in _parts(table, panel).items()}
+    every = np.array(list(grids.values()))
+    is_share = metric in SHARES
+    reach = 1.0 if metric.startswith("normalised_") else float(np.nanmax(np.abs(every - centre))) or 1.0
+    low, high = limits or ((0.0, 1.0) if is_share else (centre - reach, centre + reach))
+    colours = "PuOr_r" if low < centre < high and not is_share else "viridis"
+    texts = [_label(value, labels) for value in columns]
+    longest = max(map(len, "\n".join(texts).split("\n")))
+    width = max(1.4, max(0.34, 0.075 * longest) * len(columns))
+    height = max(1.6, 0.2 * len(rows))
+    figure = Figure(figsize=(1.8 + width * len(grids), 1.3 + height), layout="constrained")
+    panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
+    step = max(1, len(rows) // 12)
+    for axes, (name, grid) in zip(panels, grids.items(), strict=True):
         hatch(axes)
-        colours = "PuOr_r" if low < centre < high and metric not in SHARES else "viridis"
-        image = axes.imshow(grid, origin="lower", aspect="auto", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
+        axes.imshow(grid, origin="lower", aspect="auto", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
-        step = max(1, len(rows) // 12)
-        axes.set_yticks(range(0, len(rows), step), [str(value) for value in rows[::step]])
-        axes.set(xlabel=x, title="" if name is None else _label(name, labels or {}))
+        axes.set_yticks(range(0, len(rows), step), list(map(str, rows[::step])))
+        axes.set(xlabel=x, title="" if name is None else _label(name, labels))
         axes.spines[:].set_visible(False)
-        if np.isnan(grid).all():
-            continue
-        row, column = np.unravel_index(np.nanargmax(np.abs(grid - centre)), grid.shape)
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
-    figure.axes[0].set_ylabel(y)
-    assert image is not None
+        if not np.isnan(grid).all():
+            row, column = np.unravel_index(np.nanargmax(np.abs(grid - centre)), grid.shape)
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
+    panels[0].set_ylabel(y)
+    beyond = bool(np.nanmin(every) < low), bool(np.nanmax(every) > high)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
-    what = f"{metric.replace('_', ' ')} (n = {max(line['n'] for line in table)})"
-    figure.colorbar(image, ax=figure.axes, label=what, extend=extend)
+    n = max(line["n"] for line in table)
+    what = f"{metric.replace('_', ' ')} (n = {n})"
+    figure.colorbar(panels[-1].images[0], ax=figure.axes, label=what, extend=extend)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -85,25 +85,21 @@ def curves(lines: Sequence[Line], *, x: str, metrics: Sequence[str], series: str
 
     Raises ValueError for a metric no line has.
     """
-    table = _mappings(lines)
     figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        here = [line for line in table if line["metric"] == metric]
-        if not here:
-            raise ValueError(f"No line has the metric {metric!r}; there are {sorted({line['metric'] for line in table})}.")
-        marks = _values(here, x)
-        numbers = all(isinstance(mark, int | float) for mark in marks)
-        at = {mark: mark if numbers else number for number, mark in enumerate(marks)}
-        if not numbers:
+        table = _table(lines, metric)
+        marks = _values(table, x)
+        places = {mark: mark for mark in marks}
+        if not _are_numbers(marks):
+            places = {mark: number for number, mark in enumerate(marks)}
             axes.set_xticks(range(len(marks)), [str(mark).replace("_", "\n", 1) for mark in marks], fontsize=8)
-        for number, name in enumerate(_values(here, series)):
-            own = sorted((line for line in here if line[series] == name), key=lambda line: at[line[x]])
-            places = [at[line[x]] for line in own]
-            values, low, high = ([line[key] for line in own] for key in ("value", "low", "high"))
+        for number, (name, part) in enumerate(_parts(table, series).items()):
+            points = [(places[line[x]], line["value"], line["low"], line["high"]) for line in part]
+            at, value, low, high = zip(*sorted(points), strict=True)
             turn, kind = divmod(number, len(COLOURS))
             colour, marker, dashes = COLOURS[kind], MARKERS[kind], DASHES[turn % len(DASHES)]
-            axes.plot(places, values, dashes, color=colour, marker=marker, markersize=4, linewidth=1.2, label=str(name))
-            axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(at, value, dashes, color=colour, marker=marker, markersize=4, linewidth=1.2, label=str(name))
+            axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
         if metric in SHARES:
             axes.set_ylim(-0.02, 1.02)
@@ -122,50 +118,74 @@ def map_figure(
 
     A site of no layer stands at its component's name in place of one. Where all cells have one position, the title says which.
     """
-    table = [line for line in _mappings(lines) if line["metric"] == metric]
-    several = {name: len({line[name] for line in table}) > 1 for name in ("component", "layer", "head", "position", "unit")}
-    if not several["position"] and table and table[0]["position"] is not None:
-        title = f"{title or ''} @ {_label(table[0]['position'], labels or {})}".replace("\n", " ").strip()
-    if several["unit"]:
-        told = ("component", "layer", "head", "position")
-        named = [
-            line | {"place": ", ".join(f"{name} {_label(line[name], {})}" for name in told if several[name]) or line["component"]}
-            for line in table
-        ]
-        return curves(named, x="unit", metrics=[metric], series="place", title=title)
-    table = [line | {"layer": line["component"] if line["layer"] is None else line["layer"]} for line in table]
-    if several["head"] and several["position"] and not several["layer"]:
-        panel = "component" if several["component"] else None
-        return heatmap(table, metric=metric, x="position", y="head", panel=panel, labels=labels, centre=centre, title=title)
-    if several["head"]:
-        by_head = {line["component"] for line in table if line["head"] is not None}
-        whole = several["component"] and len(by_head) == 1
-        # A component without heads is a column of its own.
-        named = [
-            line
-            | {"head": line["component"].replace("_", "\n", 1) if whole and line["head"] is None else line["head"]}
-            | {"place": f"{line['component']} @ {_label(line['position'], labels or {})}"}
-            for line in table
-        ]
-        panel = ("position" if len(by_head) == 1 else "place") if several["position"] else None if whole else "component"
-        return heatmap(named, metric=metric, x="head", panel=panel, labels=labels, centre=centre, title=title)
-    if several["position"]:
-        return heatmap(
-            table, metric=metric, panel="component" if several["component"] else None, labels=labels, centre=centre, title=title
-        )
+    table = _table(lines, metric)
+    several = [name for name in ("component", "layer", "head", "position", "unit") if len(_parts(table, name)) > 1]
+    position = table[0]["position"]
+    if "position" not in several and position is not None:
+        title = f"{title or ''} @ {_label(position, labels)}".replace("\n", " ").strip()
+    if "unit" in several:
+        for line in table:
+            place = [f"{name} {_label(line[name])}" for name in several if name != "unit"]
+            line["place"] = ", ".join(place) or line["component"]
+        return curves(table, x="unit", metrics=[metric], series="place", title=title)
+    for line in table:
+        if line["layer"] is None:
+            line["layer"] = line["component"]
+    draw = partial(heatmap, table, metric=metric, labels=labels, centre=centre, title=title)
+    panel = "component" if "component" in several else None
+    if "head" in several and "position" in several and "layer" not in several:
+        return draw(x="position", y="head", panel=panel)
+    if "head" in several:
+        return draw(x="head", panel=_head_panel(table, several, labels))
+    if "position" in several:
+        return draw(panel=panel)
     return curves(table, x="layer", metrics=[metric], series="component", title=title)
 
 
-def _mappings(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Lists, as several heads or positions are written, become tuples: they can be told apart."""
-    plain = [line.to_dict() if isinstance(line, Row) else line for line in lines]
-    return [{key: tuple(value) if isinstance(value, list) else value for key, value in line.items()} for line in plain]
+def _head_panel(table: list[dict[str, Any]], several: Sequence[str], labels: Mapping[Any, str] | None) -> str | None:
+    """The column that panels of layer × head stand for.
+
+    A component without heads, beside one that has them, becomes a column of its own.
+    """
+    with_heads = {line["component"] for line in table if line["head"] is not None}
+    joins = "component" in several and len(with_heads) == 1
+    for line in table:
+        line["place"] = f"{line['component']} @ {_label(line['position'], labels)}"
+        if joins and line["head"] is None:
+            line["head"] = line["component"].replace("_", "\n", 1)
+    if "position" in several:
+        return "position" if len(with_heads) == 1 else "place"
+    return None if joins else "component"
+
+
+def _table(lines: Sequence[Line], metric: str) -> list[dict[str, Any]]:
+    """The lines of a metric, as mappings. Lists, as several heads or positions are written, become tuples: they can be told apart."""
+    table, metrics = [], set()
+    for line in lines:
+        columns = line.to_dict() if isinstance(line, Row) else line
+        metrics.add(columns["metric"])
+        if columns["metric"] == metric:
+            table.append({name: tuple(value) if isinstance(value, list) else value for name, value in columns.items()})
+    if not table:
+        raise ValueError(f"No line has the metric {metric!r}; there are {sorted(metrics)}.")
+    return table
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _values(table: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
     """A column's values: numbers in order, others as they come."""
-    found = list(dict.fromkeys(line[column] for line in table))
-    return sorted(found) if all(isinstance(value, int | float) for value in found) else found
+    values = list(dict.fromkeys(line[column] for line in table))
+    return sorted(values) if _are_numbers(values) else values
+
+
+def _parts(table: list[dict[str, Any]], column: str | None) -> dict[Any, list[dict[str, Any]]]:
+    """Value of the column → its lines; without a column all of them, at None."""
+    if column is None:
+        return {None: table}
+    return {value: [line for line in table if line[column] == value] for value in _values(table, column)}
 
 
 def _grid(table: Sequence[Mapping[str, Any]], x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]) -> np.ndarray:
@@ -178,9 +198,9 @@ def _grid(table: Sequence[Mapping[str, Any]], x: str, y: str, columns: Sequence[
     return grid
 
 
-def _label(value: Any, labels: Mapping[Any, str]) -> str:
+def _label(value: Any, labels: Mapping[Any, str] | None = None) -> str:
     name = "all" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"{name}\n{labels[value]!r}" if value in labels else name
+    return f"{name}\n{labels[value]!r}" if labels and value in labels else name
 
 
 def hatch(axes: Axes) -> None:

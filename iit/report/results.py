@@ -1,7 +1,6 @@
 """What a run shows: its tables, on the terminal and on its page."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -71,7 +70,7 @@ def results_table(rows: Sequence[Row], title: str, caption: str = "", *, brief: 
         ]
     edited = {Cell.of(row): None for row in shown if not (row.control or "").startswith(OFF_TARGET)}
     cells = list(edited | {Cell.of(row): None for row in shown})
-    one_place = len({replace(cell, variable=None) for cell in cells}) == 1
+    one_place = len({cell._replace(variable=None) for cell in cells}) == 1
 
     def order(row: Row) -> tuple[int, int, int]:
         subset = SUBSETS.index(row.subset) if row.subset in SUBSETS else len(SUBSETS)

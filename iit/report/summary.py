@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from iit.result import (
     write_text,
 )
 
-_CELL = tuple(field.name for field in fields(Cell))
+_CELL = Cell._fields
 _COLUMNS: tuple[str, ...] = ("job", *_CELL, "validation_iia", "low", "high", "n", "failure", "chosen")
 _OVER_SEEDS = (("iia", "changing"), ("iia", "all"), ("task_accuracy", "all"))
 

@@ -30,15 +30,15 @@ def attention_figure(weights: Mapping[str, np.ndarray], tokens: Sequence[str], *
     size = (side * n_columns + 1.8, (side + 0.25) * n_rows + 1.1)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
-    image, told = None, [_plain(token) for token in tokens]
+    texts = [_plain(token) for token in tokens]
+    behind = np.triu(np.ones((n, n), dtype=bool), 1)
     for axes, (name, each) in zip(panels, weights.items(), strict=False):
         hatch(axes)
-        causal = not np.triu(each, 1).any()
-        shown = np.ma.masked_where(np.triu(np.ones_like(each), 1).astype(bool) & causal, each)
-        image = axes.imshow(shown, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        is_causal = not each[behind].any()
+        axes.imshow(np.ma.masked_where(behind & is_causal, each), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
         axes.set_title(name, fontsize=9)
-        axes.set_xticks(range(n), told, fontsize=7, rotation=90)
-        axes.set_yticks(range(n), told, fontsize=7)
+        axes.set_xticks(range(n), texts, fontsize=7, rotation=90)
+        axes.set_yticks(range(n), texts, fontsize=7)
         axes.tick_params(length=0, labelbottom=True)
         axes.spines[:].set_visible(False)
     for axes in panels[len(weights) :]:
@@ -47,8 +47,7 @@ def attention_figure(weights: Mapping[str, np.ndarray], tokens: Sequence[str], *
         axes.set_ylabel("query")
     for axes in panels[len(weights) - n_columns : len(weights)]:
         axes.set_xlabel("key")
-    assert image is not None
-    figure.colorbar(image, ax=figure.axes, label="attention weight", shrink=0.8)
+    figure.colorbar(panels[0].images[0], ax=figure.axes, label="attention weight", shrink=0.8)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure

@@ -1,14 +1,13 @@
 """Choosing a cell: the only way, and it sees validation rows only."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from iit.result.row import Row
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """What identifies one point of a study among others."""
 
     network: str | None
@@ -25,7 +24,7 @@ class Cell:
     @classmethod
     def of(cls, row: Row) -> "Cell":
         """The cell a row belongs to."""
-        return cls(**{field.name: _hashable(getattr(row, field.name)) for field in fields(cls)})
+        return cls(*(_hashable(getattr(row, name)) for name in cls._fields))
 
 
 def _hashable(value: Any) -> Any:
