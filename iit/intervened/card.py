@@ -1,23 +1,15 @@
 """The model card: what a save is, for people who have not seen the run behind it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from iit.intervened.edit import Edit
+from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.saving import Saved
-from iit.intervened.sources import Variable, variables_of
 from iit.result import Row
-
-ARMS = {
-    None: "this alignment",
-    "vanilla": "vanilla (the sites' whole vectors)",
-    "random_subspace": "random subspace of equal rank",
-    "no_intervention": "no intervention",
-}
-"""What stands in a table of scores: the alignment, and its controls."""
 
 
 def card(saved: Saved, address: str) -> str:
@@ -34,26 +26,13 @@ def card(saved: Saved, address: str) -> str:
         ModelCardData(library_name="iit", tags=["causal-abstraction", "interpretability", "interchange-intervention"]),
         template_str=files("iit.intervened").joinpath("model_card.md.jinja").read_text(encoding="utf-8"),
         title=f"{', '.join(v['name'] for v in variables)} in {network['name'] or network['class']}",
-        kind="IntervenedModel" if rows is None else "Alignment",
-        name="edited" if rows is None else "alignment",
         network=network,
         variables=variables,
         scored=None if rows is None else _tables(rows),
-        loading=_loading(network),
         address=address,
         types="" if not own else f", types={{{', '.join(f'{name!r}: {name}' for name in own)}}}",
     ).content
     return str(text).rstrip("\n") + "\n"
-
-
-def _loading(network: Mapping[str, Any]) -> str:
-    name, dtype = network["name"], network["dtype"]
-    if name in (None, network["class"]):
-        return f"...  # the {network['class']} with the fingerprint above"
-    options = "" if dtype == "float32" else f', dtype="{dtype}"'
-    if network["revision"] and "/" in name:  # only the hub has revisions to choose from
-        options += f', revision="{network["revision"]}"'
-    return f'iit.load_network("{name}"{options})'
 
 
 def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
@@ -73,35 +52,22 @@ def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
 
 
 def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One table for each variable, task and seed that was scored."""
-    split = "test" if any(row.split == "test" for row in rows) else rows[0].split if rows else ""
-    told = [row for row in rows if row.split == split]
-    tables = []
-    for variable, task, seed in dict.fromkeys((row.variable, row.task, row.seed) for row in told):
-        own = {
-            (row.metric, row.subset, row.control): row
-            for row in told
-            if (row.variable, row.task, row.seed) == (variable, task, seed)
-        }
-        arms = [
-            {"name": name, **{subset: _figure(own, "iia", subset, control) for subset in ("all", "changing")}}
-            for control, name in ARMS.items()
-        ]
-        accuracy = _figure(own, "task_accuracy", "all", None)
-        tables.append(
-            {
-                "variable": _cell(str(variable)),
-                "task": task,
-                "seed": seed,
-                "split": split,
-                "arms": arms,
-                "task_accuracy": accuracy,
-            }
-        )
-    return tables
+    """One table for each variable, task and seed that was scored; `figure` writes the one that is
+    asked for."""
+    splits = [row.split for row in rows]
+    split = "test" if "test" in splits else next(iter(splits), "")
+    scores: dict[Any, dict[Any, Row]] = {}
+    for row in rows:
+        if row.split == split:
+            table = scores.setdefault((row.variable, row.task, row.seed), {})
+            table[row.metric, row.subset, row.control] = row
+    return [
+        {"variable": _cell(str(variable)), "task": task, "seed": seed, "split": split, "figure": partial(_figure, table)}
+        for (variable, task, seed), table in scores.items()
+    ]
 
 
-def _figure(rows: Mapping[tuple[str, str, str | None], Row], metric: str, subset: str, control: str | None) -> str:
+def _figure(rows: Mapping[Any, Row], metric: str, subset: str, control: str | None) -> str:
     row = rows.get((metric, subset, control))
     return "not measured" if row is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}], n = {row.n}"
 
