@@ -391,7 +391,7 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
         (lambda: _edited(tiny_llama)(base, {"y": source}), r"\['y'\].*variables are \['x'\]"),
         (lambda: _edited(tiny_llama)(base, source, active={"y": True}), "'y'.*'x'"),
         (lambda: _edited(tiny_llama)(base, source, active={"x": torch.tensor([True] * 3)}), r"\(3,\).*2 examples"),
-        (lambda: _edited(tiny_llama, 4)(base, source), "position 4 is outside example 1.*4 tokens"),
+        (lambda: _edited(tiny_llama, 4)(base, source), "position 4 is outside example 1.*4 positions"),
         (lambda: _edited(tiny_llama, -5)(base, source), "position -5 is outside example 1"),
         (lambda: _edited(tiny_llama, [1, -5])(base, source), "outside example 1"),
         (lambda: _edited(tiny_llama, [1, -3])(base, source), "occurs twice in example 1"),
@@ -399,7 +399,10 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
         (lambda: _edited(tiny_llama)(base, prompts((5, 5, 5))), "3 examples, the base 2"),
         (lambda: _edited(tiny_llama)(base | {"atention_mask": 1}, source), "takes no input 'atention_mask'"),
         (lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [-100]]}}, source), "absent in example 1"),
-        (lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [5]]}}, source), r"\[5\] in example 1, which has 4"),
+        (
+            lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [5]]}}, source),
+            "'r': position 5 is outside example 1.*4 positions",
+        ),
         (
             lambda: _edited(tiny_llama, "r")(
                 base | {"positions": {"r": [[1, 2], [1, -100]]}}, source | {"positions": {"r": [[1, 2], [1, 2]]}}
