@@ -95,7 +95,8 @@ def ablate(
 def _zeros(contrast: Contrast, sites: Sequence[Site]) -> Activations:
     """{site: Tensor[pair, position, width]}."""
     own = activations(contrast.network, contrast.base, sites)
-    return Activations({site: torch.zeros_like(own[site]) for site in sites}, own.counts)
+    zeros = {site: own[site].new_zeros(1).expand_as(own[site]) for site in sites}
+    return Activations(zeros, own.counts)
 
 
 def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, Any]) -> Activations:

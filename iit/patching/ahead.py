@@ -76,9 +76,13 @@ def activations(network: AnyNetwork, batch: Mapping[str, Any], sites: Sequence[S
     values: dict[Site, Tensor] = {}
     counts: dict[Site, Tensor | None] = {}
     for site in sites:
-        widest = max(part[site].shape[1] for part in parts)
-        padded = [pad(part[site], (0, 0, 0, widest - part[site].shape[1])) for part in parts]
-        values[site] = torch.cat(padded)
+        values[site] = torch.cat(padded([part[site] for part in parts]))
         known = [count for part in parts if (count := part.counts[site]) is not None]
         counts[site] = torch.cat(known) if known else None
     return Activations(values, counts)
+
+
+def padded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """[Tensor[row, position, width]], each with as many positions as the longest has."""
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [pad(tensor, (0, 0, 0, longest - tensor.shape[1])) for tensor in tensors]

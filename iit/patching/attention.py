@@ -153,7 +153,7 @@ def attention_map(
     return Effects(tuple(read), {METRIC: values}, zeros, zeros, contrast.clusters, method, controls=())
 
 
-def _layers_and_heads(module: nn.Module, layers: Sequence[int] | None, heads: Sequence[Any] | None) -> list[tuple[int, int]]:
+def _layers_and_heads(module: nn.Module, layers: Sequence[int] | None, heads: Any) -> list[tuple[int, int]]:
     n_heads = heads_of(module, "attention_weight")
     heads = range(n_heads) if heads is None else heads
     if any(isinstance(head, Sequence) for head in heads):

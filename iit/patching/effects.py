@@ -92,8 +92,8 @@ class Effects:
             for metric, values in run.items():
                 if metric.startswith(NORMALISED):
                     continue
-                nowhere = dict.fromkeys(("component", "layer", "head", "position", "method"))
-                line = nowhere | self._interval(metric, values)._asdict()
+                line: dict[str, Any] = dict.fromkeys(("component", "layer", "head", "position", "method"))
+                line |= self._interval(metric, values)._asdict()
                 rows.append(Row(**known, **line, control=control, metric=metric))
         for line in self.table():
             unit = line.pop("unit")

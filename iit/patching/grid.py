@@ -39,7 +39,7 @@ def grid(
     layers: Iterable[int] | None = None,
     heads: Iterable[Any] | None = None,
     positions: Iterable[Position] | str | int | None = None,
-    units: Iterable[int] | None = None,
+    units: Iterable[int | None] | None = None,
     cells: Iterable[Cell | Site] | None = None,
 ) -> list[Cell]:
     """The cells of a map: the product of components, layers, heads, positions and units.
@@ -64,7 +64,7 @@ def grid(
             raise ValueError(f"positions={positions!r}: give several, each by itself, as [{positions!r}].")
         layers = range(n_blocks(contrast.module)) if layers is None else layers
         positions = common_positions(contrast) if positions is None else positions
-        units = [None] if units is None else units
+        units = (None,) if units is None else units
         cells = []
         for component in components:
             blocks = [None] if component in UNLAYERED else layers

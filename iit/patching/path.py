@@ -115,30 +115,30 @@ class _Paths:
         """The first run, and the second behind it."""
         seen: dict[Site, Tensor] = {}
         held = self._held(group)
-        edits = {"cell": Edit(group.site, VanillaIntervention())}
+        edits: dict[Any, Edit] = {"cell": Edit(group.site, VanillaIntervention())}
         for site in held:
             edits[str(site)] = Edit(site, VanillaIntervention())
         for site in self.receivers:
             keeper = LambdaIntervention(partial(_keep, seen, site))
             edits[f"seen at {site}"] = Edit(site, keeper)
         first = IntervenedModel(group.contrast.network, edits)
-        reached = {site: VanillaIntervention() for site in self.receivers}
-        second = IntervenedModel(group.contrast.network, reached)
+        received: dict[Any, Edit] = {site: Edit(site, VanillaIntervention()) for site in self.receivers}
+        second = IntervenedModel(group.contrast.network, received)
 
         def logits(rows: CellRows) -> Tensor:
             prompts = prompts_of(rows.base)
-            sources = dict.fromkeys(map(str, held), prompts)
+            sources: dict[str, Any] = dict.fromkeys(map(str, held), prompts)
             sources["cell"] = self.senders.of(group, rows)
             direct = first.answer_logits(rows.base, sources)
             if not self.receivers:
                 return direct
             second.store = first.store
             batch = prepare(first.network, prompts)
-            received = {}
+            theirs: dict[Any, Activations] = {}
             for site in self.receivers:
                 n = counts(columns(site, batch), batch)
-                received[site] = Activations({site: seen[site]}, {site: n})
-            return second.answer_logits(rows.base, received)
+                theirs[site] = Activations({site: seen[site]}, {site: n})
+            return second.answer_logits(rows.base, theirs)
 
         return Edited(first, logits)
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened import Activations, Edit, IntervenedModel
 from iit.intervention import VanillaIntervention
-from iit.patching.ahead import Ahead
+from iit.patching.ahead import Ahead, padded
 from iit.patching.contrast import Contrast, taken
 from iit.patching.grid import Cell
 from iit.patching.running import CELL, CellGroup, CellRows, Edited
@@ -78,17 +77,13 @@ def _by_batch(cell: Cell) -> bool:
 
 def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activations:
     """{the group's site: Tensor[row, position, width]}: the activation of each row's cell and pair."""
-    tensors = []
-    counts = []
-    for number, pair in zip(rows.cell.tolist(), rows.pair.tolist(), strict=True):
-        site = group.cells[number].site
-        tensor = values[site][pair]
-        count = values.counts[site]
-        n = len(tensor) if count is None else int(count[pair])
-        tensors.append(tensor[:n])
-        counts.append(n)
-    padded = pad_sequence(tensors, batch_first=True)
-    return Activations({group.site: padded}, {group.site: torch.tensor(counts)})
+    stacked = torch.stack(padded([values[site] for site in group.sites]))  # [cell, pair, position, width]
+    of_rows = stacked[rows.cell, rows.pair]
+    counts = [n for site in group.sites if (n := values.counts[site]) is not None]
+    if not counts:
+        return Activations({group.site: of_rows}, {group.site: None})
+    n = torch.stack(counts)[rows.cell, rows.pair]
+    return Activations({group.site: of_rows[:, : int(n.max())]}, {group.site: n})
 
 
 def _one_unit(own: Activations, theirs: Activations, group: CellGroup, rows: CellRows) -> Activations:
