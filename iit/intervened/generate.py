@@ -145,7 +145,10 @@ class Generation:
             copies = activation.shape[0] // self._batch.size
             sources, flags = _repeated(one.sources, copies), _repeated(one.flags, copies)
             if self._scope != "generated" and self._start == 0:
-                columns = replace(prompt, index=prompt.index.repeat_interleave(copies, 0))
+                index = prompt.index
+                if isinstance(index, Tensor):
+                    index = index.repeat_interleave(copies, 0)
+                columns = replace(prompt, index=index)
                 given = dict.fromkeys(one.flags, columns.read(skipped[0])) if skipped else sources
                 activation = columns.write(activation, edit.apply(columns.read(activation), given, flags))
             n_old = max(self._n_prompt - self._start, 0)

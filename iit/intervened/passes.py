@@ -28,6 +28,7 @@ def together(cells: Sequence[IntervenedModel], base: Inputs, sources: Sources = 
         if shared is None or len(group) == 1:
             logits |= {cell: cell.answer_logits(base, sources, active) for cell in group}
         else:
+            assert read is not None, "cells that share a pass are read at tokens"
             _, store, layer, _ = shared
             runs = [cell.edited_run(batch, sources, active) for cell in group]
             logits |= zip(group, resumed_answers(runs, read, layer, store), strict=True)
@@ -40,7 +41,7 @@ def _shared(cell: IntervenedModel, batch: Batch, read: Tensor | None, active: Ac
     if store is None or cell.stored:
         return None
     run = cell.placed(batch, active)
-    if read is None or why_whole(run, read, layer, store) or not store.is_trusted(layer, run.flags):
+    if read is None or layer is None or why_whole(run, read, layer, store) or not store.is_trusted(layer, run.flags):
         return None
     first, stop = run.span(read)
     return cell.network, store, layer, int((stop - first).max())

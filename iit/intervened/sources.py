@@ -42,7 +42,7 @@ def by_variable(edits: Mapping[Variable, Edit], sources: Sources, flags: Flags) 
     for variable, needs_source in reads.items():
         flag = flags[variable]
         if needs_source and (flag is None or bool(flag.any())):
-            named[variable] = sources.get(variable)
+            named[variable] = sources.get(variable)  # pyright: ignore[reportArgumentType] — by variable, as checked above
             if named[variable] is None:
                 raise ValueError(f"Variable {str(variable)!r} is active and its intervention needs a source; none was given.")
     return named

@@ -161,7 +161,8 @@ def _layers_and_heads(module: nn.Module, layers: Sequence[int] | None, heads: An
             raise ValueError("heads=[(layer, head), …] say their layers themselves; leave `layers` out.")
         places = [(int(layer), int(head)) for layer, head in heads]
     else:
-        places = list(product(range(n_blocks(module)) if layers is None else layers, heads))
+        layers = range(n_blocks(module)) if layers is None else layers
+        places = [(layer, head) for layer in layers for head in heads]
     for _, head in places:
         if not 0 <= head < n_heads:
             raise ValueError(f"head={head} is out of range: this network has heads 0 to {n_heads - 1}.")

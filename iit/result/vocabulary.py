@@ -56,7 +56,7 @@ METRICS = {
     "task_accuracy": "task accuracy, before filtering",
 }
 """In the order of tables; {} stands for the control."""
-NULLS = [name for name, control in CONTROLS.items() if control.kind == "null"]
+NULLS = [name for name, control in CONTROLS.items() if name is not None and control.kind == "null"]
 COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
 """The controls that the alignment is compared with, pair by pair."""
 
