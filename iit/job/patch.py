@@ -22,8 +22,10 @@ from iit.result import Row
 log = logging.getLogger(__name__)
 
 Map = Callable[..., Effects]
-"""(network, contrast, metric=…, batch_size=…, store=…, progress=…, cells=…) → Effects, as `iit.patching.patch` and its siblings
-are. What of metric, batch_size, store and progress is no argument of its own by name is not given."""
+"""(network, contrast, cells=…, metric=…, …) → Effects, as `iit.patching.patch` and its siblings are.
+
+It is given those of metric, batch_size, store and progress that its signature names.
+"""
 
 
 def patch(
