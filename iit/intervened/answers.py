@@ -41,16 +41,22 @@ def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None 
         output = batch.through(network)
     logits = logits_of(output)
     if read is not None and logits is not None and logits.ndim == 3:
-        return logits if at_answer else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        columns = read.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+        return logits if at_answer else logits.gather(1, columns)
     if logits is None or logits.ndim != 2:
         raise ValueError(
-            f"Without `input_ids` the answer is a class: the output must be Tensor[batch, classes] or have such `.logits`; "
-            f"{type(output).__name__} does not."
+            "Without `input_ids` the answer is a class: the output must be Tensor[batch, classes] or have such "
+            f"`.logits`; {type(output).__name__} does not."
         )
     return logits.unsqueeze(1)
 
 
-def resumed_answers(runs: Sequence[EditedRun], read: Tensor, layer: int, store: ActivationStore) -> Sequence[Tensor]:
+def resumed_answers(
+    runs: Sequence[EditedRun],
+    read: Tensor,
+    layer: int,
+    store: ActivationStore,
+) -> Sequence[Tensor]:
     """`answers` of each run, all in one pass from block `layer` on."""
     n, batch, network = len(runs), runs[0].batch, runs[0].resolved.network
     spans = [run.span(read) for run in runs]
@@ -61,7 +67,12 @@ def resumed_answers(runs: Sequence[EditedRun], read: Tensor, layer: int, store: 
     return answers(runs, read.repeat(n, 1), rest).chunk(n)
 
 
-def why_whole(run: EditedRun, read: Tensor | None, layer: int | None, store: ActivationStore) -> str | None:
+def why_whole(
+    run: EditedRun,
+    read: Tensor | None,
+    layer: int | None,
+    store: ActivationStore,
+) -> str | None:
     """Why a run cannot resume at block `layer`; None where it can."""
     if read is None:
         return "its inputs are not tokens"
@@ -85,7 +96,8 @@ def first_examples(given: Any, n: int) -> Any:
         counts = {site: count[:n] for site, count in given.counts.items() if count is not None}
         # As long as the longest of these rows.
         stops = {site: int(count.max()) for site, count in counts.items()}
-        return Activations({site: tensor[:n, : stops.get(site)] for site, tensor in given.items()}, counts)
+        first = {site: tensor[:n, : stops.get(site)] for site, tensor in given.items()}
+        return Activations(first, counts)
     if isinstance(given, Mapping):
         return {key: first_examples(value, n) for key, value in given.items()}
     if isinstance(given, list) or (isinstance(given, Tensor) and given.ndim):

@@ -55,10 +55,20 @@ class Edit:
                 f"An edit needs an Intervention made for its width; {intervention!r} was given (a `_partial_` one is completed "
                 "by `iit.alignment.one`)."
             )
-        for name, value in (("sites", sites), ("intervention", intervention), ("source_sites", source_sites), ("joint", joint)):
+        for name, value in (
+            ("sites", sites),
+            ("intervention", intervention),
+            ("source_sites", source_sites),
+            ("joint", joint),
+        ):
             object.__setattr__(self, name, value)
 
-    def apply(self, base: Tensor, sources: Mapping[Variable, Tensor], flags: Mapping[Variable, Tensor | None]) -> Tensor:
+    def apply(
+        self,
+        base: Tensor,
+        sources: Mapping[Variable, Tensor],
+        flags: Mapping[Variable, Tensor | None],
+    ) -> Tensor:
         """The new activation at one site: Tensor[batch, position, width], as the base.
 
         sources: of each variable that has one, in the shape of the base. flags: which examples are

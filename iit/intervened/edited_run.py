@@ -66,7 +66,8 @@ class EditedRun:
 
     def without(self, variables: Collection[Variable]) -> "EditedRun":
         """The run under the other edits."""
-        return replace(self, sites={key: ones for key, ones in self.sites.items() if key not in variables})
+        sites = {key: ones for key, ones in self.sites.items() if key not in variables}
+        return replace(self, sites=sites)
 
     @property
     def site_edits(self) -> list[SiteEdit]:
@@ -84,7 +85,8 @@ class EditedRun:
             index = one.columns.index
             if not isinstance(index, Tensor) or one.columns.site.component == "attention_weight":
                 return torch.zeros_like(first), torch.full_like(stop, self.batch.tokens.shape[1])
-            first = torch.minimum(first, torch.where(index == IGNORED, first.unsqueeze(1), index).min(1).values)
+            present = torch.where(index == IGNORED, first.unsqueeze(1), index)
+            first = torch.minimum(first, present.min(1).values)
         return first, stop
 
     @contextmanager
@@ -110,7 +112,9 @@ class EditedRun:
                 seen[one] = columns.read(activation)
                 if idle or one.edit.intervention.collects:
                     return None
-                sources = dict.fromkeys(one.flags, columns.read(skipped[0][rows])) if skipped else one.sources
+                sources: Mapping[Variable, Tensor] = one.sources
+                if skipped:
+                    sources = dict.fromkeys(one.flags, columns.read(skipped[0][rows]))
                 new = columns.write(activation, one.edit.apply(seen[one], sources, one.flags))
                 if len(new) == len(whole):
                     return new

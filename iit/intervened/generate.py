@@ -32,7 +32,7 @@ _OTHER_WAYS = (
 )
 
 
-def check(network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]) -> None:
+def check_generation(network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]) -> None:
     """Raises ValueError for what generation under edits cannot do, before anything runs."""
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is none of {', '.join(SCOPES)}.")

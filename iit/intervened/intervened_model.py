@@ -15,7 +15,7 @@ from iit.intervened.answers import answers, first_examples, resumed_answers, why
 from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
-from iit.intervened.generate import check, generated
+from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import Columns, columns
 from iit.intervened.pyvene import Position, read_pyvene
@@ -77,8 +77,9 @@ class IntervenedModel(nn.Module):
         self.edits: dict[Variable, Edit] = {key: _edit(key, edit) for key, edit in edits.items()}
         self.source_grad = source_grad
         self.store: ActivationStore | None = None
-        self.variables: tuple[Variable, ...] = tuple(v for key, edit in self.edits.items() for v in variables_of(key, edit))
-        twice = sorted({str(v) for v in self.variables if self.variables.count(v) > 1})
+        named = [v for key, edit in self.edits.items() for v in variables_of(key, edit)]
+        self.variables: tuple[Variable, ...] = tuple(named)
+        twice = sorted({str(v) for v in named if named.count(v) > 1})
         if twice:
             raise ValueError(f"Variables {twice} are named by more than one edit or block.")
         self._resolved = Sites(self.network)
@@ -129,8 +130,10 @@ class IntervenedModel(nn.Module):
         run = self.edited_run(batch, sources, active)
         with run.applied() as seen:
             output = restored(batch.through(self.network), batch)
-        parts = {key: [seen[one] for one in ones] for key, ones in run.sites.items()}
-        return Run(output, base_output, {key: _side_by_side(key, pieces) for key, pieces in parts.items()})
+        activations = {}
+        for key, ones in run.sites.items():
+            activations[key] = _side_by_side(key, [seen[one] for one in ones])
+        return Run(output, base_output, activations)
 
     def generate(
         self, base: Inputs, sources: Sources = None, active: Active = None, *, scope: str = "prompt", **options: Any
@@ -150,7 +153,7 @@ class IntervenedModel(nn.Module):
         assistant, a static cache, …), and edits that make no sense token by token.
         """
         batch = prepare(self.network, base)
-        check(self.network, self.edits.values(), batch, scope, options)
+        check_generation(self.network, self.edits.values(), batch, scope, options)
         assert isinstance(base, Mapping)
         if isinstance(self.studied, LanguageModel):
             options.setdefault("pad_token_id", self.studied.tokenizer.pad_token_id)
@@ -238,7 +241,8 @@ class IntervenedModel(nn.Module):
         n = batch.size if own else min(N_COMPARED, batch.size)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(noise)
-            whole = without.answer_logits(*(first_examples(given, n) for given in (base, sources, active)))
+            few = (first_examples(given, n) for given in (base, sources, active))
+            whole = without.answer_logits(*few)
         if store.trusts(layer, flags, logits.detach()[:n], whole):
             return logits
         return without.answer_logits(base, sources, active)

@@ -11,7 +11,12 @@ from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.sources import Active, Sources
 
 
-def together(cells: Sequence[IntervenedModel], base: Inputs, sources: Sources = None, active: Active = None) -> list[Tensor]:
+def together(
+    cells: Sequence[IntervenedModel],
+    base: Inputs,
+    sources: Sources = None,
+    active: Active = None,
+) -> list[Tensor]:
     """`answer_logits` of each of several cells on the same inputs.
 
     Cells of one network and store whose runs resume at the same block and are equally long share a

@@ -24,7 +24,14 @@ def save(saved: Saved, folder: str | Path) -> None:
         _write(saved, temporary, Path(folder).name)
 
 
-def push(saved: Saved, repo_id: str, private: bool, revision: str | None, token: str | None, commit_message: str) -> str:
+def push(
+    saved: Saved,
+    repo_id: str,
+    private: bool,
+    revision: str | None,
+    token: str | None,
+    commit_message: str,
+) -> str:
     """Upload a save and its card in one commit; returns the commit's address. The arguments are
     `push_to_hub`'s.
 

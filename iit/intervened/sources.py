@@ -20,12 +20,18 @@ Sources = Inputs | Activations | Mapping[Variable, Any] | None
 Active = Mapping[Variable, bool | Tensor] | None
 
 
-def by_variable(edits: Mapping[Variable, Edit], sources: Sources, flags: Flags) -> dict[Variable, Any]:
+def by_variable(
+    edits: Mapping[Variable, Edit],
+    sources: Sources,
+    flags: Flags,
+) -> dict[Variable, Any]:
     """What each active variable that reads a source was given.
 
     Raises ValueError for unknown variables, for sources nobody reads, and where one is missing.
     """
-    reads = {v: edit.intervention.needs_source for key, edit in edits.items() for v in variables_of(key, edit)}
+    reads: dict[Variable, bool] = {}
+    for key, edit in edits.items():
+        reads |= dict.fromkeys(variables_of(key, edit), edit.intervention.needs_source)
     known = [str(variable) for variable in reads]
     if isinstance(sources, Mapping) and not isinstance(sources, Activations) and _is_by_variable(sources, reads):
         unknown = [str(v) for v in sources if v not in reads]
@@ -33,7 +39,8 @@ def by_variable(edits: Mapping[Variable, Edit], sources: Sources, flags: Flags) 
             raise ValueError(f"Sources are given for {unknown}; the variables are {known}.")
         needless = [str(v) for v, source in sources.items() if source is not None and not reads[v]]
         if needless:
-            raise ValueError(f"{', '.join(needless)}: a source is given, but the intervention reads none. Leave it out.")
+            names = ", ".join(needless)
+            raise ValueError(f"{names}: a source is given, but the intervention reads none. Leave it out.")
     elif sources is not None and not any(reads.values()):
         raise ValueError(f"A source is given, but no intervention reads one (variables: {known}). Leave it out.")
     else:
@@ -105,40 +112,48 @@ class _Source:
         if self.batch is None:
             _check_shape(self.seen[site], one, variable, base.size)
 
-    def laid_out(self, site: Site, place: Columns, base: Batch, flag: Tensor | None) -> Tensor:
-        """Tensor[batch, position, width] as the base's `place`."""
-        tensor = self.seen[site]
+    def laid_out(self, one: SiteEdit, variable: Variable, base: Batch) -> Tensor:
+        """Tensor[batch, position, width] as the site of the base that reads it."""
+        site, tensor = one.source_site, self.seen[one.source_site]
         if self.batch is not None and site.component == "attention_weight":
-            tensor = keys_as_base(tensor, base, self.batch, flag)
-        return as_base(tensor, place, self.places.get(site, place))
+            tensor = keys_as_base(tensor, base, self.batch, one.flags[variable])
+        return as_base(tensor, one.columns, self.places.get(site, one.columns))
 
 
 def read_sources(
-    run: EditedRun, given: Mapping[Variable, Any], read: Callable[[Batch, dict[Site, Columns]], Activations]
+    run: EditedRun,
+    given: Mapping[Variable, Any],
+    read: Callable[[Batch, dict[Site, Columns]], Activations],
 ) -> None:
     """Fill in what each site of a run reads. Each distinct batch is run once.
 
     given: as `by_variable` gives it. read: runs a batch.
     Raises ValueError for a source that does not fit the base, before a batch is run.
     """
-    base = run.batch
     distinct: dict[int, _Source] = {}
     sites = [one.source_site for one in run.site_edits]
-    readings = [(one, variable) for one in run.site_edits for variable in one.flags if variable in given]
+    readings = [(one, v) for one in run.site_edits for v in one.flags if v in given]
     for one, variable in readings:
         name = id(given[variable])
         if name not in distinct:
-            distinct[name] = _source(run.resolved.network, given[variable], base, sites, variable)
-        distinct[name].check(one, variable, base)
+            network = run.resolved.network
+            distinct[name] = _source(network, given[variable], run.batch, sites, variable)
+        distinct[name].check(one, variable, run.batch)
     for source in distinct.values():
         if source.batch is not None:
             source.seen = read(source.batch, source.places)
     for one, variable in readings:
         source = distinct[id(given[variable])]
-        one.sources[variable] = source.laid_out(one.source_site, one.columns, base, one.flags[variable])
+        one.sources[variable] = source.laid_out(one, variable, run.batch)
 
 
-def _source(network: nn.Module, given: Any, base: Batch, sites: Sequence[Site], variable: Variable) -> _Source:
+def _source(
+    network: nn.Module,
+    given: Any,
+    base: Batch,
+    sites: Sequence[Site],
+    variable: Variable,
+) -> _Source:
     if isinstance(given, Tensor) and base.kwargs:
         # A network fed by keyword never takes a bare tensor as its batch.
         given = Activations(dict.fromkeys(sites, given))
@@ -164,8 +179,8 @@ def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
     if not (same_kind and same_shape):
         raise ValueError(
             f"The source is a bare tensor of shape {tuple(source.shape)}, and this network takes bare tensors as inputs, of "
-            f"shape {tuple(like.shape)}. Give activations as iit.Activations({{Site: tensor}}) (here {', '.join(map(str, sites))}), "
-            "and an input of another shape as a tuple: (tensor,)."
+            f"shape {tuple(like.shape)}. Give activations as iit.Activations({{Site: tensor}}), and an input "
+            f"of another shape as a tuple: (tensor,). The sites are {', '.join(map(str, sites))}."
         )
 
 

@@ -23,9 +23,9 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
                 f"Variable {str(key)!r}: site {site} has width {width}, its intervention was made for width {expected}."
             )
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
-        widths = resolved[site].width, resolved[source].width
-        if edit.intervention.needs_source and None not in widths and widths[0] != widths[1]:
-            raise ValueError(f"Variable {str(key)!r}: site {site} has width {widths[0]}, its source site {source} {widths[1]}.")
+        own, theirs = resolved[site].width, resolved[source].width
+        if edit.intervention.needs_source and None not in (own, theirs) and own != theirs:
+            raise ValueError(f"Variable {str(key)!r}: site {site} has width {own}, its source site {source} {theirs}.")
 
 
 def check_joint(one: SiteEdit) -> None:
