@@ -83,9 +83,10 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
                 axes.errorbar(x, value, [value - low, high - value], color=colour, marker=marker, label=legend, capsize=2)
         axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         axes.set_xticks(range(len(names)), names.values(), rotation=60, ha="right")
-        axes.set(title=title, ylim=(-0.1 if metric.endswith("_difference") else -0.02, 1.02))
+        axes.set_title(title)
         axes.spines[["top", "right"]].set_visible(False)
-    forced = _panels(rows)[0][1] == "iia_forced"
-    panels[0].set_ylabel(f"IIA on changing pairs{', among their own answers' if forced else ''}")
+    labels = {"iia": "IIA on changing pairs", "iia_forced": "right among the pair's answers"}
+    panels[0].set_ylabel(labels[_panels(rows)[0][1]])
+    panels[0].set_ylim(top=1.02)  # All three share it; the lowest figure is in sight.
     panels[0].legend(frameon=False, loc="lower right")
     return figure
