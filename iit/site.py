@@ -2,7 +2,7 @@
 
 import difflib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,6 +230,18 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
     width = layouts.width(module, site.side)
     return ResolvedSite(site, module, site.side, width, tuple(above), shaper=block, encoder=encoder, **layout)
+
+
+class Sites(dict[Site, ResolvedSite]):
+    """Sites of one network; each is resolved when it is first asked for."""
+
+    def __init__(self, network: nn.Module, sites: Iterable[Site] = ()):
+        super().__init__({site: resolve(network, site) for site in sites})
+        self.network = network
+
+    def __missing__(self, site: Site) -> ResolvedSite:
+        self[site] = resolve(self.network, site)
+        return self[site]
 
 
 def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:

@@ -24,19 +24,22 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
-ON_SMOLLM2 = ("das_ioi_both", "das_attribute", "das_greater_than")
-ALIGNMENTS = [
-    pytest.param(name, marks=pytest.mark.long) if name in ON_SMOLLM2 else name
-    for name in EXPERIMENTS
-    if name.startswith("das_") and not name.endswith("_atlas")
-]
+def quick(names, chosen):
+    """Parameters of which only the chosen ones are run by `make test`: one of each kind."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+ALIGNMENTS = quick(
+    [name for name in EXPERIMENTS if name.startswith("das_") and not name.endswith("_atlas")],
+    ("das_ioi", "das_addition", "das_equality_by_hand", "das_pvr"),
+)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("experiment", ALIGNMENTS)
 def test_every_alignment_runs(experiment, configured, tmp_path, smollm2, capsys):
     before = fingerprint(smollm2.model)
-    cfg = configured(f"+experiment={experiment}", *SMALL)
+    cfg = configured(f"+experiment={experiment}", *SMALL, "data.n_train=16", "data.n_val=16", "data.n_test=16")
     ours = "experiment" not in cfg.network
     if not ours:  # a network that is hardly trained answers hardly anything
         cfg.data.right_only = False
@@ -84,7 +87,7 @@ def test_every_network_is_trained(experiment, configured, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("iit_")])
+@pytest.mark.parametrize("experiment", quick([name for name in EXPERIMENTS if name.startswith("iit_")], ("iit_equality",)))
 def test_every_network_is_trained_with_interchanges(experiment, configured, tmp_path):
     cfg = configured(f"+experiment={experiment}", *SMALL)
     run(cfg)
@@ -102,7 +105,7 @@ METHODS = ("boundless", "sigmoid_mask", "rotated_mask", "pca", "pca_mask", "revn
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, ("boundless", "pca", "revnet")))
 def test_a_method_is_one_word(method, configured, tmp_path):
     """`intervention=NAME` alone changes the method, whatever the experiment."""
     cfg = configured(
@@ -117,7 +120,13 @@ def test_a_method_is_one_word(method, configured, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("objective", ["cross_entropy", "kl", "logit_difference", "mean_squared_error", "counterfactual_latent"])
+@pytest.mark.parametrize(
+    "objective",
+    quick(
+        ["cross_entropy", "kl", "logit_difference", "mean_squared_error", "counterfactual_latent"],
+        ("counterfactual_latent",),
+    ),
+)
 def test_an_objective_is_one_word(objective, configured, tmp_path):
     run(configured("+experiment=das_equality_by_hand", *SMALL, f"objective={objective}", "start=difference_of_means"))
     assert read_metrics(tmp_path / "run").rows
@@ -132,7 +141,8 @@ def test_an_experiment_opens_with_its_command_and_has_a_page(experiment):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("experiment", ["das_equality_by_hand", pytest.param("das_ioi", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("experiment", ["das_equality_by_hand", "das_ioi"])
 def test_one_seed_gives_the_same_figures_and_weights(experiment, configured, tmp_path):
     found = []
     for name in ("a", "b"):

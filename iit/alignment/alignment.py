@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import nn
 from iit.alignment.inert import described, recalled
 from iit.alignment.overlap import check_apart
 from iit.intervened import Edit, IntervenedModel, capture
+from iit.intervened.saving import Saved
+from iit.intervened.widths import check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
 from iit.network.components import transformer_in
@@ -51,13 +53,12 @@ class Alignment(IntervenedModel):
                     f"The inert part {name!r} is replaced by a source's: give it a VanillaIntervention (of some `units`), or the "
                     f"complement of a variable's intervention; got {part.intervention}."
                 )
-        IntervenedModel(network, {**self.edits, **self.inert})  # raises for sites the network lacks, and other widths
+            check_width(name, part, self._resolved)
 
     def check_apart(self) -> None:
         """What `fit` asks of a claim. Raises ValueError where the edits of two variables take the same units of a site, or more dimensions
         together than it has, and where an inert part overlaps a variable's edit."""
-        sites = {site for edit in (*self.edits.values(), *self.inert.values()) for site in edit.sites}
-        check_apart(self.edits, self.inert, {site: resolve(self.network, site) for site in sites})
+        check_apart(self.edits, self.inert, self._resolved)
 
     @property
     def tokenizer(self) -> Any:
@@ -104,17 +105,21 @@ class Alignment(IntervenedModel):
             raise ValueError("Texts need a tokenizer: make the alignment with the LanguageModel from iit.load_network.")
         return self.studied
 
-    def _record(self) -> dict[str, Any]:
-        return {
+    def _saved(self) -> Saved:
+        record = {
             "variables": [str(v) for v in self.variables],
             "inert": {name: described(part, self.edits) for name, part in self.inert.items()},
             "rows": [row.to_dict() for row in self.rows],
         }
+        return super()._saved()._replace(record=record)
 
-    def _recall(self, record: dict[str, Any] | None) -> None:
-        record = record or {}
-        self.inert = {name: recalled(part, self.edits) for name, part in record.get("inert", {}).items()}
-        self.rows = [Row.from_dict(row) for row in record.get("rows", ())]
+    @classmethod
+    def _of(cls, network: Network | nn.Module, saved: Saved) -> Self:
+        record = saved.record or {}
+        inert = {name: recalled(part, saved.edits) for name, part in record.get("inert", {}).items()}
+        alignment = cls(network, saved.edits, inert=inert, source_grad=saved.source_grad)
+        alignment.rows = [Row.from_dict(row) for row in record.get("rows", ())]
+        return alignment
 
 
 def one(

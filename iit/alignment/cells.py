@@ -55,7 +55,7 @@ class Cells(L.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._numbers, self._config = dict(numbers), dict(config or {})
         self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
-        self._compared, self._trained = dict(compared), trained
+        self._compared, self.trained = dict(compared), trained
         self._references: dict[str, float] = {}
 
     @abstractmethod
@@ -119,7 +119,7 @@ class Cells(L.LightningModule):
         # Nothing about a frozen network changes from epoch to epoch.
         if self.trainer.loggers and (self.trains_network or not self._references):
             pairs, size = self.data.validation, self.data.eval_batch_size
-            self._references = measured(self._compared, pairs, size, self._trained)
+            self._references = measured(self._compared, pairs, size, self.trained)
         self.log_dict(self._references)
 
     def on_fit_start(self) -> None:

@@ -117,8 +117,13 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     for encoded in (data.train, data.validation):
         check_labels(network, encoded)
     lightning_module.check(data.train.batch([0]))
-    if pairs.variables and not bool(data.validation.changing.any()):
-        raise ValueError("No validation pair is changing: there is nothing to choose the best epoch by.")
+    trained = set(lightning_module.trained or pairs.variables)
+    counts = [trained.issuperset(names) for names in data.validation.interchanged]
+    if pairs.variables and not bool(data.validation.changing[torch.tensor(counts)].any()):
+        raise ValueError(
+            f"No validation pair that interchanges only {sorted(trained)} is changing: there is nothing "
+            "to choose the best epoch by."
+        )
     best = BestWeights()
     device = network.device
     runner = trainer(
@@ -133,6 +138,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         reload_dataloaders_every_n_epochs=int(pairs.again is not None),
     )
+    if runner.limit_val_batches == 0:
+        raise ValueError("limit_val_batches=0: the epoch is chosen on validation; let at least one batch of it run.")
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
         initialise(cell, pairs, start, batch_size=eval_batch_size)

@@ -153,9 +153,9 @@ class IIT(Cells):
         base, n = batch["base"], len(batch["row"])
         every = torch.arange(n)
         rows = {name: every for name in WEIGHTS if self._numbers[name] != 0}
-        if "interchange" in rows and self._trained is not None:
+        if "interchange" in rows and self.trained is not None:
             # A pair counts where all that it interchanges is trained.
-            others = [v for v in batch["sources"] if v not in self._trained]
+            others = [v for v in batch["sources"] if v not in self.trained]
             flags = [_active(batch, v) for v in others]
             rows["interchange"] = every[~torch.stack(flags).any(0)] if flags else every
         rows = {name: index for name, index in rows.items() if len(index)}

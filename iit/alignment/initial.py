@@ -9,7 +9,6 @@ from iit.alignment.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.intervened import Edit
 from iit.intervened.batch import prepare
-from iit.intervened.observe import observe
 from iit.intervened.positions import columns, counts
 from iit.intervention import Frame, PrincipalComponents
 from iit.intervention.basis import Basis, leading
@@ -55,13 +54,12 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
     network = alignment.studied
     if network is None:
         raise ValueError("Bases are set by activations of the pairs: make the alignment with the network from iit.load_network.")
-    read = observe if alignment.store is None else alignment.store.read
     encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
     found: dict[int, Tensor] = {}
     for batch in encoded.batches(batch_size):
         prepared = prepare(network.model, batch["base"]).at_answer(network.model, edit.sites)
         places = {site: columns(site, prepared) for site in edit.sites}
-        seen = read(network.model, prepared, places)
+        seen = alignment.read(prepared, places)
         lengths = {site: counts(place, prepared) for site, place in places.items()}
         for number, row in enumerate(batch["row"].tolist()):
             stops = {site: None if length is None else int(length[number]) for site, length in lengths.items()}

@@ -73,6 +73,7 @@ class Attribute(Task):
     name = "attribute"
     variables = QUERIES
     splits = ("entity",)
+    asks = "query"
 
     def __init__(self) -> None:
         self.pools = {"entity": ENTITIES, "query": QUERIES, "template": tuple(range(len(TEMPLATES)))}

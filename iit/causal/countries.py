@@ -35,6 +35,17 @@ COUNTRIES = tuple(
     Lithuania | Vilnius | Lithuanian | Europe
     Albania | Tirana | Albanian | Europe
     Malta | Valletta | Maltese | Europe
+    the Netherlands | Amsterdam | Dutch | Europe
+    Switzerland | Bern | German | Europe
+    Belarus | Minsk | Belarusian | Europe
+    Moldova | Chisinau | Romanian | Europe
+    North Macedonia | Skopje | Macedonian | Europe
+    Montenegro | Podgorica | Montenegrin | Europe
+    Bosnia and Herzegovina | Sarajevo | Bosnian | Europe
+    Luxembourg | Luxembourg City | Luxembourgish | Europe
+    Northern Ireland | Belfast | English | Europe
+    Andorra | Andorra la Vella | Catalan | Europe
+    Liechtenstein | Vaduz | German | Europe
     Japan | Tokyo | Japanese | Asia
     China | Beijing | Chinese | Asia
     Mongolia | Ulaanbaatar | Mongolian | Asia
@@ -62,6 +73,18 @@ COUNTRIES = tuple(
     Uzbekistan | Tashkent | Uzbek | Asia
     South Korea | Seoul | Korean | Asia
     North Korea | Pyongyang | Korean | Asia
+    the Philippines | Manila | Filipino | Asia
+    Myanmar | Naypyidaw | Burmese | Asia
+    Bhutan | Thimphu | Dzongkha | Asia
+    Brunei | Bandar Seri Begawan | Malay | Asia
+    East Timor | Dili | Tetum | Asia
+    Afghanistan | Kabul | Pashto | Asia
+    Tajikistan | Dushanbe | Tajik | Asia
+    Turkmenistan | Ashgabat | Turkmen | Asia
+    Kyrgyzstan | Bishkek | Kyrgyz | Asia
+    Bahrain | Manama | Arabic | Asia
+    the United Arab Emirates | Abu Dhabi | Arabic | Asia
+    the Maldives | Male | Dhivehi | Asia
     Egypt | Cairo | Arabic | Africa
     Libya | Tripoli | Arabic | Africa
     Tunisia | Tunis | Arabic | Africa
@@ -86,6 +109,25 @@ COUNTRIES = tuple(
     Angola | Luanda | Portuguese | Africa
     Mozambique | Maputo | Portuguese | Africa
     Madagascar | Antananarivo | Malagasy | Africa
+    Zimbabwe | Harare | English | Africa
+    Malawi | Lilongwe | English | Africa
+    Lesotho | Maseru | Sotho | Africa
+    Mauritius | Port Louis | English | Africa
+    Sierra Leone | Freetown | English | Africa
+    the Gambia | Banjul | English | Africa
+    Ivory Coast | Yamoussoukro | French | Africa
+    Guinea | Conakry | French | Africa
+    Guinea-Bissau | Bissau | Portuguese | Africa
+    Cape Verde | Praia | Portuguese | Africa
+    Togo | Lome | French | Africa
+    Benin | Porto-Novo | French | Africa
+    Cameroon | Yaounde | French | Africa
+    Gabon | Libreville | French | Africa
+    Chad | N'Djamena | French | Africa
+    the Democratic Republic of the Congo | Kinshasa | French | Africa
+    Mauritania | Nouakchott | Arabic | Africa
+    Eritrea | Asmara | Tigrinya | Africa
+    South Sudan | Juba | English | Africa
     Mexico | Mexico City | Spanish | North America
     Canada | Ottawa | English | North America
     Jamaica | Kingston | English | North America
@@ -95,6 +137,19 @@ COUNTRIES = tuple(
     Nicaragua | Managua | Spanish | North America
     Panama | Panama City | Spanish | North America
     Haiti | Port-au-Prince | French | North America
+    the United States | Washington | English | North America
+    Costa Rica | San Jose | Spanish | North America
+    El Salvador | San Salvador | Spanish | North America
+    the Dominican Republic | Santo Domingo | Spanish | North America
+    Belize | Belmopan | English | North America
+    Barbados | Bridgetown | English | North America
+    the Bahamas | Nassau | English | North America
+    Trinidad and Tobago | Port of Spain | English | North America
+    Grenada | St. George's | English | North America
+    Dominica | Roseau | English | North America
+    Saint Lucia | Castries | English | North America
+    Antigua and Barbuda | St. John's | English | North America
+    Greenland | Nuuk | Greenlandic | North America
     Brazil | Brasilia | Portuguese | South America
     Argentina | Buenos Aires | Spanish | South America
     Chile | Santiago | Spanish | South America
@@ -105,11 +160,21 @@ COUNTRIES = tuple(
     Uruguay | Montevideo | Spanish | South America
     Paraguay | Asuncion | Spanish | South America
     Guyana | Georgetown | English | South America
+    Suriname | Paramaribo | Dutch | South America
+    Bolivia | Sucre | Spanish | South America
     Australia | Canberra | English | Oceania
     New Zealand | Wellington | English | Oceania
     Fiji | Suva | English | Oceania
     Samoa | Apia | Samoan | Oceania
     Tonga | Nuku'alofa | Tongan | Oceania
+    Papua New Guinea | Port Moresby | English | Oceania
+    the Solomon Islands | Honiara | English | Oceania
+    the Marshall Islands | Majuro | Marshallese | Oceania
+    Vanuatu | Port Vila | Bislama | Oceania
+    Palau | Ngerulmud | Palauan | Oceania
+    Kiribati | Tarawa | English | Oceania
+    Tuvalu | Funafuti | Tuvaluan | Oceania
+    Micronesia | Palikir | English | Oceania
     """.strip().splitlines()
 )
 """Country, capital, language, continent."""

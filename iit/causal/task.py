@@ -44,6 +44,7 @@ class Task(ABC):
     vocabulary: the words that its texts and answers are made of, with a space before each, for networks trained on it from
         scratch; empty where the texts are natural language or where it writes tensors.
     counterfactuals: the task's own ways to make a source from a base.
+    asks: the input that names the variable whose value is the answer; None where there is no such input.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Task(ABC):
     words: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     counterfactuals: Mapping[str, Counterfactual] = NONE
+    asks: str | None = None
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:

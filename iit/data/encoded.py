@@ -36,8 +36,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     `base_answer` is there where the pairs know it, `natural` ({the inputs, positions}) and `has_natural` (BoolTensor[batch]) where
     they have natural counterparts.
 
-    interchanged: the variables that each pair swaps. labels, kinds: their columns (see `COLUMNS`; None
-        where there is none).
+    interchanged: the variables that each pair swaps. labels, kinds, asked: their columns (see `COLUMNS`;
+        None where there is none).
     alternatives: other answers to the base, as far as the pairs know them: "base" → its own,
         "source/VARIABLE" → the source's, "rival/NAME" → a rival's; LongTensor[n, n_answer], the label
         where there is none. speaks: rival → BoolTensor[n], whether it has a label.
@@ -98,7 +98,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         if self._base_answer is not None:  # what is written otherwise may be the same tokens
             self.alternatives["base"] = self._base_answer
             self.changing &= torch.tensor(differ(self._base["answer"], self._base_answer))
-        self.labels, self.kinds = columns["label"], columns.get("kind")
+        self.labels, self.kinds, self.asked = columns["label"], columns.get("kind"), columns.get("asked")
         self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
         self.clusters = np.unique(columns.get("template") or self.bases, return_inverse=True)[1]
 

@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
@@ -56,14 +57,22 @@ def _json_rows(path: Path) -> list[Any]:
         if not line.strip():
             continue
         try:
-            parsed = json.loads(line)
-        except json.JSONDecodeError as error:
+            parsed = json.loads(line, object_pairs_hook=_without_twins)
+        except ValueError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
         rows += parsed if is_array else [parsed]
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {number} is {reprlib.repr(row)}, and no object of columns.")
     return rows
+
+
+def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file. Raises ValueError for a key that stands twice: json would keep the last one."""
+    twins = sorted(name for name, n in Counter(name for name, _ in items).items() if n > 1)
+    if twins:
+        raise ValueError(f"one object has {twins} more than once")
+    return dict(items)
 
 
 def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence[str]) -> None:
@@ -130,9 +139,7 @@ def _fits(
         return isinstance(value, str) and value in SPLITS
     if kind == "interchanged":
         return isinstance(value, list) and all(variable in variables for variable in value)
-    if kind in ("kind", "template"):
-        return type(value) in (str, int)
-    if kind == "has_natural":
+    if kind in ("asked", "has_natural"):
         return isinstance(value, bool)
     return kind != "rival_labels" or isinstance(value, dict)
 

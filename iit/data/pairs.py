@@ -149,7 +149,8 @@ class Pairs:
         natural: give each pair a natural counterpart, as far as there is one: a prompt of the same split whose own variables and
             answer have the values that the interchange asks for.
 
-        Each split has as many distinct base prompts as pairs, or all that its pools give, each in as many pairs.
+        Each split has as many distinct base prompts as pairs, or all that its pools give, each in as many pairs. Of tasks whose prompts
+        ask for one variable (`Task.asks`), prompts that ask for one of these are the bases of two thirds of the pairs.
         Raises ValueError for unknown variables, pools, rivals and ways to pair, and when too few prompts are left after
         filtering.
         """
@@ -220,7 +221,8 @@ class Pairs:
                 log.warning("%s: %.0f%% of the pairs are changing; asked were %.0f%%.", split, 100 * share, 100 * changing_share)
             facts["separating"][split] = _separating(made)
             near = counterparts(task, made, kept.prompts, rng) if wanted.natural else None
-            for name, column in columns_of(made, split, near, unseen_templates="template" in apart).items():
+            table = columns_of(made, split, near, unseen_templates="template" in apart, asks=task.asks)
+            for name, column in table.items():
                 columns.setdefault(name, []).extend(column)
 
         def again(epoch: int) -> Dataset:
@@ -302,11 +304,25 @@ def _pairs(
     right: Answers | None,
     rng: np.random.Generator,
 ) -> Paired:
-    """`n` pairs of these prompts, each of them a base as often as the others."""
+    """`n` pairs of these prompts."""
     way = sources(task, strategy, prompts, pools, apart)
     if strategy == "exhaustive":
         return each_with_each(task, wanted, prompts)
-    return paired(task, wanted, prompts.take(np.arange(n) % len(prompts)), way, right, rng=rng)
+    return paired(task, wanted, prompts.take(_bases(task, wanted, prompts, n)), way, right, rng=rng)
+
+
+def _bases(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarray:
+    """Which prompts are bases, each as often as the others.
+
+    Where a task asks, those that ask for a wanted variable are two thirds: half of the pairs can change, and in others the
+    value can stay.
+    """
+    rows = np.arange(len(prompts))
+    if task.asks is not None:
+        asking = np.array([name in wanted.variables for name in prompts.inputs[task.asks]])
+        if 0 < asking.sum() < len(prompts):
+            return np.concatenate([np.resize(rows[asking], n - n // 3), np.resize(rows[~asking], n // 3)])
+    return np.resize(rows, n)
 
 
 def _n_prompts(wanted: Wanted, strategy: str, n: int) -> int:

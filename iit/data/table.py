@@ -25,6 +25,7 @@ COLUMNS = {
     "source_answer": "the source's own answer (null likewise)",
     "changing": "whether the label differs from the base's own answer",
     "kind": "which of the task's variables have another value in the source, joined by +; none where none has. Sampled pairs only",
+    "asked": "whether the base asks for a swapped variable: else its answer is to stay whatever the value. Only of tasks that ask",
     "template": "which template the base has: texts, or whole numbers; of sampled pairs only where no "
     "template occurs in two splits. Intervals are then about other templates",
     "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
@@ -49,9 +50,14 @@ def source_column(name: str, variable: str, variables: Sequence[str]) -> str:
 
 
 def columns_of(
-    pairs: Paired, split: str, natural: Sequence[Any] | None = None, *, unseen_templates: bool = False
+    pairs: Paired,
+    split: str,
+    natural: Sequence[Any] | None = None,
+    *,
+    unseen_templates: bool = False,
+    asks: str | None = None,
 ) -> dict[str, list[Any]]:
-    """Sampled pairs as columns of the table. natural: for each a written prompt, or None."""
+    """Sampled pairs as columns of the table. natural: for each a written prompt, or None. asks: see `Task`."""
     variables = tuple(pairs.sources)
     n = len(pairs.bases)
     columns: dict[str, list[Any]] = {
@@ -66,6 +72,10 @@ def columns_of(
         columns["template"] = pairs.bases.inputs["template"]
     if pairs.kinds is not None:
         columns["kind"] = pairs.kinds
+    if asks is not None:
+        nothing = [None] * n
+        names = enumerate(pairs.bases.inputs[asks])
+        columns["asked"] = [pairs.sources.get(name, nothing)[i] is not None for i, name in names]
     if natural is not None:
         near = [base if prompt is None else prompt for prompt, base in zip(natural, pairs.bases.written, strict=True)]
         columns |= {"natural": [_given(prompt) for prompt in near], "natural_roles": [_roles(prompt) for prompt in near]}
@@ -114,7 +124,7 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
         return _answers(values)
     if kind not in COLUMNS:
         return _kept(values)
-    if kind in ("changing", "has_natural", "interchanged"):
+    if kind in ("changing", "asked", "has_natural", "interchanged"):
         return pa.array(values, pa.list_(pa.string()) if kind == "interchanged" else pa.bool_())
     found = sorted({key for keys in {tuple(value) for value in values if value} for key in keys})
     if not found:

@@ -26,6 +26,7 @@ from iit.intervention import (
     Subset,
 )
 from iit.network import Network
+from iit.result.vocabulary import RANK
 from iit.site import Site
 
 
@@ -103,24 +104,31 @@ def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
     return {name: _exchanged(alignment, partial(placebo, change=to[name])) for name in to}
 
 
-def least_rank(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alignment]:
-    """{"least_rank": the same claim with a random frame of the variable's number of values less one}.
+def lower_ranks(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alignment]:
+    """{control: the same claim with a random frame of a lower rank}.
 
-    A linear code of the values needs so many dimensions. An interchange that needs more swaps more
-    than the variable. Nothing for claims that have no more, are of several variables or swap no
-    linear subspace, for what is not trained, and where the pairs do not know the values.
+    `least_rank` has the variable's number of values less one: a linear code of the values needs so
+    many dimensions. An interchange that needs more swaps more than the variable. `rank/K` are four
+    times as many, and again, below the claim's own rank. Nothing for claims that have no more than
+    the least, are of several variables or swap no linear subspace, for what is not trained, and
+    where the pairs do not know the values.
     """
     key, edit = next(iter(alignment.edits.items()))
     trained = edit.intervention
-    rank = len(set(map(repr, (pairs.values or {}).get(str(key), ())))) - 1
+    least = len(set(map(repr, (pairs.values or {}).get(str(key), ())))) - 1
     if len(alignment.edits) > 1 or not any(p.requires_grad for p in trained.parameters()):
         return {}
-    if not subspaces(alignment) or not 0 < rank < (trained.learned_rank() or 0):
+    if not subspaces(alignment) or not 0 < least < (trained.learned_rank() or 0):
         return {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        frame = Intervention(trained.name, Frame(trained.width or 0, rank), All(), trained.operation)
-    return {"least_rank": _exchanged(alignment, lambda trained: frame)}
+    lower: dict[str, Alignment] = {}
+    rank = least
+    while rank < (trained.learned_rank() or 0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            frame = Intervention(trained.name, Frame(trained.width or 0, rank), All(), trained.operation)
+        lower[f"{RANK}{rank}" if lower else "least_rank"] = _exchanged(alignment, {trained: frame}.__getitem__)
+        rank *= 4
+    return lower
 
 
 def majority(pairs: Pairs, encoded: EncodedPairs) -> np.ndarray:

@@ -11,15 +11,16 @@ from iit.alignment import Alignment
 from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating
 from iit.intervened.batch import prepare
-from iit.intervened.edited_run import EditedRun, Place
-from iit.intervened.observe import observe
+from iit.intervened.edited_run import EditedRun
 from iit.intervened.positions import counts
-from iit.intervened.sources import variables_of
+from iit.intervened.sources import Variable, variables_of
 
 N_NATURAL = 4096
 """Natural activations of a site that edited ones are compared with: the first ones."""
 CHUNK = 256
 """Activations whose distances to all natural ones are held at a time."""
+Place = tuple[Variable, int]
+"""One site of an edit: the edit's variable, and the number of the site."""
 USUAL = 0.95
 """The share of unedited activations whose distances are the measure."""
 FLOOR = 1e-6
@@ -104,25 +105,23 @@ def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Here]:
     prepared = prepare(alignment.network, batch["base"]).at_answer(alignment.network, sites)
     idle = {variable: False for variable in alignment.variables if variable not in batch["sources"]}
     run = alignment.edited_run(prepared, batch["sources"] if alignment.needs_source else None, batch["active"] | idle)
-    read = observe if alignment.store is None else alignment.store.read
     found = {}
     for key, edit in alignment.edits.items():
         variables = variables_of(key, edit)
         active = torch.stack([_active(run, variable, prepared.size) for variable in variables]).any(0)
         if not bool(active.any()):
             continue
-        places = {site: run.places[key, number] for number, site in enumerate(edit.sites)}
-        seen = read(alignment.network, prepared, places, resolved=dict(run.resolved))
-        for number, site in enumerate(edit.sites):
-            base = seen[site]
-            edited = edit.apply(base, *run.given(key, number))
-            length = counts(places[site], prepared)
+        seen = alignment.read(prepared, {one.columns.site: one.columns for one in run.sites[key]})
+        for number, one in enumerate(run.sites[key]):
+            site = one.columns.site
+            base, edited = seen[site], one.apply(seen[site])
+            length = counts(one.columns, prepared)
             steps = torch.arange(base.shape[1], device=base.device).expand(base.shape[:2])
             present = torch.ones_like(steps, dtype=torch.bool) if length is None else steps < length.to(base.device).unsqueeze(1)
             sources = [
-                (run.values[variable, number], _active(run, variable, prepared.size).to(base.device))
-                for variable in variables
-                if (variable, number) in run.values and edit.source_sites[number] == site
+                (source, _active(run, variable, prepared.size).to(base.device))
+                for variable, source in one.sources.items()
+                if edit.source_sites[number] == site
             ]
             if edit.joint:
                 present = present.any(1, keepdim=True)

@@ -13,7 +13,7 @@ from iit.data import EncodedPairs, Pairs
 from iit.data.pairing import Paired
 from iit.data.prompts import write
 from iit.data.table import columns_of, dataset
-from iit.evaluation.controls import fresh, least_rank
+from iit.evaluation.controls import fresh, lower_ranks
 from iit.intervened import ActivationStore, capture
 from iit.network import untrained
 from iit.result.vocabulary import draw
@@ -28,7 +28,8 @@ def retrained(
 ) -> tuple[dict[str, Alignment], dict[str, str]]:
     """({control: alignment, trained as the given one was}, {control: why there is none}).
 
-    `seed/K`: other draws of the start, on the same pairs in the same order. `least_rank`: see there.
+    `seed/K`: other draws of the start, on the same pairs in the same order. `least_rank`, `rank/K`: see
+    `lower_ranks`.
     `wrong_site`: the same intervention at a site that sees no token that the variable depends on (see
     `displaced` and `sees`). `shuffled_label`: the labels of the training and validation pairs are
     permuted. `untrained_network`: the same architecture with random weights and the trained network's
@@ -43,7 +44,7 @@ def retrained(
     if lacking:
         return {}, {"what is trained again": f"the pairs lack {', '.join(lacking)}"}
     made = {draw("seeds", number): fresh(alignment, seed + number) for number in range(1, seeds)}
-    made |= least_rank(alignment, pairs, seed)
+    made |= lower_ranks(alignment, pairs, seed)
     missing: dict[str, str] = {}
     try:
         wrong = fresh(alignment, seed, moved=partial(displaced, elsewhere=elsewhere))

@@ -41,7 +41,8 @@ def scores(
     arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
 ) -> list[Row]:
     """IIA of the arms {control: bool[n]} on all, on changing and on the other pairs, and how the trained one differs from its controls;
-    of the trained one also on pairs of each kind (`kind/NAME`), where there are several.
+    of the trained one also on pairs of each kind (`kind/NAME`), where there are several. Where pairs know what their bases ask for, the
+    unchanging pairs are also given in two parts: another variable is asked for, or the value is the same.
 
     `disentangle` is the mean of the IIA on changing pairs (cause) and on the others (isolate; arXiv 2402.17700), where there are both.
 
@@ -54,9 +55,17 @@ def scores(
         interval = clustered_interval(values, clusters[chosen], resamples=resamples, **options)
         rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
 
+    parts = {}
+    if encoded.asked is not None:
+        asked = np.array(encoded.asked)
+        parts = {"unchanging/another_asked": ~changing & ~asked, "unchanging/same_value": ~changing & asked}
     kinds = np.array(encoded.kinds or [""] * len(encoded))
-    for kind in np.unique(kinds[among]) if len(set(kinds[among])) > 1 else ():
-        add(f"{KIND}{kind}", among & (kinds == kind), None, "iia", arms[None][among & (kinds == kind)].astype(float))
+    if len(set(kinds[among])) > 1:
+        parts |= {f"{KIND}{kind}": kinds == kind for kind in np.unique(kinds[among])}
+    for name, part in parts.items():
+        chosen = among & part
+        if chosen.any():
+            add(name, chosen, None, "iia", arms[None][chosen].astype(float))
     for subset, chosen in (("all", among), ("changing", among & changing), ("unchanging", among & ~changing)):
         if not chosen.any():
             continue

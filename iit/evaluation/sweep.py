@@ -1,7 +1,6 @@
 """Vanilla patching of every layer × position × component, as rows."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,12 +10,9 @@ from iit.evaluation.rows import describe, readout, scores
 from iit.intervened import ActivationStore, Edit
 from iit.intervention import VanillaIntervention
 from iit.network import Network
-from iit.network.components import HEADED, UNLAYERED, blocks_of
-from iit.patching import patched
+from iit.patching import Contrast, patched
+from iit.patching.grid import Position, grid
 from iit.result import Row
-from iit.site import Site
-
-Position = str | int | tuple[str, ...] | tuple[int, ...] | None
 
 
 def sweep(
@@ -48,7 +44,9 @@ def sweep(
     """
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
     variable = variable or pairs.variable
-    sites = _sites(network, components, layers, heads, _indices(encoded, variable) if positions is None else positions)
+    contrast = Contrast.of(network, encoded, variable=variable, every=True)
+    cells = grid(contrast, components=components, layers=layers, heads=heads, positions=positions)
+    sites = [cell.site for cell in cells]
     found = patched(network, encoded, sites, variable=variable, store=store, batch_size=batch_size, progress=progress)
     among = np.array([variable in names for names in encoded.interchanged])
     rows = []
@@ -58,20 +56,3 @@ def sweep(
         rows += scores({None: right}, encoded, among, facts, resamples)
         rows += readout({None: difference}, encoded, among, facts, resamples)
     return rows
-
-
-def _indices(encoded: EncodedPairs, variable: str) -> list[Position]:
-    whole = encoded.batch(range(len(encoded)))
-    shortest = min(int(side["attention_mask"].sum(1).min()) for side in (whole["base"], whole["sources"][variable]))
-    return list(range(shortest))
-
-
-def _sites(network: Any, components: Sequence[str], layers: Any, heads: Any, positions: Sequence[Position]) -> list[Site]:
-    every = range(len(blocks_of(network.model)[1])) if layers is None else layers
-    return [
-        Site(component, layer=layer, head=head, position=position)
-        for component in components
-        for layer in ((None,) if component in UNLAYERED else every)
-        for head in (heads if heads and component in HEADED else (None,))
-        for position in positions
-    ]

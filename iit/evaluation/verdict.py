@@ -7,7 +7,7 @@ from typing import Any
 
 from iit.evaluation.trust import thresholds_with
 from iit.result import Interval, Row, where
-from iit.result.vocabulary import KIND, NULLS, OFF_TARGET, pool_of
+from iit.result.vocabulary import KIND, NULLS, OFF_TARGET, RANK, pool_of
 
 OUTCOMES = ("pass", "open", "fail")
 NEEDS = {
@@ -103,7 +103,7 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
     | off_target | accuracy of this variable's edit where another variable is to be swapped |
     | seed_spread | highest − lowest accuracy among seeds |
     | same_subspace | mean principal angle between seeds' subspaces, as a share of the 2.5% quantile of what random subspaces have |
-    | excess_rank | accuracy − that of the rank that the variable's values need (see `least_rank`) |
+    | excess_rank | accuracy − that of the rank that the variable's values need (see `lower_ranks`) |
     | illusion | accuracy − that of the part of the subspace that downstream reads (arXiv 2311.17030) |
     | divergence | share of pairs whose edited activation is farther from natural ones than 95% of unedited ones are (arXiv 2511.04638) |
     """
@@ -253,6 +253,19 @@ def _off_target(rows: _Rows) -> Reading:
     return worst, f"this edit gives the label of {worst.variable}'s interchange on {_told(worst)} of its changing pairs"
 
 
+def _excess_rank(rows: _Rows) -> Reading:
+    reading = _above("least_rank", "with as many dimensions as the variable has values, less one")(rows)
+    if reading is None:
+        return None
+    figure, words = reading
+    controls = {row.control or "" for row in rows.rows}
+    ranks = sorted(int(name.removeprefix(RANK)) for name in controls if name.startswith(RANK))
+    for rank in ranks:
+        row = rows.row(f"{RANK}{rank}")
+        words += f"; rank {rank} reaches {row.value:.3f}" if row else ""
+    return figure, words
+
+
 def _seed_spread(rows: _Rows) -> Reading:
     scores = where(rows.rows, split="test", subset=rows.subset, metric="iia")
     trained = [row for row in scores if row.control is None or pool_of(row.control) == "seeds"]
@@ -295,7 +308,7 @@ CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
     "off_target": _off_target,
     "seed_spread": _seed_spread,
     "same_subspace": _same_subspace,
-    "excess_rank": _above("least_rank", "with as many dimensions as the variable has values, less one"),
+    "excess_rank": _excess_rank,
     "illusion": _above("read_part", "of the part that downstream reads"),
     "divergence": _stated("divergence", "{} of the edited activations are farther from natural ones than 95% of the unedited"),
 }

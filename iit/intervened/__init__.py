@@ -6,7 +6,7 @@ from iit.intervened.captured import Captured
 from iit.intervened.edit import Edit
 from iit.intervened.intervened_model import IntervenedModel, Run
 from iit.intervened.observe import Activations
-from iit.intervened.resumable import together
+from iit.intervened.passes import together
 from iit.intervened.store import ActivationStore
 
 __all__ = [

@@ -1,12 +1,13 @@
 """A batch as the engine sees it: right-padded, on the network's device, with its roles and its answer set apart."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -44,17 +45,21 @@ class Batch:
     decoder_lengths: Tensor | None = None
 
     @property
-    def size(self) -> int:
-        """Number of examples."""
+    def _first(self) -> Tensor:
         for value in (*self.kwargs.values(), *self.args):
             if isinstance(value, Tensor):
-                return value.shape[min(self.axis, value.ndim - 1)]
+                return value
         raise ValueError("A batch needs at least one tensor among the network's inputs.")
 
     @property
-    def full(self) -> bool:
-        """Whether no example is padded."""
-        return self.lengths is None or bool((self.lengths == self.tokens.shape[1]).all())
+    def size(self) -> int:
+        """Number of examples."""
+        return self._first.shape[min(self.axis, self._first.ndim - 1)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return self._first.device
 
     @property
     def tokens(self) -> Tensor:
@@ -63,11 +68,14 @@ class Batch:
 
     def through(self, network: nn.Module) -> Any:
         """Run the network on copies of the inputs: it may write to them."""
-        args, kwargs = each_tensor((self.args, self.kwargs), Tensor.clone)
+        args, kwargs = each_tensor((self.args, self.kwargs), lambda tensor, _: tensor.clone())
         return network(*args, **kwargs)
 
-    def with_answer(self, network: nn.Module) -> tuple["Batch", Tensor]:
-        """The batch with its answer teacher-forced, and the columns where each answer token is read."""
+    def with_answer(self, network: nn.Module) -> tuple["Batch", Tensor | None]:
+        """The batch with its answer teacher-forced, and the columns where each answer token is
+        read; None without tokens."""
+        if self.lengths is None and self.decoder_lengths is None:
+            return self, None
         kwargs, read = with_answer(network, self.kwargs, self.positions, self.answer)
         return replace(self, kwargs=kwargs, positions=self.positions | self._answer_roles(read)), read
 
@@ -87,17 +95,20 @@ class Batch:
         return self
 
 
-def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of lists, tuples (named ones, too) and mappings with every tensor changed."""
+def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str = "") -> Any:
+    """The same nest of lists, tuples (named ones, too) and mappings with every tensor changed.
+
+    change: called with a tensor and the keys that lead to it, as ".outer.inner".
+    """
     if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, MutableMapping):
-        changed = copy(value)
+        return change(value, name)
+    if isinstance(value, Mapping):
+        changed: Any = copy(value)
         for key, item in value.items():
-            changed[key] = each_tensor(item, change)
+            changed[key] = each_tensor(item, change, f"{name}.{key}")
         return changed
     if isinstance(value, list | tuple):
-        items = [each_tensor(item, change) for item in value]
+        items = [each_tensor(item, change, name) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
@@ -110,42 +121,46 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     roles or answers whose batch size differs, and left-padded batches where what follows the tokens is not known.
     """
     device = device_of(network)
-
-    def place(value: Any) -> Any:
-        return each_tensor(value, lambda tensor: tensor.to(device))
-
-    if isinstance(inputs, Tensor | tuple | list):
-        args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        return Batch(place(args), {}, axis=int(batch_first([network], network) is False))
-    if not isinstance(inputs, Mapping):
+    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    inputs = each_tensor(inputs, lambda tensor, _: tensor.to(device))
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
+    if isinstance(inputs, tuple | list):
+        return Batch(tuple(inputs), {}, axis=int(batch_first([network], network) is False))
+    if not isinstance(inputs, dict):
         raise ValueError(f"A batch is a mapping of inputs, a tensor or a tuple; {type(inputs).__name__} was given.")
     if inputs.get("past_key_values") is not None:
         raise ValueError("A batch takes no `past_key_values`: every run would add to them. Give the whole prompt.")
-    kwargs = {key: place(value) for key, value in inputs.items() if key not in ("positions", "answer")}
-    _check_keywords(network, kwargs)
-    positions = {role: place(torch.as_tensor(index)) for role, index in (inputs.get("positions") or {}).items()}
-    positions = {role: index.unsqueeze(1) if index.ndim == 1 else index for role, index in positions.items()}
-    answer = inputs.get("answer")
+    positions = {role: _of_rows(index, device) for role, index in (inputs.pop("positions", None) or {}).items()}
+    answer = inputs.pop("answer", None)
     if answer is not None:
-        answer = place(torch.as_tensor(answer))
-        # Of several right tokens the first one stands for all: where they are read is the same.
-        answer = answer.unsqueeze(1) if answer.ndim == 1 else answer[..., 0] if answer.ndim == 3 else answer
-    batch = Batch((), kwargs, positions, answer)
+        answer = _of_rows(answer, device)
+        if answer.ndim == 3:
+            # Of several right tokens the first one stands for all: where they are read is the same.
+            answer = answer[..., 0]
+    _check_keywords(network, inputs)
+    batch = Batch((), inputs, positions, answer)
     if is_encoder_decoder(network):
-        lengths = _decoder_lengths(kwargs)
+        lengths = _decoder_lengths(inputs)
         batch = replace(batch, encoder_decoder=True, decoder_lengths=lengths)
         if lengths is not None:
-            check_limits(network, kwargs.get("decoder_input_ids"), lengths, decoder=True)
+            check_limits(network, inputs.get("decoder_input_ids"), lengths, decoder=True)
     for name, value in (*positions.items(), ("answer", answer)):
-        if value is not None and value.shape[0] != batch.size:
-            raise ValueError(f"`{name}` is for {value.shape[0]} examples, the inputs hold {batch.size}.")
-    if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+        if value is not None and len(value) != batch.size:
+            raise ValueError(f"`{name}` is for {len(value)} examples, the inputs hold {batch.size}.")
+    if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
         return batch
-    batch = _right_padded(batch)
+    batch = _counted(_right_padded(batch))
     assert batch.lengths is not None
-    if not _APART & set(kwargs):  # a picture's placeholders may be beyond the embedding
+    if not _APART & set(inputs):  # a picture's placeholders may be beyond the embedding
         check_limits(network, batch.kwargs.get("input_ids"), batch.lengths)
     return batch
+
+
+def _of_rows(values: Any, device: torch.device) -> Tensor:
+    """Tensor[batch, n, …] of what may have one entry a row."""
+    tensor = torch.as_tensor(values, device=device)
+    return tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
 
 
 def _decoder_lengths(kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -195,7 +210,7 @@ def _right_padded(batch: Batch) -> Batch:
         raise ValueError(f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}.")
     if mask is None or mask.ndim != 2:
         lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
-        return _counted(replace(batch, lengths=lengths))
+        return replace(batch, lengths=lengths)
     if mask.shape != tokens.shape[:2]:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape[:2])}.")
     real = mask.bool()
@@ -205,7 +220,7 @@ def _right_padded(batch: Batch) -> Batch:
     order = real.int().argsort(dim=1, descending=True, stable=True)
     columns = torch.arange(mask.shape[1], device=mask.device)
     if bool((real == (columns < lengths.unsqueeze(1))).all()):
-        return _counted(replace(batch, lengths=lengths))
+        return replace(batch, lengths=lengths)
     if batch.encoder_decoder:
         raise ValueError(
             "Of an encoder-decoder the prompts are padded on the right: its outputs belong to either of two sequences."
@@ -224,25 +239,36 @@ def _right_padded(batch: Batch) -> Batch:
             kwargs[key] = value.gather(1, index)
     # Positions are the prompt's own now: what a caller derived from a left-padded layout would be off.
     kwargs.pop("position_ids", None)
-    return _counted(replace(batch, kwargs=kwargs, lengths=lengths, order=order))
+    return replace(batch, kwargs=kwargs, lengths=lengths, order=order)
 
 
 def _counted(batch: Batch) -> Batch:
-    """Roles count real tokens; right-padded, that is the column. Negative ones count from the end; out of range is an error."""
-    assert batch.lengths is not None
-    lengths = batch.lengths.unsqueeze(1)
-    positions = {}
+    """Roles count real tokens; right-padded, that is the column."""
+    lengths, positions = batch.lengths, {}
+    assert lengths is not None
     for role, index in batch.positions.items():
-        absent = index == IGNORED
-        column = torch.where((index < 0) & ~absent, index + lengths, index)
-        wrong = ~absent & ((column < 0) | (column >= lengths))
-        if bool(wrong.any()):
-            row = int(wrong.any(1).nonzero()[0])
-            raise ValueError(
-                f"Role {role!r} points to token {index[row].tolist()} in example {row}, which has {int(batch.lengths[row])} tokens."
-            )
-        positions[role] = column
+        positions[role] = from_start(index, lengths, index == IGNORED, f"Role {role!r}")
     return replace(batch, positions=positions)
+
+
+def from_start(
+    index: Int[Tensor, "batch n"], lengths: Int[Tensor, "batch"], absent: Bool[Tensor, "batch n"], what: str
+) -> Int[Tensor, "batch n"]:
+    """The columns of positions, of which negative ones count from the end of an example; absent
+    ones stay.
+
+    Raises ValueError where an example has no such position.
+    """
+    ends = lengths.unsqueeze(1)
+    column = torch.where((index < 0) & ~absent, index + ends, index)
+    wrong = ~absent & ((column < 0) | (column >= ends))
+    if bool(wrong.any()):
+        row, number = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"{what}: position {int(index[row, number])} is outside example {row} of the batch, which has {int(lengths[row])} "
+            "positions."
+        )
+    return column
 
 
 def restored(output: Any, batch: Batch) -> Any:
@@ -255,28 +281,21 @@ def restored(output: Any, batch: Batch) -> Any:
     size, seq = batch.order.shape
     back = batch.order.argsort(dim=1)
 
-    def restore(value: Any, name: str | None = None) -> Any:
-        if name is not None and name.startswith(("image_", "vision_")):
+    def restore(value: Tensor, name: str) -> Tensor:
+        if ".image_" in name or ".vision_" in name:
             return value
-        if isinstance(value, Tensor):
-            # Attention comes first: it may have as many heads as tokens.
-            if value.ndim == 4 and value.shape[0] == size and value.shape[2:] == (seq, seq):
-                rows = back[:, None, :, None].expand(value.shape)
-                return value.gather(2, rows).gather(3, back[:, None, None, :].expand(value.shape))
-            if value.shape[:2] != (size, seq):
-                return value
-            if value.ndim == 2 and name is None:
-                raise ValueError(
-                    f"An output of shape {(size, seq)} has one entry a token, or a class: give prompts padded on the right."
-                )
-            if value.ndim == 2 and name not in ("start_logits", "end_logits"):
-                return value  # classes, or a pooled state: of two dimensions only a span's logits have tokens
-            return value.gather(1, back.reshape(size, seq, *[1] * (value.ndim - 2)).expand(value.shape))
-        if isinstance(value, Mapping):
-            items = {key: restore(item, str(key)) for key, item in value.items()}
-            return type(value)(**items) if not isinstance(value, dict) or hasattr(value, "to_tuple") else items
-        if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-            return type(value)(restore(item, name) for item in value)
-        return value
+        # Attention comes first: it may have as many heads as tokens.
+        if value.ndim == 4 and value.shape[0] == size and value.shape[2:] == (seq, seq):
+            rows = back[:, None, :, None].expand(value.shape)
+            return value.gather(2, rows).gather(3, back[:, None, None, :].expand(value.shape))
+        if value.shape[:2] != (size, seq):
+            return value
+        if value.ndim == 2 and not name:
+            raise ValueError(
+                f"An output of shape {(size, seq)} has one entry a token, or a class: give prompts padded on the right."
+            )
+        if value.ndim == 2 and not name.endswith((".start_logits", ".end_logits")):
+            return value  # classes, or a pooled state: of two dimensions only a span's logits have tokens
+        return value.gather(1, back.reshape(size, seq, *[1] * (value.ndim - 2)).expand(value.shape))
 
-    return restore(output)
+    return each_tensor(output, restore)

@@ -32,14 +32,13 @@ def capture(
     Raises ValueError for sites the network lacks, roles and positions the batch lacks, and sources without an intervened model.
     """
     sites = [sites] if isinstance(sites, Site) else list(sites)
-    if isinstance(network, IntervenedModel):
-        edited = [site for edit in network.edits.values() for site in edit.sites]
-        prepared = prepare(network.network, batch).at_answer(network.network, [*sites, *edited])
-        places = {site: columns(site, prepared) for site in sites}
-        with torch.set_grad_enabled(grad), network.edited_run(prepared, sources, active).applied():
-            return observe(network.network, prepared, places, grad=grad, stop_early=False)
-    if sources is not None or active is not None:
-        raise ValueError("`sources` and `active` belong to an IntervenedModel; the network given here is not one.")
-    module = network.model if isinstance(network, Network) else network
-    prepared = prepare(module, batch).at_answer(module, sites)
-    return observe(module, prepared, {site: columns(site, prepared) for site in sites}, grad=grad)
+    if not isinstance(network, IntervenedModel):
+        if sources is not None or active is not None:
+            raise ValueError("`sources` and `active` belong to an IntervenedModel; the network given here is not one.")
+        network = IntervenedModel(network, {})
+    module = network.network
+    edited = [site for edit in network.edits.values() for site in edit.sites]
+    prepared = prepare(module, batch).at_answer(module, [*sites, *edited])
+    places = {site: columns(site, prepared) for site in sites}
+    with torch.set_grad_enabled(grad), network.edited_run(prepared, sources, active).applied():
+        return observe(module, prepared, places, grad=grad, stop_early=not edited)

@@ -25,7 +25,7 @@ from iit.intervened.saving import identity
 from iit.intervened.stream import DTYPES, RowFile
 from iit.network import Network
 from iit.network.answering import IGNORED
-from iit.site import ResolvedSite, Site, resolve
+from iit.site import Site, Sites
 
 
 def capture_dataset(
@@ -53,7 +53,7 @@ def capture_dataset(
     sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
     _check(network, sites, folder, dtype)
     module = network.model if isinstance(network, Network) else network
-    resolved = {site: resolve(module, site) for site in sites}
+    resolved = Sites(module, sites)
     told, digest = identity(network), hashlib.sha256()
     # Not tensors: small ones that stay, one a batch, leave holes in the heap that the next batch's large ones do not fit in.
     ends = {site: array("q", [0]) for site in sites}
@@ -63,16 +63,17 @@ def capture_dataset(
         task = bar.add_task("capture", total=length_hint(batches) or None, n=0)
         place = None if folder is None else stack.enter_context(written_folder(folder, _anything))
         names = {site: f"{number}.safetensors" for number, site in enumerate(sites)}
-        files = {} if place is None else {site: stack.enter_context(RowFile(place / names[site])) for site in sites}
-        kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        kept: dict[Site, Any] = {site: [] for site in sites}
+        if place is not None:
+            kept = {site: stack.enter_context(RowFile(place / names[site])) for site in sites}
         for inputs in batches:
             batch = prepare(module, inputs)
             places = {site: columns(site, batch) for site in sites}
-            for site, (rows, lengths) in _rows(module, batch, places, resolved, dtype).items():
+            for site, (rows, lengths) in _rows(batch, places, resolved, dtype).items():
                 if widths.setdefault(site, rows.shape[1]) != rows.shape[1]:
                     raise ValueError(f"Site {site} has width {rows.shape[1]} in one batch and {widths[site]} in those before.")
                 ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
-                (files[site] if files else kept[site]).append(rows)
+                kept[site].append(rows)
             _digest(digest, batch, places)
             bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
         if len(ends[sites[0]]) == 1:
@@ -80,7 +81,7 @@ def capture_dataset(
         offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
         if place is None:
             return Captured({site: torch.cat(kept.pop(site)) for site in sites}, offsets, told, digest.hexdigest())
-        for file in files.values():
+        for file in kept.values():
             file.finish()
         rows = {site: mapped(place / names[site]) for site in sites}
         write_index(place, Captured(rows, offsets, told, digest.hexdigest()), names)
@@ -108,15 +109,14 @@ def _check(network: Any, sites: Sequence[Site], folder: str | Path | None, dtype
 
 
 def _rows(
-    network: nn.Module,
     batch: Batch,
     places: dict[Site, Columns],
-    resolved: dict[Site, ResolvedSite],
+    resolved: Sites,
     dtype: torch.dtype | None,
 ) -> dict[Site, tuple[Float[Tensor, "row width"], list[int]]]:
     """The rows of one batch, on the CPU, and how many each example has."""
     found = {}
-    for site, activation in observe(network, batch, places, resolved=resolved).items():
+    for site, activation in observe(resolved.network, batch, places, resolved=resolved).items():
         index, present = places[site].index, activation.new_ones(activation.shape[:2], dtype=torch.bool)
         # Absent positions are zeros in an activation; rows have none. A module may have other positions than the tokens.
         if isinstance(index, Tensor) and index.shape == present.shape:

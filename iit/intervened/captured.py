@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from iit.intervened.saving import identity
+from iit.intervened.saving import identity, site_to_json
 from iit.intervened.stream import NAME
 from iit.network import Network
 from iit.site import Site
@@ -113,7 +113,7 @@ def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> 
         "inputs_sha256": captured.inputs_sha256,
         "sites": [
             {
-                "site": {name: value for name, value in vars(site).items() if value is not None},
+                "site": site_to_json(site),
                 "file": file,
                 "shape": list(captured[site].shape),
             }

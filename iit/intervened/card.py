@@ -6,9 +6,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from iit.intervened.edit import Edit
+from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.saving import Saved
-from iit.intervened.sources import Variable, variables_of
 from iit.result import Row, where
 from iit.result.vocabulary import CONTROLS
 

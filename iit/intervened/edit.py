@@ -1,13 +1,14 @@
 """The edit: one thing done to one run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from iit.intervention import Intervention
 from iit.site import Site
+
+Variable = str | Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +55,46 @@ class Edit:
                 f"An edit needs an Intervention made for its width; {intervention!r} was given (a `_partial_` one is completed "
                 "by `iit.alignment.one`)."
             )
-        for name, value in (("sites", sites), ("intervention", intervention), ("source_sites", source_sites), ("joint", joint)):
+        for name, value in (
+            ("sites", sites),
+            ("intervention", intervention),
+            ("source_sites", source_sites),
+            ("joint", joint),
+        ):
             object.__setattr__(self, name, value)
 
-    def apply(self, base: Tensor, source: Tensor | dict[str, Tensor] | None, active: Any) -> Tensor:
-        """The new activation at one site: Tensor[batch, position, width], as the base."""
-        if not self.joint:
-            return self.intervention(base, source, active)
+    def apply(
+        self,
+        base: Tensor,
+        sources: Mapping[Variable, Tensor],
+        flags: Mapping[Variable, Tensor | None],
+    ) -> Tensor:
+        """The new activation at one site: Tensor[batch, position, width], as the base.
+
+        sources: of each variable that has one, in the shape of the base. flags: which examples are
+            active, Tensor[batch] of bool; None = every one.
+        """
         shape = base.shape
-        if isinstance(source, dict):
-            source = {block: value.reshape(shape[0], 1, -1) for block, value in source.items()}
-        elif source is not None:
-            source = source.reshape(shape[0], 1, -1)
-        return self.intervention(base.reshape(shape[0], 1, -1), source, active).reshape(shape)
+        if self.joint:
+            base = base.reshape(shape[0], 1, -1)
+            sources = {variable: source.reshape(base.shape) for variable, source in sources.items()}
+        if self.intervention.blocks is None:
+            (flag,) = flags.values()
+            new = self.intervention(base, next(iter(sources.values()), None), flag)
+        else:
+            partly = {block: flag for block, flag in flags.items() if flag is not None}
+            new = self.intervention(base, sources, partly or None)
+        return new.reshape(shape)
+
+
+def variables_of(key: Variable, edit: Edit) -> tuple[Variable, ...]:
+    """The variables an edit serves: its intervention's blocks, or the name it was given."""
+    return edit.intervention.blocks or (key,)
+
+
+def block_input(site: Site) -> Site:
+    """What a skipped block would have read. Raises ValueError for a site that is no block's
+    output."""
+    if site.component != "block_output":
+        raise ValueError(f"SkipIntervention puts the block's own input in place of `block_output`; the site is {site}.")
+    return Site("block_input", layer=site.layer, position=site.position)

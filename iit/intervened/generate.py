@@ -1,6 +1,7 @@
 """Generation under edits: which columns of a step's forward an edit acts on, and the tokens in the caller's layout."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from iit.intervened.batch import Batch
-from iit.intervened.edit import Edit
+from iit.intervened.edit import Edit, Variable
+from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.positions import Columns
 from iit.network.answering import IGNORED
+from iit.network.components import transformer_in
 
 SCOPES = ("prompt", "generated", "all")
 """Where edits act: at their sites in the prompt; at every new token; both."""
@@ -28,10 +31,8 @@ _OTHER_WAYS = (
     "inputs_embeds",
 )
 
-Given = Tensor | dict[str, Tensor] | None
 
-
-def check(network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]) -> None:
+def check_generation(network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]) -> None:
     """Raises ValueError for what generation under edits cannot do, before anything runs."""
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is none of {', '.join(SCOPES)}.")
@@ -59,6 +60,24 @@ def check(network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, o
             raise ValueError(
                 f"A joint edit takes several positions at once; a new token is one. Use scope='prompt', not {scope!r}."
             )
+
+
+def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, Any]) -> Any:
+    """What the network's `generate` returns under the edits.
+
+    prompts: LongTensor[batch, seq], as the caller laid them out. options: what transformers'
+        `generate` takes.
+    """
+    network: Any = run.resolved.network
+    if getattr(getattr(network, "generation_config", None), "cache_implementation", None) is not None:
+        # The network's own wish for a static cache is about speed.
+        options["cache_implementation"] = "dynamic"
+    process = Generation(run.batch, scope)
+    with ExitStack() as stack:
+        stack.enter_context(run.attached(process.editor))
+        stack.callback(process.follow(transformer_in(network)).remove)
+        ids = network.generate(**process.inputs, **options)
+    return process.restored(ids, prompts)
 
 
 class Generation:
@@ -101,43 +120,43 @@ class Generation:
             index = torch.arange(self._n_prompt, device=self._shift.device).expand(self._batch.size, -1)
         return replace(place, index=index, tokens=None)
 
-    def editor(
-        self,
-        edit: Edit,
-        place: Columns,
-        source: Given | list[Tensor],
-        active: Any,
-    ) -> Callable[[Tensor], Tensor]:
-        """What a site's hook does.
+    def editor(self, one: SiteEdit, skipped: list[Tensor]) -> Callable[[Tensor], Tensor | None]:
+        """What a site's hook does with an activation, as an `Editor`.
 
-        place: in the right-padded batch. source, active: of the examples; a list holds what stands for the source at the same
-        columns. Raises ValueError where new tokens are edited and a source has several positions.
+        Raises ValueError where new tokens are edited and a source has several positions.
         """
-        if self._scope != "prompt" and isinstance(source, Tensor | dict):
-            for tensor in [source] if isinstance(source, Tensor) else source.values():
-                if tensor.shape[1] != 1:
-                    raise ValueError(
-                        f"Site {place.site} reads {tensor.shape[1]} positions of the source; for scope={self._scope!r} it must be one, "
-                        "which is used for every new token."
-                    )
-        place = self.left(place)
+        site, edit = one.columns.site, one.edit
+        for source in one.sources.values():
+            if self._scope != "prompt" and source.shape[1] != 1:
+                raise ValueError(
+                    f"Site {site} reads {source.shape[1]} positions of the source; for scope={self._scope!r} it must be one, "
+                    "which is used for every new token."
+                )
+        prompt, idle = self.left(one.columns), one.idle
 
-        def edited(activation: Tensor) -> Tensor:
+        def edited(activation: Tensor) -> Tensor | None:
+            if idle:
+                return None
             if activation.shape[1] != self._n_columns:
                 raise RuntimeError(
-                    f"Site {place.site} has {activation.shape[1]} positions in a step over {self._n_columns} tokens: it cannot be "
+                    f"Site {site} has {activation.shape[1]} positions in a step over {self._n_columns} tokens: it cannot be "
                     "edited in generate."
                 )
             copies = activation.shape[0] // self._batch.size
-            flags = _repeated(active, copies)
+            sources, flags = _repeated(one.sources, copies), _repeated(one.flags, copies)
             if self._scope != "generated" and self._start == 0:
-                rows = replace(place, index=_repeated(place.index, copies))
-                given = rows.read(source[0]) if isinstance(source, list) else _repeated(source, copies)
-                activation = rows.write(activation, edit.apply(rows.read(activation), given, flags))
+                index = prompt.index
+                if isinstance(index, Tensor):
+                    index = index.repeat_interleave(copies, 0)
+                columns = replace(prompt, index=index)
+                given = dict.fromkeys(one.flags, columns.read(skipped[0])) if skipped else sources
+                activation = columns.write(activation, edit.apply(columns.read(activation), given, flags))
             n_old = max(self._n_prompt - self._start, 0)
             if self._scope != "prompt" and n_old < self._n_columns:
                 new = activation[:, n_old:]
-                given = source[0][:, n_old:] if isinstance(source, list) else _spread(_repeated(source, copies), new.shape[1])
+                given = dict.fromkeys(one.flags, skipped[0][:, n_old:]) if skipped else sources
+                # The one position of a source is for each of the new tokens.
+                given = {variable: source.expand(new.shape) for variable, source in given.items()}
                 activation = torch.cat([activation[:, :n_old], edit.apply(new, given, flags)], 1)
             return activation
 
@@ -154,14 +173,5 @@ class Generation:
         return ids
 
 
-def _repeated(value: Any, copies: int) -> Any:
-    if isinstance(value, dict):
-        return {key: _repeated(item, copies) for key, item in value.items()}
-    return value if value is None else value.repeat_interleave(copies, 0)
-
-
-def _spread(source: Given, n: int) -> Given:
-    """The one position of a source, for each of n new tokens."""
-    if isinstance(source, dict):
-        return {block: tensor.expand(-1, n, -1) for block, tensor in source.items()}
-    return None if source is None else source.expand(-1, n, -1)
+def _repeated(by_variable: Mapping[Variable, Tensor | None], copies: int) -> dict[Variable, Any]:
+    return {v: None if tensor is None else tensor.repeat_interleave(copies, 0) for v, tensor in by_variable.items()}

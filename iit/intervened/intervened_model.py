@@ -1,28 +1,35 @@
 """The intervened network: a frozen network, and the edits that are done to its runs."""
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from iit.intervened import generate as generation
+from iit.intervened import saving, sharing
+from iit.intervened.answers import answers, first_examples, resumed_answers, why_whole
 from iit.intervened.batch import Batch, Inputs, prepare, restored
-from iit.intervened.edit import Edit
-from iit.intervened.edited_run import EditedRun, Source, block_input
-from iit.intervened.observe import observe
+from iit.intervened.edit import Edit, Variable, variables_of
+from iit.intervened.edited_run import EditedRun, SiteEdit
+from iit.intervened.generate import check_generation, generated
+from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import Columns, columns
-from iit.intervened.resumable import Resumable
+from iit.intervened.pyvene import Position, read_pyvene
 from iit.intervened.resume import first_block
-from iit.intervened.shareable import Shareable
-from iit.intervened.sources import Active, Sources, Variable, activity, by_variable, source_activations, variables_of
+from iit.intervened.sources import Active, Sources, activity, by_variable, read_sources
 from iit.intervened.store import ActivationStore
-from iit.intervened.widths import check_joint, check_one_width, check_width
+from iit.intervened.widths import check_joint, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
-from iit.network.components import transformer_in
 from iit.network.layout import device_of
-from iit.site import ResolvedSite, Site, resolve
+from iit.site import Index, Site, Sites
+
+N_COMPARED = 4
+"""Examples of the first batch that run whole, too."""
 
 
 class Run(NamedTuple):
@@ -39,7 +46,7 @@ class Run(NamedTuple):
     activations: dict[Variable, Tensor]
 
 
-class IntervenedModel(Resumable, Shareable):
+class IntervenedModel(nn.Module):
     """A network and edits: `edited(base, sources)` runs the base with the sources' values swapped in.
 
     network: a `LanguageModel`, a `Classifier`, a transformers model, or any `nn.Module`. It is held outside module registration: parameters,
@@ -70,32 +77,22 @@ class IntervenedModel(Resumable, Shareable):
         self.edits: dict[Variable, Edit] = {key: _edit(key, edit) for key, edit in edits.items()}
         self.source_grad = source_grad
         self.store: ActivationStore | None = None
-        self.variables: tuple[Variable, ...] = tuple(v for key, edit in self.edits.items() for v in variables_of(key, edit))
-        twice = sorted({str(v) for v in self.variables if self.variables.count(v) > 1})
+        named = [v for key, edit in self.edits.items() for v in variables_of(key, edit)]
+        self.variables: tuple[Variable, ...] = tuple(named)
+        twice = sorted({str(v) for v in named if named.count(v) > 1})
         if twice:
             raise ValueError(f"Variables {twice} are named by more than one edit or block.")
-        self._resolved: dict[Site, ResolvedSite] = {}
+        self._resolved = Sites(self.network)
         for key, edit in self.edits.items():
-            for site in (*edit.sites, *edit.source_sites):
-                self._resolved.setdefault(site, resolve(self.network, site))
             check_width(key, edit, self._resolved)
-            if edit.intervention.skips:
-                for site in edit.sites:
-                    before = block_input(site)
-                    self._resolved.setdefault(before, resolve(self.network, before))
-        self.stored = frozenset(stored)
-        if any(site.component != "embedding_output" for key in self.stored for site in self.edits[key].sites):
-            raise ValueError(f"stored={sorted(map(str, self.stored))}: only edits of embedding_output come before all blocks.")
-        self.first_block = first_block(self.network, [edit for key, edit in self.edits.items() if key not in self.stored])
-        if not self.first_block:
-            self.stored = frozenset()
-            self.first_block = first_block(self.network, self.edits.values())
+        if any(site.component != "embedding_output" for key in stored for site in self.edits[key].sites):
+            raise ValueError(f"stored={sorted(map(str, stored))}: only edits of embedding_output come before all blocks.")
+        later = [edit for key, edit in self.edits.items() if key not in stored]
+        self.first_block = first_block(self.network, later) or first_block(self.network, self.edits.values())
+        self.stored = frozenset(stored) if self.first_block else frozenset()
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
         self.interventions.to(device_of(self.network))
-
-    def _network(self) -> Network | nn.Module:
-        return self._held[0]
 
     @property
     def network(self) -> nn.Module:
@@ -106,11 +103,6 @@ class IntervenedModel(Resumable, Shareable):
     def studied(self) -> Network | None:
         """The `LanguageModel` or `Classifier` this was made with, if it was one: what encodes inputs and answers."""
         return self._held[0] if isinstance(self._held[0], Network) else None
-
-    @property
-    def language_model(self) -> LanguageModel | None:
-        """The `LanguageModel` this was made with, if it was one."""
-        return self._held[0] if isinstance(self._held[0], LanguageModel) else None
 
     @property
     def needs_source(self) -> bool:
@@ -133,16 +125,14 @@ class IntervenedModel(Resumable, Shareable):
 
         Raises ValueError where one edit's sites differ in width, and as a call does.
         """
-        check_one_width(self.edits, self._resolved)
         batch = prepare(self.network, base)
         base_output = restored(batch.through(self.network), batch)
-        with self.edited_run(batch, sources, active).applied() as seen:
+        run = self.edited_run(batch, sources, active)
+        with run.applied() as seen:
             output = restored(batch.through(self.network), batch)
-        activations = {
-            key: torch.cat([seen[key, number] for number in range(len(edit.sites))], 1)
-            for key, edit in self.edits.items()
-            if all((key, number) in seen for number in range(len(edit.sites)))
-        }
+        activations = {}
+        for key, ones in run.sites.items():
+            activations[key] = _side_by_side(key, [seen[one] for one in ones])
         return Run(output, base_output, activations)
 
     def generate(
@@ -163,29 +153,11 @@ class IntervenedModel(Resumable, Shareable):
         assistant, a static cache, …), and edits that make no sense token by token.
         """
         batch = prepare(self.network, base)
-        generation.check(self.network, self.edits.values(), batch, scope, options)
-        run = self.edited_run(batch, sources, active)
-        process = generation.Generation(batch, scope)
-        lm: Any = self.language_model
-        if lm is not None:
-            options.setdefault("pad_token_id", lm.tokenizer.pad_token_id)
-        if getattr(getattr(self.network, "generation_config", None), "cache_implementation", None) is not None:
-            # The network's own wish for a static cache is about speed.
-            options["cache_implementation"] = "dynamic"
-
-        def editor(key: Variable, number: int, source: Source, active: Any, idle: bool) -> Callable[[Tensor], Tensor | None]:
-            edit = process.editor(self.edits[key], run.places[key, number], source, active)
-            return (lambda activation: None) if idle else edit
-
-        network: Any = self.network
-        with run.attached(editor):
-            handle = process.follow(transformer_in(network))
-            try:
-                ids = network.generate(**process.inputs, **options)
-            finally:
-                handle.remove()
+        check_generation(self.network, self.edits.values(), batch, scope, options)
         assert isinstance(base, Mapping)
-        return process.restored(ids, base["input_ids"])
+        if isinstance(self.studied, LanguageModel):
+            options.setdefault("pad_token_id", self.studied.tokenizer.pad_token_id)
+        return generated(self.edited_run(batch, sources, active), base["input_ids"], scope, options)
 
     def edited_activations(self, base: Inputs, sources: Sources = None, active: Active = None) -> dict[Variable, Tensor]:
         """{variable: Tensor[batch, position, width]}: what each edit by itself makes of the unedited base (several sites are concatenated
@@ -193,54 +165,196 @@ class IntervenedModel(Resumable, Shareable):
 
         Raises ValueError where one edit's sites differ in width, and as a call does.
         """
-        check_one_width(self.edits, self._resolved)
         batch = prepare(self.network, base).at_answer(self.network, self._resolved)
         run = self.edited_run(batch, sources, active)
-        read = self.store.read if self.store is not None else observe
-        found: dict[Variable, Tensor] = {}
-        for key, edit in self.edits.items():
-            places = {site: run.places[key, number] for number, site in enumerate(edit.sites)}
-            seen = read(self.network, batch, places, grad=False, resolved=self._resolved)
-            made = []
-            for number, site in enumerate(edit.sites):
-                source, active = run.given(key, number)
-                made.append(edit.apply(seen[site], source, active))
-            found[key] = torch.cat(made, 1)
-        return found
+        edited = {}
+        for key, ones in run.sites.items():
+            seen = self.read(batch, {one.columns.site: one.columns for one in ones})
+            edited[key] = _side_by_side(key, [one.apply(seen[one.columns.site]) for one in ones])
+        return edited
 
-    def _places(self, batch: Batch, flags: Mapping[Variable, Tensor | None]) -> dict[tuple[Variable, int], Columns]:
-        return {
-            (key, number): columns(site, batch, _any_active(key, edit, flags))
-            for key, edit in self.edits.items()
-            for number, site in enumerate(edit.sites)
-        }
+    def read(self, batch: Batch, places: dict[Site, Columns], *, grad: bool = False) -> Activations:
+        """Activations of the unedited network; of the `store` where it has them."""
+        read = observe if self.store is None else self.store.read
+        return read(self.network, batch, places, grad=grad, resolved=self._resolved)
+
+    def placed(self, batch: Batch, active: Active = None) -> EditedRun:
+        """The edits of one batch, as yet without what they read of sources."""
+        flags = activity(self.variables, active, batch)
+        sites = {}
+        for key, edit in self.edits.items():
+            own = {variable: flags[variable] for variable in variables_of(key, edit)}
+            touched = _any_active(list(own.values()))
+            sites[key] = [
+                SiteEdit(edit, self._resolved[site], columns(site, batch, touched), source_site, own)
+                for site, source_site in zip(edit.sites, edit.source_sites, strict=True)
+            ]
+        trains = any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
+        return EditedRun(batch, self._resolved, sites, flags, trains)
 
     def edited_run(self, batch: Batch, sources: Sources = None, active: Active = None) -> EditedRun:
         """The edits of one batch, ready to be applied; everything about the input is checked, and the sources are run.
 
         Raises ValueError for what does not fit, before the network runs on the base.
         """
-        flags = activity(list(self.variables), active, batch)
-        places = self._places(batch, flags)
-        for key, edit in self.edits.items():
-            for number, site in enumerate(edit.sites):
-                if torch.is_grad_enabled():
-                    self._resolved[site].refuse_recomputed()
-                if edit.joint:
-                    check_joint(key, edit, places[key, number], self._resolved[site].width)
-        values = source_activations(
-            self.network,
-            self.edits,
-            batch,
-            places,
-            by_variable(self.edits, sources),
-            flags,
-            self._resolved,
-            grad=self.source_grad,
-            read=self.store.read if self.store is not None else observe,
-        )
-        trains = any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
-        return EditedRun(self.edits, self._resolved, flags, places, values, trains)
+        run = self.placed(batch, active)
+        for one in run.site_edits:
+            if torch.is_grad_enabled():
+                one.resolved.refuse_recomputed()
+            check_joint(one)
+        given = by_variable(self.edits, sources, run.flags)
+        read_sources(run, given, partial(self.read, grad=self.source_grad))
+        return run
+
+    def answer_logits(
+        self, base: Inputs, sources: Sources = None, active: Active = None
+    ) -> Float[Tensor, "batch n_answer vocab"]:
+        """Logits where the base's `answer` is read: Tensor[batch, n_answer, vocab], or [batch, 1,
+        classes] without tokens.
+
+        The answer is teacher-forced; a language model's head runs at these columns only. Without an
+        answer the next token is read, or what stands at the masks. Raises ValueError as
+        `iit.network.answering.with_answer` does.
+
+        With a `store` only what the edits can change runs. The first batch is compared with the
+        whole network.
+        """
+        batch, read = prepare(self.network, base).with_answer(self.network)
+        run = self.edited_run(batch, sources, active)
+        store, layer = self.store, self.first_block
+        if store is None:
+            return answers([run], read)
+        left = run.without(self.stored)
+        why = why_whole(left, read, layer, store)
+        if why is not None or read is None or layer is None:
+            store.tell(f"The whole network runs: {why}.")
+            return answers([run], read)
+        store.tell("Runs resume at the first block and the first position that are edited.")
+        noise = torch.get_rng_state()
+        logits = resumed_answers([left], read, layer, store)[0]
+        if store.is_trusted(layer, flags := run.flags):
+            return logits
+        without = copy(self)
+        without.store = None
+        # A user's own function may do otherwise on a part of the batch.
+        own = any(edit.intervention.own_parts for edit in self.edits.values())
+        n = batch.size if own else min(N_COMPARED, batch.size)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(noise)
+            few = (first_examples(given, n) for given in (base, sources, active))
+            whole = without.answer_logits(*few)
+        if store.trusts(layer, flags, logits.detach()[:n], whole):
+            return logits
+        return without.answer_logits(base, sources, active)
+
+    def n_columns(self, base: Inputs, active: Active = None) -> Tensor | None:
+        """LongTensor[batch], how many positions of each example a resumed run runs; None where runs
+        do not resume.
+
+        Batches of examples that are alike in it cost least.
+        """
+        batch = prepare(self.network, base)
+        if self.first_block is None or batch.lengths is None:
+            return None
+        batch, read = batch.with_answer(self.network)
+        assert read is not None
+        first, stop = self.placed(batch, active).without(self.stored).span(read)
+        return stop - first
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`, `interventions.safetensors` and a model card, `README.md`; an
+        earlier save is replaced as a whole.
+
+        Raises ValueError for interventions that cannot be saved, FileExistsError when the folder
+        holds other files.
+        """
+        sharing.save(self._saved(), folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload interventions",
+    ) -> str:
+        """Upload what `save_pretrained` writes in one commit, making the repository where there is
+        none; returns the commit's address.
+
+        Files of an earlier save that this one does not have are deleted; other files stay.
+
+        revision: a branch, made where it is missing. token: by default the one `hf auth login`
+            left.
+        Raises ValueError for interventions that cannot be saved, and for private=True with a
+        repository that is public.
+        """
+        return sharing.push(self._saved(), repo_id, private, revision, token, commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        network: Network | nn.Module,
+        *,
+        revision: str | None = None,
+        types: Mapping[str, Any] | None = None,
+        check_network: bool = True,
+    ) -> Self:
+        """Load from a folder or from the hub, in eval mode, on the network it was saved for; no
+        code of the folder is run.
+
+        revision: branch, tag or commit of a repository of the hub.
+        types: bases, gates and operations of one's own by name, beside those of `iit.intervention`;
+            they give all of their constructor's arguments to `super().__init__`:
+
+        >>> from iit.intervention import All, Identity, Intervention, Operation
+        >>> class Scale(Operation):
+        ...     def __init__(self, factor: float):
+        ...         super().__init__(factor=factor)
+        ...         self.factor = factor
+        ...     def forward(self, base, source, activation):
+        ...         return self.factor * base
+        >>> halved = Intervention("Halved", Identity(), All(), Scale(0.5))
+        >>> iit.IntervenedModel(network, {site: halved}).save_pretrained(folder)
+        >>> iit.IntervenedModel.from_pretrained(folder, network, types={"Scale": Scale})
+
+        Raises FileNotFoundError when there is neither such a folder nor such a repository, and for
+        missing files; ValueError for damaged or altered files, unknown types, and another network.
+        """
+        saved = saving.read(sharing.fetched(folder_or_hub_id, revision), types)
+        if check_network:
+            saving.check_network(saved.network, network)
+        return cls._of(network, saved).eval()
+
+    @classmethod
+    def from_pyvene(
+        cls,
+        folder: str | Path,
+        network: Network | nn.Module,
+        positions: Sequence[Position] | Mapping[str | tuple[str, ...], Position],
+        *,
+        heads: Sequence[Index] | None = None,
+    ) -> Self:
+        """Load what pyvene 0.1 saved, in eval mode, on the network it was made for; no code of the
+        folder is run.
+
+        positions: one for each representation, which pyvene only gets when it runs; in a mapping
+            the keys name the variables.
+        heads: likewise, for representations by head.
+        Raises FileNotFoundError and ValueError as `iit.intervened.pyvene.read_pyvene`, which says
+        what is carried over.
+        """
+        return cls(network, read_pyvene(folder, network, positions, heads)).eval()
+
+    def _saved(self) -> saving.Saved:
+        """What a folder of it holds."""
+        return saving.Saved(self.edits, saving.identity(self._held[0]), self.source_grad, None)
+
+    @classmethod
+    def _of(cls, network: Network | nn.Module, saved: saving.Saved) -> Self:
+        """The inverse of `_saved`."""
+        return cls(network, saved.edits, source_grad=saved.source_grad)
 
 
 def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
@@ -251,8 +365,16 @@ def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
     return Edit([key], edit)
 
 
-def _any_active(key: Variable, edit: Edit, flags: Mapping[Variable, Tensor | None]) -> Tensor | None:
-    found = [flags[v] for v in variables_of(key, edit)]
-    if any(flag is None for flag in found):
-        return None
-    return torch.stack([flag for flag in found if flag is not None]).any(0)
+def _any_active(flags: Sequence[Tensor | None]) -> Tensor | None:
+    """Which examples any of the variables touches; None = every one."""
+    some = [flag for flag in flags if flag is not None]
+    return torch.stack(some).any(0) if len(some) == len(flags) else None
+
+
+def _side_by_side(key: Variable, parts: list[Tensor]) -> Tensor:
+    """The sites of an edit, side by side along positions. Raises ValueError where they differ in
+    width."""
+    widths = {part.shape[-1] for part in parts}
+    if len(widths) > 1:
+        raise ValueError(f"The sites of {str(key)!r} differ in width {widths}; use `capture`, which keeps them apart.")
+    return torch.cat(parts, 1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from iit.intervened.batch import Batch
 from iit.intervened.positions import Columns, counts
-from iit.site import ResolvedSite, Site, resolve
+from iit.site import ResolvedSite, Site, Sites
 
 
 class Activations(dict[Site, Tensor]):
@@ -43,7 +43,7 @@ def observe(
     Raises RuntimeError when a site's module was not run, or run more than once.
     """
     found: dict[Site, Tensor] = {}
-    resolved = resolved or {site: resolve(network, site) for site in places}
+    resolved = Sites(network) if resolved is None else resolved
     if grad:
         for site in places:
             resolved[site].refuse_recomputed()

@@ -9,15 +9,16 @@ from iit.intervened.positions import Columns
 from iit.network.answering import IGNORED
 
 
-def as_base(tensor: Tensor, place: Columns, whole: bool = False) -> Tensor:
+def as_base(tensor: Tensor, place: Columns, own: Columns) -> Tensor:
     """Tensor[batch, position, width] with the positions of the base's `place`; spans are of equal length, as was checked.
 
     Where an example has fewer positions than others the rest holds the mean of its own: there nothing is written, and what is
     taken from all positions, as a mean is, does not depend on the batch.
 
-    whole: the module has positions of its own, and the whole of it is taken as it is.
+    own: where it was read. Of a module that has positions of its own the whole is taken as it is.
     """
     n_positions = place.n_positions
+    whole = own.n_positions not in (None, tensor.shape[1])
     if place.tokens is None or n_positions is None or whole:
         return tensor
     tensor = pad(tensor, (0, 0, 0, n_positions - tensor.shape[1]))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from iit.intervened.batch import Batch
+from iit.intervened.batch import Batch, from_start
 from iit.network.answering import ANSWER_ROLE, IGNORED
 from iit.site import Site
 
@@ -60,14 +60,9 @@ class Columns:
             )
         if self.index is None or (self.counted and isinstance(self.index, Tensor)):
             return self.index
-        n_positions = activation.shape[1]
-        given = torch.as_tensor(self.index, device=activation.device).expand(len(activation), -1)
-        wrong = (given != IGNORED) & ((given < -n_positions) | (given >= n_positions))
-        if bool(wrong.any()):
-            raise ValueError(
-                f"Site {self.site}: position {int(given[wrong][0])} is outside the activation's {n_positions} positions."
-            )
-        return torch.where(given == IGNORED, IGNORED, given % n_positions)
+        index = torch.as_tensor(self.index, device=activation.device).expand(len(activation), -1)
+        lengths = torch.full((len(activation),), activation.shape[1], device=activation.device)
+        return from_start(index, lengths, index == IGNORED, f"Site {self.site}")
 
     def read(self, activation: Float[Tensor, "row column width"]) -> Float[Tensor, "batch position width"]:
         """A copy of the activation at these columns; zeros where an example has fewer."""
@@ -77,26 +72,25 @@ class Columns:
             # The network may go on to change its own in place.
             return activation.clone()
         picked = activation.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, activation.shape[-1]))
-        return torch.where((index == IGNORED).unsqueeze(-1), torch.zeros_like(picked), picked)
+        return picked.masked_fill((index == IGNORED).unsqueeze(-1), 0)
 
     def write(
         self, activation: Float[Tensor, "row column width"], new: Float[Tensor, "batch position width"]
     ) -> Float[Tensor, "row column width"]:
         """A copy of the activation with `new` at these columns, in the shape that the activation came in."""
-        return self._written(self._by_token(activation), new).reshape(activation.shape)
-
-    def _written(self, activation: Tensor, new: Tensor) -> Tensor:
-        index = self._index(activation)
+        by_token = self._by_token(activation)
+        index = self._index(by_token)
         if index is None:
             # `new` may be the source itself, which the network must not change.
-            return new.clone()
+            return new.clone().reshape(activation.shape)
         absent = index == IGNORED
         if not bool(absent.any()):
-            return activation.scatter(1, index.unsqueeze(-1).expand_as(new), new)
+            return by_token.scatter(1, index.unsqueeze(-1).expand_as(new), new).reshape(activation.shape)
         # Absent entries land in a column that is cut off again.
-        longer = torch.cat([activation, torch.zeros_like(activation[:, :1])], 1)
-        index = torch.where(absent, activation.shape[1], index)
-        return longer.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :-1].contiguous()  # modules may want to `view`
+        longer = torch.cat([by_token, torch.zeros_like(by_token[:, :1])], 1)
+        index = torch.where(absent, by_token.shape[1], index)
+        written = longer.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :-1]
+        return written.contiguous().reshape(activation.shape)  # modules may want to `view`
 
 
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> Columns:
@@ -119,7 +113,8 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     elif batch.lengths is None:
         return Columns(site, tuple(int(i) for i in wanted), counted=False)
     else:
-        index = _tokens(site, [int(i) for i in wanted], batch.lengths)
+        index = torch.tensor(wanted, device=batch.lengths.device).expand(len(batch.lengths), -1)
+        index = from_start(index, batch.lengths, torch.zeros_like(index, dtype=torch.bool), f"Site {site}")
     ordered = index.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != IGNORED)
     if bool(twice.any()):
@@ -164,9 +159,9 @@ def counts(place: Columns, batch: Batch) -> Int[Tensor, "batch"] | None:
 
 def _every(batch: Batch) -> Tensor | None:
     """Every real token; None where that is every position."""
-    if batch.full or batch.lengths is None:
-        return None
     lengths = batch.lengths
+    if lengths is None or bool((lengths == batch.tokens.shape[1]).all()):
+        return None
     steps = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
     return torch.where(steps < lengths.unsqueeze(1), steps, IGNORED)
 
@@ -181,8 +176,8 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
         n_answer = 0 if batch.answer is None else batch.answer.shape[1]
         raise ValueError(
             f"Site {site}: the batch has no token {role} that is an input; its answers have up to "
-            f"{n_answer} tokens, of which the last is only read. Give base and source their `answer`, "
-            "and use `answer_logits` or `capture`, where it is teacher-forced."
+            f"{n_answer} tokens, of which the last is only read. Give base and source their `answer` (pairs from "
+            "a file: the columns label and source_answer), and use `answer_logits` or `capture`, where it is teacher-forced."
         )
     if role not in batch.positions:
         known = ", ".join(map(repr, batch.positions)) or "none"
@@ -195,16 +190,3 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
         raise ValueError(f"Site {site}: role {role!r} is absent in example {row} of the batch.")
     order = (~present).int().argsort(dim=1, stable=True)
     return index.gather(1, order)[:, : int(present.sum(1).max())]
-
-
-def _tokens(site: Site, wanted: list[int], lengths: Tensor) -> Int[Tensor, "batch n"]:
-    """Columns of token indices; negative ones count from the example's last token."""
-    asked = torch.tensor(wanted, device=lengths.device)
-    index = torch.where(asked < 0, asked + lengths.unsqueeze(1), asked.expand(len(lengths), -1))
-    wrong = (index < 0) | (index >= lengths.unsqueeze(1))
-    if bool(wrong.any()):
-        row, col = (int(i) for i in wrong.nonzero()[0])
-        raise ValueError(
-            f"Site {site}: position {wanted[col]} is outside example {row} of the batch, which has {int(lengths[row])} tokens."
-        )
-    return index

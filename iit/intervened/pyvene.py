@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from iit.intervened.edit import Edit
+from iit.intervened.edit import Edit, Variable
 from iit.intervened.pyvene_interventions import DISTRIBUTED, HOLDS_TENSORS, intervention_of
-from iit.intervened.sources import Variable
 from iit.intervention import Intervention
 from iit.network import Network
 from iit.network.components import blocks_of

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,44 +61,24 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
 
     Only components of causal families say which block they are in.
     """
+    sites = [(site, edit.intervention.skips) for edit in edits for site in edit.sites]
+    if not sites or any(site.component is None for site, _ in sites):
+        return None
+    family, blocks = blocks_of(network)
+    config = transformer_in(network).config
+    # A wrapper of one's own may not pass a cache on.
+    passes_cache = inspect.signature(network.forward).parameters.keys() & {"past_key_values", "kwargs"}
+    if not (family.causal and passes_cache) or getattr(config, "use_bidirectional_attention", False):
+        return None
     first = []
-    for edit in edits:
-        for site in edit.sites:
-            if site.component is None:
-                return None
-            family, blocks = blocks_of(network)
-            config = transformer_in(network).config
-            # A wrapper of one's own may not pass a cache on.
-            inputs = set(inspect.signature(network.forward).parameters)
-            passes_cache = bool(inputs & {"past_key_values", "kwargs"})
-            if not (family.causal and passes_cache) or getattr(config, "use_bidirectional_attention", False):
-                return None
-            if site.component in UNLAYERED:
-                first.append(0 if site.component == "embedding_output" else len(blocks))
-            else:
-                assert site.layer is not None
-                inside = site.component != "block_output" or edit.intervention.skips
-                first.append(site.layer if inside else site.layer + 1)
-    return min(first, default=None)
-
-
-def span(places: Iterable[Columns], read: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
-    """(first, stop), Tensor[batch] each: from the first position that is edited or read to behind the last one that is read.
-
-    All columns where an edit takes every position, or is as wide as there are keys in the run.
-    """
-    first, stop = read.min(1).values, read.max(1).values + 1
-    for place in places:
-        if not isinstance(place.index, Tensor) or place.site.component == "attention_weight":
-            return torch.zeros_like(first), torch.full_like(stop, n_columns)
-        first = torch.minimum(first, torch.where(place.index == IGNORED, first.unsqueeze(1), place.index).min(1).values)
-    return first, stop
-
-
-def too_long(network: nn.Module, first: Tensor, stop: Tensor) -> bool:
-    """Whether cached tokens and suffixes, laid side by side, are more than the network has positions for."""
-    limit = getattr(transformer_in(network).config, "max_position_embeddings", None)
-    return limit is not None and int(first.max()) + int((stop - first).max()) > limit
+    for site, skips in sites:
+        if site.component in UNLAYERED:
+            first.append(0 if site.component == "embedding_output" else len(blocks))
+        else:
+            assert site.layer is not None
+            inside = site.component != "block_output" or skips
+            first.append(site.layer if inside else site.layer + 1)
+    return min(first)
 
 
 def suffix(network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, before: Prefix) -> Suffix:
@@ -152,7 +132,6 @@ def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
     family, blocks = blocks_of(network)
     # On CPU the backward of torch's fused attention is slow in half precision; a suffix has few queries, so plain products do.
     plain = rest.first.device.type == "cpu" and next(network.parameters()).dtype in (torch.bfloat16, torch.float16)
-    changed: list[tuple[nn.Module, bool, Any]] = []
 
     def passing(last: bool) -> Any:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -161,16 +140,19 @@ def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
 
         return forward
 
-    try:
+    with ExitStack() as stack:
         for number in range(rest.layer):
             block = blocks[number]
-            changed.append((block, "forward" in vars(block), vars(block).get("forward")))
+            stack.callback(_put_back, block, vars(block).get("forward"))
             block.forward = passing(number == rest.layer - 1)
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            yield
-    finally:
-        for block, own, forward in changed:
-            if own:
-                block.forward = forward
-            else:
-                del block.forward
+        if plain:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+def _put_back(block: nn.Module, forward: Any) -> None:
+    """The forward that the block had itself, or None where its class has it."""
+    if forward is None:
+        del block.forward
+    else:
+        block.forward = forward

@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from iit.intervened.edit import Edit
-from iit.intervened.sources import Variable
+from iit.intervened.edit import Edit, Variable
 from iit.intervention import Intervention
 from iit.network import Network, fingerprint
 from iit.site import Site
@@ -56,10 +55,8 @@ def write(folder: Path, saved: Saved) -> None:
         "source_grad": saved.source_grad,
         "edits": [
             {
-                "variable": _site_to_json(key) if isinstance(key, Site) else key,
-                "sites": [_site_to_json(site) for site in edit.sites],
-                "source_sites": [_site_to_json(site) for site in edit.source_sites],
-                "joint": edit.joint,
+                "variable": site_to_json(key) if isinstance(key, Site) else key,
+                **edit_to_json(edit),
                 "intervention": interventions.index(edit.intervention),
             }
             for key, edit in saved.edits.items()
@@ -83,8 +80,7 @@ def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
         edits: dict[Variable, Edit] = {}
         for edit in config["edits"]:
             key = Site(**edit["variable"]) if isinstance(edit["variable"], dict) else edit["variable"]
-            sites, source_sites = ([Site(**site) for site in edit[name]] for name in ("sites", "source_sites"))
-            edits[key] = Edit(sites, interventions[edit["intervention"]], source_sites, edit["joint"])
+            edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
         record = _read_json(folder / RECORD) if (folder / RECORD).exists() else None
         return Saved(edits, config["network"], config["source_grad"], record)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -164,8 +160,24 @@ def _interventions(path: Path, descriptions: list[dict[str, Any]], types: Mappin
     return found
 
 
-def _site_to_json(site: Site) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(site).items() if v is not None}
+def site_to_json(site: Site) -> dict[str, Any]:
+    """What `Site` is to be called with."""
+    return {name: value for name, value in vars(site).items() if value is not None}
+
+
+def edit_to_json(edit: Edit) -> dict[str, Any]:
+    """All of an edit but its intervention."""
+    return {
+        "sites": [site_to_json(site) for site in edit.sites],
+        "source_sites": [site_to_json(site) for site in edit.source_sites],
+        "joint": edit.joint,
+    }
+
+
+def edit_from_json(record: Mapping[str, Any], intervention: Intervention) -> Edit:
+    """The inverse of `edit_to_json`."""
+    sites, source_sites = ([Site(**site) for site in record[name]] for name in ("sites", "source_sites"))
+    return Edit(sites, intervention, source_sites, record["joint"])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,34 +2,43 @@
 
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from iit.intervened.saving import CARD, LOADED
+from iit.intervened.card import card
+from iit.intervened.folder import written_folder
+from iit.intervened.saving import CARD, LOADED, Saved, foreign, write
 
+OURS = [*LOADED, CARD]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def push(
-    write: Callable[[Path], None],
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str = "Upload interventions",
-) -> str:
-    """Write a save to a temporary folder and upload it in one commit; returns the commit's address.
+def save(saved: Saved, folder: str | Path) -> None:
+    """Write a save and its card in place of what an earlier save left in the folder.
 
-    The repository and, with `revision`, the branch are made where they are missing. Files of an earlier save that this one
-    does not have are deleted; other files stay.
+    Raises ValueError for interventions that cannot be saved, FileExistsError when the folder holds
+    other files.
+    """
+    with written_folder(folder, foreign) as temporary:
+        _write(saved, temporary, Path(folder).name)
+
+
+def push(
+    saved: Saved,
+    repo_id: str,
+    private: bool,
+    revision: str | None,
+    token: str | None,
+    commit_message: str,
+) -> str:
+    """Upload a save and its card in one commit; returns the commit's address. The arguments are
+    `push_to_hub`'s.
 
     Raises ValueError, before anything is uploaded, when the repository exists and is public although `private` was asked for.
     """
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
+        _write(saved, Path(folder), repo_id)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the user's name before a bare one
         if private and not api.repo_info(repo_id).private:
@@ -41,10 +50,15 @@ def push(
             folder_path=folder,
             commit_message=commit_message,
             revision=revision,
-            allow_patterns=[*LOADED, CARD],
-            delete_patterns=[*LOADED, CARD],
+            allow_patterns=OURS,
+            delete_patterns=OURS,
         )
     return str(done.commit_url)
+
+
+def _write(saved: Saved, folder: Path, address: str) -> None:
+    write(folder, saved)
+    (folder / CARD).write_text(card(saved, address), encoding="utf-8")
 
 
 def fetched(place: str | Path, revision: str | None = None) -> Path:

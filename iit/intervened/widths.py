@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from iit.intervened.edit import Edit
-from iit.intervened.positions import Columns
-from iit.intervened.sources import Variable
+from iit.intervened.edit import Edit, Variable, block_input
+from iit.intervened.edited_run import SiteEdit
 from iit.network.answering import IGNORED
 from iit.site import ResolvedSite, Site
 
@@ -14,48 +13,41 @@ from iit.site import ResolvedSite, Site
 def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]) -> None:
     """What is known before a batch is given. Raises ValueError for sites that do not fit the intervention or their source sites."""
     expected = edit.intervention.width
-    for site in (*edit.sites, *edit.source_sites):
+    skipped = map(block_input, edit.sites) if edit.intervention.skips else ()
+    for site in (*edit.sites, *edit.source_sites, *skipped):
         width = resolved[site].width
-        if width is not None and edit.joint and isinstance(site.position, tuple):
-            width *= len(site.position)
-        elif edit.joint:
-            continue
-        if expected is not None and width is not None and width != expected:
+        if edit.joint and width is not None:
+            width = width * len(site.position) if isinstance(site.position, tuple) else None
+        if None not in (expected, width) and width != expected:
             raise ValueError(
                 f"Variable {str(key)!r}: site {site} has width {width}, its intervention was made for width {expected}."
             )
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
-        widths = resolved[site].width, resolved[source].width
-        if edit.intervention.needs_source and None not in widths and widths[0] != widths[1]:
-            raise ValueError(f"Variable {str(key)!r}: site {site} has width {widths[0]}, its source site {source} {widths[1]}.")
+        own, theirs = resolved[site].width, resolved[source].width
+        if edit.intervention.needs_source and None not in (own, theirs) and own != theirs:
+            raise ValueError(f"Variable {str(key)!r}: site {site} has width {own}, its source site {source} {theirs}.")
 
 
-def check_joint(key: Variable, edit: Edit, place: Columns, width: int | None) -> None:
-    """Raises ValueError unless every example selects as many positions as the intervention was made for, or (inactive) none."""
-    n_positions = place.n_positions
-    if n_positions is None:
+def check_joint(one: SiteEdit) -> None:
+    """Raises ValueError unless every example selects as many positions as a joint edit was made
+    for, or (inactive) none."""
+    place, n_positions = one.columns, one.columns.n_positions
+    if not one.edit.joint or n_positions is None:
         return
     if isinstance(place.index, Tensor):
-        there = place.index.ne(IGNORED)
-        present = there[there.any(1)]
-        if not len(present):
+        selected = place.index.ne(IGNORED).sum(1)
+        selected = selected[selected > 0]
+        if not len(selected):
             return
-        if not bool(present.all()):
+        fewest = int(selected.min())
+        if fewest < n_positions:
             raise ValueError(
-                f"Variable {str(key)!r} is joint: site {place.site} must select as many positions in every example; here it "
-                f"selects {int(present.sum(1).min())} to {n_positions}."
+                f"The edit of {place.site} is joint: it must select as many positions in every example; here it selects "
+                f"{fewest} to {n_positions}."
             )
-    expected = edit.intervention.width
+    width, expected = one.resolved.width, one.edit.intervention.width
     if None not in (width, expected) and n_positions * (width or 0) != expected:
         raise ValueError(
-            f"Variable {str(key)!r} is joint: site {place.site} selects {n_positions} positions of width {width}; its intervention "
+            f"The edit of {place.site} is joint: it selects {n_positions} positions of width {width}; its intervention "
             f"was made for width {expected}."
         )
-
-
-def check_one_width(edits: Mapping[Variable, Edit], resolved: Mapping[Site, ResolvedSite]) -> None:
-    """Raises ValueError where one edit's sites differ in width: what they saw cannot be put side by side."""
-    for key, edit in edits.items():
-        widths = {str(site): resolved[site].width for site in edit.sites}
-        if len({width for width in widths.values() if width is not None}) > 1:
-            raise ValueError(f"run: the sites of {str(key)!r} differ in width ({widths}); use `capture`, which keeps them apart.")

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,16 +15,17 @@ from iit.causal.figure import figure
 from iit.data import freeze, hold_out
 from iit.job.align import facts_of, pairs_of
 from iit.network import fingerprint
-from iit.patching import Cell, Contrast, Effects, agreement
-from iit.patching.effects import joined
+from iit.patching import Contrast, Effects, agreement
 from iit.report import map_figure, save_figure
 from iit.result import Row
-from iit.site import Site
 
 log = logging.getLogger(__name__)
 
 Map = Callable[..., Effects]
-"""(network, pairs, split=…, variable=…, store=…, metric=…, progress=…) → Effects, as `iit.patching.patch` and its siblings are."""
+"""(network, contrast, cells=…, metric=…, …) → Effects, as `iit.patching.patch` and its siblings are.
+
+It is given those of metric, batch_size, store and progress that its signature names.
+"""
 
 
 def patch(
@@ -62,56 +64,55 @@ def patch(
         "variable": cfg.variable,
         "seed": cfg.seed,
     }
+    options = {"metric": tuple(metrics), "batch_size": batch_size, "store": store}
     rows: list[Row] = []
-    chosen: dict[str, Effects] = {}
+    effects: dict[str, Effects] = {}
     seconds: dict[str, float] = {}
     for name, run in {**maps, **examples}.items():
         log.info("Map %s", name)
-        options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size, "progress": True}
         begun = time.perf_counter()
-        found = run(network, pairs, split="validation", store=store, **options)
+        found = run(network, contrast, **accepted(run, options | {"progress": True}))
         seconds[name] = round(time.perf_counter() - begun, 1)
-        labels = found.labels or contrast.tokens(list(dict.fromkeys(cell.site.position for cell in found.cells)))
-        centre = found.baseline(metrics[0])
+        table = found.table()
+        positions = list(dict.fromkeys(cell.site.position for cell in found.cells))
         picture = map_figure(
-            found.table(), metric=metrics[0], labels=labels, centre=centre, title=f"{name}: validation, changing pairs"
+            table,
+            metric=metrics[0],
+            labels=found.labels or contrast.tokens(positions),
+            centre=found.baseline(metrics[0]),
+            title=f"{name}: validation, changing pairs",
         )
-        save_figure(picture, folder / name, found.table())
+        save_figure(picture, folder / name, table)
         if name in maps:
             rows += found.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
-            chosen[name] = found
-    best = {name: found.top(top, metrics[0]) for name, found in chosen.items()}
-    told = {name: [str(chosen[name].cells[i]) for i in cells] for name, cells in best.items()}
-    opened = held_out.opened(freeze(folder, {"ranked by": metrics[0], "cells": told}))
+            effects[name] = found
+    strongest = {}
+    for name, found in effects.items():
+        strongest[name] = [found.cells[i] for i in found.top(top, metrics[0])]
+    named = {name: list(map(str, cells)) for name, cells in strongest.items()}
+    opened = held_out.opened(freeze(folder, {"ranked by": metrics[0], "cells": named}))
+    contrast = Contrast.of(network, opened, split="test", variable=cfg.variable)
     for name, run in maps.items():
-        cells = [chosen[name].cells[i] for i in best[name]]
-        options = {"variable": cfg.variable, "metric": tuple(metrics), "batch_size": batch_size}
-        again = only(run, cells)(network, opened, split="test", store=store, **options)
+        again = run(network, contrast, cells=strongest[name], **accepted(run, options))
         rows += again.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
     assert fingerprint(network.model) == before, "the frozen network has changed"
     if pairs.task is not None:
         save_figure(figure(pairs.task.model), folder / "causal_model")
-    return rows, {
-        **facts_of(opened, network),
-        "maps": {
-            name: {"metric": metrics[0], "n_cells": len(found), "top": told[name], "seconds": seconds[name]}
-            for name, found in chosen.items()
-        },
-        "estimates": {
-            name: {"of": exact} | agreement(chosen[name], chosen[exact], metrics[0])._asdict()
-            for name, exact in estimates.items()
-        },
-    }
+    told: dict[str, Any] = {"maps": {}, "estimates": {}}
+    for name, found in effects.items():
+        told["maps"][name] = {
+            "metric": metrics[0],
+            "n_cells": len(found),
+            "top": named[name],
+            "seconds": seconds[name],
+        }
+    for name, exact in estimates.items():
+        agreed = agreement(effects[name], effects[exact], metrics[0])
+        told["estimates"][name] = {"of": exact} | agreed._asdict()
+    return rows, facts_of(opened, network) | told
 
 
-def only(run: Map, cells: Sequence[Cell]) -> Map:
-    """The map at these cells alone: of each unit, its sites."""
-    sites: dict[int | None, list[Site]] = {}
-    for cell in cells:
-        sites.setdefault(cell.unit, []).append(cell.site)
-
-    def again(*given: Any, **options: Any) -> Effects:
-        units = (({} if unit is None else {"units": [unit]}, here) for unit, here in sites.items())
-        return joined([run(*given, **options, sites=here, **unit) for unit, here in units])
-
-    return again
+def accepted(run: Map, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a map takes: not all read a store, or show how far they are."""
+    taken = signature(run).parameters
+    return {name: value for name, value in options.items() if name in taken}

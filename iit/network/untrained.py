@@ -11,17 +11,26 @@ from iit.network.classifier import Classifier, Network
 from iit.network.language_model import LanguageModel
 
 
-def untrained(network: Network, seed: int = 0) -> Network:
+def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Network:
     """A network of the same architecture with freshly drawn weights, frozen and in eval mode; the given one is not touched.
 
     A transformers model is made again from its config; of other networks every module with parameters of its own draws them anew
     (`reset_parameters`). Raises ValueError for a module that has parameters and cannot.
+
+    keep_ends: a language model keeps its embedding and its head; what lies between is drawn.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = _from_config(network.model) if isinstance(network.model, PreTrainedModel) else _reset(network.model)
     model.to(network.device, network.dtype)
     name = f"{network.name}, untrained"
+    if keep_ends:
+        name += " between its embedding and its head"
+        for end in ("get_input_embeddings", "get_output_embeddings"):
+            trained: Any = getattr(network.model, end, lambda: None)()
+            if trained is None:
+                raise ValueError(f"keep_ends: {network.name} has no {end.removeprefix('get_')} to keep.")
+            getattr(model, end)().load_state_dict(trained.state_dict())
     return Classifier(model, name) if isinstance(network, Classifier) else LanguageModel(model, network.tokenizer, name)
 
 

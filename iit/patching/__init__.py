@@ -4,7 +4,8 @@ from iit.patching.ablate import ablate
 from iit.patching.attention import Patterns, attention_map, attention_patterns
 from iit.patching.attribution import Agreement, agreement, attribute
 from iit.patching.contrast import Contrast
-from iit.patching.effects import Cell, Effects
+from iit.patching.effects import Effects
+from iit.patching.grid import Cell, grid
 from iit.patching.lens import lens_map, logit_lens, top_tokens
 from iit.patching.metric import METRICS, Answers
 from iit.patching.patch import patch
@@ -32,6 +33,7 @@ __all__ = [
     "contains",
     "difference_of_means",
     "frame_direction",
+    "grid",
     "lens_map",
     "logit_lens",
     "patch",

@@ -1,30 +1,14 @@
 """The result of a map: what editing each cell does, pair by pair."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
 
 import numpy as np
 
+from iit.patching.grid import Cell
 from iit.patching.metric import METRICS, NORMALISED, SHARES
 from iit.result import Interval, Row, clustered_interval
-from iit.site import Site
-
-
-class Cell(NamedTuple):
-    """One point of a map: a site and, where single ones are edited, a unit of it."""
-
-    site: Site
-    unit: int | None = None
-
-    def coordinates(self) -> dict[str, Any]:
-        """component, layer, head, position and unit, as columns of a table."""
-        site = self.site
-        plain = {name: list(v) if isinstance(v := getattr(site, name), tuple) else v for name in ("layer", "head", "position")}
-        return {"component": site.component or f"{site.module}:{site.side}", **plain, "unit": self.unit}
-
-    def __str__(self) -> str:
-        return str(self.site) + ("" if self.unit is None else f", unit {self.unit}")
 
 
 @final
@@ -90,11 +74,12 @@ class Effects:
 
     def table(self) -> list[dict[str, Any]]:
         """A line for each cell and metric: component, layer, head, position, unit, method, metric, value, low, high, n."""
-        return [
-            {**cell.coordinates(), "method": self.method, "metric": metric, **self._interval(metric, values)._asdict()}
-            for metric in self.values
-            for cell, values in zip(self.cells, self.of(metric), strict=True)
-        ]
+        lines = []
+        for metric in self.values:
+            for cell, values in zip(self.cells, self.of(metric), strict=True):
+                line = cell.coordinates() | {"method": self.method, "metric": metric}
+                lines.append(line | self._interval(metric, values)._asdict())
+        return lines
 
     def rows(self, **facts: Any) -> list[Row]:
         """As rows of `metrics.json`, on changing pairs; those of runs without an edit are `controls`.
@@ -102,28 +87,22 @@ class Effects:
         facts: experiment, network, task, variable, split, seed. A unit stands in the method: `Vanilla[12]`.
         """
         known = {"variable": None, "seed": None, "rank": None, "subset": "changing"} | facts
-        nowhere = dict.fromkeys(("component", "layer", "head", "position"))
-        rows = [
-            Row(**known, **nowhere, method=None, control=control, metric=metric, **self._interval(metric, values)._asdict())
-            for control, run in zip(self.controls, (self.unedited, self.source), strict=False)
-            for metric, values in run.items()
-            if not metric.startswith(NORMALISED)
-        ]
+        rows = []
+        for control, run in zip(self.controls, (self.unedited, self.source), strict=False):
+            for metric, values in run.items():
+                if metric.startswith(NORMALISED):
+                    continue
+                line: dict[str, Any] = dict.fromkeys(("component", "layer", "head", "position", "method"))
+                line |= self._interval(metric, values)._asdict()
+                rows.append(Row(**known, **line, control=control, metric=metric))
         for line in self.table():
             unit = line.pop("unit")
-            method = line.pop("method") + ("" if unit is None else f"[{unit}]")
-            rows.append(Row(**known, **line, method=method, control=None))
+            if unit is not None:
+                line["method"] += f"[{unit}]"
+            rows.append(Row(**known, **line, control=None))
         return rows
 
     def top(self, n: int, metric: str) -> list[int]:
         """The cells that change the metric most, in either direction, the largest first."""
         change = np.abs(self.mean(metric) - self.baseline(metric))
         return [int(i) for i in np.argsort(-change, kind="stable")[:n]]
-
-
-def joined(parts: Sequence[Effects]) -> Effects:
-    """One map of several over the same pairs."""
-    first = parts[0]
-    values = {metric: np.concatenate([part.values[metric] for part in parts]) for metric in first.values}
-    cells = tuple(cell for part in parts for cell in part.cells)
-    return replace(first, cells=cells, values=values)

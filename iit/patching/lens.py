@@ -1,151 +1,155 @@
 """The logit lens: what the network would answer if a layer's residual stream were its last."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
-from iit.data import EncodedPairs, Pairs
-from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
+from iit.intervened import ActivationStore
 from iit.intervened.batch import Inputs, prepare
 from iit.intervened.positions import columns
-from iit.intervention import VanillaIntervention
-from iit.network import LanguageModel, Network
+from iit.network import LanguageModel
 from iit.network.answering import IGNORED
-from iit.network.components import blocks_of
-from iit.patching.contrast import Contrast, activations
-from iit.patching.effects import Cell, Effects
-from iit.patching.metric import Metric, metrics_of
-from iit.patching.patch import Position, of, sites_of
-from iit.patching.running import Run, run_cells
+from iit.patching.contrast import AnyNetwork, Contrasted, column_index, contrast_of, module_of
+from iit.patching.effects import Effects
+from iit.patching.grid import Position, grid, n_blocks, whole_sites
+from iit.patching.metric import Metrics
+from iit.patching.replacement import Replacement
+from iit.patching.running import effects_of
 from iit.site import Site, resolve
 
 
 def logit_lens(
-    network: Network | nn.Module, batch: Inputs, *, layers: Sequence[int] | None = None, position: Position = "last"
+    network: AnyNetwork,
+    batch: Inputs,
+    *,
+    layers: Sequence[int] | None = None,
+    position: Position = "last",
 ) -> Float[Tensor, "layer batch position vocab"]:
     """logits_ℓ = head(norm(block_output_ℓ)), by the network's own code behind its last block (nostalgebraist, 2020; arXiv 2303.08112).
 
-    One forward for all layers. At the last layer these are the network's own logits. Entries of absent positions are zero.
+    One forward for all layers. At the last layer these are the network's own logits. Entries of
+    absent positions are zero.
 
     layers: all blocks by default. position: a role, token indices, or None for every token.
 
-    Raises ValueError for layers and positions that there are not, and for a network without an output head.
+    Raises ValueError for layers and positions that there are not, and for a network without an
+    output head.
     """
-    module = network.model if isinstance(network, Network) else network
-    n_blocks = len(blocks_of(module)[1])
-    layers = list(range(n_blocks)) if layers is None else list(layers)
+    module = module_of(network)
+    top = n_blocks(module) - 1
+    layers = range(top + 1) if layers is None else layers
     prepared = prepare(module, batch)
-    *_, last = sites = [Site("block_output", layer=layer, position=position) for layer in sorted({*layers, n_blocks - 1})]
-    place, seen = columns(last, prepared), {}
+    last = Site("block_output", layer=top, position=position)
+    place = columns(last, prepared)
+    streams: dict[int, Tensor] = {}
 
-    def reader(site: Site) -> Callable[[Tensor], Tensor | None]:
-        def read(activation: Tensor) -> Tensor | None:
-            seen[site.layer] = place.read(activation)
-            if site != last:
-                return None
-            # What comes behind the last block acts on each column by itself: all layers pass through it, in rows as long as the prompts.
-            every = torch.stack([seen[layer] for layer in layers]).flatten(0, 2)
-            short = -len(every) % activation.shape[1]
-            return pad(every, (0, 0, 0, short)).unflatten(0, (-1, activation.shape[1]))
-
-        return read
+    def read(layer: int, activation: Tensor) -> Tensor | None:
+        streams[layer] = place.read(activation)
+        if layer < top:
+            return None
+        # What comes behind the last block acts on each column by itself: all layers pass through it,
+        # in rows as long as the prompts.
+        rows = torch.stack([streams[each] for each in layers]).flatten(0, 2)
+        missing = -len(rows) % activation.shape[1]
+        return pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, activation.shape[1]))
 
     with torch.no_grad(), ExitStack() as stack:
-        for site in sites:
-            stack.callback(resolve(module, site).attach(reader(site)).remove)
+        for layer in sorted({*layers, top}):
+            site = resolve(module, Site("block_output", layer=layer))
+            stack.callback(site.attach(partial(read, layer)).remove)
         output = prepared.through(module)
     if getattr(output, "logits", None) is None:
         raise ValueError(f"{type(module).__name__} has no output head to read a layer by.")
-    shape = len(layers), *next(iter(seen.values())).shape[:2], output.logits.shape[-1]
-    logits = output.logits.flatten(0, 1)[: shape[0] * shape[1] * shape[2]].view(shape)
-    if not isinstance(place.index, Tensor):
-        return logits
-    return logits.masked_fill((place.index == IGNORED)[..., None], 0)
+    shape = (len(layers), *streams[top].shape[:2], -1)
+    n_rows = len(layers) * streams[top].shape[:2].numel()
+    logits = output.logits.flatten(0, 1)[:n_rows].view(shape)
+    if isinstance(place.index, Tensor):
+        logits = logits.masked_fill((place.index == IGNORED)[..., None], 0)
+    return logits
 
 
 def lens_map(
-    network: Network | nn.Module,
-    pairs: Pairs | EncodedPairs | Contrast,
+    network: AnyNetwork,
+    pairs: Contrasted,
     *,
-    layers: Sequence[int] | None = None,
-    positions: Sequence[Position] | None = ("last",),
-    metric: str | Metric | Sequence[str] | Mapping[str, Metric] = ("probability", "logit_difference"),
-    split: str = "validation",
-    variable: str | None = None,
-    sites: Sequence[Site] | None = None,
+    metric: Metrics = ("probability", "logit_difference"),
     store: ActivationStore | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    **where: Any,
 ) -> Effects:
     """The metrics of the logit lens at each layer × position of the bases, as a map whose cells are `block_output`s.
 
-    The lens at (ℓ, p) is a run whose last block's output at the answer is replaced by the base's own block_output_ℓ at p; so the label
-    is that of the pair, and in a map of the last position it is what the answer becomes, layer by layer. Each position is one token.
+    The lens at (ℓ, p) is a run whose last block's output at the answer is replaced by the base's
+    own block_output_ℓ at p; so the label is that of the pair, and in a map of the last position it
+    is what the answer becomes, layer by layer. Each position is one token.
 
-    The arguments: as `patch` takes them. Raises ValueError as `patch` does, and for answers of several tokens.
+    where: layers and positions (the last one by default), or cells, as `patch` takes them. The
+    others, too. Raises ValueError as `patch` does, and for answers of
+    several tokens.
     """
-    contrast = of(network, pairs, split, variable)
+    contrast = contrast_of(network, pairs)
     if contrast.label.shape[1] > 1:
         raise ValueError("The lens reads one token; these answers have several.")
-    found = list(sites) if sites is not None else sites_of(contrast, "block_output", layers, None, positions)
-    last = Site(
-        "block_output", layer=len(blocks_of(network.model if isinstance(network, Network) else network)[1]) - 1, position="last"
-    )
-    seen = activations(contrast.network, contrast.base, found)
-
-    def runner(site: Site, cells: Sequence[Cell]) -> tuple[IntervenedModel, Run]:
-        wide = [cell for cell in cells if seen[cell.site].shape[1] > 1]
-        if wide:
-            raise ValueError(f"The lens reads one token at a time; {wide[0]} names several.")
-        model = IntervenedModel(network, {"cell": Edit(last, VanillaIntervention(), source_sites=site)})
-        each = torch.stack([seen[cell.site] for cell in cells])
-        return model, lambda which, rows, base: model.answer_logits(base, Activations({site: each[which, rows]}))
-
-    return run_cells(
+    where.setdefault("positions", ("last",))
+    read = grid(contrast, components="block_output", **where)
+    bases = prepare(contrast.module, contrast.base)
+    for site in whole_sites(read):
+        if column_index(site, bases).shape[1] > 1:
+            raise ValueError(f"The lens reads one token at a time; {site} names several.")
+    last = Site("block_output", layer=n_blocks(contrast.module) - 1, position="last")
+    replacement = Replacement(contrast, read, contrast.base, at=last)
+    return effects_of(
         contrast,
-        [Cell(site) for site in found],
-        runner,
-        metrics_of(metric),
-        method="LogitLens",
-        store=store,
-        batch_size=batch_size,
-        progress=progress,
+        read,
+        replacement.edit_of,
+        metric,
+        "LogitLens",
+        store,
+        batch_size,
+        progress,
     )
 
 
 def top_tokens(
-    network: LanguageModel, batch: Inputs, *, layers: Sequence[int] | None = None, position: Position = None, n: int = 1
+    network: LanguageModel,
+    batch: Inputs,
+    *,
+    layers: Sequence[int] | None = None,
+    position: Position = None,
+    n: int = 1,
 ) -> list[dict[str, Any]]:
     """The n likeliest tokens of the logit lens: a line for each layer, prompt, position and rank.
 
-    Columns: layer, row (the prompt's number), position (which of the positions that are named), token (the prompt's own there), rank
-    (from 1), top (the likeliest token's text), probability.
+    Columns: layer, row (the prompt's number), position (which of the positions that are named),
+    token (the prompt's own there), rank (from 1), top (the likeliest token's text), probability.
     """
-    logits = logit_lens(network, batch, layers=layers, position=position)
-    found = logits.softmax(-1).topk(n, -1)
-    module, tokenizer = network.model, network.tokenizer
-    prepared = prepare(module, batch)
-    index = columns(Site("block_output", layer=0, position=position), prepared).index
-    index = torch.arange(prepared.tokens.shape[1]).expand(prepared.size, -1) if index is None else torch.as_tensor(index)
-    numbers = list(range(len(logits))) if layers is None else list(layers)
-    return [
-        {
-            "layer": layer,
-            "row": row,
-            "position": place,
-            "token": tokenizer.decode([int(prepared.tokens[row, column])]),
-            "rank": rank + 1,
-            "top": tokenizer.decode([int(found.indices[at, row, place, rank])]),
-            "probability": float(found.values[at, row, place, rank]),
-        }
-        for at, layer in enumerate(numbers)
-        for row in range(prepared.size)
-        for place, column in enumerate(index[row].tolist())
-        if column != IGNORED
-        for rank in range(n)
-    ]
+    likeliest = logit_lens(network, batch, layers=layers, position=position).softmax(-1).topk(n, -1)
+    prompts = prepare(network.model, batch)
+    index = column_index(Site("block_output", layer=0, position=position), prompts)
+    numbers = range(len(likeliest.values)) if layers is None else layers
+    tokenizer: Any = network.tokenizer
+    lines = []
+    for at, row, place, rank in product(*map(range, likeliest.values.shape)):
+        column = index[row, place]
+        if column == IGNORED:
+            continue
+        lines.append(
+            {
+                "layer": numbers[at],
+                "row": row,
+                "position": place,
+                "token": tokenizer.decode([int(prompts.tokens[row, column])]),
+                "rank": rank + 1,
+                "top": tokenizer.decode([int(likeliest.indices[at, row, place, rank])]),
+                "probability": float(likeliest.values[at, row, place, rank]),
+            }
+        )
+    return lines

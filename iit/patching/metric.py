@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,6 +29,8 @@ class Answers(NamedTuple):
 
 Metric = Callable[[Tensor, Answers], Tensor]
 """(logits[batch, n_answer, vocab], answers) → Tensor[batch]; NaN where it has no value."""
+Metrics = str | Metric | Sequence[str] | Mapping[str, Metric]
+"""A name, a function, several names, or {name: function}."""
 
 
 def iia(logits: Tensor, answers: Answers) -> Tensor:
@@ -66,22 +69,39 @@ LIGHT = (iia, difference, probability)
 """Those that do not read the unedited run's logits, which take room."""
 
 
-def metrics_of(given: str | Metric | Sequence[str] | Mapping[str, Metric]) -> dict[str, Metric]:
-    """{name: metric} of a name, a function, several names, or {name: function}.
+def metrics_of(metric: Metrics) -> dict[str, Metric]:
+    """{name: metric}.
 
-    A name with "normalised_" before it stands for the same figure; `Effects` divides. Raises ValueError for an unknown name.
+    A name with "normalised_" before it stands for the same figure; `Effects` divides. Raises
+    ValueError for an unknown name.
     """
-    if isinstance(given, Mapping):
-        return dict(given)
-    if callable(given):
-        return {getattr(given, "__name__", "metric"): given}
-    names = [given] if isinstance(given, str) else list(given)
-    if not names:
+    if isinstance(metric, Mapping):
+        return dict(metric)
+    if callable(metric):
+        return {getattr(metric, "__name__", "metric"): metric}
+    metrics: dict[str, Metric] = {}
+    for name in [metric] if isinstance(metric, str) else metric:
+        plain = str(name).removeprefix(NORMALISED)
+        if plain not in METRICS:
+            raise ValueError(
+                f"There is no metric {name!r}; there are {', '.join(METRICS)}, each also with "
+                f"{NORMALISED!r} before it; functions of (logits, answers) are given as one, or as "
+                "{name: function}."
+            )
+        metrics[name] = METRICS[plain]
+    if not metrics:
         raise ValueError("No metric is named.")
-    unknown = [name for name in names if not isinstance(name, str) or name.removeprefix(NORMALISED) not in METRICS]
-    if unknown:
-        raise ValueError(
-            f"There is no metric {unknown[0]!r}; there are {', '.join(METRICS)}, each also with {NORMALISED!r} before it; functions "
-            "of (logits, answers) are given as one, or as {name: function}."
-        )
-    return {name: METRICS[name.removeprefix(NORMALISED)] for name in names}
+    return metrics
+
+
+def measured(metrics: Mapping[str, Metric], logits: Tensor, answers: Answers) -> dict[str, np.ndarray]:
+    """{metric: float[row]} of logits. Raises ValueError for a metric of another shape."""
+    figures = {}
+    for name, metric in metrics.items():
+        values = torch.as_tensor(metric(logits, answers))
+        if values.shape != (len(logits),):
+            raise ValueError(
+                f"The metric {name!r} gave shape {tuple(values.shape)}; expected one value for each of {len(logits)} rows."
+            )
+        figures[name] = widened(values.cpu()).numpy()
+    return figures

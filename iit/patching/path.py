@@ -1,26 +1,28 @@
 """Path patching: what one part sends to another, with all other paths held at the base's values."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from iit.data import EncodedPairs, Pairs
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
 from iit.intervened.batch import prepare
 from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention, VanillaIntervention
-from iit.network import Network
-from iit.network.components import blocks_of
-from iit.patching.contrast import Contrast
-from iit.patching.effects import Cell, Effects
-from iit.patching.metric import Metric, metrics_of
-from iit.patching.patch import Position, from_source, of, sites_of
-from iit.patching.running import BEHIND, Run, run_cells
+from iit.patching.contrast import AnyNetwork, Contrasted, contrast_of, prompts_of
+from iit.patching.effects import Effects
+from iit.patching.grid import Cell, grid, n_blocks, whole_sites
+from iit.patching.metric import Metrics
+from iit.patching.replacement import Replacement
+from iit.patching.running import BEHIND, CellGroup, CellRows, Edited, effects_of
 from iit.site import Site
 
 SUBLAYERS = ("attention", "mlp")
+SENDERS = {"components": "attention_value_output", "heads": "all", "positions": ("last",)}
 
 # When each component is computed inside its block.
 _ORDER = {
@@ -34,117 +36,136 @@ _ORDER = {
 
 
 def path_patch(
-    network: Network | nn.Module,
-    pairs: Pairs | EncodedPairs | Contrast,
+    network: AnyNetwork,
+    pairs: Contrasted,
     receivers: Site | Sequence[Site] = (),
     *,
-    components: str | Sequence[str] = "attention_value_output",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | str | None = "all",
-    positions: Sequence[Position] | None = ("last",),
-    sites: Sequence[Site] | None = None,
     through: Sequence[str] = (),
     direction: str = "noising",
-    metric: str | Metric | Sequence[str] | Mapping[str, Metric] = "logit_difference",
-    split: str = "validation",
-    variable: str | None = None,
+    metric: Metrics = "logit_difference",
     store: ActivationStore | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    **where: Any,
 ) -> Effects:
     """The effect of each sender on the answer by way of the receivers alone (arXiv 2211.00593, 2304.05969).
 
-    Two runs, one after the other, nothing linearised. In the first the sender has the source's activation, and the writes of all
-    later sublayers have the base's, so that the receivers see the sender through the residual stream alone; what they see is kept.
-    In the second the base is run with that in the receivers' place, and all else follows. Without receivers the answer is read
-    in the first run: the direct effect on the logits.
+    Two runs, one after the other, nothing linearised. In the first the sender has the source's
+    activation, and the writes of all later sublayers have the base's, so that the receivers see the
+    sender through the residual stream alone; what they see is kept. In the second the base is run
+    with that in the receivers' place, and all else follows. Without receivers the answer is read in
+    the first run: the direct effect on the logits.
 
-    MLPs are held, too, unless `through` names them. The paper on IOI (arXiv 2211.00593) lets MLPs follow the sender: its
-    figures are those of through=["mlp"].
+    MLPs are held, too, unless `through` names them. The paper on IOI (arXiv 2211.00593) lets MLPs
+    follow the sender: its figures are those of through=["mlp"].
 
-    receivers: sites to be reached, all at once: a later head's `query_output`, `key_output`, `value_output`, an `mlp_input`, ….
-    components, layers, heads, positions: of the senders, as `patch` takes them; those that lie before no receiver are left out.
-    sites: the senders, in place of their product.
-    through: sublayers that are not held but follow the sender: "mlp", "attention". With both, and without receivers, this is
-        activation patching.
+    receivers: sites to be reached, all at once: a later head's `query_output`, `key_output`,
+        `value_output`, an `mlp_input`, ….
+    through: sublayers that are not held but follow the sender: "mlp", "attention". With both, and
+        without receivers, this is activation patching.
+    where: the senders, as `patch` takes them; by default every head at the last token. Of a product
+        those that lie before no receiver are left out.
     The others: as `patch` takes them.
 
-    Raises ValueError for a sublayer that is neither, sites that lie before no receiver, sites that are no components, and
-    answers of several tokens.
+    Raises ValueError for a sublayer that is neither, senders that lie before no receiver, sites that
+    are no components, and answers of several tokens.
     """
-    unknown = [name for name in through if name not in SUBLAYERS]
-    if unknown:
-        raise ValueError(f"through={unknown[0]!r} is none of {', '.join(SUBLAYERS)}.")
-    contrast = of(network, pairs, split, variable, direction)
+    for name in through:
+        if name not in SUBLAYERS:
+            raise ValueError(f"through={name!r} is none of {', '.join(SUBLAYERS)}.")
+    contrast = contrast_of(network, pairs, direction)
     if contrast.label.shape[1] > 1:
         raise ValueError("Path patching holds the prompts' activations at the base's; answers of several tokens are not prompts.")
     receivers = (receivers,) if isinstance(receivers, Site) else tuple(receivers)
-    found = list(sites) if sites is not None else sites_of(contrast, components, layers, heads, positions)
-    before = [site for site in found if not receivers or any(_when(site) < _when(receiver) for receiver in receivers)]
-    if not before or (sites is not None and len(before) < len(found)):
-        late = next(site for site in found if site not in before)
-        raise ValueError(f"The sender {late} lies before none of the receivers {', '.join(map(str, receivers))}.")
-    n_blocks = len(blocks_of(network.model if isinstance(network, Network) else network)[1])
-    take = from_source(contrast)
-
-    def runner(site: Site, cells: Sequence[Cell]) -> tuple[IntervenedModel, Run]:
-        held = {str(s): Edit(s, VanillaIntervention()) for s in _held(site, n_blocks, through)}
-        seen: dict[str, Tensor] = {}
-        readers = {f"seen at {s}": Edit(s, LambdaIntervention(_keeper(seen, str(s)))) for s in receivers}
-        model = IntervenedModel(network, {"cell": Edit(site, VanillaIntervention()), **held, **readers})
-        second = IntervenedModel(network, {str(s): Edit(s, VanillaIntervention()) for s in receivers})
-        given = take(model, site, cells)
-
-        def run(which: Tensor, pairs: Tensor, base: dict[str, Any]) -> Tensor:
-            own = {key: value for key, value in base.items() if key != "answer"}
-            theirs = {"cell": given(which, pairs, base), **dict.fromkeys(held, own)}
-            logits = model.answer_logits(base, theirs)
-            if not receivers:
-                return logits
-            second.store = model.store
-            batch = prepare(model.network, own)
-            many = {s: counts(columns(s, batch), batch) for s in receivers}
-            return second.answer_logits(base, {str(s): Activations({s: seen[str(s)]}, {s: many[s]}) for s in receivers})
-
-        return model, run
-
-    return run_cells(
+    for name, default in SENDERS.items():
+        where.setdefault(name, default)
+    senders = grid(contrast, **where)
+    early = []
+    late = []
+    for site in whole_sites(senders):
+        before = not receivers or any(_when(site) < _when(receiver) for receiver in receivers)
+        (early if before else late).append(site)
+    if late and (where.get("cells") is not None or not early):
+        reached = ", ".join(map(str, receivers))
+        raise ValueError(f"The sender {late[0]} lies before none of the receivers {reached}.")
+    cells = list(map(Cell, early))
+    paths = _Paths(Replacement(contrast, cells, contrast.source), receivers, through)
+    return effects_of(
         contrast,
-        [Cell(site) for site in before],
-        runner,
-        metrics_of(metric),
-        method="PathPatching",
-        store=store,
-        batch_size=batch_size,
-        progress=progress,
+        cells,
+        paths.edit_of,
+        metric,
+        "PathPatching",
+        store,
+        batch_size,
+        progress,
     )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Paths:
+    """The two runs of each sender."""
+
+    senders: Replacement
+    receivers: Sequence[Site]
+    through: Sequence[str]
+
+    def edit_of(self, group: CellGroup) -> Edited:
+        """The first run, and the second behind it."""
+        seen: dict[Site, Tensor] = {}
+        held = self._held(group)
+        edits: dict[Any, Edit] = {"cell": Edit(group.site, VanillaIntervention())}
+        for site in held:
+            edits[str(site)] = Edit(site, VanillaIntervention())
+        for site in self.receivers:
+            keeper = LambdaIntervention(partial(_keep, seen, site))
+            edits[f"seen at {site}"] = Edit(site, keeper)
+        first = IntervenedModel(group.contrast.network, edits)
+        received: dict[Any, Edit] = {site: Edit(site, VanillaIntervention()) for site in self.receivers}
+        second = IntervenedModel(group.contrast.network, received)
+
+        def logits(rows: CellRows) -> Tensor:
+            prompts = prompts_of(rows.base)
+            sources: dict[str, Any] = dict.fromkeys(map(str, held), prompts)
+            sources["cell"] = self.senders.of(group, rows)
+            direct = first.answer_logits(rows.base, sources)
+            if not self.receivers:
+                return direct
+            second.store = first.store
+            batch = prepare(first.network, prompts)
+            theirs: dict[Any, Activations] = {}
+            for site in self.receivers:
+                n = counts(columns(site, batch), batch)
+                theirs[site] = Activations({site: seen[site]}, {site: n})
+            return second.answer_logits(rows.base, theirs)
+
+        return Edited(first, logits)
+
+    def _held(self, group: CellGroup) -> list[Site]:
+        """The writes behind the sender that are kept at the base's values."""
+        sender = group.site
+        position = None if sender.position is None else BEHIND
+        sites = []
+        for block, name in product(range(n_blocks(group.contrast.module)), SUBLAYERS):
+            site = Site(f"{name}_write", layer=block, position=position)
+            if name not in self.through and _when(sender) < _when(site):
+                sites.append(site)
+        return sites
 
 
 def _when(site: Site) -> tuple[float | int, int]:
     """Sites in the order in which a run computes them; those of one rank do not reach each other."""
     if site.component is None:
         raise ValueError(f"{site} is no component: it does not say before or behind which others it is computed.")
-    layer = site.layer if site.layer is not None else -1 if site.component == "embedding_output" else torch.inf
+    layer = site.layer
+    if layer is None:
+        layer = -1 if site.component == "embedding_output" else torch.inf
     return layer, _ORDER[site.component]
 
 
-def _held(sender: Site, n_blocks: int, through: Sequence[str]) -> list[Site]:
-    """The writes behind the sender that are kept at the base's values."""
-    layer, order = _when(sender)
-    position = None if sender.position is None else BEHIND
-    return [
-        Site(f"{name}_write", layer=block, position=position)
-        for block in range(n_blocks)
-        for name in SUBLAYERS
-        if name not in through and (layer, order) < (block, _ORDER[f"{name}_write"])
-    ]
-
-
-def _keeper(seen: dict[str, Tensor], name: str) -> Any:
-    """Notes what a receiver sees and leaves it as it is; of a checked batch the last run's, all of them being alike."""
-
-    def keep(activation: Tensor) -> Tensor:
-        seen[name] = activation.detach().clone()
-        return activation
-
-    return keep
+def _keep(seen: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
+    """Notes what a receiver sees and leaves it as it is; of a checked batch the last run's, all of
+    them being alike."""
+    seen[site] = activation.detach().clone()
+    return activation

@@ -20,6 +20,7 @@ from iit.site import Site
 Effect = Callable[[Sequence[str]], Sequence[float]]
 """Generated texts (without their prompts) → a figure for each."""
 NOTHING = "no_intervention"
+LOSS = "negative_log_likelihood"
 
 
 @final
@@ -39,8 +40,8 @@ class Steered:
     def interval(self, point: int, metric: str) -> Interval:
         """Mean over prompts with its 95% interval; of "perplexity" the exponential of those of "negative_log_likelihood"."""
         if metric == "perplexity":
-            found = self.interval(point, "negative_log_likelihood")
-            return found._replace(value=float(np.exp(found.value)), low=float(np.exp(found.low)), high=float(np.exp(found.high)))
+            value, low, high, n = self.interval(point, LOSS)
+            return Interval(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)), n)
         values = self.values[metric][point]
         bounded = bool(np.isin(values, (0.0, 1.0)).all())
         return clustered_interval(values, np.arange(len(values)), bounded=bounded)
@@ -48,55 +49,57 @@ class Steered:
     @property
     def metrics(self) -> tuple[str, ...]:
         """What is measured, the effects first."""
-        return (*(name for name in self.values if name != "negative_log_likelihood"), "perplexity")
+        return (*(name for name in self.values if name != LOSS), "perplexity")
 
     def table(self) -> list[dict[str, Any]]:
         """A line for each point and metric: method, strength, metric, value, low, high, n."""
-        return [
-            {"method": method, "strength": strength, "metric": metric, **self.interval(point, metric)._asdict()}
-            for point, (method, strength) in enumerate(self.points)
-            for metric in self.metrics
-        ]
+        lines = []
+        for point, (method, strength) in enumerate(self.points):
+            for metric in self.metrics:
+                line = {"method": method, "strength": strength, "metric": metric}
+                lines.append(line | self.interval(point, metric)._asdict())
+        return lines
 
     def rows(self, site: Site, **facts: Any) -> list[Row]:
         """As rows of `metrics.json`: the strength stands in the method (`difference_of_means, strength 2`)."""
         known = {"variable": None, "seed": None, "rank": None, "task": None, "subset": "all"} | facts
-        place = {"component": site.component, "layer": site.layer, "head": site.head, "position": site.position}
-        return [
-            Row(
-                **known,
-                **(dict.fromkeys(place) if line["method"] == NOTHING else place),
-                method=None if line["method"] == NOTHING else f"{line['method']}, strength {line['strength']:g}",
-                control=NOTHING if line["method"] == NOTHING else None,
-                **{name: line[name] for name in ("metric", "value", "low", "high", "n")},
-            )
-            for line in self.table()
-        ]
+        rows = []
+        for line in self.table():
+            place = {name: getattr(site, name) for name in ("component", "layer", "head", "position")}
+            method, strength = line.pop("method"), line.pop("strength")
+            if method == NOTHING:
+                place = dict.fromkeys(place)
+                line |= {"method": None, "control": NOTHING}
+            else:
+                line |= {"method": f"{method}, strength {strength:g}", "control": None}
+            rows.append(Row(**known, **place, **line))
+        return rows
 
     def generations(self) -> list[dict[str, Any]]:
         """A line for each point and prompt: method, strength, prompt, text, and its figures."""
-        return [
-            {"method": method, "strength": strength, "prompt": prompt, "text": self.texts[point][row]}
-            | {name: float(values[point, row]) for name, values in self.values.items()}
-            for point, (method, strength) in enumerate(self.points)
-            for row, prompt in enumerate(self.prompts)
-        ]
+        lines = []
+        for point, (method, strength) in enumerate(self.points):
+            for row, prompt in enumerate(self.prompts):
+                line = {"method": method, "strength": strength, "prompt": prompt}
+                line["text"] = self.texts[point][row]
+                for name, values in self.values.items():
+                    line[name] = float(values[point, row])
+                lines.append(line)
+        return lines
 
     def chosen(self, effect: str, max_ratio: float | int) -> dict[str, float]:
         """Of each method the strength of largest effect whose perplexity is at most `max_ratio` times that without an edit.
 
         Of equal effects the smallest strength; methods none of whose strengths are that fluent are left out.
         """
-        bound, found = max_ratio * self.interval(0, "perplexity").value, {}
-        for method in dict.fromkeys(name for name, _ in self.points[1:]):
-            fluent = [
-                (-self.interval(i, effect).value, strength)
-                for i, (name, strength) in enumerate(self.points)
-                if name == method and self.interval(i, "perplexity").value <= bound
-            ]
-            if fluent:
-                found[method] = min(fluent)[1]
-        return found
+        bound = max_ratio * self.interval(0, "perplexity").value
+        best: dict[str, tuple[float, float]] = {}
+        for point, (method, strength) in enumerate(self.points):
+            if method == NOTHING or self.interval(point, "perplexity").value > bound:
+                continue
+            rank = (-self.interval(point, effect).value, strength)
+            best[method] = min(rank, best.get(method, rank))
+        return {method: strength for method, (_, strength) in best.items()}
 
 
 def steer(
@@ -128,35 +131,43 @@ def steer(
     """
     if not prompts or not methods or not strengths:
         raise ValueError("Steering needs at least one prompt, one method and one strength.")
-    if NOTHING in methods or set(effects) & {"negative_log_likelihood", "distinct", "perplexity"}:
+    if NOTHING in methods or {LOSS, "distinct", "perplexity"} & set(effects):
         raise ValueError(f"{NOTHING!r} and the figures of fluency have their names: call methods and effects otherwise.")
-    several = {name: [each] if isinstance(each, Intervention) else list(each) for name, each in methods.items()}
-    for name, each in several.items():
-        if any(intervention.needs_source for intervention in each):
+    if not isinstance(strengths, Mapping):
+        strengths = dict.fromkeys(methods, strengths)
+    for name in strengths:
+        if name not in methods:
+            raise ValueError(f"strengths names {name!r}; the methods are {list(methods)}.")
+    points = [(NOTHING, 0.0)]
+    edits: list[list[dict[Any, Intervention]]] = [[{}]]
+    for name, method in methods.items():
+        interventions = [method] if isinstance(method, Intervention) else method
+        if any(each.needs_source for each in interventions):
             raise ValueError(f"{name!r} reads a source: steering takes interventions without one, such as AdditionIntervention.")
-    given = strengths if isinstance(strengths, Mapping) else dict.fromkeys(methods, strengths)
-    unknown = [name for name in given if name not in methods]
-    if unknown:
-        raise ValueError(f"strengths names {unknown[0]!r}; the methods are {list(methods)}.")
-    points = [(NOTHING, 0.0), *((name, float(s)) for name in methods for s in given.get(name, ()))]
-    texts, values = [], []
-    for name, strength in points:
-        edits: list[dict[Any, Intervention]] = (
-            [{site: scaled(each, strength)} for each in several[name]] if name != NOTHING else [{}]
-        )
-        runs = [
-            _generated(IntervenedModel(network, edit), network, prompts, scope, max_new_tokens, batch_size, options)
-            for edit in edits
-        ]
+        for strength in strengths.get(name, ()):
+            points.append((name, float(strength)))
+            edits.append([{site: scaled(each, float(strength))} for each in interventions])
+    options |= {"scope": scope, "max_new_tokens": max_new_tokens}
+    texts = []
+    columns = []
+    for several in edits:
+        runs = []
+        for edit in several:
+            generated, figures = _generated(network, edit, prompts, batch_size, options)
+            for name, effect in effects.items():
+                column = np.asarray(effect(generated), dtype=float)
+                if column.shape != (len(prompts),):
+                    raise ValueError(
+                        f"The effect {name!r} gave shape {column.shape}; expected one value for each of {len(prompts)} texts."
+                    )
+                figures[name] = column
+            runs.append((generated, figures))
         texts.append(runs[0][0])
-        read = [{n: np.asarray(effect(told), dtype=float) for n, effect in effects.items()} | own for told, own in runs]
-        for metric, column in (item for each in read for item in each.items()):
-            if column.shape != (len(prompts),):
-                raise ValueError(
-                    f"The effect {metric!r} gave shape {column.shape}; expected one value for each of {len(prompts)} texts."
-                )
-        values.append({metric: np.mean([each[metric] for each in read], 0) for metric in read[0]})
-    return Steered(tuple(points), {m: np.stack([v[m] for v in values]) for m in values[0]}, tuple(prompts), tuple(texts))
+        columns.append([figures for _, figures in runs])
+    values = {}
+    for name in (*effects, LOSS, "distinct"):
+        values[name] = np.stack([np.mean([each[name] for each in point], 0) for point in columns])
+    return Steered(tuple(points), values, tuple(prompts), tuple(texts))
 
 
 def scaled(intervention: Intervention, strength: float) -> Intervention:
@@ -170,10 +181,14 @@ def contains(words: Sequence[str]) -> Effect:
     if not wanted:
         raise ValueError("There is no word to look for.")
 
-    def found(texts: Sequence[str]) -> list[float]:
-        return [float(any(word.strip(".,!;:?()'\"").lower() in wanted for word in text.split())) for text in texts]
+    def effect(texts: Sequence[str]) -> list[float]:
+        shares = []
+        for text in texts:
+            there = {word.strip(".,!;:?()'\"").lower() for word in text.split()}
+            shares.append(float(bool(there & wanted)))
+        return shares
 
-    return found
+    return effect
 
 
 def difference_of_means(
@@ -188,14 +203,16 @@ def difference_of_means(
     """
     means = []
     for batch in (towards, away):
-        found = capture(network, batch, site)
-        activation, n_each = found[site].float(), found.counts[site]
-        steps = torch.arange(activation.shape[1], device=activation.device)
-        has = steps.expand(len(activation), -1) < (activation.shape[1] if n_each is None else n_each.unsqueeze(1))
-        has = has & (steps > 0) if site.position is None else has
-        if not bool(has.any()):
+        captured = capture(network, batch, site)
+        activation = captured[site].float()
+        n = captured.counts[site]
+        columns = torch.arange(activation.shape[1], device=activation.device)
+        real = columns.expand(len(activation), -1) >= (1 if site.position is None else 0)
+        if n is not None:
+            real = real & (columns < n.unsqueeze(1))
+        if not bool(real.any()):
             raise ValueError("The prompts have no token beside their first: there is no mean to take.")
-        means.append(activation[has].mean(0))
+        means.append(activation[real].mean(0))
     return means[0] - means[1]
 
 
@@ -220,31 +237,34 @@ def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> l
 
 
 def _generated(
-    model: IntervenedModel,
     network: LanguageModel,
+    edit: Mapping[Any, Intervention],
     prompts: Sequence[str],
-    scope: str,
-    n_new: int,
     batch_size: int,
     options: Mapping[str, Any],
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """What is generated for each prompt, its −log p a token without an edit, and its share of distinct pairs."""
+    model = IntervenedModel(network, edit)
+    plain = IntervenedModel(network, {})
     tokenizer: Any = network.tokenizer
-    plain, texts, losses, distinct = IntervenedModel(network, {}), [], [], []
+    options = {"do_sample": False, **options, "pad_token_id": tokenizer.pad_token_id}
+    texts, losses, distinct = [], [], []
     for start in range(0, len(prompts), batch_size):
         batch = network.encode(list(prompts[start : start + batch_size]))
-        chosen = {"do_sample": False, **options, "max_new_tokens": n_new, "pad_token_id": tokenizer.pad_token_id}
+        n_columns = batch["input_ids"].shape[1]
         with torch.no_grad():
-            new = model.generate(batch, scope=scope, **chosen)[:, batch["input_ids"].shape[1] :].cpu()
-            ended = (new == tokenizer.eos_token_id).long().cumsum(1)
-            answer = new.masked_fill((ended - (new == tokenizer.eos_token_id).long()) > 0, IGNORED)
-            log_p = plain.answer_logits({**batch, "answer": answer}).float().log_softmax(-1).cpu()
+            new = model.generate(batch, **options)[:, n_columns:].cpu()
+            end = (new == tokenizer.eos_token_id).long()
+            answer = new.masked_fill(end.cumsum(1) > end, IGNORED)
+            logits = plain.answer_logits({**batch, "answer": answer})
+            log_p = logits.float().log_softmax(-1).cpu()
         real = answer != IGNORED
-        each = -log_p.gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        losses.append(((each * real).sum(1) / real.sum(1)).double().numpy())
-        for row, keep in zip(answer, real, strict=True):
-            ids = row[keep].tolist()
+        loss = -log_p.gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        losses.append(((loss * real).sum(1) / real.sum(1)).double().numpy())
+        for row in range(len(answer)):
+            ids = answer[row, real[row]].tolist()
             texts.append(tokenizer.decode(ids, skip_special_tokens=True))
             neighbours = list(pairwise(ids))
-            distinct.append(len(set(neighbours)) / len(neighbours) if neighbours else 1.0)
-    return tuple(texts), {"negative_log_likelihood": np.concatenate(losses), "distinct": np.array(distinct)}
+            n_distinct = len(set(neighbours))
+            distinct.append(n_distinct / len(neighbours) if neighbours else 1.0)
+    return tuple(texts), {LOSS: np.concatenate(losses), "distinct": np.array(distinct)}

@@ -41,7 +41,15 @@ def patched(
     Raises ValueError for a site the network lacks, a position a prompt lacks, and a variable the pairs do not have.
     """
     contrast = Contrast.of(network, pairs, variable=variable, every=True)
-    metrics = ("iia", "logit_difference")
-    found = patch(network, contrast, sites=sites, metric=metrics, store=store, batch_size=batch_size, progress=progress)
-    right, difference = (found.of(metric) for metric in metrics)
-    return {site: Patched(right[i].astype(bool), difference[i]) for i, site in enumerate(sites)}
+    effects = patch(
+        network,
+        contrast,
+        cells=sites,
+        metric=("iia", "logit_difference"),
+        store=store,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    right = effects.of("iia").astype(bool)
+    difference = effects.of("logit_difference")
+    return dict(zip(sites, map(Patched, right, difference), strict=True))

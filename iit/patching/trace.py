@@ -1,26 +1,27 @@
 """Causal tracing: the subject is corrupted, and states of the clean run are put back to see which of them restore the answer."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from iit.data import EncodedPairs, Pairs
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
 from iit.intervention import AdditionIntervention, VanillaIntervention
-from iit.network import Network
 from iit.network.answering import IGNORED
-from iit.network.components import blocks_of
-from iit.patching.contrast import Contrast, activations
+from iit.patching.ahead import activations
+from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, taken
 from iit.patching.corrupted import EMBEDDING, Corruption, corruption, questions, subject_deviation
-from iit.patching.effects import Cell, Effects
-from iit.patching.metric import Metric, metrics_of
-from iit.patching.patch import Position, common_positions, sites_of
-from iit.patching.running import CELL, Run, Runner, cell_values, unedited
+from iit.patching.effects import Effects
+from iit.patching.grid import Cell, common_positions, grid, n_blocks, whole_sites
+from iit.patching.metric import Metrics, metrics_of
+from iit.patching.running import CELL, CellGroup, CellRows, Edited, cell_values, unedited
 from iit.site import Site
+
+log = logging.getLogger(__name__)
 
 SPANS = ("subject_first", "subject_middle", "subject_last", "after_subject", "further", "last")
 """The kinds of tokens from the subject on, as the paper has them. A subject's only token is `subject_last`; a prompt's last one `last`."""
@@ -29,143 +30,209 @@ TOKEN = "token"
 
 
 def trace(
-    network: Network | nn.Module,
-    prompts: Pairs | EncodedPairs | Contrast | Mapping[str, Any],
+    network: AnyNetwork,
+    prompts: Contrasted | Mapping[str, Any],
     *,
     subject: str = "subject",
-    components: str | Sequence[str] = "block_output",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | str | None = None,
-    positions: Sequence[Position] | str = SPANS,
-    sites: Sequence[Site] | None = None,
     window: int = 1,
     multiple: float = 3.0,
     draws: int = 10,
     seed: int = 0,
     only: Sequence[int] | None = None,
-    metric: str | Metric | Sequence[str] | Mapping[str, Metric] = "probability",
-    split: str = "validation",
-    variable: str | None = None,
-    store: ActivationStore | None = None,
+    metric: Metrics = "probability",
     batch_size: int = 64,
-    progress: bool = False,
+    **where: Any,
 ) -> Effects:
     """Causal tracing (ROME, arXiv 2202.05262): what restoring each cell does to runs whose subject is corrupted, mean over draws of noise.
 
-    The embeddings of the subject's tokens become h + multiple·σ·ε, ε ~ N(0, 1), σ the standard deviation of the embeddings of
-    all the prompts' subjects, as in the paper; in the same run the cell gets its value of the clean run. ε depends on the seed, the draw and the prompt's tokens
-    alone, so it is the same for all cells. In the result `source` is the clean run and `unedited` the corrupted one: a
-    `normalised_` metric is 0 where nothing is restored, and 1 where all is.
+    The embeddings of the subject's tokens become h + multiple·σ·ε, ε ~ N(0, 1), σ the standard
+    deviation of the embeddings of all the prompts' subjects, as in the paper; in the same run the
+    cell gets its value of the clean run. ε depends on the seed, the draw and the prompt's tokens
+    alone, so it is the same for all cells. In the result `source` is the clean run and `unedited` the
+    corrupted one: a `normalised_` metric is 0 where nothing is restored, and 1 where all is.
 
-    prompts: a batch with `answer`; of pairs the distinct bases, each with its own answer. subject: the role that is corrupted.
-    positions: those of `SPANS` stand for several tokens, each of which is restored by itself; the effects are averaged, NaN where
-        a prompt has none. Other roles and token indices: as `patch` takes them. "tokens": every index that all prompts have.
+    prompts: a batch with `answer`; of pairs the distinct bases, each with its own answer.
+    subject: the role that is corrupted.
     window: layers that are restored at once, the cell's in the middle; fewer at the ends.
-    only: numbers of the prompts that are traced; all by default. σ is of all in any case. store: for corrupted runs with nothing restored.
+    only: numbers of the prompts that are traced; all by default. σ is of all in any case.
+    where: as `patch` takes it. Of the positions those of `SPANS`, the default, stand for several
+        tokens, each of which is restored by itself; the effects are averaged, NaN where a prompt has
+        none. positions="tokens": every index that all prompts have.
     The others: as `patch` takes them.
 
-    Raises ValueError for prompts without an answer of their own, or one of several tokens, a subject that a prompt lacks, windows
-    that have no middle or are wider than the network, and sites the network lacks.
+    Raises ValueError for prompts without an answer of their own, or one of several tokens, a subject
+    that a prompt lacks, numbers of prompts that do not exist, windows that have no middle or are
+    wider than the network, and sites the network lacks.
     """
-    clean = questions(network, prompts, split, variable, None)
-    columns = _subject(clean, subject)
-    deviation = subject_deviation(clean, columns)
-    if only is not None:
-        clean = questions(network, prompts, split, variable, only)
-        columns = _subject(clean, subject)
-    clean = _with_roles(clean, _spans(columns, clean.base["attention_mask"].sum(1)))
-    if isinstance(positions, str):
-        if positions != "tokens":
-            raise ValueError(f"positions={positions!r}: give a list of roles or token indices, or 'tokens' for each by itself.")
-        positions = common_positions(clean)
-    none = [span for span in SPANS if not _present(clean.base["positions"][span])]
-    if positions is SPANS:
-        positions = [span for span in SPANS if span not in none]
-    found = list(sites) if sites is not None else sites_of(clean, components, layers, heads, positions)
-    module = network.model if isinstance(network, Network) else network
-    n_blocks = len(blocks_of(module)[1])
-    if window % 2 == 0 or not 0 < window <= n_blocks or (window > 1 and any(site.layer is None for site in found)):
-        raise ValueError(
-            f"window={window}: a window has a layer in its middle, so it is odd, and at most the network's {n_blocks} layers; "
-            "of sites without a layer it is 1."
-        )
-    lost = [site.position for site in found if site.position in none]
-    if lost:
-        raise ValueError(f"No prompt has a token of the span {lost[0]!r}.")
-    if draws < 1 or not found:
-        raise ValueError(f"There is nothing to do with {draws} draws of noise and {len(found)} sites.")
-    metrics, scale = metrics_of(metric), multiple * deviation
-    options = {"batch_size": batch_size, "progress": progress}
-    before, plain = unedited(clean, clean.base, metrics)
-    tokens = _Tokens.of(clean, [span for span in SPANS if any(site.position == span for site in found)])
-    whole = [Cell(site) for site in found if site.position not in SPANS]
-    single = [Cell(s) for s in dict.fromkeys(replace(site, position=TOKEN) for site in found if site.position in SPANS)]
-    jobs = [(clean, torch.arange(len(clean)), whole), (tokens.rows(clean), tokens.prompt, single)]
-    windows = {replace(site, position=None): _window(replace(site, position=None), window, n_blocks) for site in found}
-    states = activations(network, clean.base, list(dict.fromkeys(site for sites in windows.values() for site in sites)))
+    if draws < 1:
+        raise ValueError(f"There is nothing to do with {draws} draws of noise.")
+    clean, columns, deviation = _traced(network, prompts, subject, only)
+    sites = _sites(clean, where)
+    n_layers = n_blocks(clean.module)
+    _check_window(window, n_layers, sites)
+    restored: list[Site] = []
+    for site in sites:
+        restored += _window(replace(site, position=None), window, n_layers)
+    states = activations(network, clean.base, list(dict.fromkeys(restored)))
+
+    # Each token of a span is restored by itself: it is a row of its own.
+    in_spans = [site for site in sites if site.position in SPANS]
+    one_token = dict.fromkeys(replace(site, position=TOKEN) for site in in_spans)
+    tokens = _SpanTokens.of(clean, {str(site.position) for site in in_spans})
+    others = [Cell(site) for site in sites if site.position not in SPANS]
+    every = torch.arange(len(clean))
+    runs = [(clean, every, others), (tokens.contrast, tokens.prompt, list(map(Cell, one_token)))]
+    metrics = metrics_of(metric)
+    before, logits = unedited(clean, clean.base, metrics)
     drawn = []
     for draw in range(draws):
-        noise = corruption(clean, columns, scale, seed, draw)
-        held = ActivationStore(module, layers=range(1, n_blocks + 1), under=noise.applied)
-        alone = cell_values(clean, [Cell(EMBEDDING)], _corrupted(noise), metrics, plain, store=store, **options)
-        values = {(name, None): value[0] for name, value in alone.items()}
-        for contrast, prompt, cells in jobs:
-            if cells:
-                runner, logits = _restored(clean, noise, prompt, windows, states), None if plain is None else plain[prompt]
-                restored = cell_values(contrast, cells, runner, metrics, logits, store=held, **options)
-                values |= {(n, cell.site): value[i] for n, value in restored.items() for i, cell in enumerate(cells)}
+        log.info("Draw %d of %d", draw + 1, draws)
+        noise = corruption(clean, columns, multiple * deviation, seed, draw)
+        embedding = [Cell(EMBEDDING)]
+        alone = cell_values(clean, embedding, noise.edit_of, metrics, logits, None, batch_size)
+        values: dict[Any, np.ndarray] = {(name, None): column for name, (column,) in alone.items()}
+        under = ActivationStore(clean.module, layers=range(1, n_layers + 1), under=noise.applied)
+        for contrast, prompt, cells in runs:
+            if not cells:
+                continue
+            edit_of = _Restored(noise, prompt, window, states).edit_of
+            plain = None if logits is None else logits[prompt]
+            figures = cell_values(contrast, cells, edit_of, metrics, plain, under, batch_size)
+            for name, by_cell in figures.items():
+                for cell, column in zip(cells, by_cell, strict=True):
+                    values[name, cell.site] = column
         drawn.append(values)
     mean = {key: np.mean([values[key] for values in drawn], 0) for key in drawn[0]}
 
-    def restored_at(name: str, site: Site) -> np.ndarray:
-        if site.position not in SPANS:
-            return mean[name, site]
-        return tokens.averaged(mean[name, replace(site, position=TOKEN)], str(site.position), len(clean))
-
+    effects: dict[str, np.ndarray] = {}
+    for name in metrics:
+        by_site = []
+        for site in sites:
+            if site in in_spans:
+                by_token = mean[name, replace(site, position=TOKEN)]
+                by_site.append(tokens.averaged(by_token, site.position, len(clean)))
+            else:
+                by_site.append(mean[name, site])
+        effects[name] = np.stack(by_site)
     return Effects(
-        tuple(Cell(site) for site in found),
-        {name: np.stack([restored_at(name, site) for site in found]) for name in metrics},
+        tuple(map(Cell, sites)),
+        effects,
         {name: mean[name, None] for name in metrics},
         before,
         clean.clusters,
         "CausalTracing" + ("" if window == 1 else f", window {window}"),
         controls=("corrupted", "no_intervention"),
-        labels=clean.tokens(list(dict.fromkeys(site.position for site in found))),
+        labels=clean.tokens(list(dict.fromkeys(site.position for site in sites))),
     )
 
 
+@final
 @dataclass(frozen=True, eq=False)
-class _Tokens:
-    """Single tokens as rows: of which prompt, at which column, of which span; LongTensor[row] and str[row]."""
+class _SpanTokens:
+    """Single tokens as rows.
 
+    contrast: a row for each, with its column at the role `TOKEN`. prompt: LongTensor[row].
+    span: str[row].
+    """
+
+    contrast: Contrast
     prompt: Tensor
-    column: Tensor
     span: np.ndarray
 
     @classmethod
-    def of(cls, clean: Contrast, spans: Sequence[str]) -> "_Tokens":
-        found = [(prompt, column, span) for span in spans for prompt, column in _present(clean.base["positions"][span])]
-        prompt, column, span = zip(*found, strict=True) if found else ((), (), ())
-        return cls(torch.tensor(prompt, dtype=torch.long), torch.tensor(column, dtype=torch.long), np.array(span, dtype=str))
+    def of(cls, clean: Contrast, spans: Collection[str]) -> "_SpanTokens":
+        """Those of some spans."""
+        prompts = [torch.empty(0, dtype=torch.long)]
+        columns = [torch.empty(0, dtype=torch.long)]
+        names: list[str] = []
+        for span in SPANS:
+            if span not in spans:
+                continue
+            index = clean.base["positions"][span]
+            prompt, entry = (index != IGNORED).nonzero(as_tuple=True)
+            prompts.append(prompt)
+            columns.append(index[prompt, entry])
+            names += [span] * len(prompt)
+        prompt = torch.cat(prompts)
+        base = {name: clean.base[name][prompt] for name in ("input_ids", "attention_mask")}
+        base["positions"] = {TOKEN: torch.cat(columns).unsqueeze(1)}
+        return cls(_rows(clean, prompt, base), prompt, np.array(names, dtype=str))
 
-    def rows(self, clean: Contrast) -> Contrast:
-        """A row for each token, at the role `TOKEN`."""
-        base = {name: clean.base[name][self.prompt] for name in ("input_ids", "attention_mask")}
-        base |= {"positions": {TOKEN: self.column.unsqueeze(1)}}
-        own = None if clean.own is None else clean.own[self.prompt]
-        return Contrast(clean.network, base, base, clean.label[self.prompt], own, self.prompt.numpy())
-
-    def averaged(self, values: np.ndarray, span: str, n: int) -> np.ndarray:
+    def averaged(self, values: np.ndarray, span: Any, n: int) -> np.ndarray:
         """float[prompt], the mean over a span's tokens; NaN where there is none. values: float[row]."""
-        here = self.prompt.numpy()[self.span == span]
-        count = np.bincount(here, minlength=n)
-        total = np.bincount(here, weights=values[self.span == span], minlength=n)
+        inside = self.span == span
+        prompt = self.prompt.numpy()[inside]
+        count = np.bincount(prompt, minlength=n)
+        total = np.bincount(prompt, weights=values[inside], minlength=n)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _present(index: Tensor) -> list[tuple[int, int]]:
-    """(row, entry) of what is there."""
-    return [(row, entry) for row, entries in enumerate(index.tolist()) for entry in entries if entry != IGNORED]
+@final
+@dataclass(frozen=True, eq=False)
+class _Restored:
+    """Corrupted runs in which the cell, in all layers of its window, has its state of the clean run.
+
+    prompt: LongTensor[pair], which prompt each pair's is.
+    states: {site: Tensor[prompt, position, width]}, of sites at all positions.
+    """
+
+    noise: Corruption
+    prompt: Tensor
+    window: int
+    states: Mapping[Site, Tensor]
+
+    def edit_of(self, group: CellGroup) -> Edited:
+        """Noise, and the clean state behind it."""
+        sites = _window(group.site, self.window, n_blocks(group.contrast.module))
+        edits: dict[Any, Edit] = {
+            "noise": Edit(EMBEDDING, AdditionIntervention()),
+            "restored": Edit(sites, VanillaIntervention()),
+        }
+        model = IntervenedModel(group.contrast.network, edits, stored=["noise"])
+
+        def logits(rows: CellRows) -> Tensor:
+            prompt = self.prompt[rows.pair]
+            lengths = rows.base["attention_mask"].sum(1)
+            if group.site.position is None:
+                counts = lengths
+                index = torch.arange(int(lengths.max())).expand(len(prompt), -1)
+            else:
+                index = rows.base["positions"][CELL]
+                counts = (index != IGNORED).sum(1)
+                index = index[:, : int(counts.max())].clamp(min=0)
+            values = {}
+            for site in sites:
+                states = self.states[replace(site, position=None)]
+                values[site] = states[prompt.unsqueeze(1), index]
+            restored = Activations(values, dict.fromkeys(sites, counts))
+            sources = {"noise": self.noise.source(prompt, lengths), "restored": restored}
+            return model.answer_logits(rows.base, sources)
+
+        return Edited(model, logits)
+
+
+def _traced(
+    network: AnyNetwork, prompts: Contrasted | Mapping[str, Any], subject: str, only: Sequence[int] | None
+) -> tuple[Contrast, Tensor, float]:
+    """The prompts that are traced, with the roles `SPANS`; the columns of their subjects; and σ, of all prompts."""
+    clean = questions(network, prompts)
+    columns = _subject(clean, subject)
+    deviation = subject_deviation(clean, columns)
+    if only is not None:
+        if not set(only) <= set(range(len(clean))):
+            raise ValueError(f"only={list(only)}: the prompts have the numbers 0 to {len(clean) - 1}.")
+        rows = torch.tensor(list(only))
+        columns = columns[rows]
+        clean = _rows(clean, rows, taken(clean.base, rows))
+    spans = _spans(columns, clean.base["attention_mask"].sum(1))
+    base = {**clean.base, "positions": clean.base["positions"] | spans}
+    return _rows(clean, torch.arange(len(clean)), base), columns, deviation
+
+
+def _rows(clean: Contrast, rows: Tensor, base: Mapping[str, Any]) -> Contrast:
+    """Some prompts, with this base."""
+    own = None if clean.own is None else clean.own[rows]
+    return Contrast(clean.network, base, base, clean.label[rows], own, np.arange(len(rows)))
 
 
 def _subject(clean: Contrast, subject: str) -> Tensor:
@@ -181,66 +248,59 @@ def _subject(clean: Contrast, subject: str) -> Tensor:
 
 
 def _spans(subject: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-    """Span → LongTensor[prompt, position], −100 where a prompt has fewer tokens of it."""
-    found: dict[str, list[list[int]]] = {span: [] for span in SPANS}
-    for columns, length in zip(subject.tolist(), lengths.tolist(), strict=True):
-        inside = [column for column in columns if column != IGNORED]
-        first, last = min(inside), max(inside)
-        of = dict.fromkeys(range(first, length), "further") | dict.fromkeys(range(first, last), "subject_middle")
-        of |= {first: "subject_first", last + 1: "after_subject", length - 1: "last", last: "subject_last"}
-        for span, rows in found.items():
-            rows.append([column for column in range(first, length) if of[column] == span])
-    widest = max(len(row) for rows in found.values() for row in rows)
-    return {span: torch.tensor([row + [IGNORED] * (widest - len(row)) for row in rows]) for span, rows in found.items()}
+    """Span → LongTensor[prompt, token], the columns of its tokens, −100 elsewhere."""
+    columns = torch.arange(int(lengths.max()))
+    end = lengths.unsqueeze(1) - 1
+    first = subject.masked_fill(subject == IGNORED, len(columns)).min(1, keepdim=True).values
+    last = subject.max(1, keepdim=True).values
+    kinds = {
+        "subject_last": columns == last,
+        "last": columns == end,
+        "after_subject": columns == last + 1,
+        "subject_first": columns == first,
+        "subject_middle": columns < last,
+        "further": columns > last,
+    }
+    free = (columns >= first) & (columns <= end)
+    spans = {}
+    for span, kind in kinds.items():
+        spans[span] = torch.where(kind & free, columns, IGNORED)
+        free = free & ~kind  # a token is of the first kind that fits
+    return spans
 
 
-def _with_roles(clean: Contrast, roles: Mapping[str, Tensor]) -> Contrast:
-    base = {**clean.base, "positions": {**clean.base["positions"], **roles}}
-    return replace(clean, base=base, source=base)
+def _sites(clean: Contrast, where: dict[str, Any]) -> list[Site]:
+    """The sites that are restored. Raises ValueError for a span that no prompt has."""
+    absent = [span for span in SPANS if not (clean.base["positions"][span] != IGNORED).any()]
+    positions = where.get("positions", SPANS)
+    if positions is SPANS:
+        where["positions"] = [span for span in SPANS if span not in absent]
+    elif positions == "tokens":
+        where["positions"] = common_positions(clean)
+    elif isinstance(positions, str):
+        raise ValueError(f"positions={positions!r}: give a list of roles or token indices, or 'tokens' for each by itself.")
+    sites = whole_sites(grid(clean, **where))
+    for site in sites:
+        if site.position in absent:
+            raise ValueError(f"No prompt has a token of the span {site.position!r}.")
+    return sites
 
 
-def _corrupted(noise: Corruption) -> Runner:
-    """Corrupted runs with nothing restored."""
-
-    def run(which: Tensor, prompts: Tensor, base: dict[str, Any]) -> Tensor:
-        return noise.model.answer_logits(base, {"noise": noise.source(prompts, base["attention_mask"].sum(1))})
-
-    return lambda site, cells: (noise.model, run)
-
-
-def _restored(
-    clean: Contrast, noise: Corruption, prompt: Tensor, windows: Mapping[Site, Sequence[Site]], states: Mapping[Site, Tensor]
-) -> Runner:
-    """Corrupted runs in which the cell, in all layers of its window, has its state of the clean run.
-
-    prompt: LongTensor[row]. windows: site → sites, without positions. states: {site: Tensor[prompt, position, width]}.
-    """
-
-    def runner(site: Site, cells: Sequence[Cell]) -> tuple[IntervenedModel, Run]:
-        sites = [replace(one, position=site.position) for one in windows[replace(site, position=None)]]
-        edits: dict[Any, Edit] = {
-            "noise": Edit(EMBEDDING, AdditionIntervention()),
-            "restored": Edit(sites, VanillaIntervention()),
-        }
-        model = IntervenedModel(clean.network, edits, stored=["noise"])
-
-        def run(which: Tensor, rows: Tensor, base: dict[str, Any]) -> Tensor:
-            lengths, prompts = base["attention_mask"].sum(1), prompt[rows]
-            columns = torch.arange(int(lengths.max())).expand(len(rows), -1)
-            columns = columns.where(columns < lengths.unsqueeze(1), IGNORED) if site.position is None else base["positions"][CELL]
-            counts = (columns != IGNORED).sum(1)
-            at = prompts.unsqueeze(1), columns[:, : int(counts.max())].clamp(min=0)
-            values = {s: states[replace(s, position=None)][at] for s in sites}
-            sources = {"noise": noise.source(prompts, lengths), "restored": Activations(values, dict.fromkeys(sites, counts))}
-            return model.answer_logits(base, sources)
-
-        return model, run
-
-    return runner
+def _check_window(window: int, n_layers: int, sites: Sequence[Site]) -> None:
+    several = window > 1 and any(site.layer is None for site in sites)
+    if window % 2 == 0 or not 0 < window <= n_layers or several:
+        raise ValueError(
+            f"window={window}: a window has a layer in its middle, so it is odd, and at most the "
+            f"network's {n_layers} layers; of sites without a layer it is 1."
+        )
 
 
-def _window(site: Site, window: int, n_blocks: int) -> list[Site]:
+def _window(site: Site, window: int, n_layers: int) -> list[Site]:
+    """The sites in the layers around a site, its own in the middle."""
     if site.layer is None:
         return [site]
-    around = range(site.layer - window // 2, site.layer + window // 2 + 1)
-    return [replace(site, layer=layer) for layer in around if layer == site.layer or 0 <= layer < n_blocks]
+    sites = []
+    for layer in range(site.layer - window // 2, site.layer + window // 2 + 1):
+        if layer == site.layer or 0 <= layer < n_layers:
+            sites.append(replace(site, layer=layer))
+    return sites

@@ -21,7 +21,7 @@ def atlas_cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     cells = []
     for control, panel in PANELS.items():
         best: dict[Any, Row] = {}
-        for row in where(rows, **SCORE | {"control": control}):
+        for row in where(rows, **{**SCORE, "control": control}):
             place = row.layer, str(row.position)
             best[place] = max(best.get(place, row), row, key=lambda row: row.value)
         for (layer, position), row in best.items():

@@ -9,11 +9,16 @@ from iit.report.table import Table, with_interval
 from iit.result import Metrics, Row, where
 
 _STYLES = {"train": ("seen", "#D55E00", "o"), "test": ("unseen", "#0072B2", "s")}
-_PANELS = (
-    (None, "iia", "in the network"),
-    ("untrained_network", "iia", "in an untrained network"),
-    ("untrained_network", "iia_difference", "difference"),
-)
+
+
+def _panels(rows: Sequence[Row]) -> list[tuple[str | None, str, str]]:
+    """(control, metric, title) of the three figures of each rung."""
+    metric = where(rows, control=None)[0].metric
+    return [
+        (None, metric, "in the network"),
+        ("untrained_network", metric, "in untrained networks"),
+        ("untrained_network", f"{metric}_difference", "difference"),
+    ]
 
 
 def rungs(rows: Sequence[Row]) -> dict[str | None, str]:
@@ -37,12 +42,23 @@ def ladder_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     for method, name in names.items():
         line = [name]
         for split in _STYLES:
-            for control, metric, _ in _PANELS:
+            for control, metric, _ in _panels(rows):
                 (row,) = where(rows, method=method, split=split, control=control, metric=metric)
-                line.append(with_interval(row) if metric == "iia_difference" else f"{row.value:.3f}")
+                line.append(with_interval(row) if metric.endswith("_difference") else f"{row.value:.3f}")
         lines.append(line)
-    n = where(rows, split="test", metric="iia")[0].n
-    return [Table("IIA on changing pairs by capacity", header, lines, f"Unseen: n = {n} changing test pairs.")]
+    return [Table("IIA on changing pairs by capacity", header, lines, _caption(where(rows, split="test")))]
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    """The number of unseen pairs, and where pairs are scored among their own answers, what no edit reaches there."""
+    metric = _panels(rows)[0][1]
+    caption = f"Unseen: n = {where(rows, control=None)[0].n} changing test pairs."
+    words = {"no_intervention": "the network", "untrained_network/no_intervention": "untrained networks"}
+    chance = []
+    for control, network in words.items():
+        for row in where(rows, control=control, metric=metric)[:1]:
+            chance.append(f"{row.value:.3f} in {network}")
+    return f"{caption} Without an edit (chance): {', '.join(chance)}." if chance else caption
 
 
 def ladder_figure(rows: Sequence[Row]) -> Figure:
@@ -53,8 +69,8 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
     names = rungs(rows)
     order = list(names)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(_PANELS), sharey=True)
-    for axes, (control, metric, title) in zip(panels, _PANELS, strict=True):
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (control, metric, title) in zip(panels, _panels(rows), strict=True):
         for number, (split, (label, colour, marker)) in enumerate(_STYLES.items()):
             figures = where(rows, split=split, subset="changing", control=control, metric=metric)
             for family in ("rank", "depth"):
@@ -67,8 +83,9 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
                 axes.errorbar(x, value, [value - low, high - value], color=colour, marker=marker, label=legend, capsize=2)
         axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         axes.set_xticks(range(len(names)), names.values(), rotation=60, ha="right")
-        axes.set(title=title, ylim=(-0.1 if metric == "iia_difference" else -0.02, 1.02))
+        axes.set(title=title, ylim=(-0.1 if metric.endswith("_difference") else -0.02, 1.02))
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("IIA on changing pairs")
+    forced = _panels(rows)[0][1] == "iia_forced"
+    panels[0].set_ylabel(f"IIA on changing pairs{', among their own answers' if forced else ''}")
     panels[0].legend(frameon=False, loc="lower right")
     return figure

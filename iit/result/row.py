@@ -14,7 +14,8 @@ class Row:
     component, layer, head, position: the site.
     rank: dimension of the edited space, of a learned gate's what it lets through (None: the intervention has none of its own).
     seed: of the run.
-    split: train | validation | test. subset: all | changing | unchanging pairs, or kind/NAME: those whose source differs in NAME.
+    split: train | validation | test. subset: all | changing | unchanging pairs, or kind/NAME: those whose source differs in NAME; of the
+        unchanging ones also unchanging/another_asked (the base asks for another variable) and unchanging/same_value.
     control: None for the alignment itself, else the control that was scored in its place or, in differences, against it.
     metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference | task_accuracy |
         divergence | principal_angle | found_in_truth | projection_distance | abstraction_error/up |

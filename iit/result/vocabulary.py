@@ -56,12 +56,13 @@ METRICS = {
     "task_accuracy": "task accuracy, before filtering",
 }
 """In the order of tables; {} stands for the control."""
-NULLS = [name for name, control in CONTROLS.items() if control.kind == "null"]
+NULLS = [name for name, control in CONTROLS.items() if name is not None and control.kind == "null"]
 COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
 """The controls that the alignment is compared with, pair by pair."""
 
-RIVAL, OFF_TARGET, KIND = "rival/", "off_target/", "kind/"
-"""What begins the name of the control that is a rival's label, or another variable's edit, and of the subset of one kind of pair."""
+RIVAL, OFF_TARGET, RANK, KIND = "rival/", "off_target/", "rank/", "kind/"
+"""What begins the name of the control that is a rival's label, another variable's edit or a lower rank, and of the
+subset of one kind of pair."""
 DRAWS = {"random_subspace": "random_subspace/", "read_part/random_subspace": "read_part/random_subspace/", "seeds": "seed/"}
 """Pooled control → what begins the names of its single draws."""
 _PLACES = {pair: place for place, pair in enumerate(product(METRICS, CONTROLS))}
@@ -91,6 +92,8 @@ def label(control: str | None, metric: str) -> str | None:
         return f"trained, scored by the rival {name.removeprefix(RIVAL)!r}"
     if name.startswith(OFF_TARGET):
         return f"the edit of {name.removeprefix(OFF_TARGET)!r} instead (off target)"
+    if name.startswith(RANK) and metric == "iia":
+        return f"trained at rank {name.removeprefix(RANK)}"
     if (metric, control) not in _PLACES:
         return f"{metric}, {control or 'trained'}"
     if metric == "iia":

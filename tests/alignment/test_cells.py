@@ -6,8 +6,7 @@ import torch
 
 import iit
 from iit.alignment import DAS, IIT, EarlyStopping, one
-from iit.intervened import ActivationStore
-from iit.intervened import resumable as engine
+from iit.intervened import ActivationStore, passes
 from iit.result import clustered_interval
 from tests.seeds import shifted
 
@@ -76,8 +75,8 @@ def test_twenty_steps_together_are_twenty_steps_alone(toy, tmp_path, clip):
 def test_passes_that_coincide_are_shared(toy, tmp_path, monkeypatch):
     network, pairs = toy
     sizes = []
-    real = engine._stacked
-    monkeypatch.setattr(engine, "_stacked", lambda cells, *args: sizes.append(len(cells)) or real(cells, *args))
+    real = passes.resumed_answers
+    monkeypatch.setattr(passes, "resumed_answers", lambda runs, *args: sizes.append(len(runs)) or real(runs, *args))
     iit.fit(cells_of(network), pairs, trainer=quiet, batch_size=16, max_epochs=2, folder=tmp_path)
     assert set(sizes) == {4}, "of the five cells four start at the second block and the same token"
 

@@ -248,6 +248,9 @@ def test_trainings_that_cannot_be_are_refused(network, pairs):
     claim = iit.Alignment(network, {"left_equal": frame(2), "right_equal": frame(3)})
     refused(claim, pairs, "max_epochs=0: training needs an epoch", max_epochs=0)
     refused(claim, pairs, r"trained=\[\] names no variable.*'right_equal'", module=partial(IIT, trained=[]))
+    without = pairs.dataset.filter(lambda row: row["split"] != "validation" or "right_equal" in row["interchanged"])
+    said = r"No validation pair that interchanges only \['left_equal'\] is changing"
+    refused(claim, Pairs(without, pairs.variables), said, module=partial(IIT, trained=["left_equal"]))
     with_natural = CounterfactualLatent(CrossEntropy())
     refused(claim, pairs, "CounterfactualLatent.*objective=cross_entropy", module=partial(IIT, objective=with_natural))
 

@@ -346,8 +346,10 @@ def test_what_cannot_be_fitted_says_why(toy, tmp_path):
         with pytest.raises(kind, match=said):
             iit.fit(alignment, pairs, trainer=quiet, folder=tmp_path, **kwargs)
     same = pairs.dataset.map(lambda row: {"changing": False})
-    with pytest.raises(ValueError, match="No validation pair is changing"):
+    with pytest.raises(ValueError, match=r"No validation pair.*\['subject_position'\] is changing"):
         iit.fit(alignment_of(network), Pairs(same, pairs.variable, pairs.task), trainer=quiet, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"limit_val_batches=0.*at least one batch"):
+        iit.fit(alignment_of(network), pairs, trainer=partial(quiet, limit_val_batches=0), folder=tmp_path)
 
 
 def test_one_completes_the_intervention_with_the_sites_width(tiny_llama):

@@ -70,12 +70,19 @@ def test_nothing_up_to_the_entity_tells_what_is_asked():
 
 
 def test_the_table_is_whole():
-    assert len(COUNTRIES) >= 100
+    assert len(COUNTRIES) >= 170
     assert all(len(row) == 4 and all(row) for row in COUNTRIES)
     names, capitals, languages, continents = zip(*COUNTRIES, strict=True)
     assert len(set(names)) == len(set(capitals)) == len(COUNTRIES)
     assert set(continents) == {"Africa", "Asia", "Europe", "North America", "Oceania", "South America"}
     assert len(set(languages)) > 40
+
+
+def test_the_answer_depends_on_nothing_but_what_is_asked():
+    task, rng = attribute(), np.random.default_rng(shifted(0))
+    columns = task.draw(rng, task.pools, 60)
+    run = task.model.run_batch(columns)
+    assert run["answer"] == [run[name][row] for row, name in enumerate(columns[task.asks])]
 
 
 def test_draws_keep_to_the_pools():

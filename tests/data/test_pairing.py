@@ -6,6 +6,7 @@ import torch
 
 from iit import causal
 from iit.causal import addition, equality, greater_than, ioi, mcqa, price_tag, pvr
+from iit.causal.attribute import ATTRIBUTES
 from iit.data import STRATEGIES, EncodedPairs, Pairs, disjoint_pools
 from iit.data.prompts import write
 from iit.data.sources import sources
@@ -162,12 +163,32 @@ def test_an_unknown_way_names_the_choices():
 
 
 def test_bases_without_a_changing_pair_are_made_up_for(caplog):
-    """Only a third of the questions ask for the capital: the others cannot change."""
-    found = Pairs.sample(TASKS["attribute"], variable="capital", n_train=90, n_val=20, n_test=20)
-    asked = {row["base"] for row in found.split("train") if row["changing"]}
-    assert 0.2 < found.facts["changing"]["train"] / 90 < 0.5
-    assert asked
+    """Left of a quarter of the amounts that are too high nothing changes: at most three quarters of the pairs can."""
+    found = Pairs.sample(TASKS["price_tag"], variable="left_ok", changing_share=0.9, n_train=90, n_val=20, n_test=20)
+    assert 0.5 < found.facts["changing"]["train"] / 90 < 0.85
     assert "of the pairs are changing" in caplog.text
+
+
+def test_half_of_the_pairs_change_where_a_third_of_the_prompts_ask():
+    """And the others are of both kinds: another attribute is asked for, or the source has the base's value."""
+    sizes = {"train": 300, "validation": 60, "test": 120}
+    n_train, n_val, n_test = sizes.values()
+    found = Pairs.sample(
+        TASKS["attribute"], variable="continent", pairs="balanced", n_train=n_train, n_val=n_val, n_test=n_test, seed=1
+    )
+    continents = {f" {continent}" for continent in ATTRIBUTES["continent"].values()}
+    for split, n in sizes.items():
+        changing, asked, same = [], [], []
+        for row in found.split(split):
+            changing.append(row["changing"])
+            asked.append(row["base_answer"] in continents)
+            same.append("continent" not in row["kind"].split("+"))
+        changing, asked, same = np.array(changing), np.array(asked), np.array(same)
+        assert found.split(split)["asked"][:] == asked.tolist()
+        assert np.array_equal(changing, asked & ~same)
+        assert n // 2 <= changing.sum() < 0.6 * n
+        assert (~asked).sum() == n // 3
+        assert (asked & same).sum() > 0.05 * n
 
 
 @pytest.mark.parametrize("make", [addition, price_tag, mcqa, ioi, lambda: equality(n_objects=60), pvr])
@@ -185,7 +206,7 @@ def test_minimal_sources_keep_to_the_pools_of_their_split(make):
 
 
 def test_a_tasks_own_sources_keep_what_the_splits_hold_apart():
-    found = Pairs.sample(greater_than(), pairs="later", splits=["tens"], shares=(0.4, 0.3, 0.3), changing_share=None, **FEW)
+    found = Pairs.sample(greater_than(1), pairs="apart", splits=["tens"], shares=(0.4, 0.3, 0.3), changing_share=None, **FEW)
     digits = {
         split: {text[slice(*roles["start_tens"])] for text, roles in zip(part["source"], part["source_roles"], strict=True)}
         for split in ("train", "validation", "test")
@@ -194,6 +215,27 @@ def test_a_tasks_own_sources_keep_what_the_splits_hold_apart():
     assert not digits["train"] & digits["test"]
     year = Pairs.sample(greater_than(), pairs="year_01", seed=2, **FEW)
     assert len(year.split("train")) == FEW["n_train"]
+
+
+@pytest.mark.parametrize(("splits", "shared"), [(None, False), (["template"], True)])
+def test_names_are_unseen_or_only_templates_are(splits, shared):
+    """The two kinds of test of das_ioi_both."""
+    variable = ["subject_position", "io_name"]
+    found = Pairs.sample(ioi(), variable=variable, splits=splits, n_train=400, n_val=100, n_test=100, seed=1)
+    names, templates = {}, {}
+    for split in ("train", "test"):
+        part = found.split(split)
+        templates[split] = set(part["template"])
+        names[split] = {
+            text[slice(*roles[role])]
+            for text, roles in zip(part["base"], part["base_roles"], strict=True)
+            for role in ("s1", "io")
+        }
+    assert not templates["train"] & templates["test"]
+    if shared:
+        assert names["test"] <= names["train"]
+    else:
+        assert not names["train"] & names["test"]
 
 
 def test_fresh_exhaustive_pairs_are_no_more_than_asked():

@@ -29,7 +29,8 @@ def pairs():
 
 
 def test_columns_sizes_and_balance(pairs):
-    assert pairs.dataset.column_names == [name for name in COLUMNS if name != "interchanged" and "natural" not in name]
+    absent = ("interchanged", "asked")
+    assert pairs.dataset.column_names == [name for name in COLUMNS if name not in absent and "natural" not in name]
     for split, n in (("train", 40), ("validation", 20), ("test", 30)):
         part = pairs.split(split)
         assert len(part) == n
@@ -151,6 +152,9 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "broken.jsonl").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is not JSON"):
         Pairs.load(tmp_path / "broken.jsonl")
+    (tmp_path / "twice.jsonl").write_text('{"base": "a", "label": "b", "label": "c"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 1.*\['label'\] more than once"):
+        Pairs.load(tmp_path / "twice.jsonl")
     (tmp_path / "pairs.csv").write_text("a", encoding="utf-8")
     with pytest.raises(ValueError, match=r"\.parquet or \.jsonl"):
         Pairs.load(tmp_path / "pairs.csv")

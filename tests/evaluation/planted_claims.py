@@ -35,18 +35,34 @@ refit = partial(
 )
 
 
+def claimed(claim, network, pairs, seed):
+    """The alignment of a claim, trained as far as it is to be."""
+    torch.manual_seed(seed)
+    site = PARENTS if claim == "parents" else SITE
+    intervention = iit.LowRankRotatedSpaceIntervention(WIDTH, RANKS.get(claim, 2))
+    if claim == "far":
+        intervention = iit.AdditionIntervention(width=WIDTH)
+    inert = {"bypass": iit.Edit(AROUND, iit.VanillaIntervention())}
+    alignment = iit.Alignment(network, {"first": iit.Edit(site, intervention)}, inert=inert)
+    if claim == "other":  # the subspace of the second value, under the first one's name
+        taught = iit.Alignment(network, {"second": alignment.edits["first"]})
+        refit({"": taught}, sampled(network, "second", seed), seed)
+    else:
+        refit({"": alignment}, pairs, seed)
+    return alignment
+
+
+def sampled(network, variable, seed):
+    sizes = {"n_train": 1280, "n_val": 100, "n_test": 400}
+    return Pairs.sample(modular_sum(3), network, variable=variable, right_only=False, seed=seed, **sizes)
+
+
 def judged(claim, seed):
     network = planted(3, WIDTH, claim if claim in ("wrong", "leaky", "illusion") else "clean", seed=seed)
     network = untrained(network, seed) if claim == "random_network" else network
-    pairs = Pairs.sample(
-        modular_sum(3), network, n_train=1280, n_val=100, n_test=400, variable="first", right_only=False, seed=seed
-    )
+    pairs = sampled(network, "first", seed)
     pairs = shuffled(pairs, seed) if claim == "shuffled_label" else pairs
-    torch.manual_seed(seed)
-    rank = RANKS.get(claim, 2)
-    edit = iit.Edit(PARENTS if claim == "parents" else SITE, iit.LowRankRotatedSpaceIntervention(WIDTH, rank))
-    alignment = iit.Alignment(network, {"first": edit}, inert={"bypass": iit.Edit(AROUND, iit.VanillaIntervention())})
-    refit({"": alignment}, pairs, seed)
+    alignment = claimed(claim, network, pairs, seed)
     rows = evaluate(alignment, pairs, TRUST, seed=seed, refit=refit, batch_size=200)
     (found,) = verdict(rows)
     return found.to_dict() | {"line": found.line(), "controls": sorted({row.control for row in rows if row.control})}

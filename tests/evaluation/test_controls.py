@@ -11,7 +11,7 @@ import iit
 from iit.causal import ioi, modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import Trust, outcomes
-from iit.evaluation.controls import fresh, least_rank, placebos
+from iit.evaluation.controls import fresh, lower_ranks, placebos
 from iit.evaluation.retrained import displaced, retrained, sees
 from iit.network import planted
 from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
@@ -79,16 +79,18 @@ def test_as_many_dimensions_as_the_variable_has_values_less_one():
     def claim(rank):
         return iit.Alignment(network, {"first": iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, rank))})
 
-    (found,) = least_rank(claim(5), pairs, 0).values()
+    (found,) = lower_ranks(claim(5), pairs, 0).values()
     assert found.edits["first"].intervention.rank == 2
     assert found.edits["first"].sites == (READ,)
+    ranks = {name: lower.edits["first"].intervention.rank for name, lower in lower_ranks(claim(20), pairs, 0).items()}
+    assert ranks == {"least_rank": 2, "rank/8": 8}
     fixed = claim(5).requires_grad_(False)
     for none in (fixed, claim(2), claim(1), iit.Alignment(network, {"first": iit.Edit(READ, iit.VanillaIntervention())})):
-        assert least_rank(none, pairs, 0) == {}
+        assert lower_ranks(none, pairs, 0) == {}
     own = Pairs(pairs.dataset, "first")
-    assert least_rank(claim(5), own, 0) == {}
+    assert lower_ranks(claim(5), own, 0) == {}
     both = {v: iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, 5)) for v in ("first", "second")}
-    assert least_rank(iit.Alignment(network, both), sample(variable=["first", "second"]), 0) == {}
+    assert lower_ranks(iit.Alignment(network, both), sample(variable=["first", "second"]), 0) == {}
 
 
 def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):

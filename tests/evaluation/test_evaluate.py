@@ -1,5 +1,7 @@
 """What stands beside an alignment: the kinds of pairs, off-target figures, random subspaces of a learned rank."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ from iit.causal import equality
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.controls import random_subspace
 from iit.evaluation.retrained import shuffled
+from iit.evaluation.rows import scores
 from iit.intervention import Frame, Identity, Subset
 from iit.network import equality_by_hand
-from iit.result import clustered_interval
+from iit.result import ROW_FIELDS, clustered_interval
 from tests.seeds import shifted
 
 SITE = iit.Site(module="layers.2.0", side="input")
@@ -79,6 +82,22 @@ def test_the_disentangle_score_weighs_both_kinds_alike():
     plain = clustered_interval(values, np.arange(400))
     same = clustered_interval(values, np.arange(400), groups=np.zeros(400))
     assert plain == same
+
+
+def test_unchanging_pairs_are_told_apart_where_they_know_what_is_asked():
+    changing = torch.tensor([True, False, False, False, False])
+    asked = [True, False, False, True, False]
+    encoded = SimpleNamespace(changing=changing, asked=asked, kinds=["none"] * 5, clusters=np.arange(5))
+    facts = dict.fromkeys(ROW_FIELDS[: ROW_FIELDS.index("split")]) | {"split": "test"}
+    among = np.array([True, True, True, True, False])
+    rows = scores({None: np.array([True, True, False, True, False])}, encoded, among, facts, 100)
+    values = {row.subset: (row.value, row.n) for row in rows if row.metric == "iia"}
+    assert values["unchanging/another_asked"] == (0.5, 2)
+    assert values["unchanging/same_value"] == (1, 1)
+    assert values["unchanging"] == (pytest.approx(2 / 3), 3)
+    encoded.asked = None
+    rows = scores({None: np.array([True, True, False, True, False])}, encoded, among, facts, 100)
+    assert {row.subset for row in rows} == {"all", "changing", "unchanging"}
 
 
 def test_random_subspaces_have_the_rank_that_was_learned(network):

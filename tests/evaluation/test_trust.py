@@ -58,6 +58,12 @@ def test_a_valid_claim_passes(verdicts, seed):
         pytest.param("random_network", {"task", "selectivity", "placebo", "abstraction"}, marks=pytest.mark.long),
         pytest.param("shuffled_label", {"accuracy", "selectivity", "placebo", "abstraction"}, marks=pytest.mark.long),
         pytest.param("parents", {"excess_rank", "abstraction"}, marks=pytest.mark.long),
+        pytest.param(
+            "other",
+            {"accuracy", "isolation", "worst_kind", "off_target", "seed_spread", "abstraction"},
+            marks=pytest.mark.long,
+        ),
+        pytest.param("far", {"divergence"}, marks=pytest.mark.long),
     ],
 )
 def test_an_invalid_claim_fails_for_its_reason(verdicts, claim, criteria, seed):

@@ -148,6 +148,24 @@ def test_answer_logits_without_tokens_are_class_logits():
     torch.testing.assert_close(edited.answer_logits((base,), (source,)), network(source).unsqueeze(1))
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [torch.randn(5, 1, 4), torch.randn(5, 3), torch.zeros(5, 4, dtype=torch.long)],
+    ids=["dimensions", "width", "kind"],
+)
+def test_a_bare_tensor_unlike_the_networks_input_is_no_input(activation):
+    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    site = Site(module="1")
+    edited = IntervenedModel(network, {site: iit.VanillaIntervention()})
+    base = torch.randn(5, 4)
+    with pytest.raises(ValueError, match=r"bare tensor of shape.*\(5, 4\).*iit\.Activations"):
+        edited(base, {site: activation})
+    source = torch.randn(5, 4)
+    assert torch.equal(edited(base, {site: source}), network(source)), "alike, it is an input"
+    held = iit.capture(network, (source,), site)
+    assert torch.equal(edited(base, {site: held}), network(source))
+
+
 def test_each_variable_has_its_own_source_and_each_source_runs_once(tiny_llama):
     base, a, b = (prompts((6, 6), s) for s in (1, 2, 3))
     runs = []
@@ -373,7 +391,7 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
         (lambda: _edited(tiny_llama)(base, {"y": source}), r"\['y'\].*variables are \['x'\]"),
         (lambda: _edited(tiny_llama)(base, source, active={"y": True}), "'y'.*'x'"),
         (lambda: _edited(tiny_llama)(base, source, active={"x": torch.tensor([True] * 3)}), r"\(3,\).*2 examples"),
-        (lambda: _edited(tiny_llama, 4)(base, source), "position 4 is outside example 1.*4 tokens"),
+        (lambda: _edited(tiny_llama, 4)(base, source), "position 4 is outside example 1.*4 positions"),
         (lambda: _edited(tiny_llama, -5)(base, source), "position -5 is outside example 1"),
         (lambda: _edited(tiny_llama, [1, -5])(base, source), "outside example 1"),
         (lambda: _edited(tiny_llama, [1, -3])(base, source), "occurs twice in example 1"),
@@ -381,7 +399,10 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
         (lambda: _edited(tiny_llama)(base, prompts((5, 5, 5))), "3 examples, the base 2"),
         (lambda: _edited(tiny_llama)(base | {"atention_mask": 1}, source), "takes no input 'atention_mask'"),
         (lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [-100]]}}, source), "absent in example 1"),
-        (lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [5]]}}, source), r"\[5\] in example 1, which has 4"),
+        (
+            lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [5]]}}, source),
+            "'r': position 5 is outside example 1.*4 positions",
+        ),
         (
             lambda: _edited(tiny_llama, "r")(
                 base | {"positions": {"r": [[1, 2], [1, -100]]}}, source | {"positions": {"r": [[1, 2], [1, 2]]}}

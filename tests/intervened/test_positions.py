@@ -83,7 +83,7 @@ def test_without_tokens_positions_are_checked_when_it_runs():
     edited = IntervenedModel(network, {site: iit.ZeroIntervention()})(roles({"x": x}, step=[[-1, -100], [2, 1]]))
     assert (edited.abs().sum(-1) == 0).tolist() == [[False] * 4 + [True], [False, True, True, False, False]]
     for given, said in (
-        ({"step": [5, 1]}, "position 5 is outside the activation's 5"),
+        ({"step": [5, 1]}, "position 5 is outside example 0.*5 positions"),
         ({"step": [0, -6]}, "position -6 is outside"),
     ):
         with pytest.raises(ValueError, match=said):

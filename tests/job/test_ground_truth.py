@@ -20,6 +20,7 @@ SMALL = ["trainer.max_epochs=3", "logger=csv", "job.seeds=2", *CASES]
 def test_methods_beside_the_truth(cases, configured, tmp_path, capsys):
     overrides = [f"~job.cases.{name}" for name in ("clean_rank_2", "redundant") if name not in cases]
     overrides += ["job.methods=[das,random]", "trust.thresholds.task=[1.1,1.05]"]
+    overrides += ["trust.resamples=100", "+trust.interventions=100", "trust.random_subspaces=1"]
     run(configured("+experiment=ground_truth", *SMALL, *overrides))
     metrics = read_metrics(tmp_path / "run")
     pooled = {

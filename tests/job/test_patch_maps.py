@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from iit.job.patch import only
 from iit.patching import patch
 from iit.report import print_results
 from iit.report.page import END, START, page_with_table
@@ -62,7 +61,7 @@ def test_frozen_cells_are_measured_and_no_others():
     whole = run(found.network, found)
     best = [whole.cells[i] for i in whole.top(3, "logit_difference")]
     assert len({cell.unit for cell in best}) * len({cell.site for cell in best}) > 3, "the product has others"
-    again = only(run, best)(found.network, found)
+    again = run(found.network, found, cells=best)
     assert sorted(map(str, again.cells)) == sorted(map(str, best))
     at = [whole.cells.index(cell) for cell in again.cells]
     np.testing.assert_allclose(again.of("logit_difference"), whole.of("logit_difference")[at], atol=1e-5)

@@ -33,6 +33,17 @@ def test_a_language_model_is_made_from_its_config(smollm2):
     assert not fresh.model.training
 
 
+def test_a_language_model_may_keep_its_embedding_and_its_head(narrow):
+    fresh = untrained(narrow, seed=1000, keep_ends=True)
+    ours, theirs = fresh.model, narrow.model
+    assert torch.equal(ours.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
+    assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight)
+    assert ours.lm_head.weight.data_ptr() != theirs.lm_head.weight.data_ptr()
+    assert not torch.allclose(ours.model.layers[0].mlp.up_proj.weight, theirs.model.layers[0].mlp.up_proj.weight)
+    with pytest.raises(ValueError, match=r"keep_ends.*no input_embeddings to keep"):
+        untrained(mlp(4, 2), keep_ends=True)
+
+
 def test_what_cannot_be_drawn_is_named():
     class Odd(nn.Module):
         def __init__(self):

@@ -111,6 +111,18 @@ def test_units():
             np.testing.assert_allclose(values, difference(last_logits(found.network, found.base, [hook]), found), **CLOSE)
 
 
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_positions_of_different_widths(kind):
+    """Rows of one token and rows of two are of one group, and often of one batch, but not always."""
+    found = contrast("llama", lengths=(7, 5, 6))
+    found.base["positions"]["span"] = found.source["positions"]["span"] = torch.tensor([[1, 2], [1, -100], [1, 2]])
+    options = {"kind": kind, "components": "mlp_output", "layers": [1], "batch_size": 1}
+    together = ablate(found.network, found, positions=["a", "span", "last"], **options)
+    each = [ablate(found.network, found, positions=[place], **options) for place in ("a", "span", "last")]
+    alone = np.concatenate([effects.of("logit_difference") for effects in each])
+    np.testing.assert_allclose(together.of("logit_difference"), alone, **CLOSE)
+
+
 def test_a_mean_over_one_prompt_is_that_prompt(toy):
     network, pairs = toy
     effects = ablate(network, pairs, positions=["last"], metric=("iia", "normalised_logit_difference"))
@@ -133,7 +145,7 @@ def test_what_cannot_be_ablated():
         ({"reference": short, "positions": [None]}, "has 7 tokens there, the reference at most 2"),
         ({"kind": "resample", "reference": short, "positions": [None]}, "Base 0 has no other prompt"),
         ({"positions": ["nobody"]}, "no role 'nobody'"),
-        ({"sites": [iit.Site("mlp_output", layer=9)]}, "layer=9"),
+        ({"cells": [iit.Site("mlp_output", layer=9)]}, "layer=9"),
     ):
         with pytest.raises(ValueError, match=match):
             ablate(found.network, found, **options)

@@ -81,7 +81,9 @@ def test_a_map_is_the_weights_summed_over_what_is_looked_at(family):
         for row, n in enumerate(lengths.tolist()):
             index = [0] if site.position == 0 else [i for i in pairs.base["positions"][site.position][row].tolist() if i >= 0]
             assert values[row] == pytest.approx(float(own[site.layer][row, site.head, n - 1, index].sum()), abs=1e-6)
-    again = attention_map(pairs.network, pairs, sites=[found.cells[5].site])
+    by_one = attention_map(pairs.network, pairs, positions=["a", "s", 0], batch_size=1)
+    np.testing.assert_allclose(by_one.of("attention"), found.of("attention"), atol=1e-6)
+    again = attention_map(pairs.network, pairs, cells=[found.cells[5]])
     np.testing.assert_allclose(again.of("attention")[0], found.of("attention")[5])
     assert [row.control for row in found.rows(experiment="e", network="n", task="t", split="validation")] == [None] * len(found)
     for options, match in (

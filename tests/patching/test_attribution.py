@@ -53,7 +53,7 @@ def test_estimates_are_differences_times_gradients(family):
 
 def test_integrated_gradients_of_the_embeddings_add_up():
     found = contrast("llama")
-    options = {"sites": [iit.Site("embedding_output")], "metric": ["logit_difference", "kl"]}
+    options = {"cells": [iit.Site("embedding_output")], "metric": ["logit_difference", "kl"]}
     errors = []
     for steps in (8, 256):
         effects = attribute(found.network, found, steps=steps, **options)
@@ -107,8 +107,8 @@ def test_agreement_with_the_exact_map():
     assert told.rank_correlation == pytest.approx(by_hand)
     assert told.rank_correlation < 1
     assert agreement(exact, exact, "logit_difference", top=5)[:3] == (pytest.approx(1), 1, 5)
-    strongest = [estimate.cells[i].site for i in estimate.top(4, "logit_difference")]
-    some = agreement(estimate, patch(found.network, found, sites=strongest), "logit_difference", top=2)
+    strongest = [estimate.cells[i] for i in estimate.top(4, "logit_difference")]
+    some = agreement(estimate, patch(found.network, found, cells=strongest), "logit_difference", top=2)
     assert (some.n, some.top) == (4, 2)
     with pytest.raises(ValueError, match="2 cells of 2 that were not estimated, block_output"):
         agreement(estimate, patch(found.network, found, positions=["a"]), "logit_difference")

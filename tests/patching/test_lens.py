@@ -87,7 +87,10 @@ def test_what_the_lens_cannot_read():
         logit_lens(found.network.model, inputs(found.base))
     with pytest.raises(ValueError, match="one token at a time"):
         lens_map(found.network, found, positions=[None])
+    several = contrast("llama", width=2)
     with pytest.raises(ValueError, match="have several"):
-        lens_map(found.network, contrast("llama", width=2))
+        lens_map(several.network, several)
+    with pytest.raises(ValueError, match="unit 3: this map takes components whole"):
+        lens_map(found.network, found, units=[3])
     with pytest.raises(ValueError, match="components are known"):
         logit_lens(torch.nn.Linear(2, 2), torch.zeros(1, 2))

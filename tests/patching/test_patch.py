@@ -137,11 +137,12 @@ def test_what_cannot_be_patched(toy):
         ({"positions": []}, "no cell"),
         ({"positions": ["nobody"]}, "no role 'nobody'"),
         ({"positions": ["last"], "units": [99]}, "units 0 to 15"),
-        ({"positions": ["last"], "variable": "other"}, "not 'other'"),
         ({"positions": ["last"], "direction": "denoising"}, "s2_io_flip"),
     ):
         with pytest.raises(ValueError, match=match):
             patch(network, pairs, **options)
+    with pytest.raises(ValueError, match="another network"):
+        patch(network.model.model, Contrast.of(network, pairs), positions=["last"])
     batch = network.encode(["John"])
     with pytest.raises(ValueError, match="no `answer`"):
         Contrast.of_batches(network, batch, batch)
@@ -159,7 +160,7 @@ def test_sources_are_read_ahead_within_a_budget(monkeypatch):
     }
     once = patch(found.network, found, **options)
     assert seen == [len(once.cells)]
-    monkeypatch.setattr(importlib.import_module("iit.patching.patch"), "Ahead", partial(Ahead, budget=1000))
+    monkeypatch.setattr("iit.patching.replacement.Ahead", partial(Ahead, budget=1000))
     little = patch(found.network, found, **options)
     assert len(seen) > 4
     np.testing.assert_allclose(little.of("logit_difference"), once.of("logit_difference"), **CLOSE)
@@ -188,6 +189,19 @@ def test_what_is_asked_for_in_a_wrong_way(options, match):
     found = contrast("llama")
     with pytest.raises(ValueError, match=match):
         patch(found.network, found, **options)
+
+
+def test_cells_in_place_of_their_product():
+    """Whole sites and single units, in any order, are the cells of a map."""
+    found = contrast("llama")
+    options = {"components": "mlp_activation", "layers": [1], "positions": ["a", "last"]}
+    units = patch(found.network, found, units=[3, 5], **options)
+    whole = patch(found.network, found, **options)
+    cells = [units.cells[3], whole.cells[0].site, units.cells[0], whole.cells[1]]
+    mixed = patch(found.network, found, cells=cells, layers=[0])
+    assert mixed.cells == (units.cells[3], whole.cells[0], units.cells[0], whole.cells[1])
+    each = [units.of("logit_difference")[i] for i in (3, 0)] + list(whole.of("logit_difference"))
+    np.testing.assert_allclose(mixed.of("logit_difference")[[0, 2, 1, 3]], each, **CLOSE)
 
 
 def test_a_device_without_double_precision_gives_the_same_map(monkeypatch):

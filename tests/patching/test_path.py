@@ -102,7 +102,8 @@ def test_what_cannot_be_a_path():
         path_patch(found.network, found, through=["magic"])
     with pytest.raises(ValueError, match="is no component"):
         path_patch(found.network, found, iit.Site(module="model.layers.1.mlp", position="last"))
+    several = contrast("llama", width=2)
     with pytest.raises(ValueError, match="several tokens"):
-        path_patch(found.network, contrast("llama", width=2))
+        path_patch(several.network, several)
     before = inputs(found.base)
     assert torch.equal(before["input_ids"], found.base["input_ids"])

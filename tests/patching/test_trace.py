@@ -223,5 +223,5 @@ def test_scaled_embeddings_have_scaled_noise():
     prompts, subject = batch(), batch()["positions"]["subject"]
     tokens = prompts["input_ids"].gather(1, subject.clamp(min=0))[subject != -100]
     spread = embedding.weight[tokens].double().std(correction=0)
-    deviation = subject_deviation(questions(network, prompts, "validation", None, None), subject)
+    deviation = subject_deviation(questions(network, prompts), subject)
     assert deviation == pytest.approx(float(embedding.embed_scale * spread), rel=1e-5)

@@ -1,0 +1,105 @@
+"""Logits at the answers of edited runs: of the whole network, or of what is left of it to run."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iit.intervened.batch import Batch
+from iit.intervened.edited_run import EditedRun
+from iit.intervened.observe import Activations
+from iit.intervened.resume import Suffix, resumed, suffix
+from iit.intervened.store import ActivationStore
+from iit.network.answering import head_at, logits_of
+from iit.network.components import transformer_in
+
+
+def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None = None) -> Tensor:
+    """Tensor[batch, n_answer, vocab]: the logits at the columns `read`, or the classes of a network
+    without tokens.
+
+    runs: they share the forward, which holds the rows of the first, then those of the second, and
+        so on.
+    rest: what is left to run of these rows; by default the whole network runs.
+    """
+    batch, network = runs[0].batch, runs[0].resolved.network
+    hooked = [one.resolved for run in runs for one in run.site_edits]
+    edited = [resolved.module for resolved in hooked if resolved.site.component is None]
+    with ExitStack() as stack:
+        if len(runs) == 1:
+            stack.enter_context(runs[0].applied(rest))
+        else:
+            for number, run in enumerate(runs):
+                rows = slice(number * batch.size, (number + 1) * batch.size)
+                stack.enter_context(run.applied(rest, rows))
+        if rest is not None and read is not None:
+            stack.enter_context(resumed(network, rest))
+            batch, read = rest.batch, rest.of(read)
+        at_answer = read is not None and stack.enter_context(head_at(network, read, edited))
+        output = batch.through(network)
+    logits = logits_of(output)
+    if read is not None and logits is not None and logits.ndim == 3:
+        columns = read.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+        return logits if at_answer else logits.gather(1, columns)
+    if logits is None or logits.ndim != 2:
+        raise ValueError(
+            "Without `input_ids` the answer is a class: the output must be Tensor[batch, classes] or have such "
+            f"`.logits`; {type(output).__name__} does not."
+        )
+    return logits.unsqueeze(1)
+
+
+def resumed_answers(
+    runs: Sequence[EditedRun],
+    read: Tensor,
+    layer: int,
+    store: ActivationStore,
+) -> Sequence[Tensor]:
+    """`answers` of each run, all in one pass from block `layer` on."""
+    n, batch, network = len(runs), runs[0].batch, runs[0].resolved.network
+    spans = [run.span(read) for run in runs]
+    first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
+    stacked = Batch((), {key: value.repeat(n, 1) for key, value in batch.kwargs.items()})
+    before = store.prefix(network, stacked, layer, first, stop)
+    rest = suffix(network, stacked, layer, first, stop, before)
+    return answers(runs, read.repeat(n, 1), rest).chunk(n)
+
+
+def why_whole(
+    run: EditedRun,
+    read: Tensor | None,
+    layer: int | None,
+    store: ActivationStore,
+) -> str | None:
+    """Why a run cannot resume at block `layer`; None where it can."""
+    if read is None:
+        return "its inputs are not tokens"
+    if layer is None:
+        return "the sites are not components of a decoder's blocks"
+    network = run.resolved.network
+    refusal = store.refuses(network, run.batch)
+    if refusal is not None:
+        return refusal
+    # Cached tokens and suffixes stand side by side.
+    first, stop = run.span(read)
+    limit = getattr(transformer_in(network).config, "max_position_embeddings", None)
+    if limit is not None and int(first.max()) + int((stop - first).max()) > limit:
+        return "early and late edits in one batch are together longer than its positions"
+    return None
+
+
+def first_examples(given: Any, n: int) -> Any:
+    """What was given for a batch (inputs, sources, flags), for its first n examples."""
+    if isinstance(given, Activations):
+        counts = {site: count[:n] for site, count in given.counts.items() if count is not None}
+        # As long as the longest of these rows.
+        stops = {site: int(count.max()) for site, count in counts.items()}
+        first = {site: tensor[:n, : stops.get(site)] for site, tensor in given.items()}
+        return Activations(first, counts)
+    if isinstance(given, Mapping):
+        return {key: first_examples(value, n) for key, value in given.items()}
+    if isinstance(given, list) or (isinstance(given, Tensor) and given.ndim):
+        return given[:n]
+    return given

@@ -1,0 +1,52 @@
+"""Passes over the network that several intervened models share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from iit.intervened.answers import resumed_answers, why_whole
+from iit.intervened.batch import Batch, Inputs, prepare
+from iit.intervened.intervened_model import IntervenedModel
+from iit.intervened.sources import Active, Sources
+
+
+def together(
+    cells: Sequence[IntervenedModel],
+    base: Inputs,
+    sources: Sources = None,
+    active: Active = None,
+) -> list[Tensor]:
+    """`answer_logits` of each of several cells on the same inputs.
+
+    Cells of one network and store whose runs resume at the same block and are equally long share a
+    pass: their batches are stacked. Others run one after another.
+    """
+    if len(cells) == 1:
+        return [cells[0].answer_logits(base, sources, active)]
+    batch, read = prepare(cells[0].network, base).with_answer(cells[0].network)
+    alike: dict[Any, list[IntervenedModel]] = {}
+    for cell in cells:
+        alike.setdefault(_shared(cell, batch, read, active), []).append(cell)
+    logits: dict[IntervenedModel, Tensor] = {}
+    for shared, group in alike.items():
+        if shared is None or len(group) == 1:
+            logits |= {cell: cell.answer_logits(base, sources, active) for cell in group}
+        else:
+            assert read is not None, "cells that share a pass are read at tokens"
+            _, store, layer, _ = shared
+            runs = [cell.edited_run(batch, sources, active) for cell in group]
+            logits |= zip(group, resumed_answers(runs, read, layer, store), strict=True)
+    return [logits[cell] for cell in cells]
+
+
+def _shared(cell: IntervenedModel, batch: Batch, read: Tensor | None, active: Active) -> Any:
+    """What cells that can share a pass have in common; None for a cell that shares none."""
+    store, layer = cell.store, cell.first_block
+    if store is None or cell.stored:
+        return None
+    run = cell.placed(batch, active)
+    if read is None or layer is None or why_whole(run, read, layer, store) or not store.is_trusted(layer, run.flags):
+        return None
+    first, stop = run.span(read)
+    return cell.network, store, layer, int((stop - first).max())

@@ -1,0 +1,103 @@
+"""The grid of a map: the cells that are edited one at a time."""
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from iit.network.components import HEADED, UNLAYERED, blocks_of, heads_of
+from iit.patching.contrast import Contrast
+from iit.site import Site
+
+Position = str | int | tuple[str, ...] | tuple[int, ...] | None
+
+
+class Cell(NamedTuple):
+    """One point of a map: a site and, where single ones are edited, a unit of it."""
+
+    site: Site
+    unit: int | None = None
+
+    def coordinates(self) -> dict[str, Any]:
+        """component, layer, head, position and unit, as columns of a table."""
+        site = self.site
+        columns: dict[str, Any] = {"component": site.component or f"{site.module}:{site.side}"}
+        for name in ("layer", "head", "position"):
+            value = getattr(site, name)
+            columns[name] = list(value) if isinstance(value, tuple) else value
+        return columns | {"unit": self.unit}
+
+    def __str__(self) -> str:
+        return str(self.site) + ("" if self.unit is None else f", unit {self.unit}")
+
+
+def grid(
+    contrast: Contrast,
+    *,
+    components: str | Iterable[str] = "block_output",
+    layers: Iterable[int] | None = None,
+    heads: Iterable[Any] | None = None,
+    positions: Iterable[Position] | str | int | None = None,
+    units: Iterable[int | None] | None = None,
+    cells: Iterable[Cell | Site] | None = None,
+) -> list[Cell]:
+    """The cells of a map: the product of components, layers, heads, positions and units.
+
+    components: names of `iit.network.components.COMPONENTS`. What a component does not have
+        (layers, heads) is left out of its cells.
+    layers: all blocks by default.
+    heads: numbers or "all", of components that have heads; None takes the component whole.
+    positions: roles or token indices, each by itself; (None,) takes all positions at once; by
+        default every index that all prompts have (which suits prompts of one template).
+    units: coordinates of the component, each by itself; None takes all at once.
+    cells: cells or sites, in place of the product, whose arguments are then not read.
+
+    Raises ValueError for a product of nothing, heads that are another word, and positions that are
+    not several.
+    """
+    if cells is None:
+        components = [components] if isinstance(components, str) else components
+        if isinstance(heads, str) and heads != "all":
+            raise ValueError(f'heads={heads!r} is neither numbers, "all", nor None.')
+        if isinstance(positions, str | int):
+            raise ValueError(f"positions={positions!r}: give several, each by itself, as [{positions!r}].")
+        layers = range(n_blocks(contrast.module)) if layers is None else layers
+        positions = common_positions(contrast) if positions is None else positions
+        units = (None,) if units is None else units
+        cells = []
+        for component in components:
+            blocks = [None] if component in UNLAYERED else layers
+            parts = _heads(contrast, component, heads)
+            for layer, head, position, unit in product(blocks, parts, positions, units):
+                site = Site(component, layer=layer, head=head, position=position)
+                cells.append(Cell(site, unit))
+    found = [Cell(cell) if isinstance(cell, Site) else cell for cell in cells]
+    if not found:
+        raise ValueError("There is no cell: components, layers, heads, positions and units leave none.")
+    return found
+
+
+def whole_sites(cells: Sequence[Cell]) -> list[Site]:
+    """The sites of cells. Raises ValueError for a cell that is one unit."""
+    for cell in cells:
+        if cell.unit is not None:
+            raise ValueError(f"{cell}: this map takes components whole; leave `units` out.")
+    return [cell.site for cell in cells]
+
+
+def n_blocks(network: nn.Module) -> int:
+    """How many layers a network has."""
+    return len(blocks_of(network)[1])
+
+
+def common_positions(contrast: Contrast) -> range:
+    """Every token index that all bases and sources have."""
+    masks = (contrast.base["attention_mask"], contrast.source["attention_mask"])
+    return range(min(int(mask.sum(1).min()) for mask in masks))
+
+
+def _heads(contrast: Contrast, component: str, heads: Any) -> Iterable[Any]:
+    if heads is None or component not in HEADED:
+        return [None]
+    return range(heads_of(contrast.module, component)) if heads == "all" else heads

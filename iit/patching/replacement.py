@@ -1,0 +1,102 @@
+"""What replaces a cell, row by row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+
+from iit.intervened import Activations, Edit, IntervenedModel
+from iit.intervention import VanillaIntervention
+from iit.patching.ahead import Ahead, padded
+from iit.patching.contrast import Contrast, taken
+from iit.patching.grid import Cell
+from iit.patching.running import CELL, CellGroup, CellRows, Edited
+from iit.site import Site
+
+
+@final
+class Replacement:
+    """A cell is replaced by what the source has at the cell's own position; a single unit by that
+    unit of it.
+
+    source: a batch, or activations, {site: Tensor[pair, position, width]}.
+    at: where replacements go; by default to the cells' own sites.
+    """
+
+    def __init__(
+        self,
+        contrast: Contrast,
+        cells: Sequence[Cell],
+        source: Mapping[Any, Any],
+        at: Site | None = None,
+    ):
+        sites = [cell.site for cell in cells if not _by_batch(cell)]
+        self._source = source
+        self._at = at
+        self._base_ahead = Ahead(contrast.network, contrast.base, sites)
+        self._source_ahead = Ahead(contrast.network, source, sites)
+
+    def edit_of(self, group: CellGroup) -> Edited:
+        """The base's runs with each cell replaced."""
+        edit = Edit(self._at or group.site, VanillaIntervention(), source_sites=group.site)
+        model = IntervenedModel(group.contrast.network, {"cell": edit})
+
+        def logits(rows: CellRows) -> Any:
+            return model.answer_logits(rows.base, self.of(group, rows))
+
+        return Edited(model, logits)
+
+    def of(self, group: CellGroup, rows: CellRows) -> Mapping[Any, Any]:
+        """What replaces the cell of each row: activations at the group's site, or a batch to be run.
+
+        Raises ValueError for a unit the component lacks.
+        """
+        first = group.cells[0]
+        if isinstance(self._source, Activations):
+            values = self._source
+        elif _by_batch(first):
+            batch = taken(self._source, rows.pair)
+            if group.site.position is not None:
+                places = group.places(self._source)
+                batch["positions"] = {CELL: places[rows.cell, rows.pair]}
+            return batch
+        else:
+            values = self._source_ahead.at(group.sites)
+        theirs = _in_rows(values, group, rows)
+        if first.unit is None:
+            return theirs
+        own = _in_rows(self._base_ahead.at(group.sites), group, rows)
+        return _one_unit(own, theirs, group, rows)
+
+
+def _by_batch(cell: Cell) -> bool:
+    """Whether its source is run batch by batch: a module may have positions of its own, and attention
+    weights are as wide as their batch is long."""
+    return cell.unit is None and cell.site.component in (None, "attention_weight")
+
+
+def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activations:
+    """{the group's site: Tensor[row, position, width]}: the activation of each row's cell and pair."""
+    stacked = torch.stack(padded([values[site] for site in group.sites]))  # [cell, pair, position, width]
+    of_rows = stacked[rows.cell, rows.pair]
+    counts = [n for site in group.sites if (n := values.counts[site]) is not None]
+    if not counts:
+        return Activations({group.site: of_rows}, {group.site: None})
+    n = torch.stack(counts)[rows.cell, rows.pair]
+    return Activations({group.site: of_rows[:, : int(n.max())]}, {group.site: n})
+
+
+def _one_unit(own: Activations, theirs: Activations, group: CellGroup, rows: CellRows) -> Activations:
+    """The base's activations with, in each row, one unit of the others."""
+    site = group.site
+    width = own[site].shape[-1]
+    units = torch.tensor([cell.unit for cell in group.cells])
+    low, high = int(units.min()), int(units.max())
+    if low < 0 or high >= width:
+        raise ValueError(f"units reach from {low} to {high}; {site.component} has units 0 to {width - 1}.")
+    if own[site].shape != theirs[site].shape:
+        raise ValueError(f"{site}: base and source have other numbers of positions there.")
+    row = torch.arange(len(units[rows.cell]))
+    unit = units[rows.cell]
+    own[site][row, :, unit] = theirs[site][row, :, unit]
+    return Activations(own, theirs.counts)
