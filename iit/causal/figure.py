@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from iit.causal.model import CausalModel
 
-_INPUT, _COMPUTED, _OUTPUT, _ALIGNED = "#DDEBF4", "#FFFFFF", "#FCE6D3", "#0072B2"
+_COLOURS = {"input": "#DDEBF4", "computed": "#FFFFFF", "output": "#FCE6D3"}
+_ALIGNED = "#0072B2"
 
 
 def graph(model: CausalModel) -> nx.DiGraph:
@@ -16,18 +17,17 @@ def graph(model: CausalModel) -> nx.DiGraph:
 
     An input's layer is just before its first child's, so that arrows are short.
     """
-    found: Any = nx.DiGraph(name=model.name)
-    depth: dict[str, int] = {}
-    for variable in model.order:
-        depth[variable] = max((depth[p] + 1 for p in model.parents(variable)), default=0)
+    drawn: Any = nx.DiGraph(name=model.name)
+    drawn.add_nodes_from(model.order, kind="computed")
+    for variable in model.mechanisms:
+        drawn.add_edges_from((parent, variable) for parent in model.parents(variable))
+    for depth, variables in enumerate(nx.topological_generations(drawn)):
+        drawn.add_nodes_from(variables, depth=depth)
     for variable in model.inputs:
-        children = [depth[v] for v in model.mechanisms if variable in model.parents(v)]
-        depth[variable] = min(children, default=1) - 1
-    for variable in model.order:
-        kind = "output" if variable == model.output else "input" if variable in model.inputs else "computed"
-        found.add_node(variable, kind=kind, depth=depth[variable])
-    found.add_edges_from((parent, variable) for variable in model.mechanisms for parent in model.parents(variable))
-    return found
+        depths = [drawn.nodes[child]["depth"] for child in drawn.successors(variable)]
+        drawn.add_node(variable, kind="input", depth=min(depths, default=1) - 1)
+    drawn.add_node(model.output, kind="output")
+    return drawn
 
 
 def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figure:
@@ -39,41 +39,35 @@ def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figur
     places = dict(places or {})
     for variable in places:
         model.parents(variable)  # refuses what does not exist
-    drawn: Any = graph(model)
-    layers = [list(layer) for _, layer in sorted(_layers(drawn).items())]
-    labels = {variable: f"{variable}\n{places[variable]}" if variable in places else variable for variable in drawn.nodes}
-    tallest, longest = max(map(len, layers)), max(len(line) for label in labels.values() for line in label.split("\n"))
-    height = 0.62 if not places else 0.8
-    picture = Figure(figsize=(max(3.0, (0.09 * longest + 1.0) * len(layers)), max(1.6, height * tallest)), layout="constrained")
+    drawn = graph(model)
+    depth = dict(drawn.nodes(data="depth"))
+    layers: dict[int, list[str]] = {}
+    for variable in drawn:
+        layers.setdefault(depth[variable], []).append(variable)
+    tallest = max(map(len, layers.values()))
+    # By the attribute's name networkx would order a layer by hashes, anew in each process.
+    place = nx.multipartite_layout(drawn, subset_key=layers)
+    labels = {variable: f"{variable}\n{places.get(variable, '')}".strip() for variable in drawn}
+    longest = max(map(len, "\n".join(labels.values()).split("\n")))
+    size = max(3.0, (0.09 * longest + 1.0) * len(layers)), max(1.6, (0.8 if places else 0.62) * tallest)
+    picture = Figure(figsize=size, layout="constrained")
     axes = picture.add_subplot()
-    place = {v: (x, (len(layer) - 1) / 2 - y) for x, layer in enumerate(layers) for y, v in enumerate(layer)}
-    colours = {"input": _INPUT, "computed": _COMPUTED, "output": _OUTPUT}
     boxes = {}
     for variable, kind in drawn.nodes(data="kind"):
         border = {"edgecolor": _ALIGNED, "linewidth": 2.2} if variable in places else {"edgecolor": "#444444"}
-        box = {"boxstyle": "round,pad=0.45", "facecolor": colours[kind], **border}
+        box = {"boxstyle": "round,pad=0.45", "facecolor": _COLOURS[kind], **border}
         text = axes.text(*place[variable], labels[variable], ha="center", va="center", fontsize=9, bbox=box, zorder=1)
         boxes[variable] = text.get_bbox_patch()
     for parent, child in drawn.edges:
         # Longer arrows pass above or below the layers between.
-        bend = 0.0 if place[child][0] - place[parent][0] < 1.5 else 0.22 if place[parent][1] < 0 else -0.22
-        style = {"arrowstyle": "-|>", "color": "#444444", "connectionstyle": f"arc3,rad={bend}"}
-        axes.annotate(
-            "", place[child], place[parent], arrowprops={**style, "patchA": boxes[parent], "patchB": boxes[child]}, zorder=2
-        )
-    axes.set(xlim=(-0.6, len(layers) - 0.4), ylim=(-tallest / 2 - 0.1, tallest / 2 + 0.1), title=model.name)
+        bend = 0.0 if depth[child] - depth[parent] == 1 else 0.22 if place[parent][1] > 0 else -0.22
+        arrow = {"arrowstyle": "-|>", "color": "#444444", "connectionstyle": f"arc3,rad={bend}"}
+        arrow |= {"patchA": boxes[parent], "patchB": boxes[child]}
+        axes.annotate("", place[child], place[parent], arrowprops=arrow, zorder=2)
+    axes.update_datalim(list(place.values()))
+    axes.autoscale_view()
+    axes.margins(0.6 / max(1, len(layers) - 1), 0.6 / max(1, tallest - 1))
+    axes.invert_yaxis()
+    axes.set(title=model.name)
     axes.set_axis_off()
     return picture
-
-
-def _layers(drawn: Any) -> dict[int, list[str]]:
-    """depth → its variables, each near the mean height of what it is computed from."""
-    layers: dict[int, list[str]] = {}
-    for variable, depth in drawn.nodes(data="depth"):
-        layers.setdefault(depth, []).append(variable)
-    height: dict[str, float] = {}
-    for _, layer in sorted(layers.items()):
-        known = {v: [height[p] for p in drawn.predecessors(v) if p in height] for v in layer}
-        layer.sort(key=lambda v: sum(known[v]) / len(known[v]) if known[v] else len(layer) / 2)
-        height |= {v: (i + 0.5) / len(layer) for i, v in enumerate(layer)}
-    return layers

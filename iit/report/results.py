@@ -13,9 +13,8 @@ from iit.report.steered import steering_tables
 from iit.report.table import Table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Metrics, Row, read_metrics, where
-from iit.result.vocabulary import CONTROLS, KIND, OFF_TARGET, label, place
+from iit.result.vocabulary import CONTROLS, KIND, OFF_TARGET, SUBSETS, label, place
 
-SUBSETS = ("changing", "unchanging", "all")
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
 
@@ -73,7 +72,7 @@ def results_table(rows: Sequence[Row], title: str, caption: str = "", *, brief: 
     one_place = len({cell._replace(variable=None) for cell in cells}) == 1
 
     def order(row: Row) -> tuple[int, int, int]:
-        subset = SUBSETS.index(row.subset) if row.subset in SUBSETS else len(SUBSETS)
+        subset = [*SUBSETS, row.subset].index(row.subset)
         return cells.index(Cell.of(row)), place(row.control, row.metric), subset
 
     lines = []
@@ -83,7 +82,8 @@ def results_table(rows: Sequence[Row], title: str, caption: str = "", *, brief: 
             name = f"{row.variable if one_place else describe(row)}: {name}"
         pairs = "prompts"
         if row.metric != "task_accuracy":
-            pairs = row.subset.replace(KIND, "differing in ").replace("in none", "in nothing")
+            kind = row.subset.replace(KIND, "differing in ").replace("in none", "in nothing")
+            pairs = SUBSETS.get(row.subset, kind)
         lines.append((name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n)))
     bold = [number for number, line in enumerate(lines) if line[0].endswith(CONTROLS[None].label)]
     return Table(title, HEADER, lines, caption, n_words=2, bold=bold)

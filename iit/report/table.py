@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import rich.table
 from rich.console import Group
-from rich.markdown import Markdown
 from rich.markup import escape
+from rich.text import Text
 
 from iit.result import Row
 
@@ -51,7 +51,7 @@ class Table:
             table.add_column(escape(name), justify=justify, overflow="fold")
         for number, line in enumerate(self.lines):
             table.add_row(*map(_coloured, line), style="bold" if number in self.bold else None)
-        return Group(table, Markdown(self.caption)) if self.caption else Group(table)
+        return Group(table, Text(self.caption)) if self.caption else Group(table)
 
 
 def _coloured(text: str) -> str:

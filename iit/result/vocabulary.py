@@ -56,6 +56,14 @@ METRICS = {
     "task_accuracy": "task accuracy, before filtering",
 }
 """In the order of tables; {} stands for the control."""
+SUBSETS = {
+    "changing": "changing",
+    "unchanging": "unchanging",
+    "unchanging/another_asked": "unchanging, another variable asked for",
+    "unchanging/same_value": "unchanging, of the same value",
+    "all": "all",
+}
+"""In the order of tables; kinds of pairs come after them."""
 NULLS = [name for name, control in CONTROLS.items() if name is not None and control.kind == "null"]
 COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
 """The controls that the alignment is compared with, pair by pair."""

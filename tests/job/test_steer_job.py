@@ -42,7 +42,7 @@ def test_strengths_are_chosen_on_validation(configured_on_either, tmp_path, caps
     print_results(folder)
     shown = capsys.readouterr().out
     assert "steering: test prompts" in shown
-    assert "  no intervention (0): …" in shown
+    assert "- no intervention (0): …" in shown
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "README.md").write_text(f"# Page\n{START}\n{END}\n")
     (folder / "metrics.json").rename(tmp_path / "page" / "result.json")

@@ -41,9 +41,11 @@ def test_the_table_has_each_figure_once_with_interval_and_n():
 def test_every_control_has_its_line():
     others = [replace(TEST, control="majority_answer"), replace(TEST, metric="kept_share")]
     told = [replace(TEST, metric="task_accuracy", subset="all"), replace(TEST, subset="all")]
+    told.append(replace(TEST, subset="unchanging/another_asked"))
     table = results_table([*others, *told, TEST, replace(TEST, control="no_intervention", metric="iia_difference")], "")
     assert [line[:2] for line in table.lines] == [
         ("trained intervention", "changing"),
+        ("trained intervention", "unchanging, another variable asked for"),
         ("trained intervention", "all"),
         ("trained − no intervention, paired", "changing"),
         ("task accuracy, before filtering", "prompts"),
