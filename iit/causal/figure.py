@@ -46,7 +46,8 @@ def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figur
         layers.setdefault(depth[variable], []).append(variable)
     tallest = max(map(len, layers.values()))
     # By the attribute's name networkx would order a layer by hashes, anew in each process.
-    place = nx.multipartite_layout(drawn, subset_key=layers)
+    layout = nx.multipartite_layout(drawn, subset_key=layers)  # pyright: ignore[reportArgumentType]
+    place = {variable: (float(x), float(y)) for variable, (x, y) in layout.items()}
     labels = {variable: f"{variable}\n{places.get(variable, '')}".strip() for variable in drawn}
     longest = max(map(len, "\n".join(labels.values()).split("\n")))
     size = max(3.0, (0.09 * longest + 1.0) * len(layers)), max(1.6, (0.8 if places else 0.62) * tallest)
