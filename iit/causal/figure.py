@@ -56,7 +56,7 @@ def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figur
     boxes = {}
     for variable, kind in drawn.nodes(data="kind"):
         border = {"edgecolor": _ALIGNED, "linewidth": 2.2} if variable in places else {"edgecolor": "#444444"}
-        box = {"boxstyle": "round,pad=0.45", "facecolor": _COLOURS[kind], **border}
+        box = {"boxstyle": "round,pad=0.45", "facecolor": _COLOURS[str(kind)], **border}
         text = axes.text(*place[variable], labels[variable], ha="center", va="center", fontsize=9, bbox=box, zorder=1)
         boxes[variable] = text.get_bbox_patch()
     for parent, child in drawn.edges:
