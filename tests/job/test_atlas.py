@@ -37,7 +37,7 @@ def test_an_atlas(configured_on_either, tmp_path, studied, capsys):
     best = next(row for row in rows if Cell.of(row) == chosen and row.control == "vanilla" and row.subset == "changing")
     assert best.split == "validation"
     told = capsys.readouterr().out
-    assert "the choice is made here" in told
+    assert "by layer and position; the whole vector's in brackets" in " ".join(told.split())
     assert "trained intervention" in told
 
 
