@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 # Tests run side by side, one process a core, each with THREADS of torch's threads. Threads that wait do not spin: they would take the
 # cores from each other. Bytecode is kept, for reading the tests takes as long as a tenth of running them.
-CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 PROCESSES ?= $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
 THREADS ?= 1
 SEED ?= 0

@@ -19,8 +19,8 @@ QUERIES = ("capital", "language", "continent")
 ATTRIBUTES = {query: {row[0]: row[1 + at] for row in COUNTRIES} for at, query in enumerate(QUERIES)}
 ENTITIES = tuple(row[0] for row in COUNTRIES)
 
-# Of one row all begin alike, up to the entity: nothing at the entity tells which attribute will be asked for. SmolLM2-135M
-# answers 72% of the 1,926 prompts (capital 62%, language 76%, continent 79%; no question of a row below 54%).
+# Of one row all begin alike, up to the entity: nothing at the entity tells which attribute will be asked for. With an
+# earlier list of 107 countries SmolLM2-135M answered 72% of the 1,926 prompts (capital 62%, language 76%, continent 79%; no question of a row below 54%).
 TEMPLATES = (
     {
         "capital": "This is a map of {entity}. The capital is",

@@ -21,7 +21,7 @@ from iit.job.declared import check_config
 from iit.network import fingerprint, untrained
 from iit.report import save_figure
 from iit.report.ladder import ladder_figure
-from iit.result import Row, clustered_interval
+from iit.result import SCORE, Row, clustered_interval, where
 
 log = logging.getLogger(__name__)
 CONTROL = "untrained_network"
@@ -94,8 +94,8 @@ def ladder(
         train(alone, pairs, seed)
     score = partial(_scored, cfg, rungs, beside, metric)
     rows = score(pairs, "validation") + score(pairs, "train")
-    found = {row.method: row.value for row in rows if _is_score(row, metric)}
-    opened = held_out.opened(freeze(folder, {"reported": "every rung", f"validation_{metric}": found}))
+    validation = {row.method: row.value for row in where(rows, **{**SCORE, "metric": metric})}
+    opened = held_out.opened(freeze(folder, {"reported": "every rung", f"validation_{metric}": validation}))
     rows += score(opened, "test")
     assert fingerprint(network.model) == before, "the frozen network has changed"
     save_figure(ladder_figure(rows), folder / "ladder", rows)
@@ -104,10 +104,6 @@ def ladder(
 
 def _frame(width: int, rank: int | str) -> Any:
     return LowRankRotatedSpaceIntervention(width, width if rank == "full" else int(rank))
-
-
-def _is_score(row: Row, metric: str) -> bool:
-    return (row.split, row.subset, row.control, row.metric) == ("validation", "changing", None, metric)
 
 
 def _scored(

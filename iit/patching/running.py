@@ -29,7 +29,7 @@ BEHIND = "behind"
 @final
 @dataclass(frozen=True, eq=False)
 class CellRows:
-    """CellRows of one batch.
+    """Rows of one batch: each is one cell on one pair.
 
     cell: LongTensor[row], the number of each row's cell in its group. pair: LongTensor[row].
     base: the base of each row, with the label as its answer and the roles `CELL` and `BEHIND`.
