@@ -1,4 +1,6 @@
-"""Run an experiment: `python train.py +experiment=das_ioi`; every key of conf/ can be overridden."""
+"""Run an experiment: `python train.py +experiment=das_ioi`; every key of conf/ can be
+overridden.
+"""
 
 from iit.run import main
 

@@ -1,1 +1,3 @@
-"""Side-by-side timings; `make bench` runs them, `README.md` says what the keys of the results mean."""
+"""Side-by-side timings; `make bench` runs them, `README.md` says what the keys of the results
+mean.
+"""

@@ -1,7 +1,8 @@
-"""What an atlas costs, here and in pyvene: `python -m benchmarks.atlas` writes `results/atlas.json`.
+"""What an atlas costs, here and in pyvene: `python -m benchmarks.atlas` writes
+`results/atlas.json`.
 
-A rank-16 cell at every layer × role (s1, io, s2, last) of SmolLM2: 20 steps of 32 pairs and one validation of 60 pairs each. With an
-argument (`NAME`) it is one contender in a process of its own.
+A rank-16 cell at every layer × role (s1, io, s2, last) of SmolLM2: 20 steps of 32 pairs and one
+validation of 60 pairs each. With an argument (`NAME`) it is one contender in a process of its own.
 """
 
 import json
@@ -35,12 +36,17 @@ TIMED_STEPS = 4  # of pyvene's, after one that is not timed; they cost alike
 
 
 def ours() -> dict[str, Any]:
-    """This framework: the cells of a layer side by side, every prompt run once for all layers. The store starts empty."""
+    """This framework: the cells of a layer side by side, every prompt run once for all layers. The
+    store starts empty.
+    """
     network: Any = iit.load_network("smollm2")
     pairs = one_template(network, STEPS * BATCH)
     start = time.perf_counter()
     store = ActivationStore(network.model, layers=[layer + 1 for layer in LAYERS])
-    encoded = [EncodedPairs(pairs.split(split), pairs.variables, network) for split in ("train", "validation")]
+    encoded = [
+        EncodedPairs(pairs.split(split), pairs.variables, network)
+        for split in ("train", "validation")
+    ]
     batches = [batch for split in encoded for batch in split.batches(BATCH)]
     store.fill([side for batch in batches for side in (batch["base"], *batch["sources"].values())])
     fixed, losses = time.perf_counter() - start, {}
@@ -49,18 +55,37 @@ def ours() -> dict[str, Any]:
         cells = {}
         for role in ROLES:
             site = iit.Site("block_output", layer=layer, position=role)
-            cells[role] = one(network, pairs.variable, site, lambda width: iit.LowRankRotatedSpaceIntervention(width, RANK))
+            cells[role] = one(
+                network,
+                pairs.variable,
+                site,
+                lambda width: iit.LowRankRotatedSpaceIntervention(width, RANK),
+            )
             cells[role].store = store
         with tempfile.TemporaryDirectory() as folder:
-            found = iit.fit(cells, pairs, trainer=_quiet, batch_size=BATCH, max_epochs=1, folder=folder)
+            found = iit.fit(
+                cells, pairs, trainer=_quiet, batch_size=BATCH, max_epochs=1, folder=folder
+            )
         losses[layer] = {role: fitted.value for role, fitted in found.items()}
     seconds = time.perf_counter() - start
     n = len(STRATA) * len(ROLES)
-    whole = [EncodedPairs(pairs.split(split), pairs.variables, network) for split in ("train", "validation")]
+    whole = [
+        EncodedPairs(pairs.split(split), pairs.variables, network)
+        for split in ("train", "validation")
+    ]
     train, validation = ([{"base": part.batch(range(len(part)))["base"]}] for part in whole)
     # Forward and backward of all training pairs, forward (half of it) of the validation pairs.
-    flops = [of_step(train, layer, role) + of_step(validation, layer, role) / 2 for layer in STRATA for role in ROLES]
-    told = {"fixed_s": fixed, "cell_s": seconds / n, "n_cells": n, "floor_gflop_a_cell": round(sum(flops) / n / 1e9)}
+    flops = [
+        of_step(train, layer, role) + of_step(validation, layer, role) / 2
+        for layer in STRATA
+        for role in ROLES
+    ]
+    told = {
+        "fixed_s": fixed,
+        "cell_s": seconds / n,
+        "n_cells": n,
+        "floor_gflop_a_cell": round(sum(flops) / n / 1e9),
+    }
     return told | {"validation_iia": losses}
 
 
@@ -72,7 +97,10 @@ def pyvene() -> dict[str, Any]:
     """pyvene 0.1.8: one cell after another; measured on one role a layer of the strata."""
     network: Any = iit.load_network("smollm2")
     pairs = one_template(network, STEPS * BATCH)
-    train, validation = (EncodedPairs(pairs.split(split), pairs.variables, network) for split in ("train", "validation"))
+    train, validation = (
+        EncodedPairs(pairs.split(split), pairs.variables, network)
+        for split in ("train", "validation")
+    )
     seconds = []
     for number, layer in enumerate((2, 7, 12, 17, 22, 27)):
         torch.manual_seed(0)
@@ -119,28 +147,48 @@ def main() -> None:
     for name in CONTENDERS:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.atlas", name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+        told = json.loads(
+            next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+        )
         whole = told["fixed_s"] + every * told["cell_s"]
         found[name] = told | {"seconds": round(whole, 1), "extrapolated": told["n_cells"] < every}
     ratio = found["pyvene"]["seconds"] / found["iit"]["seconds"]
-    settings = {"cells": every, "rank": RANK, "batch": BATCH, "steps": STEPS, "roles": ROLES, "validation_pairs": 60}
+    settings = {
+        "cells": every,
+        "rank": RANK,
+        "batch": BATCH,
+        "steps": STEPS,
+        "roles": ROLES,
+        "validation_pairs": 60,
+    }
     rate = max(rate, matmul_rate())
     at_floor = found["iit"]["floor_gflop_a_cell"] / rate
     shares = {
         "share_of_floor": round(at_floor / found["iit"]["cell_s"], 2),
         "ratio_at_floor": round(found["pyvene"]["cell_s"] / at_floor, 1),
     }
-    result = described(rate) | {"settings": settings, "contenders": found, "ratio": round(ratio, 1)} | shares
+    result = (
+        described(rate)
+        | {"settings": settings, "contenders": found, "ratio": round(ratio, 1)}
+        | shares
+    )
     (RESULTS / "atlas.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = Table(title=f"An atlas of {every} cells")
     for column in ("", "seconds", "seconds a cell", "measured cells", "peak MiB"):
         table.add_column(column, justify="right" if column else "left")
     for name, told in found.items():
         mark = " (extrapolated)" if told["extrapolated"] else ""
-        table.add_row(name + mark, f"{told['seconds']:.0f}", f"{told['cell_s']:.1f}", str(told["n_cells"]), str(told["peak_mib"]))
+        table.add_row(
+            name + mark,
+            f"{told['seconds']:.0f}",
+            f"{told['cell_s']:.1f}",
+            str(told["n_cells"]),
+            str(told["peak_mib"]),
+        )
     Console().print(table)
     Console().print(
-        f"pyvene takes {ratio:.1f} times as long; nothing but the floor's products would be {shares['ratio_at_floor']:.1f} times as fast"
+        f"pyvene takes {ratio:.1f} times as long; nothing but the floor's products would be "
+        f"{shares['ratio_at_floor']:.1f} times as fast"
     )
 
 

@@ -1,7 +1,8 @@
-"""What a frame costs a step, by rank: `python -m benchmarks.basis_cost` writes `results/basis_cost.json` and prints a table.
+"""What a frame costs a step, by rank: `python -m benchmarks.basis_cost` writes
+`results/basis_cost.json` and prints a table.
 
-One step: an interchange of a batch of activations in the frame, a loss, its gradient, and Adam. Nothing else is run. With an argument
-(`NAME RANK`) it is one contender in a process of its own.
+One step: an interchange of a batch of activations in the frame, a loss, its gradient, and Adam.
+Nothing else is run. With an argument (`NAME RANK`) it is one contender in a process of its own.
 """
 
 import json
@@ -50,7 +51,9 @@ def pyvene_low_rank(rank: int) -> tuple[Callable[[Tensor, Tensor], Tensor], list
 
 
 def pyvene_rotated(rank: int) -> tuple[Callable[[Tensor, Tensor], Tensor], list[nn.Parameter]]:
-    """pyvene 0.1.8, RotatedSpaceIntervention: a rotation of the whole width, of which `rank` dimensions are swapped."""
+    """pyvene 0.1.8, RotatedSpaceIntervention: a rotation of the whole width, of which `rank`
+    dimensions are swapped.
+    """
     import pyvene as pv
 
     made = pv.RotatedSpaceIntervention(embed_dim=WIDTH)
@@ -79,7 +82,12 @@ def contend(name: str, rank: int) -> None:
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     warm = seconds[1:] or seconds
-    told = {"median_s": median(warm), "range_s": [min(warm), max(warm)], "steps": len(warm), "warm_up": len(seconds) > 1}
+    told = {
+        "median_s": median(warm),
+        "range_s": [min(warm), max(warm)],
+        "steps": len(warm),
+        "warm_up": len(seconds) > 1,
+    }
     print(json.dumps(told | {"step_mib": round((peak - before) / 2**10)}), flush=True)
 
 
@@ -92,22 +100,40 @@ def main() -> None:
             if name == "pyvene_rotated" and cases:  # its cost does not depend on the rank
                 found[name] = cases[0]["contenders"][name] | {"of_rank": RANKS[0]}
                 continue
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.basis_cost", name, str(rank)]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "benchmarks.basis_cost",
+                name,
+                str(rank),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[name] = json.loads(done.stdout.splitlines()[-1])
-        ratios = {name: round(found[name]["median_s"] / found["ours"]["median_s"], 1) for name in found if name != "ours"}
+        ratios = {
+            name: round(found[name]["median_s"] / found["ours"]["median_s"], 1)
+            for name in found
+            if name != "ours"
+        }
         gflop = of_frame(WIDTH, rank, BATCH) / 1e9
         share = gflop / rate / found["ours"]["median_s"]
         told = {"ratios": ratios, "floor_gflop": round(gflop, 4), "share_of_floor": round(share, 2)}
         cases.append({"rank": rank, "contenders": found} | told)
-    result = described(rate) | {"settings": {"width": WIDTH, "batch": BATCH, "seconds": SECONDS}, "cases": cases}
+    result = described(rate) | {
+        "settings": {"width": WIDTH, "batch": BATCH, "seconds": SECONDS},
+        "cases": cases,
+    }
     (RESULTS / "basis_cost.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = Table(title=f"A step of a frame at width {WIDTH}, milliseconds (times ours)")
     for column in ("rank", *CONTENDERS, "share of the floor's rate"):
         table.add_column(column, justify="right")
     for case in cases:
         told = [f"{1000 * case['contenders']['ours']['median_s']:.2f}"]
-        told += [f"{1000 * case['contenders'][n]['median_s']:.1f} ({case['ratios'][n]:.0f}×)" for n in list(CONTENDERS)[1:]]
+        told += [
+            f"{1000 * case['contenders'][n]['median_s']:.1f} ({case['ratios'][n]:.0f}×)"
+            for n in list(CONTENDERS)[1:]
+        ]
         table.add_row(str(case["rank"]), *told, f"{case['share_of_floor']:.0%}")
     Console().print(table)
 

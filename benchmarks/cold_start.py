@@ -1,8 +1,10 @@
-"""From a cold start to a training IIA of 0.9, here and in pyvene: `python -m benchmarks.cold_start` writes `results/cold_start.json`.
+"""From a cold start to a training IIA of 0.9, here and in pyvene: `python -m benchmarks.cold_start`
+writes `results/cold_start.json`.
 
-Everything is included: starting Python, importing, loading the network, keeping the prompts it answers rightly, tokenizing, and
-DAS steps on training pairs of one template until the changing pairs of the last four batches are right at 0.9. With an argument (`NAME LR`) it
-is one contender in a process of its own.
+Everything is included: starting Python, importing, loading the network, keeping the prompts it
+answers rightly, tokenizing, and DAS steps on training pairs of one template until the changing
+pairs of the last four batches are right at 0.9. With an argument (`NAME LR`) it is one contender in
+a process of its own.
 """
 
 import json
@@ -44,7 +46,9 @@ def contend(name: str, lr: float) -> None:
     while len(told) < LIMIT and (len(recent) < 4 or told[-1] < GOAL):
         for rows in torch.randperm(len(encoded)).split(BATCH):
             batch = encoded.batch(rows.tolist())
-            logits = contender.logits({"base": batch["base"], "source": batch["sources"][pairs.variable]})
+            logits = contender.logits(
+                {"base": batch["base"], "source": batch["sources"][pairs.variable]}
+            )
             answer = batch["base"]["answer"][:, 0]
             optimizer.zero_grad()
             F.cross_entropy(logits.float(), answer).backward()
@@ -90,7 +94,9 @@ def timed(name: str, lr: float) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cold_start", name, str(lr)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
-    told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    told = json.loads(
+        next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+    )
     return told | {"seconds": round(seconds, 1), "lr": lr}
 
 
@@ -122,7 +128,10 @@ def main() -> None:
         "contenders": runs,
         "median_s": seconds,
         "ratio": round(seconds["pyvene"] / seconds["iit"], 2),
-        "ratios": [round(b["seconds"] / a["seconds"], 2) for a, b in zip(runs["iit"], runs["pyvene"], strict=True)],
+        "ratios": [
+            round(b["seconds"] / a["seconds"], 2)
+            for a, b in zip(runs["iit"], runs["pyvene"], strict=True)
+        ],
         "floor_gflop": round(flops / 1e9),
         "share_of_floor": round(flops / 1e9 / rate / seconds["iit"], 2),
     }
@@ -134,7 +143,9 @@ def main() -> None:
         taken = [run["seconds"] for run in found]
         spread = f"{min(taken):.0f} to {max(taken):.0f}"
         peak = max(run["peak_mib"] for run in found)
-        table.add_row(name, f"{seconds[name]:.0f}", spread, str(found[0]["steps"]), str(LR[name]), str(peak))
+        table.add_row(
+            name, f"{seconds[name]:.0f}", spread, str(found[0]["steps"]), str(LR[name]), str(peak)
+        )
     Console().print(table)
 
 

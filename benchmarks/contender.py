@@ -1,7 +1,9 @@
-"""One contender in a process of its own: `python -m benchmarks.contender NAME WORK.pt` takes a DAS step for each line on stdin.
+"""One contender in a process of its own: `python -m benchmarks.contender NAME WORK.pt` takes a DAS
+step for each line on stdin.
 
-WORK.pt holds the batches of encoded pairs, the site, and the first frame, the same for every contender. Each line of stdin is the
-number of a batch; the answer is a line of JSON with the step's seconds and its loss.
+WORK.pt holds the batches of encoded pairs, the site, and the first frame, the same for every
+contender. Each line of stdin is the number of a batch; the answer is a line of JSON with the step's
+seconds and its loss.
 """
 
 import json
@@ -19,7 +21,9 @@ from iit.intervened import ActivationStore
 
 
 class Contender(NamedTuple):
-    """logits: a batch → Tensor[batch, vocab], at the answer. parameters: what is trained. network: what says which prompts are answered."""
+    """logits: a batch → Tensor[batch, vocab], at the answer. parameters: what is trained. network:
+    what says which prompts are answered.
+    """
 
     logits: Callable[[dict[str, Any]], torch.Tensor]
     parameters: list[torch.nn.Parameter]
@@ -64,7 +68,9 @@ def pyvene(work: dict[str, Any]) -> Contender:
 
     def logits(batch: dict[str, Any]) -> torch.Tensor:
         base, source = batch["base"], batch["source"]
-        where = [batch[side]["positions"][work["role"]][:, :1].tolist() for side in ("source", "base")]
+        where = [
+            batch[side]["positions"][work["role"]][:, :1].tolist() for side in ("source", "base")
+        ]
         _, out = model(
             {key: base[key] for key in ("input_ids", "attention_mask")},
             [{key: source[key] for key in ("input_ids", "attention_mask")}],
@@ -95,7 +101,10 @@ def main(name: str, path: str) -> None:
         optimizer.step()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(json.dumps({"seconds": seconds, "loss": loss.item(), "peak_mib": round(peak)}), flush=True)
+        print(
+            json.dumps({"seconds": seconds, "loss": loss.item(), "peak_mib": round(peak)}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

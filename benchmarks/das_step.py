@@ -1,4 +1,6 @@
-"""What one DAS step costs, here and in pyvene: `python -m benchmarks.das_step` writes `results/das_step.json` and prints a table."""
+"""What one DAS step costs, here and in pyvene: `python -m benchmarks.das_step` writes
+`results/das_step.json` and prints a table.
+"""
 
 import json
 import os
@@ -29,7 +31,10 @@ WARM_UP = 1  # rounds; the store of activations is full after them
 ROUNDS = 3
 LAYERS = (5, 17, 25) if FULL else (17, 25)
 CASES = [
-    (layer, role, dtype) for dtype in (("fp32", "bf16") if FULL else ("fp32",)) for layer in LAYERS for role in ("s2", "last")
+    (layer, role, dtype)
+    for dtype in (("fp32", "bf16") if FULL else ("fp32",))
+    for layer in LAYERS
+    for role in ("s2", "last")
 ]
 
 
@@ -38,7 +43,14 @@ def main() -> None:
     rate = matmul_rate()
     cases = [_case(rate, *case) for case in CASES]
     result = described(rate) | {
-        "settings": {"network": "smollm2", "batch": BATCH, "rank": RANK, "lr": LR, "warm_up": WARM_UP, "rounds": ROUNDS},
+        "settings": {
+            "network": "smollm2",
+            "batch": BATCH,
+            "rank": RANK,
+            "lr": LR,
+            "warm_up": WARM_UP,
+            "rounds": ROUNDS,
+        },
         "cases": cases,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -62,12 +74,20 @@ def described(rate: float | None = None) -> dict[str, Any]:
 
 
 def _batches(layer: int, role: str, n: int = 4) -> list[dict[str, Any]]:
-    """The same pairs for everyone, in batches as `fit` draws them; whether the network answers rightly does not matter to their cost."""
+    """The same pairs for everyone, in batches as `fit` draws them; whether the network answers
+    rightly does not matter to their cost.
+    """
     network: Any = iit.load_network("smollm2")
-    pairs = iit.Pairs.sample(ioi(), Everything(network), n_train=n * BATCH, n_val=60, n_test=60, seed=0)
+    pairs = iit.Pairs.sample(
+        ioi(), Everything(network), n_train=n * BATCH, n_val=60, n_test=60, seed=0
+    )
     encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
-    cell = iit.IntervenedModel(network, {iit.Site("block_output", layer=layer, position=role): iit.VanillaIntervention()})
-    cut = [encoded.batch(rows) for rows in AlikeBatches(encoded.costs(cell.n_columns), BATCH, seed=0)]
+    cell = iit.IntervenedModel(
+        network, {iit.Site("block_output", layer=layer, position=role): iit.VanillaIntervention()}
+    )
+    cut = [
+        encoded.batch(rows) for rows in AlikeBatches(encoded.costs(cell.n_columns), BATCH, seed=0)
+    ]
     return [{"base": batch["base"], "source": batch["sources"][pairs.variable]} for batch in cut]
 
 
@@ -82,7 +102,13 @@ def _case(rate: float, layer: int, role: str, dtype: str) -> dict[str, Any]:
         running = {}
         for name in names:
             path = Path(folder) / f"{name}.pt"
-            work = {"layer": layer, "role": role, "dtype": dtypes[name], "frame": frame, "batches": batches}
+            work = {
+                "layer": layer,
+                "role": role,
+                "dtype": dtypes[name],
+                "frame": frame,
+                "batches": batches,
+            }
             torch.save(work | {"threads": THREADS, "lr": LR}, path)
             running[name] = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "benchmarks.contender", name, str(path)],
@@ -104,7 +130,10 @@ def _case(rate: float, layer: int, role: str, dtype: str) -> dict[str, Any]:
         finally:
             for process in running.values():
                 process.kill()
-    warm = {name: [step["seconds"] for step in told[WARM_UP * len(batches) :]] for name, told in steps.items()}
+    warm = {
+        name: [step["seconds"] for step in told[WARM_UP * len(batches) :]]
+        for name, told in steps.items()
+    }
     flops = of_step(batches, layer, role)
     ours = median(warm["iit"])
     return {
@@ -128,15 +157,26 @@ def _case(rate: float, layer: int, role: str, dtype: str) -> dict[str, Any]:
 
 
 def _answer(process: Any, name: str) -> dict[str, Any]:
-    line = next((line for line in process.stdout if line.startswith("{")), None)  # libraries print greetings
+    # libraries print greetings
+    line = next((line for line in process.stdout if line.startswith("{")), None)
     if line is None:
-        raise RuntimeError(f"The contender {name} ended: run `python -m benchmarks.contender` by hand to see why.")
+        raise RuntimeError(
+            f"The contender {name} ended: run `python -m benchmarks.contender` by hand to see why."
+        )
     return json.loads(line)
 
 
 def _table(cases: list[dict[str, Any]]) -> Table:
     table = Table(title=f"One DAS step, batch {BATCH}, rank {RANK}: median seconds")
-    for name in ("site", "dtype", "iit", "pyvene (fp32)", "ratio", "share of the floor's rate", "peak MiB"):
+    for name in (
+        "site",
+        "dtype",
+        "iit",
+        "pyvene (fp32)",
+        "ratio",
+        "share of the floor's rate",
+        "peak MiB",
+    ):
         table.add_column(name)
     for case in cases:
         ours, theirs = case["contenders"]["iit"], case["contenders"]["pyvene"]
@@ -155,7 +195,10 @@ def _table(cases: list[dict[str, Any]]) -> Table:
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 if __name__ == "__main__":

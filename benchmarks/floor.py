@@ -24,21 +24,27 @@ def size() -> Size:
     """The network's, without its embeddings and norms."""
     config: Any = iit.load_network("smollm2").model.config
     width = config.hidden_size // config.num_attention_heads
-    attention = 2 * config.hidden_size * width * (config.num_attention_heads + config.num_key_value_heads)
+    attention = (
+        2 * config.hidden_size * width * (config.num_attention_heads + config.num_key_value_heads)
+    )
     block = attention + 3 * config.hidden_size * config.intermediate_size
     return Size(config.num_hidden_layers, block, config.vocab_size * config.hidden_size)
 
 
 def of_step(batches: Sequence[Mapping[str, Any]], layer: int, role: str) -> float:
-    """Of a training step, the mean over batches: forward and backward of activations, behind site and position.
+    """Of a training step, the mean over batches: forward and backward of activations, behind site
+    and position.
 
-    4·[(L − ℓ)·N·(T − p) + V·d] an example, for L blocks of N parameters, a site after ℓ of them, the first edited of T tokens at p.
+    4·[(L − ℓ)·N·(T − p) + V·d] an example, for L blocks of N parameters, a site after ℓ of them,
+    the first edited of T tokens at p.
     """
     network, total = size(), 0.0
     for batch in batches:
         base = batch["base"]
         left = base["attention_mask"].sum(1) - base["positions"][role][:, 0]
-        total += float((4 * ((network.n_layers - layer - 1) * network.block * left + network.head)).sum())
+        total += float(
+            (4 * ((network.n_layers - layer - 1) * network.block * left + network.head)).sum()
+        )
     return total / len(batches)
 
 
@@ -49,14 +55,18 @@ def of_answers(lengths: Iterable[int]) -> float:
 
 
 def of_sweep(n_pairs: int, length: int) -> float:
-    """Of a sweep over all layers × positions: forward behind each cell's block and position, and the head once a pair."""
+    """Of a sweep over all layers × positions: forward behind each cell's block and position, and
+    the head once a pair.
+    """
     network = size()
     blocks = sum(range(network.n_layers)) * sum(range(1, length + 1)) * network.block
     return 2.0 * n_pairs * (blocks + network.n_layers * length * network.head)
 
 
 def of_frame(width: int, rank: int, batch: int) -> float:
-    """Of an interchange in a frame and its gradient, five products of the batch's width with the rank, and one product of the frame with itself."""
+    """Of an interchange in a frame and its gradient, five products of the batch's width with the
+    rank, and one product of the frame with itself.
+    """
     return 10.0 * batch * width * rank + 2.0 * width * rank**2
 
 

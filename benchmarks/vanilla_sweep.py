@@ -1,6 +1,8 @@
-"""What a vanilla sweep costs, here, in pyvene and with plain hooks: `python -m benchmarks.vanilla_sweep` writes `results/vanilla_sweep.json`.
+"""What a vanilla sweep costs, here, in pyvene and with plain hooks: `python -m
+benchmarks.vanilla_sweep` writes `results/vanilla_sweep.json`.
 
-Every layer × position of the residual stream, 100 pairs. With an argument (`NAME`) it is one contender in a process of its own.
+Every layer × position of the residual stream, 100 pairs. With an argument (`NAME`) it is one
+contender in a process of its own.
 """
 
 import json
@@ -24,20 +26,26 @@ from iit.data import EncodedPairs
 from iit.patching import patched
 
 N_PAIRS, BATCH = 100, 50
-STRATA = (2, 7, 12, 17, 22, 27)  # the layers of the cells that slow contenders are measured on; positions are spread
+# the layers of the cells that slow contenders are measured on; positions are spread
+STRATA = (2, 7, 12, 17, 22, 27)
 Cell = tuple[int, int]
 Right = list[int]
 
 
 def ours(network: iit.LanguageModel, pairs: EncodedPairs, cells: list[Cell]) -> dict[Cell, Right]:
     """This framework: all cells in one call, from an empty store on."""
-    sites = {iit.Site("block_output", layer=layer, position=position): (layer, position) for layer, position in cells}
+    sites = {
+        iit.Site("block_output", layer=layer, position=position): (layer, position)
+        for layer, position in cells
+    }
     found = patched(network, pairs, list(sites), batch_size=BATCH)
     return {cell: found[site].right.astype(int).tolist() for site, cell in sites.items()}
 
 
 def hooks(network: iit.LanguageModel, pairs: EncodedPairs, cells: list[Cell]) -> dict[Cell, Right]:
-    """Forward hooks on transformers: the sources run once, a whole forward a cell, the head at the last token only."""
+    """Forward hooks on transformers: the sources run once, a whole forward a cell, the head at the
+    last token only.
+    """
     model: Any = network.model
     found: dict[Cell, Right] = {cell: [] for cell in cells}
     states: dict[int, torch.Tensor] = {}
@@ -54,7 +62,10 @@ def hooks(network: iit.LanguageModel, pairs: EncodedPairs, cells: list[Cell]) ->
         return hook
 
     for base, source in _batches(pairs):
-        kept = [block.register_forward_hook(keep(layer)) for layer, block in enumerate(model.model.layers)]
+        kept = [
+            block.register_forward_hook(keep(layer))
+            for layer, block in enumerate(model.model.layers)
+        ]
         model(input_ids=source["input_ids"], logits_to_keep=1)
         for handle in kept:
             handle.remove()
@@ -62,7 +73,9 @@ def hooks(network: iit.LanguageModel, pairs: EncodedPairs, cells: list[Cell]) ->
             handle = model.model.layers[layer].register_forward_hook(patch(layer, position))
             logits = model(input_ids=base["input_ids"], logits_to_keep=1).logits
             handle.remove()
-            found[layer, position] += (logits[:, -1].argmax(-1) == base["answer"][:, 0]).int().tolist()
+            found[layer, position] += (
+                (logits[:, -1].argmax(-1) == base["answer"][:, 0]).int().tolist()
+            )
     return found
 
 
@@ -73,23 +86,37 @@ def _batches(pairs: EncodedPairs) -> Iterator[tuple[dict[str, Any], dict[str, An
 
 
 def pyvene(network: iit.LanguageModel, pairs: EncodedPairs, cells: list[Cell]) -> dict[Cell, Right]:
-    """pyvene 0.1.8 as its tutorials use it: an intervenable model a cell, source and base run each time."""
+    """pyvene 0.1.8 as its tutorials use it: an intervenable model a cell, source and base run each
+    time.
+    """
     import pyvene as pv
 
     found: dict[Cell, Right] = {cell: [] for cell in cells}
     for layer, position in cells:
         config = pv.IntervenableConfig(
-            [{"layer": layer, "component": "block_output", "intervention_type": pv.VanillaIntervention}]
+            [
+                {
+                    "layer": layer,
+                    "component": "block_output",
+                    "intervention_type": pv.VanillaIntervention,
+                }
+            ]
         )
         model = pv.IntervenableModel(config, network.model)
         for base, source in _batches(pairs):
             inputs = ({"input_ids": side["input_ids"]} for side in (base, source))
             _, out = model(next(inputs), [next(inputs)], {"sources->base": position})
-            found[layer, position] += (out.logits[:, -1].argmax(-1) == base["answer"][:, 0]).int().tolist()
+            found[layer, position] += (
+                (out.logits[:, -1].argmax(-1) == base["answer"][:, 0]).int().tolist()
+            )
     return found
 
 
-CONTENDERS: dict[str, Callable[..., dict[Cell, Right]]] = {"iit": ours, "hooks": hooks, "pyvene": pyvene}
+CONTENDERS: dict[str, Callable[..., dict[Cell, Right]]] = {
+    "iit": ours,
+    "hooks": hooks,
+    "pyvene": pyvene,
+}
 
 
 def contend(name: str, whole: bool) -> None:
@@ -105,7 +132,8 @@ def contend(name: str, whole: bool) -> None:
     cells = every if whole else some
     if name != "iit":
         with torch.no_grad():
-            CONTENDERS[name](network, pairs, some[:1])  # a warm-up, which this framework goes without: its store is to be empty
+            # a warm-up, which this framework goes without: its store is to be empty
+            CONTENDERS[name](network, pairs, some[:1])
     start = time.perf_counter()
     with torch.no_grad():
         found = CONTENDERS[name](network, pairs, cells)
@@ -122,31 +150,65 @@ def main() -> None:
     rate = matmul_rate()
     for name in CONTENDERS:
         whole = name == "iit" or FULL
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.vanilla_sweep", name, *(["whole"] if whole else [])]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.vanilla_sweep",
+            name,
+            *(["whole"] if whole else []),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+        told = json.loads(
+            next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+        )
         scale = told["of_cells"] / told["n_cells"]
-        found[name] = told | {"seconds": round(told["seconds"] * scale, 1), "extrapolated": scale > 1}
+        found[name] = told | {
+            "seconds": round(told["seconds"] * scale, 1),
+            "extrapolated": scale > 1,
+        }
     for name in CONTENDERS:
-        differing = {cell: right for cell, right in found[name]["right"].items() if abs(right - found["iit"]["right"][cell]) > 0}
+        differing = {
+            cell: right
+            for cell, right in found[name]["right"].items()
+            if abs(right - found["iit"]["right"][cell]) > 0
+        }
         found[name]["cells_that_differ"] = len(differing)
     seconds = {name: told["seconds"] for name, told in found.items()}
     rate, flops = max(rate, matmul_rate()), of_sweep(N_PAIRS, found["iit"]["length"])
     result = described(rate) | {
-        "settings": {"network": "smollm2", "pairs": N_PAIRS, "batch": BATCH, "cells": found["iit"]["of_cells"]},
+        "settings": {
+            "network": "smollm2",
+            "pairs": N_PAIRS,
+            "batch": BATCH,
+            "cells": found["iit"]["of_cells"],
+        },
         "contenders": found,
-        "ratios": {name: round(value / seconds["iit"], 1) for name, value in seconds.items() if name != "iit"},
+        "ratios": {
+            name: round(value / seconds["iit"], 1)
+            for name, value in seconds.items()
+            if name != "iit"
+        },
         "floor_gflop": round(flops / 1e9),
         "share_of_floor": round(flops / 1e9 / rate / seconds["iit"], 2),
     }
-    (RESULTS / "vanilla_sweep.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "vanilla_sweep.json").write_text(
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
+    )
     table = Table(title=f"A vanilla sweep over {found['iit']['of_cells']} cells, {N_PAIRS} pairs")
     for column in ("", "seconds", "times ours", "peak MiB", "cells that differ"):
         table.add_column(column, justify="right" if column else "left")
     for name, told in found.items():
         mark = " (extrapolated)" if told["extrapolated"] else ""
         ratio = f"{told['seconds'] / seconds['iit']:.1f}×"
-        table.add_row(name + mark, f"{told['seconds']:.0f}", ratio, str(told["peak_mib"]), str(told["cells_that_differ"]))
+        table.add_row(
+            name + mark,
+            f"{told['seconds']:.0f}",
+            ratio,
+            str(told["peak_mib"]),
+            str(told["cells_that_differ"]),
+        )
     Console().print(table)
     Console().print(f"Share of the floor's rate: {result['share_of_floor']:.0%}")
 

@@ -1,4 +1,6 @@
-"""The pairs that are timed: of one template, and of one length, so that every contender does the same work."""
+"""The pairs that are timed: of one template, and of one length, so that every contender does the
+same work.
+"""
 
 from typing import Any
 
@@ -11,7 +13,9 @@ from iit.data import EncodedPairs
 
 
 class Everything:
-    """Stands for a network that answers every prompt rightly: whether it does makes no difference to the cost."""
+    """Stands for a network that answers every prompt rightly: whether it does makes no difference
+    to the cost.
+    """
 
     def __init__(self, network: Any):
         self.tokenizer = network.tokenizer
@@ -22,12 +26,18 @@ class Everything:
         return np.ones(len(texts), dtype=bool)
 
 
-def one_template(network: Any, n: int, *, n_held_out: int = 60, right_only: bool = False, seed: int = 0) -> iit.Pairs:
-    """Training pairs of IOI prompts of the first template, half of them changing, and `n_held_out` for validation and test each."""
+def one_template(
+    network: Any, n: int, *, n_held_out: int = 60, right_only: bool = False, seed: int = 0
+) -> iit.Pairs:
+    """Training pairs of IOI prompts of the first template, half of them changing, and `n_held_out`
+    for validation and test each.
+    """
     task = ioi()
     task.pools = {**task.pools, "template": tuple(task.pools["template"])[:1]}
     prompts = network if right_only else Everything(network)
-    return iit.Pairs.sample(task, prompts, n_train=n, n_val=n_held_out, n_test=n_held_out, splits=["name"], seed=seed)
+    return iit.Pairs.sample(
+        task, prompts, n_train=n, n_val=n_held_out, n_test=n_held_out, splits=["name"], seed=seed
+    )
 
 
 def of_one_length(network: Any, n: int) -> tuple[EncodedPairs, int]:
@@ -35,7 +45,12 @@ def of_one_length(network: Any, n: int) -> tuple[EncodedPairs, int]:
     pairs = one_template(network, 4 * n)
     encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
     whole = encoded.batch(range(len(encoded)))
-    lengths = torch.stack([side["attention_mask"].sum(1) for side in (whole["base"], whole["sources"][pairs.variable])])
+    lengths = torch.stack(
+        [
+            side["attention_mask"].sum(1)
+            for side in (whole["base"], whole["sources"][pairs.variable])
+        ]
+    )
     usual = int(lengths.flatten().mode().values)
     rows = (lengths == usual).all(0).nonzero().flatten()[:n]
     if len(rows) < n:

@@ -24,14 +24,23 @@ from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metric
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "datasets", "safetensors", "wandb", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "lightning",
+    "hydra-core",
+    "datasets",
+    "safetensors",
+    "wandb",
+    "numpy",
+)
 
 
 def run(cfg: DictConfig) -> float | None:
     """Run the job that the config describes; returns the validation IIA on changing pairs.
 
-    Writes `config.yaml` at the start and `metrics.json` at the very end to the run's folder: a folder without `metrics.json`
-    holds no result. The same rows go to every logger.
+    Writes `config.yaml` at the start and `metrics.json` at the very end to the run's folder: a
+    folder without `metrics.json` holds no result. The same rows go to every logger.
 
     Raises OSError when the folder cannot be written, and ValueError where a number is needed and
     another value stands.
@@ -54,20 +63,36 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
-    """The rows to every logger, of several cells the chosen one's, of several variables each under its name; to W&B also all of them as a
+    """The rows to every logger, of several cells the chosen one's, of several variables each under
+    its name; to W&B also all of them as a
     table, and the figures."""
     scored = scores_of(rows)
     several = len({row.variable for row in scored}) > 1
     told = rows
     if scored and not several:
-        told = [row for split in ("validation", "test") for row in rows_of(rows, select(rows), split=split)]
+        told = [
+            row
+            for split in ("validation", "test")
+            for row in rows_of(rows, select(rows), split=split)
+        ]
     for logger in loggers:
-        names = [f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}" for row in told]
-        names = [f"{row.variable}/{name}" if several else name for row, name in zip(told, names, strict=True)]
+        names = [
+            f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}" for row in told
+        ]
+        names = [
+            f"{row.variable}/{name}" if several else name
+            for row, name in zip(told, names, strict=True)
+        ]
         logger.log_metrics({name: row.value for name, row in zip(names, told, strict=True)})
         if isinstance(logger, WandbLogger):
             # A column of a W&B table has one type.
-            lines = [[str(v) if k in ("position", "head", "layer") else v for k, v in row.to_dict().items()] for row in rows]
+            lines = [
+                [
+                    str(v) if k in ("position", "head", "layer") else v
+                    for k, v in row.to_dict().items()
+                ]
+                for row in rows
+            ]
             logger.log_table("rows", columns=list(ROW_FIELDS), data=lines)
             for figure in sorted(folder.glob("*.png")):
                 logger.log_image(figure.stem, [str(figure)])
@@ -75,12 +100,16 @@ def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
 
 
 def _in_multirun() -> bool:
-    """Whether this is one job of several: the summary at the end then tells, and shows test for the chosen job only."""
+    """Whether this is one job of several: the summary at the end then tells, and shows test for the
+    chosen job only.
+    """
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def validation_iia(rows: list[Row]) -> float | None:
-    """The validation IIA on changing pairs of the chosen cell, of several variables their mean; None for a job without one."""
+    """The validation IIA on changing pairs of the chosen cell, of several variables their mean;
+    None for a job without one.
+    """
     return max((row.value for row in scores_of(rows)), default=None)
 
 
@@ -88,15 +117,21 @@ def provenance() -> dict[str, Any]:
     """What a repeat of the run needs beside its config."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": {"revision": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "git": {
+            "revision": _git("rev-parse", "HEAD"),
+            "dirty": bool(_git("status", "--porcelain")),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
         "processor": processor(),
     }
 
 
 def processor() -> str:
-    """The processor and the instructions that torch uses of it: another one rounds otherwise, and training magnifies that."""
+    """The processor and the instructions that torch uses of it: another one rounds otherwise, and
+    training magnifies that.
+    """
     lines: list[str] = []
     information = Path("/proc/cpuinfo")
     if information.is_file():
@@ -106,7 +141,9 @@ def processor() -> str:
         name, _, value = line.partition(":")
         facts.setdefault(name.strip(), value.strip())
     names = ("model name", "cpu family", "model", "stepping")
-    parts = [f"{name} {facts[name]}" for name in names if name in facts] or [platform.processor() or platform.machine()]
+    parts = [f"{name} {facts[name]}" for name in names if name in facts] or [
+        platform.processor() or platform.machine()
+    ]
     return ", ".join([*parts, torch.backends.cpu.get_cpu_capability()])
 
 
@@ -115,7 +152,9 @@ def _git(*arguments: str) -> str | None:
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() if done.returncode == 0 else None
 
 

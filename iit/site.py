@@ -13,7 +13,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from iit.network import layout as layouts
 from iit.network.components import COMPONENTS, HEADED, UNLAYERED, locate
-from iit.network.hooks import Attached, Callback, at_call, at_input, at_output, first_tensor, plain_attention, within
+from iit.network.hooks import (
+    Attached,
+    Callback,
+    at_call,
+    at_input,
+    at_output,
+    first_tensor,
+    plain_attention,
+    within,
+)
 
 Index = int | Sequence[int] | None
 
@@ -22,13 +31,16 @@ Index = int | Sequence[int] | None
 class Site:
     """A place in a network: a component of a transformer, or any module's input or output.
 
-    component: one of `iit.network.components.COMPONENTS`, with `layer` (and `head`, an int or several, where it has heads).
+    component: one of `iit.network.components.COMPONENTS`, with `layer` (and `head`, an int or
+        several, where it has heads).
     module: path of any submodule, with side "input" | "output" (the default).
-    position: a role, a token index (negative counts from the end), several of one kind, or None for every position. `answer[k]`
-        is the answer's own token k, which stands behind the prompt where the answer is teacher-forced (`answer_logits`,
-        `capture`): in the base that of the label, in the source that of its own answer.
+    position: a role, a token index (negative counts from the end), several of one kind, or None for
+        every position. `answer[k]` is the answer's own token k, which stands behind the prompt
+        where the answer is teacher-forced (`answer_logits`, `capture`): in the base that of the
+        label, in the source that of its own answer.
 
-    Raises ValueError for both or neither of component and module, unknown names, and indices that do not belong.
+    Raises ValueError for both or neither of component and module, unknown names, and indices that
+    do not belong.
 
     >>> print(Site("block_output", layer=17, position="s2"))
     block_output[17] @ s2
@@ -47,10 +59,15 @@ class Site:
             if value is not None and not (name == "position" and isinstance(value, str)):
                 object.__setattr__(self, name, _indices(name, value))
         if (self.component is None) == (self.module is None):
-            raise ValueError(f"A site is a component or a module; got component={self.component!r} and module={self.module!r}.")
+            raise ValueError(
+                f"A site is a component or a module; got component={self.component!r} and "
+                f"module={self.module!r}."
+            )
         if self.component is None:
             if self.layer is not None or self.head is not None:
-                raise ValueError("A module's path says where it is: `layer` and `head` belong to components.")
+                raise ValueError(
+                    "A module's path says where it is: `layer` and `head` belong to components."
+                )
             if self.side is None:
                 object.__setattr__(self, "side", "output")
             if self.side not in ("input", "output"):
@@ -59,19 +76,30 @@ class Site:
         if self.component not in COMPONENTS:
             close = difflib.get_close_matches(self.component, COMPONENTS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"There is no component {self.component!r}.{hint} The components are: {', '.join(COMPONENTS)}.")
+            raise ValueError(
+                f"There is no component {self.component!r}.{hint} The components are: "
+                f"{', '.join(COMPONENTS)}."
+            )
         if self.side is not None:
             raise ValueError("`side` belongs to modules; a component says itself where it is.")
         if (self.layer is None) != (self.component in UNLAYERED):
             needs = "has no layer" if self.component in UNLAYERED else "needs a layer"
             raise ValueError(f"{self.component!r} {needs}; got layer={self.layer}.")
         if self.head is not None and self.component not in HEADED:
-            raise ValueError(f"{self.component!r} has no heads; those that have: {', '.join(HEADED)}.")
+            raise ValueError(
+                f"{self.component!r} has no heads; those that have: {', '.join(HEADED)}."
+            )
 
     @property
     def heads(self) -> tuple[int, ...] | None:
         """The heads as a tuple."""
-        return (self.head,) if isinstance(self.head, int) else None if self.head is None else tuple(self.head)
+        return (
+            (self.head,)
+            if isinstance(self.head, int)
+            else None
+            if self.head is None
+            else tuple(self.head)
+        )
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -83,7 +111,9 @@ class Site:
         where = f"{self.module}:{self.side}" if self.component is None else self.component
         layer = "" if self.layer is None else f"[{self.layer}]"
         head = "" if self.head is None else f".head[{', '.join(map(str, self.heads or ()))}]"
-        position = self.position if isinstance(self.position, str | int) else list(self.position or ())
+        position = (
+            self.position if isinstance(self.position, str | int) else list(self.position or ())
+        )
         return f"{where}{layer}{head}" + ("" if self.position is None else f" @ {position}")
 
 
@@ -91,14 +121,17 @@ class Site:
 class ResolvedSite:
     """A site found in a network.
 
-    module, side: whose input or output it is, or the torch function inside it whose result is meant.
+    module, side: whose input or output it is, or the torch function inside it whose result is
+        meant.
     width: None where only a run tells. above: the modules around it, the closest first.
     columns: of the last dimension, None = all. heads: of [batch, head, query, key].
-    shaper: the block whose input has the batch's shape, where `module` may see (batch·tokens, width).
-    encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the sequence; None where nothing
-        tells.
-    axes: what three dimensions are, where it is not [batch, position, width]: "steps" [batch, channel, step]; what four are:
-        "pixels" [batch, channel, height, width], "keys" [batch, head, query, key], "heads" [batch, position, head, width]; "unclear" is an error.
+    shaper: the block whose input has the batch's shape, where `module` may see (batch·tokens,
+        width).
+    encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the
+        sequence; None where nothing tells.
+    axes: what three dimensions are, where it is not [batch, position, width]: "steps" [batch,
+        channel, step]; what four are: "pixels" [batch, channel, height, width], "keys" [batch,
+        head, query, key], "heads" [batch, position, head, width]; "unclear" is an error.
     """
 
     site: Site
@@ -114,23 +147,31 @@ class ResolvedSite:
     axes: str | None = None
 
     def refuse_recomputed(self) -> None:
-        """Raises ValueError inside a gradient-checkpointed layer, where the backward runs the forward again without hooks.
+        """Raises ValueError inside a gradient-checkpointed layer, where the backward runs the
+        forward again without hooks.
 
         On the layer itself hooks stand outside of what is run again.
         """
-        if any(isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing and m.training for m in self.above):
+        if any(
+            isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing and m.training
+            for m in self.above
+        ):
             raise ValueError(
-                f"Site {self.site} is inside a layer under gradient checkpointing, whose backward would run it again unedited. Use "
-                "block_input or block_output, put the network in eval mode, or call its `gradient_checkpointing_disable()`."
+                f"Site {self.site} is inside a layer under gradient checkpointing, whose "
+                "backward would run it again unedited. Use "
+                "block_input or block_output, put the network in eval mode, or call its "
+                "`gradient_checkpointing_disable()`."
             )
 
     def attach(self, callback: Callback) -> Attached:
-        """Call back with Tensor[batch, position, width] whenever the module runs; a returned tensor takes its place.
+        """Call back with Tensor[batch, position, width] whenever the module runs; a returned tensor
+        takes its place.
 
-        The handle's `remove()` leaves the module as it was. Activations of other shapes are brought to
-        [batch, position, width] and back: [batch, width] has one position, [batch, channels, height, width] has pixels as
-        positions, [batch, channels, steps] of a one-dimensional convolution, pooling or norm has steps, attention weights have
-        queries, heads are put side by side; sequences that come before the batch are transposed. Of tuples and dicts the first
+        The handle's `remove()` leaves the module as it was. Activations of other shapes are brought
+        to [batch, position, width] and back: [batch, width] has one position, [batch, channels,
+        height, width] has pixels as positions, [batch, channels, steps] of a one-dimensional
+        convolution, pooling or norm has steps, attention weights have queries, heads are put side
+        by side; sequences that come before the batch are transposed. Of tuples and dicts the first
         floating tensor is taken.
         """
         handles = []
@@ -167,8 +208,12 @@ class ResolvedSite:
 
         return unflattened, note
 
-    def _as_positions(self, activation: Tensor) -> tuple[Float[Tensor, "batch position width"], Callable[[Tensor], Tensor]]:
-        """The part of the activation that is meant, and the way back: the whole activation with another part."""
+    def _as_positions(
+        self, activation: Tensor
+    ) -> tuple[Float[Tensor, "batch position width"], Callable[[Tensor], Tensor]]:
+        """The part of the activation that is meant, and the way back: the whole activation with
+        another part.
+        """
         if self.columns is not None or self.heads is not None:
             dim, index = (-1, self.columns) if self.columns is not None else (1, self.heads)
             assert index is not None
@@ -180,7 +225,9 @@ class ResolvedSite:
     def _laid(self, activation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         shape = activation.shape
         if self.axes == "keys":
-            return activation.transpose(1, 2).flatten(2), lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2)
+            return activation.transpose(1, 2).flatten(2), lambda new: new.unflatten(
+                2, (shape[1], -1)
+            ).transpose(1, 2)
         if len(shape) == 2:
             return activation.unsqueeze(1), lambda new: new.squeeze(1)
         if len(shape) == 3 and self.axes == "steps":
@@ -188,8 +235,10 @@ class ResolvedSite:
         if len(shape) == 3 and (self.batch_first is None or self.axes == "unclear"):
             which = "the batch" if self.batch_first is None else "the positions"
             raise ValueError(
-                f"Site {self.site}: activations of shape {tuple(shape)} do not say which dimension has {which}, beside modules that "
-                "have the sequence first, or channels; name the recurrent, linear or convolutional module before or after it."
+                f"Site {self.site}: activations of shape {tuple(shape)} do not say which "
+                f"dimension has {which}, beside modules that "
+                "have the sequence first, or channels; name the recurrent, linear or "
+                "convolutional module before or after it."
             )
         if len(shape) == 3 and self.batch_first:
             return activation, lambda new: new
@@ -198,38 +247,66 @@ class ResolvedSite:
         if len(shape) == 4 and self.axes == "heads":
             return activation.flatten(2), lambda new: new.reshape(shape)
         if len(shape) == 4 and self.axes == "pixels":
-            return activation.flatten(2).transpose(1, 2), lambda new: new.transpose(1, 2).reshape(shape)
-        why = "do not say which dimension has the positions" if len(shape) == 4 else "have no positions"
-        raise ValueError(f"Site {self.site}: activations of shape {tuple(shape)} {why}; name another module.")
+            return activation.flatten(2).transpose(1, 2), lambda new: new.transpose(1, 2).reshape(
+                shape
+            )
+        why = (
+            "do not say which dimension has the positions"
+            if len(shape) == 4
+            else "have no positions"
+        )
+        raise ValueError(
+            f"Site {self.site}: activations of shape {tuple(shape)} {why}; name another module."
+        )
 
 
 def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     """Find a site in a network, before anything runs.
 
-    Raises ValueError for what the network lacks: the component, the layer, the head, or the module, naming what is close; and
-    for compiled networks.
+    Raises ValueError for what the network lacks: the component, the layer, the head, or the module,
+    naming what is close; and for compiled networks.
     """
     modules = dict(network.named_modules())
     _refuse_compiled(modules)
     if site.component is not None:
         place = locate(network, site.component, site.layer, site.heads)
-        columns, heads = (None if index is None else torch.tensor(index) for index in (place.columns, place.heads))
+        columns, heads = (
+            None if index is None else torch.tensor(index) for index in (place.columns, place.heads)
+        )
         shaper = None if place.flat is None else modules[place.flat]
         axes = "keys" if place.side == "softmax" else None
         above = tuple(modules[name] for name in _ancestors(place.module))
-        return ResolvedSite(site, modules[place.module], place.side, place.width, above, columns, heads, shaper, axes=axes)
+        return ResolvedSite(
+            site,
+            modules[place.module],
+            place.side,
+            place.width,
+            above,
+            columns,
+            heads,
+            shaper,
+            axes=axes,
+        )
     assert site.module is not None
     assert site.side is not None
     if site.module not in modules:
         close = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.4)
-        raise ValueError(f"{type(network).__name__} has no module {site.module!r}; close to it: {close or list(modules)[1:6]}.")
+        raise ValueError(
+            f"{type(network).__name__} has no module {site.module!r}; close to it: "
+            f"{close or list(modules)[1:6]}."
+        )
     module = modules[site.module]
     above = [modules[name] for name in _ancestors(site.module)]
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
-    layout = {"batch_first": layouts.batch_first([module, *above], network), "axes": layouts.axes(site.module, modules)}
+    layout = {
+        "batch_first": layouts.batch_first([module, *above], network),
+        "axes": layouts.axes(site.module, modules),
+    }
     block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
     width = layouts.width(module, site.side)
-    return ResolvedSite(site, module, site.side, width, tuple(above), shaper=block, encoder=encoder, **layout)
+    return ResolvedSite(
+        site, module, site.side, width, tuple(above), shaper=block, encoder=encoder, **layout
+    )
 
 
 class Sites(dict[Site, ResolvedSite]):
@@ -245,14 +322,20 @@ class Sites(dict[Site, ResolvedSite]):
 
 
 def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
-    """An int, or several (or several roles) as a tuple. Raises ValueError for anything else, none, and one given twice."""
+    """An int, or several (or several roles) as a tuple. Raises ValueError for anything else, none,
+    and one given twice.
+    """
     try:
         if name == "layer" or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return operator.index(value)
         roles = name == "position" and all(isinstance(item, str) for item in value)
         found = tuple(value) if roles else tuple(operator.index(item) for item in value)
     except TypeError:
-        kinds = {"layer": "an int", "head": "an int or several", "position": "a role, an int, or several of one kind"}[name]
+        kinds = {
+            "layer": "an int",
+            "head": "an int or several",
+            "position": "a role, an int, or several of one kind",
+        }[name]
         raise ValueError(f"{name} is {kinds}; got {value!r}.") from None
     if not found:
         raise ValueError(f"{name} is empty; leave it out for all.")
@@ -270,10 +353,13 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
         if outside or in_place:
             what = f"Its module {name!r}" if name else "The network"
             mend = (
-                "Give the network inside of it (`compiled._orig_mod`)" if outside else "It was compiled in place: load it again"
+                "Give the network inside of it (`compiled._orig_mod`)"
+                if outside
+                else "It was compiled in place: load it again"
             )
             raise ValueError(
-                f"{what} is compiled. Compiled code may run past hooks that come later: nothing would be read or edited. "
+                f"{what} is compiled. Compiled code may run past hooks that come later: nothing "
+                "would be read or edited. "
                 f"{mend}, and compile nothing."
             )
 

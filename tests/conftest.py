@@ -32,7 +32,9 @@ from tests.families import make
 
 
 def pytest_addoption(parser):
-    parser.addoption("--seed", type=int, default=0, help="of every generator that a test draws from")
+    parser.addoption(
+        "--seed", type=int, default=0, help="of every generator that a test draws from"
+    )
 
 
 def pytest_configure(config):
@@ -44,7 +46,9 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def seeded(request):
-    """Each test starts from generators that depend on the seed and on its name, not on what ran before."""
+    """Each test starts from generators that depend on the seed and on its name, not on what ran
+    before.
+    """
     seed = zlib.crc32(request.node.nodeid.encode()) + seeds.SEED
     random.seed(seed)
     np.random.seed(seed)
@@ -74,7 +78,9 @@ def toy():
     rng = np.random.default_rng(0)
     columns = task.draw(rng, task.pools, 2000)
     for row in zip(*columns.values(), strict=True):
-        for word, _ in Whitespace().pre_tokenize_str(task.write(dict(zip(columns, row, strict=True))).text):
+        for word, _ in Whitespace().pre_tokenize_str(
+            task.write(dict(zip(columns, row, strict=True))).text
+        ):
             words.setdefault(word, len(words))
     for name in task.pools["name"]:
         words.setdefault(name, len(words))
@@ -104,7 +110,8 @@ SMALL = ("+debug=default", "callbacks=none", "logger=csv")
 
 
 def composing(network, tmp_path, monkeypatch, *always):
-    """Composes as the command line does, on a language model that is there; small networks are hardly trained.
+    """Composes as the command line does, on a language model that is there; small networks are
+    hardly trained.
 
     always: overrides of every job.
     """
@@ -133,7 +140,9 @@ def configured(smollm2, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def narrow(smollm2):
-    """SmolLM2's tokenizer, and a random network with as many layers and heads, which runs thirty times as fast."""
+    """SmolLM2's tokenizer, and a random network with as many layers and heads, which runs thirty
+    times as fast.
+    """
     torch.manual_seed(seeds.shifted(0))
     config = copy.deepcopy(smollm2.model.config)
     config.hidden_size, config.head_dim, config.intermediate_size = 72, 8, 96
@@ -142,12 +151,16 @@ def narrow(smollm2):
 
 @pytest.fixture(params=["narrow", pytest.param("smollm2", marks=pytest.mark.long)])
 def studied(request):
-    """The language model of a test that asks how a job is put together, not what it finds: SmolLM2 where there is time."""
+    """The language model of a test that asks how a job is put together, not what it finds: SmolLM2
+    where there is time.
+    """
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
 def configured_on_either(studied, tmp_path, monkeypatch):
-    """As `configured`, on the network `studied`; a random network answers no prompt rightly, so that none is left out."""
+    """As `configured`, on the network `studied`; a random network answers no prompt rightly, so
+    that none is left out.
+    """
     always = ["data.right_only=false"] if studied.name == "narrow" else []
     return composing(studied, tmp_path, monkeypatch, *always)

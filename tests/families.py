@@ -1,4 +1,6 @@
-"""Tiny random networks of every supported family: two blocks, four heads where grouping allows, a vocabulary of 60."""
+"""Tiny random networks of every supported family: two blocks, four heads where grouping allows, a
+vocabulary of 60.
+"""
 
 import torch
 import transformers as t
@@ -39,8 +41,12 @@ MAKERS = {
     "gpt_neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**SIZES)),
     "gptj": lambda: t.GPTJForCausalLM(t.GPTJConfig(**GPT, rotary_dim=2)),
     "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SIZES, num_key_value_heads=2)),
-    "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4)),
-    "mixtral": lambda: t.MixtralForCausalLM(t.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=3)),
+    "mistral": lambda: t.MistralForCausalLM(
+        t.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4)
+    ),
+    "mixtral": lambda: t.MixtralForCausalLM(
+        t.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=3)
+    ),
     "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**SIZES, num_key_value_heads=2)),
     "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=6)),
     "qwen3_moe": lambda: t.Qwen3MoeForCausalLM(
@@ -56,10 +62,14 @@ MAKERS = {
     ),
     "gemma": lambda: t.GemmaForCausalLM(t.GemmaConfig(**SIZES, num_key_value_heads=1, head_dim=6)),
     "gemma2": lambda: t.Gemma2ForCausalLM(
-        t.Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=6, query_pre_attn_scalar=6, sliding_window=4)
+        t.Gemma2Config(
+            **SIZES, num_key_value_heads=2, head_dim=6, query_pre_attn_scalar=6, sliding_window=4
+        )
     ),
     "gemma3": lambda: t.Gemma3ForCausalLM(
-        t.Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=6, query_pre_attn_scalar=6, sliding_window=4)
+        t.Gemma3TextConfig(
+            **SIZES, num_key_value_heads=2, head_dim=6, query_pre_attn_scalar=6, sliding_window=4
+        )
     ),
     "olmo2": lambda: t.Olmo2ForCausalLM(t.Olmo2Config(**SIZES, num_key_value_heads=2)),
     "phi3": lambda: t.Phi3ForCausalLM(t.Phi3Config(**SIZES, num_key_value_heads=2)),
@@ -75,18 +85,41 @@ MAKERS = {
             **TOKENS,
         )
     ),
-    "bloom": lambda: t.BloomForCausalLM(t.BloomConfig(vocab_size=V, hidden_size=16, n_layer=2, n_head=4, **TOKENS)),
-    "falcon": lambda: t.FalconForCausalLM(t.FalconConfig(**FALCON, multi_query=True, new_decoder_architecture=False)),
-    "falcon_new": lambda: t.FalconForCausalLM(t.FalconConfig(**FALCON, num_kv_heads=2, new_decoder_architecture=True)),
+    "bloom": lambda: t.BloomForCausalLM(
+        t.BloomConfig(vocab_size=V, hidden_size=16, n_layer=2, n_head=4, **TOKENS)
+    ),
+    "falcon": lambda: t.FalconForCausalLM(
+        t.FalconConfig(**FALCON, multi_query=True, new_decoder_architecture=False)
+    ),
+    "falcon_new": lambda: t.FalconForCausalLM(
+        t.FalconConfig(**FALCON, num_kv_heads=2, new_decoder_architecture=True)
+    ),
     "falcon_old": lambda: t.FalconForCausalLM(
-        t.FalconConfig(**FALCON, multi_query=False, new_decoder_architecture=False, alibi=True, parallel_attn=False)
+        t.FalconConfig(
+            **FALCON,
+            multi_query=False,
+            new_decoder_architecture=False,
+            alibi=True,
+            parallel_attn=False,
+        )
     ),
     "bert": lambda: t.BertForMaskedLM(t.BertConfig(**SIZES)),
     "esm": lambda: t.EsmForMaskedLM(
-        t.EsmConfig(**SIZES, mask_token_id=3, position_embedding_type="rotary", emb_layer_norm_before=False)
+        t.EsmConfig(
+            **SIZES, mask_token_id=3, position_embedding_type="rotary", emb_layer_norm_before=False
+        )
     ),
     "t5": lambda: t.T5EncoderModel(
-        t.T5Config(vocab_size=V, d_model=16, d_kv=6, num_layers=2, num_heads=4, d_ff=24, pad_token_id=0, eos_token_id=2)
+        t.T5Config(
+            vocab_size=V,
+            d_model=16,
+            d_kv=6,
+            num_layers=2,
+            num_heads=4,
+            d_ff=24,
+            pad_token_id=0,
+            eos_token_id=2,
+        )
     ),
 }
 DECODERS = [name for name in MAKERS if name not in ("bert", "esm", "t5")]
@@ -97,7 +130,12 @@ def make(family, seed=0, attention=None):
     torch.manual_seed(shifted(seed))
     network = MAKERS[family]().eval().requires_grad_(False)
     if attention is not None:
-        network = type(network)._from_config(network.config, attn_implementation=attention).eval().requires_grad_(False)
+        network = (
+            type(network)
+            ._from_config(network.config, attn_implementation=attention)
+            .eval()
+            .requires_grad_(False)
+        )
     torch.manual_seed(shifted(seed))
     with torch.no_grad():
         for parameter in network.parameters():

@@ -1,6 +1,16 @@
-"""Hand-made tokenizers of each kind, over a few words: what matters is how they treat spaces and special tokens."""
+"""Hand-made tokenizers of each kind, over a few words: what matters is how they treat spaces and
+special tokens.
+"""
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 WORDS = ("When", "John", "and", "Mary", "left", "gave", "milk", "to", "New", "York")
@@ -8,15 +18,21 @@ SPECIAL = ("<unk>", "<s>", "</s>", "<mask>")
 
 
 def _merged(space):
-    """Byte-pair encoding that merges each word, with the space before it and without, from the left."""
-    vocabulary = dict.fromkeys([*SPECIAL, *"▁Ġ.,:!0123456789", *map(chr, range(65, 91)), *map(chr, range(97, 123))])
+    """Byte-pair encoding that merges each word, with the space before it and without, from the
+    left.
+    """
+    vocabulary = dict.fromkeys(
+        [*SPECIAL, *"▁Ġ.,:!0123456789", *map(chr, range(65, 91)), *map(chr, range(97, 123))]
+    )
     merges = {}
     for word in WORDS:
         for text in (space + word, word):
             for n in range(1, len(text)):
                 merges[text[:n], text[n]] = None
                 vocabulary[text[: n + 1]] = None
-    return models.BPE({token: i for i, token in enumerate(vocabulary)}, list(merges), unk_token="<unk>")
+    return models.BPE(
+        {token: i for i, token in enumerate(vocabulary)}, list(merges), unk_token="<unk>"
+    )
 
 
 def _template(text):
@@ -27,13 +43,17 @@ def _fast(core, mask="<mask>"):
     core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL[:3]])
     core.add_special_tokens([AddedToken(mask, lstrip=mask == "<mask>", special=True)])
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": mask}
-    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, clean_up_tokenization_spaces=False, **names
+    )
 
 
 def prepend(template=None):
     """Mistral, Mixtral, Phi-3: a normalizer puts a space mark before every text."""
     core = Tokenizer(_merged("▁"))
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     if template:
         core.post_processor = _template(template)
@@ -41,7 +61,9 @@ def prepend(template=None):
 
 
 def metaspace(template=None, scheme="always"):
-    """Llama 2, T5, XLM-R: a pre-tokenizer puts a space mark before every text, unless one is there; Gemma never does."""
+    """Llama 2, T5, XLM-R: a pre-tokenizer puts a space mark before every text, unless one is there;
+    Gemma never does.
+    """
     core = Tokenizer(_merged("▁"))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     if template:
@@ -61,7 +83,9 @@ def byte_level(template=None):
 def word_piece():
     """BERT: spaces are not tokens; [CLS] and [SEP] stand around."""
     pieces = [*SPECIAL[:3], "[MASK]", *(word.lower() for word in WORDS), ".", "##s"]
-    core = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+    core = Tokenizer(
+        models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>")
+    )
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.post_processor = _template("<s> $A </s>")

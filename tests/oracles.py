@@ -1,6 +1,8 @@
-"""Where components are, written out by hand for each family: (module path, side, columns or None) with {i} for the layer.
+"""Where components are, written out by hand for each family: (module path, side, columns or None)
+with {i} for the layer.
 
-Written from the modeling files, independently of the product's table; edits are made with raw hooks.
+Written from the modeling files, independently of the product's table; edits are made with raw
+hooks.
 """
 
 from contextlib import contextmanager
@@ -18,9 +20,15 @@ def _llama(keys=2, size=4, post=False):
         "attention_value_output": (f"{attention}.o_proj", "input", None),
         "attention_output": (f"{attention}.o_proj", "output", None),
         "mlp_output": ("model.layers.{i}.mlp.down_proj", "output", None),
-        "attention_write": ("model.layers.{i}.post_attention_layernorm" if post else f"{attention}.o_proj", "output", None),
+        "attention_write": (
+            "model.layers.{i}.post_attention_layernorm" if post else f"{attention}.o_proj",
+            "output",
+            None,
+        ),
         "mlp_write": (
-            "model.layers.{i}.post_feedforward_layernorm" if post else "model.layers.{i}.mlp.down_proj",
+            "model.layers.{i}.post_feedforward_layernorm"
+            if post
+            else "model.layers.{i}.mlp.down_proj",
             "output",
             None,
         ),
@@ -34,7 +42,18 @@ def _llama(keys=2, size=4, post=False):
     }
 
 
-def _gpt(prefix, attention, out, mlp_out, fused=None, names=None, norm="ln_f", embedding="wte", post_attention=None, size=4):
+def _gpt(
+    prefix,
+    attention,
+    out,
+    mlp_out,
+    fused=None,
+    names=None,
+    norm="ln_f",
+    embedding="wte",
+    post_attention=None,
+    size=4,
+):
     block = prefix + ".{i}"
     attention, mlp = f"{block}.{attention}", f"{block}.mlp"
     root = prefix.rpartition(".")[0]
@@ -47,9 +66,13 @@ def _gpt(prefix, attention, out, mlp_out, fused=None, names=None, norm="ln_f", e
             columns = {
                 "contiguous": [part * 16 + c for c in range(16)],
                 "per_head": [h * 12 + part * 4 + c for h in range(4) for c in range(4)],
-                "multi_query": list(range(16)) if part == 0 else [12 + 4 * part + c for c in range(4)],
+                "multi_query": list(range(16))
+                if part == 0
+                else [12 + 4 * part + c for c in range(4)],
                 # two groups, each of two queries, a key and a value
-                "grouped": [g * 16 + q * 4 + c for g in range(2) for q in range(2) for c in range(4)]
+                "grouped": [
+                    g * 16 + q * 4 + c for g in range(2) for q in range(2) for c in range(4)
+                ]
                 if part == 0
                 else [g * 16 + (1 + part) * 4 + c for g in range(2) for c in range(4)],
             }[layout]
@@ -100,12 +123,18 @@ def _encoder(prefix, norm):
 def _phi3():
     found = _llama()
     for role, start, n in (("query_output", 0, 16), ("key_output", 16, 8), ("value_output", 24, 8)):
-        found[role] = ("model.layers.{i}.self_attn.qkv_proj", "output", list(range(start, start + n)))
+        found[role] = (
+            "model.layers.{i}.self_attn.qkv_proj",
+            "output",
+            list(range(start, start + n)),
+        )
     return found
 
 
 def _mixture(size=4):
-    found = _llama(size=size) | dict.fromkeys(("mlp_output", "mlp_write"), ("model.layers.{i}.mlp", "output", None))
+    found = _llama(size=size) | dict.fromkeys(
+        ("mlp_output", "mlp_write"), ("model.layers.{i}.mlp", "output", None)
+    )
     del found["mlp_activation"]
     return found
 
@@ -160,7 +189,14 @@ _EMBED = "word_embeddings"
 
 
 def _falcon(layout):
-    return _gpt("transformer.h", "self_attention", "dense", "dense_4h_to_h", ("query_key_value", layout), embedding=_EMBED)
+    return _gpt(
+        "transformer.h",
+        "self_attention",
+        "dense",
+        "dense_4h_to_h",
+        ("query_key_value", layout),
+        embedding=_EMBED,
+    )
 
 
 ORACLES = {
@@ -207,7 +243,9 @@ def head_columns(family, component, head):
 
 
 def raw_hook(network, family, component, layer, columns, function):
-    """Attach a raw hook on the literal module path that applies `function` to the activation's columns."""
+    """Attach a raw hook on the literal module path that applies `function` to the activation's
+    columns.
+    """
     path, side, _ = ORACLES[family][component]
     module = network.get_submodule(path.format(i=layer))
 
@@ -233,7 +271,9 @@ def raw_hook(network, family, component, layer, columns, function):
 
 
 def router_hook(network, layer, function):
-    """Apply `function` to a mixture's router logits, Tensor[batch, position, expert], and choose the experts anew."""
+    """Apply `function` to a mixture's router logits, Tensor[batch, position, expert], and choose
+    the experts anew.
+    """
 
     def choose(router, args, output):
         logits = function(output[0].unflatten(0, (2, -1))).flatten(0, 1)
@@ -245,7 +285,9 @@ def router_hook(network, layer, function):
 
 @contextmanager
 def edited_attention(layer, head, function):
-    """Apply `function` to one head's weights, Tensor[batch, query, key]: a forward's n-th softmax of four axes is layer n's."""
+    """Apply `function` to one head's weights, Tensor[batch, query, key]: a forward's n-th softmax
+    of four axes is layer n's.
+    """
     softmax, calls = torch.nn.functional.softmax, []
 
     def replaced(*args, **kwargs):

@@ -1,7 +1,8 @@
 """Which functions have their shapes checked in tests: those with an annotation of jaxtyping's.
 
-The import hook that pytest is given decorates every function of the package, nested ones at each call of their parents. For most
-there is no shape to check, and types are pyright's. Without them the tests start and run about three times as fast.
+The import hook that pytest is given decorates every function of the package, nested ones at each
+call of their parents. For most there is no shape to check, and types are pyright's. Without them
+the tests start and run about three times as fast.
 """
 
 from types import FunctionType

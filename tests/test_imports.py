@@ -15,19 +15,31 @@ HEAVY = {"lightning", "torchmetrics", "wandb", "hydra", "matplotlib", "sklearn",
 
 
 def test_what_only_training_and_reports_need_is_imported_later():
-    code = f"import sys, iit; print(sorted({HEAVY!r} & set(sys.modules))); print(callable(iit.fit), 'lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        f"import sys, iit; print(sorted({HEAVY!r} & set(sys.modules))); "
+        "print(callable(iit.fit), 'lightning' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split("\n")[:2] == ["[]", "True True"]
 
 
 @pytest.mark.long
 def test_the_function_fit_is_not_the_module_of_that_name():
-    code = "from iit.alignment import Fitted, fit; import iit; print(type(fit).__name__, iit.fit is fit)"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "from iit.alignment import Fitted, fit; import iit; print(type(fit).__name__, iit.fit "
+        "is fit)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "function True"
 
 
-@pytest.mark.parametrize("module", [iit, iit.alignment, iit.data], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [iit, iit.alignment, iit.data], ids=lambda module: module.__name__
+)
 def test_all_names_are_there(module):
     for name in module.__all__:
         assert getattr(module, name) is not None

@@ -15,29 +15,51 @@ REASONS = {"refusal", "refuses"}
 def text_of(node):
     """The text of a string, with {} where something is filled in; None for what is no string."""
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        return "".join(
+            part.value if isinstance(part, ast.Constant) else "{}" for part in node.values
+        )
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def said_by(tree, *, logs=False):
-    """The strings in the `raise` statements of a file (or in its calls of the log), and in what these name: variables and functions."""
+    """The strings in the `raise` statements of a file (or in its calls of the log), and in what
+    these name: variables and functions.
+    """
     nodes = list(ast.walk(tree))
     if logs:
-        saying = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in LOGS]
+        saying = [
+            n
+            for n in nodes
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in LOGS
+        ]
     else:
         saying = [node for node in nodes if isinstance(node, ast.Raise)]
-    names = {node.id for statement in saying for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    names = {
+        node.id
+        for statement in saying
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name)
+    }
     names |= REASONS if logs else set()
     for node in nodes:
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id in names for target in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id in names for target in node.targets
+        ):
             saying.append(node.value)
         elif isinstance(node, ast.FunctionDef) and node.name in names:
             saying += [inner for inner in ast.walk(node) if isinstance(inner, ast.Return)]
-    return [text_of(node) for statement in saying for node in ast.walk(statement) if text_of(node) is not None]
+    return [
+        text_of(node)
+        for statement in saying
+        for node in ast.walk(statement)
+        if text_of(node) is not None
+    ]
 
 
 def said_by_the_code(**options):
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "iit").rglob("*.py"))]
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "iit").rglob("*.py"))
+    ]
     return [text for tree in trees for text in said_by(tree, **options)]
 
 
@@ -78,4 +100,6 @@ def test_every_limit_is_an_error_of_the_code():
     logged = re.findall(r"`(.+?)`", " ".join(lines[last_row + 1 :]))
     assert logged
     for excerpt in logged:
-        assert any(excerpt in text for text in said_by_the_code(logs=True)), f"no log says {excerpt!r}"
+        assert any(excerpt in text for text in said_by_the_code(logs=True)), (
+            f"no log says {excerpt!r}"
+        )

@@ -16,12 +16,18 @@ def test_the_python_examples_run(capsys):
 
 def test_the_table_of_alignments_holds_the_pages_figures():
     rows = re.findall(
-        r"^\| \[(\w+)\]\(experiments/(\w+)/README.md\) \|(.*?)\| (.*?) \| (.*?) \|$", README.read_text("utf-8"), re.MULTILINE
+        r"^\| \[(\w+)\]\(experiments/(\w+)/README.md\) \|(.*?)\| (.*?) \| (.*?) \|$",
+        README.read_text("utf-8"),
+        re.MULTILINE,
     )
-    assert {name for name, *_ in rows} == {path.stem for path in (ROOT / "conf" / "experiment").glob("das_*.yaml")}
+    assert {name for name, *_ in rows} == {
+        path.stem for path in (ROOT / "conf" / "experiment").glob("das_*.yaml")
+    }
     for name, folder, what, trained, whole in rows:
         assert folder == name
-        rows_of_page = json.loads((ROOT / "experiments" / name / "result.json").read_text(encoding="utf-8"))["rows"]
+        rows_of_page = json.loads(
+            (ROOT / "experiments" / name / "result.json").read_text(encoding="utf-8")
+        )["rows"]
         found = {
             row["control"]: row
             for row in rows_of_page
@@ -41,8 +47,14 @@ def test_the_examples_of_the_documentation_run():
 
 
 def test_the_table_of_tasks_names_their_variables():
-    lines = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "docs" / "hypotheses.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {path.stem for path in (ROOT / "conf" / "causal").glob("*.yaml")} == {name for name, _ in lines}
+    lines = re.findall(
+        r"^\| `(\w+)` \| (.*?) \|",
+        (ROOT / "docs" / "hypotheses.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert {path.stem for path in (ROOT / "conf" / "causal").glob("*.yaml")} == {
+        name for name, _ in lines
+    }
     for name, variables in lines:
         told = re.findall(r"`(\w+)`", variables)
         assert told == list(getattr(causal, name)().variables)[: len(told)]

@@ -1,4 +1,6 @@
-"""Every experiment composes and runs a few steps; a run folder holds what it should, and nothing half-written."""
+"""Every experiment composes and runs a few steps; a run folder holds what it should, and nothing
+half-written.
+"""
 
 import json
 import subprocess
@@ -26,7 +28,9 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 
 def quick(names, chosen):
     """Parameters of which only the chosen ones are run by `make test`: one of each kind."""
-    return [name if name in chosen else pytest.param(name, marks=pytest.mark.long) for name in names]
+    return [
+        name if name in chosen else pytest.param(name, marks=pytest.mark.long) for name in names
+    ]
 
 
 ALIGNMENTS = quick(
@@ -39,20 +43,31 @@ ALIGNMENTS = quick(
 @pytest.mark.parametrize("experiment", ALIGNMENTS)
 def test_every_alignment_runs(experiment, configured, tmp_path, smollm2, capsys):
     before = fingerprint(smollm2.model)
-    cfg = configured(f"+experiment={experiment}", *SMALL, "data.n_train=16", "data.n_val=16", "data.n_test=16")
+    cfg = configured(
+        f"+experiment={experiment}", *SMALL, "data.n_train=16", "data.n_val=16", "data.n_test=16"
+    )
     ours = "experiment" not in cfg.network
     if not ours:  # a network that is hardly trained answers hardly anything
         cfg.data.right_only = False
     value = run(cfg)
     folder = tmp_path / "run"
     metrics = read_metrics(folder)
-    found = [r for r in metrics.rows if (r.split, r.subset, r.control, r.metric) == ("validation", "changing", None, "iia")]
+    found = [
+        r
+        for r in metrics.rows
+        if (r.split, r.subset, r.control, r.metric) == ("validation", "changing", None, "iia")
+    ]
     variables = [cfg.variable] if isinstance(cfg.variable, str) else list(cfg.variable)
     assert np.mean([row.value for row in found]) == pytest.approx(value)
     assert {row.variable for row in found} == set(variables)
     assert len(found) == len(variables)
     assert {row.experiment for row in metrics.rows} == {experiment}
-    assert {row.control for row in metrics.rows if row.split == "test"} >= {None, "vanilla", "random_subspace", "no_intervention"}
+    assert {row.control for row in metrics.rows if row.split == "test"} >= {
+        None,
+        "vanilla",
+        "random_subspace",
+        "no_intervention",
+    }
     network = smollm2 if ours else trained_network(cfg.network.experiment)
     if "by_hand" in experiment:
         network = equality_by_hand()
@@ -87,13 +102,20 @@ def test_every_network_is_trained(experiment, configured, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("experiment", quick([name for name in EXPERIMENTS if name.startswith("iit_")], ("iit_equality",)))
+@pytest.mark.parametrize(
+    "experiment",
+    quick([name for name in EXPERIMENTS if name.startswith("iit_")], ("iit_equality",)),
+)
 def test_every_network_is_trained_with_interchanges(experiment, configured, tmp_path):
     cfg = configured(f"+experiment={experiment}", *SMALL)
     run(cfg)
     rows = read_metrics(tmp_path / "run").rows
     variables = {cfg.variable} if isinstance(cfg.variable, str) else set(cfg.variable)
-    assert {row.variable for row in rows if row.metric == "iia" and row.split == "test" and row.control is None} == variables
+    assert {
+        row.variable
+        for row in rows
+        if row.metric == "iia" and row.split == "test" and row.control is None
+    } == variables
     assert [row.split for row in rows if row.metric == "task_accuracy"] == ["validation", "test"]
     network = iit.load_network(str(tmp_path / "run" / "network"))
     back = iit.Alignment.from_pretrained(tmp_path / "run" / "alignment", network)
@@ -101,7 +123,16 @@ def test_every_network_is_trained_with_interchanges(experiment, configured, tmp_
     assert len(back.rows) == len(rows)
 
 
-METHODS = ("boundless", "sigmoid_mask", "rotated_mask", "pca", "pca_mask", "revnet", "vanilla", "rotated")
+METHODS = (
+    "boundless",
+    "sigmoid_mask",
+    "rotated_mask",
+    "pca",
+    "pca_mask",
+    "revnet",
+    "vanilla",
+    "rotated",
+)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -109,13 +140,21 @@ METHODS = ("boundless", "sigmoid_mask", "rotated_mask", "pca", "pca_mask", "revn
 def test_a_method_is_one_word(method, configured, tmp_path):
     """`intervention=NAME` alone changes the method, whatever the experiment."""
     cfg = configured(
-        "+experiment=das_equality_by_hand", *SMALL, f"intervention={method}", "module=mdas", "objective=logit_difference"
+        "+experiment=das_equality_by_hand",
+        *SMALL,
+        f"intervention={method}",
+        "module=mdas",
+        "objective=logit_difference",
     )
     cfg.data.n_train = 160  # more activations than components
     run(cfg)
     rows = read_metrics(tmp_path / "run").rows
     assert {"vanilla", "no_intervention"} <= {row.control for row in rows}
-    (row,) = [r for r in rows if (r.split, r.subset, r.control, r.metric) == ("test", "all", None, "disentangle")]
+    (row,) = [
+        r
+        for r in rows
+        if (r.split, r.subset, r.control, r.metric) == ("test", "all", None, "disentangle")
+    ]
     assert 0 <= row.value <= 1
 
 
@@ -128,7 +167,14 @@ def test_a_method_is_one_word(method, configured, tmp_path):
     ),
 )
 def test_an_objective_is_one_word(objective, configured, tmp_path):
-    run(configured("+experiment=das_equality_by_hand", *SMALL, f"objective={objective}", "start=difference_of_means"))
+    run(
+        configured(
+            "+experiment=das_equality_by_hand",
+            *SMALL,
+            f"objective={objective}",
+            "start=difference_of_means",
+        )
+    )
     assert read_metrics(tmp_path / "run").rows
 
 
@@ -136,7 +182,10 @@ def test_an_objective_is_one_word(objective, configured, tmp_path):
 def test_an_experiment_opens_with_its_command_and_has_a_page(experiment):
     first = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
     assert first == f"# python train.py +experiment={experiment}"
-    assert f"python train.py +experiment={experiment}" in (ROOT / "experiments" / experiment / "README.md").read_text()
+    assert (
+        f"python train.py +experiment={experiment}"
+        in (ROOT / "experiments" / experiment / "README.md").read_text()
+    )
     assert (ROOT / "experiments" / experiment / "result.json").is_file()
 
 
@@ -149,20 +198,41 @@ def test_one_seed_gives_the_same_figures_and_weights(experiment, configured, tmp
         run(configured(f"+experiment={experiment}", *SMALL, folder=tmp_path / name))
         metrics = read_metrics(tmp_path / name)
         facts = {k: v for k, v in metrics.facts.items() if k not in ("command", "git")}
-        found.append((metrics.rows, facts, (tmp_path / name / "alignment" / "interventions.safetensors").read_bytes()))
+        found.append(
+            (
+                metrics.rows,
+                facts,
+                (tmp_path / name / "alignment" / "interventions.safetensors").read_bytes(),
+            )
+        )
     assert found[0] == found[1]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_repeats_bit_by_bit_whether_its_network_was_trained_before_or_not(configured, tmp_path, monkeypatch):
-    """A network that is trained on the way (a cold cache), one that was (a warm cache), and one trained again give the same run."""
+def test_a_run_repeats_bit_by_bit_whether_its_network_was_trained_before_or_not(
+    configured, tmp_path, monkeypatch
+):
+    """A network that is trained on the way (a cold cache), one that was (a warm cache), and one
+    trained again give the same run.
+    """
     repeats = []
     for name, cache in (("cold", "one"), ("warm", "one"), ("cold again", "another")):
         monkeypatch.setenv("IIT_CACHE", str(tmp_path / cache))
-        run(configured("+experiment=das_equality", *SMALL, "data.right_only=false", folder=tmp_path / name))
+        run(
+            configured(
+                "+experiment=das_equality", *SMALL, "data.right_only=false", folder=tmp_path / name
+            )
+        )
         metrics = read_metrics(tmp_path / name)
         weights = (tmp_path / name / "alignment" / "interventions.safetensors").read_bytes()
-        repeats.append((content(trained_network("train_equality").model), metrics.rows, metrics.facts["fit"], weights))
+        repeats.append(
+            (
+                content(trained_network("train_equality").model),
+                metrics.rows,
+                metrics.facts["fit"],
+                weights,
+            )
+        )
     assert repeats[0] == repeats[1] == repeats[2]
 
 
@@ -170,18 +240,35 @@ def test_a_run_repeats_bit_by_bit_whether_its_network_was_trained_before_or_not(
 @pytest.mark.parametrize("kind", ["numbers", pytest.param("texts", marks=pytest.mark.long)])
 def test_own_pairs_run_the_whole_job_without_a_causal_model(kind, configured, tmp_path, smollm2):
     sizes = {"n_train": 24, "n_val": 12, "n_test": 12, "seed": 0}
-    overrides = ["data=file", f"data.path={tmp_path / 'mine.parquet'}", "trainer.max_epochs=1", "callbacks=none", "logger=csv"]
+    overrides = [
+        "data=file",
+        f"data.path={tmp_path / 'mine.parquet'}",
+        "trainer.max_epochs=1",
+        "callbacks=none",
+        "logger=csv",
+    ]
     if kind == "texts":
         sampled = Pairs.sample(ioi(), smollm2, **sizes)
     else:
         sampled = Pairs.sample(equality(), equality_by_hand(), **sizes)
-        overrides += ["network=equality_by_hand", "site=module", "site.module=layers.2.0", "site.side=input", "rank=1"]
+        overrides += [
+            "network=equality_by_hand",
+            "site=module",
+            "site.module=layers.2.0",
+            "site.side=input",
+            "rank=1",
+        ]
     sampled.save(tmp_path / "mine.parquet")
     run(configured(*overrides, "variable=mine"))
     metrics = read_metrics(tmp_path / "run")
     assert {(row.task, row.variable) for row in metrics.rows} == {("file", "mine")}
     assert metrics.facts["data"]["causal_model"] is False
-    assert {row.control for row in metrics.rows if row.split == "test"} >= {None, "vanilla", "random_subspace", "no_intervention"}
+    assert {row.control for row in metrics.rows if row.split == "test"} >= {
+        None,
+        "vanilla",
+        "random_subspace",
+        "no_intervention",
+    }
 
 
 def test_a_label_that_is_no_class_is_found_before_training_in_whichever_split(configured, tmp_path):
@@ -192,12 +279,30 @@ def test_a_label_that_is_no_class_is_found_before_training_in_whichever_split(co
     rows[9]["label"] = 7
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     site = ["site=module", "site.module=layers.0.0", "site.side=output", "network=equality_by_hand"]
-    with pytest.raises(ValueError, match=r"label: 7 \(pair 1 of the test split\) is none of the 2 classes"):
-        run(configured("data=file", f"data.path={tmp_path / 'mine.jsonl'}", *site, "variable=v", "rank=1", "logger=csv"))
+    with pytest.raises(
+        ValueError, match=r"label: 7 \(pair 1 of the test split\) is none of the 2 classes"
+    ):
+        run(
+            configured(
+                "data=file",
+                f"data.path={tmp_path / 'mine.jsonl'}",
+                *site,
+                "variable=v",
+                "rank=1",
+                "logger=csv",
+            )
+        )
     assert not (tmp_path / "run" / "choice.json").exists()
     sizes = "~data.n_test ~data.n_train ~data.n_val"
     with pytest.raises(ValueError, match=f"takes no data.n_test .*leave it out, {sizes}."):
-        run(configured("+experiment=das_equality_by_hand", "data=file", f"data.path={tmp_path / 'mine.jsonl'}", "logger=csv"))
+        run(
+            configured(
+                "+experiment=das_equality_by_hand",
+                "data=file",
+                f"data.path={tmp_path / 'mine.jsonl'}",
+                "logger=csv",
+            )
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -205,7 +310,11 @@ def test_blocks_of_one_basis_hold_several_variables(configured, tmp_path):
     both = ["+experiment=das_equality_by_hand", *SMALL, "variable=[left_equal,right_equal]"]
     with pytest.raises(ValueError, match=r"a block for each; this one's are \[\]"):
         run(configured(*both))
-    run(configured(*both, "intervention=rotated", "+intervention.blocks={left_equal:32,right_equal:32}"))
+    run(
+        configured(
+            *both, "intervention=rotated", "+intervention.blocks={left_equal:32,right_equal:32}"
+        )
+    )
     rows = read_metrics(tmp_path / "run").rows
     assert {row.variable for row in rows if row.split == "test"} >= {"left_equal", "right_equal"}
 
@@ -225,7 +334,11 @@ def test_a_checkpoint_of_other_steps_is_refused_and_more_epochs_are_not(configur
 def test_what_trains_nothing_is_evaluated(configured_on_either, tmp_path):
     run(configured_on_either("+experiment=das_ioi", *SMALL, "intervention=vanilla"))
     rows = read_metrics(tmp_path / "run").rows
-    told = {(row.control, row.metric): row.value for row in rows if (row.split, row.subset) == ("test", "all")}
+    told = {
+        (row.control, row.metric): row.value
+        for row in rows
+        if (row.split, row.subset) == ("test", "all")
+    }
     assert told[None, "iia"] == told["vanilla", "iia"]
     assert told["vanilla", "iia_difference"] == 0
 
@@ -244,7 +357,9 @@ def test_what_trains_nothing_is_evaluated(configured_on_either, tmp_path):
         (["ckpt_path=no.ckpt"], "no checkpoint no.ckpt"),
     ],
 )
-def test_bad_input_is_explained_and_leaves_no_result(configured_on_either, tmp_path, monkeypatch, overrides, said):
+def test_bad_input_is_explained_and_leaves_no_result(
+    configured_on_either, tmp_path, monkeypatch, overrides, said
+):
     if "network.device=cuda" in overrides:
         monkeypatch.undo()
         if torch.cuda.is_available():
@@ -257,7 +372,11 @@ def test_bad_input_is_explained_and_leaves_no_result(configured_on_either, tmp_p
 
 def _command(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *arguments], capture_output=True, text=True, check=False, cwd=cwd
+        [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
     )
 
 

@@ -55,15 +55,22 @@ def test_indices_are_ints():
 
 
 def test_sites_are_values_that_print_themselves():
-    assert Site("block_output", layer=1, position=[1, 2]) == Site("block_output", layer=1, position=(1, 2))
+    assert Site("block_output", layer=1, position=[1, 2]) == Site(
+        "block_output", layer=1, position=(1, 2)
+    )
     assert len({Site("block_output", layer=1), Site("block_output", layer=1)}) == 1
     assert str(Site("block_output", layer=17, position="s2")) == "block_output[17] @ s2"
-    assert str(Site("query_output", layer=3, head=[0, 5], position=-1)) == "query_output[3].head[0, 5] @ -1"
+    assert (
+        str(Site("query_output", layer=3, head=[0, 5], position=-1))
+        == "query_output[3].head[0, 5] @ -1"
+    )
     assert str(Site(module="h.3.mlp")) == "h.3.mlp:output"
 
 
 def test_unknown_modules_are_named_with_what_is_close(tiny_gpt2):
-    with pytest.raises(ValueError, match=r"no module 'transformer.h.0.mpl'; close to it: .*transformer.h.0.mlp"):
+    with pytest.raises(
+        ValueError, match=r"no module 'transformer.h.0.mpl'; close to it: .*transformer.h.0.mlp"
+    ):
         resolve(tiny_gpt2, Site(module="transformer.h.0.mpl"))
     with pytest.raises(ValueError, match=r"no module 'xyz'; close to it: \['transformer'"):
         resolve(tiny_gpt2, Site(module="xyz"))
@@ -107,7 +114,9 @@ def test_recurrent_networks_have_time_steps_as_positions(kind, batch_first):
     given = x if batch_first else x.transpose(0, 1)
     site = Site(module="rnn", position=-1)
     out = network(given)[0]
-    torch.testing.assert_close(iit.capture(network, given, site)[site][:, 0], out[:, -1] if batch_first else out[-1])
+    torch.testing.assert_close(
+        iit.capture(network, given, site)[site][:, 0], out[:, -1] if batch_first else out[-1]
+    )
     edited, state = iit.IntervenedModel(network, {site: iit.ZeroIntervention()})(given)
     last = edited[:, -1] if batch_first else edited[-1]
     assert float(last.detach().abs().max()) == 0.0
@@ -115,7 +124,9 @@ def test_recurrent_networks_have_time_steps_as_positions(kind, batch_first):
 
 
 def read_and_zero(network, site, *args, **kwargs):
-    """What passes at a module's site, and the network's output with it set to zero; under no_grad, as capture runs."""
+    """What passes at a module's site, and the network's output with it set to zero; under no_grad,
+    as capture runs.
+    """
     seen = []
     with torch.no_grad():
         before = network(*args, **kwargs)
@@ -133,17 +144,25 @@ def read_and_zero(network, site, *args, **kwargs):
 PADDING = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # what the fused path says where it is not off
+# what the fused path says where it is not off
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("padding", [None, PADDING])
 @pytest.mark.parametrize(
-    ("path", "width"), [("layers.0", 8), ("layers.1.linear1", 16), ("layers.1.self_attn", 8), ("layers.0.norm1", 8)]
+    ("path", "width"),
+    [("layers.0", 8), ("layers.1.linear1", 16), ("layers.1.self_attn", 8), ("layers.0.norm1", 8)],
 )
 def test_encoders_of_torch_run_their_modules_when_asked(path, width, padding):
-    """Their fused path skips modules and packs away padding; it is off for the encoder's own forward only."""
+    """Their fused path skips modules and packs away padding; it is off for the encoder's own
+    forward only.
+    """
     torch.manual_seed(shifted(0))
-    network = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    network = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2
+    ).eval()
     x = torch.randn(2, 5, 8)
-    found, before, after = read_and_zero(network, Site(module=path), x, src_key_padding_mask=padding)
+    found, before, after = read_and_zero(
+        network, Site(module=path), x, src_key_padding_mask=padding
+    )
     assert found.shape == (2, 5, width)
     assert not torch.allclose(before, after, atol=1e-3)
     assert torch.backends.mha.get_fastpath_enabled()
@@ -158,7 +177,9 @@ def test_encoders_of_torch_run_their_modules_when_asked(path, width, padding):
 @pytest.mark.parametrize("path", ["layers.0", "layers.0.linear2", "layers.0.self_attn", ""])
 def test_modules_inside_time_first_encoders_are_time_first(path):
     torch.manual_seed(shifted(0))
-    network = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=False), 1, enable_nested_tensor=False).eval()
+    network = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=False), 1, enable_nested_tensor=False
+    ).eval()
     x = torch.randn(5, 2, 8)  # [time, batch, width]
     found, _, _ = read_and_zero(network, Site(module=path), x)
     alone, _, _ = read_and_zero(network, Site(module=path), x[:, 1:])
@@ -169,7 +190,11 @@ def test_modules_inside_time_first_encoders_are_time_first(path):
 def test_an_input_is_replaced_wherever_it_is_passed():
     """Self-attention gets one tensor as query, key and value."""
     torch.manual_seed(shifted(0))
-    network, x, y = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    network, x, y = (
+        nn.MultiheadAttention(8, 2, batch_first=True).eval(),
+        torch.randn(2, 3, 8),
+        torch.randn(2, 3, 8),
+    )
     attached = resolve(network, Site(module="", side="input")).attach(lambda h: y)
     found = network(x, key=x, value=x)[0]
     crossed = network(x, key=x.clone(), value=x)[0]
@@ -209,7 +234,10 @@ def test_what_has_no_positions_is_refused():
     with pytest.raises(ValueError, match="PackedSequence has no positions"):
         network(torch.randn(2, 5, 3), torch.tensor([5, 3]))
     attached.remove()
-    for given, said in ((torch.zeros(3), "shape .3,. have no positions"), (torch.arange(3), "no floating-point tensor")):
+    for given, said in (
+        (torch.zeros(3), "shape .3,. have no positions"),
+        (torch.arange(3), "no floating-point tensor"),
+    ):
         network = nn.Identity()
         attached = resolve(network, Site(module="")).attach(lambda h: None)
         with pytest.raises(ValueError, match=said):
@@ -220,7 +248,10 @@ def test_what_has_no_positions_is_refused():
 def test_compiled_networks_are_refused(tiny_llama):
     for network, said in [
         (torch.compile(tiny_llama, backend="eager"), "The network is compiled"),
-        (nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager")), "Its module '0' is compiled"),
+        (
+            nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager")),
+            "Its module '0' is compiled",
+        ),
     ]:
         for site in (Site("block_output", layer=0), Site(module="")):
             with pytest.raises(ValueError, match=said):
@@ -232,11 +263,21 @@ def test_compiled_networks_are_refused(tiny_llama):
 
 
 def mamba():
-    config = t.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0)
-    return t.MambaForCausalLM(config), {"input_ids": prompts((6, 6))["input_ids"], "use_cache": False}
+    config = t.MambaConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0
+    )
+    return t.MambaForCausalLM(config), {
+        "input_ids": prompts((6, 6))["input_ids"],
+        "use_cache": False,
+    }
 
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+}
 IMAGE = {"image_size": 4, "patch_size": 2}
 
 
@@ -247,7 +288,9 @@ def vit():
 def blip():
     text = {**SMALL, "vocab_size": 60, "encoder_hidden_size": 16, "max_position_embeddings": 16}
     text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "sep_token_id": 2}
-    network = t.BlipForConditionalGeneration(t.BlipConfig(text_config=text, vision_config={**SMALL, **IMAGE}))
+    network = t.BlipForConditionalGeneration(
+        t.BlipConfig(text_config=text, vision_config={**SMALL, **IMAGE})
+    )
     return network, {**prompts((6, 6)), "pixel_values": torch.randn(2, 3, 4, 4)}
 
 
@@ -279,7 +322,9 @@ class HookPoint(nn.Identity):
 
 
 class Lens(nn.Module):
-    """One block with TransformerLens's hook points, shapes and names; its own attention, written out."""
+    """One block with TransformerLens's hook points, shapes and names; its own attention, written
+    out.
+    """
 
     def __init__(self):
         super().__init__()
@@ -297,18 +342,29 @@ class Lens(nn.Module):
         q, k, v = attn.qkv(h).unflatten(-1, (3, 2, 4)).unbind(2)
         seen = torch.ones(h.shape[1], h.shape[1]).tril().bool()
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k).masked_fill(~seen, -1e9)
-        z = attn.hook_z(torch.einsum("bhqk,bkhd->bqhd", attn.hook_pattern(scores.softmax(-1)), v))  # [batch, pos, head, d_head]
+        # [batch, pos, head, d_head]
+        z = attn.hook_z(torch.einsum("bhqk,bkhd->bqhd", attn.hook_pattern(scores.softmax(-1)), v))
         return self.unembed(self.blocks[0].hook_resid_post(h + attn.out(z.flatten(2))))
 
 
 @pytest.mark.parametrize(
     ("path", "shape"),
-    [("blocks.0.hook_resid_post", (2, 5, 8)), ("blocks.0.attn.hook_z", (2, 5, 8)), ("blocks.0.attn.hook_pattern", (2, 5, 10))],
+    [
+        ("blocks.0.hook_resid_post", (2, 5, 8)),
+        ("blocks.0.attn.hook_z", (2, 5, 8)),
+        ("blocks.0.attn.hook_pattern", (2, 5, 10)),
+    ],
 )
 def test_hook_points_of_transformer_lens(path, shape):
-    """Four dimensions are positions and heads, or for attention patterns heads and positions; never pixels."""
+    """Four dimensions are positions and heads, or for attention patterns heads and positions; never
+    pixels.
+    """
     torch.manual_seed(shifted(0))
-    network, base, source = Lens().requires_grad_(False), torch.randint(20, (2, 5)), torch.randint(20, (2, 5))
+    network, base, source = (
+        Lens().requires_grad_(False),
+        torch.randint(20, (2, 5)),
+        torch.randint(20, (2, 5)),
+    )
     site = Site(module=path, position=3)
     assert iit.capture(network, source, Site(module=path))[Site(module=path)].shape == shape
     held = []
@@ -325,16 +381,24 @@ def test_hook_points_of_transformer_lens(path, shape):
     handle = network.get_submodule(path).register_forward_hook(patch)
     expected = network(base)
     handle.remove()
-    found = iit.IntervenedModel(network, {site: iit.VanillaIntervention()})({"input": base}, {"input": source})
+    found = iit.IntervenedModel(network, {site: iit.VanillaIntervention()})(
+        {"input": base}, {"input": source}
+    )
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, network(base))
 
 
 def test_four_dimensions_without_convolutions_are_not_taken_for_pixels():
-    """Qwen 3's norm of queries sees [batch, position, head, width], Gemma 3's [batch, head, position, width]."""
+    """Qwen 3's norm of queries sees [batch, position, head, width], Gemma 3's [batch, head,
+    position, width].
+    """
     for family in ("qwen3", "gemma3"):
-        with pytest.raises(ValueError, match=r"shape \(2, \d, \d, 6\) do not say which dimension has the positions"):
-            iit.capture(make(family), prompts((7, 7)), Site(module="model.layers.0.self_attn.q_norm"))
+        with pytest.raises(
+            ValueError, match=r"shape \(2, \d, \d, 6\) do not say which dimension has the positions"
+        ):
+            iit.capture(
+                make(family), prompts((7, 7)), Site(module="model.layers.0.self_attn.q_norm")
+            )
 
 
 @pytest.mark.parametrize(
@@ -347,7 +411,9 @@ def test_four_dimensions_without_convolutions_are_not_taken_for_pixels():
 )
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_modules_that_see_tokens_without_their_batch(family, path, side):
-    """Experts are one module with fused weights: what goes in and what comes out together can be edited, one expert cannot."""
+    """Experts are one module with fused weights: what goes in and what comes out together can be
+    edited, one expert cannot.
+    """
     network, base, source = make(family), prompts((6, 6), 1), prompts((6, 6), 2)
     site, module, held = Site(module=path, side=side, position=2), network.get_submodule(path), []
 
@@ -382,23 +448,35 @@ class Merged(nn.Module):
         self.inner = nn.Linear(3, 3)
 
     def forward(self, input_ids):
-        return self.inner(nn.functional.one_hot(input_ids, 3).float().flatten(0, 1)).unflatten(0, input_ids.shape)
+        return self.inner(nn.functional.one_hot(input_ids, 3).float().flatten(0, 1)).unflatten(
+            0, input_ids.shape
+        )
 
 
 def test_rows_of_ones_own_modules_are_tokens():
-    inputs, site = {"input_ids": torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])}, Site(module="inner", position=[1, 3])
+    inputs, site = (
+        {"input_ids": torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])},
+        Site(module="inner", position=[1, 3]),
+    )
     network = Merged()
     expected = network(**inputs)
     torch.testing.assert_close(iit.capture(network, inputs, site)[site], expected[:, [1, 3]])
     expected[:, [1, 3]] = 0
-    torch.testing.assert_close(iit.IntervenedModel(network, {site: iit.ZeroIntervention()})(inputs), expected)
+    torch.testing.assert_close(
+        iit.IntervenedModel(network, {site: iit.ZeroIntervention()})(inputs), expected
+    )
 
 
 def test_steps_of_a_one_dimensional_convolution_are_positions():
-    network, x = nn.Sequential(nn.Conv1d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv1d(5, 2, 1)), torch.randn(2, 3, 8)
+    network, x = (
+        nn.Sequential(nn.Conv1d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv1d(5, 2, 1)),
+        torch.randn(2, 3, 8),
+    )
     site = Site(module="0", position=6)
     expected = network[0](x)
-    torch.testing.assert_close(iit.capture(network, x, site)[site], expected[:, :, [6]].transpose(1, 2))
+    torch.testing.assert_close(
+        iit.capture(network, x, site)[site], expected[:, :, [6]].transpose(1, 2)
+    )
     expected[:, :, 6] = 0
     edited = iit.IntervenedModel(network, {site: iit.ZeroIntervention()})
     torch.testing.assert_close(edited(x), network[1:](expected))

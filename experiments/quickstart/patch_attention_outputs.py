@@ -1,4 +1,6 @@
-"""Which layer's attention turns IOI's answer to the other name? `python experiments/quickstart/patch_attention_outputs.py`."""
+"""Which layer's attention turns IOI's answer to the other name? `python
+experiments/quickstart/patch_attention_outputs.py`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,14 @@ names = [("John", "Mary"), ("Peter", "Anna"), ("Tom", "Sarah"), ("Jack", "Emma")
 
 
 def encode(repeated: int) -> dict[str, Any]:
-    """The prompts in which the first (0) or second (1) name is repeated, the other being the answer."""
+    """The prompts in which the first (0) or second (1) name is repeated, the other being the
+    answer.
+    """
     subjects, answers = ([f" {pair[i]}" for pair in names] for i in (repeated, 1 - repeated))
-    texts = [f"When {a} and {b} went to the store,{s} gave a drink to" for (a, b), s in zip(names, subjects, strict=True)]
+    texts = [
+        f"When {a} and {b} went to the store,{s} gave a drink to"
+        for (a, b), s in zip(names, subjects, strict=True)
+    ]
     assert isinstance(lm, iit.LanguageModel)
     return lm.encode(texts, positions={"s2": subjects}, answers=answers)
 
@@ -32,6 +39,13 @@ effects = patch(
 )
 for cell in effects.top(5, "logit_difference"):
     value, low, high, n = effects.interval(cell, "normalised_logit_difference")
-    print(f"{effects.cells[cell]!s:28} moves {value:+.2f} ({low:+.2f} to {high:+.2f}, n = {n}) of the way to the source")
+    print(
+        f"{effects.cells[cell]!s:28} moves {value:+.2f} ({low:+.2f} to {high:+.2f}, n = {n}) of "
+        "the way to the source"
+    )
 table = effects.table()
-save_figure(curves(table, x="layer", metrics=["normalised_logit_difference"], series="position"), folder / "attention", table)
+save_figure(
+    curves(table, x="layer", metrics=["normalised_logit_difference"], series="position"),
+    folder / "attention",
+    table,
+)

@@ -1,4 +1,6 @@
-"""A rank-1 and a rank-64 subspace for one variable of IOI. `python experiments/quickstart/train_rotations.py`."""
+"""A rank-1 and a rank-64 subspace for one variable of IOI. `python
+experiments/quickstart/train_rotations.py`.
+"""
 
 import iit
 from iit.causal import ioi
@@ -10,12 +12,24 @@ site = iit.Site("block_output", layer=17, position="s2")  # the second mention o
 
 # One alignment a rank, trained side by side: what they read of the frozen network is run once.
 alignments = {
-    f"rank {rank}": iit.Alignment(lm, {"subject_position": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(576, rank))})
+    f"rank {rank}": iit.Alignment(
+        lm, {"subject_position": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(576, rank))}
+    )
     for rank in (1, 64)
 }
 fitted = iit.fit(alignments, pairs, max_epochs=3)
 for name, alignment in alignments.items():
-    print(f"{name}: {fitted[name].n_steps} steps; weights of epoch {fitted[name].epoch + 1}, chosen by validation")
+    print(
+        f"{name}: {fitted[name].n_steps} steps; weights of epoch {fitted[name].epoch + 1}, "
+        "chosen by validation"
+    )
     for row in iit.evaluate(alignment, pairs, trust="quick"):
-        if (row.subset, row.metric) == ("changing", "iia") and row.control in (None, "vanilla", "random_subspace"):
-            print(f"  {row.control or 'trained':16} test IIA {row.value:.2f} ({row.low:.2f} to {row.high:.2f}, n = {row.n})")
+        if (row.subset, row.metric) == ("changing", "iia") and row.control in (
+            None,
+            "vanilla",
+            "random_subspace",
+        ):
+            print(
+                f"  {row.control or 'trained':16} test IIA {row.value:.2f} ({row.low:.2f} to "
+                f"{row.high:.2f}, n = {row.n})"
+            )

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from iit.alignment.iit import IIT
     from iit.alignment.stopping import EarlyStopping
 
-_TRAINING = {"BestWeights": "best", "DAS": "das", "Fitted": "fit", "fit": "fit", "IIT": "iit", "EarlyStopping": "stopping"}
+_TRAINING = {
+    "BestWeights": "best",
+    "DAS": "das",
+    "Fitted": "fit",
+    "fit": "fit",
+    "IIT": "iit",
+    "EarlyStopping": "stopping",
+}
 
 __all__ = [
     "DAS",
@@ -54,6 +61,12 @@ def __getattr__(name: str) -> Any:
     """What trains needs Lightning, which takes a second to import: not before it is asked for."""
     if name not in _TRAINING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # All at once: importing the module `fit` by itself would leave it where the function of that name belongs.
-    globals().update({each: getattr(import_module(f"{__name__}.{module}"), each) for each, module in _TRAINING.items()})
+    # All at once: importing the module `fit` by itself would leave it where the function of that
+    # name belongs.
+    globals().update(
+        {
+            each: getattr(import_module(f"{__name__}.{module}"), each)
+            for each, module in _TRAINING.items()
+        }
+    )
     return globals()[name]

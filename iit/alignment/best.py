@@ -81,7 +81,8 @@ def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
     """The epochs that may be kept, by rising loss; as things are, it is the first.
 
     An epoch is out where its interval does not reach the highest accuracy. It is out, too, where
-    another has a lower loss and reaches as far: whatever accuracy comes, the other is kept before it.
+    another has a lower loss and reaches as far: whatever accuracy comes, the other is kept before
+    it.
     """
     found: list[Epoch] = []
     for epoch in sorted(epochs, key=lambda epoch: epoch.loss):  # equal losses stay in their order
@@ -107,7 +108,9 @@ def figures(trainer: L.Trainer, module: Cells, name: str) -> tuple[float, float,
 
 
 def validated(trainer: L.Trainer, metric: str, name: str) -> float:
-    """A cell's validation metric of the epoch just validated. Raises ValueError where it is not logged."""
+    """A cell's validation metric of the epoch just validated. Raises ValueError where it is not
+    logged.
+    """
     logged = of_cell(metric, name)
     if logged not in trainer.callback_metrics:
         raise ValueError(f"Nothing logs {logged!r}; there is {sorted(trainer.callback_metrics)}.")

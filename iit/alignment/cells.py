@@ -1,4 +1,6 @@
-"""What the Lightning modules have in common: named cells, each with weights and a validation metric of its own."""
+"""What the Lightning modules have in common: named cells, each with weights and a validation metric
+of its own.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,8 +31,10 @@ class Cells(L.LightningModule):
     trains_network: whether the network itself is trained.
     monitors: the validation metrics that may choose a cell's epoch; monitor: the one that does.
     stopped: cell → how many epochs it was trained, of cells that are no longer.
-    optimizer: makes the optimizer from the parameters. scheduler: makes a learning rate schedule from it and `total_steps`.
-    numbers: those that may be schedules, by name; what a schedule says is logged as `schedule/NAME`.
+    optimizer: makes the optimizer from the parameters. scheduler: makes a learning rate schedule
+        from it and `total_steps`.
+    numbers: those that may be schedules, by name; what a schedule says is logged as
+        `schedule/NAME`.
     config: what identifies the run; a checkpoint of another one is refused.
     compared: the alignments that references are logged beside. trained: as in `IIT`.
     """
@@ -67,15 +71,23 @@ class Cells(L.LightningModule):
         """Parameters, or groups of them, for the optimizer."""
 
     def check(self, batch: Mapping[str, Any]) -> None:
-        """Before anything is trained: raises ValueError for a batch of pairs that lacks what the loss reads."""
+        """Before anything is trained: raises ValueError for a batch of pairs that lacks what the
+        loss reads.
+        """
 
     def now(self, number: str) -> float:
         """A declared number at this optimizer step."""
         found = self._numbers[number]
-        return found.at(self.global_step, self.trainer.estimated_stepping_batches) if isinstance(found, Schedule) else found
+        return (
+            found.at(self.global_step, self.trainer.estimated_stepping_batches)
+            if isinstance(found, Schedule)
+            else found
+        )
 
     def last(self, number: str) -> float:
-        """A declared number at the end of its schedule. Validation goes by it, so that epochs compare."""
+        """A declared number at the end of its schedule. Validation goes by it, so that epochs
+        compare.
+        """
         return ends(self._numbers[number])[1]
 
     @property
@@ -104,7 +116,9 @@ class Cells(L.LightningModule):
         return clustered_interval(values, bases, groups=kinds, resamples=resamples)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what was counted, of several cells their means under the plain names, and references."""
+        """Log what was counted, of several cells their means under the plain names, and
+        references.
+        """
         over_cells: dict[str, list[float]] = {}
         for (metric, name), counted in self._counted.items():
             if metric == "loss":
@@ -125,10 +139,16 @@ class Cells(L.LightningModule):
     def on_fit_start(self) -> None:
         """Raises ValueError for a schedule over a training that has no end."""
         for name, found in self._numbers.items():
-            if isinstance(found, Schedule) and found.steps is None and not isfinite(self.trainer.estimated_stepping_batches):
-                key = f"module.{name if name in ('temperature', 'penalty') else f'weights.{name}'}.steps"
+            if (
+                isinstance(found, Schedule)
+                and found.steps is None
+                and not isfinite(self.trainer.estimated_stepping_batches)
+            ):
+                place = name if name in ("temperature", "penalty") else f"weights.{name}"
+                key = f"module.{place}.steps"
                 raise ValueError(
-                    f"The schedule of {name} goes by the length of the training, which has none: set its steps ({key}), or max_epochs."
+                    f"The schedule of {name} goes by the length of the training, which has none: "
+                    f"set its steps ({key}), or max_epochs."
                 )
 
     def anneal(self, interventions: Iterable[Any]) -> None:
@@ -137,7 +157,9 @@ class Cells(L.LightningModule):
             intervention.anneal(self.now("temperature"))
 
     def penalty(self, interventions: Iterable[Any], name: str = "") -> Tensor | float:
-        """The declared weight times the share of coordinates that learned gates let through; logged, unweighted, as `train/penalty`."""
+        """The declared weight times the share of coordinates that learned gates let through;
+        logged, unweighted, as `train/penalty`.
+        """
         gated = list(filter(is_gated, interventions))
         if not gated or not self.now("penalty"):
             return 0.0
@@ -147,7 +169,11 @@ class Cells(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Log what the schedules say."""
-        told = {f"schedule/{name}": self.now(name) for name, found in self._numbers.items() if isinstance(found, Schedule)}
+        told = {
+            f"schedule/{name}": self.now(name)
+            for name, found in self._numbers.items()
+            if isinstance(found, Schedule)
+        }
         if told:
             self.log_dict(told)
 
@@ -156,7 +182,9 @@ class Cells(L.LightningModule):
         optimizer = self._optimizer(self.trainable())
         if self._scheduler is None:
             return optimizer
-        schedule = self._scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        schedule = self._scheduler(
+            optimizer, total_steps=int(self.trainer.estimated_stepping_batches)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
@@ -173,7 +201,11 @@ class Cells(L.LightningModule):
         """Clip each cell's gradient by itself."""
         if not gradient_clip_val:
             return
-        clip = torch.nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else torch.nn.utils.clip_grad_norm_
+        clip = (
+            torch.nn.utils.clip_grad_value_
+            if gradient_clip_algorithm == "value"
+            else torch.nn.utils.clip_grad_norm_
+        )
         for name in self.running:
             clip(self.weights_of(name).parameters(), gradient_clip_val)
 
@@ -202,27 +234,44 @@ def checked_monitor(monitor: str, monitors: Sequence[str]) -> str:
     """The metric that chooses the epoch. Raises ValueError for one that is not logged."""
     if monitor not in monitors:
         raise ValueError(
-            f"monitor={monitor!r} is no figure that this training logs on validation; choose one of {', '.join(monitors)}."
+            f"monitor={monitor!r} is no figure that this training logs on validation; choose one "
+            f"of {', '.join(monitors)}."
         )
     return monitor
 
 
 def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> dict[str, Number]:
-    """The weights of a loss's parts, 0 where none is given. Raises ValueError for unknown parts, negative weights, and where all are 0."""
+    """The weights of a loss's parts, 0 where none is given. Raises ValueError for unknown parts,
+    negative weights, and where all are 0.
+    """
     unknown = sorted(set(weights) - set(parts))
     if unknown:
         raise ValueError(f"weights: {unknown} are no parts of the loss; they are {list(parts)}.")
     told = {name: ends(w) for name, w in weights.items()}
-    if not all(0 <= end < inf for both in told.values() for end in both) or not max(map(max, told.values()), default=0):
-        raise ValueError(f"weights: none may be negative, and one part has to count; got {dict(weights)}.")
+    if not all(0 <= end < inf for both in told.values() for end in both) or not max(
+        map(max, told.values()), default=0
+    ):
+        raise ValueError(
+            f"weights: none may be negative, and one part has to count; got {dict(weights)}."
+        )
     return dict.fromkeys(parts, 0.0) | dict(weights)
 
 
 def of_gates(temperature: Number, penalty: Number, gated: bool) -> dict[str, Number]:
-    """The numbers of learned gates, those of no effect where there is none. Raises ValueError for a temperature that is not above 0, and a
+    """The numbers of learned gates, those of no effect where there is none. Raises ValueError for a
+    temperature that is not above 0, and a
     negative penalty."""
     if not all(0 < end < inf for end in ends(temperature)):
-        raise ValueError(f"temperature={temperature}: it multiplies the gates' own, and stays above 0.")
+        raise ValueError(
+            f"temperature={temperature}: it multiplies the gates' own, and stays above 0."
+        )
     if not all(0 <= end < inf for end in ends(penalty)):
-        raise ValueError(f"penalty={penalty}: it weighs what gates let through, and cannot be negative; 0 is none.")
-    return {"temperature": temperature, "penalty": penalty} if gated else {"temperature": 1.0, "penalty": 0.0}
+        raise ValueError(
+            f"penalty={penalty}: it weighs what gates let through, and cannot be negative; 0 is "
+            "none."
+        )
+    return (
+        {"temperature": temperature, "penalty": penalty}
+        if gated
+        else {"temperature": 1.0, "penalty": 0.0}
+    )

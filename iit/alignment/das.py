@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_cell, of_gates
+from iit.alignment.cells import (
+    Cells,
+    Optimizer,
+    Scheduler,
+    checked_weights,
+    is_gated,
+    of_cell,
+    of_gates,
+)
 from iit.alignment.latents import latents
 from iit.alignment.objective import CrossEntropy, Objective, Prediction
 from iit.alignment.schedule import Number
@@ -20,32 +28,39 @@ KINDS = ("cause", "isolate")
 
 
 class DAS(Cells):
-    """Train the interventions of an alignment so that the edited network gives the label (arXiv 2303.02536).
+    """Train the interventions of an alignment so that the edited network gives the label (arXiv
+    2303.02536).
 
-    Minimises the mean of objective(edited(base, source), label) over pairs, plus penalty · the share of coordinates that learned
-    gates let through, over the interventions' parameters. Logs `train/loss` each step and, each epoch, `val/loss`, `val/iia`
-    (all validation pairs), `val/iia_changing`, `val/disentangle` (the mean of the IIA on changing
-    pairs and on the others) and, of learned gates, `val/rank`, the coordinates they let through.
-    Where there is a logger, `val/vanilla/iia` and `val/random_subspace/iia` (`iia_changing`, too) are
-    constant lines: the sites' whole vectors, and a random subspace of equal rank.
+    Minimises the mean of objective(edited(base, source), label) over pairs, plus penalty · the
+    share of coordinates that learned gates let through, over the interventions' parameters. Logs
+    `train/loss` each step and, each epoch, `val/loss`, `val/iia` (all validation pairs),
+    `val/iia_changing`, `val/disentangle` (the mean of the IIA on changing pairs and on the others)
+    and, of learned gates, `val/rank`, the coordinates they let through. Where there is a logger,
+    `val/vanilla/iia` and `val/random_subspace/iia` (`iia_changing`, too) are constant lines: the
+    sites' whole vectors, and a random subspace of equal rank.
 
-    alignments: one, or {name: alignment} of several that are trained side by side on the same pairs: sites × ranks × seeds. Each
-        has its own weights, optimizer state, metrics (`val/iia/NAME`; the plain names are means over those that are trained) and
-        is stopped by itself; where their passes over the network coincide, they share them.
+    alignments: one, or {name: alignment} of several that are trained side by side on the same
+        pairs: sites × ranks × seeds. Each has its own weights, optimizer state, metrics
+        (`val/iia/NAME`; the plain names are means over those that are trained) and is stopped by
+        itself; where their passes over the network coincide, they share them.
     objective: the cross-entropy by default.
-    weights: {"cause": …, "isolate": …}: instead of the mean over pairs, the sum of the weighted means over changing pairs (the edit
-        has to cause the label) and over the others (it must leave the answer alone): MDAS (arXiv 2402.17700). Either may be a
-        schedule, and 0 leaves its pairs out. Those that are not to change are minimised by `objective.on_own_answer()`. Logged as
-        `train/cause` and `train/isolate`. `val/loss` is weighted likewise, by what schedules end with.
-        Where both count, the disentangle score chooses the epoch.
+    weights: {"cause": …, "isolate": …}: instead of the mean over pairs, the sum of the weighted
+        means over changing pairs (the edit has to cause the label) and over the others (it must
+        leave the answer alone): MDAS (arXiv 2402.17700). Either may be a schedule, and 0 leaves its
+        pairs out. Those that are not to change are minimised by `objective.on_own_answer()`. Logged
+        as `train/cause` and `train/isolate`. `val/loss` is weighted likewise, by what schedules end
+        with. Where both count, the disentangle score chooses the epoch.
     temperature: of learned gates, as a multiple of what each was made with; constant by default.
     penalty: weight of the share that learned gates let through (arXiv 2305.08809); none by default.
-    optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default. Of several alignments each is a
-        group of parameters. gate_lr: the learning rate of learned gates; the optimizer's by default. scheduler: makes a learning rate schedule from it and `total_steps`; none by default.
+    optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default. Of
+        several alignments each is a group of parameters. gate_lr: the learning rate of learned
+        gates; the optimizer's by default. scheduler: makes a learning rate schedule from it and
+        `total_steps`; none by default.
     config: what identifies the run; a checkpoint of another one is refused.
 
-    Raises ValueError when there is nothing to train, when alignments share weights or differ in network, and for weights that are
-    unknown, negative, or all 0, a negative penalty, and a temperature that is not above 0.
+    Raises ValueError when there is nothing to train, when alignments share weights or differ in
+    network, and for weights that are unknown, negative, or all 0, a negative penalty, and a
+    temperature that is not above 0.
     """
 
     monitors = ("val/loss", "val/iia", "val/iia_changing", "val/disentangle")
@@ -69,7 +84,9 @@ class DAS(Cells):
         gated = any(is_gated(i) for cell in cells.values() for i in cell.interventions)
         numbers |= of_gates(temperature, penalty, gated)
         if gate_lr is not None and not gated:
-            raise ValueError(f"gate_lr={gate_lr}: no intervention has a learned gate. Leave it out.")
+            raise ValueError(
+                f"gate_lr={gate_lr}: no intervention has a learned gate. Leave it out."
+            )
         super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config, cells)
         _check(cells)
         self._gate_lr = gate_lr
@@ -83,13 +100,17 @@ class DAS(Cells):
         return self.alignments[self.names.index(name)]
 
     def trainable(self) -> Iterable[Any]:
-        """The interventions' parameters: groups for several cells, and for gates with a rate of their own."""
+        """The interventions' parameters: groups for several cells, and for gates with a rate of
+        their own.
+        """
         groups: list[dict[str, Any]] = []
         for cell in self.alignments:
             gates = [module for module in cell.modules() if isinstance(module, SoftGate)]
             weights = list(nn.ModuleList(gates).parameters()) if self._gate_lr is not None else []
             apart = set(weights)
-            groups.append({"params": [p for p in cell.parameters() if p.requires_grad and p not in apart]})
+            groups.append(
+                {"params": [p for p in cell.parameters() if p.requires_grad and p not in apart]}
+            )
             if weights:
                 groups.append({"params": weights, "lr": self._gate_lr})
         return groups[0]["params"] if len(groups) == 1 else groups
@@ -135,13 +156,20 @@ class DAS(Cells):
             interventions: Any = self.weights_of(name).interventions
             gated = list(filter(is_gated, interventions))
             if gated:
-                self.log(of_cell("val/rank", name), float(sum(intervention.learned_rank() for intervention in gated)))
+                self.log(
+                    of_cell("val/rank", name),
+                    float(sum(intervention.learned_rank() for intervention in gated)),
+                )
 
     def _losses(self, made: Prediction, changing: Tensor) -> Tensor:
-        """The objective of each pair; where the kinds have weights, what stands for it of pairs that are not to change."""
+        """The objective of each pair; where the kinds have weights, what stands for it of pairs
+        that are not to change.
+        """
         losses, kept = self.objective(made), self.objective.on_own_answer()
         return (
-            losses if not self._kinds or kept is self.objective else torch.where(changing.to(losses.device), losses, kept(made))
+            losses
+            if not self._kinds or kept is self.objective
+            else torch.where(changing.to(losses.device), losses, kept(made))
         )
 
     def _weighed(self, losses: Tensor, changing: Tensor, name: str) -> Tensor:
@@ -161,7 +189,12 @@ class DAS(Cells):
         found = together(cells, batch["base"], batch["sources"], batch["active"])
         near = "natural" in batch
         return [
-            Prediction(logits, batch["base"]["answer"], batch.get("base_answer"), partial(latents, cell, batch) if near else None)
+            Prediction(
+                logits,
+                batch["base"]["answer"],
+                batch.get("base_answer"),
+                partial(latents, cell, batch) if near else None,
+            )
             for cell, logits in zip(cells, found, strict=True)
         ]
 
@@ -176,13 +209,22 @@ def _check(cells: Mapping[str, Alignment]) -> None:
         told = f" ({name})" if name else ""
         if not trained:
             names = [type(edit.intervention).__name__ for edit in cell.edits.values()]
-            raise ValueError(f"There is nothing to train{told}: {', '.join(names)} has no parameters. Evaluate it as it is.")
+            raise ValueError(
+                f"There is nothing to train{told}: {', '.join(names)} has no parameters. "
+                "Evaluate it as it is."
+            )
         shared = next((seen[p] for p in trained if p in seen), None)
         if shared is not None:
-            raise ValueError(f"The alignments {shared!r} and {name!r} share weights; each needs interventions of its own.")
+            raise ValueError(
+                f"The alignments {shared!r} and {name!r} share weights; each needs interventions "
+                "of its own."
+            )
         seen |= dict.fromkeys(trained, name)
         if cell.network is not first.network:
-            raise ValueError(f"The alignment {name!r} is of another network; alignments trained side by side share one.")
+            raise ValueError(
+                f"The alignment {name!r} is of another network; alignments trained side by side "
+                "share one."
+            )
 
 
 def _adam(parameters: Iterable[Any]) -> torch.optim.Optimizer:

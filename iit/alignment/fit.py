@@ -45,7 +45,8 @@ class Fitted(NamedTuple):
 def fit(alignment: Alignment, pairs: Pairs, **options: Any) -> Fitted: ...
 @overload
 def fit(alignment: Mapping[str, Alignment], pairs: Pairs, **options: Any) -> dict[str, Fitted]: ...
-def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say what comes out; the options are written once, here
+# The overloads say what comes out; the options are written once, here.
+def fit(  # pyright: ignore[reportInconsistentOverload]
     alignment: Alignment | Mapping[str, Alignment],
     pairs: Pairs,
     *,
@@ -66,39 +67,47 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     """Train the alignment on the training pairs. Leave it with the weights of the epoch that
     validation chose, in eval mode (its gates hard).
 
-    alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then has a `Fitted` for each. On the same batches
-        each becomes what it would alone; batches are of pairs whose runs cost alike in all of them, so those of cells at other positions
-        are others than each alone would see.
-    module: makes the Lightning module from the alignment (and `config`): `DAS` trains the interventions, `IIT` the network. The
-        network is frozen and in eval mode again when this returns or raises.
-    monitor: the validation accuracy that chooses the epoch: of those whose 95% interval contains the
-        highest, the one with the least `val/loss` is kept. "val/loss" decides alone. By default the
-        module's own: `val/iia_changing`, of MDAS `val/disentangle`, of a training without
+    alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then
+        has a `Fitted` for each. On the same batches each becomes what it would alone; batches are
+        of pairs whose runs cost alike in all of them, so those of cells at other positions are
+        others than each alone would see.
+    module: makes the Lightning module from the alignment (and `config`): `DAS` trains the
+        interventions, `IIT` the network. The network is frozen and in eval mode again when this
+        returns or raises.
+    monitor: the validation accuracy that chooses the epoch: of those whose 95% interval contains
+        the highest, the one with the least `val/loss` is kept. "val/loss" decides alone. By default
+        the module's own: `val/iia_changing`, of MDAS `val/disentangle`, of a training without
         interchanges `val/task_accuracy`.
     max_epochs: at least 1; -1 for no end but the callbacks'.
     start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
     trainer: called with what this function decides (epochs, device, callbacks, loggers, folder).
     ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
 
-    Raises ValueError for a monitor that the module does not log; when the alignment was made without
-    a language model, a split lacks changing pairs, a label is none of the network's
-    answers, edits overlap (see `Alignment.check_apart`), there is no epoch to train, or the checkpoint is of another run; FileNotFoundError when there is no checkpoint;
-    KeyboardInterrupt, saying how to go on, on Ctrl-C.
+    Raises ValueError for a monitor that the module does not log; when the alignment was made
+    without a language model, a split lacks changing pairs, a label is none of the network's
+    answers, edits overlap (see `Alignment.check_apart`), there is no epoch to train, or the
+    checkpoint is of another run; FileNotFoundError when there is no checkpoint; KeyboardInterrupt,
+    saying how to go on, on Ctrl-C.
     """
     cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
     network = next((cell.studied for cell in cells.values()), None)
     callbacks = [*callbacks, _StartState()]
     if network is None:
-        raise ValueError("fit tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
+        raise ValueError(
+            "fit tokenizes the pairs: make the alignment with the LanguageModel from "
+            "iit.load_network."
+        )
     for cell in cells.values():
         cell.check_apart()
         if cell.edits and not set(pairs.variables) <= set(cell.variables):
             raise ValueError(
-                f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, cell.variables))}."
+                f"The pairs are for variable {pairs.variable!r}, the alignment for "
+                f"{list(map(str, cell.variables))}."
             )
     if max_epochs < 1 and max_epochs != -1:
         raise ValueError(
-            f"max_epochs={max_epochs}: training needs an epoch at least (-1: no end). To score what there is, use evaluate."
+            f"max_epochs={max_epochs}: training needs an epoch at least (-1: no end). To score "
+            "what there is, use evaluate."
         )
     checkpoint = None if ckpt_path is None else Path(ckpt_path).expanduser()
     if checkpoint is not None and not checkpoint.is_file():
@@ -121,7 +130,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
     counts = [trained.issuperset(names) for names in data.validation.interchanged]
     if pairs.variables and not bool(data.validation.changing[torch.tensor(counts)].any()):
         raise ValueError(
-            f"No validation pair that interchanges only {sorted(trained)} is changing: there is nothing "
+            f"No validation pair that interchanges only {sorted(trained)} is changing: there is "
+            "nothing "
             "to choose the best epoch by."
         )
     best = BestWeights()
@@ -139,7 +149,10 @@ def fit(  # pyright: ignore[reportInconsistentOverload] — the overloads say wh
         reload_dataloaders_every_n_epochs=int(pairs.again is not None),
     )
     if runner.limit_val_batches == 0:
-        raise ValueError("limit_val_batches=0: the epoch is chosen on validation; let at least one batch of it run.")
+        raise ValueError(
+            "limit_val_batches=0: the epoch is chosen on validation; let at least one batch of "
+            "it run."
+        )
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
         initialise(cell, pairs, start, batch_size=eval_batch_size)
@@ -189,7 +202,8 @@ def _how_to_go_on(callbacks: Sequence[Any]) -> str:
                 f"(start.ckpt: from the start of the training), with ckpt_path={path}"
             )
     return (
-        "Training was interrupted, and there is no checkpoint to go on from: a ModelCheckpoint among the callbacks "
+        "Training was interrupted, and there is no checkpoint to go on from: a ModelCheckpoint "
+        "among the callbacks "
         "(callbacks=default) writes one at the start and at the end of each epoch. Start afresh."
     )
 
@@ -197,12 +211,19 @@ def _how_to_go_on(callbacks: Sequence[Any]) -> str:
 def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
     """What running each example in all cells costs; None where runs do not resume."""
     costs = [cell.n_columns(base, active) for cell in cells]
-    return None if any(cost is None for cost in costs) else torch.stack([cost for cost in costs if cost is not None]).sum(0)
+    return (
+        None
+        if any(cost is None for cost in costs)
+        else torch.stack([cost for cost in costs if cost is not None]).sum(0)
+    )
 
 
 @contextmanager
-def _in_training(cells: Collection[Alignment], device: torch.device, *, network: bool) -> Iterator[None]:
-    """The alignments are left in eval mode, in which what they learned is hard (masks, boundaries), and on the network's device: Lightning
+def _in_training(
+    cells: Collection[Alignment], device: torch.device, *, network: bool
+) -> Iterator[None]:
+    """The alignments are left in eval mode, in which what they learned is hard (masks, boundaries),
+    and on the network's device: Lightning
     takes what it has trained to the CPU."""
     for cell in cells:
         cell.train()
@@ -218,7 +239,9 @@ def _in_training(cells: Collection[Alignment], device: torch.device, *, network:
 
 @contextmanager
 def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
-    """The network stays as it is, so what earlier runs computed is worth keeping, for all cells in one store."""
+    """The network stays as it is, so what earlier runs computed is worth keeping, for all cells in
+    one store.
+    """
     store = next((cell.store for cell in cells if cell.store is not None), None)
     if store is not None:
         store.check()

@@ -11,15 +11,26 @@ def mark(checkpoint: dict[str, Any], config: Mapping[str, Any]) -> None:
 
 
 def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming each key that differs, for a checkpoint of a run with another config."""
+    """Raises ValueError, naming each key that differs, for a checkpoint of a run with another
+    config.
+    """
     if "run" not in checkpoint:
-        raise ValueError("ckpt_path: this checkpoint was not written by iit.fit as it is now. Give another, or start afresh.")
+        raise ValueError(
+            "ckpt_path: this checkpoint was not written by iit.fit as it is now. Give another, "
+            "or start afresh."
+        )
     before = _flat(json.loads(checkpoint["run"]))
     now = _flat(json.loads(json.dumps(config)))  # a tuple is a list there
     differing = sorted(key for key in before.keys() | now if before.get(key) != now.get(key))
     if differing:
-        values = "; ".join(f"{key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now" for key in differing)
-        raise ValueError(f"ckpt_path belongs to a run with another configuration ({values}). Give the same, or start afresh.")
+        values = "; ".join(
+            f"{key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now"
+            for key in differing
+        )
+        raise ValueError(
+            f"ckpt_path belongs to a run with another configuration ({values}). Give the same, "
+            "or start afresh."
+        )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,19 +23,22 @@ WEIGHTS: dict[str, Number] = {"behaviour": 1.0, "interchange": 1.0, "strict": 0.
 class IIT(Cells):
     """Train a network to answer rightly, and to do so by the causal model (arXiv 2112.00826).
 
-    Minimises Σ weight · loss of three parts over the network's and the interventions' parameters: `behaviour` is
-    own(network(base), the base's own answer), `interchange` is objective(edited(base, source), label), and `strict` is
-    own(base with an inert part from the source, the base's own answer): parts that the alignment declares `inert` must not
-    matter (arXiv 2407.14494); each pair draws one of them; own is `objective.on_own_answer()`, for most the objective itself. A step is one run of the sources and one of the bases, stacked once for
-    each part. An alignment without edits leaves the behaviour: plain training of the task.
+    Minimises Σ weight · loss of three parts over the network's and the interventions' parameters:
+    `behaviour` is own(network(base), the base's own answer), `interchange` is
+    objective(edited(base, source), label), and `strict` is own(base with an inert part from the
+    source, the base's own answer): parts that the alignment declares `inert` must not matter (arXiv
+    2407.14494); each pair draws one of them; own is `objective.on_own_answer()`, for most the
+    objective itself. A step is one run of the sources and one of the bases, stacked once for each
+    part. An alignment without edits leaves the behaviour: plain training of the task.
 
-    Logs `train/loss` and its parts each step and, each epoch, `val/loss`, `val/task_accuracy` and, with edits, `val/iia`,
-    `val/iia_changing` and `val/strict`, the share of bases that keep their answer. `val/loss` is
-    weighted by what schedules end with. Where there is a logger, `val/vanilla/iia` and
-    `val/random_subspace/iia` (`iia_changing`, too) are what the sites' whole vectors and a random
-    subspace of equal rank do in the network of that epoch.
+    Logs `train/loss` and its parts each step and, each epoch, `val/loss`, `val/task_accuracy` and,
+    with edits, `val/iia`, `val/iia_changing` and `val/strict`, the share of bases that keep their
+    answer. `val/loss` is weighted by what schedules end with. Where there is a logger,
+    `val/vanilla/iia` and `val/random_subspace/iia` (`iia_changing`, too) are what the sites' whole
+    vectors and a random subspace of equal rank do in the network of that epoch.
 
-    trained: the variables whose interchanges are trained; all by default. Pairs of others only train the behaviour.
+    trained: the variables whose interchanges are trained; all by default. Pairs of others only
+        train the behaviour.
     source_grad: let gradients flow through the source runs, too.
     weights: of the parts, each may be a schedule; of parts that are not named 1, 1 and 0.
     temperature, penalty: as in `DAS`, for interventions that are trained along.
@@ -43,8 +46,9 @@ class IIT(Cells):
     scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by default.
     config: what identifies the run; a checkpoint of another one is refused.
 
-    Raises ValueError for several alignments, unknown parts or variables, negative weights, where no part is left, for a strict
-    loss with nothing inert, and an objective that needs natural counterparts; when it is checked, for pairs without the bases' own answers.
+    Raises ValueError for several alignments, unknown parts or variables, negative weights, where no
+    part is left, for a strict loss with nothing inert, and an objective that needs natural
+    counterparts; when it is checked, for pairs without the bases' own answers.
     """
 
     trains_network = True
@@ -65,22 +69,33 @@ class IIT(Cells):
         config: Mapping[str, Any] | None = None,
     ):
         if isinstance(alignment, Mapping):
-            raise ValueError("IIT trains the network, for one alignment; several cannot be trained side by side in it.")
+            raise ValueError(
+                "IIT trains the network, for one alignment; several cannot be trained side by "
+                "side in it."
+            )
         declared = WEIGHTS | dict(weights or {})
-        numbers = checked_weights(tuple(WEIGHTS), declared | ({} if alignment.edits else {"interchange": 0.0, "strict": 0.0}))
+        numbers = checked_weights(
+            tuple(WEIGHTS),
+            declared | ({} if alignment.edits else {"interchange": 0.0, "strict": 0.0}),
+        )
         if numbers["strict"] != 0 and not alignment.inert:
             raise ValueError(
-                "weights: a strict loss needs parts of the network that are declared not to matter, and the alignment declares none: "
+                "weights: a strict loss needs parts of the network that are declared not to "
+                "matter, and the alignment declares none: "
                 "give it `inert`, or leave the weight of strict at 0."
             )
         if trained is not None and not len(trained):
             raise ValueError(
-                f"trained=[] names no variable. Name some of {list(map(str, alignment.variables))}, or None (null) for all; the behaviour "
+                "trained=[] names no variable. Name some of "
+                f"{list(map(str, alignment.variables))}, or None (null) for all; the behaviour "
                 "alone is trained with weights.interchange=0."
             )
         unknown = sorted(set(trained or ()) - set(map(str, alignment.variables)))
         if unknown:
-            raise ValueError(f"trained: the alignment has no variable {unknown}; it has {list(map(str, alignment.variables))}.")
+            raise ValueError(
+                f"trained: the alignment has no variable {unknown}; it has "
+                f"{list(map(str, alignment.variables))}."
+            )
         gated = any(is_gated(i) for i in alignment.interventions)
         numbers |= of_gates(temperature, penalty, gated)
         compared = {"": alignment} if numbers["interchange"] != 0 else {}
@@ -94,11 +109,13 @@ class IIT(Cells):
         self._source_grad, self.objective = source_grad, objective or CrossEntropy()
         if self.objective.needs_natural:
             raise ValueError(
-                f"objective: {type(self.objective).__name__} compares edited activations with natural ones of a frozen network; IIT trains "
+                f"objective: {type(self.objective).__name__} compares edited activations with "
+                "natural ones of a frozen network; IIT trains "
                 "the network. Choose another, such as objective=cross_entropy."
             )
         edits = {**alignment.edits, **alignment.inert}
-        self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)  # its weights are the alignment's
+        # its weights are the alignment's
+        self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)
 
     def weights_of(self, name: str) -> "IIT":
         """The network and the interventions."""
@@ -109,20 +126,31 @@ class IIT(Cells):
         return (p for p in self.parameters() if p.requires_grad)
 
     def check(self, batch: Mapping[str, Any]) -> None:
-        """Raises ValueError for pairs without own answers where they are trained, and without what the objective reads."""
-        if (self._numbers["behaviour"] != 0 or self._numbers["strict"] != 0) and "base_answer" not in batch:
-            raise ValueError("The behaviour is trained by the bases' own answers: the pairs need the column base_answer.")
+        """Raises ValueError for pairs without own answers where they are trained, and without what
+        the objective reads.
+        """
+        if (
+            self._numbers["behaviour"] != 0 or self._numbers["strict"] != 0
+        ) and "base_answer" not in batch:
+            raise ValueError(
+                "The behaviour is trained by the bases' own answers: the pairs need the column "
+                "base_answer."
+            )
         if self._numbers["interchange"] != 0:
             self.objective.check(batch)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
         """Loss of one batch; None where nothing in it is trained."""
         self.anneal(self.alignment.interventions)
-        parts = {name: self._loss(name, made) for name, (made, _) in self._predictions(batch).items()}
+        parts = {
+            name: self._loss(name, made) for name, (made, _) in self._predictions(batch).items()
+        }
         if not parts:
             return None
         loss = self._total(parts, self.now) + self.penalty(self.alignment.interventions)
-        self.log_dict({f"train/{name}": part for name, part in parts.items()}, batch_size=len(batch["row"]))
+        self.log_dict(
+            {f"train/{name}": part for name, part in parts.items()}, batch_size=len(batch["row"])
+        )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["row"]))
         return loss
 
@@ -143,13 +171,17 @@ class IIT(Cells):
 
     def _loss(self, part: str, made: Prediction) -> Tensor:
         """The mean of a part; behaviour and strict are about the base's own answer."""
-        return (self.objective if part == "interchange" else self.objective.on_own_answer())(made).mean()
+        return (self.objective if part == "interchange" else self.objective.on_own_answer())(
+            made
+        ).mean()
 
     def _total(self, parts: Mapping[str, Tensor], weight: Callable[[str], float]) -> Tensor:
         return torch.stack([weight(name) * part for name, part in parts.items()]).sum()
 
     def _predictions(self, batch: dict[str, Any]) -> dict[str, tuple[Prediction, Tensor]]:
-        """Part → (what it gave, the rows of the batch it is about), of the parts that have a weight: one run for all of them."""
+        """Part → (what it gave, the rows of the batch it is about), of the parts that have a
+        weight: one run for all of them.
+        """
         base, n = batch["base"], len(batch["row"])
         every = torch.arange(n)
         rows = {name: every for name in WEIGHTS if self._numbers[name] != 0}
@@ -161,10 +193,15 @@ class IIT(Cells):
         rows = {name: index for name, index in rows.items() if len(index)}
         if not rows:
             return {}
-        answers = {name: base["answer"] if name == "interchange" else batch["base_answer"] for name in rows}
+        answers = {
+            name: base["answer"] if name == "interchange" else batch["base_answer"] for name in rows
+        }
         runs = [rows_of(base | {"answer": answers[name]}, index) for name, index in rows.items()]
         (edited,) = self._edited
-        active = {v: torch.cat([self._flags(v, name, batch)[index] for name, index in rows.items()]) for v in edited.variables}
+        active = {
+            v: torch.cat([self._flags(v, name, batch)[index] for name, index in rows.items()])
+            for v in edited.variables
+        }
         sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
         logits = edited.answer_logits(stacked(runs), sources, active)
         own = batch.get("base_answer")
@@ -172,12 +209,17 @@ class IIT(Cells):
         for (name, index), run in zip(rows.items(), runs, strict=True):
             width = run["answer"].shape[1] if run["answer"].ndim == 2 else 1
             part = logits[start : start + len(index), :width]
-            found[name] = Prediction(part, run["answer"], None if own is None else own[index]), index
+            found[name] = (
+                Prediction(part, run["answer"], None if own is None else own[index]),
+                index,
+            )
             start += len(index)
         return found
 
     def _flags(self, variable: Any, part: str, batch: dict[str, Any]) -> Tensor:
-        """BoolTensor[batch]: for which pairs a part of the loss edits a variable, or an inert part."""
+        """BoolTensor[batch]: for which pairs a part of the loss edits a variable, or an inert
+        part.
+        """
         n = len(batch["row"])
         if part == "interchange" and variable in batch["sources"]:
             return _active(batch, variable)
@@ -188,7 +230,8 @@ class IIT(Cells):
         return torch.zeros(n, dtype=torch.bool)
 
     def _sources(self, batch: dict[str, Any], rows: Mapping[str, Tensor]) -> dict[Any, Activations]:
-        """What the edits read for the rows of all parts: every source that some of them needs is run once, all in one run.
+        """What the edits read for the rows of all parts: every source that some of them needs is
+        run once, all in one run.
 
         Inert parts read the source of the pair's first variable.
         """
@@ -198,10 +241,13 @@ class IIT(Cells):
         needed = {v: (_active(batch, v) & read).nonzero().flatten() for v in given}
         stacked_rows = torch.cat(list(rows.values()))
         (edited,) = self._edited
-        sites = list(dict.fromkeys(site for edit in edited.edits.values() for site in edit.source_sites))
+        sites = list(
+            dict.fromkeys(site for edit in edited.edits.values() for site in edit.source_sites)
+        )
         run = stacked([rows_of(given[v], index) for v, index in needed.items()])
         seen = capture(edited.studied or edited.network, run, sites, grad=self._source_grad)
-        # Row of the batch → row of the run that holds its source; of inert parts the source of the pair's first variable.
+        # Row of the batch → row of the run that holds its source; of inert parts the source of the
+        # pair's first variable.
         place: dict[Any, Tensor] = {}
         first, start = torch.full((n,), -1), 0
         for variable, index in needed.items():
@@ -218,7 +264,9 @@ class IIT(Cells):
                     continue
                 index = at[stacked_rows]
                 counts = {s: None if c is None else c[index] for s, c in seen.counts.items()}
-                found[variable] = Activations({site: seen[site][index] for site in edit.source_sites}, counts)
+                found[variable] = Activations(
+                    {site: seen[site][index] for site in edit.source_sites}, counts
+                )
         return found
 
 

@@ -13,14 +13,18 @@ from iit.network.layout import width
 
 
 def check_labels(network: Network, encoded: EncodedPairs, split: str | None = None) -> None:
-    """Raises ValueError for a label, or a base's own answer, that is none of the network's classes or of the tokens in its head.
+    """Raises ValueError for a label, or a base's own answer, that is none of the network's classes
+    or of the tokens in its head.
 
     split: which split the pairs are, for the message.
     """
     batch = encoded.batch(range(len(encoded)))
     n = n_answers(network, batch["base"])
     what = "tokens" if isinstance(network, LanguageModel) else "classes"
-    for name, answer in (("label", batch["base"]["answer"]), ("base_answer", batch.get("base_answer"))):
+    for name, answer in (
+        ("label", batch["base"]["answer"]),
+        ("base_answer", batch.get("base_answer")),
+    ):
         if answer is None:
             continue
         wrong = answer[((answer < 0) & (answer != IGNORED)) | (answer >= n)]
@@ -28,16 +32,21 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
             where = "" if split is None else f" of the {split} split"
             row = int(((answer == wrong[0]).flatten(1)).any(1).nonzero()[0])
             raise ValueError(
-                f"{name}: {int(wrong[0])} (pair {row}{where}) is none of the {n} {what} that {network.name} answers with, 0 to {n - 1}. Change the "
+                f"{name}: {int(wrong[0])} (pair {row}{where}) is none of the {n} {what} that "
+                f"{network.name} answers with, 0 to {n - 1}. Change the "
                 f"{name}s, or take a network with as many {what}."
             )
 
 
 def n_answers(network: Network, inputs: Mapping[str, Any]) -> int:
-    """How many classes, or tokens, a network gives logits for; a classifier is asked with the first of these inputs."""
+    """How many classes, or tokens, a network gives logits for; a classifier is asked with the first
+    of these inputs.
+    """
     if isinstance(network, LanguageModel):
         head: Any = network.model.get_output_embeddings()
         return width(head, "output") or network.model.config.vocab_size
     with torch.no_grad():
-        logits = IntervenedModel(network, {}).answer_logits({name: value[:1] for name, value in inputs.items()})
+        logits = IntervenedModel(network, {}).answer_logits(
+            {name: value[:1] for name, value in inputs.items()}
+        )
     return logits.shape[-1]

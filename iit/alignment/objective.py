@@ -19,11 +19,12 @@ class Prediction(NamedTuple):
     """What an edited run gave, and what it was to give.
 
     logits: Tensor[batch, n_answer, vocab], at the answer's tokens; the answer is teacher-forced.
-    answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter; or [batch, 1, n_right] where each of several
-        tokens is right.
+    answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter; or [batch, 1,
+        n_right] where each of several tokens is right.
     own: the base's own answer, likewise; None where the pairs do not know it.
-    latents: () → [(edited activation, natural one, BoolTensor[batch] of pairs that have a natural one)], Tensor[batch, position, width]
-        each, for every edit; None where the pairs have no natural counterparts.
+    latents: () → [(edited activation, natural one, BoolTensor[batch] of pairs that have a natural
+        one)], Tensor[batch, position, width] each, for every edit; None where the pairs have no
+        natural counterparts.
     """
 
     logits: Tensor
@@ -44,17 +45,24 @@ class Objective(ABC):
     def __call__(self, made: Prediction) -> Float[Tensor, " batch"]:
         """Loss of each pair, in fp32; a mean over the answer's tokens."""
 
-    def check(self, batch: Mapping[str, Any]) -> None:  # noqa: B027 — most read nothing but the label
-        """Before anything is trained: raises ValueError for a batch of pairs (see `EncodedPairs`) that lacks what the objective reads."""
+    # Most read nothing but the label.
+    def check(self, batch: Mapping[str, Any]) -> None:  # noqa: B027
+        """Before anything is trained: raises ValueError for a batch of pairs (see `EncodedPairs`)
+        that lacks what the objective reads.
+        """
 
     def on_own_answer(self) -> "Objective":
-        """What stands for it in losses made of pairs whose label is the base's own answer (MDAS's isolate, IIT's behaviour and strict)."""
+        """What stands for it in losses made of pairs whose label is the base's own answer (MDAS's
+        isolate, IIT's behaviour and strict).
+        """
         return self
 
 
 @final
 class CrossEntropy(Objective):
-    """−log p(label) over the whole vocabulary, in nats. Where several tokens are right, p is the sum of their probabilities."""
+    """−log p(label) over the whole vocabulary, in nats. Where several tokens are right, p is the
+    sum of their probabilities.
+    """
 
     def __call__(self, made: Prediction) -> Tensor:
         """Cross-entropy."""
@@ -63,17 +71,21 @@ class CrossEntropy(Objective):
 
 @final
 class KLDivergence(Objective):
-    """KL(q ‖ p) = Σ q·(log q − log p) of the label's distribution q and the network's p, in nats (arXiv 1512.00567 for smoothing).
+    """KL(q ‖ p) = Σ q·(log q − log p) of the label's distribution q and the network's p, in nats
+    (arXiv 1512.00567 for smoothing).
 
-    q spreads 1 − smoothing evenly over the right tokens, and smoothing evenly over the vocabulary. With one right token and no
-    smoothing it is the cross-entropy; with several right ones it asks for all of them, where the cross-entropy asks for any.
+    q spreads 1 − smoothing evenly over the right tokens, and smoothing evenly over the vocabulary.
+    With one right token and no smoothing it is the cross-entropy; with several right ones it asks
+    for all of them, where the cross-entropy asks for any.
 
     Raises ValueError for smoothing outside 0 ≤ smoothing < 1.
     """
 
     def __init__(self, smoothing: float = 0.0):
         if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing={smoothing} is a share of the probability: at least 0 and below 1.")
+            raise ValueError(
+                f"smoothing={smoothing} is a share of the probability: at least 0 and below 1."
+            )
         self.smoothing = smoothing
 
     def __call__(self, made: Prediction) -> Tensor:
@@ -84,18 +96,24 @@ class KLDivergence(Objective):
         on_label = (1 - self.smoothing) / n_right.clamp(min=1)
         against = -(on_label * (right * present).sum(-1) + even * log_p.sum(-1))
         q = on_label + even
-        entropy = -(n_right * q * q.log() + (n - n_right) * (even * math.log(even) if even else 0.0))
+        entropy = -(
+            n_right * q * q.log() + (n - n_right) * (even * math.log(even) if even else 0.0)
+        )
         return _over_tokens(against - entropy, present.any(-1))
 
 
 @final
 class LogitDifference(Objective):
-    """−(logit of the label − logit of the base's own answer), where their tokens first differ; 0 where they are the same.
+    """−(logit of the label − logit of the base's own answer), where their tokens first differ; 0
+    where they are the same.
 
-    In losses made of pairs whose label is the base's own answer, `AnswerMargin` with the same margin stands for it.
+    In losses made of pairs whose label is the base's own answer, `AnswerMargin` with the same
+    margin stands for it.
 
-    margin: the difference that is enough: the loss is max(0, margin − difference). None: −difference without an end.
-    Raises ValueError, when called or checked, where the base's own answer is not known or several tokens are right.
+    margin: the difference that is enough: the loss is max(0, margin − difference). None:
+        −difference without an end.
+    Raises ValueError, when called or checked, where the base's own answer is not known or several
+    tokens are right.
     """
 
     def __init__(self, margin: float | None = None):
@@ -119,9 +137,11 @@ class LogitDifference(Objective):
 
 @final
 class AnswerMargin(Objective):
-    """−(logit of the label − the highest logit of another token), a mean over the answer's tokens; of several right tokens the best one's.
+    """−(logit of the label − the highest logit of another token), a mean over the answer's tokens;
+    of several right tokens the best one's.
 
-    margin: the difference that is enough: the loss is max(0, margin − difference). None: −difference without an end.
+    margin: the difference that is enough: the loss is max(0, margin − difference). None:
+        −difference without an end.
     """
 
     def __init__(self, margin: float | None = None):
@@ -133,39 +153,52 @@ class AnswerMargin(Objective):
         right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)
         present = right != IGNORED
         is_right = torch.zeros_like(logits).scatter_add(-1, right.clamp(min=0), present.float()) > 0
-        best, other = (logits.masked_fill(mask, -torch.inf).amax(-1) for mask in (~is_right, is_right))
+        best, other = (
+            logits.masked_fill(mask, -torch.inf).amax(-1) for mask in (~is_right, is_right)
+        )
         found = torch.where(present.any(-1), best, 0.0) - other
-        return _over_tokens(-found if self.margin is None else F.relu(self.margin - found), present.any(-1))
+        return _over_tokens(
+            -found if self.margin is None else F.relu(self.margin - found), present.any(-1)
+        )
 
 
 @final
 class MeanSquaredError(Objective):
-    """Σ (p − q)² over the vocabulary, of the network's probabilities p and the label's q: 1 on the right token, or spread evenly."""
+    """Σ (p − q)² over the vocabulary, of the network's probabilities p and the label's q: 1 on the
+    right token, or spread evenly.
+    """
 
     def __call__(self, made: Prediction) -> Tensor:
         """Squared error of the probabilities (the Brier score)."""
         log_p, right, present = _log_probabilities(made)
         share = 1 / present.sum(-1).clamp(min=1)
         on_right = (right.exp() * present).sum(-1)
-        return _over_tokens(log_p.exp().square().sum(-1) - 2 * share * on_right + share, present.any(-1))
+        return _over_tokens(
+            log_p.exp().square().sum(-1) - 2 * share * on_right + share, present.any(-1)
+        )
 
 
 @final
 class CounterfactualLatent(Objective):
-    """objective + weight · the distance of edited activations from natural ones (after arXiv 2511.04638).
+    """objective + weight · the distance of edited activations from natural ones (after arXiv
+    2511.04638).
 
-    The distance is ½·‖e − n‖²/‖n‖² + ½·(1 − cos(e, n)), a mean over the positions of all edits: e is what an edit makes of the base's
-    activation, n the activation of a prompt whose own variables have the values that the interchange asks for (`data.natural=true`).
-    Pairs for which there is no such prompt add nothing.
+    The distance is ½·‖e − n‖²/‖n‖² + ½·(1 − cos(e, n)), a mean over the positions of all edits: e
+    is what an edit makes of the base's activation, n the activation of a prompt whose own variables
+    have the values that the interchange asks for (`data.natural=true`). Pairs for which there is no
+    such prompt add nothing.
 
-    Raises ValueError for a negative weight and, when called or checked, for pairs without natural counterparts.
+    Raises ValueError for a negative weight and, when called or checked, for pairs without natural
+    counterparts.
     """
 
     needs_natural = True
 
     def __init__(self, objective: Objective, weight: float = 0.1):
         if not 0 <= weight < math.inf:
-            raise ValueError(f"The weight of the distance cannot be negative, and is finite; got {weight}.")
+            raise ValueError(
+                f"The weight of the distance cannot be negative, and is finite; got {weight}."
+            )
         self.objective, self.weight = objective, weight
 
     def __call__(self, made: Prediction) -> Tensor:
@@ -192,31 +225,40 @@ class CounterfactualLatent(Objective):
         return self if kept is self.objective else CounterfactualLatent(kept, self.weight)
 
 
-_UNNATURAL = "The objective CounterfactualLatent needs natural counterparts of the pairs: set data.natural=true."
+_UNNATURAL = (
+    "The objective CounterfactualLatent needs natural counterparts of the pairs: set "
+    "data.natural=true."
+)
 
 
 def _checked_own(answer: Tensor, own: Tensor | None) -> Tensor:
     if own is None or own.ndim != 2 or answer.ndim != 2:
         raise ValueError(
-            "The objective LogitDifference compares the label with the base's own answer: the pairs need the column base_answer, and one "
+            "The objective LogitDifference compares the label with the base's own answer: the "
+            "pairs need the column base_answer, and one "
             "right answer each."
         )
     return own
 
 
 def cross_entropy(
-    logits: Float[Tensor, "batch n_answer vocab"], answer: Int[Tensor, "batch n_answer"] | Int[Tensor, "batch 1 n_right"]
+    logits: Float[Tensor, "batch n_answer vocab"],
+    answer: Int[Tensor, "batch n_answer"] | Int[Tensor, "batch 1 n_right"],
 ) -> Float[Tensor, " batch"]:
     """−log p(answer) of each example: a mean over its answer's tokens, in nats and fp32."""
     if answer.ndim == 3:
         chosen = logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0))
         return -chosen.masked_fill(answer == IGNORED, -torch.inf).logsumexp(-1).squeeze(1)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), answer.flatten(), ignore_index=IGNORED, reduction="none")
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), answer.flatten(), ignore_index=IGNORED, reduction="none"
+    )
     return _over_tokens(losses.view_as(answer), answer != IGNORED)
 
 
 def _log_probabilities(made: Prediction) -> tuple[Tensor, Tensor, Tensor]:
-    """log p of the whole vocabulary, of the right tokens (Tensor[batch, n_answer, n_right]), and which of these there are."""
+    """log p of the whole vocabulary, of the right tokens (Tensor[batch, n_answer, n_right]), and
+    which of these there are.
+    """
     log_p = made.logits.float().log_softmax(-1)
     right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)
     return log_p, log_p.gather(-1, right.clamp(min=0)), right != IGNORED

@@ -65,7 +65,8 @@ def vanilla(alignment: Alignment) -> Alignment:
 
 
 def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
-    """Every edit swaps a random subspace of its rank; None where an edit has no fixed rank below its width.
+    """Every edit swaps a random subspace of its rank; None where an edit has no fixed rank below
+    its width.
 
     The global generator is left as it was.
     """

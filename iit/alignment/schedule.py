@@ -10,10 +10,12 @@ SHAPES = ("linear", "exponential")
 class Schedule:
     """A number that goes from `start` to `stop` and stays there.
 
-    At optimizer step t it is start + (stop − start)·s, or start·(stop/start)^s where it is exponential, with s = min(t/steps, 1).
+    At optimizer step t it is start + (stop − start)·s, or start·(stop/start)^s where it is
+    exponential, with s = min(t/steps, 1).
 
     steps: optimizer steps; None = as many as the training has.
-    Raises ValueError for no steps, ends that are not finite, an unknown shape, and an exponential one that starts or stops at or below 0.
+    Raises ValueError for no steps, ends that are not finite, an unknown shape, and an exponential
+    one that starts or stops at or below 0.
     """
 
     start: int | float
@@ -23,23 +25,31 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not (isfinite(self.start) and isfinite(self.stop)):
-            raise ValueError(f"A schedule goes between finite numbers; got start={self.start}, stop={self.stop}.")
+            raise ValueError(
+                f"A schedule goes between finite numbers; got start={self.start}, stop={self.stop}."
+            )
         if self.steps is not None and not (isfinite(self.steps) and self.steps >= 1):
             raise ValueError(
-                f"A schedule needs at least one step to go from {self.start} to {self.stop}; got steps={self.steps}. Leave `steps` out (null) "
+                f"A schedule needs at least one step to go from {self.start} to {self.stop}; got "
+                f"steps={self.steps}. Leave `steps` out (null) "
                 "for as many as the training has."
             )
         if self.shape not in SHAPES:
             raise ValueError(f"A schedule's shape={self.shape!r} is none of {list(SHAPES)}.")
         if self.shape == "exponential" and min(self.start, self.stop) <= 0:
-            raise ValueError(f"An exponential schedule stays above 0; got start={self.start}, stop={self.stop}.")
+            raise ValueError(
+                f"An exponential schedule stays above 0; got start={self.start}, stop={self.stop}."
+            )
 
     def at(self, step: int, total: int | float) -> float:
-        """The number at an optimizer step of `total`. Raises ValueError where it goes by a training that has no end."""
+        """The number at an optimizer step of `total`. Raises ValueError where it goes by a training
+        that has no end.
+        """
         steps = total if self.steps is None else self.steps
         if not isfinite(steps) or steps < 1:
             raise ValueError(
-                "A schedule over the whole training needs its length: set max_epochs (or max_steps), or its `steps`."
+                "A schedule over the whole training needs its length: set max_epochs (or "
+                "max_steps), or its `steps`."
             )
         share = min(step / steps, 1.0)
         if self.shape == "exponential":

@@ -11,22 +11,30 @@ IGNORED = -100
 
 
 def stacked(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One batch with the rows of the first, then those of the second, and so on; shorter prompts are padded on the right."""
+    """One batch with the rows of the first, then those of the second, and so on; shorter prompts
+    are padded on the right.
+    """
     first = batches[0]
     found: dict[str, Any] = {}
     for key in first:
         if key == "positions":
             roles = first[key]
-            found[key] = {role: _under([batch[key][role] for batch in batches], IGNORED) for role in roles}
+            found[key] = {
+                role: _under([batch[key][role] for batch in batches], IGNORED) for role in roles
+            }
         else:
-            found[key] = _under([batch[key] for batch in batches], IGNORED if key == "answer" else 0)
+            found[key] = _under(
+                [batch[key] for batch in batches], IGNORED if key == "answer" else 0
+            )
     return found
 
 
 def rows_of(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     """Some rows of a batch."""
     return {
-        key: {role: column[rows] for role, column in value.items()} if key == "positions" else value[rows]
+        key: {role: column[rows] for role, column in value.items()}
+        if key == "positions"
+        else value[rows]
         for key, value in batch.items()
     }
 
@@ -34,4 +42,6 @@ def rows_of(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
 def _under(tensors: Sequence[Tensor], fill: int) -> Tensor:
     """Concatenated along the first dimension, the last one padded to the widest."""
     widest = max(tensor.shape[-1] for tensor in tensors)
-    return torch.cat([pad(t, (0, widest - t.shape[-1]), value=fill) if t.ndim > 1 else t for t in tensors])
+    return torch.cat(
+        [pad(t, (0, widest - t.shape[-1]), value=fill) if t.ndim > 1 else t for t in tensors]
+    )

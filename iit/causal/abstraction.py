@@ -13,20 +13,28 @@ NOTHING = object()
 def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalModel:
     """The model in which several variables are one, whose value is the tuple of theirs.
 
-    What read them reads the tuple's members. Raises ValueError for fewer than two variables, unknown ones, inputs together with
-    computed ones, the output, a name that is taken, and where the merged variable would be its own ancestor.
+    What read them reads the tuple's members. Raises ValueError for fewer than two variables,
+    unknown ones, inputs together with computed ones, the output, a name that is taken, and where
+    the merged variable would be its own ancestor.
     """
     members = tuple(dict.fromkeys(variables))
     rest = [v for v in model.variables if v not in members]
     if len(members) < 2:
-        raise ValueError(f"{model.name}: merging takes two variables or more; got {list(variables)}.")
+        raise ValueError(
+            f"{model.name}: merging takes two variables or more; got {list(variables)}."
+        )
     for member in members:
         model.parents(member)  # refuses what does not exist
     inputs = [v for v in members if v in model.inputs]
     if inputs and len(inputs) < len(members):
-        raise ValueError(f"{model.name}: {inputs} are inputs, the others of {list(members)} are computed; merge either.")
+        raise ValueError(
+            f"{model.name}: {inputs} are inputs, the others of {list(members)} are computed; "
+            "merge either."
+        )
     if model.output in members:
-        raise ValueError(f"{model.name}: the output {model.output!r} cannot be merged; give it a child first.")
+        raise ValueError(
+            f"{model.name}: the output {model.output!r} cannot be merged; give it a child first."
+        )
     if name in rest:
         raise ValueError(f"{model.name}: the name {name!r} is taken by another variable.")
     inside = [v for v in model.order if v in members]
@@ -45,18 +53,25 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
 
         def mechanism(*values: Any) -> Any:
             known = dict(zip(now, values, strict=True))
-            return model.mechanisms[variable](*(known[name][place[p]] if p in place else known[p] for p in parents))
+            return model.mechanisms[variable](
+                *(known[name][place[p]] if p in place else known[p] for p in parents)
+            )
 
         return _with_parents(mechanism, now)
 
     domains = [model.domains.get(v) for v in members]
-    domain = None if any(d is None for d in domains) else tuple(product(*(d or () for d in domains)))
+    domain = (
+        None if any(d is None for d in domains) else tuple(product(*(d or () for d in domains)))
+    )
     mechanisms = {
-        v: reading(v) if any(p in place for p in model.parents(v)) else f for v, f in model.mechanisms.items() if v not in members
+        v: reading(v) if any(p in place for p in model.parents(v)) else f
+        for v, f in model.mechanisms.items()
+        if v not in members
     }
     return _rebuilt(
         model,
-        {v: d for v, d in model.inputs.items() if v not in members} | ({name: domain} if inputs else {}),
+        {v: d for v, d in model.inputs.items() if v not in members}
+        | ({name: domain} if inputs else {}),
         mechanisms if inputs else {name: _with_parents(joint, outside)} | mechanisms,
         {} if inputs or domain is None else {name: domain},
     )
@@ -65,12 +80,15 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
 def marginalise(model: CausalModel, variable: str) -> CausalModel:
     """The model without a computed variable: its children compute it themselves, from its parents.
 
-    The output stays what it was, for all inputs and all interchanges of other variables. Raises ValueError for an unknown
-    variable, an input, and the output.
+    The output stays what it was, for all inputs and all interchanges of other variables. Raises
+    ValueError for an unknown variable, an input, and the output.
     """
     parents = model.parents(variable)
     if variable in model.inputs:
-        raise ValueError(f"{model.name}: {variable!r} is an input, which nothing computes; `drop` it with a value instead.")
+        raise ValueError(
+            f"{model.name}: {variable!r} is an input, which nothing computes; `drop` it with a "
+            "value instead."
+        )
     if variable == model.output:
         raise ValueError(f"{model.name}: {variable!r} is the output; it has to stay.")
 
@@ -86,22 +104,29 @@ def marginalise(model: CausalModel, variable: str) -> CausalModel:
 
         return _with_parents(mechanism, now)
 
-    mechanisms = {v: through(v) if variable in model.parents(v) else f for v, f in model.mechanisms.items() if v != variable}
+    mechanisms = {
+        v: through(v) if variable in model.parents(v) else f
+        for v, f in model.mechanisms.items()
+        if v != variable
+    }
     return _rebuilt(model, model.inputs, mechanisms)
 
 
 def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel:
     """The model in which a variable plays no part: what read it reads `value`, always the same.
 
-    A way to write rivals: addition without a carry is `drop(addition, "ones_carry", 0)`. What reads nothing else becomes
-    constant and is dropped as well. Without a value, only a variable that nothing reads can be dropped.
-    Raises ValueError for an unknown variable, one that is read where no value is given, a value outside the variable's domain,
-    and where the output would be constant.
+    A way to write rivals: addition without a carry is `drop(addition, "ones_carry", 0)`. What reads
+    nothing else becomes constant and is dropped as well. Without a value, only a variable that
+    nothing reads can be dropped. Raises ValueError for an unknown variable, one that is read where
+    no value is given, a value outside the variable's domain, and where the output would be
+    constant.
     """
     model.parents(variable)
     readers = [v for v in model.mechanisms if variable in model.parents(v)]
     if readers and value is NOTHING:
-        raise ValueError(f"{model.name}: {readers} read {variable!r}; say which value they are to read instead.")
+        raise ValueError(
+            f"{model.name}: {readers} read {variable!r}; say which value they are to read instead."
+        )
     if value is not NOTHING:
         model.check_value(variable, value)
     fixed = {variable: value}
@@ -109,7 +134,10 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
         if v in model.mechanisms and v not in fixed and all(p in fixed for p in model.parents(v)):
             fixed[v] = model.mechanisms[v](*(fixed[p] for p in model.parents(v)))
     if model.output in fixed:
-        raise ValueError(f"{model.name}: without {variable!r} the output {model.output!r} does not depend on anything.")
+        raise ValueError(
+            f"{model.name}: without {variable!r} the output {model.output!r} does not depend on "
+            "anything."
+        )
 
     def reading(child: str) -> Mechanism:
         own = model.parents(child)
@@ -121,7 +149,9 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
         return _with_parents(mechanism, tuple(p for p in own if p not in fixed))
 
     mechanisms = {
-        v: reading(v) if any(p in fixed for p in model.parents(v)) else f for v, f in model.mechanisms.items() if v not in fixed
+        v: reading(v) if any(p in fixed for p in model.parents(v)) else f
+        for v, f in model.mechanisms.items()
+        if v not in fixed
     }
     return _rebuilt(model, {v: d for v, d in model.inputs.items() if v not in fixed}, mechanisms)
 
@@ -140,5 +170,6 @@ def _with_parents(mechanism: Callable[..., Any], parents: Sequence[str]) -> Mech
     """The function, said to read these parents."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     # `inspect.signature` reads this attribute, of which the type of a function knows nothing.
-    mechanism.__signature__ = inspect.Signature([inspect.Parameter(p, kind) for p in parents])  # type: ignore[attr-defined]
+    signature = inspect.Signature([inspect.Parameter(parent, kind) for parent in parents])
+    mechanism.__signature__ = signature  # type: ignore[attr-defined]
     return mechanism

@@ -26,17 +26,20 @@ OUTPUT = {
 
 @final
 class Addition(Task):
-    """Addition. `ones_carry`: 0 or 1, from the ones to the tens; `ones`, `tens`, `hundreds`: the digits of the sum.
+    """Addition. `ones_carry`: 0 or 1, from the ones to the tens; `ones`, `tens`, `hundreds`: the
+    digits of the sum.
 
-    Everything has fixed width: operands two digits ("07"), the sum three ("012"), most significant first, so that every digit
-    has a place of its own. Digits are separated by spaces, one word each, for a network whose tokens are words; separator=""
-    writes "47+85=" and "132" for networks that read digits one by one anyway (SmolLM2).
+    Everything has fixed width: operands two digits ("07"), the sum three ("012"), most significant
+    first, so that every digit has a place of its own. Digits are separated by spaces, one word
+    each, for a network whose tokens are words; separator="" writes "47+85=" and "132" for networks
+    that read digits one by one anyway (SmolLM2).
 
     Roles: `a_tens`, `a_ones`, `b_tens`, `b_ones`, `plus`, `equals`.
 
-    Rivals with the hypothesis' behaviour: `ones_sum` (the carry is not told apart from the digit: the whole sum of the ones,
-    0–18, is passed on), `first_ones` (a's ones digit is passed on, the addition comes later), `column_sum` (the tens are
-    computed without the carry, which is added last). `no_carry` forgets the carry.
+    Rivals with the hypothesis' behaviour: `ones_sum` (the carry is not told apart from the digit:
+    the whole sum of the ones, 0–18, is passed on), `first_ones` (a's ones digit is passed on, the
+    addition comes later), `column_sum` (the tens are computed without the carry, which is added
+    last). `no_carry` forgets the carry.
 
     Splits share no ordered pair of numbers.
     """
@@ -50,17 +53,24 @@ class Addition(Task):
         self.separator = separator
         if separator == "":
             self.vocabulary = ()
-        self.template = separator.join(["{a_tens}", "{a_ones}", "{plus}", "{b_tens}", "{b_ones}", "{equals}"])
+        self.template = separator.join(
+            ["{a_tens}", "{a_ones}", "{plus}", "{b_tens}", "{b_ones}", "{equals}"]
+        )
         self.pools = {"numbers": tuple((a, b) for a in range(100) for b in range(100))}
         self.model = CausalModel(
-            INPUTS, {"ones_carry": lambda a_ones, b_ones: (a_ones + b_ones) // 10, **OUTPUT}, output="answer", name="addition"
+            INPUTS,
+            {"ones_carry": lambda a_ones, b_ones: (a_ones + b_ones) // 10, **OUTPUT},
+            output="answer",
+            name="addition",
         )
         self.rivals = {
             "ones_sum": CausalModel(
                 INPUTS,
                 {
                     "ones_carry": lambda a_ones, b_ones: a_ones + b_ones,
-                    "answer": lambda a_tens, b_tens, ones_carry: _digits(10 * (a_tens + b_tens) + ones_carry),
+                    "answer": lambda a_tens, b_tens, ones_carry: _digits(
+                        10 * (a_tens + b_tens) + ones_carry
+                    ),
                 },
                 output="answer",
                 name="ones_sum",
@@ -69,7 +79,9 @@ class Addition(Task):
                 INPUTS,
                 {
                     "ones_carry": lambda a_ones: a_ones,
-                    "answer": lambda a_tens, b_tens, ones_carry, b_ones: _digits(10 * (a_tens + b_tens) + ones_carry + b_ones),
+                    "answer": lambda a_tens, b_tens, ones_carry, b_ones: _digits(
+                        10 * (a_tens + b_tens) + ones_carry + b_ones
+                    ),
                 },
                 output="answer",
                 name="first_ones",
@@ -83,7 +95,12 @@ class Addition(Task):
                 output="answer",
                 name="column_sum",
             ),
-            "no_carry": CausalModel(INPUTS, {"ones_carry": lambda a_ones, b_ones: 0, **OUTPUT}, output="answer", name="no_carry"),
+            "no_carry": CausalModel(
+                INPUTS,
+                {"ones_carry": lambda a_ones, b_ones: 0, **OUTPUT},
+                output="answer",
+                name="no_carry",
+            ),
         }
 
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:

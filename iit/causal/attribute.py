@@ -2,7 +2,8 @@
 
 "In Japan, the capital is" → " Tokyo".
 
-The hypothesis: the network looks up each attribute of the country by itself, and gives the one that is asked for.
+The hypothesis: the network looks up each attribute of the country by itself, and gives the one that
+is asked for.
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,9 @@ QUERIES = ("capital", "language", "continent")
 ATTRIBUTES = {query: {row[0]: row[1 + at] for row in COUNTRIES} for at, query in enumerate(QUERIES)}
 ENTITIES = tuple(row[0] for row in COUNTRIES)
 
-# Of one row all begin alike, up to the entity: nothing at the entity tells which attribute will be asked for. With an
-# earlier list of 107 countries SmolLM2-135M answered 72% of the 1,926 prompts (capital 62%, language 76%, continent 79%; no question of a row below 54%).
+# Of one row all begin alike, up to the entity: nothing at the entity tells which attribute will be
+# asked for. With an earlier list of 107 countries SmolLM2-135M answered 72% of the 1,926 prompts
+# (capital 62%, language 76%, continent 79%; no question of a row below 54%).
 TEMPLATES = (
     {
         "capital": "This is a map of {entity}. The capital is",
@@ -60,12 +62,15 @@ INPUTS = {"template": range(len(TEMPLATES)), "query": QUERIES, "entity": ENTITIE
 class Attribute(Task):
     """Attributes. `capital`, `language`, `continent`: the country's.
 
-    A cause pair's base asks for the interchanged attribute, an isolate pair's base for another one, and must not change.
+    A cause pair's base asks for the interchanged attribute, an isolate pair's base for another one,
+    and must not change.
 
-    Role: `entity`. Its names are of one token or more; `entity_last`, the last one, is what a site can name in all prompts.
+    Role: `entity`. Its names are of one token or more; `entity_last`, the last one, is what a site
+        can name in all prompts.
 
-    Rivals, both with the hypothesis' behaviour: `whole_entity` (the attributes are not told apart: whichever is interchanged,
-    the country changes altogether) and `asked_at_once` (what is passed on is the answer to the prompt's own question).
+    Rivals, both with the hypothesis' behaviour: `whole_entity` (the attributes are not told apart:
+    whichever is interchanged, the country changes altogether) and `asked_at_once` (what is passed
+    on is the answer to the prompt's own question).
 
     Splits share no country.
     """
@@ -76,7 +81,11 @@ class Attribute(Task):
     asks = "query"
 
     def __init__(self) -> None:
-        self.pools = {"entity": ENTITIES, "query": QUERIES, "template": tuple(range(len(TEMPLATES)))}
+        self.pools = {
+            "entity": ENTITIES,
+            "query": QUERIES,
+            "template": tuple(range(len(TEMPLATES))),
+        }
         self.model = CausalModel(
             INPUTS,
             {
@@ -94,10 +103,14 @@ class Attribute(Task):
         )
         self.rivals = {
             "whole_entity": _one_thing(
-                "whole_entity", lambda entity: entity, lambda query, continent: ATTRIBUTES[query][continent]
+                "whole_entity",
+                lambda entity: entity,
+                lambda query, continent: ATTRIBUTES[query][continent],
             ),
             "asked_at_once": _one_thing(
-                "asked_at_once", lambda entity, query: ATTRIBUTES[query][entity], lambda continent: continent
+                "asked_at_once",
+                lambda entity, query: ATTRIBUTES[query][entity],
+                lambda continent: continent,
             ),
         }
 
@@ -107,7 +120,9 @@ class Attribute(Task):
 
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
         """The beginning of a sentence that the attribute ends."""
-        return written(TEMPLATES[inputs["template"]][inputs["query"]], {"entity": (inputs["entity"], "entity")})
+        return written(
+            TEMPLATES[inputs["template"]][inputs["query"]], {"entity": (inputs["entity"], "entity")}
+        )
 
     def answer(self, setting: Mapping[str, Any]) -> str:
         """The attribute, after a space."""
@@ -116,7 +131,11 @@ class Attribute(Task):
 
 def _one_thing(name: str, thing: Mechanism, answer: Mechanism) -> CausalModel:
     """All three variables are the same one thing, handed on from each to the next."""
-    chain = {"capital": thing, "language": lambda capital: capital, "continent": lambda language: language}
+    chain = {
+        "capital": thing,
+        "language": lambda capital: capital,
+        "continent": lambda language: language,
+    }
     return CausalModel(INPUTS, {**chain, "answer": answer}, output="answer", name=name)
 
 

@@ -13,7 +13,8 @@ def entries(pools: Mapping[str, Sequence[Any]], name: str, at_least: int = 1) ->
     pool = pools[name]
     if len(pool) < at_least:
         raise ValueError(
-            f"Drawing needs at least {at_least} entries of the pool {name!r}; it holds {list(pool)}. "
+            f"Drawing needs at least {at_least} entries of the pool {name!r}; it holds "
+            f"{list(pool)}. "
             "Give it more entries, or leave it out of data.splits."
         )
     return pool
@@ -29,8 +30,11 @@ def picked(rng: np.random.Generator, pool: Sequence[Any], n: int) -> list[Any]:
     return taken(pool, rng.integers(len(pool), size=n))
 
 
-def distinct(rng: np.random.Generator, size: int, n: int, k: int, gone: np.ndarray | None = None) -> np.ndarray:
-    """int[n, k]: in each row k different numbers below size, every ordered choice as likely as any other.
+def distinct(
+    rng: np.random.Generator, size: int, n: int, k: int, gone: np.ndarray | None = None
+) -> np.ndarray:
+    """int[n, k]: in each row k different numbers below size, every ordered choice as likely as any
+    other.
 
     gone: int[n, m], numbers that a row must not hold; those not below size forbid nothing.
     """

@@ -2,8 +2,8 @@
 
 (a = b) = (c = d) → 1 or 0.
 
-The hypothesis: the network computes whether the left pair is equal and whether the right pair is, and then whether these two
-agree.
+The hypothesis: the network computes whether the left pair is equal and whether the right pair is,
+and then whether these two agree.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,16 @@ from iit.causal.task import Columns, Pools, Task
 
 @final
 class HierarchicalEquality(Task):
-    """(a = b) = (c = d). `left_equal`: a = b; `right_equal`: c = d. The answer is class 1 where they agree, else 0.
+    """(a = b) = (c = d). `left_equal`: a = b; `right_equal`: c = d. The answer is class 1 where
+    they agree, else 0.
 
-    The inputs are numbers of objects; object i is row i of a table of uniform random vectors in [-1, 1), the same for a given
-    seed. Splits share no object, so that a network is tested on vectors it has never seen.
+    The inputs are numbers of objects; object i is row i of a table of uniform random vectors in
+    [-1, 1), the same for a given seed. Splits share no object, so that a network is tested on
+    vectors it has never seen.
 
-    Rivals: `first_argument_identity` (what is passed on is a, or c, itself; the comparison comes later) has the hypothesis'
-    behaviour; `left_only` and `right_only` (one pair is looked at) are right by chance.
+    Rivals: `first_argument_identity` (what is passed on is a, or c, itself; the comparison comes
+    later) has the hypothesis' behaviour; `left_only` and `right_only` (one pair is looked at) are
+    right by chance.
     """
 
     name = "equality"
@@ -34,10 +37,13 @@ class HierarchicalEquality(Task):
     def __init__(self, dim: int = 4, n_objects: int = 100_000, seed: int = 0) -> None:
         if dim < 1 or n_objects < 2:
             raise ValueError(
-                f"Equality needs objects of at least 1 dimension, and two of them; got dim={dim}, n_objects={n_objects}."
+                "Equality needs objects of at least 1 dimension, and two of them; got "
+                f"dim={dim}, n_objects={n_objects}."
             )
         self.dim = dim
-        self.vectors = np.random.default_rng(seed).uniform(-1, 1, size=(n_objects, dim)).astype(np.float32)
+        self.vectors = (
+            np.random.default_rng(seed).uniform(-1, 1, size=(n_objects, dim)).astype(np.float32)
+        )
         self.pools = {"object": tuple(range(n_objects))}
         inputs = {argument: range(n_objects) for argument in "abcd"}
         self.model = CausalModel(
@@ -56,7 +62,9 @@ class HierarchicalEquality(Task):
                 {
                     "left_equal": lambda a: a,
                     "right_equal": lambda c: c,
-                    "answer": lambda left_equal, b, right_equal, d: int((left_equal == b) == (right_equal == d)),
+                    "answer": lambda left_equal, b, right_equal, d: int(
+                        (left_equal == b) == (right_equal == d)
+                    ),
                 },
                 output="answer",
                 name="first_argument_identity",
@@ -69,20 +77,29 @@ class HierarchicalEquality(Task):
             ),
             "right_only": CausalModel(
                 inputs,
-                {"right_equal": lambda c, d: c == d, "answer": lambda right_equal: int(right_equal)},
+                {
+                    "right_equal": lambda c, d: c == d,
+                    "answer": lambda right_equal: int(right_equal),
+                },
                 output="answer",
                 name="right_only",
             ),
         }
 
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:
-        """Each pair is equal in half of the rows, independently. Raises ValueError for fewer than two objects."""
+        """Each pair is equal in half of the rows, independently. Raises ValueError for fewer than
+        two objects.
+        """
         objects = entries(pools, "object", at_least=2)
         columns: Columns = {}
         for one, other in ("ab", "cd"):
             first = rng.integers(len(objects), size=n)
-            step = rng.integers(1, len(objects), size=n) * rng.integers(2, size=n)  # 0 where the pair is equal
-            columns[one], columns[other] = taken(objects, first), taken(objects, (first + step) % len(objects))
+            # 0 where the pair is equal
+            step = rng.integers(1, len(objects), size=n) * rng.integers(2, size=n)
+            columns[one], columns[other] = (
+                taken(objects, first),
+                taken(objects, (first + step) % len(objects)),
+            )
         return columns
 
     def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -99,5 +116,7 @@ class HierarchicalEquality(Task):
 
 
 def equality(dim: int = 4, n_objects: int = 100_000, seed: int = 0) -> Task:
-    """Hierarchical equality. dim: of each vector. n_objects: how many vectors there are. Raises ValueError for none of them."""
+    """Hierarchical equality. dim: of each vector. n_objects: how many vectors there are. Raises
+    ValueError for none of them.
+    """
     return HierarchicalEquality(dim, n_objects, seed)

@@ -16,8 +16,9 @@ from iit.causal.drawing import entries, picked
 from iit.causal.model import CausalModel
 from iit.causal.task import Columns, Pools, Prompt, Task, written
 
-# The subject in braces; the answer is one token of SmolLM2's, of an answer of several words the first. No subject holds its answer.
-# Of about 170 such sentences these are the ones that SmolLM2-135M ends as written here, with p of 0.4 or more.
+# The subject in braces; the answer is one token of SmolLM2's, of an answer of several words the
+# first. No subject holds its answer. Of about 170 such sentences these are the ones that
+# SmolLM2-135M ends as written here, with p of 0.4 or more.
 FACTS = {
     fact.strip(): answer.strip()
     for fact, answer in (
@@ -120,7 +121,8 @@ class Facts(Task):
 
     Rival: `commonest` (whatever the subject, the relation's most frequent attribute is given).
 
-    Counterfactual: `same_relation`, the same thing said of another subject, so that base and source have one form.
+    Counterfactual: `same_relation`, the same thing said of another subject, so that base and source
+        have one form.
 
     Splits share no fact.
     """
@@ -133,7 +135,9 @@ class Facts(Task):
         self.pools = {"fact": tuple(FACTS)}
         self.model = _model("facts", FACTS)
         self.counterfactuals = {"same_relation": same_relation}
-        self.rivals = {"commonest": _model("commonest", {fact: COMMONEST[_relation(fact)] for fact in FACTS})}
+        self.rivals = {
+            "commonest": _model("commonest", {fact: COMMONEST[_relation(fact)] for fact in FACTS})
+        }
 
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:
         """A fact each. Raises ValueError for an empty pool."""
@@ -149,14 +153,20 @@ class Facts(Task):
         return f" {setting['answer']}"
 
 
-def same_relation(rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]]) -> Columns:
-    """Another fact of the same relation with another attribute; the base's own where there is none."""
+def same_relation(
+    rng: np.random.Generator, pools: Pools, base: Mapping[str, Sequence[Any]]
+) -> Columns:
+    """Another fact of the same relation with another attribute; the base's own where there is
+    none.
+    """
     related: dict[str, list[str]] = {}
     for fact in entries(pools, "fact"):
         related.setdefault(_relation(fact), []).append(fact)
     sources = []
     for fact in base["fact"]:
-        others = [other for other in related.get(_relation(fact), ()) if FACTS[other] != FACTS[fact]]
+        others = [
+            other for other in related.get(_relation(fact), ()) if FACTS[other] != FACTS[fact]
+        ]
         sources.append(picked(rng, others or [fact], 1)[0])
     return {"fact": sources}
 

@@ -13,7 +13,8 @@ _ALIGNED = "#0072B2"
 
 
 def graph(model: CausalModel) -> nx.DiGraph:
-    """The model's graph, parents → children. Nodes have `kind` (input | computed | output) and `depth`, their layer.
+    """The model's graph, parents → children. Nodes have `kind` (input | computed | output) and
+    `depth`, their layer.
 
     An input's layer is just before its first child's, so that arrows are short.
     """
@@ -33,8 +34,8 @@ def graph(model: CausalModel) -> nx.DiGraph:
 def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figure:
     """The graph, drawn left to right: inputs blue, computed variables white, the output orange.
 
-    places: {variable: where it is aligned}; it stands below the variable's name, and the variable has a thick border. Raises ValueError
-        for a variable the model lacks.
+    places: {variable: where it is aligned}; it stands below the variable's name, and the variable
+        has a thick border. Raises ValueError for a variable the model lacks.
     """
     places = dict(places or {})
     for variable in places:
@@ -50,14 +51,29 @@ def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figur
     place = {variable: (float(x), float(y)) for variable, (x, y) in layout.items()}
     labels = {variable: f"{variable}\n{places.get(variable, '')}".strip() for variable in drawn}
     longest = max(map(len, "\n".join(labels.values()).split("\n")))
-    size = max(3.0, (0.09 * longest + 1.0) * len(layers)), max(1.6, (0.8 if places else 0.62) * tallest)
+    size = (
+        max(3.0, (0.09 * longest + 1.0) * len(layers)),
+        max(1.6, (0.8 if places else 0.62) * tallest),
+    )
     picture = Figure(figsize=size, layout="constrained")
     axes = picture.add_subplot()
     boxes = {}
     for variable, kind in drawn.nodes(data="kind"):
-        border = {"edgecolor": _ALIGNED, "linewidth": 2.2} if variable in places else {"edgecolor": "#444444"}
+        border = (
+            {"edgecolor": _ALIGNED, "linewidth": 2.2}
+            if variable in places
+            else {"edgecolor": "#444444"}
+        )
         box = {"boxstyle": "round,pad=0.45", "facecolor": _COLOURS[str(kind)], **border}
-        text = axes.text(*place[variable], labels[variable], ha="center", va="center", fontsize=9, bbox=box, zorder=1)
+        text = axes.text(
+            *place[variable],
+            labels[variable],
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox=box,
+            zorder=1,
+        )
         boxes[variable] = text.get_bbox_patch()
     for parent, child in drawn.edges:
         # Longer arrows pass above or below the layers between.

@@ -2,7 +2,8 @@
 
 "… What colour is the ball? Q. red X. blue … Answer:" → " X".
 
-The hypothesis: the network finds at which place the right choice stands, and then gives the symbol of that place.
+The hypothesis: the network finds at which place the right choice stands, and then gives the symbol
+of that place.
 """
 
 from collections.abc import Mapping
@@ -16,31 +17,52 @@ from iit.causal.model import CausalModel
 from iit.causal.task import Columns, Pools, Prompt, Task, written
 
 COLORS = ("red", "blue", "green", "black", "white", "brown", "pink", "yellow", "purple", "orange")
-OBJECTS = tuple("ball box car cup door hat lamp pen ring shirt table bag book chair coat key leaf rope sock tent".split())
+OBJECTS = tuple(
+    (
+        "ball box car cup door hat lamp pen ring shirt table bag book chair coat key leaf rope "
+        "sock "
+        "tent"
+    ).split()
+)
 SYMBOLS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-SYMBOL_ROLES, CHOICE_ROLES = (tuple(f"{kind}{i}" for i in range(4)) for kind in ("symbol", "choice"))
+SYMBOL_ROLES, CHOICE_ROLES = (
+    tuple(f"{kind}{i}" for i in range(4)) for kind in ("symbol", "choice")
+)
 CHOICES = "\n".join(f"{{symbol{i}}}. {{choice{i}}}" for i in range(4))
 SENTENCES = (
     f"Question: The {{object}} is {{color}}. What color is the {{object}}?\n{CHOICES}\nAnswer:",
     f"The {{object}} is {{color}}. Which color is it?\n{CHOICES}\nThe answer is",
-    f"There is a {{object}}. It is {{color}}.\nQuestion: What color is the {{object}}?\n{CHOICES}\nAnswer:",
+    (
+        f"There is a {{object}}. It is {{color}}.\nQuestion: What color is the "
+        f"{{object}}?\n{CHOICES}\nAnswer:"
+    ),
 )
-TERSE = "{color} ? {symbol0} {choice0} {symbol1} {choice1} {symbol2} {choice2} {symbol3} {choice3} ="
-INPUTS = {"template": range(len(SENTENCES)), "object": OBJECTS, "color": COLORS, "choices": None, "symbols": None}
+TERSE = (
+    "{color} ? {symbol0} {choice0} {symbol1} {choice1} {symbol2} {choice2} {symbol3} {choice3} ="
+)
+INPUTS = {
+    "template": range(len(SENTENCES)),
+    "object": OBJECTS,
+    "color": COLORS,
+    "choices": None,
+    "symbols": None,
+}
 
 
 @final
 class MultipleChoice(Task):
-    """MCQA. `answer_pointer`: the place of the right one among the four choices (0–3); `answer_symbol`: the letter there.
+    """MCQA. `answer_pointer`: the place of the right one among the four choices (0–3);
+    `answer_symbol`: the letter there.
 
-    Symbols are four random letters, so that place and letter are told apart. Terse texts are words, for a small network trained
-    on them; sentences are for a network that can read them.
+    Symbols are four random letters, so that place and letter are told apart. Terse texts are words,
+    for a small network trained on them; sentences are for a network that can read them.
 
-    Roles: `object` (sentences only; its last mention), `color`, `choice0` … `choice3`, `symbol0` … `symbol3`, and
-    `right_symbol`, `right_choice`, whose place varies.
+    Roles: `object` (sentences only; its last mention), `color`, `choice0` … `choice3`, `symbol0` …
+    `symbol3`, and `right_symbol`, `right_choice`, whose place varies.
 
-    Rivals: `symbol_at_once` (what is passed on first is the letter, not the place) and `pointer_till_the_end` (what is passed on
-    last is the place, read among the base's letters) have the hypothesis' behaviour; `first_choice` always gives the first.
+    Rivals: `symbol_at_once` (what is passed on first is the letter, not the place) and
+    `pointer_till_the_end` (what is passed on last is the place, read among the base's letters) have
+    the hypothesis' behaviour; `first_choice` always gives the first.
 
     Splits share no ordered quadruple of choices.
     """
@@ -102,7 +124,9 @@ class MultipleChoice(Task):
         }
 
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:
-        """Four choices, four different letters, and which choice is right. Raises ValueError for fewer than four letters."""
+        """Four choices, four different letters, and which choice is right. Raises ValueError for
+        fewer than four letters.
+        """
         symbols = entries(pools, "symbol", at_least=4)
         choices = picked(rng, entries(pools, "choices"), n)
         right = rng.integers(4, size=n).tolist()
@@ -110,7 +134,12 @@ class MultipleChoice(Task):
             **{name: picked(rng, entries(pools, name), n) for name in ("template", "object")},
             "color": [row[i] for row, i in zip(choices, right, strict=True)],
             "choices": choices,
-            "symbols": list(zip(*(taken(symbols, column) for column in distinct(rng, len(symbols), n, 4).T), strict=True)),
+            "symbols": list(
+                zip(
+                    *(taken(symbols, column) for column in distinct(rng, len(symbols), n, 4).T),
+                    strict=True,
+                )
+            ),
         }
 
     def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -118,15 +147,25 @@ class MultipleChoice(Task):
         return super().uses(inputs) | {"symbol": list(inputs["symbols"])}
 
     def write(self, inputs: Mapping[str, Any]) -> Prompt:
-        """The question and its choices. Raises ValueError when the colour is none of the choices."""
+        """The question and its choices. Raises ValueError when the colour is none of the
+        choices.
+        """
         color, choices = inputs["color"], inputs["choices"]
         if color not in choices:
-            raise ValueError(f"One of the choices must be right; the color is {color} and the choices are {list(choices)}.")
+            raise ValueError(
+                f"One of the choices must be right; the color is {color} and the choices are "
+                f"{list(choices)}."
+            )
         words = {"object": (inputs["object"], "object"), "color": (color, "color")}
-        for symbol, choice, letter, word in zip(SYMBOL_ROLES, CHOICE_ROLES, inputs["symbols"], choices, strict=True):
+        for symbol, choice, letter, word in zip(
+            SYMBOL_ROLES, CHOICE_ROLES, inputs["symbols"], choices, strict=True
+        ):
             words[symbol], words[choice] = (letter, symbol), (word, choice)
         prompt, right = written(self.templates[inputs["template"]], words), choices.index(color)
-        places = {"right_symbol": prompt.roles[SYMBOL_ROLES[right]], "right_choice": prompt.roles[CHOICE_ROLES[right]]}
+        places = {
+            "right_symbol": prompt.roles[SYMBOL_ROLES[right]],
+            "right_choice": prompt.roles[CHOICE_ROLES[right]],
+        }
         return Prompt(prompt.text, {**prompt.roles, **places})
 
     def answer(self, setting: Mapping[str, Any]) -> str:

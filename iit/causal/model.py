@@ -18,10 +18,11 @@ ASKED_TWICE = 16
 
 @final
 class Setting(dict[str, Any]):
-    """One value for every variable of a causal model, parents before children; in a batch, one column of values.
+    """One value for every variable of a causal model, parents before children; in a batch, one
+    column of values.
 
-    held: the variables that were intervened on, and the values they hold. A setting that is run again, as base or as source,
-    keeps them: so interchanges nest.
+    held: the variables that were intervened on, and the values they hold. A setting that is run
+    again, as base or as source, keeps them: so interchanges nest.
     """
 
     def __init__(self, values: Mapping[str, Any], held: Mapping[str, Any] | None = None):
@@ -38,11 +39,12 @@ class CausalModel:
     output: the variable whose value is the label.
     domains: of computed variables, where they are to be checked.
 
-    Mechanisms see one example at a time. The `_batch` verbs take and give columns, name → n values, and do the same n times.
+    Mechanisms see one example at a time. The `_batch` verbs take and give columns, name → n values,
+    and do the same n times.
 
-    Raises ValueError for cycles, unknown parents, mechanisms whose arguments are not plain names, names that are both
-    input and mechanism, an output that does not exist; when run, for values outside their domain and for a mechanism that
-    gives two answers to the same question.
+    Raises ValueError for cycles, unknown parents, mechanisms whose arguments are not plain names,
+    names that are both input and mechanism, an output that does not exist; when run, for values
+    outside their domain and for a mechanism that gives two answers to the same question.
 
     >>> model = CausalModel(
     ...     inputs={"x": range(10), "y": range(10)},
@@ -64,25 +66,36 @@ class CausalModel:
         domains: Mapping[str, Sequence[Any]] | None = None,
     ):
         self.mechanisms, self.output, self.name = dict(mechanisms), output, name
-        # A tuple: in a string, "ab" would be found within "abc". A range is kept, it tells membership at once.
+        # A tuple: in a string, "ab" would be found within "abc". A range is kept, it tells
+        # membership at once.
         self.inputs = {v: _listed(domain) for v, domain in inputs.items()}
         both = sorted(set(inputs) & set(mechanisms))
         if both:
             raise ValueError(f"{name}: {both} are given both as inputs and by a mechanism.")
-        self._parents = {v: _parents(name, v, mechanism) for v, mechanism in self.mechanisms.items()}
+        self._parents = {
+            v: _parents(name, v, mechanism) for v, mechanism in self.mechanisms.items()
+        }
         for variable, parents in self._parents.items():
-            unknown = [parent for parent in parents if parent not in self.inputs and parent not in self.mechanisms]
+            unknown = [
+                parent
+                for parent in parents
+                if parent not in self.inputs and parent not in self.mechanisms
+            ]
             if unknown:
                 raise ValueError(
                     f"{name}: the mechanism of {variable!r} reads {unknown}, which do not exist; "
                     f"the variables are {list(self.variables)}."
                 )
         if output not in self.variables:
-            raise ValueError(f"{name}: the output {output!r} is none of the variables {list(self.variables)}.")
+            raise ValueError(
+                f"{name}: the output {output!r} is none of the variables {list(self.variables)}."
+            )
         self._check_known(domains or {})
         self.domains = self.inputs | {v: _listed(domain) for v, domain in (domains or {}).items()}
         """Of every variable whose values are checked; None, or no entry, where any may occur."""
-        self._members = {v: _members(domain) for v, domain in self.domains.items() if domain is not None}
+        self._members = {
+            v: _members(domain) for v, domain in self.domains.items() if domain is not None
+        }
         self.order = self._ordered()
         """The variables, parents before children."""
 
@@ -92,7 +105,9 @@ class CausalModel:
         return (*self.inputs, *self.mechanisms)
 
     def parents(self, variable: str) -> tuple[str, ...]:
-        """What the variable's mechanism reads; nothing for an input. Raises ValueError for an unknown variable."""
+        """What the variable's mechanism reads; nothing for an input. Raises ValueError for an
+        unknown variable.
+        """
         self._check_known([variable])
         return self._parents.get(variable, ())
 
@@ -101,10 +116,14 @@ class CausalModel:
         try:
             return tuple(TopologicalSorter(graph).static_order())
         except CycleError as error:
-            raise ValueError(f"{self.name}: the mechanisms form a cycle: {' → '.join(error.args[1])}.") from error
+            raise ValueError(
+                f"{self.name}: the mechanisms form a cycle: {' → '.join(error.args[1])}."
+            ) from error
 
     def ancestors(self, variable: str) -> set[str]:
-        """All that the variable is computed from, directly or not. Raises ValueError for an unknown variable."""
+        """All that the variable is computed from, directly or not. Raises ValueError for an unknown
+        variable.
+        """
         found: set[str] = set()
         waiting = list(self.parents(variable))
         while waiting:
@@ -115,7 +134,8 @@ class CausalModel:
         return found
 
     def run(self, inputs: Mapping[str, Any]) -> Setting:
-        """The setting that follows from inputs; of a `Setting`, from its inputs and what is held in it.
+        """The setting that follows from inputs; of a `Setting`, from its inputs and what is held in
+        it.
 
         Raises ValueError for missing or unknown inputs and for values outside their domain.
         """
@@ -127,50 +147,72 @@ class CausalModel:
         Raises ValueError as `run` does; an input that is held may be missing from inputs.
         """
         columns = self.do_batch(_one_row(inputs), _one_row(values))
-        return Setting({v: column[0] for v, column in columns.items()}, {v: column[0] for v, column in columns.held.items()})
+        return Setting(
+            {v: column[0] for v, column in columns.items()},
+            {v: column[0] for v, column in columns.held.items()},
+        )
 
-    def interchange(self, base: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> Setting:
-        """The base's setting after each variable took the value it has in its own source's run (arXiv 2106.02997).
+    def interchange(
+        self, base: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]
+    ) -> Setting:
+        """The base's setting after each variable took the value it has in its own source's run
+        (arXiv 2106.02997).
 
-        Everything downstream of them is computed anew. sources: variable → inputs of its source, or the setting of an
-        interchange, whose values are then taken: so interchanges nest.
-        Raises ValueError for a variable the model lacks, and as `run` does.
+        Everything downstream of them is computed anew. sources: variable → inputs of its source, or
+        the setting of an interchange, whose values are then taken: so interchanges nest. Raises
+        ValueError for a variable the model lacks, and as `run` does.
         """
         self._check_known(sources)
-        return self.do(base, {variable: self.run(source)[variable] for variable, source in sources.items()})
+        return self.do(
+            base, {variable: self.run(source)[variable] for variable, source in sources.items()}
+        )
 
     def run_batch(self, inputs: Mapping[str, Column]) -> Setting:
         """`run` of many inputs, in columns."""
         return self.do_batch(inputs, {})
 
     def do_batch(self, inputs: Mapping[str, Column], values: Mapping[str, Column]) -> Setting:
-        """`do` of many inputs, each with its own values, in columns. Raises ValueError as `do`, and for columns of other lengths."""
+        """`do` of many inputs, each with its own values, in columns. Raises ValueError as `do`, and
+        for columns of other lengths.
+        """
         self._check_known(values)
         if isinstance(inputs, Setting):  # perhaps of a model with other variables
             inputs = Setting({v: inputs[v] for v in self.inputs if v in inputs}, inputs.held)
             self._check_known(inputs.held)
         self._check_known(inputs)
         if computed := [v for v in inputs if v in self.mechanisms]:
-            raise ValueError(f"{self.name}: {computed} are computed, not given; hold their values with `do`.")
-        held = {v: _column(column) for v, column in {**getattr(inputs, "held", {}), **values}.items()}
+            raise ValueError(
+                f"{self.name}: {computed} are computed, not given; hold their values with `do`."
+            )
+        held = {
+            v: _column(column) for v, column in {**getattr(inputs, "held", {}), **values}.items()
+        }
         lengths = {name: len(column) for name, column in (*inputs.items(), *held.items())}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{self.name}: the columns differ in length: {lengths}.")
         columns: dict[str, list[Any]] = {}
-        for variable in self.order:  # all inputs come first, so they are checked before any mechanism runs
+        # all inputs come first, so they are checked before any mechanism runs
+        for variable in self.order:
             if variable in held:
                 columns[variable] = held[variable]
             elif variable in self.mechanisms:
-                columns[variable] = self._computed(variable, [columns[p] for p in self._parents[variable]])
+                columns[variable] = self._computed(
+                    variable, [columns[p] for p in self._parents[variable]]
+                )
             elif variable in inputs:
                 columns[variable] = _column(inputs[variable])
             else:
-                raise ValueError(f"{self.name}: input {variable!r} is missing; the inputs are {list(self.inputs)}.")
+                raise ValueError(
+                    f"{self.name}: input {variable!r} is missing; the inputs are "
+                    f"{list(self.inputs)}."
+                )
             if variable in self._members:
                 self._check_inside(variable, columns[variable])
         return Setting(columns, held)
 
-    def interchange_batch(self, base: Mapping[str, Column], sources: Mapping[str, Mapping[str, Column]]) -> Setting:
+    def interchange_batch(
+        self, base: Mapping[str, Column], sources: Mapping[str, Mapping[str, Column]]
+    ) -> Setting:
         """`interchange` of many pairs, in columns."""
         self._check_known(sources)
         return self.do_batch(base, {v: self.run_batch(source)[v] for v, source in sources.items()})
@@ -183,7 +225,10 @@ class CausalModel:
         domains = dict(self.inputs)
         open_ended = [name for name, domain in domains.items() if domain is None]
         if open_ended:
-            raise ValueError(f"{self.name}: the inputs {open_ended} have no domain, so they cannot be enumerated.")
+            raise ValueError(
+                f"{self.name}: the inputs {open_ended} have no domain, so they cannot be "
+                "enumerated."
+            )
         n = prod(len(domain or ()) for domain in domains.values())
         if n > most:
             raise ValueError(f"{self.name} has {n:,} inputs, more than most={most:,}.")
@@ -197,9 +242,12 @@ class CausalModel:
             given = [parent[row] for parent in parents]
             again = mechanism(*given)
             if not same(value, again):
-                told = ", ".join(f"{p}={v!r}" for p, v in zip(self._parents[variable], given, strict=True))
+                told = ", ".join(
+                    f"{p}={v!r}" for p, v in zip(self._parents[variable], given, strict=True)
+                )
                 raise ValueError(
-                    f"{self.name}: the mechanism of {variable!r} is not deterministic: at {told} it gives {value!r}, then {again!r}. "
+                    f"{self.name}: the mechanism of {variable!r} is not deterministic: at {told} "
+                    f"it gives {value!r}, then {again!r}. "
                     "What is random belongs into an input."
                 )
         return column
@@ -214,39 +262,57 @@ class CausalModel:
         try:
             if all(map(members.__contains__, column)):
                 return
-        except (TypeError, ValueError):  # values that cannot be hashed, or compared at once, are looked for one by one
+        # values that cannot be hashed, or compared at once, are looked for one by one
+        except (TypeError, ValueError):
             pass
         for value in column:
             if not _inside(value, members):
                 domain = self.domains[variable] or ()
                 told = ", ".join(map(repr, domain[:6])) + (", …" if len(domain) > 6 else "")
-                raise ValueError(f"{self.name}: {variable}={value!r} is outside its domain ({told}).")
+                raise ValueError(
+                    f"{self.name}: {variable}={value!r} is outside its domain ({told})."
+                )
 
     def _check_known(self, names: Iterable[str]) -> None:
-        unknown = [name for name in names if name not in self.inputs and name not in self.mechanisms]
+        unknown = [
+            name for name in names if name not in self.inputs and name not in self.mechanisms
+        ]
         if unknown:
-            raise ValueError(f"{self.name} has no variable {unknown}; the variables are {list(self.variables)}.")
+            raise ValueError(
+                f"{self.name} has no variable {unknown}; the variables are {list(self.variables)}."
+            )
 
     def __repr__(self) -> str:
         told = [f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms]
-        return f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(told)}; output {self.output})"
+        return (
+            f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(told)}; "
+            f"output {self.output})"
+        )
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal: arrays and tensors in every entry, collections in every member, NaN with itself."""
+    """Whether two values are equal: arrays and tensors in every entry, collections in every member,
+    NaN with itself.
+    """
     if isinstance(one, tuple | list) and type(one) is type(other):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if hasattr(one, "__array__") and hasattr(other, "__array__"):
         one, other = np.asarray(one), np.asarray(other)
-        return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+        return one.shape == other.shape and bool(
+            ((one == other) | ((one != one) & (other != other))).all()
+        )
     return one is other or bool(np.all(one == other)) or bool(one != one and other != other)
 
 
 def _one_row(values: Mapping[str, Any]) -> Mapping[str, list[Any]]:
     columns = {name: [value] for name, value in values.items()}
-    return Setting(columns, {v: [value] for v, value in values.held.items()}) if isinstance(values, Setting) else columns
+    return (
+        Setting(columns, {v: [value] for v, value in values.held.items()})
+        if isinstance(values, Setting)
+        else columns
+    )
 
 
 def _column(values: Column) -> list[Any]:
@@ -282,7 +348,8 @@ def _parents(name: str, variable: str, mechanism: Mechanism) -> tuple[str, ...]:
         parameters = inspect.signature(mechanism).parameters.values()
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name}: the mechanism of {variable!r} tells no parents: {error}. Write a function or a lambda."
+            f"{name}: the mechanism of {variable!r} tells no parents: {error}. Write a function "
+            "or a lambda."
         ) from error
     for p in parameters:
         if p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty:
@@ -291,5 +358,8 @@ def _parents(name: str, variable: str, mechanism: Mechanism) -> tuple[str, ...]:
                 "each argument must be the plain name of a parent."
             )
     if not parameters:
-        raise ValueError(f"{name}: the mechanism of {variable!r} reads nothing; a variable without parents is an input.")
+        raise ValueError(
+            f"{name}: the mechanism of {variable!r} reads nothing; a variable without parents is "
+            "an input."
+        )
     return tuple(p.name for p in parameters)

@@ -1,8 +1,10 @@
-"""Pointer-value retrieval (arXiv 2107.12580; aligned in 2112.00826) on grids of scikit-learn's 8×8 digits.
+"""Pointer-value retrieval (arXiv 2107.12580; aligned in 2112.00826) on grids of scikit-learn's 8×8
+digits.
 
 The digit at the top left says which of the other three digits is the answer.
 
-The hypothesis: the network reads the pointer and the three labels, and then looks up the one that is pointed at.
+The hypothesis: the network reads the pointer and the three labels, and then looks up the one that
+is pointed at.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,12 +25,15 @@ MIRRORED = (0, 0, 0, 0, 2, 2, 2, 1, 1, 1)
 
 @final
 class PointerValue(Task):
-    """PVR. `pointer`: which cell the top left digit points to; `top_right`, `bottom_left`, `bottom_right`: their digits.
+    """PVR. `pointer`: which cell the top left digit points to; `top_right`, `bottom_left`,
+    `bottom_right`: their digits.
 
-    A top left digit of 0–3 points to the top right (0), 4–6 to the bottom left (1), 7–9 to the bottom right (2). The answer is
-    the digit there, classes 0 to 9. The inputs are numbers of images; splits share no image.
+    A top left digit of 0–3 points to the top right (0), 4–6 to the bottom left (1), 7–9 to the
+    bottom right (2). The answer is the digit there, classes 0 to 9. The inputs are numbers of
+    images; splits share no image.
 
-    Rivals: `value` (what is passed on is the digit that is pointed at, not the place) has the hypothesis' behaviour;
+    Rivals: `value` (what is passed on is the digit that is pointed at, not the place) has the
+        hypothesis' behaviour;
     `top_right_only` (the pointer is always 0) and `mirrored` (4–6 and 7–9 exchanged) have not.
     """
 
@@ -51,18 +56,29 @@ class PointerValue(Task):
             mechanisms = {
                 "pointer": lambda top_left_image: pointer(digit(top_left_image)),
                 **values,
-                "answer": lambda pointer, top_right, bottom_left, bottom_right: (top_right, bottom_left, bottom_right)[pointer],
+                "answer": lambda pointer, top_right, bottom_left, bottom_right: (
+                    top_right,
+                    bottom_left,
+                    bottom_right,
+                )[pointer],
             }
             return CausalModel(inputs, mechanisms, output="answer", name=name)
+
+        def pointed_at(
+            top_left_image: Any,
+            top_right_image: Any,
+            bottom_left_image: Any,
+            bottom_right_image: Any,
+        ) -> int:
+            others = (top_right_image, bottom_left_image, bottom_right_image)
+            return digit(others[POINTS_TO[digit(top_left_image)]])
 
         self.model = looks_up("pvr", POINTS_TO.__getitem__)
         self.rivals = {
             "value": CausalModel(
                 inputs,
                 {
-                    "pointer": lambda top_left_image, top_right_image, bottom_left_image, bottom_right_image: digit(
-                        (top_right_image, bottom_left_image, bottom_right_image)[POINTS_TO[digit(top_left_image)]]
-                    ),
+                    "pointer": pointed_at,
                     "answer": lambda pointer: pointer,
                 },
                 output="answer",
@@ -75,16 +91,20 @@ class PointerValue(Task):
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:
         """Four images each; every cell is pointed to in a third of the rows.
 
-        Raises ValueError for an empty pool, and for one without a digit that points to one of the cells.
+        Raises ValueError for an empty pool, and for one without a digit that points to one of the
+        cells.
         """
         images = np.array(entries(pools, "image"))
-        columns = {f"{cell}_image": images[rng.integers(len(images), size=n)].tolist() for cell in CELLS}
+        columns = {
+            f"{cell}_image": images[rng.integers(len(images), size=n)].tolist() for cell in CELLS
+        }
         cells = np.array(POINTS_TO)[np.array(self.digits)[images]]
         pointing = [images[cells == cell] for cell in range(len(CELLS))]
         empty = [cell for cell, found in zip(CELLS, pointing, strict=True) if not len(found)]
         if empty:
             raise ValueError(
-                f"The pool 'image' holds {len(images)} images, none of a digit that points to {empty[0]!r}. Give it more entries."
+                f"The pool 'image' holds {len(images)} images, none of a digit that points to "
+                f"{empty[0]!r}. Give it more entries."
             )
         sizes = np.array([len(found) for found in pointing])
         cell = rng.integers(len(CELLS), size=n)

@@ -36,15 +36,19 @@ class Task(ABC):
     """What the data room needs to sample prompts and pairs.
 
     name: of the task. model: the causal model. variables: those that may be aligned.
-    rivals: other hypotheses about some of these variables, on the same inputs and with the same kind of output.
+    rivals: other hypotheses about some of these variables, on the same inputs and with the same
+        kind of output.
     pools: what inputs are drawn from, name → entries; a split restricts them.
     splits: the pools of which no entry occurs in two splits, unless one says otherwise.
-    test_only: pool → further entries, which the test split alone gets where the pool is divided among the splits.
+    test_only: pool → further entries, which the test split alone gets where the pool is divided
+        among the splits.
     words: the pools whose entries should be one token after a space.
-    vocabulary: the words that its texts and answers are made of, with a space before each, for networks trained on it from
-        scratch; empty where the texts are natural language or where it writes tensors.
+    vocabulary: the words that its texts and answers are made of, with a space before each, for
+        networks trained on it from scratch; empty where the texts are natural language or where it
+        writes tensors.
     counterfactuals: the task's own ways to make a source from a base.
-    asks: the input that names the variable whose value is the answer; None where there is no such input.
+    asks: the input that names the variable whose value is the answer; None where there is no such
+        input.
     """
 
     name: str
@@ -61,28 +65,37 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, pools: Pools, n: int) -> Columns:
-        """n inputs from these pools, as columns. Raises ValueError for a pool with too few entries."""
+        """n inputs from these pools, as columns. Raises ValueError for a pool with too few
+        entries.
+        """
 
     def uses(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """The entries of each pool that these inputs are made of; here of the pools that are called as an input is."""
+        """The entries of each pool that these inputs are made of; here of the pools that are called
+        as an input is.
+        """
         return {pool: [inputs[pool]] for pool in self.pools if pool in inputs}
 
     @abstractmethod
     def write(self, inputs: Mapping[str, Any]) -> Prompt | np.ndarray:
-        """The prompt that states these inputs, up to where the answer begins; or a float32 tensor."""
+        """The prompt that states these inputs, up to where the answer begins; or a float32
+        tensor.
+        """
 
     @abstractmethod
     def answer(self, setting: Mapping[str, Any]) -> str | int | tuple[str, ...]:
-        """The setting's answer: text that continues the prompt, a class for tensors. It depends on the output's value alone.
+        """The setting's answer: text that continues the prompt, a class for tensors. It depends on
+        the output's value alone.
 
-        Several texts where each of them is right: then the network is right whose argmax is one of them.
+        Several texts where each of them is right: then the network is right whose argmax is one of
+        them.
         """
 
 
 def written(template: str, words: Mapping[str, tuple[str, str | None]]) -> Prompt:
     """Fill `{slot}`s of a template and mark where each word went.
 
-    words: slot → (word, role or None). A slot that occurs twice keeps the span of its last occurrence.
+    words: slot → (word, role or None). A slot that occurs twice keeps the span of its last
+        occurrence.
     """
     text, roles = "", {}
     for before, slot in _parts(template):

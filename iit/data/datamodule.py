@@ -1,6 +1,7 @@
 """Pairs for Lightning."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,7 +18,8 @@ WINDOW = 4
 class PairsDataModule(L.LightningDataModule):
     """Training and validation pairs in batches; the test split is not reachable from here.
 
-    The order of epoch e depends on (seed, e) only, so a resumed run sees the batches an uninterrupted one sees.
+    The order of epoch e depends on (seed, e) only, so a resumed run sees the batches an
+    uninterrupted one sees.
 
     cost: what running each example costs; the pairs of a batch cost about the same.
     """
@@ -34,11 +36,18 @@ class PairsDataModule(L.LightningDataModule):
     ):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
-            raise ValueError(f"Batch sizes must be at least 1; got {batch_size} and {eval_batch_size}.")
+            raise ValueError(
+                f"Batch sizes must be at least 1; got {batch_size} and {eval_batch_size}."
+            )
         self.pairs, self.network = pairs, network
         self.train = EncodedPairs(pairs.split("train"), pairs.variables, network)
         self.validation = EncodedPairs(pairs.split("validation"), pairs.variables, network)
-        self.batch_size, self.eval_batch_size, self.seed, self.cost = batch_size, eval_batch_size, seed, cost
+        self.batch_size, self.eval_batch_size, self.seed, self.cost = (
+            batch_size,
+            eval_batch_size,
+            seed,
+            cost,
+        )
 
     def train_dataloader(self) -> DataLoader[int]:
         """Shuffled anew each epoch, or sampled anew (`Pairs.again`)."""
@@ -51,17 +60,24 @@ class PairsDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[int]:
         """In fixed order."""
         rows = self.validation.costs(self.cost).argsort(stable=True).split(self.eval_batch_size)
-        return DataLoader(self.validation, batch_sampler=[r.tolist() for r in rows], collate_fn=self.validation.batch)
+        return DataLoader(
+            self.validation,
+            batch_sampler=[r.tolist() for r in rows],
+            collate_fn=self.validation.batch,
+        )
 
 
 class AlikeBatches(Sampler[list[int]]):
-    """Shuffled batches of rows that cost about the same: of every few batches' worth of shuffled rows the cheap go together."""
+    """Shuffled batches of rows that cost about the same: of every few batches' worth of shuffled
+    rows the cheap go together.
+    """
 
     def __init__(self, costs: Tensor, size: int, seed: int):
         self.costs, self.size = costs, size
-        # One replica of a distributed sampler: the sampler of torch whose order is a function of (seed, epoch). It asks its dataset for
-        # nothing but the length.
-        self.sampler = DistributedSampler(range(len(costs)), num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        # One replica of a distributed sampler: the sampler of torch whose order is a function of
+        # (seed, epoch). It asks its dataset for nothing but the length.
+        numbers: Any = range(len(costs))
+        self.sampler = DistributedSampler(numbers, num_replicas=1, rank=0, shuffle=True, seed=seed)
 
     def __len__(self) -> int:
         return -(-len(self.costs) // self.size)
@@ -74,4 +90,6 @@ class AlikeBatches(Sampler[list[int]]):
         shuffle = torch.Generator().manual_seed(self.sampler.seed + self.sampler.epoch)
         for window in order.split(WINDOW * self.size):
             batches = window[self.costs[window].argsort(stable=True)].split(self.size)
-            yield from (batches[i].tolist() for i in torch.randperm(len(batches), generator=shuffle))
+            yield from (
+                batches[i].tolist() for i in torch.randperm(len(batches), generator=shuffle)
+            )

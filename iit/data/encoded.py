@@ -22,7 +22,9 @@ Cost = Callable[[Any, Any], Tensor | None]
 class Encoder(Protocol):
     """What encoding asks of a network."""
 
-    def encode(self, inputs: Sequence[Any], /, positions: Any = None, answers: Sequence[Any] | None = None) -> dict[str, Any]:
+    def encode(
+        self, inputs: Sequence[Any], /, positions: Any = None, answers: Sequence[Any] | None = None
+    ) -> dict[str, Any]:
         """A batch of the network's inputs, with roles and answers."""
         ...
 
@@ -30,17 +32,18 @@ class Encoder(Protocol):
 class EncodedPairs(torch.utils.data.Dataset[int]):
     """A split of pairs, encoded: `batch(rows)` gives tensors.
 
-    A batch is `{"base": {the network's inputs, positions, answer}, "sources": {variable: {…}}, "active": {variable:
-    BoolTensor[batch]}, "base_answer": LongTensor[batch, n], "changing": BoolTensor[batch], "row": LongTensor[batch]}`. The base's
-    answer is the pair's label; `active` names variables that some pairs leave alone (their sources are then the bases);
-    `base_answer` is there where the pairs know it, `natural` ({the inputs, positions}) and `has_natural` (BoolTensor[batch]) where
-    they have natural counterparts.
+    A batch is `{"base": {the network's inputs, positions, answer}, "sources": {variable: {…}},
+    "active": {variable: BoolTensor[batch]}, "base_answer": LongTensor[batch, n], "changing":
+    BoolTensor[batch], "row": LongTensor[batch]}`. The base's answer is the pair's label; `active`
+    names variables that some pairs leave alone (their sources are then the bases); `base_answer` is
+    there where the pairs know it, `natural` ({the inputs, positions}) and `has_natural`
+    (BoolTensor[batch]) where they have natural counterparts.
 
-    interchanged: the variables that each pair swaps. labels, kinds, asked: their columns (see `COLUMNS`;
-        None where there is none).
+    interchanged: the variables that each pair swaps. labels, kinds, asked: their columns (see
+        `COLUMNS`; None where there is none).
     alternatives: other answers to the base, as far as the pairs know them: "base" → its own,
-        "source/VARIABLE" → the source's, "rival/NAME" → a rival's; LongTensor[n, n_answer], the label
-        where there is none. speaks: rival → BoolTensor[n], whether it has a label.
+        "source/VARIABLE" → the source's, "rival/NAME" → a rival's; LongTensor[n, n_answer], the
+        label where there is none. speaks: rival → BoolTensor[n], whether it has a label.
     clusters: int[n], equal for pairs of one template where the pairs know it, else of one base.
     """
 
@@ -53,7 +56,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self.variables = (variables,) if isinstance(variables, str) else tuple(variables)
         n = len(pairs)
         several = columns.get("interchanged")
-        self.interchanged = [self.variables] * n if several is None else [tuple(names) for names in several]
+        self.interchanged = (
+            [self.variables] * n if several is None else [tuple(names) for names in several]
+        )
         self._base = _encode(network, columns["base"], columns.get("base_roles"), columns["label"])
         self._sources: dict[str, dict[str, Any]] = {}
         self._active: dict[str, Tensor] = {}
@@ -64,10 +69,14 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             roles = columns.get(source_column("source_roles", variable, self.variables))
             chosen = [(found if there else columns["base"])[i] for i, there in enumerate(here)]
             if roles is not None:
-                roles = [(roles if there else columns["base_roles"])[i] for i, there in enumerate(here)]
+                roles = [
+                    (roles if there else columns["base_roles"])[i] for i, there in enumerate(here)
+                ]
             answers = columns.get(source_column("source_answer", variable, self.variables))
             if answers is not None:  # where the base stands in, so does its label
-                answers = [(answers if there else columns["label"])[i] for i, there in enumerate(here)]
+                answers = [
+                    (answers if there else columns["label"])[i] for i, there in enumerate(here)
+                ]
                 answers = None if None in answers else answers
             source = self._sources[variable] = _encode(network, chosen, roles, answers)
             if answers is not None:
@@ -83,12 +92,20 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         near = columns.get("natural")
         # A natural counterpart has the answer that the interchange asks for.
         natural_answers = None if self._base["answer"].shape[1] == 1 else columns["label"]
-        self._natural = None if near is None else _encode(network, near, columns.get("natural_roles"), natural_answers)
+        self._natural = (
+            None
+            if near is None
+            else _encode(network, near, columns.get("natural_roles"), natural_answers)
+        )
         self._has_natural = torch.tensor(columns.get("has_natural") or [True] * n)
         rivals = columns.get("rival_labels") or []
-        # A rival that lacks a variable says nothing of some pairs: there the label stands in, and `speaks` is False.
+        # A rival that lacks a variable says nothing of some pairs: there the label stands in, and
+        # `speaks` is False.
         said = {name: [row[name] for row in rivals] for name in (rivals[0] if rivals else ())}
-        self.speaks = {name: torch.tensor([answer is not None for answer in column]) for name, column in said.items()}
+        self.speaks = {
+            name: torch.tensor([answer is not None for answer in column])
+            for name, column in said.items()
+        }
         said = {name: column for name, column in said.items() if bool(self.speaks[name].any())}
         for name, column in said.items():
             rows = zip(column, columns["label"], strict=True)
@@ -98,7 +115,11 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         if self._base_answer is not None:  # what is written otherwise may be the same tokens
             self.alternatives["base"] = self._base_answer
             self.changing &= torch.tensor(differ(self._base["answer"], self._base_answer))
-        self.labels, self.kinds, self.asked = columns["label"], columns.get("kind"), columns.get("asked")
+        self.labels, self.kinds, self.asked = (
+            columns["label"],
+            columns.get("kind"),
+            columns.get("asked"),
+        )
         self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
         self.clusters = np.unique(columns.get("template") or self.bases, return_inverse=True)[1]
 
@@ -114,19 +135,29 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         index = torch.as_tensor(list(rows))
         batch = {
             "base": _cut(self._base, index),
-            "sources": {variable: _cut(source, index) for variable, source in self._sources.items()},
+            "sources": {
+                variable: _cut(source, index) for variable, source in self._sources.items()
+            },
             "active": {variable: active[index] for variable, active in self._active.items()},
             "changing": self.changing[index],
             "row": index,
         }
         if self._natural is not None:
-            batch |= {"natural": _cut(self._natural, index), "has_natural": self._has_natural[index]}
-        return batch if self._base_answer is None else batch | {"base_answer": _narrow(self._base_answer[index])}
+            batch |= {
+                "natural": _cut(self._natural, index),
+                "has_natural": self._has_natural[index],
+            }
+        return (
+            batch
+            if self._base_answer is None
+            else batch | {"base_answer": _narrow(self._base_answer[index])}
+        )
 
     def costs(self, cost: Cost | None) -> Tensor:
         """What each pair costs to run, LongTensor[n]: pairs that cost alike should share a batch.
 
-        cost: what a network says to the bases and `active`; where it says nothing, prompts cost their length.
+        cost: what a network says to the bases and `active`; where it says nothing, prompts cost
+            their length.
         """
         lengths = torch.zeros(len(self), dtype=torch.long)
         for encoded in (self._base, *self._sources.values()):
@@ -138,11 +169,13 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         told = cost(whole["base"], whole["active"])
         return lengths if told is None else told.cpu()
 
-    def batches(self, size: int, cost: Cost | None = None, *, apart: bool = False) -> Iterator[dict[str, Any]]:
+    def batches(
+        self, size: int, cost: Cost | None = None, *, apart: bool = False
+    ) -> Iterator[dict[str, Any]]:
         """All pairs in batches that cost alike; `row` tells which they are.
 
-        apart: a batch is of pairs that interchange the same variables, and none is of one pair, which
-            joins the others where there are any.
+        apart: a batch is of pairs that interchange the same variables, and none is of one pair,
+            which joins the others where there are any.
         """
         order = self.costs(cost).argsort(stable=True).tolist()
         for variables in dict.fromkeys(self.interchanged) if apart else (None,):
@@ -152,12 +185,17 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
                 yield self.batch(rows[start : start + n])
 
 
-def _encode(network: Encoder, given: Any, roles: Any, answers: Sequence[Any] | None) -> dict[str, Any]:
+def _encode(
+    network: Encoder, given: Any, roles: Any, answers: Sequence[Any] | None
+) -> dict[str, Any]:
     positions = None
     if roles is not None:
         names = dict.fromkeys(name for row in roles for name in row)
         spans = {name: [row.get(name) for row in roles] for name in names}
-        positions = {name: [None if span is None else slice(*span) for span in column] for name, column in spans.items()}
+        positions = {
+            name: [None if span is None else slice(*span) for span in column]
+            for name, column in spans.items()
+        }
     return network.encode(list(given), positions=positions, answers=answers)
 
 
@@ -167,7 +205,9 @@ def _answers(network: Encoder, given: Any, answers: Sequence[Any]) -> Tensor:
 
 
 def differ(answers: Tensor, others: Tensor) -> list[bool]:
-    """Whether each answer is other tokens than its counterpart; several right ones have no order."""
+    """Whether each answer is other tokens than its counterpart; several right ones have no
+    order.
+    """
 
     def said(answer: Tensor) -> list[list[int]]:
         rows = [[token for token in row if token != IGNORED] for row in answer.flatten(1).tolist()]
@@ -177,7 +217,9 @@ def differ(answers: Tensor, others: Tensor) -> list[bool]:
 
 
 def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
-    longest = int(encoded["attention_mask"][index].sum(1).max()) if "attention_mask" in encoded else None
+    longest = (
+        int(encoded["attention_mask"][index].sum(1).max()) if "attention_mask" in encoded else None
+    )
     cut: dict[str, Any] = {}
     for key, value in encoded.items():
         if key == "positions":
@@ -185,7 +227,11 @@ def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
         elif key == "answer":
             cut[key] = _narrow(value[index])
         else:
-            cut[key] = value[index] if longest is None or key == "decoder_input_ids" else value[index, :longest]
+            cut[key] = (
+                value[index]
+                if longest is None or key == "decoder_input_ids"
+                else value[index, :longest]
+            )
     return cut
 
 

@@ -30,17 +30,26 @@ class HeldOut:
         self._pairs = pairs
 
     def opened(self, choice: Choice) -> Pairs:
-        """All pairs, the test split among them. Raises ValueError where the choice is not on disk as it was frozen."""
-        if not isinstance(choice, Choice) or not choice.path.is_file() or choice.path.read_text(encoding="utf-8") != choice.text:
+        """All pairs, the test split among them. Raises ValueError where the choice is not on disk
+        as it was frozen.
+        """
+        if (
+            not isinstance(choice, Choice)
+            or not choice.path.is_file()
+            or choice.path.read_text(encoding="utf-8") != choice.text
+        ):
             raise ValueError(
-                "The test split opens for a choice that stands in the run's folder: call freeze(folder, what was chosen) first, and "
+                "The test split opens for a choice that stands in the run's folder: call "
+                "freeze(folder, what was chosen) first, and "
                 f"leave {FILE} as it is."
             )
         return self._pairs
 
 
 def hold_out(pairs: Pairs) -> tuple[Pairs, HeldOut]:
-    """(pairs without the test split and without what could draw it again, what opens it once the choice of site, rank and epoch is frozen)."""
+    """(pairs without the test split and without what could draw it again, what opens it once the
+    choice of site, rank and epoch is frozen).
+    """
     rows = [i for i, split in enumerate(pairs.dataset["split"]) if split != "test"]
     # A copy: a selection of a dataset still holds what was not selected.
     rest: Any = pairs.dataset.select(rows).with_format("arrow")[:]
@@ -52,6 +61,9 @@ def freeze(folder: str | Path, choice: Mapping[str, Any]) -> Choice:
 
     Raises ValueError for what is not JSON.
     """
-    path, text = Path(folder) / FILE, json.dumps(choice, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    path, text = (
+        Path(folder) / FILE,
+        json.dumps(choice, indent=2, sort_keys=True, allow_nan=False) + "\n",
+    )
     write_text(path, text)
     return Choice(path, text)

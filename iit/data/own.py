@@ -1,4 +1,6 @@
-"""One's own pairs: read from a file, split by base prompt, kept where the network answers as the file says."""
+"""One's own pairs: read from a file, split by base prompt, kept where the network answers as the
+file says.
+"""
 
 import json
 import reprlib
@@ -31,7 +33,9 @@ def read_rows(path: Path) -> list[Any]:
     Raises FileNotFoundError, and ValueError for what cannot be read or is empty.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. data.path takes one's own pairs as .parquet or .jsonl.")
+        raise FileNotFoundError(
+            f"There is no file {path}. data.path takes one's own pairs as .parquet or .jsonl."
+        )
     if path.suffix == ".parquet":
         rows = pq.read_table(path).to_pylist()
     elif path.suffix in (".jsonl", ".json"):
@@ -63,12 +67,16 @@ def _json_rows(path: Path) -> list[Any]:
         rows += parsed if is_array else [parsed]
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number} is {reprlib.repr(row)}, and no object of columns.")
+            raise ValueError(
+                f"{path}, row {number} is {reprlib.repr(row)}, and no object of columns."
+            )
     return rows
 
 
 def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file. Raises ValueError for a key that stands twice: json would keep the last one."""
+    """An object of a JSON file. Raises ValueError for a key that stands twice: json would keep the
+    last one.
+    """
     twins = sorted(name for name, n in Counter(name for name, _ in items).items() if n > 1)
     if twins:
         raise ValueError(f"one object has {twins} more than once")
@@ -76,7 +84,8 @@ def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence[str]) -> None:
-    """Raises ValueError that names row and column: one is missing, or in some rows only, or holds what cannot be.
+    """Raises ValueError that names row and column: one is missing, or in some rows only, or holds
+    what cannot be.
 
     Further columns are the user's own.
     """
@@ -85,18 +94,26 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
     shape = None if texts else _shape(first) or ()
     several = len(variables) > 1
     read = ("source", "source_roles") if texts else ("source",)
-    needed = {"base", "label"} | ({"base_roles"} if texts else set()) | ({"interchanged"} if several else set())
-    # What one row has, every row has; of several variables only the sources differ from pair to pair.
+    needed = (
+        {"base", "label"}
+        | ({"base_roles"} if texts else set())
+        | ({"interchanged"} if several else set())
+    )
+    # What one row has, every row has; of several variables only the sources differ from pair to
+    # pair.
     needed |= {name for row in rows for name in row if name in COLUMNS and row[name] is not None}
     if several:
         needed -= set(SOURCE)
     for number, row in enumerate(rows):
         swapped = row.get("interchanged") or () if several else variables
-        columns = needed | {source_column(name, variable, variables) for variable in swapped for name in read}
+        columns = needed | {
+            source_column(name, variable, variables) for variable in swapped for name in read
+        }
         missing = sorted(name for name in columns if row.get(name) is None)
         if missing:
             raise ValueError(
-                f"{path}, row {number}: {missing} missing. This row needs {sorted(columns)}: a column stands in "
+                f"{path}, row {number}: {missing} missing. This row needs {sorted(columns)}: a "
+                "column stands in "
                 f"every row, or in none. The columns are {list(COLUMNS)}."
             )
         for name, value in sorted(row.items()):  # a prompt before its roles
@@ -107,7 +124,8 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
             mixed = kind == "template" and type(value) is not type(rows[0][name])
             if mixed or not _fits(kind, value, prompt, shape, variables):
                 raise ValueError(
-                    f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this column stands: {COLUMNS[kind]}."
+                    f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this "
+                    f"column stands: {COLUMNS[kind]}."
                 )
 
 
@@ -128,7 +146,9 @@ def _fits(
     if kind in ("label", "base_answer", "source_answer"):
         answers = value if texts and isinstance(value, list) else [value]
         # Not `isinstance`: True is an int.
-        return bool(answers) and all(answer != "" and type(answer) is (str if texts else int) for answer in answers)
+        return bool(answers) and all(
+            answer != "" and type(answer) is (str if texts else int) for answer in answers
+        )
     if kind.endswith("_roles"):
         if not isinstance(value, dict):
             return False
@@ -168,11 +188,20 @@ def assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int
 
 
 def answered(
-    rows: list[dict[str, Any]], variables: Sequence[str], network: Answering | None, facts: dict[str, Any], split: str
+    rows: list[dict[str, Any]],
+    variables: Sequence[str],
+    network: Answering | None,
+    facts: dict[str, Any],
+    split: str,
 ) -> list[dict[str, Any]]:
-    """Leave out pairs whose prompts the network answers otherwise than the file says, and flag the changing ones."""
+    """Leave out pairs whose prompts the network answers otherwise than the file says, and flag the
+    changing ones.
+    """
     names = [("base", "base_answer")]
-    names += [(source_column("source", v, variables), source_column("source_answer", v, variables)) for v in variables]
+    names += [
+        (source_column("source", v, variables), source_column("source_answer", v, variables))
+        for v in variables
+    ]
 
     def answers_in(row: dict[str, Any]) -> dict[tuple[str, str], tuple[Any, Any]]:
         pairs = [(row.get(prompt), row.get(answer)) for prompt, answer in names]
@@ -192,7 +221,8 @@ def answered(
         right = dict(zip(questions, map(bool, outcomes), strict=True))
     elif set(asked) - set(said):
         raise ValueError(
-            "Pairs without the column base_answer need a network to tell which pairs are changing: load(path, network)."
+            "Pairs without the column base_answer need a network to tell which pairs are "
+            "changing: load(path, network)."
         )
     if said and network is not None:
         facts["drawn"][split], facts["right"][split] = len(said), sum(right[item] for item in said)
@@ -205,9 +235,13 @@ def answered(
                 changing = not right[_key(row["base"]), _key(row["label"])]
             kept.append({**row, "changing": changing})
     known = [row for row in kept if row.get("base_answer") is not None]
-    if known and isinstance(network, Encoder):  # what counts is tokens, however the file writes them
+    # what counts is tokens, however the file writes them
+    if known and isinstance(network, Encoder):
         bases = [row["base"] for row in known]
-        labels, answers = (network.encode(bases, answers=[row[c] for row in known])["answer"] for c in ("label", "base_answer"))
+        labels, answers = (
+            network.encode(bases, answers=[row[c] for row in known])["answer"]
+            for c in ("label", "base_answer")
+        )
         for row, changing in zip(known, differ(labels, answers), strict=True):
             row["changing"] = changing
     return kept

@@ -19,11 +19,13 @@ STAND_IN = 3
 class Wanted:
     """What pairs are to be like.
 
-    variables: whose values are interchanged. together: all of them in every pair, each from its own source; else one of them in
-        each pair.
-    changing_share: share of pairs whose label differs from the base's own answer; None takes them as they come.
+    variables: whose values are interchanged. together: all of them in every pair, each from its own
+        source; else one of them in each pair.
+    changing_share: share of pairs whose label differs from the base's own answer; None takes them
+        as they come.
     separate: rivals whose labels must all differ from the label.
-    natural: whether natural counterparts are going to be looked for. kinds: whether anybody asks for the pairs' kinds.
+    natural: whether natural counterparts are going to be looked for. kinds: whether anybody asks
+        for the pairs' kinds.
     """
 
     variables: tuple[str, ...]
@@ -36,17 +38,23 @@ class Wanted:
     @property
     def patterns(self) -> list[tuple[str, ...]]:
         """Which variables a pair may interchange."""
-        return [self.variables] if self.together or not self.variables else [(variable,) for variable in self.variables]
+        return (
+            [self.variables]
+            if self.together or not self.variables
+            else [(variable,) for variable in self.variables]
+        )
 
 
 @dataclass
 class Paired:
     """Labelled pairs in columns, each as long as the bases.
 
-    sources, source_answers: variable → the prompts its value is taken from, and their answers; None in a pair that leaves it alone.
-    labels: what the causal model answers after the interchange. rivals: rival → what that one does; None where it lacks a variable.
-    kinds: which of the task's variables have another value in a source than in the base, joined by "+" ("none" where none has); None
-        where nobody asks.
+    sources, source_answers: variable → the prompts its value is taken from, and their answers; None
+        in a pair that leaves it alone.
+    labels: what the causal model answers after the interchange. rivals: rival → what that one does;
+        None where it lacks a variable.
+    kinds: which of the task's variables have another value in a source than in the base, joined by
+        "+" ("none" where none has); None where nobody asks.
     source_values: variable → its value in the source; None where nobody asks.
     """
 
@@ -63,7 +71,14 @@ class Paired:
         """Pairs without sources and labels yet."""
         none = [None] * len(bases)
         sources, answers, values = ({v: [*none] for v in wanted.variables} for _ in range(3))
-        made = cls(bases, sources, answers, [*none], {r: [*none] for r in rivals}, [*none] if wanted.kinds else None)
+        made = cls(
+            bases,
+            sources,
+            answers,
+            [*none],
+            {r: [*none] for r in rivals},
+            [*none] if wanted.kinds else None,
+        )
         made.source_values = values if wanted.natural else None
         return made
 
@@ -94,21 +109,31 @@ class Paired:
 
 
 def paired(
-    task: Task, wanted: Wanted, bases: Prompts, sources: Sources, right: Answers | None, *, rng: np.random.Generator
+    task: Task,
+    wanted: Wanted,
+    bases: Prompts,
+    sources: Sources,
+    right: Answers | None,
+    *,
+    rng: np.random.Generator,
 ) -> Paired:
     """One labelled pair for each base, its source chosen anew until the pair is as it is wanted.
 
-    Where some bases have no changing (or no other) pair, others stand in for them, as far as there are such.
+    Where some bases have no changing (or no other) pair, others stand in for them, as far as there
+    are such.
 
     right: whether the network answers prompts that the sources' way writes anew; None does not ask.
-    Others stand in for bases that find no source at all, too; raises ValueError when these are more than half.
+    Others stand in for bases that find no source at all, too; raises ValueError when these are more
+    than half.
     """
     n = len(bases)
     pattern = rng.permutation(np.arange(n) % len(wanted.patterns))
     found, asked = Paired.empty(bases, wanted, task.rivals), {}
 
     def fill(left: np.ndarray, changing: bool | None) -> np.ndarray:
-        """Choose sources for these rows until their pairs are changing, or not; returns those that seem not to have any."""
+        """Choose sources for these rows until their pairs are changing, or not; returns those that
+        seem not to have any.
+        """
         for number in range(ROUNDS):
             before = len(left)
             for index, variables in enumerate(wanted.patterns):
@@ -154,14 +179,16 @@ def paired(
     if len(rest):
         apart = f" that separates {list(wanted.separate)}" if wanted.separate else ""
         raise ValueError(
-            f"Task {task.name!r}: no pair{apart} in {ROUNDS} draws for {len(rest)} of {n} bases, such as "
+            f"Task {task.name!r}: no pair{apart} in {ROUNDS} draws for {len(rest)} of {n} bases, "
+            "such as "
             f"{bases.given[rest[0]]!r}. Take other data.pairs, or add words to the pools."
         )
     return found
 
 
 def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> Paired:
-    """Every ordered pair of different prompts, all variables from the same source; rivals in `separate` are minded.
+    """Every ordered pair of different prompts, all variables from the same source; rivals in
+    `separate` are minded.
 
     Raises ValueError when no pair separates them.
     """
@@ -182,16 +209,29 @@ def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> Paired:
         _put(found, task, part, kept[part], chosen, labels)
     if not kept.any():
         raise ValueError(
-            f"Task {task.name!r}: none of the {len(first)} pairs of {len(prompts)} prompts separates {wanted.separate}."
+            f"Task {task.name!r}: none of the {len(first)} pairs of {len(prompts)} prompts "
+            f"separates {wanted.separate}."
         )
     return found.take(np.flatnonzero(kept))
 
 
-def _put(found: Paired, task: Task, part: np.ndarray, ok: np.ndarray, chosen: Mapping[str, Prompts], labels: list[Any]) -> None:
-    """Enter those pairs of `part` that are as wanted, with what the rivals say of them that have these variables."""
+def _put(
+    found: Paired,
+    task: Task,
+    part: np.ndarray,
+    ok: np.ndarray,
+    chosen: Mapping[str, Prompts],
+    labels: list[Any],
+) -> None:
+    """Enter those pairs of `part` that are as wanted, with what the rivals say of them that have
+    these variables.
+    """
     inside = np.flatnonzero(ok)
     rows = part[inside].tolist()
-    bases, sources = found.bases.take(rows), {variable: prompts.take(inside) for variable, prompts in chosen.items()}
+    bases, sources = (
+        found.bases.take(rows),
+        {variable: prompts.take(inside) for variable, prompts in chosen.items()},
+    )
     into = [(found.labels, [labels[j] for j in inside.tolist()])]
     if found.kinds is not None:
         into.append((found.kinds, _kinds(task, bases, list(sources.values()))))
@@ -199,17 +239,26 @@ def _put(found: Paired, task: Task, part: np.ndarray, ok: np.ndarray, chosen: Ma
         if set(chosen) <= set(rival.variables):
             into.append((found.rivals[name], label(task, rival, bases, sources)))
     for variable, prompts in sources.items():
-        into += [(found.sources[variable], prompts.written), (found.source_answers[variable], prompts.answers)]
+        into += [
+            (found.sources[variable], prompts.written),
+            (found.source_answers[variable], prompts.answers),
+        ]
         if found.source_values is not None:
-            into.append((found.source_values[variable], task.model.run_batch(prompts.inputs)[variable]))
+            into.append(
+                (found.source_values[variable], task.model.run_batch(prompts.inputs)[variable])
+            )
     for column, values in into:
         for i, value in zip(rows, values, strict=True):
             column[i] = value
 
 
-def label(task: Task, model: CausalModel, bases: Prompts, sources: Mapping[str, Prompts]) -> list[Any]:
+def label(
+    task: Task, model: CausalModel, bases: Prompts, sources: Mapping[str, Prompts]
+) -> list[Any]:
     """What a causal model answers after each variable took its source's value."""
-    settings = model.interchange_batch(bases.inputs, {v: source.inputs for v, source in sources.items()})
+    settings = model.interchange_batch(
+        bases.inputs, {v: source.inputs for v, source in sources.items()}
+    )
     return answers(task, settings, model.output)
 
 
@@ -218,14 +267,22 @@ def _kinds(task: Task, bases: Prompts, sources: Sequence[Prompts]) -> list[str]:
     own = task.model.run_batch(bases.inputs)
     others = [task.model.run_batch(prompts.inputs) for prompts in sources]
     differ = {
-        v: np.array([any(not same(own[v][i], other[v][i]) for other in others) for i in range(len(bases))])
+        v: np.array(
+            [any(not same(own[v][i], other[v][i]) for other in others) for i in range(len(bases))]
+        )
         for v in task.variables
     }
-    return ["+".join(v for v, here in differ.items() if here[i]) or "none" for i in range(len(bases))]
+    return [
+        "+".join(v for v, here in differ.items() if here[i]) or "none" for i in range(len(bases))
+    ]
 
 
-def _answered(right: Answers, chosen: Mapping[str, Prompts], ok: np.ndarray, asked: dict[Any, bool]) -> np.ndarray:
-    """Whether the network answers every new source rightly; each is asked once, and only where the pair fits otherwise."""
+def _answered(
+    right: Answers, chosen: Mapping[str, Prompts], ok: np.ndarray, asked: dict[Any, bool]
+) -> np.ndarray:
+    """Whether the network answers every new source rightly; each is asked once, and only where the
+    pair fits otherwise.
+    """
     found = ok.copy()
     for prompts in chosen.values():
         keys = prompts.keys

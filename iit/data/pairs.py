@@ -1,4 +1,6 @@
-"""Counterfactual pairs: a base, a source a variable, and the label that the causal model gives to the interchange."""
+"""Counterfactual pairs: a base, a source a variable, and the label that the causal model gives to
+the interchange.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,9 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Network(Answering, Protocol):
-    """What sampling asks of a network: a tokenizer, too. Where it has `answer_tokens`, as `LanguageModel` has, words are counted by that."""
+    """What sampling asks of a network: a tokenizer, too. Where it has `answer_tokens`, as
+    `LanguageModel` has, words are counted by that.
+    """
 
     @property
     def tokenizer(self) -> Any:
@@ -41,16 +45,18 @@ class Pairs:
     """Pairs of all splits, for one variable or several.
 
     dataset: a `datasets.Dataset` with the columns of `COLUMNS`.
-    variables: those whose values are interchanged; () for prompts alone, whose label is their own answer. One may be given as
-        a string.
+    variables: those whose values are interchanged; () for prompts alone, whose label is their own
+        answer. One may be given as a string.
     task: where the pairs were sampled from; None for one's own pairs, which have no causal model.
-    facts: counts of how they came about (drawn and kept prompts, dropped words, changing and separating pairs, …).
+    facts: counts of how they came about (drawn and kept prompts, dropped words, changing and
+        separating pairs, …).
     again: epoch → training pairs sampled anew; None where they stay.
-    sampled: `sample` with the arguments that these were sampled with, and others in their place: `sampled(variable="io_name")`, with
-        the same words in each split; None for one's own pairs.
-    values: variable → its value in each training pair's base; None for pairs that were not sampled from a causal model.
-    prompts: (split, n, seed) → n distinct prompts (or all that there are) of that split's words as the task draws them, answered rightly
-        or not; None for one's own pairs.
+    sampled: `sample` with the arguments that these were sampled with, and others in their place:
+        `sampled(variable="io_name")`, with the same words in each split; None for one's own pairs.
+    values: variable → its value in each training pair's base; None for pairs that were not sampled
+        from a causal model.
+    prompts: (split, n, seed) → n distinct prompts (or all that there are) of that split's words as
+        the task draws them, answered rightly or not; None for one's own pairs.
     """
 
     dataset: Dataset
@@ -75,7 +81,10 @@ class Pairs:
         """The pairs of one split. Raises ValueError when there is none."""
         chosen = [i for i, split in enumerate(self.dataset["split"]) if split == name]
         if not chosen:
-            raise ValueError(f"There are no pairs in split {name!r}; the splits are {sorted(set(self.dataset['split']))}.")
+            raise ValueError(
+                f"There are no pairs in split {name!r}; the splits are "
+                f"{sorted(set(self.dataset['split']))}."
+            )
         return self.dataset.select(chosen)
 
     @property
@@ -91,7 +100,9 @@ class Pairs:
                 column = column.flatten()
             numbers = pa.types.is_floating(column.type) and not column.null_count
             values = (
-                column.to_numpy().tobytes() if numbers else json.dumps(column.to_pylist(), sort_keys=True, default=str).encode()
+                column.to_numpy().tobytes()
+                if numbers
+                else json.dumps(column.to_pylist(), sort_keys=True, default=str).encode()
             )
             digest.update(values)
         return digest.hexdigest()
@@ -102,11 +113,13 @@ class Pairs:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], variable: str | Sequence[str] = ()) -> "Pairs":
-        """Pairs that are written down: rows of split, base and label, and of one variable the source. All count as changing, and none is
+        """Pairs that are written down: rows of split, base and label, and of one variable the
+        source. All count as changing, and none is
         left out for what a network answers."""
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return cls(
-            dataset(columns | {"changing": [True] * len(rows)}), (variable,) if isinstance(variable, str) else tuple(variable)
+            dataset(columns | {"changing": [True] * len(rows)}),
+            (variable,) if isinstance(variable, str) else tuple(variable),
         )
 
     @classmethod
@@ -133,46 +146,71 @@ class Pairs:
     ) -> "Pairs":
         """Sample prompts, pair them, and label the pairs by interchange.
 
-        network: tokenizes, and answers the prompts; only prompts that it answers rightly are kept, unless `right_only` is False.
-            None keeps all.
+        network: tokenizes, and answers the prompts; only prompts that it answers rightly are kept,
+            unless `right_only` is False. None keeps all.
         n: short for that many training pairs and a third as many for validation and test each.
-        variable: whose value is interchanged, one or several (() for none: prompts alone); by default the task's first.
-        splits: pools of the task of which no entry may occur in two splits; by default the task's own choice.
+        variable: whose value is interchanged, one or several (() for none: prompts alone); by
+            default the task's first.
+        splits: pools of the task of which no entry may occur in two splits; by default the task's
+            own choice.
         shares: how these pools are divided over train, validation and test.
-        pairs: how sources are chosen: random | balanced | minimal | exhaustive | one of the task's `counterfactuals`. Exhaustive
-            pairs are all ordered pairs of as many prompts as give at most the number asked for; changing or not, as they come.
-        together: with several variables, interchange all of them in every pair, each from its own source; else one in each pair.
-        changing_share: share of changing pairs in each split, reached as far as the task allows (`facts` tell); None takes them as
-            they come.
+        pairs: how sources are chosen: random | balanced | minimal | exhaustive | one of the task's
+            `counterfactuals`. Exhaustive pairs are all ordered pairs of as many prompts as give at
+            most the number asked for; changing or not, as they come.
+        together: with several variables, interchange all of them in every pair, each from its own
+            source; else one in each pair.
+        changing_share: share of changing pairs in each split, reached as far as the task allows
+            (`facts` tell); None takes them as they come.
         separate: rivals of the task whose label must differ from the causal model's in every pair.
-        fresh: sample the training pairs anew in each epoch; with a network that has to answer rightly, from the same prompts.
-        natural: give each pair a natural counterpart, as far as there is one: a prompt of the same split whose own variables and
-            answer have the values that the interchange asks for.
+        fresh: sample the training pairs anew in each epoch; with a network that has to answer
+            rightly, from the same prompts.
+        natural: give each pair a natural counterpart, as far as there is one: a prompt of the same
+            split whose own variables and answer have the values that the interchange asks for.
 
-        Each split has as many distinct base prompts as pairs, or all that its pools give, each in as many pairs. Of tasks whose prompts
-        ask for one variable (`Task.asks`), prompts that ask for one of these are the bases of two thirds of the pairs.
-        Raises ValueError for unknown variables, pools, rivals and ways to pair, and when too few prompts are left after
+        Each split has as many distinct base prompts as pairs, or all that its pools give, each in
+        as many pairs. Of tasks whose prompts ask for one variable (`Task.asks`), prompts that ask
+        for one of these are the bases of two thirds of the pairs. Raises ValueError for unknown
+        variables, pools, rivals and ways to pair, and when too few prompts are left after
         filtering.
         """
-        given = {name: value for name, value in locals().items() if name not in ("cls", "task", "network")}
+        given = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("cls", "task", "network")
+        }
         sampled = partial(cls.sample, task, network, **given)
         if not isinstance(task, Task):
-            raise TypeError(f"Pairs are sampled from a Task: a causal model and how its inputs are written; got {task!r}.")
+            raise TypeError(
+                "Pairs are sampled from a Task: a causal model and how its inputs are written; "
+                f"got {task!r}."
+            )
         variables = _variables(task, variable)
         separate = (separate,) if isinstance(separate, str) else separate
         if changing_share is not None and not 0 <= changing_share <= 1:
-            raise ValueError(f"changing_share is a share, from 0 to 1, or None; got {changing_share}.")
+            raise ValueError(
+                f"changing_share is a share, from 0 to 1, or None; got {changing_share}."
+            )
         if not variables and pairs != "random":
-            raise ValueError(f"data.pairs={pairs!r} chooses sources; prompts alone (no variable) have none.")
+            raise ValueError(
+                f"data.pairs={pairs!r} chooses sources; prompts alone (no variable) have none."
+            )
         unknown = sorted(set(separate) - set(task.rivals))
         if unknown:
-            raise ValueError(f"data.separate names {unknown}; the rivals of task {task.name!r} are {sorted(task.rivals)}.")
-        silent = [name for name in separate if not set(variables) <= set(task.rivals[name].variables)]
+            raise ValueError(
+                f"data.separate names {unknown}; the rivals of task {task.name!r} are "
+                f"{sorted(task.rivals)}."
+            )
+        silent = [
+            name for name in separate if not set(variables) <= set(task.rivals[name].variables)
+        ]
         if silent:
             raise ValueError(
-                f"data.separate: rival {silent[0]!r} has not all of {list(variables)}, and says nothing of these pairs."
+                f"data.separate: rival {silent[0]!r} has not all of {list(variables)}, and says "
+                "nothing of these pairs."
             )
-        sizes = dict(zip(SPLITS, (n_train, n_val, n_test) if n is None else (n, n // 3, n // 3), strict=True))
+        sizes = dict(
+            zip(SPLITS, (n_train, n_val, n_test) if n is None else (n, n // 3, n // 3), strict=True)
+        )
         if min(sizes.values()) < 2:
             raise ValueError(f"Every split needs at least 2 pairs; asked for {sizes}.")
         rng = np.random.default_rng(seed)
@@ -191,13 +229,21 @@ class Pairs:
                 return [len(tokens) for tokens in answer_tokens([before] * len(words), words)]
 
             pools, dropped = one_token_words(task, count_tokens)
-        apart = task.splits if splits is None else (splits,) if isinstance(splits, str) else tuple(splits)
+        apart = (
+            task.splits
+            if splits is None
+            else (splits,)
+            if isinstance(splits, str)
+            else tuple(splits)
+        )
         parts = disjoint_pools(pools, apart, shares, rng=rng)
         for name, entries in task.test_only.items():
             if name in apart:
                 parts["test"][name] += entries
         right = network.answers_right if network is not None and right_only else None
-        wanted = asked = Wanted(variables, together, changing_share, tuple(separate), natural and bool(variables))
+        wanted = asked = Wanted(
+            variables, together, changing_share, tuple(separate), natural and bool(variables)
+        )
         facts: dict[str, Any] = {
             "dropped_words": dropped,
             **{name: {} for name in ("prompts", "drawn", "right", "changing", "separating")},
@@ -208,20 +254,37 @@ class Pairs:
         train: Prompts | None = None
         values: dict[str, Sequence[Any]] = {}
         for split, size in sizes.items():
-            kept = draw_prompts(task, parts[split], _n_prompts(wanted, pairs, size), right, rng=rng, split=split)
+            kept = draw_prompts(
+                task, parts[split], _n_prompts(wanted, pairs, size), right, rng=rng, split=split
+            )
             made = _pairs(task, wanted, pairs, kept.prompts, size, parts[split], apart, right, rng)
             if train is None:
                 train, run = kept.prompts, task.model.run_batch(made.bases.inputs)
                 values = {v: run[v] for v in variables}
             if right is not None:
                 facts["drawn"][split], facts["right"][split] = kept.n_drawn, kept.n_right
-            facts["prompts"][split], facts["changing"][split] = len(kept.prompts), int(made.changing.sum())
+            facts["prompts"][split], facts["changing"][split] = (
+                len(kept.prompts),
+                int(made.changing.sum()),
+            )
             share = float(made.changing.mean())
-            if changing_share is not None and variables and pairs != "exhaustive" and abs(share - changing_share) > 0.05:
-                log.warning("%s: %.0f%% of the pairs are changing; asked were %.0f%%.", split, 100 * share, 100 * changing_share)
+            if (
+                changing_share is not None
+                and variables
+                and pairs != "exhaustive"
+                and abs(share - changing_share) > 0.05
+            ):
+                log.warning(
+                    "%s: %.0f%% of the pairs are changing; asked were %.0f%%.",
+                    split,
+                    100 * share,
+                    100 * changing_share,
+                )
             facts["separating"][split] = _separating(made)
             near = counterparts(task, made, kept.prompts, rng) if wanted.natural else None
-            table = columns_of(made, split, near, unseen_templates="template" in apart, asks=task.asks)
+            table = columns_of(
+                made, split, near, unseen_templates="template" in apart, asks=task.asks
+            )
             for name, column in table.items():
                 columns.setdefault(name, []).extend(column)
 
@@ -230,16 +293,33 @@ class Pairs:
             rng, n = np.random.default_rng([seed, epoch]), sizes["train"]
             prompts = train
             if right is None:
-                prompts = draw_prompts(task, parts["train"], _n_prompts(wanted, pairs, n), None, rng=rng, split="train").prompts
+                prompts = draw_prompts(
+                    task, parts["train"], _n_prompts(wanted, pairs, n), None, rng=rng, split="train"
+                ).prompts
             assert prompts is not None
             made = _pairs(task, wanted, pairs, prompts, n, parts["train"], apart, right, rng)
-            return dataset(columns_of(made, "train", counterparts(task, made, prompts, rng) if wanted.natural else None))
+            return dataset(
+                columns_of(
+                    made,
+                    "train",
+                    counterparts(task, made, prompts, rng) if wanted.natural else None,
+                )
+            )
 
         def prompts(split: str, n: int, seed: int) -> Prompts:
             rng = np.random.default_rng([seed, SPLITS.index(split)])
             return draw_prompts(task, parts[split], n, None, rng=rng, split=split).prompts
 
-        return cls(dataset(columns), variables, task, facts, again if fresh else None, sampled, values, prompts)
+        return cls(
+            dataset(columns),
+            variables,
+            task,
+            facts,
+            again if fresh else None,
+            sampled,
+            values,
+            prompts,
+        )
 
     @classmethod
     def load(
@@ -251,22 +331,32 @@ class Pairs:
         shares: Sequence[float] = (0.5, 0.2, 0.3),
         seed: int = 0,
     ) -> "Pairs":
-        """One's own pairs from Parquet, JSON lines or a JSON array, without a causal model; also what `save` wrote.
+        """One's own pairs from Parquet, JSON lines or a JSON array, without a causal model; also
+        what `save` wrote.
 
-        Needed columns: base, source, label and, for texts, base_roles, source_roles ({role: [start, stop]} in characters). Optional:
-        the others of `COLUMNS`, each in every row or in none. Further columns are kept, and not used. Without split, base prompts are divided by `shares`. Where base_answer and source_answer stand,
-        pairs whose prompts the network answers otherwise are left out; without base_answer, a pair is changing when the network
-        does not give the label on the unedited base, so a network has to be given. With several variables the source columns are
-        called `source[VARIABLE]` and so on, and `interchanged` says which variables a pair swaps.
+        Needed columns: base, source, label and, for texts, base_roles, source_roles ({role: [start,
+        stop]} in characters). Optional: the others of `COLUMNS`, each in every row or in none.
+        Further columns are kept, and not used. Without split, base prompts are divided by `shares`.
+        Where base_answer and source_answer stand, pairs whose prompts the network answers otherwise
+        are left out; without base_answer, a pair is changing when the network does not give the
+        label on the unedited base, so a network has to be given. With several variables the source
+        columns are called `source[VARIABLE]` and so on, and `interchanged` says which variables a
+        pair swaps.
 
-        Raises FileNotFoundError, and ValueError naming row and column of what is missing or cannot be, or when no pair is left.
+        Raises FileNotFoundError, and ValueError naming row and column of what is missing or cannot
+        be, or when no pair is left.
         """
         variables = (variable,) if isinstance(variable, str) else tuple(variable)
         rows = read_rows(Path(path).expanduser())
         check_rows(path, rows, variables)
         if rows[0].get("split") is None:
             assign_splits(rows, shares, seed)
-        facts: dict[str, Any] = {"drawn": {}, "right": {}, "changing": {}, "answered_by": weights_of(network)}
+        facts: dict[str, Any] = {
+            "drawn": {},
+            "right": {},
+            "changing": {},
+            "answered_by": weights_of(network),
+        }
         kept = []
         for split in SPLITS:
             part = [row for row in rows if row["split"] == split]
@@ -274,9 +364,17 @@ class Pairs:
             facts["changing"][split] = sum(bool(row["changing"]) for row in part)
             kept += part
         if not kept:
-            raise ValueError(f"{path}: no pair is left after leaving out those whose prompts the network answers otherwise.")
+            raise ValueError(
+                f"{path}: no pair is left after leaving out those whose prompts the network "
+                "answers otherwise."
+            )
         names = dict.fromkeys(name for row in kept for name in row)
-        return cls(dataset({name: [row.get(name) for row in kept] for name in names}), variables, None, facts)
+        return cls(
+            dataset({name: [row.get(name) for row in kept] for name in names}),
+            variables,
+            None,
+            facts,
+        )
 
 
 def weights_of(network: Any) -> str | None:
@@ -286,10 +384,19 @@ def weights_of(network: Any) -> str | None:
 
 
 def _variables(task: Task, variable: str | Sequence[str] | None) -> tuple[str, ...]:
-    variables = task.variables[:1] if variable is None else (variable,) if isinstance(variable, str) else tuple(variable)
+    variables = (
+        task.variables[:1]
+        if variable is None
+        else (variable,)
+        if isinstance(variable, str)
+        else tuple(variable)
+    )
     unknown = [name for name in variables if name not in task.variables]
     if unknown:
-        raise ValueError(f"Task {task.name!r} has no variable {unknown[0]!r} to align; it has {list(task.variables)}.")
+        raise ValueError(
+            f"Task {task.name!r} has no variable {unknown[0]!r} to align; it has "
+            f"{list(task.variables)}."
+        )
     return variables
 
 
@@ -314,26 +421,32 @@ def _pairs(
 def _bases(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarray:
     """Which prompts are bases, each as often as the others.
 
-    Where a task asks, those that ask for a wanted variable are two thirds: half of the pairs can change, and in others the
-    value can stay.
+    Where a task asks, those that ask for a wanted variable are two thirds: half of the pairs can
+    change, and in others the value can stay.
     """
     rows = np.arange(len(prompts))
     if task.asks is not None:
         asking = np.array([name in wanted.variables for name in prompts.inputs[task.asks]])
         if 0 < asking.sum() < len(prompts):
-            return np.concatenate([np.resize(rows[asking], n - n // 3), np.resize(rows[~asking], n // 3)])
+            return np.concatenate(
+                [np.resize(rows[asking], n - n // 3), np.resize(rows[~asking], n // 3)]
+            )
     return np.resize(rows, n)
 
 
 def _n_prompts(wanted: Wanted, strategy: str, n: int) -> int:
-    """How many prompts make `n` pairs: as many, or, each with each, the most that do not make more."""
+    """How many prompts make `n` pairs: as many, or, each with each, the most that do not make
+    more.
+    """
     if strategy != "exhaustive":
         return n
     return max(2, int((1 + np.sqrt(1 + 4 * (n // len(wanted.patterns)))) // 2))
 
 
 def _separating(pairs: Paired) -> dict[str, int]:
-    """Rival → on how many pairs its label differs from the causal model's; of rivals that say something of every pair."""
+    """Rival → on how many pairs its label differs from the causal model's; of rivals that say
+    something of every pair.
+    """
     return {
         name: sum(rival != label for rival, label in zip(labels, pairs.labels, strict=True))
         for name, labels in pairs.rivals.items()

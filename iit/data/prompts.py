@@ -11,7 +11,9 @@ from iit.causal import Prompt, Task
 Written = Prompt | np.ndarray
 """How an input is written: a text with marked roles, or a tensor."""
 Answers = Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
-"""(prompts, answers) → bool[n]: does the network give each answer, by argmax over its whole vocabulary (or classes)?"""
+"""(prompts, answers) → bool[n]: does the network give each answer, by argmax over its whole
+vocabulary (or classes)?
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class Prompts:
     @property
     def keys(self) -> list[Any]:
         """What tells prompts apart: equal for equal texts and tensors."""
-        return [prompt.text if isinstance(prompt, Prompt) else prompt.tobytes() for prompt in self.written]
+        return [
+            prompt.text if isinstance(prompt, Prompt) else prompt.tobytes()
+            for prompt in self.written
+        ]
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,19 @@ def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
 
 
 def answers(task: Task, settings: Mapping[str, list[Any]], output: str) -> list[Any]:
-    """The task's answer in each of these settings (columns); settings with the same output are answered once."""
+    """The task's answer in each of these settings (columns); settings with the same output are
+    answered once.
+    """
 
     def said(row: int) -> Any:
         return task.answer({name: column[row] for name, column in settings.items()})
 
     values = settings[output]
     try:
-        known = {value: said(row) for value, row in {value: row for row, value in enumerate(values)}.items()}
+        known = {
+            value: said(row)
+            for value, row in {value: row for row, value in enumerate(values)}.items()
+        }
     except TypeError:  # values that cannot be hashed
         return [said(row) for row in range(len(values))]
     return [known[value] for value in values]
@@ -86,7 +96,8 @@ def answers(task: Task, settings: Mapping[str, list[Any]], output: str) -> list[
 def one_token_words(
     task: Task, count_tokens: Callable[[Sequence[str]], Sequence[int]]
 ) -> tuple[dict[str, Sequence[Any]], dict[str, int]]:
-    """The task's pools with only those words that are one token after a space, and how many of each pool were dropped.
+    """The task's pools with only those words that are one token after a space, and how many of each
+    pool were dropped.
 
     Raises ValueError when nothing of a pool is left.
     """
@@ -97,15 +108,25 @@ def one_token_words(
         kept = tuple(word for word, n in zip(pools[name], counts, strict=True) if n == 1)
         dropped[name] = len(pools[name]) - len(kept)
         if not kept:
-            raise ValueError(f"No word of the pool {name!r} is one token in this tokenizer (for example {pools[name][:3]}).")
+            raise ValueError(
+                f"No word of the pool {name!r} is one token in this tokenizer (for example "
+                f"{pools[name][:3]})."
+            )
         pools[name] = kept
     return pools, dropped
 
 
 def draw_prompts(
-    task: Task, pools: Mapping[str, Sequence[Any]], n: int, right: Answers | None, *, rng: np.random.Generator, split: str
+    task: Task,
+    pools: Mapping[str, Sequence[Any]],
+    n: int,
+    right: Answers | None,
+    *,
+    rng: np.random.Generator,
+    split: str,
 ) -> Kept:
-    """Draw distinct prompts until `n` are there that the network answers rightly (`right` None: that are there).
+    """Draw distinct prompts until `n` are there that the network answers rightly (`right` None:
+    that are there).
 
     Pools that give fewer distinct prompts give all of them.
     Raises ValueError when ten times as many draws do not give enough: the network answers too few.
@@ -117,9 +138,15 @@ def draw_prompts(
     for _ in range(40):
         size = max(n - n_kept, n // 4, 1)
         drawn = write(task, _new(task.draw(rng, pools, size), written))
-        drawn = drawn.take([i for i, key in enumerate(drawn.keys) if not (key in seen or seen.add(key))])
+        drawn = drawn.take(
+            [i for i, key in enumerate(drawn.keys) if not (key in seen or seen.add(key))]
+        )
         if len(drawn):
-            ok = np.ones(len(drawn), dtype=bool) if right is None else right(drawn.given, drawn.answers)
+            ok = (
+                np.ones(len(drawn), dtype=bool)
+                if right is None
+                else right(drawn.given, drawn.answers)
+            )
             n_drawn, n_right = n_drawn + len(drawn), n_right + int(ok.sum())
             fitting = drawn.take(np.flatnonzero(ok))
             kept = fitting if kept is None else kept + fitting
@@ -128,15 +155,23 @@ def draw_prompts(
         if kept is not None and (n_kept >= n or (exhausted and n_kept > 1)):
             return Kept(kept.take(range(min(n, n_kept))), n_right, n_drawn)
     raise ValueError(
-        f"No prompts left for task {task.name!r}, split {split!r}: {n_kept} of the {n} needed. The network answers {n_right} of "
-        f"{n_drawn} distinct prompts rightly. Ask for fewer pairs, add words to the pools, or take another network."
+        f"No prompts left for task {task.name!r}, split {split!r}: {n_kept} of the {n} needed. "
+        f"The network answers {n_right} of "
+        f"{n_drawn} distinct prompts rightly. Ask for fewer pairs, add words to the pools, or "
+        "take another network."
     )
 
 
 def _new(inputs: Mapping[str, list[Any]], before: set[Any]) -> Mapping[str, list[Any]]:
-    """Without rows that came `before` (which is added to), as far as inputs can tell: writing takes longer than drawing."""
+    """Without rows that came `before` (which is added to), as far as inputs can tell: writing takes
+    longer than drawing.
+    """
     try:
-        rows = [row for row in zip(*inputs.values(), strict=True) if not (row in before or before.add(row))]
+        rows = [
+            row
+            for row in zip(*inputs.values(), strict=True)
+            if not (row in before or before.add(row))
+        ]
     except TypeError:  # inputs that cannot be hashed
         return inputs
     return {name: [row[i] for row in rows] for i, name in enumerate(inputs)}

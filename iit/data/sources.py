@@ -12,7 +12,9 @@ from iit.data.prompts import Prompts, write
 STRATEGIES = {
     "random": "any other prompt",
     "balanced": "every value of the variable is as frequent among the sources",
-    "minimal": "the base with what the variable depends on taken from another prompt; all else is equal",
+    "minimal": (
+        "the base with what the variable depends on taken from another prompt; all else is equal"
+    ),
     "exhaustive": "each prompt with each",
 }
 """The ways that every task has; a task's own `counterfactuals` are further names."""
@@ -25,35 +27,55 @@ Choose = Callable[[str, Prompts, np.random.Generator], Prompts]
 
 @dataclass(frozen=True)
 class Sources:
-    """A way to choose sources. new: whether it writes prompts that the network has not been asked yet."""
+    """A way to choose sources. new: whether it writes prompts that the network has not been asked
+    yet.
+    """
 
     choose: Choose
     new: bool
 
 
 def sources(
-    task: Task, strategy: str, prompts: Prompts, pools: Mapping[str, Sequence[Any]], apart: Sequence[str] = ()
+    task: Task,
+    strategy: str,
+    prompts: Prompts,
+    pools: Mapping[str, Sequence[Any]],
+    apart: Sequence[str] = (),
 ) -> Sources:
     """The way of that name, on these prompts and pools. Raises ValueError for an unknown name.
 
-    What is written anew keeps to the pools: `minimal` to all of them, a task's own counterfactuals to those that are kept `apart`
-    between splits. A base for which nothing else is found is its own source.
+    What is written anew keeps to the pools: `minimal` to all of them, a task's own counterfactuals
+    to those that are kept `apart` between splits. A base for which nothing else is found is its own
+    source.
     """
     if strategy in ("random", "exhaustive"):
-        return Sources(lambda variable, bases, rng: prompts.take(rng.integers(len(prompts), size=len(bases))), new=False)
+        return Sources(
+            lambda variable, bases, rng: prompts.take(rng.integers(len(prompts), size=len(bases))),
+            new=False,
+        )
     if strategy == "balanced":
         groups = _groups(task.model, prompts)
-        return Sources(lambda variable, bases, rng: prompts.take(_balanced(groups(variable), len(bases), rng)), new=False)
+        return Sources(
+            lambda variable, bases, rng: prompts.take(_balanced(groups(variable), len(bases), rng)),
+            new=False,
+        )
     if strategy == "minimal":
         inside = _inside(task, pools)
 
         def minimal(variable: str, bases: Prompts, rng: np.random.Generator) -> Prompts:
-            from_other = [name for name in bases.inputs if name in task.model.ancestors(variable) | {variable}]
+            from_other = [
+                name for name in bases.inputs if name in task.model.ancestors(variable) | {variable}
+            ]
             inputs = {name: list(column) for name, column in bases.inputs.items()}
             left = np.arange(len(bases))
             for _ in range(TRIES):
                 others = prompts.take(rng.integers(len(prompts), size=len(left)))
-                row = {name: others.inputs[name] if name in from_other else [inputs[name][i] for i in left] for name in inputs}
+                row = {
+                    name: others.inputs[name]
+                    if name in from_other
+                    else [inputs[name][i] for i in left]
+                    for name in inputs
+                }
                 ok = inside(row)
                 for name in from_other:
                     for i, value, fits in zip(left.tolist(), row[name], ok, strict=True):
@@ -66,7 +88,10 @@ def sources(
 
         return Sources(minimal, new=True)
     if strategy in task.counterfactuals:
-        make, inside = task.counterfactuals[strategy], _inside(task, {name: pools[name] for name in apart})
+        make, inside = (
+            task.counterfactuals[strategy],
+            _inside(task, {name: pools[name] for name in apart}),
+        )
 
         def own(variable: str, bases: Prompts, rng: np.random.Generator) -> Prompts:
             made = make(rng, pools, bases.inputs)
@@ -74,24 +99,35 @@ def sources(
             return write(
                 task,
                 {
-                    name: [new if fits else base for new, base, fits in zip(made[name], column, ok, strict=True)]
+                    name: [
+                        new if fits else base
+                        for new, base, fits in zip(made[name], column, ok, strict=True)
+                    ]
                     for name, column in bases.inputs.items()
                 },
             )
 
         return Sources(own, new=True)
     raise ValueError(
-        f"data.pairs={strategy!r} is none of {[*STRATEGIES, *task.counterfactuals]} (the latter are task {task.name!r}'s own)."
+        f"data.pairs={strategy!r} is none of {[*STRATEGIES, *task.counterfactuals]} (the latter "
+        f"are task {task.name!r}'s own)."
     )
 
 
-def _inside(task: Task, pools: Mapping[str, Sequence[Any]]) -> Callable[[Mapping[str, Sequence[Any]]], np.ndarray]:
+def _inside(
+    task: Task, pools: Mapping[str, Sequence[Any]]
+) -> Callable[[Mapping[str, Sequence[Any]]], np.ndarray]:
     """Inputs in columns → bool[n], whether each row is made of entries of these pools."""
     known = {name: frozenset(entries) for name, entries in pools.items()}
 
     def inside(inputs: Mapping[str, Sequence[Any]]) -> np.ndarray:
         rows = (dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True))
-        return np.array([all(known[p].issuperset(used) for p, used in task.uses(row).items() if p in known) for row in rows])
+        return np.array(
+            [
+                all(known[p].issuperset(used) for p, used in task.uses(row).items() if p in known)
+                for row in rows
+            ]
+        )
 
     return inside
 

@@ -15,16 +15,19 @@ def disjoint_pools(
     *,
     rng: np.random.Generator,
 ) -> dict[str, dict[str, tuple[Any, ...]]]:
-    """{split: pools}: the pools in `names` are shuffled and cut by `shares`, the others are the same in every split.
+    """{split: pools}: the pools in `names` are shuffled and cut by `shares`, the others are the
+    same in every split.
 
-    Raises ValueError for a pool that does not exist, shares that are no partition, and a pool too small to cut.
+    Raises ValueError for a pool that does not exist, shares that are no partition, and a pool too
+    small to cut.
     """
     unknown = sorted(set(names) - set(pools))
     if unknown:
         raise ValueError(f"data.splits names {unknown}; the task's pools are {sorted(pools)}.")
     if len(shares) != len(SPLITS) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(
-            f"data.shares must be {len(SPLITS)} positive numbers that sum to 1 ({', '.join(SPLITS)}); got {list(shares)}."
+            f"data.shares must be {len(SPLITS)} positive numbers that sum to 1 "
+            f"({', '.join(SPLITS)}); got {list(shares)}."
         )
     parts: dict[str, dict[str, tuple[Any, ...]]] = {split: {} for split in SPLITS}
     for name, pool in pools.items():
@@ -37,7 +40,8 @@ def disjoint_pools(
         for split, start, stop in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
             if start == stop:
                 raise ValueError(
-                    f"Pool {name!r} has {len(pool)} entries, too few to cut by {list(shares)}; add entries or leave it out of data.splits."
+                    f"Pool {name!r} has {len(pool)} entries, too few to cut by {list(shares)}; "
+                    "add entries or leave it out of data.splits."
                 )
             parts[split][name] = tuple(order[start:stop])
     return parts

@@ -16,30 +16,48 @@ from iit.data.pairing import Paired
 
 COLUMNS = {
     "split": "train | validation | test",
-    "interchanged": "the variables whose values are swapped in this pair; only where the pairs are for several",
+    "interchanged": (
+        "the variables whose values are swapped in this pair; only where the pairs are for several"
+    ),
     "base": "the prompt that is edited: text, or a tensor of finite numbers, "
     "of one shape in all rows (several inputs as one tensor)",
     "source": "the prompt whose value is swapped in, written as the base is",
-    "label": "what the causal model answers after the interchange: text that continues the base (a list where each is right), or a class",
+    "label": (
+        "what the causal model answers after the interchange: text that continues the base "
+        "(a list where each is right), or a class"
+    ),
     "base_answer": "the base's own answer (null in own pairs without that column)",
     "source_answer": "the source's own answer (null likewise)",
     "changing": "whether the label differs from the base's own answer",
-    "kind": "which of the task's variables have another value in the source, joined by +; none where none has. Sampled pairs only",
-    "asked": "whether the base asks for a swapped variable: else its answer is to stay whatever the value. Only of tasks that ask",
-    "template": "which template the base has: texts, or whole numbers; of sampled pairs only where no "
+    "kind": (
+        "which of the task's variables have another value in the source, joined by +; none "
+        "where none has. Sampled pairs only"
+    ),
+    "asked": (
+        "whether the base asks for a swapped variable: else its answer is to stay whatever "
+        "the value. Only of tasks that ask"
+    ),
+    "template": "which template the base has: texts, or whole numbers; of sampled pairs only "
+    "where no "
     "template occurs in two splits. Intervals are then about other templates",
     "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
     "(null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",
-    "natural": "a prompt whose own variables and answer have the values that the interchange asks for; the base where there is none",
+    "natural": (
+        "a prompt whose own variables and answer have the values that the interchange "
+        "asks for; the base where there is none"
+    ),
     "natural_roles": "the roles of that prompt",
     "has_natural": "whether there is one",
-    "rival_labels": "rival → what that causal model answers to the same interchange; tasks with rivals only",
+    "rival_labels": (
+        "rival → what that causal model answers to the same interchange; tasks with rivals only"
+    ),
 }
 """The columns of `Pairs.dataset` and of saved files.
 
-With several variables there is a source for each: `source[VARIABLE]`, `source_answer[VARIABLE]`, `source_roles[VARIABLE]`, null in
-a pair that leaves this variable alone; without a variable there is none.
+With several variables there is a source for each: `source[VARIABLE]`, `source_answer[VARIABLE]`,
+`source_roles[VARIABLE]`, null in a pair that leaves this variable alone; without a variable there
+is none.
 """
 SOURCE = ("source", "source_answer", "source_roles")
 
@@ -57,7 +75,9 @@ def columns_of(
     unseen_templates: bool = False,
     asks: str | None = None,
 ) -> dict[str, list[Any]]:
-    """Sampled pairs as columns of the table. natural: for each a written prompt, or None. asks: see `Task`."""
+    """Sampled pairs as columns of the table. natural: for each a written prompt, or None. asks: see
+    `Task`.
+    """
     variables = tuple(pairs.sources)
     n = len(pairs.bases)
     columns: dict[str, list[Any]] = {
@@ -77,33 +97,58 @@ def columns_of(
         names = enumerate(pairs.bases.inputs[asks])
         columns["asked"] = [pairs.sources.get(name, nothing)[i] is not None for i, name in names]
     if natural is not None:
-        near = [base if prompt is None else prompt for prompt, base in zip(natural, pairs.bases.written, strict=True)]
-        columns |= {"natural": [_given(prompt) for prompt in near], "natural_roles": [_roles(prompt) for prompt in near]}
+        near = [
+            base if prompt is None else prompt
+            for prompt, base in zip(natural, pairs.bases.written, strict=True)
+        ]
+        columns |= {
+            "natural": [_given(prompt) for prompt in near],
+            "natural_roles": [_roles(prompt) for prompt in near],
+        }
         columns["has_natural"] = [prompt is not None for prompt in natural]
     if pairs.rivals:
-        columns["rival_labels"] = [dict(zip(pairs.rivals, row, strict=True)) for row in zip(*pairs.rivals.values(), strict=True)]
+        columns["rival_labels"] = [
+            dict(zip(pairs.rivals, row, strict=True))
+            for row in zip(*pairs.rivals.values(), strict=True)
+        ]
     if len(variables) > 1:
-        columns["interchanged"] = [[v for v in variables if pairs.sources[v][i] is not None] for i in range(n)]
+        columns["interchanged"] = [
+            [v for v in variables if pairs.sources[v][i] is not None] for i in range(n)
+        ]
     for variable, prompts in pairs.sources.items():
-        parts = [[_given(prompt) for prompt in prompts], pairs.source_answers[variable], [_roles(prompt) for prompt in prompts]]
+        parts = [
+            [_given(prompt) for prompt in prompts],
+            pairs.source_answers[variable],
+            [_roles(prompt) for prompt in prompts],
+        ]
         for name, part in zip(SOURCE, parts, strict=True):
             columns[source_column(name, variable, variables)] = part
     return columns
 
 
 def dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
-    """A dataset of these columns, in the order of `COLUMNS`; columns in which nothing stands are left out."""
+    """A dataset of these columns, in the order of `COLUMNS`; columns in which nothing stands are
+    left out.
+    """
     order = [*COLUMNS, *(name.partition("[")[0] for name in columns)]
     names = sorted(columns, key=lambda name: (order.index(name.partition("[")[0]), name))
     arrays = {name: _array(name.partition("[")[0], columns[name]) for name in names}
-    return from_table(pa.table({name: array for name, array in arrays.items() if array is not None}))
+    return from_table(
+        pa.table({name: array for name, array in arrays.items() if array is not None})
+    )
 
 
 def from_table(table: pa.Table) -> Dataset:
     """A dataset that is this table."""
     # Left alone, datasets would pickle the whole table to name it.
     digest = hashlib.sha256(repr(table.schema).encode())
-    for buffer in (b for column in table.columns for chunk in column.chunks for b in chunk.buffers() if b is not None):
+    for buffer in (
+        b
+        for column in table.columns
+        for chunk in column.chunks
+        for b in chunk.buffers()
+        if b is not None
+    ):
         digest.update(buffer)
     return Dataset(table, fingerprint=digest.hexdigest())
 
@@ -130,8 +175,12 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     if not found:
         return None
     if kind == "rival_labels":
-        return pa.StructArray.from_arrays([_answers([v.get(rival) if v else None for v in values]) for rival in found], found)
-    return pa.StructArray.from_arrays([_spans([v.get(role) if v else None for v in values]) for role in found], found)
+        return pa.StructArray.from_arrays(
+            [_answers([v.get(rival) if v else None for v in values]) for rival in found], found
+        )
+    return pa.StructArray.from_arrays(
+        [_spans([v.get(role) if v else None for v in values]) for role in found], found
+    )
 
 
 def _kept(values: Sequence[Any]) -> pa.Array:
@@ -151,23 +200,38 @@ def _answers(answers: Sequence[Any]) -> pa.Array:
     if isinstance(first, str | int):
         return pa.array(answers, pa.string() if isinstance(first, str) else pa.int64())
     # There are few different lists among many pairs.
-    index = {answer: number for number, answer in enumerate(dict.fromkeys(None if a is None else tuple(a) for a in answers))}
-    table = pa.array([None if answer is None else list(answer) for answer in index], pa.list_(pa.string()))
-    return table.take(pa.array([index[None if answer is None else tuple(answer)] for answer in answers]))
+    index = {
+        answer: number
+        for number, answer in enumerate(
+            dict.fromkeys(None if a is None else tuple(a) for a in answers)
+        )
+    }
+    table = pa.array(
+        [None if answer is None else list(answer) for answer in index], pa.list_(pa.string())
+    )
+    return table.take(
+        pa.array([index[None if answer is None else tuple(answer)] for answer in answers])
+    )
 
 
 def _spans(spans: Sequence[Sequence[int] | None]) -> pa.Array:
     """[start, stop], null where there is none."""
     present = np.array([span is not None for span in spans])
-    flat = np.fromiter(chain.from_iterable(span for span in spans if span is not None), dtype=np.int64)
+    flat = np.fromiter(
+        chain.from_iterable(span for span in spans if span is not None), dtype=np.int64
+    )
     offsets = np.concatenate([[0], 2 * present.cumsum()])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32(), mask=np.append(~present, False)), pa.array(flat))
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32(), mask=np.append(~present, False)), pa.array(flat)
+    )
 
 
 def _tensors(values: Sequence[Any]) -> pa.Array:
     """Fixed-size lists of fixed-size lists …, from one block of memory."""
     first = np.asarray(next(value for value in values if value is not None))
-    block = np.stack([np.zeros_like(first) if value is None else np.asarray(value) for value in values])
+    block = np.stack(
+        [np.zeros_like(first) if value is None else np.asarray(value) for value in values]
+    )
     block = block.astype(np.int64 if block.dtype.kind in "iu" else np.float32)
     array: pa.Array = pa.array(block.reshape(-1))
     for size in reversed(block.shape[1:]):

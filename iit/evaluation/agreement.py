@@ -20,12 +20,13 @@ def agreement_rows(
     facts: Mapping[str, Any],
     resamples: int,
 ) -> list[Row]:
-    """`answer_agreement`: the share of pairs in which label and source's answer are equal up to the site's token.
+    """`answer_agreement`: the share of pairs in which label and source's answer are equal up to the
+    site's token.
 
-    The base is teacher-forced with the label, the source with its own answer. Where these differ, the
-    site has seen other answer tokens in the source than in the base, and they may be what is swapped.
-    There are no rows where no site of these variables is at an answer token, and where the pairs do
-    not know the source's answer.
+    The base is teacher-forced with the label, the source with its own answer. Where these differ,
+    the site has seen other answer tokens in the source than in the base, and they may be what is
+    swapped. There are no rows where no site of these variables is at an answer token, and where the
+    pairs do not know the source's answer.
 
     Arguments:
         among: bool[n], the pairs that count. facts: the columns that tell whose rows they are.
@@ -48,6 +49,16 @@ def agreement_rows(
     rows = []
     for subset, chosen in (("all", among), ("changing", among & encoded.changing.numpy())):
         if chosen.any():
-            interval = clustered_interval(agree[chosen], encoded.clusters[chosen], resamples=resamples)
-            rows.append(Row(**facts, subset=subset, control=None, metric="answer_agreement", **interval._asdict()))
+            interval = clustered_interval(
+                agree[chosen], encoded.clusters[chosen], resamples=resamples
+            )
+            rows.append(
+                Row(
+                    **facts,
+                    subset=subset,
+                    control=None,
+                    metric="answer_agreement",
+                    **interval._asdict(),
+                )
+            )
     return rows

@@ -31,7 +31,8 @@ from iit.site import Site
 
 
 def random_subspace(alignment: Alignment, seed: int) -> Alignment:
-    """The same edits with random subspaces of equal rank: random frames in place of trained frames and principal components, random
+    """The same edits with random subspaces of equal rank: random frames in place of trained frames
+    and principal components, random
     coordinates in place of those that a learned gate has chosen among units or features.
 
     Raises ValueError for an alignment none of whose interventions has a rank of its own.
@@ -42,7 +43,8 @@ def random_subspace(alignment: Alignment, seed: int) -> Alignment:
 
 
 def has_random_subspace(alignment: Alignment) -> bool:
-    """Whether random subspaces of equal rank can be drawn and differ from the trained ones: of every edit some coordinates are
+    """Whether random subspaces of equal rank can be drawn and differ from the trained ones: of
+    every edit some coordinates are
     swapped, not all."""
     return all(_has_random_subspace(edit.intervention) for edit in alignment.edits.values())
 
@@ -57,10 +59,11 @@ def _has_random_subspace(intervention: Intervention) -> bool:
 
 
 def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) -> Alignment | None:
-    """The same edits with the leading principal components of the training bases' activations, as many as the trained rank.
+    """The same edits with the leading principal components of the training bases' activations, as
+    many as the trained rank.
 
-    None where an edit has no rank below its width, serves several variables by blocks, is made of principal components itself, or
-    where there are too few activations, or no training pairs.
+    None where an edit has no rank below its width, serves several variables by blocks, is made of
+    principal components itself, or where there are too few activations, or no training pairs.
     """
     if not has_random_subspace(alignment) or "train" not in set(pairs.dataset["split"]):
         return None
@@ -68,9 +71,16 @@ def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) ->
     for key, edit in alignment.edits.items():
         trained = edit.intervention
         rank, width = trained.learned_rank(), trained.width
-        if trained.blocks or isinstance(trained.basis, PrincipalComponents) or rank is None or width is None:
+        if (
+            trained.blocks
+            or isinstance(trained.basis, PrincipalComponents)
+            or rank is None
+            or width is None
+        ):
             return None
-        components = Intervention(trained.name, PrincipalComponents(width, rank), All(), trained.operation)
+        components = Intervention(
+            trained.name, PrincipalComponents(width, rank), All(), trained.operation
+        )
         edits[key] = replace(edit, intervention=components)
     other = beside(alignment, edits)
     if len(pairs.split("train")) <= max(e.intervention.rank or 0 for e in edits.values()):
@@ -125,8 +135,12 @@ def lower_ranks(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alig
     while rank < (trained.learned_rank() or 0):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            frame = Intervention(trained.name, Frame(trained.width or 0, rank), All(), trained.operation)
-        lower[f"{RANK}{rank}" if lower else "least_rank"] = _exchanged(alignment, {trained: frame}.__getitem__)
+            frame = Intervention(
+                trained.name, Frame(trained.width or 0, rank), All(), trained.operation
+            )
+        lower[f"{RANK}{rank}" if lower else "least_rank"] = _exchanged(
+            alignment, {trained: frame}.__getitem__
+        )
         rank *= 4
     return lower
 
@@ -145,7 +159,8 @@ def fresh(
     network: Network | None = None,
     moved: Callable[[Site], Site] = lambda site: site,
 ) -> Alignment:
-    """The same claim with weights drawn anew, and, if asked, on another network or at other sites; nothing of it is inert.
+    """The same claim with weights drawn anew, and, if asked, on another network or at other sites;
+    nothing of it is inert.
 
     Raises ValueError for sites the network lacks, or of another width.
     """
@@ -159,7 +174,12 @@ def fresh(
                 if isinstance(trained.basis, Autoencoder):  # which is loaded, not drawn
                     made[trained].basis.load_state_dict(trained.basis.state_dict())
     edits = {
-        key: Edit(list(map(moved, edit.sites)), made[edit.intervention], list(map(moved, edit.source_sites)), edit.joint)
+        key: Edit(
+            list(map(moved, edit.sites)),
+            made[edit.intervention],
+            list(map(moved, edit.source_sites)),
+            edit.joint,
+        )
         for key, edit in alignment.edits.items()
     }
     other = Alignment(network or alignment.studied or alignment.network, edits)
@@ -177,12 +197,16 @@ def _drawn(trained: Intervention) -> Intervention:
     if rank is None:
         raise ValueError(f"{trained} has no rank: there is no random subspace to compare with.")
     fresh = Intervention.from_config(trained.config(), trained.own_parts)
-    if isinstance(basis, PrincipalComponents) or (isinstance(basis, Frame) and isinstance(trained.gate, SoftGate)):
+    if isinstance(basis, PrincipalComponents) or (
+        isinstance(basis, Frame) and isinstance(trained.gate, SoftGate)
+    ):
         assert basis.width is not None
         return Intervention(trained.name, Frame(basis.width, rank), All(), fresh.operation)
     if isinstance(trained.gate, SoftGate):
         n = len(trained.gate.logits())
-        return Intervention(trained.name, basis, Subset(n, torch.randperm(n)[:rank].tolist()), fresh.operation)
+        return Intervention(
+            trained.name, basis, Subset(n, torch.randperm(n)[:rank].tolist()), fresh.operation
+        )
     return fresh
 
 

@@ -12,8 +12,21 @@ from iit.alignment.labels import check_labels
 from iit.alignment.references import vanilla
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.agreement import agreement_rows
-from iit.evaluation.controls import has_random_subspace, majority, pca_subspace, placebos, random_subspace
-from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows, other_variables, parts, spans
+from iit.evaluation.controls import (
+    has_random_subspace,
+    majority,
+    pca_subspace,
+    placebos,
+    random_subspace,
+)
+from iit.evaluation.diagnostics import (
+    abstraction_rows,
+    angle_rows,
+    divergence_rows,
+    other_variables,
+    parts,
+    spans,
+)
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.off_target import off_target, off_target_rows
 from iit.evaluation.outcomes import Outcomes, cut, outcomes
@@ -39,28 +52,36 @@ def evaluate(
     experiment: str | None = None,
     refit: Refit = train_alike,
 ) -> list[Row]:
-    """Interchange intervention accuracy on one split, on all, on changing, on unchanging pairs and on each kind of pair, with 95%
+    """Interchange intervention accuracy on one split, on all, on changing, on unchanging pairs and
+    on each kind of pair, with 95%
     intervals clustered by base prompt, or by template where the pairs know it.
 
-    With pairs for several variables there are rows for each set of variables that pairs interchange ("a", "b", "a+b"), and the
-    off-target matrix: `off_target/a` among the rows of b is a's edit where b's value is to be swapped.
+    With pairs for several variables there are rows for each set of variables that pairs interchange
+    ("a", "b", "a+b"), and the off-target matrix: `off_target/a` among the rows of b is a's edit
+    where b's value is to be swapped.
 
-    Beside the alignment (control None): `vanilla` (the sites' whole vectors), `placebos`, `random_subspace` (pooled over the draws) and
-    `random_subspace/0`, …, `pca_subspace` of equal rank, `majority` (always the most frequent training label), `no_intervention`;
-    `inert_resampled` where the alignment declares inert parts; `iia_difference` rows hold the alignment minus a control, pair by pair.
-    With the test split come rows of the training split. Where the pairs know the right answers, `logit_difference` is the mean over
-    changing pairs of logit(label) − logit(base's own answer), and `task_accuracy` is the share of all drawn prompts that the network
-    answers, before filtering (where nothing was filtered, of the pairs' bases); `rival/NAME` is the alignment scored by what another
-    causal model of the task says of the same pairs. `iia_forced` rows score the label among the pair's own alternatives, and `cut`
-    says whether the sites pass the source's own answer (see `Outcomes` and `cut`). Controls are scored on the same pairs; nothing is filtered again. Pairs without a
-    variable (prompts alone) give the one row `task_accuracy` of the network itself, likewise.
+    Beside the alignment (control None): `vanilla` (the sites' whole vectors), `placebos`,
+    `random_subspace` (pooled over the draws) and `random_subspace/0`, …, `pca_subspace` of equal
+    rank, `majority` (always the most frequent training label), `no_intervention`; `inert_resampled`
+    where the alignment declares inert parts; `iia_difference` rows hold the alignment minus a
+    control, pair by pair. With the test split come rows of the training split. Where the pairs know
+    the right answers, `logit_difference` is the mean over changing pairs of logit(label) −
+    logit(base's own answer), and `task_accuracy` is the share of all drawn prompts that the network
+    answers, before filtering (where nothing was filtered, of the pairs' bases); `rival/NAME` is the
+    alignment scored by what another causal model of the task says of the same pairs. `iia_forced`
+    rows score the label among the pair's own alternatives, and `cut` says whether the sites pass
+    the source's own answer (see `Outcomes` and `cut`). Controls are scored on the same pairs;
+    nothing is filtered again. Pairs without a variable (prompts alone) give the one row
+    `task_accuracy` of the network itself, likewise.
 
-    trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the task's other variables, and the
-        diagnostics `read_part` (and those of the whole vector and of random subspaces), `null_part`, `divergence`,
-        `principal_angle` and, in small networks, `abstraction_error`. `verdict` says what all of this comes to.
+    trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the
+        task's other variables, and the diagnostics `read_part` (and those of the whole vector and
+        of random subspaces), `null_part`, `divergence`, `principal_angle` and, in small networks,
+        `abstraction_error`. `verdict` says what all of this comes to.
     refit: trains the controls as the alignment was trained; by default `fit` with its own defaults.
 
-    Raises ValueError for an unknown level of trust, pairs of other variables, and labels that are none of the network's answers.
+    Raises ValueError for an unknown level of trust, pairs of other variables, and labels that are
+    none of the network's answers.
     """
     if isinstance(trust, str):
         if trust not in TRUST:
@@ -68,10 +89,14 @@ def evaluate(
         trust = TRUST[trust]
     network = alignment.studied
     if network is None:
-        raise ValueError("evaluate tokenizes the pairs: make the alignment with the LanguageModel from iit.load_network.")
+        raise ValueError(
+            "evaluate tokenizes the pairs: make the alignment with the LanguageModel from "
+            "iit.load_network."
+        )
     if not set(pairs.variables) <= set(alignment.variables):
         raise ValueError(
-            f"The pairs are for variable {pairs.variable!r}, the alignment for {list(map(str, alignment.variables))}."
+            f"The pairs are for variable {pairs.variable!r}, the alignment for "
+            f"{list(map(str, alignment.variables))}."
         )
     if alignment.store is not None:
         alignment.store.check()
@@ -96,13 +121,20 @@ def evaluate(
         scored |= _beside(alignment, pairs, encoded, trust, seed, batch_size)
         full = trust.full and split == "test"
         if full:
-            again, missing = retrained(alignment, pairs, refit, seeds=trust.seeds, seed=seed, elsewhere=trust.wrong_site)
+            again, missing = retrained(
+                alignment, pairs, refit, seeds=trust.seeds, seed=seed, elsewhere=trust.wrong_site
+            )
             for name, why in missing.items():
                 log.info("Not run: %s: %s", name, why)
-            scored |= {name: outcomes(other, encoded, batch_size=batch_size) for name, other in again.items()}
+            scored |= {
+                name: outcomes(other, encoded, batch_size=batch_size)
+                for name, other in again.items()
+            }
             spaces = spans(alignment, pairs, encoded, batch_size)
             found = parts(alignment, spaces.get("read", {}), seed, trust.random_subspaces)
-            scored |= {name: outcomes(part, encoded, batch_size=batch_size) for name, part in found.items()}
+            scored |= {
+                name: outcomes(part, encoded, batch_size=batch_size) for name, part in found.items()
+            }
             rows += angle_rows([alignment, *draws_of(again, "seeds")], pairs, told, spaces)
             rows += divergence_rows(alignment, pairs, encoded, told, trust.resamples, batch_size)
             rows += other_variables(alignment, pairs, split, told, trust.resamples, batch_size)
@@ -111,14 +143,25 @@ def evaluate(
         if "train" in set(pairs.dataset["split"]):
             arms["majority"] = majority(pairs, encoded)
         if alignment.inert and len(set(encoded.bases)) > 1:
-            arms["inert_resampled"] = inert_resampled(alignment, encoded, seed=seed, batch_size=batch_size)
+            arms["inert_resampled"] = inert_resampled(
+                alignment, encoded, seed=seed, batch_size=batch_size
+            )
         for pool in DRAWS:
             draws = draws_of(arms, pool)
             if draws:
                 arms[pool] = np.stack(draws if pool != "seeds" else [arms[None], *draws], 1)
-        arms |= {name: right for name, right in scored[None].right.items() if (name or "").startswith(RIVAL)}
-    others = off_target(alignment, encoded, batch_size) if controls and len(pairs.variables) > 1 else {}
-    figures = {"logit_difference": _pooled(scored, "difference"), "iia_forced": _pooled(scored, "forced")}
+        arms |= {
+            name: right
+            for name, right in scored[None].right.items()
+            if (name or "").startswith(RIVAL)
+        }
+    others = (
+        off_target(alignment, encoded, batch_size) if controls and len(pairs.variables) > 1 else {}
+    )
+    figures = {
+        "logit_difference": _pooled(scored, "difference"),
+        "iia_forced": _pooled(scored, "forced"),
+    }
     if controls:
         figures["cut"] = {None: cut(alignment, encoded, scored["vanilla"])}
     rows = _rows(alignment, pairs, encoded, arms, figures, others, told, trust.resamples) + rows
@@ -128,27 +171,47 @@ def evaluate(
         if answers is not None:
             rows.append(task_accuracy(answers, describe(alignment, pairs, pairs.variables) | told))
         if split == "test" and "train" in set(pairs.dataset["split"]):
-            common = {"controls": False, "batch_size": batch_size, "seed": seed, "experiment": experiment}
+            common = {
+                "controls": False,
+                "batch_size": batch_size,
+                "seed": seed,
+                "experiment": experiment,
+            }
             rows += where(evaluate(alignment, pairs, trust, split="train", **common), metric="iia")
     return rows
 
 
 def _beside(
-    alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, trust: Trust, seed: int, batch_size: int
+    alignment: Alignment,
+    pairs: Pairs,
+    encoded: EncodedPairs,
+    trust: Trust,
+    seed: int,
+    batch_size: int,
 ) -> dict[str | None, Outcomes]:
     """What is scored in the alignment's place without any training."""
     others = {"vanilla": vanilla(alignment)}
     if has_random_subspace(alignment):
         for number in range(trust.random_subspaces):
-            others[draw("random_subspace", number)] = random_subspace(alignment, seed * 1000 + number)
+            others[draw("random_subspace", number)] = random_subspace(
+                alignment, seed * 1000 + number
+            )
     components = pca_subspace(alignment, pairs, batch_size=batch_size)
     if components is not None:
         others["pca_subspace"] = components
-    found: dict[str | None, Outcomes] = {name: outcomes(other, encoded, batch_size=batch_size) for name, other in others.items()}
+    found: dict[str | None, Outcomes] = {
+        name: outcomes(other, encoded, batch_size=batch_size) for name, other in others.items()
+    }
     # Which pair is another one's placebo hangs on the batches: these are always of the same size. A
-    # pair alone in its batch would be its own, and one of another variable has no difference to give.
-    found |= {name: outcomes(other, encoded, apart=True) for name, other in placebos(alignment, seed).items()}
-    return found | {"no_intervention": outcomes(alignment, encoded, batch_size=batch_size, edited=False)}
+    # pair alone in its batch would be its own, and one of another variable has no difference to
+    # give.
+    found |= {
+        name: outcomes(other, encoded, apart=True)
+        for name, other in placebos(alignment, seed).items()
+    }
+    return found | {
+        "no_intervention": outcomes(alignment, encoded, batch_size=batch_size, edited=False)
+    }
 
 
 def _pooled(scored: Mapping[str | None, Outcomes], field: str) -> dict[str | None, np.ndarray]:
@@ -174,7 +237,11 @@ def _rows(
     for variables in dict.fromkeys(encoded.interchanged):
         chosen = np.array([names == variables for names in encoded.interchanged])
         facts = describe(alignment, pairs, variables) | told
-        silent = {f"{RIVAL}{name}" for name, speaks in encoded.speaks.items() if not bool(speaks[torch.from_numpy(chosen)].all())}
+        silent = {
+            f"{RIVAL}{name}"
+            for name, speaks in encoded.speaks.items()
+            if not bool(speaks[torch.from_numpy(chosen)].all())
+        }
         heard = {name: right for name, right in arms.items() if name not in silent}
         rows += scores(heard, encoded, chosen, facts, resamples)
         if len(variables) == 1:

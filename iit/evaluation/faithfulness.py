@@ -1,4 +1,6 @@
-"""Whether the parts that an alignment declares inert are: its accuracy while they come from a third input."""
+"""Whether the parts that an alignment declares inert are: its accuracy while they come from a third
+input.
+"""
 
 import numpy as np
 import torch
@@ -10,35 +12,49 @@ from iit.intervened import IntervenedModel
 from iit.result import correct
 
 
-def inert_resampled(alignment: Alignment, pairs: EncodedPairs, *, seed: int = 0, batch_size: int = 64) -> np.ndarray:
-    """bool[n]: is the label still the answer when, beside the interchange, all inert parts are those of a third input?
+def inert_resampled(
+    alignment: Alignment, pairs: EncodedPairs, *, seed: int = 0, batch_size: int = 64
+) -> np.ndarray:
+    """bool[n]: is the label still the answer when, beside the interchange, all inert parts are
+    those of a third input?
 
-    The third input of a pair is another pair's base, another than its own: the pairs are put in a random cycle, and the next one that has
-    another base gives it. Only figures that also perturb what is declared unaligned tell valid hypotheses from invalid ones
-    (arXiv 2607.00267).
+    The third input of a pair is another pair's base, another than its own: the pairs are put in a
+    random cycle, and the next one that has another base gives it. Only figures that also perturb
+    what is declared unaligned tell valid hypotheses from invalid ones (arXiv 2607.00267).
 
     Raises ValueError for an alignment that declares nothing inert, and for pairs of one base.
     """
     if not alignment.inert:
         raise ValueError(
-            "The alignment declares nothing inert: say which parts do not matter (`inert`), or leave this figure out."
+            "The alignment declares nothing inert: say which parts do not matter (`inert`), or "
+            "leave this figure out."
         )
-    perturbed = IntervenedModel(alignment.studied or alignment.network, {**alignment.edits, **alignment.inert}).eval()
+    perturbed = IntervenedModel(
+        alignment.studied or alignment.network, {**alignment.edits, **alignment.inert}
+    ).eval()
     third = third_inputs(pairs, seed)
     right = np.zeros(len(pairs), dtype=bool)
     with evaluating(alignment):
         for batch in pairs.batches(batch_size):
             rows = batch["row"].numpy()
             other = pairs.batch(third[rows].tolist())["base"]
-            idle = {v: torch.zeros(len(rows), dtype=torch.bool) for v in alignment.variables if v not in batch["sources"]}
-            sources = (batch["sources"] if alignment.needs_source else {}) | dict.fromkeys(alignment.inert, other)
+            idle = {
+                v: torch.zeros(len(rows), dtype=torch.bool)
+                for v in alignment.variables
+                if v not in batch["sources"]
+            }
+            sources = (batch["sources"] if alignment.needs_source else {}) | dict.fromkeys(
+                alignment.inert, other
+            )
             logits = perturbed.answer_logits(batch["base"], sources, batch["active"] | idle).cpu()
             right[rows] = correct(logits, batch["base"]["answer"]).numpy()
     return right
 
 
 def third_inputs(pairs: EncodedPairs, seed: int) -> np.ndarray:
-    """int[n]: of each pair the number of another one, whose base is another. Raises ValueError where all have the same base."""
+    """int[n]: of each pair the number of another one, whose base is another. Raises ValueError
+    where all have the same base.
+    """
     bases = np.unique(pairs.bases, return_inverse=True)[1]
     if bases.max() == 0:
         raise ValueError("All pairs have the same base: there is no third input.")

@@ -1,4 +1,6 @@
-"""Whether a found subspace works through what the network reads: its read part and its null part, each swapped alone."""
+"""Whether a found subspace works through what the network reads: its read part and its null part,
+each swapped alone.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +17,14 @@ from iit.evaluation.controls import has_random_subspace, random_subspace
 from iit.evaluation.subspace import MOSTLY, span_of_rows, subspaces, within
 from iit.intervened import Edit, IntervenedModel
 from iit.intervened.sources import Variable, variables_of
-from iit.intervention import All, Identity, Intervention, LambdaIntervention, PrincipalComponents, SigmoidMask
+from iit.intervention import (
+    All,
+    Identity,
+    Intervention,
+    LambdaIntervention,
+    PrincipalComponents,
+    SigmoidMask,
+)
 from iit.intervention.operation import Swap
 from iit.network.answering import IGNORED
 from iit.result import logit_difference
@@ -24,20 +33,25 @@ from iit.site import Site, resolve
 
 
 def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[str, Alignment]:
-    """{"read_part": Alignment, "null_part": Alignment}: the same sites, each swapping one part of the found subspace.
+    """{"read_part": Alignment, "null_part": Alignment}: the same sites, each swapping one part of
+    the found subspace.
 
-    Q are the columns that a variable's edit swaps, P is the projection on what is read behind the site. The read part swaps the span
-    of the projections Pq of those principal directions q of which more than half is read (‖Pq‖² > 1/2; see `within`). The null part
-    swaps that of (1 − P)q of those of which more than half is not. A direction that is read for less has a projection of another
-    direction and a small length: blown up to length 1, it would be a piece of the read space, whatever the subspace.
+    Q are the columns that a variable's edit swaps, P is the projection on what is read behind the
+    site. The read part swaps the span of the projections Pq of those principal directions q of
+    which more than half is read (‖Pq‖² > 1/2; see `within`). The null part swaps that of (1 − P)q
+    of those of which more than half is not. A direction that is read for less has a projection of
+    another direction and a small length: blown up to length 1, it would be a piece of the read
+    space, whatever the subspace.
 
-    Where the whole subspace works and the read part alone does much less, the effect is an illusion (arXiv 2311.17030): a direction that
-    nothing reads carries the variable and steers, by its correlation, another one that is read and does not vary by itself. Compare it
-    with the read parts of the whole vector and of random subspaces (`read_controls`). A gap says less where the whole vector's read part has
-    one, too, and where few directions are read, each for several variables: then no part that is read holds one variable alone.
+    Where the whole subspace works and the read part alone does much less, the effect is an illusion
+    (arXiv 2311.17030): a direction that nothing reads carries the variable and steers, by its
+    correlation, another one that is read and does not vary by itself. Compare it with the read
+    parts of the whole vector and of random subspaces (`read_controls`). A gap says less where the
+    whole vector's read part has one, too, and where few directions are read, each for several
+    variables: then no part that is read holds one variable alone.
 
-    read: `read_spaces`. Variables that it lacks are left out. A read part of no dimension swaps nothing; there is no null part where none
-    has a dimension.
+    read: `read_spaces`. Variables that it lacks are left out. A read part of no dimension swaps
+    nothing; there is no null part where none has a dimension.
     """
     parts: dict[str, dict[str, Tensor]] = {"read_part": {}, "null_part": {}}
     found = subspaces(alignment)
@@ -51,38 +65,49 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
     return {name: _swapping(alignment, part) for name, part in parts.items()}
 
 
-def read_controls(alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int) -> dict[str, Alignment]:
-    """What to compare a read part with: `read_part/vanilla`, the swap of all that is read, and `read_part/random_subspace/0`, …, the read
+def read_controls(
+    alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int
+) -> dict[str, Alignment]:
+    """What to compare a read part with: `read_part/vanilla`, the swap of all that is read, and
+    `read_part/random_subspace/0`, …, the read
     parts of the controls `random_subspace/0`, … ."""
     others = {"read_part/vanilla": _swapping(alignment, read)}
     for number in range(n_random if has_random_subspace(alignment) else 0):
         random = random_subspace(alignment, seed * 1000 + number)
-        others[draw("read_part/random_subspace", number)] = split_by_reading(random, read)["read_part"]
+        others[draw("read_part/random_subspace", number)] = split_by_reading(random, read)[
+            "read_part"
+        ]
     return others
 
 
-def read_spaces(alignment: Alignment, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64) -> dict[str, Tensor]:
-    """{variable: `read_space` of its edit, Tensor[width, n]}, of the variables that these pairs interchange.
+def read_spaces(
+    alignment: Alignment, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64
+) -> dict[str, Tensor]:
+    """{variable: `read_space` of its edit, Tensor[width, n]}, of the variables that these pairs
+    interchange.
 
     What is read:
-    - where the activation is the input of a linear map (`mlp_activation`, `attention_value_output`, `Site(module=…,
-      side="input")` of a linear module; of some heads their columns): the row space of its weight. This is exact: what lies outside
-      changes no logit.
-    - elsewhere the leading right singular vectors of G that carry `energy` of its squared norm. The rows of G,
-      Tensor[pair·position, width], are gradients, with respect to the activation of the unedited base, of the logit of the label
-      minus that of the base's own answer where they first differ (where they do not, or it is not known: of the label's
-      log-probability at the first answer token). This is first order and estimated from these pairs: what only larger changes
+    - where the activation is the input of a linear map (`mlp_activation`, `attention_value_output`,
+      `Site(module=…, side="input")` of a linear module; of some heads their columns): the row space
+      of its weight. This is exact: what lies outside changes no logit.
+    - elsewhere the leading right singular vectors of G that carry `energy` of its squared norm. The
+      rows of G, Tensor[pair·position, width], are gradients, with respect to the activation of the
+      unedited base, of the logit of the label minus that of the base's own answer where they first
+      differ (where they do not, or it is not known: of the label's log-probability at the first
+      answer token). This is first order and estimated from these pairs: what only larger changes
       bring about counts as not read, and so does what the gradients have little of.
 
     Of an edit with several sites, what any of them reads.
 
     pairs: one split of the alignment's pairs.
 
-    Raises ValueError for an energy outside of (0, 1], interventions that do not swap a linear subspace of less than the whole
-    width, and joint edits.
+    Raises ValueError for an energy outside of (0, 1], interventions that do not swap a linear
+    subspace of less than the whole width, and joint edits.
     """
     if not 0 < energy <= 1:
-        raise ValueError(f"energy={energy} is a share of the gradients' squared norm: above 0, at most 1.")
+        raise ValueError(
+            f"energy={energy} is a share of the gradients' squared norm: above 0, at most 1."
+        )
     linear = set(subspaces(alignment))
     interchanged = {variable for variables in pairs.interchanged for variable in variables}
     spaces = {}
@@ -91,27 +116,44 @@ def read_spaces(alignment: Alignment, pairs: EncodedPairs, *, energy: float = 0.
         if not interchanged & set(variables):
             continue
         if edit.joint:
-            raise ValueError(f"{edit.intervention} edits several positions as one vector: nothing reads these together.")
+            raise ValueError(
+                f"{edit.intervention} edits several positions as one vector: nothing reads these "
+                "together."
+            )
         if not {str(variable) for variable in variables} <= linear:
-            raise ValueError(f"{edit.intervention} swaps no linear subspace of its sites: there is nothing to split.")
+            raise ValueError(
+                f"{edit.intervention} swaps no linear subspace of its sites: there is nothing to "
+                "split."
+            )
         space = read_space(alignment, key, pairs, energy=energy, batch_size=batch_size)
         spaces |= {str(variable): space for variable in variables}
     return spaces
 
 
 def read_space(
-    alignment: Alignment, key: Variable, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64
+    alignment: Alignment,
+    key: Variable,
+    pairs: EncodedPairs,
+    *,
+    energy: float = 0.99,
+    batch_size: int = 64,
 ) -> Float[Tensor, "width n"]:
-    """Orthonormal columns (fp64) that span what is read behind the sites of one edit; see `read_spaces`.
+    """Orthonormal columns (fp64) that span what is read behind the sites of one edit; see
+    `read_spaces`.
 
-    Raises ValueError where gradients are needed and these pairs interchange none of the edit's variables.
+    Raises ValueError where gradients are needed and these pairs interchange none of the edit's
+    variables.
     """
     edit = alignment.edits[key]
     spaces = []
     for site in edit.sites:
         weight = _reader(alignment.network, site)
         if weight is None:
-            spaces.append(span_of_rows(_gradients(alignment, variables_of(key, edit), site, pairs, batch_size), energy))
+            spaces.append(
+                span_of_rows(
+                    _gradients(alignment, variables_of(key, edit), site, pairs, batch_size), energy
+                )
+            )
         else:
             spaces.append(span_of_rows(weight))
     return span_of_rows(torch.cat(spaces, 1).T) if len(spaces) > 1 else spaces[0]
@@ -129,20 +171,32 @@ def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | No
 
 
 def _gradients(
-    alignment: Alignment, variables: tuple[Variable, ...], site: Site, pairs: EncodedPairs, batch_size: int
+    alignment: Alignment,
+    variables: tuple[Variable, ...],
+    site: Site,
+    pairs: EncodedPairs,
+    batch_size: int,
 ) -> Float[Tensor, "n width"]:
-    """Of each pair's readout by the unedited activation of its base, one row a position; 0 where the edit is inactive."""
+    """Of each pair's readout by the unedited activation of its base, one row a position; 0 where
+    the edit is inactive.
+    """
     added: list[Tensor] = []
 
     def probe(activation: Tensor) -> Tensor:
         added[:] = [torch.zeros_like(activation, requires_grad=True)]
         return activation + added[0]
 
-    probed = IntervenedModel(alignment.studied or alignment.network, {site: LambdaIntervention(probe)})
+    probed = IntervenedModel(
+        alignment.studied or alignment.network, {site: LambdaIntervention(probe)}
+    )
     rows = []
     for batch in pairs.batches(batch_size):
         everywhere = torch.ones(len(batch["row"]), dtype=torch.bool)
-        flags = [batch["active"].get(variable, everywhere) for variable in variables if variable in pairs.variables]
+        flags = [
+            batch["active"].get(variable, everywhere)
+            for variable in variables
+            if variable in pairs.variables
+        ]
         active = torch.stack([~everywhere, *flags]).any(0)
         if not bool(active.any()):
             continue
@@ -151,14 +205,21 @@ def _gradients(
             told = _readout(logits, batch["base"]["answer"], batch.get("base_answer"))
             rows.append(torch.autograd.grad(told.sum(), added)[0].flatten(0, 1).cpu())
     if not rows:
-        raise ValueError(f"What is read at {site} is estimated from pairs that interchange one of {list(map(str, variables))}.")
+        raise ValueError(
+            f"What is read at {site} is estimated from pairs that interchange one of "
+            f"{list(map(str, variables))}."
+        )
     return torch.cat(rows)
 
 
 def _readout(
-    logits: Float[Tensor, "batch n_answer vocab"], label: Int[Tensor, "..."], own: Int[Tensor, "..."] | None
+    logits: Float[Tensor, "batch n_answer vocab"],
+    label: Int[Tensor, "..."],
+    own: Int[Tensor, "..."] | None,
 ) -> Float[Tensor, " batch"]:
-    """logit(label) − logit(own answer) where they first differ; else the label's log-probability (of all its right tokens)."""
+    """logit(label) − logit(own answer) where they first differ; else the label's log-probability
+    (of all its right tokens).
+    """
     first = logits[:, 0].float()
     right = label[:, 0] if label.ndim == 3 else label[:, :1]
     among = first.gather(1, right.clamp(min=0)).masked_fill(right == IGNORED, -torch.inf)

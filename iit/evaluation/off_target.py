@@ -17,16 +17,22 @@ from iit.result import Row, correct, where
 from iit.result.vocabulary import OFF_TARGET
 
 
-def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) -> dict[str, np.ndarray]:
-    """{variable: bool[n]}: is the label of a pair that interchanges one other variable the answer when this variable's edit is done
-    with the pair's source? False in all other pairs.
+def off_target(
+    alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64
+) -> dict[str, np.ndarray]:
+    """{variable: bool[n]}: is the label of a pair that interchanges one other variable the answer
+    when this variable's edit is done with the pair's source? False in all other pairs.
 
     A share above what random subspaces give says that the edit carries the other variable, too.
     """
     right = {str(variable): np.zeros(len(pairs), dtype=bool) for variable in alignment.variables}
     if set(right) >= set(pairs.variables) and len(pairs.variables) == 1:
         return {}
-    reads = {str(v): e.intervention.needs_source for key, e in alignment.edits.items() for v in variables_of(key, e)}
+    reads = {
+        str(v): e.intervention.needs_source
+        for key, e in alignment.edits.items()
+        for v in variables_of(key, e)
+    }
     alone = np.array([names[0] if len(names) == 1 else "" for names in pairs.interchanged])
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns):
@@ -35,7 +41,11 @@ def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) 
                 for other in sorted({*here} - {variable, ""}):
                     rows = torch.from_numpy(np.flatnonzero(here == other))
                     base = rows_of(batch["base"], rows)
-                    source = {variable: rows_of(batch["sources"][other], rows)} if reads[variable] else None
+                    source = (
+                        {variable: rows_of(batch["sources"][other], rows)}
+                        if reads[variable]
+                        else None
+                    )
                     active = {name: name == variable for name in alignment.variables}
                     logits = alignment.answer_logits(base, source, active).cpu()
                     found[batch["row"][rows].numpy()] = correct(logits, base["answer"]).numpy()
@@ -43,14 +53,27 @@ def off_target(alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64) 
 
 
 def off_target_rows(
-    variable: str, right: np.ndarray, encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
+    variable: str,
+    right: np.ndarray,
+    encoded: EncodedPairs,
+    among: np.ndarray,
+    facts: Mapping[str, Any],
+    resamples: int,
 ) -> list[Row]:
-    """IIA of a variable's edit where another variable is to be swapped: `off_target/VARIABLE` among that one's rows.
+    """IIA of a variable's edit where another variable is to be swapped: `off_target/VARIABLE` among
+    that one's rows.
 
-    right: bool[n], what `off_target` found. among: bool[n], pairs that interchange the other variable, which `facts` names. Those count in
-    which no other variable differs, as far as any of them is changing: there an edit that carries its own variable alone changes nothing.
+    right: bool[n], what `off_target` found. among: bool[n], pairs that interchange the other
+    variable, which `facts` names. Those count in which no other variable differs, as far as any of
+    them is changing: there an edit that carries its own variable alone changes nothing.
     """
-    alone = among & np.array([kind == facts["variable"] for kind in encoded.kinds or [""] * len(encoded)])
+    alone = among & np.array(
+        [kind == facts["variable"] for kind in encoded.kinds or [""] * len(encoded)]
+    )
     among = alone if (alone & encoded.changing.numpy()).any() else among
     rows = where(scores({None: right}, encoded, among, facts, resamples), metric="iia")
-    return [replace(row, control=f"{OFF_TARGET}{variable}") for row in rows if row.subset in ("all", "changing")]
+    return [
+        replace(row, control=f"{OFF_TARGET}{variable}")
+        for row in rows
+        if row.subset in ("all", "changing")
+    ]

@@ -23,12 +23,13 @@ class Outcomes(NamedTuple):
 
     right: bool[n], whether the label is the argmax at every answer token; None: the causal model's
         label, a name: that of `EncodedPairs.alternatives`.
-    difference: float[n], logit of the label − logit of the base's own answer, where their tokens first differ; NaN where they do
-        not, where the base's answer is not known, and where several answers are right.
+    difference: float[n], logit of the label − logit of the base's own answer, where their tokens
+        first differ; NaN where they do not, where the base's answer is not known, and where several
+        answers are right.
     forced: float[n], 1 where the label is the likeliest among the pair's alternatives, else 0.
-        Compared are log-probabilities of all tokens, each answer teacher-forced, whatever its length.
-        An alternative does not count that is the label, begins it or is begun by it. NaN where none
-        counts, and where several answers are right.
+        Compared are log-probabilities of all tokens, each answer teacher-forced, whatever its
+        length. An alternative does not count that is the label, begins it or is begun by it. NaN
+        where none counts, and where several answers are right.
     """
 
     right: dict[str | None, np.ndarray]
@@ -37,12 +38,17 @@ class Outcomes(NamedTuple):
 
 
 def outcomes(
-    alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64, edited: bool = True, apart: bool = False
+    alignment: Alignment,
+    pairs: EncodedPairs,
+    *,
+    batch_size: int = 64,
+    edited: bool = True,
+    apart: bool = False,
 ) -> Outcomes:
     """Score every pair by the causal model's label and by its alternatives.
 
-    Answers of one token are scored in one pass over the network. Longer ones are teacher-forced, which
-    takes a pass for each alternative.
+    Answers of one token are scored in one pass over the network. Longer ones are teacher-forced,
+    which takes a pass for each alternative.
 
     edited: False leaves every edit out, for the network's own answer on the base.
     apart: as `EncodedPairs.batches` takes it, for what one pair has from another of its batch.
@@ -64,7 +70,9 @@ def outcomes(
                 there = logits
                 if longer:
                     forced_answer = _continued(theirs, label) if at_answer else theirs
-                    there = _logits(alignment, batch, forced_answer, edited)[:, : theirs.shape[1]].cpu()
+                    there = _logits(alignment, batch, forced_answer, edited)[
+                        :, : theirs.shape[1]
+                    ].cpu()
                 right[name][rows.numpy()] = correct(there, theirs).numpy()
                 if label.ndim == theirs.ndim == 2:
                     gap = logit_difference(logits, label, theirs)
@@ -81,10 +89,10 @@ def outcomes(
 def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarray:
     """float[n]: does the whole vector of the variable's sites give the source's own answer?
 
-    NaN in pairs that do not count. Pairs of one variable count whose label is the source's answer and
-    not the base's. Where a site of the residual stream (or a module) holds every token of the prompts,
-    all count whose source has another answer than the base: nothing of the base passes beside it. A
-    low figure says that the network also reads the variable elsewhere.
+    NaN in pairs that do not count. Pairs of one variable count whose label is the source's answer
+    and not the base's. Where a site of the residual stream (or a module) holds every token of the
+    prompts, all count whose source has another answer than the base: nothing of the base passes
+    beside it. A low figure says that the network also reads the variable elsewhere.
 
     whole: outcomes of vanilla patching.
     """
@@ -96,7 +104,9 @@ def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarra
     for variable in pairs.variables:
         name = f"source/{variable}"
         answers = pairs.alternatives.get(name, base_answers)
-        edits = [edit for key, edit in alignment.edits.items() if variable in variables_of(key, edit)]
+        edits = [
+            edit for key, edit in alignment.edits.items() if variable in variables_of(key, edit)
+        ]
         covered = any(_holds_all(site, inputs) for edit in edits for site in edit.sites)
         counted = np.array(differ(answers, base_answers))
         counted &= ~np.array(differ(answers, inputs["answer"])) | covered
@@ -133,11 +143,13 @@ def evaluating(alignment: Alignment) -> Iterator[None]:
 def _continued(answers: Tensor, label: Tensor) -> Tensor:
     """The answers, LongTensor[batch, n], with the label's tokens behind those that are shorter.
 
-    A site at `answer[k]` has to be there in every pair. What stands behind an answer does not change
-    how likely its own tokens are.
+    A site at `answer[k]` has to be there in every pair. What stands behind an answer does not
+    change how likely its own tokens are.
     """
     width = max(answers.shape[1], label.shape[1])
-    longer, behind = (pad(one, (0, width - one.shape[1]), value=IGNORED) for one in (answers, label))
+    longer, behind = (
+        pad(one, (0, width - one.shape[1]), value=IGNORED) for one in (answers, label)
+    )
     return torch.where(longer == IGNORED, behind, longer)
 
 

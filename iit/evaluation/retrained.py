@@ -1,4 +1,6 @@
-"""Controls that have to be trained as the alignment was: on shuffled labels, an untrained network, a wrong site, from other seeds."""
+"""Controls that have to be trained as the alignment was: on shuffled labels, an untrained network,
+a wrong site, from other seeds.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,19 +26,26 @@ Refit = Callable[[Mapping[str, Alignment], Pairs, int], Any]
 
 
 def retrained(
-    alignment: Alignment, pairs: Pairs, refit: Refit, *, seeds: int, seed: int, elsewhere: Mapping[str, Any] | None
+    alignment: Alignment,
+    pairs: Pairs,
+    refit: Refit,
+    *,
+    seeds: int,
+    seed: int,
+    elsewhere: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Alignment], dict[str, str]]:
     """({control: alignment, trained as the given one was}, {control: why there is none}).
 
-    `seed/K`: other draws of the start, on the same pairs in the same order. `least_rank`, `rank/K`: see
-    `lower_ranks`.
-    `wrong_site`: the same intervention at a site that sees no token that the variable depends on (see
-    `displaced` and `sees`). `shuffled_label`: the labels of the training and validation pairs are
-    permuted. `untrained_network`: the same architecture with random weights and the trained network's
-    prompts, which are not filtered again.
+    `seed/K`: other draws of the start, on the same pairs in the same order. `least_rank`, `rank/K`:
+    see `lower_ranks`.
+    `wrong_site`: the same intervention at a site that sees no token that the variable depends on
+    (see `displaced` and `sees`). `shuffled_label`: the labels of the training and validation pairs
+    are permuted. `untrained_network`: the same architecture with random weights and the trained
+    network's prompts, which are not filtered again.
 
-    Nothing is trained where the pairs lack what a training needs: a training and a validation split, and all of the alignment's variables.
-    Where nothing of the alignment is trained (no parameter requires gradients) the labels have no part in it, and are not shuffled.
+    Nothing is trained where the pairs lack what a training needs: a training and a validation
+    split, and all of the alignment's variables. Where nothing of the alignment is trained (no
+    parameter requires gradients) the labels have no part in it, and are not shuffled.
     """
     lacking = sorted({"train", "validation"} - set(pairs.dataset["split"])) + sorted(
         {str(v) for v in alignment.variables} - set(pairs.variables)
@@ -51,7 +60,9 @@ def retrained(
         wrong.check_apart()
         if sees(wrong, pairs):
             where = elsewhere or "the first tokens"
-            raise ValueError(f"at {where} stands what the variable depends on; set trust.wrong_site")
+            raise ValueError(
+                f"at {where} stands what the variable depends on; set trust.wrong_site"
+            )
         made["wrong_site"] = wrong
     except ValueError as error:
         missing["wrong_site"] = str(error)
@@ -82,8 +93,8 @@ def displaced(site: Site, elsewhere: Mapping[str, Any] | None) -> Site:
 def sees(alignment: Alignment, pairs: Pairs) -> bool:
     """Whether an alignment's sites follow the inputs that its variables depend on.
 
-    These inputs are exchanged among test prompts while all others stay; then the activations change.
-    Raises ValueError for pairs without a causal model.
+    These inputs are exchanged among test prompts while all others stay; then the activations
+    change. Raises ValueError for pairs without a causal model.
     """
     task, network = pairs.task, alignment.studied
     if task is None or pairs.prompts is None or network is None:
@@ -94,7 +105,9 @@ def sees(alignment: Alignment, pairs: Pairs) -> bool:
     inputs = dict(prompts.inputs)
     for name in causes.intersection(inputs):
         inputs[name] = [*inputs[name][1:], inputs[name][0]]
-    sites = [site for edit in alignment.edits.values() for site in (*edit.sites, *edit.source_sites)]
+    sites = [
+        site for edit in alignment.edits.values() for site in (*edit.sites, *edit.source_sites)
+    ]
     seen = []
     for each in (prompts, write(task, inputs)):
         table = dataset(columns_of(Paired(each, {}, {}, each.answers, {}), "test"))
@@ -114,12 +127,19 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = {name: list(pairs.dataset[name]) for name in ("split", "label")}
     labels = list(columns["label"])
-    for split in dict.fromkeys(columns["split"]):  # a set of texts has another order in each process
+    # a set of texts has another order in each process
+    for split in dict.fromkeys(columns["split"]):
         rows = [i for i, s in enumerate(columns["split"]) if s == split]
         for row, other in zip(rows, rng.permutation(rows).tolist(), strict=True):
             labels[row] = columns["label"][other]
-    dataset = pairs.dataset.remove_columns("label").add_column("label", labels)  # pyright: ignore[reportCallIssue]
+    dataset = _with_column(pairs.dataset, "label", labels)
     if "base_answer" in pairs.dataset.column_names:
-        changing = [label != own for label, own in zip(labels, pairs.dataset["base_answer"], strict=True)]
-        dataset = dataset.remove_columns("changing").add_column("changing", changing)  # pyright: ignore[reportCallIssue]
+        changing = [
+            label != own for label, own in zip(labels, pairs.dataset["base_answer"], strict=True)
+        ]
+        dataset = _with_column(dataset, "changing", changing)
     return replace(pairs, dataset=dataset, again=None)
+
+
+def _with_column(dataset: Any, name: str, values: list[Any]) -> Any:
+    return dataset.remove_columns(name).add_column(name, values)

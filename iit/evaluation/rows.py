@@ -12,20 +12,33 @@ from iit.result.vocabulary import COMPARED, KIND
 
 
 def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> dict[str, Any]:
-    """The columns of a row that tell which cell it belongs to; of several variables the first one's edit is described."""
+    """The columns of a row that tell which cell it belongs to; of several variables the first one's
+    edit is described.
+    """
     what = {
-        "network": alignment.studied.name if alignment.studied else type(alignment.network).__name__,
+        "network": alignment.studied.name
+        if alignment.studied
+        else type(alignment.network).__name__,
         "task": pairs.task.name if pairs.task else "file",
     }
     if not variables:
-        return dict.fromkeys(("variable", "method", "component", "layer", "head", "position", "rank")) | what
-    edit = next(e for key, e in alignment.edits.items() if variables[0] in (key, *(e.intervention.blocks or ())))
+        return (
+            dict.fromkeys(("variable", "method", "component", "layer", "head", "position", "rank"))
+            | what
+        )
+    edit = next(
+        e
+        for key, e in alignment.edits.items()
+        if variables[0] in (key, *(e.intervention.blocks or ()))
+    )
     site = edit.sites[0]
     several = len(edit.sites) > 1
     return what | {
         "variable": "+".join(variables),
         "method": edit.intervention.name,
-        "component": "+".join(str(s) for s in edit.sites) if several else site.component or f"{site.module}:{site.side}",
+        "component": "+".join(str(s) for s in edit.sites)
+        if several
+        else site.component or f"{site.module}:{site.side}",
         "layer": None if several else site.layer,
         "head": None if several else _plain(site.head),
         "position": None if several else _plain(site.position),
@@ -38,27 +51,46 @@ def _plain(value: Any) -> Any:
 
 
 def scores(
-    arms: Mapping[str | None, np.ndarray], encoded: EncodedPairs, among: np.ndarray, facts: Mapping[str, Any], resamples: int
+    arms: Mapping[str | None, np.ndarray],
+    encoded: EncodedPairs,
+    among: np.ndarray,
+    facts: Mapping[str, Any],
+    resamples: int,
 ) -> list[Row]:
-    """IIA of the arms {control: bool[n]} on all, on changing and on the other pairs, and how the trained one differs from its controls;
-    of the trained one also on pairs of each kind (`kind/NAME`), where there are several. Where pairs know what their bases ask for, the
-    unchanging pairs are also given in two parts: another variable is asked for, or the value is the same.
+    """IIA of the arms {control: bool[n]} on all, on changing and on the other pairs, and how the
+    trained one differs from its controls;
+    of the trained one also on pairs of each kind (`kind/NAME`), where there are several. Where
+    pairs know what their bases ask for, the unchanging pairs are also given in two parts: another
+    variable is asked for, or the value is the same.
 
-    `disentangle` is the mean of the IIA on changing pairs (cause) and on the others (isolate; arXiv 2402.17700), where there are both.
+    `disentangle` is the mean of the IIA on changing pairs (cause) and on the others (isolate; arXiv
+    2402.17700), where there are both.
 
     among: bool[n], the pairs that count. facts: the columns that tell whose rows they are.
     """
     changing, clusters = encoded.changing.numpy(), encoded.clusters
     rows = []
 
-    def add(subset: str, chosen: np.ndarray, control: str | None, metric: str, values: np.ndarray, **options: Any) -> None:
+    def add(
+        subset: str,
+        chosen: np.ndarray,
+        control: str | None,
+        metric: str,
+        values: np.ndarray,
+        **options: Any,
+    ) -> None:
         interval = clustered_interval(values, clusters[chosen], resamples=resamples, **options)
-        rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
+        rows.append(
+            Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict())
+        )
 
     parts = {}
     if encoded.asked is not None:
         asked = np.array(encoded.asked)
-        parts = {"unchanging/another_asked": ~changing & ~asked, "unchanging/same_value": ~changing & asked}
+        parts = {
+            "unchanging/another_asked": ~changing & ~asked,
+            "unchanging/same_value": ~changing & asked,
+        }
     kinds = np.array(encoded.kinds or [""] * len(encoded))
     if len(set(kinds[among])) > 1:
         parts |= {f"{KIND}{kind}": kinds == kind for kind in np.unique(kinds[among])}
@@ -66,7 +98,11 @@ def scores(
         chosen = among & part
         if chosen.any():
             add(name, chosen, None, "iia", arms[None][chosen].astype(float))
-    for subset, chosen in (("all", among), ("changing", among & changing), ("unchanging", among & ~changing)):
+    for subset, chosen in (
+        ("all", among),
+        ("changing", among & changing),
+        ("unchanging", among & ~changing),
+    ):
         if not chosen.any():
             continue
         scored = {control: right[chosen].astype(float) for control, right in arms.items()}
@@ -81,7 +117,14 @@ def scores(
     if len(set(changing[among].tolist())) == 2:
         for control in (None, "vanilla", "random_subspace"):
             if control in arms:
-                add("all", among, control, "disentangle", arms[control][among].astype(float), groups=changing[among])
+                add(
+                    "all",
+                    among,
+                    control,
+                    "disentangle",
+                    arms[control][among].astype(float),
+                    groups=changing[among],
+                )
     return rows
 
 
@@ -101,8 +144,12 @@ def readout(
     bounded, clusters = metric != "logit_difference", encoded.clusters[chosen]
     rows = []
     for control, values in arms.items():
-        interval = clustered_interval(values[chosen], clusters, bounded=bounded, resamples=resamples)
-        rows.append(Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict()))
+        interval = clustered_interval(
+            values[chosen], clusters, bounded=bounded, resamples=resamples
+        )
+        rows.append(
+            Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict())
+        )
     return rows
 
 

@@ -9,7 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iit.alignment import Alignment
-from iit.intervention import All, Frame, Identity, Intervention, PrincipalComponents, SoftGate, Subset
+from iit.intervention import (
+    All,
+    Frame,
+    Identity,
+    Intervention,
+    PrincipalComponents,
+    SoftGate,
+    Subset,
+)
 from iit.intervention.operation import Swap
 from iit.intervention.precision import widened
 
@@ -18,13 +26,17 @@ Space = Float[Tensor, "width dimension"]
 ROUNDING = 1e-5
 """Singular values below this share of the largest count as 0."""
 MOSTLY = 0.5 + ROUNDING
-"""A direction counts as inside a space from this squared cosine on: more than half of it lies there."""
+"""A direction counts as inside a space from this squared cosine on: more than half of it lies
+there.
+"""
 DRAWS = 50
 """Random subspaces that a null is drawn from."""
 
 
 def subspaces(alignment: Alignment) -> dict[str, Tensor]:
-    """{variable: orthonormal columns, Tensor[width, rank]} of the variables whose edits swap a linear subspace; learned gates are hard."""
+    """{variable: orthonormal columns, Tensor[width, rank]} of the variables whose edits swap a
+    linear subspace; learned gates are hard.
+    """
     found = {}
     for key, edit in alignment.edits.items():
         vectors = swapped(edit.intervention)
@@ -37,7 +49,9 @@ def subspaces(alignment: Alignment) -> dict[str, Tensor]:
 
 
 def swapped(intervention: Intervention) -> Subspace | None:
-    """Orthonormal columns of the subspace that is swapped; None where there is none (no swap, a curved map, the whole space)."""
+    """Orthonormal columns of the subspace that is swapped; None where there is none (no swap, a
+    curved map, the whole space).
+    """
     basis, gate = intervention.basis, intervention.gate
     if not isinstance(intervention.operation, Swap) or intervention.kind != "edit":
         return None
@@ -64,7 +78,8 @@ def swapped(intervention: Intervention) -> Subspace | None:
 def principal_angles(one: Subspace, other: Space) -> Float[Tensor, " angles"]:
     """Degrees between two subspaces, ascending; as many as the smaller one has dimensions.
 
-    cos θᵢ are the singular values of QᵀQ'; below 45° sin θᵢ, those of (1 − QQᵀ)Q', is the more precise.
+    cos θᵢ are the singular values of QᵀQ'; below 45° sin θᵢ, those of (1 − QQᵀ)Q', is the more
+    precise.
     """
     small, large = sorted((widened(one), widened(other)), key=lambda q: q.shape[1])
     cosines = torch.linalg.svdvals(large.T @ small).clamp(max=1)
@@ -75,11 +90,14 @@ def principal_angles(one: Subspace, other: Space) -> Float[Tensor, " angles"]:
 def distances(found: Subspace, truth: Space) -> dict[str, float]:
     """{metric: how far a found subspace Q of r dimensions is from a true one T of k}.
 
-    - principal_angle: degrees from the direction of T that is farthest from Q to Q: 0 where Q contains T, 90 where r < k.
-    - found_in_truth: degrees from the direction of Q that is farthest from T to T: 0 where T contains Q, 90 where r > k.
-    - projection_distance: ‖P_Q − P_T‖_F / √(r + k) = √((2 Σ sin² θᵢ + |r − k|) / (r + k)). It is 0 where they are equal and 1 where
-      they are orthogonal. For r = k it is the root mean square of the sines of the principal angles θᵢ; else it is at least
-      √(|r − k| / (r + k)), which it is where one contains the other.
+    - principal_angle: degrees from the direction of T that is farthest from Q to Q: 0 where Q
+      contains T, 90 where r < k.
+    - found_in_truth: degrees from the direction of Q that is farthest from T to T: 0 where T
+      contains Q, 90 where r > k.
+    - projection_distance: ‖P_Q − P_T‖_F / √(r + k) = √((2 Σ sin² θᵢ + |r − k|) / (r + k)). It is 0
+      where they are equal and 1 where they are orthogonal. For r = k it is the root mean square of
+      the sines of the principal angles θᵢ; else it is at least √(|r − k| / (r + k)), which it is
+      where one contains the other.
     """
     angles = principal_angles(found, truth)
     largest = max(angles.tolist(), default=0.0)
@@ -95,15 +113,18 @@ def distances(found: Subspace, truth: Space) -> dict[str, float]:
 def within(subspace: Subspace, space: Space) -> Float[Tensor, "dimension part"]:
     """What a subspace is inside of a space: orthonormal columns, in coordinates of the space.
 
-    With UΣVᵀ = AᵀQ, A the columns of the space and Q those of the subspace, they are uᵢ for every σᵢ² = cos² θᵢ > 1/2. A direction of
-    which less lies there has a short projection. Stretched to length 1 that would be a piece of the space, whatever the subspace.
+    With UΣVᵀ = AᵀQ, A the columns of the space and Q those of the subspace, they are uᵢ for every
+    σᵢ² = cos² θᵢ > 1/2. A direction of which less lies there has a short projection. Stretched to
+    length 1 that would be a piece of the space, whatever the subspace.
     """
     left, cosines, _ = torch.linalg.svd(widened(space).T @ widened(subspace), full_matrices=False)
     return left[:, cosines**2 > MOSTLY]
 
 
 def span_of_rows(rows: Float[Tensor, "n width"], energy: float = 1.0) -> Subspace:
-    """The leading right singular vectors that carry `energy` of the squared norm, in double precision."""
+    """The leading right singular vectors that carry `energy` of the squared norm, in double
+    precision.
+    """
     _, strength, across = torch.linalg.svd(rows.double(), full_matrices=False)
     squares = strength**2
     before = squares.cumsum(0) - squares
@@ -116,10 +137,14 @@ def pairwise_angles(frames: Sequence[Tensor]) -> list[float]:
 
 
 def random_angles(width: int, ranks: Sequence[int], draws: int = DRAWS) -> np.ndarray:
-    """float[draws]: the mean of `pairwise_angles` of random subspaces of these ranks, from a generator of its own."""
+    """float[draws]: the mean of `pairwise_angles` of random subspaces of these ranks, from a
+    generator of its own.
+    """
     generator = torch.Generator().manual_seed(0)
     means = []
     for _ in range(draws):
-        frames = [torch.linalg.qr(torch.randn(width, rank, generator=generator))[0] for rank in ranks]
+        frames = [
+            torch.linalg.qr(torch.randn(width, rank, generator=generator))[0] for rank in ranks
+        ]
         means.append(np.mean(pairwise_angles(frames)))
     return np.array(means)

@@ -32,13 +32,18 @@ def sweep(
     experiment: str | None = None,
     progress: bool = False,
 ) -> list[Row]:
-    """Interchange intervention accuracy of the whole vector at every component × layer × head × position, on one split.
+    """Interchange intervention accuracy of the whole vector at every component × layer × head ×
+    position, on one split.
 
-    Rows as `evaluate` gives them, a cell for each site; no control, for nothing is trained. Choose by validation rows.
+    Rows as `evaluate` gives them, a cell for each site; no control, for nothing is trained. Choose
+    by validation rows.
 
-    layers: all blocks by default. heads: of the components that have any, one at a time (or several as one site); none by default. positions: roles or token indices; by default every index that all
-    prompts of the split have (of the base and the source the same one, which suits prompts of one template).
-    store, batch_size, progress: as `patched` takes them. resamples: of the bootstrap behind the intervals.
+    layers: all blocks by default. heads: of the components that have any, one at a time (or several
+    as one site); none by default. positions: roles or token indices; by default every index that
+    all prompts of the split have (of the base and the source the same one, which suits prompts of
+    one template).
+    store, batch_size, progress: as `patched` takes them. resamples: of the bootstrap behind the
+        intervals.
 
     Raises ValueError for sites the network lacks, and positions a prompt lacks.
     """
@@ -47,12 +52,24 @@ def sweep(
     contrast = Contrast.of(network, encoded, variable=variable, every=True)
     cells = grid(contrast, components=components, layers=layers, heads=heads, positions=positions)
     sites = [cell.site for cell in cells]
-    found = patched(network, encoded, sites, variable=variable, store=store, batch_size=batch_size, progress=progress)
+    found = patched(
+        network,
+        encoded,
+        sites,
+        variable=variable,
+        store=store,
+        batch_size=batch_size,
+        progress=progress,
+    )
     among = np.array([variable in names for names in encoded.interchanged])
     rows = []
     for site, (right, difference) in found.items():
         cell = Alignment(network, {variable: Edit(site, VanillaIntervention())})
-        facts = describe(cell, pairs, (variable,)) | {"seed": seed, "split": split, "experiment": experiment}
+        facts = describe(cell, pairs, (variable,)) | {
+            "seed": seed,
+            "split": split,
+            "experiment": experiment,
+        }
         rows += scores({None: right}, encoded, among, facts, resamples)
         rows += readout({None: difference}, encoded, among, facts, resamples)
     return rows

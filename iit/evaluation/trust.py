@@ -26,7 +26,8 @@ THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "illusion": (0.1, 0.3),
     "divergence": (0.25, 0.75),
 }
-"""Criterion → (passes up to here, fails beyond): each for the whole interval. What each one compares is in `iit.evaluation.verdict`.
+"""Criterion → (passes up to here, fails beyond): each for the whole interval. What each one
+compares is in `iit.evaluation.verdict`.
 
 `conf/trust/thresholds/default.yaml` says the same to runs.
 """
@@ -35,7 +36,8 @@ THRESHOLDS: Mapping[str, tuple[float, float]] = {
 def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """`THRESHOLDS` with those that are given in their place.
 
-    Raises ValueError for unknown criteria, what is no pair of numbers, and a pair in the wrong order.
+    Raises ValueError for unknown criteria, what is no pair of numbers, and a pair in the wrong
+    order.
     """
     unknown = sorted(set(given) - set(THRESHOLDS))
     if unknown:
@@ -48,19 +50,32 @@ def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         except (TypeError, ValueError):
             good, fair = float("nan"), float("nan")
         if not (good >= fair if higher else good <= fair):
-            order = "the higher first, as higher figures are better" if higher else "the lower first, as lower figures are better"
-            raise ValueError(f"thresholds: {name} takes [passes up to here, fails beyond], {order}; got {pair}.")
+            order = (
+                "the higher first, as higher figures are better"
+                if higher
+                else "the lower first, as lower figures are better"
+            )
+            raise ValueError(
+                f"thresholds: {name} takes [passes up to here, fails beyond], {order}; got {pair}."
+            )
         found[name] = (good, fair)
     return found
 
 
-def train_alike(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int, **options: Any) -> None:
-    """Fit alignments side by side; those with nothing to train are set by the activations of the training bases (see `initialise`)."""
-    trainable = {name: a for name, a in alignments.items() if any(p.requires_grad for p in a.parameters())}
+def train_alike(
+    alignments: Mapping[str, Alignment], pairs: Pairs, seed: int, **options: Any
+) -> None:
+    """Fit alignments side by side; those with nothing to train are set by the activations of the
+    training bases (see `initialise`).
+    """
+    trainable = {
+        name: a for name, a in alignments.items() if any(p.requires_grad for p in a.parameters())
+    }
     for name in alignments.keys() - trainable.keys():
         initialise(alignments[name], pairs)
     if trainable:
-        from iit.alignment import fit  # Lightning, which evaluation without these controls does not need
+        # Lightning, which evaluation without these controls does not need
+        from iit.alignment import fit
 
         fit(trainable, pairs, seed=seed, **options)
 
@@ -71,15 +86,18 @@ class Trust:
 
     random_subspaces: draws of a random subspace of equal rank.
     resamples: of the bootstrap behind every interval.
-    full: also what has to be trained again (labels shuffled, an untrained network, a wrong site, other seeds), the other variables'
-        pairs, the diagnostics of illusion and divergence, and, in small networks, the abstraction error.
+    full: also what has to be trained again (labels shuffled, an untrained network, a wrong site,
+        other seeds), the other variables' pairs, the diagnostics of illusion and divergence, and,
+        in small networks, the abstraction error.
     seeds: with `full`, how many trainings are compared, the alignment's own among them.
-    wrong_site: with `full`, what is different at the wrong site, {"position": 0} or {"module": …}; by default the first tokens of the
-        prompt. It is left out where it sees a token that the variable depends on.
+    wrong_site: with `full`, what is different at the wrong site, {"position": 0} or {"module": …};
+        by default the first tokens of the prompt. It is left out where it sees a token that the
+        variable depends on.
     interventions: with `full`, how many the abstraction error draws in each direction.
     thresholds: criterion → (passes up to here, fails beyond), in place of those of `THRESHOLDS`.
 
-    Raises ValueError for thresholds that `thresholds_with` refuses, for fewer than two seeds, and for no interventions.
+    Raises ValueError for thresholds that `thresholds_with` refuses, for fewer than two seeds, and
+    for no interventions.
     """
 
     random_subspaces: int = 5
@@ -93,9 +111,15 @@ class Trust:
     def __post_init__(self) -> None:
         thresholds_with(self.thresholds)
         if self.interventions < 1:
-            raise ValueError(f"trust.interventions={self.interventions}: the abstraction error needs at least one.")
+            raise ValueError(
+                f"trust.interventions={self.interventions}: the abstraction error needs at least "
+                "one."
+            )
         if self.full and self.seeds < 2:
-            raise ValueError(f"trust.seeds={self.seeds}: seeds are compared with each other; 2 or more are needed.")
+            raise ValueError(
+                f"trust.seeds={self.seeds}: seeds are compared with each other; 2 or more are "
+                "needed."
+            )
 
 
 TRUST = {"quick": Trust(), "full": Trust(full=True)}

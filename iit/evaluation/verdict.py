@@ -12,10 +12,21 @@ from iit.result.vocabulary import KIND, NULLS, OFF_TARGET, RANK, pool_of
 OUTCOMES = ("pass", "open", "fail")
 NEEDS = {
     "faithfulness": "the alignment declares nothing inert, or all pairs have one base",
-    "cut": "only where pairs have the source's own answer for their label, or the site holds every token",
-    "excess_rank": "only with trust=full, for one variable's linear subspace of more dimensions than its values less one",
-    "abstraction": "only with trust=full, where a causal model has variables of few values and the network is small",
-    "wrong_site": "only with trust=full, and only a site that sees no token that the variable depends on",
+    "cut": (
+        "only where pairs have the source's own answer for their label, or the site holds "
+        "every token"
+    ),
+    "excess_rank": (
+        "only with trust=full, for one variable's linear subspace of more dimensions "
+        "than its values less one"
+    ),
+    "abstraction": (
+        "only with trust=full, where a causal model has variables of few values and "
+        "the network is small"
+    ),
+    "wrong_site": (
+        "only with trust=full, and only a site that sees no token that the variable depends on"
+    ),
 }
 """Why a criterion was not read, where the alignment or the network may be the reason."""
 LEAST = 20
@@ -66,7 +77,10 @@ class Verdict:
         """One line: the outcome, what does not pass and why, what cannot fail, what was not run."""
         bad = [f for f in self.findings if f.outcome != "pass"]
         n = len(self.findings)
-        text = f"Verdict on {self.variable}: {self.outcome.upper()}; {n - len(bad)} of {n} criteria pass"
+        text = (
+            f"Verdict on {self.variable}: {self.outcome.upper()}; {n - len(bad)} of {n} "
+            "criteria pass"
+        )
         for finding in bad:
             text += f"; {finding.criterion} ({finding.outcome}): {finding.reason}"
         if self.cannot_fail:
@@ -77,35 +91,43 @@ class Verdict:
 
 
 def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) -> list[Verdict]:
-    """A verdict for each variable that the test rows score by itself; where none is, for those that are interchanged together.
+    """A verdict for each variable that the test rows score by itself; where none is, for those that
+    are interchanged together.
 
     thresholds: criterion → (passes up to here, fails beyond), in place of those of `THRESHOLDS`. A
         criterion whose higher figures are better has the larger number first. Raises ValueError for
         what `thresholds_with` refuses.
 
     Intervals decide: a criterion passes or fails where its whole interval does, and is open in
-    between. Differences on the same pairs have a paired interval. Others (training against test pairs,
-    one seed against another) have Newcombe's, from the intervals of both.
+    between. Differences on the same pairs have a paired interval. Others (training against test
+    pairs, one seed against another) have Newcombe's, from the intervals of both.
 
-    | criterion | figure, on test |
-    |---|---|
-    | task | share of prompts that the network answers |
-    | accuracy | IIA on changing pairs (on all where none is changing) |
-    | isolation | IIA on pairs whose answer should stay |
-    | selectivity | accuracy − the best of those `NULLS` that can fail |
-    | placebo | accuracy − the better of two placebos (see `placebos`) |
-    | cut | share of pairs to which the sites' whole vectors give the source's own answer; it never fails |
-    | beyond_pca | accuracy − that of principal components of equal rank: without it training has found nothing that variance does not show |
-    | generalisation | accuracy on training pairs − on test pairs |
-    | worst_kind | lowest IIA of a kind of pair |
-    | faithfulness | accuracy − the same with the inert parts resampled from a third input (arXiv 2607.00267) |
-    | abstraction | the larger of the two causal abstraction errors, of all variables together (see `abstraction_error`) |
-    | off_target | accuracy of this variable's edit where another variable is to be swapped |
-    | seed_spread | highest − lowest accuracy among seeds |
-    | same_subspace | mean principal angle between seeds' subspaces, as a share of the 2.5% quantile of what random subspaces have |
-    | excess_rank | accuracy − that of the rank that the variable's values need (see `lower_ranks`) |
-    | illusion | accuracy − that of the part of the subspace that downstream reads (arXiv 2311.17030) |
-    | divergence | share of pairs whose edited activation is farther from natural ones than 95% of unedited ones are (arXiv 2511.04638) |
+    The criteria, each a figure on test:
+
+    - task: share of prompts that the network answers.
+    - accuracy: IIA on changing pairs (on all where none is changing).
+    - isolation: IIA on pairs whose answer should stay.
+    - selectivity: accuracy − the best of those `NULLS` that can fail.
+    - placebo: accuracy − the better of two placebos (see `placebos`).
+    - cut: share of pairs to which the sites' whole vectors give the source's own answer; it never
+      fails.
+    - beyond_pca: accuracy − that of principal components of equal rank: without it training has
+      found nothing that variance does not show.
+    - generalisation: accuracy on training pairs − on test pairs.
+    - worst_kind: lowest IIA of a kind of pair.
+    - faithfulness: accuracy − the same with the inert parts resampled from a third input (arXiv
+      2607.00267).
+    - abstraction: the larger of the two causal abstraction errors, of all variables together (see
+      `abstraction_error`).
+    - off_target: accuracy of this variable's edit where another variable is to be swapped.
+    - seed_spread: highest − lowest accuracy among seeds.
+    - same_subspace: mean principal angle between seeds' subspaces, as a share of the 2.5% quantile
+      of what random subspaces have.
+    - excess_rank: accuracy − that of the rank that the variable's values need (see `lower_ranks`).
+    - illusion: accuracy − that of the part of the subspace that downstream reads (arXiv
+      2311.17030).
+    - divergence: share of pairs whose edited activation is farther from natural ones than 95% of
+      unedited ones are (arXiv 2511.04638).
     """
     limits = thresholds_with(thresholds or {})
     own = where(rows, split="test", control=None, metric="iia", subset="all")
@@ -118,7 +140,9 @@ class _Rows:
     """The figures of one variable."""
 
     def __init__(self, rows: Sequence[Row], variable: str):
-        self.rows = [row for row in rows if row.variable == variable or row.metric == "task_accuracy"]
+        self.rows = [
+            row for row in rows if row.variable == variable or row.metric == "task_accuracy"
+        ]
         test = where(rows, split="test")
         among = set(variable.split("+"))
         self.abstraction = [
@@ -132,16 +156,24 @@ class _Rows:
         if self.row() is None:
             self.subset = "all"
 
-    def row(self, control: str | None = None, metric: str = "iia", subset: str | None = None, split: str = "test") -> Row | None:
+    def row(
+        self,
+        control: str | None = None,
+        metric: str = "iia",
+        subset: str | None = None,
+        split: str = "test",
+    ) -> Row | None:
         """By default on changing pairs, or on all where none is changing."""
-        rows = where(self.rows, control=control, metric=metric, subset=subset or self.subset, split=split)
+        rows = where(
+            self.rows, control=control, metric=metric, subset=subset or self.subset, split=split
+        )
         return rows[0] if rows else None
 
     def cannot_fail(self) -> list[str]:
         """Controls that are right on no pair at all, not even where the answer should stay.
 
-        Nothing could have made them right. The network itself cannot be right on changing pairs where
-        it gives every base its own answer.
+        Nothing could have made them right. The network itself cannot be right on changing pairs
+        where it gives every base its own answer.
         """
         names = []
         for name in NULLS:
@@ -163,7 +195,9 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
             continue
         figure, reason = reading
         outcome = _outcome(criterion, figure, limits[criterion])
-        findings.append(Finding(criterion, outcome, figure.value, figure.low, figure.high, figure.n, reason))
+        findings.append(
+            Finding(criterion, outcome, figure.value, figure.low, figure.high, figure.n, reason)
+        )
         if outcome == "not judged":
             outcome = "open" if criterion == "accuracy" else "pass"
         worst = max(worst, outcome, key=OUTCOMES.index)
@@ -184,7 +218,8 @@ def _outcome(criterion: str, figure: Row | Interval, limits: tuple[float, float]
 
 
 def _gap(one: Row | None, other: Row | None, paired: Row | None, words: str) -> Reading:
-    """one − other, as the paired row has it, else with Newcombe's interval from the intervals of both.
+    """one − other, as the paired row has it, else with Newcombe's interval from the intervals of
+    both.
 
     References: Newcombe 1998, Statistics in Medicine 17, 873. It takes the figures as independent,
     which makes it too wide for figures on the same pairs.
@@ -239,7 +274,9 @@ def _abstraction(rows: _Rows) -> Reading:
     if not rows.abstraction:
         return None
     sides = {"up": "network", "down": "causal model"}
-    told = [f"{_told(row)} from the {sides[row.metric.rpartition('/')[2]]}" for row in rows.abstraction]
+    told = [
+        f"{_told(row)} from the {sides[row.metric.rpartition('/')[2]]}" for row in rows.abstraction
+    ]
     worst = max(rows.abstraction, key=lambda row: row.value)
     return worst, f"causal model and network differ, under interventions {' and '.join(told)}"
 
@@ -250,11 +287,19 @@ def _off_target(rows: _Rows) -> Reading:
         return None
     # A few pairs, which are not judged, do not hide another variable's many.
     worst = max(changing, key=lambda row: (row.n >= LEAST, row.value))
-    return worst, f"this edit gives the label of {worst.variable}'s interchange on {_told(worst)} of its changing pairs"
+    return (
+        worst,
+        (
+            f"this edit gives the label of {worst.variable}'s interchange on {_told(worst)} of its "
+            "changing pairs"
+        ),
+    )
 
 
 def _excess_rank(rows: _Rows) -> Reading:
-    reading = _above("least_rank", "with as many dimensions as the variable has values, less one")(rows)
+    reading = _above("least_rank", "with as many dimensions as the variable has values, less one")(
+        rows
+    )
     if reading is None:
         return None
     figure, words = reading
@@ -277,10 +322,14 @@ def _seed_spread(rows: _Rows) -> Reading:
 
 
 def _same_subspace(rows: _Rows) -> Reading:
-    row, null = (rows.row(control, "principal_angle", "all") for control in ("seeds", "random_subspace"))
+    row, null = (
+        rows.row(control, "principal_angle", "all") for control in ("seeds", "random_subspace")
+    )
     if row is None or null is None:
         return None
-    seeds, random = (f"{r.value:.0f}° apart on average ({r.low:.0f}° to {r.high:.0f}°)" for r in (row, null))
+    seeds, random = (
+        f"{r.value:.0f}° apart on average ({r.low:.0f}° to {r.high:.0f}°)" for r in (row, null)
+    )
     share = Interval(row.value / null.low, row.low / null.low, row.high / null.low, row.n)
     return share, f"subspaces of different seeds are {seeds}, random ones of this rank {random}"
 
@@ -289,7 +338,16 @@ def _told(figure: Row | Interval) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
 
 
-HIGHER = ("task", "accuracy", "isolation", "selectivity", "placebo", "cut", "beyond_pca", "worst_kind")
+HIGHER = (
+    "task",
+    "accuracy",
+    "isolation",
+    "selectivity",
+    "placebo",
+    "cut",
+    "beyond_pca",
+    "worst_kind",
+)
 """Criteria whose higher figures are better."""
 CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
     "task": _stated("task_accuracy", "the network answers {} of the prompts", "all"),
@@ -310,5 +368,8 @@ CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
     "same_subspace": _same_subspace,
     "excess_rank": _excess_rank,
     "illusion": _above("read_part", "of the part that downstream reads"),
-    "divergence": _stated("divergence", "{} of the edited activations are farther from natural ones than 95% of the unedited"),
+    "divergence": _stated(
+        "divergence",
+        "{} of the edited activations are farther from natural ones than 95% of the unedited",
+    ),
 }

@@ -1,4 +1,6 @@
-"""A batch as the engine sees it: right-padded, on the network's device, with its roles and its answer set apart."""
+"""A batch as the engine sees it: right-padded, on the network's device, with its roles and its
+answer set apart.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +19,9 @@ from iit.network.limits import check_limits
 from iit.site import Site
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
-"""What a user passes for one batch: the network's keyword inputs (plus `positions` and `answer`), or positional ones."""
+"""What a user passes for one batch: the network's keyword inputs (plus `positions` and `answer`),
+or positional ones.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,11 @@ class Batch:
     positions: role → Tensor[batch, n] of columns of `kwargs`' tokens, −100 where absent.
     answer: Tensor[batch, n_answer] of tokens or class indices, or None.
     lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
-    order: Tensor[batch, seq], the caller's column that stands at each column here; None where the layout is the caller's.
+    order: Tensor[batch, seq], the caller's column that stands at each column here; None where the
+        layout is the caller's.
     axis: which dimension of the inputs is the batch, as a network that has the sequence first says.
-    encoder_decoder: whether the network runs two sequences: what stands outside of its encoder sees the decoder's tokens.
+    encoder_decoder: whether the network runs two sequences: what stands outside of its encoder sees
+        the decoder's tokens.
     decoder_lengths: Tensor[batch] of these, where they are given.
     """
 
@@ -64,7 +70,11 @@ class Batch:
     @property
     def tokens(self) -> Tensor:
         """The token-shaped input: ids, or embeddings given in their place."""
-        return self.kwargs["input_ids"] if self.kwargs.get("input_ids") is not None else self.kwargs["inputs_embeds"]
+        return (
+            self.kwargs["input_ids"]
+            if self.kwargs.get("input_ids") is not None
+            else self.kwargs["inputs_embeds"]
+        )
 
     def through(self, network: nn.Module) -> Any:
         """Run the network on copies of the inputs: it may write to them."""
@@ -77,10 +87,14 @@ class Batch:
         if self.lengths is None and self.decoder_lengths is None:
             return self, None
         kwargs, read = with_answer(network, self.kwargs, self.positions, self.answer)
-        return replace(self, kwargs=kwargs, positions=self.positions | self._answer_roles(read)), read
+        return replace(
+            self, kwargs=kwargs, positions=self.positions | self._answer_roles(read)
+        ), read
 
     def _answer_roles(self, read: Tensor) -> dict[str, Tensor]:
-        """Where each answer token stands that is an input: the next one is read there. The last one is only read."""
+        """Where each answer token stands that is an input: the next one is read there. The last one
+        is only read.
+        """
         if self.answer is None or self.lengths is None or self.encoder_decoder:
             return {}
         follows = self.answer[:, 1:] != IGNORED
@@ -88,7 +102,9 @@ class Batch:
         return {f"answer[{k}]": columns[:, k : k + 1] for k in range(columns.shape[1])}
 
     def at_answer(self, network: nn.Module, sites: Iterable[Site]) -> "Batch":
-        """The batch, with its answer teacher-forced where a site is at one of the answer's own tokens."""
+        """The batch, with its answer teacher-forced where a site is at one of the answer's own
+        tokens.
+        """
         roles = {role for site in sites for role in site.roles}
         if any(ANSWER_ROLE.fullmatch(role) for role in roles - set(self.positions)):
             return self.with_answer(network)[0]
@@ -116,9 +132,10 @@ def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str =
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     """Make a Batch of what the user passed; right-pad where the padding is elsewhere.
 
-    Raises ValueError for inputs the network's forward does not know, tokens it has no embedding or position for, masks with
-    holes, decoder tokens padded on the left, empty batches and prompts of tokens,
-    roles or answers whose batch size differs, and left-padded batches where what follows the tokens is not known.
+    Raises ValueError for inputs the network's forward does not know, tokens it has no embedding or
+    position for, masks with holes, decoder tokens padded on the left, empty batches and prompts of
+    tokens, roles or answers whose batch size differs, and left-padded batches where what follows
+    the tokens is not known.
     """
     device = device_of(network)
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
@@ -128,10 +145,19 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     if isinstance(inputs, tuple | list):
         return Batch(tuple(inputs), {}, axis=int(batch_first([network], network) is False))
     if not isinstance(inputs, dict):
-        raise ValueError(f"A batch is a mapping of inputs, a tensor or a tuple; {type(inputs).__name__} was given.")
+        raise ValueError(
+            f"A batch is a mapping of inputs, a tensor or a tuple; {type(inputs).__name__} was "
+            "given."
+        )
     if inputs.get("past_key_values") is not None:
-        raise ValueError("A batch takes no `past_key_values`: every run would add to them. Give the whole prompt.")
-    positions = {role: _of_rows(index, device) for role, index in (inputs.pop("positions", None) or {}).items()}
+        raise ValueError(
+            "A batch takes no `past_key_values`: every run would add to them. Give the whole "
+            "prompt."
+        )
+    positions = {
+        role: _of_rows(index, device)
+        for role, index in (inputs.pop("positions", None) or {}).items()
+    }
     answer = inputs.pop("answer", None)
     if answer is not None:
         answer = _of_rows(answer, device)
@@ -147,7 +173,9 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
             check_limits(network, inputs.get("decoder_input_ids"), lengths, decoder=True)
     for name, value in (*positions.items(), ("answer", answer)):
         if value is not None and len(value) != batch.size:
-            raise ValueError(f"`{name}` is for {len(value)} examples, the inputs hold {batch.size}.")
+            raise ValueError(
+                f"`{name}` is for {len(value)} examples, the inputs hold {batch.size}."
+            )
     if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
         return batch
     batch = _counted(_right_padded(batch))
@@ -168,11 +196,15 @@ def _decoder_lengths(kwargs: Mapping[str, Any]) -> Tensor | None:
     if mask is None:
         return None if tokens is None else torch.ones_like(tokens).sum(1)
     if bool((mask[:, 1:] > mask[:, :-1]).any()):
-        raise ValueError("The decoder's tokens are padded on the right; their decoder_attention_mask says otherwise.")
+        raise ValueError(
+            "The decoder's tokens are padded on the right; their decoder_attention_mask says "
+            "otherwise."
+        )
     return mask.sum(1)
 
 
-# What transformers' forwards take through **kwargs; anything else would vanish there without a word.
+# What transformers' forwards take through **kwargs; anything else would vanish there without a
+# word.
 _PASSED_ON = {
     "output_attentions",
     "output_hidden_states",
@@ -186,7 +218,9 @@ _PASSED_ON = {
 
 def _check_keywords(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
     parameters = inspect.signature(network.forward).parameters
-    known = {name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    known = {
+        name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         if not isinstance(network, PreTrainedModel):
             return
@@ -194,13 +228,21 @@ def _check_keywords(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
     unknown = sorted(set(kwargs) - known)
     if unknown:
         raise ValueError(
-            f"{type(network).__name__} takes no input {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(known))} "
+            f"{type(network).__name__} takes no input {', '.join(map(repr, unknown))}; it takes "
+            f"{', '.join(sorted(known))} "
             "(a batch may add `positions` and `answer`)."
         )
 
 
 # Inputs that have one entry a token, and such that never do, however they are shaped.
-_ALONGSIDE = {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "labels"}
+_ALONGSIDE = {
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "token_type_ids",
+    "position_ids",
+    "labels",
+}
 _APART = {"pixel_values"}
 
 
@@ -212,32 +254,46 @@ def _right_padded(batch: Batch) -> Batch:
         lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
         return replace(batch, lengths=lengths)
     if mask.shape != tokens.shape[:2]:
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape[:2])}.")
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape[:2])}."
+        )
     real = mask.bool()
     lengths = real.sum(1)
     if bool((lengths == 0).any()):
-        raise ValueError(f"Example {int((lengths == 0).nonzero()[0])} has no real token: its attention_mask is all zero.")
+        raise ValueError(
+            f"Example {int((lengths == 0).nonzero()[0])} has no real token: its attention_mask "
+            "is all zero."
+        )
     order = real.int().argsort(dim=1, descending=True, stable=True)
     columns = torch.arange(mask.shape[1], device=mask.device)
     if bool((real == (columns < lengths.unsqueeze(1))).all()):
         return replace(batch, lengths=lengths)
     if batch.encoder_decoder:
         raise ValueError(
-            "Of an encoder-decoder the prompts are padded on the right: its outputs belong to either of two sequences."
+            "Of an encoder-decoder the prompts are padded on the right: its outputs belong to "
+            "either of two sequences."
         )
     first = real.int().argmax(1)
-    if not bool((real == ((columns >= first.unsqueeze(1)) & (columns < (first + lengths).unsqueeze(1)))).all()):
-        raise ValueError("An attention_mask has holes: padding may stand before or after a prompt, not inside.")
+    if not bool(
+        (
+            real == ((columns >= first.unsqueeze(1)) & (columns < (first + lengths).unsqueeze(1)))
+        ).all()
+    ):
+        raise ValueError(
+            "An attention_mask has holes: padding may stand before or after a prompt, not inside."
+        )
     kwargs = dict(batch.kwargs)
     for key, value in kwargs.items():
         if isinstance(value, Tensor) and value.shape[:2] == tokens.shape[:2] and key not in _APART:
             if key not in _ALONGSIDE:
                 raise ValueError(
-                    f"Input {key!r} is shaped as the tokens are, but may not follow them: give prompts padded on the right."
+                    f"Input {key!r} is shaped as the tokens are, but may not follow them: give "
+                    "prompts padded on the right."
                 )
             index = order.reshape(*order.shape, *[1] * (value.ndim - 2)).expand(value.shape)
             kwargs[key] = value.gather(1, index)
-    # Positions are the prompt's own now: what a caller derived from a left-padded layout would be off.
+    # Positions are the prompt's own now: what a caller derived from a left-padded layout would be
+    # off.
     kwargs.pop("position_ids", None)
     return replace(batch, kwargs=kwargs, lengths=lengths, order=order)
 
@@ -252,7 +308,10 @@ def _counted(batch: Batch) -> Batch:
 
 
 def from_start(
-    index: Int[Tensor, "batch n"], lengths: Int[Tensor, "batch"], absent: Bool[Tensor, "batch n"], what: str
+    index: Int[Tensor, "batch n"],
+    lengths: Int[Tensor, "batch"],
+    absent: Bool[Tensor, "batch n"],
+    what: str,
 ) -> Int[Tensor, "batch n"]:
     """The columns of positions, of which negative ones count from the end of an example; absent
     ones stay.
@@ -265,16 +324,19 @@ def from_start(
     if bool(wrong.any()):
         row, number = wrong.nonzero()[0].tolist()
         raise ValueError(
-            f"{what}: position {int(index[row, number])} is outside example {row} of the batch, which has {int(lengths[row])} "
+            f"{what}: position {int(index[row, number])} is outside example {row} of the batch, "
+            f"which has {int(lengths[row])} "
             "positions."
         )
     return column
 
 
 def restored(output: Any, batch: Batch) -> Any:
-    """The network's output in the caller's layout: token axes are permuted back where the batch had been repadded.
+    """The network's output in the caller's layout: token axes are permuted back where the batch had
+    been repadded.
 
-    Raises ValueError for a bare Tensor[batch, n] with as many columns as tokens: they may be tokens or classes.
+    Raises ValueError for a bare Tensor[batch, n] with as many columns as tokens: they may be tokens
+    or classes.
     """
     if batch.order is None:
         return output
@@ -292,10 +354,12 @@ def restored(output: Any, batch: Batch) -> Any:
             return value
         if value.ndim == 2 and not name:
             raise ValueError(
-                f"An output of shape {(size, seq)} has one entry a token, or a class: give prompts padded on the right."
+                f"An output of shape {(size, seq)} has one entry a token, or a class: give "
+                "prompts padded on the right."
             )
         if value.ndim == 2 and not name.endswith((".start_logits", ".end_logits")):
-            return value  # classes, or a pooled state: of two dimensions only a span's logits have tokens
+            # classes, or a pooled state: of two dimensions only a span's logits have tokens
+            return value
         return value.gather(1, back.reshape(size, seq, *[1] * (value.ndim - 2)).expand(value.shape))
 
     return each_tensor(output, restore)

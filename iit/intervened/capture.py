@@ -25,16 +25,21 @@ def capture(
 ) -> Activations:
     """{site: Tensor[batch, position, width]} of one run; entries of absent positions are zero.
 
-    network: with an `IntervenedModel` the run is an edited one (`sources` and `active` are its own), and a site that is
-        edited is read after its edit: serial interchanges hand the result on as a source.
+    network: with an `IntervenedModel` the run is an edited one (`sources` and `active` are its
+        own), and a site that is edited is read after its edit: serial interchanges hand the result
+        on as a source.
     grad: keep the graph, else run under `no_grad`.
 
-    Raises ValueError for sites the network lacks, roles and positions the batch lacks, and sources without an intervened model.
+    Raises ValueError for sites the network lacks, roles and positions the batch lacks, and sources
+    without an intervened model.
     """
     sites = [sites] if isinstance(sites, Site) else list(sites)
     if not isinstance(network, IntervenedModel):
         if sources is not None or active is not None:
-            raise ValueError("`sources` and `active` belong to an IntervenedModel; the network given here is not one.")
+            raise ValueError(
+                "`sources` and `active` belong to an IntervenedModel; the network given here is "
+                "not one."
+            )
         network = IntervenedModel(network, {})
     module = network.network
     edited = [site for edit in network.edits.values() for site in edit.sites]

@@ -37,25 +37,28 @@ def capture_dataset(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> Captured:
-    """{site: Tensor[row, width]} of all batches, on the CPU; rows are positions of examples, without padding (see `Captured`).
+    """{site: Tensor[row, width]} of all batches, on the CPU; rows are positions of examples,
+    without padding (see `Captured`).
 
-    batches: anything that yields batches as `capture` takes them: `lm.batches(texts)`, a DataLoader,
-        `(lm.encode(rows["text"]) for rows in dataset.iter(64))`. One is held at a time.
-    folder: write there instead of memory, which then holds one batch, and 8 bytes an example for each site. The folder
-        appears whole, when all is done; `Captured.load(folder)` reads it.
+    batches: anything that yields batches as `capture` takes them: `lm.batches(texts)`, a
+        DataLoader, `(lm.encode(rows["text"]) for rows in dataset.iter(64))`. One is held at a time.
+    folder: write there instead of memory, which then holds one batch, and 8 bytes an example for
+        each site. The folder appears whole, when all is done; `Captured.load(folder)` reads it.
     dtype: what the rows are kept as; by default as the network gives them.
     progress: show a bar on stderr.
 
-    Before anything runs: ValueError for sites the network lacks, attention weights (their width is a batch's length), an
-    intervened model and a dtype that is not floating; FileExistsError for a folder that is not empty. On the way: ValueError as
-    `capture` raises it, and for no batch at all.
+    Before anything runs: ValueError for sites the network lacks, attention weights (their width is
+    a batch's length), an intervened model and a dtype that is not floating; FileExistsError for a
+    folder that is not empty. On the way: ValueError as `capture` raises it, and for no batch at
+    all.
     """
     sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
     _check(network, sites, folder, dtype)
     module = network.model if isinstance(network, Network) else network
     resolved = Sites(module, sites)
     told, digest = identity(network), hashlib.sha256()
-    # Not tensors: small ones that stay, one a batch, leave holes in the heap that the next batch's large ones do not fit in.
+    # Not tensors: small ones that stay, one a batch, leave holes in the heap that the next batch's
+    # large ones do not fit in.
     ends = {site: array("q", [0]) for site in sites}
     widths: dict[Site, int] = {}
     with ExitStack() as stack:
@@ -71,16 +74,27 @@ def capture_dataset(
             places = {site: columns(site, batch) for site in sites}
             for site, (rows, lengths) in _rows(batch, places, resolved, dtype).items():
                 if widths.setdefault(site, rows.shape[1]) != rows.shape[1]:
-                    raise ValueError(f"Site {site} has width {rows.shape[1]} in one batch and {widths[site]} in those before.")
+                    raise ValueError(
+                        f"Site {site} has width {rows.shape[1]} in one batch and {widths[site]} "
+                        "in those before."
+                    )
                 ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
                 kept[site].append(rows)
             _digest(digest, batch, places)
             bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
         if len(ends[sites[0]]) == 1:
-            raise ValueError("There was no batch to capture: the iterable of batches is empty, or was read before.")
+            raise ValueError(
+                "There was no batch to capture: the iterable of batches is empty, or was read "
+                "before."
+            )
         offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
         if place is None:
-            return Captured({site: torch.cat(kept.pop(site)) for site in sites}, offsets, told, digest.hexdigest())
+            return Captured(
+                {site: torch.cat(kept.pop(site)) for site in sites},
+                offsets,
+                told,
+                digest.hexdigest(),
+            )
         for file in kept.values():
             file.finish()
         rows = {site: mapped(place / names[site]) for site in sites}
@@ -94,18 +108,35 @@ def _anything(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir())
 
 
-def _check(network: Any, sites: Sequence[Site], folder: str | Path | None, dtype: torch.dtype | None) -> None:
+def _check(
+    network: Any, sites: Sequence[Site], folder: str | Path | None, dtype: torch.dtype | None
+) -> None:
     if isinstance(network, IntervenedModel):
-        raise ValueError("A dataset is captured from a network as it is; for edited runs call `capture` on each batch.")
+        raise ValueError(
+            "A dataset is captured from a network as it is; for edited runs call `capture` on "
+            "each batch."
+        )
     if not sites:
         raise ValueError("There is no site to capture; give at least one.")
     weights = [str(site) for site in sites if site.component == "attention_weight"]
     if weights:
-        raise ValueError(f"{weights[0]} is as wide as its batch is long: rows of different batches do not fit together.")
+        raise ValueError(
+            f"{weights[0]} is as wide as its batch is long: rows of different batches do not fit "
+            "together."
+        )
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"Activations are kept as one of {', '.join(map(str, DTYPES))}; got {dtype}.")
-    if folder is not None and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
-        raise FileExistsError(f"{folder} is not empty. `Captured.load` reads a finished capture; else choose a new folder.")
+        raise ValueError(
+            f"Activations are kept as one of {', '.join(map(str, DTYPES))}; got {dtype}."
+        )
+    if (
+        folder is not None
+        and Path(folder).exists()
+        and (not Path(folder).is_dir() or any(Path(folder).iterdir()))
+    ):
+        raise FileExistsError(
+            f"{folder} is not empty. `Captured.load` reads a finished capture; else choose a new "
+            "folder."
+        )
 
 
 def _rows(
@@ -117,8 +148,12 @@ def _rows(
     """The rows of one batch, on the CPU, and how many each example has."""
     found = {}
     for site, activation in observe(resolved.network, batch, places, resolved=resolved).items():
-        index, present = places[site].index, activation.new_ones(activation.shape[:2], dtype=torch.bool)
-        # Absent positions are zeros in an activation; rows have none. A module may have other positions than the tokens.
+        index, present = (
+            places[site].index,
+            activation.new_ones(activation.shape[:2], dtype=torch.bool),
+        )
+        # Absent positions are zeros in an activation; rows have none. A module may have other
+        # positions than the tokens.
         if isinstance(index, Tensor) and index.shape == present.shape:
             present = index != IGNORED
         found[site] = (activation[present].to("cpu", dtype), present.sum(1).tolist())
@@ -129,7 +164,11 @@ def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
     """Take in each example: its inputs without padding, and its roles."""
     inputs = (*enumerate(batch.args), *sorted(batch.kwargs.items()))
     given = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
-    indices = {site.position: place.index for site, place in places.items() if isinstance(site.position, str)}
+    indices = {
+        site.position: place.index
+        for site, place in places.items()
+        if isinstance(site.position, str)
+    }
     roles = {role: index.tolist() for role, index in indices.items() if isinstance(index, Tensor)}
     lengths = [None] * batch.size if batch.lengths is None else batch.lengths.tolist()
     for number, length in enumerate(lengths):
@@ -146,5 +185,10 @@ def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
 
 
 def _bar(shown: bool) -> Progress:
-    what = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches, {task.fields[n]} examples"))
+    what = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("batches, {task.fields[n]} examples"),
+    )
     return Progress(*what, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)

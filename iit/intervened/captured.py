@@ -1,4 +1,6 @@
-"""Activations of a whole dataset, in memory or in a folder: `index.json` and safetensors, read when looked at."""
+"""Activations of a whole dataset, in memory or in a folder: `index.json` and safetensors, read when
+looked at.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -25,15 +27,16 @@ INDEX, OFFSETS = "index.json", "offsets.safetensors"
 class Captured(Mapping[Site, Tensor]):
     """{site: Tensor[row, width]}: the rows of all examples, one after the other, without padding.
 
-    A row is one position of one example: examples in the order they came, positions in the site's order. Those of example i at
-    a site are `captured[site][o[i]:o[i + 1]]` with `o = captured.offsets[site]`. Where a site has one position, row i is
-    example i.
+    A row is one position of one example: examples in the order they came, positions in the site's
+    order. Those of example i at a site are `captured[site][o[i]:o[i + 1]]` with `o =
+    captured.offsets[site]`. Where a site has one position, row i is example i.
 
-    rows: what the mapping shows. Loaded from a folder they are memory-mapped: only what is looked at is read.
+    rows: what the mapping shows. Loaded from a folder they are memory-mapped: only what is looked
+        at is read.
     offsets: {site: LongTensor[n_examples + 1]}.
     network: what tells the network from others, as in an intervened model's `config.json`.
-    inputs_sha256: over every example's inputs without padding, and its roles that the sites name; equal for equal
-        examples, however they were batched.
+    inputs_sha256: over every example's inputs without padding, and its roles that the sites name;
+        equal for equal examples, however they were batched.
     """
 
     rows: Mapping[Site, Tensor]
@@ -45,7 +48,9 @@ class Captured(Mapping[Site, Tensor]):
         try:
             return self.rows[site]
         except KeyError:
-            raise KeyError(f"{site} was not captured; the sites are {', '.join(map(str, self.rows))}.") from None
+            raise KeyError(
+                f"{site} was not captured; the sites are {', '.join(map(str, self.rows))}."
+            ) from None
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.rows)
@@ -65,7 +70,9 @@ class Captured(Mapping[Site, Tensor]):
     def example(self, site: Site, number: int) -> Float[Tensor, "position width"]:
         """One example's rows at a site. Raises IndexError outside of 0 … n_examples − 1."""
         if not 0 <= number < self.n_examples:
-            raise IndexError(f"There is no example {number}; there are {self.n_examples}, counted from 0.")
+            raise IndexError(
+                f"There is no example {number}; there are {self.n_examples}, counted from 0."
+            )
         rows, offsets = self[site], self.offsets[site]
         return rows[int(offsets[number]) : int(offsets[number + 1])]
 
@@ -75,7 +82,8 @@ class Captured(Mapping[Site, Tensor]):
 
         network: if given, it has to be the one that was captured.
 
-        Raises FileNotFoundError where there is no capture, ValueError for a damaged one and for another network.
+        Raises FileNotFoundError where there is no capture, ValueError for a damaged one and for
+        another network.
         """
         folder = Path(folder)
         if not (folder / INDEX).is_file():
@@ -86,24 +94,42 @@ class Captured(Mapping[Site, Tensor]):
                 raise ValueError(f"its format is not {FORMAT!r}")
             sites = {Site(**entry["site"]): entry for entry in index["sites"]}
             rows = {site: mapped(folder / entry["file"]) for site, entry in sites.items()}
-            offsets = {site: mapped(folder / OFFSETS, entry["file"]) for site, entry in sites.items()}
+            offsets = {
+                site: mapped(folder / OFFSETS, entry["file"]) for site, entry in sites.items()
+            }
             for site, entry in sites.items():
-                found = [list(rows[site].shape), str(rows[site].dtype), len(offsets[site]) - 1, int(offsets[site][-1])]
-                if found != [entry["shape"], index["dtype"], index["n_examples"], entry["shape"][0]]:
+                found = [
+                    list(rows[site].shape),
+                    str(rows[site].dtype),
+                    len(offsets[site]) - 1,
+                    int(offsets[site][-1]),
+                ]
+                if found != [
+                    entry["shape"],
+                    index["dtype"],
+                    index["n_examples"],
+                    entry["shape"][0],
+                ]:
                     raise ValueError(f"{entry['file']} is not the file it was written with")
             captured = cls(rows, offsets, index["network"], index["inputs_sha256"])
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise ValueError(f"The capture in {folder} is damaged or altered: {error}.") from error
-        if network is not None and (here := identity(network))["fingerprint"] != captured.network["fingerprint"]:
+        if (
+            network is not None
+            and (here := identity(network))["fingerprint"] != captured.network["fingerprint"]
+        ):
             raise ValueError(
-                f"{folder} holds activations of another network: {captured.network['name']!r} ({captured.network['class']}), "
+                f"{folder} holds activations of another network: {captured.network['name']!r} "
+                f"({captured.network['class']}), "
                 f"not of {here['name']!r} ({here['class']}), or of one with other weights or dtype."
             )
         return captured
 
 
 def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> None:
-    """Write what stands beside the files of rows: offsets, and the index that makes the folder a capture."""
+    """Write what stands beside the files of rows: offsets, and the index that makes the folder a
+    capture.
+    """
     save_file({file: captured.offsets[site] for site, file in files.items()}, folder / OFFSETS)
     index = {
         "format": FORMAT,

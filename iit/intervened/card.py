@@ -16,18 +16,30 @@ ARMS = (None, "vanilla", "random_subspace", "no_intervention")
 
 
 def card(saved: Saved, address: str) -> str:
-    """The card's text: the network, each variable with its sites and intervention, and an alignment's scores beside its controls.
+    """The card's text: the network, each variable with its sites and intervention, and an
+    alignment's scores beside its controls.
 
-    Scores are the test split's; where nothing was scored on it, the split that was. What was not measured is said to be so.
+    Scores are the test split's; where nothing was scored on it, the split that was. What was not
+    measured is said to be so.
 
     address: what `from_pretrained` is to be called with.
     """
-    network, rows = saved.network, None if saved.record is None else [Row.from_dict(row) for row in saved.record["rows"]]
-    variables = [_described(v, edit) for key, edit in saved.edits.items() for v in variables_of(key, edit)]
+    network, rows = (
+        saved.network,
+        None if saved.record is None else [Row.from_dict(row) for row in saved.record["rows"]],
+    )
+    variables = [
+        _described(v, edit) for key, edit in saved.edits.items() for v in variables_of(key, edit)
+    ]
     own = sorted({name for edit in saved.edits.values() for name in edit.intervention.own_parts})
     text = ModelCard.from_template(
-        ModelCardData(library_name="iit", tags=["causal-abstraction", "interpretability", "interchange-intervention"]),
-        template_str=files("iit.intervened").joinpath("model_card.md.jinja").read_text(encoding="utf-8"),
+        ModelCardData(
+            library_name="iit",
+            tags=["causal-abstraction", "interpretability", "interchange-intervention"],
+        ),
+        template_str=files("iit.intervened")
+        .joinpath("model_card.md.jinja")
+        .read_text(encoding="utf-8"),
         title=f"{', '.join(v['name'] for v in variables)} in {network['name'] or network['class']}",
         kind="IntervenedModel" if rows is None else "Alignment",
         name="edited" if rows is None else "alignment",
@@ -57,7 +69,12 @@ def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
     rank = intervention.learned_rank() if blocks is None else blocks[variable]
     width = intervention.width
     same = edit.source_sites == edit.sites
-    told = "".join([", a block of it" if blocks is not None else "", ", positions joined" if edit.joint else ""])
+    told = "".join(
+        [
+            ", a block of it" if blocks is not None else "",
+            ", positions joined" if edit.joint else "",
+        ]
+    )
     return {
         "name": _cell(str(variable)),
         "sites": _cell("; ".join(map(str, edit.sites))),
@@ -85,7 +102,9 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "seed": seed,
                 "split": own[0].split,
                 "arms": arms,
-                "task_accuracy": _figure(where(own, metric="task_accuracy", subset="all", control=None)),
+                "task_accuracy": _figure(
+                    where(own, metric="task_accuracy", subset="all", control=None)
+                ),
             }
         )
     return tables

@@ -15,14 +15,16 @@ Variable = str | Site
 class Edit:
     """Sites and the intervention that acts on them.
 
-    sites: where the base run is edited. Several sites (or positions) share the intervention's weights, each with its own
-        activations.
-    source_sites: where the source run is read, one a site; by default the same sites, their positions resolved on the
-        source.
-    joint: concatenate the positions of the site into one vector of width `n_positions * width`, edited as a whole. Several
-        positions, roles or heads are one site's; what lies elsewhere is computed at another time, and cannot be concatenated.
+    sites: where the base run is edited. Several sites (or positions) share the intervention's
+        weights, each with its own activations.
+    source_sites: where the source run is read, one a site; by default the same sites, their
+        positions resolved on the source.
+    joint: concatenate the positions of the site into one vector of width `n_positions * width`,
+        edited as a whole. Several positions, roles or heads are one site's; what lies elsewhere is
+        computed at another time, and cannot be concatenated.
 
-    Raises ValueError when the sites and source sites differ in number, or a joint edit has several sites.
+    Raises ValueError when the sites and source sites differ in number, or a joint edit has several
+    sites.
     """
 
     sites: tuple[Site, ...]
@@ -44,15 +46,21 @@ class Edit:
         if not sites:
             raise ValueError("An edit needs at least one site.")
         if len(source_sites) != len(sites):
-            raise ValueError(f"An edit with {len(sites)} sites needs as many source sites; {len(source_sites)} were given.")
+            raise ValueError(
+                f"An edit with {len(sites)} sites needs as many source sites; "
+                f"{len(source_sites)} were given."
+            )
         if joint and len(sites) > 1:
             raise ValueError(
-                f"A joint edit has one site, whose positions (or roles, or heads) it concatenates; {len(sites)} were given. Places "
-                "apart are computed one after another: the later depends on what is written at the earlier."
+                "A joint edit has one site, whose positions (or roles, or heads) it "
+                f"concatenates; {len(sites)} were given. Places "
+                "apart are computed one after another: the later depends on what is written at "
+                "the earlier."
             )
         if not isinstance(intervention, Intervention):
             raise ValueError(
-                f"An edit needs an Intervention made for its width; {intervention!r} was given (a `_partial_` one is completed "
+                f"An edit needs an Intervention made for its width; {intervention!r} was given "
+                "(a `_partial_` one is completed "
                 "by `iit.alignment.one`)."
             )
         for name, value in (
@@ -96,5 +104,8 @@ def block_input(site: Site) -> Site:
     """What a skipped block would have read. Raises ValueError for a site that is no block's
     output."""
     if site.component != "block_output":
-        raise ValueError(f"SkipIntervention puts the block's own input in place of `block_output`; the site is {site}.")
+        raise ValueError(
+            "SkipIntervention puts the block's own input in place of `block_output`; the site "
+            f"is {site}."
+        )
     return Site("block_input", layer=site.layer, position=site.position)

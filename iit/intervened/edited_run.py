@@ -90,12 +90,16 @@ class EditedRun:
         return first, stop
 
     @contextmanager
-    def applied(self, rest: Suffix | None = None, rows: slice = slice(None)) -> Iterator[dict[SiteEdit, Tensor]]:
-        """Within the context the network's next forward (or the rest of it) is edited; yields what each edit saw.
+    def applied(
+        self, rest: Suffix | None = None, rows: slice = slice(None)
+    ) -> Iterator[dict[SiteEdit, Tensor]]:
+        """Within the context the network's next forward (or the rest of it) is edited; yields what
+        each edit saw.
 
         rows: which rows of the forward are this run's, where several runs share it.
 
-        Raises RuntimeError for a site's module that runs twice, never, or where a backward would miss the edit.
+        Raises RuntimeError for a site's module that runs twice, never, or where a backward would
+        miss the edit.
         """
         seen: dict[SiteEdit, Tensor] = {}
         outside = autograd_state() if self.trains else (False, None)
@@ -106,7 +110,10 @@ class EditedRun:
 
             def edited(whole: Tensor) -> Tensor | None:
                 if one in seen:
-                    raise RuntimeError(f"Site {site} was run more than once in one forward; name a module that runs once.")
+                    raise RuntimeError(
+                        f"Site {site} was run more than once in one forward; name a module that "
+                        "runs once."
+                    )
                 refuse_recomputed(site, outside)
                 activation = whole[rows]
                 seen[one] = columns.read(activation)
@@ -126,7 +133,10 @@ class EditedRun:
             yield seen
             missed = [str(one.columns.site) for one in self.site_edits if one not in seen]
             if missed:
-                raise RuntimeError(f"The forward never ran the module of {', '.join(missed)}: nothing was edited there.")
+                raise RuntimeError(
+                    f"The forward never ran the module of {', '.join(missed)}: nothing was "
+                    "edited there."
+                )
 
     @contextmanager
     def attached(self, editor: Editor) -> Iterator[None]:

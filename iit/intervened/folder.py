@@ -10,18 +10,24 @@ from pathlib import Path
 
 @contextmanager
 def written_folder(folder: str | Path, foreign: Callable[[Path], list[str]]) -> Iterator[Path]:
-    """A fresh folder to write to; it takes the place of `folder` when the block ends without an exception.
+    """A fresh folder to write to; it takes the place of `folder` when the block ends without an
+    exception.
 
     foreign: the names in a folder that are not ours to replace.
     Raises FileExistsError when there are such, or a file stands there.
     """
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; choose a folder that is new, empty, or an earlier save.")
+        raise FileExistsError(
+            f"{folder} is a file; choose a folder that is new, empty, or an earlier save."
+        )
     others = foreign(folder) if folder.exists() else []
     if others:
         names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-        raise FileExistsError(f"{folder} holds other files ({names}); choose a folder that is new, empty, or an earlier save.")
+        raise FileExistsError(
+            f"{folder} holds other files ({names}); choose a folder that is new, empty, or an "
+            "earlier save."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

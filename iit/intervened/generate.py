@@ -1,4 +1,6 @@
-"""Generation under edits: which columns of a step's forward an edit acts on, and the tokens in the caller's layout."""
+"""Generation under edits: which columns of a step's forward an edit acts on, and the tokens in the
+caller's layout.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -18,7 +20,8 @@ from iit.network.components import transformer_in
 SCOPES = ("prompt", "generated", "all")
 """Where edits act: at their sites in the prompt; at every new token; both."""
 
-# With these transformers runs the network in other portions than the prompt and then one token, or around its hooks.
+# With these transformers runs the network in other portions than the prompt and then one token, or
+# around its hooks.
 _OTHER_WAYS = (
     "assistant_model",
     "prompt_lookup_num_tokens",
@@ -32,33 +35,50 @@ _OTHER_WAYS = (
 )
 
 
-def check_generation(network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]) -> None:
+def check_generation(
+    network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]
+) -> None:
     """Raises ValueError for what generation under edits cannot do, before anything runs."""
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is none of {', '.join(SCOPES)}.")
     config: Any = getattr(network, "config", None)
-    if not callable(getattr(network, "generate", None)) or getattr(config, "is_encoder_decoder", False):
+    if not callable(getattr(network, "generate", None)) or getattr(
+        config, "is_encoder_decoder", False
+    ):
         raise ValueError(f"{type(network).__name__} is no transformers decoder that can generate.")
     asked = options.get("generation_config")
     settings = asked or getattr(network, "generation_config", None)
     for name in _OTHER_WAYS:
         if options.get(name, getattr(settings, name, None)) is not None:
-            raise ValueError(f"generate under edits does not go together with {name!r}; leave it out, or give {name}=None.")
+            raise ValueError(
+                f"generate under edits does not go together with {name!r}; leave it out, or give "
+                f"{name}=None."
+            )
     cache = options.get("cache_implementation", getattr(asked, "cache_implementation", None))
     if cache not in (None, "dynamic", "hybrid"):
-        raise ValueError(f"generate under edits does not go together with cache_implementation={cache!r}; leave it out.")
+        raise ValueError(
+            f"generate under edits does not go together with cache_implementation={cache!r}; "
+            "leave it out."
+        )
     if batch.lengths is None or set(batch.kwargs) - {"attention_mask"} != {"input_ids"}:
-        raise ValueError(f"generate takes input_ids and their attention_mask (and `positions`); got {sorted(batch.kwargs)}.")
+        raise ValueError(
+            "generate takes input_ids and their attention_mask (and `positions`); got "
+            f"{sorted(batch.kwargs)}."
+        )
     for edit in edits:
         if edit.intervention.collects:
             raise ValueError(
-                "CollectIntervention does not edit: there is nothing for it to do in generate; use `run` or `capture`."
+                "CollectIntervention does not edit: there is nothing for it to do in generate; "
+                "use `run` or `capture`."
             )
         if any(site.component == "attention_weight" for site in edit.sites):
-            raise ValueError("attention_weight grows with every token: it cannot be edited in generate.")
+            raise ValueError(
+                "attention_weight grows with every token: it cannot be edited in generate."
+            )
         if edit.joint and scope != "prompt":
             raise ValueError(
-                f"A joint edit takes several positions at once; a new token is one. Use scope='prompt', not {scope!r}."
+                "A joint edit takes several positions at once; a new token is one. Use "
+                f"scope='prompt', not {scope!r}."
             )
 
 
@@ -69,7 +89,10 @@ def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, An
         `generate` takes.
     """
     network: Any = run.resolved.network
-    if getattr(getattr(network, "generation_config", None), "cache_implementation", None) is not None:
+    if (
+        getattr(getattr(network, "generation_config", None), "cache_implementation", None)
+        is not None
+    ):
         # The network's own wish for a static cache is about speed.
         options["cache_implementation"] = "dynamic"
     process = Generation(run.batch, scope)
@@ -83,8 +106,9 @@ def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, An
 class Generation:
     """One call of `generate` under edits.
 
-    Prompts are left-padded, so that every new token is one column. transformers repeats each example for its beams or samples
-    in consecutive rows and keeps them there when it reorders beams: row r belongs to example r // rows_per_example.
+    Prompts are left-padded, so that every new token is one column. transformers repeats each
+    example for its beams or samples in consecutive rows and keeps them there when it reorders
+    beams: row r belongs to example r // rows_per_example.
     """
 
     def __init__(self, batch: Batch, scope: str):
@@ -106,7 +130,9 @@ class Generation:
         def begins(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._n_columns, total = kwargs["input_ids"].shape[1], self._n_prompt + self._forwards
             if self._n_columns not in (1 if self._forwards else total, total):
-                raise RuntimeError(f"A step of generate ran {self._n_columns} tokens, expected 1 or {total}.")
+                raise RuntimeError(
+                    f"A step of generate ran {self._n_columns} tokens, expected 1 or {total}."
+                )
             self._start = total - self._n_columns
             self._forwards += 1
 
@@ -115,9 +141,13 @@ class Generation:
     def left(self, place: Columns) -> Columns:
         """Columns of the right-padded batch in the left-padded one."""
         if isinstance(place.index, Tensor):
-            index = torch.where(place.index == IGNORED, IGNORED, place.index + self._shift.unsqueeze(1))
+            index = torch.where(
+                place.index == IGNORED, IGNORED, place.index + self._shift.unsqueeze(1)
+            )
         else:
-            index = torch.arange(self._n_prompt, device=self._shift.device).expand(self._batch.size, -1)
+            index = torch.arange(self._n_prompt, device=self._shift.device).expand(
+                self._batch.size, -1
+            )
         return replace(place, index=index, tokens=None)
 
     def editor(self, one: SiteEdit, skipped: list[Tensor]) -> Callable[[Tensor], Tensor | None]:
@@ -129,7 +159,8 @@ class Generation:
         for source in one.sources.values():
             if self._scope != "prompt" and source.shape[1] != 1:
                 raise ValueError(
-                    f"Site {site} reads {source.shape[1]} positions of the source; for scope={self._scope!r} it must be one, "
+                    f"Site {site} reads {source.shape[1]} positions of the source; for "
+                    f"scope={self._scope!r} it must be one, "
                     "which is used for every new token."
                 )
         prompt, idle = self.left(one.columns), one.idle
@@ -139,7 +170,8 @@ class Generation:
                 return None
             if activation.shape[1] != self._n_columns:
                 raise RuntimeError(
-                    f"Site {site} has {activation.shape[1]} positions in a step over {self._n_columns} tokens: it cannot be "
+                    f"Site {site} has {activation.shape[1]} positions in a step over "
+                    f"{self._n_columns} tokens: it cannot be "
                     "edited in generate."
                 )
             copies = activation.shape[0] // self._batch.size
@@ -150,7 +182,9 @@ class Generation:
                     index = index.repeat_interleave(copies, 0)
                 columns = replace(prompt, index=index)
                 given = dict.fromkeys(one.flags, columns.read(skipped[0])) if skipped else sources
-                activation = columns.write(activation, edit.apply(columns.read(activation), given, flags))
+                activation = columns.write(
+                    activation, edit.apply(columns.read(activation), given, flags)
+                )
             n_old = max(self._n_prompt - self._start, 0)
             if self._scope != "prompt" and n_old < self._n_columns:
                 new = activation[:, n_old:]
@@ -174,4 +208,7 @@ class Generation:
 
 
 def _repeated(by_variable: Mapping[Variable, Tensor | None], copies: int) -> dict[Variable, Any]:
-    return {v: None if tensor is None else tensor.repeat_interleave(copies, 0) for v, tensor in by_variable.items()}
+    return {
+        v: None if tensor is None else tensor.repeat_interleave(copies, 0)
+        for v, tensor in by_variable.items()
+    }

@@ -37,8 +37,8 @@ class Run(NamedTuple):
 
     output: the network's own output object after the edits.
     base_output: its output without them.
-    activations: {variable: Tensor[batch, position, width]}, what each edit saw before it acted (several sites are
-        concatenated along positions).
+    activations: {variable: Tensor[batch, position, width]}, what each edit saw before it acted
+        (several sites are concatenated along positions).
     """
 
     output: Any
@@ -47,20 +47,24 @@ class Run(NamedTuple):
 
 
 class IntervenedModel(nn.Module):
-    """A network and edits: `edited(base, sources)` runs the base with the sources' values swapped in.
+    """A network and edits: `edited(base, sources)` runs the base with the sources' values swapped
+    in.
 
-    network: a `LanguageModel`, a `Classifier`, a transformers model, or any `nn.Module`. It is held outside module registration: parameters,
-        state dict and train mode of this object are the interventions' alone.
-    edits: {variable: Edit} or, short for one edit a site, {site: intervention}. An edit whose intervention has blocks serves
-        the variables that its blocks name.
+    network: a `LanguageModel`, a `Classifier`, a transformers model, or any `nn.Module`. It is held
+        outside module registration: parameters, state dict and train mode of this object are the
+        interventions' alone.
+    edits: {variable: Edit} or, short for one edit a site, {site: intervention}. An edit whose
+        intervention has blocks serves the variables that its blocks name.
     source_grad: let gradients flow through the source runs, too.
-    stored: variables whose edits of `embedding_output` the store's own runs are done under: from block 1 on a run resumes behind them.
+    stored: variables whose edits of `embedding_output` the store's own runs are done under: from
+        block 1 on a run resumes behind them.
 
-    Its attribute `store` is None unless set; with an `ActivationStore`, `answer_logits` reads from it what earlier runs have
+    Its attribute `store` is None unless set; with an `ActivationStore`, `answer_logits` reads from
+    it what earlier runs have
     left: source activations, and the base's residual stream below the first edited block.
 
-    Raises ValueError for a site the network lacks, an intervention of another width, variables named twice, and stored edits
-    elsewhere than at the embedding, before anything runs.
+    Raises ValueError for a site the network lacks, an intervention of another width, variables
+    named twice, and stored edits elsewhere than at the embedding, before anything runs.
     """
 
     def __init__(
@@ -72,7 +76,8 @@ class IntervenedModel(nn.Module):
         stored: Collection[Variable] = (),
     ):
         super().__init__()
-        # A tuple is not registered by nn.Module: the network stays outside of parameters(), state_dict() and train().
+        # A tuple is not registered by nn.Module: the network stays outside of parameters(),
+        # state_dict() and train().
         self._held = (network, network.model if isinstance(network, Network) else network)
         self.edits: dict[Variable, Edit] = {key: _edit(key, edit) for key, edit in edits.items()}
         self.source_grad = source_grad
@@ -85,13 +90,22 @@ class IntervenedModel(nn.Module):
         self._resolved = Sites(self.network)
         for key, edit in self.edits.items():
             check_width(key, edit, self._resolved)
-        if any(site.component != "embedding_output" for key in stored for site in self.edits[key].sites):
-            raise ValueError(f"stored={sorted(map(str, stored))}: only edits of embedding_output come before all blocks.")
+        if any(
+            site.component != "embedding_output" for key in stored for site in self.edits[key].sites
+        ):
+            raise ValueError(
+                f"stored={sorted(map(str, stored))}: only edits of embedding_output come before "
+                "all blocks."
+            )
         later = [edit for key, edit in self.edits.items() if key not in stored]
-        self.first_block = first_block(self.network, later) or first_block(self.network, self.edits.values())
+        self.first_block = first_block(self.network, later) or first_block(
+            self.network, self.edits.values()
+        )
         self.stored = frozenset(stored) if self.first_block else frozenset()
         # Shared interventions appear once; the order is the edits'.
-        self.interventions = nn.ModuleList(dict.fromkeys(edit.intervention for edit in self.edits.values()))
+        self.interventions = nn.ModuleList(
+            dict.fromkeys(edit.intervention for edit in self.edits.values())
+        )
         self.interventions.to(device_of(self.network))
 
     @property
@@ -101,7 +115,9 @@ class IntervenedModel(nn.Module):
 
     @property
     def studied(self) -> Network | None:
-        """The `LanguageModel` or `Classifier` this was made with, if it was one: what encodes inputs and answers."""
+        """The `LanguageModel` or `Classifier` this was made with, if it was one: what encodes
+        inputs and answers.
+        """
         return self._held[0] if isinstance(self._held[0], Network) else None
 
     @property
@@ -111,7 +127,10 @@ class IntervenedModel(nn.Module):
 
     def extra_repr(self) -> str:
         """Each variable with its sites."""
-        return "\n".join(f"{key}: {', '.join(str(site) for site in edit.sites)}" for key, edit in self.edits.items())
+        return "\n".join(
+            f"{key}: {', '.join(str(site) for site in edit.sites)}"
+            for key, edit in self.edits.items()
+        )
 
     def forward(self, base: Inputs, sources: Sources = None, active: Active = None) -> Any:
         """The network's own output object on the edited base run, in the caller's layout."""
@@ -136,21 +155,31 @@ class IntervenedModel(nn.Module):
         return Run(output, base_output, activations)
 
     def generate(
-        self, base: Inputs, sources: Sources = None, active: Active = None, *, scope: str = "prompt", **options: Any
+        self,
+        base: Inputs,
+        sources: Sources = None,
+        active: Active = None,
+        *,
+        scope: str = "prompt",
+        **options: Any,
     ) -> Any:
-        """Generate under the edits: token ids as the network's own `generate` returns them, prompts as the caller laid them out.
+        """Generate under the edits: token ids as the network's own `generate` returns them, prompts
+        as the caller laid them out.
 
-        scope: "prompt" edits the sites' positions in the prompt, "generated" every new token as it is read back, "all" both. A
-            role or position selects in the prompt only; one that reads a source there uses it for every new token.
-            Adding twice the difference between the mean residual streams of sentences about the sea and of others, after block
-            10 of SmolLM2-135M with scope "all", turned 8 of 8 greedy continuations of unrelated prompts to the sea (0 of 8
-            without); it costs fluency.
-        options: what transformers' `generate` takes. Greedy search and beams give the same tokens whatever the batch; sampling
-            repeats for a fixed batch and seed. An `answer` in the base is not read.
+        scope: "prompt" edits the sites' positions in the prompt, "generated" every new token as it
+            is read back, "all" both. A role or position selects in the prompt only; one that reads
+            a source there uses it for every new token. Adding twice the difference between the mean
+            residual streams of sentences about the sea and of others, after block 10 of
+            SmolLM2-135M with scope "all", turned 8 of 8 greedy continuations of unrelated prompts
+            to the sea (0 of 8 without); it costs fluency.
+        options: what transformers' `generate` takes. Greedy search and beams give the same tokens
+            whatever the batch; sampling repeats for a fixed batch and seed. An `answer` in the base
+            is not read.
 
-        Returns LongTensor[batch * num_return_sequences, prompt + new] (or the output object, where options ask for one).
-        Raises ValueError for an unknown scope, networks that do not generate, options under which edits would be missed (an
-        assistant, a static cache, …), and edits that make no sense token by token.
+        Returns LongTensor[batch * num_return_sequences, prompt + new] (or the output object, where
+        options ask for one). Raises ValueError for an unknown scope, networks that do not generate,
+        options under which edits would be missed (an assistant, a static cache, …), and edits that
+        make no sense token by token.
         """
         batch = prepare(self.network, base)
         check_generation(self.network, self.edits.values(), batch, scope, options)
@@ -159,9 +188,11 @@ class IntervenedModel(nn.Module):
             options.setdefault("pad_token_id", self.studied.tokenizer.pad_token_id)
         return generated(self.edited_run(batch, sources, active), base["input_ids"], scope, options)
 
-    def edited_activations(self, base: Inputs, sources: Sources = None, active: Active = None) -> dict[Variable, Tensor]:
-        """{variable: Tensor[batch, position, width]}: what each edit by itself makes of the unedited base (several sites are concatenated
-        along positions).
+    def edited_activations(
+        self, base: Inputs, sources: Sources = None, active: Active = None
+    ) -> dict[Variable, Tensor]:
+        """{variable: Tensor[batch, position, width]}: what each edit by itself makes of the
+        unedited base (several sites are concatenated along positions).
 
         Raises ValueError where one edit's sites differ in width, and as a call does.
         """
@@ -186,14 +217,17 @@ class IntervenedModel(nn.Module):
             own = {variable: flags[variable] for variable in variables_of(key, edit)}
             touched = _any_active(list(own.values()))
             sites[key] = [
-                SiteEdit(edit, self._resolved[site], columns(site, batch, touched), source_site, own)
+                SiteEdit(
+                    edit, self._resolved[site], columns(site, batch, touched), source_site, own
+                )
                 for site, source_site in zip(edit.sites, edit.source_sites, strict=True)
             ]
         trains = any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
         return EditedRun(batch, self._resolved, sites, flags, trains)
 
     def edited_run(self, batch: Batch, sources: Sources = None, active: Active = None) -> EditedRun:
-        """The edits of one batch, ready to be applied; everything about the input is checked, and the sources are run.
+        """The edits of one batch, ready to be applied; everything about the input is checked, and
+        the sources are run.
 
         Raises ValueError for what does not fit, before the network runs on the base.
         """
@@ -361,7 +395,10 @@ def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
     if isinstance(edit, Edit):
         return edit
     if not isinstance(key, Site):
-        raise ValueError(f"Variable {key!r} needs an `Edit(sites=…, intervention=…)`; only a Site may stand for its own edit.")
+        raise ValueError(
+            f"Variable {key!r} needs an `Edit(sites=…, intervention=…)`; only a Site may stand "
+            "for its own edit."
+        )
     return Edit([key], edit)
 
 
@@ -376,5 +413,8 @@ def _side_by_side(key: Variable, parts: list[Tensor]) -> Tensor:
     width."""
     widths = {part.shape[-1] for part in parts}
     if len(widths) > 1:
-        raise ValueError(f"The sites of {str(key)!r} differ in width {widths}; use `capture`, which keeps them apart.")
+        raise ValueError(
+            f"The sites of {str(key)!r} differ in width {widths}; use `capture`, which keeps "
+            "them apart."
+        )
     return torch.cat(parts, 1)

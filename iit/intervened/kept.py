@@ -31,7 +31,9 @@ class _Values:
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of one prompt in the blocks from `first` on, before some column: Tensor[block, 2, head, seq, width]."""
+    """Keys and values of one prompt in the blocks from `first` on, before some column:
+    Tensor[block, 2, head, seq, width].
+    """
 
     first: int
     values: Tensor
@@ -45,7 +47,8 @@ class Cache:
 class Kept:
     """Activations by prompt and site, and keys and values by prompt.
 
-    budget, folder: as of a `Spill`. shelf: the folder of a `Shelf`; what is on it is known, and what comes is put there.
+    budget, folder: as of a `Spill`. shelf: the folder of a `Shelf`; what is on it is known, and
+        what comes is put there.
     """
 
     def __init__(self, budget: int, folder: str | Path | None, shelf: str | Path | None):
@@ -70,7 +73,9 @@ class Kept:
         for site, prompt, index, values in self._shelf.records():
             if site is None:
                 known = self.caches.get(prompt)
-                if known is None or (known.first >= index[0] and known.n_columns <= values.shape[-2]):
+                if known is None or (
+                    known.first >= index[0] and known.n_columns <= values.shape[-2]
+                ):
                     self.caches[prompt] = Cache(index[0], values)
             else:
                 place = (site, prompt)
@@ -89,7 +94,9 @@ class Kept:
         return known is not None and all(c in known.columns for c in columns)
 
     def add(self, site: Site, prompt: Prompt, columns: tuple[int, ...], found: Tensor) -> None:
-        """Keep the activations of these columns, beside those that are kept; `found` may have more rows behind them."""
+        """Keep the activations of these columns, beside those that are kept; `found` may have more
+        rows behind them.
+        """
         place, values = _place(site), found[: len(columns)]
         known = self._values.get((place, prompt))
         if known is not None:
@@ -97,13 +104,17 @@ class Kept:
             columns = (*known.columns, *(columns[n] for n in more))
             values = torch.cat([known.values.to(values.device), values[more]])
             self._spill.drop(known.values)
-        self._values[place, prompt] = _Values({c: n for n, c in enumerate(columns)}, self._spill.keep(values))
+        self._values[place, prompt] = _Values(
+            {c: n for n, c in enumerate(columns)}, self._spill.keep(values)
+        )
         self._remember(Record(place, prompt, columns, values))
 
     def has_cache(self, layer: int, prompt: Prompt, n_columns: int) -> bool:
         """Whether keys and values of that many columns are kept for the blocks from `layer` on."""
         known = self.caches.get(prompt)
-        return not n_columns or (known is not None and known.first <= layer and known.n_columns >= n_columns)
+        return not n_columns or (
+            known is not None and known.first <= layer and known.n_columns >= n_columns
+        )
 
     def add_cache(self, first: int, prompt: Prompt, values: Tensor) -> None:
         """Keep keys and values in place of those that are kept of the prompt."""
@@ -112,23 +123,40 @@ class Kept:
         self.caches[prompt] = Cache(first, self._spill.keep(values))
         self._remember(Record(None, prompt, (first,), values))
 
-    def stacked(self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], device: torch.device) -> Tensor:
-        """Tensor[batch, position, width] of the columns `wanted`; zeros where an example has fewer."""
-        rows = [self._values[_place(site), prompt].at(columns) for prompt, columns in zip(prompts, wanted, strict=True)]
+    def stacked(
+        self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], device: torch.device
+    ) -> Tensor:
+        """Tensor[batch, position, width] of the columns `wanted`; zeros where an example has
+        fewer.
+        """
+        rows = [
+            self._values[_place(site), prompt].at(columns)
+            for prompt, columns in zip(prompts, wanted, strict=True)
+        ]
         if len({row.device for row in rows}) > 1:
             rows = [row.to(device) for row in rows]
         return pad_sequence(rows, batch_first=True).to(device)
 
-    def stacked_caches(self, layer: int, prompts: list[Prompt], begins: list[int], device: torch.device) -> Tensor | None:
-        """Tensor[block, 2, batch, head, seq, width] from `layer` on, of the columns before `begins`, right-aligned; None for no columns."""
-        found = [(i, self.caches[p], begin) for i, (p, begin) in enumerate(zip(prompts, begins, strict=True)) if begin]
+    def stacked_caches(
+        self, layer: int, prompts: list[Prompt], begins: list[int], device: torch.device
+    ) -> Tensor | None:
+        """Tensor[block, 2, batch, head, seq, width] from `layer` on, of the columns before
+        `begins`, right-aligned; None for no columns.
+        """
+        found = [
+            (i, self.caches[p], begin)
+            for i, (p, begin) in enumerate(zip(prompts, begins, strict=True))
+            if begin
+        ]
         if not found:
             return None
         longest, like = max(begins), found[0][1].values[layer - found[0][1].first :]
         shape = (*like.shape[:2], len(prompts), like.shape[2], longest, like.shape[-1])
         stacked = torch.zeros(shape, dtype=like.dtype, device=device)
         for i, known, begin in found:
-            stacked[:, :, i, :, longest - begin :] = known.values[layer - known.first :, ..., :begin, :]
+            stacked[:, :, i, :, longest - begin :] = known.values[
+                layer - known.first :, ..., :begin, :
+            ]
         return stacked
 
     def _remember(self, record: Record) -> None:

@@ -12,12 +12,16 @@ from iit.site import ResolvedSite, Site, Sites
 
 
 class Activations(dict[Site, Tensor]):
-    """{site: Tensor[batch, position, width]}, as `capture` returns them; usable as the sources of an edit.
+    """{site: Tensor[batch, position, width]}, as `capture` returns them; usable as the sources of
+    an edit.
 
-    counts: {site: Tensor[batch]}, how many of the positions each example has (the others are zero), where that is known.
+    counts: {site: Tensor[batch]}, how many of the positions each example has (the others are zero),
+        where that is known.
     """
 
-    def __init__(self, found: Mapping[Site, Tensor], counts: Mapping[Site, Tensor | None] | None = None):
+    def __init__(
+        self, found: Mapping[Site, Tensor], counts: Mapping[Site, Tensor | None] | None = None
+    ):
         super().__init__(found)
         self.counts = dict(counts or {})
 
@@ -37,8 +41,8 @@ def observe(
 ) -> Activations:
     """Run the network once and read every place.
 
-    stop_early: leave out what lies above the last place. Only done where every site is a component: an arbitrary module may
-        be run twice, and the second run has to be noticed.
+    stop_early: leave out what lies above the last place. Only done where every site is a component:
+        an arbitrary module may be run twice, and the second run has to be noticed.
 
     Raises RuntimeError when a site's module was not run, or run more than once.
     """
@@ -52,7 +56,10 @@ def observe(
     def reader(site: Site) -> Callable[[Tensor], None]:
         def read(activation: Tensor) -> None:
             if site in found:
-                raise RuntimeError(f"Site {site} was run more than once in one forward; name a module that runs once.")
+                raise RuntimeError(
+                    f"Site {site} was run more than once in one forward; name a module that runs "
+                    "once."
+                )
             found[site] = places[site].read(activation)
             if stop_early and len(found) == len(places):
                 raise _Enough
@@ -67,4 +74,7 @@ def observe(
     missing = [str(site) for site in places if site not in found]
     if missing:
         raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")
-    return Activations({site: found[site] for site in places}, {site: counts(place, batch) for site, place in places.items()})
+    return Activations(
+        {site: found[site] for site in places},
+        {site: counts(place, batch) for site, place in places.items()},
+    )

@@ -46,7 +46,12 @@ def _shared(cell: IntervenedModel, batch: Batch, read: Tensor | None, active: Ac
     if store is None or cell.stored:
         return None
     run = cell.placed(batch, active)
-    if read is None or layer is None or why_whole(run, read, layer, store) or not store.is_trusted(layer, run.flags):
+    if (
+        read is None
+        or layer is None
+        or why_whole(run, read, layer, store)
+        or not store.is_trusted(layer, run.flags)
+    ):
         return None
     first, stop = run.span(read)
     return cell.network, store, layer, int((stop - first).max())

@@ -16,9 +16,12 @@ from iit.site import Site
 class Columns:
     """The columns of an activation's position axis that a site selects.
 
-    index: Tensor[batch, n], −100 where an example has fewer; a tuple of ints, the same in each example; None = every position.
-    counted: whether the index counts from 0 and is known to be inside; on networks without tokens only the run can tell.
-    tokens: (batch, seq) of the tokens that the index counts, where activations are to be held against them.
+    index: Tensor[batch, n], −100 where an example has fewer; a tuple of ints, the same in each
+        example; None = every position.
+    counted: whether the index counts from 0 and is known to be inside; on networks without tokens
+        only the run can tell.
+    tokens: (batch, seq) of the tokens that the index counts, where activations are to be held
+        against them.
     """
 
     site: Site
@@ -34,10 +37,11 @@ class Columns:
         return self.index.shape[1] if isinstance(self.index, Tensor) else len(self.index)
 
     def _by_token(self, activation: Tensor) -> Tensor:
-        """The activation with the prompts' tokens for positions; what a module sees as (batch·tokens, width) is unflattened.
+        """The activation with the prompts' tokens for positions; what a module sees as
+        (batch·tokens, width) is unflattened.
 
-        Whole activations of modules with positions of their own (pooled, of another sequence) stay as they are.
-        Raises ValueError where tokens are to be picked from such.
+        Whole activations of modules with positions of their own (pooled, of another sequence) stay
+        as they are. Raises ValueError where tokens are to be picked from such.
         """
         if self.tokens is None or activation.shape[:2] == self.tokens:
             return activation
@@ -46,8 +50,10 @@ class Columns:
         if self.site.position is None:
             return activation
         raise ValueError(
-            f"Site {self.site}: the module's activations are {activation.shape[0]}×{activation.shape[1]}, the batch holds "
-            f"{self.tokens[0]}×{self.tokens[1]} tokens: its positions are not the prompt's. Leave `position` out."
+            f"Site {self.site}: the module's activations are "
+            f"{activation.shape[0]}×{activation.shape[1]}, the batch holds "
+            f"{self.tokens[0]}×{self.tokens[1]} tokens: its positions are not the prompt's. "
+            "Leave `position` out."
         )
 
     def _index(self, activation: Tensor) -> Tensor | None:
@@ -55,7 +61,8 @@ class Columns:
             return None
         if isinstance(self.index, Tensor) and len(self.index) != len(activation):
             raise ValueError(
-                f"Site {self.site}: its module sees {len(activation)} rows where the batch has {len(self.index)} examples; name a "
+                f"Site {self.site}: its module sees {len(activation)} rows where the batch has "
+                f"{len(self.index)} examples; name a "
                 "module that sees one row an example."
             )
         if self.index is None or (self.counted and isinstance(self.index, Tensor)):
@@ -64,20 +71,28 @@ class Columns:
         lengths = torch.full((len(activation),), activation.shape[1], device=activation.device)
         return from_start(index, lengths, index == IGNORED, f"Site {self.site}")
 
-    def read(self, activation: Float[Tensor, "row column width"]) -> Float[Tensor, "batch position width"]:
+    def read(
+        self, activation: Float[Tensor, "row column width"]
+    ) -> Float[Tensor, "batch position width"]:
         """A copy of the activation at these columns; zeros where an example has fewer."""
         activation = self._by_token(activation)
         index = self._index(activation)
         if index is None:
             # The network may go on to change its own in place.
             return activation.clone()
-        picked = activation.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, activation.shape[-1]))
+        picked = activation.gather(
+            1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, activation.shape[-1])
+        )
         return picked.masked_fill((index == IGNORED).unsqueeze(-1), 0)
 
     def write(
-        self, activation: Float[Tensor, "row column width"], new: Float[Tensor, "batch position width"]
+        self,
+        activation: Float[Tensor, "row column width"],
+        new: Float[Tensor, "batch position width"],
     ) -> Float[Tensor, "row column width"]:
-        """A copy of the activation with `new` at these columns, in the shape that the activation came in."""
+        """A copy of the activation with `new` at these columns, in the shape that the activation
+        came in.
+        """
         by_token = self._by_token(activation)
         index = self._index(by_token)
         if index is None:
@@ -85,7 +100,9 @@ class Columns:
             return new.clone().reshape(activation.shape)
         absent = index == IGNORED
         if not bool(absent.any()):
-            return by_token.scatter(1, index.unsqueeze(-1).expand_as(new), new).reshape(activation.shape)
+            return by_token.scatter(1, index.unsqueeze(-1).expand_as(new), new).reshape(
+                activation.shape
+            )
         # Absent entries land in a column that is cut off again.
         longer = torch.cat([by_token, torch.zeros_like(by_token[:, :1])], 1)
         index = torch.where(absent, by_token.shape[1], index)
@@ -96,8 +113,9 @@ class Columns:
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> Columns:
     """Resolve the site's position in a batch.
 
-    Raises ValueError for a role the batch lacks, a role that is absent in an (active) example, several roles one of which is
-    several tokens, a role in a decoder that has tokens of its own, and positions outside an example's real tokens.
+    Raises ValueError for a role the batch lacks, a role that is absent in an (active) example,
+    several roles one of which is several tokens, a role in a decoder that has tokens of its own,
+    and positions outside an example's real tokens.
     """
     batch = _sequence(site, batch)
     tokens = None if batch.lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
@@ -108,24 +126,34 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         found = [_role(site, role, batch, active) for role in site.roles]
         wide = [role for role, index in zip(site.roles, found, strict=True) if index.shape[1] > 1]
         if wide and len(found) > 1:
-            raise ValueError(f"Site {site}: of several roles each must be one token; {wide[0]!r} has more in this batch.")
+            raise ValueError(
+                f"Site {site}: of several roles each must be one token; {wide[0]!r} has more in "
+                "this batch."
+            )
         index = torch.cat(found, 1)
     elif batch.lengths is None:
         return Columns(site, tuple(int(i) for i in wanted), counted=False)
     else:
         index = torch.tensor(wanted, device=batch.lengths.device).expand(len(batch.lengths), -1)
-        index = from_start(index, batch.lengths, torch.zeros_like(index, dtype=torch.bool), f"Site {site}")
+        index = from_start(
+            index, batch.lengths, torch.zeros_like(index, dtype=torch.bool), f"Site {site}"
+        )
     ordered = index.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != IGNORED)
     if bool(twice.any()):
         row = int(twice.any(1).nonzero()[0])
-        raise ValueError(f"Site {site}: a position occurs twice in example {row}: {index[row].tolist()}.")
+        raise ValueError(
+            f"Site {site}: a position occurs twice in example {row}: {index[row].tolist()}."
+        )
     return Columns(site, index, counted=batch.lengths is not None, tokens=tokens)
 
 
-# Modules that see the encoder's tokens: those of the encoder, and the decoder's projections of the encoder's states.
+# Modules that see the encoder's tokens: those of the encoder, and the decoder's projections of the
+# encoder's states.
 _ENCODER = re.compile(
-    r"(?!.*\bdecoder\b.*\bencoder\b).*\bencoder\b|.*(encdec|encoder_?att|cross_?att).*\b(k|v|key|value)(_proj)?$", re.I
+    r"(?!.*\bdecoder\b.*\bencoder\b).*\bencoder\b"
+    r"|.*(encdec|encoder_?att|cross_?att).*\b(k|v|key|value)(_proj)?$",
+    re.I,
 )
 
 
@@ -133,7 +161,9 @@ _DECODER = re.compile(r"(.*\.)?decoder(\.(bert|roberta|transformer))?", re.I)
 
 
 def _sequence(site: Site, batch: Batch) -> Batch:
-    """The batch of the tokens that the site's module sees: a decoder beside an encoder has its own."""
+    """The batch of the tokens that the site's module sees: a decoder beside an encoder has its
+    own.
+    """
     if not batch.encoder_decoder or site.module is None or _ENCODER.match(site.module):
         return batch
     embedded = batch.kwargs.get("decoder_inputs_embeds") is not None
@@ -141,7 +171,8 @@ def _sequence(site: Site, batch: Batch) -> Batch:
         return batch  # its own tokens enter as ids: what is read there are the encoder's states
     if site.roles:
         raise ValueError(
-            f"Site {site}: a role is a place of the prompt, which the encoder sees; this module sees the decoder's tokens. "
+            f"Site {site}: a role is a place of the prompt, which the encoder sees; this module "
+            "sees the decoder's tokens. "
             "Count these: `position` is an int."
         )
     tokens = {"input_ids": batch.kwargs.get("decoder_input_ids")}
@@ -169,19 +200,24 @@ def _every(batch: Batch) -> Tensor | None:
 def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Tensor, "batch n"]:
     """The role's columns, present ones first, so that equal counts mean equal places."""
     if active is not None and not bool(active.any()):
-        return torch.full((batch.size, 1), IGNORED, device=active.device)  # nobody asks where that would be
+        # nobody asks where that would be
+        return torch.full((batch.size, 1), IGNORED, device=active.device)
     if role == "last" and role not in batch.positions and batch.lengths is not None:
         return (batch.lengths - 1).unsqueeze(1)
     if ANSWER_ROLE.fullmatch(role) and role not in batch.positions:
         n_answer = 0 if batch.answer is None else batch.answer.shape[1]
         raise ValueError(
             f"Site {site}: the batch has no token {role} that is an input; its answers have up to "
-            f"{n_answer} tokens, of which the last is only read. Give base and source their `answer` (pairs from "
-            "a file: the columns label and source_answer), and use `answer_logits` or `capture`, where it is teacher-forced."
+            f"{n_answer} tokens, of which the last is only read. Give base and source their "
+            "`answer` (pairs from "
+            "a file: the columns label and source_answer), and use `answer_logits` or `capture`, "
+            "where it is teacher-forced."
         )
     if role not in batch.positions:
         known = ", ".join(map(repr, batch.positions)) or "none"
-        raise ValueError(f"Site {site}: the batch has no role {role!r}; its `positions` are: {known}.")
+        raise ValueError(
+            f"Site {site}: the batch has no role {role!r}; its `positions` are: {known}."
+        )
     index = batch.positions[role]
     present = index != IGNORED
     missing = ~present.any(1) & (True if active is None else active)

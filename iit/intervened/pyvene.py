@@ -1,4 +1,6 @@
-"""Reading what pyvene 0.1 saved (arXiv 2403.07809): `config.json` and `intkey_*.bin`. pyvene itself is not needed."""
+"""Reading what pyvene 0.1 saved (arXiv 2403.07809): `config.json` and `intkey_*.bin`. pyvene itself
+is not needed.
+"""
 
 import json
 import pickle
@@ -21,11 +23,19 @@ Position = str | Index
 Names = str | tuple[str, ...] | None
 
 FIELDS = (
-    "layer component unit max_number_of_units low_rank_dimension intervention_type intervention subspace_partition group_key "
+    "layer component unit max_number_of_units low_rank_dimension intervention_type intervention "
+    "subspace_partition group_key "
     "intervention_link_key moe_key source_representation hidden_source_representation latent_dim"
 ).split()
 """A representation is saved as a list of these."""
-PLAIN = ("block_input", "block_output", "mlp_input", "mlp_output", "attention_input", "attention_output")
+PLAIN = (
+    "block_input",
+    "block_output",
+    "mlp_input",
+    "mlp_output",
+    "attention_input",
+    "attention_output",
+)
 HEADED = ("attention_value_output", "query_output", "key_output", "value_output")
 GPT, LLAMA = ("gpt2", "gpt_neo", "gpt_neox"), ("llama", "mistral", "qwen2", "gemma", "gemma2")
 
@@ -38,47 +48,67 @@ def read_pyvene(
 ) -> dict[Variable, Edit]:
     """The edits of a folder that pyvene's `save` wrote, in its order.
 
-    Interventions with one link key share their weights; a subspace partition becomes blocks. Which source a group of
-    interventions reads is said when they run, as in pyvene.
+    Interventions with one link key share their weights; a subspace partition becomes blocks. Which
+    source a group of interventions reads is said when they run, as in pyvene.
 
-    positions: for each representation, which pyvene only gets when it runs; the keys of a mapping are the variables' names, a
-        tuple of names where a representation has a subspace partition.
+    positions: for each representation, which pyvene only gets when it runs; the keys of a mapping
+        are the variables' names, a tuple of names where a representation has a subspace partition.
     heads: likewise, for representations whose unit is "h" or "h.pos"; None for the others.
-    Raises FileNotFoundError for missing files, ValueError for damaged ones and for whatever would not give pyvene's own numbers.
+    Raises FileNotFoundError for missing files, ValueError for damaged ones and for whatever would
+    not give pyvene's own numbers.
     """
     folder = Path(folder).expanduser()
     module = network.model if isinstance(network, Network) else network
     config = _config(folder, module)
     representations: list[dict[str, Any]] = config["representations"]
-    names: list[Names] = list(positions) if isinstance(positions, Mapping) else [None] * len(positions)
+    names: list[Names] = (
+        list(positions) if isinstance(positions, Mapping) else [None] * len(positions)
+    )
     places = list(positions.values()) if isinstance(positions, Mapping) else list(positions)
     chosen = [None] * len(representations) if heads is None else list(heads)
     for what, given in (("positions", places), ("heads", chosen)):
         if len(given) != len(representations):
-            raise ValueError(f"{folder} has {len(representations)} representations and needs as many {what}; got {len(given)}.")
+            raise ValueError(
+                f"{folder} has {len(representations)} representations and needs as many {what}; "
+                f"got {len(given)}."
+            )
     edits: dict[Variable, Edit] = {}
     linked: dict[Any, Intervention] = {}
-    for number, (key, representation) in enumerate(zip(_keys(representations), representations, strict=True)):
+    for number, (key, representation) in enumerate(
+        zip(_keys(representations), representations, strict=True)
+    ):
         told = f"{folder}, representation {number} ({representation['component']})"
         kind = re.sub(r".*\.|'>$", "", config["intervention_types"][number])
         constant = bool(config["intervention_constant_sources"][number])
         site, joint = _site(told, module, representation, kind, places[number], chosen[number])
         subspaces = _subspaces(told, representation["subspace_partition"], names[number])
-        link = key if representation["intervention_link_key"] is None else representation["intervention_link_key"]
+        link = (
+            key
+            if representation["intervention_link_key"] is None
+            else representation["intervention_link_key"]
+        )
         if link not in linked:
-            state = _state(folder / f"intkey_{key}.bin") if kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS) else {}
+            state = (
+                _state(folder / f"intkey_{key}.bin")
+                if kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS)
+                else {}
+            )
             dimension = config["intervention_dimensions"][number]
             width = _unit_width(module, representation, site)
             linked[link] = intervention_of(told, kind, state, dimension, width, subspaces)
         elif subspaces is not None:
             raise ValueError(
-                f"{told} has a subspace partition of the rotation of another one (link key {link!r}): here all blocks of a rotation "
+                f"{told} has a subspace partition of the rotation of another one (link key "
+                f"{link!r}): here all blocks of a rotation "
                 "belong to one edit. Load a folder with one of the two."
             )
         name = names[number]
         variable = name if isinstance(name, str) else site
         if variable in edits:
-            raise ValueError(f"{told} is at the site of another one, {site}; name them: positions={{name: position}}.")
+            raise ValueError(
+                f"{told} is at the site of another one, {site}; name them: positions={{name: "
+                f"position}}."
+            )
         edits[variable] = Edit(site, linked[link], joint=joint)
     return edits
 
@@ -90,20 +120,31 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         representations = [
-            values if isinstance(values, dict) else dict(zip(FIELDS, values, strict=True)) for values in config["representations"]
+            values if isinstance(values, dict) else dict(zip(FIELDS, values, strict=True))
+            for values in config["representations"]
         ]
         config["representations"] = [dict.fromkeys(FIELDS) | values for values in representations]
-        for name in ("intervention_types", "intervention_dimensions", "intervention_constant_sources"):
+        for name in (
+            "intervention_types",
+            "intervention_dimensions",
+            "intervention_constant_sources",
+        ):
             if len(config[name]) != len(representations):
-                raise ValueError(f"{name} has {len(config[name])} entries for {len(representations)} representations")
+                raise ValueError(
+                    f"{name} has {len(config[name])} entries for {len(representations)} "
+                    "representations"
+                )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not as pyvene 0.1 saves it: {error!r}.") from error
     made_for = re.sub(r".*\.|'>$", "", config.get("model_type") or "")
     if made_for and made_for != type(network).__name__:
-        raise ValueError(f"{folder} was saved for {made_for}, the network is {type(network).__name__}.")
+        raise ValueError(
+            f"{folder} was saved for {made_for}, the network is {type(network).__name__}."
+        )
     if config.get("mode", "parallel") != "parallel" and len(representations) > 1:
         raise ValueError(
-            f"{folder} was saved in the mode {config['mode']!r}: one source's edit changes the next source. Load its "
+            f"{folder} was saved in the mode {config['mode']!r}: one source's edit changes the "
+            "next source. Load its "
             "representations one by one and chain them with iit.capture."
         )
     return config
@@ -114,7 +155,9 @@ def _keys(representations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     counts: dict[str, int] = {}
     for r in representations:
         component, unit = r["component"].replace(".", "_"), r["unit"].replace(".", "_")
-        where = f"comp_{component}" if "." in r["component"] else f"layer_{r['layer']}_comp_{component}"
+        where = (
+            f"comp_{component}" if "." in r["component"] else f"layer_{r['layer']}_comp_{component}"
+        )
         key = f"{where}_unit_{unit}_nunit_{r['max_number_of_units']}"
         yield f"{key}#{counts.setdefault(key, 0)}"
         counts[key] += 1
@@ -122,37 +165,71 @@ def _keys(representations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _state(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no whole save of pyvene: {path.name} is missing.")
+        raise FileNotFoundError(
+            f"{path.parent} is no whole save of pyvene: {path.name} is missing."
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict but a {type(state).__name__}.")
     return state
 
 
 def _site(
-    told: str, network: nn.Module, representation: Mapping[str, Any], kind: str, position: Position, head: Index
+    told: str,
+    network: nn.Module,
+    representation: Mapping[str, Any],
+    kind: str,
+    position: Position,
+    head: Index,
 ) -> tuple[Site, bool]:
     """The site, and whether its positions are edited as one vector."""
-    component, unit, n = representation["component"], representation["unit"], int(representation["max_number_of_units"])
+    component, unit, n = (
+        representation["component"],
+        representation["unit"],
+        int(representation["max_number_of_units"]),
+    )
     if representation["moe_key"] is not None:
         raise ValueError(f"{told} is inside an expert (moe_key); that is not carried over.")
     by_head = component.startswith("head_")
     if unit not in (("h", "h.pos") if by_head else ("pos",)):
-        raise ValueError(f"{told} has the unit {unit!r}; carried over are 'pos', and 'h' and 'h.pos' for components by head.")
+        raise ValueError(
+            f"{told} has the unit {unit!r}; carried over are 'pos', and 'h' and 'h.pos' for "
+            "components by head."
+        )
     if by_head != (head is not None):
-        raise ValueError(f"{told} has the unit {unit!r} and {'needs' if by_head else 'has no'} heads; heads: {head}.")
+        raise ValueError(
+            f"{told} has the unit {unit!r} and {'needs' if by_head else 'has no'} heads; heads: "
+            f"{head}."
+        )
     if unit == "h" and position is not None:
-        raise ValueError(f"{told} has the unit 'h', all positions: its position is None; got {position!r}.")
+        raise ValueError(
+            f"{told} has the unit 'h', all positions: its position is None; got {position!r}."
+        )
     joint = kind in DISTRIBUTED and n > 1 and not by_head
-    if joint and not isinstance(position, str) and (position is None or isinstance(position, int) or len(position) != n):
-        raise ValueError(f"{told} edits {n} positions as one vector; its position is a role or {n} indices, not {position!r}.")
+    if (
+        joint
+        and not isinstance(position, str)
+        and (position is None or isinstance(position, int) or len(position) != n)
+    ):
+        raise ValueError(
+            f"{told} edits {n} positions as one vector; its position is a role or {n} indices, "
+            f"not {position!r}."
+        )
     return _named(told, network, representation, position, head), joint
 
 
-def _named(told: str, network: nn.Module, representation: Mapping[str, Any], position: Position, head: Index) -> Site:
+def _named(
+    told: str,
+    network: nn.Module,
+    representation: Mapping[str, Any],
+    position: Position,
+    head: Index,
+) -> Site:
     component, layer = representation["component"], representation["layer"]
     if "." in component:
         path, _, side = re.sub(r"\[(\d+)\]", r".\1", component).rpartition(".")
@@ -160,27 +237,40 @@ def _named(told: str, network: nn.Module, representation: Mapping[str, Any], pos
             raise ValueError(f"{told}: a module's path ends in .input or .output.")
         return Site(module=path, side=side, position=position)
     text_config: Any = getattr(network, "config", None)
-    family = text_config.get_text_config().model_type if hasattr(text_config, "get_text_config") else type(network).__name__
+    family = (
+        text_config.get_text_config().model_type
+        if hasattr(text_config, "get_text_config")
+        else type(network).__name__
+    )
     if family not in GPT + LLAMA:
         raise ValueError(
-            f"{told}: pyvene's components of the family {family!r} are not carried over; those of {GPT + LLAMA} are."
+            f"{told}: pyvene's components of the family {family!r} are not carried over; those "
+            f"of {GPT + LLAMA} are."
         )
     if component in PLAIN or component.removeprefix("head_") in HEADED:
         return Site(component.removeprefix("head_"), layer=layer, head=head, position=position)
     if component == "mlp_activation" and family in GPT:
         return Site(component, layer=layer, position=position)
-    if component == "mlp_activation":  # pyvene reads it before the gate: there this name is for what comes after
+    # pyvene reads it before the gate: there this name is for what comes after
+    if component == "mlp_activation":
         blocks = blocks_of(network)[1]
         root = next(name for name, module in network.named_modules() if module is blocks)
         return Site(module=f"{root}.{layer}.mlp.act_fn", side="output", position=position)
     raise ValueError(
-        f"{told}: this component is not carried over; those that are: {', '.join((*PLAIN, 'mlp_activation', *HEADED))}."
+        f"{told}: this component is not carried over; those that are: "
+        f"{', '.join((*PLAIN, 'mlp_activation', *HEADED))}."
     )
 
 
 def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Site) -> int | None:
-    """The width of one unit: of one position, or of one head there; None where only a run can tell."""
-    known = Site("mlp_activation", layer=representation["layer"]) if representation["component"] == "mlp_activation" else site
+    """The width of one unit: of one position, or of one head there; None where only a run can
+    tell.
+    """
+    known = (
+        Site("mlp_activation", layer=representation["layer"])
+        if representation["component"] == "mlp_activation"
+        else site
+    )
     width = resolve(network, known).width
     return width if width is None or site.heads is None else width // len(site.heads)
 
@@ -193,7 +283,8 @@ def _subspaces(told: str, partition: Any, name: Names) -> dict[str, list[int]] |
         return None
     if not isinstance(name, tuple) or len(name) != len(partition) or len(set(name)) != len(name):
         raise ValueError(
-            f"{told} has {len(partition)} subspaces: give as many different names, positions={{(name, …): position}}."
+            f"{told} has {len(partition)} subspaces: give as many different names, "
+            f"positions={{(name, …): position}}."
         )
     columns = [list(range(*part)) if len(part) == 2 else list(part) for part in partition]
     return dict(zip(name, columns, strict=True))

@@ -30,11 +30,16 @@ HOLDS_TENSORS = {
 """What may have a source of its own, a constant vector, and what it is called then."""
 SOURCELESS = {"ZeroIntervention": ZeroIntervention, "CollectIntervention": CollectIntervention}
 REFUSED = {
-    "BoundlessRotatedSpaceIntervention": "its mask stays soft in evaluation, and its first coordinate is never swapped by more than half",
+    "BoundlessRotatedSpaceIntervention": (
+        "its mask stays soft in evaluation, and its first "
+        "coordinate is never swapped by more than half"
+    ),
     "SigmoidMaskIntervention": "its mask stays soft in evaluation; here it is 0 or 1",
     "SigmoidMaskRotatedSpaceIntervention": "its mask stays soft in evaluation; here it is 0 or 1",
     "PCARotatedSpaceIntervention": "pyvene does not save its components",
-    "SkipIntervention": "it swaps in the block's input on the source; here a skipped block passes on the base's own",
+    "SkipIntervention": (
+        "it swaps in the block's input on the source; here a skipped block passes on the base's own"
+    ),
     "NoiseIntervention": "its noise is for four positions of one seed of numpy's",
     "AutoencoderIntervention": "it drops the reconstruction error, which is kept here",
     "JumpReLUAutoencoderIntervention": "it drops the reconstruction error, which is kept here",
@@ -51,7 +56,8 @@ def intervention_of(
 ) -> Intervention:
     """The intervention of pyvene's class `kind`.
 
-    state: its saved tensors. dimension: its interchange dimension, the first coordinates that are edited; None = all.
+    state: its saved tensors. dimension: its interchange dimension, the first coordinates that are
+        edited; None = all.
     width: of one unit. subspaces: {variable: columns of the rotation}.
     Raises ValueError for what is not carried over exactly, saying why.
     """
@@ -59,47 +65,74 @@ def intervention_of(
         known = ", ".join((*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS))
         why = REFUSED.get(kind, "it is not known here")
         raise ValueError(f"{told}: {kind} is not carried over: {why}. Those that are: {known}.")
-    if not (dimension is None or isinstance(dimension, int)) or int(state.get("interchange_dim", dimension or 0)) != (
-        dimension or 0
-    ):
+    if not (dimension is None or isinstance(dimension, int)) or int(
+        state.get("interchange_dim", dimension or 0)
+    ) != (dimension or 0):
         raise ValueError(
-            f"{told}: its interchange dimension is {dimension} in config.json, {state.get('interchange_dim')} in the weights."
+            f"{told}: its interchange dimension is {dimension} in config.json, "
+            f"{state.get('interchange_dim')} in the weights."
         )
     with torch.random.fork_rng(devices=[]):  # what is drawn for fresh weights is thrown away
         if kind in DISTRIBUTED:
             frame = _rotation(told, state)
-            # The interchange dimension counts where neither low rank nor subspaces say which columns are swapped.
+            # The interchange dimension counts where neither low rank nor subspaces say which
+            # columns are swapped.
             whole = kind.startswith("LowRank") or subspaces is not None
             return _rotated(told, frame if whole else frame[:, :dimension], subspaces)
         if subspaces is not None:
             raise ValueError(
-                f"{told}: a subspace partition is carried over for {' and '.join(DISTRIBUTED)} only, not for {kind}."
+                f"{told}: a subspace partition is carried over for {' and '.join(DISTRIBUTED)} "
+                f"only, not for {kind}."
             )
-        units = None if dimension is None or (width is not None and dimension >= width) else list(range(dimension))
+        units = (
+            None
+            if dimension is None or (width is not None and dimension >= width)
+            else list(range(dimension))
+        )
         vector = state.get("source_representation")
         if kind == "VanillaIntervention" and vector is None:
             if units is not None and width is None:
-                raise ValueError(f"{told}: it edits the first {dimension} units of a module whose width only a run can tell.")
+                raise ValueError(
+                    f"{told}: it edits the first {dimension} units of a module whose width only "
+                    "a run can tell."
+                )
             return VanillaIntervention(None if units is None else width, units)
         if units is not None:
-            raise ValueError(f"{told}: {kind} of only the first {dimension} units (of {width}) is not carried over.")
+            raise ValueError(
+                f"{told}: {kind} of only the first {dimension} units (of {width}) is not carried "
+                "over."
+            )
         if vector is None:
             return SOURCELESS[kind]() if kind in SOURCELESS else HOLDS_TENSORS[kind]()
         if vector.numel() != vector.shape[-1] or not bool(torch.isfinite(vector).all()):
-            raise ValueError(f"{told}: its constant source has shape {tuple(vector.shape)}; a finite vector is carried over.")
+            raise ValueError(
+                f"{told}: its constant source has shape {tuple(vector.shape)}; a finite vector "
+                "is carried over."
+            )
         return HOLDS_TENSORS[kind](vector.flatten())
 
 
-def _rotated(told: str, frame: Float[Tensor, "width rank"], subspaces: Mapping[str, list[int]] | None) -> Intervention:
+def _rotated(
+    told: str, frame: Float[Tensor, "width rank"], subspaces: Mapping[str, list[int]] | None
+) -> Intervention:
     width, rank = frame.shape
     if subspaces is not None:
         chosen = [column for columns in subspaces.values() for column in columns]
         if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(rank)):
-            raise ValueError(f"{told}: its subspaces {list(subspaces.values())} are not disjoint columns of its {rank}.")
-        made = RotatedSpaceIntervention(width, blocks={name: len(columns) for name, columns in subspaces.items()})
+            raise ValueError(
+                f"{told}: its subspaces {list(subspaces.values())} are not disjoint columns of "
+                f"its {rank}."
+            )
+        made = RotatedSpaceIntervention(
+            width, blocks={name: len(columns) for name, columns in subspaces.items()}
+        )
         frame = frame[:, chosen]
     else:
-        made = RotatedSpaceIntervention(width) if rank == width else LowRankRotatedSpaceIntervention(width, rank)
+        made = (
+            RotatedSpaceIntervention(width)
+            if rank == width
+            else LowRankRotatedSpaceIntervention(width, rank)
+        )
     assert isinstance(made.basis, Frame)
     made.basis.weight.data.copy_(frame)
     return made
@@ -107,23 +140,34 @@ def _rotated(told: str, frame: Float[Tensor, "width rank"], subspaces: Mapping[s
 
 def _rotation(told: str, state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
     """R of x ↦ xR, from what torch's `orthogonal` keeps of it."""
-    own = {name.removeprefix("rotate_layer."): t.float() for name, t in state.items() if name.startswith("rotate_layer.")}
+    own = {
+        name.removeprefix("rotate_layer."): t.float()
+        for name, t in state.items()
+        if name.startswith("rotate_layer.")
+    }
     layer = nn.Module()
     try:
         layer.weight = nn.Parameter(torch.eye(*own["parametrizations.weight.original"].shape))
         orthogonal(layer).load_state_dict(own)
         weight = layer.weight
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{told}: its weights are not as torch's orthogonal parametrization keeps them: {error}") from error
+        raise ValueError(
+            f"{told}: its weights are not as torch's orthogonal parametrization keeps them: {error}"
+        ) from error
     assert isinstance(weight, Tensor)
     frame = weight.detach()
     dead = int((frame.abs().amax(0) == 0).sum())
     if dead:
         raise ValueError(
-            f"{told}: {dead} of the {frame.shape[1]} columns of its rotation are zero, in pyvene, too. torch's Householder "
-            "parametrization rounds the signs on its diagonal towards zero, and training (weight decay) has moved them."
+            f"{told}: {dead} of the {frame.shape[1]} columns of its rotation are zero, in "
+            "pyvene, too. torch's Householder "
+            "parametrization rounds the signs on its diagonal towards zero, and training (weight "
+            "decay) has moved them."
         )
     off = (frame.T @ frame - torch.eye(frame.shape[1])).abs().max()
     if not bool(off < 1e-4):  # not a number is not below, either
-        raise ValueError(f"{told}: the columns of its rotation are not orthonormal (off by {float(off):.1e}), or not finite.")
+        raise ValueError(
+            f"{told}: the columns of its rotation are not orthonormal (off by {float(off):.1e}), "
+            "or not finite."
+        )
     return frame

@@ -1,4 +1,6 @@
-"""Noticing `torch.utils.checkpoint` around a site: its backward runs the forward again, when the hooks are gone."""
+"""Noticing `torch.utils.checkpoint` around a site: its backward runs the forward again, when the
+hooks are gone.
+"""
 
 from typing import Any
 
@@ -7,18 +9,25 @@ import torch
 from iit.site import Site
 
 # Torch has no public way to ask for it; without it only the reentrant kind is noticed.
-_saved_tensors_hooks: Any = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", lambda _: None)
+_saved_tensors_hooks: Any = getattr(
+    getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", lambda _: None
+)
 
 
 def autograd_state() -> tuple[bool, Any]:
-    """What a checkpointed function runs under another of: reentrant, without gradients; else, with hooks on saved tensors."""
+    """What a checkpointed function runs under another of: reentrant, without gradients; else, with
+    hooks on saved tensors.
+    """
     return torch.is_grad_enabled(), _saved_tensors_hooks(False)
 
 
 def refuse_recomputed(site: Site, outside: tuple[bool, Any]) -> None:
-    """Raises RuntimeError where a site is run under another autograd state than the network as a whole."""
+    """Raises RuntimeError where a site is run under another autograd state than the network as a
+    whole.
+    """
     if outside[0] and autograd_state() != outside:
         raise RuntimeError(
-            f"Site {site} is inside a checkpointed (or gradient-free) part of the network: a backward would not see the edit. Take "
+            f"Site {site} is inside a checkpointed (or gradient-free) part of the network: a "
+            "backward would not see the edit. Take "
             "a site outside of it, switch the checkpointing off, or run under torch.no_grad()."
         )

@@ -1,4 +1,6 @@
-"""Resuming a run at the first edited block and position: everything before is the same for every edit, and is not run again."""
+"""Resuming a run at the first edited block and position: everything before is the same for every
+edit, and is not run again.
+"""
 
 import inspect
 from collections.abc import Iterable, Iterator
@@ -22,10 +24,10 @@ from iit.network.components import UNLAYERED, blocks_of, transformer_in
 class Prefix:
     """What earlier runs have left of a batch, before its suffixes.
 
-    hidden: Tensor[batch, seq, width], the residual stream before the first block that runs, at the suffixes' tokens; None when
-        that is the first block of all.
-    cache: Tensor[block, 2, batch, head, seq, width], keys and values of the tokens before the suffixes in the blocks that run,
-        right-aligned; None when no token comes before.
+    hidden: Tensor[batch, seq, width], the residual stream before the first block that runs, at the
+        suffixes' tokens; None when that is the first block of all.
+    cache: Tensor[block, 2, batch, head, seq, width], keys and values of the tokens before the
+        suffixes in the blocks that run, right-aligned; None when no token comes before.
     """
 
     hidden: Tensor | None
@@ -37,9 +39,11 @@ class Suffix:
     """What is left to run of a batch.
 
     layer: the first block that runs.
-    batch: the tokens from each example's first edited position on; its keyword inputs name the cached ones before.
+    batch: the tokens from each example's first edited position on; its keyword inputs name the
+        cached ones before.
     first: Tensor[batch], that position.
-    hidden: Tensor[batch, seq, width], the residual stream before block `layer` at these tokens; None when `layer` is 0.
+    hidden: Tensor[batch, seq, width], the residual stream before block `layer` at these tokens;
+        None when `layer` is 0.
     """
 
     layer: int
@@ -49,7 +53,11 @@ class Suffix:
 
     def shifted(self, place: Columns, rows: slice) -> Columns:
         """Columns of (some rows of) the whole batch as columns of the suffix."""
-        return Columns(place.site, self.of(place.index, rows)) if isinstance(place.index, Tensor) else place
+        return (
+            Columns(place.site, self.of(place.index, rows))
+            if isinstance(place.index, Tensor)
+            else place
+        )
 
     def of(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
         """Indices into (some rows of) the suffix; −100 stays."""
@@ -57,7 +65,8 @@ class Suffix:
 
 
 def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
-    """The first block that an edit touches; as many as there are blocks where none is. None: only a whole run will do.
+    """The first block that an edit touches; as many as there are blocks where none is. None: only a
+    whole run will do.
 
     Only components of causal families say which block they are in.
     """
@@ -67,8 +76,13 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
     family, blocks = blocks_of(network)
     config = transformer_in(network).config
     # A wrapper of one's own may not pass a cache on.
-    passes_cache = inspect.signature(network.forward).parameters.keys() & {"past_key_values", "kwargs"}
-    if not (family.causal and passes_cache) or getattr(config, "use_bidirectional_attention", False):
+    passes_cache = inspect.signature(network.forward).parameters.keys() & {
+        "past_key_values",
+        "kwargs",
+    }
+    if not (family.causal and passes_cache) or getattr(
+        config, "use_bidirectional_attention", False
+    ):
         return None
     first = []
     for site, skips in sites:
@@ -81,10 +95,13 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
     return min(first)
 
 
-def suffix(network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, before: Prefix) -> Suffix:
+def suffix(
+    network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, before: Prefix
+) -> Suffix:
     """The run of the columns `first` to `stop` (Tensor[batch]) from block `layer` on.
 
-    Prompts are laid out so that their suffixes start in one column: what is cached stands right-aligned before it.
+    Prompts are laid out so that their suffixes start in one column: what is cached stands
+    right-aligned before it.
     """
     ids = batch.kwargs["input_ids"]
     columns = first.unsqueeze(1) + torch.arange(int((stop - first).max()), device=ids.device)
@@ -105,13 +122,16 @@ def suffix(network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Te
 
 def _lengths(batch: Batch) -> Tensor:
     mask = batch.kwargs.get("attention_mask")
-    return batch.tokens.new_full((batch.size,), batch.tokens.shape[1]) if mask is None else mask.sum(1)
+    return (
+        batch.tokens.new_full((batch.size,), batch.tokens.shape[1]) if mask is None else mask.sum(1)
+    )
 
 
 def _filled(cache: Tensor, layer: int) -> DynamicCache:
     """A cache with these keys and values from block `layer` on.
 
-    The blocks before it get zeros that take no memory: masks are made for the length of whichever block is asked.
+    The blocks before it get zeros that take no memory: masks are made for the length of whichever
+    block is asked.
     """
     keys = [torch.zeros_like(cache[0, 0, :, :1, :1, :1]).expand_as(cache[0, 0])] * layer
     filled = DynamicCache()
@@ -125,13 +145,18 @@ def _filled(cache: Tensor, layer: int) -> DynamicCache:
 
 @contextmanager
 def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
-    """Within the context the blocks before `rest.layer` are passed over, and the last of them returns `rest.hidden`.
+    """Within the context the blocks before `rest.layer` are passed over, and the last of them
+    returns `rest.hidden`.
 
     Masks, rotary tables and layer indices are the network's own; hooks on the blocks fire.
     """
     family, blocks = blocks_of(network)
-    # On CPU the backward of torch's fused attention is slow in half precision; a suffix has few queries, so plain products do.
-    plain = rest.first.device.type == "cpu" and next(network.parameters()).dtype in (torch.bfloat16, torch.float16)
+    # On CPU the backward of torch's fused attention is slow in half precision; a suffix has few
+    # queries, so plain products do.
+    plain = rest.first.device.type == "cpu" and next(network.parameters()).dtype in (
+        torch.bfloat16,
+        torch.float16,
+    )
 
     def passing(last: bool) -> Any:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

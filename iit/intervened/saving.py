@@ -16,7 +16,12 @@ from iit.network import Network, fingerprint
 from iit.site import Site
 
 FORMAT = "iit.intervened/2"
-CONFIG, WEIGHTS, RECORD, CARD = "config.json", "interventions.safetensors", "alignment.json", "README.md"
+CONFIG, WEIGHTS, RECORD, CARD = (
+    "config.json",
+    "interventions.safetensors",
+    "alignment.json",
+    "README.md",
+)
 LOADED = (CONFIG, WEIGHTS, RECORD)
 """The files that loading reads; the card is for people."""
 
@@ -24,7 +29,8 @@ LOADED = (CONFIG, WEIGHTS, RECORD)
 class Saved(NamedTuple):
     """What a folder holds.
 
-    edits: {variable: Edit}. network: the identity of the network they were made for. source_grad: as the model had it.
+    edits: {variable: Edit}. network: the identity of the network they were made for. source_grad:
+        as the model had it.
     record: an alignment's variables and rows; None for a plain intervened model.
     """
 
@@ -37,7 +43,8 @@ class Saved(NamedTuple):
 def write(folder: Path, saved: Saved) -> None:
     """Write the files of a save into an empty folder.
 
-    Raises ValueError for an intervention that cannot be saved, and for values that JSON does not have.
+    Raises ValueError for an intervention that cannot be saved, and for values that JSON does not
+    have.
     """
     interventions = list(dict.fromkeys(edit.intervention for edit in saved.edits.values()))
     descriptions = [intervention.config() for intervention in interventions]
@@ -70,16 +77,21 @@ def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
     """What a folder holds.
 
     types: a user's own bases, gates and operations, name → class, beside the closed table.
-    Raises FileNotFoundError for missing files, ValueError for damaged or foreign ones and for weights that are not finite.
+    Raises FileNotFoundError for missing files, ValueError for damaged or foreign ones and for
+    weights that are not finite.
     """
     config = _read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
-        raise ValueError(f"{folder / CONFIG} is not in the format {FORMAT!r} (it says {config.get('format')!r}).")
+        raise ValueError(
+            f"{folder / CONFIG} is not in the format {FORMAT!r} (it says {config.get('format')!r})."
+        )
     try:
         interventions = _interventions(folder / WEIGHTS, config["interventions"], types)
         edits: dict[Variable, Edit] = {}
         for edit in config["edits"]:
-            key = Site(**edit["variable"]) if isinstance(edit["variable"], dict) else edit["variable"]
+            key = (
+                Site(**edit["variable"]) if isinstance(edit["variable"], dict) else edit["variable"]
+            )
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
         record = _read_json(folder / RECORD) if (folder / RECORD).exists() else None
         return Saved(edits, config["network"], config["source_grad"], record)
@@ -88,19 +100,25 @@ def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
 
 
 def foreign(folder: Path) -> list[str]:
-    """The names in a folder that no save wrote: all of them, unless its `config.json` is one of ours."""
+    """The names in a folder that no save wrote: all of them, unless its `config.json` is one of
+    ours.
+    """
     found = sorted(path.name for path in folder.iterdir())
     try:
-        ours = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"]).startswith("iit.intervened/")
+        ours = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"]).startswith(
+            "iit.intervened/"
+        )
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     return [name for name in found if not ours or name not in (*LOADED, CARD)]
 
 
 def identity(network: Network | nn.Module) -> dict[str, Any]:
-    """What tells a network from others: name, revision, class, width, number of layers, dtype, and its weights' fingerprint.
+    """What tells a network from others: name, revision, class, width, number of layers, dtype, and
+    its weights' fingerprint.
 
-    Of a network that was loaded from a folder the name is the folder's own: what is shared does not tell where it lies.
+    Of a network that was loaded from a folder the name is the folder's own: what is shared does not
+    tell where it lies.
     """
     module = network.model if isinstance(network, Network) else network
     config: Any = getattr(module, "config", None)
@@ -119,19 +137,30 @@ def identity(network: Network | nn.Module) -> dict[str, Any]:
 
 
 def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> None:
-    """Raises ValueError when the network is not the one that the folder was saved for, naming what differs."""
+    """Raises ValueError when the network is not the one that the folder was saved for, naming what
+    differs.
+    """
     here = identity(network)
     if here["fingerprint"] == saved.get("fingerprint"):
         return
-    differing = [key for key in ("class", "width", "n_layers", "dtype", "name", "revision") if here[key] != saved.get(key)]
-    told = "; ".join(f"{key}: saved for {saved.get(key)!r}, given {here[key]!r}" for key in differing)
+    differing = [
+        key
+        for key in ("class", "width", "n_layers", "dtype", "name", "revision")
+        if here[key] != saved.get(key)
+    ]
+    told = "; ".join(
+        f"{key}: saved for {saved.get(key)!r}, given {here[key]!r}" for key in differing
+    )
     raise ValueError(
-        f"This was saved for another network ({told or 'same shape, other weights'}). Load that network, or pass "
+        f"This was saved for another network ({told or 'same shape, other weights'}). Load that "
+        "network, or pass "
         "check_network=False if you mean to carry the interventions over."
     )
 
 
-def _interventions(path: Path, descriptions: list[dict[str, Any]], types: Mapping[str, Any] | None) -> list[Intervention]:
+def _interventions(
+    path: Path, descriptions: list[dict[str, Any]], types: Mapping[str, Any] | None
+) -> list[Intervention]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is no whole save: {path.name} is missing.")
     try:
@@ -146,16 +175,22 @@ def _interventions(path: Path, descriptions: list[dict[str, Any]], types: Mappin
     for description, state in zip(descriptions, states, strict=True):
         for name, tensor in state.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{path}: {name} of {description['type']} has values that are not finite.")
+                raise ValueError(
+                    f"{path}: {name} of {description['type']} has values that are not finite."
+                )
         with torch.random.fork_rng(devices=[]):  # what is drawn for fresh weights is thrown away
             intervention = Intervention.from_config(description, types)
         # Weights that were saved in another precision keep it.
-        dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
+        dtype = next(
+            (tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None
+        )
         intervention = intervention if dtype is None else intervention.to(dtype)
         try:
             intervention.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not hold the weights of {intervention}: {error}") from error
+            raise ValueError(
+                f"{path} does not hold the weights of {intervention}: {error}"
+            ) from error
         found.append(intervention.eval())
     return found
 
@@ -176,7 +211,9 @@ def edit_to_json(edit: Edit) -> dict[str, Any]:
 
 def edit_from_json(record: Mapping[str, Any], intervention: Intervention) -> Edit:
     """The inverse of `edit_to_json`."""
-    sites, source_sites = ([Site(**site) for site in record[name]] for name in ("sites", "source_sites"))
+    sites, source_sites = (
+        [Site(**site) for site in record[name]] for name in ("sites", "source_sites")
+    )
     return Edit(sites, intervention, source_sites, record["joint"])
 
 
@@ -190,7 +227,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no saved intervened model: {path.name} is missing.")
+        raise FileNotFoundError(
+            f"{path.parent} is no saved intervened model: {path.name} is missing."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON or of UTF-8

@@ -1,4 +1,6 @@
-"""What runs of one network left, on disk: for the other jobs of a sweep, and for later processes."""
+"""What runs of one network left, on disk: for the other jobs of a sweep, and for later
+processes.
+"""
 
 import json
 import logging
@@ -22,8 +24,9 @@ log = logging.getLogger(__name__)
 class Record(NamedTuple):
     """One tensor, and what it is of.
 
-    site: without its position, and values are Tensor[column, width]; None of a cache: Tensor[block, 2, head, seq, width]. prompt: the
-    tokens. index: the columns of the site; the first block of a cache.
+    site: without its position, and values are Tensor[column, width]; None of a cache: Tensor[block,
+    2, head, seq, width]. prompt: the tokens. index: the columns of the site; the first block of a
+    cache.
     """
 
     site: Site | None
@@ -35,7 +38,8 @@ class Record(NamedTuple):
 class Shelf:
     """Records of one network's runs in `folder`; those of others lie beside them.
 
-    A file holds the records of one run and is named by the checksum of its content. It appears whole or not at all.
+    A file holds the records of one run and is named by the checksum of its content. It appears
+    whole or not at all.
 
     network: what tells it from every other (`Watched.identity`).
     """
@@ -50,8 +54,12 @@ class Shelf:
         records = list(records)
         if not records:
             return
-        told = [(record.site and asdict(record.site), record.prompt, record.index) for record in records]
-        tensors = {str(n): record.values.detach().cpu().contiguous() for n, record in enumerate(records)}
+        told = [
+            (record.site and asdict(record.site), record.prompt, record.index) for record in records
+        ]
+        tensors = {
+            str(n): record.values.detach().cpu().contiguous() for n, record in enumerate(records)
+        }
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
         os.close(handle)
         temporary = Path(name)
@@ -62,7 +70,9 @@ class Shelf:
             temporary.unlink(missing_ok=True)
 
     def records(self) -> Iterator[Record]:
-        """Everything on the shelf, memory-mapped; damaged files are removed, and what this did not write is left alone."""
+        """Everything on the shelf, memory-mapped; damaged files are removed, and what this did not
+        write is left alone.
+        """
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
                 if checksum(path) != path.stem:
@@ -75,10 +85,16 @@ class Shelf:
                         raise ValueError("it was made with another network")
                     rows = json.loads(metadata["records"])
                     records = [
-                        Record(site and Site(**site), tuple(prompt), tuple(index), file.get_tensor(str(n)))
+                        Record(
+                            site and Site(**site),
+                            tuple(prompt),
+                            tuple(index),
+                            file.get_tensor(str(n)),
+                        )
                         for n, (site, prompt, index) in enumerate(rows)
                     ]
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:  # OSError: another process removed it
+            # OSError: another process removed it
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("%s is not read: %s. What it held is run again.", path, error)
                 continue
             yield from records

@@ -33,25 +33,37 @@ def by_variable(
     for key, edit in edits.items():
         reads |= dict.fromkeys(variables_of(key, edit), edit.intervention.needs_source)
     known = [str(variable) for variable in reads]
-    if isinstance(sources, Mapping) and not isinstance(sources, Activations) and _is_by_variable(sources, reads):
+    if (
+        isinstance(sources, Mapping)
+        and not isinstance(sources, Activations)
+        and _is_by_variable(sources, reads)
+    ):
         unknown = [str(v) for v in sources if v not in reads]
         if unknown:
             raise ValueError(f"Sources are given for {unknown}; the variables are {known}.")
         needless = [str(v) for v, source in sources.items() if source is not None and not reads[v]]
         if needless:
             names = ", ".join(needless)
-            raise ValueError(f"{names}: a source is given, but the intervention reads none. Leave it out.")
+            raise ValueError(
+                f"{names}: a source is given, but the intervention reads none. Leave it out."
+            )
     elif sources is not None and not any(reads.values()):
-        raise ValueError(f"A source is given, but no intervention reads one (variables: {known}). Leave it out.")
+        raise ValueError(
+            f"A source is given, but no intervention reads one (variables: {known}). Leave it out."
+        )
     else:
         sources = dict.fromkeys(reads, sources)
     named = {}
     for variable, needs_source in reads.items():
         flag = flags[variable]
         if needs_source and (flag is None or bool(flag.any())):
-            named[variable] = sources.get(variable)  # pyright: ignore[reportArgumentType] — by variable, as checked above
+            # The keys are variables, as checked above.
+            named[variable] = sources.get(variable)  # pyright: ignore[reportArgumentType]
             if named[variable] is None:
-                raise ValueError(f"Variable {str(variable)!r} is active and its intervention needs a source; none was given.")
+                raise ValueError(
+                    f"Variable {str(variable)!r} is active and its intervention needs a source; "
+                    "none was given."
+                )
     return named
 
 
@@ -61,17 +73,24 @@ def _is_by_variable(sources: Mapping[Any, Any], known: Mapping[Variable, bool]) 
     return all(isinstance(value, Mapping) for value in sources.values())
 
 
-def activity(known: tuple[Variable, ...], active: Active, batch: Batch) -> dict[Variable, Tensor | None]:
+def activity(
+    known: tuple[Variable, ...], active: Active, batch: Batch
+) -> dict[Variable, Tensor | None]:
     """Which examples each variable's edit touches, as `Flags`."""
     flags: dict[Variable, Tensor | None] = dict.fromkeys(known)
     for variable, flag in (active or {}).items():
         if variable not in flags:
-            raise ValueError(f"`active` names {str(variable)!r}; the variables are {[str(v) for v in known]}.")
+            raise ValueError(
+                f"`active` names {str(variable)!r}; the variables are {[str(v) for v in known]}."
+            )
         tensor = torch.as_tensor(flag, dtype=torch.bool)
         if tensor.ndim == 0:
             tensor = tensor.expand(batch.size)
         if tensor.shape != (batch.size,):
-            raise ValueError(f"`active[{variable}]` has shape {tuple(tensor.shape)}; the batch holds {batch.size} examples.")
+            raise ValueError(
+                f"`active[{variable}]` has shape {tuple(tensor.shape)}; the batch holds "
+                f"{batch.size} examples."
+            )
         flags[variable] = None if bool(tensor.all()) else tensor.to(batch.device)
     return flags
 
@@ -99,14 +118,17 @@ class _Source:
             theirs = self.seen.counts.get(site)
         else:
             known = [str(s) for s in self.seen]
-            raise ValueError(f"The activations given as a source hold {known}, not the source site {site}.")
+            raise ValueError(
+                f"The activations given as a source hold {known}, not the source site {site}."
+            )
         own = counts(place, base)
         if own is not None and theirs is not None:
             differ = (own != theirs.to(own.device)) & (True if flag is None else flag)
             if bool(differ.any()):
                 row = int(differ.nonzero()[0])
                 raise ValueError(
-                    f"Variable {str(variable)!r}, example {row}: site {place.site} selects {int(own[row])} positions in "
+                    f"Variable {str(variable)!r}, example {row}: site {place.site} selects "
+                    f"{int(own[row])} positions in "
                     f"the base and {int(theirs[row])} in the source; spans must be of equal length."
                 )
         if self.batch is None:
@@ -164,22 +186,29 @@ def _source(
     batch = prepare(network, given).at_answer(network, sites)
     if batch.size != base.size:
         raise ValueError(
-            f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; they must be paired."
+            f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; "
+            "they must be paired."
         )
     return _Source(batch)
 
 
 def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
-    """Raise ValueError for a bare tensor unlike the base's input: a network fed by position would run on activations."""
+    """Raise ValueError for a bare tensor unlike the base's input: a network fed by position would
+    run on activations.
+    """
     like = base.args[0]
     if not isinstance(like, Tensor):
         return
     same_kind = source.is_floating_point() == like.is_floating_point()
-    same_shape = source.ndim == like.ndim and (not like.is_floating_point() or source.shape[1:] == like.shape[1:])
+    same_shape = source.ndim == like.ndim and (
+        not like.is_floating_point() or source.shape[1:] == like.shape[1:]
+    )
     if not (same_kind and same_shape):
         raise ValueError(
-            f"The source is a bare tensor of shape {tuple(source.shape)}, and this network takes bare tensors as inputs, of "
-            f"shape {tuple(like.shape)}. Give activations as iit.Activations({{Site: tensor}}), and an input "
+            f"The source is a bare tensor of shape {tuple(source.shape)}, and this network takes "
+            "bare tensors as inputs, of "
+            f"shape {tuple(like.shape)}. Give activations as iit.Activations({{Site: tensor}}), "
+            "and an input "
             f"of another shape as a tuple: (tensor,). The sites are {', '.join(map(str, sites))}."
         )
 
@@ -191,8 +220,13 @@ def _check_shape(activations: Tensor, one: SiteEdit, variable: Variable, size: i
     if site.module is not None and site.position is None:
         n_positions = None  # the module may have positions of its own
     expected, shape = (size, n_positions, one.resolved.width), tuple(activations.shape)
-    if len(shape) == 3 and all(n in (None, length) for n, length in zip(expected, shape, strict=True)):
+    if len(shape) == 3 and all(
+        n in (None, length) for n, length in zip(expected, shape, strict=True)
+    ):
         return
     names = zip(expected, ("batch", "position", "width"), strict=True)
     told = ", ".join(name if n is None else str(n) for n, name in names)
-    raise ValueError(f"The activations given for {str(variable)!r} have shape {shape}; expected [{told}] for site {site}.")
+    raise ValueError(
+        f"The activations given for {str(variable)!r} have shape {shape}; expected [{told}] for "
+        f"site {site}."
+    )

@@ -14,11 +14,13 @@ CHUNK = 2**26
 
 
 class Spill:
-    """Keeps copies of tensors. Beyond `budget` bytes they lie in memory-mapped files, which the system reads and writes back as it can.
+    """Keeps copies of tensors. Beyond `budget` bytes they lie in memory-mapped files, which the
+    system reads and writes back as it can.
 
-    A file has no name once it is mapped, so it vanishes with the last tensor in it, also when the process is killed. Its space is
-    reserved beforehand.
-    folder: where the files take their space; the system's for temporary files by default. Raises ValueError for a negative budget.
+    A file has no name once it is mapped, so it vanishes with the last tensor in it, also when the
+    process is killed. Its space is reserved beforehand.
+    folder: where the files take their space; the system's for temporary files by default. Raises
+        ValueError for a negative budget.
     """
 
     def __init__(self, budget: int, folder: str | Path | None = None):
@@ -32,7 +34,9 @@ class Spill:
         self._used = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor: on its device, or beyond the budget on the CPU. Raises OSError where there is no space for a file."""
+        """A copy of the tensor: on its device, or beyond the budget on the CPU. Raises OSError
+        where there is no space for a file.
+        """
         size = tensor.numel() * tensor.element_size()
         if self.in_memory + size <= self.budget:
             self.in_memory += size
@@ -49,7 +53,9 @@ class Spill:
         return kept.copy_(tensor)
 
     def drop(self, kept: Tensor) -> None:
-        """Count no more what `keep` has returned, where it lies in memory; a file's space comes back with the whole of it."""
+        """Count no more what `keep` has returned, where it lies in memory; a file's space comes
+        back with the whole of it.
+        """
         self.in_memory -= self._sizes.pop(kept.data_ptr(), 0)
 
     def clear(self) -> None:
@@ -68,8 +74,10 @@ class Spill:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"Beyond its budget of {self.budget} bytes the activation store wanted {size} more of {folder}, where "
-                f"{self.in_files} are in use ({error.strerror}). Give it another folder (store.folder=…), or more memory (store.budget=…).",
+                f"Beyond its budget of {self.budget} bytes the activation store wanted {size} "
+                f"more of {folder}, where "
+                f"{self.in_files} are in use ({error.strerror}). Give it another folder "
+                "(store.folder=…), or more memory (store.budget=…).",
             ) from error
         finally:
             with suppress(PermissionError):  # where a mapped file cannot be unlinked
@@ -77,7 +85,9 @@ class Spill:
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """Take the space: in a file with holes a full disk would end the process when they are filled."""
+    """Take the space: in a file with holes a full disk would end the process when they are
+    filled.
+    """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
     else:

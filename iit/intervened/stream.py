@@ -11,11 +11,15 @@ NAME = "rows"
 """The one tensor such a file holds."""
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_HEADER = 256  # bytes kept free for the header, whose length is known only at the end; the format pads it with spaces
+# bytes kept free for the header, whose length is known only at the end; the format pads it with
+# spaces
+_HEADER = 256
 
 
 class RowFile:
-    """Tensor[row, width], appended to; a safetensors file once it is finished, and none before. A context manager."""
+    """Tensor[row, width], appended to; a safetensors file once it is finished, and none before. A
+    context manager.
+    """
 
     def __init__(self, path: Path):
         self._file = path.open("wb")
@@ -36,12 +40,22 @@ class RowFile:
         self._like = rows[:0]
 
     def finish(self) -> None:
-        """Write the header, which makes the file readable, and close it. Raises ValueError where nothing was appended."""
+        """Write the header, which makes the file readable, and close it. Raises ValueError where
+        nothing was appended.
+        """
         if self._like is None:
             raise ValueError("A file of rows needs at least one.")
         width, dtype = self._like.shape[1], self._like.dtype
         n_bytes = self._n_rows * width * dtype.itemsize
-        header = {NAME: {"dtype": DTYPES[dtype], "shape": [self._n_rows, width], "data_offsets": [0, n_bytes]}}
+        header = {
+            NAME: {
+                "dtype": DTYPES[dtype],
+                "shape": [self._n_rows, width],
+                "data_offsets": [0, n_bytes],
+            }
+        }
         self._file.seek(0)
-        self._file.write((_HEADER - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(_HEADER - 8))
+        self._file.write(
+            (_HEADER - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(_HEADER - 8)
+        )
         self._file.close()

@@ -28,11 +28,14 @@ _HELD = ("_parameters", "_buffers", "_modules")
 class Watched:
     """A network, and all that decides what its runs compute, as it was when this was made.
 
-    `change` is for every batch. It notices parameters, buffers and submodules that were replaced; in-place changes that torch counts, and
-    uncounted ones (through `.data`) where they reach one of 16 evenly spaced values of a tensor; attributes of modules (`scaling`,
-    a `forward` of their own, their mode) and entries of configs that have another value; and autocast. `content_changed` reads every byte.
+    `change` is for every batch. It notices parameters, buffers and submodules that were replaced;
+    in-place changes that torch counts, and uncounted ones (through `.data`) where they reach one of
+    16 evenly spaced values of a tensor; attributes of modules (`scaling`, a `forward` of their own,
+    their mode) and entries of configs that have another value; and autocast. `content_changed`
+    reads every byte.
 
-    Neither notices methods that were replaced on a class, what is inside of other objects that modules hold, and settings of
+    Neither notices methods that were replaced on a class, what is inside of other objects that
+    modules hold, and settings of
     libraries: kernels, threads, precision of products.
     """
 
@@ -42,7 +45,11 @@ class Watched:
         dicts = [vars(module) for module in self._names]
         held = [module[name] for module in dicts for name in _HELD]
         self._attributes = [(now, dict(now)) for now in (*dicts, *held)]
-        configs = {id(c): c for c in (module.get("config") for module in dicts) if isinstance(c, PreTrainedConfig)}
+        configs = {
+            id(c): c
+            for c in (module.get("config") for module in dicts)
+            if isinstance(c, PreTrainedConfig)
+        }
         self._configs = list(configs.values())
         self._entries = [(vars(config), deepcopy(vars(config))) for config in self._configs]
         self._hooks = [*_GLOBAL_HOOKS, *(module[name] for module in dicts for name in _HOOKS)]
@@ -70,10 +77,14 @@ class Watched:
         return None
 
     def change(self) -> str | None:
-        """What has changed; None where nothing did, or where nothing is kept: of offloaded weights."""
+        """What has changed; None where nothing did, or where nothing is kept: of offloaded
+        weights.
+        """
         if self._offloaded:
             return None
-        if not all(_same(now, before) or _same(now, before | _NOTED) for now, before in self._attributes):
+        if not all(
+            _same(now, before) or _same(now, before | _NOTED) for now, before in self._attributes
+        ):
             return "a module, or an attribute of one"
         if any(not _same(now, before) for now, before in self._entries):
             return "its config"
@@ -88,20 +99,29 @@ class Watched:
     def identity(self) -> str:
         """The same, in every process, for networks whose runs compute the same.
 
-        It is of all bytes of the weights, classes, plain attributes, functions that modules hold (by name), configs, the kind of device,
-        autocast and the versions of torch and transformers.
+        It is of all bytes of the weights, classes, plain attributes, functions that modules hold
+        (by name), configs, the kind of device, autocast and the versions of torch and transformers.
         """
         modules = [
             (
                 name,
                 _called(type(module)),
-                {key: _told(value) for key, value in vars(module).items() if key not in (*_HELD, *_HOOKS, *_NOTED)},
+                {
+                    key: _told(value)
+                    for key, value in vars(module).items()
+                    if key not in (*_HELD, *_HOOKS, *_NOTED)
+                },
             )
             for module, name in self._names.items()
         ]
-        # What `to_dict` leaves out, such as the implementation of attention, is in private attributes.
+        # What `to_dict` leaves out, such as the implementation of attention, is in private
+        # attributes.
         configs = [
-            (_called(type(config)), config.to_dict(), {key: _told(value) for key, value in vars(config).items() if key[0] == "_"})
+            (
+                _called(type(config)),
+                config.to_dict(),
+                {key: _told(value) for key, value in vars(config).items() if key[0] == "_"},
+            )
             for config in self._configs
         ]
         libraries = [version(package) for package in ("torch", "transformers")]
@@ -113,7 +133,8 @@ class Watched:
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
 
     def _read(self) -> list[Tensor]:
-        return [torch.cat(values).view(torch.uint8) for values in self._values]  # as bytes: NaN equals itself
+        # as bytes: NaN equals itself
+        return [torch.cat(values).view(torch.uint8) for values in self._values]
 
     def _casts(self) -> tuple[bool, torch.dtype]:
         return torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
@@ -122,7 +143,8 @@ class Watched:
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     try:
         return now == before
-    except (RuntimeError, ValueError):  # tensors and arrays do not compare; the same one is not compared
+    # tensors and arrays do not compare; the same one is not compared
+    except (RuntimeError, ValueError):
         return False
 
 
@@ -131,16 +153,23 @@ def _spaced(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     groups: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel():
-            n_cells = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            n_cells = 1 + sum(
+                (size - 1) * stride
+                for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+            )
             n = min(N_VALUES, n_cells)
-            view = tensor.detach().as_strided((n,), (max(1, (n_cells - 1) // max(n - 1, 1)),), tensor.storage_offset())
+            view = tensor.detach().as_strided(
+                (n,), (max(1, (n_cells - 1) // max(n - 1, 1)),), tensor.storage_offset()
+            )
             view = computable(view)
             groups.setdefault((view.device, view.dtype), []).append(view)
     yield from groups.values()
 
 
 def _told(value: Any) -> Any:
-    """A plain value as it is, of a function its name, of all else the class: what is the same in every process."""
+    """A plain value as it is, of a function its name, of all else the class: what is the same in
+    every process.
+    """
     if isinstance(value, list | tuple):
         return [_told(item) for item in value]
     if isinstance(value, Mapping):

@@ -11,7 +11,9 @@ from iit.site import ResolvedSite, Site
 
 
 def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]) -> None:
-    """What is known before a batch is given. Raises ValueError for sites that do not fit the intervention or their source sites."""
+    """What is known before a batch is given. Raises ValueError for sites that do not fit the
+    intervention or their source sites.
+    """
     expected = edit.intervention.width
     skipped = map(block_input, edit.sites) if edit.intervention.skips else ()
     for site in (*edit.sites, *edit.source_sites, *skipped):
@@ -20,12 +22,16 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
             width = width * len(site.position) if isinstance(site.position, tuple) else None
         if None not in (expected, width) and width != expected:
             raise ValueError(
-                f"Variable {str(key)!r}: site {site} has width {width}, its intervention was made for width {expected}."
+                f"Variable {str(key)!r}: site {site} has width {width}, its intervention was "
+                f"made for width {expected}."
             )
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
         own, theirs = resolved[site].width, resolved[source].width
         if edit.intervention.needs_source and None not in (own, theirs) and own != theirs:
-            raise ValueError(f"Variable {str(key)!r}: site {site} has width {own}, its source site {source} {theirs}.")
+            raise ValueError(
+                f"Variable {str(key)!r}: site {site} has width {own}, its source site {source} "
+                f"{theirs}."
+            )
 
 
 def check_joint(one: SiteEdit) -> None:
@@ -42,12 +48,14 @@ def check_joint(one: SiteEdit) -> None:
         fewest = int(selected.min())
         if fewest < n_positions:
             raise ValueError(
-                f"The edit of {place.site} is joint: it must select as many positions in every example; here it selects "
+                f"The edit of {place.site} is joint: it must select as many positions in every "
+                "example; here it selects "
                 f"{fewest} to {n_positions}."
             )
     width, expected = one.resolved.width, one.edit.intervention.width
     if None not in (width, expected) and n_positions * (width or 0) != expected:
         raise ValueError(
-            f"The edit of {place.site} is joint: it selects {n_positions} positions of width {width}; its intervention "
+            f"The edit of {place.site} is joint: it selects {n_positions} positions of width "
+            f"{width}; its intervention "
             f"was made for width {expected}."
         )

@@ -1,6 +1,13 @@
 """The edits' mathematics: a basis × a gate on its coordinates × an operation."""
 
-from iit.intervention.basis import Autoencoder, Basis, Coordinates, Frame, Identity, PrincipalComponents
+from iit.intervention.basis import (
+    Autoencoder,
+    Basis,
+    Coordinates,
+    Frame,
+    Identity,
+    PrincipalComponents,
+)
 from iit.intervention.gate import All, Boundary, Gate, SigmoidMask, SoftGate, Subset
 from iit.intervention.intervention import PARTS, Intervention
 from iit.intervention.named import (

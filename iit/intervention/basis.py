@@ -32,7 +32,8 @@ class Coordinates(NamedTuple):
 class Basis(Part):
     """Coordinates of an activation.
 
-    width: of the activation, None = any. rank: number of coordinates, None = as many as the activation has.
+    width: of the activation, None = any. rank: number of coordinates, None = as many as the
+        activation has.
     """
 
     width: int | None = None
@@ -45,7 +46,9 @@ class Basis(Part):
 
     @contextmanager
     def made_once(self) -> Iterator[None]:
-        """Within the context `ready` makes the coordinates at most once: one run's sites and positions share them."""
+        """Within the context `ready` makes the coordinates at most once: one run's sites and
+        positions share them.
+        """
         if self._made is not None:
             yield
             return
@@ -81,14 +84,16 @@ class Identity(Basis):
 class Frame(Basis):
     """A trainable orthonormal frame Q of `rank` vectors: c = Qᵀh, h' = h + Q(c' − c).
 
-    Q is the orthonormal factor of A = QR, with R upper triangular and its diagonal positive. The parameter A is [width, rank] and starts
-    orthonormal and uniformly random (QR of a Gaussian). Only the span of A matters for a swap.
+    Q is the orthonormal factor of A = QR, with R upper triangular and its diagonal positive. The
+    parameter A is [width, rank] and starts orthonormal and uniformly random (QR of a Gaussian).
+    Only the span of A matters for a swap.
 
-    Two Cholesky passes, O(width·rank²) each (CholeskyQR2, arXiv 1401.2480): the first brings A near an orthonormal basis of its span,
-    the second makes that basis orthonormal. They run in double precision; a device that has none gets a third, shifted pass
-    (arXiv 1809.11085).
+    Two Cholesky passes, O(width·rank²) each (CholeskyQR2, arXiv 1401.2480): the first brings A near
+    an orthonormal basis of its span, the second makes that basis orthonormal. They run in double
+    precision; a device that has none gets a third, shifted pass (arXiv 1809.11085).
 
-    Raises ValueError for a rank that does not fit the width, and when A is nearly rank-deficient (see `WORST_CONDITION`).
+    Raises ValueError for a rank that does not fit the width, and when A is nearly rank-deficient
+    (see `WORST_CONDITION`).
     """
 
     def __init__(self, width: int, rank: int):
@@ -102,20 +107,24 @@ class Frame(Basis):
             weight = widened(self.weight)
             with torch.no_grad():
                 triangle = self._triangle(weight)
-            # An upper triangular factor on the right leaves Q as it is, so no gradient has to go through it.
+            # An upper triangular factor on the right leaves Q as it is, so no gradient has to go
+            # through it.
             near = _solved(weight, triangle)
             vectors = _solved(near, _upper_factor(near.T @ near)[0])
 
             return vectors if self.weight.dtype == torch.float64 else vectors.float()
 
     def _triangle(self, weight: Float[Tensor, "width rank"]) -> Float[Tensor, "rank rank"]:
-        """R such that A·R⁻¹ is close to orthonormal. Raises ValueError when A is nearly rank-deficient."""
+        """R such that A·R⁻¹ is close to orthonormal. Raises ValueError when A is nearly
+        rank-deficient.
+        """
         gram = weight.T @ weight
         if weight.dtype == torch.float64:
             triangle, failed = _upper_factor(gram)
         else:
-            # Single precision cannot factor the Gram matrix of an ill-conditioned A, unless it is shifted. What is left has a condition
-            # number of some hundreds, which one more pass removes.
+            # Single precision cannot factor the Gram matrix of an ill-conditioned A, unless it is
+            # shifted. What is left has a condition number of some hundreds, which one more pass
+            # removes.
             shift = 8 * torch.finfo(gram.dtype).eps * gram.diagonal().sum()
             first, failed = _upper_factor(gram + shift * torch.eye(len(gram), device=gram.device))
             near = _solved(weight, first)
@@ -124,25 +133,35 @@ class Frame(Basis):
 
         if failed or not _condition(triangle) <= WORST_CONDITION:
             raise ValueError(
-                f"The frame has lost its rank: its {self.rank} vectors are nearly dependent (a condition number above "
-                f"{WORST_CONDITION:.0e}) or not finite. A lower learning rate, or a lower rank, keeps them apart."
+                f"The frame has lost its rank: its {self.rank} vectors are nearly dependent (a "
+                "condition number above "
+                f"{WORST_CONDITION:.0e}) or not finite. A lower learning rate, or a lower rank, "
+                "keeps them apart."
             )
         return triangle
 
     def start(self, directions: Float[Tensor, "width n"]) -> None:
-        """Begin at these directions: for every k ≤ n the first k vectors span the first k directions; the others are random.
+        """Begin at these directions: for every k ≤ n the first k vectors span the first k
+        directions; the others are random.
 
-        Raises ValueError for directions of another width, more than the rank, linearly dependent ones, and values that are not finite.
+        Raises ValueError for directions of another width, more than the rank, linearly dependent
+        ones, and values that are not finite.
         """
         width, n = directions.shape
         if width != self.width or n > (self.rank or 0):
             raise ValueError(
-                f"A frame of rank {self.rank} and width {self.width} cannot begin at {n} directions of width {width}."
+                f"A frame of rank {self.rank} and width {self.width} cannot begin at {n} "
+                f"directions of width {width}."
             )
         scaled = directions.float() / directions.float().norm(dim=0)
-        if not bool(torch.isfinite(scaled).all()) or (n and float(torch.linalg.svdvals(scaled)[-1]) < 1e-5):
-            raise ValueError("The directions that a frame begins at must be finite and linearly independent.")
-        rest = torch.randn(width, (self.rank or 0) - n).to(scaled)  # drawn on the CPU: the same on every device
+        if not bool(torch.isfinite(scaled).all()) or (
+            n and float(torch.linalg.svdvals(scaled)[-1]) < 1e-5
+        ):
+            raise ValueError(
+                "The directions that a frame begins at must be finite and linearly independent."
+            )
+        # drawn on the CPU: the same on every device
+        rest = torch.randn(width, (self.rank or 0) - n).to(scaled)
         with torch.no_grad():
             self.weight.copy_(torch.linalg.qr(torch.cat([scaled, rest], 1))[0])
 
@@ -153,9 +172,11 @@ class Frame(Basis):
 
 @final
 class PrincipalComponents(Basis):
-    """The leading principal components of activations, fixed: an orthonormal frame as `Frame`, not trained.
+    """The leading principal components of activations, fixed: an orthonormal frame as `Frame`, not
+    trained.
 
-    In an interchange the mean cancels: h' = h + Q(Qᵀs − Qᵀh). fitted: whether it holds components yet.
+    In an interchange the mean cancels: h' = h + Q(Qᵀs − Qᵀh). fitted: whether it holds components
+    yet.
     """
 
     def __init__(self, width: int, rank: int):
@@ -170,7 +191,8 @@ class PrincipalComponents(Basis):
         """Orthogonal projection on the components. Raises ValueError before there are any."""
         if not bool(self.fitted):
             raise ValueError(
-                "These principal components were never fitted: give activations to `fit`, or call iit.alignment.initialise, which takes "
+                "These principal components were never fitted: give activations to `fit`, or "
+                "call iit.alignment.initialise, which takes "
                 "those of the training bases."
             )
         return _linear(self.frame)
@@ -178,29 +200,50 @@ class PrincipalComponents(Basis):
     def fit(self, activations: Float[Tensor, "n width"]) -> None:
         """Take the directions of greatest variance of centred, not standardised, activations.
 
-        Raises ValueError with fewer than rank + 1 activations, another width, and values that are not finite.
+        Raises ValueError with fewer than rank + 1 activations, another width, and values that are
+        not finite.
         """
         if activations.shape[1] != self.width:
-            raise ValueError(f"These components are of width {self.width}; the activations have width {activations.shape[1]}.")
+            raise ValueError(
+                f"These components are of width {self.width}; the activations have width "
+                f"{activations.shape[1]}."
+            )
         self.frame = leading(activations, self.rank or 1).to(self.frame.device)
         self.fitted.fill_(True)
 
 
 @final
 class Autoencoder(Basis):
-    """Features of a sparse autoencoder: c = σ(E(h − p) + e), h' = h + D(c' − c): the reconstruction error is kept.
+    """Features of a sparse autoencoder: c = σ(E(h − p) + e), h' = h + D(c' − c): the reconstruction
+    error is kept.
 
-    activation: relu; jump_relu (x where x > θ, else 0; arXiv 2407.14435); top_k (the k largest, after relu; arXiv 2406.04093).
-    Its weights are loaded, not trained: encoder [width, n_features], decoder [n_features, width], encoder_bias, decoder_bias
-    (and p = decoder_bias if `centred`), threshold. loaded: whether it holds an encoder and a decoder yet.
+    activation: relu; jump_relu (x where x > θ, else 0; arXiv 2407.14435); top_k (the k largest,
+        after relu; arXiv 2406.04093).
+    Its weights are loaded, not trained: encoder [width, n_features], decoder [n_features, width],
+    encoder_bias, decoder_bias (and p = decoder_bias if `centred`), threshold. loaded: whether it
+    holds an encoder and a decoder yet.
     """
 
-    def __init__(self, width: int, n_features: int, activation: str = "relu", k: int | None = None, centred: bool = False):
+    def __init__(
+        self,
+        width: int,
+        n_features: int,
+        activation: str = "relu",
+        k: int | None = None,
+        centred: bool = False,
+    ):
         if activation not in ("relu", "jump_relu", "top_k"):
             raise ValueError(f"activation={activation!r} is none of relu, jump_relu, top_k.")
-        if (activation == "top_k") != (k is not None) or (k is not None and not 1 <= k <= n_features):
-            raise ValueError(f"top_k needs k between 1 and {n_features}, other activations none; got k={k} with {activation}.")
-        super().__init__(width=width, n_features=n_features, activation=activation, k=k, centred=centred)
+        if (activation == "top_k") != (k is not None) or (
+            k is not None and not 1 <= k <= n_features
+        ):
+            raise ValueError(
+                f"top_k needs k between 1 and {n_features}, other activations none; got k={k} "
+                f"with {activation}."
+            )
+        super().__init__(
+            width=width, n_features=n_features, activation=activation, k=k, centred=centred
+        )
         self.width, self.rank = width, n_features
         self.activation, self.k, self.centred = activation, k, centred
         shapes = {
@@ -218,13 +261,18 @@ class Autoencoder(Basis):
         self.loaded: Tensor
 
     def load(self, **weights: Tensor) -> None:
-        """Take weights by name. Raises ValueError for unknown names, other shapes and values that are not finite."""
+        """Take weights by name. Raises ValueError for unknown names, other shapes and values that
+        are not finite.
+        """
         there = {name: buffer for name, buffer in self.named_buffers() if name != "loaded"}
         for name, value in weights.items():
             here = there.get(name)
             if here is None or here.shape != value.shape:
                 known = {key: tuple(buffer.shape) for key, buffer in there.items()}
-                raise ValueError(f"Autoencoder weight {name!r} of shape {tuple(value.shape)} does not fit; expected {known}.")
+                raise ValueError(
+                    f"Autoencoder weight {name!r} of shape {tuple(value.shape)} does not fit; "
+                    f"expected {known}."
+                )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Autoencoder weight {name!r} has values that are not finite.")
             here.copy_(value)
@@ -234,8 +282,10 @@ class Autoencoder(Basis):
         """Features, and the decoder's change. Raises ValueError before there are weights."""
         if not bool(self.loaded):
             raise ValueError(
-                "This autoencoder holds no weights, and would change nothing: give encoder= and decoder= (and their biases), or take one from "
-                "a folder with load_autoencoder (intervention=autoencoder intervention.folder=FOLDER)."
+                "This autoencoder holds no weights, and would change nothing: give encoder= and "
+                "decoder= (and their biases), or take one from "
+                "a folder with load_autoencoder (intervention=autoencoder "
+                "intervention.folder=FOLDER)."
             )
         parts: dict[str, Any] = dict(self.named_buffers())
 
@@ -254,16 +304,20 @@ class Autoencoder(Basis):
 
 
 def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "width rank"]:
-    """The directions of greatest variance of centred, not standardised, activations, as orthonormal columns.
+    """The directions of greatest variance of centred, not standardised, activations, as orthonormal
+    columns.
 
-    At the whole width, directions in which the activations do not vary complete the basis, in no order.
+    At the whole width, directions in which the activations do not vary complete the basis, in no
+    order.
 
-    Raises ValueError with fewer than rank + 1 activations at a lower rank, and values that are not finite.
+    Raises ValueError with fewer than rank + 1 activations at a lower rank, and values that are not
+    finite.
     """
     few = len(activations) <= rank
     if few and rank < activations.shape[1]:
         raise ValueError(
-            f"PCA of rank {rank} needs more than {rank} activations; got {len(activations)}. Lower the rank (rank=, or intervention.rank= "
+            f"PCA of rank {rank} needs more than {rank} activations; got {len(activations)}. "
+            "Lower the rank (rank=, or intervention.rank= "
             "of a mask), or sample more training pairs (data.n_train=)."
         )
     if not bool(torch.isfinite(activations).all()):
@@ -278,20 +332,26 @@ def _upper_factor(gram: Float[Tensor, "rank rank"]) -> tuple[Float[Tensor, "rank
     return factor.mT, bool(info)
 
 
-def _solved(columns: Float[Tensor, "width rank"], triangle: Float[Tensor, "rank rank"]) -> Float[Tensor, "width rank"]:
+def _solved(
+    columns: Float[Tensor, "width rank"], triangle: Float[Tensor, "rank rank"]
+) -> Float[Tensor, "width rank"]:
     """columns · R⁻¹."""
     return torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
 
 
 def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
-    """An upper bound of R's condition number or, where that is above `WORST_CONDITION`, the number itself."""
+    """An upper bound of R's condition number or, where that is above `WORST_CONDITION`, the number
+    itself.
+    """
     identity = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
     inverse = torch.linalg.solve_triangular(triangle, identity, upper=True)
     bound = float(triangle.norm() * inverse.norm())
     if bound <= WORST_CONDITION:
         return bound
     # The bound is at most rank times too large. Singular values cost more, and are rarely needed.
-    values = torch.linalg.svdvals(triangle.cpu()) if isfinite(bound) else triangle.new_full((2,), nan)
+    values = (
+        torch.linalg.svdvals(triangle.cpu()) if isfinite(bound) else triangle.new_full((2,), nan)
+    )
     return float(values[0] / values[-1])
 
 

@@ -30,13 +30,20 @@ class All(Gate):
 
 @final
 class Subset(Gate):
-    """A fixed subset of the coordinates is edited. Raises ValueError for indices outside, or twice."""
+    """A fixed subset of the coordinates is edited. Raises ValueError for indices outside, or
+    twice.
+    """
 
     def __init__(self, n: int, indices: list[int]):
         if not indices or len(set(indices)) != len(indices) or not all(0 <= i < n for i in indices):
-            raise ValueError(f"A subset of {n} coordinates needs different indices from 0 to {n - 1}; got {indices}.")
+            raise ValueError(
+                f"A subset of {n} coordinates needs different indices from 0 to {n - 1}; got "
+                f"{indices}."
+            )
         super().__init__(n=n, indices=list(indices))
-        self.register_buffer("weights", torch.zeros(n).index_fill(0, torch.tensor(indices), 1.0), persistent=False)
+        self.register_buffer(
+            "weights", torch.zeros(n).index_fill(0, torch.tensor(indices), 1.0), persistent=False
+        )
         self.weights: Tensor
 
     def forward(self) -> Tensor | None:
@@ -64,14 +71,20 @@ class SoftGate(Gate):
     def forward(self) -> Tensor | None:
         """sigmoid(logits / temperature) in training, logits > 0 in evaluation."""
         logits = self.logits()
-        return torch.sigmoid(logits / self.temperature) if self.training else (logits > 0).to(logits.dtype)
+        return (
+            torch.sigmoid(logits / self.temperature)
+            if self.training
+            else (logits > 0).to(logits.dtype)
+        )
 
     def learned_rank(self) -> int:
         """How many coordinates are edited in evaluation."""
         return int((self.logits() > 0).sum())
 
     def penalty(self) -> Float[Tensor, ""]:
-        """The soft number of edited coordinates as a share of all: what a boundary penalty weighs."""
+        """The soft number of edited coordinates as a share of all: what a boundary penalty
+        weighs.
+        """
         return torch.sigmoid(self.logits() / self.temperature).mean()
 
 
@@ -79,15 +92,19 @@ class SoftGate(Gate):
 class Boundary(SoftGate):
     """A learned boundary: coordinate i is edited when i + ½ < boundary·n (arXiv 2305.08809).
 
-    The boundary is a share of the coordinates and starts at `start`; logits = boundary·n − (i + ½). Outside of 0 to 1 all coordinates are
-    on one side of it; it is not held there, as no gradient could bring back one that is.
+    The boundary is a share of the coordinates and starts at `start`; logits = boundary·n − (i + ½).
+    Outside of 0 to 1 all coordinates are on one side of it; it is not held there, as no gradient
+    could bring back one that is.
 
     Raises ValueError for a start outside 0 ≤ start ≤ 1.
     """
 
     def __init__(self, n: int, start: float = 0.5, temperature: float = 50.0):
         if not 0 <= start <= 1:
-            raise ValueError(f"start={start} is the share of the coordinates that is let through at first: from 0 to 1.")
+            raise ValueError(
+                f"start={start} is the share of the coordinates that is let through at first: "
+                "from 0 to 1."
+            )
         super().__init__(temperature, n=n, start=start)
         self.boundary = nn.Parameter(torch.tensor(float(start)))
         self.register_buffer("steps", torch.arange(n) + 0.5, persistent=False)
@@ -100,7 +117,9 @@ class Boundary(SoftGate):
 
 @final
 class SigmoidMask(SoftGate):
-    """One learned logit a coordinate, all 0.01 at the start so that evaluation starts with every coordinate edited."""
+    """One learned logit a coordinate, all 0.01 at the start so that evaluation starts with every
+    coordinate edited.
+    """
 
     def __init__(self, n: int, temperature: float = 0.1):
         super().__init__(temperature, n=n)

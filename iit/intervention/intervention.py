@@ -19,7 +19,14 @@ PARTS: dict[str, type[Part]] = {
     for part in (
         *(basis.Identity, basis.Frame, basis.PrincipalComponents, basis.Autoencoder, Reversible),
         *(gate.All, gate.Subset, gate.Boundary, gate.SigmoidMask),
-        *(operation.Swap, operation.Add, operation.Mean, operation.Zero, operation.Keep, operation.Noise),
+        *(
+            operation.Swap,
+            operation.Add,
+            operation.Mean,
+            operation.Zero,
+            operation.Keep,
+            operation.Noise,
+        ),
         *(operation.LearnedTarget, operation.LowRankUpdate),
     )
 }
@@ -33,14 +40,15 @@ Active = Tensor | Mapping[str, Tensor] | None
 class Intervention(nn.Module):
     """(base activation, source activation) → new activation.
 
-    With c = encode(h), target = operation(c_base, c_source) and c' = c + gate·(target − c), the new activation is
-    write(h, c, c'). Computed in the weights' fp32, whatever the network's dtype, and returned in the activation's dtype.
+    With c = encode(h), target = operation(c_base, c_source) and c' = c + gate·(target − c), the new
+    activation is write(h, c, c'). Computed in the weights' fp32, whatever the network's dtype, and
+    returned in the activation's dtype.
 
     name: what it is called in configs, rows and prints.
-    blocks: {variable: number of coordinates}: the first coordinates are the first variable's, and so on; each block has its
-        own source.
-    kind: "edit"; "collect" (only read), "skip" (its source is the block's own input, which the engine supplies) or "complement" (all but
-        the edited space is taken from the source).
+    blocks: {variable: number of coordinates}: the first coordinates are the first variable's, and
+        so on; each block has its own source.
+    kind: "edit"; "collect" (only read), "skip" (its source is the block's own input, which the
+        engine supplies) or "complement" (all but the edited space is taken from the source).
 
     Raises ValueError for blocks that do not fill the basis.
     """
@@ -56,10 +64,21 @@ class Intervention(nn.Module):
         kind: str = "edit",
     ):
         super().__init__()
-        self.name, self.basis, self.gate, self.operation, self.kind = name, basis, gate, operation, kind
+        self.name, self.basis, self.gate, self.operation, self.kind = (
+            name,
+            basis,
+            gate,
+            operation,
+            kind,
+        )
         self._blocks = dict(blocks) if blocks is not None else None
-        if self._blocks is not None and (min(self._blocks.values(), default=0) < 1 or sum(self._blocks.values()) != basis.rank):
-            raise ValueError(f"Blocks {self._blocks} must each have at least one coordinate and fill the basis's {basis.rank}.")
+        if self._blocks is not None and (
+            min(self._blocks.values(), default=0) < 1 or sum(self._blocks.values()) != basis.rank
+        ):
+            raise ValueError(
+                f"Blocks {self._blocks} must each have at least one coordinate and fill the "
+                f"basis's {basis.rank}."
+            )
 
     @property
     def width(self) -> int | None:
@@ -97,7 +116,8 @@ class Intervention(nn.Module):
         return None if self._blocks is None else dict(self._blocks)
 
     def complement(self) -> "Intervention":
-        """The interchange of all that this one leaves: h' = s + Q(Qᵀh − Qᵀs) for a frame Q. It shares this one's weights.
+        """The interchange of all that this one leaves: h' = s + Q(Qᵀh − Qᵀs) for a frame Q. It
+        shares this one's weights.
 
         Raises ValueError for an intervention that reads no source, and where it leaves nothing.
         """
@@ -108,7 +128,9 @@ class Intervention(nn.Module):
         return Intervention(self.name, self.basis, self.gate, self.operation, kind="complement")
 
     def anneal(self, factor: float) -> None:
-        """Set a learned gate's temperature to `factor` times the one it was made with. Raises ValueError for a factor that is not above 0."""
+        """Set a learned gate's temperature to `factor` times the one it was made with. Raises
+        ValueError for a factor that is not above 0.
+        """
         if not factor > 0:
             raise ValueError(f"A temperature stays above 0; the factor is {factor}.")
         if isinstance(self.gate, SoftGate):
@@ -123,15 +145,21 @@ class Intervention(nn.Module):
         return self.gate.learned_rank() if isinstance(self.gate, SoftGate) else self.rank
 
     def forward(
-        self, base: Float[Tensor, "batch position width"], source: Source = None, active: Active = None
+        self,
+        base: Float[Tensor, "batch position width"],
+        source: Source = None,
+        active: Active = None,
     ) -> Float[Tensor, "batch position width"]:
         """The new activation.
 
-        source: Tensor[batch, position, width], or {block: such a tensor}; the source of an inactive block may be missing.
-        active: Tensor[batch] of bool, or {block: such a tensor}; None = all. Inactive examples come back bit by bit.
+        source: Tensor[batch, position, width], or {block: such a tensor}; the source of an inactive
+            block may be missing.
+        active: Tensor[batch] of bool, or {block: such a tensor}; None = all. Inactive examples come
+            back bit by bit.
 
-        Raises ValueError for a source that is missing, needless or of another shape, a width other than the basis's, and
-        unknown blocks; and where the new activation has another shape than the base.
+        Raises ValueError for a source that is missing, needless or of another shape, a width other
+        than the basis's, and unknown blocks; and where the new activation has another shape than
+        the base.
         """
         self._check(base, source, active)
         own = base
@@ -146,44 +174,68 @@ class Intervention(nn.Module):
             there = None if source is None else coordinates.encode(source.to(high.dtype))
             target = self.operation(old, there, high)
         else:
-            target = self._blockwise(old, high, source if isinstance(source, Mapping) else {}, active, coordinates)
+            target = self._blockwise(
+                old, high, source if isinstance(source, Mapping) else {}, active, coordinates
+            )
         weights = self.gate()
         # lerp is exact at 0 and 1, also where base and target differ by orders of magnitude.
         new = target if weights is None else torch.lerp(old, target, weights.to(old.dtype))
         edited = coordinates.write(high, old, new).to(base.dtype)
         if edited.shape != base.shape:
             raise ValueError(
-                f"{self} made {tuple(edited.shape)} of an activation of shape {tuple(base.shape)}; they must be equal."
+                f"{self} made {tuple(edited.shape)} of an activation of shape "
+                f"{tuple(base.shape)}; they must be equal."
             )
         if isinstance(active, Tensor):
             edited = torch.where(active.view(-1, 1, 1), edited, own)
         elif active is not None and set(active) == set(self._blocks or ()):
-            edited = torch.where(torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base)
+            edited = torch.where(
+                torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base
+            )
         return edited
 
     def _precision(self, base: Tensor) -> torch.dtype:
         """The weights' own precision; fp32 (or fp64 activations as they are) without weights."""
         weights = (*self.parameters(), *self.buffers())
-        return next((t.dtype for t in weights if t.is_floating_point()), torch.promote_types(base.dtype, torch.float32))
+        return next(
+            (t.dtype for t in weights if t.is_floating_point()),
+            torch.promote_types(base.dtype, torch.float32),
+        )
 
     def _blockwise(
-        self, old: Tensor, high: Tensor, source: Mapping[str, Tensor], active: Active, coordinates: Coordinates
+        self,
+        old: Tensor,
+        high: Tensor,
+        source: Mapping[str, Tensor],
+        active: Active,
+        coordinates: Coordinates,
     ) -> Tensor:
         parts, start = [], 0
         flags = active if isinstance(active, Mapping) else {}
         for block, size in (self._blocks or {}).items():
             part = old[..., start : start + size]
             if block in source or not self.operation.needs_source:
-                there = coordinates.encode(source[block].to(high.dtype))[..., start : start + size] if block in source else None
+                there = (
+                    coordinates.encode(source[block].to(high.dtype))[..., start : start + size]
+                    if block in source
+                    else None
+                )
                 target = self.operation(part, there, high)
-                part = torch.where(flags[block].view(-1, 1, 1), target, part) if block in flags else target
+                part = (
+                    torch.where(flags[block].view(-1, 1, 1), target, part)
+                    if block in flags
+                    else target
+                )
             parts.append(part)
             start += size
         return torch.cat(parts, -1)
 
     def _check(self, base: Tensor, source: Source, active: Active) -> None:
         if self.width is not None and base.shape[-1] != self.width:
-            raise ValueError(f"{self} was made for width {self.width}; the activation has shape {tuple(base.shape)}.")
+            raise ValueError(
+                f"{self} was made for width {self.width}; the activation has shape "
+                f"{tuple(base.shape)}."
+            )
         given: dict[str, Tensor]
         if self._blocks is None:
             if isinstance(source, Mapping) or isinstance(active, Mapping):
@@ -193,14 +245,21 @@ class Intervention(nn.Module):
         else:
             if isinstance(source, Tensor) or isinstance(active, Tensor):
                 raise ValueError(
-                    f"{self} has blocks: source and `active` are given as {{block: tensor}} for {list(self._blocks)}."
+                    f"{self} has blocks: source and `active` are given as {{block: tensor}} for "
+                    f"{list(self._blocks)}."
                 )
             given, flags = dict(source or {}), dict(active or {})
             unknown = sorted((set(given) | set(flags)) - set(self._blocks))
             if unknown:
-                raise ValueError(f"{self} has no block {unknown}; its blocks are {list(self._blocks)}.")
+                raise ValueError(
+                    f"{self} has no block {unknown}; its blocks are {list(self._blocks)}."
+                )
             inactive = {block for block, flag in flags.items() if not bool(flag.any())}
-            missing = [b for b in self._blocks if b not in given and b not in inactive] if self.operation.needs_source else []
+            missing = (
+                [b for b in self._blocks if b not in given and b not in inactive]
+                if self.operation.needs_source
+                else []
+            )
         if missing:
             raise ValueError(f"{self} needs a source; missing: {missing}.")
         if given and not self.operation.needs_source:
@@ -208,19 +267,22 @@ class Intervention(nn.Module):
         for name, tensor in given.items():
             if tensor.shape != base.shape:
                 raise ValueError(
-                    f"{self}: {name} has shape {tuple(tensor.shape)}, the base {tuple(base.shape)}; they must be equal."
+                    f"{self}: {name} has shape {tuple(tensor.shape)}, the base "
+                    f"{tuple(base.shape)}; they must be equal."
                 )
 
     def config(self) -> dict[str, Any]:
         """JSON from which `from_config` makes a fresh one.
 
-        Raises ValueError for what cannot be saved: functions, a subclass of `Intervention`, and parts of one's own that their
-        arguments do not make again.
+        Raises ValueError for what cannot be saved: functions, a subclass of `Intervention`, and
+        parts of one's own that their arguments do not make again.
         """
         if type(self) is not Intervention:
             raise ValueError(
-                f"{type(self).__name__} is a subclass of Intervention and cannot be saved: what it changes would be lost. Write "
-                "the change as a Basis, Gate or Operation, and pass it to Intervention(name, basis, gate, operation)."
+                f"{type(self).__name__} is a subclass of Intervention and cannot be saved: what "
+                "it changes would be lost. Write "
+                "the change as a Basis, Gate or Operation, and pass it to Intervention(name, "
+                "basis, gate, operation)."
             )
         return {
             "type": self.name,
@@ -231,19 +293,27 @@ class Intervention(nn.Module):
 
     @property
     def own_parts(self) -> dict[str, type[Part]]:
-        """The classes it is made of that are not in `PARTS`, by name: what `from_config` has to be given as `types`."""
-        return {type(part).__name__: type(part) for _, part in self._parts() if type(part).__name__ not in PARTS}
+        """The classes it is made of that are not in `PARTS`, by name: what `from_config` has to be
+        given as `types`.
+        """
+        return {
+            type(part).__name__: type(part)
+            for _, part in self._parts()
+            if type(part).__name__ not in PARTS
+        }
 
     def _parts(self) -> tuple[tuple[str, Part], ...]:
         return ("basis", self.basis), ("gate", self.gate), ("operation", self.operation)
 
     @staticmethod
-    def from_config(config: Mapping[str, Any], types: Mapping[str, Any] | None = None) -> "Intervention":
+    def from_config(
+        config: Mapping[str, Any], types: Mapping[str, Any] | None = None
+    ) -> "Intervention":
         """A fresh intervention of the same shape, its weights as at the start of a training.
 
         types: a user's own bases, gates and operations by name.
-        Raises ValueError for a type that is neither there nor in `PARTS`, that both have, or that is no part, and for arguments
-        that a part does not take.
+        Raises ValueError for a type that is neither there nor in `PARTS`, that both have, or that
+        is no part, and for arguments that a part does not take.
         """
         table = with_own(PARTS, types or {})
         return Intervention(
@@ -259,4 +329,6 @@ class Intervention(nn.Module):
         told = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
         if self._blocks is not None:
             told["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]
-        return f"{self.name}{'.complement' if self.kind == 'complement' else ''}({', '.join(f'{key}={value}' for key, value in told.items() if value is not None)})"
+        kind = ".complement" if self.kind == "complement" else ""
+        shown = ", ".join(f"{key}={value}" for key, value in told.items() if value is not None)
+        return f"{self.name}{kind}({shown})"

@@ -8,13 +8,26 @@ from torch import Tensor
 from iit.intervention.basis import Autoencoder, Frame, Identity, PrincipalComponents
 from iit.intervention.gate import All, Boundary, Gate, SigmoidMask, Subset
 from iit.intervention.intervention import Intervention
-from iit.intervention.operation import Add, Function, Keep, LearnedTarget, LowRankUpdate, Mean, Noise, Swap, Zero
+from iit.intervention.operation import (
+    Add,
+    Function,
+    Keep,
+    LearnedTarget,
+    LowRankUpdate,
+    Mean,
+    Noise,
+    Swap,
+    Zero,
+)
 from iit.intervention.part import checked_rank
 from iit.intervention.reversible import Reversible
 
 
-def VanillaIntervention(width: int | None = None, units: list[int] | str | None = None) -> Intervention:
-    """h' = s: the whole vector is interchanged, or only some of its units (then the width is needed): a list, or "first:stop".
+def VanillaIntervention(
+    width: int | None = None, units: list[int] | str | None = None
+) -> Intervention:
+    """h' = s: the whole vector is interchanged, or only some of its units (then the width is
+    needed): a list, or "first:stop".
 
     Raises ValueError for units without a width, or outside of it.
     """
@@ -25,12 +38,16 @@ def VanillaIntervention(width: int | None = None, units: list[int] | str | None 
 
 
 def units_of(units: Sequence[int] | str) -> list[int]:
-    """The numbers of units, of which "first:stop" is short for a range. Raises ValueError for another text."""
+    """The numbers of units, of which "first:stop" is short for a range. Raises ValueError for
+    another text.
+    """
     if not isinstance(units, str):
         return list(units)
     first, _, stop = units.partition(":")
     if not (first.isdecimal() and stop.isdecimal()):
-        raise ValueError(f"units={units!r}: units are a list of numbers, or 'first:stop' such as '0:16'.")
+        raise ValueError(
+            f"units={units!r}: units are a list of numbers, or 'first:stop' such as '0:16'."
+        )
     return list(range(int(first), int(stop)))
 
 
@@ -39,7 +56,9 @@ def ZeroIntervention(width: int | None = None) -> Intervention:
     return Intervention("ZeroIntervention", Identity(width), All(), Zero())
 
 
-def MeanIntervention(vector: Float[Tensor, " width"] | None = None, width: int | None = None) -> Intervention:
+def MeanIntervention(
+    vector: Float[Tensor, " width"] | None = None, width: int | None = None
+) -> Intervention:
     """h' = vector; without a vector, the mean of the source's positions."""
     return Intervention("MeanIntervention", _identity(vector, width), All(), Mean(vector))
 
@@ -48,14 +67,18 @@ def AdditionIntervention(
     vector: Float[Tensor, " width"] | None = None, width: int | None = None, scale: float = 1.0
 ) -> Intervention:
     """h' = h + scale·vector; without a vector, h + scale·s."""
-    return Intervention("AdditionIntervention", _identity(vector, width), All(), Add(vector, scale=scale))
+    return Intervention(
+        "AdditionIntervention", _identity(vector, width), All(), Add(vector, scale=scale)
+    )
 
 
 def SubtractionIntervention(
     vector: Float[Tensor, " width"] | None = None, width: int | None = None, scale: float = 1.0
 ) -> Intervention:
     """h' = h − scale·vector; without a vector, h − scale·s."""
-    return Intervention("SubtractionIntervention", _identity(vector, width), All(), Add(vector, scale=-scale))
+    return Intervention(
+        "SubtractionIntervention", _identity(vector, width), All(), Add(vector, scale=-scale)
+    )
 
 
 def NoiseIntervention(scale: float, seed: int = 0, width: int | None = None) -> Intervention:
@@ -73,29 +96,40 @@ def SkipIntervention(width: int | None = None) -> Intervention:
     return Intervention("SkipIntervention", Identity(width), All(), Swap(), kind="skip")
 
 
-def LambdaIntervention(function: Callable[..., Tensor], needs_source: bool = False, width: int | None = None) -> Intervention:
+def LambdaIntervention(
+    function: Callable[..., Tensor], needs_source: bool = False, width: int | None = None
+) -> Intervention:
     """h' = function(h), or function(h, s) with `needs_source`. It cannot be saved."""
-    return Intervention("LambdaIntervention", Identity(width), All(), Function(function, needs_source))
+    return Intervention(
+        "LambdaIntervention", Identity(width), All(), Function(function, needs_source)
+    )
 
 
 def RotatedSpaceIntervention(width: int, blocks: Mapping[str, int] | None = None) -> Intervention:
     """h' = h + Q(Qᵀs − Qᵀh) with a trained rotation Q (arXiv 2303.02536).
 
-    Without blocks the whole space is swapped, which equals vanilla patching. With blocks, {variable: rank}, each variable has
-    its own disjoint columns of Q and its own source; only these columns are made.
+    Without blocks the whole space is swapped, which equals vanilla patching. With blocks,
+    {variable: rank}, each variable has its own disjoint columns of Q and its own source; only these
+    columns are made.
     """
     if blocks is not None and sum(blocks.values()) > width:
-        raise ValueError(f"Blocks {dict(blocks)} need {sum(blocks.values())} dimensions; the space has {width}.")
+        raise ValueError(
+            f"Blocks {dict(blocks)} need {sum(blocks.values())} dimensions; the space has {width}."
+        )
     frame = Frame(width, width if blocks is None else sum(blocks.values()))
     return Intervention("RotatedSpaceIntervention", frame, All(), Swap(), blocks=blocks)
 
 
 def LowRankRotatedSpaceIntervention(width: int, rank: int) -> Intervention:
-    """h' = h + Q(Qᵀs − Qᵀh) with a trained frame Q of `rank` orthonormal columns (arXiv 2303.02536)."""
+    """h' = h + Q(Qᵀs − Qᵀh) with a trained frame Q of `rank` orthonormal columns (arXiv
+    2303.02536).
+    """
     return Intervention("LowRankRotatedSpaceIntervention", Frame(width, rank), All(), Swap())
 
 
-def BoundlessRotatedSpaceIntervention(width: int, start: float = 0.5, temperature: float = 50.0) -> Intervention:
+def BoundlessRotatedSpaceIntervention(
+    width: int, start: float = 0.5, temperature: float = 50.0
+) -> Intervention:
     """A trained rotation with a learned boundary: h' = h + Q·g⊙(Qᵀs − Qᵀh) (arXiv 2305.08809).
 
     g = sigmoid((boundary·width − i − ½)/temperature) in training, 0 or 1 in evaluation.
@@ -104,24 +138,33 @@ def BoundlessRotatedSpaceIntervention(width: int, start: float = 0.5, temperatur
     return Intervention("BoundlessRotatedSpaceIntervention", Frame(width, width), gate, Swap())
 
 
-def SigmoidMaskIntervention(width: int, temperature: float = 0.1, basis: str = "units", rank: int | None = None) -> Intervention:
-    """A learned mask over coordinates: c' = c + g⊙(c_s − c), g = sigmoid(mask/temperature) in training, 0 or 1 in evaluation
+def SigmoidMaskIntervention(
+    width: int, temperature: float = 0.1, basis: str = "units", rank: int | None = None
+) -> Intervention:
+    """A learned mask over coordinates: c' = c + g⊙(c_s − c), g = sigmoid(mask/temperature) in
+    training, 0 or 1 in evaluation
     (differential binary masking, arXiv 2402.17700).
 
-    basis: "units"; "rotated" (a trained frame) or "pca" (principal components), of `rank` vectors, by default of the whole width.
+    basis: "units"; "rotated" (a trained frame) or "pca" (principal components), of `rank` vectors,
+        by default of the whole width.
     Raises ValueError for another basis, and for a rank of units.
     """
     if basis not in ("units", "rotated", "pca"):
         raise ValueError(f"basis={basis!r} is none of units, rotated, pca.")
     if basis == "units" and rank is not None:
-        raise ValueError(f"rank={rank}: a mask over units has all of them; rank belongs to basis=rotated and basis=pca.")
+        raise ValueError(
+            f"rank={rank}: a mask over units has all of them; rank belongs to basis=rotated and "
+            "basis=pca."
+        )
     n = rank or width
     of = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}[basis]
     made = of(width) if basis == "units" else of(width, n)
     return Intervention("SigmoidMaskIntervention", made, SigmoidMask(n, temperature), Swap())
 
 
-def PCARotatedSpaceIntervention(width: int, rank: int, activations: Float[Tensor, "n width"] | None = None) -> Intervention:
+def PCARotatedSpaceIntervention(
+    width: int, rank: int, activations: Float[Tensor, "n width"] | None = None
+) -> Intervention:
     """Swap the `rank` leading principal components of `activations`; nothing is trained."""
     basis = PrincipalComponents(width, rank)
     if activations is not None:
@@ -140,9 +183,11 @@ def AutoencoderIntervention(
     temperature: float = 0.1,
     **weights: Tensor,
 ) -> Intervention:
-    """Swap features of a sparse autoencoder, keeping the base's reconstruction error: h' = h + D(c' − c).
+    """Swap features of a sparse autoencoder, keeping the base's reconstruction error: h' = h + D(c'
+    − c).
 
-    features: which are swapped, by default all; or `mask`: a learned mask over them, as SigmoidMaskIntervention's.
+    features: which are swapped, by default all; or `mask`: a learned mask over them, as
+        SigmoidMaskIntervention's.
     weights: as `basis.Autoencoder.load` takes them.
     Raises ValueError for features beside a mask.
     """
@@ -159,13 +204,18 @@ def JumpReLUAutoencoderIntervention(
     temperature: float = 0.1,
     **weights: Tensor,
 ) -> Intervention:
-    """`AutoencoderIntervention` with JumpReLU features: x where x > θ, else 0 (arXiv 2407.14435)."""
+    """`AutoencoderIntervention` with JumpReLU features: x where x > θ, else 0 (arXiv
+    2407.14435).
+    """
     basis = Autoencoder(width, n_features, "jump_relu", centred=centred)
-    return _autoencoder("JumpReLUAutoencoderIntervention", basis, features, mask, temperature, weights)
+    return _autoencoder(
+        "JumpReLUAutoencoderIntervention", basis, features, mask, temperature, weights
+    )
 
 
 def RevNetIntervention(width: int, rank: int, depth: int = 1, hidden: int = 64) -> Intervention:
-    """Swap `rank` coordinates of a trained reversible map f: h' = f⁻¹(f(h) + Q(Qᵀf(s) − Qᵀf(h))) (arXiv 2507.08802).
+    """Swap `rank` coordinates of a trained reversible map f: h' = f⁻¹(f(h) + Q(Qᵀf(s) − Qᵀf(h)))
+    (arXiv 2507.08802).
 
     depth: coupling blocks of f, each with `hidden` units; 0 is the low-rank rotation.
     """
@@ -180,7 +230,9 @@ def LoReFTIntervention(width: int, rank: int) -> Intervention:
 def LoRAIntervention(width: int, rank: int, scale: float = 1.0) -> Intervention:
     """h' = h + scale·B A h on the activation, trained, without a source."""
     checked_rank(rank, width)
-    return Intervention("LoRAIntervention", Identity(width), All(), LowRankUpdate(width, rank, scale))
+    return Intervention(
+        "LoRAIntervention", Identity(width), All(), LowRankUpdate(width, rank, scale)
+    )
 
 
 def _identity(vector: Tensor | None, width: int | None) -> Identity:
@@ -198,7 +250,9 @@ def _autoencoder(
     weights: Mapping[str, Tensor],
 ) -> Intervention:
     if mask and features is not None:
-        raise ValueError("Either `features` says which are swapped, or a learned `mask` does; both were given.")
+        raise ValueError(
+            "Either `features` says which are swapped, or a learned `mask` does; both were given."
+        )
     basis.load(**weights)
     n = basis.rank or 0
     gate: Gate = All() if features is None else Subset(n, list(features))

@@ -11,7 +11,9 @@ from iit.intervention.part import Part, checked_rank
 
 
 class Operation(Part):
-    """(coordinates, the source's coordinates, the base activation) → target coordinates, Tensor[batch, position, n]."""
+    """(coordinates, the source's coordinates, the base activation) → target coordinates,
+    Tensor[batch, position, n].
+    """
 
     needs_source: bool = False
 
@@ -39,7 +41,9 @@ class _WithVector(Operation):
         if vector is not None:
             vector = torch.as_tensor(vector, dtype=torch.float32)
             if vector.ndim != 1:
-                raise ValueError(f"A vector has one dimension, its width; got shape {tuple(vector.shape)}.")
+                raise ValueError(
+                    f"A vector has one dimension, its width; got shape {tuple(vector.shape)}."
+                )
             if not bool(torch.isfinite(vector).all()):
                 raise ValueError("The vector has values that are not finite (NaN or infinity).")
             if width is not None and width != len(vector):
@@ -103,7 +107,9 @@ class Keep(Operation):
 
 @final
 class Noise(Operation):
-    """C + scale·ε with ε ~ N(0, 1), a fixed draw by seed for (position, coordinate): every example gets the same."""
+    """C + scale·ε with ε ~ N(0, 1), a fixed draw by seed for (position, coordinate): every example
+    gets the same.
+    """
 
     def __init__(self, scale: float, seed: int = 0):
         if scale < 0:
@@ -115,7 +121,9 @@ class Noise(Operation):
         """C + scale·ε."""
         generator = torch.Generator().manual_seed(self.seed)
         # One column after another, so that a longer span begins with the noise of a shorter one.
-        noise = torch.stack([torch.randn(base.shape[2], generator=generator) for _ in range(base.shape[1])])
+        noise = torch.stack(
+            [torch.randn(base.shape[2], generator=generator) for _ in range(base.shape[1])]
+        )
         return base + self.scale * noise.to(base)
 
 
@@ -134,7 +142,9 @@ class LearnedTarget(Operation):
 
 @final
 class LowRankUpdate(Operation):
-    """C + scale·B A c; B starts at zero, so the edit starts as nothing (arXiv 2106.09685, on the activation)."""
+    """C + scale·B A c; B starts at zero, so the edit starts as nothing (arXiv 2106.09685, on the
+    activation).
+    """
 
     def __init__(self, width: int, rank: int, scale: float = 1.0):
         super().__init__(width=width, rank=checked_rank(rank, width), scale=scale)
@@ -158,7 +168,8 @@ class Function(Operation):
     def config(self) -> dict[str, Any]:
         """Raises ValueError: a function is code."""
         raise ValueError(
-            "LambdaIntervention holds a function, which is code: it cannot be saved. Use an intervention of the list."
+            "LambdaIntervention holds a function, which is code: it cannot be saved. Use an "
+            "intervention of the list."
         )
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:

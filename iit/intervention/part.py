@@ -1,4 +1,6 @@
-"""What bases, gates and operations have in common: a type name and the arguments that make a fresh one."""
+"""What bases, gates and operations have in common: a type name and the arguments that make a fresh
+one.
+"""
 
 import json
 from abc import ABC
@@ -13,7 +15,8 @@ from torch import nn
 class Part(nn.Module, ABC):
     """A basis, gate or operation.
 
-    arguments: what its constructor was called with, as JSON; weights and buffers are the state dict's.
+    arguments: what its constructor was called with, as JSON; weights and buffers are the state
+        dict's.
     """
 
     def __init__(self, **arguments: Any):
@@ -33,15 +36,22 @@ Kind = TypeVar("Kind", bound=Part)
 
 
 def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
-    """The part's config. Raises ValueError, for a class of one's own, when it does not make the part again."""
+    """The part's config. Raises ValueError, for a class of one's own, when it does not make the
+    part again.
+    """
     config, kind = part.config(), type(part)
     if table.get(kind.__name__) is kind:
         return config
     if kind.__name__ in table:
-        raise ValueError(f"Your class {kind.__name__} has the name of one of iit's own: it cannot be saved. Rename it.")
+        raise ValueError(
+            f"Your class {kind.__name__} has the name of one of iit's own: it cannot be saved. "
+            "Rename it."
+        )
     needed = (
-        f"{kind.__name__} cannot be saved: it is made again from the arguments that it gives to `super().__init__(**arguments)`, "
-        f"which are {part.arguments}. Give it all of its constructor's arguments there, as JSON, and keep everything else in "
+        f"{kind.__name__} cannot be saved: it is made again from the arguments that it gives to "
+        "`super().__init__(**arguments)`, "
+        f"which are {part.arguments}. Give it all of its constructor's arguments there, as JSON, "
+        "and keep everything else in "
         "parameters and buffers."
     )
     try:
@@ -49,28 +59,42 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
             again = kind(**json.loads(json.dumps(part.arguments)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{needed} ({error})") from error
-    here, there = ({name: tuple(t.shape) for name, t in made.state_dict().items()} for made in (part, again))
+    here, there = (
+        {name: tuple(t.shape) for name, t in made.state_dict().items()} for made in (part, again)
+    )
     if here != there or again.arguments != part.arguments:
         raise ValueError(f"{needed} (Its tensors are {here}; made again they would be {there}.)")
     return config
 
 
 def with_own(table: Mapping[str, type[Part]], own: Mapping[str, Any]) -> dict[str, type[Part]]:
-    """The table and a user's own parts. Raises ValueError for names that both have, and for what is no part."""
+    """The table and a user's own parts. Raises ValueError for names that both have, and for what is
+    no part.
+    """
     for name, kind in own.items():
         if not (isinstance(kind, type) and issubclass(kind, Part)):
-            raise ValueError(f"types={{{name!r}: {kind!r}}}: a type is a class that extends Basis, Gate or Operation.")
+            raise ValueError(
+                f"types={{{name!r}: {kind!r}}}: a type is a class that extends Basis, Gate or "
+                "Operation."
+            )
         if name in table:
-            raise ValueError(f"types names {name!r}, which is one of iit's own parts; rename your class.")
+            raise ValueError(
+                f"types names {name!r}, which is one of iit's own parts; rename your class."
+            )
     return {**table, **own}
 
 
-def fresh_part(role: type[Kind], config: Mapping[str, Any], table: Mapping[str, type[Part]]) -> Kind:
-    """A fresh part of its config. Raises ValueError for a type that is not in the table or of another role, and for wrong arguments."""
+def fresh_part(
+    role: type[Kind], config: Mapping[str, Any], table: Mapping[str, type[Part]]
+) -> Kind:
+    """A fresh part of its config. Raises ValueError for a type that is not in the table or of
+    another role, and for wrong arguments.
+    """
     name, arguments = config["type"], {key: value for key, value in config.items() if key != "type"}
     if name not in table:
         raise ValueError(
-            f"There is no part {name!r}; there is {', '.join(sorted(table))}. Pass your own with types={{name: class}}."
+            f"There is no part {name!r}; there is {', '.join(sorted(table))}. Pass your own with "
+            f"types={{name: class}}."
         )
     if not issubclass(table[name], role):
         raise ValueError(f"{name} is no {role.__name__}.")
@@ -87,5 +111,8 @@ def checked_rank(rank: int, width: int) -> int:
     if width < 1:
         raise ValueError(f"width={width}: a space needs at least one dimension.")
     if not isinstance(rank, Integral) or not 1 <= rank <= width:
-        raise ValueError(f"rank={rank} does not fit a space of width {width}; it must be a whole number between 1 and {width}.")
+        raise ValueError(
+            f"rank={rank} does not fit a space of width {width}; it must be a whole number "
+            f"between 1 and {width}."
+        )
     return rank

@@ -4,7 +4,9 @@ from torch import Tensor
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The tensor in double precision, or in single precision on a device that has no double (MPS)."""
+    """The tensor in double precision, or in single precision on a device that has no double
+    (MPS).
+    """
     try:
         return tensor.double()
     except (TypeError, RuntimeError):

@@ -10,19 +10,23 @@ from iit.intervention.basis import Basis, Coordinates, Frame
 
 @final
 class Reversible(Basis):
-    """c = Qᵀf(h), h' = h + (f⁻¹(f(h) + Q(c' − c)) − f⁻¹(f(h))): a reversible map f, then a frame Q of `rank` vectors (arXiv 2507.08802).
+    """c = Qᵀf(h), h' = h + (f⁻¹(f(h) + Q(c' − c)) − f⁻¹(f(h))): a reversible map f, then a frame Q
+    of `rank` vectors (arXiv 2507.08802).
 
-    f is `depth` additive coupling blocks (RevNet, arXiv 1707.04585): y₁ = x₁ + F(x₂), y₂ = x₂ + G(y₁) on the two halves of a fixed
-    random rotation of the activation, which is turned back after each block; F and G have one layer of `hidden` ReLUs and start at
-    zero, so that f starts as the identity and the basis as `Frame`. With depth 0 it is one.
+    f is `depth` additive coupling blocks (RevNet, arXiv 1707.04585): y₁ = x₁ + F(x₂), y₂ = x₂ +
+    G(y₁) on the two halves of a fixed random rotation of the activation, which is turned back after
+    each block; F and G have one layer of `hidden` ReLUs and start at zero, so that f starts as the
+    identity and the basis as `Frame`. With depth 0 it is one.
 
-    Raises ValueError for a rank that does not fit the width, a width below 2, a negative depth, and no hidden units.
+    Raises ValueError for a rank that does not fit the width, a width below 2, a negative depth, and
+    no hidden units.
     """
 
     def __init__(self, width: int, rank: int, depth: int = 1, hidden: int = 64):
         if width < 2 or depth < 0 or hidden < 1:
             raise ValueError(
-                f"A reversible map needs a width of at least 2, depth of at least 0 and hidden units; got width={width}, "
+                "A reversible map needs a width of at least 2, depth of at least 0 and hidden "
+                f"units; got width={width}, "
                 f"depth={depth}, hidden={hidden}."
             )
         super().__init__(width=width, rank=rank, depth=depth, hidden=hidden)
@@ -39,7 +43,8 @@ class Reversible(Basis):
 
         def write(h: Tensor, old: Tensor, new: Tensor) -> Tensor:
             mapped = self._map(h)
-            # The difference: where nothing changes the activation stays as it is, whatever rounding the way back has.
+            # The difference: where nothing changes the activation stays as it is, whatever rounding
+            # the way back has.
             return h + (self._back(inner.write(mapped, old, new)) - self._back(mapped))
 
         return Coordinates(encode, write)

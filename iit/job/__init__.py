@@ -8,4 +8,13 @@ from iit.job.patch import patch
 from iit.job.steer import steer
 from iit.job.train_network import train_network, trained_network
 
-__all__ = ["align", "atlas", "ground_truth", "ladder", "patch", "steer", "train_network", "trained_network"]
+__all__ = [
+    "align",
+    "atlas",
+    "ground_truth",
+    "ladder",
+    "patch",
+    "steer",
+    "train_network",
+    "trained_network",
+]

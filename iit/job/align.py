@@ -27,13 +27,21 @@ log = logging.getLogger(__name__)
 # What may differ between a run and the run it resumes.
 _FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "store", "name")
 # What may not, of Lightning's trainer: what decides a step.
-_BOUND = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "precision", "limit_train_batches")
+_BOUND = (
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "accumulate_grad_batches",
+    "precision",
+    "limit_train_batches",
+)
 
 
 def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
-    """Fit `cfg.alignment` on `cfg.data` and score validation, then, the choice being frozen in `choice.json`, test.
+    """Fit `cfg.alignment` on `cfg.data` and score validation, then, the choice being frozen in
+    `choice.json`, test.
 
-    Writes the alignment, the checkpoints, the training curve and a picture of the causal model to `folder`. Returns the rows and the facts of the run.
+    Writes the alignment, the checkpoints, the training curve and a picture of the causal model to
+    `folder`. Returns the rows and the facts of the run.
     """
     check_config(cfg, trains_network=False)
     network = instantiate(cfg.network)
@@ -50,7 +58,12 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
         initialise(alignment, pairs)
         fitted = None
     trust = instantiate(cfg.trust)
-    common = {"trust": trust, "seed": cfg.seed, "experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
+    common = {
+        "trust": trust,
+        "seed": cfg.seed,
+        "experiment": cfg.name,
+        "batch_size": cfg.trainer.eval_batch_size,
+    }
     rows = evaluate(alignment, pairs, split="validation", **common)
     pairs = held_out.opened(frozen(folder, rows, alignment, fitted))
     rows += evaluate(alignment, pairs, split="test", refit=alike(cfg, folder), **common)
@@ -87,7 +100,8 @@ def facts_of(pairs: Pairs, network: Network) -> dict[str, Any]:
 
 
 def frozen(folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted | None) -> Choice:
-    """Record the choice that validation has made: the cell of each of the alignment's variables, its figure, the epoch, how many alignments
+    """Record the choice that validation has made: the cell of each of the alignment's variables,
+    its figure, the epoch, how many alignments
     were compared, and the weights."""
     figures = {Cell.of(row): row for row in where(rows, **SCORE)}
     cells = list(figures) if len(alignment.variables) > 1 else [select(rows)]
@@ -98,7 +112,10 @@ def frozen(folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted |
         "cells": [cell._asdict() for cell in cells],
         "epoch": None if fitted is None else fitted.epoch,
         "validation_iia": [
-            {"subset": "changing", **{name: getattr(figures[cell], name) for name in ("value", "low", "high", "n")}}
+            {
+                "subset": "changing",
+                **{name: getattr(figures[cell], name) for name in ("value", "low", "high", "n")},
+            }
             for cell in cells
         ],
         "compared": len(figures) // len(cells),
@@ -120,14 +137,18 @@ def alike(cfg: DictConfig, folder: Path) -> Refit:
 
     def refit(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int) -> None:
         options = training(cfg)
-        options["callbacks"] = [each for each in options["callbacks"] if not isinstance(each, Checkpoint)]
+        options["callbacks"] = [
+            each for each in options["callbacks"] if not isinstance(each, Checkpoint)
+        ]
         log.info("Training for comparison: %s", ", ".join(alignments))
         train_alike(alignments, pairs, seed, folder=folder, **options)
 
     return refit
 
 
-def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, loggers: list[Any]) -> Fitted:
+def _fitted(
+    cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, loggers: list[Any]
+) -> Fitted:
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: value for key, value in resolved.items() if key not in _FREE}
     steps = {key: value for key, value in resolved["trainer"]["trainer"].items() if key in _BOUND}
@@ -142,15 +163,22 @@ def _fitted(cfg: DictConfig, alignment: Alignment, pairs: Pairs, folder: Path, l
         config=identity | {"data_fingerprint": pairs.fingerprint},
         **training(cfg),
     )
-    log.info("Kept epoch %d of %d: %s %.3f", fitted.epoch + 1, fitted.n_epochs, fitted.monitor, fitted.value)
+    log.info(
+        "Kept epoch %d of %d: %s %.3f",
+        fitted.epoch + 1,
+        fitted.n_epochs,
+        fitted.monitor,
+        fitted.value,
+    )
     return fitted
 
 
 def pairs_of(cfg: DictConfig, network: Alignment | Network) -> Pairs:
-    """Pairs sampled from the causal model; one's own need none. An alignment answers for its network and keeps what it ran.
+    """Pairs sampled from the causal model; one's own need none. An alignment answers for its
+    network and keeps what it ran.
 
-    Raises ValueError for what one's own pairs do not take, and for a label among them that is none of the network's answers, of
-    whichever split: no run is needed to see it.
+    Raises ValueError for what one's own pairs do not take, and for a label among them that is none
+    of the network's answers, of whichever split: no run is needed to see it.
     """
     make = instantiate(cfg.data)
     if "path" not in cfg.data:
@@ -158,7 +186,8 @@ def pairs_of(cfg: DictConfig, network: Alignment | Network) -> Pairs:
     more = sorted(set(make.keywords) - set(signature(Pairs.load).parameters))
     if more:
         raise ValueError(
-            f"data=file reads pairs as they are, and takes no data.{more[0]} (set by an experiment?): leave it out, "
+            f"data=file reads pairs as they are, and takes no data.{more[0]} (set by an "
+            "experiment?): leave it out, "
             f"{' '.join(f'~data.{key}' for key in more)}."
         )
     pairs = make(network=network)
@@ -171,12 +200,24 @@ def pairs_of(cfg: DictConfig, network: Alignment | Network) -> Pairs:
 
 def _told(facts: Any) -> str:
     """The share of prompts that were kept, in words."""
-    shares = ", ".join(f"{split} {facts['right'][split]}/{drawn}" for split, drawn in facts.get("drawn", {}).items())
-    return f"prompts the network answers rightly: {shares or 'not known (the pairs have no base_answer)'}"
+    shares = ", ".join(
+        f"{split} {facts['right'][split]}/{drawn}"
+        for split, drawn in facts.get("drawn", {}).items()
+    )
+    return (
+        "prompts the network answers rightly: "
+        f"{shares or 'not known (the pairs have no base_answer)'}"
+    )
 
 
 def _told_rivals(pairs: Pairs) -> str:
     """On which share of the validation pairs each rival says something else."""
     n = len(pairs.split("validation"))
-    shares = ", ".join(f"{name} {differ / n:.0%}" for name, differ in pairs.facts["separating"]["validation"].items())
-    return f"validation pairs that tell the hypothesis from its rivals: {shares or 'there are no rivals'}"
+    shares = ", ".join(
+        f"{name} {differ / n:.0%}"
+        for name, differ in pairs.facts["separating"]["validation"].items()
+    )
+    return (
+        "validation pairs that tell the hypothesis from its rivals: "
+        f"{shares or 'there are no rivals'}"
+    )

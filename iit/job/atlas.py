@@ -36,34 +36,50 @@ def atlas(
     seeds: Sequence[int] | None = None,
     screen: float | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Fit a cell at every layer × position × rank × seed; score all of them on validation, the chosen one also on test.
+    """Fit a cell at every layer × position × rank × seed; score all of them on validation, the
+    chosen one also on test.
 
-    The component, the intervention and all else are the config's. The cells of a layer are trained side by side, and every
-    prompt is run once for all layers.
+    The component, the intervention and all else are the config's. The cells of a layer are trained
+    side by side, and every prompt is run once for all layers.
 
-    positions: roles or token indices. layers: all by default. ranks, seeds: the config's own by default.
-    screen: sites whose whole vector gives a lower validation IIA on changing pairs are not trained; None trains all.
+    positions: roles or token indices. layers: all by default. ranks, seeds: the config's own by
+        default.
+    screen: sites whose whole vector gives a lower validation IIA on changing pairs are not trained;
+        None trains all.
 
-    Writes every trained cell to `folder / "cells"`, the chosen one to `folder / "alignment"`, and the heatmap with its table. Returns the rows
-    (each cell's, the whole vector's as `control="vanilla"`; of sites that were screened the latter alone) and the run's facts.
+    Writes every trained cell to `folder / "cells"`, the chosen one to `folder / "alignment"`, and
+    the heatmap with its table. Returns the rows (each cell's, the whole vector's as
+    `control="vanilla"`; of sites that were screened the latter alone) and the run's facts.
 
-    Raises ValueError where the screen leaves no site, for a layer, position, rank or seed that is named twice, and for `ckpt_path`: there is
-    no checkpoint to go on from.
+    Raises ValueError where the screen leaves no site, for a layer, position, rank or seed that is
+    named twice, and for `ckpt_path`: there is no checkpoint to go on from.
     """
     if cfg.ckpt_path is not None:
         raise ValueError("ckpt_path: an atlas has no checkpoint to go on from; run it afresh.")
-    for name, given in {"layers": layers, "positions": positions, "ranks": ranks, "seeds": seeds}.items():
-        twice = [value for number, value in enumerate(given or ()) if value in (given or ())[:number]]
+    for name, given in {
+        "layers": layers,
+        "positions": positions,
+        "ranks": ranks,
+        "seeds": seeds,
+    }.items():
+        twice = [
+            value for number, value in enumerate(given or ()) if value in (given or ())[:number]
+        ]
         if twice:
-            raise ValueError(f"job.{name}={list(given or ())} names {twice[0]!r} twice; its cells would be one.")
+            raise ValueError(
+                f"job.{name}={list(given or ())} names {twice[0]!r} twice; its cells would be one."
+            )
     check_config(cfg, trains_network=False)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # it greets for every layer
+    # it greets for every layer
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     network = instantiate(cfg.network)
     before = fingerprint(network.model)
     layers = range(len(blocks_of(network.model)[1])) if layers is None else layers
     made = {
         _site(cfg, layer, position): [
-            _cell(cfg, network, layer, position, rank, seed) for rank in ranks or (None,) for seed in seeds or (cfg.seed,)
+            _cell(cfg, network, layer, position, rank, seed)
+            for rank in ranks or (None,)
+            for seed in seeds or (cfg.seed,)
         ]
         for layer in layers
         for position in positions
@@ -100,32 +116,51 @@ def atlas(
                 del here[site]
             for seed, cell in cells:
                 intervention = cell.edits[cfg.variable].intervention
-                own = {"method": intervention.name, "rank": intervention.rank, "seed": seed, "control": "vanilla"}
+                own = {
+                    "method": intervention.name,
+                    "rank": intervention.rank,
+                    "seed": seed,
+                    "control": "vanilla",
+                }
                 rows += [replace(row, **own) for row in beside]
-        running = {_name(cell, seed): (seed, cell) for cells in here.values() for seed, cell in cells}
+        running = {
+            _name(cell, seed): (seed, cell) for cells in here.values() for seed, cell in cells
+        }
         if not running:
             continue
         cells = {name: cell for name, (_, cell) in running.items()}
         fitted = fit(cells, pairs, seed=cfg.seed, folder=folder, **training(cfg))
         fits |= fitted
         for name, (seed, cell) in running.items():
-            cell.rows = evaluate(cell, pairs, split="validation", controls=False, seed=seed, **common)
+            cell.rows = evaluate(
+                cell, pairs, split="validation", controls=False, seed=seed, **common
+            )
             cell.save_pretrained(folder / "cells" / name)
             trained[Cell.of(cell.rows[0])] = cell
             names[Cell.of(cell.rows[0])] = name
             rows += cell.rows
-        told = "; ".join(f"{name}: {found.monitor} {found.value:.3f}" for name, found in fitted.items())
+        told = "; ".join(
+            f"{name}: {found.monitor} {found.value:.3f}" for name, found in fitted.items()
+        )
         log.info("Layer %s", told)
     if skipped:
-        log.info("Not trained, for the whole vector does less than %s there: %s", screen, ", ".join(skipped))
+        log.info(
+            "Not trained, for the whole vector does less than %s there: %s",
+            screen,
+            ", ".join(skipped),
+        )
     if not trained:
-        raise ValueError(f"screen={screen} leaves no site to train; the whole vector does less at all of them.")
+        raise ValueError(
+            f"screen={screen} leaves no site to train; the whole vector does less at all of them."
+        )
     assert fingerprint(network.model) == before, "the frozen network has changed"
     chosen = trained[select(rows)]
     seed = chosen.rows[0].seed
     pairs = held_out.opened(frozen(folder, rows, chosen, fits[names[select(rows)]]))
     trust = instantiate(cfg.trust)
-    rows += evaluate(chosen, pairs, split="test", trust=trust, seed=seed or 0, refit=alike(cfg, folder), **common)
+    rows += evaluate(
+        chosen, pairs, split="test", trust=trust, seed=seed or 0, refit=alike(cfg, folder), **common
+    )
     chosen.rows = [row for row in rows if Cell.of(row) == Cell.of(chosen.rows[0])]
     chosen.save_pretrained(folder / "alignment")
     save_figure(atlas_figure(rows), folder / "atlas", atlas_cells(rows))
@@ -156,4 +191,7 @@ def _site(cfg: DictConfig, layer: int, position: str | int) -> Site:
 
 def _name(cell: Alignment, seed: int) -> str:
     (edit,) = cell.edits.values()
-    return f"{edit.sites[0].layer} {edit.sites[0].position}, rank {edit.intervention.rank}, seed {seed}"
+    return (
+        f"{edit.sites[0].layer} {edit.sites[0].position}, rank {edit.intervention.rank}, seed "
+        f"{seed}"
+    )

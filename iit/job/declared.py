@@ -35,8 +35,10 @@ def training(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
-    """Raises ValueError (Hydra's InstantiationException, from within a `_target_`) for what cannot be, whatever the network: sites,
-    objective, schedules, trust, a start, a monitor, a number of epochs, units that overlap, and a module that trains what the job does not.
+    """Raises ValueError (Hydra's InstantiationException, from within a `_target_`) for what cannot
+    be, whatever the network: sites,
+    objective, schedules, trust, a start, a monitor, a number of epochs, units that overlap, and a
+    module that trains what the job does not.
 
     trains_network: whether the job trains the network, and not an alignment on a frozen one.
     """
@@ -45,10 +47,15 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     module: Any = instantiate(cfg.module)
     kind = getattr(module, "func", module)
     if getattr(kind, "trains_network", trains_network) != trains_network:
-        job, other = ("train_network", "iit") if trains_network else (cfg.job._target_.rpartition(".")[2], "das")
+        job, other = (
+            ("train_network", "iit")
+            if trains_network
+            else (cfg.job._target_.rpartition(".")[2], "das")
+        )
         trains = "the network" if trains_network else "interventions on a frozen network"
         raise ValueError(
-            f"job={job} trains {trains}, module._target_={cfg.module._target_} does not: choose module={other}, or "
+            f"job={job} trains {trains}, module._target_={cfg.module._target_} does not: choose "
+            f"module={other}, or "
             f"job={'align' if trains_network else 'train_network'}."
         )
     if cfg.monitor is not None:
@@ -57,7 +64,9 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
         raise ValueError(f"start={cfg.start!r} is none of {list(STARTS)}.")
     epochs = cfg.trainer.max_epochs
     if epochs < 1 and epochs != -1:
-        raise ValueError(f"trainer.max_epochs={epochs}: training needs an epoch at least (-1: no end).")
+        raise ValueError(
+            f"trainer.max_epochs={epochs}: training needs an epoch at least (-1: no end)."
+        )
     declared: Any = instantiate(cfg.alignment)
     if getattr(declared, "func", None) is several:
         check_declared(declared.keywords["edits"], declared.keywords.get("inert"))
@@ -96,4 +105,6 @@ def _admits(kind: str, value: Any, *, listed: bool = False) -> bool:
             kind = re.sub(r"(?<!Union)(?<!Optional)\[[^\[\]]*\]", "", kind)
         return bool(re.search(_FITS.get(type(value), "None|Optional"), kind))
     entries = value.values() if isinstance(value, DictConfig) else value
-    return "_target_" in value or ("[" in kind and all(_admits(kind, entry, listed=True) for entry in entries))
+    return "_target_" in value or (
+        "[" in kind and all(_admits(kind, entry, listed=True) for entry in entries)
+    )

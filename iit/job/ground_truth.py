@@ -41,31 +41,42 @@ def ground_truth(
     methods: Sequence[str] | None = None,
     seeds: int = 3,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Fit each method in each case from several seeds, and say how far its subspace is from the truth and what the verdict says.
+    """Fit each method in each case from several seeds, and say how far its subspace is from the
+    truth and what the verdict says.
 
-    cases: name → {network, causal, variable, site, rank: of the true subspace, inert: {site, units}: what the claim declares not to
-        matter, wrong_site, truth: units "first:stop", or null for `network.model.truth`}, over what is `common`. A network without a
-        truth for the variable realises no such claim.
+    cases: name → {network, causal, variable, site, rank: of the true subspace, inert: {site,
+        units}: what the claim declares not to matter, wrong_site, truth: units "first:stop", or
+        null for `network.model.truth`}, over what is `common`. A network without a truth for the
+        variable realises no such claim.
     methods: files of the config group `method`, {intervention, module, trained}; all by default.
 
-    Rows: network is the case, method the method's name. Test IIA pooled over seeds (control null). Control `truth`: how far
-    the found subspace is from the true one (`iit.evaluation.subspace.distances`; value: mean over seeds; low and high: their extremes;
-    n: seeds), also /natural and /read, in the space in which natural activations vary and in what is read behind the site. The rows of
-    the first seed's `trust=full`. Facts: the verdict of each case and method.
+    Rows: network is the case, method the method's name. Test IIA pooled over seeds (control null).
+    Control `truth`: how far the found subspace is from the true one
+    (`iit.evaluation.subspace.distances`; value: mean over seeds; low and high: their extremes;
+    n: seeds), also /natural and /read, in the space in which natural activations vary and in what
+    is read behind the site. The rows of the first seed's `trust=full`. Facts: the verdict of each
+    case and method.
 
     Raises ValueError for unknown methods.
     """
-    known = {Path(f.name).stem: f for f in files("iit.conf").joinpath("method").iterdir() if f.name.endswith(".yaml")}
+    known = {
+        Path(f.name).stem: f
+        for f in files("iit.conf").joinpath("method").iterdir()
+        if f.name.endswith(".yaml")
+    }
     unknown = sorted(set(methods or ()) - set(known))
     if unknown:
-        raise ValueError(f"job.methods: {unknown} are no files of conf/method; there are {sorted(known)}.")
+        raise ValueError(
+            f"job.methods: {unknown} are no files of conf/method; there are {sorted(known)}."
+        )
     rows: list[Row] = []
     verdicts: dict[str, Any] = {}
     for case, own in cases.items():
         told: Any = OmegaConf.merge(common, own)
         for name in methods or sorted(known):
             method: Any = OmegaConf.merge(
-                {"rank": told.rank, "trained": True}, OmegaConf.create(known[name].read_text(encoding="utf-8"))
+                {"rank": told.rank, "trained": True},
+                OmegaConf.create(known[name].read_text(encoding="utf-8")),
             )
             with _one_thread():
                 found, judged = _scored(cfg, folder, told, method, seeds)
@@ -87,13 +98,21 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -> tuple[list[Row], dict[str, Any]]:
+def _scored(
+    cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int
+) -> tuple[list[Row], dict[str, Any]]:
     task, network = instantiate(case.causal), instantiate(case.network)
-    pairs, held_out = hold_out(instantiate(cfg.data)(task=task, network=network, variable=case.variable))
+    pairs, held_out = hold_out(
+        instantiate(cfg.data)(task=task, network=network, variable=case.variable)
+    )
     site = instantiate(case.site)
     width = resolve(network.model, site).width
     part = instantiate(case.inert.site)
-    inert = {"rest": Edit(part, VanillaIntervention(resolve(network.model, part).width, case.inert.units))}
+    inert = {
+        "rest": Edit(
+            part, VanillaIntervention(resolve(network.model, part).width, case.inert.units)
+        )
+    }
     claims = []
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -114,7 +133,11 @@ def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -
     pairs = held_out.opened(freeze(folder, {"reported": "every case, method and seed"}))
     encoded = EncodedPairs(pairs.split("test"), pairs.variables, network)
     right = np.stack([outcomes(claim, encoded).right[None] for claim in claims], 1)
-    facts = describe(claims[0], pairs, pairs.variables) | {"seed": None, "split": "test", "experiment": cfg.name}
+    facts = describe(claims[0], pairs, pairs.variables) | {
+        "seed": None,
+        "split": "test",
+        "experiment": cfg.name,
+    }
     every = np.ones(len(encoded), dtype=bool)
     scored = scores({None: right[:, 0], "seeds": right}, encoded, every, facts, 2000)
     pooled = [replace(row, control=None) for row in where(scored, control="seeds")]
@@ -127,15 +150,26 @@ def _scored(cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int) -
             figures = [distances(frame, known) for frame in seen]
             for metric in figures[0]:
                 figure = spread([each[metric] for each in figures])
-                pooled.append(Row(**facts, subset="all", control="truth", metric=metric + suffix, **figure))
+                pooled.append(
+                    Row(**facts, subset="all", control="truth", metric=metric + suffix, **figure)
+                )
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
-    full = evaluate(claims[0], pairs, trust, experiment=cfg.name, refit=refit, batch_size=cfg.trainer.eval_batch_size)
+    full = evaluate(
+        claims[0],
+        pairs,
+        trust,
+        experiment=cfg.name,
+        refit=refit,
+        batch_size=cfg.trainer.eval_batch_size,
+    )
     (judged,) = verdict(full, trust.thresholds)
     return pooled + full, judged.to_dict() | {"line": judged.line()}
 
 
-def _trained(alignments: Mapping[str, Alignment], pairs: Any, seed: int, *, trained: bool, **options: Any) -> None:
+def _trained(
+    alignments: Mapping[str, Alignment], pairs: Any, seed: int, *, trained: bool, **options: Any
+) -> None:
     """`train_alike`, or nothing at all where a method trains nothing."""
     for alignment in alignments.values():
         alignment.requires_grad_(trained)

@@ -1,4 +1,6 @@
-"""The job `patch`: maps of what edits do, without any training; the strongest cells of each are measured again on test."""
+"""The job `patch`: maps of what edits do, without any training; the strongest cells of each are
+measured again on test.
+"""
 
 import logging
 import time
@@ -22,7 +24,8 @@ from iit.result import Row
 log = logging.getLogger(__name__)
 
 Map = Callable[..., Effects]
-"""(network, contrast, cells=…, metric=…, …) → Effects, as `iit.patching.patch` and its siblings are.
+"""(network, contrast, cells=…, metric=…, …) → Effects, as `iit.patching.patch` and its siblings
+are.
 
 It is given those of metric, batch_size, store and progress that its signature names.
 """
@@ -42,13 +45,16 @@ def patch(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Each map on validation; of each the cells that change the first metric most on test.
 
-    maps: name → a function of `iit.patching`, its cells given. examples: maps that are drawn and no more, of single prompts say.
-    estimates: {map: the map of the same cells that it estimates}; the facts tell how far they agree, and how long each took.
-    metrics: what is measured; the first one ranks and is drawn. top: cells of each map that are measured on test, frozen in
-    `choice.json` before it is opened.
+    maps: name → a function of `iit.patching`, its cells given. examples: maps that are drawn and no
+        more, of single prompts say.
+    estimates: {map: the map of the same cells that it estimates}; the facts tell how far they
+        agree, and how long each took.
+    metrics: what is measured; the first one ranks and is drawn. top: cells of each map that are
+    measured on test, frozen in `choice.json` before it is opened.
 
-    Writes a heatmap (or curve) of each map with its data, and the causal model's graph. Returns the rows, whose `experiment` is
-    EXPERIMENT/MAP, and the run's facts. Raises ValueError for estimates of maps that are not there, or of other cells.
+    Writes a heatmap (or curve) of each map with its data, and the causal model's graph. Returns the
+    rows, whose `experiment` is EXPERIMENT/MAP, and the run's facts. Raises ValueError for estimates
+    of maps that are not there, or of other cells.
     """
     unknown = [name for pair in estimates.items() for name in pair if name not in maps]
     if unknown:

@@ -1,4 +1,6 @@
-"""The job `steer`: generation under directions and trained edits; strengths are chosen on validation prompts and measured on others."""
+"""The job `steer`: generation under directions and trained edits; strengths are chosen on
+validation prompts and measured on others.
+"""
 
 import json
 import logging
@@ -14,7 +16,12 @@ from omegaconf import DictConfig
 from iit.alignment import Alignment, fit
 from iit.data import Pairs, freeze
 from iit.intervened import Edit
-from iit.intervention import AdditionIntervention, Intervention, LoReFTIntervention, LowRankRotatedSpaceIntervention
+from iit.intervention import (
+    AdditionIntervention,
+    Intervention,
+    LoReFTIntervention,
+    LowRankRotatedSpaceIntervention,
+)
 from iit.network import LanguageModel, fingerprint
 from iit.patching import Steered, contains, difference_of_means, frame_direction, random_directions
 from iit.patching import steer as steered
@@ -45,30 +52,42 @@ def steer(
     max_ratio: float | int = 2.0,
     max_new_tokens: int = 20,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Steer `cfg.network` at `cfg.site`, at every token, from texts like `away` to texts like `towards`.
+    """Steer `cfg.network` at `cfg.site`, at every token, from texts like `away` to texts like
+    `towards`.
 
-    Methods: `difference_of_means`; `das`, the direction of a rank-1 frame trained so that a sentence of `away`, followed by `probe`, is answered
-    with `answer` when its last token is given that of a sentence of `towards`, as long as the difference of means; `loreft`, trained to
-    continue `towards`, at every token; and `random`, the mean over `n_random` directions as long as the difference of means. The last quarter of
-    the sentences chooses the epochs.
-    words: a generation that has one of them is about what is steered to. prompts: {"validation": …, "test": …}. strengths: of each method.
-    max_ratio: of each method the strength of largest effect is taken whose perplexity is at most so many times that without an edit.
+    Methods: `difference_of_means`; `das`, the direction of a rank-1 frame trained so that a
+    sentence of `away`, followed by `probe`, is answered with `answer` when its last token is given
+    that of a sentence of `towards`, as long as the difference of means; `loreft`, trained to
+    continue `towards`, at every token; and `random`, the mean over `n_random` directions as long as
+    the difference of means. The last quarter of the sentences chooses the epochs.
+    words: a generation that has one of them is about what is steered to. prompts: {"validation": …,
+        "test": …}. strengths: of each method.
+    max_ratio: of each method the strength of largest effect is taken whose perplexity is at most so
+        many times that without an edit.
 
-    Writes the sweep's curves with their data, both alignments, and `generations.json`. Returns the rows (all strengths on
-    validation; on test the chosen ones, frozen in `choice.json`) and the facts. Raises ValueError for prompts that are in both splits,
-    and a network without text.
+    Writes the sweep's curves with their data, both alignments, and `generations.json`. Returns the
+    rows (all strengths on validation; on test the chosen ones, frozen in `choice.json`) and the
+    facts. Raises ValueError for prompts that are in both splits, and a network without text.
     """
     both = sorted(set(prompts["validation"]) & set(prompts["test"]))
     if both:
         raise ValueError(f"A prompt is both for validation and for test: {both[0]!r}.")
     network = instantiate(cfg.network)
     if not isinstance(network, LanguageModel):
-        raise ValueError(f"Steering generates text; {cfg.network._target_} gives no language model.")
+        raise ValueError(
+            f"Steering generates text; {cfg.network._target_} gives no language model."
+        )
     before, site = fingerprint(network.model), instantiate(cfg.site)
-    direction = difference_of_means(network, network.encode(list(towards)), network.encode(list(away)), site)
-    methods: dict[str, Intervention | list[Intervention]] = {"difference_of_means": AdditionIntervention(direction)}
+    direction = difference_of_means(
+        network, network.encode(list(towards)), network.encode(list(away)), site
+    )
+    methods: dict[str, Intervention | list[Intervention]] = {
+        "difference_of_means": AdditionIntervention(direction)
+    }
     fitted = {}
-    for name, (place, intervention, pairs) in _trained(network, site, towards, away, probe, answer, rank).items():
+    for name, (place, intervention, pairs) in _trained(
+        network, site, towards, away, probe, answer, rank
+    ).items():
         alignment = Alignment(network, {name: Edit(place, intervention)})
         options = {
             "trainer": instantiate(cfg.trainer.trainer),
@@ -77,16 +96,35 @@ def steer(
             "seed": cfg.seed,
         }
         best = fit(alignment, pairs, folder=folder, monitor="val/loss", **options)
-        log.info("%s: epoch %d of %d kept, validation loss %.3f", name, best.epoch + 1, best.n_epochs, best.value)
+        log.info(
+            "%s: epoch %d of %d kept, validation loss %.3f",
+            name,
+            best.epoch + 1,
+            best.n_epochs,
+            best.value,
+        )
         fitted[name] = best._asdict()
         alignment.save_pretrained(folder / name)
         methods[name] = intervention
     frame = methods["das"]
     assert isinstance(frame, Intervention)
     methods["das"] = AdditionIntervention(frame_direction(frame, direction))
-    methods["random"] = [AdditionIntervention(each) for each in random_directions(direction, n_random, cfg.seed)]
-    effects, facts = {EFFECT: contains(words)}, {"experiment": cfg.name, "network": network.name, "seed": cfg.seed}
-    found = steered(network, list(prompts["validation"]), site, methods, strengths, effects, max_new_tokens=max_new_tokens)
+    methods["random"] = [
+        AdditionIntervention(each) for each in random_directions(direction, n_random, cfg.seed)
+    ]
+    effects, facts = (
+        {EFFECT: contains(words)},
+        {"experiment": cfg.name, "network": network.name, "seed": cfg.seed},
+    )
+    found = steered(
+        network,
+        list(prompts["validation"]),
+        site,
+        methods,
+        strengths,
+        effects,
+        max_new_tokens=max_new_tokens,
+    )
     rows = found.rows(site, split="validation", **facts)
     unedited, lines = found.table()[: len(found.metrics)], found.table()[len(found.metrics) :]
     # A strength of 0 is the network without an edit, whatever the method.
@@ -100,7 +138,15 @@ def steer(
     if chosen:
         measured = {name: methods[name] for name in chosen}
         once = {name: [strength] for name, strength in chosen.items()}
-        tested = steered(network, list(prompts["test"]), site, measured, once, effects, max_new_tokens=max_new_tokens)
+        tested = steered(
+            network,
+            list(prompts["test"]),
+            site,
+            measured,
+            once,
+            effects,
+            max_new_tokens=max_new_tokens,
+        )
         rows += tested.rows(site, split="test", **facts)
         told["test"], examples = tested.generations(), _examples(tested)
     assert fingerprint(network.model) == before, "the frozen network has changed"
@@ -118,7 +164,13 @@ def steer(
 
 
 def _trained(
-    network: LanguageModel, site: Site, towards: Sequence[str], away: Sequence[str], probe: str, answer: str, rank: int
+    network: LanguageModel,
+    site: Site,
+    towards: Sequence[str],
+    away: Sequence[str],
+    probe: str,
+    answer: str,
+    rank: int,
 ) -> dict[str, tuple[Site, Intervention, Pairs]]:
     """Of what is trained: where, what, and on which pairs."""
     width = resolve(network.model, site).width
@@ -133,7 +185,11 @@ def _trained(
         if split(i, away) == split(j, towards)
     ]
     continued = [
-        {"split": split(i, towards), "base": " ".join(text.split()[:n]), "label": " " + text.split()[n]}
+        {
+            "split": split(i, towards),
+            "base": " ".join(text.split()[:n]),
+            "label": " " + text.split()[n],
+        }
         for i, text in enumerate(towards)
         for n in range(2, len(text.split()))
     ]
@@ -147,7 +203,12 @@ def _trained(
 def _examples(tested: Steered) -> list[dict[str, Any]]:
     """The first two test prompts under each method."""
     return [
-        {"method": method, "strength": strength, "prompt": tested.prompts[row], "text": tested.texts[point][row]}
+        {
+            "method": method,
+            "strength": strength,
+            "prompt": tested.prompts[row],
+            "text": tested.texts[point][row],
+        }
         for row in range(min(2, len(tested.prompts)))
         for point, (method, strength) in enumerate(tested.points)
     ]

@@ -39,11 +39,14 @@ _DECIDES = (
 )
 
 
-def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
-    """Train `cfg.network`, which is untrained, on `cfg.causal`, and measure its accuracy on held-out inputs.
+def train_network(
+    cfg: DictConfig, folder: Path, loggers: list[Any]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Train `cfg.network`, which is untrained, on `cfg.causal`, and measure its accuracy on
+    held-out inputs.
 
-    With an alignment that has edits the interchanges are trained, too (`module=iit`), and scored beside their controls; the alignment
-    is written to `folder / "alignment"`.
+    With an alignment that has edits the interchanges are trained, too (`module=iit`), and scored
+    beside their controls; the alignment is written to `folder / "alignment"`.
 
     Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache
     of `trained_network`, and the training curve to `folder`. Returns the rows (task accuracy on
@@ -51,17 +54,22 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
 
     Where the trained network answers too few prompts, the task accuracy is all that is reported.
 
-    Raises ValueError for `trust=full`, whose controls are trained in a frozen network, and for what `check_config` refuses.
+    Raises ValueError for `trust=full`, whose controls are trained in a frozen network, and for what
+    `check_config` refuses.
     """
     check_config(cfg, trains_network=True)
     trust = instantiate(cfg.trust)
     if trust.full:
         raise ValueError(
-            "trust=full trains controls in a frozen network as the alignment was trained; this job trains the network itself. Run it with "
+            "trust=full trains controls in a frozen network as the alignment was trained; this "
+            "job trains the network itself. Run it with "
             "trust=quick, then job=align on network=trained with trust=full."
         )
     task = instantiate(cfg.causal)
-    network = instantiate(cfg.network, **({"vocabulary": list(task.vocabulary)} if "vocabulary" in cfg.network else {}))
+    network = instantiate(
+        cfg.network,
+        **({"vocabulary": list(task.vocabulary)} if "vocabulary" in cfg.network else {}),
+    )
     alignment = instantiate(cfg.alignment)(network=network)
     sample = partial(instantiate(cfg.data), task=task, network=network)
     pairs, held_out = hold_out(sample())
@@ -76,7 +84,13 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
         config=decisive(cfg),
         **training(cfg),
     )
-    log.info("Kept epoch %d of %d: %s %.4f", fitted.epoch + 1, fitted.n_epochs, fitted.monitor, fitted.value)
+    log.info(
+        "Kept epoch %d of %d: %s %.4f",
+        fitted.epoch + 1,
+        fitted.n_epochs,
+        fitted.monitor,
+        fitted.value,
+    )
     network.name = cfg.name
     save_network(network, folder / "network")
     is_answered = True
@@ -88,9 +102,18 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
             log.warning("%s Only the task accuracy is reported, of all prompts.", error)
             is_answered = False
             pairs, held_out = hold_out(sample(right_only=False))
-    common = {"trust": trust, "seed": cfg.seed, "experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
+    common = {
+        "trust": trust,
+        "seed": cfg.seed,
+        "experiment": cfg.name,
+        "batch_size": cfg.trainer.eval_batch_size,
+    }
     rows = evaluate(alignment, pairs, split="validation", **common)
-    told = {"epoch": fitted.epoch, "validation": {fitted.monitor: fitted.value}, "weights": fingerprint(network.model)}
+    told = {
+        "epoch": fitted.epoch,
+        "validation": {fitted.monitor: fitted.value},
+        "weights": fingerprint(network.model),
+    }
     pairs = held_out.opened(freeze(folder, told))
     rows += evaluate(alignment, pairs, split="test", **common)
     if not is_answered:
@@ -101,7 +124,11 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
     curves = folder / "csv" / "metrics.csv"
     if curves.is_file():
         save_figure(training_curve(curves), folder / "training_curve")
-    made_once(_cached(cfg), lambda cached: save_network(network, cached), f"Keeping the network of {cfg.name}")
+    made_once(
+        _cached(cfg),
+        lambda cached: save_network(network, cached),
+        f"Keeping the network of {cfg.name}",
+    )
     facts = {
         **facts_of(pairs, network),
         "fit": fitted._asdict(),
@@ -111,14 +138,17 @@ def train_network(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[li
 
 
 def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -> Network:
-    """The network of a `train_network` experiment ("train_equality"): from the user's cache, or trained first.
+    """The network of a `train_network` experiment ("train_equality"): from the user's cache, or
+    trained first.
 
-    The cache is keyed by the part of the experiment's config that decides the weights, and by this package's version.
-    Raises ValueError for an experiment that trains no network.
+    The cache is keyed by the part of the experiment's config that decides the weights, and by this
+    package's version. Raises ValueError for an experiment that trains no network.
     """
     cfg = _composed(experiment)
     if cfg.job._target_ != "iit.job.train_network":
-        raise ValueError(f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}.")
+        raise ValueError(
+            f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}."
+        )
     if not is_whole(_cached(cfg)):
         log.info("Training the network of %s first (once; some minutes)", experiment)
         with tempfile.TemporaryDirectory() as run, isolate_rng(), _same_algorithms():
@@ -133,7 +163,9 @@ def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -
 
 @contextmanager
 def _same_algorithms() -> Iterator[None]:
-    """Lightning chooses torch's algorithms for the whole process. A run is to go on as if the network had been there."""
+    """Lightning chooses torch's algorithms for the whole process. A run is to go on as if the
+    network had been there.
+    """
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
@@ -150,7 +182,12 @@ def _cached(cfg: DictConfig) -> Path:
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
     """What the trained weights depend on, resolved."""
-    return {k: OmegaConf.to_container(cfg[k], resolve=True) if isinstance(cfg[k], DictConfig) else cfg[k] for k in _DECIDES}
+    return {
+        k: OmegaConf.to_container(cfg[k], resolve=True)
+        if isinstance(cfg[k], DictConfig)
+        else cfg[k]
+        for k in _DECIDES
+    }
 
 
 def _composed(experiment: str) -> DictConfig:

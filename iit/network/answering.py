@@ -1,4 +1,6 @@
-"""Reading a language model at its answer: teacher forcing, and the head only where an answer is read."""
+"""Reading a language model at its answer: teacher forcing, and the head only where an answer is
+read.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +21,9 @@ ANSWER_ROLE = re.compile(r"answer\[(\d+)\]")
 
 
 def is_encoder_decoder(network: nn.Module) -> bool:
-    """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the decoder's."""
+    """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the
+    decoder's.
+    """
     return bool(getattr(getattr(unwrapped(network), "config", None), "is_encoder_decoder", False))
 
 
@@ -29,15 +33,20 @@ def is_masked(network: nn.Module) -> bool:
 
 
 def with_answer(
-    network: nn.Module, kwargs: Mapping[str, Any], positions: Mapping[str, Tensor], answer: Tensor | None
+    network: nn.Module,
+    kwargs: Mapping[str, Any],
+    positions: Mapping[str, Tensor],
+    answer: Tensor | None,
 ) -> tuple[dict[str, Any], Int[Tensor, "batch n_read"]]:
-    """The inputs with the answer teacher-forced, and the columns of the output where each of its tokens is read.
+    """The inputs with the answer teacher-forced, and the columns of the output where each of its
+    tokens is read.
 
-    A decoder is read behind the prompt, a masked language model at its masks (the role `mask`), an encoder-decoder
-    behind its `decoder_input_ids`. Without an answer and without masks it is the prompt's last token.
+    A decoder is read behind the prompt, a masked language model at its masks (the role `mask`), an
+    encoder-decoder behind its `decoder_input_ids`. Without an answer and without masks it is the
+    prompt's last token.
 
-    Raises ValueError for inputs that lack these, masks that are not as many as the answer's tokens, and what cannot be
-    teacher-forced.
+    Raises ValueError for inputs that lack these, masks that are not as many as the answer's tokens,
+    and what cannot be teacher-forced.
     """
     name = type(network).__name__
     if is_masked(network) and (answer is not None or "mask" in positions):
@@ -61,17 +70,23 @@ def with_answer(
     tokens = embedded if ids is None else ids
     if tokens is None:
         raise ValueError(
-            f"{name} answers in its decoder's tokens: the batch needs `decoder_input_ids`, behind which the answer is read. "
+            f"{name} answers in its decoder's tokens: the batch needs `decoder_input_ids`, "
+            "behind which the answer is read. "
             "`LanguageModel.encode` gives them."
         )
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
     if answer is None or answer.shape[1] == 1:
         return dict(kwargs), teacher_forced(tokens, mask, answer)[2]
-    extra = sorted(key for key in set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"} if key.startswith(side))
+    extra = sorted(
+        key
+        for key in set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"}
+        if key.startswith(side)
+    )
     if extra:
         raise ValueError(
-            f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; give `{names[0]}` alone."
+            f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; give "
+            f"`{names[0]}` alone."
         )
     ids, mask, read = teacher_forced(tokens, mask, answer)
     check_limits(network, ids, mask.sum(1), decoder=bool(side))
@@ -79,12 +94,16 @@ def with_answer(
 
 
 def teacher_forced(
-    input_ids: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq"], answer: Int[Tensor, "batch n_answer"] | None
+    input_ids: Int[Tensor, "batch seq"],
+    attention_mask: Int[Tensor, "batch seq"],
+    answer: Int[Tensor, "batch n_answer"] | None,
 ) -> tuple[Int[Tensor, "batch longer"], Int[Tensor, "batch longer"], Int[Tensor, "batch n_read"]]:
-    """Append all but the last column of answer tokens to right-padded prompts, and say where each answer token is read.
+    """Append all but the last column of answer tokens to right-padded prompts, and say where each
+    answer token is read.
 
-    Returns the ids, the mask and the columns whose logits predict `answer[:, 0], answer[:, 1], …`; without an answer the
-    column of each prompt's last token. Columns of absent answer tokens (−100) repeat the last column that is read.
+    Returns the ids, the mask and the columns whose logits predict `answer[:, 0], answer[:, 1], …`;
+    without an answer the column of each prompt's last token. Columns of absent answer tokens (−100)
+    repeat the last column that is read.
     """
     lengths = attention_mask.sum(1)
     if answer is None:
@@ -106,7 +125,9 @@ def teacher_forced(
 
 
 def logits_of(output: Any) -> Tensor | None:
-    """The logits in a network's output: its `logits`, or the output (or the first item of a tuple) itself; None where there are none."""
+    """The logits in a network's output: its `logits`, or the output (or the first item of a tuple)
+    itself; None where there are none.
+    """
     if isinstance(output, tuple | list):
         output = output[0]
     if isinstance(output, Mapping):
@@ -115,16 +136,22 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 @contextmanager
-def head_at(network: nn.Module, read: Int[Tensor, "batch n_read"], edited: Iterable[nn.Module] = ()) -> Iterator[bool]:
-    """Within the context the output head of `network` sees the columns `read` only; yields whether it does.
+def head_at(
+    network: nn.Module, read: Int[Tensor, "batch n_read"], edited: Iterable[nn.Module] = ()
+) -> Iterator[bool]:
+    """Within the context the output head of `network` sees the columns `read` only; yields whether
+    it does.
 
-    It does not where there is no head, or where one of the modules `edited` is in it or around it: edits count every column.
+    It does not where there is no head, or where one of the modules `edited` is in it or around it:
+    edits count every column.
 
-    The head's input is gathered by a forward pre-hook, so the logits come out as Tensor[batch, n_read, vocab], equal to the
-    full logits at these columns.
+    The head's input is gathered by a forward pre-hook, so the logits come out as Tensor[batch,
+    n_read, vocab], equal to the full logits at these columns.
     """
     head = getattr(network, "get_output_embeddings", lambda: None)()
-    if not isinstance(head, nn.Module) or any(head in m.modules() or m in head.modules() for m in edited):
+    if not isinstance(head, nn.Module) or any(
+        head in m.modules() or m in head.modules() for m in edited
+    ):
         yield False
         return
 

@@ -8,7 +8,8 @@ from typing import Any, final
 @final
 @dataclass(frozen=True, eq=False)
 class TextBatches:
-    """The batches of many texts, in their order; each is tokenized when it is asked for, padded to its own longest text.
+    """The batches of many texts, in their order; each is tokenized when it is asked for, padded to
+    its own longest text.
 
     encode: `LanguageModel.encode`. positions: role → one place a text. size: texts a batch.
 
@@ -25,7 +26,10 @@ class TextBatches:
             raise ValueError(f"A batch holds at least one text; got size={self.size}.")
         for role, places in self.positions.items():
             if len(places) != len(self.texts):
-                raise ValueError(f"Role {role!r} needs one place for each of the {len(self.texts)} texts; got {len(places)}.")
+                raise ValueError(
+                    f"Role {role!r} needs one place for each of the {len(self.texts)} texts; got "
+                    f"{len(places)}."
+                )
 
     def __len__(self) -> int:
         return -(-len(self.texts) // self.size)
@@ -33,4 +37,7 @@ class TextBatches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self.texts), self.size):
             rows = slice(start, start + self.size)
-            yield self.encode(list(self.texts[rows]), positions={role: p[rows] for role, p in self.positions.items()})
+            yield self.encode(
+                list(self.texts[rows]),
+                positions={role: p[rows] for role, p in self.positions.items()},
+            )

@@ -12,17 +12,21 @@ SHARPNESS = 100.0
 
 
 def equality_by_hand(dim: int = 4, width: int = 64) -> Classifier:
-    """A perceptron that computes (a = b) = (c = d) over vectors of `dim` numbers, fed one after the other; right for all that are not
+    """A perceptron that computes (a = b) = (c = d) over vectors of `dim` numbers, fed one after the
+    other; right for all that are not
     nearly equal.
 
-    Of its three hidden layers the first holds the positive and negative parts of a − b and c − d; the second, in its units 0 and 1,
-    whether a = b and whether c = d (1 or 0); the third, in its units 0 and 1, whether both hold and whether neither does. The other
-    units are 0.
+    Of its three hidden layers the first holds the positive and negative parts of a − b and c − d;
+    the second, in its units 0 and 1, whether a = b and whether c = d (1 or 0); the third, in its
+    units 0 and 1, whether both hold and whether neither does. The other units are 0.
 
     Raises ValueError for a width below 4·dim.
     """
     if dim < 1 or width < 4 * dim:
-        raise ValueError(f"Equality by hand needs at least 4·dim={4 * dim} units a layer; got dim={dim}, width={width}.")
+        raise ValueError(
+            f"Equality by hand needs at least 4·dim={4 * dim} units a layer; got dim={dim}, "
+            f"width={width}."
+        )
     network = MLP(n_inputs=4 * dim, n_classes=2, width=width, depth=3)
     layers: Any = network.layers
     first, second, third = (layer[0] for layer in layers)

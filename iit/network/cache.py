@@ -23,7 +23,8 @@ def cache_folder(*parts: str) -> Path:
 def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
     """The folder; made if it is not there, or damaged, after a line on stderr: `told` and where.
 
-    It appears whole or not at all; what is in it is checked against the checksums written when it was made.
+    It appears whole or not at all; what is in it is checked against the checksums written when it
+    was made.
 
     make: writes the content into the empty folder that it is given.
     """
@@ -32,7 +33,10 @@ def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        print(f"{told} in {folder}{' (the copy there is damaged)' if folder.exists() else ''}", file=sys.stderr)
+        print(
+            f"{told} in {folder}{' (the copy there is damaged)' if folder.exists() else ''}",
+            file=sys.stderr,
+        )
         make(temporary)
         sums = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")
@@ -53,9 +57,11 @@ def is_whole(folder: Path) -> bool:
     """Whether the folder holds what was made, unchanged."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        # Folders of earlier versions are listed by sha256, which takes seconds for what xxh3 reads in a tenth of one.
+        # Folders of earlier versions are listed by sha256, which takes seconds for what xxh3 reads
+        # in a tenth of one.
         return bool(sums) and all(
-            (sha256 if len(value) == 64 else checksum)(folder / name) == value for name, value in sums.items()
+            (sha256 if len(value) == 64 else checksum)(folder / name) == value
+            for name, value in sums.items()
         )
     except (OSError, ValueError):
         return False
@@ -68,7 +74,9 @@ def sha256(path: Path) -> str:
 
 
 def checksum(path: Path) -> str:
-    """xxh3 (128 bits) of a file's content, as hexadecimal digits: finds damage, at the speed of reading."""
+    """xxh3 (128 bits) of a file's content, as hexadecimal digits: finds damage, at the speed of
+    reading.
+    """
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -48,25 +48,42 @@ class Classifier:
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
-        return f"Classifier({self.name}, {type(self.model).__name__}, {n:,} parameters, {self.dtype}, {self.device})"
+        return (
+            f"Classifier({self.name}, {type(self.model).__name__}, {n:,} parameters, "
+            f"{self.dtype}, {self.device})"
+        )
 
-    def encode(self, inputs: Any, /, positions: Any = None, answers: Sequence[int | None] | None = None) -> dict[str, Any]:
-        """`{name of the network's input: Tensor[batch, …], "answer": LongTensor[batch, 1]}` (the answer where it is given).
+    def encode(
+        self, inputs: Any, /, positions: Any = None, answers: Sequence[int | None] | None = None
+    ) -> dict[str, Any]:
+        """`{name of the network's input: Tensor[batch, …], "answer": LongTensor[batch, 1]}` (the
+        answer where it is given).
 
-        inputs: tensors of one shape, or numbers from which they are made; or a dictionary of such for each example, by the names of
-            the network's inputs. Integers stay integers where the network runs on them.
-        Raises ValueError for roles, which tensors do not have, for no inputs, and for numbers that do not fit.
+        inputs: tensors of one shape, or numbers from which they are made; or a dictionary of such
+            for each example, by the names of the network's inputs. Integers stay integers where the
+            network runs on them.
+        Raises ValueError for roles, which tensors do not have, for no inputs, and for numbers that
+        do not fit.
         """
         if positions:
-            raise ValueError(f"Tensors have no roles; got {sorted(positions)}. Name positions by number.")
+            raise ValueError(
+                f"Tensors have no roles; got {sorted(positions)}. Name positions by number."
+            )
         if not len(inputs):
             raise ValueError("There are no inputs to encode.")
         named = [dict(x) if isinstance(x, Mapping) else {self.input_name: x} for x in inputs]
         for number, row in enumerate(named):
             if row.keys() != named[0].keys():
-                raise ValueError(f"Example {number} has the inputs {sorted(row)}; example 0 has {sorted(named[0])}.")
-        batch: dict[str, Any] = {name: self._stacked([row[name] for row in named]) for name in named[0]}
-        if self._takes_integers is None and not all(value.is_floating_point() for value in batch.values()):
+                raise ValueError(
+                    f"Example {number} has the inputs {sorted(row)}; example 0 has "
+                    f"{sorted(named[0])}."
+                )
+        batch: dict[str, Any] = {
+            name: self._stacked([row[name] for row in named]) for name in named[0]
+        }
+        if self._takes_integers is None and not all(
+            value.is_floating_point() for value in batch.values()
+        ):
             one = {name: value[:1] for name, value in batch.items()}
             numbers = {name: value.to(self.dtype) for name, value in one.items()}
             # Where neither runs, the inputs are at fault, and the run itself says so.
@@ -76,15 +93,22 @@ class Classifier:
         if answers is not None:
             if len(answers) != len(inputs):
                 raise ValueError(f"{len(inputs)} inputs need as many answers; got {len(answers)}.")
-            batch["answer"] = torch.as_tensor([IGNORED if a is None else int(a) for a in answers]).unsqueeze(1)
+            batch["answer"] = torch.as_tensor(
+                [IGNORED if a is None else int(a) for a in answers]
+            ).unsqueeze(1)
         return batch
 
-    def answers_right(self, inputs: Any, answers: Sequence[int], *, batch_size: int = 1024) -> np.ndarray:
+    def answers_right(
+        self, inputs: Any, answers: Sequence[int], *, batch_size: int = 1024
+    ) -> np.ndarray:
         """bool[n]: is each answer the class with the highest logit?"""
         batch = self.encode(inputs, answers=answers)
         answer, logits = batch.pop("answer"), []
         for start in range(0, len(answer), batch_size):
-            rows = {name: value[start : start + batch_size].to(self.device) for name, value in batch.items()}
+            rows = {
+                name: value[start : start + batch_size].to(self.device)
+                for name, value in batch.items()
+            }
             with torch.no_grad():
                 classes: Any = logits_of(self.model(**rows))
             logits.append(classes.cpu())
@@ -92,11 +116,16 @@ class Classifier:
 
     @cached_property
     def input_name(self) -> str:
-        """What the network calls its one input. Raises ValueError for a network that has no name for it."""
+        """What the network calls its one input. Raises ValueError for a network that has no name
+        for it.
+        """
         parameters = signature(self.model.forward).parameters.values()
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if not names:
-            raise ValueError(f"{type(self.model).__name__}.forward names no input; give it one by name: forward(self, x).")
+            raise ValueError(
+                f"{type(self.model).__name__}.forward names no input; give it one by name: "
+                "forward(self, x)."
+            )
         return names[0]
 
     def _stacked(self, values: Sequence[Any]) -> Tensor:

@@ -1,4 +1,6 @@
-"""The components of a transformer, and the module, side and columns each one is in a given network."""
+"""The components of a transformer, and the module, side and columns each one is in a given
+network.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,33 +17,57 @@ COMPONENTS = {
     "block_output": "the residual stream after a block",
     "attention_input": "what the attention sublayer receives, after its norm",
     "mlp_input": "what the MLP sublayer receives, after its norm",
-    "attention_value_output": "concatenated heads before the output projection; with `head=` one head",
-    "attention_output": "output of attention's output projection, before any post-norm and before the residual is added",
-    "mlp_output": "output of the MLP's output projection, before any post-norm and before the residual is added",
+    "attention_value_output": (
+        "concatenated heads before the output projection; with `head=` one head"
+    ),
+    "attention_output": (
+        "output of attention's output projection, before any post-norm and "
+        "before the residual is added"
+    ),
+    "mlp_output": (
+        "output of the MLP's output projection, before any post-norm and before the "
+        "residual is added"
+    ),
     "attention_write": "what attention adds to the residual stream",
     "mlp_write": "what the MLP adds to the residual stream",
     "mlp_activation": "input of the MLP's down projection",
-    "query_output": "the query projection, before q-norm and rotary embedding; with `head=` one head",
-    "key_output": "the key projection, before k-norm and rotary embedding; with `head=` one key-value head",
+    "query_output": (
+        "the query projection, before q-norm and rotary embedding; with `head=` one head"
+    ),
+    "key_output": (
+        "the key projection, before k-norm and rotary embedding; with `head=` one key-value head"
+    ),
     "value_output": "the value projection; with `head=` one key-value head",
-    "attention_weight": "attention's probabilities: positions are queries, width is heads·keys, or keys with `head=`; eager only",
+    "attention_weight": (
+        "attention's probabilities: positions are queries, width is heads·keys, "
+        "or keys with `head=`; eager only"
+    ),
     "router_output": "a mixture's router logits, from which its experts are chosen",
     "final_norm_output": "output of the norm after the last block",
 }
 """Every component and what it means."""
 
 UNLAYERED = ("embedding_output", "final_norm_output")
-HEADED = ("attention_value_output", "query_output", "key_output", "value_output", "attention_weight")
+HEADED = (
+    "attention_value_output",
+    "query_output",
+    "key_output",
+    "value_output",
+    "attention_weight",
+)
 
 
 @dataclass(frozen=True)
 class Place:
     """One component in one network.
 
-    module: path from the network's root. side: its input, its output, or the torch function inside it whose result is meant.
-    columns: of the last dimension, None = all. width: how many, None where it is the number of keys.
+    module: path from the network's root. side: its input, its output, or the torch function inside
+        it whose result is meant.
+    columns: of the last dimension, None = all. width: how many, None where it is the number of
+        keys.
     heads: which of [batch, head, query, key] are meant, where that is the shape; None = all.
-    flat: path of the block that knows the batch's shape, where the module itself sees (batch·tokens, width).
+    flat: path of the block that knows the batch's shape, where the module itself sees
+        (batch·tokens, width).
     """
 
     module: str
@@ -68,11 +94,13 @@ def heads_of(network: nn.Module, component: str) -> int:
     return keys if component in ("key_output", "value_output") else queries
 
 
-def locate(network: nn.Module, component: str, layer: int | None, head: tuple[int, ...] | None) -> Place:
+def locate(
+    network: nn.Module, component: str, layer: int | None, head: tuple[int, ...] | None
+) -> Place:
     """Find a component.
 
-    Raises ValueError for a family that is not in the table, a component the network lacks, a layer or head out of range, and
-    attention weights of a network whose attention is not eager.
+    Raises ValueError for a family that is not in the table, a component the network lacks, a layer
+    or head out of range, and attention weights of a network whose attention is not eager.
     """
     family, backbone = _family(network)
     transformer = transformer_in(network)
@@ -81,7 +109,9 @@ def locate(network: nn.Module, component: str, layer: int | None, head: tuple[in
     names = {id(module): name for name, module in network.named_modules()}
     if component == "embedding_output":
         path = family.embedding
-        embedding: Any = transformer.get_input_embeddings() if path is None else backbone.get_submodule(path)
+        embedding: Any = (
+            transformer.get_input_embeddings() if path is None else backbone.get_submodule(path)
+        )
         return Place(names[id(embedding)], "output", width(embedding, "output") or hidden)
     if component == "final_norm_output":
         norm = None if family.norm is None else _find(backbone, family.norm)
@@ -91,27 +121,50 @@ def locate(network: nn.Module, component: str, layer: int | None, head: tuple[in
     blocks = blocks_of(network)[1]
     assert layer is not None
     if not 0 <= layer < len(blocks):
-        raise ValueError(f"layer={layer} is out of range: this network has layers 0 to {len(blocks) - 1}.")
+        raise ValueError(
+            f"layer={layer} is out of range: this network has layers 0 to {len(blocks) - 1}."
+        )
     block = blocks[layer]
     root = names[id(block)]
     if component in ("block_input", "block_output"):
         return Place(root, component.removeprefix("block_"), hidden)
-    if component in ("attention_input", "mlp_input") and getattr(config, "apply_residual_connection_post_layernorm", False):
+    if component in ("attention_input", "mlp_input") and getattr(
+        config, "apply_residual_connection_post_layernorm", False
+    ):
         raise ValueError(
-            _lacks(network, component, "its norm's output is the residual stream, too (post-layernorm residual)", layer)
+            _lacks(
+                network,
+                component,
+                "its norm's output is the residual stream, too (post-layernorm residual)",
+                layer,
+            )
         )
     path, side = _PATHS[component](family)
     module = _find(block, path)
     if module is None:
-        raise ValueError(_lacks(network, component, f"block {layer} has {_WHY.get(component, f'no {path}')}", layer))
-    flat = root if component == "router_output" or (family.flat_mlp and component.startswith("mlp_")) else None
+        raise ValueError(
+            _lacks(
+                network, component, f"block {layer} has {_WHY.get(component, f'no {path}')}", layer
+            )
+        )
+    flat = (
+        root
+        if component == "router_output" or (family.flat_mlp and component.startswith("mlp_"))
+        else None
+    )
     if component == "attention_weight":
         if config._attn_implementation != "eager":
             raise ValueError(
-                f"'attention_weight' exists under eager attention only; this network runs {config._attn_implementation!r}. "
+                "'attention_weight' exists under eager attention only; this network runs "
+                f"{config._attn_implementation!r}. "
                 "Load it with attention='eager' (in transformers: attn_implementation='eager')."
             )
-        return Place(f"{root}.{path}", side, None, heads=None if head is None else _checked(config, component, head))
+        return Place(
+            f"{root}.{path}",
+            side,
+            None,
+            heads=None if head is None else _checked(config, component, head),
+        )
     if component in HEADED:
         columns = _head_columns(config, family, component, head)
         whole = columns == tuple(range(width(module, side) or 0))
@@ -122,7 +175,8 @@ def locate(network: nn.Module, component: str, layer: int | None, head: tuple[in
     return Place(f"{root}.{path}", side, wide, flat=flat)
 
 
-# The path inside a block, and the side. The softmax inside attention and the router's first product have no module of their own.
+# The path inside a block, and the side. The softmax inside attention and the router's first product
+# have no module of their own.
 _PATHS = {
     "attention_input": lambda f: (f.attention, "input"),
     "mlp_input": lambda f: (f.mlp, "input"),
@@ -140,12 +194,18 @@ _PATHS = {
 }
 # What the config calls their width.
 _CONFIGURED = {"mlp_activation": "intermediate_size", "router_output": "num_experts"}
-_WHY = {"mlp_activation": "experts, and no single down projection", "router_output": "no router: it is no mixture of experts"}
+_WHY = {
+    "mlp_activation": "experts, and no single down projection",
+    "router_output": "no router: it is no mixture of experts",
+}
 
 
 def _lacks(network: nn.Module, component: str, why: str, layer: int = 0) -> str:
     family, blocks = blocks_of(network)
-    lacking = {component, *(name for name, path in _PATHS.items() if _find(blocks[layer], path(family)[0]) is None)}
+    lacking = {
+        component,
+        *(name for name, path in _PATHS.items() if _find(blocks[layer], path(family)[0]) is None),
+    }
     lacking |= set() if family.norm else {"final_norm_output"}
     config = transformer_in(network).config.get_text_config()
     return (
@@ -160,39 +220,70 @@ def _checked(config: Any, component: str, head: tuple[int, ...]) -> tuple[int, .
     wrong = [h for h in head if not 0 <= h < n]
     if wrong:
         kind = "key-value heads" if n != queries else "heads"
-        raise ValueError(f"head={wrong[0]} is out of range: {component!r} has {kind} 0 to {n - 1} here.")
+        raise ValueError(
+            f"head={wrong[0]} is out of range: {component!r} has {kind} 0 to {n - 1} here."
+        )
     return head
 
 
-def _head_columns(config: Any, family: Family, component: str, head: tuple[int, ...] | None) -> tuple[int, ...]:
+def _head_columns(
+    config: Any, family: Family, component: str, head: tuple[int, ...] | None
+) -> tuple[int, ...]:
     """Columns of the heads, in the order they were asked for, in the projection's layout."""
     queries, keys, size = _heads(config)
     n = keys if component in ("key_output", "value_output") else queries
     wanted = tuple(range(n)) if head is None else _checked(config, component, head)
     fused = component != "attention_value_output" and len(family.qkv) == 1
-    starts = [_start_in_fused(config, family.layout, component, h, queries, keys) if fused else h for h in wanted]
+    starts = [
+        _start_in_fused(config, family.layout, component, h, queries, keys) if fused else h
+        for h in wanted
+    ]
     return tuple(start * size + i for start in starts for i in range(size))
 
 
-def _start_in_fused(config: Any, layout: str, component: str, head: int, queries: int, keys: int) -> int:
-    """Where a head starts in one projection that is queries, keys and values, in units of a head's width."""
+def _start_in_fused(
+    config: Any, layout: str, component: str, head: int, queries: int, keys: int
+) -> int:
+    """Where a head starts in one projection that is queries, keys and values, in units of a head's
+    width.
+    """
     part = ("query_output", "key_output", "value_output").index(component)
     if layout == "falcon":
-        layout = "grouped" if config.new_decoder_architecture else "contiguous" if config.multi_query else "per_head"
+        layout = (
+            "grouped"
+            if config.new_decoder_architecture
+            else "contiguous"
+            if config.multi_query
+            else "per_head"
+        )
     if layout == "per_head":
         return 3 * head + part
     if layout == "contiguous":
         return (0, queries, queries + keys)[part] + head
     group = queries // keys  # each group: its queries, then one key and one value
-    return head // group * (group + 2) + head % group if part == 0 else head * (group + 2) + group + part - 1
+    return (
+        head // group * (group + 2) + head % group
+        if part == 0
+        else head * (group + 2) + group + part - 1
+    )
 
 
 def _heads(config: Any) -> tuple[int, int, int]:
     """Query heads, key-value heads, width of a head."""
     queries = int(config.num_attention_heads)
-    size = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or config.hidden_size // queries
+    size = (
+        getattr(config, "d_kv", None)
+        or getattr(config, "head_dim", None)
+        or config.hidden_size // queries
+    )
     if config.model_type == "falcon":
-        keys = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else queries
+        keys = (
+            config.num_kv_heads
+            if config.new_decoder_architecture
+            else 1
+            if config.multi_query
+            else queries
+        )
     else:
         keys = getattr(config, "num_key_value_heads", None) or queries
     return queries, int(keys), int(size)
@@ -202,13 +293,17 @@ _ELSEWHERE = 'Name a module instead: Site(module="…", side="output").'
 
 
 def transformer_in(network: nn.Module) -> Any:
-    """The transformers model that a network is, or wraps (a PeftModel, one's own). Raises ValueError unless it is one."""
+    """The transformers model that a network is, or wraps (a PeftModel, one's own). Raises
+    ValueError unless it is one.
+    """
     if isinstance(network, PreTrainedModel):
         return network
     inside = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
     if not inside or not set(inside) <= set(inside[0].modules()):
         what = "holds several transformers models" if inside else "is no transformers model"
-        raise ValueError(f"{type(network).__name__} {what}: components are known for one. {_ELSEWHERE}")
+        raise ValueError(
+            f"{type(network).__name__} {what}: components are known for one. {_ELSEWHERE}"
+        )
     return inside[0]
 
 
@@ -217,14 +312,19 @@ def _family(network: nn.Module) -> tuple[Family, nn.Module]:
     kind = transformer.config.get_text_config().model_type
     if kind not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ValueError(f"Components are not known for the family {kind!r} (known: {known}). {_ELSEWHERE}")
+        raise ValueError(
+            f"Components are not known for the family {kind!r} (known: {known}). {_ELSEWHERE}"
+        )
     family = FAMILIES[kind]
     backbone: Any = transformer.base_model
     for inner in ("", "language_model", "text_model"):
         found = _find(backbone, inner)
         if found is not None and _find(found, family.blocks) is not None:
             return family, found
-    raise ValueError(f"{type(network).__name__} has no blocks at {family.blocks!r}; it is not laid out as the family {kind!r}.")
+    raise ValueError(
+        f"{type(network).__name__} has no blocks at {family.blocks!r}; it is not laid out as the "
+        f"family {kind!r}."
+    )
 
 
 def _find(module: nn.Module, path: str) -> nn.Module | None:

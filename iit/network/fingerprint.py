@@ -12,7 +12,8 @@ N_VALUES = 64
 
 
 def fingerprint(network: nn.Module) -> str:
-    """sha256 over the names, shapes, dtypes and 64 evenly spaced values of each tensor of the state dict.
+    """sha256 over the names, shapes, dtypes and 64 evenly spaced values of each tensor of the state
+    dict.
 
     The same on every device and in every process; another dtype is another fingerprint.
     """
@@ -23,7 +24,8 @@ def fingerprint(network: nn.Module) -> str:
             continue
         flat = computable(tensor.detach()).reshape(-1)
         n = min(N_VALUES, flat.numel())
-        index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)  # in integers: linspace rounds differently elsewhere
+        # in integers: linspace rounds differently elsewhere
+        index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)
         values = flat[index.to(flat.device)].cpu()
         values = values.double() if values.is_floating_point() else values
         digest.update(values.contiguous().numpy().tobytes())
@@ -31,9 +33,11 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def content(network: nn.Module) -> str:
-    """xxh3 (128 bits) over the names, shapes, dtypes and all bytes of every parameter and buffer, saved with the network or not.
+    """xxh3 (128 bits) over the names, shapes, dtypes and all bytes of every parameter and buffer,
+    saved with the network or not.
 
-    One tensor after another is read where it is; of a network elsewhere than on the CPU one is copied at a time.
+    One tensor after another is read where it is; of a network elsewhere than on the CPU one is
+    copied at a time.
     """
     digest = xxhash.xxh3_128()
     for name, tensor in _named(network, (*network.named_parameters(), *network.named_buffers())):
@@ -44,7 +48,9 @@ def content(network: nn.Module) -> str:
 
 
 def plain_parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors in an entry of a state dict: itself, or what a packed or wrapped one is made of."""
+    """The plain tensors in an entry of a state dict: itself, or what a packed or wrapped one is
+    made of.
+    """
     parts: Iterable[tuple[Any, Any]] = ()
     kind: Any = type(value)
     plain: Any = Tensor

@@ -1,4 +1,6 @@
-"""Reading and writing an activation where it passes: at a module's input, at its output, or at a torch function inside it."""
+"""Reading and writing an activation where it passes: at a module's input, at its output, or at a
+torch function inside it.
+"""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -48,12 +50,16 @@ def at_output(module: nn.Module, callback: Callback) -> Attached:
 
 
 def records(hook: Any) -> bool:
-    """Whether a hook is transformers' own, which stays once `output_hidden_states` was asked for, and only records."""
+    """Whether a hook is transformers' own, which stays once `output_hidden_states` was asked for,
+    and only records.
+    """
     return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 def at_input(module: nn.Module, callback: Callback) -> Attached:
-    """Edit the first floating tensor of the module's inputs, everywhere it is passed: a query may be key and value, too."""
+    """Edit the first floating tensor of the module's inputs, everywhere it is passed: a query may
+    be key and value, too.
+    """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _edited((args, kwargs), callback)
@@ -62,20 +68,28 @@ def at_input(module: nn.Module, callback: Callback) -> Attached:
 
 
 def at_call(module: nn.Module, function: str, callback: Callback) -> Attached:
-    """Edit what the first call of a torch function of this name returns inside the module's forward."""
+    """Edit what the first call of a torch function of this name returns inside the module's
+    forward.
+    """
     return within(module, lambda: _FirstCall(function, callback))
 
 
 def within(module: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Attached:
-    """Enter a fresh context for each forward of the module, and leave it also when the forward raises."""
+    """Enter a fresh context for each forward of the module, and leave it also when the forward
+    raises.
+    """
     entered = _Entered(context)
     before = module.register_forward_pre_hook(entered.enter)
-    return Attached((before, module.register_forward_hook(entered.leave, always_call=True), entered))
+    return Attached(
+        (before, module.register_forward_hook(entered.leave, always_call=True), entered)
+    )
 
 
 @contextmanager
 def plain_attention() -> Any:
-    """Without the fused attention of `nn.TransformerEncoder`, which hands nested tensors to its layers."""
+    """Without the fused attention of `nn.TransformerEncoder`, which hands nested tensors to its
+    layers.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -85,11 +99,14 @@ def plain_attention() -> Any:
 
 
 def first_tensor(value: Any) -> Tensor:
-    """The first floating tensor of a nest of tuples and mappings. Raises ValueError where there is none."""
+    """The first floating tensor of a nest of tuples and mappings. Raises ValueError where there is
+    none.
+    """
     found = _first(value)
     if found is None:
         raise ValueError(
-            f"There is no floating-point tensor in the {type(value).__name__} that passes here; name another module."
+            f"There is no floating-point tensor in the {type(value).__name__} that passes here; "
+            "name another module."
         )
     return found
 
@@ -149,15 +166,26 @@ def _edited(value: Any, callback: Callback) -> Any:
 
 def _first(value: Any) -> Tensor | None:
     if isinstance(value, PackedSequence):
-        raise ValueError("A PackedSequence has no positions to address; give padded sequences, or name another module.")
+        raise ValueError(
+            "A PackedSequence has no positions to address; give padded sequences, or name "
+            "another module."
+        )
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else None
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    items = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, tuple | list)
+        else ()
+    )
     return next((found for item in items if (found := _first(item)) is not None), None)
 
 
 def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """The same nest with one tensor in place of another; whatever does not hold it stays the same object."""
+    """The same nest with one tensor in place of another; whatever does not hold it stays the same
+    object.
+    """
     if value is old:
         return new
     if isinstance(value, Mapping):

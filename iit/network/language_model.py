@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iit.network.answering import ANSWER_ROLE, IGNORED, head_at, is_encoder_decoder, is_masked, with_answer
+from iit.network.answering import (
+    ANSWER_ROLE,
+    IGNORED,
+    head_at,
+    is_encoder_decoder,
+    is_masked,
+    with_answer,
+)
 from iit.network.batches import TextBatches
 from iit.network.fingerprint import fingerprint
 from iit.network.layout import device_of
@@ -28,14 +35,22 @@ Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
 class LanguageModel:
     """A transformers model under study, frozen and in eval mode, and its tokenizer.
 
-    A tokenizer without a padding token pads with its end-of-text token; the attention mask tells padding apart.
+    A tokenizer without a padding token pads with its end-of-text token; the attention mask tells
+    padding apart.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None, revision: str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str | None = None,
+        revision: str | None = None,
     ):
         if not tokenizer.is_fast:
-            raise ValueError(f"{type(tokenizer).__name__} does not tell which characters a token covers; use a fast tokenizer.")
+            raise ValueError(
+                f"{type(tokenizer).__name__} does not tell which characters a token covers; use "
+                "a fast tokenizer."
+            )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
@@ -60,7 +75,10 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
-        return f"LanguageModel({self.name}, {type(self.model).__name__}, {n / 1e6:.0f}M parameters, {self.dtype}, {self.device})"
+        return (
+            f"LanguageModel({self.name}, {type(self.model).__name__}, {n / 1e6:.0f}M "
+            f"parameters, {self.dtype}, {self.device})"
+        )
 
     def encode(
         self,
@@ -72,20 +90,25 @@ class LanguageModel:
     ) -> dict[str, Any]:
         """Tokenize prompts, right-padded, and resolve their roles and answers.
 
-        positions: role → one place a text: words (their last mention), a token index or a list of them (over the prompt's
-            real tokens; negative counts from the end), a slice of characters, or None where the text lacks the role. For a
-            single text the place may stand alone. `last` is always the text's last token.
-        answers: one a text, as it continues the prompt (" John"); or for each text several of one token, each of them right.
-            A masked language model's stand at the masks (the role `mask`); an encoder-decoder's begin the decoder's text.
-        special_tokens: True puts all of the tokenizer's around each text, False none. By default a decoder's texts get no end,
-            and a text that begins with special tokens gets no second ones.
+        positions: role → one place a text: words (their last mention), a token index or a list of
+            them (over the prompt's real tokens; negative counts from the end), a slice of
+            characters, or None where the text lacks the role. For a single text the place may stand
+            alone. `last` is always the text's last token.
+        answers: one a text, as it continues the prompt (" John"); or for each text several of one
+            token, each of them right. A masked language model's stand at the masks (the role
+            `mask`); an encoder-decoder's begin the decoder's text.
+        special_tokens: True puts all of the tokenizer's around each text, False none. By default a
+            decoder's texts get no end, and a text that begins with special tokens gets no second
+            ones.
 
-        Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role: LongTensor[batch, n]}, −100 = absent,
-        always with `last`, and with `ROLE_last`, the last token of each role; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1, n_right] where several
-        are right), −100 padded; of an encoder-decoder `decoder_input_ids`, the start of its text.
+        Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role:
+        LongTensor[batch, n]}, −100 = absent, always with `last`, and with `ROLE_last`, the last
+        token of each role; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1,
+        n_right] where several are right), −100 padded; of an encoder-decoder `decoder_input_ids`,
+        the start of its text.
 
-        Raises ValueError for empty texts and answers, answers outside the vocabulary, numbers that do not fit, and places that a text does not have, quoting
-        it and marking the place.
+        Raises ValueError for empty texts and answers, answers outside the vocabulary, numbers that
+        do not fit, and places that a text does not have, quoting it and marking the place.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -93,7 +116,10 @@ class LanguageModel:
         for role in positions or {}:
             if role == "last" or (role == "mask" and self.masked) or ANSWER_ROLE.fullmatch(role):
                 owner = "answer's own" if ANSWER_ROLE.fullmatch(role) else f"prompt's {role}"
-                raise ValueError(f"The role {role!r} is always the {owner} token; give another name to another place.")
+                raise ValueError(
+                    f"The role {role!r} is always the {owner} token; give another name to "
+                    "another place."
+                )
         tokens = self._tokens(texts, special_tokens)
         ids = [row.ids for row in tokens]
         for number, row in enumerate(ids):
@@ -108,18 +134,24 @@ class LanguageModel:
         }
         for role, places in (positions or {}).items():
             listed = _one_a_text(places, len(texts), role)
-            indices = [_tokens(t, p, row.offsets, role) for t, p, row in zip(texts, listed, tokens, strict=True)]
+            indices = [
+                _tokens(t, p, row.offsets, role)
+                for t, p, row in zip(texts, listed, tokens, strict=True)
+            ]
             batch["positions"][role] = _padded(indices, IGNORED)
             if f"{role}_last" not in (positions or {}):
                 batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in indices], IGNORED)
         batch["positions"]["last"] = torch.tensor([[row.stop - 1] for row in tokens])
         if self.masked:
             mask = self.tokenizer.mask_token_id
-            batch["positions"]["mask"] = _padded([[i for i, t in enumerate(row) if t == mask] for row in ids], IGNORED)
+            batch["positions"]["mask"] = _padded(
+                [[i for i, t in enumerate(row) if t == mask] for row in ids], IGNORED
+            )
         if self.encoder_decoder:
             begins: Any = getattr(self.model, "generation_config", None) or self.model.config
             start: Any = getattr(begins, "decoder_start_token_id", None)
-            start = getattr(begins, "bos_token_id", None) if start is None else start  # as transformers does
+            # as transformers does
+            start = getattr(begins, "bos_token_id", None) if start is None else start
             if start is None:
                 raise ValueError(
                     f"{self.name} does not say how its decoder's text begins: set "
@@ -134,12 +166,17 @@ class LanguageModel:
         return batch
 
     def batches(
-        self, texts: Sequence[str], positions: Mapping[str, Sequence[Any]] | None = None, *, size: int = 64
+        self,
+        texts: Sequence[str],
+        positions: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        size: int = 64,
     ) -> TextBatches:
-        """The texts as `encode` gives them, `size` at a time, tokenized when asked for (what `iit.capture_dataset` reads).
+        """The texts as `encode` gives them, `size` at a time, tokenized when asked for (what
+        `iit.capture_dataset` reads).
 
-        positions: role → one place a text, as in `encode`. Raises ValueError for a size below 1 and places that are not as many
-        as the texts; while it is read, as `encode` does.
+        positions: role → one place a text, as in `encode`. Raises ValueError for a size below 1 and
+        places that are not as many as the texts; while it is read, as `encode` does.
         """
         return TextBatches(self.encode, texts, positions or {}, size)
 
@@ -150,7 +187,8 @@ class LanguageModel:
 
         tokens: those of the texts, where they are known.
 
-        Raises ValueError for an answer beside which the prompt's own tokens are others. Warns of one that lacks its space.
+        Raises ValueError for an answer beside which the prompt's own tokens are others. Warns of
+        one that lacks its space.
         """
         prompts = [row.own for row in tokens or self._tokens(texts)]
         if self.encoder_decoder:  # the decoder's text begins with its answer
@@ -160,37 +198,59 @@ class LanguageModel:
             mask = str(self.tokenizer.mask_token)
             mask_id: Any = self.tokenizer.mask_token_id
             if any(mask not in text for text in texts):
-                raise ValueError(f"A masked language model is read at its mask: put {mask} into every text that is answered.")
+                raise ValueError(
+                    f"A masked language model is read at its mask: put {mask} into every text "
+                    "that is answered."
+                )
             texts = [text.partition(mask)[0] for text in texts]
             prompts = [ids[: ids.index(mask_id)] for ids in prompts]
             answers = [answer.strip() for answer in answers]
         whole = [text + answer for text, answer in zip(texts, answers, strict=True)]
         unique = list(dict.fromkeys(whole))
-        ids = dict(zip(unique, self._read(unique, add_special_tokens=False)["input_ids"], strict=True))
+        ids = dict(
+            zip(unique, self._read(unique, add_special_tokens=False)["input_ids"], strict=True)
+        )
         continuations = []
         lacking = ""
         for text, prompt, answer in zip(texts, prompts, answers, strict=True):
             joined = ids[text + answer]
             if joined[: len(prompt)] != prompt:
                 raise ValueError(
-                    f"The answer {answer!r} changes the tokens of its prompt, which ends in {text[-20:]!r}. A space between "
-                    "the two belongs to the answer: let the prompt end without one and the answer begin with one."
+                    f"The answer {answer!r} changes the tokens of its prompt, which ends in "
+                    f"{text[-20:]!r}. A space between "
+                    "the two belongs to the answer: let the prompt end without one and the "
+                    "answer begin with one."
                 )
             continuations.append(joined[len(prompt) :])
             # Languages without spaces between words need none here, either.
             if " " in text and answer[:1].isalpha() and re.search(r"[\w.,:;?!]\Z", text):
                 lacking = answer
         if lacking:
-            warnings.warn(f"Answers lack the space before them: probably ' {lacking}' is meant, not {lacking!r}.", stacklevel=2)
+            warnings.warn(
+                (
+                    f"Answers lack the space before them: probably ' {lacking}' is meant, not "
+                    f"{lacking!r}."
+                ),
+                stacklevel=2,
+            )
         return continuations
 
-    def _answers(self, answers: str | Sequence[str | Sequence[str]], texts: Sequence[str], tokens: Sequence[Tokens]) -> Tensor:
+    def _answers(
+        self,
+        answers: str | Sequence[str | Sequence[str]],
+        texts: Sequence[str],
+        tokens: Sequence[Tokens],
+    ) -> Tensor:
         answers = [answers] if isinstance(answers, str) else answers
         if len(answers) != len(texts):
             raise ValueError(f"{len(texts)} texts need as many answers; got {len(answers)}.")
-        other = next((answer for answer in answers if not isinstance(answer, str | list | tuple)), None)
+        other = next(
+            (answer for answer in answers if not isinstance(answer, str | list | tuple)), None
+        )
         if other is not None:
-            raise ValueError(f"A text is answered by a text, or by several that are right; got {other!r}.")
+            raise ValueError(
+                f"A text is answered by a text, or by several that are right; got {other!r}."
+            )
         several = any(not isinstance(answer, str) for answer in answers)
         each = [[answer] if isinstance(answer, str) else answer for answer in answers]
         rows = [row for row, right in enumerate(each) for _ in right]
@@ -201,12 +261,15 @@ class LanguageModel:
         for row, answer, answered in zip(rows, flat, ids, strict=True):
             if unknown in answered and str(self.tokenizer.unk_token) not in answer:
                 raise ValueError(
-                    f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens are {answered}, {unknown} the unknown one."
+                    f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens "
+                    f"are {answered}, {unknown} the unknown one."
                 )
             if not answered:
                 raise ValueError(f"The answer {answer!r} has no token.")
             if several and len(answered) > 1:
-                raise ValueError(f"Of several right answers each is one token; {answer!r} of {each[row]} is not.")
+                raise ValueError(
+                    f"Of several right answers each is one token; {answer!r} of {each[row]} is not."
+                )
             padded[row] += answered
         return _padded(padded, IGNORED).unsqueeze(1) if several else _padded(padded, IGNORED)
 
@@ -215,7 +278,9 @@ class LanguageModel:
         unique = list(dict.fromkeys(texts))
         read = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
         continues = not self.masked and not self.encoder_decoder
-        rows = zip(read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True)
+        rows = zip(
+            read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True
+        )
         cut = [with_special_tokens(*row, continues, special_tokens) for row in rows]
         known = dict(zip(unique, cut, strict=True))
         return [known[text] for text in texts]
@@ -223,10 +288,17 @@ class LanguageModel:
     def _read(self, texts: Any, **options: Any) -> Any:
         try:
             return self.tokenizer(texts, **options)
-        except Exception as error:  # a tokenizer of whole words has no narrower one for a word that it does not know
+        # a tokenizer of whole words has no narrower one for a word that it does not know
+        except Exception as error:
             known = set(self.tokenizer.get_vocab())
-            words = {word for text in ([texts] if isinstance(texts, str) else texts) for word in text.split()}
-            raise ValueError(f"{self.name} cannot read {sorted(words - known)[:5]}: {error}.") from error
+            words = {
+                word
+                for text in ([texts] if isinstance(texts, str) else texts)
+                for word in text.split()
+            }
+            raise ValueError(
+                f"{self.name} cannot read {sorted(words - known)[:5]}: {error}."
+            ) from error
 
     def answers_right(
         self,
@@ -236,7 +308,8 @@ class LanguageModel:
         batch_size: int = 64,
         logits: Callable[[dict[str, Any]], Tensor] | None = None,
     ) -> np.ndarray:
-        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of several right ones?)
+        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of
+        several right ones?)
 
         logits: batch → Tensor[batch, n_answer, vocab]; by default the network's own.
         """
@@ -258,10 +331,16 @@ class LanguageModel:
         inputs = {key: value.to(self.device) for key, value in batch.items() if key != "positions"}
         positions = {role: index.to(self.device) for role, index in batch["positions"].items()}
         answer = inputs.pop("answer")
-        inputs, read = with_answer(self.model, inputs, positions, answer[..., 0] if answer.ndim == 3 else answer)
+        inputs, read = with_answer(
+            self.model, inputs, positions, answer[..., 0] if answer.ndim == 3 else answer
+        )
         with head_at(self.model, read) as at_answer:
             logits = self.model(**inputs, use_cache=False).logits
-        return logits if at_answer else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        return (
+            logits
+            if at_answer
+            else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        )
 
 
 def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
@@ -287,7 +366,10 @@ def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: s
     indices = [index(i) for i in (place if isinstance(place, Sequence) else [place])]
     wrong = [i for i in indices if not -len(offsets) <= i < len(offsets)]
     if wrong:
-        raise ValueError(f"Role {role!r}: token {wrong[0]} is outside the prompt's {len(offsets)} tokens.\n  {text}")
+        raise ValueError(
+            f"Role {role!r}: token {wrong[0]} is outside the prompt's {len(offsets)} tokens.\n  "
+            f"{text}"
+        )
     return [i % len(offsets) for i in indices]
 
 

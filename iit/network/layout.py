@@ -1,4 +1,6 @@
-"""Which dimension is the batch, which the positions, how wide and where modules are, as far as they tell."""
+"""Which dimension is the batch, which the positions, how wide and where modules are, as far as they
+tell.
+"""
 
 from typing import Any
 
@@ -7,14 +9,34 @@ from torch import nn
 from transformers import PreTrainedModel
 
 _TRANSFORMERS = (
-    *(nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+    *(
+        nn.TransformerEncoder,
+        nn.TransformerDecoder,
+        nn.TransformerEncoderLayer,
+        nn.TransformerDecoderLayer,
+    ),
     nn.Transformer,
 )
 _CHANNELS_FIRST = (
-    *(nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    *(
+        nn.Conv1d,
+        nn.ConvTranspose1d,
+        nn.MaxPool1d,
+        nn.AvgPool1d,
+        nn.AdaptiveAvgPool1d,
+        nn.AdaptiveMaxPool1d,
+    ),
     *(nn.BatchNorm1d, nn.InstanceNorm1d),
 )
-_CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.MultiheadAttention, *_TRANSFORMERS)
+_CHANNELS_LAST = (
+    nn.Linear,
+    nn.Embedding,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    *_TRANSFORMERS,
+)
 
 # Not the shape of a weight: quantised ones are packed. nx and nf are of transformers' Conv1D.
 _WIDTHS = {"input": ("in_features", "nx"), "output": ("out_features", "nf", "embedding_dim")}
@@ -38,7 +60,8 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
-    """Whether the batch comes first, as the module itself or torch's own sequence module around it says.
+    """Whether the batch comes first, as the module itself or torch's own sequence module around it
+    says.
 
     None where nothing says it, and another module of the network has the sequence first.
     """
@@ -46,18 +69,24 @@ def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
         return bool(modules[0].batch_first)
     for around in modules:
         if isinstance(around, _TRANSFORMERS):
-            return all(bool(m.batch_first) for m in around.modules() if isinstance(m, nn.MultiheadAttention))
+            return all(
+                bool(m.batch_first)
+                for m in around.modules()
+                if isinstance(m, nn.MultiheadAttention)
+            )
     if isinstance(network, PreTrainedModel):
         return True
-    return None if any(getattr(m, "batch_first", True) is False for m in network.modules()) else True
+    return (
+        None if any(getattr(m, "batch_first", True) is False for m in network.modules()) else True
+    )
 
 
 def axes(path: str, modules: dict[str, nn.Module]) -> str | None:
     """What the dimensions are here, where three are not [batch, position, width].
 
-    TransformerLens's hook points say by name what four are; elsewhere only convolutions make them pixels. Of three, modules for
-    sequences of channels say that channels come first ("steps"); beside such modules, one that works on any shape does not say
-    what it is given ("unclear").
+    TransformerLens's hook points say by name what four are; elsewhere only convolutions make them
+    pixels. Of three, modules for sequences of channels say that channels come first ("steps");
+    beside such modules, one that works on any shape does not say what it is given ("unclear").
     """
     module = modules[path]
     if type(module).__name__ == "HookPoint":
@@ -67,6 +96,10 @@ def axes(path: str, modules: dict[str, nn.Module]) -> str | None:
     if any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules.values()):
         return "pixels"
     own_kind = not isinstance(modules[""], PreTrainedModel) or not list(module.parameters())
-    if own_kind and not isinstance(module, _CHANNELS_LAST) and any(isinstance(m, _CHANNELS_FIRST) for m in modules.values()):
+    if (
+        own_kind
+        and not isinstance(module, _CHANNELS_LAST)
+        and any(isinstance(m, _CHANNELS_FIRST) for m in modules.values())
+    ):
         return "unclear"
     return None

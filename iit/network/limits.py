@@ -24,9 +24,14 @@ def n_embeddings(network: Any) -> int | float:
 
 
 def n_positions(network: Any) -> int | float:
-    """How many tokens the network has positions for; infinite where positions are rotary, or not numbered."""
+    """How many tokens the network has positions for; infinite where positions are rotary, or not
+    numbered.
+    """
     config = getattr(network, "config", None)
-    rotary = getattr(config, "rope_parameters", None) or getattr(config, "position_embedding_type", None) == "rotary"
+    rotary = (
+        getattr(config, "rope_parameters", None)
+        or getattr(config, "position_embedding_type", None) == "rotary"
+    )
     limit = getattr(config, "max_position_embeddings", None) or 0
     unlearned = getattr(config, "position_biased_input", True) is False
     unlearned = unlearned or getattr(config, "model_type", None) in _GROWING
@@ -34,7 +39,8 @@ def n_positions(network: Any) -> int | float:
         return inf
     embeddings = getattr(getattr(network, "base_model", None), "embeddings", None)
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    return limit if padding is None else limit - padding - 1  # RoBERTa counts on from its padding token
+    # RoBERTa counts on from its padding token
+    return limit if padding is None else limit - padding - 1
 
 
 def check_limits(
@@ -44,7 +50,8 @@ def check_limits(
     *,
     decoder: bool = False,
 ) -> None:
-    """Raises ValueError, naming the prompt, for token ids without embedding, and prompts longer than the positions.
+    """Raises ValueError, naming the prompt, for token ids without embedding, and prompts longer
+    than the positions.
 
     Arguments:
         ids: Tensor[batch, seq]; None where embeddings are given in their place.
@@ -58,12 +65,14 @@ def check_limits(
     longest = int(lengths.argmax())
     if lengths[longest] > limit:
         raise ValueError(
-            f"Prompt {longest} is {int(lengths[longest])} tokens long, its answer included; {name} has {limit} positions."
+            f"Prompt {longest} is {int(lengths[longest])} tokens long, its answer included; "
+            f"{name} has {limit} positions."
         )
     if ids is None:
         return
     for row, column in ((ids < 0) | (ids >= n_known)).nonzero().tolist():
         raise ValueError(
-            f"Prompt {row} has the token {int(ids[row, column])}; {name} has embeddings for 0 to {n_known - 1}. "
+            f"Prompt {row} has the token {int(ids[row, column])}; {name} has embeddings for 0 to "
+            f"{n_known - 1}. "
             "Give the tokenizer that belongs to it, or call its `resize_token_embeddings`."
         )

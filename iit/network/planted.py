@@ -1,4 +1,6 @@
-"""Networks whose weights are written by hand so that the subspace of each variable is known, and what is wrong with some claims too."""
+"""Networks whose weights are written by hand so that the subspace of each variable is known, and
+what is wrong with some claims too.
+"""
 
 from typing import Any, final
 
@@ -10,7 +12,9 @@ from iit.network.classifier import Classifier
 
 ENCODINGS = ("clean", "redundant", "leaky", "illusion", "wrong")
 LOUD = 2.0
-"""How much longer what nobody reads is in the state than the variables' codes: principal components show it first."""
+"""How much longer what nobody reads is in the state than the variables' codes: principal components
+show it first.
+"""
 DORMANT = 4.0
 """How strongly the dormant directions are read."""
 SCALE = 10.0
@@ -18,23 +22,28 @@ SCALE = 10.0
 
 @final
 class Planted(nn.Module):
-    """(a + b + c + d) mod m of one-hot inputs: Tensor[batch, 4·m + n_noise] → logits Tensor[batch, m], exact on every input.
+    """(a + b + c + d) mod m of one-hot inputs: Tensor[batch, 4·m + n_noise] → logits Tensor[batch,
+    m], exact on every input.
 
-    What the input of `read` (the output of `site`) holds, Tensor[batch, width], is Rz for a random rotation R and
-    z = (code of (a + b) mod m, code of (c + d) mod m, a third block of m − 1, noise, the inputs as far as the width goes). The code of
-    value i of m is sᵢ with sᵢ·sⱼ = δᵢⱼ − 1/m, in m − 1 dimensions. `embedding` gives the rotated input, of the same width; `bypass` goes
-    around the site.
+    What the input of `read` (the output of `site`) holds, Tensor[batch, width], is Rz for a random
+    rotation R and z = (code of (a + b) mod m, code of (c + d) mod m, a third block of m − 1, noise,
+    the inputs as far as the width goes). The code of value i of m is sᵢ with sᵢ·sⱼ = δᵢⱼ − 1/m, in
+    m − 1 dimensions. `embedding` gives the rotated input, of the same width; `bypass` goes around
+    the site.
 
     encoding:
     - clean: `read` reads both codes and nothing else.
     - redundant: the third block is another copy of the first code, which nothing reads.
-    - leaky: the second value comes from the bypass alone, and nothing reads its code in the site: whoever claims that the bypass does not
-      matter is right about every interchange of the first, and wrong.
-    - illusion: the first value comes from the bypass alone. In the site nothing reads its code, and the third block, which is 0 on every
-      input, is read as if it changed the first value.
-    - wrong: the site holds the code of a in place of that of (a + b) mod m; b comes by the bypass and is added behind the site.
+    - leaky: the second value comes from the bypass alone, and nothing reads its code in the site:
+      whoever claims that the bypass does not matter is right about every interchange of the first,
+      and wrong.
+    - illusion: the first value comes from the bypass alone. In the site nothing reads its code, and
+      the third block, which is 0 on every input, is read as if it changed the first value.
+    - wrong: the site holds the code of a in place of that of (a + b) mod m; b comes by the bypass
+      and is added behind the site.
 
-    truth: {"first": Tensor[width, m − 1], "second": …}, orthonormal, of the values that the site holds and `read` reads.
+    truth: {"first": Tensor[width, m − 1], "second": …}, orthonormal, of the values that the site
+        holds and `read` reads.
     """
 
     def __init__(self, n_values: int, width: int, encoding: str, n_noise: int, seed: int):
@@ -45,10 +54,14 @@ class Planted(nn.Module):
         if encoding not in ENCODINGS:
             raise ValueError(f"encoding={encoding!r} is none of {', '.join(ENCODINGS)}.")
         if width < least:
-            raise ValueError(f"width={width}: {m} values and {n_noise} numbers of noise need a width of {least}.")
+            raise ValueError(
+                f"width={width}: {m} values and {n_noise} numbers of noise need a width of {least}."
+            )
         self.n_values, self.encoding = m, encoding
         draw = torch.Generator().manual_seed(seed)
-        into, rotation = (torch.linalg.qr(torch.randn(width, width, generator=draw))[0] for _ in range(2))
+        into, rotation = (
+            torch.linalg.qr(torch.randn(width, width, generator=draw))[0] for _ in range(2)
+        )
         codes = simplex(m)
         self.embedding = _linear(into[:, :n_inputs])
         # Indicators of (a, b) and of (c, d), from the one-hot numbers.
@@ -65,7 +78,8 @@ class Planted(nn.Module):
             for i in range(m):
                 for j in range(m):
                     sums[pair, (i + j) % m, pair * m * m + i * m + j] = 1.0
-        plain = torch.cat([torch.zeros(n_inputs, len(pairs)), into[:, :n_inputs].T], 1)  # the inputs again
+        # the inputs again
+        plain = torch.cat([torch.zeros(n_inputs, len(pairs)), into[:, :n_inputs].T], 1)
         z = torch.zeros(width, n_features)
         z[:r] = codes.T @ (plain[:m] if encoding == "wrong" else sums[0])
         z[r : 2 * r] = codes.T @ sums[1]
@@ -92,7 +106,11 @@ class Planted(nn.Module):
                 out[(i + j) % m, i * m + j] = SCALE
         self.combine, self.head = _linear(both, torch.full((m * m,), -0.5)), _linear(out)
         absent = {"illusion": "first", "wrong": "first", "leaky": "second"}.get(encoding)
-        self.truth = {v: rotation[:, k * r : (k + 1) * r].clone() for k, v in enumerate(("first", "second")) if v != absent}
+        self.truth = {
+            v: rotation[:, k * r : (k + 1) * r].clone()
+            for k, v in enumerate(("first", "second"))
+            if v != absent
+        }
 
     def forward(self, x: Float[Tensor, "batch n_inputs"]) -> Float[Tensor, "batch n_values"]:
         """Logits."""
@@ -106,7 +124,11 @@ class Planted(nn.Module):
         elif self.encoding == "illusion":
             first = first + around
         elif self.encoding == "wrong":
-            first = torch.stack([sum(first[:, i] * b[:, (k - i) % m] for i in range(m)) for k in range(m)], -1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            # The cyclic convolution of two one-hot codes is the code of the sum.
+            sums: list[Any] = [
+                sum(first[:, i] * b[:, (k - i) % m] for i in range(m)) for k in range(m)
+            ]
+            first = torch.stack(sums, -1)
         return self.head(self.combine(torch.cat([first, second], -1)).relu())
 
 
@@ -116,8 +138,12 @@ def simplex(n: int) -> Float[Tensor, "n {n}-1"]:
     return vectors[:, values > 0.5]
 
 
-def planted(n_values: int = 3, width: int = 32, encoding: str = "clean", n_noise: int = 4, seed: int = 0) -> Classifier:
-    """A network that sums modulo `n_values`, with known subspaces; see `Planted`. Raises ValueError for unknown encodings and a width that is too small."""
+def planted(
+    n_values: int = 3, width: int = 32, encoding: str = "clean", n_noise: int = 4, seed: int = 0
+) -> Classifier:
+    """A network that sums modulo `n_values`, with known subspaces; see `Planted`. Raises ValueError
+    for unknown encodings and a width that is too small.
+    """
     return Classifier(Planted(n_values, width, encoding, n_noise, seed), f"planted_{encoding}")
 
 

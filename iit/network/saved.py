@@ -1,4 +1,6 @@
-"""Networks in folders: safetensors and a config, which for classifiers names one of the architectures below."""
+"""Networks in folders: safetensors and a config, which for classifiers names one of the
+architectures below.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +19,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_network(network: Network, folder: str | Path) -> None:
-    """Write a folder that `load_network` reads. Raises ValueError for an architecture that is neither transformers' nor ours."""
+    """Write a folder that `load_network` reads. Raises ValueError for an architecture that is
+    neither transformers' nor ours.
+    """
     if isinstance(network, LanguageModel):
         network.model.save_pretrained(folder)
         network.tokenizer.save_pretrained(folder)
@@ -25,12 +29,23 @@ def save_network(network: Network, folder: str | Path) -> None:
     model: Any = network.model
     kind = type(model).__name__
     if ARCHITECTURES.get(kind) is not type(model):
-        raise ValueError(f"Only {', '.join(ARCHITECTURES)} can be saved, for their folders hold no code; this is {kind}.")
+        raise ValueError(
+            f"Only {', '.join(ARCHITECTURES)} can be saved, for their folders hold no code; this "
+            f"is {kind}."
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": FORMAT, "name": network.name, "architecture": kind, "arguments": model.arguments}
+    config = {
+        "format": FORMAT,
+        "name": network.name,
+        "architecture": kind,
+        "arguments": model.arguments,
+    }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+        folder / WEIGHTS,
+    )
 
 
 def is_classifier(folder: Path) -> bool:
@@ -43,17 +58,24 @@ def is_classifier(folder: Path) -> bool:
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Read a classifier that `save_network` wrote; no code is run. Raises ValueError for unknown formats, architectures and other weights."""
+    """Read a classifier that `save_network` wrote; no code is run. Raises ValueError for unknown
+    formats, architectures and other weights.
+    """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if config["format"] != FORMAT:
-        raise ValueError(f"{folder / CONFIG} has the format {config['format']!r}; this version reads {FORMAT!r}.")
+        raise ValueError(
+            f"{folder / CONFIG} has the format {config['format']!r}; this version reads {FORMAT!r}."
+        )
     if config.get("architecture") not in ARCHITECTURES:
         raise ValueError(
-            f"{folder / CONFIG} names the architecture {config.get('architecture')!r}; known: {list(ARCHITECTURES)}."
+            f"{folder / CONFIG} names the architecture {config.get('architecture')!r}; known: "
+            f"{list(ARCHITECTURES)}."
         )
     model = ARCHITECTURES[config["architecture"]](**config["arguments"])
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not hold this network's weights: {error}") from error
+        raise ValueError(
+            f"{folder / WEIGHTS} does not hold this network's weights: {error}"
+        ) from error
     return Classifier(model, config.get("name"))

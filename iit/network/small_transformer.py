@@ -11,20 +11,30 @@ PAD = "<pad>"
 
 
 def small_transformer(
-    vocabulary: Sequence[str], n_layers: int = 2, n_heads: int = 4, width: int = 128, max_length: int = 64
+    vocabulary: Sequence[str],
+    n_layers: int = 2,
+    n_heads: int = 4,
+    width: int = 128,
+    max_length: int = 64,
 ) -> LanguageModel:
     """An untrained transformer of Llama's kind, so that every component is a site.
 
-    vocabulary: the words of its texts, which are separated by spaces or line breaks; one token each. Other words are an error.
-    width: of the residual stream; the MLP's is four times that. max_length: the most words of a text and its answer.
+    vocabulary: the words of its texts, which are separated by spaces or line breaks; one token
+        each. Other words are an error.
+    width: of the residual stream; the MLP's is four times that. max_length: the most words of a
+        text and its answer.
 
     Raises ValueError for an empty vocabulary, and a width that the heads do not divide evenly.
     """
     words = list(dict.fromkeys(vocabulary))
     if not words:
-        raise ValueError("A small transformer needs the words of its texts; the vocabulary is empty.")
+        raise ValueError(
+            "A small transformer needs the words of its texts; the vocabulary is empty."
+        )
     if width % (2 * n_heads):
-        raise ValueError(f"width={width} is no multiple of {2 * n_heads}: {n_heads} heads of even width each.")
+        raise ValueError(
+            f"width={width} is no multiple of {2 * n_heads}: {n_heads} heads of even width each."
+        )
     config = LlamaConfig(
         vocab_size=len(words) + 1,
         hidden_size=width,
@@ -36,7 +46,9 @@ def small_transformer(
         eos_token_id=0,
         pad_token_id=0,
     )
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([PAD, *words])}, unk_token="<unknown>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate([PAD, *words])}, unk_token="<unknown>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=PAD)
     return LanguageModel(LlamaForCausalLM(config), fast, "transformer")

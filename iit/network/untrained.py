@@ -12,16 +12,22 @@ from iit.network.language_model import LanguageModel
 
 
 def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Network:
-    """A network of the same architecture with freshly drawn weights, frozen and in eval mode; the given one is not touched.
+    """A network of the same architecture with freshly drawn weights, frozen and in eval mode; the
+    given one is not touched.
 
-    A transformers model is made again from its config; of other networks every module with parameters of its own draws them anew
-    (`reset_parameters`). Raises ValueError for a module that has parameters and cannot.
+    A transformers model is made again from its config; of other networks every module with
+    parameters of its own draws them anew (`reset_parameters`). Raises ValueError for a module that
+    has parameters and cannot.
 
     keep_ends: a language model keeps its embedding and its head; what lies between is drawn.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = _from_config(network.model) if isinstance(network.model, PreTrainedModel) else _reset(network.model)
+        model: Any = (
+            _from_config(network.model)
+            if isinstance(network.model, PreTrainedModel)
+            else _reset(network.model)
+        )
     model.to(network.device, network.dtype)
     name = f"{network.name}, untrained"
     if keep_ends:
@@ -29,9 +35,15 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
         for end in ("get_input_embeddings", "get_output_embeddings"):
             trained: Any = getattr(network.model, end, lambda: None)()
             if trained is None:
-                raise ValueError(f"keep_ends: {network.name} has no {end.removeprefix('get_')} to keep.")
+                raise ValueError(
+                    f"keep_ends: {network.name} has no {end.removeprefix('get_')} to keep."
+                )
             getattr(model, end)().load_state_dict(trained.state_dict())
-    return Classifier(model, name) if isinstance(network, Classifier) else LanguageModel(model, network.tokenizer, name)
+    return (
+        Classifier(model, name)
+        if isinstance(network, Classifier)
+        else LanguageModel(model, network.tokenizer, name)
+    )
 
 
 def _from_config(model: PreTrainedModel) -> PreTrainedModel:
@@ -46,8 +58,10 @@ def _reset(model: nn.Module) -> nn.Module:
         reset: Any = getattr(module, "reset_parameters", None)
         if reset is None:
             raise ValueError(
-                f"The module {name or type(module).__name__!r} ({type(module).__name__}) has parameters and no `reset_parameters`, so an "
-                "untrained twin of this network cannot be drawn. Give it that method, or leave this control out."
+                f"The module {name or type(module).__name__!r} ({type(module).__name__}) has "
+                "parameters and no `reset_parameters`, so an "
+                "untrained twin of this network cannot be drawn. Give it that method, or leave "
+                "this control out."
             )
         reset()
     return fresh

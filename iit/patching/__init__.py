@@ -10,7 +10,14 @@ from iit.patching.lens import lens_map, logit_lens, top_tokens
 from iit.patching.metric import METRICS, Answers
 from iit.patching.patch import patch
 from iit.patching.path import path_patch
-from iit.patching.steering import Steered, contains, difference_of_means, frame_direction, random_directions, steer
+from iit.patching.steering import (
+    Steered,
+    contains,
+    difference_of_means,
+    frame_direction,
+    random_directions,
+    steer,
+)
 from iit.patching.sweep import Patched, patched
 from iit.patching.trace import SPANS, trace
 

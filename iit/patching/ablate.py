@@ -1,4 +1,6 @@
-"""Ablation: what is lost without a component, which is set to zero, to its mean, or to what another prompt has there."""
+"""Ablation: what is lost without a component, which is set to zero, to its mean, or to what another
+prompt has there.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +39,8 @@ def ablate(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """Ablation of every component × layer × head × position × unit of the bases, one at a time (arXiv 2211.00593, 2304.14997).
+    """Ablation of every component × layer × head × position × unit of the bases, one at a time
+    (arXiv 2211.00593, 2304.14997).
 
     kind: h' = 0 ("zero"); the mean over the prompts of the reference, token by token of the
         position ("mean"); the activation of another of its prompts at the same position, the metric
@@ -139,7 +142,8 @@ def _other_prompts(
         fits = [i for i, other in enumerate(prompts) if other[0] != base and other[1] == shape]
         if not fits:
             raise ValueError(
-                f"Base {row} has no other prompt in the reference with as many tokens at {sites[0]} "
+                f"Base {row} has no other prompt in the reference with as many tokens at "
+                f"{sites[0]} "
                 "and the other sites; take positions of one token each, or a larger reference."
             )
         fitting.append(fits)
@@ -151,7 +155,9 @@ def _other_prompts(
     return batches
 
 
-def _prompts(contrast: Contrast, batch: Mapping[str, Any], sites: Sequence[Site]) -> list[tuple[bytes, tuple[int, ...]]]:
+def _prompts(
+    contrast: Contrast, batch: Mapping[str, Any], sites: Sequence[Site]
+) -> list[tuple[bytes, tuple[int, ...]]]:
     """Each prompt's inputs without padding, and how many tokens it has at each position."""
     prepared = prepare(contrast.module, prompts_of(batch))
     prompts = []

@@ -18,7 +18,8 @@ class Ahead:
     """What a batch has at sites that are asked for one group after the other.
 
     The sites of a group are read together with as many of those behind them as `budget` bytes hold:
-    a map over all layers runs its sources once, and not once a layer. What was read before is let go.
+    a map over all layers runs its sources once, and not once a layer. What was read before is let
+    go.
 
     sites: all that will be asked for, in that order.
     """
@@ -67,7 +68,9 @@ class Ahead:
         return prompts.size * n_positions * width * 4
 
 
-def activations(network: AnyNetwork, batch: Mapping[str, Any], sites: Sequence[Site]) -> Activations:
+def activations(
+    network: AnyNetwork, batch: Mapping[str, Any], sites: Sequence[Site]
+) -> Activations:
     """What `capture` gives, 64 rows at a time; {site: Tensor[row, position, width]}."""
     n_rows = next(len(value) for value in batch.values() if isinstance(value, Tensor))
     parts = []

@@ -18,7 +18,14 @@ from iit.intervened.batch import Inputs, prepare
 from iit.network import LanguageModel
 from iit.network.answering import IGNORED
 from iit.network.components import heads_of
-from iit.patching.contrast import AnyNetwork, Contrasted, column_index, contrast_of, module_of, taken
+from iit.patching.contrast import (
+    AnyNetwork,
+    Contrasted,
+    column_index,
+    contrast_of,
+    module_of,
+    taken,
+)
 from iit.patching.effects import Effects
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
 from iit.site import Site
@@ -32,7 +39,8 @@ METRIC = "attention"
 class Patterns:
     """Attention weights of a batch.
 
-    weights: (layer, head) → Tensor[batch, query, key]; rows of real tokens sum to 1, those of padding are zero.
+    weights: (layer, head) → Tensor[batch, query, key]; rows of real tokens sum to 1, those of
+        padding are zero.
     tokens: the text of each prompt's tokens, row by row; token ids where there is no tokenizer.
     """
 
@@ -40,7 +48,9 @@ class Patterns:
     tokens: tuple[tuple[str, ...], ...]
 
     def of(self, row: int) -> dict[str, Any]:
-        """One prompt's, as `iit.report.attention_figure` takes them: "layer.head" → float[query, key], without padding."""
+        """One prompt's, as `iit.report.attention_figure` takes them: "layer.head" → float[query,
+        key], without padding.
+        """
         n = len(self.tokens[row])
         weights = {}
         for (layer, head), each in self.weights.items():
@@ -48,7 +58,9 @@ class Patterns:
         return weights
 
     def table(self, row: int) -> list[dict[str, Any]]:
-        """A line for each head, query and key of one prompt: layer, head, query, key (token numbers), their texts, and the weight."""
+        """A line for each head, query and key of one prompt: layer, head, query, key (token
+        numbers), their texts, and the weight.
+        """
         texts = self.tokens[row]
         numbers = range(len(texts))
         lines = []
@@ -78,10 +90,11 @@ def attention_patterns(
 
     heads: numbers, in all of the layers; or pairs (layer, head), and no layers; all by default.
 
-    A network that runs another attention than eager runs this once with eager attention, and is as before afterwards.
+    A network that runs another attention than eager runs this once with eager attention, and is as
+    before afterwards.
 
-    Raises ValueError for layers and heads that there are not, for pairs beside layers, and for a network whose attention cannot be switched:
-    load it with attention="eager".
+    Raises ValueError for layers and heads that there are not, for pairs beside layers, and for a
+    network whose attention cannot be switched: load it with attention="eager".
     """
     module: Any = module_of(network)
     places = _layers_and_heads(module, layers, heads)
@@ -113,14 +126,18 @@ def attention_map(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """How much of each head's attention at one token goes where, in the bases: a map whose cells are layer × head × the position looked at.
+    """How much of each head's attention at one token goes where, in the bases: a map whose cells
+    are layer × head × the position looked at.
 
-    "attention" is Σ over the tokens k of the position of softmax(qkᵀ/√d) at (query, k): between 0 and 1.
+    "attention" is Σ over the tokens k of the position of softmax(qkᵀ/√d) at (query, k): between 0
+    and 1.
 
     query: whose attention it is, one token in every prompt. metric: "attention" is the only figure.
-    where: layers, heads (all by default) and positions, or cells, as `patch` takes them. The others, too.
+    where: layers, heads (all by default) and positions, or cells, as `patch` takes them. The
+        others, too.
 
-    Raises ValueError for another metric, a query of several tokens, and what `patch` and `attention_patterns` refuse.
+    Raises ValueError for another metric, a query of several tokens, and what `patch` and
+    `attention_patterns` refuse.
     """
     if metric != METRIC and list(metric) != [METRIC]:
         raise ValueError(f"metric={metric!r}: a map of attention has one figure, {METRIC!r}.")
@@ -131,7 +148,9 @@ def attention_map(
     places: list[tuple[int, int]] = []
     for site in sites:
         if not isinstance(site.layer, int) or not isinstance(site.head, int):
-            raise ValueError(f"{site}: attention is mapped head by head; give each site one layer and one head.")
+            raise ValueError(
+                f"{site}: attention is mapped head by head; give each site one layer and one head."
+            )
         places.append((site.layer, site.head))
     asking_site = Site("block_output", layer=0, position=query)
     values = np.zeros((len(sites), len(contrast)))
@@ -142,7 +161,10 @@ def attention_map(
         prompts = prepare(contrast.module, batch)
         asking = column_index(asking_site, prompts)
         if asking.shape[1] != 1:
-            raise ValueError(f"query={query!r} has {asking.shape[1]} tokens in some prompt; attention is read at one.")
+            raise ValueError(
+                f"query={query!r} has {asking.shape[1]} tokens in some prompt; attention is read "
+                "at one."
+            )
         for number, (site, place) in enumerate(zip(sites, places, strict=True)):
             keys = column_index(site, prompts)
             of_query = weights[place].cpu()[torch.arange(len(rows)), asking[:, 0]]
@@ -150,22 +172,30 @@ def attention_map(
             values[number, rows.numpy()] = shares.double().sum(1).numpy()
     zeros = {METRIC: np.zeros(len(contrast))}
     method = f"Attention from {query}"
-    return Effects(tuple(read), {METRIC: values}, zeros, zeros, contrast.clusters, method, controls=())
+    return Effects(
+        tuple(read), {METRIC: values}, zeros, zeros, contrast.clusters, method, controls=()
+    )
 
 
-def _layers_and_heads(module: nn.Module, layers: Sequence[int] | None, heads: Any) -> list[tuple[int, int]]:
+def _layers_and_heads(
+    module: nn.Module, layers: Sequence[int] | None, heads: Any
+) -> list[tuple[int, int]]:
     n_heads = heads_of(module, "attention_weight")
     heads = range(n_heads) if heads is None else heads
     if any(isinstance(head, Sequence) for head in heads):
         if layers is not None:
-            raise ValueError("heads=[(layer, head), …] say their layers themselves; leave `layers` out.")
+            raise ValueError(
+                "heads=[(layer, head), …] say their layers themselves; leave `layers` out."
+            )
         places = [(int(layer), int(head)) for layer, head in heads]
     else:
         layers = range(n_blocks(module)) if layers is None else layers
         places = [(layer, head) for layer in layers for head in heads]
     for _, head in places:
         if not 0 <= head < n_heads:
-            raise ValueError(f"head={head} is out of range: this network has heads 0 to {n_heads - 1}.")
+            raise ValueError(
+                f"head={head} is out of range: this network has heads 0 to {n_heads - 1}."
+            )
     return places
 
 
@@ -180,7 +210,8 @@ def _eager(network: nn.Module) -> Iterator[None]:
     for each in transformers:
         if not each._can_set_attn_implementation():
             raise ValueError(
-                f"The attention of {type(each).__name__} cannot be switched after loading. Load the "
+                f"The attention of {type(each).__name__} cannot be switched after loading. Load "
+                "the "
                 "network with attention='eager' (in transformers: attn_implementation='eager')."
             )
     try:

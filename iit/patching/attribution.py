@@ -1,4 +1,6 @@
-"""Attribution patching: what patching each cell would do, to first order, for all cells from two forwards and one backward."""
+"""Attribution patching: what patching each cell would do, to first order, for all cells from two
+forwards and one backward.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,33 +35,39 @@ def attribute(
     batch_size: int = 32,
     **where: Any,
 ) -> Effects:
-    """Estimates of what `patch` gives: unedited + Σ (source's − base's activation) · ∂metric/∂activation (arXiv 2310.10348).
+    """Estimates of what `patch` gives: unedited + Σ (source's − base's activation) ·
+    ∂metric/∂activation (arXiv 2310.10348).
 
     steps: integrated gradients: the mean of the gradients of that many runs whose token embeddings
-        lie between the base's and the source's, (k − ½)/steps of the way (arXiv 2403.17806); prompts
-        have to be as long as their sources. None takes the base's gradient.
-    metric: those without a gradient (`iia`; `kl` without steps, which is least at the base) are left
-        out.
+        lie between the base's and the source's, (k − ½)/steps of the way (arXiv 2403.17806);
+        prompts have to be as long as their sources. None takes the base's gradient.
+    metric: those without a gradient (`iia`; `kl` without steps, which is least at the base) are
+        left out.
     The others: as `patch` takes them.
 
     Raises ValueError where no metric has a gradient, for sites whose positions differ in number
     between base and source, attention weights, and what `patch` refuses.
     """
     if steps is not None and steps < 1:
-        raise ValueError(f"steps={steps}: integrated gradients take 1 step or more; None takes the base's gradient.")
+        raise ValueError(
+            f"steps={steps}: integrated gradients take 1 step or more; None takes the base's "
+            "gradient."
+        )
     flat = ("iia",) if steps else ("iia", "kl")
     asked = metrics_of(metric)
     metrics = {n: each for n, each in asked.items() if n.removeprefix(NORMALISED) not in flat}
     if not metrics:
         raise ValueError(
-            f"None of the metrics {list(asked)} has a gradient; take logit_difference, probability or, with steps, kl."
+            f"None of the metrics {list(asked)} has a gradient; take logit_difference, "
+            "probability or, with steps, kl."
         )
     contrast = contrast_of(network, pairs, direction)
     cells = grid(contrast, **where)
     for cell in cells:
         if cell.site.component == "attention_weight":
             raise ValueError(
-                "Attention weights are as wide as their prompt is long, and are not estimated; `patch` patches them."
+                "Attention weights are as wide as their prompt is long, and are not estimated; "
+                "`patch` patches them."
             )
     before, after, changes = {}, {}, {}
     for name in metrics:
@@ -108,7 +116,9 @@ class _Runs:
             self.logits, self._own = self._run(self._base)
 
     def gradients(self, metrics: Mapping[str, Metric]) -> dict[str, dict[Site, Tensor]]:
-        """{metric: {site: Tensor[pair, position, width]}}, ∂metric/∂activation, at the base or the mean on the way to the source."""
+        """{metric: {site: Tensor[pair, position, width]}}, ∂metric/∂activation, at the base or the
+        mean on the way to the source.
+        """
         n_steps = self._steps or 1
         total = {}
         for name in metrics:
@@ -120,7 +130,9 @@ class _Runs:
                     logits, seen = self._run(self._base, (step + 0.5) / n_steps)
                 plain = self.logits.detach()
                 answers = self._contrast.answers(self._rows, plain, logits.device)
-                values = [torch.nan_to_num(each(logits, answers)).sum() for each in metrics.values()]
+                values = [
+                    torch.nan_to_num(each(logits, answers)).sum() for each in metrics.values()
+                ]
             for number, (name, value) in enumerate(zip(metrics, values, strict=True), 1):
                 found = torch.autograd.grad(
                     value,
@@ -134,16 +146,23 @@ class _Runs:
         return total
 
     def change(self, cell: Cell, gradients: Mapping[Site, Tensor]) -> np.ndarray:
-        """float[pair]: Σ (source's − base's) · gradient over the cell's positions and coordinates."""
+        """float[pair]: Σ (source's − base's) · gradient over the cell's positions and
+        coordinates.
+        """
         site = _whole(cell.site)
         own, n_own = self._at(cell, self._own[site], self._bases)
         theirs, n_theirs = self._at(cell, self._theirs[site], self._sources)
         if n_own is not None and n_theirs is not None and not torch.equal(n_own, n_theirs):
-            raise ValueError(f"{cell.site} selects other numbers of positions in bases and sources; they must be equal.")
+            raise ValueError(
+                f"{cell.site} selects other numbers of positions in bases and sources; they must "
+                "be equal."
+            )
         gradient, _ = self._at(cell, gradients[site], self._bases)
         return widened((theirs - own).detach() * gradient).sum((1, 2)).cpu().numpy()
 
-    def _run(self, batch: Mapping[str, Any], share: float | None = None) -> tuple[Tensor, dict[Site, Tensor]]:
+    def _run(
+        self, batch: Mapping[str, Any], share: float | None = None
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
         """The logits, Tensor[pair, n_answer, vocab], and the activations at the sites.
 
         share: how far the token embeddings are on the way to the source's.
@@ -153,7 +172,9 @@ class _Runs:
         edits: dict[Any, Edit] = {}
         sources = None
         if share is not None:
-            way = LambdaIntervention(lambda own, other: own + share * (other - own), needs_source=True)
+            way = LambdaIntervention(
+                lambda own, other: own + share * (other - own), needs_source=True
+            )
             edits["way"] = Edit(EMBEDDING, way)
             sources = {"way": prompts_of(self._source)}
         for site in self._sites:
@@ -163,7 +184,8 @@ class _Runs:
         return logits, {site: seen[site] for site in self._sites}
 
     def _at(self, cell: Cell, values: Tensor, prompts: Batch) -> tuple[Tensor, Tensor | None]:
-        """Tensor[pair, position, coordinate] of a whole component's, at the cell's positions, 0 where a
+        """Tensor[pair, position, coordinate] of a whole component's, at the cell's positions, 0
+        where a
         pair has fewer of them; and how many each pair has."""
         place = columns(cell.site, prompts)
         if place.tokens is not None:
@@ -174,7 +196,10 @@ class _Runs:
             values = values[..., units]
         if cell.unit is not None:
             if not 0 <= cell.unit < values.shape[-1]:
-                raise ValueError(f"There is no unit {cell.unit} at {cell.site}; it has units 0 to {values.shape[-1] - 1}.")
+                raise ValueError(
+                    f"There is no unit {cell.unit} at {cell.site}; it has units 0 to "
+                    f"{values.shape[-1] - 1}."
+                )
             values = values[..., cell.unit : cell.unit + 1]
         return values, counts(place, prompts)
 
@@ -194,8 +219,8 @@ def _whole(site: Site) -> Site:
 class Agreement(NamedTuple):
     """How far an estimate agrees with the exact map, at the cells of the latter.
 
-    rank_correlation: Spearman's, of the cells' mean changes. recall: the share of the `top` cells of the exact map (by size of the change)
-    that are among the `top` of the estimate. n: cells.
+    rank_correlation: Spearman's, of the cells' mean changes. recall: the share of the `top` cells
+    of the exact map (by size of the change) that are among the `top` of the estimate. n: cells.
     """
 
     rank_correlation: float
@@ -205,23 +230,28 @@ class Agreement(NamedTuple):
 
 
 def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> Agreement:
-    """Hold an estimate (of `attribute`) against what `patch` gives at the same cells, or at some of them.
+    """Hold an estimate (of `attribute`) against what `patch` gives at the same cells, or at some of
+    them.
 
-    An exact map of the estimate's strongest cells alone (`cells=[estimate.cells[i] for i in estimate.top(20, metric)]`) is cheap, and tells
-    how they rank; recall then is of these cells, and says nothing of strong ones that the estimate missed.
+    An exact map of the estimate's strongest cells alone (`cells=[estimate.cells[i] for i in
+    estimate.top(20, metric)]`) is cheap, and tells how they rank; recall then is of these cells,
+    and says nothing of strong ones that the estimate missed.
 
-    Raises ValueError for cells that were not estimated, a metric that either lacks, and fewer than two cells.
+    Raises ValueError for cells that were not estimated, a metric that either lacks, and fewer than
+    two cells.
     """
     from scipy.stats import spearmanr  # takes half a second to import
 
     missing = {*exact.cells} - {*estimate.cells}
     if missing:
         raise ValueError(
-            f"The exact map has {len(missing)} cells of {len(exact)} that were not estimated, {next(iter(missing))} for one."
+            f"The exact map has {len(missing)} cells of {len(exact)} that were not estimated, "
+            f"{next(iter(missing))} for one."
         )
     if len(exact) < 2 or top < 1:
         raise ValueError(
-            f"Ranks say something of two cells or more, and of a top of one or more; got {len(exact)} cells, top={top}."
+            "Ranks say something of two cells or more, and of a top of one or more; got "
+            f"{len(exact)} cells, top={top}."
         )
     numbers = {cell: number for number, cell in enumerate(estimate.cells)}
     order = [numbers[cell] for cell in exact.cells]

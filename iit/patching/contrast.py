@@ -1,4 +1,6 @@
-"""Pairs of runs that are held against each other: bases, sources, and the answers that tell them apart."""
+"""Pairs of runs that are held against each other: bases, sources, and the answers that tell them
+apart.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +38,9 @@ class Contrast:
     interchanged: whether labels are of interchanges: a source by itself may answer otherwise.
 
     >>> lm = ...  # doctest: +SKIP
-    >>> Contrast.of_batches(lm, lm.encode(clean, answers=[" John"]), lm.encode(corrupt, answers=[" Mary"]))  # doctest: +SKIP
+    >>> base = lm.encode(clean, answers=[" John"])  # doctest: +SKIP
+    >>> source = lm.encode(corrupt, answers=[" Mary"])  # doctest: +SKIP
+    >>> Contrast.of_batches(lm, base, source)  # doctest: +SKIP
     """
 
     network: AnyNetwork
@@ -52,14 +56,18 @@ class Contrast:
             object.__setattr__(self, side, prompts_of(getattr(self, side)))
 
     @classmethod
-    def of_batches(cls, network: AnyNetwork, base: Mapping[str, Any], source: Mapping[str, Any]) -> "Contrast":
+    def of_batches(
+        cls, network: AnyNetwork, base: Mapping[str, Any], source: Mapping[str, Any]
+    ) -> "Contrast":
         """Two batches of equal size, each with its own `answer`: the source's is the label.
 
         Raises ValueError for batches without an answer or of different sizes.
         """
         for name, batch in (("base", base), ("source", source)):
             if batch.get("answer") is None:
-                raise ValueError(f"The {name} has no `answer`; encode it with `answers=`, each prompt's own.")
+                raise ValueError(
+                    f"The {name} has no `answer`; encode it with `answers=`, each prompt's own."
+                )
         own, label = base["answer"], source["answer"]
         if not len(own):
             raise ValueError("There is no pair: the batches have no rows.")
@@ -90,11 +98,16 @@ class Contrast:
         """
         if isinstance(pairs, Pairs):
             if not isinstance(network, Network):
-                raise ValueError(f"Pairs are encoded by a LanguageModel or a Classifier; {type(network).__name__} is neither.")
+                raise ValueError(
+                    "Pairs are encoded by a LanguageModel or a Classifier; "
+                    f"{type(network).__name__} is neither."
+                )
             pairs = EncodedPairs(pairs.split(split), pairs.variables, network)
         known = list(pairs.variables)
         if variable is None and len(known) > 1:
-            raise ValueError(f"The pairs are of the variables {known}; say whose source is to be patched in.")
+            raise ValueError(
+                f"The pairs are of the variables {known}; say whose source is to be patched in."
+            )
         variable = variable or known[0]
         if variable not in known:
             raise ValueError(f"The pairs are of the variables {known}, not {variable!r}.")
@@ -128,12 +141,16 @@ class Contrast:
         that do not give the label by themselves.
         """
         if self.own is None:
-            raise ValueError("Denoising needs each base's own answer (`base_answer`): it is what the sources are moved towards.")
+            raise ValueError(
+                "Denoising needs each base's own answer (`base_answer`): it is what the sources "
+                "are moved towards."
+            )
         if self.interchanged:
             wrong = len(self) - self._n_right()
             if wrong:
                 raise ValueError(
-                    f"Denoising: {wrong} of {len(self)} sources do not give the label by themselves, "
+                    f"Denoising: {wrong} of {len(self)} sources do not give the label by "
+                    "themselves, "
                     "so that bases cannot restore it. Take sources that are the base but for what "
                     "tells the answers apart (one of the task's counterfactuals, as "
                     "data.pairs=s2_io_flip of IOI), or direction='noising'."
@@ -172,7 +189,9 @@ class Contrast:
 
 
 Contrasted = Pairs | EncodedPairs | Contrast
-"""What a map is made of. Of pairs it is the changing ones of validation, which interchange their one variable."""
+"""What a map is made of. Of pairs it is the changing ones of validation, which interchange their
+one variable.
+"""
 
 
 def contrast_of(

@@ -14,7 +14,15 @@ from iit.intervened.batch import Batch, prepare
 from iit.intervention import AdditionIntervention
 from iit.intervention.precision import widened
 from iit.network.answering import IGNORED
-from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, contrast_of, module_of, prompts_of, taken
+from iit.patching.contrast import (
+    AnyNetwork,
+    Contrast,
+    Contrasted,
+    contrast_of,
+    module_of,
+    prompts_of,
+    taken,
+)
 from iit.patching.running import CellGroup, CellRows, Edited
 from iit.site import Site, resolve
 
@@ -26,7 +34,8 @@ EMBEDDING = Site("embedding_output")
 class Corruption:
     """One draw of noise on the subject of each prompt.
 
-    model: the network under the noise alone, an edit called "noise". values: Tensor[prompt, position, width], 0 beside the subject.
+    model: the network under the noise alone, an edit called "noise". values: Tensor[prompt,
+        position, width], 0 beside the subject.
     numbers: the tokens of each prompt → its number.
     """
 
@@ -35,7 +44,9 @@ class Corruption:
     numbers: Mapping[tuple[int, ...], int]
 
     def source(self, prompts: Tensor, lengths: Tensor) -> Activations:
-        """What the edit "noise" adds to prompts of these numbers and lengths, LongTensor[batch] each."""
+        """What the edit "noise" adds to prompts of these numbers and lengths, LongTensor[batch]
+        each.
+        """
         values = self.values[prompts][:, : int(lengths.max())]
         return Activations({EMBEDDING: values}, {EMBEDDING: lengths})
 
@@ -59,7 +70,8 @@ class Corruption:
 
 
 def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> Contrast:
-    """Distinct prompts, right-padded, as bases and as sources; the label is their own answer, `own` another one where it is known.
+    """Distinct prompts, right-padded, as bases and as sources; the label is their own answer, `own`
+    another one where it is known.
 
     Raises ValueError for inputs that are not tokens, and prompts without an answer of their own or
     with one of several tokens.
@@ -74,13 +86,19 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
         rows = torch.arange(0 if answer is None else len(answer))
     if answer is None:
         raise ValueError(
-            "Tracing asks for each prompt's own answer: encode with `answers=`, or give pairs that know `base_answer`."
+            "Tracing asks for each prompt's own answer: encode with `answers=`, or give pairs "
+            "that know `base_answer`."
         )
     if answer.shape[1] > 1:
-        raise ValueError("Tracing restores a prompt's tokens, not those of an answer that follow: give answers of one token.")
+        raise ValueError(
+            "Tracing restores a prompt's tokens, not those of an answer that follow: give "
+            "answers of one token."
+        )
     batch = prepare(module_of(network), base)
     if batch.lengths is None or "input_ids" not in batch.kwargs:
-        raise ValueError("Tracing corrupts the embeddings of tokens: the inputs have no `input_ids`.")
+        raise ValueError(
+            "Tracing corrupts the embeddings of tokens: the inputs have no `input_ids`."
+        )
     ids = batch.kwargs["input_ids"].cpu()
     clean = {
         "input_ids": ids,
@@ -93,7 +111,8 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
 
 
 def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: int) -> Corruption:
-    """h + scale·ε at the subject, ε ~ N(0, 1), which depends on the seed, the draw and the prompt's tokens alone.
+    """h + scale·ε at the subject, ε ~ N(0, 1), which depends on the seed, the draw and the prompt's
+    tokens alone.
 
     subject: LongTensor[prompt, position], −100 padded.
     """
@@ -115,7 +134,8 @@ def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: 
 
 
 def subject_deviation(clean: Contrast, subject: Tensor) -> float:
-    """σ: the standard deviation of all entries of the embeddings that the network gives the subjects' tokens.
+    """σ: the standard deviation of all entries of the embeddings that the network gives the
+    subjects' tokens.
 
     Some networks scale the weights of their embeddings; what counts is what comes out.
 

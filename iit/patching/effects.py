@@ -17,8 +17,10 @@ class Effects:
     """What editing each cell gives, pair by pair.
 
     cells: in order. values: metric → float[cell, pair]; NaN where a pair has none.
-    unedited, source: metric → float[pair], of the runs without an edit. clusters: int[pair], which pairs share a base.
-    method: what was done, as rows call it. controls: what rows call the runs without an edit, the unedited one and the source's.
+    unedited, source: metric → float[pair], of the runs without an edit. clusters: int[pair], which
+        pairs share a base.
+    method: what was done, as rows call it. controls: what rows call the runs without an edit, the
+        unedited one and the source's.
     labels: position → an example of its token, for axes.
     """
 
@@ -35,10 +37,12 @@ class Effects:
         return len(self.cells)
 
     def of(self, metric: str) -> np.ndarray:
-        """float[cell, pair]. A `normalised_` metric is (edited − unedited) / (mean of the source's − mean of the unedited).
+        """float[cell, pair]. A `normalised_` metric is (edited − unedited) / (mean of the source's
+        − mean of the unedited).
 
-        It is 0 where an edit does nothing and 1, on average, where it does all that the source does. Raises ValueError for a metric
-        that was not measured, and where source and base do not differ.
+        It is 0 where an edit does nothing and 1, on average, where it does all that the source
+        does. Raises ValueError for a metric that was not measured, and where source and base do not
+        differ.
         """
         if metric not in self.values:
             raise ValueError(f"{metric!r} was not measured; there are {list(self.values)}.")
@@ -47,7 +51,10 @@ class Effects:
         before, after = self.unedited[metric], self.source[metric]
         whole = np.nanmean(after) - np.nanmean(before)
         if abs(whole) < 1e-9:
-            raise ValueError(f"{metric} has no scale: bases and sources have the same mean, {np.nanmean(before):g}.")
+            raise ValueError(
+                f"{metric} has no scale: bases and sources have the same mean, "
+                f"{np.nanmean(before):g}."
+            )
         return (self.values[metric] - before) / whole
 
     def interval(self, cell: int, metric: str) -> Interval:
@@ -57,8 +64,12 @@ class Effects:
     def _interval(self, metric: str, values: np.ndarray) -> Interval:
         known = ~np.isnan(values)
         if not known.any():
-            raise ValueError(f"No pair has a value of {metric}: the logit difference, for one, needs each base's own answer.")
-        # A function of one's own that gives nothing but 0 and 1 counts as a share, whose interval stays inside, also where all are alike.
+            raise ValueError(
+                f"No pair has a value of {metric}: the logit difference, for one, needs each "
+                "base's own answer."
+            )
+        # A function of one's own that gives nothing but 0 and 1 counts as a share, whose interval
+        # stays inside, also where all are alike.
         own = metric.removeprefix(NORMALISED) not in METRICS
         bounded = bool(np.isin(values[known], (0.0, 1.0)).all()) if own else metric in SHARES
         return clustered_interval(values[known], self.clusters[known], bounded=bounded)
@@ -68,12 +79,16 @@ class Effects:
         return np.nanmean(self.of(metric), 1)
 
     def baseline(self, metric: str) -> float:
-        """The mean where an edit does nothing: 0 of a normalised metric, else that of the unedited runs. Raises ValueError as `of` does."""
+        """The mean where an edit does nothing: 0 of a normalised metric, else that of the unedited
+        runs. Raises ValueError as `of` does.
+        """
         self.of(metric)
         return 0.0 if metric.startswith(NORMALISED) else float(np.nanmean(self.unedited[metric]))
 
     def table(self) -> list[dict[str, Any]]:
-        """A line for each cell and metric: component, layer, head, position, unit, method, metric, value, low, high, n."""
+        """A line for each cell and metric: component, layer, head, position, unit, method, metric,
+        value, low, high, n.
+        """
         lines = []
         for metric in self.values:
             for cell, values in zip(self.cells, self.of(metric), strict=True):
@@ -82,9 +97,11 @@ class Effects:
         return lines
 
     def rows(self, **facts: Any) -> list[Row]:
-        """As rows of `metrics.json`, on changing pairs; those of runs without an edit are `controls`.
+        """As rows of `metrics.json`, on changing pairs; those of runs without an edit are
+        `controls`.
 
-        facts: experiment, network, task, variable, split, seed. A unit stands in the method: `Vanilla[12]`.
+        facts: experiment, network, task, variable, split, seed. A unit stands in the method:
+            `Vanilla[12]`.
         """
         known = {"variable": None, "seed": None, "rank": None, "subset": "changing"} | facts
         rows = []
@@ -92,7 +109,9 @@ class Effects:
             for metric, values in run.items():
                 if metric.startswith(NORMALISED):
                     continue
-                line: dict[str, Any] = dict.fromkeys(("component", "layer", "head", "position", "method"))
+                line: dict[str, Any] = dict.fromkeys(
+                    ("component", "layer", "head", "position", "method")
+                )
                 line |= self._interval(metric, values)._asdict()
                 rows.append(Row(**known, **line, control=control, metric=metric))
         for line in self.table():

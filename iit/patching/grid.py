@@ -61,7 +61,9 @@ def grid(
         if isinstance(heads, str) and heads != "all":
             raise ValueError(f'heads={heads!r} is neither numbers, "all", nor None.')
         if isinstance(positions, str | int):
-            raise ValueError(f"positions={positions!r}: give several, each by itself, as [{positions!r}].")
+            raise ValueError(
+                f"positions={positions!r}: give several, each by itself, as [{positions!r}]."
+            )
         layers = range(n_blocks(contrast.module)) if layers is None else layers
         positions = common_positions(contrast) if positions is None else positions
         units = (None,) if units is None else units
@@ -74,7 +76,9 @@ def grid(
                 cells.append(Cell(site, unit))
     found = [Cell(cell) if isinstance(cell, Site) else cell for cell in cells]
     if not found:
-        raise ValueError("There is no cell: components, layers, heads, positions and units leave none.")
+        raise ValueError(
+            "There is no cell: components, layers, heads, positions and units leave none."
+        )
     return found
 
 

@@ -32,7 +32,8 @@ def logit_lens(
     layers: Sequence[int] | None = None,
     position: Position = "last",
 ) -> Float[Tensor, "layer batch position vocab"]:
-    """logits_ℓ = head(norm(block_output_ℓ)), by the network's own code behind its last block (nostalgebraist, 2020; arXiv 2303.08112).
+    """logits_ℓ = head(norm(block_output_ℓ)), by the network's own code behind its last block
+    (nostalgebraist, 2020; arXiv 2303.08112).
 
     One forward for all layers. At the last layer these are the network's own logits. Entries of
     absent positions are zero.
@@ -54,8 +55,8 @@ def logit_lens(
         streams[layer] = place.read(activation)
         if layer < top:
             return None
-        # What comes behind the last block acts on each column by itself: all layers pass through it,
-        # in rows as long as the prompts.
+        # What comes behind the last block acts on each column by itself: all layers pass through
+        # it, in rows as long as the prompts.
         rows = torch.stack([streams[each] for each in layers]).flatten(0, 2)
         missing = -len(rows) % activation.shape[1]
         return pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, activation.shape[1]))
@@ -85,7 +86,8 @@ def lens_map(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """The metrics of the logit lens at each layer × position of the bases, as a map whose cells are `block_output`s.
+    """The metrics of the logit lens at each layer × position of the bases, as a map whose cells are
+    `block_output`s.
 
     The lens at (ℓ, p) is a run whose last block's output at the answer is replaced by the base's
     own block_output_ℓ at p; so the label is that of the pair, and in a map of the last position it

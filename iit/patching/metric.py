@@ -19,7 +19,8 @@ class Answers(NamedTuple):
     """What a metric may hold the logits against.
 
     label, own: LongTensor[batch, n_answer], −100 padded; own is None where it is not known.
-    unedited: the base's logits without an edit, Tensor[batch, n_answer, vocab]; None for metrics that do not ask (`LIGHT`).
+    unedited: the base's logits without an edit, Tensor[batch, n_answer, vocab]; None for metrics
+        that do not ask (`LIGHT`).
     """
 
     label: Int[Tensor, "batch n_answer"]
@@ -48,7 +49,13 @@ def difference(logits: Tensor, answers: Answers) -> Tensor:
 def probability(logits: Tensor, answers: Answers) -> Tensor:
     """P(label): the product over its tokens; of several right answers the sum."""
     label = answers.label if answers.label.ndim == 3 else answers.label.unsqueeze(-1)
-    each = widened(logits).softmax(-1).gather(-1, label.clamp(min=0)).masked_fill(label == IGNORED, 0).sum(-1)
+    each = (
+        widened(logits)
+        .softmax(-1)
+        .gather(-1, label.clamp(min=0))
+        .masked_fill(label == IGNORED, 0)
+        .sum(-1)
+    )
     return torch.where((label == IGNORED).all(-1), 1.0, each).prod(1)
 
 
@@ -61,7 +68,12 @@ def kl(logits: Tensor, answers: Answers) -> Tensor:
     return (each * real).sum(1) / real.sum(1)
 
 
-METRICS: dict[str, Metric] = {"iia": iia, "logit_difference": difference, "probability": probability, "kl": kl}
+METRICS: dict[str, Metric] = {
+    "iia": iia,
+    "logit_difference": difference,
+    "probability": probability,
+    "kl": kl,
+}
 
 SHARES = ("iia", "probability")
 """Those that lie between 0 and 1."""
@@ -94,14 +106,17 @@ def metrics_of(metric: Metrics) -> dict[str, Metric]:
     return metrics
 
 
-def measured(metrics: Mapping[str, Metric], logits: Tensor, answers: Answers) -> dict[str, np.ndarray]:
+def measured(
+    metrics: Mapping[str, Metric], logits: Tensor, answers: Answers
+) -> dict[str, np.ndarray]:
     """{metric: float[row]} of logits. Raises ValueError for a metric of another shape."""
     figures = {}
     for name, metric in metrics.items():
         values = torch.as_tensor(metric(logits, answers))
         if values.shape != (len(logits),):
             raise ValueError(
-                f"The metric {name!r} gave shape {tuple(values.shape)}; expected one value for each of {len(logits)} rows."
+                f"The metric {name!r} gave shape {tuple(values.shape)}; expected one value for "
+                f"each of {len(logits)} rows."
             )
         figures[name] = widened(values.cpu()).numpy()
     return figures

@@ -22,7 +22,8 @@ def patch(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """Activation patching of every component × layer × head × position × unit (arXiv 2202.05262, 2309.16042).
+    """Activation patching of every component × layer × head × position × unit (arXiv 2202.05262,
+    2309.16042).
 
     pairs: a `Contrast`; of pairs the changing ones of validation, of their one variable.
     direction: "noising" runs the base with the source's activations, "denoising" the source with

@@ -27,7 +27,9 @@ SENDERS = {"components": "attention_value_output", "heads": "all", "positions": 
 # When each component is computed inside its block.
 _ORDER = {
     **dict.fromkeys(("embedding_output", "block_input"), 0),
-    **dict.fromkeys(("attention_input", "query_output", "key_output", "value_output", "attention_weight"), 1),
+    **dict.fromkeys(
+        ("attention_input", "query_output", "key_output", "value_output", "attention_weight"), 1
+    ),
     **dict.fromkeys(("attention_value_output", "attention_output", "attention_write"), 2),
     **dict.fromkeys(("mlp_input", "router_output"), 3),
     **dict.fromkeys(("mlp_activation", "mlp_output", "mlp_write"), 4),
@@ -48,7 +50,8 @@ def path_patch(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """The effect of each sender on the answer by way of the receivers alone (arXiv 2211.00593, 2304.05969).
+    """The effect of each sender on the answer by way of the receivers alone (arXiv 2211.00593,
+    2304.05969).
 
     Two runs, one after the other, nothing linearised. In the first the sender has the source's
     activation, and the writes of all later sublayers have the base's, so that the receivers see the
@@ -67,15 +70,18 @@ def path_patch(
         those that lie before no receiver are left out.
     The others: as `patch` takes them.
 
-    Raises ValueError for a sublayer that is neither, senders that lie before no receiver, sites that
-    are no components, and answers of several tokens.
+    Raises ValueError for a sublayer that is neither, senders that lie before no receiver, sites
+    that are no components, and answers of several tokens.
     """
     for name in through:
         if name not in SUBLAYERS:
             raise ValueError(f"through={name!r} is none of {', '.join(SUBLAYERS)}.")
     contrast = contrast_of(network, pairs, direction)
     if contrast.label.shape[1] > 1:
-        raise ValueError("Path patching holds the prompts' activations at the base's; answers of several tokens are not prompts.")
+        raise ValueError(
+            "Path patching holds the prompts' activations at the base's; answers of several "
+            "tokens are not prompts."
+        )
     receivers = (receivers,) if isinstance(receivers, Site) else tuple(receivers)
     for name, default in SENDERS.items():
         where.setdefault(name, default)
@@ -122,7 +128,9 @@ class _Paths:
             keeper = LambdaIntervention(partial(_keep, seen, site))
             edits[f"seen at {site}"] = Edit(site, keeper)
         first = IntervenedModel(group.contrast.network, edits)
-        received: dict[Any, Edit] = {site: Edit(site, VanillaIntervention()) for site in self.receivers}
+        received: dict[Any, Edit] = {
+            site: Edit(site, VanillaIntervention()) for site in self.receivers
+        }
         second = IntervenedModel(group.contrast.network, received)
 
         def logits(rows: CellRows) -> Tensor:
@@ -155,9 +163,13 @@ class _Paths:
 
 
 def _when(site: Site) -> tuple[float | int, int]:
-    """Sites in the order in which a run computes them; those of one rank do not reach each other."""
+    """Sites in the order in which a run computes them; those of one rank do not reach each
+    other.
+    """
     if site.component is None:
-        raise ValueError(f"{site} is no component: it does not say before or behind which others it is computed.")
+        raise ValueError(
+            f"{site} is no component: it does not say before or behind which others it is computed."
+        )
     layer = site.layer
     if layer is None:
         layer = -1 if site.component == "embedding_output" else torch.inf

@@ -47,7 +47,8 @@ class Replacement:
         return Edited(model, logits)
 
     def of(self, group: CellGroup, rows: CellRows) -> Mapping[Any, Any]:
-        """What replaces the cell of each row: activations at the group's site, or a batch to be run.
+        """What replaces the cell of each row: activations at the group's site, or a batch to be
+        run.
 
         Raises ValueError for a unit the component lacks.
         """
@@ -70,14 +71,18 @@ class Replacement:
 
 
 def _by_batch(cell: Cell) -> bool:
-    """Whether its source is run batch by batch: a module may have positions of its own, and attention
+    """Whether its source is run batch by batch: a module may have positions of its own, and
+    attention
     weights are as wide as their batch is long."""
     return cell.unit is None and cell.site.component in (None, "attention_weight")
 
 
 def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activations:
-    """{the group's site: Tensor[row, position, width]}: the activation of each row's cell and pair."""
-    stacked = torch.stack(padded([values[site] for site in group.sites]))  # [cell, pair, position, width]
+    """{the group's site: Tensor[row, position, width]}: the activation of each row's cell and
+    pair.
+    """
+    # [cell, pair, position, width]
+    stacked = torch.stack(padded([values[site] for site in group.sites]))
     of_rows = stacked[rows.cell, rows.pair]
     counts = [n for site in group.sites if (n := values.counts[site]) is not None]
     if not counts:
@@ -86,14 +91,18 @@ def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activatio
     return Activations({group.site: of_rows[:, : int(n.max())]}, {group.site: n})
 
 
-def _one_unit(own: Activations, theirs: Activations, group: CellGroup, rows: CellRows) -> Activations:
+def _one_unit(
+    own: Activations, theirs: Activations, group: CellGroup, rows: CellRows
+) -> Activations:
     """The base's activations with, in each row, one unit of the others."""
     site = group.site
     width = own[site].shape[-1]
     units = torch.tensor([cell.unit for cell in group.cells])
     low, high = int(units.min()), int(units.max())
     if low < 0 or high >= width:
-        raise ValueError(f"units reach from {low} to {high}; {site.component} has units 0 to {width - 1}.")
+        raise ValueError(
+            f"units reach from {low} to {high}; {site.component} has units 0 to {width - 1}."
+        )
     if own[site].shape != theirs[site].shape:
         raise ValueError(f"{site}: base and source have other numbers of positions there.")
     row = torch.arange(len(units[rows.cell]))

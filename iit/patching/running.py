@@ -1,4 +1,6 @@
-"""Running a map: rows are (cell, pair), and cells that differ in position or unit only are one batch."""
+"""Running a map: rows are (cell, pair), and cells that differ in position or unit only are one
+batch.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +45,8 @@ class CellRows:
 @final
 @dataclass(frozen=True, eq=False)
 class CellGroup:
-    """Cells that differ in position only, or in position and unit: they share an intervened network.
+    """Cells that differ in position only, or in position and unit: they share an intervened
+    network.
 
     site: that of all cells, at the role `CELL` unless it is all positions.
     """
@@ -85,7 +88,8 @@ class CellGroup:
         return CellRows(cell, pair, base)
 
     def batches(self, model: IntervenedModel, size: int) -> Iterator[CellRows]:
-        """All rows, in batches of rows that cost alike, each of about the positions that `size` rows
+        """All rows, in batches of rows that cost alike, each of about the positions that `size`
+        rows
         of the longest have."""
         every = torch.arange(len(self.cells) * len(self.contrast))
         costs = model.n_columns(self.rows(every).base)
@@ -129,7 +133,9 @@ def effects_of(
     batch_size: int,
     progress: bool,
 ) -> Effects:
-    """Each cell edited, one at a time, on every pair. The last three: as `cell_values` takes them."""
+    """Each cell edited, one at a time, on every pair. The last three: as `cell_values` takes
+    them.
+    """
     metrics = metrics_of(metric)
     before, logits = unedited(contrast, contrast.base, metrics)
     after, _ = unedited(contrast, contrast.source, metrics, logits)

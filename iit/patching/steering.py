@@ -1,4 +1,6 @@
-"""Steering: a direction or a trained edit turned up during generation, its effect beside what it costs in fluency."""
+"""Steering: a direction or a trained edit turned up during generation, its effect beside what it
+costs in fluency.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +30,10 @@ LOSS = "negative_log_likelihood"
 class Steered:
     """Generations under each method × strength, prompt by prompt.
 
-    points: (method, strength) in order; the first is (`NOTHING`, 0). values: metric → float[point, prompt].
-    prompts: the prompts. texts: of each point what was generated for each prompt (of several edits under one name, the first's).
+    points: (method, strength) in order; the first is (`NOTHING`, 0). values: metric → float[point,
+        prompt].
+    prompts: the prompts. texts: of each point what was generated for each prompt (of several edits
+        under one name, the first's).
     """
 
     points: tuple[tuple[str, float], ...]
@@ -38,7 +42,9 @@ class Steered:
     texts: tuple[tuple[str, ...], ...]
 
     def interval(self, point: int, metric: str) -> Interval:
-        """Mean over prompts with its 95% interval; of "perplexity" the exponential of those of "negative_log_likelihood"."""
+        """Mean over prompts with its 95% interval; of "perplexity" the exponential of those of
+        "negative_log_likelihood".
+        """
         if metric == "perplexity":
             value, low, high, n = self.interval(point, LOSS)
             return Interval(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)), n)
@@ -61,11 +67,21 @@ class Steered:
         return lines
 
     def rows(self, site: Site, **facts: Any) -> list[Row]:
-        """As rows of `metrics.json`: the strength stands in the method (`difference_of_means, strength 2`)."""
-        known = {"variable": None, "seed": None, "rank": None, "task": None, "subset": "all"} | facts
+        """As rows of `metrics.json`: the strength stands in the method (`difference_of_means,
+        strength 2`).
+        """
+        known = {
+            "variable": None,
+            "seed": None,
+            "rank": None,
+            "task": None,
+            "subset": "all",
+        } | facts
         rows = []
         for line in self.table():
-            place = {name: getattr(site, name) for name in ("component", "layer", "head", "position")}
+            place = {
+                name: getattr(site, name) for name in ("component", "layer", "head", "position")
+            }
             method, strength = line.pop("method"), line.pop("strength")
             if method == NOTHING:
                 place = dict.fromkeys(place)
@@ -88,9 +104,11 @@ class Steered:
         return lines
 
     def chosen(self, effect: str, max_ratio: float | int) -> dict[str, float]:
-        """Of each method the strength of largest effect whose perplexity is at most `max_ratio` times that without an edit.
+        """Of each method the strength of largest effect whose perplexity is at most `max_ratio`
+        times that without an edit.
 
-        Of equal effects the smallest strength; methods none of whose strengths are that fluent are left out.
+        Of equal effects the smallest strength; methods none of whose strengths are that fluent are
+        left out.
         """
         bound = max_ratio * self.interval(0, "perplexity").value
         best: dict[str, tuple[float, float]] = {}
@@ -115,24 +133,31 @@ def steer(
     batch_size: int = 32,
     **options: Any,
 ) -> Steered:
-    """Generate under each method at each strength: h' = h + strength · (f(h) − h) (arXiv 2308.10248, 2312.06681, 2404.03592).
+    """Generate under each method at each strength: h' = h + strength · (f(h) − h) (arXiv
+    2308.10248, 2312.06681, 2404.03592).
 
-    methods: name → f, an intervention without a source: `AdditionIntervention(direction)`, a trained `LoReFTIntervention`. Of several
-        under one name (random directions, say) the figures are averaged, prompt by prompt.
+    methods: name → f, an intervention without a source: `AdditionIntervention(direction)`, a
+        trained `LoReFTIntervention`. Of several under one name (random directions, say) the figures
+        are averaged, prompt by prompt.
     strengths: of all methods, or of each. 0 changes nothing; 1 is the intervention itself.
     effects: name → what is read of the generated texts, as `contains` gives it.
     scope, options: as `IntervenedModel.generate` takes them; greedy by default.
 
-    Beside the effects, for every generation: "negative_log_likelihood", −log p a token in nats under the network without an edit, given
-    the prompt (from which the perplexity comes); and "distinct", the share of its pairs of neighbouring tokens that do not repeat
-    an earlier pair: loops, too, have a low perplexity.
+    Beside the effects, for every generation: "negative_log_likelihood", −log p a token in nats
+    under the network without an edit, given the prompt (from which the perplexity comes); and
+    "distinct", the share of its pairs of neighbouring tokens that do not repeat an earlier pair:
+    loops, too, have a low perplexity.
 
-    Raises ValueError for an intervention that reads a source, a name twice, and no prompt or strength.
+    Raises ValueError for an intervention that reads a source, a name twice, and no prompt or
+    strength.
     """
     if not prompts or not methods or not strengths:
         raise ValueError("Steering needs at least one prompt, one method and one strength.")
     if NOTHING in methods or {LOSS, "distinct", "perplexity"} & set(effects):
-        raise ValueError(f"{NOTHING!r} and the figures of fluency have their names: call methods and effects otherwise.")
+        raise ValueError(
+            f"{NOTHING!r} and the figures of fluency have their names: call methods and effects "
+            "otherwise."
+        )
     if not isinstance(strengths, Mapping):
         strengths = dict.fromkeys(methods, strengths)
     for name in strengths:
@@ -143,7 +168,10 @@ def steer(
     for name, method in methods.items():
         interventions = [method] if isinstance(method, Intervention) else method
         if any(each.needs_source for each in interventions):
-            raise ValueError(f"{name!r} reads a source: steering takes interventions without one, such as AdditionIntervention.")
+            raise ValueError(
+                f"{name!r} reads a source: steering takes interventions without one, such as "
+                "AdditionIntervention."
+            )
         for strength in strengths.get(name, ()):
             points.append((name, float(strength)))
             edits.append([{site: scaled(each, float(strength))} for each in interventions])
@@ -158,7 +186,8 @@ def steer(
                 column = np.asarray(effect(generated), dtype=float)
                 if column.shape != (len(prompts),):
                     raise ValueError(
-                        f"The effect {name!r} gave shape {column.shape}; expected one value for each of {len(prompts)} texts."
+                        f"The effect {name!r} gave shape {column.shape}; expected one value for "
+                        f"each of {len(prompts)} texts."
                     )
                 figures[name] = column
             runs.append((generated, figures))
@@ -194,10 +223,11 @@ def contains(words: Sequence[str]) -> Effect:
 def difference_of_means(
     network: Network | nn.Module, towards: Mapping[str, Any], away: Mapping[str, Any], site: Site
 ) -> Float[Tensor, " width"]:
-    """mean of h over `towards` − mean of h over `away`, at every token that the site names (arXiv 2308.10248, 2312.06681).
+    """mean of h over `towards` − mean of h over `away`, at every token that the site names (arXiv
+    2308.10248, 2312.06681).
 
-    towards, away: batches as `encode` gives them. Of a site at all positions each prompt's first token, on which networks keep
-    activations far larger than elsewhere, is left out.
+    towards, away: batches as `encode` gives them. Of a site at all positions each prompt's first
+    token, on which networks keep activations far larger than elsewhere, is left out.
 
     Raises ValueError where no token is left.
     """
@@ -211,18 +241,26 @@ def difference_of_means(
         if n is not None:
             real = real & (columns < n.unsqueeze(1))
         if not bool(real.any()):
-            raise ValueError("The prompts have no token beside their first: there is no mean to take.")
+            raise ValueError(
+                "The prompts have no token beside their first: there is no mean to take."
+            )
         means.append(activation[real].mean(0))
     return means[0] - means[1]
 
 
-def frame_direction(intervention: Intervention, along: Float[Tensor, " width"]) -> Float[Tensor, " width"]:
-    """The direction of a trained frame Q that points along a vector, as long as it: ‖v‖ · QQᵀv / ‖QQᵀv‖; of rank 1, ±Q.
+def frame_direction(
+    intervention: Intervention, along: Float[Tensor, " width"]
+) -> Float[Tensor, " width"]:
+    """The direction of a trained frame Q that points along a vector, as long as it: ‖v‖ · QQᵀv /
+    ‖QQᵀv‖; of rank 1, ±Q.
 
-    Raises ValueError for an intervention without a frame, and a vector of which the frame holds nothing.
+    Raises ValueError for an intervention without a frame, and a vector of which the frame holds
+    nothing.
     """
     if not isinstance(intervention.basis, Frame):
-        raise ValueError(f"{intervention} has no trained frame; take a LowRankRotatedSpaceIntervention.")
+        raise ValueError(
+            f"{intervention} has no trained frame; take a LowRankRotatedSpaceIntervention."
+        )
     frame = intervention.basis.vectors().detach()
     part = frame @ (frame.T @ along.to(frame))
     if float(part.norm()) < 1e-6 * float(along.norm()):
@@ -243,7 +281,9 @@ def _generated(
     batch_size: int,
     options: Mapping[str, Any],
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """What is generated for each prompt, its −log p a token without an edit, and its share of distinct pairs."""
+    """What is generated for each prompt, its −log p a token without an edit, and its share of
+    distinct pairs.
+    """
     model = IntervenedModel(network, edit)
     plain = IntervenedModel(network, {})
     tokenizer: Any = network.tokenizer

@@ -17,7 +17,8 @@ class Patched(NamedTuple):
     """What patching one site does to the pairs, in their order.
 
     right: bool[n], whether the label is the argmax at every answer token.
-    difference: float[n], logit of the label − logit of the base's own answer; NaN where that is not known.
+    difference: float[n], logit of the label − logit of the base's own answer; NaN where that is not
+        known.
     """
 
     right: np.ndarray
@@ -34,11 +35,13 @@ def patched(
     batch_size: int = 64,
     progress: bool = False,
 ) -> dict[Site, Patched]:
-    """Swap the whole vector of each site from source to base, one site at a time, on every pair, changing or not.
+    """Swap the whole vector of each site from source to base, one site at a time, on every pair,
+    changing or not.
 
     variable: whose source is read; needed where the pairs are of several.
 
-    Raises ValueError for a site the network lacks, a position a prompt lacks, and a variable the pairs do not have.
+    Raises ValueError for a site the network lacks, a position a prompt lacks, and a variable the
+    pairs do not have.
     """
     contrast = Contrast.of(network, pairs, variable=variable, every=True)
     effects = patch(

@@ -1,4 +1,6 @@
-"""Causal tracing: the subject is corrupted, and states of the clean run are put back to see which of them restore the answer."""
+"""Causal tracing: the subject is corrupted, and states of the clean run are put back to see which
+of them restore the answer.
+"""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -24,7 +26,9 @@ from iit.site import Site
 log = logging.getLogger(__name__)
 
 SPANS = ("subject_first", "subject_middle", "subject_last", "after_subject", "further", "last")
-"""The kinds of tokens from the subject on, as the paper has them. A subject's only token is `subject_last`; a prompt's last one `last`."""
+"""The kinds of tokens from the subject on, as the paper has them. A subject's only token is
+`subject_last`; a prompt's last one `last`.
+"""
 TOKEN = "token"
 """The role of the one token that a row restores."""
 
@@ -43,26 +47,27 @@ def trace(
     batch_size: int = 64,
     **where: Any,
 ) -> Effects:
-    """Causal tracing (ROME, arXiv 2202.05262): what restoring each cell does to runs whose subject is corrupted, mean over draws of noise.
+    """Causal tracing (ROME, arXiv 2202.05262): what restoring each cell does to runs whose subject
+    is corrupted, mean over draws of noise.
 
     The embeddings of the subject's tokens become h + multiple·σ·ε, ε ~ N(0, 1), σ the standard
     deviation of the embeddings of all the prompts' subjects, as in the paper; in the same run the
     cell gets its value of the clean run. ε depends on the seed, the draw and the prompt's tokens
-    alone, so it is the same for all cells. In the result `source` is the clean run and `unedited` the
-    corrupted one: a `normalised_` metric is 0 where nothing is restored, and 1 where all is.
+    alone, so it is the same for all cells. In the result `source` is the clean run and `unedited`
+    the corrupted one: a `normalised_` metric is 0 where nothing is restored, and 1 where all is.
 
     prompts: a batch with `answer`; of pairs the distinct bases, each with its own answer.
     subject: the role that is corrupted.
     window: layers that are restored at once, the cell's in the middle; fewer at the ends.
     only: numbers of the prompts that are traced; all by default. σ is of all in any case.
     where: as `patch` takes it. Of the positions those of `SPANS`, the default, stand for several
-        tokens, each of which is restored by itself; the effects are averaged, NaN where a prompt has
-        none. positions="tokens": every index that all prompts have.
+        tokens, each of which is restored by itself; the effects are averaged, NaN where a prompt
+        has none. positions="tokens": every index that all prompts have.
     The others: as `patch` takes them.
 
-    Raises ValueError for prompts without an answer of their own, or one of several tokens, a subject
-    that a prompt lacks, numbers of prompts that do not exist, windows that have no middle or are
-    wider than the network, and sites the network lacks.
+    Raises ValueError for prompts without an answer of their own, or one of several tokens, a
+    subject that a prompt lacks, numbers of prompts that do not exist, windows that have no middle
+    or are wider than the network, and sites the network lacks.
     """
     if draws < 1:
         raise ValueError(f"There is nothing to do with {draws} draws of noise.")
@@ -159,7 +164,9 @@ class _SpanTokens:
         return cls(_rows(clean, prompt, base), prompt, np.array(names, dtype=str))
 
     def averaged(self, values: np.ndarray, span: Any, n: int) -> np.ndarray:
-        """float[prompt], the mean over a span's tokens; NaN where there is none. values: float[row]."""
+        """float[prompt], the mean over a span's tokens; NaN where there is none. values:
+        float[row].
+        """
         inside = self.span == span
         prompt = self.prompt.numpy()[inside]
         count = np.bincount(prompt, minlength=n)
@@ -170,7 +177,8 @@ class _SpanTokens:
 @final
 @dataclass(frozen=True, eq=False)
 class _Restored:
-    """Corrupted runs in which the cell, in all layers of its window, has its state of the clean run.
+    """Corrupted runs in which the cell, in all layers of its window, has its state of the clean
+    run.
 
     prompt: LongTensor[pair], which prompt each pair's is.
     states: {site: Tensor[prompt, position, width]}, of sites at all positions.
@@ -212,15 +220,22 @@ class _Restored:
 
 
 def _traced(
-    network: AnyNetwork, prompts: Contrasted | Mapping[str, Any], subject: str, only: Sequence[int] | None
+    network: AnyNetwork,
+    prompts: Contrasted | Mapping[str, Any],
+    subject: str,
+    only: Sequence[int] | None,
 ) -> tuple[Contrast, Tensor, float]:
-    """The prompts that are traced, with the roles `SPANS`; the columns of their subjects; and σ, of all prompts."""
+    """The prompts that are traced, with the roles `SPANS`; the columns of their subjects; and σ, of
+    all prompts.
+    """
     clean = questions(network, prompts)
     columns = _subject(clean, subject)
     deviation = subject_deviation(clean, columns)
     if only is not None:
         if not set(only) <= set(range(len(clean))):
-            raise ValueError(f"only={list(only)}: the prompts have the numbers 0 to {len(clean) - 1}.")
+            raise ValueError(
+                f"only={list(only)}: the prompts have the numbers 0 to {len(clean) - 1}."
+            )
         rows = torch.tensor(list(only))
         columns = columns[rows]
         clean = _rows(clean, rows, taken(clean.base, rows))
@@ -236,14 +251,21 @@ def _rows(clean: Contrast, rows: Tensor, base: Mapping[str, Any]) -> Contrast:
 
 
 def _subject(clean: Contrast, subject: str) -> Tensor:
-    """LongTensor[prompt, position]. Raises ValueError for a role that is not there, or absent in a prompt."""
+    """LongTensor[prompt, position]. Raises ValueError for a role that is not there, or absent in a
+    prompt.
+    """
     roles = clean.base["positions"]
     if subject not in roles:
         known = ", ".join(map(repr, roles)) or "none"
-        raise ValueError(f"The prompts have no role {subject!r} to corrupt; their roles are: {known}.")
+        raise ValueError(
+            f"The prompts have no role {subject!r} to corrupt; their roles are: {known}."
+        )
     absent = (roles[subject] == IGNORED).all(1)
     if bool(absent.any()):
-        raise ValueError(f"Role {subject!r}, which is to be corrupted, is absent in prompt {int(absent.nonzero()[0])}.")
+        raise ValueError(
+            f"Role {subject!r}, which is to be corrupted, is absent in prompt "
+            f"{int(absent.nonzero()[0])}."
+        )
     return roles[subject]
 
 
@@ -278,7 +300,10 @@ def _sites(clean: Contrast, where: dict[str, Any]) -> list[Site]:
     elif positions == "tokens":
         where["positions"] = common_positions(clean)
     elif isinstance(positions, str):
-        raise ValueError(f"positions={positions!r}: give a list of roles or token indices, or 'tokens' for each by itself.")
+        raise ValueError(
+            f"positions={positions!r}: give a list of roles or token indices, or 'tokens' for "
+            "each by itself."
+        )
     sites = whole_sites(grid(clean, **where))
     for site in sites:
         if site.position in absent:

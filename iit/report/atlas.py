@@ -14,7 +14,8 @@ PANELS: dict[str | None, str] = {"vanilla": "whole vector", None: "trained"}
 
 
 def atlas_cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A line for each place, of the whole vector and of what was trained: its validation IIA on changing pairs.
+    """A line for each place, of the whole vector and of what was trained: its validation IIA on
+    changing pairs.
 
     Of several ranks and seeds at a place the highest is taken.
     """
@@ -27,12 +28,15 @@ def atlas_cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for (layer, position), row in best.items():
             if layer is not None:
                 place = {"layer": layer, "position": position}
-                cells.append({"metric": "iia", "panel": panel, **place, "value": row.value, "n": row.n})
+                cells.append(
+                    {"metric": "iia", "panel": panel, **place, "value": row.value, "n": row.n}
+                )
     return cells
 
 
 def atlas_figure(rows: Sequence[Row]) -> Figure:
-    """Two heatmaps, layer × position: the whole vector's validation IIA on changing pairs, and the trained cells'.
+    """Two heatmaps, layer × position: the whole vector's validation IIA on changing pairs, and the
+    trained cells'.
 
     Cells that were not trained are hatched. Raises ValueError without validation rows.
     """
@@ -43,7 +47,8 @@ def atlas_figure(rows: Sequence[Row]) -> Figure:
 
 
 def atlas_tables(rows: Sequence[Row]) -> list[Table]:
-    """A line for each layer in which anything was trained: trained IIA, the whole vector's in brackets.
+    """A line for each layer in which anything was trained: trained IIA, the whole vector's in
+    brackets.
 
     None where each variable has figures of one layer and position alone.
     """
@@ -51,18 +56,27 @@ def atlas_tables(rows: Sequence[Row]) -> list[Table]:
     places = {(row.variable, row.layer, str(row.position)) for row in scores}
     if len(places) == len({variable for variable, _, _ in places}):
         return []
-    values = {(cell["panel"], cell["layer"], cell["position"]): cell["value"] for cell in atlas_cells(rows)}
+    values = {
+        (cell["panel"], cell["layer"], cell["position"]): cell["value"]
+        for cell in atlas_cells(rows)
+    }
     positions = list(dict.fromkeys(position for _, _, position in values))
     lines = []
     for layer in sorted({layer for panel, layer, _ in values if panel == "trained"}):
         line = [str(layer)]
         for position in positions:
-            whole, trained = (values.get((panel, layer, position), nan) for panel in PANELS.values())
+            whole, trained = (
+                values.get((panel, layer, position), nan) for panel in PANELS.values()
+            )
             line.append(f"{trained:.3f} ({whole:.3f})".replace("nan", "—"))
         lines.append(line)
-    title = f"Validation IIA on changing pairs (n = {scores[0].n}), by layer and position; the whole vector's in brackets:"
+    title = (
+        f"Validation IIA on changing pairs (n = {scores[0].n}), by layer and position; the "
+        "whole vector's in brackets:"
+    )
     caption = (
-        f"The highest of {len(scores)} figures is too high by chance, and no interval here makes up for that; "
+        f"The highest of {len(scores)} figures is too high by chance, and no interval here makes "
+        "up for that; "
         "the chosen cell's test figure is not."
     )
     return [Table(title, ["layer", *positions], lines, caption)]

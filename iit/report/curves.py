@@ -26,10 +26,12 @@ def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def training_curve(path: str | Path) -> Figure:
-    """Loss of each step and of validation, and validation IIA on all and on changing pairs, against optimizer steps.
+    """Loss of each step and of validation, and validation IIA on all and on changing pairs, against
+    optimizer steps.
 
-    Where they were logged, the IIA of the whole vector (dashed) and of a random subspace (dotted) is
-    there, too. A log without validation IIA gives the loss alone. Raises ValueError when the log holds no training loss.
+    Where they were logged, the IIA of the whole vector (dashed) and of a random subspace (dotted)
+    is there, too. A log without validation IIA gives the loss alone. Raises ValueError when the log
+    holds no training loss.
     """
     series = read_log(path)
     if "train/loss" not in series:
@@ -37,22 +39,44 @@ def training_curve(path: str | Path) -> Figure:
     scored = [line for line in _IIA if f"val/{line[0]}" in series]
     figure = Figure(figsize=(10, 3.2) if scored else (4, 3.2), layout="constrained")
     loss = figure.add_subplot(1, 2 if scored else 1, 1)
-    loss.plot(*zip(*series["train/loss"], strict=True), color=_BLUE, linewidth=1, label="training, each step")
+    loss.plot(
+        *zip(*series["train/loss"], strict=True),
+        color=_BLUE,
+        linewidth=1,
+        label="training, each step",
+    )
     if "val/loss" in series:
-        loss.plot(*zip(*series["val/loss"], strict=True), color=_ORANGE, marker="o", label="validation")
+        loss.plot(
+            *zip(*series["val/loss"], strict=True), color=_ORANGE, marker="o", label="validation"
+        )
     loss.set(xlabel="optimizer step", ylabel="loss (nats)")
     loss.set_ylim(bottom=0)
     loss.legend(frameon=False)
     if scored:
         accuracy = figure.add_subplot(1, 2, 2)
         for metric, label, colour, marker in scored:
-            accuracy.plot(*zip(*series[f"val/{metric}"], strict=True), color=colour, marker=marker, label=label)
+            accuracy.plot(
+                *zip(*series[f"val/{metric}"], strict=True),
+                color=colour,
+                marker=marker,
+                label=label,
+            )
             for control, what, style in _REFERENCES:
                 line = series.get(f"val/{control}/{metric}")
                 if line:
-                    accuracy.plot(*zip(*line, strict=True), color=colour, linestyle=style, label=f"{label}, {what}")
+                    accuracy.plot(
+                        *zip(*line, strict=True),
+                        color=colour,
+                        linestyle=style,
+                        label=f"{label}, {what}",
+                    )
         accuracy.set(xlabel="optimizer step", ylabel="validation IIA", ylim=(-0.02, 1.02))
-        figure.legend(*accuracy.get_legend_handles_labels(), frameon=False, loc="outside right center", fontsize="small")
+        figure.legend(
+            *accuracy.get_legend_handles_labels(),
+            frameon=False,
+            loc="outside right center",
+            fontsize="small",
+        )
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure

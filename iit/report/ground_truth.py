@@ -1,4 +1,6 @@
-"""Methods on networks whose true subspaces are known: accuracy, distance from the truth, verdict."""
+"""Methods on networks whose true subspaces are known: accuracy, distance from the truth,
+verdict.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle, zip_longest
@@ -15,7 +17,15 @@ DISTANCES = {
     "found_in_truth": "of what is found to the truth (°)",
     "projection_distance": "distance of projections",
 }
-HEADER = ("case", "method", "IIA, changing pairs", *DISTANCES.values(), "rank", "verdict", "fails, open")
+HEADER = (
+    "case",
+    "method",
+    "IIA, changing pairs",
+    *DISTANCES.values(),
+    "rank",
+    "verdict",
+    "fails, open",
+)
 REASONS = ("case", "method", "criterion", "outcome", "why")
 # Okabe and Ito's colours; methods have a marker each.
 COLOURS = {"pass": "#009E73", "open": "#E69F00", "fail": "#D55E00"}
@@ -25,7 +35,9 @@ NOWHERE = 1.2
 
 
 def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Row, dict[str, Row]]]:
-    """(case, method) → (test IIA over seeds on changing pairs, {metric: how far from the truth, if there is a truth})."""
+    """(case, method) → (test IIA over seeds on changing pairs, {metric: how far from the truth, if
+    there is a truth}).
+    """
     distances: dict[Any, dict[str, Row]] = {}
     for row in where(rows, control="truth"):
         distances.setdefault((row.network, row.method), {})[row.metric] = row
@@ -73,11 +85,15 @@ def ground_truth_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
 
 
 def _criteria(verdict: Mapping[str, Any], outcome: str) -> str:
-    return ", ".join(finding["criterion"] for finding in verdict["findings"] if finding["outcome"] == outcome)
+    return ", ".join(
+        finding["criterion"] for finding in verdict["findings"] if finding["outcome"] == outcome
+    )
 
 
 def _distance(distances: Mapping[str, Row], metric: str) -> str:
-    """A figure with its range, and what it is where natural activations vary and in what is read."""
+    """A figure with its range, and what it is where natural activations vary and in what is
+    read.
+    """
     row = distances.get(metric)
     if row is None:
         return "—"
@@ -90,9 +106,11 @@ def _distance(distances: Mapping[str, Row], metric: str) -> str:
 
 
 def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Figure:
-    """A panel for each case: test IIA against the distance from the truth; a marker for each method, coloured by the verdict.
+    """A panel for each case: test IIA against the distance from the truth; a marker for each
+    method, coloured by the verdict.
 
-    What has no distance (nothing is true, or the method has no linear subspace) stands at the right.
+    What has no distance (nothing is true, or the method has no linear subspace) stands at the
+    right.
     """
     found = pooled(rows)
     cases = list(dict.fromkeys(case for case, _ in found))
@@ -105,7 +123,10 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
         distance = distances.get("projection_distance")
         x = NOWHERE if distance is None else distance.value
         reach = [[iia.value - iia.low], [iia.high - iia.value]]
-        style = {"marker": markers[method], "color": COLOURS[verdicts[f"{case}/{method}"]["outcome"]]}
+        style = {
+            "marker": markers[method],
+            "color": COLOURS[verdicts[f"{case}/{method}"]["outcome"]],
+        }
         panels[cases.index(case)].errorbar(x, iia.value, reach, capsize=2, alpha=0.8, **style)
     for axes, case in zip_longest(panels, cases):
         if case is None:
@@ -118,7 +139,15 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
         axes.set_ylabel("test IIA, changing pairs")
     for axes in panels[-n_columns:]:
         axes.set_xlabel("distance of projections from the truth")
-    handles = [Line2D([], [], marker=marker, color="0.3", linestyle="", label=method) for method, marker in markers.items()]
-    handles += [Line2D([], [], marker="s", color=colour, linestyle="", label=outcome) for outcome, colour in COLOURS.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    handles = [
+        Line2D([], [], marker=marker, color="0.3", linestyle="", label=method)
+        for method, marker in markers.items()
+    ]
+    handles += [
+        Line2D([], [], marker="s", color=colour, linestyle="", label=outcome)
+        for outcome, colour in COLOURS.items()
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8
+    )
     return figure

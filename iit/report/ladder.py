@@ -27,9 +27,11 @@ def rungs(rows: Sequence[Row]) -> dict[str | None, str]:
 
 
 def ladder_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
-    """A line for each rung: IIA on changing pairs in the network, in the untrained one, and their difference.
+    """A line for each rung: IIA on changing pairs in the network, in the untrained one, and their
+    difference.
 
-    Only a ladder has several methods beside an untrained network on validation: other runs have no such table.
+    Only a ladder has several methods beside an untrained network on validation: other runs have no
+    such table.
     """
     rows = where(metrics.rows, subset="changing")
     names = rungs(where(rows, split="validation", control="untrained_network"))
@@ -44,16 +46,27 @@ def ladder_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
         for split in _STYLES:
             for control, metric, _ in _panels(rows):
                 (row,) = where(rows, method=method, split=split, control=control, metric=metric)
-                line.append(with_interval(row) if metric.endswith("_difference") else f"{row.value:.3f}")
+                line.append(
+                    with_interval(row) if metric.endswith("_difference") else f"{row.value:.3f}"
+                )
         lines.append(line)
-    return [Table("IIA on changing pairs by capacity", header, lines, _caption(where(rows, split="test")))]
+    return [
+        Table(
+            "IIA on changing pairs by capacity", header, lines, _caption(where(rows, split="test"))
+        )
+    ]
 
 
 def _caption(rows: Sequence[Row]) -> str:
-    """The number of unseen pairs, and where pairs are scored among their own answers, what no edit reaches there."""
+    """The number of unseen pairs, and where pairs are scored among their own answers, what no edit
+    reaches there.
+    """
     metric = _panels(rows)[0][1]
     caption = f"Unseen: n = {where(rows, control=None)[0].n} changing test pairs."
-    words = {"no_intervention": "the network", "untrained_network/no_intervention": "untrained networks"}
+    words = {
+        "no_intervention": "the network",
+        "untrained_network/no_intervention": "untrained networks",
+    }
     chance = []
     for control, network in words.items():
         for row in where(rows, control=control, metric=metric)[:1]:
@@ -62,7 +75,8 @@ def _caption(rows: Sequence[Row]) -> str:
 
 
 def ladder_figure(rows: Sequence[Row]) -> Figure:
-    """Three panels: IIA on changing pairs in the network, in an untrained one, and the difference, with 95% intervals.
+    """Three panels: IIA on changing pairs in the network, in an untrained one, and the difference,
+    with 95% intervals.
 
     Lines join what is one family: ranks of linear subspaces, depths of reversible maps.
     """
@@ -80,7 +94,15 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
                 x = [order.index(row.method) + 0.12 * number for row in line]
                 value, low, high = np.array([(row.value, row.low, row.high) for row in line]).T
                 legend = label if family == "rank" else None
-                axes.errorbar(x, value, [value - low, high - value], color=colour, marker=marker, label=legend, capsize=2)
+                axes.errorbar(
+                    x,
+                    value,
+                    [value - low, high - value],
+                    color=colour,
+                    marker=marker,
+                    label=legend,
+                    capsize=2,
+                )
         axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         axes.set_xticks(range(len(names)), names.values(), rotation=60, ha="right")
         axes.set_title(title)

@@ -14,7 +14,8 @@ from iit.result import Row
 Line = Row | Mapping[str, Any]
 """A line of a table: a row, or a mapping of its columns."""
 
-# Okabe and Ito's colours: told apart by colour-blind eyes; markers and dashes tell them apart in print, too.
+# Okabe and Ito's colours: told apart by colour-blind eyes; markers and dashes tell them apart in
+# print, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
@@ -34,13 +35,16 @@ def heatmap(
     centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
-    """A panel's heatmap for each value of the column `panel`, on one scale; cells without a figure are hatched.
+    """A panel's heatmap for each value of the column `panel`, on one scale; cells without a figure
+    are hatched.
 
     The cell farthest from the centre is outlined in each panel.
 
-    x, y: columns of the lines. labels: what stands for a value of x, an example of its token below the name. limits: of the
-    colours; by default 0 to 1 for shares (`SHARES`) and −1 to 1 for normalised metrics, whatever the figures, so that pictures can be
-    compared; else as far below the centre as above, so that white is the centre. centre: what a cell has where nothing happens. The colour bar has a pointed end where figures lie beyond.
+    x, y: columns of the lines. labels: what stands for a value of x, an example of its token below
+    the name. limits: of the colours; by default 0 to 1 for shares (`SHARES`) and −1 to 1 for
+    normalised metrics, whatever the figures, so that pictures can be compared; else as far below
+    the centre as above, so that white is the centre. centre: what a cell has where nothing happens.
+    The colour bar has a pointed end where figures lie beyond.
 
     Raises ValueError where no line has the metric, and where several stand for one cell.
     """
@@ -49,7 +53,9 @@ def heatmap(
     grids = {name: _grid(part, x, y, columns, rows) for name, part in _parts(table, panel).items()}
     every = np.array(list(grids.values()))
     is_share = metric in SHARES
-    reach = 1.0 if metric.startswith("normalised_") else float(np.nanmax(np.abs(every - centre))) or 1.0
+    reach = (
+        1.0 if metric.startswith("normalised_") else float(np.nanmax(np.abs(every - centre))) or 1.0
+    )
     low, high = limits or ((0.0, 1.0) if is_share else (centre - reach, centre + reach))
     colours = "PuOr_r" if low < centre < high and not is_share else "viridis"
     texts = [_label(value, labels) for value in columns]
@@ -61,17 +67,31 @@ def heatmap(
     step = max(1, len(rows) // 12)
     for axes, (name, grid) in zip(panels, grids.items(), strict=True):
         hatch(axes)
-        axes.imshow(grid, origin="lower", aspect="auto", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
+        axes.imshow(
+            grid,
+            origin="lower",
+            aspect="auto",
+            vmin=low,
+            vmax=high,
+            cmap=colours,
+            interpolation="nearest",
+        )
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
         axes.set_yticks(range(0, len(rows), step), list(map(str, rows[::step])))
         axes.set(xlabel=x, title="" if name is None else _label(name, labels))
         axes.spines[:].set_visible(False)
         if not np.isnan(grid).all():
             row, column = np.unravel_index(np.nanargmax(np.abs(grid - centre)), grid.shape)
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
+            axes.add_patch(
+                Rectangle(
+                    (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6
+                )
+            )
     panels[0].set_ylabel(y)
     beyond = bool(np.nanmin(every) < low), bool(np.nanmax(every) > high)
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
+        beyond, "neither"
+    )
     n = max(line["n"] for line in table)
     what = f"{metric.replace('_', ' ')} (n = {n})"
     figure.colorbar(panels[-1].images[0], ax=figure.axes, label=what, extend=extend)
@@ -80,46 +100,85 @@ def heatmap(
     return figure
 
 
-def curves(lines: Sequence[Line], *, x: str, metrics: Sequence[str], series: str = "method", title: str | None = None) -> Figure:
-    """A panel for each metric: its value against the column x with a band for the interval, a curve for each value of `series`.
+def curves(
+    lines: Sequence[Line],
+    *,
+    x: str,
+    metrics: Sequence[str],
+    series: str = "method",
+    title: str | None = None,
+) -> Figure:
+    """A panel for each metric: its value against the column x with a band for the interval, a curve
+    for each value of `series`.
 
     Raises ValueError for a metric no line has.
     """
     figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+    for axes, metric in zip(
+        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
+    ):
         table = _table(lines, metric)
         marks = _values(table, x)
         places = {mark: mark for mark in marks}
         if not _are_numbers(marks):
             places = {mark: number for number, mark in enumerate(marks)}
-            axes.set_xticks(range(len(marks)), [str(mark).replace("_", "\n", 1) for mark in marks], fontsize=8)
+            axes.set_xticks(
+                range(len(marks)), [str(mark).replace("_", "\n", 1) for mark in marks], fontsize=8
+            )
         for number, (name, part) in enumerate(_parts(table, series).items()):
             points = [(places[line[x]], line["value"], line["low"], line["high"]) for line in part]
             at, value, low, high = zip(*sorted(points), strict=True)
             turn, kind = divmod(number, len(COLOURS))
             colour, marker, dashes = COLOURS[kind], MARKERS[kind], DASHES[turn % len(DASHES)]
-            axes.plot(at, value, dashes, color=colour, marker=marker, markersize=4, linewidth=1.2, label=str(name))
+            axes.plot(
+                at,
+                value,
+                dashes,
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linewidth=1.2,
+                label=str(name),
+            )
             axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
         if metric in SHARES:
             axes.set_ylim(-0.02, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2 * len(metrics)), frameon=False, fontsize=8)
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=min(len(names), 2 * len(metrics)),
+        frameon=False,
+        fontsize=8,
+    )
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
 
 
 def map_figure(
-    lines: Sequence[Line], *, metric: str, labels: Mapping[Any, str] | None = None, centre: float = 0.0, title: str | None = None
+    lines: Sequence[Line],
+    *,
+    metric: str,
+    labels: Mapping[Any, str] | None = None,
+    centre: float = 0.0,
+    title: str | None = None,
 ) -> Figure:
-    """The figure that suits what varies: layer × head, head × position of one layer, layer × position, or a curve over layers or units.
+    """The figure that suits what varies: layer × head, head × position of one layer, layer ×
+    position, or a curve over layers or units.
 
-    A site of no layer stands at its component's name in place of one. Where all cells have one position, the title says which.
+    A site of no layer stands at its component's name in place of one. Where all cells have one
+    position, the title says which.
     """
     table = _table(lines, metric)
-    several = [name for name in ("component", "layer", "head", "position", "unit") if len(_parts(table, name)) > 1]
+    several = [
+        name
+        for name in ("component", "layer", "head", "position", "unit")
+        if len(_parts(table, name)) > 1
+    ]
     position = table[0]["position"]
     if "position" not in several and position is not None:
         title = f"{title or ''} @ {_label(position, labels)}".replace("\n", " ").strip()
@@ -142,7 +201,9 @@ def map_figure(
     return curves(table, x="layer", metrics=[metric], series="component", title=title)
 
 
-def _head_panel(table: list[dict[str, Any]], several: Sequence[str], labels: Mapping[Any, str] | None) -> str | None:
+def _head_panel(
+    table: list[dict[str, Any]], several: Sequence[str], labels: Mapping[Any, str] | None
+) -> str | None:
     """The column that panels of layer × head stand for.
 
     A component without heads, beside one that has them, becomes a column of its own.
@@ -159,13 +220,20 @@ def _head_panel(table: list[dict[str, Any]], several: Sequence[str], labels: Map
 
 
 def _table(lines: Sequence[Line], metric: str) -> list[dict[str, Any]]:
-    """The lines of a metric, as mappings. Lists, as several heads or positions are written, become tuples: they can be told apart."""
+    """The lines of a metric, as mappings. Lists, as several heads or positions are written, become
+    tuples: they can be told apart.
+    """
     table, metrics = [], set()
     for line in lines:
         columns = line.to_dict() if isinstance(line, Row) else line
         metrics.add(columns["metric"])
         if columns["metric"] == metric:
-            table.append({name: tuple(value) if isinstance(value, list) else value for name, value in columns.items()})
+            table.append(
+                {
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in columns.items()
+                }
+            )
     if not table:
         raise ValueError(f"No line has the metric {metric!r}; there are {sorted(metrics)}.")
     return table
@@ -185,21 +253,34 @@ def _parts(table: list[dict[str, Any]], column: str | None) -> dict[Any, list[di
     """Value of the column → its lines; without a column all of them, at None."""
     if column is None:
         return {None: table}
-    return {value: [line for line in table if line[column] == value] for value in _values(table, column)}
+    return {
+        value: [line for line in table if line[column] == value] for value in _values(table, column)
+    }
 
 
-def _grid(table: Sequence[Mapping[str, Any]], x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]) -> np.ndarray:
+def _grid(
+    table: Sequence[Mapping[str, Any]], x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]
+) -> np.ndarray:
     grid = np.full((len(rows), len(columns)), np.nan)
     for line in table:
         place = rows.index(line[y]), columns.index(line[x])
         if not np.isnan(grid[place]):
-            raise ValueError(f"Several lines stand for {y}={line[y]}, {x}={line[x]}: choose among them, or give `panel`.")
+            raise ValueError(
+                f"Several lines stand for {y}={line[y]}, {x}={line[x]}: choose among them, or "
+                "give `panel`."
+            )
         grid[place] = line["value"]
     return grid
 
 
 def _label(value: Any, labels: Mapping[Any, str] | None = None) -> str:
-    name = "all" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    name = (
+        "all"
+        if value is None
+        else " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else str(value)
+    )
     return f"{name}\n{labels[value]!r}" if labels and value in labels else name
 
 

@@ -1,6 +1,7 @@
 """An experiment's page: the table in its README is generated from its result.json.
 
-That is a run's metrics.json or, of a script that measures something else, {"schema": "iit.table/1", "facts": {…},
+That is a run's metrics.json or, of a script that measures something else, {"schema": "iit.table/1",
+"facts": {…},
 "columns": [text, …], "lines": [[text, …], …]}.
 """
 
@@ -18,10 +19,14 @@ TABLE = "iit.table/1"
 
 
 def page_with_table(folder: Path) -> str:
-    """The README's text with the table of `result.json` between its marks. Raises ValueError when the marks are missing."""
+    """The README's text with the table of `result.json` between its marks. Raises ValueError when
+    the marks are missing.
+    """
     text = (folder / "README.md").read_text(encoding="utf-8")
     if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"{folder / 'README.md'} needs the marks {START!r} and {END!r}, once each.")
+        raise ValueError(
+            f"{folder / 'README.md'} needs the marks {START!r} and {END!r}, once each."
+        )
     before, _, rest = text.partition(START)
     return f"{before}{START}\n{_shown(folder / 'result.json')}{END}{rest.partition(END)[2]}"
 
@@ -45,22 +50,32 @@ def unclean(result: Path) -> str | None:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m iit.report.page [--write] [FOLDER]`: compare (or write) the pages of all experiments; 1 when one is stale.
+    """`python -m iit.report.page [--write] [FOLDER]`: compare (or write) the pages of all
+    experiments; 1 when one is stale.
 
     A result that cannot be traced to a revision is a warning.
     """
-    write, root = "--write" in arguments, Path(next((a for a in arguments if not a.startswith("-")), "experiments"))
+    write, root = (
+        "--write" in arguments,
+        Path(next((a for a in arguments if not a.startswith("-")), "experiments")),
+    )
     stale = 0
     for folder in sorted(path.parent for path in root.glob("*/result.json")):
         reason = unclean(folder / "result.json")
         if reason is not None:
-            print(f"warning: {folder}/result.json {reason}; run the experiment again from a clean tree.")
+            print(
+                f"warning: {folder}/result.json {reason}; run the experiment again from a clean "
+                "tree."
+            )
         page = page_with_table(folder)
         if page != (folder / "README.md").read_text(encoding="utf-8"):
             if write:
                 write_text(folder / "README.md", page)
             else:
-                print(f"{folder}/README.md does not show what its result.json holds; run: python -m iit.report.page --write")
+                print(
+                    f"{folder}/README.md does not show what its result.json holds; run: python "
+                    "-m iit.report.page --write"
+                )
                 stale = 1
     return stale
 

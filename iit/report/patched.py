@@ -1,4 +1,6 @@
-"""The tables of a job `patch`: the strongest cells of each map, ranked on validation and measured on test."""
+"""The tables of a job `patch`: the strongest cells of each map, ranked on validation and measured
+on test.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +12,8 @@ HEADER = ("cell", "validation", "test", "95% interval", "n")
 
 
 def map_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
-    """A line for each cell that was measured on test, ranked as on validation; then the runs without an edit.
+    """A line for each cell that was measured on test, ranked as on validation; then the runs
+    without an edit.
 
     brief: a table for each map, not one for all.
     """
@@ -23,7 +26,10 @@ def map_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
         joined = [(name, *line) for name in maps for line in lines[name]]
         return [Table("", ("map", *HEADER), joined, caption, n_words=2)]
     captions = {list(maps)[-1]: caption}
-    return [Table(f"{name}: the strongest cells", HEADER, lines[name], captions.get(name, "")) for name in maps]
+    return [
+        Table(f"{name}: the strongest cells", HEADER, lines[name], captions.get(name, ""))
+        for name in maps
+    ]
 
 
 def _lines(metrics: Metrics, name: str, about: Mapping[str, Any]) -> list[list[str]]:
@@ -43,18 +49,22 @@ def _lines(metrics: Metrics, name: str, about: Mapping[str, Any]) -> list[list[s
 
 
 def _caption(maps: Mapping[str, Any], estimates: Mapping[str, Any]) -> str:
-    """What the figures are, how many cells the best were chosen from, and how far estimates agree."""
+    """What the figures are, how many cells the best were chosen from, and how far estimates
+    agree.
+    """
     metrics = sorted({about["metric"].replace("_", " ") for about in maps.values()})
     cells = ", ".join(f"{name} {about['n_cells']}" for name, about in maps.items())
     caption = (
-        f"Figures: {', '.join(metrics)}. The highest of many validation figures is too high by chance; "
+        f"Figures: {', '.join(metrics)}. The highest of many validation figures is too high by "
+        "chance; "
         f"test figures are not. Cells: {cells}."
     )
     for name, about in estimates.items():
         exact, top = about["of"], about["top"]
         caption += (
             f"\n{name} in {maps[name]['seconds']:g} s, {exact} in {maps[exact]['seconds']:g} s: "
-            f"rank correlation {about['rank_correlation']:.3f} over {about['n']} cells (validation), "
+            f"rank correlation {about['rank_correlation']:.3f} over {about['n']} cells "
+            "(validation), "
             f"and {about['recall'] * top:.0f} of the {top} strongest cells are the same."
         )
     return caption

@@ -48,24 +48,34 @@ def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
         raise ValueError("There is no row to show: the job returned none.")
     cells = {Cell.of(row): row for row in where(rows, split="test") or rows}
     what = f"{len(cells)} cells" if len(cells) > 1 else describe(next(iter(cells.values())))
-    results = results_table(rows, f"{rows[0].experiment}: {what} in {rows[0].network}", shares(metrics), brief=brief)
+    results = results_table(
+        rows, f"{rows[0].experiment}: {what} in {rows[0].network}", shares(metrics), brief=brief
+    )
     verdicts = [verdict_table(verdict, brief=brief) for verdict in metrics.facts.get("verdict", ())]
     atlas = atlas_tables(rows)
     return [*atlas, results, *verdicts] if brief else [results, *verdicts, *atlas]
 
 
-def results_table(rows: Sequence[Row], title: str, caption: str = "", *, brief: bool = False) -> Table:
-    """What is shown of a run: test figures, those with a name in its order and then the others, changing pairs first.
+def results_table(
+    rows: Sequence[Row], title: str, caption: str = "", *, brief: bool = False
+) -> Table:
+    """What is shown of a run: test figures, those with a name in its order and then the others,
+    changing pairs first.
 
-    The single draws of a pooled control (`random_subspace/0`, `seed/1`, …), differences from the controls but the first three, and readouts of
-    what was trained again are left to `metrics.json`. Figures of several cells say whose they are.
+    The single draws of a pooled control (`random_subspace/0`, `seed/1`, …), differences from the
+    controls but the first three, and readouts of what was trained again are left to `metrics.json`.
+    Figures of several cells say whose they are.
 
     brief: of controls and differences the changing pairs alone, where there are any.
     """
     shown = [row for row in where(rows, split="test") if label(row.control, row.metric) is not None]
     if brief and where(shown, subset="changing"):
         shown = [
-            row for row in shown if row.control is None or row.subset == "changing" or row.metric.startswith("principal_angle")
+            row
+            for row in shown
+            if row.control is None
+            or row.subset == "changing"
+            or row.metric.startswith("principal_angle")
         ]
     edited = {Cell.of(row): None for row in shown if not (row.control or "").startswith(OFF_TARGET)}
     cells = list(edited | {Cell.of(row): None for row in shown})
@@ -84,7 +94,9 @@ def results_table(rows: Sequence[Row], title: str, caption: str = "", *, brief: 
         if row.metric != "task_accuracy":
             kind = row.subset.replace(KIND, "differing in ").replace("in none", "in nothing")
             pairs = SUBSETS.get(row.subset, kind)
-        lines.append((name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n)))
+        lines.append(
+            (name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
+        )
     bold = [number for number, line in enumerate(lines) if line[0].endswith(CONTROLS[None].label)]
     return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
 
@@ -98,7 +110,9 @@ def describe(row: Row) -> str:
 
 
 def shares(metrics: Metrics) -> str:
-    """Which shares of the test pairs are changing, and separate the hypothesis from each rival; nothing where a run does not say."""
+    """Which shares of the test pairs are changing, and separate the hypothesis from each rival;
+    nothing where a run does not say.
+    """
     data = metrics.facts.get("data", {})
     changing, rivals = data.get("changing", {}).get("test"), data.get("separating", {}).get("test")
     test = where(metrics.rows, split="test", subset="all", control=None)
@@ -107,5 +121,8 @@ def shares(metrics: Metrics) -> str:
     if not n or changing is None or rivals is None:
         return ""
     told = [f"{changing / n:.0%} are changing"] if pairs else []
-    told += [f"{count / n:.0%} tell the hypothesis from the rival `{name}`" for name, count in rivals.items()]
+    told += [
+        f"{count / n:.0%} tell the hypothesis from the rival `{name}`"
+        for name, count in rivals.items()
+    ]
     return f"Of the {n} test {'pairs' if pairs else 'prompts'}, {'; '.join(told)}." if told else ""

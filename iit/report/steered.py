@@ -1,4 +1,6 @@
-"""The table of a job `steer`: of each method the strength chosen on validation, measured on test prompts, and what it writes."""
+"""The table of a job `steer`: of each method the strength chosen on validation, measured on test
+prompts, and what it writes.
+"""
 
 from itertools import groupby
 
@@ -7,7 +9,9 @@ from iit.result import Metrics, where
 
 
 def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
-    """A line for each method: its figures on test prompts; first the network without an edit. None for other runs."""
+    """A line for each method: its figures on test prompts; first the network without an edit. None
+    for other runs.
+    """
     steering = metrics.facts.get("steering")
     if steering is None:
         return []
@@ -17,16 +21,22 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
         rows = {row.metric: row for row in figures}
         name, _, strength = (method or "no intervention, strength 0").partition(", strength ")
         shown = [rows[metric] for metric in steering["metrics"]]
-        lines.append([name.replace("_", " "), strength, *map(with_interval, shown), str(shown[0].n)])
+        lines.append(
+            [name.replace("_", " "), strength, *map(with_interval, shown), str(shown[0].n)]
+        )
     caption = (
-        f"Of each method the strength of largest effect on validation prompts whose perplexity there is at most "
-        f"{steering['max_ratio']:g} times that without an edit. Perplexity: under the network without an edit; "
+        "Of each method the strength of largest effect on validation prompts whose perplexity "
+        "there is at most "
+        f"{steering['max_ratio']:g} times that without an edit. Perplexity: under the network "
+        "without an edit; "
         "distinct: share of token pairs that do not repeat."
     )
     for prompt, examples in groupby(steering["examples"], lambda example: example["prompt"]):
         caption += f"\n\n**{prompt}**\n"
         for example in examples:
             text = " ".join(example["text"].split())
-            caption += f"\n- {example['method'].replace('_', ' ')} ({example['strength']:g}): …{text}"
+            caption += (
+                f"\n- {example['method'].replace('_', ' ')} ({example['strength']:g}): …{text}"
+            )
     header = ["method", "strength", *steering["metrics"], "n"]
     return [Table(f"{metrics.rows[0].experiment}: test prompts", header, lines, caption)]

@@ -1,4 +1,6 @@
-"""The summary of a multirun: every job listed, the choice made on validation, test shown for the chosen cell only."""
+"""The summary of a multirun: every job listed, the choice made on validation, test shown for the
+chosen cell only.
+"""
 
 import json
 from collections.abc import Sequence
@@ -31,15 +33,27 @@ from iit.result import (
 )
 
 _CELL = Cell._fields
-_COLUMNS: tuple[str, ...] = ("job", *_CELL, "validation_iia", "low", "high", "n", "failure", "chosen")
+_COLUMNS: tuple[str, ...] = (
+    "job",
+    *_CELL,
+    "validation_iia",
+    "low",
+    "high",
+    "n",
+    "failure",
+    "chosen",
+)
 _OVER_SEEDS = (("iia", "changing"), ("iia", "all"), ("task_accuracy", "all"))
 
 
 def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
-    """One record for each cell of a job, with its validation IIA on changing pairs; and the chosen cell's test rows.
+    """One record for each cell of a job, with its validation IIA on changing pairs; and the chosen
+    cell's test rows.
 
-    The cell is chosen by `iit.result.select`; of a job with several variables all are, or none, by their mean. Jobs may repeat a cell (a sweep over the learning rate): of these the one with
-    the highest validation IIA is chosen, of equal ones the first. A job without a readable figure is listed with its failure.
+    The cell is chosen by `iit.result.select`; of a job with several variables all are, or none, by
+    their mean. Jobs may repeat a cell (a sweep over the learning rate): of these the one with the
+    highest validation IIA is chosen, of equal ones the first. A job without a readable figure is
+    listed with its failure.
     """
     jobs = {folder: _read(folder) for folder in folders}
     candidates = [(folder, row) for folder, (rows, _) in jobs.items() for row in scores_of(rows)]
@@ -57,10 +71,17 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
         scores = where(rows, **SCORE)
         for row in scores:
             is_chosen = folder == best and Cell.of(row) in chosen
-            columns = row.to_dict() | {"job": folder.name, "validation_iia": row.value, "failure": None, "chosen": is_chosen}
+            columns = row.to_dict() | {
+                "job": folder.name,
+                "validation_iia": row.value,
+                "failure": None,
+                "chosen": is_chosen,
+            }
             records.append({name: columns[name] for name in _COLUMNS})
         if not scores:
-            records.append(dict.fromkeys(_COLUMNS) | {"job": folder.name, "failure": failure, "chosen": False})
+            records.append(
+                dict.fromkeys(_COLUMNS) | {"job": folder.name, "failure": failure, "chosen": False}
+            )
     return records, test
 
 
@@ -75,9 +96,11 @@ def _read(folder: Path) -> tuple[Sequence[Row], str]:
 
 
 def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Test IIA and task accuracy of the chosen job's setting, each a mean over its seeds with an interval (see `over_seeds`).
+    """Test IIA and task accuracy of the chosen job's setting, each a mean over its seeds with an
+    interval (see `over_seeds`).
 
-    The jobs whose overrides differ from the chosen one's in `seed` alone are its seeds. Empty where there is no other.
+    The jobs whose overrides differ from the chosen one's in `seed` alone are its seeds. Empty where
+    there is no other.
     """
     chosen = {record["job"] for record in records if record["chosen"]}
     failed = {record["job"] for record in records if record["failure"] is not None}
@@ -90,9 +113,14 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
     means = []
     for variable in dict.fromkeys(row.variable for row in rows):
         for metric, subset in _OVER_SEEDS:
-            figures = {row.seed: row for row in where(rows, variable=variable, metric=metric, subset=subset)}
+            figures = {
+                row.seed: row
+                for row in where(rows, variable=variable, metric=metric, subset=subset)
+            }
             if len(figures) > 1:
-                mean = over_seeds([Interval(row.value, row.low, row.high, row.n) for row in figures.values()])
+                mean = over_seeds(
+                    [Interval(row.value, row.low, row.high, row.n) for row in figures.values()]
+                )
                 values = {str(seed): row.value for seed, row in figures.items()}
                 named = {"variable": variable, "metric": metric, "subset": subset}
                 means.append(named | mean._asdict() | {"values": values})
@@ -102,20 +130,36 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
 def _setting(folder: Path) -> list[str] | None:
     """A job's overrides, but for its seed; None where Hydra has left none."""
     path = folder / ".hydra" / "overrides.yaml"
-    return sorted(str(o) for o in OmegaConf.load(path) if not str(o).startswith("seed=")) if path.is_file() else None
+    return (
+        sorted(str(o) for o in OmegaConf.load(path) if not str(o).startswith("seed="))
+        if path.is_file()
+        else None
+    )
 
 
 def _seeds_table(means: Sequence[dict[str, Any]]) -> Table:
     lines = []
     for mean in means:
-        name = f"{mean['variable']}: IIA, {mean['subset']} pairs" if mean["metric"] == "iia" else "task accuracy"
+        name = (
+            f"{mean['variable']}: IIA, {mean['subset']} pairs"
+            if mean["metric"] == "iia"
+            else "task accuracy"
+        )
         values = ", ".join(f"{value:.3f}" for value in mean["values"].values())
-        lines.append((name, f"{mean['value']:.3f}", f"{mean['low']:.3f} to {mean['high']:.3f}", values))
-    return Table("The chosen setting on test, mean over seeds", ("figure", "mean", "95% interval", "seeds"), lines)
+        lines.append(
+            (name, f"{mean['value']:.3f}", f"{mean['low']:.3f} to {mean['high']:.3f}", values)
+        )
+    return Table(
+        "The chosen setting on test, mean over seeds",
+        ("figure", "mean", "95% interval", "seeds"),
+        lines,
+    )
 
 
 def summary_table(records: Sequence[dict[str, Any]]) -> Table:
-    """The records for the terminal, the chosen one in bold; what all jobs have in common stands below."""
+    """The records for the terminal, the chosen one in bold; what all jobs have in common stands
+    below.
+    """
     scored = [record for record in records if record["failure"] is None]
     differing, common = [], []
     for column in _CELL if scored else ():
@@ -124,12 +168,19 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
         elif scored[0][column] is not None:
             common.append(f"{column} {scored[0][column]}")
     if len(scored) > 1:
-        common.append(f"the highest of {len(scored)} figures is too high by chance, the chosen job's test figure is not")
+        common.append(
+            f"the highest of {len(scored)} figures is too high by chance, the chosen job's test "
+            "figure is not"
+        )
     lines = []
     for record in records:
         figures = ["failed", "", ""]
         if record["failure"] is None:
-            figures = [f"{record['validation_iia']:.3f}", f"{record['low']:.3f} to {record['high']:.3f}", str(record["n"])]
+            figures = [
+                f"{record['validation_iia']:.3f}",
+                f"{record['low']:.3f} to {record['high']:.3f}",
+                str(record["n"]),
+            ]
         cell = ["" if record[column] is None else str(record[column]) for column in differing]
         lines.append([record["job"], *cell, *figures])
     return Table(
@@ -145,11 +196,14 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
 def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     """Write `summary.csv` and `summary.json` to a multirun's folder and print them.
 
-    `summary.json` holds the records under "jobs", the chosen cell's test rows, no other's, under "test", and the means over its seeds,
-    where several were run, under "seeds".
+    `summary.json` holds the records under "jobs", the chosen cell's test rows, no other's, under
+    "test", and the means over its seeds, where several were run, under "seeds".
     """
     sweep = Path(sweep)
-    folders = sorted((f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()), key=lambda f: (len(f.name), f.name))
+    folders = sorted(
+        (f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()),
+        key=lambda f: (len(f.name), f.name),
+    )
     records, test = summary(folders)
     write_csv(sweep / "summary.csv", records)
     over = seeds(folders, records)
@@ -159,7 +213,9 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     console.print(summary_table(records).rich())
     for record in records:
         if record["failure"] is not None:
-            console.print(f"Job {record['job']} failed: {record['failure']}", soft_wrap=True, markup=False)
+            console.print(
+                f"Job {record['job']} failed: {record['failure']}", soft_wrap=True, markup=False
+            )
     if test:
         console.print(results_table(test, "The chosen job on test").rich())
     if over:
@@ -168,13 +224,19 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
 
 
 class SummaryCallback(Callback):
-    """Hydra's hooks at the end of a multirun, and of a job that fails in one: the sweep ends there."""
+    """Hydra's hooks at the end of a multirun, and of a job that fails in one: the sweep ends
+    there.
+    """
 
     # Any: a DictConfig inherits from a deprecated typing generic, about which beartype warns.
     def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
         """Summarise the jobs up to one that failed."""
         sweep = Path(HydraConfig.get().sweep.dir)
-        if HydraConfig.get().mode == RunMode.MULTIRUN and job_return.status == JobStatus.FAILED and sweep.is_dir():
+        if (
+            HydraConfig.get().mode == RunMode.MULTIRUN
+            and job_return.status == JobStatus.FAILED
+            and sweep.is_dir()
+        ):
             write_summary(sweep)
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:

@@ -10,7 +10,13 @@ from rich.text import Text
 
 from iit.result import Row
 
-COLOURS = {"pass": "green", "open": "yellow", "fail": "bold red", "not judged": "dim", "warn": "yellow"}
+COLOURS = {
+    "pass": "green",
+    "open": "yellow",
+    "fail": "bold red",
+    "not judged": "dim",
+    "warn": "yellow",
+}
 """Of a criterion's outcomes, on the terminal. Older runs say warn."""
 
 
@@ -35,7 +41,9 @@ class Table:
     def __post_init__(self) -> None:
         for line in self.lines:
             if len(line) != len(self.header):
-                raise ValueError(f"The columns are {list(self.header)}; a line has other cells: {list(line)}.")
+                raise ValueError(
+                    f"The columns are {list(self.header)}; a line has other cells: {list(line)}."
+                )
 
     def markdown(self) -> str:
         """For a page: title, table and caption, as paragraphs."""

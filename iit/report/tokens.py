@@ -11,8 +11,11 @@ from iit.report.maps import hatch
 N_COLUMNS = 4
 
 
-def attention_figure(weights: Mapping[str, np.ndarray], tokens: Sequence[str], *, title: str | None = None) -> Figure:
-    """A panel a head: rows are queries, columns the keys they look at, on one scale from 0 to 1; keys that come behind a query are hatched.
+def attention_figure(
+    weights: Mapping[str, np.ndarray], tokens: Sequence[str], *, title: str | None = None
+) -> Figure:
+    """A panel a head: rows are queries, columns the keys they look at, on one scale from 0 to 1;
+    keys that come behind a query are hatched.
 
     weights: the head's name → float[query, key]. tokens: the prompt's, one a row and column.
 
@@ -23,7 +26,9 @@ def attention_figure(weights: Mapping[str, np.ndarray], tokens: Sequence[str], *
     n = len(tokens)
     for name, each in weights.items():
         if each.shape != (n, n):
-            raise ValueError(f"The weights of {name!r} have shape {each.shape}; the prompt has {n} tokens.")
+            raise ValueError(
+                f"The weights of {name!r} have shape {each.shape}; the prompt has {n} tokens."
+            )
     n_columns = min(N_COLUMNS, len(weights))
     n_rows = -(-len(weights) // n_columns)
     side = max(1.8, 0.19 * n)
@@ -35,7 +40,13 @@ def attention_figure(weights: Mapping[str, np.ndarray], tokens: Sequence[str], *
     for axes, (name, each) in zip(panels, weights.items(), strict=False):
         hatch(axes)
         is_causal = not each[behind].any()
-        axes.imshow(np.ma.masked_where(behind & is_causal, each), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        axes.imshow(
+            np.ma.masked_where(behind & is_causal, each),
+            vmin=0,
+            vmax=1,
+            cmap="Blues",
+            interpolation="nearest",
+        )
         axes.set_title(name, fontsize=9)
         axes.set_xticks(range(n), texts, fontsize=7, rotation=90)
         axes.set_yticks(range(n), texts, fontsize=7)
@@ -54,10 +65,11 @@ def attention_figure(weights: Mapping[str, np.ndarray], tokens: Sequence[str], *
 
 
 def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
-    """One prompt's logit lens: the likeliest token at each layer × position, coloured by its probability.
+    """One prompt's logit lens: the likeliest token at each layer × position, coloured by its
+    probability.
 
-    lines: with the columns layer, position, token, rank, top and probability, as `iit.patching.top_tokens` gives them; of rank 1 those
-    of one prompt.
+    lines: with the columns layer, position, token, rank, top and probability, as
+    `iit.patching.top_tokens` gives them; of rank 1 those of one prompt.
 
     Raises ValueError where there are none, and where several stand for one cell.
     """
@@ -68,17 +80,31 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
     if len(first) > len({(line["layer"], line["position"]) for line in first}):
         raise ValueError("Several lines stand for one cell: give the lines of one prompt.")
     grid = np.full((len(layers), len(places)), np.nan)
-    figure = Figure(figsize=(0.75 * len(places) + 1.8, 0.24 * len(layers) + 1.4), layout="constrained")
+    figure = Figure(
+        figsize=(0.75 * len(places) + 1.8, 0.24 * len(layers) + 1.4), layout="constrained"
+    )
     axes = figure.subplots()
     hatch(axes)
     for line in first:
         row, column = layers.index(line["layer"]), places.index(line["position"])
         grid[row, column] = line["probability"]
         colour = "white" if line["probability"] > 0.55 else "black"
-        axes.text(column, row, _plain(line["top"])[:10], ha="center", va="center", fontsize=7, color=colour)
-    image = axes.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        axes.text(
+            column,
+            row,
+            _plain(line["top"])[:10],
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=colour,
+        )
+    image = axes.imshow(
+        grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="Blues", interpolation="nearest"
+    )
     tokens = {line["position"]: _plain(line["token"]) for line in first}
-    axes.set_xticks(range(len(places)), [tokens[place] for place in places], fontsize=8, rotation=45, ha="right")
+    axes.set_xticks(
+        range(len(places)), [tokens[place] for place in places], fontsize=8, rotation=45, ha="right"
+    )
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=7)
     axes.set(xlabel="token", ylabel="layer")
     axes.tick_params(length=0)

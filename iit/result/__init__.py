@@ -1,4 +1,6 @@
-"""Figures: when a pair is right, intervals, rows, the file they are kept in, and how a cell is chosen."""
+"""Figures: when a pair is right, intervals, rows, the file they are kept in, and how a cell is
+chosen.
+"""
 
 from iit.result.accuracy import correct, log_probability, logit_difference
 from iit.result.interval import Interval, clustered_interval, over_seeds

@@ -1,4 +1,6 @@
-"""Intervals that know which pairs share a base prompt, and which figures differ in their seed alone."""
+"""Intervals that know which pairs share a base prompt, and which figures differ in their seed
+alone.
+"""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -30,18 +32,23 @@ def clustered_interval(
 ) -> Interval:
     """Mean and percentile-bootstrap interval, resampling clusters (base prompts) with replacement.
 
-    values: [n], or [n, draws] whose mean over draws stands for the pair; outcomes in 0..1, in −1..1 if `paired`, any numbers if not
-        `bounded`.
+    values: [n], or [n, draws] whose mean over draws stands for the pair; outcomes in 0..1, in −1..1
+        if `paired`, any numbers if not `bounded`.
     clusters: [n], which base prompt a pair belongs to.
-    groups: [n], kinds of pairs: the figure is then the mean of the kinds' means, each as heavy as the others.
+    groups: [n], kinds of pairs: the figure is then the mean of the kinds' means, each as heavy as
+        the others.
     paired: the values are differences of outcomes on the same pairs.
-    over_draws: draws (seeds, say) are resampled, too: the interval is then about other draws than these.
+    over_draws: draws (seeds, say) are resampled, too: the interval is then about other draws than
+        these.
 
-    Where all clusters have the same mean (a single cluster, say, or nothing but right pairs) the bootstrap has no width. The
-    interval then reaches as far from that mean as the exact binomial one does from m right of m, m being the number of
-    clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range. Of unbounded values it is the range of the values.
+    Where all clusters have the same mean (a single cluster, say, or nothing but right pairs) the
+    bootstrap has no width. The interval then reaches as far from that mean as the exact binomial
+    one does from m right of m, m being the number of
+    clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range. Of unbounded values it
+        is the range of the values.
 
-    Raises ValueError for no values, lengths that differ, values that are not finite or out of range, and groups beside resampled draws.
+    Raises ValueError for no values, lengths that differ, values that are not finite or out of
+    range, and groups beside resampled draws.
     """
     values, clusters = np.asarray(values, dtype=float), np.asarray(clusters)
     draws = values.T if values.ndim == 2 else values[None]
@@ -58,16 +65,28 @@ def clustered_interval(
     bottom = -1.0 if paired else 0.0
     if bounded and (values.min() < bottom or values.max() > 1):
         hint = "" if paired else " (differences need paired=True)"
-        raise ValueError(f"Values lie in {bottom:g}..1{hint}; got {values.min():g}..{values.max():g}.")
+        raise ValueError(
+            f"Values lie in {bottom:g}..1{hint}; got {values.min():g}..{values.max():g}."
+        )
     _, index = np.unique(clusters, return_inverse=True)
     m = int(index.max()) + 1
     kinds = np.zeros(n) if groups is None else np.asarray(groups)
     # [kind, cluster] each
-    sizes = np.stack([np.bincount(index, weights=kinds == kind, minlength=m) for kind in np.unique(kinds)])
-    sums = np.stack([np.bincount(index, weights=values * (kinds == kind), minlength=m) for kind in np.unique(kinds)])
+    sizes = np.stack(
+        [np.bincount(index, weights=kinds == kind, minlength=m) for kind in np.unique(kinds)]
+    )
+    sums = np.stack(
+        [
+            np.bincount(index, weights=values * (kinds == kind), minlength=m)
+            for kind in np.unique(kinds)
+        ]
+    )
     mean = float((sums.sum(1) / sizes.sum(1)).mean())
     alike = np.ptp(draws.mean(1)) < 1e-12 or not over_draws
-    if alike and all(np.ptp(total[size > 0] / size[size > 0]) < 1e-12 for total, size in zip(sums, sizes, strict=True)):
+    if alike and all(
+        np.ptp(total[size > 0] / size[size > 0]) < 1e-12
+        for total, size in zip(sums, sizes, strict=True)
+    ):
         if not bounded:
             return Interval(mean, float(values.min()), float(values.max()), n)
         reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / (sizes > 0).sum(1).min()))
@@ -76,7 +95,9 @@ def clustered_interval(
     counts = rng.multinomial(m, np.full(m, 1 / m), size=resamples)
     if over_draws:
         per_draw = np.stack([np.bincount(index, weights=draw, minlength=m) for draw in draws])
-        weights = rng.multinomial(len(draws), np.full(len(draws), 1 / len(draws)), size=resamples) / len(draws)
+        weights = rng.multinomial(
+            len(draws), np.full(len(draws), 1 / len(draws)), size=resamples
+        ) / len(draws)
         means = (weights * (counts @ per_draw.T)).sum(1) / (counts @ sizes.sum(0))
     else:
         with np.errstate(invalid="ignore"):  # a resample may lack a kind
@@ -88,16 +109,20 @@ def clustered_interval(
 def over_seeds(figures: Sequence[Interval], *, confidence: float = 0.95) -> Interval:
     """Mean of shares that were measured with different seeds, and its interval; n counts the seeds.
 
-    The interval reaches as far as the wider of two, on either side: Student's t over the seeds, which is about other seeds than these, and
-    the mean of the figures' own intervals. The second is about other pairs: seeds may share theirs, whose error does not average
-    out, and may agree by chance, where the first has no width. Of one seed it is the seed's own interval.
+    The interval reaches as far as the wider of two, on either side: Student's t over the seeds,
+    which is about other seeds than these, and the mean of the figures' own intervals. The second is
+    about other pairs: seeds may share theirs, whose error does not average out, and may agree by
+    chance, where the first has no width. Of one seed it is the seed's own interval.
 
     Raises ValueError for no figures.
     """
     if not figures:
         raise ValueError("There is no seed to compute an interval over.")
     values = np.array([figure.value for figure in figures])
-    mean, low, high = (float(np.mean([getattr(figure, end) for figure in figures])) for end in ("value", "low", "high"))
+    mean, low, high = (
+        float(np.mean([getattr(figure, end) for figure in figures]))
+        for end in ("value", "low", "high")
+    )
     n = len(figures)
     if n > 1:
         from scipy.stats import t  # takes half a second to import, which no other figure needs

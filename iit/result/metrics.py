@@ -28,10 +28,11 @@ class Metrics:
 
 
 def write_metrics(folder: str | Path, rows: Sequence[Row], **facts: Any) -> Path:
-    """Write `metrics.json` atomically and return its path; the same rows and facts give the same bytes.
+    """Write `metrics.json` atomically and return its path; the same rows and facts give the same
+    bytes.
 
-    The schema is `iit/result/metrics.schema.json`. Raises ValueError for figures that are not finite, naming the row, and for
-    what does not fit the schema.
+    The schema is `iit/result/metrics.schema.json`. Raises ValueError for figures that are not
+    finite, naming the row, and for what does not fit the schema.
     """
     for row in rows:
         wrong = [name for name in ("value", "low", "high") if not math.isfinite(getattr(row, name))]
@@ -62,11 +63,14 @@ def write_text(path: Path, text: str) -> None:
 def read_metrics(path: str | Path) -> Metrics:
     """Read a `metrics.json`, or the one in a run's folder.
 
-    Raises FileNotFoundError when there is none (the run did not finish) and ValueError when it is damaged or of another schema.
+    Raises FileNotFoundError when there is none (the run did not finish) and ValueError when it is
+    damaged or of another schema.
     """
     path = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}: the run did not finish, or this is not a run's folder.")
+        raise FileNotFoundError(
+            f"There is no {path}: the run did not finish, or this is not a run's folder."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except ValueError as error:  # of JSON, of UTF-8, or a NaN
@@ -84,9 +88,13 @@ def _validate(content: Any, path: Path) -> None:
     try:
         jsonschema.validate(content, _schema())
     except jsonschema.ValidationError as error:
-        raise ValueError(f"{path} does not fit the schema {SCHEMA!r} at {error.json_path}: {error.message}.") from error
+        raise ValueError(
+            f"{path} does not fit the schema {SCHEMA!r} at {error.json_path}: {error.message}."
+        ) from error
 
 
 @cache
 def _schema() -> dict[str, Any]:
-    return json.loads(files("iit.result").joinpath("metrics.schema.json").read_text(encoding="utf-8"))
+    return json.loads(
+        files("iit.result").joinpath("metrics.schema.json").read_text(encoding="utf-8")
+    )

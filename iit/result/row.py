@@ -12,14 +12,17 @@ class Row:
     experiment, network, task, variable: what was asked, of what.
     method: the intervention's type.
     component, layer, head, position: the site.
-    rank: dimension of the edited space, of a learned gate's what it lets through (None: the intervention has none of its own).
+    rank: dimension of the edited space, of a learned gate's what it lets through (None: the
+        intervention has none of its own).
     seed: of the run.
-    split: train | validation | test. subset: all | changing | unchanging pairs, or kind/NAME: those whose source differs in NAME; of the
-        unchanging ones also unchanging/another_asked (the base asks for another variable) and unchanging/same_value.
-    control: None for the alignment itself, else the control that was scored in its place or, in differences, against it.
-    metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference | task_accuracy |
-        divergence | principal_angle | found_in_truth | projection_distance | abstraction_error/up |
-        abstraction_error/down.
+    split: train | validation | test. subset: all | changing | unchanging pairs, or kind/NAME: those
+        whose source differs in NAME; of the unchanging ones also unchanging/another_asked (the base
+        asks for another variable) and unchanging/same_value.
+    control: None for the alignment itself, else the control that was scored in its place or, in
+        differences, against it.
+    metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference | task_accuracy
+        | divergence | principal_angle | found_in_truth | projection_distance | abstraction_error/up
+        | abstraction_error/down.
     value, low, high: the figure and its 95% interval. n: pairs (or prompts) behind it.
     """
 
@@ -48,7 +51,9 @@ class Row:
         return asdict(self)
 
     def place(self) -> str:
-        """Where the cell is, as a site prints itself: component[layer].head[k] @ position, and its unit where it has one."""
+        """Where the cell is, as a site prints itself: component[layer].head[k] @ position, and its
+        unit where it has one.
+        """
         text = str(self.component)
         if self.layer is not None:
             text += f"[{self.layer}]"
@@ -62,9 +67,14 @@ class Row:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Row":
         """The inverse of `to_dict`. Raises ValueError naming unknown and missing columns."""
-        unknown, missing = sorted(set(values) - set(ROW_FIELDS)), [name for name in ROW_FIELDS if name not in values]
+        unknown, missing = (
+            sorted(set(values) - set(ROW_FIELDS)),
+            [name for name in ROW_FIELDS if name not in values],
+        )
         if unknown or missing:
-            raise ValueError(f"A row has the columns {list(ROW_FIELDS)}; unknown: {unknown}, missing: {missing}.")
+            raise ValueError(
+                f"A row has the columns {list(ROW_FIELDS)}; unknown: {unknown}, missing: {missing}."
+            )
         return cls(**values)
 
 

@@ -31,17 +31,25 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-SCORE: Mapping[str, Any] = {"split": "validation", "subset": "changing", "control": None, "metric": "iia"}
+SCORE: Mapping[str, Any] = {
+    "split": "validation",
+    "subset": "changing",
+    "control": None,
+    "metric": "iia",
+}
 """The columns of the figure that cells are chosen by."""
 
 
 def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
     """The rows whose columns have these values."""
-    return [row for row in rows if all(getattr(row, name) == value for name, value in columns.items())]
+    return [
+        row for row in rows if all(getattr(row, name) == value for name, value in columns.items())
+    ]
 
 
 def select(rows: Iterable[Row]) -> Cell:
-    """The cell with the highest validation figure; of equal ones the lowest rank, then the lowest layer, then the first named.
+    """The cell with the highest validation figure; of equal ones the lowest rank, then the lowest
+    layer, then the first named.
 
     Rows of other splits and of controls are not looked at. Raises ValueError when no row is left.
     """
@@ -60,7 +68,8 @@ def select(rows: Iterable[Row]) -> Cell:
 def scores_of(rows: Iterable[Row]) -> list[Row]:
     """What one job is chosen by: its validation IIA on changing pairs, a row for each cell.
 
-    One alignment holds all the variables of a job, so where there are several each row has the mean over them.
+    One alignment holds all the variables of a job, so where there are several each row has the mean
+    over them.
     """
     scores = where(rows, **SCORE)
     if len({row.variable for row in scores}) < 2:

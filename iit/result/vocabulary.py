@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 class Control(NamedTuple):
     """What is scored in an alignment's place.
 
-    label: of its IIA. short: within the label of another metric; such figures are shown where there is one.
-    kind: "null", which does not have what the hypothesis claims: an accuracy that it reaches, too, says nothing;
-        "reference", which may well have it; "shown", which the alignment is not compared with, pair by pair.
+    label: of its IIA. short: within the label of another metric; such figures are shown where there
+        is one.
+    kind: "null", which does not have what the hypothesis claims: an accuracy that it reaches, too,
+        says nothing; "reference", which may well have it; "shown", which the alignment is not
+        compared with, pair by pair.
     """
 
     label: str
@@ -35,7 +37,9 @@ CONTROLS: Mapping[str | None, Control] = {
     "seeds": Control("all seeds", "the seeds' subspaces", "shown"),
     "read_part": Control("the part that downstream reads"),
     "read_part/vanilla": Control("what downstream reads of the whole vector", kind="shown"),
-    "read_part/random_subspace": Control("the part of random subspaces that downstream reads", kind="shown"),
+    "read_part/random_subspace": Control(
+        "the part of random subspaces that downstream reads", kind="shown"
+    ),
     "null_part": Control("the part that downstream does not read", kind="shown"),
 }
 """In the order of tables; None is the alignment itself."""
@@ -69,16 +73,27 @@ COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown
 """The controls that the alignment is compared with, pair by pair."""
 
 RIVAL, OFF_TARGET, RANK, KIND = "rival/", "off_target/", "rank/", "kind/"
-"""What begins the name of the control that is a rival's label, another variable's edit or a lower rank, and of the
-subset of one kind of pair."""
-DRAWS = {"random_subspace": "random_subspace/", "read_part/random_subspace": "read_part/random_subspace/", "seeds": "seed/"}
+"""What begins the name of the control that is a rival's label, another variable's edit or a lower
+rank, and of the subset of one kind of pair."""
+DRAWS = {
+    "random_subspace": "random_subspace/",
+    "read_part/random_subspace": "read_part/random_subspace/",
+    "seeds": "seed/",
+}
 """Pooled control → what begins the names of its single draws."""
 _PLACES = {pair: place for place, pair in enumerate(product(METRICS, CONTROLS))}
 
 
 def pool_of(control: str | None) -> str | None:
     """The pooled control that a single draw belongs to; None for what is no draw."""
-    return next((pool for pool, start in DRAWS.items() if control is not None and control.startswith(start)), None)
+    return next(
+        (
+            pool
+            for pool, start in DRAWS.items()
+            if control is not None and control.startswith(start)
+        ),
+        None,
+    )
 
 
 def draw(pool: str, number: int) -> str:

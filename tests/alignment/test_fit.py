@@ -1,4 +1,6 @@
-"""Training on a small language model: only the interventions learn, the best epoch is kept, a resumed run is the same run."""
+"""Training on a small language model: only the interventions learn, the best epoch is kept, a
+resumed run is the same run.
+"""
 
 from contextlib import nullcontext
 from functools import partial
@@ -23,11 +25,18 @@ from tests.seeds import shifted
 def alignment_of(network, seed=0):
     torch.manual_seed(shifted(seed))
     site = iit.Site("block_output", layer=0, position="place")
-    return one(network, "subject_position", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 4))
+    return one(
+        network,
+        "subject_position",
+        site,
+        lambda width: iit.LowRankRotatedSpaceIntervention(width, 4),
+    )
 
 
 def quiet(**kwargs):
-    return L.Trainer(enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs)
+    return L.Trainer(
+        enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs
+    )
 
 
 class StopAfter(L.Callback):
@@ -40,7 +49,9 @@ class StopAfter(L.Callback):
 
 
 def checkpoints(folder):
-    return L.pytorch.callbacks.ModelCheckpoint(dirpath=folder, filename="last", every_n_epochs=1, enable_version_counter=False)
+    return L.pytorch.callbacks.ModelCheckpoint(
+        dirpath=folder, filename="last", every_n_epochs=1, enable_version_counter=False
+    )
 
 
 def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
@@ -58,14 +69,22 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
     again = iit.fit(resumed, pairs, folder=tmp_path, ckpt_path=tmp_path / "last.ckpt", **common)
     assert torch.equal(next(resumed.parameters()), next(whole.parameters()))
     assert again == fitted
-    with pytest.raises(ValueError, match=r"another configuration \(rank: 4 in the checkpoint, 8 now\)"):
+    with pytest.raises(
+        ValueError, match=r"another configuration \(rank: 4 in the checkpoint, 8 now\)"
+    ):
         iit.fit(
-            alignment_of(network), pairs, folder=tmp_path, ckpt_path=tmp_path / "last.ckpt", **common | {"config": {"rank": 8}}
+            alignment_of(network),
+            pairs,
+            folder=tmp_path,
+            ckpt_path=tmp_path / "last.ckpt",
+            **common | {"config": {"rank": 8}},
         )
 
 
 class Told(DAS):
-    """A module whose epochs are what a table says: (pairs that are right, pairs, loss). Each pair has a base prompt of its own."""
+    """A module whose epochs are what a table says: (pairs that are right, pairs, loss). Each pair
+    has a base prompt of its own.
+    """
 
     table: list[tuple[int, int, float]]
 
@@ -89,7 +108,8 @@ def told(*table):
 @pytest.mark.parametrize(
     ("table", "epoch"),
     [
-        # Of 20 pairs with p = 0.85 a resample has 19 right, or more, in 18% of cases; with p = 0.6 in 0.05%.
+        # Of 20 pairs with p = 0.85 a resample has 19 right, or more, in 18% of cases; with p = 0.6
+        # in 0.05%.
         ([(19, 20, 1.0), (17, 20, 0.5), (12, 20, 0.1)], 1),
         # Ten times the pairs: the interval of 0.85 ends at 0.90.
         ([(190, 200, 1.0), (170, 200, 0.5), (120, 200, 0.1)], 0),
@@ -97,27 +117,40 @@ def told(*table):
         ([(20, 20, 0.9), (20, 20, 0.3), (20, 20, 0.3)], 1),
         # A later epoch is so much better that the earlier ones no longer count.
         ([(12, 20, 0.1), (13, 20, 0.2), (20, 20, 0.9)], 2),
-        # The first has the highest accuracy. With p = 0.65 a resample has 17 right in 4% of cases, and 18 in 1%.
+        # The first has the highest accuracy. With p = 0.65 a resample has 17 right in 4% of cases,
+        # and 18 in 1%.
         ([(18, 20, 1.0), (17, 20, 0.5), (13, 20, 0.1)], 1),
         ([(17, 20, 1.0), (13, 20, 0.1)], 1),
         ([(20, 20, float("nan")), (19, 20, 0.5)], 1),
     ],
 )
-def test_of_the_epochs_that_accuracy_cannot_tell_apart_the_least_loss_is_kept(toy, tmp_path, table, epoch):
+def test_of_the_epochs_that_accuracy_cannot_tell_apart_the_least_loss_is_kept(
+    toy, tmp_path, table, epoch
+):
     network, pairs = toy
     alignment, module = alignment_of(network), told(*table)
     options = {"trainer": quiet, "batch_size": 16, "folder": tmp_path}
     fitted = iit.fit(alignment, pairs, module=module, max_epochs=len(table), **options)
     right, n, _ = table[epoch]
     assert fitted == (epoch, "val/iia_changing", right / n, len(table), 3 * len(table))
-    assert [torch.equal(each, next(alignment.parameters())) for each in module.weights] == [e == epoch for e in range(len(table))]
+    assert [torch.equal(each, next(alignment.parameters())) for each in module.weights] == [
+        e == epoch for e in range(len(table))
+    ]
 
 
 def test_a_loss_decides_alone_and_stopping_waits_for_it(toy, tmp_path):
     network, pairs = toy
     module = told((10, 20, 0.9), (8, 20, 0.4), (11, 20, 0.6), (12, 20, 0.5), (20, 20, 0.1))
-    options = {"module": module, "trainer": quiet, "batch_size": 16, "folder": tmp_path, "monitor": "val/loss"}
-    fitted = iit.fit(alignment_of(network), pairs, callbacks=[EarlyStopping(patience=2)], max_epochs=5, **options)
+    options = {
+        "module": module,
+        "trainer": quiet,
+        "batch_size": 16,
+        "folder": tmp_path,
+        "monitor": "val/loss",
+    }
+    fitted = iit.fit(
+        alignment_of(network), pairs, callbacks=[EarlyStopping(patience=2)], max_epochs=5, **options
+    )
     assert (fitted.epoch, fitted.monitor, fitted.n_epochs) == (1, "val/loss", 4)
     assert fitted.value == pytest.approx(0.4)
 
@@ -125,21 +158,36 @@ def test_a_loss_decides_alone_and_stopping_waits_for_it(toy, tmp_path):
 @pytest.mark.parametrize(
     ("table", "n_epochs"),
     [
-        ([(20, 20, 0.5), (20, 20, 0.4), (20, 20, 0.3), (20, 20, 0.2), (20, 20, 0.1)], 5),  # the loss falls
-        ([(10, 20, 0.1), (11, 20, 0.2), (12, 20, 0.3), (13, 20, 0.4), (14, 20, 0.5)], 5),  # the accuracy rises
+        # the loss falls
+        ([(20, 20, 0.5), (20, 20, 0.4), (20, 20, 0.3), (20, 20, 0.2), (20, 20, 0.1)], 5),
+        # the accuracy rises
+        ([(10, 20, 0.1), (11, 20, 0.2), (12, 20, 0.3), (13, 20, 0.4), (14, 20, 0.5)], 5),
         ([(10, 20, 0.3), (10, 20, 0.3), (9, 20, 0.4), (20, 20, 0.1), (20, 20, 0.1)], 3),
         ([(10, 20, 0.3), (10, 20, 0.4), (10, 20, 0.2), (9, 20, 0.3), (10, 20, 0.2)], 5),
-        ([(10, 20, float("nan")), (10, 20, float("nan")), (10, 20, float("nan")), (11, 20, 0.1), (11, 20, 0.1)], 3),
+        (
+            [
+                (10, 20, float("nan")),
+                (10, 20, float("nan")),
+                (10, 20, float("nan")),
+                (11, 20, 0.1),
+                (11, 20, 0.1),
+            ],
+            3,
+        ),
     ],
 )
 def test_training_stops_when_neither_accuracy_nor_loss_improves(toy, tmp_path, table, n_epochs):
     network, pairs = toy
     options = {"module": told(*table), "trainer": quiet, "batch_size": 16, "folder": tmp_path}
-    fitted = iit.fit(alignment_of(network), pairs, callbacks=[EarlyStopping(patience=2)], max_epochs=5, **options)
+    fitted = iit.fit(
+        alignment_of(network), pairs, callbacks=[EarlyStopping(patience=2)], max_epochs=5, **options
+    )
     assert fitted.n_epochs == n_epochs
 
 
-@pytest.mark.parametrize(("weights", "metric"), [(None, "iia"), ({"cause": 1.0, "isolate": 1.0}, "disentangle")])
+@pytest.mark.parametrize(
+    ("weights", "metric"), [(None, "iia"), ({"cause": 1.0, "isolate": 1.0}, "disentangle")]
+)
 def test_what_chooses_is_what_evaluate_gives(toy, tmp_path, weights, metric):
     """MDAS goes by both kinds of pairs."""
     network, pairs = toy
@@ -153,7 +201,13 @@ def test_what_chooses_is_what_evaluate_gives(toy, tmp_path, weights, metric):
                 dict(trainer.callback_metrics),
             )
 
-    options = {"module": module, "trainer": quiet, "batch_size": 16, "max_epochs": 3, "folder": tmp_path}
+    options = {
+        "module": module,
+        "trainer": quiet,
+        "batch_size": 16,
+        "max_epochs": 3,
+        "folder": tmp_path,
+    }
     fitted = iit.fit(alignment, pairs, callbacks=[Watch()], **options)
     interval, logged = seen[fitted.epoch]
     rows = iit.evaluate(alignment, pairs, split="validation", controls=False)
@@ -167,7 +221,12 @@ def test_what_chooses_is_what_evaluate_gives(toy, tmp_path, weights, metric):
     among = changing if metric == "iia" else np.ones_like(changing)
     right = outcomes(alignment, encoded).right[None][among]
     groups = None if metric == "iia" else changing
-    assert clustered_interval(right.astype(float), np.array(encoded.bases)[among], groups=groups, resamples=2000) == interval
+    assert (
+        clustered_interval(
+            right.astype(float), np.array(encoded.bases)[among], groups=groups, resamples=2000
+        )
+        == interval
+    )
     assert fitted.monitor == ("val/iia_changing" if metric == "iia" else "val/disentangle")
     for metric, subset in (("iia", "all"), ("iia_changing", "changing")):
         (row,) = [row for row in rows if (row.metric, row.subset) == ("iia", subset)]
@@ -184,19 +243,34 @@ def test_mdas_weighs_its_validation_loss_as_its_training(toy, tmp_path):
     class Watch(L.Callback):
         def on_validation_end(self, trainer, pl_module):
             logits = pl_module.weights_of("").answer_logits(batch["base"], batch["sources"])
-            each = -logits.log_softmax(-1).gather(2, batch["base"]["answer"].unsqueeze(-1)).flatten()
+            each = (
+                -logits.log_softmax(-1).gather(2, batch["base"]["answer"].unsqueeze(-1)).flatten()
+            )
             kinds = each[batch["changing"]].mean(), each[~batch["changing"]].mean()
-            losses[trainer.current_epoch] = float(trainer.callback_metrics["val/loss"]), float(2 * kinds[0] + 0.5 * kinds[1])
+            losses[trainer.current_epoch] = (
+                float(trainer.callback_metrics["val/loss"]),
+                float(2 * kinds[0] + 0.5 * kinds[1]),
+            )
 
     module = partial(DAS, weights={"cause": 2.0, "isolate": Schedule(0.0, 0.5, steps=50)})
-    iit.fit(alignment_of(network), pairs, module=module, trainer=quiet, callbacks=[Watch()], max_epochs=2, folder=tmp_path)
+    iit.fit(
+        alignment_of(network),
+        pairs,
+        module=module,
+        trainer=quiet,
+        callbacks=[Watch()],
+        max_epochs=2,
+        folder=tmp_path,
+    )
     for found, expected in losses.values():
         assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_unknown_monitor_is_refused_with_the_choices(toy, tmp_path):
     network, pairs = toy
-    with pytest.raises(ValueError, match=r"monitor='val/acc'.*val/loss, val/iia, val/iia_changing, val/disentangle"):
+    with pytest.raises(
+        ValueError, match=r"monitor='val/acc'.*val/loss, val/iia, val/iia_changing, val/disentangle"
+    ):
         iit.fit(alignment_of(network), pairs, trainer=quiet, folder=tmp_path, monitor="val/acc")
 
 
@@ -204,7 +278,12 @@ def test_an_unknown_monitor_is_refused_with_the_choices(toy, tmp_path):
 def test_learned_gates_are_hard_after_a_fit_and_soft_in_the_next(toy, tmp_path, fails):
     network, pairs = toy
     site = iit.Site("block_output", layer=0, position="place")
-    alignment = one(network, "subject_position", site, lambda width: iit.BoundlessRotatedSpaceIntervention(width))
+    alignment = one(
+        network,
+        "subject_position",
+        site,
+        lambda width: iit.BoundlessRotatedSpaceIntervention(width),
+    )
     gate = alignment.edits["subject_position"].intervention.gate
     soft = []
 
@@ -217,7 +296,15 @@ def test_learned_gates_are_hard_after_a_fit_and_soft_in_the_next(toy, tmp_path, 
     for _ in range(2):
         soft.clear()
         with pytest.raises(RuntimeError) if fails else nullcontext():
-            iit.fit(alignment, pairs, trainer=quiet, callbacks=[Watch()], batch_size=24, max_epochs=1, folder=tmp_path)
+            iit.fit(
+                alignment,
+                pairs,
+                trainer=quiet,
+                callbacks=[Watch()],
+                batch_size=24,
+                max_epochs=1,
+                folder=tmp_path,
+            )
         assert soft
         assert all(soft)
         assert not alignment.training
@@ -225,7 +312,9 @@ def test_learned_gates_are_hard_after_a_fit_and_soft_in_the_next(toy, tmp_path, 
 
 
 def test_what_was_trained_is_back_on_the_networks_device(toy, tmp_path, monkeypatch):
-    """Lightning takes a module that it has trained on a GPU to the CPU; there, "meta" stands for the place it is taken to."""
+    """Lightning takes a module that it has trained on a GPU to the CPU; there, "meta" stands for
+    the place it is taken to.
+    """
     network, pairs = toy
     alignment = alignment_of(network)
     taken = []
@@ -257,7 +346,8 @@ def test_an_alignment_is_trained_and_scored_on_a_gpu(tmp_path):
         network,
         {
             "subject_position": iit.Edit(
-                iit.Site("block_output", layer=17, position="s2"), iit.LowRankRotatedSpaceIntervention(576, 4)
+                iit.Site("block_output", layer=17, position="s2"),
+                iit.LowRankRotatedSpaceIntervention(576, 4),
             )
         },
     )
@@ -273,8 +363,16 @@ def test_an_alignment_answers_for_its_network_and_keeps_what_it_ran(toy, monkeyp
     texts = [row["base"] for row in rows]
     encoded = network.encode(texts)
     with torch.no_grad():
-        logits = network.model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
-    best = logits.gather(1, encoded["positions"]["last"].unsqueeze(-1).expand(-1, -1, logits.shape[-1])).argmax(-1).flatten()
+        logits = network.model(
+            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]
+        ).logits
+    best = (
+        logits.gather(
+            1, encoded["positions"]["last"].unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+        )
+        .argmax(-1)
+        .flatten()
+    )
     given = [f" {network.tokenizer.decode([token])}" for token in best]
     answers = [answer if number % 3 else " James" for number, answer in enumerate(given)]
     expected = network.answers_right(texts, answers)
@@ -284,13 +382,16 @@ def test_an_alignment_answers_for_its_network_and_keeps_what_it_ran(toy, monkeyp
     lengths = []
     block = type(network.model.model.layers[0].mlp)
     forward = block.forward
-    monkeypatch.setattr(block, "forward", lambda self, x: lengths.append(x.shape[1]) or forward(self, x))
+    monkeypatch.setattr(
+        block, "forward", lambda self, x: lengths.append(x.shape[1]) or forward(self, x)
+    )
     assert (alignment.answers_right(texts, answers) == expected).all()
     encoded = iit.data.EncodedPairs(pairs.split("train"), pairs.variable, network)
     for batch in encoded.batches(16):
         alignment.answer_logits(batch["base"], batch["sources"])
-    # Of filtering and of each batch only the second block ran, although these prompts are edited, and sources, for the first time.
-    # The first edited batch is compared with a whole run: of two blocks, and of the first one for the sources.
+    # Of filtering and of each batch only the second block ran, although these prompts are edited,
+    # and sources, for the first time. The first edited batch is compared with a whole run: of two
+    # blocks, and of the first one for the sources.
     assert len(lengths) == 1 + len(list(encoded.batches(16))) + 3
     with pytest.raises(ValueError, match="make the alignment with the LanguageModel"):
         iit.Alignment(network.model, alignment.edits).answers_right(texts, answers)
@@ -307,9 +408,19 @@ def test_only_the_intervention_learns(toy, tmp_path):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             seen.append(float(outputs["loss"]))
 
-    iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=5, folder=tmp_path, callbacks=[Watch()])
+    iit.fit(
+        alignment,
+        pairs,
+        trainer=quiet,
+        batch_size=16,
+        max_epochs=5,
+        folder=tmp_path,
+        callbacks=[Watch()],
+    )
     assert not torch.equal(next(alignment.parameters()), start)
-    assert all(torch.equal(tensor, network.model.state_dict()[name]) for name, tensor in before.items())
+    assert all(
+        torch.equal(tensor, network.model.state_dict()[name]) for name, tensor in before.items()
+    )
     assert np.mean(seen[-3:]) < np.mean(seen[:3])
 
 
@@ -338,8 +449,18 @@ def test_what_cannot_be_fitted_says_why(toy, tmp_path):
             ValueError,
             "nothing to train",
         ),
-        (iit.Alignment(network.model, {site: iit.LowRankRotatedSpaceIntervention(16, 2)}), {}, ValueError, "LanguageModel"),
-        (alignment_of(network), {"ckpt_path": tmp_path / "no.ckpt"}, FileNotFoundError, "no checkpoint"),
+        (
+            iit.Alignment(network.model, {site: iit.LowRankRotatedSpaceIntervention(16, 2)}),
+            {},
+            ValueError,
+            "LanguageModel",
+        ),
+        (
+            alignment_of(network),
+            {"ckpt_path": tmp_path / "no.ckpt"},
+            FileNotFoundError,
+            "no checkpoint",
+        ),
         (alignment_of(network), {"batch_size": 0}, ValueError, "at least 1"),
     ]
     for alignment, kwargs, kind, said in cases:
@@ -347,15 +468,35 @@ def test_what_cannot_be_fitted_says_why(toy, tmp_path):
             iit.fit(alignment, pairs, trainer=quiet, folder=tmp_path, **kwargs)
     same = pairs.dataset.map(lambda row: {"changing": False})
     with pytest.raises(ValueError, match=r"No validation pair.*\['subject_position'\] is changing"):
-        iit.fit(alignment_of(network), Pairs(same, pairs.variable, pairs.task), trainer=quiet, folder=tmp_path)
+        iit.fit(
+            alignment_of(network),
+            Pairs(same, pairs.variable, pairs.task),
+            trainer=quiet,
+            folder=tmp_path,
+        )
     with pytest.raises(ValueError, match=r"limit_val_batches=0.*at least one batch"):
-        iit.fit(alignment_of(network), pairs, trainer=partial(quiet, limit_val_batches=0), folder=tmp_path)
+        iit.fit(
+            alignment_of(network),
+            pairs,
+            trainer=partial(quiet, limit_val_batches=0),
+            folder=tmp_path,
+        )
 
 
 def test_one_completes_the_intervention_with_the_sites_width(tiny_llama):
-    found = one(tiny_llama, "x", iit.Site("mlp_activation", layer=0), lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
+    found = one(
+        tiny_llama,
+        "x",
+        iit.Site("mlp_activation", layer=0),
+        lambda width: iit.LowRankRotatedSpaceIntervention(width, 2),
+    )
     assert found.edits["x"].intervention.width == 24
-    block = one(tiny_llama, "x", iit.Site(module="model.layers.0"), lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
+    block = one(
+        tiny_llama,
+        "x",
+        iit.Site(module="model.layers.0"),
+        lambda width: iit.LowRankRotatedSpaceIntervention(width, 2),
+    )
     assert block.edits["x"].intervention.width == 16, "what a first run shows"
 
 
@@ -367,7 +508,13 @@ def test_evaluate_rows(toy):
     assert {(row.control, row.metric) for row in rows if row.split != "test"} == {(None, "iia")}
     assert {row.split for row in rows} == {"train", "test"}
     for subset, n in (("all", 16), ("changing", 8)):
-        for control in (None, "vanilla", "random_subspace", *(f"random_subspace/{i}" for i in range(5)), "no_intervention"):
+        for control in (
+            None,
+            "vanilla",
+            "random_subspace",
+            *(f"random_subspace/{i}" for i in range(5)),
+            "no_intervention",
+        ):
             row = told[control, "iia", subset]
             assert row.n == n
             assert row.low <= row.value <= row.high
@@ -377,7 +524,13 @@ def test_evaluate_rows(toy):
     draws = np.mean([told[f"random_subspace/{i}", "iia", "all"].value for i in range(5)])
     assert told["random_subspace", "iia", "all"].value == pytest.approx(draws)
     assert told[None, "task_accuracy", "all"].value == 1.0
-    assert (rows[0].network, rows[0].layer, rows[0].position, rows[0].rank, rows[0].seed) == ("toy", 0, "place", 4, 5)
+    assert (rows[0].network, rows[0].layer, rows[0].position, rows[0].rank, rows[0].seed) == (
+        "toy",
+        0,
+        "place",
+        4,
+        5,
+    )
     with pytest.raises(ValueError, match="'slow' is none of"):
         iit.evaluate(alignment, pairs, trust="slow")
     with pytest.raises(ValueError, match=r"'io_name'.*subject_position"):
@@ -397,7 +550,9 @@ def test_vanilla_control_equals_patching_by_hand(toy):
         batch = encoded.batch([number])
         base, source = batch["base"], batch["sources"]["subject_position"]
         held = []
-        handle = layer.register_forward_hook(lambda m, a, o, held=held: held.append(o.clone()) and None)
+        handle = layer.register_forward_hook(
+            lambda m, a, o, held=held: held.append(o.clone()) and None
+        )
         network.model(input_ids=source["input_ids"])
         handle.remove()
 
@@ -423,7 +578,9 @@ class Half(Basis):
 
     def coordinates(self):
         def write(h, old, new):
-            return torch.cat([h[..., : self.rank] + (new - old) / self.scale, h[..., self.rank :]], -1)
+            return torch.cat(
+                [h[..., : self.rank] + (new - old) / self.scale, h[..., self.rank :]], -1
+            )
 
         return Coordinates(lambda h: h[..., : self.rank] * self.scale, write)
 
@@ -431,7 +588,9 @@ class Half(Basis):
 def test_ones_own_basis_is_trained_scored_and_shared(toy, tmp_path):
     network, pairs = toy
     site = iit.Site("block_output", layer=0, position="place")
-    alignment = iit.Alignment(network, {"subject_position": iit.Edit(site, Intervention("Mine", Half(16), All(), Swap()))})
+    alignment = iit.Alignment(
+        network, {"subject_position": iit.Edit(site, Intervention("Mine", Half(16), All(), Swap()))}
+    )
     alignment.rows = iit.evaluate(alignment, pairs)
     iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=1, folder=tmp_path)
     assert list(alignment.rows) == [], "rows of weights that are gone"

@@ -14,7 +14,9 @@ from tests.seeds import shifted
 
 
 def quiet(**kwargs):
-    return L.Trainer(enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs)
+    return L.Trainer(
+        enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs
+    )
 
 
 @pytest.fixture
@@ -28,7 +30,14 @@ SITE = iit.Site(module="layers.1", side="output")
 
 def pairs_of(variable, network=None, task=None, n=64, **options):
     return Pairs.sample(
-        task or equality(), network, n_train=n, n_val=32, n_test=32, variable=variable, right_only=False, **options
+        task or equality(),
+        network,
+        n_train=n,
+        n_val=32,
+        n_test=32,
+        variable=variable,
+        right_only=False,
+        **options,
     )
 
 
@@ -44,7 +53,8 @@ def test_the_loss_is_the_sum_of_its_parts(network):
     network.model.zero_grad()
     base, source = batch["base"]["x"], batch["sources"]["left_equal"]["x"]
     own = F.cross_entropy(network.model(base), batch["base_answer"][:, 0])
-    # The last hidden layer is swapped whole: the logits are the source's. Sources are run without gradient.
+    # The last hidden layer is swapped whole: the logits are the source's. Sources are run without
+    # gradient.
     with torch.no_grad():
         hidden = network.model.layers(source)
     swapped = F.cross_entropy(network.model.head(hidden), batch["base"]["answer"][:, 0])
@@ -60,9 +70,13 @@ def test_the_best_epoch_is_kept_and_the_network_is_frozen_afterwards(network, fr
     before = fingerprint(network.model)
     alignment = none(network)
     fitted = iit.fit(alignment, pairs, module=IIT, trainer=quiet, max_epochs=8, batch_size=32)
-    assert [record.message for record in caplog.records if "runs" in record.message] == ["The whole network runs: it is trained."]
+    assert [record.message for record in caplog.records if "runs" in record.message] == [
+        "The whole network runs: it is trained."
+    ]
     rows = iit.evaluate(alignment, pairs, split="validation")
-    assert [(row.metric, row.variable, row.component, row.n) for row in rows] == [("task_accuracy", None, None, 32)]
+    assert [(row.metric, row.variable, row.component, row.n) for row in rows] == [
+        ("task_accuracy", None, None, 32)
+    ]
     assert rows[0].value == pytest.approx(fitted.value), "the best epoch's weights are back"
     assert fingerprint(network.model) != before
     assert not any(p.requires_grad or p.grad is not None for p in network.model.parameters())
@@ -81,7 +95,15 @@ def test_a_transformer_learns_answers_of_several_tokens():
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             losses.append(float(trainer.callback_metrics["train/loss"]))
 
-    iit.fit(alignment, pairs, module=IIT, trainer=quiet, callbacks=[Losses()], max_epochs=6, batch_size=32)
+    iit.fit(
+        alignment,
+        pairs,
+        module=IIT,
+        trainer=quiet,
+        callbacks=[Losses()],
+        max_epochs=6,
+        batch_size=32,
+    )
     assert losses[-1] < 0.8 * losses[0]
     assert alignment.store is None, "what was computed before the network changed is not kept"
 
@@ -96,13 +118,22 @@ def test_both_parts_are_trained_and_logged(network):
             logged.update(trainer.callback_metrics)
 
     iit.fit(alignment, pairs, module=IIT, trainer=quiet, callbacks=[Logged()], max_epochs=2)
-    assert set(logged) >= {"train/behaviour", "train/interchange", "val/loss", "val/task_accuracy", "val/iia", "val/iia_changing"}
+    assert set(logged) >= {
+        "train/behaviour",
+        "train/interchange",
+        "val/loss",
+        "val/task_accuracy",
+        "val/iia",
+        "val/iia_changing",
+    }
 
 
 @pytest.mark.parametrize("monitor", [None, "val/task_accuracy", "val/loss"])
 def test_the_epoch_is_chosen_as_in_alignment_search(network, monitor):
     pairs = pairs_of("left_equal", n=512)
-    alignment = iit.Alignment(network, {"left_equal": iit.Edit([SITE], iit.VanillaIntervention(16, units="0:8"))})
+    alignment = iit.Alignment(
+        network, {"left_equal": iit.Edit([SITE], iit.VanillaIntervention(16, units="0:8"))}
+    )
     epochs = []
 
     class Watch(L.Callback):
@@ -119,7 +150,9 @@ def test_the_epoch_is_chosen_as_in_alignment_search(network, monitor):
     assert [loss for loss, _, _ in epochs].index(min(equal)) == fitted.epoch
     assert fitted.monitor == (monitor or "val/iia_changing")
     alone = none(network)
-    with pytest.raises(ValueError, match=r"monitor='val/iia'.*choose one of val/loss, val/task_accuracy\."):
+    with pytest.raises(
+        ValueError, match=r"monitor='val/iia'.*choose one of val/loss, val/task_accuracy\."
+    ):
         iit.fit(alone, pairs_of(()), monitor="val/iia", **options)
 
 
@@ -131,14 +164,25 @@ def test_a_network_is_frozen_after_an_exception_too(network):
             raise RuntimeError("stop here")
 
     with pytest.raises(RuntimeError, match="stop here"):
-        iit.fit(none(network), pairs_of(()), module=IIT, trainer=quiet, callbacks=[Failing()], max_epochs=2)
+        iit.fit(
+            none(network),
+            pairs_of(()),
+            module=IIT,
+            trainer=quiet,
+            callbacks=[Failing()],
+            max_epochs=2,
+        )
     assert not network.model.training
     assert not any(p.requires_grad for p in network.model.parameters())
 
 
 def test_parts_and_weights_that_cannot_be_are_refused(network):
     with pytest.raises(
-        ValueError, match=r"\['safety'\] are no parts of the loss; they are \['behaviour', 'interchange', 'strict'\]"
+        ValueError,
+        match=(
+            r"\['safety'\] are no parts of the loss; they are \['behaviour', 'interchange', "
+            r"'strict'\]"
+        ),
     ):
         IIT(none(network), weights={"safety": 1.0})
     for weights in ({"behaviour": 0.0}, {"behaviour": -1.0}):
@@ -164,11 +208,15 @@ def test_a_step_is_one_source_run_and_one_base_run_and_its_loss_the_sum_by_hand(
         inert={"rest": iit.Edit(SITE, units(*range(5, 16)))},
     )
     batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(20))
-    module = IIT(alignment, weights={"behaviour": 0.5, "interchange": 2.0, "strict": 3.0}, source_grad=True)
+    module = IIT(
+        alignment, weights={"behaviour": 0.5, "interchange": 2.0, "strict": 3.0}, source_grad=True
+    )
     module.log = module.log_dict = lambda *args, **kwargs: None
     network.model.requires_grad_(True)
     sizes = []
-    handle = network.model.layers.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    handle = network.model.layers.register_forward_pre_hook(
+        lambda module, args: sizes.append(len(args[0]))
+    )
     module.training_step(batch, 0).backward()
     handle.remove()
     assert sizes == [20, 60], "the sources, and the bases once for each part"
@@ -177,7 +225,9 @@ def test_a_step_is_one_source_run_and_one_base_run_and_its_loss_the_sum_by_hand(
 
     left = batch["active"]["left_equal"]
     base = batch["base"]["x"]
-    source = torch.where(left.unsqueeze(1), batch["sources"]["left_equal"]["x"], batch["sources"]["right_equal"]["x"])
+    source = torch.where(
+        left.unsqueeze(1), batch["sources"]["left_equal"]["x"], batch["sources"]["right_equal"]["x"]
+    )
     hidden, there = network.model.layers(base), network.model.layers(source)
     own = batch["base_answer"][:, 0]
     swapped = torch.zeros(20, 16, dtype=torch.bool)
@@ -186,7 +236,10 @@ def test_a_step_is_one_source_run_and_one_base_run_and_its_loss_the_sum_by_hand(
     rest = (torch.arange(16) >= 5).expand(20, 16)
     parts = [
         0.5 * F.cross_entropy(network.model.head(hidden), own),
-        2.0 * F.cross_entropy(network.model.head(torch.where(swapped, there, hidden)), batch["base"]["answer"][:, 0]),
+        2.0
+        * F.cross_entropy(
+            network.model.head(torch.where(swapped, there, hidden)), batch["base"]["answer"][:, 0]
+        ),
         3.0 * F.cross_entropy(network.model.head(torch.where(rest, there, hidden)), own),
     ]
     sum(parts).backward()
@@ -196,15 +249,26 @@ def test_a_step_is_one_source_run_and_one_base_run_and_its_loss_the_sum_by_hand(
 
 @pytest.mark.parametrize("margin", [None, 1.0])
 def test_a_logit_difference_holds_the_own_answer_by_its_margin(network, margin):
-    """Behaviour and strict are about the base's own answer, which differs from itself by nothing."""
+    """Behaviour and strict are about the base's own answer, which differs from itself by
+    nothing.
+    """
     pairs = pairs_of("left_equal")
     alignment = iit.Alignment(
-        network, {"left_equal": iit.Edit(SITE, units(0, 1, 2))}, inert={"rest": iit.Edit(SITE, units(*range(3, 16)))}
+        network,
+        {"left_equal": iit.Edit(SITE, units(0, 1, 2))},
+        inert={"rest": iit.Edit(SITE, units(*range(3, 16)))},
     )
     batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(20))
-    module = IIT(alignment, weights={"behaviour": 0.5, "interchange": 2.0, "strict": 3.0}, objective=LogitDifference(margin))
+    module = IIT(
+        alignment,
+        weights={"behaviour": 0.5, "interchange": 2.0, "strict": 3.0},
+        objective=LogitDifference(margin),
+    )
     module.log = module.log_dict = lambda *args, **kwargs: None
-    hidden, there = network.model.layers(batch["base"]["x"]), network.model.layers(batch["sources"]["left_equal"]["x"])
+    hidden, there = (
+        network.model.layers(batch["base"]["x"]),
+        network.model.layers(batch["sources"]["left_equal"]["x"]),
+    )
     first = torch.arange(16) < 3
 
     def lacking(activation, answer):  # of two classes the other one is the best other
@@ -215,7 +279,10 @@ def test_a_logit_difference_holds_the_own_answer_by_its_margin(network, margin):
     own, label = batch["base_answer"], batch["base"]["answer"]
     expected = (
         0.5 * lacking(hidden, own).mean()
-        + 2.0 * torch.where(batch["changing"], lacking(torch.where(first, there, hidden), label), 0.0).mean()
+        + 2.0
+        * torch.where(
+            batch["changing"], lacking(torch.where(first, there, hidden), label), 0.0
+        ).mean()
         + 3.0 * lacking(torch.where(first, hidden, there), own).mean()
     )
     torch.testing.assert_close(module.training_step(batch, 0), expected)
@@ -223,7 +290,10 @@ def test_a_logit_difference_holds_the_own_answer_by_its_margin(network, margin):
 
 def test_only_the_trained_variables_interchange(network):
     pairs = pairs_of(["left_equal", "right_equal"])
-    alignment = iit.Alignment(network, {"left_equal": iit.Edit(SITE, units(0, 1, 2)), "right_equal": iit.Edit(SITE, units(3, 4))})
+    alignment = iit.Alignment(
+        network,
+        {"left_equal": iit.Edit(SITE, units(0, 1, 2)), "right_equal": iit.Edit(SITE, units(3, 4))},
+    )
     batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(20))
     found = IIT(alignment, trained=["left_equal"])._predictions(batch)
     left = batch["active"]["left_equal"]
@@ -235,10 +305,15 @@ def test_only_the_trained_variables_interchange(network):
 
 def test_variables_that_share_a_pair_each_read_their_own_source(network):
     pairs = pairs_of(["left_equal", "right_equal"], together=True)
-    alignment = iit.Alignment(network, {"left_equal": iit.Edit(SITE, units(0, 1, 2)), "right_equal": iit.Edit(SITE, units(3, 4))})
+    alignment = iit.Alignment(
+        network,
+        {"left_equal": iit.Edit(SITE, units(0, 1, 2)), "right_equal": iit.Edit(SITE, units(3, 4))},
+    )
     batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(20))
     made, _ = IIT(alignment)._predictions(batch)["interchange"]
-    torch.testing.assert_close(made.logits, alignment.answer_logits(batch["base"], batch["sources"]))
+    torch.testing.assert_close(
+        made.logits, alignment.answer_logits(batch["base"], batch["sources"])
+    )
 
 
 def test_stacked_texts_are_what_each_part_is_alone():
@@ -252,8 +327,14 @@ def test_stacked_texts_are_what_each_part_is_alone():
     frame = iit.LowRankRotatedSpaceIntervention(32, 4)
     alignment = iit.Alignment(
         network,
-        {"ones_carry": iit.Edit(site, frame), "hundreds": iit.Edit(late, iit.LowRankRotatedSpaceIntervention(32, 4))},
-        inert={"beside": iit.Edit(site, frame.complement()), "later": iit.Edit(late, iit.VanillaIntervention())},
+        {
+            "ones_carry": iit.Edit(site, frame),
+            "hundreds": iit.Edit(late, iit.LowRankRotatedSpaceIntervention(32, 4)),
+        },
+        inert={
+            "beside": iit.Edit(site, frame.complement()),
+            "later": iit.Edit(late, iit.VanillaIntervention()),
+        },
     )
     batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(16))
     found = IIT(alignment, weights={"strict": 1.0})._predictions(batch)
@@ -275,7 +356,9 @@ def test_a_step_costs_its_two_passes(network):
     network = small_transformer(task.vocabulary, n_layers=2, n_heads=2, width=64)
     pairs = pairs_of("ones_carry", network, task)
     site = iit.Site("block_output", layer=1, position="b_ones")
-    alignment = iit.Alignment(network, {"ones_carry": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(64, 4))})
+    alignment = iit.Alignment(
+        network, {"ones_carry": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(64, 4))}
+    )
     batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(16))
     module = IIT(alignment, source_grad=True)
     module.log = module.log_dict = lambda *args, **kwargs: None
@@ -286,7 +369,8 @@ def test_a_step_costs_its_two_passes(network):
     label = batch["base"]["answer"]
     both = torch.cat([torch.cat([base, label], 1)] * 2)
     with FlopCounterMode(display=False) as passes:
-        # The sources up to the site, which is the last block's output, and the bases for both parts, with the head at the answer.
+        # The sources up to the site, which is the last block's output, and the bases for both
+        # parts, with the head at the answer.
         there = network.model.model(source).last_hidden_state
         here = network.model.model(both).last_hidden_state[:, -label.shape[1] :]
         (network.model.lm_head(here).sum() + there.sum()).backward()
@@ -304,11 +388,20 @@ def test_inert_parts_are_saved_and_checked(network, tmp_path):
     batch = EncodedPairs(pairs.split("train"), pairs.variables, network).batch(range(8))
     for name in inert:
         swap = {name: alignment.inert[name]}, {name: back.inert[name]}
-        one, two = (iit.IntervenedModel(network, s).answer_logits(batch["base"], batch["sources"]["left_equal"]) for s in swap)
+        one, two = (
+            iit.IntervenedModel(network, s).answer_logits(
+                batch["base"], batch["sources"]["left_equal"]
+            )
+            for s in swap
+        )
         assert torch.equal(one, two)
     assert back.inert["beside"].intervention.basis is back.edits["left_equal"].intervention.basis
     with pytest.raises(ValueError, match="called as a variable"):
-        iit.Alignment(network, {"left_equal": iit.Edit(SITE, frame)}, inert={"left_equal": iit.Edit(SITE, units(1))})
+        iit.Alignment(
+            network,
+            {"left_equal": iit.Edit(SITE, frame)},
+            inert={"left_equal": iit.Edit(SITE, units(1))},
+        )
     trained = iit.Edit(SITE, iit.LowRankRotatedSpaceIntervention(16, 4))
     with pytest.raises(ValueError, match="give it a VanillaIntervention"):
         iit.Alignment(network, {"left_equal": iit.Edit(SITE, frame)}, inert={"rest": trained})
@@ -318,6 +411,12 @@ def test_blocks_are_scored_beside_their_controls(network):
     pairs = pairs_of(["left_equal", "right_equal"])
     blocks = iit.RotatedSpaceIntervention(16, blocks={"left_equal": 4, "right_equal": 4})
     rows = iit.evaluate(iit.Alignment(network, {SITE: blocks}), pairs)
-    assert {row.variable for row in rows if row.control == "vanilla"} == {"left_equal", "right_equal"}
-    assert {row.control for row in rows if row.variable == "left_equal"} >= {"rival/left_only", "random_subspace"}
+    assert {row.variable for row in rows if row.control == "vanilla"} == {
+        "left_equal",
+        "right_equal",
+    }
+    assert {row.control for row in rows if row.variable == "left_equal"} >= {
+        "rival/left_only",
+        "random_subspace",
+    }
     assert "rival/left_only" not in {row.control for row in rows if row.variable == "right_equal"}

@@ -43,7 +43,9 @@ class CtrlC(L.Callback):
 
 
 def quiet(**options):
-    return L.Trainer(enable_progress_bar=False, enable_model_summary=False, deterministic=True, **options)
+    return L.Trainer(
+        enable_progress_bar=False, enable_model_summary=False, deterministic=True, **options
+    )
 
 
 @cache
@@ -55,7 +57,9 @@ def setting(right_only=False):
     torch.manual_seed(0)
     network = mlp(n_inputs=16, n_classes=2, width=16, depth=2)
     pairs = Pairs.sample(TASK, network, variable="left_equal", **SIZES) if right_only else sampled()
-    alignment = iit.Alignment(network, {"left_equal": iit.Edit([SITE], iit.LowRankRotatedSpaceIntervention(16, 2))})
+    alignment = iit.Alignment(
+        network, {"left_equal": iit.Edit([SITE], iit.LowRankRotatedSpaceIntervention(16, 2))}
+    )
     return network, pairs, alignment
 
 
@@ -63,15 +67,27 @@ def setting(right_only=False):
 @pytest.mark.parametrize("module", [iit.alignment.DAS, IIT])
 @pytest.mark.parametrize(("epoch", "name"), [(0, "start"), (1, "last")])
 def test_after_ctrl_c_the_message_leads_on_to_the_same_run(tmp_path, module, epoch, name):
-    options = {"module": module, "trainer": quiet, "batch_size": 16, "max_epochs": 2, "folder": tmp_path}
+    options = {
+        "module": module,
+        "trainer": quiet,
+        "batch_size": 16,
+        "max_epochs": 2,
+        "folder": tmp_path,
+    }
     network, pairs, whole = setting()
     fitted = iit.fit(whole, pairs, **options)
-    expected = [parameter.clone() for parameter in (*whole.parameters(), *network.model.parameters())]
+    expected = [
+        parameter.clone() for parameter in (*whole.parameters(), *network.model.parameters())
+    ]
 
-    saved = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_epochs=1, enable_version_counter=False)
+    saved = ModelCheckpoint(
+        dirpath=tmp_path, filename="last", every_n_epochs=1, enable_version_counter=False
+    )
     network, pairs, part = setting()
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=rf"Go on, from the last epoch .*, with ckpt_path=.*{name}\.ckpt$"):
+    with pytest.raises(
+        KeyboardInterrupt, match=rf"Go on, from the last epoch .*, with ckpt_path=.*{name}\.ckpt$"
+    ):
         iit.fit(part, pairs, callbacks=[saved, CtrlC(epoch)], **options)
     assert signal.getsignal(signal.SIGINT) is handler
     assert not any(parameter.requires_grad for parameter in network.model.parameters())
@@ -89,14 +105,24 @@ def test_after_ctrl_c_the_message_leads_on_to_the_same_run(tmp_path, module, epo
 def test_where_nothing_was_kept_the_message_says_so(tmp_path):
     _, pairs, alignment = setting()
     with pytest.raises(KeyboardInterrupt, match="no checkpoint to go on from"):
-        iit.fit(alignment, pairs, trainer=quiet, batch_size=16, callbacks=[CtrlC(0)], folder=tmp_path)
+        iit.fit(
+            alignment, pairs, trainer=quiet, batch_size=16, callbacks=[CtrlC(0)], folder=tmp_path
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_that_ends_leaves_no_checkpoint_of_its_start(tmp_path):
     _, pairs, alignment = setting()
     saved = ModelCheckpoint(dirpath=tmp_path, filename="last")
-    iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=1, callbacks=[saved], folder=tmp_path)
+    iit.fit(
+        alignment,
+        pairs,
+        trainer=quiet,
+        batch_size=16,
+        max_epochs=1,
+        callbacks=[saved],
+        folder=tmp_path,
+    )
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
 
 
@@ -113,9 +139,12 @@ def test_an_exit_that_is_no_interrupt_stays_one(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_task_accuracy_after_iit_is_the_trained_networks(tmp_path):
     network, pairs, alignment = setting(right_only=True)
-    others = Pairs.sample(TASK, network, variable="left_equal", **SIZES)  # of the same words, and not what is fitted
+    # of the same words, and not what is fitted
+    others = Pairs.sample(TASK, network, variable="left_equal", **SIZES)
     assert 0 < pairs.facts["right"]["test"] < pairs.facts["drawn"]["test"]
-    iit.fit(alignment, pairs, module=IIT, trainer=quiet, batch_size=16, max_epochs=1, folder=tmp_path)
+    iit.fit(
+        alignment, pairs, module=IIT, trainer=quiet, batch_size=16, max_epochs=1, folder=tmp_path
+    )
     with torch.no_grad():
         # Whatever it has learned, it now gives the answer that no kept prompt has.
         network.model.head.weight.zero_()
@@ -132,7 +161,12 @@ def compared(before, now):
     check(checkpoint, now)
 
 
-CONFIG = {"rank": 4, "site": {"layer": 3, "heads": (1, 2)}, "objective": {"_target_": "a", "weights": {"x": 1.0}}, "empty": {}}
+CONFIG = {
+    "rank": 4,
+    "site": {"layer": 3, "heads": (1, 2)},
+    "objective": {"_target_": "a", "weights": {"x": 1.0}},
+    "empty": {},
+}
 
 
 def test_equal_configurations_are_equal_after_json():
@@ -144,10 +178,22 @@ def test_equal_configurations_are_equal_after_json():
     ("now", "message"),
     [
         (CONFIG | {"rank": 8}, r"\(rank: 4 in the checkpoint, 8 now\)"),
-        (CONFIG | {"site": {"layer": 4, "heads": [1, 2]}}, r"\(site\.layer: 3 in the checkpoint, 4 now\)"),
-        (CONFIG | {"site": {"layer": 3, "heads": [2]}}, r"\(site\.heads: \[1, 2\] in the checkpoint, \[2\] now\)"),
-        (CONFIG | {"objective": {"_target_": "a", "weights": {"x": 2}}}, r"\(objective\.weights\.x: 1\.0 .* 2 now\)"),
-        (CONFIG | {"objective": None}, r"\(objective\._target_: 'a' .* None now; objective\.weights\.x: 1\.0 .* None now\)"),
+        (
+            CONFIG | {"site": {"layer": 4, "heads": [1, 2]}},
+            r"\(site\.layer: 3 in the checkpoint, 4 now\)",
+        ),
+        (
+            CONFIG | {"site": {"layer": 3, "heads": [2]}},
+            r"\(site\.heads: \[1, 2\] in the checkpoint, \[2\] now\)",
+        ),
+        (
+            CONFIG | {"objective": {"_target_": "a", "weights": {"x": 2}}},
+            r"\(objective\.weights\.x: 1\.0 .* 2 now\)",
+        ),
+        (
+            CONFIG | {"objective": None},
+            r"\(objective\._target_: 'a' .* None now; objective\.weights\.x: 1\.0 .* None now\)",
+        ),
         (CONFIG | {"more": {"key": 1}}, r"\(more\.key: None in the checkpoint, 1 now\)"),
         ({}, "empty: {} in the checkpoint, None now; objective"),
     ],

@@ -31,7 +31,11 @@ def test_cross_entropy_is_a_mean_over_each_pairs_tokens():
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_kl_is_the_divergence_from_the_labels_distribution(smoothing):
     def kl(q, p):
-        return sum(a * (math.log(a) - math.log(b)) for a, b in zip(q.tolist(), p.tolist(), strict=True) if a)
+        return sum(
+            a * (math.log(a) - math.log(b))
+            for a, b in zip(q.tolist(), p.tolist(), strict=True)
+            if a
+        )
 
     def on(*right):
         q = torch.full((3,), smoothing / 3, dtype=torch.float64)
@@ -39,10 +43,14 @@ def test_kl_is_the_divergence_from_the_labels_distribution(smoothing):
         return q
 
     expected = [(kl(on(1), P[0, 0]) + kl(on(2), P[0, 1])) / 2, kl(on(2), P[1, 0])]
-    torch.testing.assert_close(KLDivergence(smoothing)(Prediction(LOGITS, ANSWER)), torch.tensor(expected))
+    torch.testing.assert_close(
+        KLDivergence(smoothing)(Prediction(LOGITS, ANSWER)), torch.tensor(expected)
+    )
     several = torch.tensor([[[0, 1, -100]], [[2, -100, -100]]])
     expected = [kl(on(0, 1), P[0, 0]), kl(on(2), P[1, 0])]
-    torch.testing.assert_close(KLDivergence(smoothing)(Prediction(LOGITS[:, :1], several)), torch.tensor(expected))
+    torch.testing.assert_close(
+        KLDivergence(smoothing)(Prediction(LOGITS[:, :1], several)), torch.tensor(expected)
+    )
 
 
 def test_logit_difference_is_read_where_the_answers_first_differ():
@@ -63,16 +71,25 @@ def test_a_margin_is_kept_above_the_best_other_token():
     other = torch.tensor([[2.0 - 1.0, 3.0 - 0.0], [1.0 - 1.0, 0.0]])
     expected = torch.stack([-other[0].mean(), -other[1, 0]])
     torch.testing.assert_close(AnswerMargin()(Prediction(LOGITS, ANSWER)), expected)
-    torch.testing.assert_close(AnswerMargin(2.0)(Prediction(LOGITS, ANSWER)), torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(
+        AnswerMargin(2.0)(Prediction(LOGITS, ANSWER)), torch.tensor([0.5, 2.0])
+    )
     several = torch.tensor([[[0, 1, -100]], [[2, -100, -100]]])
-    torch.testing.assert_close(AnswerMargin()(Prediction(LOGITS[:, :1], several)), torch.tensor([-2.0, 0.0]))
+    torch.testing.assert_close(
+        AnswerMargin()(Prediction(LOGITS[:, :1], several)), torch.tensor([-2.0, 0.0])
+    )
 
 
 def test_what_is_minimised_where_the_label_is_the_bases_own_answer():
     kept = CounterfactualLatent(LogitDifference(3.0), 0.2).on_own_answer()
     assert isinstance(kept.objective, AnswerMargin)
     assert (kept.objective.margin, kept.weight) == (3.0, 0.2)
-    for objective in (CrossEntropy(), KLDivergence(), MeanSquaredError(), CounterfactualLatent(CrossEntropy())):
+    for objective in (
+        CrossEntropy(),
+        KLDivergence(),
+        MeanSquaredError(),
+        CounterfactualLatent(CrossEntropy()),
+    ):
         assert objective.on_own_answer() is objective
 
 
@@ -88,8 +105,13 @@ def test_squared_error_of_the_probabilities():
 
 
 def test_the_distance_from_natural_activations():
-    edited, natural = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]]), torch.tensor([[[0.0, 4.0]], [[0.0, 9.0]]])
-    made = Prediction(LOGITS, ANSWER, None, lambda: [(edited, natural, torch.tensor([True, False]))])
+    edited, natural = (
+        torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]]),
+        torch.tensor([[[0.0, 4.0]], [[0.0, 9.0]]]),
+    )
+    made = Prediction(
+        LOGITS, ANSWER, None, lambda: [(edited, natural, torch.tensor([True, False]))]
+    )
     apart = 0.5 * (9 / 16) + 0.5 * (1 - 4 / 5)
     expected = CrossEntropy()(made) + 0.5 * torch.tensor([apart, 0.0])
     torch.testing.assert_close(CounterfactualLatent(CrossEntropy(), 0.5)(made), expected)

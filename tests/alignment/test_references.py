@@ -23,19 +23,25 @@ HIDDEN = iit.Site(module="layers.1", side="output")
 
 
 def quiet(**kwargs):
-    return L.Trainer(enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs)
+    return L.Trainer(
+        enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
 def studied():
     network = planted()
-    pairs = Pairs.sample(modular_sum(), network, n_train=64, n_val=60, n_test=20, variable="first", right_only=False)
+    pairs = Pairs.sample(
+        modular_sum(), network, n_train=64, n_val=60, n_test=20, variable="first", right_only=False
+    )
     return network, pairs
 
 
 def alignment_of(network, seed=0, rank=2):
     torch.manual_seed(shifted(seed))
-    return iit.Alignment(network, {"first": iit.Edit(SITE, iit.LowRankRotatedSpaceIntervention(32, rank))})
+    return iit.Alignment(
+        network, {"first": iit.Edit(SITE, iit.LowRankRotatedSpaceIntervention(32, rank))}
+    )
 
 
 def logged(folder):
@@ -58,10 +64,14 @@ def shares(alignment, pairs):
 
 def vanilla_rows(alignment, pairs):
     rows = iit.evaluate(alignment, pairs, split="validation")
-    return {row.subset: row.value for row in rows if (row.control, row.metric) == ("vanilla", "iia")}
+    return {
+        row.subset: row.value for row in rows if (row.control, row.metric) == ("vanilla", "iia")
+    }
 
 
-def test_the_lines_are_what_evaluate_gives_and_the_random_subspace_is_of_the_same_rank(studied, tmp_path):
+def test_the_lines_are_what_evaluate_gives_and_the_random_subspace_is_of_the_same_rank(
+    studied, tmp_path
+):
     network, pairs = studied
     alignment = alignment_of(network)
     fitted(alignment, pairs, tmp_path)
@@ -84,7 +94,9 @@ def test_training_is_the_same_with_and_without_them(studied, tmp_path):
         alignment, losses = alignment_of(network), []
 
         class Losses(L.Callback):
-            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, losses=losses):
+            def on_train_batch_end(
+                self, trainer, pl_module, outputs, batch, batch_idx, losses=losses
+            ):
                 losses.append(float(outputs["loss"]))
 
             def on_validation_end(self, trainer, pl_module, losses=losses):
@@ -105,12 +117,18 @@ def test_a_frozen_network_runs_them_once_and_a_resumed_run_never(studied, tmp_pa
     real = cells.measured
     monkeypatch.setattr(cells, "measured", lambda *args: runs.append(1) or real(*args))
     kept = tmp_path / "kept"
-    saved = ModelCheckpoint(dirpath=kept, filename="last", every_n_epochs=1, enable_version_counter=False)
+    saved = ModelCheckpoint(
+        dirpath=kept, filename="last", every_n_epochs=1, enable_version_counter=False
+    )
     options = {"eval_batch_size": 20}
-    fitted(alignment_of(network), pairs, tmp_path / "first", callbacks=[saved], max_epochs=2, **options)
+    fitted(
+        alignment_of(network), pairs, tmp_path / "first", callbacks=[saved], max_epochs=2, **options
+    )
     assert len(runs) == 1
     whole, resumed = alignment_of(network), alignment_of(network)
-    again = fitted(resumed, pairs, tmp_path / "again", ckpt_path=kept / "last.ckpt", max_epochs=4, **options)
+    again = fitted(
+        resumed, pairs, tmp_path / "again", ckpt_path=kept / "last.ckpt", max_epochs=4, **options
+    )
     assert len(runs) == 1
     assert again == fitted(whole, pairs, tmp_path / "whole", max_epochs=4, **options)
     assert torch.equal(next(whole.parameters()), next(resumed.parameters()))
@@ -135,7 +153,14 @@ def test_cells_side_by_side_have_lines_each(studied, tmp_path):
 def test_blocks_and_joint_edits_have_both(toy, tmp_path):
     network, pairs = toy
     site = iit.Site("block_output", layer=0, position=["place", "last"])
-    joint = iit.Alignment(network, {"subject_position": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(32, 4), joint=True)})
+    joint = iit.Alignment(
+        network,
+        {
+            "subject_position": iit.Edit(
+                site, iit.LowRankRotatedSpaceIntervention(32, 4), joint=True
+            )
+        },
+    )
     rows = vanilla_rows(joint, pairs)
     fitted(joint, pairs, tmp_path / "joint", max_epochs=1)
     lines = logged(tmp_path / "joint")
@@ -145,8 +170,12 @@ def test_blocks_and_joint_edits_have_both(toy, tmp_path):
 
     network = planted()
     names = ["first", "second"]
-    pairs = Pairs.sample(modular_sum(), network, n_train=32, n_val=60, n_test=20, variable=names, right_only=False)
-    blocks = iit.Alignment(network, {SITE: iit.RotatedSpaceIntervention(32, blocks={"first": 2, "second": 3})})
+    pairs = Pairs.sample(
+        modular_sum(), network, n_train=32, n_val=60, n_test=20, variable=names, right_only=False
+    )
+    blocks = iit.Alignment(
+        network, {SITE: iit.RotatedSpaceIntervention(32, blocks={"first": 2, "second": 3})}
+    )
     fitted(blocks, pairs, tmp_path / "blocks", max_epochs=1)
     lines = logged(tmp_path / "blocks")
     assert vanilla(blocks).variables == random_frames(blocks).variables == ("first", "second")
@@ -178,14 +207,24 @@ def test_what_has_which(intervention, controls):
 def test_where_the_network_learns_they_are_measured_each_epoch(tmp_path):
     torch.manual_seed(shifted(0))
     network = mlp(n_inputs=16, n_classes=2, width=16, depth=2)
-    pairs = Pairs.sample(equality(), None, n_train=256, n_val=100, n_test=20, variable="left_equal", right_only=False)
-    alignment = iit.Alignment(network, {"left_equal": iit.Edit(HIDDEN, iit.VanillaIntervention(16, units="0:8"))})
+    pairs = Pairs.sample(
+        equality(), None, n_train=256, n_val=100, n_test=20, variable="left_equal", right_only=False
+    )
+    alignment = iit.Alignment(
+        network, {"left_equal": iit.Edit(HIDDEN, iit.VanillaIntervention(16, units="0:8"))}
+    )
     expected = []
 
     class Watch(L.Callback):
         def on_validation_end(self, trainer, pl_module):
             others = references(alignment)
-            expected.append({f"{name}/{m}": v for name, other in others.items() for m, v in shares(other, pairs).items()})
+            expected.append(
+                {
+                    f"{name}/{m}": v
+                    for name, other in others.items()
+                    for m, v in shares(other, pairs).items()
+                }
+            )
 
     module = partial(IIT, optimizer=partial(torch.optim.AdamW, lr=1e-2))
     fitted(alignment, pairs, tmp_path, module=module, max_epochs=4, callbacks=[Watch()])
@@ -197,7 +236,9 @@ def test_where_the_network_learns_they_are_measured_each_epoch(tmp_path):
 
 def test_a_training_on_the_task_alone_has_none(tmp_path):
     network = mlp(n_inputs=16, n_classes=2, width=16, depth=2)
-    pairs = Pairs.sample(equality(), None, n_train=32, n_val=16, n_test=16, variable=(), right_only=False)
+    pairs = Pairs.sample(
+        equality(), None, n_train=32, n_val=16, n_test=16, variable=(), right_only=False
+    )
     fitted(iit.alignment.none(network), pairs, tmp_path, module=IIT, max_epochs=1)
     assert not any("vanilla" in name for name in logged(tmp_path))
     assert issubclass(DAS, cells.Cells)

@@ -13,13 +13,20 @@ from tests.seeds import shifted
 
 
 def quiet(**kwargs):
-    return L.Trainer(enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs)
+    return L.Trainer(
+        enable_progress_bar=False, enable_model_summary=False, deterministic=True, **kwargs
+    )
 
 
 def boundless(network, seed=0):
     torch.manual_seed(shifted(seed))
     site = iit.Site("block_output", layer=0, position="place")
-    return one(network, "subject_position", site, lambda width: iit.BoundlessRotatedSpaceIntervention(width, temperature=8.0))
+    return one(
+        network,
+        "subject_position",
+        site,
+        lambda width: iit.BoundlessRotatedSpaceIntervention(width, temperature=8.0),
+    )
 
 
 class Seen(L.Callback):
@@ -30,13 +37,19 @@ class Seen(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         gate = pl_module.alignments[0].interventions[0].gate
-        told = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("schedule/", "train/"))}
+        told = {
+            k: float(v)
+            for k, v in trainer.callback_metrics.items()
+            if k.startswith(("schedule/", "train/"))
+        }
         self.steps.append(told | {"temperature": float(gate.temperature)})
 
 
 def test_a_schedule_goes_from_start_to_stop():
     assert [Schedule(1.0, 0.0, 4).at(step, 99) for step in (0, 1, 4, 9)] == [1.0, 0.75, 0.0, 0.0]
-    assert [Schedule(1.0, 0.01, shape="exponential").at(step, 4) for step in (0, 2, 4)] == pytest.approx([1.0, 0.1, 0.01])
+    assert [
+        Schedule(1.0, 0.01, shape="exponential").at(step, 4) for step in (0, 2, 4)
+    ] == pytest.approx([1.0, 0.1, 0.01])
 
 
 def test_temperature_penalty_and_weights_act_as_declared_and_are_logged(toy, tmp_path):
@@ -56,7 +69,16 @@ def test_temperature_penalty_and_weights_act_as_declared_and_are_logged(toy, tmp
         return quiet(accumulate_grad_batches=2, **kwargs)
 
     alignment = boundless(network)
-    iit.fit(alignment, pairs, module=module, trainer=trainer, batch_size=12, max_epochs=2, folder=tmp_path, callbacks=[seen])
+    iit.fit(
+        alignment,
+        pairs,
+        module=module,
+        trainer=trainer,
+        batch_size=12,
+        max_epochs=2,
+        folder=tmp_path,
+        callbacks=[seen],
+    )
     assert len(seen.steps) == 8
     for number, told in enumerate(seen.steps):
         step = number // 2
@@ -82,7 +104,12 @@ def test_learned_gates_may_have_a_rate_of_their_own(toy):
     assert {rates.pop(id(p)) for p in frame.parameters()} == {5e-3}
     assert not rates
     site = iit.Site("block_output", layer=0, position="place")
-    ungated = one(network, "subject_position", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
+    ungated = one(
+        network,
+        "subject_position",
+        site,
+        lambda width: iit.LowRankRotatedSpaceIntervention(width, 2),
+    )
     with pytest.raises(ValueError, match="no intervention has a learned gate"):
         DAS(ungated, gate_lr=1e-2, config={})
 
@@ -94,7 +121,9 @@ def test_isolate_is_held_by_a_margin_under_the_logit_difference(toy):
     logits = alignment.answer_logits(batch["base"], batch["sources"])[:, 0]
     label, own, changing = batch["base"]["answer"], batch["base_answer"], batch["changing"]
     others = logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)
-    cause = F.relu(2.0 - logits.gather(1, label) + logits.gather(1, own)).squeeze(1)[changing].mean()
+    cause = (
+        F.relu(2.0 - logits.gather(1, label) + logits.gather(1, own)).squeeze(1)[changing].mean()
+    )
     isolate = F.relu(2.0 - logits.gather(1, label) + others).squeeze(1)[~changing].mean()
     module = DAS(alignment, weights={"cause": 1.5, "isolate": 0.5}, objective=LogitDifference(2.0))
     module.log = lambda *args, **kwargs: None
@@ -106,13 +135,20 @@ def test_a_resumed_run_has_the_schedule_of_an_uninterrupted_one(toy, tmp_path):
     network, pairs = toy
 
     def module(alignment, config):
-        return DAS(alignment, temperature=Schedule(1.0, 0.01, 16, "exponential"), penalty=Schedule(0.0, 1.0, 16), config=config)
+        return DAS(
+            alignment,
+            temperature=Schedule(1.0, 0.01, 16, "exponential"),
+            penalty=Schedule(0.0, 1.0, 16),
+            config=config,
+        )
 
     options = {"module": module, "trainer": quiet, "batch_size": 12, "folder": tmp_path}
     whole, seen = boundless(network), Seen()
     iit.fit(whole, pairs, max_epochs=4, callbacks=[seen], **options)
     part, later = boundless(network), Seen()
-    kept = ModelCheckpoint(dirpath=tmp_path / "half", filename="last", save_top_k=-1, enable_version_counter=False)
+    kept = ModelCheckpoint(
+        dirpath=tmp_path / "half", filename="last", save_top_k=-1, enable_version_counter=False
+    )
     iit.fit(part, pairs, max_epochs=2, callbacks=[kept], **options)
     (checkpoint,) = (tmp_path / "half").glob("*.ckpt")
     part = boundless(network, seed=7)

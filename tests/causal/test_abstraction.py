@@ -26,7 +26,9 @@ def test_merging_along_an_edge_and_merging_inputs(tables, base, source):
     assert along.interchange(base, {"ac": source})["out"] == expected["out"]
     inputs = merge(fine, ["x", "z"], "xz")
     assert inputs.inputs["xz"] == tuple((x, z) for x in range(3) for z in range(3))
-    assert inputs.run({"xz": (base["x"], base["z"]), "y": base["y"]})["out"] == fine.run(base)["out"]
+    assert (
+        inputs.run({"xz": (base["x"], base["z"]), "y": base["y"]})["out"] == fine.run(base)["out"]
+    )
 
 
 @given(TABLES, INPUTS, INPUTS, st.sampled_from(["a", "b", "c"]))
@@ -36,7 +38,9 @@ def test_marginalising_keeps_all_other_interchanges(tables, base, source, gone):
     assert gone not in coarse.variables
     for variable in set(coarse.variables) - set(coarse.inputs):
         expected = fine.interchange(base, {variable: source})
-        assert coarse.interchange(base, {variable: source}) == {v: expected[v] for v in coarse.variables}
+        assert coarse.interchange(base, {variable: source}) == {
+            v: expected[v] for v in coarse.variables
+        }
 
 
 @given(TABLES, INPUTS, st.sampled_from(["a", "b", "c", "x", "y", "z"]), st.integers(0, 2))
@@ -44,11 +48,15 @@ def test_a_dropped_variable_has_the_same_value_always(tables, base, gone, value)
     fine = layered(tables)
     coarse = drop(fine, gone, value)
     expected = fine.do(base, {gone: value})
-    assert coarse.run({v: base[v] for v in coarse.inputs}) == {v: expected[v] for v in coarse.variables}
+    assert coarse.run({v: base[v] for v in coarse.inputs}) == {
+        v: expected[v] for v in coarse.variables
+    }
 
 
 def test_what_reads_only_the_dropped_is_dropped_too():
-    model = CausalModel({"x": None, "y": None}, {"a": lambda x: x + 1, "b": lambda a, y: a * y}, "b")
+    model = CausalModel(
+        {"x": None, "y": None}, {"a": lambda x: x + 1, "b": lambda a, y: a * y}, "b"
+    )
     assert repr(drop(model, "x", 2)) == "CausalModel(causal model: inputs y; b ← y; output b)"
     assert drop(model, "x", 2).run({"y": 5})["b"] == 15
     unread = CausalModel({"x": None, "y": None}, {"b": lambda x: x}, "b")
@@ -58,9 +66,15 @@ def test_what_reads_only_the_dropped_is_dropped_too():
 def test_addition_without_its_carry():
     task = addition()
     dropped = drop(task.model, "ones_carry", 0)
-    pairs = [({**dict.fromkeys(task.model.inputs, 0), "a_ones": a, "b_ones": b}, {}) for a in range(10) for b in range(10)]
+    pairs = [
+        ({**dict.fromkeys(task.model.inputs, 0), "a_ones": a, "b_ones": b}, {})
+        for a in range(10)
+        for b in range(10)
+    ]
     assert separating_share(dropped, task.rivals["no_carry"], pairs) == 0
-    assert separating_share(dropped, task.model, pairs) == 0.45, "45 of the 100 pairs of digits carry"
+    assert separating_share(dropped, task.model, pairs) == 0.45, (
+        "45 of the 100 pairs of digits carry"
+    )
 
 
 def test_the_separating_share_counts_interchanges():
@@ -70,16 +84,26 @@ def test_the_separating_share_counts_interchanges():
     assert separating_share(one, other, [(zero, {}), (unit, {})]) == 0, "they behave alike"
     assert separating_share(one, other, [(zero, {"a": unit}), (zero, {"a": zero}), (zero, {})]) == 0
     third = build({"a": lambda x: 0 * x, "b": lambda a, x: x})
-    assert separating_share(one, third, [(zero, {"a": unit}), (zero, {"a": zero}), (zero, {}), (unit, {"a": zero})]) == 0.5
+    assert (
+        separating_share(
+            one, third, [(zero, {"a": unit}), (zero, {"a": zero}), (zero, {}), (unit, {"a": zero})]
+        )
+        == 0.5
+    )
 
 
 def test_nested_interchanges_and_dropped_inputs_are_compared():
-    model = CausalModel({"x": None, "y": None}, {"s": lambda x, y: x + y, "b": lambda s: s % 3}, "b")
+    model = CausalModel(
+        {"x": None, "y": None}, {"s": lambda x, y: x + y, "b": lambda s: s % 3}, "b"
+    )
     without = drop(model, "y", 0)
     base = {"x": 1, "y": 0}
     nested = model.interchange(base, {"x": {"x": 5, "y": 1}})
     assert separating_share(model, model, [(base, {"s": nested})]) == 0
-    assert separating_share(model, without, [(base, {"s": {"x": 1, "y": 1}}), (base, {"s": base})]) == 0.5
+    assert (
+        separating_share(model, without, [(base, {"s": {"x": 1, "y": 1}}), (base, {"s": base})])
+        == 0.5
+    )
     with pytest.raises(ValueError, match="outside its domain"):
         drop(build({"b": lambda x, z: x + z}, {"x": (0, 1), "z": (0, 1)}), "x", 7)
 
@@ -108,6 +132,8 @@ def test_errors_name_the_culprit(make, said):
 
 
 def test_merging_around_a_variable_between_is_a_cycle():
-    model = CausalModel({"x": None}, {"a": lambda x: x, "m": lambda a: a, "c": lambda m: m, "b": lambda c: c}, "b")
+    model = CausalModel(
+        {"x": None}, {"a": lambda x: x, "m": lambda a: a, "c": lambda m: m, "b": lambda c: c}, "b"
+    )
     with pytest.raises(ValueError, match=r"cycle: .*n"):
         merge(model, ["a", "c"], "n")

@@ -25,7 +25,10 @@ TRUTH = [
 def test_truth_table(numbers, values, answer):
     task = addition()
     setting = task.model.run(inputs(*numbers))
-    assert tuple(setting[variable] for variable in ("ones_carry", "ones", "tens", "hundreds")) == values
+    assert (
+        tuple(setting[variable] for variable in ("ones_carry", "ones", "tens", "hundreds"))
+        == values
+    )
     assert task.answer(setting) == answer
     assert addition(separator="").answer(setting) == answer.replace(" ", "")
 
@@ -39,8 +42,20 @@ def test_every_sum_is_right():
 
 # base, source, variable → label; and what the rivals say
 INTERCHANGES = [
-    ((12, 34), (47, 85), "ones_carry", " 0 5 6", {"ones_sum": " 0 5 2", "first_ones": " 0 5 1", "no_carry": " 0 4 6"}),
-    ((47, 85), (12, 34), "ones_carry", " 1 2 2", {"ones_sum": " 1 2 6", "first_ones": " 1 2 7", "no_carry": " 1 2 2"}),
+    (
+        (12, 34),
+        (47, 85),
+        "ones_carry",
+        " 0 5 6",
+        {"ones_sum": " 0 5 2", "first_ones": " 0 5 1", "no_carry": " 0 4 6"},
+    ),
+    (
+        (47, 85),
+        (12, 34),
+        "ones_carry",
+        " 1 2 2",
+        {"ones_sum": " 1 2 6", "first_ones": " 1 2 7", "no_carry": " 1 2 2"},
+    ),
     ((95, 0), (5, 5), "ones_carry", " 1 0 5", {"ones_sum": " 1 0 0", "no_carry": " 0 9 5"}),
     ((12, 34), (47, 85), "ones", " 0 4 2", {}),
     ((12, 34), (47, 85), "tens", " 0 3 6", {"column_sum": " 1 2 6"}),
@@ -61,8 +76,17 @@ def test_writer_and_roles_agree(separator, text):
     prompt = addition(separator).write(inputs(47, 5))
     assert prompt.text == text
     words = {role: prompt.text[start:stop] for role, (start, stop) in prompt.roles.items()}
-    assert words == {"a_tens": "4", "a_ones": "7", "plus": "+", "b_tens": "0", "b_ones": "5", "equals": "="}
-    assert [start for start, _ in prompt.roles.values()] == sorted(start for start, _ in prompt.roles.values())
+    assert words == {
+        "a_tens": "4",
+        "a_ones": "7",
+        "plus": "+",
+        "b_tens": "0",
+        "b_ones": "5",
+        "equals": "=",
+    }
+    assert [start for start, _ in prompt.roles.values()] == sorted(
+        start for start, _ in prompt.roles.values()
+    )
 
 
 def test_only_words_have_a_vocabulary():

@@ -36,10 +36,38 @@ def test_truth_table(entity, query, answer):
 # base, source, variable → label, whole_entity, asked_at_once
 INTERCHANGES = [
     (("Japan", "capital"), ("Brazil", "capital"), "capital", " Brasilia", " Brasilia", " Brasilia"),
-    (("Japan", "capital"), ("Brazil", "language"), "capital", " Brasilia", " Brasilia", " Portuguese"),
-    (("Japan", "language"), ("Brazil", "capital"), "capital", " Japanese", " Portuguese", " Brasilia"),
-    (("Japan", "language"), ("Brazil", "language"), "language", " Portuguese", " Portuguese", " Portuguese"),
-    (("Japan", "continent"), ("Brazil", "language"), "continent", " South America", " South America", " Portuguese"),
+    (
+        ("Japan", "capital"),
+        ("Brazil", "language"),
+        "capital",
+        " Brasilia",
+        " Brasilia",
+        " Portuguese",
+    ),
+    (
+        ("Japan", "language"),
+        ("Brazil", "capital"),
+        "capital",
+        " Japanese",
+        " Portuguese",
+        " Brasilia",
+    ),
+    (
+        ("Japan", "language"),
+        ("Brazil", "language"),
+        "language",
+        " Portuguese",
+        " Portuguese",
+        " Portuguese",
+    ),
+    (
+        ("Japan", "continent"),
+        ("Brazil", "language"),
+        "continent",
+        " South America",
+        " South America",
+        " Portuguese",
+    ),
     (("Japan", "capital"), ("Brazil", "capital"), "continent", " Tokyo", " Brasilia", " Brasilia"),
 ]
 
@@ -48,7 +76,10 @@ INTERCHANGES = [
 def test_interchanges(base, source, variable, label, whole, asked):
     task = attribute()
     models = (task.model, task.rivals["whole_entity"], task.rivals["asked_at_once"])
-    found = [task.answer(model.interchange(inputs(*base), {variable: inputs(*source)})) for model in models]
+    found = [
+        task.answer(model.interchange(inputs(*base), {variable: inputs(*source)}))
+        for model in models
+    ]
     assert found == [label, whole, asked]
 
 
@@ -74,7 +105,14 @@ def test_the_table_is_whole():
     assert all(len(row) == 4 and all(row) for row in COUNTRIES)
     names, capitals, languages, continents = zip(*COUNTRIES, strict=True)
     assert len(set(names)) == len(set(capitals)) == len(COUNTRIES)
-    assert set(continents) == {"Africa", "Asia", "Europe", "North America", "Oceania", "South America"}
+    assert set(continents) == {
+        "Africa",
+        "Asia",
+        "Europe",
+        "North America",
+        "Oceania",
+        "South America",
+    }
     assert len(set(languages)) > 40
 
 
@@ -89,4 +127,6 @@ def test_draws_keep_to_the_pools():
     task = attribute()
     pools = {"entity": ("Japan", "Mali"), "query": ("capital",), "template": (2,)}
     columns = task.draw(np.random.default_rng(shifted(0)), pools, 60)
-    assert {name: set(column) for name, column in columns.items()} == {name: set(pool) for name, pool in pools.items()}
+    assert {name: set(column) for name, column in columns.items()} == {
+        name: set(pool) for name, pool in pools.items()
+    }

@@ -29,7 +29,8 @@ def test_truth_table(row, values):
 # base, source → after interchanging left_equal: the model, first_argument_identity, left_only
 INTERCHANGES = [
     ((1, 1, 2, 2), (3, 4, 5, 5), 0, 0, 0),
-    ((1, 1, 2, 2), (3, 3, 5, 5), 1, 0, 1),  # another equal pair: equal still, but not the same object
+    # another equal pair: equal still, but not the same object
+    ((1, 1, 2, 2), (3, 3, 5, 5), 1, 0, 1),
     ((1, 2, 3, 4), (3, 3, 5, 5), 0, 1, 1),
     ((1, 2, 3, 3), (2, 4, 5, 5), 0, 1, 0),  # b is the source's a
 ]
@@ -39,7 +40,10 @@ INTERCHANGES = [
 def test_interchanges(base, source, label, identity, left_only):
     task, sources = equality(n_objects=9), {"left_equal": inputs(*source)}
     assert task.model.interchange(inputs(*base), sources)["answer"] == label
-    assert task.rivals["first_argument_identity"].interchange(inputs(*base), sources)["answer"] == identity
+    assert (
+        task.rivals["first_argument_identity"].interchange(inputs(*base), sources)["answer"]
+        == identity
+    )
     assert task.rivals["left_only"].interchange(inputs(*base), sources)["answer"] == left_only
 
 
@@ -65,7 +69,12 @@ def test_draws_are_balanced():
     task = equality()
     columns = task.draw(np.random.default_rng(shifted(0)), task.pools, 4000)
     left, right = (np.equal(columns[one], columns[other]) for one, other in ("ab", "cd"))
-    shares = [(left & right).mean(), (left & ~right).mean(), (~left & right).mean(), (~left & ~right).mean()]
+    shares = [
+        (left & right).mean(),
+        (left & ~right).mean(),
+        (~left & right).mean(),
+        (~left & ~right).mean(),
+    ]
     assert max(abs(share - 0.25) for share in shares) < 0.03
 
 
@@ -74,5 +83,7 @@ def test_impossible_sizes_are_refused():
         with pytest.raises(ValueError, match="at least 1 dimension, and two of them"):
             equality(**sizes)
     task = equality(n_objects=9)
-    with pytest.raises(ValueError, match=r"at least 2 entries of the pool 'object'; it holds \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"at least 2 entries of the pool 'object'; it holds \[3\]"
+    ):
         task.draw(np.random.default_rng(shifted(0)), {"object": (3,)}, 1)

@@ -27,14 +27,20 @@ def test_the_figure_shows_every_variable_and_every_arrow():
     axes = figure(model).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert set(model.variables) <= set(texts)
-    assert len([t for t in texts if t == ""]) == sum(len(model.parents(v)) for v in model.mechanisms)
+    assert len([t for t in texts if t == ""]) == sum(
+        len(model.parents(v)) for v in model.mechanisms
+    )
     assert axes.get_title() == "addition"
 
 
 def test_aligned_variables_tell_where():
     model = addition().model
     axes = figure(model, {"ones_carry": "block_output[1] @ last"}).axes[0]
-    aligned = {text.get_text(): text.get_bbox_patch().get_linewidth() for text in axes.texts if text.get_text()}
+    aligned = {
+        text.get_text(): text.get_bbox_patch().get_linewidth()
+        for text in axes.texts
+        if text.get_text()
+    }
     assert aligned.pop("ones_carry\nblock_output[1] @ last") > max(aligned.values())
     with pytest.raises(ValueError, match="no variable"):
         figure(model, {"nothing": "nowhere"})

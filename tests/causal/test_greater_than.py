@@ -72,7 +72,9 @@ def test_writer_and_roles_agree(template):
 def test_counterfactuals_change_the_start_year_only():
     task, rng = greater_than(), np.random.default_rng(shifted(0))
     base = task.draw(rng, task.pools, 500)
-    apart, first = (task.counterfactuals[name](rng, task.pools, base) for name in ("apart", "year_01"))
+    apart, first = (
+        task.counterfactuals[name](rng, task.pools, base) for name in ("apart", "year_01")
+    )
     assert set(apart["tens"]) == set(range(10))
     assert 9 not in base["tens"]
     assert set(first["tens"]) == {0}
@@ -103,10 +105,23 @@ def test_a_reach_that_leaves_nothing_apart_is_refused():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_one_digit_is_right_on_half_of_the_experiments_pairs(seed, configured):
-    """Nor is a base that is left alone, and the training pairs' most frequent answer is no better."""
+    """Nor is a base that is left alone, and the training pairs' most frequent answer is no
+    better.
+    """
     data = dict(configured("+experiment=das_greater_than").data)
-    pairs = Pairs.sample(greater_than(), pairs=data["pairs"], changing_share=data["changing_share"], n=300, seed=shifted(seed))
+    pairs = Pairs.sample(
+        greater_than(),
+        pairs=data["pairs"],
+        changing_share=data["changing_share"],
+        n=300,
+        seed=shifted(seed),
+    )
     test = pairs.split("test")
-    right = {str(digit): np.mean([str(digit) in label for label in test["label"]]) for digit in range(10)}
+    right = {
+        str(digit): np.mean([str(digit) in label for label in test["label"]]) for digit in range(10)
+    }
     assert max(right.values()) < 0.5
-    assert all(not set(label) & set(own) for label, own in zip(test["label"], test["base_answer"], strict=True))
+    assert all(
+        not set(label) & set(own)
+        for label, own in zip(test["label"], test["base_answer"], strict=True)
+    )

@@ -55,7 +55,9 @@ def test_writer_and_roles_agree_in_sentences(template, color):
     prompt = mcqa(terse=False).write(inputs(color, template=template))
     assert words(prompt) == {"object": "ball", **expected(color)}
     assert "\nQ. red\nX. blue\nA. green\nM. pink\n" in prompt.text
-    assert prompt.roles["color"][0] < prompt.roles["symbol0"][0], "the statement's colour, not the choice's"
+    assert prompt.roles["color"][0] < prompt.roles["symbol0"][0], (
+        "the statement's colour, not the choice's"
+    )
 
 
 @pytest.mark.parametrize("color", ["red", "pink"])
@@ -73,21 +75,34 @@ def words(prompt):
 def expected(color):
     choices = {f"choice{i}": word for i, word in enumerate("red blue green pink".split())}
     symbols = {f"symbol{i}": letter for i, letter in enumerate("QXAM")}
-    return {"color": color, **choices, **symbols, "right_choice": color, "right_symbol": {"red": "Q", "pink": "M"}[color]}
+    return {
+        "color": color,
+        **choices,
+        **symbols,
+        "right_choice": color,
+        "right_symbol": {"red": "Q", "pink": "M"}[color],
+    }
 
 
 def test_places_and_letters_are_drawn_evenly():
     task = mcqa()
     columns = task.draw(np.random.default_rng(shifted(0)), task.pools, 4000)
-    pointers = [choices.index(color) for choices, color in zip(columns["choices"], columns["color"], strict=True)]
+    pointers = [
+        choices.index(color)
+        for choices, color in zip(columns["choices"], columns["color"], strict=True)
+    ]
     assert np.bincount(pointers).min() > 900
     assert all(len(set(symbols)) == 4 for symbols in columns["symbols"])
-    assert {letter for symbols in columns["symbols"] for letter in symbols} == set(task.pools["symbol"])
+    assert {letter for symbols in columns["symbols"] for letter in symbols} == set(
+        task.pools["symbol"]
+    )
 
 
 def test_bad_input_is_refused():
     task = mcqa()
     with pytest.raises(ValueError, match="the color is black and the choices are"):
         task.write(inputs("black"))
-    with pytest.raises(ValueError, match=r"at least 4 entries of the pool 'symbol'; it holds \['A', 'B', 'C'\]"):
+    with pytest.raises(
+        ValueError, match=r"at least 4 entries of the pool 'symbol'; it holds \['A', 'B', 'C'\]"
+    ):
         task.draw(np.random.default_rng(shifted(0)), {**task.pools, "symbol": ("A", "B", "C")}, 5)

@@ -31,7 +31,8 @@ def test_truth_table(row, values):
 # base, source, variable → label, midpoint, identity
 INTERCHANGES = [
     ((20, 40, 31), (50, 55, 10), "left_ok", " no", " no", " no"),
-    ((20, 40, 31), (10, 30, 15), "left_ok", " yes", " no", " yes"),  # the middle 20 ± 10 leaves 31 out
+    # the middle 20 ± 10 leaves 31 out
+    ((20, 40, 31), (10, 30, 15), "left_ok", " yes", " no", " yes"),
     ((20, 40, 15), (10, 30, 15), "left_ok", " yes", " yes", " yes"),
     ((20, 40, 15), (16, 30, 20), "left_ok", " yes", " yes", " no"),  # 16 is above the base's amount
     ((20, 40, 45), (10, 30, 15), "right_ok", " yes", " yes", " no"),
@@ -39,11 +40,16 @@ INTERCHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("base", "source", "variable", "label", "midpoint", "identity"), INTERCHANGES)
+@pytest.mark.parametrize(
+    ("base", "source", "variable", "label", "midpoint", "identity"), INTERCHANGES
+)
 def test_interchanges(base, source, variable, label, midpoint, identity):
     task = price_tag()
     models = (task.model, task.rivals["midpoint"], task.rivals["identity"])
-    found = [task.answer(model.interchange(inputs(*base), {variable: inputs(*source)})) for model in models]
+    found = [
+        task.answer(model.interchange(inputs(*base), {variable: inputs(*source)}))
+        for model in models
+    ]
     assert found == [label, midpoint, identity]
 
 
@@ -73,5 +79,11 @@ def test_half_of_the_amounts_are_within_a_quarter_on_either_side(terse):
 
 def test_amounts_that_leave_a_side_empty_are_refused():
     task = price_tag()
-    with pytest.raises(ValueError, match=r"'amount' \(2 entries\) has no amount above the bounds \[20, 40\]"):
-        task.draw(np.random.default_rng(shifted(0)), {**task.pools, "bounds": ((20, 40),), "amount": (10, 30)}, 50)
+    with pytest.raises(
+        ValueError, match=r"'amount' \(2 entries\) has no amount above the bounds \[20, 40\]"
+    ):
+        task.draw(
+            np.random.default_rng(shifted(0)),
+            {**task.pools, "bounds": ((20, 40),), "amount": (10, 30)},
+            50,
+        )

@@ -13,7 +13,13 @@ def task():
 def inputs(task, *digits):
     """The first image of each of these digits."""
     images = [task.digits.index(digit) for digit in digits]
-    return dict(zip(("top_left_image", "top_right_image", "bottom_left_image", "bottom_right_image"), images, strict=True))
+    return dict(
+        zip(
+            ("top_left_image", "top_right_image", "bottom_left_image", "bottom_right_image"),
+            images,
+            strict=True,
+        )
+    )
 
 
 # digits at the top left, top right, bottom left, bottom right → pointer, answer
@@ -73,7 +79,10 @@ def test_the_images_are_of_their_digits(task):
 
 def test_every_cell_is_pointed_to_as_often(task):
     columns = task.draw(np.random.default_rng(shifted(0)), task.pools, 3000)
-    pointers = [task.model.run(dict(zip(columns, row, strict=True)))["pointer"] for row in zip(*columns.values(), strict=True)]
+    pointers = [
+        task.model.run(dict(zip(columns, row, strict=True)))["pointer"]
+        for row in zip(*columns.values(), strict=True)
+    ]
     assert np.bincount(pointers).min() > 900
 
 

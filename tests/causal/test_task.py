@@ -5,7 +5,9 @@ from iit.causal.task import Prompt, written
 
 def test_slots_are_filled_and_marked():
     words = {"a": ("one", "first"), "b": ("two", None), "c": ("three", "third")}
-    assert written("{a}, {b} and {c}.", words) == Prompt("one, two and three.", {"first": (0, 3), "third": (13, 18)})
+    assert written("{a}, {b} and {c}.", words) == Prompt(
+        "one, two and three.", {"first": (0, 3), "third": (13, 18)}
+    )
     assert written("no slots", {}) == Prompt("no slots", {})
 
 

@@ -9,7 +9,20 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import iit
-from iit.causal import Prompt, Task, addition, attribute, equality, facts, greater_than, ioi, mcqa, modular_sum, price_tag, pvr
+from iit.causal import (
+    Prompt,
+    Task,
+    addition,
+    attribute,
+    equality,
+    facts,
+    greater_than,
+    ioi,
+    mcqa,
+    modular_sum,
+    price_tag,
+    pvr,
+)
 from tests.seeds import shifted
 
 CONFIGS = sorted((Path(iit.__file__).parent / "conf" / "causal").glob("*.yaml"))
@@ -50,7 +63,9 @@ def task(request):
 
 def drawn(task, n=200, seed=0):
     columns = task.draw(np.random.default_rng(seed), task.pools, n)
-    return columns, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return columns, [
+        dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def key(written):
@@ -74,7 +89,10 @@ def test_drawn_columns_are_inputs_in_plain_python(task):
         task.model.run(row)
     assert columns == drawn(task)[0], "a seed fixes the draw"
     assert columns != drawn(task, seed=1)[0]
-    assert all(column == [] for column in task.draw(np.random.default_rng(shifted(0)), task.pools, 0).values())
+    assert all(
+        column == []
+        for column in task.draw(np.random.default_rng(shifted(0)), task.pools, 0).values()
+    )
 
 
 def test_what_is_written_tells_all_inputs_that_matter(task):
@@ -88,7 +106,9 @@ def test_what_is_written_tells_all_inputs_that_matter(task):
             assert isinstance(answer, str | tuple)
             assert not written.text.endswith(" ")
             assert "{" not in written.text
-            assert all(0 <= start < stop <= len(written.text) for start, stop in written.roles.values())
+            assert all(
+                0 <= start < stop <= len(written.text) for start, stop in written.roles.values()
+            )
         else:
             assert isinstance(answer, int)
             assert written.dtype == np.float32
@@ -108,7 +128,12 @@ def test_splits_share_no_prompt(task):
     found = []
     for pools in parts.values():
         columns = task.draw(np.random.default_rng(shifted(0)), pools, 100)
-        found.append({key(task.write(dict(zip(columns, row, strict=True)))) for row in zip(*columns.values(), strict=True)})
+        found.append(
+            {
+                key(task.write(dict(zip(columns, row, strict=True))))
+                for row in zip(*columns.values(), strict=True)
+            }
+        )
     assert not found[0] & found[1]
     assert not found[0] & found[2]
     assert not found[1] & found[2]
@@ -138,7 +163,8 @@ def test_every_variable_changes_some_answers(task):
     rows = drawn(task, 300)[1]
     for variable in task.variables:
         changed = [
-            task.answer(task.model.interchange(base, {variable: source})) != task.answer(task.model.run(base))
+            task.answer(task.model.interchange(base, {variable: source}))
+            != task.answer(task.model.run(base))
             for base, source in pairwise(rows)
         ]
         assert 0.02 < np.mean(changed) < 1
@@ -160,11 +186,18 @@ def test_counterfactuals_are_inputs_of_the_same_shape(task):
 
 def test_empty_and_missing_pools_are_refused(task):
     for name in task.pools:
-        with pytest.raises(ValueError, match=rf"at least \d entries of the pool '{name}'; it holds \[\].*data.splits"):
+        with pytest.raises(
+            ValueError,
+            match=rf"at least \d entries of the pool '{name}'; it holds \[\].*data.splits",
+        ):
             task.draw(np.random.default_rng(shifted(0)), {**task.pools, name: ()}, 5)
     for name in task.pools:
         with pytest.raises(ValueError, match=f"pool '{name}' is missing"):
-            task.draw(np.random.default_rng(shifted(0)), {k: v for k, v in task.pools.items() if k != name}, 5)
+            task.draw(
+                np.random.default_rng(shifted(0)),
+                {k: v for k, v in task.pools.items() if k != name},
+                5,
+            )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

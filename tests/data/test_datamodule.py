@@ -15,7 +15,9 @@ def test_batches_are_alike_shuffled_and_complete():
     paid = sum(int(costs[batch].max()) * len(batch) for batch in first)
     assert paid < 0.8 * sum(int(costs[batch].max()) * len(batch) for batch in plain)
     means = torch.tensor([costs[batch].float().mean() for batch in first])
-    order = torch.tensor([means[i : i + WINDOW].argsort().tolist() == [0, 1, 2, 3] for i in range(0, 48, WINDOW)])
+    order = torch.tensor(
+        [means[i : i + WINDOW].argsort().tolist() == [0, 1, 2, 3] for i in range(0, 48, WINDOW)]
+    )
     assert not order.all(), "the cheap batches of a window do not always come first"
     batches.sampler.set_epoch(1)
     assert list(batches) != first
@@ -27,4 +29,8 @@ def test_where_all_cost_the_same_the_batches_are_those_of_the_shuffle():
 
 
 def test_a_last_batch_may_be_smaller():
-    assert [len(batch) for batch in AlikeBatches(torch.arange(5), 2, seed=0)] in ([2, 2, 1], [2, 1, 2], [1, 2, 2])
+    assert [len(batch) for batch in AlikeBatches(torch.arange(5), 2, seed=0)] in (
+        [2, 2, 1],
+        [2, 1, 2],
+        [1, 2, 2],
+    )

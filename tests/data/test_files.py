@@ -63,9 +63,13 @@ def test_another_encoding_is_named_with_its_file(tmp_path, encoding):
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
 def test_marks_that_are_no_line_ends_may_stand_in_a_text(tmp_path, mark):
-    rows = [row(number, base=f"base{mark}{number}", split=split) for number, split in enumerate(SPLITS)]
+    rows = [
+        row(number, base=f"base{mark}{number}", split=split) for number, split in enumerate(SPLITS)
+    ]
     text = "\n".join(json.dumps(columns, ensure_ascii=mark < " ") for columns in rows)
-    assert load_text(tmp_path, text).dataset["base"] == [f"base{mark}{number}" for number in range(6)]
+    assert load_text(tmp_path, text).dataset["base"] == [
+        f"base{mark}{number}" for number in range(6)
+    ]
 
 
 def test_a_home_folder_may_be_written_short(tmp_path, monkeypatch):
@@ -106,42 +110,96 @@ def test_an_index_of_pandas_is_a_column_of_ones_own(tmp_path):
 
 
 def test_a_label_stays_whole_beside_a_list_of_labels(tmp_path):
-    rows = [columns | {"label": [" a", " c"] if number == 0 else " a"} for number, columns in enumerate(ROWS)]
+    rows = [
+        columns | {"label": [" a", " c"] if number == 0 else " a"}
+        for number, columns in enumerate(ROWS)
+    ]
     assert load_text(tmp_path, lines(rows)).dataset["label"] == [[" a", " c"], *[[" a"]] * 5]
 
 
 WRONG = {
-    "a split in some rows": ([*ROWS[:4], without(ROWS[4], "split"), ROWS[5]], r"row 4: \['split'\] missing"),
-    "a split from the third row": ([*(without(r, "split") for r in ROWS[:2]), *ROWS[2:]], r"row 0: \['split'\] missing"),
+    "a split in some rows": (
+        [*ROWS[:4], without(ROWS[4], "split"), ROWS[5]],
+        r"row 4: \['split'\] missing",
+    ),
+    "a split from the third row": (
+        [*(without(r, "split") for r in ROWS[:2]), *ROWS[2:]],
+        r"row 0: \['split'\] missing",
+    ),
     "a split that is null": ([ROWS[0], ROWS[1] | {"split": None}], r"row 1: \['split'\] missing"),
-    "a base answer in some rows": ([ROWS[0], without(ROWS[1], "base_answer")], r"row 1: \['base_answer'\] missing"),
-    "another split": ([ROWS[0], ROWS[1] | {"split": "dev"}], "row 1: split='dev' cannot be.*train . validation . test"),
+    "a base answer in some rows": (
+        [ROWS[0], without(ROWS[1], "base_answer")],
+        r"row 1: \['base_answer'\] missing",
+    ),
+    "another split": (
+        [ROWS[0], ROWS[1] | {"split": "dev"}],
+        "row 1: split='dev' cannot be.*train . validation . test",
+    ),
     "a label that is a number": ([ROWS[0], ROWS[1] | {"label": 5}], "row 1: label=5 cannot be"),
     "a label that is NaN": ([ROWS[0] | {"label": float("nan")}], "row 0: label=nan cannot be"),
-    "a template that is a fraction": ([ROWS[0] | {"template": 1.5}], "row 0: template=1.5 cannot be"),
-    "a template that is a list": ([ROWS[0] | {"template": ["a"]}], r"row 0: template=\['a'\] cannot be"),
-    "templates of two types": ([ROWS[0] | {"template": 1}, ROWS[1] | {"template": "a"}], "row 1: template='a' cannot be"),
+    "a template that is a fraction": (
+        [ROWS[0] | {"template": 1.5}],
+        "row 0: template=1.5 cannot be",
+    ),
+    "a template that is a list": (
+        [ROWS[0] | {"template": ["a"]}],
+        r"row 0: template=\['a'\] cannot be",
+    ),
+    "templates of two types": (
+        [ROWS[0] | {"template": 1}, ROWS[1] | {"template": "a"}],
+        "row 1: template='a' cannot be",
+    ),
     "a kind that is a number": ([ROWS[0] | {"kind": 1.5}], "row 0: kind=1.5 cannot be"),
     "a label that is null": ([ROWS[0], ROWS[1] | {"label": None}], r"row 1: \['label'\] missing"),
     "an empty label": ([ROWS[0] | {"label": ""}], "row 0: label='' cannot be"),
     "no label of several": ([ROWS[0] | {"label": []}], r"row 0: label=\[\] cannot be"),
     "labels that are numbers": ([ROWS[0] | {"label": [1, 2]}], r"row 0: label=\[1, 2\] cannot be"),
-    "a base answer that is NaN": ([ROWS[0] | {"base_answer": float("nan")}], "row 0: base_answer=nan cannot be"),
-    "a role that is a word": ([ROWS[0], row(1, split="train", base_roles={"noun": "base"})], "row 1: base_roles=.*'base'"),
-    "a role that is a place": ([ROWS[0] | {"source_roles": {"noun": 2}}], "row 0: source_roles=.*cannot be"),
-    "a role of words": ([ROWS[0] | {"base_roles": {"noun": ["0", "4"]}}], "row 0: base_roles=.*cannot be"),
-    "a role of fractions": ([ROWS[0] | {"base_roles": {"noun": [0, 4.0]}}], "row 0: base_roles=.*cannot be"),
-    "roles that are a list": ([ROWS[0] | {"base_roles": ["noun"]}], "row 0: base_roles=.*cannot be"),
+    "a base answer that is NaN": (
+        [ROWS[0] | {"base_answer": float("nan")}],
+        "row 0: base_answer=nan cannot be",
+    ),
+    "a role that is a word": (
+        [ROWS[0], row(1, split="train", base_roles={"noun": "base"})],
+        "row 1: base_roles=.*'base'",
+    ),
+    "a role that is a place": (
+        [ROWS[0] | {"source_roles": {"noun": 2}}],
+        "row 0: source_roles=.*cannot be",
+    ),
+    "a role of words": (
+        [ROWS[0] | {"base_roles": {"noun": ["0", "4"]}}],
+        "row 0: base_roles=.*cannot be",
+    ),
+    "a role of fractions": (
+        [ROWS[0] | {"base_roles": {"noun": [0, 4.0]}}],
+        "row 0: base_roles=.*cannot be",
+    ),
+    "roles that are a list": (
+        [ROWS[0] | {"base_roles": ["noun"]}],
+        "row 0: base_roles=.*cannot be",
+    ),
     "a base that is numbers": ([ROWS[0], ROWS[1] | {"base": [1.0]}], "row 1: base=.*cannot be"),
     "a source that is a number": ([ROWS[0] | {"source": 5}], "row 0: source=5 cannot be"),
     "a role beyond the text": (
         [ROWS[0], ROWS[1] | {"base_roles": {"noun": [0, 7]}}],
         r"row 1: base_roles=.*\[0, 7\].* cannot be.*stop beyond start",
     ),
-    "a source's role beyond its text": ([ROWS[0] | {"source_roles": {"noun": [3, 9]}}], "row 0: source_roles=.*cannot be"),
-    "a role that ends where it begins": ([ROWS[0] | {"base_roles": {"noun": [2, 2]}}], "row 0: base_roles=.*cannot be"),
-    "a role that ends before it begins": ([ROWS[0] | {"base_roles": {"noun": [4, 0]}}], "row 0: base_roles=.*cannot be"),
-    "a role before the text": ([ROWS[0] | {"base_roles": {"noun": [-4, 2]}}], "row 0: base_roles=.*cannot be"),
+    "a source's role beyond its text": (
+        [ROWS[0] | {"source_roles": {"noun": [3, 9]}}],
+        "row 0: source_roles=.*cannot be",
+    ),
+    "a role that ends where it begins": (
+        [ROWS[0] | {"base_roles": {"noun": [2, 2]}}],
+        "row 0: base_roles=.*cannot be",
+    ),
+    "a role that ends before it begins": (
+        [ROWS[0] | {"base_roles": {"noun": [4, 0]}}],
+        "row 0: base_roles=.*cannot be",
+    ),
+    "a role before the text": (
+        [ROWS[0] | {"base_roles": {"noun": [-4, 2]}}],
+        "row 0: base_roles=.*cannot be",
+    ),
     "a row that is no object": ([ROWS[0], "base"], "row 1 is 'base'"),
 }
 
@@ -168,7 +226,9 @@ BAD_TENSORS = {
 
 
 @pytest.mark.parametrize("kind", BAD_TENSORS)
-@pytest.mark.parametrize(("number", "column"), [(0, "base"), (0, "source"), (1, "base"), (1, "source")])
+@pytest.mark.parametrize(
+    ("number", "column"), [(0, "base"), (0, "source"), (1, "base"), (1, "source")]
+)
 def test_tensors_that_cannot_be(tmp_path, number, column, kind):
     rows = [TENSORS, TENSORS]
     rows[number] = TENSORS | {column: BAD_TENSORS[kind]}
@@ -179,14 +239,23 @@ def test_tensors_that_cannot_be(tmp_path, number, column, kind):
 
 
 def test_tensors_of_one_shape_are_read_as_they_are(tmp_path):
-    rows = [TENSORS | {"base": [[number, 0.5]], "source": [[1, 2]], "base_answer": 0} for number in range(3)]
-    assert load_text(tmp_path, lines(rows)).dataset["base"] == [[[0.0, 0.5]], [[1.0, 0.5]], [[2.0, 0.5]]]
+    rows = [
+        TENSORS | {"base": [[number, 0.5]], "source": [[1, 2]], "base_answer": 0}
+        for number in range(3)
+    ]
+    assert load_text(tmp_path, lines(rows)).dataset["base"] == [
+        [[0.0, 0.5]],
+        [[1.0, 0.5]],
+        [[2.0, 0.5]],
+    ]
 
 
 def test_a_task_that_writes_named_inputs_is_refused(monkeypatch):
     task = equality(n_objects=40)
     monkeypatch.setattr(type(task), "write", lambda self, inputs: {"x": self.vectors[inputs["a"]]})
-    with pytest.raises(TypeError, match=r"'equality' writes a dict: write a Prompt, or several inputs as one array"):
+    with pytest.raises(
+        TypeError, match=r"'equality' writes a dict: write a Prompt, or several inputs as one array"
+    ):
         Pairs.sample(task, n_train=8, n_val=4, n_test=4)
 
 
@@ -197,8 +266,14 @@ def test_a_class_is_a_whole_number(tmp_path, label):
 
 
 def test_pairs_for_several_variables_name_those_that_are_swapped(tmp_path):
-    both = without(ROWS[0], "source", "source_roles") | {"interchanged": ["v"], "source[v]": "source 0", "source_roles[v]": {}}
-    assert load_text(tmp_path, lines([both]), variable=["v", "w"]).dataset["interchanged"] == [["v"]]
+    both = without(ROWS[0], "source", "source_roles") | {
+        "interchanged": ["v"],
+        "source[v]": "source 0",
+        "source_roles[v]": {},
+    }
+    assert load_text(tmp_path, lines([both]), variable=["v", "w"]).dataset["interchanged"] == [
+        ["v"]
+    ]
     with pytest.raises(ValueError, match=r"row 0: \['source\[w\]', 'source_roles\[w\]'\] missing"):
         load_text(tmp_path, lines([both | {"interchanged": ["v", "w"]}]), variable=["v", "w"])
     more = both | {"interchanged": ["v", "u"], "source[u]": "source 0", "source_roles[u]": {}}
@@ -216,7 +291,9 @@ def test_a_value_of_another_kind_is_named(tmp_path, column, value):
         load_text(tmp_path, lines(rows))
 
 
-@pytest.mark.parametrize(("column", "value"), [("template", 1.5), ("kind", ["a"]), ("has_natural", "no")])
+@pytest.mark.parametrize(
+    ("column", "value"), [("template", 1.5), ("kind", ["a"]), ("has_natural", "no")]
+)
 def test_columns_of_sampled_pairs_hold_what_sampling_writes(tmp_path, column, value):
     with pytest.raises(ValueError, match=rf"row 0: {column}=.* cannot be"):
         load_text(tmp_path, lines([columns | {column: value} for columns in ROWS]))

@@ -26,7 +26,10 @@ def test_nothing_in_it_leads_to_test_rows(pairs, tmp_path):
     assert rest.sampled is None
     assert rest.prompts is None
     rest.save(tmp_path / "rest.parquet")
-    assert set(Pairs.load(tmp_path / "rest.parquet", variable=rest.variables).dataset["split"]) == {"train", "validation"}
+    assert set(Pairs.load(tmp_path / "rest.parquet", variable=rest.variables).dataset["split"]) == {
+        "train",
+        "validation",
+    }
     assert rest.fingerprint != pairs.fingerprint
     for name in ("train", "validation"):
         assert rest.split(name)[:] == pairs.split(name)[:]
@@ -59,7 +62,11 @@ def test_pairs_say_which_variables_differ_and_are_sampled_again_for_others(pairs
 
     given = pairs.dataset.with_format("numpy")[:]
     for base, source, kind in zip(given["base"], given["source"], rows["kind"], strict=True):
-        differ = [v for v, one, other in zip(task.variables, run(base), run(source), strict=True) if one != other]
+        differ = [
+            v
+            for v, one, other in zip(task.variables, run(base), run(source), strict=True)
+            if one != other
+        ]
         assert kind == ("+".join(differ) or "none")
     other = pairs.sampled(variable="right_equal")
     assert other.variables == ("right_equal",)

@@ -20,7 +20,10 @@ def test_counterparts_have_the_wanted_values_and_answer(toy):
     assert len(rows) > 200
     for row in rows:
         # The answer is the name that is not repeated; which of the two is repeated is the source's.
-        place = {side: row[f"{side}_roles"]["s1"][0] < row[f"{side}_roles"]["io"][0] for side in ("source", "natural")}
+        place = {
+            side: row[f"{side}_roles"]["s1"][0] < row[f"{side}_roles"]["io"][0]
+            for side in ("source", "natural")
+        }
         assert place["source"] == place["natural"]
         start, stop = row["natural_roles"]["io"]
         assert row["natural"][start:stop].strip() == row["label"].strip()
@@ -28,7 +31,9 @@ def test_counterparts_have_the_wanted_values_and_answer(toy):
 
 def test_where_there_is_none_the_base_stands_in(tmp_path):
     network = mlp(n_inputs=16, n_classes=2, width=8, depth=1)
-    pairs = Pairs.sample(equality(), network, n_train=40, n_val=20, n_test=20, right_only=False, natural=True)
+    pairs = Pairs.sample(
+        equality(), network, n_train=40, n_val=20, n_test=20, right_only=False, natural=True
+    )
     pairs.save(tmp_path / "pairs.parquet")
     again = Pairs.load(tmp_path / "pairs.parquet", variable="left_equal")
     batch = EncodedPairs(again.split("train"), again.variables, network).batch(range(40))
@@ -48,7 +53,9 @@ def test_the_distance_is_that_of_the_edited_activation_from_the_counterparts(toy
     pairs = Pairs.sample(task, n_train=100, n_val=20, n_test=20, splits=[], natural=True)
     site = iit.Site("block_output", layer=0, position="s2")
     torch.manual_seed(shifted(0))
-    alignment = iit.Alignment(network, {"subject_position": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))})
+    alignment = iit.Alignment(
+        network, {"subject_position": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))}
+    )
     batch = next(iter(PairsDataModule(pairs, network, batch_size=16).train_dataloader()))
     modules = [DAS(alignment), DAS(alignment, objective=CounterfactualLatent(CrossEntropy(), 2.0))]
     losses = []
@@ -60,7 +67,11 @@ def test_the_distance_is_that_of_the_edited_activation_from_the_counterparts(toy
         for given in (batch["base"], batch["sources"]["subject_position"], batch["natural"])
     )
     edited = alignment.edits["subject_position"].intervention(base, source)
-    apart = (edited - natural).square().sum(-1) / natural.square().sum(-1) + 1 - torch.cosine_similarity(edited, natural, dim=-1)
+    apart = (
+        (edited - natural).square().sum(-1) / natural.square().sum(-1)
+        + 1
+        - torch.cosine_similarity(edited, natural, dim=-1)
+    )
     expected = torch.where(batch["has_natural"], (0.5 * apart).mean(1), 0.0).mean()
     torch.testing.assert_close(losses[1] - losses[0], 2.0 * expected, rtol=1e-4, atol=1e-5)
     assert batch["has_natural"].float().mean() > 0

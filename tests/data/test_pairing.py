@@ -15,7 +15,16 @@ from tests.seeds import shifted
 
 TASKS = {
     name: getattr(causal, name)()
-    for name in ("ioi", "equality", "addition", "attribute", "greater_than", "mcqa", "price_tag", "pvr")
+    for name in (
+        "ioi",
+        "equality",
+        "addition",
+        "attribute",
+        "greater_than",
+        "mcqa",
+        "price_tag",
+        "pvr",
+    )
 }
 FEW = {"n_train": 60, "n_val": 20, "n_test": 20}
 
@@ -25,7 +34,11 @@ class Tensors:
 
     def encode(self, given, positions=None, answers=None):
         batch = {"x": torch.tensor(np.stack(given))}
-        return batch if answers is None else batch | {"answer": torch.tensor(list(answers)).unsqueeze(1)}
+        return (
+            batch
+            if answers is None
+            else batch | {"answer": torch.tensor(list(answers)).unsqueeze(1)}
+        )
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -59,10 +72,13 @@ def test_labels_are_those_of_the_causal_model_one_at_a_time(name, monkeypatch):
     monkeypatch.setattr(task, "write", watched)
     for variable in task.variables:
         found = Pairs.sample(task, variable=variable, seed=2, **FEW)
-        rows = found.dataset.with_format(None if isinstance(found.dataset[0]["base"], str) else "numpy")
+        rows = found.dataset.with_format(
+            None if isinstance(found.dataset[0]["base"], str) else "numpy"
+        )
         for row in rows:
             base, source = (
-                asked[row[side] if isinstance(row[side], str) else row[side].tobytes()] for side in ("base", "source")
+                asked[row[side] if isinstance(row[side], str) else row[side].tobytes()]
+                for side in ("base", "source")
             )
             expected = task.answer(task.model.interchange(base, {variable: source}))
             label = row["label"]
@@ -85,10 +101,20 @@ def test_minimal_pairs_differ_in_what_the_variable_depends_on_alone():
 
 def test_balanced_sources_show_every_value_as_often():
     task = TASKS["addition"]
-    found = Pairs.sample(task, pairs="balanced", variable="hundreds", changing_share=None, n_train=2000, n_val=20, n_test=20)
+    found = Pairs.sample(
+        task,
+        pairs="balanced",
+        variable="hundreds",
+        changing_share=None,
+        n_train=2000,
+        n_val=20,
+        n_test=20,
+    )
     hundreds = [row["source_answer"].split()[0] for row in found.split("train")]
     assert 0.45 < np.mean([h == hundreds[0] for h in hundreds]) < 0.55
-    plain = Pairs.sample(task, variable="tens", changing_share=None, n_train=2000, n_val=20, n_test=20)
+    plain = Pairs.sample(
+        task, variable="tens", changing_share=None, n_train=2000, n_val=20, n_test=20
+    )
     assert plain.facts["changing"]["train"] > 1000
 
 
@@ -102,7 +128,9 @@ def test_exhaustive_pairs_are_each_with_each():
 
 def test_separating_pairs_tell_the_rival_apart():
     task = TASKS["price_tag"]
-    rival = next(name for name, model in task.rivals.items() if task.variables[0] in model.variables)
+    rival = next(
+        name for name, model in task.rivals.items() if task.variables[0] in model.variables
+    )
     found = Pairs.sample(task, separate=[rival], changing_share=None, **FEW)
     assert all(row["rival_labels"][rival] != row["label"] for row in found.dataset)
     assert found.facts["separating"]["train"][rival] == 60
@@ -115,7 +143,9 @@ def test_several_variables_have_a_source_each(together, tmp_path):
     task = TASKS["equality"]
     found = Pairs.sample(task, variable=["left_equal", "right_equal"], together=together, **FEW)
     kinds = {tuple(names) for names in found.dataset["interchanged"]}
-    assert kinds == ({("left_equal", "right_equal")} if together else {("left_equal",), ("right_equal",)})
+    assert kinds == (
+        {("left_equal", "right_equal")} if together else {("left_equal",), ("right_equal",)}
+    )
     assert found.variable == "left_equal+right_equal"
     encoded = EncodedPairs(found.split("train"), found.variables, Tensors())
     batch = encoded.batch(range(10))
@@ -123,13 +153,16 @@ def test_several_variables_have_a_source_each(together, tmp_path):
         here = [variable in names for names in encoded.interchanged[:10]]
         assert together or batch["active"][variable].tolist() == here
         for i, there in enumerate(here):
-            assert there != bool((batch["sources"][variable]["x"][i] == batch["base"]["x"][i]).all())
+            assert there != bool(
+                (batch["sources"][variable]["x"][i] == batch["base"]["x"][i]).all()
+            )
     assert together == (batch["active"] == {})
     found.save(tmp_path / "two.parquet")
     back = Pairs.load(tmp_path / "two.parquet", variable=["left_equal", "right_equal"])
     assert back.fingerprint == found.fingerprint
     assert (
-        EncodedPairs(back.split("train"), back.variables, Tensors()).batch(range(10))["base"]["x"] == batch["base"]["x"]
+        EncodedPairs(back.split("train"), back.variables, Tensors()).batch(range(10))["base"]["x"]
+        == batch["base"]["x"]
     ).all()
 
 
@@ -154,7 +187,10 @@ def test_fresh_pairs_by_epoch(task):
 def test_saved_pairs_come_back(name, tmp_path):
     found = Pairs.sample(TASKS[name], **FEW)
     found.save(tmp_path / "pairs.parquet")
-    assert Pairs.load(tmp_path / "pairs.parquet", variable=found.variable).fingerprint == found.fingerprint
+    assert (
+        Pairs.load(tmp_path / "pairs.parquet", variable=found.variable).fingerprint
+        == found.fingerprint
+    )
 
 
 def test_an_unknown_way_names_the_choices():
@@ -163,18 +199,30 @@ def test_an_unknown_way_names_the_choices():
 
 
 def test_bases_without_a_changing_pair_are_made_up_for(caplog):
-    """Left of a quarter of the amounts that are too high nothing changes: at most three quarters of the pairs can."""
-    found = Pairs.sample(TASKS["price_tag"], variable="left_ok", changing_share=0.9, n_train=90, n_val=20, n_test=20)
+    """Left of a quarter of the amounts that are too high nothing changes: at most three quarters of
+    the pairs can.
+    """
+    found = Pairs.sample(
+        TASKS["price_tag"], variable="left_ok", changing_share=0.9, n_train=90, n_val=20, n_test=20
+    )
     assert 0.5 < found.facts["changing"]["train"] / 90 < 0.85
     assert "of the pairs are changing" in caplog.text
 
 
 def test_half_of_the_pairs_change_where_a_third_of_the_prompts_ask():
-    """And the others are of both kinds: another attribute is asked for, or the source has the base's value."""
+    """And the others are of both kinds: another attribute is asked for, or the source has the
+    base's value.
+    """
     sizes = {"train": 300, "validation": 60, "test": 120}
     n_train, n_val, n_test = sizes.values()
     found = Pairs.sample(
-        TASKS["attribute"], variable="continent", pairs="balanced", n_train=n_train, n_val=n_val, n_test=n_test, seed=1
+        TASKS["attribute"],
+        variable="continent",
+        pairs="balanced",
+        n_train=n_train,
+        n_val=n_val,
+        n_test=n_test,
+        seed=1,
     )
     continents = {f" {continent}" for continent in ATTRIBUTES["continent"].values()}
     for split, n in sizes.items():
@@ -191,7 +239,9 @@ def test_half_of_the_pairs_change_where_a_third_of_the_prompts_ask():
         assert (asked & same).sum() > 0.05 * n
 
 
-@pytest.mark.parametrize("make", [addition, price_tag, mcqa, ioi, lambda: equality(n_objects=60), pvr])
+@pytest.mark.parametrize(
+    "make", [addition, price_tag, mcqa, ioi, lambda: equality(n_objects=60), pvr]
+)
 def test_minimal_sources_keep_to_the_pools_of_their_split(make):
     task = make()
     rng = np.random.default_rng(shifted(0))
@@ -206,9 +256,19 @@ def test_minimal_sources_keep_to_the_pools_of_their_split(make):
 
 
 def test_a_tasks_own_sources_keep_what_the_splits_hold_apart():
-    found = Pairs.sample(greater_than(1), pairs="apart", splits=["tens"], shares=(0.4, 0.3, 0.3), changing_share=None, **FEW)
+    found = Pairs.sample(
+        greater_than(1),
+        pairs="apart",
+        splits=["tens"],
+        shares=(0.4, 0.3, 0.3),
+        changing_share=None,
+        **FEW,
+    )
     digits = {
-        split: {text[slice(*roles["start_tens"])] for text, roles in zip(part["source"], part["source_roles"], strict=True)}
+        split: {
+            text[slice(*roles["start_tens"])]
+            for text, roles in zip(part["source"], part["source_roles"], strict=True)
+        }
         for split in ("train", "validation", "test")
         for part in [found.split(split)]
     }
@@ -221,7 +281,9 @@ def test_a_tasks_own_sources_keep_what_the_splits_hold_apart():
 def test_names_are_unseen_or_only_templates_are(splits, shared):
     """The two kinds of test of das_ioi_both."""
     variable = ["subject_position", "io_name"]
-    found = Pairs.sample(ioi(), variable=variable, splits=splits, n_train=400, n_val=100, n_test=100, seed=1)
+    found = Pairs.sample(
+        ioi(), variable=variable, splits=splits, n_train=400, n_val=100, n_test=100, seed=1
+    )
     names, templates = {}, {}
     for split in ("train", "test"):
         part = found.split(split)

@@ -30,7 +30,9 @@ def pairs():
 
 def test_columns_sizes_and_balance(pairs):
     absent = ("interchanged", "asked")
-    assert pairs.dataset.column_names == [name for name in COLUMNS if name not in absent and "natural" not in name]
+    assert pairs.dataset.column_names == [
+        name for name in COLUMNS if name not in absent and "natural" not in name
+    ]
     for split, n in (("train", 40), ("validation", 20), ("test", 30)):
         part = pairs.split(split)
         assert len(part) == n
@@ -43,7 +45,8 @@ def test_changing_means_that_the_label_differs_from_the_base_answer(pairs):
     for row in pairs.dataset:
         assert row["changing"] == (row["label"] != row["base_answer"])
         names = {row["base"][slice(*row["base_roles"][role])] for role in ("s1", "io")}
-        assert row["label"].strip() in names  # for the position of the subject the label is one of the base's own names
+        # for the position of the subject the label is one of the base's own names
+        assert row["label"].strip() in names
 
 
 def test_splits_share_no_name_and_no_template(pairs):
@@ -101,7 +104,14 @@ def test_an_unknown_variable_names_the_choices():
 
 def test_draw_prompts_gives_distinct_prompts():
     task = ioi()
-    kept = draw_prompts(task, task.pools, 25, Words().answers_right, rng=np.random.default_rng(shifted(0)), split="train")
+    kept = draw_prompts(
+        task,
+        task.pools,
+        25,
+        Words().answers_right,
+        rng=np.random.default_rng(shifted(0)),
+        split="train",
+    )
     assert len(set(kept.prompts.keys)) == 25
 
 
@@ -119,7 +129,12 @@ def test_own_pairs_come_back(pairs, tmp_path, suffix):
 
 def test_own_pairs_without_answers_ask_the_network(pairs, tmp_path):
     path = tmp_path / "mine.parquet"
-    pq.write_table(pairs.dataset.remove_columns(["base_answer", "source_answer", "changing", "split"]).data.table, path)
+    pq.write_table(
+        pairs.dataset.remove_columns(
+            ["base_answer", "source_answer", "changing", "split"]
+        ).data.table,
+        path,
+    )
     with pytest.raises(ValueError, match=r"base_answer need a network"):
         Pairs.load(path)
     truth = {(row["base"], row["base_answer"]) for row in pairs.dataset}
@@ -152,7 +167,9 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "broken.jsonl").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is not JSON"):
         Pairs.load(tmp_path / "broken.jsonl")
-    (tmp_path / "twice.jsonl").write_text('{"base": "a", "label": "b", "label": "c"}', encoding="utf-8")
+    (tmp_path / "twice.jsonl").write_text(
+        '{"base": "a", "label": "b", "label": "c"}', encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"line 1.*\['label'\] more than once"):
         Pairs.load(tmp_path / "twice.jsonl")
     (tmp_path / "pairs.csv").write_text("a", encoding="utf-8")

@@ -4,7 +4,11 @@ import pytest
 from iit.data import SPLITS, disjoint_pools
 from tests.seeds import shifted
 
-POOLS = {"name": tuple(f"n{i}" for i in range(20)), "template": tuple(range(6)), "place": ("a", "b")}
+POOLS = {
+    "name": tuple(f"n{i}" for i in range(20)),
+    "template": tuple(range(6)),
+    "place": ("a", "b"),
+}
 
 
 def test_named_pools_share_nothing_and_lose_nothing():
@@ -17,7 +21,9 @@ def test_named_pools_share_nothing_and_lose_nothing():
 
 
 def test_a_seed_fixes_the_split():
-    first, again, other = (disjoint_pools(POOLS, ["name"], rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        disjoint_pools(POOLS, ["name"], rng=np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 

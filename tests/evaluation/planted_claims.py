@@ -1,4 +1,5 @@
-"""Verdicts of `trust=full` on claims whose truth is known, as JSON: `python planted_claims.py 5 clean wrong`, of five seeds.
+"""Verdicts of `trust=full` on claims whose truth is known, as JSON: `python planted_claims.py 5
+clean wrong`, of five seeds.
 
 A process of its own has no type checks of the tests'.
 """
@@ -24,7 +25,9 @@ SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")
 PARENTS = iit.Site(module="embedding")
 WIDTH = 32
 RANKS = {"wide": 6, "parents": 4}
-"""Of claims whose rank is not the true one, 2: of the value, and of both numbers that it is the sum of."""
+"""Of claims whose rank is not the true one, 2: of the value, and of both numbers that it is the sum
+of.
+"""
 TRUST = Trust(full=True, resamples=200, random_subspaces=2, interventions=500)
 refit = partial(
     train_alike,
@@ -54,22 +57,35 @@ def claimed(claim, network, pairs, seed):
 
 def sampled(network, variable, seed):
     sizes = {"n_train": 1280, "n_val": 100, "n_test": 400}
-    return Pairs.sample(modular_sum(3), network, variable=variable, right_only=False, seed=seed, **sizes)
+    return Pairs.sample(
+        modular_sum(3), network, variable=variable, right_only=False, seed=seed, **sizes
+    )
 
 
 def judged(claim, seed):
-    network = planted(3, WIDTH, claim if claim in ("wrong", "leaky", "illusion") else "clean", seed=seed)
+    network = planted(
+        3, WIDTH, claim if claim in ("wrong", "leaky", "illusion") else "clean", seed=seed
+    )
     network = untrained(network, seed) if claim == "random_network" else network
     pairs = sampled(network, "first", seed)
     pairs = shuffled(pairs, seed) if claim == "shuffled_label" else pairs
     alignment = claimed(claim, network, pairs, seed)
     rows = evaluate(alignment, pairs, TRUST, seed=seed, refit=refit, batch_size=200)
     (found,) = verdict(rows)
-    return found.to_dict() | {"line": found.line(), "controls": sorted({row.control for row in rows if row.control})}
+    return found.to_dict() | {
+        "line": found.line(),
+        "controls": sorted({row.control for row in rows if row.control}),
+    }
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)  # as fast for networks of this size
-    json.dump({claim: [judged(claim, seed) for seed in range(int(sys.argv[1]))] for claim in sys.argv[2:]}, sys.stdout)
+    json.dump(
+        {
+            claim: [judged(claim, seed) for seed in range(int(sys.argv[1]))]
+            for claim in sys.argv[2:]
+        },
+        sys.stdout,
+    )

@@ -1,4 +1,6 @@
-"""The causal abstraction error, beside that of the authors' own package on the same systems, and by hand."""
+"""The causal abstraction error, beside that of the authors' own package on the same systems, and by
+hand.
+"""
 
 import logging
 import math
@@ -39,14 +41,17 @@ def ours(claim, inert):
     parts = {"bypass": iit.Edit(BYPASS, iit.VanillaIntervention())} if inert else {}
     edit = iit.Edit(READ, _fixed("fixed", subspace(claim)))
     alignment = iit.Alignment(network(claim), {"first": edit}, inert=parts)
-    pairs = Pairs.sample(modular_sum(M), n_train=20, n_val=20, n_test=20, variable="first", changing_share=None)
+    pairs = Pairs.sample(
+        modular_sum(M), n_train=20, n_val=20, n_test=20, variable="first", changing_share=None
+    )
     return abstraction_error(alignment, pairs, n=N)
 
 
 class System(causal_abstraction.LowLevelModel):
     """The planted network, its input and its code as micro-variables, run with raw hooks.
 
-    `third` is the inert part: a number from −1 to 1 that says from which other input what goes around the site is taken.
+    `third` is the inert part: a number from −1 to 1 that says from which other input what goes
+    around the site is taken.
     """
 
     def __init__(self, claim):
@@ -56,7 +61,10 @@ class System(causal_abstraction.LowLevelModel):
         self.code = self.run(self.digits, self.noise)["code"]
 
     def run(self, digits, noise, code=None, third=None):
-        x = torch.tensor(np.concatenate([np.eye(M)[digits].reshape(len(digits), -1), noise], 1), dtype=torch.float32)
+        x = torch.tensor(
+            np.concatenate([np.eye(M)[digits].reshape(len(digits), -1), noise], 1),
+            dtype=torch.float32,
+        )
         frame, seen, around = torch.tensor(self.frame), {}, {}
 
         def read(module, args):
@@ -82,13 +90,23 @@ class System(causal_abstraction.LowLevelModel):
 
     def forward_with_interventions(self, input_state, interventions, rng=None):
         digits = np.concatenate([interventions[name] for name in "abcd"], 1).round().astype(int)
-        found = self.run(digits, rng.normal(size=(len(digits), 4)), interventions.get("first_code"), interventions.get("third"))
-        values = {name: interventions[name] for name in "abcd"} | {"first_code": found["code"], "answer": found["answer"]}
+        found = self.run(
+            digits,
+            rng.normal(size=(len(digits), 4)),
+            interventions.get("first_code"),
+            interventions.get("third"),
+        )
+        values = {name: interventions[name] for name in "abcd"} | {
+            "first_code": found["code"],
+            "answer": found["answer"],
+        }
         return causal_abstraction.SystemState(values=values | {"third": np.zeros((len(digits), 1))})
 
 
 class Natural(causal_abstraction.Subspace):
-    """Coordinates that stand for one value: those given, to draw from, and all that the value map reads so."""
+    """Coordinates that stand for one value: those given, to draw from, and all that the value map
+    reads so.
+    """
 
     def __init__(self, rows, reads):
         super().__init__(rows.shape[1])
@@ -102,12 +120,16 @@ class Natural(causal_abstraction.Subspace):
 
 
 def theirs(claim, direction, inert):
-    """The authors' CAE of the same hypothesis, exact match of values, sampled by their own engine."""
+    """The authors' CAE of the same hypothesis, exact match of values, sampled by their own
+    engine.
+    """
     system = System(claim)
     value = system.digits[:, :2].sum(1) % M
     means = np.stack([system.code[value == v].mean(0) for v in range(M)])
     spread = system.code - means[value]
-    precision = np.linalg.inv(spread.T @ spread / N + 1e-3 * system.code.var(0).mean() * np.eye(M - 1))
+    precision = np.linalg.inv(
+        spread.T @ spread / N + 1e-3 * system.code.var(0).mean() * np.eye(M - 1)
+    )
 
     def reads(x):
         away = x - means
@@ -115,27 +137,49 @@ def theirs(claim, direction, inert):
 
     lifted = np.array([reads(x) for x in system.code])
     stands_for = value if direction == "down" else lifted
-    cells = {v: Natural(system.code[stands_for == v], lambda x, v=v: reads(x) == v) for v in np.unique(stands_for).tolist()}
+    cells = {
+        v: Natural(system.code[stands_for == v], lambda x, v=v: reads(x) == v)
+        for v in np.unique(stands_for).tolist()
+    }
     near = {v: causal_abstraction.RectSubspace((v - 0.25, v + 0.25)) for v in range(M)}
     uniform = dict.fromkeys(range(M), 1 / M)
     graph = causal_abstraction.CausalGraph()
     for name in "abcd":
         graph.add_variable(name, lambda: None, distribution=uniform)
     graph.add_variable("first", lambda a, b: int(a + b) % M, ["a", "b"], distribution=uniform)
-    graph.add_variable("answer", lambda first, c, d: int(first + c + d) % M, ["first", "c", "d"], distribution=uniform)
+    graph.add_variable(
+        "answer",
+        lambda first, c, d: int(first + c + d) % M,
+        ["first", "c", "d"],
+        distribution=uniform,
+    )
     variable, names = causal_abstraction.Variable, (*"abcd", "answer", "third")
-    schema = causal_abstraction.MicroVariableSchema([*map(variable, names), variable("first_code", shape=(M - 1,))])
+    schema = causal_abstraction.MicroVariableSchema(
+        [*map(variable, names), variable("first_code", shape=(M - 1,))]
+    )
     cell_of = {name: [name] for name in (*"abcd", "answer")} | {"first": ["first_code"]}
     coarse = causal_abstraction.CoarseGrainingMap(schema, cell_of)
     assert coarse.phi_variables == {"third"}
-    mapped = causal_abstraction.ValueMap(coarse, dict.fromkeys((*"abcd", "answer"), near) | {"first": cells})
+    mapped = causal_abstraction.ValueMap(
+        coarse, dict.fromkeys((*"abcd", "answer"), near) | {"first": cells}
+    )
     config = causal_abstraction.EvaluationConfig(
-        metric="hard", phi_noise_std=1.0, phi_noise_mode="uniform", seed=0, logging_level=logging.ERROR
+        metric="hard",
+        phi_noise_std=1.0,
+        phi_noise_mode="uniform",
+        seed=0,
+        logging_level=logging.ERROR,
     )
     engine = causal_abstraction.EvaluationEngine(graph, system, mapped, coarse, config)
-    sampler = {"up": causal_abstraction.BottomUpSampler, "down": causal_abstraction.TopDownSampler}[direction](mapped)
+    sampler = {"up": causal_abstraction.BottomUpSampler, "down": causal_abstraction.TopDownSampler}[
+        direction
+    ](mapped)
     task = causal_abstraction.StandardTasks.score(
-        engine.builder, name=f"CAE_{direction}", include_faithfulness=inert, sampler=sampler, intervention_domain=["first"]
+        engine.builder,
+        name=f"CAE_{direction}",
+        include_faithfulness=inert,
+        sampler=sampler,
+        intervention_domain=["first"],
     )
     return engine.run_tasks([task], n_samples=N, batch_size=4, max_interventions=2)[task.name]
 
@@ -143,7 +187,8 @@ def theirs(claim, direction, inert):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("claim", "inert", "by_hand"),
-    # Of the output: 2/3 where chance decides, in the 3/4 of interventions that hold the inert part, or the variable.
+    # Of the output: 2/3 where chance decides, in the 3/4 of interventions that hold the inert part,
+    # or the variable.
     [
         ("leaky", True, (1 / 2 + 0) / 2),
         pytest.param("valid", True, 0.0, marks=pytest.mark.long),
@@ -157,10 +202,15 @@ def test_the_authors_package_says_the_same(claim, inert, by_hand):
     for direction in ("up", "down"):
         reference = theirs(claim, direction, inert)
         mine = found[direction]
-        shares = {name: mine.wrong[mine.variable == number] for number, name in ((0, "first"), (-1, "answer"))}
+        shares = {
+            name: mine.wrong[mine.variable == number]
+            for number, name in ((0, "first"), (-1, "answer"))
+        }
         assert {name for name, wrong in shares.items() if len(wrong)} == set(reference.score_by_var)
         for name, share in reference.score_by_var.items():
-            noise = 4 * math.sqrt(max(share * (1 - share), 1e-4) * (1 / len(shares[name]) + 2 / len(shares[name])))
+            noise = 4 * math.sqrt(
+                max(share * (1 - share), 1e-4) * (1 / len(shares[name]) + 2 / len(shares[name]))
+            )
             assert shares[name].mean() == pytest.approx(share, abs=noise)
         # Of 2000 draws each: three standard errors of a difference.
         assert mine.error == pytest.approx(reference.score, abs=0.035)
@@ -173,20 +223,29 @@ def test_the_authors_package_says_the_same(claim, inert, by_hand):
 def test_every_coordinates_have_a_value_whatever_their_scale():
     draw = torch.Generator().manual_seed(shifted(0))
     values = torch.randint(3, (900,), generator=draw).tolist()
-    points = torch.tensor([[3.0 * v, 0.0] for v in values]) + torch.randn(900, 2, generator=draw) * torch.tensor([0.3, 3.0])
+    points = torch.tensor([[3.0 * v, 0.0] for v in values]) + torch.randn(
+        900, 2, generator=draw
+    ) * torch.tensor([0.3, 3.0])
     to = ValueMap(points, values)
-    assert [to.values[i] for i in to(points).tolist()] == values  # by plain distance the second coordinate would decide
+    # by plain distance the second coordinate would decide
+    assert [to.values[i] for i in to(points).tolist()] == values
     mixed = points @ torch.tensor([[1.0, 2.0], [0.5, -1.0]])
     assert ValueMap(mixed, values)(mixed).tolist() == to(points).tolist()
     exact = ValueMap(torch.tensor([[0.0], [1.0], [1.0]]), [False, True, True])  # no spread at all
-    assert [exact.values[i] for i in exact(torch.tensor([[0.4], [0.6], [9.0]])).tolist()] == [False, True, True]
+    assert [exact.values[i] for i in exact(torch.tensor([[0.4], [0.6], [9.0]])).tolist()] == [
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("swapped", "error"), [(False, 0.0), (True, 0.4)])
 def test_several_variables_are_held_together(swapped, error):
     at = iit.Site(module="layers.2.0", side="input")
     units = {"left_equal": int(swapped), "right_equal": int(not swapped)}
-    edits = {v: iit.Edit(at, iit.VanillaIntervention(64, units=[unit])) for v, unit in units.items()}
+    edits = {
+        v: iit.Edit(at, iit.VanillaIntervention(64, units=[unit])) for v, unit in units.items()
+    }
     rest = iit.Edit(at, iit.VanillaIntervention(64, units=list(range(2, 64))))
     pairs = Pairs.sample(equality(), n_train=20, n_val=20, n_test=20, variable="left_equal")
     found = abstraction_error(iit.Alignment(equality_by_hand(), edits, inert={"rest": rest}), pairs)
@@ -200,12 +259,18 @@ def test_texts_and_positions(toy):
     there, elsewhere = (iit.Site("block_output", layer=1, position=role) for role in ("s2", "io"))
     edit = iit.Edit(there, iit.LowRankRotatedSpaceIntervention(16, 3))
     inert = {"elsewhere": iit.Edit(elsewhere, iit.VanillaIntervention())}
-    found = abstraction_error(iit.Alignment(network, {"subject_position": edit}, inert=inert), pairs, n=60)
+    found = abstraction_error(
+        iit.Alignment(network, {"subject_position": edit}, inert=inert), pairs, n=60
+    )
     for one in found.values():
         answers = one.wrong[one.variable == -1]
         assert len(answers) == one.n == 60
-        assert answers.mean() > 0.8, "a random network says hardly anything that the causal model says"
-    again = abstraction_error(iit.Alignment(network, {"subject_position": edit}, inert=inert), pairs, n=60, batch_size=7)
+        assert answers.mean() > 0.8, (
+            "a random network says hardly anything that the causal model says"
+        )
+    again = abstraction_error(
+        iit.Alignment(network, {"subject_position": edit}, inert=inert), pairs, n=60, batch_size=7
+    )
     assert all((found[d].wrong == again[d].wrong).all() for d in found)
 
 
@@ -230,5 +295,7 @@ def test_where_it_does_not_apply_it_says_why(monkeypatch, toy):
     refused(claim(whole), pairs, "more than 100")
     monkeypatch.undo()
     network, texts = toy
-    everywhere = iit.Edit(iit.Site("block_output", layer=0), iit.LowRankRotatedSpaceIntervention(16, 3))
+    everywhere = iit.Edit(
+        iit.Site("block_output", layer=0), iit.LowRankRotatedSpaceIntervention(16, 3)
+    )
     refused(iit.Alignment(network, {"subject_position": everywhere}), texts, "how many positions")

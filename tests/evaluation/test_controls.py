@@ -1,4 +1,6 @@
-"""Placebos, the rank that a variable's values need, and the site that sees nothing of the variable."""
+"""Placebos, the rank that a variable's values need, and the site that sees nothing of the
+variable.
+"""
 
 from functools import partial
 from typing import Any
@@ -21,7 +23,9 @@ READ = iit.Site(module="read", side="input")
 
 
 def test_a_placebo_moves_by_another_pairs_difference():
-    """By hand: what is added to pair 0 is the difference of the last pair, to the others that of the pair before."""
+    """By hand: what is added to pair 0 is the difference of the last pair, to the others that of
+    the pair before.
+    """
     up, down = spiked(c1=4), spiked(c0=4)
     claim, pairs = encoded(
         [
@@ -33,12 +37,24 @@ def test_a_placebo_moves_by_another_pairs_difference():
     )
     assert outcomes(claim, pairs).right[None].tolist() == [True, True, False, False]
     found = placebos(claim, 0)
-    assert outcomes(found["placebo_pair"], pairs).right[None].tolist() == [False, False, True, False]
-    assert outcomes(found["placebo_pair"], pairs).right["base"].tolist() == [True, False, True, True]
+    assert outcomes(found["placebo_pair"], pairs).right[None].tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert outcomes(found["placebo_pair"], pairs).right["base"].tolist() == [
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_no_pair_is_its_own_placebo_where_one_is_left_over():
-    """Of 65 pairs the last is not in a batch by itself; each pair's difference would be wrong for all others."""
+    """Of 65 pairs the last is not in a batch by itself; each pair's difference would be wrong for
+    all others.
+    """
     rows = []
     for k in range(65):
         own = [float(4 * (number == k % 5)) for number in range(5)]
@@ -47,7 +63,9 @@ def test_no_pair_is_its_own_placebo_where_one_is_left_over():
     assert outcomes(claim, pairs).right[None].all()
     data = Pairs(table(rows), "v")
     rows_of_test = iit.evaluate(claim, data, Trust(random_subspaces=1))
-    figures = {row.control: row.value for row in rows_of_test if (row.metric, row.subset) == ("iia", "all")}
+    figures = {
+        row.control: row.value for row in rows_of_test if (row.metric, row.subset) == ("iia", "all")
+    }
     assert figures["placebo_pair"] == 0
 
 
@@ -59,7 +77,9 @@ def test_a_placebo_moves_as_far_in_another_direction():
     placebo = placebos(claim, 1)["placebo_direction"].edits["first"].intervention
     other = placebos(claim, 2)["placebo_direction"].edits["first"].intervention
     with torch.no_grad():
-        move, moved, again, drawn = (made(base, source) - base for made in (trained, placebo, placebo, other))
+        move, moved, again, drawn = (
+            made(base, source) - base for made in (trained, placebo, placebo, other)
+        )
     assert torch.allclose(move.norm(dim=-1), moved.norm(dim=-1), rtol=1e-4)
     assert float(torch.cosine_similarity(move, moved, dim=-1).abs().max()) < 0.9
     assert torch.equal(moved, again), "a run that is repeated is the same"
@@ -73,30 +93,46 @@ def test_variables_in_blocks_have_no_placebo():
 
 def test_as_many_dimensions_as_the_variable_has_values_less_one():
     network: Any = planted()
-    sample = partial(Pairs.sample, modular_sum(3), network, n_train=60, n_val=4, n_test=4, right_only=False)
+    sample = partial(
+        Pairs.sample, modular_sum(3), network, n_train=60, n_val=4, n_test=4, right_only=False
+    )
     pairs = sample(variable="first")
 
     def claim(rank):
-        return iit.Alignment(network, {"first": iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, rank))})
+        return iit.Alignment(
+            network, {"first": iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, rank))}
+        )
 
     (found,) = lower_ranks(claim(5), pairs, 0).values()
     assert found.edits["first"].intervention.rank == 2
     assert found.edits["first"].sites == (READ,)
-    ranks = {name: lower.edits["first"].intervention.rank for name, lower in lower_ranks(claim(20), pairs, 0).items()}
+    ranks = {
+        name: lower.edits["first"].intervention.rank
+        for name, lower in lower_ranks(claim(20), pairs, 0).items()
+    }
     assert ranks == {"least_rank": 2, "rank/8": 8}
     fixed = claim(5).requires_grad_(False)
-    for none in (fixed, claim(2), claim(1), iit.Alignment(network, {"first": iit.Edit(READ, iit.VanillaIntervention())})):
+    for none in (
+        fixed,
+        claim(2),
+        claim(1),
+        iit.Alignment(network, {"first": iit.Edit(READ, iit.VanillaIntervention())}),
+    ):
         assert lower_ranks(none, pairs, 0) == {}
     own = Pairs(pairs.dataset, "first")
     assert lower_ranks(claim(5), own, 0) == {}
-    both = {v: iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, 5)) for v in ("first", "second")}
+    both = {
+        v: iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, 5)) for v in ("first", "second")
+    }
     assert lower_ranks(iit.Alignment(network, both), sample(variable=["first", "second"]), 0) == {}
 
 
 def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
     network, _ = toy
     pairs = Pairs.sample(ioi(), network, n_train=8, n_val=4, n_test=40, right_only=False)
-    edit = iit.Edit(iit.Site("block_output", layer=1, position="s2"), iit.LowRankRotatedSpaceIntervention(16, 2))
+    edit = iit.Edit(
+        iit.Site("block_output", layer=1, position="s2"), iit.LowRankRotatedSpaceIntervention(16, 2)
+    )
     claim = iit.Alignment(network, {"subject_position": edit})
 
     def at(elsewhere):
@@ -108,7 +144,9 @@ def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
     assert sees(at({"layer": 0}), pairs)
     made, missing = retrained(claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere=None)
     assert "wrong_site" in made
-    made, missing = retrained(claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere={"layer": 0})
+    made, missing = retrained(
+        claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere={"layer": 0}
+    )
     assert "wrong_site" not in made
     assert "stands what the variable depends on" in missing["wrong_site"]
     with pytest.raises(ValueError, match="no causal model"):
@@ -117,9 +155,13 @@ def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
 
 def test_a_perceptrons_layer_sees_all_inputs():
     network: Any = planted()
-    pairs = Pairs.sample(modular_sum(3), network, n_train=20, n_val=4, n_test=20, variable="first", right_only=False)
+    pairs = Pairs.sample(
+        modular_sum(3), network, n_train=20, n_val=4, n_test=20, variable="first", right_only=False
+    )
     for site in (READ, iit.Site(module="embedding")):
-        assert sees(iit.Alignment(network, {"first": iit.Edit(site, iit.VanillaIntervention())}), pairs)
+        assert sees(
+            iit.Alignment(network, {"first": iit.Edit(site, iit.VanillaIntervention())}), pairs
+        )
 
 
 def test_pairs_of_one_template_are_one_cluster(toy):
@@ -135,15 +177,17 @@ def test_pairs_of_one_template_are_one_cluster(toy):
         for b, d in [(templates[0], encoded_pairs.clusters[0])]
     )
     assert "template" not in seen.dataset.column_names
-    assert len(np.unique(EncodedPairs(seen.split("test"), "subject_position", network).clusters)) == len(
-        set(seen.split("test")["base"])
-    )
+    assert len(
+        np.unique(EncodedPairs(seen.split("test"), "subject_position", network).clusters)
+    ) == len(set(seen.split("test")["base"]))
 
 
 def test_a_placebos_batches_are_of_the_same_variables_and_of_more_than_one_pair(toy):
     network, _ = toy
     variables = ["subject_position", "io_name"]
-    pairs = Pairs.sample(ioi(), network, variable=variables, n_train=4, n_val=4, n_test=34, right_only=False)
+    pairs = Pairs.sample(
+        ioi(), network, variable=variables, n_train=4, n_val=4, n_test=34, right_only=False
+    )
     encoded_pairs = EncodedPairs(pairs.split("test"), variables, network)
     batches = [batch["row"].tolist() for batch in encoded_pairs.batches(4, apart=True)]
     assert sorted(row for rows in batches for row in rows) == list(range(34))

@@ -1,4 +1,6 @@
-"""What stands beside an alignment: the kinds of pairs, off-target figures, random subspaces of a learned rank."""
+"""What stands beside an alignment: the kinds of pairs, off-target figures, random subspaces of a
+learned rank.
+"""
 
 from types import SimpleNamespace
 
@@ -28,13 +30,21 @@ def network():
 @pytest.fixture(scope="module")
 def both(network):
     return Pairs.sample(
-        equality(), network, n_train=20, n_val=20, n_test=400, variable=["left_equal", "right_equal"], right_only=False
+        equality(),
+        network,
+        n_train=20,
+        n_val=20,
+        n_test=400,
+        variable=["left_equal", "right_equal"],
+        right_only=False,
     )
 
 
 def found(rows, **wanted):
     wanted = {"split": "test"} | wanted
-    (row,) = [row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())]
+    (row,) = [
+        row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())
+    ]
     return row.value
 
 
@@ -49,24 +59,40 @@ def test_an_edit_that_is_one_variable_is_right_on_target_and_not_off_target(netw
     rows = iit.evaluate(alignment, both)
     encoded = EncodedPairs(both.split("test"), both.variables, network)
     batch = encoded.batch(range(len(encoded)))
-    for number, (variable, other) in enumerate((("left_equal", "right_equal"), ("right_equal", "left_equal"))):
+    for number, (variable, other) in enumerate(
+        (("left_equal", "right_equal"), ("right_equal", "left_equal"))
+    ):
         of = {"variable": variable, "metric": "iia"}
         assert found(rows, **of, control=None, subset="changing") == 1
         assert found(rows, **of, control=None, subset="unchanging") == 1
         assert found(rows, variable=variable, metric="disentangle", control=None, subset="all") == 1
         # By hand: the other unit takes this variable's source's value.
-        base, source = (network.model.layers[:2](side["x"]) for side in (batch["base"], batch["sources"][variable]))
+        base, source = (
+            network.model.layers[:2](side["x"])
+            for side in (batch["base"], batch["sources"][variable])
+        )
         base[:, 1 - number] = source[:, 1 - number]
-        right = network.model.head(network.model.layers[2](base)).argmax(1) == batch["base"]["answer"][:, 0]
+        right = (
+            network.model.head(network.model.layers[2](base)).argmax(1)
+            == batch["base"]["answer"][:, 0]
+        )
         chosen = batch["active"][variable] & batch["changing"]
-        assert 0 < float(right[chosen].float().mean()) < 1, "where the source has another value of the edit's own variable, too"
+        assert 0 < float(right[chosen].float().mean()) < 1, (
+            "where the source has another value of the edit's own variable, too"
+        )
         chosen &= torch.tensor([kind == variable for kind in encoded.kinds])
         value = found(rows, **of, control=f"off_target/{other}", subset="changing")
         assert value == float(right[chosen].float().mean()) == 0
-        assert not [row for row in rows if row.variable == variable and row.control == f"off_target/{variable}"]
+        assert not [
+            row
+            for row in rows
+            if row.variable == variable and row.control == f"off_target/{variable}"
+        ]
     assert found(rows, metric="task_accuracy", split="test") == 1
     for verdict in iit.verdict(rows):
-        assert [told.outcome for told in verdict.findings if told.criterion == "off_target"] == ["pass"]
+        assert [told.outcome for told in verdict.findings if told.criterion == "off_target"] == [
+            "pass"
+        ]
 
 
 def test_the_disentangle_score_weighs_both_kinds_alike():
@@ -87,7 +113,9 @@ def test_the_disentangle_score_weighs_both_kinds_alike():
 def test_unchanging_pairs_are_told_apart_where_they_know_what_is_asked():
     changing = torch.tensor([True, False, False, False, False])
     asked = [True, False, False, True, False]
-    encoded = SimpleNamespace(changing=changing, asked=asked, kinds=["none"] * 5, clusters=np.arange(5))
+    encoded = SimpleNamespace(
+        changing=changing, asked=asked, kinds=["none"] * 5, clusters=np.arange(5)
+    )
     facts = dict.fromkeys(ROW_FIELDS[: ROW_FIELDS.index("split")]) | {"split": "test"}
     among = np.array([True, True, True, True, False])
     rows = scores({None: np.array([True, True, False, True, False])}, encoded, among, facts, 100)
@@ -125,8 +153,20 @@ def test_random_subspaces_have_the_rank_that_was_learned(network):
 
 
 def test_a_gate_that_lets_all_or_nothing_through_has_no_random_control(network, both):
-    pairs = Pairs.sample(equality(), network, n_train=20, n_val=20, n_test=60, variable="left_equal", right_only=False)
-    for logits, there in ((torch.ones(64), False), (-torch.ones(64), False), (torch.arange(64.0) - 60, True)):
+    pairs = Pairs.sample(
+        equality(),
+        network,
+        n_train=20,
+        n_val=20,
+        n_test=60,
+        variable="left_equal",
+        right_only=False,
+    )
+    for logits, there in (
+        (torch.ones(64), False),
+        (-torch.ones(64), False),
+        (torch.arange(64.0) - 60, True),
+    ):
         mask = iit.SigmoidMaskIntervention(64)
         with torch.no_grad():
             mask.gate.mask.copy_(logits)

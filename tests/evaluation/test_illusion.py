@@ -20,7 +20,9 @@ from tests.seeds import shifted
 
 
 class Around(nn.Module):
-    """Answers whether x₀ > 0, which reaches the answer around the site; its activation is (x₀, 1, x₁)."""
+    """Answers whether x₀ > 0, which reaches the answer around the site; its activation is (x₀, 1,
+    x₁).
+    """
 
     def __init__(self, around, weights):
         super().__init__()
@@ -58,7 +60,12 @@ def table(n=80, seed=0):
     base, source = drawn(), drawn()
     label, own = ((x[:, 0] > 0).long() for x in (source, base))
     changing = (label != own).tolist()
-    columns = {"base": base.tolist(), "source": source.tolist(), "label": label.tolist(), "base_answer": own.tolist()}
+    columns = {
+        "base": base.tolist(),
+        "source": source.tolist(),
+        "label": label.tolist(),
+        "base_answer": own.tolist(),
+    }
     return Dataset.from_dict(columns | {"changing": changing})
 
 
@@ -86,7 +93,9 @@ def tilted(degrees, one, other):
 
 @pytest.mark.parametrize("site", SITES, ids=str)
 @pytest.mark.parametrize(
-    ("degrees", "part", "direction"), [(40, "null_part", DISCONNECTED), (50, "read_part", DORMANT)], ids=["less", "more"]
+    ("degrees", "part", "direction"),
+    [(40, "null_part", DISCONNECTED), (50, "read_part", DORMANT)],
+    ids=["less", "more"],
 )
 def test_the_illusion_of_the_paper_is_told(site, degrees, part, direction):
     """Whether less or more than half of it is read."""
@@ -96,8 +105,12 @@ def test_the_illusion_of_the_paper_is_told(site, degrees, part, direction):
     alignment = iit.Alignment(network, {"sign": iit.Edit(site, fixed(vectors))})
     parts = split_by_reading(alignment, pairs)
     assert iia(alignment, pairs) == 1
-    assert iia(iit.Alignment(network, {"sign": iit.Edit(site, iit.VanillaIntervention())}), pairs) == 0
-    assert {name: iia(one, pairs) for name, one in parts.items()} == dict.fromkeys(dict.fromkeys(["read_part", part]), 0)
+    assert (
+        iia(iit.Alignment(network, {"sign": iit.Edit(site, iit.VanillaIntervention())}), pairs) == 0
+    )
+    assert {name: iia(one, pairs) for name, one in parts.items()} == dict.fromkeys(
+        dict.fromkeys(["read_part", part]), 0
+    )
     found = swapped(parts[part].edits["sign"].intervention)
     torch.testing.assert_close(found.abs(), direction.unsqueeze(1), atol=1e-6, rtol=0)
     if part != "read_part":
@@ -105,9 +118,13 @@ def test_the_illusion_of_the_paper_is_told(site, degrees, part, direction):
 
 
 def sums(width):
-    """A network that adds modulo 3, whose site reads four of its directions; pairs of the first sum."""
+    """A network that adds modulo 3, whose site reads four of its directions; pairs of the first
+    sum.
+    """
     network = planted(3, width, seed=shifted(1))
-    pairs = Pairs.sample(modular_sum(3), network, n_train=4, n_val=4, n_test=200, variable="first", right_only=False)
+    pairs = Pairs.sample(
+        modular_sum(3), network, n_train=4, n_val=4, n_test=200, variable="first", right_only=False
+    )
     return network, EncodedPairs(pairs.split("test"), "first", network)
 
 
@@ -117,7 +134,9 @@ def at(network, intervention):
 
 @pytest.mark.parametrize(("degrees", "rank"), [(40, 4), (60, 0)])
 def test_a_direction_is_read_when_more_than_half_of_it_is(degrees, rank):
-    """Each of four columns is turned by so much from a read direction to one that is not read: cos² 40° = 0.59, cos² 60° = 0.25."""
+    """Each of four columns is turned by so much from a read direction to one that is not read: cos²
+    40° = 0.59, cos² 60° = 0.25.
+    """
     network, pairs = sums(32)
     rows = torch.linalg.svd(network.model.read.weight)[2]
     alignment = at(network, fixed(tilted(degrees, rows[:4].T, rows[4:8].T)))
@@ -142,20 +161,29 @@ def test_what_is_read_of_random_subspaces_of_high_rank_does_nothing():
     for number in range(3):
         frame = swapped(random_subspace(alignment, number).edits["first"].intervention)
         assert torch.linalg.matrix_rank(weight @ frame, rtol=1e-3) == 4
-    assert iia(parts["read_part/vanilla"], pairs) == iia(at(network, iit.VanillaIntervention()), pairs) > 0.1
+    assert (
+        iia(parts["read_part/vanilla"], pairs)
+        == iia(at(network, iit.VanillaIntervention()), pairs)
+        > 0.1
+    )
 
 
 @pytest.mark.parametrize("site", SITES, ids=str)
 @pytest.mark.parametrize("known", [True, False])
 def test_a_genuine_direction_is_all_read(site, known):
     network = around(0.0, (1.0, 0.0, 0.0))
-    pairs = EncodedPairs(table() if known else table().remove_columns("base_answer"), "sign", network)
+    pairs = EncodedPairs(
+        table() if known else table().remove_columns("base_answer"), "sign", network
+    )
     alignment = iit.Alignment(network, {"sign": iit.Edit(site, fixed(DISCONNECTED.unsqueeze(1)))})
     parts = split_by_reading(alignment, pairs)
     assert list(parts) == ["read_part"]
     assert iia(parts["read_part"], pairs) == iia(alignment, pairs) == 1
     batch = pairs.batch(range(len(pairs)))
-    logits = [edited.answer_logits(batch["base"], batch["sources"]) for edited in (alignment, parts["read_part"])]
+    logits = [
+        edited.answer_logits(batch["base"], batch["sources"])
+        for edited in (alignment, parts["read_part"])
+    ]
     torch.testing.assert_close(*logits)
 
 
@@ -172,7 +200,9 @@ def test_a_genuine_direction_beside_one_that_is_not_read():
 
 
 def mostly_read(intervention, read):
-    """Set its columns: all but the last are turned by 20° out of what is read, the last one by 70°."""
+    """Set its columns: all but the last are turned by 20° out of what is read, the last one by
+    70°.
+    """
     n = intervention.rank
     drawn = torch.randn(read.shape[1], n, generator=torch.Generator().manual_seed(shifted(3)))
     inside = read @ torch.linalg.qr(drawn)[0]
@@ -203,7 +233,9 @@ def test_before_a_linear_map_the_null_part_changes_nothing(family, site, width, 
     network = make(family)
     if width == 4:  # all of one head is read, unless its slice of the projection has lost rank
         with torch.no_grad():
-            network.transformer.h[1].attn.c_proj.weight[8:12] = torch.randn(4, 2) @ torch.randn(2, 16)
+            network.transformer.h[1].attn.c_proj.weight[8:12] = torch.randn(4, 2) @ torch.randn(
+                2, 16
+            )
     pairs = EncodedPairs(toy[1].split("test"), "subject_position", toy[0])
     intervention = iit.LowRankRotatedSpaceIntervention(width, 2)
     alignment = iit.Alignment(network, {"subject_position": iit.Edit(site, intervention)})
@@ -212,7 +244,9 @@ def test_before_a_linear_map_the_null_part_changes_nothing(family, site, width, 
     parts = split_by_reading(alignment, pairs)
     base, source = prompts((7, 7)), prompts((7, 7), seed=2)
     own = alignment.answer_logits(base, active={"subject_position": False})
-    moved = {name: (part.answer_logits(base, source) - own).abs().max() for name, part in parts.items()}
+    moved = {
+        name: (part.answer_logits(base, source) - own).abs().max() for name, part in parts.items()
+    }
     assert moved["null_part"] < 1e-5
     assert moved["read_part"] > 1e-2
     assert (alignment.answer_logits(base, source) - own).abs().max() > 1e-2
@@ -224,23 +258,33 @@ def test_a_subspace_that_is_all_read_is_its_own_read_part(toy):
     frame = torch.linalg.qr(weight.T @ torch.randn(16, 3))[0]
     site = iit.Site("mlp_activation", layer=1)
     alignment = iit.Alignment(network, {"subject_position": iit.Edit(site, fixed(frame))})
-    parts = split_by_reading(alignment, EncodedPairs(toy[1].split("test"), "subject_position", toy[0]))
+    parts = split_by_reading(
+        alignment, EncodedPairs(toy[1].split("test"), "subject_position", toy[0])
+    )
     assert list(parts) == ["read_part"]
     base, source = prompts(), prompts(seed=2)
     torch.testing.assert_close(
-        parts["read_part"].answer_logits(base, source), alignment.answer_logits(base, source), atol=1e-5, rtol=0
+        parts["read_part"].answer_logits(base, source),
+        alignment.answer_logits(base, source),
+        atol=1e-5,
+        rtol=0,
     )
     null = torch.linalg.svd(weight)[2][16:].T[:, :3]
     alone = split_by_reading(
         iit.Alignment(network, {"subject_position": iit.Edit(site, fixed(null))}),
         EncodedPairs(toy[1].split("test"), "subject_position", toy[0]),
     )
-    ranks = {name: part.edits["subject_position"].intervention.learned_rank() for name, part in alone.items()}
+    ranks = {
+        name: part.edits["subject_position"].intervention.learned_rank()
+        for name, part in alone.items()
+    }
     assert ranks == {"read_part": 0, "null_part": 3}
 
 
 def by_hand(network, pairs):
-    """Gradients at the layer's output, at the role's token, one pair at a time: Tensor[pair, width]."""
+    """Gradients at the layer's output, at the role's token, one pair at a time: Tensor[pair,
+    width].
+    """
     rows = []
     for number in range(len(pairs)):
         batch = pairs.batch([number])
@@ -274,11 +318,16 @@ def test_in_the_residual_stream_the_read_part_has_the_whole_effect_to_first_orde
     torch.testing.assert_close(gradients @ read @ read.T, gradients, atol=1e-5, rtol=1e-4)
     mostly_read(intervention, read)
     parts = split_by_reading(alignment, few, energy=1.0)
-    inside, outside = (swapped(parts[name].edits["subject_position"].intervention) for name in ("read_part", "null_part"))
+    inside, outside = (
+        swapped(parts[name].edits["subject_position"].intervention)
+        for name in ("read_part", "null_part")
+    )
     assert (inside.shape[1], outside.shape[1]) == (2, 1)
     whole = swapped(intervention)[:, :2]
     assert (gradients @ outside).abs().max() < 1e-5
-    torch.testing.assert_close(gradients @ inside @ (inside.T @ whole), gradients @ whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        gradients @ inside @ (inside.T @ whole), gradients @ whole, atol=1e-5, rtol=1e-4
+    )
     # Fewer directions carry less than all of the squared norm.
     strength = torch.linalg.svdvals(gradients)
     share = float(strength[:2].square().sum() / strength.square().sum())
@@ -294,7 +343,9 @@ def two():
         network.model.layers[2][0].weight[2, 0] = 1.0
         network.model.head.weight[:, 9] = 1.0
     variables = ["left_equal", "right_equal"]
-    return network, Pairs.sample(equality(), network, n_train=20, n_val=20, n_test=80, variable=variables, right_only=False)
+    return network, Pairs.sample(
+        equality(), network, n_train=20, n_val=20, n_test=80, variable=variables, right_only=False
+    )
 
 
 def test_each_variable_of_blocks_has_its_own_parts(two):
@@ -306,7 +357,10 @@ def test_each_variable_of_blocks_has_its_own_parts(two):
         blocks.basis.weight.copy_(torch.eye(64)[:, [0, 5, 1]])
     alignment = iit.Alignment(network, {"equal": iit.Edit(site, blocks)})
     parts = split_by_reading(alignment, encoded)
-    ranks = {name: [edit.intervention.learned_rank() for edit in part.edits.values()] for name, part in parts.items()}
+    ranks = {
+        name: [edit.intervention.learned_rank() for edit in part.edits.values()]
+        for name, part in parts.items()
+    }
     assert ranks == {"read_part": [1, 1], "null_part": [1, 0]}
     assert all(list(part.variables) == list(pairs.variables) for part in parts.values())
     assert outcomes(alignment, encoded).right[None].all()
@@ -323,9 +377,14 @@ def test_masks_over_units_and_several_sites(two):
     with torch.no_grad():
         mask.gate.mask.copy_(torch.where(torch.tensor([i in (0, 7) for i in range(64)]), 1.0, -1.0))
     sites = [iit.Site(module="layers.2.0", side="input"), iit.Site(module="head", side="input")]
-    units = iit.VanillaIntervention(64, units=[1, 9, 12])  # the first site reads unit 1, the second unit 9
+    # the first site reads unit 1, the second unit 9
+    units = iit.VanillaIntervention(64, units=[1, 9, 12])
     alignment = iit.Alignment(
-        network, {"left_equal": iit.Edit(sites[0], mask), "right_equal": iit.Edit(sites, units, [sites[1], sites[0]])}
+        network,
+        {
+            "left_equal": iit.Edit(sites[0], mask),
+            "right_equal": iit.Edit(sites, units, [sites[1], sites[0]]),
+        },
     )
     parts = split_by_reading(alignment, encoded)
     expected = {
@@ -355,16 +414,22 @@ def test_what_has_no_linear_subspace_is_refused(two):
     ]
     for intervention in unfit:
         with pytest.raises(ValueError, match=intervention.name):
-            split_by_reading(iit.Alignment(network, {"left_equal": iit.Edit(site, intervention)}), encoded)
+            split_by_reading(
+                iit.Alignment(network, {"left_equal": iit.Edit(site, intervention)}), encoded
+            )
     joint = iit.Edit(site, iit.LowRankRotatedSpaceIntervention(64, 2), joint=True)
     with pytest.raises(ValueError, match="LowRank"):
         split_by_reading(iit.Alignment(network, {"left_equal": joint}), encoded)
-    fine = iit.Alignment(network, {"left_equal": iit.Edit(site, Intervention("one", Frame(64, 1), All(), Swap()))})
+    fine = iit.Alignment(
+        network, {"left_equal": iit.Edit(site, Intervention("one", Frame(64, 1), All(), Swap()))}
+    )
     with pytest.raises(ValueError, match="energy"):
         split_by_reading(fine, encoded, energy=1.5)
     other = iit.Edit(iit.Site(module="layers.1"), iit.LowRankRotatedSpaceIntervention(64, 1))
     nobodys = iit.Alignment(network, {"nobody": other, **fine.edits})
-    assert all(part.variables == ("left_equal",) for part in split_by_reading(nobodys, encoded).values())
+    assert all(
+        part.variables == ("left_equal",) for part in split_by_reading(nobodys, encoded).values()
+    )
     with pytest.raises(ValueError, match="nobody"):
         read_space(nobodys, "nobody", encoded)
 
@@ -373,7 +438,9 @@ def test_the_network_and_the_alignment_are_left_as_they_were(toy):
     network, pairs = toy
     encoded = EncodedPairs(pairs.split("test"), "subject_position", network)
     site = iit.Site("block_output", layer=0, position="place")
-    alignment = iit.Alignment(network, {"subject_position": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))})
+    alignment = iit.Alignment(
+        network, {"subject_position": iit.Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))}
+    )
     before = {name: value.clone() for name, value in alignment.state_dict().items()}
     with torch.no_grad():
         parts = split_by_reading(alignment, encoded)

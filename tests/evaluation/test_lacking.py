@@ -1,4 +1,6 @@
-"""Where pairs or alignment lack what a control needs, the verdict says so, and the rest of it stands."""
+"""Where pairs or alignment lack what a control needs, the verdict says so, and the rest of it
+stands.
+"""
 
 import json
 
@@ -14,7 +16,14 @@ from iit.evaluation.faithfulness import third_inputs
 from iit.network import equality_by_hand
 
 SITE = iit.Site(module="layers.2.0", side="input")
-FULL = Trust(full=True, seeds=2, resamples=50, random_subspaces=1, interventions=50, wrong_site={"module": "layers.1.0"})
+FULL = Trust(
+    full=True,
+    seeds=2,
+    resamples=50,
+    random_subspaces=1,
+    interventions=50,
+    wrong_site={"module": "layers.1.0"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +33,17 @@ def network():
 
 def sampled(network, variable="left_equal", **options):
     sizes = {"n_train": 24, "n_val": 12, "n_test": 24}
-    return Pairs.sample(equality(), network, **sizes, variable=variable, right_only=False, **options)
+    return Pairs.sample(
+        equality(), network, **sizes, variable=variable, right_only=False, **options
+    )
 
 
 def claim(network, intervention=None, variables=("left_equal",)):
     made = intervention or iit.VanillaIntervention(64, units=[0])
     rest = iit.Edit(SITE, iit.VanillaIntervention(64, units=list(range(2, 64))))
-    return iit.Alignment(network, {v: iit.Edit(SITE, made) for v in variables}, inert={"rest": rest})
+    return iit.Alignment(
+        network, {v: iit.Edit(SITE, made) for v in variables}, inert={"rest": rest}
+    )
 
 
 def own(network, folder, chosen):
@@ -46,7 +59,11 @@ def judged(alignment, pairs, trained=lambda *_: None):
         assert np.isfinite([row.value, row.low, row.high]).all()
         assert row.low <= row.value <= row.high
     (found,) = verdict(rows)
-    return {f.criterion: f for f in found.findings}, {name.partition(" ")[0] for name in found.not_run}, found
+    return (
+        {f.criterion: f for f in found.findings},
+        {name.partition(" ")[0] for name in found.not_run},
+        found,
+    )
 
 
 def test_a_claim_of_which_nothing_is_trained_is_not_held_against_itself(network):
@@ -58,7 +75,9 @@ def test_a_claim_of_which_nothing_is_trained_is_not_held_against_itself(network)
 
 
 def test_an_edit_without_a_source(network):
-    findings, missing, _ = judged(claim(network, iit.AdditionIntervention(torch.ones(64))), sampled(network))
+    findings, missing, _ = judged(
+        claim(network, iit.AdditionIntervention(torch.ones(64))), sampled(network)
+    )
     assert "off_target" in findings
     assert "abstraction" in missing
 
@@ -70,14 +89,24 @@ def test_pairs_that_interchange_everything_together(network):
 
 
 def test_pairs_of_some_of_the_variables(network):
-    findings, missing, _ = judged(claim(network, variables=("left_equal", "right_equal")), sampled(network))
+    findings, missing, _ = judged(
+        claim(network, variables=("left_equal", "right_equal")), sampled(network)
+    )
     assert "abstraction" in findings
-    assert {"shuffled_label", "untrained_network", "wrong_site", "seed_spread", "off_target"} <= missing
+    assert {
+        "shuffled_label",
+        "untrained_network",
+        "wrong_site",
+        "seed_spread",
+        "off_target",
+    } <= missing
 
 
 def test_ones_own_pairs_of_one_split_or_one_pair(network, tmp_path):
     only_test = own(network, tmp_path, lambda row: row["split"] == "test")
-    findings, missing, _ = judged(claim(network, iit.LowRankRotatedSpaceIntervention(64, 1)), only_test)
+    findings, missing, _ = judged(
+        claim(network, iit.LowRankRotatedSpaceIntervention(64, 1)), only_test
+    )
     assert {"accuracy", "faithfulness", "divergence"} - set(findings) == {"divergence"}
     assert {"abstraction", "majority", "generalisation", "shuffled_label", "beyond_pca"} <= missing
     (one,) = only_test.dataset.select([0]).to_list()

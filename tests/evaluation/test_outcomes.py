@@ -1,4 +1,6 @@
-"""Right by the label, right among the pair's own answers, and a site as a cut, on a network whose logits are planted."""
+"""Right by the label, right among the pair's own answers, and a site as a cut, on a network whose
+logits are planted.
+"""
 
 import numpy as np
 import pytest
@@ -34,7 +36,9 @@ def spiked(**heights):
 
 
 def table(rows):
-    """(base's site, base's rest, source's site, source's rest, label, base's answer, source's answer, rival's label) each."""
+    """(base's site, base's rest, source's site, source's rest, label, base's answer, source's
+    answer, rival's label) each.
+    """
     columns = {
         "split": ["test"] * len(rows),
         "base": [np.array([*row[0], *row[1]], dtype=np.float32) for row in rows],
@@ -51,7 +55,9 @@ def table(rows):
 def encoded(rows):
     """An alignment of the whole first half, and the rows of `table` as pairs."""
     network = Classifier(Halves(), "halves")
-    claim = iit.Alignment(network, {"v": iit.Edit(iit.Site(module="site"), iit.VanillaIntervention())})
+    claim = iit.Alignment(
+        network, {"v": iit.Edit(iit.Site(module="site"), iit.VanillaIntervention())}
+    )
     return claim, EncodedPairs(table(rows), "v", network)
 
 
@@ -88,19 +94,35 @@ def test_log_probability_of_all_tokens():
 
 
 def test_longer_answers_are_forced_token_by_token(narrow):
-    """By hand: each alternative after the prompt, the log-probabilities of its tokens summed; an answer that the label begins is none."""
+    """By hand: each alternative after the prompt, the log-probabilities of its tokens summed; an
+    answer that the label begins is none.
+    """
     network = narrow
     rows = [
         {"label": " 12", "base_answer": " 7", "source_answer": " 34", "rival": " 129"},
         {"label": " 5", "base_answer": " 34", "source_answer": " 5", "rival": " 51"},
         {"label": " 3", "base_answer": " 34", "source_answer": " 3", "rival": " 3"},
     ]
-    columns = {name: [row[name] for row in rows] for name in ("label", "base_answer", "source_answer")}
-    columns |= {"split": ["test"] * 3, "changing": [True] * 3, "base": ["one plus two is"] * 3, "source": ["two plus two is"] * 3}
+    columns = {
+        name: [row[name] for row in rows] for name in ("label", "base_answer", "source_answer")
+    }
+    columns |= {
+        "split": ["test"] * 3,
+        "changing": [True] * 3,
+        "base": ["one plus two is"] * 3,
+        "source": ["two plus two is"] * 3,
+    }
     columns |= {"rival_labels": [{"rival": row["rival"]} for row in rows]}
     columns |= {f"{side}_roles": [{"plus": [4, 8]}] * 3 for side in ("base", "source")}
     pairs = EncodedPairs(dataset(columns), "v", network)
-    claim = iit.Alignment(network, {"v": iit.Edit(iit.Site("block_output", layer=0, position="plus"), iit.VanillaIntervention())})
+    claim = iit.Alignment(
+        network,
+        {
+            "v": iit.Edit(
+                iit.Site("block_output", layer=0, position="plus"), iit.VanillaIntervention()
+            )
+        },
+    )
     prompt = network.tokenizer("one plus two is")["input_ids"]
 
     def likelihood(answer):
@@ -116,11 +138,18 @@ def test_longer_answers_are_forced_token_by_token(narrow):
 
 
 def test_alternatives_that_end_before_the_site_are_scored_as_the_network_alone_scores_them(narrow):
-    """The site is behind all that is read of an answer of one token; label and source's answer have two."""
+    """The site is behind all that is read of an answer of one token; label and source's answer have
+    two.
+    """
     network = narrow
     rows = [{"label": " 12", "base_answer": " one", "source_answer": " 34"}] * 2
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    columns |= {"split": ["test"] * 2, "changing": [True] * 2, "base": ["one plus two is"] * 2, "source": ["two plus two is"] * 2}
+    columns |= {
+        "split": ["test"] * 2,
+        "changing": [True] * 2,
+        "base": ["one plus two is"] * 2,
+        "source": ["two plus two is"] * 2,
+    }
     columns |= {"rival_labels": [{"rival": " two"}] * 2}
     pairs = EncodedPairs(dataset(columns), "v", network)
     site = iit.Site("block_output", layer=0, position="answer[0]")
@@ -149,15 +178,25 @@ def test_a_cut_passes_the_sources_answer_and_counts_pairs_whose_answers_differ()
 
 def test_a_site_of_one_token_counts_pairs_whose_label_is_the_sources_answer(toy):
     network, _ = toy
-    pairs = Pairs.sample(ioi(), network, n_train=4, n_val=4, n_test=60, pairs="s2_io_flip", right_only=False)
-    others = Pairs.sample(ioi(), network, n_train=4, n_val=4, n_test=60, pairs="random_names", right_only=False)
-    cases = [("block_output", pairs, "s2", 1), ("block_output", others, "s2", 0), ("block_output", others, None, 1)]
+    pairs = Pairs.sample(
+        ioi(), network, n_train=4, n_val=4, n_test=60, pairs="s2_io_flip", right_only=False
+    )
+    others = Pairs.sample(
+        ioi(), network, n_train=4, n_val=4, n_test=60, pairs="random_names", right_only=False
+    )
+    cases = [
+        ("block_output", pairs, "s2", 1),
+        ("block_output", others, "s2", 0),
+        ("block_output", others, None, 1),
+    ]
     cases.append(("mlp_output", others, None, 0))  # the residual stream passes beside it
     for component, sampled, position, share in cases:
         table = sampled.split("test")
         test = EncodedPairs(table, "subject_position", network)
         site = iit.Site(component, layer=0, position=position)
-        claim = iit.Alignment(network, {"subject_position": iit.Edit(site, iit.VanillaIntervention())})
+        claim = iit.Alignment(
+            network, {"subject_position": iit.Edit(site, iit.VanillaIntervention())}
+        )
         values = cut(claim, test, outcomes(vanilla(claim), test))
         differ = [a != b for a, b in zip(table["source_answer"], table["base_answer"], strict=True)]
         assert np.mean(~np.isnan(values)) == share * np.mean(differ)
@@ -166,8 +205,17 @@ def test_a_site_of_one_token_counts_pairs_whose_label_is_the_sources_answer(toy)
 
 def test_a_site_holds_every_token_where_its_roles_are_as_many():
     inputs = {"attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]])}
-    for position, holds in ((None, True), (("a", "b", "c"), True), (("a", "b"), False), ("a", False), (0, False)):
+    for position, holds in (
+        (None, True),
+        (("a", "b", "c"), True),
+        (("a", "b"), False),
+        ("a", False),
+        (0, False),
+    ):
         assert _holds_all(iit.Site("block_output", layer=0, position=position), inputs) == holds
     assert not _holds_all(iit.Site("attention_value_output", layer=0, head=0), inputs)
-    assert not _holds_all(iit.Site("block_output", layer=0, position=("a", "b", "c")), {"attention_mask": torch.ones(2, 4)})
+    assert not _holds_all(
+        iit.Site("block_output", layer=0, position=("a", "b", "c")),
+        {"attention_mask": torch.ones(2, 4)},
+    )
     assert _holds_all(iit.Site(module="site"), {"x": torch.zeros(2, 3)})

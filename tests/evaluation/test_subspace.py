@@ -34,15 +34,28 @@ def turned(*subspaces):
 
 
 NONE = UNITS[:, :0]
-PAIRS = {  # found, truth, degrees of the truth to what is found, of what is found to the truth, the distance
+# found, truth, degrees of the truth to what is found, of what is found to the truth, the distance
+PAIRS = {
     "equal": (UNITS[:, :2], UNITS[:, :2], 0, 0, 0),
     "contains the truth": (UNITS[:, :3], UNITS[:, :1], 0, 90, (2 / 4) ** 0.5),
     "is inside of it": (UNITS[:, :1], UNITS[:, :3], 90, 0, (2 / 4) ** 0.5),
     "orthogonal": (UNITS[:, :2], UNITS[:, 2:4], 90, 90, 1),
     "orthogonal, other rank": (UNITS[:, :1], UNITS[:, 2:5], 90, 90, 1),
     "half of it": (UNITS[:, :2], UNITS[:, 1:3], 90, 90, 0.5**0.5),
-    "turned": (columns(UNITS[0], tilted(30, UNITS[1], UNITS[5])), UNITS[:, :2], 30, 30, (2 * 0.25 / 4) ** 0.5),
-    "turned, other rank": (UNITS[:, :2], columns(tilted(30, UNITS[1], UNITS[5])), 30, 90, ((2 * 0.25 + 1) / 3) ** 0.5),
+    "turned": (
+        columns(UNITS[0], tilted(30, UNITS[1], UNITS[5])),
+        UNITS[:, :2],
+        30,
+        30,
+        (2 * 0.25 / 4) ** 0.5,
+    ),
+    "turned, other rank": (
+        UNITS[:, :2],
+        columns(tilted(30, UNITS[1], UNITS[5])),
+        30,
+        90,
+        ((2 * 0.25 + 1) / 3) ** 0.5,
+    ),
     "nothing": (NONE, UNITS[:, :2], 90, 0, 1),
     "nothing, twice": (NONE, NONE, 0, 0, 0),
 }
@@ -58,7 +71,9 @@ def test_distances_from_the_truth_by_hand(name):
     # The definition, by projections.
     projections = [q.double() @ q.double().T for q in (found, truth)]
     norm = float((projections[0] - projections[1]).norm())
-    assert figures["projection_distance"] == pytest.approx(norm / max(1, found.shape[1] + truth.shape[1]) ** 0.5, abs=1e-5)
+    assert figures["projection_distance"] == pytest.approx(
+        norm / max(1, found.shape[1] + truth.shape[1]) ** 0.5, abs=1e-5
+    )
 
 
 def test_what_lies_mostly_inside_counts_and_the_rest_does_not():
@@ -73,8 +88,10 @@ def test_what_lies_mostly_inside_counts_and_the_rest_does_not():
 
 def test_what_random_subspaces_have():
     state = torch.random.get_rng_state()
-    assert random_angles(16, [8, 8], draws=400).mean() == pytest.approx(45, abs=2)  # a subspace and its complement: θ and 90° − θ
-    assert random_angles(3, [1, 1], draws=400).mean() == pytest.approx(np.rad2deg(1), abs=4)  # cos θ is uniform: 1 rad
+    # a subspace and its complement: θ and 90° − θ
+    assert random_angles(16, [8, 8], draws=400).mean() == pytest.approx(45, abs=2)
+    # cos θ is uniform: 1 rad
+    assert random_angles(3, [1, 1], draws=400).mean() == pytest.approx(np.rad2deg(1), abs=4)
     assert random_angles(576, [64, 64], draws=3).mean() == pytest.approx(73, abs=1)
     assert random_angles(8, [3, 8]).max() == pytest.approx(0, abs=1e-3)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -88,7 +105,14 @@ def sums():
     """A clean network that adds modulo 2, its pairs, and the space in which nothing varies."""
     network = planted(2, 16, seed=shifted(2))
     pairs = Pairs.sample(
-        modular_sum(2), network, n_train=200, n_val=4, n_test=40, variable="first", right_only=False, seed=shifted(0)
+        modular_sum(2),
+        network,
+        n_train=200,
+        n_val=4,
+        n_test=40,
+        variable="first",
+        right_only=False,
+        seed=shifted(0),
     )
     return network, pairs
 
@@ -98,7 +122,9 @@ def claim(network, vectors):
 
 
 def test_where_inputs_vary_and_what_is_read(sums):
-    """4 numbers of noise, 4 inputs of two values and 2 sums vary, each in one dimension; the two sums are read."""
+    """4 numbers of noise, 4 inputs of two values and 2 sums vary, each in one dimension; the two
+    sums are read.
+    """
     network, pairs = sums
     encoded = EncodedPairs(pairs.split("test"), "first", network)
     truth = network.model.truth["first"]
@@ -121,13 +147,26 @@ def test_where_inputs_vary_and_what_is_read(sums):
 
 def judged(network, pairs, frames):
     """What `same_subspace` says of seeds that found these subspaces."""
-    rows = angle_rows([claim(network, frame) for frame in frames], pairs, {"seed": 0, "split": "test", "experiment": None}, {})
+    rows = angle_rows(
+        [claim(network, frame) for frame in frames],
+        pairs,
+        {"seed": 0, "split": "test", "experiment": None},
+        {},
+    )
     seeds, null = rows
     assert (seeds.control, null.control) == ("seeds", "random_subspace")
     assert (seeds.metric, null.metric) == ("principal_angle", "principal_angle")
     assert (seeds.n, null.n) == (3, 50)
     assert null.low < null.value < null.high
-    scored = {**seeds.to_dict(), "control": None, "metric": "iia", "value": 1.0, "low": 1.0, "high": 1.0, "n": 40}
+    scored = {
+        **seeds.to_dict(),
+        "control": None,
+        "metric": "iia",
+        "value": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+        "n": 40,
+    }
     (found,) = iit.verdict([Row(**scored), *rows])
     return next(finding for finding in found.findings if finding.criterion == "same_subspace")
 
@@ -157,6 +196,6 @@ def test_seeds_of_other_ranks_and_parts_that_are_nothing(sums):
     assert {row.metric for row in rows} == {"principal_angle"}, "neither is in what is read"
     assert rows[0].value == pytest.approx(0, abs=1e-4)
     assert rows[1].value == pytest.approx(random_angles(16, [1, 4]).mean(), abs=1e-9)
-    assert pairwise_angles([torch.eye(4)[:, :1], torch.eye(4)[:, 1:2], torch.eye(4)[:, :1]]) == pytest.approx(
-        [90, 0, 90], abs=1e-4
-    )
+    assert pairwise_angles(
+        [torch.eye(4)[:, :1], torch.eye(4)[:, 1:2], torch.eye(4)[:, :1]]
+    ) == pytest.approx([90, 0, 90], abs=1e-4)

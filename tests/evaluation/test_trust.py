@@ -18,9 +18,13 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5)
 
 @pytest.fixture(scope="module")
 def verdicts(request):
-    """claim → verdicts, one a seed; of the claims and seeds that are asked for, for the others are long."""
+    """claim → verdicts, one a seed; of the claims and seeds that are asked for, for the others are
+    long.
+    """
     tests = [
-        item.callspec.params for item in request.session.items if item.path == request.path and "verdicts" in item.fixturenames
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and "verdicts" in item.fixturenames
     ]
     n_seeds = 1 + max(test["seed"] for test in tests)
     claims = sorted({test.get("claim", "clean") for test in tests})
@@ -31,7 +35,11 @@ def verdicts(request):
 
 
 def failing(found):
-    return {finding["criterion"]: finding["reason"] for finding in found["findings"] if finding["outcome"] == "fail"}
+    return {
+        finding["criterion"]: finding["reason"]
+        for finding in found["findings"]
+        if finding["outcome"] == "fail"
+    }
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -53,10 +61,20 @@ def test_a_valid_claim_passes(verdicts, seed):
     ("claim", "criteria"),
     [
         ("leaky", {"faithfulness", "abstraction"}),
-        pytest.param("wrong", {"accuracy", "selectivity", "placebo", "abstraction"}, marks=pytest.mark.long),
+        pytest.param(
+            "wrong", {"accuracy", "selectivity", "placebo", "abstraction"}, marks=pytest.mark.long
+        ),
         pytest.param("illusion", {"illusion"}, marks=pytest.mark.long),
-        pytest.param("random_network", {"task", "selectivity", "placebo", "abstraction"}, marks=pytest.mark.long),
-        pytest.param("shuffled_label", {"accuracy", "selectivity", "placebo", "abstraction"}, marks=pytest.mark.long),
+        pytest.param(
+            "random_network",
+            {"task", "selectivity", "placebo", "abstraction"},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "shuffled_label",
+            {"accuracy", "selectivity", "placebo", "abstraction"},
+            marks=pytest.mark.long,
+        ),
         pytest.param("parents", {"excess_rank", "abstraction"}, marks=pytest.mark.long),
         pytest.param(
             "other",
@@ -83,14 +101,23 @@ def test_an_invalid_claim_fails_for_its_reason(verdicts, claim, criteria, seed):
 @pytest.mark.parametrize("claim", ["wide"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_more_dimensions_than_needed_are_no_excess_where_fewer_do_as_well(verdicts, claim, seed):
-    outcomes = {finding["criterion"]: finding["outcome"] for finding in verdicts[claim][seed]["findings"]}
+    outcomes = {
+        finding["criterion"]: finding["outcome"] for finding in verdicts[claim][seed]["findings"]
+    }
     assert outcomes["excess_rank"] in ("pass", "open")
 
 
 def test_what_was_not_declared_is_said():
-    edit = iit.Edit(iit.Site(module="read", side="input"), iit.LowRankRotatedSpaceIntervention(32, 2))
+    edit = iit.Edit(
+        iit.Site(module="read", side="input"), iit.LowRankRotatedSpaceIntervention(32, 2)
+    )
     alignment = iit.Alignment(planted(3, 32), {"first": edit})
     pairs = Pairs.sample(modular_sum(3), n_train=40, n_val=20, n_test=40, variable="first")
     (found,) = verdict(evaluate(alignment, pairs))
-    assert any(name.startswith("faithfulness (the alignment declares nothing inert") for name in found.not_run)
-    assert {"shuffled_label", "untrained_network", "wrong_site", "illusion"} <= {name.partition(" ")[0] for name in found.not_run}
+    assert any(
+        name.startswith("faithfulness (the alignment declares nothing inert")
+        for name in found.not_run
+    )
+    assert {"shuffled_label", "untrained_network", "wrong_site", "illusion"} <= {
+        name.partition(" ")[0] for name in found.not_run
+    }

@@ -1,4 +1,6 @@
-"""The verdict: what each criterion compares, and for which intervals it passes, fails or stays open."""
+"""The verdict: what each criterion compares, and for which intervals it passes, fails or stays
+open.
+"""
 
 from dataclasses import replace
 from math import hypot
@@ -11,12 +13,34 @@ from iit.evaluation.trust import THRESHOLDS
 from iit.evaluation.verdict import CRITERIA, NULLS
 from iit.result import Row
 
-CELL = dict.fromkeys(("experiment", "network", "task", "method", "component", "layer", "head", "position", "rank", "seed"))
+CELL = dict.fromkeys(
+    (
+        "experiment",
+        "network",
+        "task",
+        "method",
+        "component",
+        "layer",
+        "head",
+        "position",
+        "rank",
+        "seed",
+    )
+)
 
 
 def row(value, control=None, subset="changing", split="test", metric="iia", variable="v", **more):
     told = {"low": value, "high": value, "n": 100} | more
-    return Row(**CELL, variable=variable, split=split, subset=subset, control=control, metric=metric, value=value, **told)
+    return Row(
+        **CELL,
+        variable=variable,
+        split=split,
+        subset=subset,
+        control=control,
+        metric=metric,
+        value=value,
+        **told,
+    )
 
 
 GOOD = {
@@ -31,13 +55,24 @@ GOOD = {
     "train": row(0.95, split="train"),
     "kind": row(0.88, subset="kind/v+w"),
     "inert": row(0.9, "inert_resampled"),
-    "up": row(0.02, None, "all", metric="abstraction_error/up", variable="v+w", low=0.01, high=0.03, n=1000),
+    "up": row(
+        0.02,
+        None,
+        "all",
+        metric="abstraction_error/up",
+        variable="v+w",
+        low=0.01,
+        high=0.03,
+        n=1000,
+    ),
     "down": row(0.01, None, "all", metric="abstraction_error/down", variable="v+w", n=1000),
     "off_target": row(0.03, "off_target/v", variable="w"),
     "seed": row(0.87, "seed/1"),
     "seeds": row(0.9, "seeds"),
     "angles": row(10.0, "seeds", "all", metric="principal_angle", low=8.0, high=12.0, n=3),
-    "random_angles": row(82.0, "random_subspace", "all", metric="principal_angle", low=80.0, high=84.0, n=50),
+    "random_angles": row(
+        82.0, "random_subspace", "all", metric="principal_angle", low=80.0, high=84.0, n=50
+    ),
     "least": row(0.88, "least_rank"),
     "four": row(0.89, "rank/4"),
     "read": row(0.89, "read_part"),
@@ -74,29 +109,89 @@ def test_where_everything_is_good_everything_passes_and_nothing_was_left_out():
     [
         ("direction", row(0.7, "placebo_direction"), "placebo", "open", "placebo_direction"),
         ("pair", row(0.85, "placebo_pair"), "placebo", "fail", "placebo_pair"),
-        ("cut", row(0.05, None, "all", metric="cut"), "cut", "open", "source's own answer on 0.050"),
-        ("cut", row(0.85, None, "all", metric="cut", low=0.75, high=0.9), "cut", "open", "0.750 to 0.900"),
+        (
+            "cut",
+            row(0.05, None, "all", metric="cut"),
+            "cut",
+            "open",
+            "source's own answer on 0.050",
+        ),
+        (
+            "cut",
+            row(0.85, None, "all", metric="cut", low=0.75, high=0.9),
+            "cut",
+            "open",
+            "0.750 to 0.900",
+        ),
         ("least", row(0.417, "least_rank"), "excess_rank", "fail", "0.900 against 0.417"),
         ("least", row(0.417, "least_rank"), "excess_rank", "fail", "; rank 4 reaches 0.890"),
         ("task", row(0.7, metric="task_accuracy", subset="all"), "task", "open", "0.700"),
         ("task", row(0.5, metric="task_accuracy", subset="all"), "task", "fail", "0.500"),
-        ("task", row(0.55, metric="task_accuracy", subset="all", low=0.5, high=0.61), "task", "open", "0.610"),
+        (
+            "task",
+            row(0.55, metric="task_accuracy", subset="all", low=0.5, high=0.61),
+            "task",
+            "open",
+            "0.610",
+        ),
         ("isolation", row(0.5, subset="unchanging"), "isolation", "fail", "should stay"),
         ("shuffled_label", row(0.7, "shuffled_label"), "selectivity", "open", "shuffled_label"),
-        ("untrained_network", row(0.85, "untrained_network"), "selectivity", "fail", "untrained_network"),
+        (
+            "untrained_network",
+            row(0.85, "untrained_network"),
+            "selectivity",
+            "fail",
+            "untrained_network",
+        ),
         ("pca", row(0.9, "pca_subspace"), "beyond_pca", "open", "principal components"),
         ("train", row(1.0, split="train"), "generalisation", "pass", ""),
         ("train", row(1.05, split="train"), "generalisation", "open", "1.050"),
         ("kind", row(0.3, subset="kind/v"), "worst_kind", "fail", "differ in v"),
         ("inert", row(0.75, "inert_resampled"), "faithfulness", "open", "third input"),
         ("inert", row(0.5, "inert_resampled"), "faithfulness", "fail", "third input"),
-        ("up", row(0.1, None, "all", metric="abstraction_error/up"), "abstraction", "open", "from the network"),
-        ("down", row(0.3, None, "all", metric="abstraction_error/down"), "abstraction", "fail", "from the causal model"),
-        ("off_target", row(0.6, "off_target/v", variable="w"), "off_target", "fail", "w's interchange"),
-        ("off_target", row(0.3, "off_target/v", variable="w", low=0.1, high=0.4), "off_target", "open", "n = 100"),
+        (
+            "up",
+            row(0.1, None, "all", metric="abstraction_error/up"),
+            "abstraction",
+            "open",
+            "from the network",
+        ),
+        (
+            "down",
+            row(0.3, None, "all", metric="abstraction_error/down"),
+            "abstraction",
+            "fail",
+            "from the causal model",
+        ),
+        (
+            "off_target",
+            row(0.6, "off_target/v", variable="w"),
+            "off_target",
+            "fail",
+            "w's interchange",
+        ),
+        (
+            "off_target",
+            row(0.3, "off_target/v", variable="w", low=0.1, high=0.4),
+            "off_target",
+            "open",
+            "n = 100",
+        ),
         ("seed", row(0.5, "seed/1"), "seed_spread", "fail", "0.500 to 0.900"),
-        ("angles", row(41.0, "seeds", "all", metric="principal_angle", low=38.0, high=42.0, n=3), "same_subspace", "open", "82°"),
-        ("angles", row(82.0, "seeds", "all", metric="principal_angle", low=81.0, high=83.0, n=3), "same_subspace", "fail", "82°"),
+        (
+            "angles",
+            row(41.0, "seeds", "all", metric="principal_angle", low=38.0, high=42.0, n=3),
+            "same_subspace",
+            "open",
+            "82°",
+        ),
+        (
+            "angles",
+            row(82.0, "seeds", "all", metric="principal_angle", low=81.0, high=83.0, n=3),
+            "same_subspace",
+            "fail",
+            "82°",
+        ),
         ("read", row(0.3, "read_part"), "illusion", "fail", "downstream reads"),
         ("divergence", row(0.9, metric="divergence"), "divergence", "fail", "95%"),
         ("divergence", row(0.9, metric="divergence", low=0.7), "divergence", "open", "95%"),
@@ -128,7 +223,9 @@ def test_each_criterion_speaks_for_itself(key, value, criterion, outcome, word):
 def test_intervals_decide_and_not_points(low, high, n, outcome):
     figure = row((low + high) / 2, low=low, high=high, n=n)
     (found,) = iit.verdict([figure, replace(figure, subset="all")])
-    assert [(f.criterion, f.outcome, f.low, f.high, f.n) for f in found.findings] == [("accuracy", outcome, low, high, n)]
+    assert [(f.criterion, f.outcome, f.low, f.high, f.n) for f in found.findings] == [
+        ("accuracy", outcome, low, high, n)
+    ]
     assert found.outcome == ("open" if outcome == "not judged" else outcome)
 
 
@@ -171,15 +268,27 @@ def test_where_the_accuracy_is_not_judged_the_verdict_is_open_at_best():
 
 def test_a_control_that_cannot_fail_does_not_count():
     """0 on changing pairs supports a claim only where the control could have been right."""
-    dead = {"untrained_network": row(0.0, "untrained_network"), "stays": row(0.0, "untrained_network", "unchanging")}
+    dead = {
+        "untrained_network": row(0.0, "untrained_network"),
+        "stays": row(0.0, "untrained_network", "unchanging"),
+    }
     found = judged(**dead)
     assert (found.outcome, found.cannot_fail) == ("pass", ("untrained_network",))
     assert "Cannot fail: untrained_network." in found.line()
-    for alive in ({"stays": row(0.01, "untrained_network", "unchanging")}, {"untrained_network": row(0.01, "untrained_network")}):
+    for alive in (
+        {"stays": row(0.01, "untrained_network", "unchanging")},
+        {"untrained_network": row(0.01, "untrained_network")},
+    ):
         assert judged(**(dead | alive)).cannot_fail == ()
-    assert judged(**(dead | {"stays": row(0.0, "untrained_network", "unchanging", n=19)})).cannot_fail == ()
+    assert (
+        judged(**(dead | {"stays": row(0.0, "untrained_network", "unchanging", n=19)})).cannot_fail
+        == ()
+    )
     # Who gives every base its own answer is never right where the label is another.
-    own = {"no_intervention": row(0.0, "no_intervention"), "stays": row(1.0, "no_intervention", "unchanging")}
+    own = {
+        "no_intervention": row(0.0, "no_intervention"),
+        "stays": row(1.0, "no_intervention", "unchanging"),
+    }
     assert judged(**own).cannot_fail == ("no_intervention",)
     assert judged(**(own | {"no_intervention": row(0.1, "no_intervention")})).cannot_fail == ()
     # Without any other control there is nothing to compare with.
@@ -189,20 +298,36 @@ def test_a_control_that_cannot_fail_does_not_count():
 
 
 def test_differences_are_paired_where_they_can_be():
-    """Newcombe's interval by hand for 0.9 (0.8 to 0.95) against 0.5 (0.45 to 0.6); a paired row has the word where there is one."""
+    """Newcombe's interval by hand for 0.9 (0.8 to 0.95) against 0.5 (0.45 to 0.6); a paired row has
+    the word where there is one.
+    """
     one, other = row(0.9, low=0.8, high=0.95), row(0.5, "pca_subspace", low=0.45, high=0.6)
     (found,) = (f for f in judged(accuracy=one, pca=other).findings if f.criterion == "beyond_pca")
-    assert (found.low, found.high) == pytest.approx((0.4 - hypot(0.1, 0.1), 0.4 + hypot(0.05, 0.05)))
+    assert (found.low, found.high) == pytest.approx(
+        (0.4 - hypot(0.1, 0.1), 0.4 + hypot(0.05, 0.05))
+    )
     paired = row(0.4, "pca_subspace", metric="iia_difference", low=0.35, high=0.45, n=64)
-    (found,) = (f for f in judged(accuracy=one, pca=other, paired=paired).findings if f.criterion == "beyond_pca")
+    (found,) = (
+        f
+        for f in judged(accuracy=one, pca=other, paired=paired).findings
+        if f.criterion == "beyond_pca"
+    )
     assert (found.value, found.low, found.high, found.n) == (0.4, 0.35, 0.45, 64)
 
 
 def test_what_was_not_run_is_named():
-    found = judged(up=None, down=None, inert=None, shuffled_label=None, read=None, seed=None, angles=None)
+    found = judged(
+        up=None, down=None, inert=None, shuffled_label=None, read=None, seed=None, angles=None
+    )
     assert found.outcome == "pass"
-    assert any(name.startswith("faithfulness (the alignment declares nothing inert") for name in found.not_run)
-    assert any(name.startswith("abstraction (only with trust=full, where a causal model") for name in found.not_run)
+    assert any(
+        name.startswith("faithfulness (the alignment declares nothing inert")
+        for name in found.not_run
+    )
+    assert any(
+        name.startswith("abstraction (only with trust=full, where a causal model")
+        for name in found.not_run
+    )
     assert {"shuffled_label", "illusion", "seed_spread", "same_subspace"} <= set(found.not_run)
     assert "Not run: faithfulness" in found.line()
 
@@ -211,10 +336,15 @@ def test_thresholds_are_settable_and_unknown_ones_refused():
     rows = list(GOOD.values())
     (strict,) = iit.verdict(rows, {"accuracy": [0.99, 0.95]})
     assert {f.criterion for f in strict.findings if f.outcome == "fail"} == {"accuracy"}
-    for refused in (lambda given: iit.evaluation.Trust(thresholds=given), lambda given: iit.verdict(rows, given)):
+    for refused in (
+        lambda given: iit.evaluation.Trust(thresholds=given),
+        lambda given: iit.verdict(rows, given),
+    ):
         with pytest.raises(ValueError, match=r"accurcy.*accuracy"):
             refused({"accurcy": [1, 1]})
-        with pytest.raises(ValueError, match=r"accuracy takes .*the higher first.*got \[0.5, 0.9\]"):
+        with pytest.raises(
+            ValueError, match=r"accuracy takes .*the higher first.*got \[0.5, 0.9\]"
+        ):
             refused({"accuracy": [0.5, 0.9]})
         with pytest.raises(ValueError, match=r"divergence takes .*the lower first"):
             refused({"divergence": [0.9, 0.5]})
@@ -226,9 +356,13 @@ def test_thresholds_are_settable_and_unknown_ones_refused():
 def test_thresholds_stand_in_conf_and_each_can_be_changed(configured, level):
     cfg = configured(f"trust={level}", "trust.thresholds.accuracy=[0.95,0.9]")
     trust = instantiate(cfg.trust)
-    assert dict(trust.thresholds) == {name: list(pair) for name, pair in THRESHOLDS.items()} | {"accuracy": [0.95, 0.9]}
+    assert dict(trust.thresholds) == {name: list(pair) for name, pair in THRESHOLDS.items()} | {
+        "accuracy": [0.95, 0.9]
+    }
     (strict,) = iit.verdict(list(GOOD.values()), trust.thresholds)
-    assert {f.criterion: f.outcome for f in strict.findings if f.outcome != "pass"} == {"accuracy": "open"}
+    assert {f.criterion: f.outcome for f in strict.findings if f.outcome != "pass"} == {
+        "accuracy": "open"
+    }
     assert trust.full == (level == "full")
 
 
@@ -240,11 +374,17 @@ def test_a_kind_of_few_pairs_is_not_judged_and_validation_rows_do_not_count():
 def test_without_changing_pairs_all_pairs_are_judged():
     rows = [row(0.9, subset="all"), row(0.2, "no_intervention", "all")]
     (found,) = iit.verdict(rows)
-    assert {f.criterion: f.value for f in found.findings} == {"accuracy": 0.9, "selectivity": pytest.approx(0.7)}
+    assert {f.criterion: f.value for f in found.findings} == {
+        "accuracy": 0.9,
+        "selectivity": pytest.approx(0.7),
+    }
 
 
 def test_where_all_is_interchanged_together_all_is_judged_together():
-    rows = [row(0.9, subset="all", variable="v+w"), row(0.01, None, "all", metric="abstraction_error/up", variable="v+w+x")]
+    rows = [
+        row(0.9, subset="all", variable="v+w"),
+        row(0.01, None, "all", metric="abstraction_error/up", variable="v+w+x"),
+    ]
     (found,) = iit.verdict(rows)
     assert (found.variable, found.outcome) == ("v+w", "pass")
     assert {f.criterion for f in found.findings} == {"accuracy", "abstraction"}

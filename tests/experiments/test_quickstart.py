@@ -30,19 +30,35 @@ def test_attention_outputs(start):
     told = start("patch_attention_outputs.py").splitlines()
     assert told[0].startswith("attention_output[23] @ last"), "the name movers' layer"
     assert 0.5 < float(told[0].split("moves ")[1].split()[0]) < 1
-    assert {path.suffix for path in Path("outputs/quickstart").glob("attention.*")} == {".png", ".svg", ".csv"}
+    assert {path.suffix for path in Path("outputs/quickstart").glob("attention.*")} == {
+        ".png",
+        ".svg",
+        ".csv",
+    }
 
 
 def test_a_fact(start, monkeypatch):
     real = iit.patching.trace
-    monkeypatch.setattr(iit.patching, "trace", lambda *args, **options: real(*args, **options | {"layers": [3, 20], "draws": 1}))
+    monkeypatch.setattr(
+        iit.patching,
+        "trace",
+        lambda *args, **options: real(*args, **options | {"layers": [3, 20], "draws": 1}),
+    )
     lines = start("trace_a_fact.py").splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["block_output", "mlp_output", "attention_output"]
+    assert [line.partition(":")[0] for line in lines] == [
+        "block_output",
+        "mlp_output",
+        "attention_output",
+    ]
     clean, corrupted, restored = (float(word) for word in lines[0].split() if word[0] == "0")
     assert clean > 0.5 > 0.1 > corrupted, "a fact the network knows"
     assert restored > 0.3
     assert "iffel" in lines[1] or "Tower" in lines[1], "MLPs restore it at the subject"
-    assert {path.suffix for path in Path("outputs/quickstart").glob("fact_mlp_output.*")} == {".png", ".svg", ".csv"}
+    assert {path.suffix for path in Path("outputs/quickstart").glob("fact_mlp_output.*")} == {
+        ".png",
+        ".svg",
+        ".csv",
+    }
 
 
 @pytest.mark.long
@@ -51,12 +67,19 @@ def test_rotations(start, monkeypatch):
     sample = iit.Pairs.sample
     monkeypatch.setattr(iit, "fit", partial(iit.fit, batch_size=8))
     monkeypatch.setattr(
-        iit.Pairs, "sample", lambda *args, **options: sample(*args, **options | {"n_train": 32, "n_val": 12, "n_test": 12})
+        iit.Pairs,
+        "sample",
+        lambda *args, **options: sample(
+            *args, **options | {"n_train": 32, "n_val": 12, "n_test": 12}
+        ),
     )
     told = start("train_rotations.py").splitlines()
     scores = {line.split()[0]: float(line.split()[3]) for line in told[-3:]}
     assert scores["trained"] > 0.3 > scores["random_subspace"]
-    assert [line.partition(":")[0] for line in told if line.startswith("rank")] == ["rank 1", "rank 64"]
+    assert [line.partition(":")[0] for line in told if line.startswith("rank")] == [
+        "rank 1",
+        "rank 64",
+    ]
 
 
 @pytest.mark.long

@@ -1,10 +1,12 @@
-"""`make golden`: compares figures bit by bit with those that are kept in `tests/golden/figures.json`.
+"""`make golden`: compares figures bit by bit with those that are kept in
+`tests/golden/figures.json`.
 
     python -m tests.golden             compare; exit status 1 where a figure differs
     python -m tests.golden --write     keep today's figures, from a clean tree
 
-Bits depend on the processor, the number of threads and the versions of the libraries. Where one of these is another than it was
-when the figures were kept, the kept revision is run here first, in a git worktree, and what it gives is what counts.
+Bits depend on the processor, the number of threads and the versions of the libraries. Where one of
+these is another than it was when the figures were kept, the kept revision is run here first, in a
+git worktree, and what it gives is what counts.
 """
 
 import argparse
@@ -38,7 +40,8 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
     }
 
 
@@ -53,13 +56,17 @@ def computed() -> Groups:
     start = time.perf_counter()
     for name, figures in measured():
         groups[name] = figures
-        print(f"{name}: {len(figures)} figures, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        print(
+            f"{name}: {len(figures)} figures, {time.perf_counter() - start:.0f} s", file=sys.stderr
+        )
         start = time.perf_counter()
     return groups
 
 
 def of_revision(revision: str) -> Groups:
-    """The figures that this revision gives on this machine. Raises RuntimeError where it cannot be run."""
+    """The figures that this revision gives on this machine. Raises RuntimeError where it cannot be
+    run.
+    """
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         _git("worktree", "add", "--detach", str(tree), revision)
@@ -67,16 +74,23 @@ def of_revision(revision: str) -> Groups:
             output = Path(folder) / "figures.json"
             command = [sys.executable, "-m", "tests.golden", "--print", str(output)]
             # The package is installed from this checkout; the path puts the other one before it.
-            subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, check=True)
+            subprocess.run(
+                command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, check=True
+            )
             return json.loads(output.read_text(encoding="utf-8"))
         finally:
             _git("worktree", "remove", "--force", str(tree))
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
-        raise RuntimeError(f"git {' '.join(arguments)} failed: {done.stderr.strip()} (golden needs the whole history)")
+        raise RuntimeError(
+            f"git {' '.join(arguments)} failed: {done.stderr.strip()} (golden needs the whole "
+            "history)"
+        )
     return done.stdout.strip()
 
 
@@ -94,7 +108,9 @@ def differences(expected: Groups, groups: Groups) -> list[str]:
 
 def _shown(value: str | None) -> str:
     """Numbers in decimals, which people read."""
-    words = [str(float.fromhex(word)) if "0x" in word else word for word in (value or "nothing").split()]
+    words = [
+        str(float.fromhex(word)) if "0x" in word else word for word in (value or "nothing").split()
+    ]
     return " ".join(words)
 
 
@@ -116,11 +132,18 @@ def _compare() -> int:
     here = machine()
     other = [name for name, value in here.items() if value != kept["machine"][name]]
     if other:
-        print(f"Another {' and '.join(other)} than the figures were kept with: running {kept['revision'][:12]} here.")
+        print(
+            f"Another {' and '.join(other)} than the figures were kept with: running "
+            f"{kept['revision'][:12]} here."
+        )
         expected = of_revision(kept["revision"])
     lines = differences(expected, groups)
     if lines:
-        print(f"{len(lines)} figures differ from revision {kept['revision'][:12]}:", *lines[:N_SHOWN], sep="\n  ")
+        print(
+            f"{len(lines)} figures differ from revision {kept['revision'][:12]}:",
+            *lines[:N_SHOWN],
+            sep="\n  ",
+        )
         return 1
     print(f"All {sum(map(len, groups.values()))} golden figures are the same, bit by bit.")
     return 0
@@ -128,9 +151,13 @@ def _compare() -> int:
 
 def main() -> int:
     """Compare, write, or print to a file."""
-    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.golden", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--write", action="store_true", help="keep today's figures")
-    parser.add_argument("--print", metavar="FILE", help="write today's figures to this file, and compare nothing")
+    parser.add_argument(
+        "--print", metavar="FILE", help="write today's figures to this file, and compare nothing"
+    )
     chosen = parser.parse_args()
     os.environ["WANDB_MODE"] = "offline"
     warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
 """The figures that `make golden` compares bit by bit.
 
-Each function gives {key: value}: a float is written exactly, an array by its checksum. They stand on the public surface, so that a
-rebuilding of what is behind it leaves this file as it is.
+Each function gives {key: value}: a float is written exactly, an array by its checksum. They stand
+on the public surface, so that a rebuilding of what is behind it leaves this file as it is.
 """
 
 import hashlib
@@ -24,7 +24,17 @@ from safetensors.torch import load_file
 
 import iit
 from iit.causal import ioi
-from iit.patching import Contrast, ablate, attribute, contains, lens_map, patch, path_patch, steer, trace
+from iit.patching import (
+    Contrast,
+    ablate,
+    attribute,
+    contains,
+    lens_map,
+    patch,
+    path_patch,
+    steer,
+    trace,
+)
 from iit.result import read_metrics
 from iit.run import run
 
@@ -59,12 +69,16 @@ def of_job(*overrides: str) -> Figures:
         figures: Figures = {}
         for file in sorted(Path(folder).rglob("*.safetensors")):
             weights = load_file(file)
-            figures |= {f"{file.parent.name} {name}": exact(weights[name]) for name in sorted(weights)}
+            figures |= {
+                f"{file.parent.name} {name}": exact(weights[name]) for name in sorted(weights)
+            }
 
     for row in rows:
         names = (row.variable, row.split, row.subset, row.control, row.method, row.metric)
         key = " ".join(str(name) for name in names)
-        figures[_free(figures, key)] = " ".join(exact(number) for number in (row.value, row.low, row.high, row.n))
+        figures[_free(figures, key)] = " ".join(
+            exact(number) for number in (row.value, row.low, row.high, row.n)
+        )
     return figures
 
 
@@ -96,7 +110,9 @@ class Losses(Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
         self.losses.append(float(outputs["loss"]))
 
 
@@ -110,7 +126,9 @@ def twenty_steps() -> Figures:
     alignment = iit.Alignment(lm, {"subject_position": edit})
     losses = Losses()
     trainer = partial(L.Trainer, enable_progress_bar=False, enable_model_summary=False)
-    fitted = iit.fit(alignment, pairs, max_epochs=5, batch_size=16, callbacks=[losses], trainer=trainer)
+    fitted = iit.fit(
+        alignment, pairs, max_epochs=5, batch_size=16, callbacks=[losses], trainer=trainer
+    )
     figures = {f"loss {step}": exact(loss) for step, loss in enumerate(losses.losses)}
     return figures | {"kept epoch": str(fitted.epoch), "validation": exact(fitted.value)}
 
@@ -146,13 +164,21 @@ def maps() -> Figures:
     question = base | {"positions": base["positions"] | {"subject": base["positions"]["noun"]}}
     effects = {
         "patch": patch(
-            lm, contrast, components=["block_output", "mlp_output"], positions=["noun", "last"], metric=[*metrics, "kl"]
+            lm,
+            contrast,
+            components=["block_output", "mlp_output"],
+            positions=["noun", "last"],
+            metric=[*metrics, "kl"],
         ),
         "patch heads": patch(lm, contrast, metric=metrics, **heads),
-        "path": path_patch(lm, contrast, iit.Site("query_output", layer=1, head=0, position="last"), metric=metrics),
+        "path": path_patch(
+            lm, contrast, iit.Site("query_output", layer=1, head=0, position="last"), metric=metrics
+        ),
         "trace": trace(lm, question, positions=["noun", "last"], draws=2),
         "attribute": attribute(lm, contrast, positions=["noun", "last"], metric=metrics),
-        "attribute, 3 steps": attribute(lm, contrast, positions=["noun", "last"], metric=metrics, steps=3),
+        "attribute, 3 steps": attribute(
+            lm, contrast, positions=["noun", "last"], metric=metrics, steps=3
+        ),
         "ablate": ablate(lm, contrast, kind="mean", positions=["noun", "last"], metric=metrics),
         "lens": lens_map(lm, contrast, metric=metrics),
     }
@@ -171,13 +197,33 @@ def steering() -> Figures:
     site = iit.Site("block_output", layer=0)
     vector = torch.linspace(-1, 1, lm.model.config.hidden_size)
     add = iit.AdditionIntervention(vector)
-    steered = steer(lm, ["the red dog", "a cat"], site, {"add": add}, [1, 4], {"dog": contains(["dog"])}, max_new_tokens=6)
-    figures = {f"{metric} {at}": exact(value) for metric, values in steered.values.items() for at, value in enumerate(values)}
+    steered = steer(
+        lm,
+        ["the red dog", "a cat"],
+        site,
+        {"add": add},
+        [1, 4],
+        {"dog": contains(["dog"])},
+        max_new_tokens=6,
+    )
+    figures = {
+        f"{metric} {at}": exact(value)
+        for metric, values in steered.values.items()
+        for at, value in enumerate(values)
+    }
 
-    swap = iit.IntervenedModel(lm, {iit.Site("block_output", layer=0, position="noun"): iit.VanillaIntervention()})
+    swap = iit.IntervenedModel(
+        lm, {iit.Site("block_output", layer=0, position="noun"): iit.VanillaIntervention()}
+    )
     for scope in ("prompt", "all"):
         edited = swap if scope == "prompt" else iit.IntervenedModel(lm, {site: add})
-        ids = edited.generate(base, source if scope == "prompt" else None, scope=scope, max_new_tokens=5, do_sample=False)
+        ids = edited.generate(
+            base,
+            source if scope == "prompt" else None,
+            scope=scope,
+            max_new_tokens=5,
+            do_sample=False,
+        )
         figures[f"generate, {scope}"] = str(ids.tolist())
     return figures
 
@@ -216,7 +262,15 @@ def saved_folders() -> Figures:
     return figures
 
 
-ALL = (hand_written_equality, trained_equality, twenty_steps, maps, steering, pairs_of_a_file, saved_folders)
+ALL = (
+    hand_written_equality,
+    trained_equality,
+    twenty_steps,
+    maps,
+    steering,
+    pairs_of_a_file,
+    saved_folders,
+)
 
 
 def measured(names: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Figures]]:

@@ -1,6 +1,8 @@
-"""Writes `tests/golden/saved`: folders as today's version writes them. `python -m tests.golden.save`.
+"""Writes `tests/golden/saved`: folders as today's version writes them. `python -m
+tests.golden.save`.
 
-They are kept, so that later versions show that they read them; this is here to tell how they came about.
+They are kept, so that later versions show that they read them; this is here to tell how they came
+about.
 """
 
 import json
@@ -46,12 +48,17 @@ def _save_pairs() -> None:
     for number in range(36):
         base = f"the {('red', 'blue', 'green')[number % 3]} {nouns[number % 3]} sees"
         source = f"a {('blue', 'green')[number % 2]} {nouns[(number + 1 + number % 2) % 3]} likes"
-        spans = [[len(" ".join(text.split()[:2])), len(" ".join(text.split()[:3]))] for text in (base, source)]
+        spans = [
+            [len(" ".join(text.split()[:2])), len(" ".join(text.split()[:3]))]
+            for text in (base, source)
+        ]
         row = {"base": base, "source": source, "label": f" {source.split()[2]}"}
         row |= {"base_roles": {"noun": spans[0]}, "source_roles": {"noun": spans[1]}}
         row["split"] = ("train", "train", "validation", "test")[number // 9]
         rows.append(row)
-    (SAVED / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (SAVED / "pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 def _save_pyvene(lm: iit.LanguageModel) -> None:
@@ -61,7 +68,11 @@ def _save_pyvene(lm: iit.LanguageModel) -> None:
         import pyvene
 
         place = pyvene.RepresentationConfig(
-            layer=1, component="block_output", unit="pos", max_number_of_units=1, low_rank_dimension=3
+            layer=1,
+            component="block_output",
+            unit="pos",
+            max_number_of_units=1,
+            low_rank_dimension=3,
         )
         config = pyvene.IntervenableConfig([place], pyvene.LowRankRotatedSpaceIntervention)
         pyvene.IntervenableModel(config, lm.model).save(str(SAVED / "pyvene"))

@@ -24,7 +24,11 @@ def with_answer(batch, row):
     """One example's real tokens, and behind them all but the last token of its answer."""
     length = int(batch["attention_mask"][row].sum())
     answer = [token for token in batch["answer"][row].tolist() if token != -100]
-    return torch.tensor([batch["input_ids"][row, :length].tolist() + answer[:-1]]), length, len(answer)
+    return (
+        torch.tensor([batch["input_ids"][row, :length].tolist() + answer[:-1]]),
+        length,
+        len(answer),
+    )
 
 
 def hidden_states(network, block, ids):
@@ -41,7 +45,9 @@ def hidden_states(network, block, ids):
 
 
 def hooked_logits(network, path, base, source, k, row):
-    """The logits of one example, at each of its answer's tokens, with the source's vector at answer[k]."""
+    """The logits of one example, at each of its answer's tokens, with the source's vector at
+    answer[k].
+    """
     source_ids, source_length, _ = with_answer(source, row)
     base_ids, base_length, n_answer = with_answer(base, row)
     vectors = []
@@ -118,7 +124,9 @@ def test_activations_can_be_the_source():
 def test_the_last_token_is_only_read(position):
     network = make("llama")
     base, source = batches()
-    edited = IntervenedModel(network, {Site("block_output", layer=0, position=position): iit.VanillaIntervention()})
+    edited = IntervenedModel(
+        network, {Site("block_output", layer=0, position=position): iit.VanillaIntervention()}
+    )
     with pytest.raises(ValueError, match="up to 3 tokens, of which the last is only read"):
         edited.answer_logits(base, source)
 
@@ -126,7 +134,9 @@ def test_the_last_token_is_only_read(position):
 def test_where_nothing_is_teacher_forced_it_is_refused():
     network = make("llama")
     base, source = batches()
-    edited = IntervenedModel(network, {Site("block_output", layer=0, position="answer[0]"): iit.VanillaIntervention()})
+    edited = IntervenedModel(
+        network, {Site("block_output", layer=0, position="answer[0]"): iit.VanillaIntervention()}
+    )
     for call in (edited, edited.run, edited.generate):
         with pytest.raises(ValueError, match=r"`answer_logits` or `capture`"):
             call(base, source)
@@ -137,5 +147,7 @@ def test_where_nothing_is_teacher_forced_it_is_refused():
 
 def test_the_names_are_taken(toy):
     network, _ = toy
-    with pytest.raises(ValueError, match=r"The role 'answer\[0\]' is always the answer's own token"):
+    with pytest.raises(
+        ValueError, match=r"The role 'answer\[0\]' is always the answer's own token"
+    ):
         network.encode(["a b"], positions={"answer[0]": ["a"]})

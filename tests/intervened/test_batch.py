@@ -16,7 +16,10 @@ SITE = Site("block_output", layer=0)
 
 def left(batch):
     shifts = batch["input_ids"].shape[1] - batch["attention_mask"].sum(1)
-    return {name: torch.stack([row.roll(int(n)) for row, n in zip(rows, shifts, strict=True)]) for name, rows in batch.items()}
+    return {
+        name: torch.stack([row.roll(int(n)) for row, n in zip(rows, shifts, strict=True)])
+        for name, rows in batch.items()
+    }
 
 
 def unedited(network):
@@ -25,13 +28,25 @@ def unedited(network):
 
 def t5():
     torch.manual_seed(shifted(0))
-    config = t.T5Config(vocab_size=V, d_model=16, d_kv=6, num_layers=1, num_heads=4, d_ff=24, decoder_start_token_id=0)
+    config = t.T5Config(
+        vocab_size=V,
+        d_model=16,
+        d_kv=6,
+        num_layers=1,
+        num_heads=4,
+        d_ff=24,
+        decoder_start_token_id=0,
+    )
     return t.T5ForConditionalGeneration(config).eval().requires_grad_(False)
 
 
 def test_as_many_classes_as_tokens_are_classes():
     torch.manual_seed(shifted(0))
-    network = t.BertForSequenceClassification(t.BertConfig(**SIZES, num_labels=7)).eval().requires_grad_(False)
+    network = (
+        t.BertForSequenceClassification(t.BertConfig(**SIZES, num_labels=7))
+        .eval()
+        .requires_grad_(False)
+    )
     batch, edited = prompts((7, 5)), unedited(network)
     torch.testing.assert_close(edited(left(batch)).logits, network(**batch).logits)
 
@@ -93,7 +108,11 @@ def test_encoder_decoders_are_not_repadded():
 
 
 @pytest.mark.parametrize(
-    "network", [nn.GRU(3, 4), nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 1, enable_nested_tensor=False)]
+    "network",
+    [
+        nn.GRU(3, 4),
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 1, enable_nested_tensor=False),
+    ],
 )
 def test_the_batch_of_a_sequence_first_network_is_its_second_dimension(network):
     width = 3 if isinstance(network, nn.GRU) else 4

@@ -40,7 +40,10 @@ def expected(network, batches):
     for batch in batches:
         for i, n in enumerate(batch["attention_mask"].sum(1)):
             x = [c for c in batch["positions"]["x"][i].tolist() if c >= 0]
-            alone = {"input_ids": batch["input_ids"][i : i + 1, :n], "positions": {"x": torch.tensor([x])}}
+            alone = {
+                "input_ids": batch["input_ids"][i : i + 1, :n],
+                "positions": {"x": torch.tensor([x])},
+            }
             for site, activation in iit.capture(network, alone, SITES).items():
                 rows[site].append(activation[0])
     return rows
@@ -82,7 +85,9 @@ def test_a_folder_holds_the_same_bits_as_memory_and_is_read_back(tmp_path):
         "offsets.safetensors",
     ]
     loaded[LAST].zero_()
-    assert torch.equal(Captured.load(tmp_path / "c")[LAST], memory[LAST]), "what is written to a loaded tensor stays in memory"
+    assert torch.equal(Captured.load(tmp_path / "c")[LAST], memory[LAST]), (
+        "what is written to a loaded tensor stays in memory"
+    )
 
 
 def test_the_inputs_digest_tells_examples_not_batches():
@@ -92,11 +97,14 @@ def test_the_inputs_digest_tells_examples_not_batches():
         return iit.capture_dataset(network, batches, site, progress=False).inputs_sha256
 
     parts = [
-        {k: v[i : i + 1] for k, v in batch.items() if k != "positions"} | {"positions": {"x": batch["positions"]["x"][i : i + 1]}}
+        {k: v[i : i + 1] for k, v in batch.items() if k != "positions"}
+        | {"positions": {"x": batch["positions"]["x"][i : i + 1]}}
         for batch in data()
         for i in range(len(batch["input_ids"]))
     ]
-    left = {key: value.flip(1) for key, value in parts[1].items() if key != "positions"} | {"positions": parts[1]["positions"]}
+    left = {key: value.flip(1) for key, value in parts[1].items() if key != "positions"} | {
+        "positions": parts[1]["positions"]
+    }
     left["input_ids"][0, 2:] = parts[1]["input_ids"][0, :5]
     assert digest(parts) == digest(data()) == digest([parts[0], left, *parts[2:]])
     other_token, other_role = data(), data()
@@ -108,7 +116,9 @@ def test_the_inputs_digest_tells_examples_not_batches():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_rows_are_kept_in_the_dtype_asked_for(dtype, folder):
     network = make("llama")
-    captured = iit.capture_dataset(network, data(), LAST, dtype=dtype, folder=folder, progress=False)
+    captured = iit.capture_dataset(
+        network, data(), LAST, dtype=dtype, folder=folder, progress=False
+    )
     assert captured[LAST].dtype == dtype
     whole = iit.capture_dataset(network, data(), LAST, progress=False)
     assert torch.equal(captured[LAST], whole[LAST].to(dtype))
@@ -171,7 +181,10 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path):
 
 def test_a_loaded_file_is_read_only_where_it_is_looked_at(tmp_path):
     network, site = nn.Linear(2, 4096), Site(module="")
-    iit.capture_dataset(network, torch.randn(8192, 2).split(256), site, folder=tmp_path / "c", progress=False)  # 128 MiB
+    # 128 MiB
+    iit.capture_dataset(
+        network, torch.randn(8192, 2).split(256), site, folder=tmp_path / "c", progress=False
+    )
     before = resident()
     loaded = Captured.load(tmp_path / "c")
     assert loaded[site][5000, 7].isfinite()
@@ -181,16 +194,27 @@ def test_a_loaded_file_is_read_only_where_it_is_looked_at(tmp_path):
 
 
 def test_texts_are_batched_lazily_with_their_roles(smollm2):
-    texts = ["Mary gave it to John", "Then John and Mary left.", "Anna saw Peter and Mary there today"]
+    texts = [
+        "Mary gave it to John",
+        "Then John and Mary left.",
+        "Anna saw Peter and Mary there today",
+    ]
     site = Site("block_output", layer=0, position="name")
     batches = smollm2.batches(texts, positions={"name": ["Mary", "Mary", "Mary"]}, size=2)
     assert len(batches) == 2
     captured = iit.capture_dataset(smollm2, batches, site, progress=False)
-    whole = iit.capture(smollm2, smollm2.encode(texts, positions={"name": ["Mary"] * 3}), site)[site]
+    whole = iit.capture(smollm2, smollm2.encode(texts, positions={"name": ["Mary"] * 3}), site)[
+        site
+    ]
     torch.testing.assert_close(captured[site], whole[:, 0], atol=1e-4, rtol=1e-4)
     table = Dataset.from_dict({"text": texts})
-    for again in (smollm2.batches(table["text"], size=2), (smollm2.encode(rows["text"]) for rows in table.iter(2))):
-        other = iit.capture_dataset(smollm2, again, Site("block_output", layer=0, position=-1), progress=False)
+    for again in (
+        smollm2.batches(table["text"], size=2),
+        (smollm2.encode(rows["text"]) for rows in table.iter(2)),
+    ):
+        other = iit.capture_dataset(
+            smollm2, again, Site("block_output", layer=0, position=-1), progress=False
+        )
         assert other.n_examples == 3
     with pytest.raises(ValueError, match="one place for each of the 3 texts; got 2"):
         smollm2.batches(texts, positions={"name": ["Mary", "Mary"]})
@@ -223,7 +247,9 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path):
 
 def test_an_earlier_save_of_anything_is_not_replaced(tmp_path):
     network = make("llama")
-    iit.IntervenedModel(network, {EVERY: iit.ZeroIntervention()}).save_pretrained(tmp_path / "edits")
+    iit.IntervenedModel(network, {EVERY: iit.ZeroIntervention()}).save_pretrained(
+        tmp_path / "edits"
+    )
     iit.capture_dataset(network, data(), LAST, folder=tmp_path / "c", progress=False)
     for folder in ("edits", "c"):
         with pytest.raises(FileExistsError, match=r"Captured\.load"):
@@ -236,7 +262,9 @@ def test_no_batch_and_widths_that_differ(tmp_path):
     with pytest.raises(ValueError, match="no batch"):
         iit.capture_dataset(network, [], LAST, folder=tmp_path / "c", progress=False)
     with pytest.raises(ValueError, match="width 5 in one batch and 4"):
-        iit.capture_dataset(nn.Identity(), [torch.ones(2, 4), torch.ones(2, 5)], Site(module=""), progress=False)
+        iit.capture_dataset(
+            nn.Identity(), [torch.ones(2, 4), torch.ones(2, 5)], Site(module=""), progress=False
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -252,11 +280,14 @@ def test_a_run_that_breaks_leaves_nothing(tmp_path):
 
 def test_a_killed_run_leaves_no_folder_of_that_name(tmp_path):
     code = (
-        "import os, signal, iit\nfrom tests.families import make\nfrom tests.intervened.test_capture_dataset import *\n"
+        "import os, signal, iit\nfrom tests.families import make\nfrom "
+        "tests.intervened.test_capture_dataset import *\n"
         "def batches():\n    yield from data()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"iit.capture_dataset(make('llama'), batches(), SITES, folder={str(tmp_path / 'c')!r})"
     )
-    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env={**os.environ, "PYTHONPATH": "."})
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env={**os.environ, "PYTHONPATH": "."}
+    )
     assert ended.returncode == -signal.SIGKILL
     assert not (tmp_path / "c").exists()
     (left,) = tmp_path.iterdir()
@@ -275,12 +306,20 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
         captured.example(LAST, 5)
     index = tmp_path / "c" / "index.json"
     right = index.read_text()
-    for wrong in ("{", "[]", right.replace("captured/1", "captured/2"), right.replace('"n_examples": 5', '"n_examples": 4')):
+    for wrong in (
+        "{",
+        "[]",
+        right.replace("captured/1", "captured/2"),
+        right.replace('"n_examples": 5', '"n_examples": 4'),
+    ):
         index.write_text(wrong)
         with pytest.raises(ValueError, match="damaged or altered"):
             Captured.load(tmp_path / "c")
     entries = json.loads(right)
-    entries["sites"][0]["file"], entries["sites"][1]["file"] = entries["sites"][1]["file"], entries["sites"][0]["file"]
+    entries["sites"][0]["file"], entries["sites"][1]["file"] = (
+        entries["sites"][1]["file"],
+        entries["sites"][0]["file"],
+    )
     index.write_text(json.dumps(entries))
     with pytest.raises(ValueError, match="damaged or altered"):
         Captured.load(tmp_path / "c")
@@ -305,5 +344,7 @@ def test_the_network_is_left_as_it_was():
     before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()]
     iit.capture_dataset(network, data(), SITES, progress=False)
     with pytest.raises(ValueError, match="no role"):
-        iit.capture_dataset(network, [prompts()], Site("mlp_output", layer=0, position="y"), progress=False)
+        iit.capture_dataset(
+            network, [prompts()], Site("mlp_output", layer=0, position="y"), progress=False
+        )
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()] == before

@@ -1,4 +1,6 @@
-"""Generation under edits equals a plain loop with raw hooks, whatever the cache, the padding, the batch and the beams."""
+"""Generation under edits equals a plain loop with raw hooks, whatever the cache, the padding, the
+batch and the beams.
+"""
 
 import pytest
 import torch
@@ -36,10 +38,15 @@ def single(batch, row):
 
 
 def oracle(network, family, ids, n_new, edit, component="block_output", layer=0):
-    """Greedy search, one prompt, no cache: `edit(activation, n_prompt)` on the whole sequence at every step."""
+    """Greedy search, one prompt, no cache: `edit(activation, n_prompt)` on the whole sequence at
+    every step.
+    """
     n_prompt = ids.shape[1]
     for _ in range(n_new):
-        with torch.no_grad(), raw_hook(network, family, component, layer, None, lambda a: edit(a, n_prompt)):
+        with (
+            torch.no_grad(),
+            raw_hook(network, family, component, layer, None, lambda a: edit(a, n_prompt)),
+        ):
             logits = network(input_ids=ids, use_cache=False).logits
         token = logits[:, -1].argmax(-1, keepdim=True)
         ids = torch.cat([ids, token], 1)
@@ -64,10 +71,17 @@ def test_greedy_equals_a_loop_with_raw_hooks(family):
     for row in range(3):
         kept = []
         one = single(source, row)
-        with torch.no_grad(), raw_hook(network, family, "block_output", 0, None, lambda a, kept=kept: kept.append(a) or a):
+        with (
+            torch.no_grad(),
+            raw_hook(
+                network, family, "block_output", 0, None, lambda a, kept=kept: kept.append(a) or a
+            ),
+        ):
             network(input_ids=one["input_ids"], use_cache=False)
         swapped.append(kept[0][0, source["positions"]["x"][row]])
-    edited = IntervenedModel(network, {Site("block_output", layer=0, position="x"): iit.VanillaIntervention()})
+    edited = IntervenedModel(
+        network, {Site("block_output", layer=0, position="x"): iit.VanillaIntervention()}
+    )
     for scope in ("prompt", "generated", "all"):
         expected = []
         for row in range(3):
@@ -83,7 +97,14 @@ def test_greedy_equals_a_loop_with_raw_hooks(family):
             expected.append(oracle(network, family, single(base, row)["input_ids"], NEW, edit))
         for use_cache in (True, False):
             for laid in (base, left(base)):
-                ids = edited.generate(laid, source, scope=scope, max_new_tokens=NEW, do_sample=False, use_cache=use_cache)
+                ids = edited.generate(
+                    laid,
+                    source,
+                    scope=scope,
+                    max_new_tokens=NEW,
+                    do_sample=False,
+                    use_cache=use_cache,
+                )
                 assert told(ids, 7, network) == expected, (scope, use_cache)
                 assert torch.equal(ids[:, :7], laid["input_ids"])
 
@@ -93,15 +114,26 @@ def test_greedy_equals_a_loop_with_raw_hooks(family):
 def test_zero_steering_is_generate(family, scope):
     network = make(family)
     base = left(batch_of())
-    edited = IntervenedModel(network, {Site("block_output", layer=1): iit.AdditionIntervention(torch.zeros(16))})
-    inactive = IntervenedModel(network, {Site("block_output", layer=1): iit.AdditionIntervention(torch.ones(16))})
+    edited = IntervenedModel(
+        network, {Site("block_output", layer=1): iit.AdditionIntervention(torch.zeros(16))}
+    )
+    inactive = IntervenedModel(
+        network, {Site("block_output", layer=1): iit.AdditionIntervention(torch.ones(16))}
+    )
     inputs = {key: base[key] for key in ("input_ids", "attention_mask")}
-    for options in ({"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": True, "num_return_sequences": 2}):
+    for options in (
+        {"do_sample": False},
+        {"num_beams": 3, "do_sample": False},
+        {"do_sample": True, "num_return_sequences": 2},
+    ):
         torch.manual_seed(shifted(0))
         expected = network.generate(**inputs, max_new_tokens=NEW, **options)
         for model, active in ((edited, None), (inactive, {next(iter(inactive.edits)): False})):
             torch.manual_seed(shifted(0))
-            assert torch.equal(model.generate(base, active=active, scope=scope, max_new_tokens=NEW, **options), expected)
+            assert torch.equal(
+                model.generate(base, active=active, scope=scope, max_new_tokens=NEW, **options),
+                expected,
+            )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "falcon_old"])
@@ -112,22 +144,35 @@ def test_beams_do_not_depend_on_the_batch(family, scope):
     site = Site("attention_value_output", layer=0, head=[0, 2], position="x")
     edited = IntervenedModel(network, {"v": Edit(site, iit.VanillaIntervention())})
     active = torch.tensor([True, False, True])
-    options = {"num_beams": 4, "num_return_sequences": 2, "max_new_tokens": NEW, "do_sample": False, "scope": scope}
+    options = {
+        "num_beams": 4,
+        "num_return_sequences": 2,
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "scope": scope,
+    }
     ids = edited.generate(base, source, {"v": active}, **options)
     assert ids.shape[0] == 6
     for row in range(3):
-        alone = edited.generate(single(base, row), single(source, row), {"v": active[row : row + 1]}, **options)
+        alone = edited.generate(
+            single(base, row), single(source, row), {"v": active[row : row + 1]}, **options
+        )
         n = alone.shape[1] - int(base["attention_mask"][row].sum())
-        assert told(ids[2 * row : 2 * row + 2], 7, network) == told(alone, alone.shape[1] - n, network)
+        assert told(ids[2 * row : 2 * row + 2], 7, network) == told(
+            alone, alone.shape[1] - n, network
+        )
     unedited = edited.generate(base, active={"v": False}, **options)
     assert torch.equal(ids[2:4], unedited[2:4])
-    # The edit does something; whether it changes the most likely beams is chance in a random network.
+    # The edit does something; whether it changes the most likely beams is chance in a random
+    # network.
     logits = [edited.answer_logits(base, source), edited.answer_logits(base, active={"v": False})]
     assert not torch.allclose(*logits, atol=1e-4)
 
 
 def test_sampling_repeats_for_a_seed(tiny_llama):
-    edited = IntervenedModel(tiny_llama, {Site("block_output", layer=0): iit.AdditionIntervention(torch.ones(16))})
+    edited = IntervenedModel(
+        tiny_llama, {Site("block_output", layer=0): iit.AdditionIntervention(torch.ones(16))}
+    )
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(shifted(seed))
@@ -141,9 +186,14 @@ def test_blocks_and_skips_follow_the_tokens(tiny_llama, scope):
     base, source = batch_of(1), batch_of(2)
     rotation = iit.RotatedSpaceIntervention(16, blocks={"a": 6, "b": 10})
     blocked = IntervenedModel(tiny_llama, {Site("block_output", layer=0, position="x"): rotation})
-    whole = IntervenedModel(tiny_llama, {Site("block_output", layer=0, position="x"): iit.VanillaIntervention()})
+    whole = IntervenedModel(
+        tiny_llama, {Site("block_output", layer=0, position="x"): iit.VanillaIntervention()}
+    )
     options = {"scope": scope, "max_new_tokens": NEW, "do_sample": False}
-    assert torch.equal(blocked.generate(base, {"a": source, "b": source}, **options), whole.generate(base, source, **options))
+    assert torch.equal(
+        blocked.generate(base, {"a": source, "b": source}, **options),
+        whole.generate(base, source, **options),
+    )
     skip = IntervenedModel(tiny_llama, {Site("block_output", layer=1): iit.SkipIntervention()})
     ids = skip.generate(base, **options)
     for row in range(3):
@@ -156,7 +206,11 @@ def test_blocks_and_skips_follow_the_tokens(tiny_llama, scope):
 
         def after(activation, n_prompt, kept=kept):
             activation = activation.clone()
-            columns = {"prompt": slice(None, n_prompt), "generated": slice(n_prompt, None), "all": slice(None)}[scope]
+            columns = {
+                "prompt": slice(None, n_prompt),
+                "generated": slice(n_prompt, None),
+                "all": slice(None),
+            }[scope]
             activation[:, columns] = kept[0][:, columns]
             return activation
 
@@ -167,7 +221,9 @@ def test_blocks_and_skips_follow_the_tokens(tiny_llama, scope):
 
 
 def test_the_network_is_as_before_also_after_an_exception(tiny_llama):
-    edited = IntervenedModel(tiny_llama, {Site("block_output", layer=0): iit.AdditionIntervention(torch.ones(16))})
+    edited = IntervenedModel(
+        tiny_llama, {Site("block_output", layer=0): iit.AdditionIntervention(torch.ones(16))}
+    )
 
     def bad(ids, scores):
         raise RuntimeError("a processor of the user's")
@@ -180,7 +236,9 @@ def test_the_network_is_as_before_also_after_an_exception(tiny_llama):
     edited.generate(prompts(), max_new_tokens=2)
     assert len(fired) == 2
     handle.remove()
-    out = edited.generate(prompts(), max_new_tokens=2, return_dict_in_generate=True, do_sample=False)
+    out = edited.generate(
+        prompts(), max_new_tokens=2, return_dict_in_generate=True, do_sample=False
+    )
     assert torch.equal(out.sequences, edited.generate(prompts(), max_new_tokens=2, do_sample=False))
 
 
@@ -195,7 +253,9 @@ def test_the_network_is_as_before_also_after_an_exception(tiny_llama):
     ],
 )
 def test_what_generate_cannot_do_is_refused(tiny_llama, options, said):
-    edited = IntervenedModel(tiny_llama, {Site("block_output", layer=0): iit.AdditionIntervention(torch.ones(16))})
+    edited = IntervenedModel(
+        tiny_llama, {Site("block_output", layer=0): iit.AdditionIntervention(torch.ones(16))}
+    )
     with pytest.raises(ValueError, match=said):
         edited.generate(prompts(), max_new_tokens=2, **options)
 
@@ -206,10 +266,16 @@ def test_edits_that_make_no_sense_token_by_token_are_refused(tiny_llama):
 
     span = Site("block_output", layer=0, position=[0, 1])
     with pytest.raises(ValueError, match="2 positions of the source"):
-        edited(span, iit.VanillaIntervention()).generate(prompts(), prompts(), scope="all", max_new_tokens=2)
-    edited(span, iit.VanillaIntervention()).generate(prompts(), prompts(), scope="prompt", max_new_tokens=2)
+        edited(span, iit.VanillaIntervention()).generate(
+            prompts(), prompts(), scope="all", max_new_tokens=2
+        )
+    edited(span, iit.VanillaIntervention()).generate(
+        prompts(), prompts(), scope="prompt", max_new_tokens=2
+    )
     with pytest.raises(ValueError, match="joint edit"):
-        edited(span, iit.VanillaIntervention(), joint=True).generate(prompts(), prompts(), scope="all", max_new_tokens=2)
+        edited(span, iit.VanillaIntervention(), joint=True).generate(
+            prompts(), prompts(), scope="all", max_new_tokens=2
+        )
     with pytest.raises(ValueError, match="nothing for it to do in generate"):
         edited(span, iit.CollectIntervention()).generate(prompts(), max_new_tokens=2)
     eager = make("llama", attention="eager")
@@ -217,8 +283,10 @@ def test_edits_that_make_no_sense_token_by_token_are_refused(tiny_llama):
     with pytest.raises(ValueError, match="grows with every token"):
         weights.generate(prompts(), max_new_tokens=2)
     with pytest.raises(ValueError, match="no transformers decoder"):
-        IntervenedModel(torch.nn.Sequential(torch.nn.Linear(2, 2)), {Site(module="0"): iit.ZeroIntervention()}).generate(
-            {"input": torch.ones(1, 2)}
-        )
+        IntervenedModel(
+            torch.nn.Sequential(torch.nn.Linear(2, 2)), {Site(module="0"): iit.ZeroIntervention()}
+        ).generate({"input": torch.ones(1, 2)})
     with pytest.raises(ValueError, match="token_type_ids"):
-        edited(span, iit.ZeroIntervention()).generate(prompts() | {"token_type_ids": torch.zeros(2, 7).long()})
+        edited(span, iit.ZeroIntervention()).generate(
+            prompts() | {"token_type_ids": torch.zeros(2, 7).long()}
+        )

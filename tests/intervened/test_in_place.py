@@ -1,4 +1,6 @@
-"""What is handed out never changes later, and what is handed in never changes, on networks that write in place."""
+"""What is handed out never changes later, and what is handed in never changes, on networks that
+write in place.
+"""
 
 from collections import OrderedDict
 from copy import deepcopy
@@ -20,7 +22,12 @@ class Writes(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.same, self.second, self.head = nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.first, self.same, self.second, self.head = (
+            nn.Linear(4, 4),
+            nn.Identity(),
+            nn.Linear(4, 4),
+            nn.Linear(4, 3),
+        )
         self.active = nn.ReLU(inplace=True)
 
     def forward(self, x):
@@ -37,7 +44,11 @@ class Decoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embedding, self.block, self.head = nn.Embedding(20, 4), nn.Linear(4, 4), nn.Linear(4, 20)
+        self.embedding, self.block, self.head = (
+            nn.Embedding(20, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 20),
+        )
 
     def forward(self, input_ids, attention_mask=None):
         hidden = self.embedding(input_ids)
@@ -59,7 +70,9 @@ def by_hand(network, base, module, source):
 
 def read_by_hand(network, base, module):
     seen = []
-    handle = network.get_submodule(module).register_forward_hook(lambda _m, _a, out: seen.append(out.clone()))
+    handle = network.get_submodule(module).register_forward_hook(
+        lambda _m, _a, out: seen.append(out.clone())
+    )
     with torch.no_grad():
         network(base.clone())
     handle.remove()
@@ -111,9 +124,13 @@ def test_calls_captures_and_runs_repeat_themselves(network, base, source, module
         run = edited.run(base, source)
         torch.testing.assert_close(run.output, want)
         torch.testing.assert_close(run.base_output, plain)
-        torch.testing.assert_close(run.activations[site].squeeze(1), read_by_hand(network, base, module))
+        torch.testing.assert_close(
+            run.activations[site].squeeze(1), read_by_hand(network, base, module)
+        )
         torch.testing.assert_close(edited.edited_activations(base, read)[site].squeeze(1), there)
-        torch.testing.assert_close(iit.capture(edited, base, site, sources=read)[site].squeeze(1), there)
+        torch.testing.assert_close(
+            iit.capture(edited, base, site, sources=read)[site].squeeze(1), there
+        )
     torch.testing.assert_close(read[site].squeeze(1), there)
     assert torch.equal(base, held[0])
     assert torch.equal(source, held[1])
@@ -135,12 +152,16 @@ def test_a_function_may_write_to_what_it_is_given(network, base, source):
     site = iit.Site(module="first")
     there = read_by_hand(network, source, "first")
     read = iit.capture(network, source, site)
-    edited = iit.IntervenedModel(network, {site: iit.LambdaIntervention(lambda b, s: b.add_(s.mul_(2)), needs_source=True)})
+    edited = iit.IntervenedModel(
+        network, {site: iit.LambdaIntervention(lambda b, s: b.add_(s.mul_(2)), needs_source=True)}
+    )
     want = by_hand(network, base, "first", read_by_hand(network, base, "first") + 2 * there)
     for _ in range(2):
         run = edited.run(base, read)
         torch.testing.assert_close(run.output, want)
-        torch.testing.assert_close(run.activations[site].squeeze(1), read_by_hand(network, base, "first"))
+        torch.testing.assert_close(
+            run.activations[site].squeeze(1), read_by_hand(network, base, "first")
+        )
 
 
 def test_a_decoder_of_ones_own_that_returns_a_tensor():
@@ -152,12 +173,20 @@ def test_a_decoder_of_ones_own_that_returns_a_tensor():
     for position in (None, "last", 2):
         site = iit.Site(module="embedding", position=position)
         edited = iit.IntervenedModel(network, {site: iit.VanillaIntervention()})
-        columns = [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3]] if position is None else [[5], [3]] if position == "last" else [[2], [2]]
+        columns = (
+            [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3]]
+            if position is None
+            else [[5], [3]]
+            if position == "last"
+            else [[2], [2]]
+        )
         states = network.embedding(base["input_ids"])
         for row, there in enumerate(columns):
             states[row, there] = network.embedding(source["input_ids"])[row, there]
         states += network.block(states)
-        want = torch.stack([network.head(states.relu())[row, last] for row, last in enumerate((5, 3))])
+        want = torch.stack(
+            [network.head(states.relu())[row, last] for row, last in enumerate((5, 3))]
+        )
         for _ in range(2):
             got = edited.answer_logits({**base, "answer": torch.tensor([[3], [4]])}, source)
             torch.testing.assert_close(got.squeeze(1), want)
@@ -168,7 +197,9 @@ def test_a_decoder_of_ones_own_that_returns_a_tensor():
 
 @pytest.mark.parametrize("family", ["bloom"])
 def test_transformers_whose_blocks_write_in_place(family):
-    """Blocks that zero their input once it is used: capture, the store, a skipped block, generation."""
+    """Blocks that zero their input once it is used: capture, the store, a skipped block,
+    generation.
+    """
     network = make(family)
     clean = make(family)
     zero_inputs(network)
@@ -183,16 +214,25 @@ def test_transformers_whose_blocks_write_in_place(family):
         read = iit.capture(network, source, site)
         torch.testing.assert_close(read[site], iit.capture(clean, source, site)[site])
         held = read[site].clone()
-        edited, right = (iit.IntervenedModel(n, {site: iit.VanillaIntervention()}) for n in (network, clean))
+        edited, right = (
+            iit.IntervenedModel(n, {site: iit.VanillaIntervention()}) for n in (network, clean)
+        )
         for store in (None, ActivationStore(network)):
             edited.store = store
             for given in (source, read, source):
                 want = right.answer_logits(base, source)
-                torch.testing.assert_close(edited.answer_logits(base, given), want, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    edited.answer_logits(base, given), want, atol=1e-5, rtol=1e-5
+                )
         options = {"max_new_tokens": 3, "do_sample": False}
-        assert torch.equal(edited.generate(base, read, **options), right.generate(base, read, **options))
+        assert torch.equal(
+            edited.generate(base, read, **options), right.generate(base, read, **options)
+        )
         assert torch.equal(read[site], held)
-    skips = [iit.IntervenedModel(n, {iit.Site("block_output", layer=1): iit.SkipIntervention()}) for n in (network, clean)]
+    skips = [
+        iit.IntervenedModel(n, {iit.Site("block_output", layer=1): iit.SkipIntervention()})
+        for n in (network, clean)
+    ]
     torch.testing.assert_close(*(skip.answer_logits(base) for skip in skips))
     assert torch.equal(base["input_ids"], ids)
 
@@ -201,7 +241,9 @@ def test_a_cache_is_no_input():
     network = make("llama")
     cache = network(**prompts(), use_cache=True).past_key_values
     with pytest.raises(ValueError, match="every run would add to them"):
-        iit.capture(network, {**prompts(), "past_key_values": cache}, iit.Site("block_output", layer=0))
+        iit.capture(
+            network, {**prompts(), "past_key_values": cache}, iit.Site("block_output", layer=0)
+        )
 
 
 def test_a_fit_and_a_sweep_on_blocks_that_write_in_place(toy):
@@ -213,10 +255,19 @@ def test_a_fit_and_a_sweep_on_blocks_that_write_in_place(toy):
     quiet = partial(L.Trainer, enable_progress_bar=False, enable_model_summary=False)
     for one in (network, clean):
         torch.manual_seed(0)
-        alignment = iit.Alignment(one, {pairs.variable: iit.Edit(site, iit.LowRankRotatedSpaceIntervention(16, 2))})
+        alignment = iit.Alignment(
+            one, {pairs.variable: iit.Edit(site, iit.LowRankRotatedSpaceIntervention(16, 2))}
+        )
         iit.fit(alignment, pairs, trainer=quiet, batch_size=64, max_epochs=1, seed=0)
         frames.append(alignment.interventions[0].basis.weight.detach())
-        cells = iit.sweep(one, pairs, components=["block_input"], layers=[1], positions=["place", "last"], resamples=2)
+        cells = iit.sweep(
+            one,
+            pairs,
+            components=["block_input"],
+            layers=[1],
+            positions=["place", "last"],
+            resamples=2,
+        )
         rows.append(torch.tensor([row.value for row in cells]))
     torch.testing.assert_close(*frames, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(*rows, equal_nan=True)
@@ -241,7 +292,12 @@ class Nested(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "nest", [Pair, lambda one, two: OrderedDict(one=one, two=two), lambda one, two: {"one": one, "two": two}]
+    "nest",
+    [
+        Pair,
+        lambda one, two: OrderedDict(one=one, two=two),
+        lambda one, two: {"one": one, "two": two},
+    ],
 )
 def test_what_is_nested_in_an_input_stays_as_it_was(nest):
     torch.manual_seed(0)
@@ -250,5 +306,7 @@ def test_what_is_nested_in_an_input_stays_as_it_was(nest):
     with torch.no_grad():
         expected = network.layer(torch.ones(2, 4))
     for _ in range(3):
-        torch.testing.assert_close(iit.capture(network, {"x": nest(one, one.clone())}, site)[site].flatten(0, -2), expected)
+        torch.testing.assert_close(
+            iit.capture(network, {"x": nest(one, one.clone())}, site)[site].flatten(0, -2), expected
+        )
     assert torch.equal(one, torch.zeros(2, 4))

@@ -24,7 +24,10 @@ def logits(network, batch):
 def state(network):
     return {
         "tensors": {name: tensor.clone() for name, tensor in network.state_dict().items()},
-        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in network.modules()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in network.modules()
+        ],
         "modes": [m.training for m in network.modules()],
         "grads": [p.requires_grad for p in network.parameters()],
         "attributes": [sorted(vars(m)) for m in network.modules()],
@@ -42,11 +45,16 @@ def assert_same_state(before, after):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_vanilla_interchange_equals_raw_hooks(family, component):
-    """One position of the base takes the source's activation: oracle with raw hooks on literal paths."""
+    """One position of the base takes the source's activation: oracle with raw hooks on literal
+    paths.
+    """
     from tests.oracles import raw_hook
 
     network, base, source = network_of(family), prompts((7, 5), seed=1), prompts((6, 7), seed=2)
-    base["positions"], source["positions"] = {"x": torch.tensor([4, 2])}, {"x": torch.tensor([5, 3])}
+    base["positions"], source["positions"] = (
+        {"x": torch.tensor([4, 2])},
+        {"x": torch.tensor([5, 3])},
+    )
     site = Site(component, layer=1, position="x")
     held = []
     handle = raw_hook(network, family, component, 1, None, lambda h: held.append(h.clone()) or h)
@@ -63,7 +71,10 @@ def test_vanilla_interchange_equals_raw_hooks(family, component):
     handle.remove()
     found = IntervenedModel(network, {site: iit.VanillaIntervention()})(base, source).logits
     torch.testing.assert_close(
-        found[base["attention_mask"].bool()], expected[base["attention_mask"].bool()], atol=1e-5, rtol=1e-5
+        found[base["attention_mask"].bool()],
+        expected[base["attention_mask"].bool()],
+        atol=1e-5,
+        rtol=1e-5,
     )
     assert (found - logits(network, base)).abs().max() > 1e-3
 
@@ -72,7 +83,9 @@ def test_vanilla_interchange_equals_raw_hooks(family, component):
 def test_every_position_of_the_last_block_gives_the_sources_logits(family):
     network, base, source = network_of(family), prompts((6, 6), 1), prompts((6, 6), 2)
     edited = IntervenedModel(network, {Site("block_output", layer=1): iit.VanillaIntervention()})
-    torch.testing.assert_close(edited(base, source).logits, logits(network, source), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        edited(base, source).logits, logits(network, source), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,14 +97,20 @@ def test_source_equal_to_base_changes_nothing(family):
         iit.LowRankRotatedSpaceIntervention(width, 4),
         iit.RotatedSpaceIntervention(width),
     ):
-        edited = IntervenedModel(network, {Site("block_output", layer=0, position=[1, 3]): intervention})
-        torch.testing.assert_close(edited(base, base).logits, logits(network, base), atol=1e-5, rtol=1e-5)
+        edited = IntervenedModel(
+            network, {Site("block_output", layer=0, position=[1, 3]): intervention}
+        )
+        torch.testing.assert_close(
+            edited(base, base).logits, logits(network, base), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_full_rotation_equals_vanilla_patching(tiny_llama):
     base, source = prompts((6, 6), 1), prompts((6, 6), 2)
     site = Site("block_output", layer=0, position=2)
-    rotated = IntervenedModel(tiny_llama, {site: iit.RotatedSpaceIntervention(16)})(base, source).logits
+    rotated = IntervenedModel(tiny_llama, {site: iit.RotatedSpaceIntervention(16)})(
+        base, source
+    ).logits
     vanilla = IntervenedModel(tiny_llama, {site: iit.VanillaIntervention()})(base, source).logits
     torch.testing.assert_close(rotated, vanilla, atol=1e-5, rtol=1e-5)
 
@@ -107,12 +126,15 @@ def test_padding_and_batch_do_not_matter(family):
     together = edited(right, source).logits
     left = {
         "input_ids": torch.stack([right["input_ids"][0], right["input_ids"][1].roll(3)]),
-        "attention_mask": torch.stack([right["attention_mask"][0], right["attention_mask"][1].roll(3)]),
+        "attention_mask": torch.stack(
+            [right["attention_mask"][0], right["attention_mask"][1].roll(3)]
+        ),
     }
     padded_left = edited(left, source).logits
     for row, n in enumerate((7, 4)):
         alone = edited(
-            {"input_ids": right["input_ids"][row : row + 1, :n]}, {"input_ids": source["input_ids"][row : row + 1, : (5, 6)[row]]}
+            {"input_ids": right["input_ids"][row : row + 1, :n]},
+            {"input_ids": source["input_ids"][row : row + 1, : (5, 6)[row]]},
         )
         torch.testing.assert_close(together[row, :n], alone.logits[0], atol=2e-5, rtol=2e-5)
         torch.testing.assert_close(padded_left[row, 7 - n :], alone.logits[0], atol=2e-5, rtol=2e-5)
@@ -129,14 +151,20 @@ def test_answer_logits_are_the_full_logits_at_the_answer(tiny_llama):
         "input_ids": torch.tensor([[*base["input_ids"][0].tolist(), 9, 11]]),
         "attention_mask": torch.ones(1, 9, dtype=torch.long),
     }
-    by_hand = IntervenedModel(tiny_llama, {Site("block_output", layer=0, position=6): iit.VanillaIntervention()})
-    whole = by_hand(longer, {k: v[:1] for k, v in (source | {"positions": {}}).items() if k != "positions"})
+    by_hand = IntervenedModel(
+        tiny_llama, {Site("block_output", layer=0, position=6): iit.VanillaIntervention()}
+    )
+    whole = by_hand(
+        longer, {k: v[:1] for k, v in (source | {"positions": {}}).items() if k != "positions"}
+    )
     with pytest.raises(AssertionError):
         torch.testing.assert_close(whole.logits[:, 6:9], found[:1] + 1)
-    # the source's last token is its seventh, the base's seventh is edited, whatever is teacher-forced after it
+    # the source's last token is its seventh, the base's seventh is edited, whatever is
+    # teacher-forced after it
     torch.testing.assert_close(found[:1], whole.logits[:, 6:9], atol=1e-5, rtol=1e-5)
     short = edited.answer_logits(
-        {k: v[1:] if k != "answer" else v[1:, :1] for k, v in base.items()}, {k: v[1:] for k, v in source.items()}
+        {k: v[1:] if k != "answer" else v[1:, :1] for k, v in base.items()},
+        {k: v[1:] for k, v in source.items()},
     )
     torch.testing.assert_close(found[1:, :1], short, atol=1e-5, rtol=1e-5)
 
@@ -145,7 +173,9 @@ def test_answer_logits_without_tokens_are_class_logits():
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     base, source = torch.randn(5, 3), torch.randn(5, 3)
     edited = IntervenedModel(network, {Site(module="1"): iit.VanillaIntervention()})
-    torch.testing.assert_close(edited.answer_logits((base,), (source,)), network(source).unsqueeze(1))
+    torch.testing.assert_close(
+        edited.answer_logits((base,), (source,)), network(source).unsqueeze(1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,8 +200,13 @@ def test_each_variable_has_its_own_source_and_each_source_runs_once(tiny_llama):
     base, a, b = (prompts((6, 6), s) for s in (1, 2, 3))
     runs = []
     handle = tiny_llama.model.layers[0].register_forward_hook(lambda *_: runs.append(1) and None)
-    sites = {name: Site("block_output", layer=layer, position=p) for name, layer, p in (("x", 0, 1), ("y", 1, 2), ("z", 1, 4))}
-    edited = IntervenedModel(tiny_llama, {n: Edit(s, iit.VanillaIntervention()) for n, s in sites.items()})
+    sites = {
+        name: Site("block_output", layer=layer, position=p)
+        for name, layer, p in (("x", 0, 1), ("y", 1, 2), ("z", 1, 4))
+    }
+    edited = IntervenedModel(
+        tiny_llama, {n: Edit(s, iit.VanillaIntervention()) for n, s in sites.items()}
+    )
     out = edited(base, {"x": a, "y": b, "z": a}).logits
     assert len(runs) == 3, "two sources and the base"
     handle.remove()
@@ -203,23 +238,38 @@ def test_blocks_of_one_rotation_serve_several_variables(tiny_llama):
     h, s, t = (iit.capture(tiny_llama, x, site)[site] for x in (base, a, b))
     q = rotation.basis.vectors()
     new = h + (s - h) @ q[:, :3] @ q[:, :3].T + (t - h) @ q[:, 3:] @ q[:, 3:].T
-    expected = IntervenedModel(tiny_llama, {site: iit.VanillaIntervention()})(base, iit.Activations({site: new})).logits
-    torch.testing.assert_close(edited(base, {"u": a, "v": b}).logits, expected, atol=1e-5, rtol=1e-5)
+    expected = IntervenedModel(tiny_llama, {site: iit.VanillaIntervention()})(
+        base, iit.Activations({site: new})
+    ).logits
+    torch.testing.assert_close(
+        edited(base, {"u": a, "v": b}).logits, expected, atol=1e-5, rtol=1e-5
+    )
     one = edited(base, {"u": a}, active={"v": False}).logits
     new = h + (s - h) @ q[:, :3] @ q[:, :3].T
-    expected = IntervenedModel(tiny_llama, {site: iit.VanillaIntervention()})(base, iit.Activations({site: new})).logits
+    expected = IntervenedModel(tiny_llama, {site: iit.VanillaIntervention()})(
+        base, iit.Activations({site: new})
+    ).logits
     torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_serial_interchanges(tiny_llama):
-    """A source run that is itself intervened on: by hand, the inner edit's later activation goes into the outer base."""
+    """A source run that is itself intervened on: by hand, the inner edit's later activation goes
+    into the outer base.
+    """
     base, source, third = (prompts((6, 6), s) for s in (1, 2, 3))
-    early, later = Site("block_output", layer=0, position=1), Site("block_output", layer=1, position=4)
+    early, later = (
+        Site("block_output", layer=0, position=1),
+        Site("block_output", layer=1, position=4),
+    )
     inner = IntervenedModel(tiny_llama, {early: iit.VanillaIntervention()})
     outer = IntervenedModel(tiny_llama, {later: iit.VanillaIntervention()})
     serial = outer(base, iit.capture(inner, source, [later], sources=third)).logits
     held = {}
-    handles = [tiny_llama.model.layers[0].register_forward_hook(lambda m, a, o: held.update(third=o.clone()) and None)]
+    handles = [
+        tiny_llama.model.layers[0].register_forward_hook(
+            lambda m, a, o: held.update(third=o.clone()) and None
+        )
+    ]
     logits(tiny_llama, third)
     handles[0].remove()
 
@@ -230,7 +280,9 @@ def test_serial_interchanges(tiny_llama):
 
     handles = [
         tiny_llama.model.layers[0].register_forward_hook(patch_early),
-        tiny_llama.model.layers[1].register_forward_hook(lambda m, a, o: held.update(later=o.clone()) and None),
+        tiny_llama.model.layers[1].register_forward_hook(
+            lambda m, a, o: held.update(later=o.clone()) and None
+        ),
     ]
     logits(tiny_llama, source)
     for handle in handles:
@@ -270,7 +322,9 @@ def test_joint_concatenates_positions(tiny_llama):
     edited = IntervenedModel(tiny_llama, {"x": Edit(site, joint, joint=True)})
     h, s = (iit.capture(tiny_llama, x, site)[site].reshape(2, 1, 32) for x in (base, source))
     new = joint(h, s).reshape(2, 2, 16)
-    expected = IntervenedModel(tiny_llama, {site: iit.VanillaIntervention()})(base, iit.Activations({site: new})).logits
+    expected = IntervenedModel(tiny_llama, {site: iit.VanillaIntervention()})(
+        base, iit.Activations({site: new})
+    ).logits
     torch.testing.assert_close(edited(base, source).logits, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -279,7 +333,11 @@ def test_skip_leaves_a_block_out(tiny_llama):
     edited = IntervenedModel(tiny_llama, {Site("block_output", layer=0): iit.SkipIntervention()})
     expected = IntervenedModel(
         tiny_llama,
-        {Site("block_output", layer=0): iit.LambdaIntervention(lambda h: tiny_llama.model.embed_tokens(batch["input_ids"]))},
+        {
+            Site("block_output", layer=0): iit.LambdaIntervention(
+                lambda h: tiny_llama.model.embed_tokens(batch["input_ids"])
+            )
+        },
     )
     torch.testing.assert_close(edited(batch).logits, expected(batch).logits)
 
@@ -299,7 +357,9 @@ def test_gradients_reach_the_intervention_and_through_the_source_only_if_asked(t
     grads = {}
     for through in (False, True):
         network.zero_grad()
-        edited = IntervenedModel(network, {site: iit.LowRankRotatedSpaceIntervention(16, 4)}, source_grad=through)
+        edited = IntervenedModel(
+            network, {site: iit.LowRankRotatedSpaceIntervention(16, 4)}, source_grad=through
+        )
         edited.answer_logits(base, source).square().sum().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in edited.parameters())
         grads[through] = network.model.embed_tokens.weight.grad.clone()
@@ -335,7 +395,9 @@ def test_the_network_is_as_before_also_after_exceptions(tiny_llama):
 
 def test_user_hooks_stay_and_fire(tiny_llama):
     fired = []
-    handle = tiny_llama.model.layers[1].mlp.register_forward_hook(lambda *_: fired.append(1) and None)
+    handle = tiny_llama.model.layers[1].mlp.register_forward_hook(
+        lambda *_: fired.append(1) and None
+    )
     edited = IntervenedModel(tiny_llama, {Site("mlp_output", layer=1): iit.ZeroIntervention()})
     edited(prompts())
     edited(prompts())
@@ -346,18 +408,28 @@ def test_user_hooks_stay_and_fire(tiny_llama):
 def test_calls_do_not_remember_each_other(tiny_llama):
     """A single location, then one for each example, then the first again."""
     base, source = prompts((6, 6), 1), prompts((6, 6), 2)
-    edited = IntervenedModel(tiny_llama, {"x": Edit(Site("block_output", layer=0, position="r"), iit.VanillaIntervention())})
+    edited = IntervenedModel(
+        tiny_llama,
+        {"x": Edit(Site("block_output", layer=0, position="r"), iit.VanillaIntervention())},
+    )
     same = [x | {"positions": {"r": torch.tensor([2, 2])}} for x in (base, source)]
     own = [x | {"positions": {"r": torch.tensor([1, 4])}} for x in (base, source)]
     first, second, again = edited(*same).logits, edited(*own).logits, edited(*same).logits
     assert torch.equal(first, again)
     for row, position in enumerate((1, 4)):
-        alone = IntervenedModel(tiny_llama, {Site("block_output", layer=0, position=position): iit.VanillaIntervention()})
-        torch.testing.assert_close(second[row], alone(base, source).logits[row], atol=1e-6, rtol=1e-6)
+        alone = IntervenedModel(
+            tiny_llama,
+            {Site("block_output", layer=0, position=position): iit.VanillaIntervention()},
+        )
+        torch.testing.assert_close(
+            second[row], alone(base, source).logits[row], atol=1e-6, rtol=1e-6
+        )
 
 
 def test_the_network_is_outside_of_the_module(tiny_llama):
-    edited = IntervenedModel(tiny_llama, {Site("block_output", layer=0): iit.LowRankRotatedSpaceIntervention(16, 4)})
+    edited = IntervenedModel(
+        tiny_llama, {Site("block_output", layer=0): iit.LowRankRotatedSpaceIntervention(16, 4)}
+    )
     assert [tuple(p.shape) for p in edited.parameters()] == [(16, 4)]
     assert list(edited.state_dict()) == ["interventions.0.basis.weight"]
     edited.train()
@@ -375,7 +447,13 @@ def test_empty_and_single_batches(size):
 def _edited(network, position=2, intervention=None, **kwargs):
     return IntervenedModel(
         network,
-        {"x": Edit(Site("block_output", layer=0, position=position), intervention or iit.VanillaIntervention(), **kwargs)},
+        {
+            "x": Edit(
+                Site("block_output", layer=0, position=position),
+                intervention or iit.VanillaIntervention(),
+                **kwargs,
+            )
+        },
     )
 
 
@@ -387,39 +465,71 @@ def test_bad_input_is_refused_before_the_forward(tiny_llama):
     cases = [
         (lambda: _edited(tiny_llama)(base), "'x'.*needs a source"),
         (lambda: _edited(tiny_llama, intervention=free)(base, source), "no intervention reads one"),
-        (lambda: _edited(tiny_llama, intervention=free)(base, {"x": source}), "x: a source is given.*reads none"),
+        (
+            lambda: _edited(tiny_llama, intervention=free)(base, {"x": source}),
+            "x: a source is given.*reads none",
+        ),
         (lambda: _edited(tiny_llama)(base, {"y": source}), r"\['y'\].*variables are \['x'\]"),
         (lambda: _edited(tiny_llama)(base, source, active={"y": True}), "'y'.*'x'"),
-        (lambda: _edited(tiny_llama)(base, source, active={"x": torch.tensor([True] * 3)}), r"\(3,\).*2 examples"),
-        (lambda: _edited(tiny_llama, 4)(base, source), "position 4 is outside example 1.*4 positions"),
+        (
+            lambda: _edited(tiny_llama)(base, source, active={"x": torch.tensor([True] * 3)}),
+            r"\(3,\).*2 examples",
+        ),
+        (
+            lambda: _edited(tiny_llama, 4)(base, source),
+            "position 4 is outside example 1.*4 positions",
+        ),
         (lambda: _edited(tiny_llama, -5)(base, source), "position -5 is outside example 1"),
         (lambda: _edited(tiny_llama, [1, -5])(base, source), "outside example 1"),
         (lambda: _edited(tiny_llama, [1, -3])(base, source), "occurs twice in example 1"),
         (lambda: _edited(tiny_llama, "s2")(base, source), "no role 's2'"),
         (lambda: _edited(tiny_llama)(base, prompts((5, 5, 5))), "3 examples, the base 2"),
-        (lambda: _edited(tiny_llama)(base | {"atention_mask": 1}, source), "takes no input 'atention_mask'"),
-        (lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [-100]]}}, source), "absent in example 1"),
+        (
+            lambda: _edited(tiny_llama)(base | {"atention_mask": 1}, source),
+            "takes no input 'atention_mask'",
+        ),
+        (
+            lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [-100]]}}, source),
+            "absent in example 1",
+        ),
         (
             lambda: _edited(tiny_llama, "r")(base | {"positions": {"r": [[1], [5]]}}, source),
             "'r': position 5 is outside example 1.*4 positions",
         ),
         (
             lambda: _edited(tiny_llama, "r")(
-                base | {"positions": {"r": [[1, 2], [1, -100]]}}, source | {"positions": {"r": [[1, 2], [1, 2]]}}
+                base | {"positions": {"r": [[1, 2], [1, -100]]}},
+                source | {"positions": {"r": [[1, 2], [1, 2]]}},
             ),
             "example 1.*1 positions in the base and 2 in the source",
         ),
-        (lambda: _edited(tiny_llama, None)(base, prompts((6, 5))), "example 1.*4 positions in the base and 5"),
-        (lambda: _edited(tiny_llama)(base, {"x": torch.zeros(2, 2, 16)}), r"\(2, 2, 16\); expected \[2, 1, 16\]"),
-        (lambda: _edited(tiny_llama, intervention=iit.LowRankRotatedSpaceIntervention(12, 2)), "width 16.*width 12"),
+        (
+            lambda: _edited(tiny_llama, None)(base, prompts((6, 5))),
+            "example 1.*4 positions in the base and 5",
+        ),
+        (
+            lambda: _edited(tiny_llama)(base, {"x": torch.zeros(2, 2, 16)}),
+            r"\(2, 2, 16\); expected \[2, 1, 16\]",
+        ),
+        (
+            lambda: _edited(tiny_llama, intervention=iit.LowRankRotatedSpaceIntervention(12, 2)),
+            "width 16.*width 12",
+        ),
         (lambda: IntervenedModel(tiny_llama, {"x": iit.VanillaIntervention()}), "needs an `Edit"),
         (
             lambda: _edited(tiny_llama)(
-                {"input_ids": base["input_ids"], "attention_mask": torch.tensor([[1, 0, 1, 1, 1, 1]] * 2)}, source
+                {
+                    "input_ids": base["input_ids"],
+                    "attention_mask": torch.tensor([[1, 0, 1, 1, 1, 1]] * 2),
+                },
+                source,
             ),
             "holes",
         ),
-        (lambda: _edited(tiny_llama)(base | {"attention_mask": torch.zeros(2, 6)}, source), "no real token"),
+        (
+            lambda: _edited(tiny_llama)(base | {"attention_mask": torch.zeros(2, 6)}, source),
+            "no real token",
+        ),
     ]
     for call, said in cases:
         with pytest.raises(ValueError, match=said):
@@ -460,7 +570,10 @@ def test_a_store_runs_each_source_prompt_once(tiny_llama):
     try:
         flipped = {k: v.flip(0) for k, v in source.items()}
         torch.testing.assert_close(
-            edited({k: v.flip(0) for k, v in base.items()}, flipped).logits.flip(0), expected, atol=1e-6, rtol=1e-6
+            edited({k: v.flip(0) for k, v in base.items()}, flipped).logits.flip(0),
+            expected,
+            atol=1e-6,
+            rtol=1e-6,
         )
         assert not calls
         with torch.no_grad():
@@ -472,9 +585,13 @@ def test_a_store_runs_each_source_prompt_once(tiny_llama):
 
 
 def test_an_inactive_block_leaves_the_other_blocks_source_alone(tiny_llama):
-    """Both blocks read the same role of the same source; only one of them is asked where that is."""
+    """Both blocks read the same role of the same source; only one of them is asked where that
+    is.
+    """
     site = Site("block_output", layer=0, position="r")
-    both = IntervenedModel(tiny_llama, {site: iit.RotatedSpaceIntervention(16, blocks={"u": 2, "v": 3})})
+    both = IntervenedModel(
+        tiny_llama, {site: iit.RotatedSpaceIntervention(16, blocks={"u": 2, "v": 3})}
+    )
     base, source = prompts((6, 5), 1), prompts((6, 5), 2)
     base["positions"] = source["positions"] = {"r": torch.tensor([2, 3])}
     for idle, other in (("u", "v"), ("v", "u")):

@@ -20,7 +20,9 @@ W = 16
 def weights(**kwargs):
     generator = torch.Generator().manual_seed(shifted(0))
     shapes = {"encoder": (W, 20), "decoder": (20, W), "encoder_bias": (20,), "decoder_bias": (W,)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} | kwargs
+    return {
+        name: torch.randn(shape, generator=generator) for name, shape in shapes.items()
+    } | kwargs
 
 
 def fitted():
@@ -62,8 +64,12 @@ MAKERS = {
     "sigmoid_mask": lambda: iit.SigmoidMaskIntervention(W),
     "pca": lambda: iit.PCARotatedSpaceIntervention(W, 2, fitted()),
     "autoencoder": lambda: iit.AutoencoderIntervention(W, 20, features=[0, 3, 5], **weights()),
-    "top_k": lambda: iit.AutoencoderIntervention(W, 20, activation="top_k", k=4, centred=True, **weights()),
-    "jump_relu": lambda: iit.JumpReLUAutoencoderIntervention(W, 20, **weights(threshold=torch.full((20,), 0.3))),
+    "top_k": lambda: iit.AutoencoderIntervention(
+        W, 20, activation="top_k", k=4, centred=True, **weights()
+    ),
+    "jump_relu": lambda: iit.JumpReLUAutoencoderIntervention(
+        W, 20, **weights(threshold=torch.full((20,), 0.3))
+    ),
     "revnet": revnet,
     "loreft": lambda: iit.LoReFTIntervention(W, 3),
     "lora": lora,
@@ -100,7 +106,9 @@ def close(found, expected, tolerance=4e-5):  # 4.7e-6 is the largest difference 
 
 
 def test_every_named_intervention_is_here():
-    names = {n for n, f in vars(named).items() if n.endswith("Intervention") and inspect.isfunction(f)}
+    names = {
+        n for n, f in vars(named).items() if n.endswith("Intervention") and inspect.isfunction(f)
+    }
     assert names == {make().name for make in MAKERS.values()}
 
 
@@ -123,23 +131,38 @@ def test_source_equal_to_base_changes_nothing(kind, family):
         for training in (True, False):
             edited = edited_model(kind, family, position).train(training)
             for found, expected in zip(
-                real(run(edited, base, base), base), real(final(NETWORKS[family], base), base), strict=True
+                real(run(edited, base, base), base),
+                real(final(NETWORKS[family], base), base),
+                strict=True,
             ):
                 close(found, expected)
 
 
 @st.composite
 def batch_pairs(draw):
-    """(prompts of any lengths, as many sources of the same lengths, each with its own padding before and after)."""
+    """(prompts of any lengths, as many sources of the same lengths, each with its own padding
+    before and after).
+    """
     lengths = draw(st.lists(st.integers(2, 7), min_size=1, max_size=4))
-    rows = [[draw(st.lists(st.integers(4, V - 1), min_size=n, max_size=n)) for n in lengths] for _ in range(2)]
-    return rows, draw(st.sampled_from(["left", "right"])), draw(st.sampled_from(["left", "right"])), draw(st.integers(0, 2))
+    rows = [
+        [draw(st.lists(st.integers(4, V - 1), min_size=n, max_size=n)) for n in lengths]
+        for _ in range(2)
+    ]
+    return (
+        rows,
+        draw(st.sampled_from(["left", "right"])),
+        draw(st.sampled_from(["left", "right"])),
+        draw(st.integers(0, 2)),
+    )
 
 
 def padded(rows, side, extra):
     """Token ids with as much padding as the longest needs, and `extra` more."""
     width = max(map(len, rows)) + extra
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(rows), width, dtype=torch.long),
+        torch.zeros(len(rows), width, dtype=torch.long),
+    )
     for i, row in enumerate(rows):
         at = slice(width - len(row), width) if side == "left" else slice(0, len(row))
         ids[i, at], mask[i, at] = torch.tensor(row), 1
@@ -156,7 +179,9 @@ def test_batch_and_padding_do_not_matter(kind, family, case, position):
     batch = padded(bases, side, extra)
     together = real(run(edited, batch, padded(sources, other_side, extra)), batch)
     for row, (base, source) in enumerate(zip(bases, sources, strict=True)):
-        alone = run(edited, {"input_ids": torch.tensor([base])}, {"input_ids": torch.tensor([source])})[0]
+        alone = run(
+            edited, {"input_ids": torch.tensor([base])}, {"input_ids": torch.tensor([source])}
+        )[0]
         close(together[row], alone)
 
 
@@ -175,7 +200,8 @@ def test_nothing_is_remembered_of_other_batches_and_failures(kind):
     assert torch.equal(run(edited, base, source), first)
 
 
-@pytest.mark.parametrize("kind", ["vanilla", "skip", "collect", "blocks"])  # those that hook differently
+# those that hook differently
+@pytest.mark.parametrize("kind", ["vanilla", "skip", "collect", "blocks"])
 def test_a_failure_anywhere_leaves_no_hook(kind):
     network, base, source = NETWORKS["llama"], prompts((6, 4), 1), prompts((5, 7), 2)
     edited = edited_model(kind)
@@ -255,7 +281,9 @@ def test_resumed_equals_full(kind, position):
             logits = edited.answer_logits(base, source if edited.needs_source else None)
             if logits.requires_grad:
                 logits.square().mean().backward()
-        found.append([logits.detach(), *(p.grad for p in edited.parameters() if p.grad is not None)])
+        found.append(
+            [logits.detach(), *(p.grad for p in edited.parameters() if p.grad is not None)]
+        )
     for full, resumed in zip(*found, strict=True):
         torch.testing.assert_close(resumed, full, atol=1e-5, rtol=1e-4)
 
@@ -264,11 +292,17 @@ def test_resumed_equals_full(kind, position):
 def test_the_users_hooks_fire_and_see_the_edit(kind):
     network, base, source = NETWORKS["llama"], prompts((6, 6), 1), prompts((6, 6), 2)
     edited, seen = edited_model(kind, layer=0), []
-    early = network.model.layers[0].register_forward_hook(lambda m, a, out: seen.append(("hook", out)))
-    late = network.model.layers[1].register_forward_pre_hook(lambda m, args: seen.append(("pre", args[0])))
+    early = network.model.layers[0].register_forward_hook(
+        lambda m, a, out: seen.append(("hook", out))
+    )
+    late = network.model.layers[1].register_forward_pre_hook(
+        lambda m, args: seen.append(("pre", args[0]))
+    )
     run(edited, base, source)
     early.remove()
     late.remove()
     assert [name for name, _ in seen][-2:] == ["hook", "pre"]
-    own = iit.capture(edited, base, Site("block_input", layer=1), sources=source if edited.needs_source else None)
+    own = iit.capture(
+        edited, base, Site("block_input", layer=1), sources=source if edited.needs_source else None
+    )
     close(seen[-1][1], next(iter(own.values())))

@@ -21,19 +21,37 @@ def row(batch, number):
 
 def test_a_role_may_be_padded_differently(tiny_llama):
     base = prompts((6, 6), 1) | {"positions": {"r": torch.tensor([[1, 2], [3, -100]])}}
-    source = prompts((6, 6), 2) | {"positions": {"r": torch.tensor([[-100, 4, -100, 5], [-100, -100, 0, -100]])}}
+    source = prompts((6, 6), 2) | {
+        "positions": {"r": torch.tensor([[-100, 4, -100, 5], [-100, -100, 0, -100]])}
+    }
     found = edit(tiny_llama, "r")(base, source).logits
     for number, (at, start) in enumerate((([1, 2], [4, 5]), ([3], [0]))):
-        one, other = (row(b, number) | {"positions": {"r": torch.tensor([i])}} for b, i in ((base, at), (source, start)))
-        torch.testing.assert_close(found[number], edit(tiny_llama, "r")(one, other).logits[0], atol=1e-5, rtol=1e-5)
+        one, other = (
+            row(b, number) | {"positions": {"r": torch.tensor([i])}}
+            for b, i in ((base, at), (source, start))
+        )
+        torch.testing.assert_close(
+            found[number], edit(tiny_llama, "r")(one, other).logits[0], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_an_inactive_source_may_have_any_length(tiny_llama):
     """It is not read."""
-    base, source, active = prompts((6, 4), 1), prompts((6, 8), 2), {"x": torch.tensor([True, False])}
+    base, source, active = (
+        prompts((6, 4), 1),
+        prompts((6, 8), 2),
+        {"x": torch.tensor([True, False])},
+    )
     found = edit(tiny_llama, None)(base, source, active).logits
-    torch.testing.assert_close(found[0], edit(tiny_llama, None)(row(base, 0), row(source, 0)).logits[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found[1, :4], tiny_llama(**row(base, 1)).logits[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found[0],
+        edit(tiny_llama, None)(row(base, 0), row(source, 0)).logits[0],
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    torch.testing.assert_close(
+        found[1, :4], tiny_llama(**row(base, 1)).logits[0], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -44,7 +62,9 @@ def test_a_mean_is_taken_over_the_positions_that_are_there(tiny_llama, given):
     found = edit(tiny_llama, None, iit.MeanIntervention())(base, acts if given else source).logits
     for number, n in enumerate((6, 3)):
         mean = acts[site][number, :n].mean(0).expand(1, n, 16)
-        expected = edit(tiny_llama, None)(row(base, number), iit.Activations({site: mean})).logits[0]
+        expected = edit(tiny_llama, None)(row(base, number), iit.Activations({site: mean})).logits[
+            0
+        ]
         torch.testing.assert_close(found[number, :n], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -61,14 +81,21 @@ def test_attention_weights_of_prompts_of_other_lengths(head, store):
         found = edited.answer_logits(base, source)
     for number, answer in enumerate(([[9, 11, 12]], [[8]])):
         alone = edit(network, -1, component="attention_weight", head=head)
-        expected = alone.answer_logits(row(base, number) | {"answer": torch.tensor(answer)}, row(source, number))
-        torch.testing.assert_close(found[number, : len(answer[0])], expected[0], atol=1e-5, rtol=1e-5)
+        expected = alone.answer_logits(
+            row(base, number) | {"answer": torch.tensor(answer)}, row(source, number)
+        )
+        torch.testing.assert_close(
+            found[number, : len(answer[0])], expected[0], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_attention_weights_by_hand():
     """The base's last query looks where the source's last query looked, by token number."""
     network, base, source = make("llama", attention="eager"), prompts((7,), 1), prompts((4,), 2)
-    site, written = Site("attention_weight", layer=0, head=1, position=-1), Site("attention_value_output", layer=0, head=1)
+    site, written = (
+        Site("attention_weight", layer=0, head=1, position=-1),
+        Site("attention_value_output", layer=0, head=1),
+    )
     edited = edit(network, -1, component="attention_weight", head=1)
     weights = iit.capture(network, source, site)[site]
     values = Site("value_output", layer=0, head=0)  # the key-value head of query heads 0 and 1

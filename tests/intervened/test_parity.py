@@ -1,4 +1,6 @@
-"""Parity with pyvene 0.1.8 where it is right; where it is wrong, raw hooks on literal module paths agree with iit and not with it."""
+"""Parity with pyvene 0.1.8 where it is right; where it is wrong, raw hooks on literal module paths
+agree with iit and not with it.
+"""
 
 import pytest
 import torch
@@ -26,12 +28,21 @@ def pyvene_logits(model, base, source, locations):
 def located(at=AT, start=FROM, heads=None, n=1):
     """pyvene's nest: (source, base) × interventions × (heads ×) examples × units."""
     rows = [[[p] for p in positions] for positions in (start, at)]
-    return {"sources->base": tuple([row if heads is None else [[[heads]] * len(row), row]] * n for row in rows)}
+    return {
+        "sources->base": tuple(
+            [row if heads is None else [[[heads]] * len(row), row]] * n for row in rows
+        )
+    }
 
 
 def batches(lengths=(6, 6), at=AT, start=FROM):
     base, source = prompts(lengths, seed=1), prompts(lengths, seed=2)
-    return base, source, base | {"positions": {"x": torch.tensor(at)}}, source | {"positions": {"x": torch.tensor(start)}}
+    return (
+        base,
+        source,
+        base | {"positions": {"x": torch.tensor(at)}},
+        source | {"positions": {"x": torch.tensor(start)}},
+    )
 
 
 def run(network, batch):
@@ -40,9 +51,13 @@ def run(network, batch):
 
 def by_hooks(network, family, component, layer, base, source, change, head=None, at=AT, start=FROM):
     """The base's logits with change(base vector, source vector) at its positions."""
-    columns = ORACLES[family][component][2] if head is None else head_columns(family, component, head)
+    columns = (
+        ORACLES[family][component][2] if head is None else head_columns(family, component, head)
+    )
     held, rows = [], torch.arange(len(at))
-    handle = raw_hook(network, family, component, layer, columns, lambda h: held.append(h.clone()) or h)
+    handle = raw_hook(
+        network, family, component, layer, columns, lambda h: held.append(h.clone()) or h
+    )
     run(network, source)
     handle.remove()
 
@@ -67,7 +82,17 @@ def far(found, expected):
 
 
 PLACES = [
-    *[(c, None) for c in ("block_input", "block_output", "mlp_input", "mlp_output", "attention_input", "attention_output")],
+    *[
+        (c, None)
+        for c in (
+            "block_input",
+            "block_output",
+            "mlp_input",
+            "mlp_output",
+            "attention_input",
+            "attention_output",
+        )
+    ],
     *[(c, None) for c in ("attention_value_output", "query_output", "key_output", "value_output")],
     *[(c, 1) for c in ("attention_value_output", "query_output", "key_output", "value_output")],
 ]
@@ -78,7 +103,9 @@ PLACES = [
 def test_vanilla_at_each_component(family, component, head):
     base, source, own_base, own_source = batches()
     site = Site(component, layer=1, head=head, position="x")
-    found = IntervenedModel(make(family), {site: iit.VanillaIntervention()})(own_base, own_source).logits
+    found = IntervenedModel(make(family), {site: iit.VanillaIntervention()})(
+        own_base, own_source
+    ).logits
     named = {"layer": 1, "component": component, "unit": "pos"}
     if head is not None:
         named |= {"component": f"head_{component}", "unit": "h.pos"}
@@ -90,9 +117,15 @@ def test_vanilla_at_each_component(family, component, head):
 
 KINDS = {
     "addition": (lambda: iit.AdditionIntervention(), lambda: pyvene.AdditionIntervention()),
-    "subtraction": (lambda: iit.SubtractionIntervention(), lambda: pyvene.SubtractionIntervention()),
+    "subtraction": (
+        lambda: iit.SubtractionIntervention(),
+        lambda: pyvene.SubtractionIntervention(),
+    ),
     "zero": (lambda: iit.ZeroIntervention(), lambda: pyvene.ZeroIntervention()),
-    "rotated": (lambda: iit.RotatedSpaceIntervention(W), lambda: pyvene.RotatedSpaceIntervention(embed_dim=W)),
+    "rotated": (
+        lambda: iit.RotatedSpaceIntervention(W),
+        lambda: pyvene.RotatedSpaceIntervention(embed_dim=W),
+    ),
     "low_rank": (
         lambda: iit.LowRankRotatedSpaceIntervention(W, 3),
         lambda: pyvene.LowRankRotatedSpaceIntervention(embed_dim=W, low_rank_dimension=3),
@@ -136,7 +169,9 @@ def test_gradients_of_a_mask():
     ours, theirs = alike("sigmoid_mask")
     edited = IntervenedModel(make("llama"), {Site("block_output", layer=0, position="x"): ours})
     edited(own_base, own_source).logits.square().mean().backward()
-    model = pyvene_model(make("llama"), {"layer": 0, "component": "block_output", "intervention": theirs})
+    model = pyvene_model(
+        make("llama"), {"layer": 0, "component": "block_output", "intervention": theirs}
+    )
     pyvene_logits(model, base, source, located()).square().mean().backward()
     close(ours.gate.mask.grad, theirs.mask.grad)
     assert float(ours.gate.mask.grad.abs().min()) > 0
@@ -145,24 +180,44 @@ def test_gradients_of_a_mask():
 def test_collect():
     base, _, own_base, _ = batches()
     site = Site("block_output", layer=1, position="x")
-    found = IntervenedModel(make("gpt2"), {"seen": Edit(site, iit.CollectIntervention())}).run(own_base)
-    kind = {"layer": 1, "component": "block_output", "intervention_type": pyvene.CollectIntervention}
-    collected = pyvene_model(make("gpt2"), kind)(base, unit_locations={"sources->base": (None, [[[p] for p in AT]])})[0][1]
+    found = IntervenedModel(make("gpt2"), {"seen": Edit(site, iit.CollectIntervention())}).run(
+        own_base
+    )
+    kind = {
+        "layer": 1,
+        "component": "block_output",
+        "intervention_type": pyvene.CollectIntervention,
+    }
+    collected = pyvene_model(make("gpt2"), kind)(
+        base, unit_locations={"sources->base": (None, [[[p] for p in AT]])}
+    )[0][1]
     close(found.activations["seen"], torch.cat(list(collected)).reshape(2, 1, W))
 
 
 def test_joint_positions():
     """pyvene concatenates several positions of a trained edit; here that is asked for."""
     base, source, own_base, own_source = batches()
-    own_base["positions"], own_source["positions"] = ({"x": torch.tensor(rows)} for rows in ([[1, 3], [0, 5]], [[2, 4], [1, 2]]))
+    own_base["positions"], own_source["positions"] = (
+        {"x": torch.tensor(rows)} for rows in ([[1, 3], [0, 5]], [[2, 4], [1, 2]])
+    )
     theirs = pyvene.LowRankRotatedSpaceIntervention(embed_dim=2 * W, low_rank_dimension=5)
     ours = iit.LowRankRotatedSpaceIntervention(2 * W, 5)
     with torch.no_grad():
         ours.basis.weight.copy_(theirs.rotate_layer.weight)
-    edited = IntervenedModel(make("llama"), {"x": Edit(Site("block_output", layer=0, position="x"), ours, joint=True)})
-    kind = {"layer": 0, "component": "block_output", "intervention": theirs, "max_number_of_units": 2}
+    edited = IntervenedModel(
+        make("llama"), {"x": Edit(Site("block_output", layer=0, position="x"), ours, joint=True)}
+    )
+    kind = {
+        "layer": 0,
+        "component": "block_output",
+        "intervention": theirs,
+        "max_number_of_units": 2,
+    }
     locations = {"sources->base": ([[[2, 4], [1, 2]]], [[[1, 3], [0, 5]]])}
-    close(edited(own_base, own_source).logits, pyvene_logits(pyvene_model(make("llama"), kind), base, source, locations))
+    close(
+        edited(own_base, own_source).logits,
+        pyvene_logits(pyvene_model(make("llama"), kind), base, source, locations),
+    )
 
 
 VANILLA = {"layer": 0, "component": "block_output"}
@@ -171,7 +226,9 @@ VANILLA = {"layer": 0, "component": "block_output"}
 def test_a_location_for_all_does_not_stick():
     base, source, own_base, own_source = batches()
     model = pyvene_model(make("gpt2"), VANILLA | {"intervention_type": pyvene.VanillaIntervention})
-    edited = IntervenedModel(make("gpt2"), {Site("block_output", layer=0, position="x"): iit.VanillaIntervention()})
+    edited = IntervenedModel(
+        make("gpt2"), {Site("block_output", layer=0, position="x"): iit.VanillaIntervention()}
+    )
     expected = by_hooks(make("gpt2"), "gpt2", "block_output", 0, base, source, lambda h, s: s)
     close(pyvene_logits(model, base, source, located()), expected)
     pyvene_logits(model, base, source, {"sources->base": 2})
@@ -187,7 +244,10 @@ def test_sites_that_share_weights_keep_their_own_activations():
     found = IntervenedModel(make("gpt2"), {"x": Edit(sites, ours)})(own_base, own_source).logits
     network, held, rows = make("gpt2"), [], torch.arange(2)
     q = theirs.rotate_layer.weight.detach()
-    reading = [raw_hook(network, "gpt2", "block_output", n, None, lambda h: held.append(h) or h) for n in (0, 1)]
+    reading = [
+        raw_hook(network, "gpt2", "block_output", n, None, lambda h: held.append(h) or h)
+        for n in (0, 1)
+    ]
     run(network, source)
     for handle in reading:
         handle.remove()
@@ -204,7 +264,15 @@ def test_sites_that_share_weights_keep_their_own_activations():
         raw_hook(network, "gpt2", "block_output", n, None, editor(n))
     expected = run(network, base)
     close(found, expected)
-    shared = [{"layer": n, "component": "block_output", "intervention": theirs, "intervention_link_key": 0} for n in (0, 1)]
+    shared = [
+        {
+            "layer": n,
+            "component": "block_output",
+            "intervention": theirs,
+            "intervention_link_key": 0,
+        }
+        for n in (0, 1)
+    ]
     far(pyvene_logits(pyvene_model(make("gpt2"), *shared), base, source, located(n=2)), expected)
 
 
@@ -213,26 +281,42 @@ def test_no_position_means_all_of_this_component(component):
     base, source, _, _ = batches()
     expected_network, held = make("gpt2"), []
     columns = ORACLES["gpt2"][component][2]
-    handle = raw_hook(expected_network, "gpt2", component, 1, columns, lambda h: held.append(h.clone()) or h)
+    handle = raw_hook(
+        expected_network, "gpt2", component, 1, columns, lambda h: held.append(h.clone()) or h
+    )
     run(expected_network, source)
     handle.remove()
     raw_hook(expected_network, "gpt2", component, 1, columns, lambda h: held[0])
     expected = run(expected_network, base)
-    close(IntervenedModel(make("gpt2"), {Site(component, layer=1): iit.VanillaIntervention()})(base, source).logits, expected)
+    close(
+        IntervenedModel(make("gpt2"), {Site(component, layer=1): iit.VanillaIntervention()})(
+            base, source
+        ).logits,
+        expected,
+    )
     kind = {"layer": 1, "component": component, "intervention_type": pyvene.VanillaIntervention}
     theirs = pyvene_logits(pyvene_model(make("gpt2"), kind), base, source, None)
     far(theirs, expected)
-    query = IntervenedModel(make("gpt2"), {Site("query_output", layer=1): iit.VanillaIntervention()})(base, source).logits
+    query = IntervenedModel(
+        make("gpt2"), {Site("query_output", layer=1): iit.VanillaIntervention()}
+    )(base, source).logits
     close(theirs, query)
 
 
 def test_the_users_hooks_and_the_networks_state_stay():
     base, source, own_base, own_source = batches()
-    ours, theirs = make("gpt2").requires_grad_(True).train(), make("gpt2").requires_grad_(True).train()
+    ours, theirs = (
+        make("gpt2").requires_grad_(True).train(),
+        make("gpt2").requires_grad_(True).train(),
+    )
     fired = {id(network): 0 for network in (ours, theirs)}
     for network in (ours, theirs):
-        network.transformer.h[1].register_forward_hook(lambda m, a, o, n=network: fired.update({id(n): fired[id(n)] + 1}))
-    edited = IntervenedModel(ours, {Site("block_output", layer=0, position="x"): iit.VanillaIntervention()})
+        network.transformer.h[1].register_forward_hook(
+            lambda m, a, o, n=network: fired.update({id(n): fired[id(n)] + 1})
+        )
+    edited = IntervenedModel(
+        ours, {Site("block_output", layer=0, position="x"): iit.VanillaIntervention()}
+    )
     model = pyvene_model(theirs, VANILLA | {"intervention_type": pyvene.VanillaIntervention})
     for _ in range(2):
         edited(own_base, own_source)
@@ -247,13 +331,21 @@ def test_the_users_hooks_and_the_networks_state_stay():
 
 def test_a_rank_is_not_ignored():
     base, source, own_base, own_source = batches()
-    kind = {**VANILLA, "intervention_type": pyvene.RotatedSpaceIntervention, "low_rank_dimension": 2}
+    kind = {
+        **VANILLA,
+        "intervention_type": pyvene.RotatedSpaceIntervention,
+        "low_rank_dimension": 2,
+    }
     theirs = pyvene_logits(pyvene_model(make("gpt2"), kind), base, source, located())
     close(theirs, by_hooks(make("gpt2"), "gpt2", "block_output", 0, base, source, lambda h, s: s))
     ours = iit.LowRankRotatedSpaceIntervention(W, 2)
     q = ours.basis.vectors().detach()
-    expected = by_hooks(make("gpt2"), "gpt2", "block_output", 0, base, source, lambda h, s: h + (s - h) @ q @ q.T)
-    found = IntervenedModel(make("gpt2"), {Site("block_output", layer=0, position="x"): ours})(own_base, own_source).logits
+    expected = by_hooks(
+        make("gpt2"), "gpt2", "block_output", 0, base, source, lambda h, s: h + (s - h) @ q @ q.T
+    )
+    found = IntervenedModel(make("gpt2"), {Site("block_output", layer=0, position="x"): ours})(
+        own_base, own_source
+    ).logits
     close(found, expected)
     far(theirs, expected)
     with pytest.raises(TypeError, match="low_rank_dimension"):
@@ -261,14 +353,18 @@ def test_a_rank_is_not_ignored():
 
 
 def test_padding_on_the_left():
-    """The same token, counted from the right: pyvene runs GPT-2 with the positions of the padding."""
+    """The same token, counted from the right: pyvene runs GPT-2 with the positions of the
+    padding.
+    """
     right = prompts((6, 3), seed=1)
     left = {k: torch.stack([v[0], v[1].roll(3)]) for k, v in right.items()}
     source = prompts((6, 6), seed=2)
     site = Site("block_output", layer=0, position=-1)
     alone = {k: v[1:, :3] for k, v in right.items()}
     one = {k: v[1:] for k, v in source.items()}
-    expected = by_hooks(make("gpt2"), "gpt2", "block_output", 0, alone, one, lambda h, s: s, at=[2], start=[5])[0]
+    expected = by_hooks(
+        make("gpt2"), "gpt2", "block_output", 0, alone, one, lambda h, s: s, at=[2], start=[5]
+    )[0]
     edited = IntervenedModel(make("gpt2"), {site: iit.VanillaIntervention()})
     close(edited(left, source).logits[1, 3:], expected)
     close(edited(right, source).logits[1, :3], expected)
@@ -277,28 +373,43 @@ def test_padding_on_the_left():
 
 
 def test_spans_of_different_length_are_refused():
-    """Without locations pyvene writes the source's padding over the base's tokens: the padding's token id decides."""
+    """Without locations pyvene writes the source's padding over the base's tokens: the padding's
+    token id decides.
+    """
     base, source = prompts((6, 6), 1), prompts((6, 4), 2)
-    other = source | {"input_ids": torch.where(source["attention_mask"].bool(), source["input_ids"], 7)}
+    other = source | {
+        "input_ids": torch.where(source["attention_mask"].bool(), source["input_ids"], 7)
+    }
     model = pyvene_model(make("gpt2"), VANILLA | {"intervention_type": pyvene.VanillaIntervention})
     far(*(pyvene_logits(model, base, batch, None)[1] for batch in (source, other)))
     with pytest.raises(ValueError, match=r"example 1.*6 positions in the base and 4 in the source"):
-        IntervenedModel(make("gpt2"), {Site("block_output", layer=0): iit.VanillaIntervention()})(base, source)
+        IntervenedModel(make("gpt2"), {Site("block_output", layer=0): iit.VanillaIntervention()})(
+            base, source
+        )
 
 
 @pytest.mark.parametrize("component", ["attention_value_output", "query_output"])
 def test_heads_together_may_be_wider_than_the_residual_stream(component):
-    """Gemma's four heads of 6 make 24 columns; pyvene swaps as many as the residual stream has, 16."""
+    """Gemma's four heads of 6 make 24 columns; pyvene swaps as many as the residual stream has,
+    16.
+    """
     base, source, own_base, own_source = batches()
     expected = by_hooks(make("gemma"), "gemma", component, 1, base, source, lambda h, s: s)
     site = Site(component, layer=1, position="x")
-    close(IntervenedModel(make("gemma"), {site: iit.VanillaIntervention()})(own_base, own_source).logits, expected)
+    close(
+        IntervenedModel(make("gemma"), {site: iit.VanillaIntervention()})(
+            own_base, own_source
+        ).logits,
+        expected,
+    )
     kind = {"layer": 1, "component": component, "intervention_type": pyvene.VanillaIntervention}
     far(pyvene_logits(pyvene_model(make("gemma"), kind), base, source, located()), expected)
 
 
 def test_the_first_coordinate_of_a_boundary_is_swapped_whole():
-    """pyvene multiplies by sigmoid(i/temperature): at i = 0 that is a half, however far the boundary is."""
+    """pyvene multiplies by sigmoid(i/temperature): at i = 0 that is a half, however far the
+    boundary is.
+    """
     torch.manual_seed(shifted(0))
     theirs = pyvene.BoundlessRotatedSpaceIntervention(embed_dim=W)
     theirs.set_temperature(torch.tensor(0.01))
@@ -308,7 +419,10 @@ def test_the_first_coordinate_of_a_boundary_is_swapped_whole():
         ours.basis.weight.copy_(theirs.rotate_layer.weight)
     q = ours.basis.vectors().detach()
     base, source = torch.randn(3, 1, W), torch.randn(3, 1, W)
-    found, other = ours(base, source) @ q, theirs(base[:, 0].clone(), source[:, 0].clone()).unsqueeze(1) @ q
+    found, other = (
+        ours(base, source) @ q,
+        theirs(base[:, 0].clone(), source[:, 0].clone()).unsqueeze(1) @ q,
+    )
     close(found[..., 1:], other[..., 1:])
     close(found[..., 0], (source @ q)[..., 0])
     close(other[..., 0], ((base + source) @ q)[..., 0] / 2)

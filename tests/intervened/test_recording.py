@@ -1,4 +1,6 @@
-"""transformers' own recording hooks (`output_hidden_states`): an edit always shows, and they do not stop resuming."""
+"""transformers' own recording hooks (`output_hidden_states`): an edit always shows, and they do not
+stop resuming.
+"""
 
 import pytest
 import torch
@@ -21,12 +23,15 @@ def test_an_edit_shows_in_hidden_states_whatever_came_first(family, asked_before
     network, fresh = make(family), make(family)
     base, source = prompts((6, 6)), prompts((6, 6), 2)
     there = recorded(make(family), source)[1]
-    # The oracle's hook stands before those of transformers, which are installed when they are first asked for.
+    # The oracle's hook stands before those of transformers, which are installed when they are first
+    # asked for.
     raw_hook(fresh, family, "block_output", 0, None, lambda _: there)
     want = recorded(fresh, base)
     if asked_before:
         recorded(network, base)
-    edited = iit.IntervenedModel(network, {iit.Site("block_output", layer=0): iit.VanillaIntervention()})
+    edited = iit.IntervenedModel(
+        network, {iit.Site("block_output", layer=0): iit.VanillaIntervention()}
+    )
     for _ in range(2):
         got = edited({**base, "output_hidden_states": True}, source).hidden_states
         assert len(got) == len(want) == 3
@@ -44,7 +49,9 @@ def test_edits_inside_show_too():
     for site in (router, iit.Site(module="model.layers.0.mlp.gate")):
         edited = iit.IntervenedModel(network, {site: iit.ZeroIntervention()})
         assert not edited(asked).router_logits[0].any()
-    weights = iit.IntervenedModel(network, {iit.Site("attention_weight", layer=1): iit.ZeroIntervention()})
+    weights = iit.IntervenedModel(
+        network, {iit.Site("attention_weight", layer=1): iit.ZeroIntervention()}
+    )
     assert not weights(asked).attentions[1].any()
 
 
@@ -58,7 +65,9 @@ def test_the_users_hooks_fire_where_they_did_and_all_order_is_as_before():
     order = list(block._forward_hooks)
     site = iit.Site("block_output", layer=0)
     plain = iit.capture(network, prompts((6, 6)), site)[site]
-    got = iit.IntervenedModel(network, {site: iit.AdditionIntervention(vector=torch.ones(16))})(asked)
+    got = iit.IntervenedModel(network, {site: iit.AdditionIntervention(vector=torch.ones(16))})(
+        asked
+    )
     torch.testing.assert_close(got.hidden_states[1], plain + 1)
     assert list(block._forward_hooks) == order
     assert seen == ["before"] + 2 * ["before", "after"]

@@ -15,7 +15,9 @@ from tests.seeds import shifted
 def run(network, sites, base, source, store):
     torch.manual_seed(shifted(0))
     edits = {
-        str(n): Edit(site, iit.LowRankRotatedSpaceIntervention(iit.site.resolve(network, site).width, 2))
+        str(n): Edit(
+            site, iit.LowRankRotatedSpaceIntervention(iit.site.resolve(network, site).width, 2)
+        )
         for n, site in enumerate(sites)
     }
     edited = IntervenedModel(network, edits)
@@ -51,7 +53,12 @@ def test_resumed_equals_full(family, sites, monkeypatch):
     filled = run(network, sites, base, source, store)
     again = run(network, sites, base, source, store)
     spilled = ActivationStore(network, budget=0)
-    for found in (filled, again, run(network, sites, base, source, spilled), run(network, sites, base, source, spilled)):
+    for found in (
+        filled,
+        again,
+        run(network, sites, base, source, spilled),
+        run(network, sites, base, source, spilled),
+    ):
         torch.testing.assert_close(found[0], full[0], atol=3e-5, rtol=3e-5)
         for one, other in zip(found[1], full[1], strict=True):
             torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
@@ -70,13 +77,19 @@ def test_resumed_equals_full_however_prompts_are_padded(family, padding):
         batch["positions"] = {"x": torch.tensor([6, 2, 5])}
         if padding == "left":
             for key in ("input_ids", "attention_mask"):
-                batch[key] = torch.stack([row.roll(9 - n) for row, n in zip(batch[key], lengths, strict=True)])
-    sites = [Site("block_output", layer=0, position="x"), Site("attention_value_output", layer=1, head=1, position=-1)]
+                batch[key] = torch.stack(
+                    [row.roll(9 - n) for row, n in zip(batch[key], lengths, strict=True)]
+                )
+    sites = [
+        Site("block_output", layer=0, position="x"),
+        Site("attention_value_output", layer=1, head=1, position=-1),
+    ]
     full = run(network, sites, base, source, None)
     store = ActivationStore(network)
     for batch in right:
         batch["positions"] = base["positions"]
-    for given in ((base, source), right):  # the second time from what the first has left, in another layout
+    # the second time from what the first has left, in another layout
+    for given in ((base, source), right):
         found = run(network, sites, *given, store)
         torch.testing.assert_close(found[0], full[0], atol=1e-5, rtol=1e-5)
         for one, other in zip(found[1], full[1], strict=True):
@@ -90,15 +103,20 @@ def test_blocks_and_positions_before_the_edit_do_not_run_again(monkeypatch):
         batch["positions"] = {"x": torch.tensor([6, 2])}
     store = ActivationStore(network)
     sites = [Site("block_output", layer=0, position="x")]
-    first = run(network, sites, base, source, store)  # the first of all is compared with a whole run
+    # the first of all is compared with a whole run
+    first = run(network, sites, base, source, store)
     ran = []
     forward = type(network.model.layers[0].mlp).forward
     monkeypatch.setattr(
-        type(network.model.layers[0].mlp), "forward", lambda self, x: ran.append((self, x.shape[1])) or forward(self, x)
+        type(network.model.layers[0].mlp),
+        "forward",
+        lambda self, x: ran.append((self, x.shape[1])) or forward(self, x),
     )
     again = run(network, sites, base, source, store)
     assert torch.equal(first[0], again[0])
-    assert ran == [(network.model.layers[1].mlp, 4)], "of nine columns the four from the earliest edit of the longest suffix on"
+    assert ran == [(network.model.layers[1].mlp, 4)], (
+        "of nine columns the four from the earliest edit of the longest suffix on"
+    )
 
 
 def test_a_prompt_is_run_once_as_base_and_as_source(monkeypatch):
@@ -110,7 +128,11 @@ def test_a_prompt_is_run_once_as_base_and_as_source(monkeypatch):
     run(network, sites, two, two, store)
     ran = []
     forward = type(network.model.layers[0].mlp).forward
-    monkeypatch.setattr(type(network.model.layers[0].mlp), "forward", lambda self, x: ran.append(self) or forward(self, x))
+    monkeypatch.setattr(
+        type(network.model.layers[0].mlp),
+        "forward",
+        lambda self, x: ran.append(self) or forward(self, x),
+    )
     run(network, sites, one, two, store)
     run(network, sites, two, one, store)
     assert set(ran) == {network.model.layers[1].mlp}
@@ -120,7 +142,9 @@ def test_a_prompt_is_run_once_as_base_and_as_source(monkeypatch):
 def test_where_it_might_not_hold_the_whole_network_runs(why):
     network = make("bert" if why == "encoder" else "llama")
     base, source = prompts((6, 6), 1), prompts((6, 6), 2)
-    edited = IntervenedModel(network, {Site("block_output", layer=0, position=2): iit.VanillaIntervention()})
+    edited = IntervenedModel(
+        network, {Site("block_output", layer=0, position=2): iit.VanillaIntervention()}
+    )
     edited.store = ActivationStore(network)
     if why == "hook":
         network.get_input_embeddings().register_forward_hook(lambda m, a, out: out * 2)
@@ -133,7 +157,9 @@ def test_where_it_might_not_hold_the_whole_network_runs(why):
     attention = block.attention.self.query if why == "encoder" else block.self_attn.q_proj
     real = attention.forward
     attention.forward = lambda x: calls.append(1) or real(x)
-    expected = IntervenedModel(network, {Site("block_output", layer=0, position=2): iit.VanillaIntervention()})
+    expected = IntervenedModel(
+        network, {Site("block_output", layer=0, position=2): iit.VanillaIntervention()}
+    )
     for _ in range(2):
         before = len(calls)
         found = edited.answer_logits(base, source)
@@ -148,7 +174,13 @@ def test_an_own_forward_of_a_block_is_put_back():
     block.forward = own
     store = ActivationStore(network)
     for _ in range(2):
-        run(network, [Site("block_output", layer=1, position=2)], prompts((6, 6), 1), prompts((6, 6), 2), store)
+        run(
+            network,
+            [Site("block_output", layer=1, position=2)],
+            prompts((6, 6), 1),
+            prompts((6, 6), 2),
+            store,
+        )
     assert vars(block)["forward"] is own
     assert set(MAKERS) > set(DECODERS)
 
@@ -165,7 +197,10 @@ def test_the_first_batch_is_compared_with_a_whole_run(monkeypatch, caplog):
         return replace(found, hidden=found.hidden + 0.1)
 
     monkeypatch.setattr(ActivationStore, "prefix", wrong)
-    with pytest.warns(UserWarning, match=r"Resuming at block 1 changes the logits by .* the whole network is run instead"):
+    with pytest.warns(
+        UserWarning,
+        match=r"Resuming at block 1 changes the logits by .* the whole network is run instead",
+    ):
         found = run(network, sites, base, source, ActivationStore(network))
     torch.testing.assert_close(found[0], full[0], atol=0, rtol=0)
     torch.testing.assert_close(found[1], full[1], atol=0, rtol=0)
@@ -173,9 +208,17 @@ def test_the_first_batch_is_compared_with_a_whole_run(monkeypatch, caplog):
 
 def test_what_failed_its_check_once_does_not_resume_again(monkeypatch, caplog):
     network, base, source = make("llama"), prompts((6, 6), 1), prompts((6, 6), 2)
-    store, sites, real = ActivationStore(network), [Site("block_output", layer=0, position=2)], ActivationStore.prefix
+    store, sites, real = (
+        ActivationStore(network),
+        [Site("block_output", layer=0, position=2)],
+        ActivationStore.prefix,
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(ActivationStore, "prefix", lambda self, *a: replace(f := real(self, *a), hidden=f.hidden + 0.1))
+        patch.setattr(
+            ActivationStore,
+            "prefix",
+            lambda self, *a: replace(f := real(self, *a), hidden=f.hidden + 0.1),
+        )
         with pytest.warns(UserWarning, match="Resuming at block 1"):
             run(network, sites, base, source, store)
     with caplog.at_level("INFO", logger="iit"):
@@ -198,7 +241,9 @@ def test_a_network_that_changes_with_every_run_runs_whole(caplog):
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neo", "gptj", "llama", "bloom"])
 @pytest.mark.parametrize("length", [20, 40, 64])
 def test_rows_edited_early_and_late_beside_each_other(family, length):
-    """Up to the last of 64 positions: what stands behind a short suffix asks for no position that there is not."""
+    """Up to the last of 64 positions: what stands behind a short suffix asks for no position that
+    there is not.
+    """
     network, base, source = make(family), prompts((length, length), 1), prompts((length, length), 2)
     for batch in (base, source):
         batch["positions"] = {"x": torch.tensor([0, length - 4])}
@@ -235,13 +280,19 @@ def test_which_way_runs_go_is_told_once(caplog):
 
 
 def test_a_network_without_tokens_tells_that_it_runs_whole(caplog):
-    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).eval().requires_grad_(False)
+    network = (
+        torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        .eval()
+        .requires_grad_(False)
+    )
     edited = IntervenedModel(network, {Site(module="0", side="output"): iit.VanillaIntervention()})
     edited.store = ActivationStore(network)
     with caplog.at_level("INFO", logger="iit"):
         for _ in range(2):
             edited.answer_logits(torch.ones(2, 3), torch.zeros(2, 3))
-    assert [record.message for record in caplog.records] == ["The whole network runs: its inputs are not tokens."]
+    assert [record.message for record in caplog.records] == [
+        "The whole network runs: its inputs are not tokens."
+    ]
 
 
 def test_an_example_runs_from_its_first_edited_position_to_its_last_answer(tiny_llama):
@@ -253,11 +304,14 @@ def test_an_example_runs_from_its_first_edited_position_to_its_last_answer(tiny_
         "positions": {"here": torch.tensor([[2], [4], [7]])},
         "answer": torch.tensor([[3], [3], [3]]),
     }
-    edited = iit.IntervenedModel(tiny_llama, {iit.Site("block_output", layer=0, position="here"): iit.ZeroIntervention()})
+    edited = iit.IntervenedModel(
+        tiny_llama, {iit.Site("block_output", layer=0, position="here"): iit.ZeroIntervention()}
+    )
     assert edited.n_columns(base).tolist() == [6, 2, 1]
     longer = base | {"answer": torch.tensor([[3, 4], [3, 4], [3, 4]])}
     assert edited.n_columns(longer).tolist() == [7, 3, 2], "teacher-forced tokens run, too"
     module = iit.IntervenedModel(
-        tiny_llama, {iit.Site(module="model.layers.0.mlp", side="output", position=1): iit.ZeroIntervention()}
+        tiny_llama,
+        {iit.Site(module="model.layers.0.mlp", side="output", position=1): iit.ZeroIntervention()},
     )
     assert module.n_columns(base) is None, "a site that is not a component does not resume"

@@ -21,7 +21,11 @@ BASE, SOURCE = prompts((6, 6), 1), prompts((6, 6), 2)
 def low_rank(network, component="block_output", layer=0, source_grad=False):
     torch.manual_seed(shifted(0))
     site = Site(component, layer=layer, position=2)
-    return IntervenedModel(network, {"x": Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))}, source_grad=source_grad)
+    return IntervenedModel(
+        network,
+        {"x": Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))},
+        source_grad=source_grad,
+    )
 
 
 @pytest.mark.parametrize("store", [False, True])
@@ -37,9 +41,16 @@ def test_a_bf16_network_with_an_fp32_basis(family, store):
     expected = full.answer_logits(BASE, SOURCE)
     expected.square().mean().backward()
     (ours,), (theirs,) = edited.parameters(), full.parameters()
-    assert (found.dtype, ours.dtype, ours.grad.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert (found.dtype, ours.dtype, ours.grad.dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
     assert float((found.float() - expected).detach().norm() / expected.detach().norm()) < 0.05
-    assert float(nn.functional.cosine_similarity(ours.grad.flatten(), theirs.grad.flatten(), dim=0)) > 0.97
+    assert (
+        float(nn.functional.cosine_similarity(ours.grad.flatten(), theirs.grad.flatten(), dim=0))
+        > 0.97
+    )
 
 
 def checkpointed(family, use_reentrant):
@@ -48,26 +59,39 @@ def checkpointed(family, use_reentrant):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers is about to give it another name
+        # transformers is about to give it another name
+        warnings.simplefilter("ignore", FutureWarning)
         network.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     return network
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize(("component", "layer"), [("block_input", 1), ("block_output", 0), ("embedding_output", None)])
+@pytest.mark.parametrize(
+    ("component", "layer"), [("block_input", 1), ("block_output", 0), ("embedding_output", None)]
+)
 def test_checkpointed_networks_have_the_same_gradients(family, use_reentrant, component, layer):
     found = []
-    for network in (make(family, attention="eager").requires_grad_(True), checkpointed(family, use_reentrant)):
+    for network in (
+        make(family, attention="eager").requires_grad_(True),
+        checkpointed(family, use_reentrant),
+    ):
         edited = low_rank(network, component, layer, source_grad=True)
         logits = edited.answer_logits(BASE, SOURCE)
         logits.square().mean().backward()
-        found.append([logits.detach(), *(p.grad for p in edited.parameters()), *(p.grad for p in network.parameters())])
+        found.append(
+            [
+                logits.detach(),
+                *(p.grad for p in edited.parameters()),
+                *(p.grad for p in network.parameters()),
+            ]
+        )
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(again, plain, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch, when a reentrant one has no backward
+# torch, when a reentrant one has no backward
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("component", ["mlp_output", "attention_value_output", "attention_weight"])
 def test_inside_a_checkpointed_layer_only_what_has_no_backward_runs(component, use_reentrant):
@@ -76,16 +100,21 @@ def test_inside_a_checkpointed_layer_only_what_has_no_backward_runs(component, u
     edited = IntervenedModel(network, {"x": Edit(site, iit.VanillaIntervention())})
     handle = network.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
     for call in (lambda: edited(BASE, SOURCE), lambda: iit.capture(network, BASE, site, grad=True)):
-        with pytest.raises(ValueError, match=rf"Site {component}\[1\] @ 2 is inside a layer under gradient checkpointing"):
+        with pytest.raises(
+            ValueError,
+            match=rf"Site {component}\[1\] @ 2 is inside a layer under gradient checkpointing",
+        ):
             call()
     handle.remove()
     assert not calls
-    expected = IntervenedModel(make("llama", attention="eager"), {"x": Edit(site, iit.VanillaIntervention())})(
-        BASE, SOURCE
-    ).logits
+    expected = IntervenedModel(
+        make("llama", attention="eager"), {"x": Edit(site, iit.VanillaIntervention())}
+    )(BASE, SOURCE).logits
     with torch.no_grad():
         torch.testing.assert_close(edited(BASE, SOURCE).logits, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(edited.network.eval() and edited(BASE, SOURCE).logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        edited.network.eval() and edited(BASE, SOURCE).logits, expected, atol=1e-5, rtol=1e-5
+    )
 
 
 class OwnCheckpoint(nn.Module):
@@ -94,7 +123,9 @@ class OwnCheckpoint(nn.Module):
         self.inner, self.outer, self.use_reentrant = nn.Linear(3, 4), nn.Linear(4, 2), use_reentrant
 
     def forward(self, x):
-        return self.outer(checkpoint(lambda h: self.inner(h).relu(), x, use_reentrant=self.use_reentrant))
+        return self.outer(
+            checkpoint(lambda h: self.inner(h).relu(), x, use_reentrant=self.use_reentrant)
+        )
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -110,7 +141,10 @@ def test_checkpointing_in_ones_own_modules_is_noticed(use_reentrant):
         torch.testing.assert_close(edited(x), expected)
     network.requires_grad_(False)
     torch.testing.assert_close(edited(x), expected)
-    outside = IntervenedModel(network.requires_grad_(True), {Site(module="outer"): iit.AdditionIntervention(torch.ones(2))})
+    outside = IntervenedModel(
+        network.requires_grad_(True),
+        {Site(module="outer"): iit.AdditionIntervention(torch.ones(2))},
+    )
     torch.testing.assert_close(outside(x), network(x) + 1)
 
 
@@ -150,14 +184,18 @@ def grads_by_hand(source_grad):
 @pytest.mark.parametrize("source_grad", [False, True])
 def test_gradients_of_the_networks_parameters_equal_raw_hooks(source_grad):
     network = make("llama").requires_grad_(True)
-    low_rank(network, source_grad=source_grad).answer_logits(BASE, SOURCE).square().mean().backward()
+    low_rank(network, source_grad=source_grad).answer_logits(
+        BASE, SOURCE
+    ).square().mean().backward()
     expected = grads_by_hand(source_grad)
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=3e-6, rtol=1e-4)
 
 
 def by_hooks(network, batch, patches, read=None):
-    """One run with raw hooks: patches {(component, layer, position): value}; what passes at `read`, or the logits."""
+    """One run with raw hooks: patches {(component, layer, position): value}; what passes at `read`,
+    or the logits.
+    """
     held, handles = [], []
     for (component, layer, position), value in patches.items():
 
@@ -166,7 +204,9 @@ def by_hooks(network, batch, patches, read=None):
             new[:, position] = value
             return new
 
-        handles.append(raw_hook(network, "gpt2", component, layer, ORACLES["gpt2"][component][2], edit))
+        handles.append(
+            raw_hook(network, "gpt2", component, layer, ORACLES["gpt2"][component][2], edit)
+        )
     if read is not None:
         component, layer, position = read
         columns = ORACLES["gpt2"][component][2]
@@ -186,7 +226,12 @@ def by_hooks(network, batch, patches, read=None):
 @pytest.mark.parametrize("depth", [2, 3])
 def test_serial_interchanges_equal_raw_hooks(depth, tiny_gpt2):
     """third → source → base (→ one more), each handing on what the edit before it made of it."""
-    places = [("mlp_output", 0, 1), ("block_output", 0, 3), ("query_output", 1, 4), ("block_output", 1, 5)][: depth + 1]
+    places = [
+        ("mlp_output", 0, 1),
+        ("block_output", 0, 3),
+        ("query_output", 1, 4),
+        ("block_output", 1, 5),
+    ][: depth + 1]
     batches = [prompts((6, 6), seed) for seed in range(depth + 2)]
     value, expected = None, None
     patches = {}
@@ -195,12 +240,16 @@ def test_serial_interchanges_equal_raw_hooks(depth, tiny_gpt2):
         patches = {place: value}
     expected = by_hooks(tiny_gpt2, batches[-1], patches)
 
-    sites = [Site(component, layer=layer, position=position) for component, layer, position in places]
+    sites = [
+        Site(component, layer=layer, position=position) for component, layer, position in places
+    ]
     source = batches[0]
     for batch, site, later in zip(batches[1:-1], sites[:-1], sites[1:], strict=True):
         edited = IntervenedModel(tiny_gpt2, {site: iit.VanillaIntervention()})
         source = iit.capture(edited, batch, later, sources=source)
-    found = IntervenedModel(tiny_gpt2, {sites[-1]: iit.VanillaIntervention()})(batches[-1], source).logits
+    found = IntervenedModel(tiny_gpt2, {sites[-1]: iit.VanillaIntervention()})(
+        batches[-1], source
+    ).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(found, tiny_gpt2(**batches[-1]).logits, atol=1e-4)
 
@@ -216,13 +265,19 @@ def test_gradients_flow_through_serial_interchanges(tiny_llama):
 
 def test_a_source_runs_once_however_many_sites_read_it(tiny_llama):
     other = prompts((6, 6), 3)
-    sites = [Site(c, layer=n, position=p) for c, n, p in (("block_output", 0, 1), ("mlp_output", 1, 2), ("key_output", 1, 3))]
+    sites = [
+        Site(c, layer=n, position=p)
+        for c, n, p in (("block_output", 0, 1), ("mlp_output", 1, 2), ("key_output", 1, 3))
+    ]
     edited = IntervenedModel(
         tiny_llama,
         {
             "several": Edit(sites, iit.LambdaIntervention(lambda h, s: s, needs_source=True)),
             "one": Edit(Site("query_output", layer=1, position=4), iit.VanillaIntervention()),
-            "two": Edit(Site("block_output", layer=0, position=5), iit.RotatedSpaceIntervention(16, blocks={"u": 3, "v": 2})),
+            "two": Edit(
+                Site("block_output", layer=0, position=5),
+                iit.RotatedSpaceIntervention(16, blocks={"u": 3, "v": 2}),
+            ),
             "free": Edit(Site("block_output", layer=1, position=0), iit.ZeroIntervention()),
         },
     )
@@ -238,19 +293,28 @@ def test_a_source_runs_once_however_many_sites_read_it(tiny_llama):
         edited(BASE, sources)
         assert len(calls) == n_runs
     calls.clear()
-    edited(BASE, iit.capture(tiny_llama, SOURCE, [s for e in list(edited.edits.values())[:3] for s in e.source_sites]))
+    edited(
+        BASE,
+        iit.capture(
+            tiny_llama, SOURCE, [s for e in list(edited.edits.values())[:3] for s in e.source_sites]
+        ),
+    )
     assert len(calls) == 2, "the capture, and the base"
     handle.remove()
 
 
 def test_activations_are_as_good_as_their_batch(tiny_llama):
     site = Site("block_output", layer=0, position=[1, 3])
-    edited = IntervenedModel(tiny_llama, {"x": Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))})
+    edited = IntervenedModel(
+        tiny_llama, {"x": Edit(site, iit.LowRankRotatedSpaceIntervention(16, 3))}
+    )
     acts = iit.capture(tiny_llama, SOURCE, site)
     expected = edited(BASE, SOURCE).logits
     for given in (acts, {"x": acts}, {"x": acts[site]}, acts[site]):
         assert torch.equal(edited(BASE, given).logits, expected)
-    with pytest.raises(ValueError, match=r"hold \['block_output\[1\] @ 1'\], not the source site block_output\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"hold \['block_output\[1\] @ 1'\], not the source site block_output\[0\]"
+    ):
         edited(BASE, iit.capture(tiny_llama, SOURCE, Site("block_output", layer=1, position=1)))
 
 
@@ -258,7 +322,11 @@ def test_activations_are_as_good_as_their_batch(tiny_llama):
 @pytest.mark.parametrize("blocks", [None, {"u": 3, "v": 5}], ids=["rotation", "blocks"])
 def test_a_step_makes_its_rotation_once_for_all_sites(blocks, store, monkeypatch):
     network = make("llama")
-    sites = [Site("block_output", layer=layer, position=position) for layer in (0, 1) for position in (2, -1)]
+    sites = [
+        Site("block_output", layer=layer, position=position)
+        for layer in (0, 1)
+        for position in (2, -1)
+    ]
     torch.manual_seed(shifted(0))
     edited = IntervenedModel(network, {"x": Edit(sites, iit.RotatedSpaceIntervention(16, blocks))})
     edited.store = ActivationStore(network) if store else None

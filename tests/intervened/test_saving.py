@@ -24,7 +24,13 @@ def network():
     import transformers as t
 
     torch.manual_seed(shifted(0))
-    sizes = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8}
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 8,
+    }
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return t.LlamaForCausalLM(t.LlamaConfig(**sizes, **tokens)).eval().requires_grad_(False)
 
@@ -32,7 +38,9 @@ def network():
 def edited_with(name, net):
     torch.manual_seed(shifted(1))
     intervention = MAKERS[name]()
-    return IntervenedModel(net, {"x" if not intervention.blocks else SITE: Edit(SITE, intervention)}).eval()
+    return IntervenedModel(
+        net, {"x" if not intervention.blocks else SITE: Edit(SITE, intervention)}
+    ).eval()
 
 
 def logits(edited):
@@ -48,7 +56,11 @@ def test_saved_and_loaded_gives_the_same_bits(name, tmp_path):
     back = IntervenedModel.from_pretrained(tmp_path / "saved", network())
     assert back.variables == edited.variables
     assert torch.equal(logits(back), logits(edited))
-    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["README.md", "config.json", "interventions.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == [
+        "README.md",
+        "config.json",
+        "interventions.safetensors",
+    ]
 
 
 def test_a_fresh_process_gives_the_same_bits_for_every_type(tmp_path):
@@ -66,8 +78,10 @@ def test_a_fresh_process_gives_the_same_bits_for_every_type(tmp_path):
         "import sys, torch; sys.path.insert(0, '.'); from tests import seeds\n"
         f"seeds.SEED = {seeds.SEED}\n"
         "from tests.intervened.test_saving import *\n"
-        f"found = {{name: IntervenedModel.from_pretrained(f'{tmp_path}/{{name}}', network()) for name in MAKERS}}\n"
-        f"torch.save({{name: logits(edited) for name, edited in found.items()}}, {str(tmp_path / 'out.pt')!r})"
+        f"found = {{name: IntervenedModel.from_pretrained(f'{tmp_path}/{{name}}', network()) for "
+        f"name in MAKERS}}\n"
+        f"torch.save({{name: logits(edited) for name, edited in found.items()}}, "
+        f"{str(tmp_path / 'out.pt')!r})"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
     found = torch.load(tmp_path / "out.pt", weights_only=True)
@@ -87,7 +101,11 @@ def test_a_gates_temperature_and_mode_survive(tmp_path):
 
 
 def test_a_network_in_bf16_and_weights_in_fp64(tmp_path):
-    for name, dtype in (("low_rank", torch.float32), ("autoencoder", torch.float32), ("pca", torch.float64)):
+    for name, dtype in (
+        ("low_rank", torch.float32),
+        ("autoencoder", torch.float32),
+        ("pca", torch.float64),
+    ):
         net = network().to(torch.bfloat16)
         edited = edited_with(name, net).to(dtype)
         edited.save_pretrained(tmp_path / name)
@@ -100,12 +118,26 @@ def test_a_network_in_bf16_and_weights_in_fp64(tmp_path):
 
 def test_everything_an_edit_says_survives(tmp_path):
     both = iit.RotatedSpaceIntervention(16, {"u": 2, "v": 3})
-    residual = [Site("block_output", layer=layer, position=p) for layer, p in ((0, -1), (1, "role"))]
+    residual = [
+        Site("block_output", layer=layer, position=p) for layer, p in ((0, -1), (1, "role"))
+    ]
     edits = {
-        "several": Edit(residual, both, source_sites=[Site("block_output", layer=0, position=p) for p in (0, "role")]),
-        "joint": Edit(Site("block_input", layer=1, position=[2, 0]), iit.LowRankRotatedSpaceIntervention(32, 4), joint=True),
-        Site("query_output", layer=0, head=[3, 1]): Edit(Site("query_output", layer=1, head=2), iit.ZeroIntervention()),
-        Site(module="model.layers.0.mlp.act_fn", side="output", position=-1): iit.NoiseIntervention(0.1, seed=4),
+        "several": Edit(
+            residual,
+            both,
+            source_sites=[Site("block_output", layer=0, position=p) for p in (0, "role")],
+        ),
+        "joint": Edit(
+            Site("block_input", layer=1, position=[2, 0]),
+            iit.LowRankRotatedSpaceIntervention(32, 4),
+            joint=True,
+        ),
+        Site("query_output", layer=0, head=[3, 1]): Edit(
+            Site("query_output", layer=1, head=2), iit.ZeroIntervention()
+        ),
+        Site(module="model.layers.0.mlp.act_fn", side="output", position=-1): iit.NoiseIntervention(
+            0.1, seed=4
+        ),
     }
     edited = IntervenedModel(network(), edits, source_grad=True)
     edited.save_pretrained(tmp_path / "s")
@@ -115,7 +147,11 @@ def test_everything_an_edit_says_survives(tmp_path):
     assert back.source_grad is True
     for key, edit in edited.edits.items():
         there = back.edits[key]
-        assert (there.sites, there.source_sites, there.joint) == (edit.sites, edit.source_sites, edit.joint)
+        assert (there.sites, there.source_sites, there.joint) == (
+            edit.sites,
+            edit.source_sites,
+            edit.joint,
+        )
         assert there.intervention.config() == edit.intervention.config()
 
 
@@ -123,14 +159,19 @@ def test_shared_weights_stay_shared(tmp_path):
     net = network()
     shared = iit.LowRankRotatedSpaceIntervention(16, 2)
     sites = [Site("block_output", layer=layer, position=1) for layer in (0, 1)]
-    IntervenedModel(net, {"a": Edit(sites[0], shared), "b": Edit(sites[1], shared)}).save_pretrained(tmp_path / "s")
+    IntervenedModel(
+        net, {"a": Edit(sites[0], shared), "b": Edit(sites[1], shared)}
+    ).save_pretrained(tmp_path / "s")
     back = IntervenedModel.from_pretrained(tmp_path / "s", net)
     assert back.edits["a"].intervention is back.edits["b"].intervention
 
 
 def test_another_network_is_refused(tmp_path):
     edited_with("low_rank", network()).save_pretrained(tmp_path / "s")
-    with pytest.raises(ValueError, match=r"another network \(class: saved for 'LlamaForCausalLM', given 'GPT2LMHeadModel'"):
+    with pytest.raises(
+        ValueError,
+        match=r"another network \(class: saved for 'LlamaForCausalLM', given 'GPT2LMHeadModel'",
+    ):
         IntervenedModel.from_pretrained(tmp_path / "s", make("gpt2"))
     other = network()
     with torch.no_grad():
@@ -174,7 +215,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     with torch.no_grad():
         next(edited.parameters())[0, 0] = torch.nan
     edited.save_pretrained(tmp_path / "s")
-    with pytest.raises(ValueError, match=r"basis\.weight of LowRankRotatedSpaceIntervention has values that are not finite"):
+    with pytest.raises(
+        ValueError,
+        match=r"basis\.weight of LowRankRotatedSpaceIntervention has values that are not finite",
+    ):
         IntervenedModel.from_pretrained(tmp_path / "s", network())
 
 
@@ -194,10 +238,19 @@ def forged(folder, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c["interventions"][0]["basis"].update(type="os.system"), "There is no part 'os.system'"),
-        (lambda c: c["interventions"][0]["operation"].update(type="Function"), "There is no part 'Function'"),
+        (
+            lambda c: c["interventions"][0]["basis"].update(type="os.system"),
+            "There is no part 'os.system'",
+        ),
+        (
+            lambda c: c["interventions"][0]["operation"].update(type="Function"),
+            "There is no part 'Function'",
+        ),
         (lambda c: c["interventions"][0]["basis"].update(type="Swap", width=8), "Swap is no Basis"),
-        (lambda c: c["interventions"][0]["basis"].update(command="rm"), "Frame cannot be made of .*command"),
+        (
+            lambda c: c["interventions"][0]["basis"].update(command="rm"),
+            "Frame cannot be made of .*command",
+        ),
         (lambda c: c["interventions"][0]["basis"].update(rank=2), "does not hold the weights of"),
         (lambda c: c["edits"][0].update(intervention=7), "is damaged: IndexError"),
         (lambda c: c["edits"][0]["sites"][0].update(run="me"), "is damaged: TypeError"),
@@ -239,20 +292,28 @@ class Diagonal(Basis):
         self.scale = torch.nn.Parameter(torch.rand(width) + 0.5)
 
     def coordinates(self):
-        return Coordinates(lambda h: h * self.scale, lambda h, old, new: h + (new - old) / self.scale)
+        return Coordinates(
+            lambda h: h * self.scale, lambda h, old, new: h + (new - old) / self.scale
+        )
 
 
 def test_own_parts_are_saved_and_loaded_by_name(tmp_path):
     net = network()
-    edited = IntervenedModel(net, {SITE: Intervention("Mine", Diagonal(8), All(), Scale(0.5))}).eval()
+    edited = IntervenedModel(
+        net, {SITE: Intervention("Mine", Diagonal(8), All(), Scale(0.5))}
+    ).eval()
     before = torch.get_rng_state()
     edited.save_pretrained(tmp_path / "s")
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match=r"There is no part 'Diagonal'.*types=\{name: class\}"):
         IntervenedModel.from_pretrained(tmp_path / "s", net)
-    back = IntervenedModel.from_pretrained(tmp_path / "s", net, types={"Scale": Scale, "Diagonal": Diagonal})
+    back = IntervenedModel.from_pretrained(
+        tmp_path / "s", net, types={"Scale": Scale, "Diagonal": Diagonal}
+    )
     assert torch.equal(logits(back), logits(edited))
-    assert "types={'Diagonal': Diagonal, 'Scale': Scale}" in (tmp_path / "s" / "README.md").read_text()
+    assert (
+        "types={'Diagonal': Diagonal, 'Scale': Scale}" in (tmp_path / "s" / "README.md").read_text()
+    )
     with pytest.raises(ValueError, match="is a class that extends Basis, Gate or Operation"):
         IntervenedModel.from_pretrained(tmp_path / "s", net, types={"Scale": lambda factor: None})
     with pytest.raises(ValueError, match="'Swap', which is one of iit's own parts"):
@@ -267,11 +328,15 @@ def forgetful():
         def forward(self, base, source, activation):
             return base
 
-    return Intervention("Mine", Identity(), All(), Forgetful(2.0)), "Forgetful cannot be saved: it is made again .*which are {}"
+    return Intervention(
+        "Mine", Identity(), All(), Forgetful(2.0)
+    ), "Forgetful cannot be saved: it is made again .*which are {}"
 
 
 def no_json():
-    return Intervention("Mine", Identity(), All(), Scale(torch.ones(2))), "Scale cannot be saved.*as JSON"
+    return Intervention(
+        "Mine", Identity(), All(), Scale(torch.ones(2))
+    ), "Scale cannot be saved.*as JSON"
 
 
 def tuples():
@@ -289,7 +354,9 @@ def namesake():
         def forward(self, base, source, activation):
             return base + 1
 
-    return Intervention("Mine", Identity(), All(), Zero()), "Your class Zero has the name of one of iit's own.*Rename it"
+    return Intervention(
+        "Mine", Identity(), All(), Zero()
+    ), "Your class Zero has the name of one of iit's own.*Rename it"
 
 
 def subclass():
@@ -297,11 +364,15 @@ def subclass():
         def forward(self, base, source=None, active=None):
             return base
 
-    return Mine("Mine", Identity(), All(), Scale(1.0)), "Mine is a subclass of Intervention.*Basis, Gate or Operation"
+    return Mine(
+        "Mine", Identity(), All(), Scale(1.0)
+    ), "Mine is a subclass of Intervention.*Basis, Gate or Operation"
 
 
 def infinite():
-    return iit.AdditionIntervention(torch.ones(8), scale=float("inf")), r"config\.json holds JSON, which has no such value"
+    return iit.AdditionIntervention(
+        torch.ones(8), scale=float("inf")
+    ), r"config\.json holds JSON, which has no such value"
 
 
 @pytest.mark.parametrize("make", [forgetful, no_json, tuples, grown, namesake, subclass, infinite])
@@ -321,13 +392,19 @@ def row(**values):
         "split": "test",
         "subset": "all",
     }
-    return Row(**{**told, "metric": "iia", "value": 0.75, "low": 0.7, "high": 0.8, "n": 200, **values})
+    return Row(
+        **{**told, "metric": "iia", "value": 0.75, "low": 0.7, "high": 0.8, "n": 200, **values}
+    )
 
 
 def test_an_alignments_folder_tells_its_variables_and_rows(tmp_path):
     alignment = iit.Alignment(network(), {"x": Edit(SITE, MAKERS["low_rank"]())})
     alignment.save_pretrained(tmp_path / "s")
-    assert json.loads((tmp_path / "s" / "alignment.json").read_text()) == {"variables": ["x"], "inert": {}, "rows": []}
+    assert json.loads((tmp_path / "s" / "alignment.json").read_text()) == {
+        "variables": ["x"],
+        "inert": {},
+        "rows": [],
+    }
     alignment.rows = [row(), row(control="vanilla", position=[1, 2])]
     alignment.save_pretrained(tmp_path / "s")
     back = iit.Alignment.from_pretrained(tmp_path / "s", network())

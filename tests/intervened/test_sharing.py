@@ -22,7 +22,9 @@ OURS = ["README.md", "alignment.json", "config.json", "interventions.safetensors
 
 
 class Hub:
-    """Stands for huggingface_hub: repositories are folders; calls have to fit the real signatures."""
+    """Stands for huggingface_hub: repositories are folders; calls have to fit the real
+    signatures.
+    """
 
     def __init__(self, root):
         self.root, self.private, self.messages, self.tokens, self.downloaded = root, {}, [], [], []
@@ -33,7 +35,10 @@ class Hub:
     def api(self, token=None):
         self.tokens.append(token)
         return SimpleNamespace(
-            **{name: checked(getattr(self, name), getattr(huggingface_hub.HfApi, name), bound=True) for name in CALLS}
+            **{
+                name: checked(getattr(self, name), getattr(huggingface_hub.HfApi, name), bound=True)
+                for name in CALLS
+            }
         )
 
     def create_repo(self, repo_id, *, private=None, exist_ok=False):
@@ -49,11 +54,24 @@ class Hub:
     def create_branch(self, repo_id, *, branch, exist_ok=False):
         self.branch(repo_id, branch).mkdir(exist_ok=exist_ok)
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message, revision=None, allow_patterns, delete_patterns):
+    def upload_folder(
+        self,
+        *,
+        repo_id,
+        folder_path,
+        commit_message,
+        revision=None,
+        allow_patterns,
+        delete_patterns,
+    ):
         place = self.branch(repo_id, revision)
-        for name in filter_repo_objects([p.name for p in place.iterdir()], allow_patterns=delete_patterns):
+        for name in filter_repo_objects(
+            [p.name for p in place.iterdir()], allow_patterns=delete_patterns
+        ):
             (place / name).unlink()
-        for name in filter_repo_objects([p.name for p in Path(folder_path).rglob("*")], allow_patterns=allow_patterns):
+        for name in filter_repo_objects(
+            [p.name for p in Path(folder_path).rglob("*")], allow_patterns=allow_patterns
+        ):
             shutil.copy(Path(folder_path) / name, place / name)
         self.messages.append(commit_message)
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/{len(self.messages)}")
@@ -63,7 +81,9 @@ class Hub:
             raise HFValidationError("a bad name")
         if not self.branch(repo_id, revision).is_dir():
             response = SimpleNamespace(headers={}, request=None, url="")
-            raise RepositoryNotFoundError("404 Client Error.\n\nRepository Not Found", response=response)
+            raise RepositoryNotFoundError(
+                "404 Client Error.\n\nRepository Not Found", response=response
+            )
         snapshot = self.root / f"snapshot{len(self.downloaded)}"
         snapshot.mkdir()
         names = [p.name for p in self.branch(repo_id, revision).iterdir()]
@@ -89,7 +109,8 @@ def hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path / "hub")
     monkeypatch.setattr("iit.intervened.sharing.HfApi", hub.api)
     monkeypatch.setattr(
-        "iit.intervened.sharing.snapshot_download", checked(hub.snapshot_download, huggingface_hub.snapshot_download)
+        "iit.intervened.sharing.snapshot_download",
+        checked(hub.snapshot_download, huggingface_hub.snapshot_download),
     )
     monkeypatch.chdir(tmp_path)
     return hub
@@ -97,8 +118,13 @@ def hub(tmp_path, monkeypatch):
 
 def alignment(seed=0):
     torch.manual_seed(shifted(seed))
-    made = iit.Alignment(make("llama"), {"subject_position": Edit(S2, iit.LowRankRotatedSpaceIntervention(16, 3))})
-    made.rows = [row(variable="subject_position"), row(variable="subject_position", control="vanilla")]
+    made = iit.Alignment(
+        make("llama"), {"subject_position": Edit(S2, iit.LowRankRotatedSpaceIntervention(16, 3))}
+    )
+    made.rows = [
+        row(variable="subject_position"),
+        row(variable="subject_position", control="vanilla"),
+    ]
     return made.eval()
 
 
@@ -113,7 +139,10 @@ def names(folder):
 
 def test_what_is_pushed_comes_back_bit_by_bit(hub, tmp_path):
     pushed = alignment()
-    assert pushed.push_to_hub(REPO, commit_message="Rank 3", token="secret") == f"https://hub/{REPO}/commit/1"
+    assert (
+        pushed.push_to_hub(REPO, commit_message="Rank 3", token="secret")
+        == f"https://hub/{REPO}/commit/1"
+    )
     assert names(hub.branch(REPO, None)) == OURS
     assert (hub.messages, hub.tokens, hub.private) == (["Rank 3"], ["secret"], {REPO: False})
     back = iit.Alignment.from_pretrained(REPO, make("llama"))
@@ -144,7 +173,11 @@ def test_a_repositorys_other_files_are_not_fetched_and_not_run(hub, tmp_path):
 def test_a_plain_model_leaves_no_rows_of_an_earlier_alignment(hub):
     alignment().push_to_hub(REPO)
     IntervenedModel(make("llama"), {S2: iit.VanillaIntervention()}).push_to_hub(REPO)
-    assert names(hub.branch(REPO, None)) == ["README.md", "config.json", "interventions.safetensors"]
+    assert names(hub.branch(REPO, None)) == [
+        "README.md",
+        "config.json",
+        "interventions.safetensors",
+    ]
     assert list(iit.Alignment.from_pretrained(REPO, make("llama")).rows) == []
 
 
@@ -154,7 +187,10 @@ def test_a_revision_is_a_branch_of_its_own(hub):
     for _ in range(2):
         second.push_to_hub(REPO, revision="rank3")
     for revision, pushed in ((None, first), ("rank3", second)):
-        assert torch.equal(logits(iit.Alignment.from_pretrained(REPO, make("llama"), revision=revision)), logits(pushed))
+        assert torch.equal(
+            logits(iit.Alignment.from_pretrained(REPO, make("llama"), revision=revision)),
+            logits(pushed),
+        )
 
 
 def test_private_is_kept_to(hub):
@@ -177,14 +213,20 @@ def test_what_cannot_be_saved_does_not_touch_the_hub(hub):
 def test_own_parts_go_to_the_hub_and_back(hub):
     pushed = IntervenedModel(
         make("llama"),
-        {S2: iit.intervention.Intervention("Mine", iit.intervention.Identity(), iit.intervention.All(), Scale(0.5))},
+        {
+            S2: iit.intervention.Intervention(
+                "Mine", iit.intervention.Identity(), iit.intervention.All(), Scale(0.5)
+            )
+        },
     )
     pushed.push_to_hub(REPO)
     back = IntervenedModel.from_pretrained(REPO, make("llama"), types={"Scale": Scale})
     assert torch.equal(logits(back), logits(pushed))
 
 
-@pytest.mark.parametrize("place", ["someone/else", "nobody", "a/b/c", "./runs/x", "/nowhere/at/all", Path("runs/x")])
+@pytest.mark.parametrize(
+    "place", ["someone/else", "nobody", "a/b/c", "./runs/x", "/nowhere/at/all", Path("runs/x")]
+)
 def test_what_is_neither_says_what_was_tried(hub, place):
     with pytest.raises(FileNotFoundError) as raised:
         IntervenedModel.from_pretrained(place, make("llama"))
@@ -207,5 +249,8 @@ def test_a_folder_has_no_revision_and_comes_first(hub, tmp_path):
 
 
 def test_without_the_hub_the_error_says_so():
-    with pytest.raises(FileNotFoundError, match=r"There is no folder .*and the hub gave no repository 'someone/else'"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"There is no folder .*and the hub gave no repository 'someone/else'",
+    ):
         IntervenedModel.from_pretrained("someone/else", make("llama"))

@@ -10,11 +10,22 @@ from iit.intervened.spill import CHUNK, Spill
 
 def test_beyond_the_budget_tensors_lie_in_files(tmp_path):
     spill = Spill(100, tmp_path)
-    tensors = [torch.randn(5, 4), torch.randn(3).to(torch.bfloat16), torch.arange(7), torch.zeros(0), torch.randn(2, 3).T]
+    tensors = [
+        torch.randn(5, 4),
+        torch.randn(3).to(torch.bfloat16),
+        torch.arange(7),
+        torch.zeros(0),
+        torch.randn(2, 3).T,
+    ]
     kept = [spill.keep(tensor) for tensor in tensors]
-    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(kept, tensors, strict=True))
+    assert all(
+        torch.equal(one, other) and one.dtype == other.dtype
+        for one, other in zip(kept, tensors, strict=True)
+    )
     assert (spill.in_memory, spill.in_files) == (80 + 6, 56 + 24)
-    assert kept[2].untyped_storage().data_ptr() == kept[4].untyped_storage().data_ptr(), "small ones share a file"
+    assert kept[2].untyped_storage().data_ptr() == kept[4].untyped_storage().data_ptr(), (
+        "small ones share a file"
+    )
     assert kept[2].untyped_storage().nbytes() == CHUNK
     assert not list(tmp_path.iterdir()), "the file has no name, so nothing is left behind"
     kept[0][0, 0] = 7.0
@@ -44,7 +55,9 @@ def test_what_was_dropped_counts_no_more(tmp_path):
     spill.drop(torch.ones(20))
     kept = spill.keep(torch.ones(20)), spill.keep(torch.ones(20))
     spill.drop(kept[1])
-    assert (spill.in_memory, spill.in_files) == (80, 80), "another's tensor, and one in a file, take no memory of the budget"
+    assert (spill.in_memory, spill.in_files) == (80, 80), (
+        "another's tensor, and one in a file, take no memory of the budget"
+    )
 
 
 def test_space_is_reserved_before_it_is_mapped(tmp_path, monkeypatch):
@@ -52,7 +65,9 @@ def test_space_is_reserved_before_it_is_mapped(tmp_path, monkeypatch):
     taken = []
     real = torch.from_file
     monkeypatch.setattr(
-        torch, "from_file", lambda name, **kwargs: taken.append(os.stat(name).st_blocks * 512) or real(name, **kwargs)
+        torch,
+        "from_file",
+        lambda name, **kwargs: taken.append(os.stat(name).st_blocks * 512) or real(name, **kwargs),
     )
     Spill(0, tmp_path).keep(torch.ones(3))
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
@@ -69,7 +84,11 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(fallocate, tmp_path, monke
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
     try:
         with pytest.raises(
-            OSError, match=rf"budget of 0 bytes .* wanted {CHUNK} more of {tmp_path}, .*store\.folder=.*store\.budget="
+            OSError,
+            match=(
+                rf"budget of 0 bytes .* wanted {CHUNK} more of {tmp_path}, "
+                r".*store\.folder=.*store\.budget="
+            ),
         ):
             Spill(0, tmp_path).keep(torch.ones(3))
     finally:

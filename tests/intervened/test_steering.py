@@ -1,4 +1,6 @@
-"""Steering a real language model: a difference of means, added at one site, changes what greedy generation speaks about."""
+"""Steering a real language model: a difference of means, added at one site, changes what greedy
+generation speaks about.
+"""
 
 import pytest
 import torch
@@ -33,7 +35,8 @@ PROMPTS = [
     "From the window you could see",
 ]
 WORDS = set(
-    "sea ocean boat ship wave waves beach fish sail sailing sailor coast water island islands coral marine whale whales dolphins "
+    "sea ocean boat ship wave waves beach fish sail sailing sailor coast water island islands "
+    "coral marine whale whales dolphins "
     "coastal shore tide fishing".split()
 )
 
@@ -52,14 +55,22 @@ def test_a_difference_of_means_changes_the_topic(smollm2):
     batch = smollm2.encode(PROMPTS)
     n_prompt = batch["input_ids"].shape[1]
 
-    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": smollm2.tokenizer.pad_token_id}
+    options = {
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "pad_token_id": smollm2.tokenizer.pad_token_id,
+    }
     new = {0: smollm2.model.generate(**left_padded(batch), **options)[:, n_prompt:]}
     for strength in (0, 2):
-        edited = iit.IntervenedModel(smollm2, {site: iit.AdditionIntervention(strength * direction)})
+        edited = iit.IntervenedModel(
+            smollm2, {site: iit.AdditionIntervention(strength * direction)}
+        )
         ids = edited.generate(batch, scope="all", **options)[:, n_prompt:]
         assert strength or torch.equal(ids, new[0]), "steering by nothing is `generate`"
         new[strength] = ids
-    n_about = {k: sum(map(is_about_the_sea, smollm2.tokenizer.batch_decode(ids))) for k, ids in new.items()}
+    n_about = {
+        k: sum(map(is_about_the_sea, smollm2.tokenizer.batch_decode(ids))) for k, ids in new.items()
+    }
     assert n_about[0] == 0
     assert n_about[2] >= 6  # all 8 when this was written
 

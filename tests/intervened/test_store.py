@@ -21,14 +21,22 @@ def answers(network, site, store, base=None, source=None):
 
 
 def counted(network, monkeypatch):
-    """How many rows the first block has run. The class's method is replaced: a network with a method of its own is another one."""
+    """How many rows the first block has run. The class's method is replaced: a network with a
+    method of its own is another one.
+    """
     rows, first = [], network.model.layers[0].mlp
     real = type(first).forward
-    monkeypatch.setattr(type(first), "forward", lambda self, x: (self is first and rows.append(len(x))) or real(self, x))
+    monkeypatch.setattr(
+        type(first),
+        "forward",
+        lambda self, x: (self is first and rows.append(len(x))) or real(self, x),
+    )
     return rows
 
 
-SITES = [Site("block_output", layer=layer, position=position) for layer in (1, 0) for position in (3, -1)]
+SITES = [
+    Site("block_output", layer=layer, position=position) for layer in (1, 0) for position in (3, -1)
+]
 
 
 def test_a_sweep_over_layers_runs_each_prompt_once(monkeypatch):
@@ -67,7 +75,9 @@ def test_a_prompt_that_is_twice_in_a_batch_is_run_once(monkeypatch):
     store.is_trusted = lambda *args: True
     found = answers(network, SITES[2], store, twice, twice)
     assert sum(rows) == 2, "once as a source, at one column, and once as a base"
-    torch.testing.assert_close(found, answers(network, SITES[2], None, twice, twice), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found, answers(network, SITES[2], None, twice, twice), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_edits_that_take_turns_do_not_run_prompts_again(monkeypatch):
@@ -122,7 +132,9 @@ def test_damaged_files_are_found_and_made_again(how, tmp_path, caplog):
         store = ActivationStore(network, shelf=tmp_path)
     assert not len(store)
     assert "is damaged and removed" in caplog.text
-    torch.testing.assert_close(answers(network, SITES[0], store), answers(network, SITES[0], None), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        answers(network, SITES[0], store), answers(network, SITES[0], None), atol=1e-5, rtol=1e-5
+    )
     caplog.clear()
     assert len(ActivationStore(network, shelf=tmp_path)) == len(store)
     assert not caplog.records
@@ -147,7 +159,9 @@ def test_a_change_of_the_network_changes_the_shelf(tmp_path):
     answers(network, SITES[0], store)
     with torch.no_grad():
         network.model.layers[0].mlp.up_proj.weight.mul_(1.5)
-    torch.testing.assert_close(answers(network, SITES[0], store), answers(network, SITES[0], None), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        answers(network, SITES[0], store), answers(network, SITES[0], None), atol=1e-5, rtol=1e-5
+    )
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -158,5 +172,7 @@ def test_what_was_replaced_leaves_the_budget():
     for site in (low, high):  # the latter needs keys and values of more columns
         answers(network, site, store)
     kept = store._kept
-    held = [cache.values for cache in kept.caches.values()] + [known.values for known in kept._values.values()]
+    held = [cache.values for cache in kept.caches.values()] + [
+        known.values for known in kept._values.values()
+    ]
     assert kept._spill.in_memory == sum(tensor.nbytes for tensor in held)

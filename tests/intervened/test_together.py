@@ -25,7 +25,11 @@ def cells_of(network):
     return [
         cell(network, low(2), zero),
         cell(network, low(3), zero),
-        cell(network, lambda width: iit.RotatedSpaceIntervention(width, blocks={"x": 3, "y": width - 3}), zero),
+        cell(
+            network,
+            lambda width: iit.RotatedSpaceIntervention(width, blocks={"x": 3, "y": width - 3}),
+            zero,
+        ),
         cell(network, lambda width: iit.VanillaIntervention(), zero),
         cell(network, low(2), Site("mlp_output", layer=1, position="x")),
         cell(network, low(2), zero, Site("mlp_output", layer=1, position=-1)),
@@ -79,7 +83,9 @@ def test_what_coincides_is_run_once():
     for _ in range(2):
         rows.clear()
         together(cells[:2] + cells[3:4] + cells[6:7], base, source)
-    assert rows == [(6, 6), (2, 1)], "three cells at one site, two examples each; one at the last token"
+    assert rows == [(6, 6), (2, 1)], (
+        "three cells at one site, two examples each; one at the last token"
+    )
 
 
 def test_blocks_and_flags_of_several_cells_stay_apart():

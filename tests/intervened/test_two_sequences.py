@@ -1,4 +1,6 @@
-"""Encoders beside decoders, and masked language models: whose tokens a position counts, and where an answer is read."""
+"""Encoders beside decoders, and masked language models: whose tokens a position counts, and where
+an answer is read.
+"""
 
 import pytest
 import torch
@@ -11,20 +13,39 @@ from tests.families import SIZES, V, prompts
 from tests.made_tokenizers import byte_level, metaspace, word_piece
 
 SMALL = {"d_model": 16, "vocab_size": V, "pad_token_id": 0, "decoder_start_token_id": 0}
-LAYERS = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-BART = {**SMALL, **LAYERS, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 64, "eos_token_id": 2}
+LAYERS = {
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
+BART = {
+    **SMALL,
+    **LAYERS,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 64,
+    "eos_token_id": 2,
+}
 T5 = {**SMALL, "d_kv": 6, "num_layers": 2, "num_heads": 4, "d_ff": 24, "eos_token_id": 2}
 
 
 def pair_of_berts(**sizes):
-    encoder, decoder = (t.BertConfig(**SIZES | sizes | role) for role in ({}, {"is_decoder": True, "add_cross_attention": True}))
+    encoder, decoder = (
+        t.BertConfig(**SIZES | sizes | role)
+        for role in ({}, {"is_decoder": True, "add_cross_attention": True})
+    )
     config = t.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     config.decoder_start_token_id = config.pad_token_id = 0
     return t.EncoderDecoderModel(config)
 
 
 NETWORKS = {
-    "t5": (lambda **sizes: t.T5ForConditionalGeneration(t.T5Config(**T5 | sizes)), "encoder.block.0", "decoder.block.0"),
+    "t5": (
+        lambda **sizes: t.T5ForConditionalGeneration(t.T5Config(**T5 | sizes)),
+        "encoder.block.0",
+        "decoder.block.0",
+    ),
     "bart": (
         lambda **sizes: t.BartForConditionalGeneration(t.BartConfig(**BART | sizes)),
         "model.encoder.layers.0",
@@ -60,7 +81,10 @@ def make(kind, **sizes):
 
 def decoder_inputs(lengths, seed=5):
     batch = prompts(lengths, seed)
-    return {"decoder_input_ids": batch["input_ids"], "decoder_attention_mask": batch["attention_mask"]}
+    return {
+        "decoder_input_ids": batch["input_ids"],
+        "decoder_attention_mask": batch["attention_mask"],
+    }
 
 
 def hooked(network, path, edit, batch, side="output"):
@@ -81,7 +105,8 @@ def hooked(network, path, edit, batch, side="output"):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize(
-    ("prompt_lengths", "decoder_lengths"), [((7, 5), (7, 7)), ((7, 5), (5, 7)), ((5, 5), (9, 9)), ((7, 3), (4, 2))]
+    ("prompt_lengths", "decoder_lengths"),
+    [((7, 5), (7, 7)), ((7, 5), (5, 7)), ((5, 5), (9, 9)), ((7, 3), (4, 2))],
 )
 def test_a_decoders_positions_are_its_own(kind, prompt_lengths, decoder_lengths):
     network, path = make(kind), NETWORKS[kind][2]
@@ -89,7 +114,9 @@ def test_a_decoders_positions_are_its_own(kind, prompt_lengths, decoder_lengths)
     source = {**prompts(prompt_lengths, 8), **decoder_inputs(decoder_lengths, 9)}
     _, there = hooked(network, path, lambda h: h, source)
     acts = iit.capture(
-        network, batch, sites := [Site(module=path), Site(module=path, position=-1), Site(module=path, position=0)]
+        network,
+        batch,
+        sites := [Site(module=path), Site(module=path, position=-1), Site(module=path, position=0)],
     )
     _, own = hooked(network, path, lambda h: h, batch)
     for row, n in enumerate(decoder_lengths):
@@ -162,7 +189,10 @@ def test_a_role_is_no_place_of_a_decoder():
 
 
 def test_decoder_tokens_are_padded_on_the_right():
-    batch = {**prompts((7, 5)), **{key: rows.flip(1) for key, rows in decoder_inputs((7, 5)).items()}}
+    batch = {
+        **prompts((7, 5)),
+        **{key: rows.flip(1) for key, rows in decoder_inputs((7, 5)).items()},
+    }
     with pytest.raises(ValueError, match="decoder_attention_mask says otherwise"):
         iit.capture(make("bart"), batch, Site(module="model.decoder"))
 
@@ -176,12 +206,17 @@ def test_decoder_tokens_that_the_network_makes_itself():
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_an_encoder_decoder_answers_in_its_decoders_tokens(kind):
     network = make(kind)
-    batch, answer = {**prompts((7, 5)), **decoder_inputs((3, 2))}, torch.tensor([[11, 12, 13], [14, -100, -100]])
+    batch, answer = (
+        {**prompts((7, 5)), **decoder_inputs((3, 2))},
+        torch.tensor([[11, 12, 13], [14, -100, -100]]),
+    )
     edited = iit.IntervenedModel(network, {Site(module=NETWORKS[kind][1]): iit.ZeroIntervention()})
     found = edited.answer_logits({**batch, "answer": answer})
     for row, (n, tokens) in enumerate(((3, [11, 12, 13]), (2, [14]))):
         alone = {key: value[row : row + 1] for key, value in batch.items()}
-        alone["decoder_input_ids"] = torch.cat([alone["decoder_input_ids"][:, :n], torch.tensor([tokens[:-1]]).long()], 1)
+        alone["decoder_input_ids"] = torch.cat(
+            [alone["decoder_input_ids"][:, :n], torch.tensor([tokens[:-1]]).long()], 1
+        )
         alone.pop("decoder_attention_mask")
         length = (7, 5)[row]
 
@@ -190,7 +225,12 @@ def test_an_encoder_decoder_answers_in_its_decoders_tokens(kind):
             return h
 
         expected, _ = hooked(network, NETWORKS[kind][1], zero, alone)
-        torch.testing.assert_close(found[row, : len(tokens)], expected[0, n - 1 : n - 1 + len(tokens)], atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(
+            found[row, : len(tokens)],
+            expected[0, n - 1 : n - 1 + len(tokens)],
+            atol=2e-5,
+            rtol=2e-5,
+        )
 
 
 def test_answers_of_t5_from_texts():
@@ -204,11 +244,16 @@ def test_answers_of_t5_from_texts():
     ]
     assert ended == ["</s>", "</s>"], "the encoder's text ends"
     last = batch["positions"]["last"].flatten().tolist()
-    assert tokenizer.convert_ids_to_tokens([int(row[i]) for row, i in zip(batch["input_ids"], last, strict=True)]) == [
+    assert tokenizer.convert_ids_to_tokens(
+        [int(row[i]) for row, i in zip(batch["input_ids"], last, strict=True)]
+    ) == [
         "▁left",
         "▁to",
     ]
-    assert [tokenizer.convert_ids_to_tokens([i for i in row.tolist() if i >= 0]) for row in batch["answer"]] == [
+    assert [
+        tokenizer.convert_ids_to_tokens([i for i in row.tolist() if i >= 0])
+        for row in batch["answer"]
+    ] == [
         ["▁Mary", "▁left"],
         ["▁John"],
     ]
@@ -217,7 +262,10 @@ def test_answers_of_t5_from_texts():
     best = lm.model(**inputs).logits[:, -1].argmax(-1)
     words = [tokenizer.convert_ids_to_tokens(int(i)) for i in best]
     right = lm.answers_right(texts, [word.replace("▁", " ") for word in words]).tolist()
-    alignment = iit.Alignment(lm, {"s": iit.Edit(Site("block_output", layer=0, position="last"), iit.VanillaIntervention())})
+    alignment = iit.Alignment(
+        lm,
+        {"s": iit.Edit(Site("block_output", layer=0, position="last"), iit.VanillaIntervention())},
+    )
     answers = [word.replace("▁", " ") for word in words]
     expected = (lm.encode(texts, answers=answers)["answer"][:, 0] == best).tolist()
     assert right == expected == alignment.answers_right(texts, answers).tolist()
@@ -227,7 +275,9 @@ def test_a_forced_first_token_stands_before_the_answer():
     tokenizer = byte_level("<s> $A </s>")
     network = make("bart", vocab_size=len(tokenizer))
     network.generation_config.forced_bos_token_id = 1
-    assert LanguageModel(network, tokenizer).encode(["to", "left"])["decoder_input_ids"].tolist() == [[0, 1], [0, 1]]
+    assert LanguageModel(network, tokenizer).encode(["to", "left"])[
+        "decoder_input_ids"
+    ].tolist() == [[0, 1], [0, 1]]
 
 
 def test_a_decoder_begins_as_transformers_would_or_has_to_say_how():
@@ -244,9 +294,16 @@ def test_a_decoder_begins_as_transformers_would_or_has_to_say_how():
 
 @pytest.mark.parametrize(
     ("kind", "decoder"),
-    [("t5", "decoder"), ("bart", "model.decoder"), ("two berts", "decoder"), ("two berts", "decoder.bert")],
+    [
+        ("t5", "decoder"),
+        ("bart", "model.decoder"),
+        ("two berts", "decoder"),
+        ("two berts", "decoder.bert"),
+    ],
 )
-def test_what_enters_a_decoder_are_the_encoders_states_also_where_both_are_equally_long(kind, decoder):
+def test_what_enters_a_decoder_are_the_encoders_states_also_where_both_are_equally_long(
+    kind, decoder
+):
     network = make(kind)
     batch = {**prompts(), "decoder_input_ids": prompts((7, 7), seed=2)["input_ids"]}
     states = network.get_encoder()(**prompts()).last_hidden_state
@@ -259,13 +316,25 @@ MASKED = {
     "bert": (word_piece, lambda n: t.BertForMaskedLM(t.BertConfig(**SIZES | {"vocab_size": n}))),
     "distilbert": (
         word_piece,
-        lambda n: t.DistilBertForMaskedLM(t.DistilBertConfig(vocab_size=n, dim=16, n_layers=2, n_heads=4, hidden_dim=24)),
+        lambda n: t.DistilBertForMaskedLM(
+            t.DistilBertConfig(vocab_size=n, dim=16, n_layers=2, n_heads=4, hidden_dim=24)
+        ),
     ),
-    "electra": (word_piece, lambda n: t.ElectraForMaskedLM(t.ElectraConfig(**SIZES | {"vocab_size": n}, embedding_size=8))),
-    "roberta": (lambda: byte_level("<s> $A </s>"), lambda n: t.RobertaForMaskedLM(t.RobertaConfig(**SIZES | {"vocab_size": n}))),
+    "electra": (
+        word_piece,
+        lambda n: t.ElectraForMaskedLM(
+            t.ElectraConfig(**SIZES | {"vocab_size": n}, embedding_size=8)
+        ),
+    ),
+    "roberta": (
+        lambda: byte_level("<s> $A </s>"),
+        lambda n: t.RobertaForMaskedLM(t.RobertaConfig(**SIZES | {"vocab_size": n})),
+    ),
     "modernbert": (
         lambda: byte_level("<s> $A </s>"),
-        lambda n: t.ModernBertForMaskedLM(t.ModernBertConfig(**SIZES | {"vocab_size": n, "cls_token_id": 1, "sep_token_id": 2})),
+        lambda n: t.ModernBertForMaskedLM(
+            t.ModernBertConfig(**SIZES | {"vocab_size": n, "cls_token_id": 1, "sep_token_id": 2})
+        ),
     ),
     "xlm-r": (
         lambda: metaspace("<s> $A </s>"),
@@ -295,7 +364,10 @@ def test_a_masked_language_model_is_read_at_its_mask(kind):
     wanted = (expected.argmax(-1) == batch["answer"]).flatten().tolist()
     assert lm.answers_right(texts, answers).tolist() == wanted
     ends = tokenizer.convert_ids_to_tokens(
-        [int(row[int(n) - 1]) for row, n in zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)]
+        [
+            int(row[int(n) - 1])
+            for row, n in zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)
+        ]
     )
     assert set(ends) == {"</s>"}
     assert (batch["positions"]["last"].flatten() == batch["attention_mask"].sum(1) - 2).all()
@@ -344,13 +416,23 @@ def test_the_prompt_whose_masks_do_not_fit_is_named():
     batch = prompts((5, 5, 5))
     answer = torch.tensor([[7, 8], [7, -100], [7, -100]])
     fitting = {"mask": torch.tensor([[1, 2], [1, -100], [1, -100]])}
-    assert edited.answer_logits({**batch, "positions": fitting, "answer": answer}).shape == (3, 2, V)
+    assert edited.answer_logits({**batch, "positions": fitting, "answer": answer}).shape == (
+        3,
+        2,
+        V,
+    )
     # A column in which nobody has a mask changes nothing.
     wide = {"mask": torch.tensor([[1, 2, -100], [1, -100, -100], [1, -100, -100]])}
     assert edited.answer_logits({**batch, "positions": wide, "answer": answer}).shape == (3, 2, V)
-    for masks in ([[1, 2], [1, -100], [1, 2]], [[1, 2], [1, -100], [-100, -100]], [[1, 2, -100], [1, -100, -100], [1, 2, 3]]):
+    for masks in (
+        [[1, 2], [1, -100], [1, 2]],
+        [[1, 2], [1, -100], [-100, -100]],
+        [[1, 2, -100], [1, -100, -100], [1, 2, 3]],
+    ):
         with pytest.raises(ValueError, match=r"^Prompt 2: .* is read at its masks"):
-            edited.answer_logits({**batch, "positions": {"mask": torch.tensor(masks)}, "answer": answer})
+            edited.answer_logits(
+                {**batch, "positions": {"mask": torch.tensor(masks)}, "answer": answer}
+            )
     with pytest.raises(ValueError, match=r"^Prompt 1: .* is read at its masks"):
         edited.answer_logits({**batch, "positions": {"mask": torch.tensor([[1], [-100], [-100]])}})
 
@@ -360,8 +442,17 @@ class Wraps(torch.nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None):
-        given = {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        decoder_input_ids=None,
+        decoder_attention_mask=None,
+    ):
+        given = {
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+        }
         given = {name: value for name, value in given.items() if value is not None}
         return self.inner(input_ids=input_ids, attention_mask=attention_mask, **given)
 
@@ -385,7 +476,9 @@ class Named(t.BertForMaskedLM):
 def test_a_masked_language_model_is_known_by_its_kind(wrap):
     network = wrap(Named(t.BertConfig(**SIZES))).eval()
     with pytest.raises(ValueError, match="is read at its masks"):
-        iit.IntervenedModel(network, {}).answer_logits({**prompts((5, 5)), "answer": torch.tensor([7, 8])})
+        iit.IntervenedModel(network, {}).answer_logits(
+            {**prompts((5, 5)), "answer": torch.tensor([7, 8])}
+        )
 
 
 def test_the_space_before_an_answer_is_no_part_of_a_decoders_text():

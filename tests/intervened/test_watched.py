@@ -16,7 +16,9 @@ def frozen(family="llama", **options):
 
 
 def _replaced(network):
-    network.lm_head.weight = nn.Parameter(network.lm_head.weight.detach().clone(), requires_grad=False)
+    network.lm_head.weight = nn.Parameter(
+        network.lm_head.weight.detach().clone(), requires_grad=False
+    )
 
 
 def _in_place(network):
@@ -31,15 +33,27 @@ def _attribute(where, name, value):
 CHANGES = {
     "weights in place": (_in_place, "weights"),
     "a parameter replaced": (_replaced, "module"),
-    "data written": (lambda network: network.model.layers[1].mlp.up_proj.weight.data.mul_(2), "weights"),
-    "data replaced": (lambda network: setattr(network.lm_head.weight, "data", torch.zeros(60, 16)), "weights"),
+    "data written": (
+        lambda network: network.model.layers[1].mlp.up_proj.weight.data.mul_(2),
+        "weights",
+    ),
+    "data replaced": (
+        lambda network: setattr(network.lm_head.weight, "data", torch.zeros(60, 16)),
+        "weights",
+    ),
     "a submodule replaced": (_attribute("model.layers.1", "mlp", nn.Identity().eval()), "module"),
     "scaling": (_attribute("model.layers.1.self_attn", "scaling", 0.3), "module"),
     "eps": (_attribute("model.norm", "variance_epsilon", 0.1), "module"),
     "a method of its own": (_attribute("model.layers.1.mlp", "forward", lambda x: x), "module"),
     "the mode of one module": (lambda network: network.model.layers[1].mlp.train(), "module"),
-    "an entry of the config": (lambda network: setattr(network.config, "sliding_window", 3), "config"),
-    "inside of an entry": (lambda network: network.config.rope_parameters.update(rope_theta=5.0), "config"),
+    "an entry of the config": (
+        lambda network: setattr(network.config, "sliding_window", 3),
+        "config",
+    ),
+    "inside of an entry": (
+        lambda network: network.config.rope_parameters.update(rope_theta=5.0),
+        "config",
+    ),
     "the attention": (lambda network: network.set_attn_implementation("eager"), "config"),
 }
 
@@ -58,7 +72,9 @@ def test_a_run_is_no_change(family):
     network = frozen(family)
     watched = Watched(network)
     store = ActivationStore(network)
-    edited = iit.IntervenedModel(network, {iit.Site("block_output", layer=0, position=2): iit.VanillaIntervention()})
+    edited = iit.IntervenedModel(
+        network, {iit.Site("block_output", layer=0, position=2): iit.VanillaIntervention()}
+    )
     edited.store = store
     for _ in range(2):
         edited.answer_logits(prompts((9, 6), 1), prompts((9, 6), 2))

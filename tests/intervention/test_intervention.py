@@ -15,7 +15,9 @@ W = 8
 def autoencoder(**kwargs):
     generator = torch.Generator().manual_seed(shifted(0))
     shapes = {"encoder": (W, 12), "decoder": (12, W), "encoder_bias": (12,), "decoder_bias": (W,)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} | kwargs
+    return {
+        name: torch.randn(shape, generator=generator) for name, shape in shapes.items()
+    } | kwargs
 
 
 MAKERS = {
@@ -34,10 +36,16 @@ MAKERS = {
     "low_rank": lambda: iit.LowRankRotatedSpaceIntervention(W, 3),
     "boundless": lambda: iit.BoundlessRotatedSpaceIntervention(W, temperature=2.0),
     "sigmoid_mask": lambda: iit.SigmoidMaskIntervention(W),
-    "pca": lambda: iit.PCARotatedSpaceIntervention(W, 2, torch.randn(50, W, generator=torch.Generator().manual_seed(shifted(1)))),
+    "pca": lambda: iit.PCARotatedSpaceIntervention(
+        W, 2, torch.randn(50, W, generator=torch.Generator().manual_seed(shifted(1)))
+    ),
     "autoencoder": lambda: iit.AutoencoderIntervention(W, 12, features=[0, 3, 5], **autoencoder()),
-    "top_k": lambda: iit.AutoencoderIntervention(W, 12, activation="top_k", k=4, centred=True, **autoencoder()),
-    "jump_relu": lambda: iit.JumpReLUAutoencoderIntervention(W, 12, **autoencoder(threshold=torch.full((12,), 0.3))),
+    "top_k": lambda: iit.AutoencoderIntervention(
+        W, 12, activation="top_k", k=4, centred=True, **autoencoder()
+    ),
+    "jump_relu": lambda: iit.JumpReLUAutoencoderIntervention(
+        W, 12, **autoencoder(threshold=torch.full((12,), 0.3))
+    ),
     "loreft": lambda: iit.LoReFTIntervention(W, 3),
     "lora": lambda: iit.LoRAIntervention(W, 3, scale=0.5),
 }
@@ -131,7 +139,10 @@ def test_results_do_not_depend_on_the_batch(made):
     whole = call(intervention, base, source)
     for row in range(4):
         torch.testing.assert_close(
-            call(intervention, base[row : row + 1], source[row : row + 1]), whole[row : row + 1], atol=3e-5, rtol=3e-5
+            call(intervention, base[row : row + 1], source[row : row + 1]),
+            whole[row : row + 1],
+            atol=3e-5,
+            rtol=3e-5,
         )
 
 
@@ -139,10 +150,16 @@ def test_results_do_not_depend_on_the_batch(made):
 def test_what_a_frame_does_not_span_is_untouched(name):
     intervention = MAKERS[name]()
     base, source = pair()
-    q = intervention.basis.vectors() if isinstance(intervention.basis, Frame) else intervention.basis.frame
+    q = (
+        intervention.basis.vectors()
+        if isinstance(intervention.basis, Frame)
+        else intervention.basis.frame
+    )
     torch.testing.assert_close(q.T @ q, torch.eye(q.shape[1]), atol=1e-5, rtol=0)
     change = call(intervention, base, source) - base
-    torch.testing.assert_close(change - change @ q @ q.T, torch.zeros_like(change), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        change - change @ q @ q.T, torch.zeros_like(change), atol=1e-5, rtol=0
+    )
 
 
 def test_low_rank_is_the_projection_of_the_difference_on_the_span():
@@ -152,25 +169,36 @@ def test_low_rank_is_the_projection_of_the_difference_on_the_span():
     a = intervention.basis.weight
     projector = a @ torch.linalg.inv(a.T @ a) @ a.T
     base, source = pair()
-    torch.testing.assert_close(intervention(base, source), base + (source - base) @ projector, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        intervention(base, source), base + (source - base) @ projector, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_frame_gradients_are_exact():
     torch.manual_seed(shifted(0))
     frame = Frame(6, 3).double()
-    base, source = torch.randn(2, 1, 6, dtype=torch.float64), torch.randn(2, 1, 6, dtype=torch.float64)
-    intervention = Intervention("x", frame, iit.VanillaIntervention().gate, iit.VanillaIntervention().operation)
+    base, source = (
+        torch.randn(2, 1, 6, dtype=torch.float64),
+        torch.randn(2, 1, 6, dtype=torch.float64),
+    )
+    intervention = Intervention(
+        "x", frame, iit.VanillaIntervention().gate, iit.VanillaIntervention().operation
+    )
 
     def run(weight):
         return torch.func.functional_call(intervention, {"basis.weight": weight}, (base, source))
 
-    assert torch.autograd.gradcheck(run, (torch.randn(6, 3, dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(
+        run, (torch.randn(6, 3, dtype=torch.float64, requires_grad=True),)
+    )
 
 
 def conditioned(width, rank, condition):
     """A frame whose parameter has singular values from 1 down to 1 / condition."""
     frame = Frame(width, rank)
-    left, right = (torch.linalg.qr(torch.randn(n, rank, dtype=torch.float64))[0] for n in (width, rank))
+    left, right = (
+        torch.linalg.qr(torch.randn(n, rank, dtype=torch.float64))[0] for n in (width, rank)
+    )
     values = torch.logspace(0, -math.log10(condition), rank, dtype=torch.float64)
     with torch.no_grad():
         frame.weight.copy_(left * values @ right.T)
@@ -182,7 +210,10 @@ def double(request, monkeypatch):
     """Whether the device has double precision; one without raises, as MPS does."""
 
     def refuse(tensor):
-        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+        raise TypeError(
+            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
+            "float64."
+        )
 
     if not request.param:
         monkeypatch.setattr(torch.Tensor, "double", refuse)
@@ -191,13 +222,17 @@ def double(request, monkeypatch):
 
 @pytest.mark.parametrize(("width", "rank"), [(24, 8), (300, 64), (64, 64), (5, 1)])
 @pytest.mark.parametrize("condition", [1.0, 10.0, 1e3, 9e4])
-def test_a_frame_is_orthonormal_however_near_its_vectors_are_to_dependent(width, rank, condition, double):
+def test_a_frame_is_orthonormal_however_near_its_vectors_are_to_dependent(
+    width, rank, condition, double
+):
     frame = conditioned(width, rank, condition if rank > 1 else 1.0)
     vectors = frame.vectors()
     assert vectors.dtype == torch.float32
     exactly = vectors.detach().to(torch.float64)
     # Single precision alone gives 6e-7 at the most, double precision 4e-8.
-    torch.testing.assert_close(exactly.T @ exactly, torch.eye(rank, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        exactly.T @ exactly, torch.eye(rank, dtype=torch.float64), atol=1e-6, rtol=0
+    )
     vectors.square().cumsum(0).sum().backward()
     assert torch.isfinite(frame.weight.grad).all()
 
@@ -236,7 +271,9 @@ def test_autocast_leaves_the_frame_in_fp32():
 def test_vanilla_is_the_source_bit_by_bit_and_a_full_rotation_to_rounding():
     base, source = pair()
     assert torch.equal(iit.VanillaIntervention()(base, source), source)
-    torch.testing.assert_close(iit.RotatedSpaceIntervention(W)(base, source), source, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        iit.RotatedSpaceIntervention(W)(base, source), source, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_plain_ones_by_hand():
@@ -244,7 +281,9 @@ def test_the_plain_ones_by_hand():
     v = torch.arange(W) / 3
     assert torch.equal(iit.ZeroIntervention()(base), torch.zeros_like(base))
     assert torch.equal(iit.MeanIntervention(v)(base), v.expand_as(base))
-    torch.testing.assert_close(iit.MeanIntervention()(base, source), source.mean(1, keepdim=True).expand_as(base))
+    torch.testing.assert_close(
+        iit.MeanIntervention()(base, source), source.mean(1, keepdim=True).expand_as(base)
+    )
     torch.testing.assert_close(iit.AdditionIntervention(v, scale=2.0)(base), base + 2 * v)
     torch.testing.assert_close(iit.AdditionIntervention()(base, source), base + source)
     torch.testing.assert_close(iit.SubtractionIntervention(v)(base), base - v)
@@ -270,9 +309,17 @@ def test_boundless_by_hand_soft_in_training_and_hard_in_evaluation():
     base, source = pair()
     q = intervention.basis.vectors()
     steps = torch.arange(W) + 0.5
-    for training, gate in ((True, torch.sigmoid((0.5 * W - steps) / 2.0)), (False, (steps < 4).float())):
+    for training, gate in (
+        (True, torch.sigmoid((0.5 * W - steps) / 2.0)),
+        (False, (steps < 4).float()),
+    ):
         intervention.train(training)
-        torch.testing.assert_close(intervention(base, source), base + ((source - base) @ q * gate) @ q.T, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            intervention(base, source),
+            base + ((source - base) @ q * gate) @ q.T,
+            atol=1e-5,
+            rtol=1e-5,
+        )
     assert intervention.learned_rank() == 4
     torch.testing.assert_close(intervention.gate.penalty(), torch.sigmoid((4 - steps) / 2).mean())
 
@@ -282,8 +329,13 @@ def test_sigmoid_mask_by_hand():
     with torch.no_grad():
         intervention.gate.mask.copy_(torch.linspace(-1, 1, W))
     base, source = pair()
-    torch.testing.assert_close(intervention(base, source), base + torch.sigmoid(torch.linspace(-1, 1, W) / 0.5) * (source - base))
-    torch.testing.assert_close(intervention.eval()(base, source), torch.where(torch.arange(W) >= 4, source, base))
+    torch.testing.assert_close(
+        intervention(base, source),
+        base + torch.sigmoid(torch.linspace(-1, 1, W) / 0.5) * (source - base),
+    )
+    torch.testing.assert_close(
+        intervention.eval()(base, source), torch.where(torch.arange(W) >= 4, source, base)
+    )
     assert intervention.learned_rank() == 4
 
 
@@ -302,7 +354,12 @@ def test_loreft_and_lora_by_hand():
     base, _ = pair()
     loreft = iit.LoReFTIntervention(W, 3)
     q, linear = loreft.basis.vectors(), loreft.operation.linear
-    torch.testing.assert_close(loreft(base), base + (base @ linear.weight.T + linear.bias - base @ q) @ q.T, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        loreft(base),
+        base + (base @ linear.weight.T + linear.bias - base @ q) @ q.T,
+        atol=1e-6,
+        rtol=1e-5,
+    )
     lora = iit.LoRAIntervention(W, 3, scale=0.5)
     assert torch.equal(lora(base), base)
     torch.nn.init.ones_(lora.operation.up.weight)
@@ -315,7 +372,9 @@ def test_autoencoders_by_hand_keep_their_error():
     base, source = pair()
 
     def features(h, kind):
-        x = (h - weights["decoder_bias"] if kind == "top_k" else h) @ weights["encoder"] + weights["encoder_bias"]
+        x = (h - weights["decoder_bias"] if kind == "top_k" else h) @ weights["encoder"] + weights[
+            "encoder_bias"
+        ]
         if kind == "jump_relu":
             return x * (x > 0.3)
         x = x.relu()
@@ -329,7 +388,9 @@ def test_autoencoders_by_hand_keep_their_error():
         change = torch.zeros(4, 2, 12)
         difference = features(source, kind) - features(base, kind)
         change[..., list(chosen)] = difference[..., list(chosen)]
-        torch.testing.assert_close(MAKERS[name]()(base, source), base + change @ weights["decoder"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            MAKERS[name]()(base, source), base + change @ weights["decoder"], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_an_autoencoder_without_weights_is_refused():
@@ -365,7 +426,9 @@ def test_blocks_are_independent():
     torch.testing.assert_close((out @ q)[..., 2:], (other @ q)[..., 2:], atol=1e-5, rtol=1e-5)
     some = {"u": torch.tensor([True, False, True, False]), "v": torch.tensor([False] * 4)}
     out = intervention(base, {"u": source}, some)
-    torch.testing.assert_close((out @ q)[::2, :, :2], (source @ q)[::2, :, :2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        (out @ q)[::2, :, :2], (source @ q)[::2, :, :2], atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close((out @ q)[::2, :, 2:], (base @ q)[::2, :, 2:], atol=1e-5, rtol=1e-5)
     assert torch.equal(out[1::2], base[1::2])
 
@@ -378,16 +441,28 @@ BASE, SOURCE = torch.zeros(2, 1, W), torch.ones(2, 1, W)
     [
         (lambda: iit.LowRankRotatedSpaceIntervention(W, 0), "rank=0 .*between 1 and 8"),
         (lambda: iit.LowRankRotatedSpaceIntervention(W, 9), "rank=9 .*between 1 and 8"),
-        (lambda: iit.RotatedSpaceIntervention(W, blocks={"u": 5, "v": 4}), "need 9 dimensions; the space has 8"),
-        (lambda: iit.RotatedSpaceIntervention(W, blocks={"u": 5, "v": 0}), "at least one coordinate"),
+        (
+            lambda: iit.RotatedSpaceIntervention(W, blocks={"u": 5, "v": 4}),
+            "need 9 dimensions; the space has 8",
+        ),
+        (
+            lambda: iit.RotatedSpaceIntervention(W, blocks={"u": 5, "v": 0}),
+            "at least one coordinate",
+        ),
         (lambda: iit.VanillaIntervention(W, units=[8]), "different indices from 0 to 7"),
         (lambda: iit.VanillaIntervention(units=[1]), "needs the width"),
         (lambda: iit.AdditionIntervention(torch.zeros(W), width=9), "width 8, the site 9"),
         (lambda: iit.NoiseIntervention(-1.0), "scale=-1.0"),
         (lambda: iit.SigmoidMaskIntervention(W, temperature=0.0), "temperature=0"),
         (lambda: iit.AutoencoderIntervention(W, 12, activation="gelu"), "'gelu' is none of"),
-        (lambda: iit.AutoencoderIntervention(W, 12, activation="top_k"), "needs k between 1 and 12"),
-        (lambda: iit.AutoencoderIntervention(W, 12, encoder=torch.zeros(W, 11)), r"'encoder' of shape \(8, 11\)"),
+        (
+            lambda: iit.AutoencoderIntervention(W, 12, activation="top_k"),
+            "needs k between 1 and 12",
+        ),
+        (
+            lambda: iit.AutoencoderIntervention(W, 12, encoder=torch.zeros(W, 11)),
+            r"'encoder' of shape \(8, 11\)",
+        ),
         (
             lambda: iit.AutoencoderIntervention(W, 12, encoder=torch.full((W, 12), torch.nan)),
             "'encoder' has values that are not finite",
@@ -398,11 +473,16 @@ BASE, SOURCE = torch.zeros(2, 1, W), torch.ones(2, 1, W)
         (lambda: iit.LowRankRotatedSpaceIntervention(6, 2)(BASE, SOURCE), "made for width 6"),
         (lambda: MAKERS["blocks"]()(BASE, SOURCE), "has blocks"),
         (lambda: MAKERS["blocks"]()(BASE, {"u": SOURCE}), r"missing: \['v'\]"),
-        (lambda: MAKERS["blocks"]()(BASE, {"u": SOURCE, "w": SOURCE}), r"no block \['w'\]; its blocks are \['u', 'v'\]"),
+        (
+            lambda: MAKERS["blocks"]()(BASE, {"u": SOURCE, "w": SOURCE}),
+            r"no block \['w'\]; its blocks are \['u', 'v'\]",
+        ),
         (lambda: iit.VanillaIntervention()(BASE, {"u": SOURCE}), "has no blocks"),
         (lambda: iit.LambdaIntervention(lambda h: h).config(), "cannot be saved"),
         (
-            lambda: Intervention.from_config(iit.ZeroIntervention().config() | {"gate": {"type": "exec"}}),
+            lambda: Intervention.from_config(
+                iit.ZeroIntervention().config() | {"gate": {"type": "exec"}}
+            ),
             "no part 'exec'; there is Add, All",
         ),
     ],
@@ -458,7 +538,9 @@ def test_nothing_is_broadcast_into_the_network():
         iit.LambdaIntervention(lambda h: h.mean(1, keepdim=True))(torch.randn(2, 3, W))
 
 
-@pytest.mark.parametrize("make", [iit.AdditionIntervention, iit.SubtractionIntervention, iit.MeanIntervention])
+@pytest.mark.parametrize(
+    "make", [iit.AdditionIntervention, iit.SubtractionIntervention, iit.MeanIntervention]
+)
 def test_vectors_that_are_not_finite_are_refused(make):
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="not finite"):

@@ -21,14 +21,18 @@ def test_a_reversible_map_begins_as_the_low_rank_frame_and_goes_beyond_it(activa
     torch.manual_seed(shifted(0))
     edit = iit.RevNetIntervention(W, 2, depth=2, hidden=8)
     frame = edit.basis.frame.vectors()
-    torch.testing.assert_close(edit(base, source), base + (source - base) @ frame @ frame.T, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        edit(base, source), base + (source - base) @ frame @ frame.T, atol=1e-5, rtol=1e-4
+    )
     for p in edit.parameters():
         torch.nn.init.normal_(p, std=0.5)
     assert torch.equal(edit(base, base), base), "a source that equals the base changes nothing"
     mapped, back = edit.basis._map, edit.basis._back
     torch.testing.assert_close(back(mapped(base)), base, atol=4e-5, rtol=4e-4)
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(mapped(base) + mapped(source), mapped(base + source), atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(
+            mapped(base) + mapped(source), mapped(base + source), atol=1e-2, rtol=1e-2
+        )
     frame = edit.basis.frame.vectors()
     new = back(mapped(base) + (mapped(source) - mapped(base)) @ frame @ frame.T)
     torch.testing.assert_close(edit(base, source), new, atol=1e-4, rtol=1e-3)
@@ -65,7 +69,9 @@ def test_a_mask_chooses_among_coordinates(activations, basis):
     frame = edit.basis.vectors() if basis == "rotated" else edit.basis.frame
     soft = torch.sigmoid(torch.tensor([1.0, -1.0, 0.5, -0.2]) / 0.5)
     edit.train()
-    torch.testing.assert_close(edit(base, source), base + (soft * ((source - base) @ frame)) @ frame.T)
+    torch.testing.assert_close(
+        edit(base, source), base + (soft * ((source - base) @ frame)) @ frame.T
+    )
     edit.eval()
     kept = frame[:, [0, 2]]
     torch.testing.assert_close(edit(base, source), base + (source - base) @ kept @ kept.T)
@@ -98,7 +104,9 @@ def test_a_complement_takes_all_else_from_the_source(activations):
     assert torch.equal(units.complement()(base, source), expected)
     blocks = iit.RotatedSpaceIntervention(W, blocks={"a": 1, "b": 2})
     frame = blocks.basis.vectors()
-    torch.testing.assert_close(blocks.complement()(base, source), source + (base - source) @ frame @ frame.T)
+    torch.testing.assert_close(
+        blocks.complement()(base, source), source + (base - source) @ frame @ frame.T
+    )
     again = Intervention.from_config(rest.config())
     again.load_state_dict(rest.state_dict())
     assert torch.equal(again(base, source), rest(base, source))
@@ -110,7 +118,8 @@ def test_a_complement_takes_all_else_from_the_source(activations):
 
 def test_units_may_be_a_range():
     assert (
-        iit.VanillaIntervention(W, units="1:4").config()["gate"] == iit.VanillaIntervention(W, units=[1, 2, 3]).config()["gate"]
+        iit.VanillaIntervention(W, units="1:4").config()["gate"]
+        == iit.VanillaIntervention(W, units=[1, 2, 3]).config()["gate"]
     )
     for wrong in ("3", "a:b", "-1:2"):
         with pytest.raises(ValueError, match="first:stop"):
@@ -126,7 +135,9 @@ def test_a_frame_begins_at_given_directions_in_their_order():
     q = frame.vectors()
     torch.testing.assert_close(q.T @ q, torch.eye(5), atol=1e-5, rtol=0)
     for k in (1, 2, 3):
-        torch.testing.assert_close(q[:, :k] @ (q[:, :k].T @ directions[:, :k]), directions[:, :k], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            q[:, :k] @ (q[:, :k].T @ directions[:, :k]), directions[:, :k], atol=1e-4, rtol=1e-3
+        )
     for wrong, said in (
         (torch.randn(W + 1, 2), "cannot begin"),
         (torch.randn(W, 6), "cannot begin"),
@@ -139,7 +150,9 @@ def test_a_frame_begins_at_given_directions_in_their_order():
     torch.testing.assert_close(leading(data, 2).abs().argmax(0), torch.tensor([W - 1, W - 2]))
     few = leading(data[:4], W)
     torch.testing.assert_close(few.T @ few, torch.eye(W), atol=1e-5, rtol=0)
-    torch.testing.assert_close(few[:, :3] @ few[:, :3].T, leading(data[:4], 3) @ leading(data[:4], 3).T, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        few[:, :3] @ few[:, :3].T, leading(data[:4], 3) @ leading(data[:4], 3).T, atol=1e-4, rtol=0
+    )
     with pytest.raises(ValueError, match="more than 5 activations; got 4"):
         leading(data[:4], 5)
 
@@ -165,4 +178,6 @@ def test_temperature_and_penalty():
         edit.gate.boundary.data.fill_(beyond)
         (sign * edit.penalty()).backward()
         assert edit.learned_rank() == rank
-        assert sign * edit.gate.boundary.grad > 0, "a boundary that has left the coordinates can come back"
+        assert sign * edit.gate.boundary.grad > 0, (
+            "a boundary that has left the coordinates can come back"
+        )

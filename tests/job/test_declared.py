@@ -26,11 +26,20 @@ def part(units):
     ("overrides", "said"),
     [
         (["trainer.max_epochs=0"], r"trainer\.max_epochs=0: training needs an epoch"),
-        (["module=iit"], r"job=align trains interventions on a frozen network.*choose module=das, or job=train_network"),
+        (
+            ["module=iit"],
+            (
+                r"job=align trains interventions on a frozen network.*choose module=das, or "
+                r"job=train_network"
+            ),
+        ),
         (["start=kmeans"], "start='kmeans' is none of"),
         (
             ["monitor=val/task_accuracy"],
-            "monitor='val/task_accuracy'.*choose one of val/loss, val/iia, val/iia_changing, val/disentangle",
+            (
+                "monitor='val/task_accuracy'.*choose one of val/loss, val/iia, val/iia_changing, "
+                "val/disentangle"
+            ),
         ),
         (["module.temperature.steps=0"], "at least one step.*steps=0"),
         (["module.temperature.stop=0"], "stays above 0"),
@@ -75,42 +84,87 @@ def test_bad_declarations_are_refused_before_weights_load(configured, monkeypatc
     ],
 )
 def test_bad_trainings_of_a_network_are_refused(configured, monkeypatch, overrides, said):
-    monkeypatch.setattr("lightning.Trainer.fit", lambda *args, **kwargs: pytest.fail("training has begun"))
+    monkeypatch.setattr(
+        "lightning.Trainer.fit", lambda *args, **kwargs: pytest.fail("training has begun")
+    )
     with pytest.raises((ValueError, HydraException), match=f"(?s){said}"):
         run(configured("+experiment=iit_equality", *SMALL, *overrides))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_network_is_trained_with_the_start_and_scored_with_the_trust_of_the_config(configured, monkeypatch, tmp_path):
+def test_a_network_is_trained_with_the_start_and_scored_with_the_trust_of_the_config(
+    configured, monkeypatch, tmp_path
+):
     seen = {}
     module = sys.modules["iit.job.train_network"]
     real = module.fit
-    monkeypatch.setattr(module, "fit", lambda *args, **kwargs: seen.update(kwargs) or real(*args, **kwargs))
-    overrides = ["+experiment=iit_equality", *SMALL, "alignment=one", "site=module", "site.module=layers.2.0", "site.side=input"]
-    overrides += ["variable=left_equal", "module.trained=null", "rank=2", "start=pca", "trust.random_subspaces=3"]
+    monkeypatch.setattr(
+        module, "fit", lambda *args, **kwargs: seen.update(kwargs) or real(*args, **kwargs)
+    )
+    overrides = [
+        "+experiment=iit_equality",
+        *SMALL,
+        "alignment=one",
+        "site=module",
+        "site.module=layers.2.0",
+        "site.side=input",
+    ]
+    overrides += [
+        "variable=left_equal",
+        "module.trained=null",
+        "rank=2",
+        "start=pca",
+        "trust.random_subspaces=3",
+    ]
     overrides += ["data.n_test=64"]  # so many that the accuracy is judged
     run(configured(*overrides, "+trust.thresholds.accuracy=[0.0,0.0]"))
     assert seen["start"] == "pca"
     metrics = read_metrics(tmp_path / "run")
-    draws = {row.control for row in metrics.rows if row.split == "test" and (row.control or "").startswith("random_subspace/")}
+    draws = {
+        row.control
+        for row in metrics.rows
+        if row.split == "test" and (row.control or "").startswith("random_subspace/")
+    }
     assert draws == {"random_subspace/0", "random_subspace/1", "random_subspace/2"}
     (judged,) = metrics.facts["verdict"]
-    assert [found["outcome"] for found in judged["findings"] if found["criterion"] == "accuracy"] == ["pass"]
+    assert [
+        found["outcome"] for found in judged["findings"] if found["criterion"] == "accuracy"
+    ] == ["pass"]
     monkeypatch.setattr(module, "OVERRIDES", SMALL)
     first = trained_network("train_equality").revision
     monkeypatch.setattr(module, "OVERRIDES", (*SMALL, "start=pca"))
-    assert trained_network("train_equality").revision != first, "weights depend on where training starts"
+    assert trained_network("train_equality").revision != first, (
+        "weights depend on where training starts"
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_atlas_of_a_head_stands_beside_that_head_alone(configured_on_either, tmp_path, studied):
-    overrides = ["+experiment=das_ioi_atlas", *SMALL, "site.component=attention_value_output", "site.head=2", "rank=2"]
-    run(configured_on_either(*overrides, "job.layers=[14]", "job.positions=[last]", "job.screen=null"))
+    overrides = [
+        "+experiment=das_ioi_atlas",
+        *SMALL,
+        "site.component=attention_value_output",
+        "site.head=2",
+        "rank=2",
+    ]
+    run(
+        configured_on_either(
+            *overrides, "job.layers=[14]", "job.positions=[last]", "job.screen=null"
+        )
+    )
     rows = read_metrics(tmp_path / "run").rows
     assert {row.head for row in rows if row.control == "vanilla"} == {2}
     alignment = iit.Alignment.from_pretrained(tmp_path / "run" / "alignment", studied)
     (edit,) = alignment.edits.values()
     assert edit.sites[0].head == 2
-    (theirs,) = [r for r in rows if (r.split, r.control, r.metric, r.subset) == ("test", "vanilla", "iia", "all")]
-    (swept,) = [r for r in rows if (r.split, r.control, r.metric, r.subset) == ("validation", "vanilla", "iia", "all")]
+    (theirs,) = [
+        r
+        for r in rows
+        if (r.split, r.control, r.metric, r.subset) == ("test", "vanilla", "iia", "all")
+    ]
+    (swept,) = [
+        r
+        for r in rows
+        if (r.split, r.control, r.metric, r.subset) == ("validation", "vanilla", "iia", "all")
+    ]
     assert (theirs.head, swept.head) == (2, 2)

@@ -1,4 +1,6 @@
-"""Ground truth: methods join by a file; what is near the truth is told apart from what only works."""
+"""Ground truth: methods join by a file; what is near the truth is told apart from what only
+works.
+"""
 
 from pathlib import Path
 
@@ -9,16 +11,23 @@ from iit.report.ground_truth import ground_truth_tables
 from iit.result import read_metrics
 from iit.run import run
 
-CASES = [f"~job.cases.{name}" for name in ("clean_rank_1", "clean_rank_4", "leaky", "wrong", "illusion", "planted_by_iit")]
+CASES = [
+    f"~job.cases.{name}"
+    for name in ("clean_rank_1", "clean_rank_4", "leaky", "wrong", "illusion", "planted_by_iit")
+]
 SMALL = ["trainer.max_epochs=3", "logger=csv", "job.seeds=2", *CASES]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "cases", [["clean_rank_2"], pytest.param(["clean_rank_2", "redundant"], marks=pytest.mark.long)], ids=len
+    "cases",
+    [["clean_rank_2"], pytest.param(["clean_rank_2", "redundant"], marks=pytest.mark.long)],
+    ids=len,
 )
 def test_methods_beside_the_truth(cases, configured, tmp_path, capsys):
-    overrides = [f"~job.cases.{name}" for name in ("clean_rank_2", "redundant") if name not in cases]
+    overrides = [
+        f"~job.cases.{name}" for name in ("clean_rank_2", "redundant") if name not in cases
+    ]
     overrides += ["job.methods=[das,random]", "trust.thresholds.task=[1.1,1.05]"]
     overrides += ["trust.resamples=100", "+trust.interventions=100", "trust.random_subspaces=1"]
     run(configured("+experiment=ground_truth", *SMALL, *overrides))
@@ -30,21 +39,33 @@ def test_methods_beside_the_truth(cases, configured, tmp_path, capsys):
     }
     assert set(pooled) == {(case, method) for case in cases for method in ("das", "random")}
     truth = [row for row in metrics.rows if row.control == "truth"]
-    angles = {(row.network, row.method): row.value for row in truth if row.metric == "principal_angle"}
+    angles = {
+        (row.network, row.method): row.value for row in truth if row.metric == "principal_angle"
+    }
     assert set(angles) == set(pooled)
     figures = {"principal_angle", "found_in_truth", "projection_distance"}
-    assert {row.metric for row in truth} == {name + space for name in figures for space in ("", "/natural", "/read")}
+    assert {row.metric for row in truth} == {
+        name + space for name in figures for space in ("", "/natural", "/read")
+    }
     assert all(row.n == 2 for row in truth)
     for case in cases:
         assert pooled[case, "das"] > 0.9 > 0.5 > pooled[case, "random"]
         assert angles[case, "das"] < 60 < angles[case, "random"]
         judged = metrics.facts["verdicts"][f"{case}/random"]
         outcomes = {finding["criterion"]: finding["outcome"] for finding in judged["findings"]}
-        assert outcomes["task"] == outcomes["accuracy"] == outcomes["abstraction"] == judged["outcome"] == "fail"
+        assert (
+            outcomes["task"]
+            == outcomes["accuracy"]
+            == outcomes["abstraction"]
+            == judged["outcome"]
+            == "fail"
+        )
         assert "shuffled_label" in judged["not_run"], "nothing is trained"
     told = capsys.readouterr().out
     assert "Methods where the truth is known" in told
-    line = next(line for line in ground_truth_tables(metrics)[0].lines if line[:2] == (cases[0], "das"))
+    line = next(
+        line for line in ground_truth_tables(metrics)[0].lines if line[:2] == (cases[0], "das")
+    )
     assert line[3].startswith(f"{round(angles[cases[0], 'das'], 2):g} (")
     assert all("; natural " in cell and "; read " in cell for cell in line[3:6])
     assert (tmp_path / "run" / "ground_truth.png").is_file()

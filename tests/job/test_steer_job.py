@@ -1,4 +1,6 @@
-"""Steering from the command line: strengths are chosen on validation prompts, measured on others, and every text is kept."""
+"""Steering from the command line: strengths are chosen on validation prompts, measured on others,
+and every text is kept.
+"""
 
 import json
 
@@ -15,9 +17,15 @@ from tests.conftest import SMALL
 FEW = [
     *SMALL,
     "trainer.max_epochs=1",
-    "job.towards=[The ship sailed the sea, Waves hit the beach, The boat was old, Seals swam there]",
+    (
+        "job.towards=[The ship sailed the sea, Waves hit the beach, The boat was old, Seals swam "
+        "there]"
+    ),
     "job.away=[The man opened the door, Cars pass the house, The desk was old, Cats slept there]",
-    "job.prompts={validation: [The best part of the holiday was, We talked about], test: [From the window you could see, The song is about]}",
+    (
+        "job.prompts={validation: [The best part of the holiday was, We talked about], test: [From "
+        "the window you could see, The song is about]}"
+    ),
     "job.strengths={difference_of_means: [1, 2], das: [1], loreft: [1], random: [1]}",
     "job.n_random=2",
     "job.max_new_tokens=6",
@@ -30,10 +38,15 @@ def test_strengths_are_chosen_on_validation(configured_on_either, tmp_path, caps
     folder, metrics = tmp_path / "run", read_metrics(tmp_path / "run")
     chosen = json.loads((folder / "choice.json").read_text())["strengths"]
     assert set(chosen) == {"difference_of_means", "das", "loreft", "random"}
-    assert {r.method for r in metrics.rows if r.split == "test"} == {None} | {f"{m}, strength {s:g}" for m, s in chosen.items()}
+    assert {r.method for r in metrics.rows if r.split == "test"} == {None} | {
+        f"{m}, strength {s:g}" for m, s in chosen.items()
+    }
     assert sum(r.split == "validation" and r.metric == "about" for r in metrics.rows) == 1 + 5
     told = json.loads((folder / "generations.json").read_text())
-    assert {line["prompt"] for line in told["test"]} == {"From the window you could see", "The song is about"}
+    assert {line["prompt"] for line in told["test"]} == {
+        "From the window you could see",
+        "The song is about",
+    }
     assert len(told["validation"]) == 2 * 6
     assert {path.suffix for path in folder.glob("steering.*")} == {".png", ".svg", ".csv"}
     for name, position in (("das", "last"), ("loreft", None)):
@@ -53,14 +66,22 @@ def test_strengths_are_chosen_on_validation(configured_on_either, tmp_path, caps
 
 @pytest.mark.filterwarnings("ignore")
 def test_where_no_strength_is_fluent_validation_is_kept(configured_on_either, tmp_path):
-    run(configured_on_either("+experiment=steering", *FEW, "job.max_ratio=0.001", "job.strengths={random: [4]}"))
+    run(
+        configured_on_either(
+            "+experiment=steering", *FEW, "job.max_ratio=0.001", "job.strengths={random: [4]}"
+        )
+    )
     assert {r.split for r in read_metrics(tmp_path / "run").rows} == {"validation"}
     print_results(tmp_path / "run")
 
 
 def test_what_is_refused(configured):
     with pytest.raises(ValueError, match="both for validation and for test: 'A'"):
-        run(configured("+experiment=steering", *SMALL, "job.prompts={validation: [A, B], test: [A]}"))
+        run(
+            configured(
+                "+experiment=steering", *SMALL, "job.prompts={validation: [A, B], test: [A]}"
+            )
+        )
     with pytest.raises(ValueError, match="gives no language model"):
         run(configured("+experiment=steering", *SMALL, "network=equality_by_hand"))
 
@@ -73,4 +94,6 @@ def test_pairs_that_are_written_down():
     pairs = Pairs.of(rows, "topic")
     assert pairs.variables == ("topic",)
     assert pairs.split("test").to_list() == [{**rows[1], "changing": True}]
-    assert Pairs.of([{k: v for k, v in row.items() if k != "source"} for row in rows]).variables == ()
+    assert (
+        Pairs.of([{k: v for k, v in row.items() if k != "source"} for row in rows]).variables == ()
+    )

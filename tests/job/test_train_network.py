@@ -27,7 +27,9 @@ def test_a_network_is_trained_once(capsys, monkeypatch):
     assert "Keeping the network of train_equality in" in capsys.readouterr().err
     torch.manual_seed(shifted(5))
     second = trained_network("train_equality")
-    assert torch.equal(torch.rand(1), drawn), "what comes after does not depend on whether the cache was there"
+    assert torch.equal(torch.rand(1), drawn), (
+        "what comes after does not depend on whether the cache was there"
+    )
     assert capsys.readouterr().err == ""
     assert fingerprint(first.model) == fingerprint(second.model)
     assert (first.name, first.revision) == ("train_equality", second.revision)

@@ -11,7 +11,11 @@ from iit.network import equality_by_hand
 
 def test_its_units_hold_the_variables_and_its_answers_are_right():
     network = equality_by_hand()
-    pairs = Pairs.sample(equality(), None, n_train=500, n_val=20, n_test=20, variable=()).split("train").with_format("numpy")
+    pairs = (
+        Pairs.sample(equality(), None, n_train=500, n_val=20, n_test=20, variable=())
+        .split("train")
+        .with_format("numpy")
+    )
     x = torch.from_numpy(np.stack(pairs["base"])).float()
     a, b, c, d = x.split(4, 1)
     left, right = ((one == other).all(1) for one, other in ((a, b), (c, d)))

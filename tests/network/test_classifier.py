@@ -54,7 +54,9 @@ def test_hidden_layers_are_sites(network):
     base, source = (network.encode(torch.randn(4, 6).numpy()) for _ in range(2))
     site = iit.Site(module="layers.1", side="output")
     edited = iit.IntervenedModel(network, {site: iit.VanillaIntervention()})
-    assert torch.equal(edited(base, source), network.model(source["x"])), "all that follows reads the last hidden layer"
+    assert torch.equal(edited(base, source), network.model(source["x"])), (
+        "all that follows reads the last hidden layer"
+    )
     hidden = iit.capture(network, base, [site])[site]
     assert torch.equal(network.model.head(hidden.reshape(4, 8)), network.model(base["x"]))
     assert edited.answer_logits(base, source).shape == (4, 1, 3)
@@ -84,7 +86,10 @@ def test_only_our_architectures_are_saved(tmp_path):
     [
         ({"format": "iit.network/9"}, "iit.network/9"),
         ({"architecture": "os.system"}, "architecture 'os.system'; known: .'MLP', 'ConvNet'"),
-        ({"arguments": {"n_inputs": 7, "n_classes": 3, "width": 8, "depth": 2}}, "does not hold this network's weights"),
+        (
+            {"arguments": {"n_inputs": 7, "n_classes": 3, "width": 8, "depth": 2}},
+            "does not hold this network's weights",
+        ),
     ],
 )
 def test_other_folders_are_refused(network, tmp_path, change, said):

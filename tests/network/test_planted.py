@@ -1,4 +1,6 @@
-"""Networks written by hand: exact behaviour, and the subspaces that they say are true, on every base × source."""
+"""Networks written by hand: exact behaviour, and the subspaces that they say are true, on every
+base × source.
+"""
 
 from itertools import product
 
@@ -29,7 +31,10 @@ def everything(m):
     task, noise = modular_sum(m), torch.Generator().manual_seed(shifted(0))
     values = torch.tensor(list(product(range(m), repeat=4)))
     index = torch.randint(20_000, (len(values),), generator=noise).tolist()
-    rows = [task.write(dict(zip("abcd", row, strict=True)) | {"noise": i}) for row, i in zip(values.tolist(), index, strict=True)]
+    rows = [
+        task.write(dict(zip("abcd", row, strict=True)) | {"noise": i})
+        for row, i in zip(values.tolist(), index, strict=True)
+    ]
     return torch.from_numpy(np.stack(rows)), values
 
 
@@ -73,7 +78,9 @@ def test_the_true_subspace_carries_the_variable(encoding, m):
     assert torch.equal(found, labels(values, values[chosen], m))
     if encoding != "leaky":
         other = answers(network, swap(network.model.truth["second"]), x, x[chosen])
-        second = ((values[:, 0] + values[:, 1])[None] + (values[chosen, 2] + values[chosen, 3])[:, None]) % m
+        second = (
+            (values[:, 0] + values[:, 1])[None] + (values[chosen, 2] + values[chosen, 3])[:, None]
+        ) % m
         assert torch.equal(other, second)
 
 
@@ -92,7 +99,9 @@ def test_a_dead_copy_makes_a_direction_at_45_degrees_work():
     between = network.model.truth["first"] + blocks(network, 3, 2)
     found = answers(network, swap(between), x, x[::7])
     assert torch.equal(found, labels(values, values[::7], 3))
-    angles = iit.evaluation.principal_angles(torch.linalg.qr(between)[0], network.model.truth["first"])
+    angles = iit.evaluation.principal_angles(
+        torch.linalg.qr(between)[0], network.model.truth["first"]
+    )
     torch.testing.assert_close(angles, torch.full((2,), 45.0), rtol=1e-3, atol=1e-2)
 
 
@@ -101,7 +110,9 @@ def test_an_illusion_works_by_directions_that_never_vary():
     x, values = everything(3)
     carries, dormant = blocks(network, 3, 0), blocks(network, 3, 2)
     own = values.sum(1) % 3
-    assert torch.equal(answers(network, swap(carries + dormant), x, x[::7]), labels(values, values[::7], 3))
+    assert torch.equal(
+        answers(network, swap(carries + dormant), x, x[::7]), labels(values, values[::7], 3)
+    )
     for nothing in (carries, dormant):
         assert torch.equal(answers(network, swap(nothing), x, x[::7]), own.expand(len(x[::7]), -1))
     whole = answers(network, iit.VanillaIntervention(), x, x[::7])
@@ -114,7 +125,9 @@ def test_what_is_wrong_answers_as_its_rival():
     network = planted(3, 32, "wrong", seed=1)
     x, values = everything(3)
     found = answers(network, swap(blocks(network, 3, 0)), x, x[::7])
-    assert torch.equal(found, labels(values, values[::7], 3, read=lambda v: v[..., 0], more=values[:, 1]))
+    assert torch.equal(
+        found, labels(values, values[::7], 3, read=lambda v: v[..., 0], more=values[:, 1])
+    )
 
 
 def test_bad_input_is_named():

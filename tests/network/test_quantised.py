@@ -1,4 +1,6 @@
-"""Packed, wrapped, offloaded and other weights that are no plain tensors: stand-ins with the layouts of libraries."""
+"""Packed, wrapped, offloaded and other weights that are no plain tensors: stand-ins with the
+layouts of libraries.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ class Packed(nn.Module):
     def __init__(self, linear):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(linear.weight.detach().reshape(-1, 1).view(torch.uint8), requires_grad=False)
+        self.weight = nn.Parameter(
+            linear.weight.detach().reshape(-1, 1).view(torch.uint8), requires_grad=False
+        )
 
     def forward(self, x):
         return x @ self.weight.view(torch.float32).view(self.out_features, self.in_features).T
@@ -52,12 +56,18 @@ class Flattened(Wrapper):
 
 
 def linears(network):
-    return [(name, m) for name, m in network.named_modules() if type(m) is nn.Linear and "lm_head" not in name]
+    return [
+        (name, m)
+        for name, m in network.named_modules()
+        if type(m) is nn.Linear and "lm_head" not in name
+    ]
 
 
 def packed(network):
     for name, linear in linears(network):
-        network.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], Packed(linear))
+        network.get_submodule(name.rpartition(".")[0]).register_module(
+            name.rpartition(".")[2], Packed(linear)
+        )
     return network.eval()
 
 
@@ -70,7 +80,12 @@ def wrapped(kind):
     return change
 
 
-KINDS = {"packed": packed, "wrapper": wrapped(Wrapper), "flattened": wrapped(Flattened), "offloaded": cpu_offload}
+KINDS = {
+    "packed": packed,
+    "wrapper": wrapped(Wrapper),
+    "flattened": wrapped(Flattened),
+    "offloaded": cpu_offload,
+}
 SITES = {
     "mlp_activation": 24,
     "key_output": 8,
@@ -79,7 +94,11 @@ SITES = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_of_any_kind_are_told_apart_and_run(kind):
-    plain, network, other = make("llama"), KINDS[kind](make("llama")), KINDS[kind](make("llama", seed=5))
+    plain, network, other = (
+        make("llama"),
+        KINDS[kind](make("llama")),
+        KINDS[kind](make("llama", seed=5)),
+    )
     for told in (fingerprint, content):
         assert told(network) == told(network) != told(other)
     assert (fingerprint(network) == fingerprint(plain)) == (kind == "offloaded")
@@ -88,7 +107,9 @@ def test_weights_of_any_kind_are_told_apart_and_run(kind):
     for component, width in SITES.items():
         site = iit.Site(component, layer=1, position="last")
         torch.manual_seed(0)
-        alignment = iit.alignment.one(network, "v", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
+        alignment = iit.alignment.one(
+            network, "v", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 2)
+        )
         assert alignment.edits["v"].intervention.width == width
         alignment.store = ActivationStore(network)
         right = iit.Alignment(plain, alignment.edits)
@@ -113,7 +134,14 @@ def test_a_change_inside_is_noticed(kind):
 
 
 def test_dtypes_that_torch_does_not_compute_with():
-    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool, torch.uint4):
+    for dtype in (
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+        torch.uint4,
+    ):
         networks = []
         for value in (0, 1):
             network = nn.Module()
@@ -125,7 +153,9 @@ def test_dtypes_that_torch_does_not_compute_with():
 
 
 def test_other_entries_of_a_state_dict():
-    sparse = nn.ParameterDict({"weight": nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)})
+    sparse = nn.ParameterDict(
+        {"weight": nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)}
+    )
     with torch.inference_mode():
         inference = nn.Linear(2, 2)
     for network in (sparse, inference, nn.Identity()):

@@ -19,7 +19,9 @@ def test_every_word_of_a_task_is_one_token(make):
     batch = network.encode(texts, answers=answers)
     assert batch["attention_mask"].sum(1).tolist() == [len(text.split()) for text in texts]
     assert batch["answer"].shape[1] == len(answers[0].split())
-    assert [network.tokenizer.convert_ids_to_tokens(row) for row in batch["input_ids"].tolist()] == [t.split() for t in texts]
+    assert [
+        network.tokenizer.convert_ids_to_tokens(row) for row in batch["input_ids"].tolist()
+    ] == [t.split() for t in texts]
 
 
 def test_its_components_are_sites_and_it_is_saved(tmp_path):
@@ -45,7 +47,10 @@ def test_its_components_are_sites_and_it_is_saved(tmp_path):
 
 @pytest.mark.parametrize(
     ("kwargs", "said"),
-    [({"vocabulary": []}, "vocabulary is empty"), ({"vocabulary": "ab", "width": 12, "n_heads": 4}, "no multiple of 8")],
+    [
+        ({"vocabulary": []}, "vocabulary is empty"),
+        ({"vocabulary": "ab", "width": 12, "n_heads": 4}, "no multiple of 8"),
+    ],
 )
 def test_errors_name_the_culprit(kwargs, said):
     with pytest.raises(ValueError, match=said):

@@ -43,13 +43,19 @@ def test_the_answer_is_the_word_that_follows(kind):
         assert prompt + named(lm, batch["answer"][row]) == whole[row]
         assert prompt[-1].strip("▁Ġ").lower() == "to", "no end of the text stands where it goes on"
     assert batch["answer"].shape == (2, 1), "no space mark of its own"
-    assert batch["positions"]["last"].flatten().tolist() == (batch["attention_mask"].sum(1) - 1).tolist()
+    assert (
+        batch["positions"]["last"].flatten().tolist()
+        == (batch["attention_mask"].sum(1) - 1).tolist()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_of_several_tokens_and_several_right_ones(kind):
     lm = network(KINDS[kind]())
-    assert [t.strip("▁Ġ").lower() for t in named(lm, lm.encode(PROMPT, answers=" New York")["answer"][0])] == ["new", "york"]
+    assert [
+        t.strip("▁Ġ").lower()
+        for t in named(lm, lm.encode(PROMPT, answers=" New York")["answer"][0])
+    ] == ["new", "york"]
     right = lm.encode([PROMPT, PROMPT], answers=[(" Mary", " John"), (" Mary",)])["answer"]
     assert right.shape == (2, 1, 2)
     assert right[0, 0, 0] == right[1, 0, 0] == lm.encode(PROMPT, answers=" Mary")["answer"]
@@ -77,7 +83,9 @@ def test_words_of_one_token_are_found(kind):
         **{name: ("milk", "left") for name in task.words if name != "name"},
     }
 
-    pools, dropped = one_token_words(task, lambda words: [len(x) for x in lm.answer_tokens(["John"] * len(words), words)])
+    pools, dropped = one_token_words(
+        task, lambda words: [len(x) for x in lm.answer_tokens(["John"] * len(words), words)]
+    )
     assert pools["name"] == ("Mary", "John")
     assert dropped["name"] == 1
 
@@ -107,7 +115,14 @@ def test_a_lacking_space_is_warned_of(kind):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer"), [("to 17", "4"), ("gave to:\n", "Mary"), ("to", " Mary"), ("left (", "Mary"), ("JohnMary", "left")]
+    ("prompt", "answer"),
+    [
+        ("to 17", "4"),
+        ("gave to:\n", "Mary"),
+        ("to", " Mary"),
+        ("left (", "Mary"),
+        ("JohnMary", "left"),
+    ],
 )
 def test_no_space_is_asked_for_where_none_belongs(prompt, answer):
     tokenizer = byte_level()
@@ -123,8 +138,13 @@ def test_a_rendered_chat_gets_no_second_beginning(kind):
     assert tokens.count("<s>") == 1
     assert "</s>" not in tokens
     batch = lm.encode("<s>" + PROMPT, positions={"s": "Mary"}, answers=" Mary")
-    assert named(lm, batch["input_ids"][0, batch["positions"]["s"][0]])[0].strip("▁Ġ").lower() == "mary"
-    assert named(lm, batch["answer"][0]) == named(lm, lm.encode(PROMPT, answers=" Mary")["answer"][0])
+    assert (
+        named(lm, batch["input_ids"][0, batch["positions"]["s"][0]])[0].strip("▁Ġ").lower()
+        == "mary"
+    )
+    assert named(lm, batch["answer"][0]) == named(
+        lm, lm.encode(PROMPT, answers=" Mary")["answer"][0]
+    )
     turns = named(lm, lm.encode("<s>to</s><s>to")["input_ids"][0])
     assert turns.count("<s>") == 2, "those inside of the text stay"
     assert turns.count("</s>") == 1
@@ -145,7 +165,9 @@ def test_equal_prompts_are_read_once_and_lists_at_once(monkeypatch):
     lm, calls = network(prepend("<s> $A")), []
     read = LanguageModel._read
     monkeypatch.setattr(
-        LanguageModel, "_read", lambda self, texts, **options: calls.append(list(texts)) or read(self, texts, **options)
+        LanguageModel,
+        "_read",
+        lambda self, texts, **options: calls.append(list(texts)) or read(self, texts, **options),
     )
     lm.encode([PROMPT, "John left to", PROMPT], answers=[" Mary", " John", " Mary"])
     assert calls == [[PROMPT, "John left to"], [PROMPT + " Mary", "John left to John"]]
@@ -177,7 +199,8 @@ def test_changing_is_decided_by_tokens(tmp_path, label, own, changing):
     pairs = Pairs.load(path, lm)
     assert pairs.dataset["changing"] == [changing]
     assert pairs.facts["changing"]["train"] == changing
-    # Without a network the column says how the file writes the answers; what is measured follows their tokens.
+    # Without a network the column says how the file writes the answers; what is measured follows
+    # their tokens.
     assert EncodedPairs(Pairs.load(path).dataset, "variable", lm).changing.tolist() == [changing]
 
 
@@ -209,9 +232,13 @@ def test_a_role_is_the_last_mention_that_is_whole_words(text, wanted, start):
 def test_words_are_counted_behind_a_word_also_where_an_answer_stands_at_a_mask():
     torch.manual_seed(0)
     tokenizer = word_piece()
-    bert = LanguageModel(t.BertForMaskedLM(t.BertConfig(**SIZES | {"vocab_size": len(tokenizer)})), tokenizer)
+    bert = LanguageModel(
+        t.BertForMaskedLM(t.BertConfig(**SIZES | {"vocab_size": len(tokenizer)})), tokenizer
+    )
     words = [" John", " Mary"]
-    assert [len(tokens) for tokens in bert.answer_tokens([f"John {tokenizer.mask_token}"] * 2, words)] == [1, 1]
+    assert [
+        len(tokens) for tokens in bert.answer_tokens([f"John {tokenizer.mask_token}"] * 2, words)
+    ] == [1, 1]
     assert len(Pairs.sample(ioi(), bert, n=12, right_only=False).split("train")) == 12
 
 
@@ -220,6 +247,8 @@ def test_the_role_mask_is_free_where_nothing_fills_it_in():
     assert batch["positions"]["mask"].tolist() == [[1]]
 
 
-@pytest.mark.parametrize(("text", "word", "start"), [("北京，我在北京住", "北京", 5), ("Min asked Minnie", "Min", 0)])
+@pytest.mark.parametrize(
+    ("text", "word", "start"), [("北京，我在北京住", "北京", 5), ("Min asked Minnie", "Min", 0)]
+)
 def test_scripts_without_spaces_have_no_whole_words(text, word, start):
     assert last_mention(text, word) == (start, start + len(word))

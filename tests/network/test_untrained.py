@@ -28,7 +28,9 @@ def test_a_language_model_is_made_from_its_config(smollm2):
     assert all(ours[name].shape == theirs[name].shape for name in ours)
     projection = "model.layers.3.self_attn.q_proj.weight"
     assert not torch.allclose(ours[projection], theirs[projection])
-    assert float(ours[projection].detach().std()) == pytest.approx(smollm2.model.config.initializer_range, rel=0.1)
+    assert float(ours[projection].detach().std()) == pytest.approx(
+        smollm2.model.config.initializer_range, rel=0.1
+    )
     assert fresh.tokenizer is smollm2.tokenizer
     assert not fresh.model.training
 
@@ -39,7 +41,9 @@ def test_a_language_model_may_keep_its_embedding_and_its_head(narrow):
     assert torch.equal(ours.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
     assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight)
     assert ours.lm_head.weight.data_ptr() != theirs.lm_head.weight.data_ptr()
-    assert not torch.allclose(ours.model.layers[0].mlp.up_proj.weight, theirs.model.layers[0].mlp.up_proj.weight)
+    assert not torch.allclose(
+        ours.model.layers[0].mlp.up_proj.weight, theirs.model.layers[0].mlp.up_proj.weight
+    )
     with pytest.raises(ValueError, match=r"keep_ends.*no input_embeddings to keep"):
         untrained(mlp(4, 2), keep_ends=True)
 

@@ -1,4 +1,6 @@
-"""Components, generation and resuming inside of a wrapper; widths from one run; sites at the head; caches of a network's own."""
+"""Components, generation and resuming inside of a wrapper; widths from one run; sites at the head;
+caches of a network's own.
+"""
 
 from functools import partial
 
@@ -73,15 +75,21 @@ def test_components_inside_a_wrapper(wrap, family):
     for component in COMPONENTS:
         site = iit.Site(component, layer=1, position="last")
         assert resolve(outside, site).module is resolve(network, site).module
-        edited, right = (iit.IntervenedModel(n, {site: iit.VanillaIntervention()}) for n in (outside, network))
+        edited, right = (
+            iit.IntervenedModel(n, {site: iit.VanillaIntervention()}) for n in (outside, network)
+        )
         want = right.answer_logits(base, source)
         for store in (None, ActivationStore(outside)):
             edited.store = store
-            torch.testing.assert_close(edited.answer_logits(base, source), want, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                edited.answer_logits(base, source), want, atol=1e-5, rtol=1e-5
+            )
         assert wrap is Plain or len(store), "it resumes"
     if wrap is Wrapper:
         options = {"max_new_tokens": 3, "do_sample": False, "scope": "all"}
-        assert torch.equal(edited.generate(base, source, **options), right.generate(base, source, **options))
+        assert torch.equal(
+            edited.generate(base, source, **options), right.generate(base, source, **options)
+        )
 
 
 def test_several_networks_in_one_are_not_guessed():
@@ -90,7 +98,14 @@ def test_several_networks_in_one_are_not_guessed():
         resolve(several, iit.Site("block_output", layer=0))
 
 
-MODULES = {"model.layers.0": 16, "model.norm": 16, "model.layers.0.mlp.act_fn": 24, "model": 16, "": 60, "model.rotary_emb": 4}
+MODULES = {
+    "model.layers.0": 16,
+    "model.norm": 16,
+    "model.layers.0.mlp.act_fn": 24,
+    "model": 16,
+    "": 60,
+    "model.rotary_emb": 4,
+}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -104,10 +119,20 @@ def test_a_width_may_be_said():
     network = nn.Sequential(nn.Conv1d(2, 3, 1))
     with pytest.raises(ValueError, match=r"first run failed.*\+intervention.width=NUMBER"):
         one(network, "v", iit.Site(module=""), partial(iit.LowRankRotatedSpaceIntervention, rank=1))
-    alignment = one(network, "v", iit.Site(module=""), partial(iit.LowRankRotatedSpaceIntervention, rank=1, width=3))
+    alignment = one(
+        network,
+        "v",
+        iit.Site(module=""),
+        partial(iit.LowRankRotatedSpaceIntervention, rank=1, width=3),
+    )
     assert alignment.edits["v"].intervention.width == 3
     with pytest.raises(ValueError, match="as wide as its batch is long"):
-        one(make("llama", attention="eager"), "v", iit.Site("attention_weight", layer=0), partial(iit.VanillaIntervention))
+        one(
+            make("llama", attention="eager"),
+            "v",
+            iit.Site("attention_weight", layer=0),
+            partial(iit.VanillaIntervention),
+        )
 
 
 @pytest.mark.parametrize("module", ["lm_head", ""])
@@ -115,17 +140,26 @@ def test_a_width_may_be_said():
 def test_the_head_is_a_site(module, position):
     network = make("llama")
     base, source = prompts((7, 5)), prompts((7, 5), 3)
-    edited = iit.IntervenedModel(network, {iit.Site(module=module, position=position): iit.VanillaIntervention()})
+    edited = iit.IntervenedModel(
+        network, {iit.Site(module=module, position=position): iit.VanillaIntervention()}
+    )
     want = network(**(base if position == 2 else source)).logits[[0, 1], [6, 4]]
-    torch.testing.assert_close(edited.answer_logits(base, source).squeeze(1), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        edited.answer_logits(base, source).squeeze(1), want, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("cache", ["hybrid", "static", "offloaded", "sliding_window"])
 def test_a_networks_own_wish_for_a_cache_is_not_followed(cache):
     network, plain = make("gemma2"), make("gemma2")
     network.generation_config.cache_implementation = cache
-    site, options = iit.Site("block_output", layer=0, position="last"), {"max_new_tokens": 3, "do_sample": False}
-    edited, right = (iit.IntervenedModel(n, {site: iit.VanillaIntervention()}) for n in (network, plain))
+    site, options = (
+        iit.Site("block_output", layer=0, position="last"),
+        {"max_new_tokens": 3, "do_sample": False},
+    )
+    edited, right = (
+        iit.IntervenedModel(n, {site: iit.VanillaIntervention()}) for n in (network, plain)
+    )
     want = right.generate(prompts(), prompts(seed=3), **options)
     assert torch.equal(edited.generate(prompts(), prompts(seed=3), **options), want)
     assert network.generation_config.cache_implementation == cache

@@ -30,7 +30,9 @@ def inputs(batch):
 
 
 def last_logits(network, batch, hooks=()):
-    """Tensor[batch, vocab] behind each prompt, under raw hooks: (family, component, layer, columns, function) each."""
+    """Tensor[batch, vocab] behind each prompt, under raw hooks: (family, component, layer, columns,
+    function) each.
+    """
     handles = [raw_hook(network, *hook) for hook in hooks]
     with torch.no_grad():
         logits = network(**inputs(batch)).logits
@@ -42,7 +44,13 @@ def last_logits(network, batch, hooks=()):
 def raw_activation(network, family, component, layer, batch, columns=None):
     """What a raw hook reads."""
     seen = []
-    hook = (family, component, layer, columns, lambda activation: seen.append(activation.clone()) or activation)
+    hook = (
+        family,
+        component,
+        layer,
+        columns,
+        lambda activation: seen.append(activation.clone()) or activation,
+    )
     last_logits(network, batch, [hook])
     return seen[0]
 

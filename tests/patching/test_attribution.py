@@ -34,19 +34,40 @@ def gradient(found, family, component, layer, columns):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_estimates_are_differences_times_gradients(family):
     found = contrast(family)
-    for component, head in (("block_output", None), ("mlp_activation", None), ("attention_value_output", "all")):
-        effects = attribute(found.network, found, components=component, heads=head, positions=["a", ("a", "b"), None])
+    for component, head in (
+        ("block_output", None),
+        ("mlp_activation", None),
+        ("attention_value_output", "all"),
+    ):
+        effects = attribute(
+            found.network,
+            found,
+            components=component,
+            heads=head,
+            positions=["a", ("a", "b"), None],
+        )
         for cell, values in zip(effects.cells, effects.of("logit_difference"), strict=True):
-            columns = ORACLES[family][component][2] if head is None else head_columns(family, component, cell.site.head)
+            columns = (
+                ORACLES[family][component][2]
+                if head is None
+                else head_columns(family, component, cell.site.head)
+            )
             own, slope = gradient(found, family, component, cell.site.layer, columns)
-            theirs = raw_activation(found.network, family, component, cell.site.layer, found.source, columns)
+            theirs = raw_activation(
+                found.network, family, component, cell.site.layer, found.source, columns
+            )
             each = ((theirs - own) * slope).double().sum(-1)
             at = {"a": [1], ("a", "b"): [1, 3]}.get(cell.site.position)
             lengths = found.base["attention_mask"].sum(1).tolist()
-            expected = [row[at].sum() if at else row[:n].sum() for row, n in zip(each, lengths, strict=True)]
+            expected = [
+                row[at].sum() if at else row[:n].sum() for row, n in zip(each, lengths, strict=True)
+            ]
             change = values - effects.unedited["logit_difference"]
             np.testing.assert_allclose(change, torch.stack(expected), **CLOSE, err_msg=str(cell))
-        assert np.abs(effects.of("logit_difference") - effects.unedited["logit_difference"]).max() > 1e-3
+        assert (
+            np.abs(effects.of("logit_difference") - effects.unedited["logit_difference"]).max()
+            > 1e-3
+        )
     assert all(not p.requires_grad or p.grad is None for p in found.network.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in found.network.modules())
 
@@ -57,7 +78,9 @@ def test_integrated_gradients_of_the_embeddings_add_up():
     errors = []
     for steps in (8, 256):
         effects = attribute(found.network, found, steps=steps, **options)
-        errors.append(np.abs(effects.of("logit_difference")[0] - effects.source["logit_difference"]).max())
+        errors.append(
+            np.abs(effects.of("logit_difference")[0] - effects.source["logit_difference"]).max()
+        )
     assert errors[1] < 1e-3 < errors[0]
     assert errors[1] < errors[0] / 10
     assert np.isfinite(effects.of("kl")).all()
@@ -86,29 +109,48 @@ def test_small_differences_are_estimated_exactly():
         for row, new in ((0, 50), (1, 51)):
             embedding[new] = embedding[ids[row, 1]] * (1 + 1e-3)
     near = Contrast.of_batches(
-        network, {**found.base, "answer": found.own}, {**found.base, "input_ids": twins, "answer": found.label}
+        network,
+        {**found.base, "answer": found.own},
+        {**found.base, "input_ids": twins, "answer": found.label},
     )
-    for options in ({"positions": ["a", None]}, {"components": "mlp_activation", "positions": ["a"], "units": [0, 5, 23]}):
+    for options in (
+        {"positions": ["a", None]},
+        {"components": "mlp_activation", "positions": ["a"], "units": [0, 5, 23]},
+    ):
         estimate, exact = (f(network, near, **options) for f in (attribute, patch))
         change = exact.of("logit_difference") - exact.unedited["logit_difference"]
         # fp32 logits know differences to about 1e-6
         np.testing.assert_allclose(
-            estimate.of("logit_difference") - exact.unedited["logit_difference"], change, atol=8e-6, rtol=2e-2
+            estimate.of("logit_difference") - exact.unedited["logit_difference"],
+            change,
+            atol=8e-6,
+            rtol=2e-2,
         )
 
 
 def test_agreement_with_the_exact_map():
     found = contrast("llama")
-    options = {"components": ["attention_value_output", "mlp_output"], "heads": "all", "positions": ["a", "b", "last"]}
-    exact, estimate = patch(found.network, found, **options), attribute(found.network, found, **options)
+    options = {
+        "components": ["attention_value_output", "mlp_output"],
+        "heads": "all",
+        "positions": ["a", "b", "last"],
+    }
+    exact, estimate = (
+        patch(found.network, found, **options),
+        attribute(found.network, found, **options),
+    )
     told = agreement(estimate, exact, "logit_difference", top=5)
     assert told.n == len(exact) == 2 * 3 * (4 + 1)
-    by_hand = spearmanr(*(effects.mean("logit_difference") for effects in (estimate, exact))).statistic
+    by_hand = spearmanr(
+        *(effects.mean("logit_difference") for effects in (estimate, exact))
+    ).statistic
     assert told.rank_correlation == pytest.approx(by_hand)
     assert told.rank_correlation < 1
     assert agreement(exact, exact, "logit_difference", top=5)[:3] == (pytest.approx(1), 1, 5)
     strongest = [estimate.cells[i] for i in estimate.top(4, "logit_difference")]
-    some = agreement(estimate, patch(found.network, found, cells=strongest), "logit_difference", top=2)
+    some = agreement(
+        estimate, patch(found.network, found, cells=strongest), "logit_difference", top=2
+    )
     assert (some.n, some.top) == (4, 2)
     with pytest.raises(ValueError, match="2 cells of 2 that were not estimated, block_output"):
         agreement(estimate, patch(found.network, found, positions=["a"]), "logit_difference")
@@ -116,7 +158,9 @@ def test_agreement_with_the_exact_map():
         agreement(estimate, exact, "logit_difference", top=0)
 
 
-@pytest.mark.parametrize(("metric", "n"), [("logit_difference", 2), (["logit_difference", "probability", "iia"], 2)])
+@pytest.mark.parametrize(
+    ("metric", "n"), [("logit_difference", 2), (["logit_difference", "probability", "iia"], 2)]
+)
 def test_two_forwards_whatever_is_measured(metric, n):
     """Without steps; a metric without a gradient has no estimate, and does not spoil the table."""
     found, calls = contrast("llama"), []
@@ -148,7 +192,9 @@ def test_answers_of_several_tokens_are_no_part_of_the_prompt():
             ),
         )
         np.testing.assert_allclose(
-            together.of("probability")[:, [row]], attribute(found.network, alone, **options).of("probability"), **CLOSE
+            together.of("probability")[:, [row]],
+            attribute(found.network, alone, **options).of("probability"),
+            **CLOSE,
         )
 
 
@@ -161,7 +207,10 @@ def _row(batch, row):
 def test_batches_do_not_matter_and_texts_are_pairs_too(toy):
     network, pairs = toy
     options = {"components": ["block_output", "mlp_output"], "positions": ["s1", "last"]}
-    effects = [attribute(network, pairs, batch_size=size, **options).of("logit_difference") for size in (3, 32)]
+    effects = [
+        attribute(network, pairs, batch_size=size, **options).of("logit_difference")
+        for size in (3, 32)
+    ]
     np.testing.assert_allclose(*effects, atol=1e-5)
 
 

@@ -40,14 +40,18 @@ def test_the_last_layer_gives_the_networks_own_logits(family):
     torch.testing.assert_close(first[0, :, 1], every[0, :, 2])
     assert first.shape == (1, 2, 3, own.shape[-1])
     assert fingerprint(network) == before
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in network.modules()
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "olmo2"])
 def test_an_earlier_layer_passes_through_norm_and_head(family):
     network, batch = make(family), prompts((7, 7))
     torch.testing.assert_close(
-        logit_lens(network, batch, layers=[0], position=None)[0], by_hand(network, family, 0, batch), **CLOSE
+        logit_lens(network, batch, layers=[0], position=None)[0],
+        by_hand(network, family, 0, batch),
+        **CLOSE,
     )
 
 

@@ -37,30 +37,45 @@ def oracle(found, family, component, layer, position, columns=None):
 def test_every_component_layer_and_position(family, direction):
     pairs = contrast(family)
     components = [c for c in COMPONENTS if c in ORACLES[family]]
-    effects = patch(pairs.network, pairs, components=components, positions=["a", "b", "last", None], direction=direction)
+    effects = patch(
+        pairs.network,
+        pairs,
+        components=components,
+        positions=["a", "b", "last", None],
+        direction=direction,
+    )
     found = pairs if direction == "noising" else pairs.swapped()
     assert len(effects) == len(components) * 2 * 4
     for cell, values in zip(effects.cells, effects.of("logit_difference"), strict=True):
         at = {"a": 1, "b": 3, None: None}.get(cell.site.position, "last")
         columns = ORACLES[family][cell.site.component][2]
         if at == "last":
-            each = [oracle(found, family, cell.site.component, cell.site.layer, int(p), columns) for p in (6, 4)]
+            each = [
+                oracle(found, family, cell.site.component, cell.site.layer, int(p), columns)
+                for p in (6, 4)
+            ]
             expected = np.array([each[0][0], each[1][1]])
         else:
             expected = oracle(found, family, cell.site.component, cell.site.layer, at, columns)
         np.testing.assert_allclose(values, expected, **CLOSE, err_msg=str(cell))
     np.testing.assert_allclose(
-        effects.unedited["logit_difference"], difference(last_logits(found.network, found.base), found), **CLOSE
+        effects.unedited["logit_difference"],
+        difference(last_logits(found.network, found.base), found),
+        **CLOSE,
     )
     np.testing.assert_allclose(
-        effects.source["logit_difference"], difference(last_logits(found.network, found.source), found), **CLOSE
+        effects.source["logit_difference"],
+        difference(last_logits(found.network, found.source), found),
+        **CLOSE,
     )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_heads_and_units(family):
     pairs = contrast(family)
-    heads = patch(pairs.network, pairs, components="attention_value_output", heads="all", positions=["a", "b"])
+    heads = patch(
+        pairs.network, pairs, components="attention_value_output", heads="all", positions=["a", "b"]
+    )
     assert [(c.site.layer, c.site.head, c.site.position) for c in heads.cells] == [
         (layer, head, role) for layer in range(2) for head in range(4) for role in ("a", "b")
     ]
@@ -68,44 +83,78 @@ def test_heads_and_units(family):
         columns = head_columns(family, "attention_value_output", cell.site.head)
         at = {"a": 1, "b": 3}[cell.site.position]
         np.testing.assert_allclose(
-            values, oracle(pairs, family, "attention_value_output", cell.site.layer, at, columns), **CLOSE, err_msg=str(cell)
+            values,
+            oracle(pairs, family, "attention_value_output", cell.site.layer, at, columns),
+            **CLOSE,
+            err_msg=str(cell),
         )
-    units = patch(pairs.network, pairs, components="mlp_activation", units=[0, 5, 23], positions=["a", "last"], layers=[1])
+    units = patch(
+        pairs.network,
+        pairs,
+        components="mlp_activation",
+        units=[0, 5, 23],
+        positions=["a", "last"],
+        layers=[1],
+    )
     for cell, values in zip(units.cells, units.of("logit_difference"), strict=True):
         each = [
-            oracle(pairs, family, "mlp_activation", 1, p, [cell.unit]) for p in ((1, 1) if cell.site.position == "a" else (6, 4))
+            oracle(pairs, family, "mlp_activation", 1, p, [cell.unit])
+            for p in ((1, 1) if cell.site.position == "a" else (6, 4))
         ]
-        np.testing.assert_allclose(values, np.array([each[0][0], each[1][1]]), **CLOSE, err_msg=str(cell))
+        np.testing.assert_allclose(
+            values, np.array([each[0][0], each[1][1]]), **CLOSE, err_msg=str(cell)
+        )
 
 
 def test_every_position_of_the_last_block_gives_the_source():
     pairs = contrast("llama")
-    effects = patch(pairs.network, pairs, positions=[None], metric=["normalised_logit_difference", "kl", "probability"])
+    effects = patch(
+        pairs.network,
+        pairs,
+        positions=[None],
+        metric=["normalised_logit_difference", "kl", "probability"],
+    )
     last = len(effects) - 1
     np.testing.assert_allclose(effects.mean("normalised_logit_difference")[last], 1, atol=1e-5)
-    np.testing.assert_allclose(effects.of("probability")[last], effects.source["probability"], atol=1e-6)
-    same = Contrast.of_batches(pairs.network, {**pairs.base, "answer": pairs.own}, {**pairs.base, "answer": pairs.label})
+    np.testing.assert_allclose(
+        effects.of("probability")[last], effects.source["probability"], atol=1e-6
+    )
+    same = Contrast.of_batches(
+        pairs.network, {**pairs.base, "answer": pairs.own}, {**pairs.base, "answer": pairs.label}
+    )
     nothing = patch(pairs.network, same, positions=["a", None], metric=["kl", "logit_difference"])
     np.testing.assert_allclose(nothing.of("kl"), 0, atol=1e-6)
-    np.testing.assert_allclose(nothing.of("logit_difference"), [nothing.unedited["logit_difference"]] * 4, atol=1e-5)
+    np.testing.assert_allclose(
+        nothing.of("logit_difference"), [nothing.unedited["logit_difference"]] * 4, atol=1e-5
+    )
 
 
 def test_metrics_by_hand():
-    logits = torch.log(torch.tensor([[[0.1, 0.6, 0.3], [0.2, 0.2, 0.6]], [[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]]))
-    before = torch.log(torch.tensor([[[0.1, 0.6, 0.3], [0.2, 0.2, 0.6]], [[0.25, 0.25, 0.5], [0.1, 0.1, 0.8]]]))
+    logits = torch.log(
+        torch.tensor([[[0.1, 0.6, 0.3], [0.2, 0.2, 0.6]], [[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]])
+    )
+    before = torch.log(
+        torch.tensor([[[0.1, 0.6, 0.3], [0.2, 0.2, 0.6]], [[0.25, 0.25, 0.5], [0.1, 0.1, 0.8]]])
+    )
     answers = Answers(torch.tensor([[1, 2], [1, -100]]), torch.tensor([[0], [2]]), before)
     assert METRICS["iia"](logits, answers).tolist() == [1, 0]
     assert METRICS["probability"](logits, answers).tolist() == pytest.approx([0.36, 0.25])
     assert METRICS["logit_difference"](logits, answers).tolist() == pytest.approx([np.log(6), 0])
-    assert METRICS["kl"](logits, answers).tolist() == pytest.approx([0, 0.25 * np.log(0.5) + 0.5 * np.log(2)], abs=1e-6)
+    assert METRICS["kl"](logits, answers).tolist() == pytest.approx(
+        [0, 0.25 * np.log(0.5) + 0.5 * np.log(2)], abs=1e-6
+    )
 
 
 def test_a_function_of_the_logits_is_a_metric():
     pairs = contrast("gpt2")
-    effects = patch(pairs.network, pairs, positions=["a"], metric=lambda logits, answers: logits[:, 0, 7])
+    effects = patch(
+        pairs.network, pairs, positions=["a"], metric=lambda logits, answers: logits[:, 0, 7]
+    )
     (name,) = effects.values
     theirs = raw_activation(pairs.network, "gpt2", "block_output", 0, pairs.source)
-    expected = last_logits(pairs.network, pairs.base, [("gpt2", "block_output", 0, None, swapped(theirs, 1))])[:, 7]
+    expected = last_logits(
+        pairs.network, pairs.base, [("gpt2", "block_output", 0, None, swapped(theirs, 1))]
+    )[:, 7]
     np.testing.assert_allclose(effects.of(name)[0], expected, **CLOSE)
     with pytest.raises(ValueError, match="one value for each"):
         patch(pairs.network, pairs, positions=["a"], metric={"all": lambda logits, answers: logits})
@@ -113,12 +162,28 @@ def test_a_function_of_the_logits_is_a_metric():
 
 def test_tables_and_rows(toy):
     network, pairs = toy
-    effects = patch(network, pairs, positions=["s1", "last"], metric=["iia", "normalised_logit_difference"])
+    effects = patch(
+        network, pairs, positions=["s1", "last"], metric=["iia", "normalised_logit_difference"]
+    )
     table = effects.table()
     assert len(table) == 2 * 4
-    assert list(table[0]) == ["component", "layer", "head", "position", "unit", "method", "metric", "value", "low", "high", "n"]
+    assert list(table[0]) == [
+        "component",
+        "layer",
+        "head",
+        "position",
+        "unit",
+        "method",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "n",
+    ]
     assert all(line["low"] <= line["value"] <= line["high"] for line in table)
-    rows = effects.rows(experiment="e", network="toy", task="ioi", split="validation", variable="subject_position")
+    rows = effects.rows(
+        experiment="e", network="toy", task="ioi", split="validation", variable="subject_position"
+    )
     assert {(row.control, row.metric) for row in rows} == {
         (None, "iia"),
         (None, "normalised_logit_difference"),
@@ -149,10 +214,14 @@ def test_what_cannot_be_patched(toy):
 
 
 def test_sources_are_read_ahead_within_a_budget(monkeypatch):
-    """However little is held at a time, the figures are the same; with room for all sites the sources are run once."""
+    """However little is held at a time, the figures are the same; with room for all sites the
+    sources are run once.
+    """
     found, seen = contrast("llama"), []
     real = importlib.import_module("iit.patching.ahead").activations
-    monkeypatch.setattr("iit.patching.ahead.activations", lambda *args: seen.append(len(args[2])) or real(*args))
+    monkeypatch.setattr(
+        "iit.patching.ahead.activations", lambda *args: seen.append(len(args[2])) or real(*args)
+    )
     options = {
         "components": ["block_output", "mlp_output", "attention_value_output"],
         "heads": "all",
@@ -168,13 +237,17 @@ def test_sources_are_read_ahead_within_a_budget(monkeypatch):
 
 def test_units_at_positions_of_different_widths():
     found = contrast("llama")
-    found.base["positions"]["span"] = found.source["positions"]["span"] = torch.tensor([[1, 2], [1, 2]])
+    found.base["positions"]["span"] = found.source["positions"]["span"] = torch.tensor(
+        [[1, 2], [1, 2]]
+    )
     options = {"components": "mlp_activation", "layers": [1], "units": [3, 5]}
     together = patch(found.network, found, positions=["a", "span"], **options)
     for position in ("a", "span"):
         alone = patch(found.network, found, positions=[position], **options)
         here = [i for i, cell in enumerate(together.cells) if cell.site.position == position]
-        np.testing.assert_allclose(together.of("logit_difference")[here], alone.of("logit_difference"), **CLOSE)
+        np.testing.assert_allclose(
+            together.of("logit_difference")[here], alone.of("logit_difference"), **CLOSE
+        )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +283,10 @@ def test_a_device_without_double_precision_gives_the_same_map(monkeypatch):
     exactly = patch(pairs.network, pairs, positions=["a", "last"], metric=names)
 
     def refuse(tensor):
-        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+        raise TypeError(
+            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
+            "float64."
+        )
 
     monkeypatch.setattr(torch.Tensor, "double", refuse)
     single = patch(pairs.network, pairs, positions=["a", "last"], metric=names)

@@ -7,7 +7,14 @@ import torch
 import iit
 from iit.patching import patch, path_patch
 from tests.oracles import ORACLES, head_columns
-from tests.patching.contrasts import contrast, difference, inputs, last_logits, raw_activation, swapped
+from tests.patching.contrasts import (
+    contrast,
+    difference,
+    inputs,
+    last_logits,
+    raw_activation,
+    swapped,
+)
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 HEAD = "attention_value_output"
@@ -15,7 +22,9 @@ N_BLOCKS = 2
 
 
 def first_run(found, family, layer, head, position, through):
-    """The hooks of the run in which the sender has the source's value and later writes the base's."""
+    """The hooks of the run in which the sender has the source's value and later writes the
+    base's.
+    """
     columns = head_columns(family, HEAD, head)
     theirs = raw_activation(found.network, family, HEAD, layer, found.source, columns)
     hooks = [(family, HEAD, layer, columns, swapped(theirs, position))]
@@ -33,9 +42,20 @@ def by_hand(found, family, layer, head, position, receiver, through=()):
         return difference(last_logits(found.network, found.base, hooks), found)
     component, block, columns, at = receiver
     seen = []
-    reader = (family, component, block, columns, lambda activation: seen.append(activation.clone()) or activation)
+    reader = (
+        family,
+        component,
+        block,
+        columns,
+        lambda activation: seen.append(activation.clone()) or activation,
+    )
     last_logits(found.network, found.base, [*hooks, reader])
-    return difference(last_logits(found.network, found.base, [(family, component, block, columns, swapped(seen[0], at))]), found)
+    return difference(
+        last_logits(
+            found.network, found.base, [(family, component, block, columns, swapped(seen[0], at))]
+        ),
+        found,
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -47,15 +67,31 @@ def test_each_head_by_each_way(family, through, kind):
     # What a sender at `a` writes is read, in the block above, as a key or a value.
     role, at = ("a", 1) if kind in ("key_output", "value_output") else ("last", 6)
     receiver = None if kind is None else iit.Site(kind, layer=1, head=head, position=role)
-    effects = path_patch(found.network, found, [] if receiver is None else receiver, positions=[role], through=through)
+    effects = path_patch(
+        found.network,
+        found,
+        [] if receiver is None else receiver,
+        positions=[role],
+        through=through,
+    )
     senders = {(cell.site.layer, cell.site.head) for cell in effects.cells}
-    assert senders == {(layer, h) for layer in range(2 if kind in (None, "mlp_input") else 1) for h in range(4)}
-    columns = ORACLES[family][kind][2] if kind == "mlp_input" else None if kind is None else head_columns(family, kind, 1)
+    assert senders == {
+        (layer, h) for layer in range(2 if kind in (None, "mlp_input") else 1) for h in range(4)
+    }
+    columns = (
+        ORACLES[family][kind][2]
+        if kind == "mlp_input"
+        else None
+        if kind is None
+        else head_columns(family, kind, 1)
+    )
     raw = None if kind is None else (kind, 1, columns, at)
     for cell, values in zip(effects.cells, effects.of("logit_difference"), strict=True):
         expected = by_hand(found, family, cell.site.layer, cell.site.head, at, raw, through)
         np.testing.assert_allclose(values, expected, **CLOSE, err_msg=str(cell))
-    assert np.abs(effects.of("logit_difference") - effects.unedited["logit_difference"]).max() > 1e-4
+    assert (
+        np.abs(effects.of("logit_difference") - effects.unedited["logit_difference"]).max() > 1e-4
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -70,10 +106,15 @@ def test_all_paths_are_activation_patching(family):
 
 
 def test_a_path_inside_one_token():
-    """Sender and receiver at one token, and the answer read there: every way has an effect, direct ones differ from whole ones."""
+    """Sender and receiver at one token, and the answer read there: every way has an effect, direct
+    ones differ from whole ones.
+    """
     found = contrast("llama")  # of prompts that end at different tokens
     site = iit.Site("query_output", layer=1, head=2, position="last")
-    direct, by_mlp = (path_patch(found.network, found, site, through=t).of("logit_difference") for t in ((), ("mlp",)))
+    direct, by_mlp = (
+        path_patch(found.network, found, site, through=t).of("logit_difference")
+        for t in ((), ("mlp",))
+    )
     base = direct - path_patch(found.network, found, site).unedited["logit_difference"]
     assert np.abs(base).max() > 1e-4
     assert np.abs(direct - by_mlp).max() > 1e-4
@@ -85,8 +126,13 @@ def test_a_path_inside_one_token():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_receiver_at_every_position_of_prompts_of_many_lengths(family):
-    """What a batch's first rows see is shorter than what all of them do, and is checked by itself."""
-    found, site = contrast(family, lengths=(7, 5, 9, 6, 8, 10, 7, 7)), iit.Site("mlp_input", layer=1, position=None)
+    """What a batch's first rows see is shorter than what all of them do, and is checked by
+    itself.
+    """
+    found, site = (
+        contrast(family, lengths=(7, 5, 9, 6, 8, 10, 7, 7)),
+        iit.Site("mlp_input", layer=1, position=None),
+    )
     options = {"components": "mlp_output", "heads": None, "layers": [0], "positions": ["a"]}
     together = path_patch(found.network, found, site, **options).of("logit_difference")
     by_one = path_patch(found.network, found, site, batch_size=1, **options).of("logit_difference")

@@ -38,27 +38,40 @@ def batch(lengths=LENGTHS, subjects=SUBJECTS, seed=3):
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
     subject = torch.tensor([[*columns, *[-100] * (3 - len(columns))] for columns in subjects])
     answer = torch.arange(4, 4 + len(lengths)).unsqueeze(1)
-    return {"input_ids": ids * mask, "attention_mask": mask, "positions": {"subject": subject}, "answer": answer}
+    return {
+        "input_ids": ids * mask,
+        "attention_mask": mask,
+        "positions": {"subject": subject},
+        "answer": answer,
+    }
 
 
 def noises(network, prompts, draws, multiple=3.0, seed=0):
     """Tensor[prompt, position, width] a draw, as the docstring says, from the weights."""
     weight = network.get_input_embeddings().weight
-    tokens = [ids[column] for ids, columns in zip(prompts["input_ids"], SUBJECTS, strict=True) for column in columns]
+    tokens = [
+        ids[column]
+        for ids, columns in zip(prompts["input_ids"], SUBJECTS, strict=True)
+        for column in columns
+    ]
     scale = multiple * float(weight[torch.stack(tokens)].double().std(correction=0))
     found = []
     for draw in range(draws):
         noise = torch.zeros(*prompts["input_ids"].shape, weight.shape[1])
         for row, columns in enumerate(SUBJECTS):
             ids = prompts["input_ids"][row, : LENGTHS[row]].tolist()
-            epsilon = np.random.default_rng([seed, draw, *ids]).standard_normal((len(columns), weight.shape[1]))
+            epsilon = np.random.default_rng([seed, draw, *ids]).standard_normal(
+                (len(columns), weight.shape[1])
+            )
             noise[row, list(columns)] = torch.from_numpy(scale * epsilon).float()
         found.append(noise)
     return found
 
 
 def by_hand(network, family, prompts, noise, component, layers, position):
-    """float[prompt], P(answer) of the run with noise in which the component has its clean values at one column (None: all)."""
+    """float[prompt], P(answer) of the run with noise in which the component has its clean values at
+    one column (None: all).
+    """
 
     def restored(theirs):
         def function(activation):
@@ -98,12 +111,20 @@ def test_every_span_layer_and_component(family, window, reach, four_layers):
         site = cell.site
         layers = range(max(0, site.layer - reach), min(4, site.layer + reach + 1))
         for row, tokens in enumerate(SPAN_TOKENS[site.position]):
-            each = [by_hand(network, family, prompts, n, site.component, layers, t)[row] for n in draws for t in tokens]
+            each = [
+                by_hand(network, family, prompts, n, site.component, layers, t)[row]
+                for n in draws
+                for t in tokens
+            ]
             expected = np.mean(each) if each else np.nan
-            np.testing.assert_allclose(values[row], expected, **CLOSE, err_msg=f"{cell}, prompt {row}")
+            np.testing.assert_allclose(
+                values[row], expected, **CLOSE, err_msg=f"{cell}, prompt {row}"
+            )
     corrupted = np.mean([by_hand(network, family, prompts, n, None, (), None) for n in draws], 0)
     np.testing.assert_allclose(found.unedited["probability"], corrupted, **CLOSE)
-    clean = last_logits(network, prompts).double().softmax(-1).gather(1, prompts["answer"]).squeeze(1)
+    clean = (
+        last_logits(network, prompts).double().softmax(-1).gather(1, prompts["answer"]).squeeze(1)
+    )
     np.testing.assert_allclose(found.source["probability"], clean, **CLOSE)
     assert np.nanmax(np.abs(found.of("probability") - found.unedited["probability"])) > 1e-3
 
@@ -111,8 +132,14 @@ def test_every_span_layer_and_component(family, window, reach, four_layers):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_position_of_a_layer_gives_the_clean_run(family):
     network, prompts = make(family), batch()
-    options = {"components": ["embedding_output", "block_input", "block_output"], "positions": [None], "draws": 2}
-    found = trace(network, prompts, metric=["probability", "normalised_probability", "kl"], **options)
+    options = {
+        "components": ["embedding_output", "block_input", "block_output"],
+        "positions": [None],
+        "draws": 2,
+    }
+    found = trace(
+        network, prompts, metric=["probability", "normalised_probability", "kl"], **options
+    )
     for values in found.of("probability"):
         np.testing.assert_allclose(values, found.source["probability"], **CLOSE)
     np.testing.assert_allclose(found.mean("normalised_probability"), 1, atol=1e-3)
@@ -124,7 +151,9 @@ def test_noise_of_strength_0_changes_nothing():
     network, prompts = make("llama"), batch()
     found = trace(network, prompts, positions=[*SPANS, "subject", -1], multiple=0.0, draws=1)
     for values in (*found.of("probability"), found.unedited["probability"]):
-        np.testing.assert_allclose(values[~np.isnan(values)], found.source["probability"][~np.isnan(values)], **CLOSE)
+        np.testing.assert_allclose(
+            values[~np.isnan(values)], found.source["probability"][~np.isnan(values)], **CLOSE
+        )
 
 
 def test_neither_batches_nor_company_nor_order_matter():
@@ -135,7 +164,11 @@ def test_neither_batches_nor_company_nor_order_matter():
     small = trace(network, prompts, batch_size=2, **options)
     back = [5, 4, 3, 2, 1, 0]
     turned = trace(network, prompts, only=back, **options)
-    has = [place for place, value in zip(options["positions"], together.of("kl"), strict=False) if not np.isnan(value[3])]
+    has = [
+        place
+        for place, value in zip(options["positions"], together.of("kl"), strict=False)
+        if not np.isnan(value[3])
+    ]
     alone = trace(network, prompts, only=[3], **options | {"positions": has})
     assert 0 < len(has) < len(options["positions"])
     for name in together.values:
@@ -155,7 +188,9 @@ def test_runs_resume_behind_the_noise(four_layers, monkeypatch):
         projection = network.model.layers[layer].mlp
         real = projection.forward
         monkeypatch.setattr(
-            projection, "forward", lambda x, n=layer, real=real: tokens.append((n, x.shape[:2].numel())) or real(x)
+            projection,
+            "forward",
+            lambda x, n=layer, real=real: tokens.append((n, x.shape[:2].numel())) or real(x),
         )
     monkeypatch.setattr(ActivationStore, "is_trusted", lambda *args: True)
     trace(network, prompts, layers=[2], positions=["last"], draws=3)
@@ -164,7 +199,9 @@ def test_runs_resume_behind_the_noise(four_layers, monkeypatch):
     bottom = len([n for layer, n in tokens if layer == 0])
     tokens.clear()
     trace(network, prompts, layers=[0, 1, 2], positions=["last"], draws=3)
-    assert len([n for layer, n in tokens if layer == 0]) == bottom, "however many cells, the bottom is run once"
+    assert len([n for layer, n in tokens if layer == 0]) == bottom, (
+        "however many cells, the bottom is run once"
+    )
 
 
 def test_pairs_and_prompts_with_text(toy):
@@ -174,8 +211,13 @@ def test_pairs_and_prompts_with_text(toy):
     assert {line["n"] for line in found.table() if line["position"] == "last"} == {len(bases)}
     assert set(found.labels) <= set(SPANS)
     assert found.labels["subject_last"].strip() in network.tokenizer.get_vocab()
-    assert {(row.control, row.metric) for row in found.rows(experiment="e", network="n", task="t", split="validation")} == {
-        (control, metric) for control in (None, "corrupted", "no_intervention") for metric in ("probability", "logit_difference")
+    assert {
+        (row.control, row.metric)
+        for row in found.rows(experiment="e", network="n", task="t", split="validation")
+    } == {
+        (control, metric)
+        for control in (None, "corrupted", "no_intervention")
+        for metric in ("probability", "logit_difference")
     }
     single = trace(network, pairs, subject="s1", draws=1, only=[1], positions="tokens", layers=[0])
     assert [cell.site.position for cell in single.cells] == list(range(len(single.labels)))
@@ -214,7 +256,9 @@ def test_the_network_is_left_as_it_was():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     trace(network, prompts, draws=1)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in network.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in network.modules()
+    )
 
 
 def test_scaled_embeddings_have_scaled_noise():

@@ -35,19 +35,30 @@ def test_a_page_tells_the_shares_of_changing_and_separating_pairs(tmp_path):
     write_metrics(tmp_path / "das", rows, data=data).rename(tmp_path / "das" / "result.json")
     page.write_text(f"{START}\n{END}\n")
     main(["--write", str(tmp_path)])
-    expected = f"Of the {n} test pairs, 50% are changing; 100% tell the hypothesis from the rival `copy`; 0% tell the hypothesis from the rival `first`."
+    expected = (
+        f"Of the {n} test pairs, 50% are changing; 100% tell the hypothesis from the "
+        "rival `copy`; 0% tell the hypothesis from the rival `first`."
+    )
     assert expected in page.read_text()
 
 
 def test_a_script_brings_its_own_table(tmp_path):
-    table = {"schema": "iit.table/1", "facts": {}, "columns": ["head", "change"], "lines": [["1.2", "−0.5"], ["3.4", "0.1"]]}
+    table = {
+        "schema": "iit.table/1",
+        "facts": {},
+        "columns": ["head", "change"],
+        "lines": [["1.2", "−0.5"], ["3.4", "0.1"]],
+    }
     (tmp_path / "heads").mkdir()
     result, page = tmp_path / "heads" / "result.json", tmp_path / "heads" / "README.md"
     result.write_text(json.dumps(table))
     page.write_text(f"{START}\n{END}\n")
     assert main([str(tmp_path)]) == 1
     assert main(["--write", str(tmp_path)]) == 0
-    assert page.read_text() == f"{START}\n| head | change |\n| --- | ---: |\n| 1.2 | −0.5 |\n| 3.4 | 0.1 |\n{END}\n"
+    assert (
+        page.read_text()
+        == f"{START}\n| head | change |\n| --- | ---: |\n| 1.2 | −0.5 |\n| 3.4 | 0.1 |\n{END}\n"
+    )
     assert main([str(tmp_path)]) == 0
     result.write_text(json.dumps({**table, "lines": [["1.2"]]}))
     with pytest.raises(ValueError, match="other cells"):
@@ -73,4 +84,6 @@ def test_a_result_that_cannot_be_traced_is_a_warning(tmp_path, capsys, git, reas
     (tmp_path / "das" / "README.md").write_text(f"{START}\n{END}\n")
     assert main(["--write", str(tmp_path)]) == 0
     warning = capsys.readouterr().out
-    assert warning == "" if reason is None else f"{tmp_path}/das/result.json {reason}; run" in warning
+    assert (
+        warning == "" if reason is None else f"{tmp_path}/das/result.json {reason}; run" in warning
+    )

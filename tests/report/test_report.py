@@ -8,7 +8,14 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from iit.report import SummaryCallback, save_figure, summary, summary_table, training_curve, write_summary
+from iit.report import (
+    SummaryCallback,
+    save_figure,
+    summary,
+    summary_table,
+    training_curve,
+    write_summary,
+)
 from iit.report.curves import read_log
 from iit.report.results import results_table, tables
 from iit.report.verdict import verdict_table
@@ -42,7 +49,10 @@ def test_every_control_has_its_line():
     others = [replace(TEST, control="majority_answer"), replace(TEST, metric="kept_share")]
     told = [replace(TEST, metric="task_accuracy", subset="all"), replace(TEST, subset="all")]
     told.append(replace(TEST, subset="unchanging/another_asked"))
-    table = results_table([*others, *told, TEST, replace(TEST, control="no_intervention", metric="iia_difference")], "")
+    table = results_table(
+        [*others, *told, TEST, replace(TEST, control="no_intervention", metric="iia_difference")],
+        "",
+    )
     assert [line[:2] for line in table.lines] == [
         ("trained intervention", "changing"),
         ("trained intervention", "unchanging, another variable asked for"),
@@ -55,19 +65,26 @@ def test_every_control_has_its_line():
 
 
 def test_figures_of_two_cells_say_whose_they_are():
-    rows = [replace(TEST, variable="a", head=[1, 2]), replace(TEST, variable="b", layer=None, position=None, rank=None)]
+    rows = [
+        replace(TEST, variable="a", head=[1, 2]),
+        replace(TEST, variable="b", layer=None, position=None, rank=None),
+    ]
     assert [line[0] for line in results_table(rows, "").lines] == [
         "a at block_output[3].head[1, 2] @ s2, rank 4: trained intervention",
         "b at block_output: trained intervention",
     ]
     rows = [replace(TEST, variable="a"), replace(TEST, variable="b")]
     names = [line[0] for line in results_table(rows, "").lines]
-    assert names == ["a: trained intervention", "b: trained intervention"], "at one place only the variable differs"
+    assert names == ["a: trained intervention", "b: trained intervention"], (
+        "at one place only the variable differs"
+    )
 
 
 def test_the_terminal_shows_the_site_and_leaves_brackets_alone():
     console = Console(record=True, width=200)
-    (table,) = tables(Metrics((replace(TEST, component="h[a].mlp:output", layer=None),), {}), brief=True)
+    (table,) = tables(
+        Metrics((replace(TEST, component="h[a].mlp:output", layer=None),), {}), brief=True
+    )
     console.print(table.rich())
     text = console.export_text()
     assert "e: v at h[a].mlp:output @ s2, rank 4 in n" in text
@@ -77,7 +94,11 @@ def test_the_terminal_shows_the_site_and_leaves_brackets_alone():
 
 
 def _job(sweep, name, validation, test, layer):
-    return _job_of(sweep, name, [replace(ROW, layer=layer, value=validation), replace(TEST, layer=layer, value=test)])
+    return _job_of(
+        sweep,
+        name,
+        [replace(ROW, layer=layer, value=validation), replace(TEST, layer=layer, value=test)],
+    )
 
 
 def _job_of(sweep, name, rows):
@@ -88,7 +109,11 @@ def _job_of(sweep, name, rows):
 
 
 def test_a_summary_chooses_on_validation_and_shows_test_of_the_chosen_only(tmp_path):
-    for name, validation, test, layer in (("0", 0.3, 0.91, 9), ("1", 0.6, 0.52, 13), ("2", 0.5, 0.93, 17)):
+    for name, validation, test, layer in (
+        ("0", 0.3, 0.91, 9),
+        ("1", 0.6, 0.52, 13),
+        ("2", 0.5, 0.93, 17),
+    ):
         _job(tmp_path, name, validation, test, layer)
     (tmp_path / "10" / ".hydra").mkdir(parents=True)
     console = Console(record=True, width=80)
@@ -109,7 +134,9 @@ def test_a_summary_chooses_on_validation_and_shows_test_of_the_chosen_only(tmp_p
         ("2", None, False),
         ("10", "no metrics.json", False),
     ]
-    assert [(row["split"], row["layer"], row["value"]) for row in kept["test"]] == [("test", 13, 0.52)]
+    assert [(row["split"], row["layer"], row["value"]) for row in kept["test"]] == [
+        ("test", 13, 0.52)
+    ]
 
 
 def test_equal_cells_are_chosen_once(tmp_path):
@@ -121,7 +148,10 @@ def test_equal_cells_are_chosen_once(tmp_path):
 
 
 def test_of_jobs_that_repeat_a_cell_the_best_on_validation_is_chosen(tmp_path):
-    folders = [_job(tmp_path, name, value, test, 3) for name, value, test in (("0", 0.2, 0.9), ("1", 0.8, 0.7), ("2", 0.5, 0.95))]
+    folders = [
+        _job(tmp_path, name, value, test, 3)
+        for name, value, test in (("0", 0.2, 0.9), ("1", 0.8, 0.7), ("2", 0.5, 0.95))
+    ]
     records, test = summary(folders)
     assert [record["chosen"] for record in records] == [False, True, False]
     assert [row.value for row in test] == [0.7]
@@ -129,7 +159,11 @@ def test_of_jobs_that_repeat_a_cell_the_best_on_validation_is_chosen(tmp_path):
 
 def test_a_job_with_two_variables_has_two_lines_and_is_chosen_by_their_mean(tmp_path):
     def job(name, **values):
-        rows = [replace(base, variable=v, value=value) for v, value in values.items() for base in (ROW, TEST)]
+        rows = [
+            replace(base, variable=v, value=value)
+            for v, value in values.items()
+            for base in (ROW, TEST)
+        ]
         return _job_of(tmp_path, name, rows)
 
     records, test = summary([job("0", a=0.9, b=0.1), job("1", a=0.6, b=0.5)])
@@ -146,7 +180,10 @@ def test_a_job_with_two_variables_has_two_lines_and_is_chosen_by_their_mean(tmp_
 
 def test_failures_are_listed_and_spoil_nothing(tmp_path):
     good = _job(tmp_path, "0", 0.5, 0.4, 3)
-    damaged, unscored = _job(tmp_path, "1", 0.9, 0.9, 3), _job_of(tmp_path, "2", [replace(ROW, subset="all", value=0.9)])
+    damaged, unscored = (
+        _job(tmp_path, "1", 0.9, 0.9, 3),
+        _job_of(tmp_path, "2", [replace(ROW, subset="all", value=0.9)]),
+    )
     (damaged / "metrics.json").write_text("{")
     records, test = summary([good, damaged, unscored])
     assert [record["chosen"] for record in records] == [True, False, False]
@@ -171,7 +208,9 @@ def test_seeds_of_the_chosen_setting_have_a_mean_on_test(tmp_path):
             replace(TEST, seed=seed, value=value, low=value - 0.01, high=value + 0.01),
         ]
         folder = _job_of(tmp_path, name, rows)
-        (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
+        (folder / ".hydra" / "overrides.yaml").write_text(
+            "".join(f"- {override}\n" for override in overrides)
+        )
     (tmp_path / "4" / ".hydra").mkdir(parents=True)
     console = Console(record=True, width=80)
     write_summary(tmp_path, console)
@@ -179,7 +218,10 @@ def test_seeds_of_the_chosen_setting_have_a_mean_on_test(tmp_path):
     reach = 4.302653 * 0.1 / 3**0.5  # Student's t with two degrees of freedom
     assert mean["values"] == {"0": 0.5, "1": 0.6, "2": 0.7}
     assert (mean["value"], mean["n"]) == (pytest.approx(0.6), 3)
-    assert (mean["low"], mean["high"]) == (pytest.approx(0.6 - reach, abs=1e-6), pytest.approx(0.6 + reach, abs=1e-6))
+    assert (mean["low"], mean["high"]) == (
+        pytest.approx(0.6 - reach, abs=1e-6),
+        pytest.approx(0.6 + reach, abs=1e-6),
+    )
     assert "0.500, 0.600, 0.700" in console.export_text()
     (tmp_path / "1" / "metrics.json").unlink()
     (tmp_path / "2" / "metrics.json").unlink()
@@ -189,7 +231,9 @@ def test_seeds_of_the_chosen_setting_have_a_mean_on_test(tmp_path):
 
 def test_the_callback_summarises_its_sweep(tmp_path, capsys):
     _job(tmp_path, "0", 0.5, 0.4, 3)
-    SummaryCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    SummaryCallback().on_multirun_end(
+        OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    )
     assert f"Multirun folder: {tmp_path}" in capsys.readouterr().out
     assert (tmp_path / "summary.csv").is_file()
 
@@ -197,13 +241,22 @@ def test_the_callback_summarises_its_sweep(tmp_path, capsys):
 def test_a_sweep_that_a_job_ends_is_summarised(tmp_path, monkeypatch, capsys):
     """Hydra calls no hook of the sweep where a job raises; what ran before it is not lost."""
     _job(tmp_path, "0", 0.5, 0.4, 3)
-    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}}))
+    monkeypatch.setattr(
+        HydraConfig,
+        "get",
+        lambda: OmegaConf.create({"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}}),
+    )
     for status in (JobStatus.COMPLETED, JobStatus.FAILED):
         SummaryCallback().on_job_end(OmegaConf.create(), JobReturn(status=status))
         assert (tmp_path / "summary.csv").is_file() == (status == JobStatus.FAILED)
 
 
-LOG = "epoch,step,train/loss,val/iia,val/iia_changing,val/loss\n0,0,3.5,,,\n0,1,2.5,,,\n0,1,,0.5,0.25,2.0\n1,3,,0.75,0.6,1.5\n"
+LOG = """epoch,step,train/loss,val/iia,val/iia_changing,val/loss
+0,0,3.5,,,
+0,1,2.5,,,
+0,1,,0.5,0.25,2.0
+1,3,,0.75,0.6,1.5
+"""
 
 
 def test_curves_show_what_was_logged(tmp_path):
@@ -211,7 +264,9 @@ def test_curves_show_what_was_logged(tmp_path):
     path.write_text(LOG)
     assert read_log(path)["val/iia"] == [(1, 0.5), (3, 0.75)]
     figure = training_curve(path)
-    lines = {line.get_label(): line.get_ydata().tolist() for axes in figure.axes for line in axes.lines}
+    lines = {
+        line.get_label(): line.get_ydata().tolist() for axes in figure.axes for line in axes.lines
+    }
     assert lines == {
         "training, each step": [3.5, 2.5],
         "validation": [2.0, 1.5],
@@ -219,10 +274,15 @@ def test_curves_show_what_was_logged(tmp_path):
         "all pairs": [0.5, 0.75],
     }
     path.write_text(
-        LOG.replace("val/loss\n", "val/loss,val/vanilla/iia_changing,val/random_subspace/iia\n").replace("2.0\n", "2.0,0.9,0.1\n")
+        LOG.replace(
+            "val/loss\n", "val/loss,val/vanilla/iia_changing,val/random_subspace/iia\n"
+        ).replace("2.0\n", "2.0,0.9,0.1\n")
     )
     figure = training_curve(path)
-    references = {line.get_label(): (line.get_ydata().tolist(), line.get_linestyle()) for line in figure.axes[1].lines}
+    references = {
+        line.get_label(): (line.get_ydata().tolist(), line.get_linestyle())
+        for line in figure.axes[1].lines
+    }
     assert references["changing pairs, whole vector"] == ([0.9], "--")
     assert references["all pairs, random subspace"] == ([0.1], ":")
     assert len(references) == 4
@@ -237,10 +297,27 @@ def test_curves_show_what_was_logged(tmp_path):
 
 
 def test_a_verdict_names_what_cannot_fail_and_older_ones_are_read():
-    finding = {"criterion": "accuracy", "outcome": "not judged", "value": 1.0, "low": 0.8, "high": 1.0, "n": 3, "reason": "n = 3"}
-    verdict = {"variable": "v", "outcome": "open", "findings": [finding], "not_run": [], "cannot_fail": ["majority"]}
+    finding = {
+        "criterion": "accuracy",
+        "outcome": "not judged",
+        "value": 1.0,
+        "low": 0.8,
+        "high": 1.0,
+        "n": 3,
+        "reason": "n = 3",
+    }
+    verdict = {
+        "variable": "v",
+        "outcome": "open",
+        "findings": [finding],
+        "not_run": [],
+        "cannot_fail": ["majority"],
+    }
     text = verdict_table(verdict).markdown()
-    assert "Verdict on `v`: **open**. Nothing was left out. Cannot fail, and not counted: majority." in text
+    assert (
+        "Verdict on `v`: **open**. Nothing was left out. Cannot fail, and not counted: majority."
+        in text
+    )
     assert "| accuracy | not judged | n = 3 |" in text
     older = {key: verdict[key] for key in ("variable", "findings", "not_run")} | {"outcome": "warn"}
     assert "**warn**. Nothing was left out.\n" in verdict_table(older).markdown()

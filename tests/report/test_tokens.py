@@ -19,9 +19,16 @@ def line(layer, position, top, probability, rank=1):
 
 
 def test_each_token_in_its_place():
-    lines = [line(0, 0, " a", 0.25), line(4, 0, "$b$", 0.5), line(4, 2, "\n", 0.75), line(4, 2, "other", 0.1, rank=2)]
+    lines = [
+        line(0, 0, " a", 0.25),
+        line(4, 0, "$b$", 0.5),
+        line(4, 2, "\n", 0.75),
+        line(4, 2, "other", 0.1, rank=2),
+    ]
     axes = lens_figure(lines).axes[0]
-    np.testing.assert_array_equal(np.ma.filled(axes.images[0].get_array(), np.nan), [[0.25, np.nan], [0.5, 0.75]])
+    np.testing.assert_array_equal(
+        np.ma.filled(axes.images[0].get_array(), np.nan), [[0.25, np.nan], [0.5, 0.75]]
+    )
     assert {(text.get_text(), text.get_position()) for text in axes.texts} == {
         ("_a", (0, 0)),
         (r"\$b\$", (0, 1)),

@@ -23,9 +23,26 @@ from iit.result import (
 from tests.seeds import shifted
 
 ROW = Row(
-    experiment="e", network="n", task="t", variable="v", method="m", component="block_output", layer=3, head=None, position="s2",
-    rank=4, seed=0, split="validation", subset="changing", control=None, metric="iia", value=0.5, low=0.4, high=0.6, n=10,
-)  # fmt: skip
+    experiment="e",
+    network="n",
+    task="t",
+    variable="v",
+    method="m",
+    component="block_output",
+    layer=3,
+    head=None,
+    position="s2",
+    rank=4,
+    seed=0,
+    split="validation",
+    subset="changing",
+    control=None,
+    metric="iia",
+    value=0.5,
+    low=0.4,
+    high=0.6,
+    n=10,
+)
 
 
 def test_the_row_has_the_columns_of_the_house():
@@ -55,7 +72,9 @@ def test_interval_covers_the_mean_of_clustered_outcomes():
     rng, covered, trials = np.random.default_rng(shifted(0)), 0, 300
     for trial in range(trials):
         outcomes = np.repeat(rng.random(60) < 0.3, 5)
-        interval = clustered_interval(outcomes, np.repeat(np.arange(60), 5), seed=trial, resamples=500)
+        interval = clustered_interval(
+            outcomes, np.repeat(np.arange(60), 5), seed=trial, resamples=500
+        )
         covered += interval.low <= 0.3 <= interval.high
         assert interval.n == 300
     assert 0.90 <= covered / trials <= 0.98
@@ -68,7 +87,9 @@ def test_interval_at_the_ends_is_the_exact_binomial_one(value, m):
     interval = clustered_interval(np.full(m, value), np.arange(m))
     reach = 1 - 0.025 ** (1 / m)
     assert interval.value == value
-    assert (interval.low, interval.high) == pytest.approx((0.0, reach) if value == 0 else (1 - reach, 1.0))
+    assert (interval.low, interval.high) == pytest.approx(
+        (0.0, reach) if value == 0 else (1 - reach, 1.0)
+    )
 
 
 def test_equal_differences_keep_a_width_on_both_sides():
@@ -79,10 +100,16 @@ def test_equal_differences_keep_a_width_on_both_sides():
 
 @pytest.mark.parametrize("clusters", [[0, 0, 0, 0], [0, 0, 1, 1]])
 def test_clusters_of_one_mean_keep_a_width(clusters):
-    """Whatever is resampled of them, the mean is the same: the bootstrap alone would claim certainty."""
+    """Whatever is resampled of them, the mean is the same: the bootstrap alone would claim
+    certainty.
+    """
     assert clustered_interval([0, 1, 1, 0], clusters) == (0.5, 0.0, 1.0, 4)
-    paired = clustered_interval(np.tile([-1.0, 1.0], 100), np.repeat(np.arange(100), 2), paired=True)
-    assert (paired.low, paired.high) == pytest.approx((-2 * (1 - 0.025**0.01), 2 * (1 - 0.025**0.01)))
+    paired = clustered_interval(
+        np.tile([-1.0, 1.0], 100), np.repeat(np.arange(100), 2), paired=True
+    )
+    assert (paired.low, paired.high) == pytest.approx(
+        (-2 * (1 - 0.025**0.01), 2 * (1 - 0.025**0.01))
+    )
 
 
 def test_draws_are_averaged_within_a_pair():
@@ -149,9 +176,14 @@ def test_damaged_missing_and_foreign_files(tmp_path):
 
 
 def test_select_sees_validation_only():
-    rows = [replace(ROW, layer=layer, value=value) for layer, value in ((1, 0.2), (2, 0.7), (3, 0.6))]
+    rows = [
+        replace(ROW, layer=layer, value=value) for layer, value in ((1, 0.2), (2, 0.7), (3, 0.6))
+    ]
     test = [replace(row, split="test", value=1 - row.value) for row in rows]
-    others = [replace(rows[0], control="vanilla", value=0.99), replace(rows[0], subset="all", value=0.99)]
+    others = [
+        replace(rows[0], control="vanilla", value=0.99),
+        replace(rows[0], subset="all", value=0.99),
+    ]
     assert select(rows + test + others).layer == 2
     assert select(rows + [replace(row, value=0.0) for row in test]) == select(rows)
     assert [row.layer for row in rows_of(test, select(rows))] == [2]
@@ -160,7 +192,9 @@ def test_select_sees_validation_only():
 
 
 def test_ties_go_to_the_smaller_claim():
-    rows = [replace(ROW, rank=rank, layer=layer) for rank, layer in ((8, 1), (4, 9), (4, 5), (None, 0))]
+    rows = [
+        replace(ROW, rank=rank, layer=layer) for rank, layer in ((8, 1), (4, 9), (4, 5), (None, 0))
+    ]
     assert (select(rows).rank, select(rows).layer) == (4, 5)
     assert select(rows) == select(rows[::-1])
     assert Cell.of(replace(ROW, position=[1, 2])) == Cell.of(replace(ROW, position=[1, 2]))
@@ -173,7 +207,9 @@ def test_the_logit_difference_is_taken_where_the_answers_first_differ():
     assert logit_difference(logits, label, torch.tensor([[1, 0, 3]])).tolist() == [6.0**2 - 4.0**2]
     assert logit_difference(logits, label, torch.tensor([[3]])).tolist() == [1.0 - 9.0]
     unknown = [[[1, 2, 3]], [[1, 2]], [[1, -100, -100]]]
-    assert all(logit_difference(logits, label, torch.tensor(other)).isnan().all() for other in unknown)
+    assert all(
+        logit_difference(logits, label, torch.tensor(other)).isnan().all() for other in unknown
+    )
 
 
 def test_an_unbounded_interval_covers_any_values():
