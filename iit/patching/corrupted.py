@@ -44,8 +44,9 @@ class Corruption:
     numbers: Mapping[tuple[int, ...], int]
 
     def source(self, prompts: Tensor, lengths: Tensor) -> Activations:
-        """The values that the edit "noise" adds to some prompts, {EMBEDDING: Tensor[batch, n,
-        width]}.
+        """The values that the edit "noise" adds to some prompts, at the embedding.
+
+        They are Tensor[batch, position, width], as long as the longest of the prompts.
 
         prompts, lengths: LongTensor[batch], the numbers of the prompts and how many tokens they
             have.
