@@ -136,6 +136,7 @@ def abstraction_error(
     """
     task = _checked(alignment, pairs)
     with evaluating(alignment):
+        # τ is fitted on training inputs. Interventions are on the inputs of the split.
         fitted, natural = (
             _natural(alignment, pairs, part, n, seed, batch_size) for part in ("train", split)
         )
@@ -153,6 +154,7 @@ def abstraction_error(
             "down": {v: natural.values[str(v)] for v in alignment.variables},
         }
         drawn = {
+            # A generator for each direction, so neither depends on what the other draws.
             d: _draw(alignment, values_of[d], n, np.random.default_rng([seed, k]))
             for k, d in enumerate(DIRECTIONS)
         }
@@ -205,7 +207,7 @@ def _natural(
     encoded = EncodedPairs(dataset(columns_of(no_sources, split)), (), alignment.studied)
     read_sites = _sites(edit.source_sites for edit in alignment.edits.values())
     inert_sites = _sites(edit.source_sites for edit in alignment.inert.values())
-    read: dict[Variable, list[Tensor]] = {v: [] for v in alignment.variables}
+    parts: dict[Variable, list[Tensor]] = {v: [] for v in alignment.variables}
     lengths: dict[Site, set[int]] = {site: set() for site in (*read_sites, *inert_sites)}
     for rows in torch.arange(len(encoded)).split(batch_size):
         activations = capture(
@@ -221,8 +223,8 @@ def _natural(
                 f"prompts differ in how many positions they have at {ragged[0]}"
             )
         for variable, tensor in coordinates(alignment, activations, source=True).items():
-            read[variable].append(tensor)
-    return _Natural(prompts, values, {v: torch.cat(tensor) for v, tensor in read.items()})
+            parts[variable].append(tensor)
+    return _Natural(prompts, values, {v: torch.cat(tensor) for v, tensor in parts.items()})
 
 
 def _sites(groups: Iterable[Sequence[Site]]) -> list[Site]:
@@ -257,6 +259,7 @@ def _draw(
             rows.setdefault(natural_value, []).append(row)
         distinct = sorted(rows, key=str)
         chosen = [distinct[i] for i in rng.integers(len(distinct), size=n)]
+        # A random input among those that have the chosen value.
         source[variable] = np.array(
             [rows[x][int(u * len(rows[x]))] for x, u in zip(chosen, rng.random(n), strict=True)]
         )
@@ -291,6 +294,7 @@ def _compared(
     sites = _sites(edit.sites for edit in alignment.edits.values())
     # A variable is compared where it is not held.
     free = {v: ~held for v, held in drawn.held.items()}
+    # {number of the variable, −1 for the output: bool[n]}
     wrong = {number: np.zeros(n, dtype=bool) for number in (*range(len(free)), -1)}
     for batch in encoded.batches(batch_size):
         rows = batch["row"].numpy()
@@ -310,6 +314,7 @@ def _compared(
                 value_map.values[i] != x
                 for i, x in zip(value_map(tensor).tolist(), expected, strict=True)
             ]
+    # Kept are the comparisons that count: free variables, and every output.
     counts = dict(enumerate(free.values())) | {-1: np.ones(n, dtype=bool)}
     return Compared(
         np.concatenate([wrong[number][mask] for number, mask in counts.items()]),

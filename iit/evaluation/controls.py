@@ -96,14 +96,14 @@ def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) ->
 
 
 def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
-    """Alignments that move an activation as far as the edit moves it, but not where.
+    """Alignments that move activations about as far as the edit does, but elsewhere.
 
     With Δ = h' − h the edit's move, `placebo_direction` is h + u·‖Δ‖ with a random direction u.
     `placebo_pair` is h + Δ of another pair, the one before it in the batch. That pair should be of
     the same variables (`outcomes` with `apart`).
 
     Returns:
-        Nothing for an alignment that has an edit with blocks.
+        {control: alignment}; nothing for an alignment that has an edit with blocks.
     """
     if any(edit.intervention.blocks for edit in alignment.edits.values()):
         return {}
@@ -152,6 +152,7 @@ def lower_ranks(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alig
             frame = Intervention(
                 trained.name, Frame(trained.width or 0, rank), All(), trained.operation
             )
+        # The first of them is the least.
         lower[f"{RANK}{rank}" if lower else "least_rank"] = _exchanged(
             alignment, {trained: frame}.__getitem__
         )
@@ -203,6 +204,7 @@ def fresh(
         for key, edit in alignment.edits.items()
     }
     other = Alignment(network or alignment.studied or alignment.network, edits)
+    # A store is of one network.
     other.store = alignment.store if network is None else None
     return other
 

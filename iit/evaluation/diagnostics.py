@@ -42,6 +42,7 @@ def spans(
         Nothing natural without training pairs. Nothing at all where an edit swaps no linear
         subspace, or swaps several positions as one vector.
     """
+    # What reads several positions together, or a curved map, cannot be split by directions.
     joint = any(edit.joint for edit in alignment.edits.values())
     if joint or len(subspaces(alignment)) < len(alignment.variables):
         log.info(
@@ -268,6 +269,7 @@ def other_variables(
     rows = []
     for other in others:
         n = min(len(pairs.split(split)), 200)
+        # Only the test pairs are used, so the other splits are small.
         sizes = {"n": None, "n_train": 2, "n_val": 2, "n_test": n}
         try:
             sampled = pairs.sampled(
@@ -279,6 +281,7 @@ def other_variables(
         assert alignment.studied is not None
         encoded = EncodedPairs(sampled.split("test"), other, alignment.studied)
         (off_target_item,) = off_target(alignment, encoded, batch_size).items()
+        # The rows are the other variable's, but the edit that they describe is this one's.
         facts = describe(alignment, pairs, pairs.variables) | told | {"variable": other}
         rows += off_target_rows(
             *off_target_item, encoded, np.ones(len(encoded), dtype=bool), facts, resamples

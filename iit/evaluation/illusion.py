@@ -174,6 +174,7 @@ def read_space(
             )
         else:
             spaces.append(span_of_rows(weight))
+    # Of several sites, the span of all their columns together.
     return span_of_rows(torch.cat(spaces, 1).T) if len(spaces) > 1 else spaces[0]
 
 
@@ -248,6 +249,7 @@ def _readout(
     # [batch, n_right]
     right = label[:, 0] if label.ndim == 3 else label[:, :1]
     among = first.gather(1, right.clamp(min=0)).masked_fill(right == IGNORED, -torch.inf)
+    # Of several right tokens: the probability that any of them comes.
     likely = among.logsumexp(1) - first.logsumexp(1)
     if own is None or label.ndim == 3 or own.ndim == 3:
         return likely
@@ -261,6 +263,7 @@ def _swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
     for key, edit in alignment.edits.items():
         for variable in variables_of(key, edit):
             if str(variable) in spans:
+                # Blocks of one edit become edits of their own.
                 part = _fixed(edit.intervention.name, spans[str(variable)])
                 edits[variable] = Edit(edit.sites, part, edit.source_sites)
     return beside(alignment, edits).eval()

@@ -33,6 +33,7 @@ def off_target(
     right = {str(variable): np.zeros(len(pairs), dtype=bool) for variable in alignment.variables}
     if set(right) >= set(pairs.variables) and len(pairs.variables) == 1:
         return {}
+    # Edits that read no source are given none.
     reads = {
         str(v): e.intervention.needs_source
         for key, e in alignment.edits.items()
@@ -47,6 +48,8 @@ def off_target(
                 for other in sorted({*swapped} - {variable, ""}):
                     rows = torch.from_numpy(np.flatnonzero(swapped == other))
                     base = rows_of(batch["base"], rows)
+                    # The other variable's source, although it is this variable's edit that reads
+                    # it.
                     source = (
                         {variable: rows_of(batch["sources"][other], rows)}
                         if reads[variable]

@@ -67,6 +67,7 @@ def retrained(
     missing: dict[str, str] = {}
     try:
         wrong = fresh(alignment, seed, moved=partial(displaced, elsewhere=elsewhere))
+        # Edits that are apart at their own sites may overlap at the wrong one.
         wrong.check_apart()
         if sees(wrong, pairs):
             where = elsewhere or "the first tokens"
@@ -91,6 +92,7 @@ def retrained(
         missing["untrained_network"] = str(error)
         return trained, missing
     random = fresh(alignment, seed, network=other)
+    # A store is of one network.
     random.store = ActivationStore(other.model)
     refit({"untrained_network": random}, pairs, seed)
     return trained | {"untrained_network": random}, missing
@@ -152,7 +154,8 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     dataset = _with_column(pairs.dataset, "label", labels)
     if "base_answer" in pairs.dataset.column_names:
         changing = [
-            label != own for label, own in zip(labels, pairs.dataset["base_answer"], strict=True)
+            label != base_answer
+            for label, base_answer in zip(labels, pairs.dataset["base_answer"], strict=True)
         ]
         dataset = _with_column(dataset, "changing", changing)
     return replace(pairs, dataset=dataset, again=None)

@@ -35,6 +35,7 @@ def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> di
         if variables[0] in (key, *(e.intervention.blocks or ()))
     )
     site = edit.sites[0]
+    # Several sites have no one layer, head or position.
     has_several = len(edit.sites) > 1
     return common | {
         "variable": "+".join(variables),
@@ -120,11 +121,13 @@ def scores(
         for control, values in scored.items():
             # Single draws, rivals and controls that are only shown have no row on unchanging pairs.
             if subset != "unchanging" or control in (None, *COMPARED):
+                # The figure of the seeds is about other seeds, so its interval resamples them.
                 add(subset, chosen, control, "iia", values, over_draws=control == "seeds")
         # On unchanging pairs an edit has to do nothing: no control is to be beaten there.
         for control in COMPARED if subset != "unchanging" else ():
             if control in scored:
                 values = scored[control]
+                # [n, draws]: a pooled control stands for a pair by its mean over draws.
                 difference = scored[None] - (values if values.ndim == 1 else values.mean(1))
                 add(subset, chosen, control, "iia_difference", difference, paired=True)
     # There are changing and unchanging pairs; as groups they weigh the same.
@@ -159,6 +162,7 @@ def readout(
     chosen = among & ~np.isnan(arms[None]) & (encoded.changing.numpy() | (subset == "all"))
     if not chosen.any():
         return []
+    # All metrics but this one are shares.
     bounded, clusters = metric != "logit_difference", encoded.clusters[chosen]
     rows = []
     for control, values in arms.items():

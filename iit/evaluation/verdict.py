@@ -214,6 +214,7 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
             # Without enough pairs for the accuracy there is no pass; other criteria are skipped.
             outcome = "open" if criterion == "accuracy" else "pass"
         worst = max(worst, outcome, key=OUTCOMES.index)
+    # Null controls that were not scored are named, too.
     not_run += [control for control in NULLS if rows.row(control) is None]
     reasons = [f"{name} ({NEEDS[name]})" if name in NEEDS else name for name in not_run]
     return Verdict(variable, worst, tuple(findings), tuple(reasons), tuple(rows.cannot_fail()))
@@ -246,6 +247,7 @@ def _gap(one: Row | None, other: Row | None, paired: Row | None, words: str) -> 
     value = one.value - other.value
     low = value - hypot(one.value - one.low, other.high - other.value)
     high = value + hypot(one.high - one.value, other.value - other.low)
+    # The paired interval is of the same pairs, so it is the better one.
     figure = paired or Interval(value, low, high, min(one.n, other.n))
     return figure, f"{words.format(one.value, other.value)}: {_told(figure)}"
 
@@ -320,6 +322,7 @@ def _excess_rank(rows: _Rows) -> Reading:
     if reading is None:
         return None
     figure, words = reading
+    # Also say what the ranks in between reach.
     controls = {row.control or "" for row in rows.rows}
     ranks = sorted(int(name.removeprefix(RANK)) for name in controls if name.startswith(RANK))
     for rank in ranks:
@@ -330,6 +333,7 @@ def _excess_rank(rows: _Rows) -> Reading:
 
 def _seed_spread(rows: _Rows) -> Reading:
     scores = where(rows.rows, split="test", subset=rows.subset, metric="iia")
+    # The alignment itself is one of the seeds.
     trained = [row for row in scores if row.control is None or pool_of(row.control) == "seeds"]
     if len(trained) < 2:
         return None

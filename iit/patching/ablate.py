@@ -73,6 +73,7 @@ def ablate(
     cells = grid(contrast, **where)
     sites = list(dict.fromkeys(cell.site for cell in cells))
     reference = contrast.source if reference is None else reference
+    # The map is run once for each source.
     sources: Sequence[Mapping[Any, Any]]
     if kind == "zero":
         sources = [_zeros(contrast, sites)]
@@ -154,6 +155,7 @@ def _other_prompts(
     prompts = _prompts(contrast, reference, sites)
     fitting = []
     for row, (base, shape) in enumerate(_prompts(contrast, contrast.base, sites)):
+        # A prompt is (its inputs, its tokens at each position): other inputs, same numbers.
         fits = [i for i, other in enumerate(prompts) if other[0] != base and other[1] == shape]
         if not fits:
             raise ValueError(
@@ -185,6 +187,7 @@ def _prompts(
         text = b""
         for value in inputs:
             if isinstance(value, Tensor):
+                # As bytes, prompts can be compared whatever their inputs are.
                 text += value[row][:n].cpu().numpy().tobytes()
         shape = tuple(int(number[row]) for number in numbers if number is not None)
         prompts.append((text, shape))

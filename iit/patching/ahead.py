@@ -51,6 +51,7 @@ class Ahead:
         prompts = prepare(module_of(self._network), self._batch)
         together = list(dict.fromkeys(sites))
         size = sum(self._bytes(site, prompts) for site in together)
+        # Sites are asked for in this order, so these are the next ones.
         for site in self._sites[self._sites.index(together[0]) :]:
             if site in together:
                 continue
@@ -66,6 +67,7 @@ class Ahead:
         n_positions = columns(site, prompts).n_positions
         if width is None or n_positions is None:
             return self._budget
+        # Four bytes for each number, as in fp32.
         return prompts.size * n_positions * width * 4
 
 

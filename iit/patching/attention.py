@@ -182,6 +182,7 @@ def attention_map(
             keys = column_index(site, prompts)
             # [row, key], the row of each prompt's query.
             of_query = weights[place].cpu()[torch.arange(len(rows)), asking[:, 0]]
+            # Absent keys read column 0 and count as 0.
             shares = of_query.gather(1, keys.clamp(min=0)).masked_fill(keys == IGNORED, 0)
             values[number, rows.numpy()] = shares.double().sum(1).numpy()
     # There is no edit, and so no runs to compare with.

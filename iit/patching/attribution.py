@@ -62,6 +62,7 @@ def attribute(
             f"steps={steps}: integrated gradients take 1 step or more; None takes the base's "
             "gradient."
         )
+    # Metrics without a useful gradient: `iia` is a step, and `kl` is least at the base.
     flat = ("iia",) if steps else ("iia", "kl")
     asked = metrics_of(metric)
     metrics = {
@@ -80,6 +81,7 @@ def attribute(
                 "Attention weights are as wide as their prompt is long, and are not estimated; "
                 "`patch` patches them."
             )
+    # Figures of the bases and of the sources, float[pair], and estimates, float[cell, pair].
     before, after, changes = {}, {}, {}
     for name in metrics:
         before[name] = np.full(len(contrast), np.nan)

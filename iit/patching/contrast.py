@@ -55,6 +55,7 @@ class Contrast:
 
     def __post_init__(self) -> None:
         for side in ("base", "source"):
+            # A frozen dataclass sets its own fields like this.
             object.__setattr__(self, side, prompts_of(getattr(self, side)))
 
     @classmethod
@@ -167,6 +168,7 @@ class Contrast:
                     "tells the answers apart (one of the task's counterfactuals, as "
                     "data.pairs=s2_io_flip of IOI), or direction='noising'."
                 )
+        # Each side's answer is what the other side is moved towards.
         return replace(self, base=self.source, source=self.base, label=self.own, own=self.label)
 
     def _n_right(self) -> int:
@@ -195,6 +197,7 @@ class Contrast:
             for place in places:
                 index = []
                 if isinstance(place, int) and -n <= place < n:
+                    # Negative indices count from the prompt's end.
                     index = [place % n]
                 elif place in roles:
                     index = roles[place][row][roles[place][row] != IGNORED].tolist()
@@ -243,6 +246,7 @@ def column_index(site: Site, batch: Batch) -> Int[Tensor, "batch n"]:
     index = columns(site, batch).index
     if index is None:
         index = torch.arange(batch.tokens.shape[1])
+    # An index that all prompts share, [n], becomes [batch, n].
     return torch.as_tensor(index).cpu().expand(batch.size, -1)
 
 

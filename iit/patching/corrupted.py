@@ -58,6 +58,7 @@ class Corruption:
         """The context in which the network's next forward is the corrupted run of these prompts."""
         lengths = batch.kwargs["attention_mask"].sum(1)
         numbers = []
+        # The batch knows its prompts by their tokens, and not by their numbers.
         for ids, n in zip(batch.tokens.tolist(), lengths.tolist(), strict=True):
             numbers.append(self.numbers[tuple(ids[:n])])
         source = self.source(torch.tensor(numbers), lengths)

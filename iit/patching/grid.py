@@ -71,6 +71,7 @@ def grid(
         units = (None,) if units is None else units
         cells = []
         for component in components:
+            # A component without layers has its cells once, not once for each layer.
             blocks = [None] if component in UNLAYERED else layers
             parts = _heads(contrast, component, heads)
             for layer, head, position, unit in product(blocks, parts, positions, units):

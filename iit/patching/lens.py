@@ -60,6 +60,7 @@ def logit_lens(
 
     def read(layer: int, activation: Tensor) -> Tensor | None:
         streams[layer] = place.read(activation)
+        # Layers below the last are only read, and the run goes on as it is.
         if layer < top:
             return None
         # What comes behind the last block acts on each column by itself. So all layers pass through
@@ -121,6 +122,7 @@ def lens_map(
         if column_index(site, bases).shape[1] > 1:
             raise ValueError(f"The lens reads one token at a time; {site} names several.")
     last = Site("block_output", layer=n_blocks(contrast.module) - 1, position="last")
+    # The base is its own source: its layer ℓ goes in place of its last block's output.
     replacement = Replacement(contrast, cells, contrast.base, at=last)
     return effects_of(
         contrast,

@@ -67,6 +67,7 @@ def kl(logits: Tensor, answers: Answers) -> Tensor:
     assert answers.unedited is not None
     new, old = widened(logits).log_softmax(-1), widened(answers.unedited).log_softmax(-1)
     by_token = (old.exp() * (old - new)).sum(-1)
+    # [batch, n_answer]: 1 at the answer's tokens, 0 at padding.
     real = widened((answers.label if answers.label.ndim == 2 else answers.label[..., 0]) != IGNORED)
     return (by_token * real).sum(1) / real.sum(1)
 

@@ -99,6 +99,7 @@ def path_patch(
     for site in whole_sites(senders):
         before = not receivers or any(_when(site) < _when(receiver) for receiver in receivers)
         (early if before else late).append(site)
+    # A product may hold senders that lead nowhere. Cells that were named may not.
     if late and (where.get("cells") is not None or not early):
         reached = ", ".join(map(str, receivers))
         raise ValueError(f"The sender {late[0]} lies before none of the receivers {reached}.")

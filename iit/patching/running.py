@@ -199,6 +199,7 @@ def cell_values(
                 answers = contrast.answers(rows.pair, plain)
                 figures = measured(metrics, edited.logits(rows).cpu(), answers)
                 for name, column in figures.items():
+                    # The rows of a batch are scattered to [cell, pair].
                     values[name][numbers[rows.cell.numpy()], rows.pair.numpy()] = column
             bar.advance(task, len(numbers))
     return values

@@ -180,20 +180,20 @@ def steer(
     edits: list[list[dict[Any, Intervention]]] = [[{}]]
     for name, method in methods.items():
         interventions = [method] if isinstance(method, Intervention) else method
-        if any(each.needs_source for each in interventions):
+        if any(item.needs_source for item in interventions):
             raise ValueError(
                 f"{name!r} reads a source: steering takes interventions without one, such as "
                 "AdditionIntervention."
             )
         for strength in strengths.get(name, ()):
             points.append((name, float(strength)))
-            edits.append([{site: scaled(each, float(strength))} for each in interventions])
+            edits.append([{site: scaled(item, float(strength))} for item in interventions])
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
     texts = []
     columns = []
-    for several in edits:
+    for edits_of_point in edits:
         runs = []
-        for edit in several:
+        for edit in edits_of_point:
             generated, figures = _generated(network, edit, prompts, batch_size, options)
             for name, effect in effects.items():
                 column = np.asarray(effect(generated), dtype=float)
@@ -208,7 +208,8 @@ def steer(
         columns.append([figures for _, figures in runs])
     values = {}
     for name in (*effects, LOSS, "distinct"):
-        values[name] = np.stack([np.mean([each[name] for each in point], 0) for point in columns])
+        # [point, prompt]; the interventions of one name are averaged.
+        values[name] = np.stack([np.mean([item[name] for item in point], 0) for point in columns])
     return Steered(tuple(points), values, tuple(prompts), tuple(texts))
 
 
@@ -260,6 +261,7 @@ def difference_of_means(
         activation = captured[site].float()
         n = captured.counts[site]
         columns = torch.arange(activation.shape[1], device=activation.device)
+        # [prompt, position]: which tokens count.
         real = columns.expand(len(activation), -1) >= (1 if site.position is None else 0)
         if n is not None:
             real = real & (columns < n.unsqueeze(1))
@@ -325,6 +327,7 @@ def _generated(
             end = (new == tokenizer.eos_token_id).long()
             # The first end token counts; all that follows it is padding.
             answer = new.masked_fill(end.cumsum(1) > end, IGNORED)
+            # The text is teacher-forced in the network without an edit.
             logits = plain.answer_logits({**batch, "answer": answer})
             log_p = logits.float().log_softmax(-1).cpu()
         real = answer != IGNORED
@@ -333,6 +336,7 @@ def _generated(
         for row in range(len(answer)):
             ids = answer[row, real[row]].tolist()
             texts.append(tokenizer.decode(ids, skip_special_tokens=True))
+            # A text of one token has no pairs, and repeats nothing.
             neighbours = list(pairwise(ids))
             n_distinct = len(set(neighbours))
             distinct.append(n_distinct / len(neighbours) if neighbours else 1.0)

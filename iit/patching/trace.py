@@ -101,6 +101,7 @@ def trace(
     tokens = _SpanTokens.of(clean, {str(site.position) for site in in_spans})
     others = [Cell(site) for site in sites if site.position not in SPANS]
     every = torch.arange(len(clean))
+    # (contrast, the number of each row's prompt, the cells): whole prompts, then single tokens.
     runs = [(clean, every, others), (tokens.contrast, tokens.prompt, list(map(Cell, one_token)))]
     metrics = metrics_of(metric)
     before, logits = unedited(clean, clean.base, metrics)
@@ -343,8 +344,8 @@ def _sites(clean: Contrast, where: dict[str, Any]) -> list[Site]:
 
 
 def _check_window(window: int, n_layers: int, sites: Sequence[Site]) -> None:
-    several = window > 1 and any(site.layer is None for site in sites)
-    if window % 2 == 0 or not 0 < window <= n_layers or several:
+    without_layer = window > 1 and any(site.layer is None for site in sites)
+    if window % 2 == 0 or not 0 < window <= n_layers or without_layer:
         raise ValueError(
             f"window={window}: a window has a layer in its middle, so it is odd, and at most the "
             f"network's {n_layers} layers; of sites without a layer it is 1."

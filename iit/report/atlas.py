@@ -73,6 +73,7 @@ def atlas_tables(rows: Sequence[Row]) -> list[Table]:
             whole, trained = (
                 values.get((panel, layer, position), nan) for panel in PANELS.values()
             )
+            # A figure that was not measured is a dash.
             line.append(f"{trained:.3f} ({whole:.3f})".replace("nan", "—"))
         lines.append(line)
     title = (

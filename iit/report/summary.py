@@ -117,6 +117,7 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
     for variable in dict.fromkeys(row.variable for row in rows):
         for metric, subset in _OVER_SEEDS:
             figures = {
+                # Of a seed that was run twice, the later job counts.
                 row.seed: row
                 for row in where(rows, variable=variable, metric=metric, subset=subset)
             }

@@ -61,6 +61,7 @@ class Row:
         if self.layer is not None:
             text += f"[{self.layer}]"
         if self.head is not None:
+            # Several heads are a list, which is printed without its own brackets.
             text += f".head[{str(self.head).strip('[]')}]"
         if self.position is not None:
             text += f" @ {self.position}"

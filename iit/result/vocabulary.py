@@ -84,6 +84,7 @@ DRAWS = {
     "seeds": "seed/",
 }
 """Pooled control → how the names of its single draws begin."""
+# (metric, control) → its place in a table.
 _PLACES = {pair: place for place, pair in enumerate(product(METRICS, CONTROLS))}
 
 
