@@ -111,10 +111,10 @@ def abstraction_error(
     - up, from the network: a held variable gets the coordinates z of an input, uniform over the
       values that τ reads. In H it is τ(z).
 
-    Held inert parts are what they are in a third input; in H that changes nothing. Two things are
-    compared: the output, and the variables of the alignment that are not held. Such a variable's
-        value in H is compared with τ of its coordinates in the edited run. The error is the mean
-        over output and variables of the share that differs.
+    Held inert parts are what they are in a third input; in H that changes nothing. Compared are the
+    output and the variables of the alignment that are not held. Such a variable's value in H is
+    compared with τ of its coordinates in the edited run. The error is the mean over output and
+    variables of the share that differs.
 
     Inputs are drawn as the task draws them, from the split's words, whether the network answers
     them rightly or not. τ is fitted on as many inputs of the training split.

@@ -92,10 +92,10 @@ def evaluate(
     A footgun: an alignment without a store gets one, and keeps it.
 
     Arguments:
-        trust: "full" adds, on the test split, what `retrained` trains, the edit on the pairs of the
-            task's other variables, and the diagnostics `read_part` (and those of the whole vector
-            and of random subspaces), `null_part`, `divergence`, `principal_angle` and, in small
-            networks, `abstraction_error`. `verdict` draws the conclusion from all of this.
+        trust: "full" adds on the test split what `retrained` trains, the edit on the pairs of
+            the task's other variables, and diagnostics. These are `read_part` (also of the whole
+            vector and of random subspaces), `null_part`, `divergence`, `principal_angle` and, in
+            small networks, `abstraction_error`. `verdict` draws the conclusion from all of this.
         controls: False scores the alignment alone.
         refit: trains the controls as the alignment was trained; by default `fit` with its own
             defaults.

@@ -37,14 +37,14 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
     """The same sites, each swapping one part of the trained subspace.
 
     Q are the columns that a variable's edit swaps, and P is the projection on the read space behind
-    the site. The read part swaps the span of the projections Pq of those principal directions q of
-    which more than half is read (‖Pq‖² > 1/2; see `within`). The null part swaps the span of (1 −
-    P)q of those directions of which more than half is not read. A direction of which less is read
+    the site. Principal directions q of which more than half is read (‖Pq‖² > 1/2; see `within`) are
+    in the read part: it swaps the span of their projections Pq. Those of which more than half is
+    not read are in the null part: it swaps the span of (1 − P)q. A direction of which less is read
     has a projection of another direction and a small length. Scaled up to length 1, it would be a
     piece of the read space, whatever the subspace.
 
     Where the whole subspace works and the read part alone does much less, the effect is an
-    illusion: a direction that nothing reads carries the variable. It steers, by its correlation,
+    illusion. A direction that nothing reads carries the variable. It steers, by its correlation,
     another direction that is read and does not vary by itself. Compare it with the read parts of
     the whole vector and of random subspaces (`read_controls`). A gap says less in two cases. The
     read part of the whole vector may have one, too. And few directions may be read, each for
@@ -219,7 +219,7 @@ def _gradients(
             for variable in variables
             if variable in pairs.variables
         ]
-        # The row of False stands for no flag at all, of which `stack` would make an error.
+        # Without any flag `stack` would fail, so a row of False comes first.
         active = torch.stack([~everywhere, *flags]).any(0)
         if not bool(active.any()):
             continue

@@ -115,8 +115,8 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
       training has found nothing that variance does not show.
     - generalisation: accuracy on training pairs − accuracy on test pairs.
     - worst_kind: the lowest IIA of a kind of pair.
-    - faithfulness: accuracy − the same with the inert parts resampled from a third input (arXiv
-      2607.00267).
+    - faithfulness: accuracy − the same with the inert parts resampled from a third input
+      (arXiv 2607.00267).
     - abstraction: the larger of the two causal abstraction errors, which are of all variables
       together (see `abstraction_error`).
     - off_target: the accuracy of this variable's edit where another variable is to be swapped.

@@ -41,12 +41,12 @@ def attribute(
     estimate = unedited + Σ (source's activation − base's activation) · ∂metric/∂activation
 
     Arguments:
-        steps: with integrated gradients, the number of runs whose gradients are averaged. Their
-            token embeddings lie between the base's and the source's, (k − ½)/steps of the way
-            (arXiv 2403.17806), so prompts have to be as long as their sources. None takes the
-            base's gradient.
-        metric: metrics without a gradient are left out: `iia`, and without steps `kl`, which is
-            least at the base.
+        steps: with integrated gradients, the number of runs whose gradients are averaged. The
+            token embeddings of these runs lie between the base's and the source's, (k − ½)/steps of
+            the way (arXiv 2403.17806). So prompts have to be as long as their sources. None takes
+            the base's gradient.
+        metric: metrics without a gradient are left out. These are `iia` and, without steps, `kl`,
+            which is least at the base.
         direction, batch_size, where: as `patch` takes them.
 
     Raises:

@@ -145,8 +145,7 @@ def steer(
     Beside the effects, two figures are measured of every generation. "negative_log_likelihood" is
     −log p per token in nats, given the prompt, under the network without an edit; the perplexity
     comes from it. "distinct" is the share of its pairs of neighbouring tokens that do not repeat an
-    earlier
-    pair: loops have a low perplexity, too.
+    earlier pair. Loops have a low perplexity, too, but few distinct pairs.
 
     Arguments:
         methods: name → f, an intervention without a source: `AdditionIntervention(direction)`, a

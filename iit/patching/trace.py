@@ -57,8 +57,8 @@ def trace(
     standard deviation of the embeddings of all the prompts' subjects, as in the paper. In the same
     run the cell gets its value of the clean run. ε depends on the seed, the draw and the prompt's
     tokens alone, so it is the same for all cells. In the result `source` is the clean run and
-    `unedited` the corrupted
-    one: a `normalised_` metric is 0 where nothing is restored, and 1 where everything is.
+    `unedited` the corrupted one. So a `normalised_` metric is 0 where nothing is restored, and 1
+    where everything is.
 
     Arguments:
         prompts: a batch with `answer`; pairs stand for their distinct bases, each with its own

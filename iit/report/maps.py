@@ -43,9 +43,9 @@ def heatmap(
     Arguments:
         x, y: columns of the lines.
         labels: value of x → an example of its token, which stands below the name.
-        limits: of the colours. By default 0 to 1 for shares (`SHARES`), and 1 to either side of the
-            centre for normalised metrics, whatever the figures, so that pictures can be compared.
-            For others as far below the centre as above, so that white is the centre.
+        limits: of the colours. By default 0 to 1 for shares (`SHARES`), and 1 to either side of
+            the centre for normalised metrics. These do not depend on the figures, so pictures can
+            be compared. For others as far below the centre as above, so that white is the centre.
         centre: the value of a cell where nothing happens.
 
     Raises:
