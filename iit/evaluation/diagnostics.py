@@ -177,6 +177,7 @@ def divergence_rows(
     far = (divergence(alignment, encoded, natural, batch_size=batch_size) > 1).astype(float)
     rows = []
     for variables in dict.fromkeys(encoded.interchanged):
+        # Changing pairs that interchange exactly these variables.
         chosen = (
             np.array([names == variables for names in encoded.interchanged])
             & encoded.changing.numpy()

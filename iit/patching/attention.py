@@ -219,6 +219,7 @@ def _layers_and_heads(
 def _eager(network: nn.Module) -> Iterator[None]:
     """Run with eager attention; afterwards every config is as it was."""
     transformers = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    # A network may hold several transformers models, each with a config of its own.
     before = {id(part): part.config._attn_implementation_internal for part in transformers}
     if set(before.values()) == {"eager"}:
         yield

@@ -130,6 +130,7 @@ class Contrast:
         batch = pairs.batch(taken_rows.nonzero()[0].tolist())
         base, source = batch["base"], batch["sources"][variable]
         base_answer = batch.get("base_answer")
+        # Maps cluster by base, also where the pairs know their templates.
         clusters = np.unique(pairs.bases, return_inverse=True)[1][taken_rows]
         return cls(network, base, source, base["answer"], base_answer, clusters, interchanged=True)
 
@@ -270,6 +271,7 @@ def taken(batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None) 
         for key in {"input_ids", "attention_mask"} & set(part):
             part[key] = part[key][:, :longest]
     if batch.get("positions"):
+        # Only columns on the right were cut, so positions stay what they are.
         part["positions"] = {role: index[rows] for role, index in batch["positions"].items()}
     if answer is not None:
         part["answer"] = answer[rows]

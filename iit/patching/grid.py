@@ -77,6 +77,7 @@ def grid(
             for layer, head, position, unit in product(blocks, parts, positions, units):
                 site = Site(component, layer=layer, head=head, position=position)
                 cells.append(Cell(site, unit))
+    # A site stands for the cell without a unit.
     complete = [Cell(cell) if isinstance(cell, Site) else cell for cell in cells]
     if not complete:
         raise ValueError(

@@ -70,6 +70,7 @@ def logit_lens(
         missing = -len(rows) % activation.shape[1]
         return pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, activation.shape[1]))
 
+    # The stack removes the hooks, also after an error.
     with torch.no_grad(), ExitStack() as stack:
         for layer in sorted({*layers, top}):
             site = resolve(module, Site("block_output", layer=layer))

@@ -43,6 +43,7 @@ def iia(logits: Tensor, answers: Answers) -> Tensor:
 def difference(logits: Tensor, answers: Answers) -> Tensor:
     """logit(label) − logit(own answer), where their tokens first differ."""
     if answers.own is None or answers.label.ndim != 2 or answers.own.ndim != 2:
+        # Without an own answer, or with several right ones, there is no single difference.
         return torch.full((len(logits),), torch.nan, device=logits.device)
     return logit_difference(logits, answers.label, answers.own)
 

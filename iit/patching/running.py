@@ -85,6 +85,7 @@ class CellGroup:
         base = taken(self.contrast.base, pair, self.contrast.label)
         if self.site.position is not None:
             roles = {CELL: self._places[cell, pair]}
+            # Path patching holds what is computed from the cell's position on.
             if "attention_mask" in base:
                 roles[BEHIND] = _behind(base, roles[CELL])
             base["positions"] = base.get("positions", {}) | roles

@@ -89,6 +89,7 @@ class Steered:
             }
             method, strength = line.pop("method"), line.pop("strength")
             if method == NOTHING:
+                # A run without an edit is of no site.
                 place = dict.fromkeys(place)
                 line |= {"method": None, "control": NOTHING}
             else:
@@ -174,6 +175,7 @@ def steer(
     for name in strengths:
         if name not in methods:
             raise ValueError(f"strengths names {name!r}; the methods are {list(methods)}.")
+    # The first point is the network without an edit, to compare with.
     points = [(NOTHING, 0.0)]
     # For each point, an edit for each intervention under its name.
     edits: list[list[dict[Any, Intervention]]] = [[{}]]
@@ -296,6 +298,7 @@ def frame_direction(
 
 def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> list[Tensor]:
     """Directions of the same norm, uniformly random, as a control."""
+    # Gaussian vectors point in all directions alike; only their length has to be set.
     drawn = torch.randn(n, len(like), generator=torch.Generator().manual_seed(seed)).to(like)
     return list(drawn / drawn.norm(dim=1, keepdim=True) * like.norm())
 

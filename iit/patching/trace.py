@@ -168,6 +168,7 @@ class _SpanTokens:
     @classmethod
     def of(cls, clean: Contrast, spans: Collection[str]) -> "_SpanTokens":
         """The tokens of some spans."""
+        # An empty start, so that `cat` works without any span.
         prompts = [torch.empty(0, dtype=torch.long)]
         columns = [torch.empty(0, dtype=torch.long)]
         names: list[str] = []

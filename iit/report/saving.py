@@ -17,6 +17,7 @@ def save_figure(figure: Figure, path: str | Path, table: Sequence[Line] = ()) ->
         content = io.BytesIO()
         figure.savefig(content, format=suffix, dpi=150)
         target = Path(f"{path}.{suffix}")
+        # It is renamed when it is complete, so nobody reads half a picture.
         temporary = target.with_name(f".{target.name}.partial")
         temporary.write_bytes(content.getvalue())
         temporary.replace(target)

@@ -58,6 +58,7 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
     with its failure.
     """
     jobs = {folder: _read(folder) for folder in folders}
+    # Of a job with several variables each row has their mean.
     candidates = [(folder, row) for folder, (rows, _) in jobs.items() for row in scores_of(rows)]
     best, chosen, test = None, set(), []
     if candidates:
@@ -168,6 +169,7 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
     scored = [record for record in records if record["failure"] is None]
     differing, common = [], []
     for column in _CELL if scored else ():
+        # A column is shown where jobs differ; what they share is said once, below.
         if len({repr(record[column]) for record in scored}) > 1:
             differing.append(column)
         elif scored[0][column] is not None:
