@@ -76,8 +76,8 @@ def off_target_rows(
     Arguments:
         right: bool[n], what `off_target` found.
         among: bool[n], pairs that interchange the other variable, which `facts` names. Of these
-            only those count in which no other variable differs, unless none of them is changing:
-            there an edit that carries its own variable alone changes nothing.
+            only those count in which no other variable differs: there an edit that carries its own
+            variable alone changes nothing. Where none of those is changing, all of `among` count.
     """
     alone = among & np.array(
         [kind == facts["variable"] for kind in encoded.kinds or [""] * len(encoded)]
