@@ -1,4 +1,4 @@
-"""How far to believe an alignment: its controls, scored beside it."""
+"""How far to believe an alignment: its accuracy, beside that of its controls."""
 
 from iit.alignment.references import vanilla
 from iit.evaluation.abstraction_error import abstraction_error

@@ -1,5 +1,6 @@
-"""The causal abstraction error: how often network and causal model part ways under the same
-interventions, drawn from either side.
+"""The causal abstraction error: how often network and causal model differ under interventions.
+
+Both get the same interventions, which are drawn from either side.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +26,9 @@ from iit.site import Site
 
 DIRECTIONS = ("up", "down")
 SMALL = 10_000_000
-"""Parameters of the largest network in which it is asked for."""
+"""Parameters of the largest network in which the error is computed."""
 MOST_VALUES = 64
-"""Values of a variable, of which coordinates are told apart."""
+"""The most values of a variable that coordinates are mapped to."""
 
 
 class NotApplicableError(ValueError):
@@ -37,9 +38,11 @@ class NotApplicableError(ValueError):
 class Compared(NamedTuple):
     """Comparisons of one direction, m of them.
 
-    wrong: bool[m], do network and causal model differ? variable: int[m], the number of the variable
-        of the alignment whose values were compared, −1 for the output. base: int[m], the number of
-        the input that was edited. n: interventions.
+    wrong: bool[m], do network and causal model differ?
+    variable: int[m], the number of the variable of the alignment whose values were compared; −1 for
+        the output.
+    base: int[m], the number of the input that was edited.
+    n: the number of interventions.
     """
 
     wrong: np.ndarray
@@ -49,7 +52,7 @@ class Compared(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The share that differs, as the mean over variables."""
+        """The share of comparisons that differ, as the mean over variables and output."""
         return float(
             np.mean(
                 [self.wrong[self.variable == number].mean() for number in np.unique(self.variable)]
@@ -58,8 +61,10 @@ class Compared(NamedTuple):
 
 
 class _Natural(NamedTuple):
-    """Inputs as the task draws them, and of each its values by the causal model and its coordinates
-    in the network.
+    """Inputs as the task draws them.
+
+    values: {variable: its value in each input, by the causal model}.
+    coordinates: {variable: Tensor[n, k], the coordinates that its edit swaps, in the network}.
     """
 
     prompts: Prompts
@@ -68,10 +73,14 @@ class _Natural(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """n interventions. base, third: int[n], numbers of inputs, never the same. held: {variable:
-    bool[n]}. inert: bool[n].
-    source: {variable: int[n]}, the input whose coordinates it gets. value: {variable: what the
-        causal model holds it at}."""
+    """n interventions.
+
+    base, third: int[n], numbers of inputs; the two are never the same.
+    held: {variable: bool[n]}, does the intervention hold the variable?
+    inert: bool[n], does it hold the inert parts?
+    source: {variable: int[n]}, the input whose coordinates the variable gets.
+    value: {variable: what the causal model holds it at}.
+    """
 
     base: np.ndarray
     third: np.ndarray
@@ -90,44 +99,63 @@ def abstraction_error(
     seed: int = 0,
     batch_size: int = 64,
 ) -> dict[str, Compared]:
-    """{"up": …, "down": …}: causal model H against network N under n interventions drawn from
-    either side (arXiv 2607.00267).
+    """Compare causal model H and network N under n interventions drawn from either side.
 
-    H abstracts N where H under do(x), and N under do(z) on the same input, its result read as
-    values by τ (`ValueMap`), say the same. An intervention holds a random non-empty part of the
-    alignment's variables and, where it declares any, its inert parts (all at once; how many are
-    held is uniform, and so is which), beside a random input.
+    H abstracts N where two results agree: that of H under do(x), and that of N under do(z) on the
+    same input, read as values by τ (`ValueMap`). An intervention edits a random input. It holds a
+    random non-empty part of the alignment's variables and, where the alignment declares any, its
+    inert parts (all of them at once). How many are held is uniform, and so is which ones.
 
-    - down, from the causal model: a held variable is x, uniform over its values; in N it gets the
+    - down, from the causal model: a held variable is x, uniform over its values. In N it gets the
       coordinates z of an input that has the value x by H.
     - up, from the network: a held variable gets the coordinates z of an input, uniform over the
-      values that τ reads; in H it is τ(z).
+      values that τ reads. In H it is τ(z).
 
-    Held inert parts are what they are in a third input: in H that changes nothing. Compared are the
-    variables of the alignment that are not held (their value in H with τ of their coordinates in
-    the edited run) and the output; the error is the mean over these of the share that differs.
+    Held inert parts are what they are in a third input; in H that changes nothing. Compared are the
+    output and the variables of the alignment that are not held. Such a variable's value in H is
+    compared with τ of its coordinates in the edited run. The error is the mean over output and
+    variables of the share that differs.
 
-    Inputs are drawn as the task draws them, from the split's words, answered rightly or not. τ is
-    fitted on as many of the training split's.
+    Inputs are drawn as the task draws them, from the split's words, whether the network answers
+    them rightly or not. τ is fitted on as many inputs of the training split.
 
-    Raises NotApplicableError (a ValueError) for pairs without a causal model, networks of more than
-    10 million parameters, edits that swap no coordinates, variables of one value or of more than
-    64, and prompts of which some have fewer positions at a site than others.
+    Arguments:
+        n: interventions of each direction, and inputs that are drawn.
+
+    Returns:
+        {"up": …, "down": …}.
+
+    Raises:
+        NotApplicableError: a ValueError, for pairs without a causal model, networks of more than 10
+            million parameters, edits that swap no coordinates, variables of the alignment that the
+            causal model lacks, variables of one value or of more than 64, and prompts of which some
+            have fewer positions at a site than others.
+
+    References:
+        arXiv 2607.00267.
     """
     task = _checked(alignment, pairs)
     with evaluating(alignment):
+        # τ is fitted on training inputs. Interventions are on the inputs of the split.
         fitted, natural = (
             _natural(alignment, pairs, part, n, seed, batch_size) for part in ("train", split)
         )
         maps = {
             v: ValueMap(fitted.coordinates[v], fitted.values[str(v)]) for v in alignment.variables
         }
-        read = {
-            v: [to.values[i] for i in to(natural.coordinates[v]).tolist()] for v, to in maps.items()
+        # {variable: the value that τ reads in each natural input}
+        read_values = {
+            v: [value_map.values[i] for i in value_map(natural.coordinates[v]).tolist()]
+            for v, value_map in maps.items()
         }
-        of = {"up": read, "down": {v: natural.values[str(v)] for v in alignment.variables}}
+        # The two directions differ in the values that their sources stand for, and in nothing else.
+        values_of = {
+            "up": read_values,
+            "down": {v: natural.values[str(v)] for v in alignment.variables},
+        }
         drawn = {
-            d: _draw(alignment, of[d], n, np.random.default_rng([seed, k]))
+            # A generator for each direction, so neither depends on what the other draws.
+            d: _draw(alignment, values_of[d], n, np.random.default_rng([seed, k]))
             for k, d in enumerate(DIRECTIONS)
         }
         return {
@@ -173,25 +201,30 @@ def _natural(
                 f"{variable} has {n_values or 'uncountable'} values, not 2 to {MOST_VALUES}, "
                 "among the inputs"
             )
-    none = Paired(prompts, {}, {}, prompts.answers, {})
+    # The table of pairs takes prompts alone, too: no source and no label are needed here.
+    no_sources = Paired(prompts, {}, {}, prompts.answers, {})
     assert alignment.studied is not None
-    encoded = EncodedPairs(dataset(columns_of(none, split)), (), alignment.studied)
-    read = _sites(edit.source_sites for edit in alignment.edits.values())
-    inert = _sites(edit.source_sites for edit in alignment.inert.values())
-    found: dict[Variable, list[Tensor]] = {v: [] for v in alignment.variables}
-    lengths: dict[Site, set[int]] = {site: set() for site in (*read, *inert)}
+    encoded = EncodedPairs(dataset(columns_of(no_sources, split)), (), alignment.studied)
+    read_sites = _sites(edit.source_sites for edit in alignment.edits.values())
+    inert_sites = _sites(edit.source_sites for edit in alignment.inert.values())
+    parts: dict[Variable, list[Tensor]] = {v: [] for v in alignment.variables}
+    lengths: dict[Site, set[int]] = {site: set() for site in (*read_sites, *inert_sites)}
     for rows in torch.arange(len(encoded)).split(batch_size):
-        seen = capture(alignment.studied, encoded.batch(rows.tolist())["base"], list(lengths))
-        for site, counts in seen.counts.items():
+        activations = capture(
+            alignment.studied, encoded.batch(rows.tolist())["base"], list(lengths)
+        )
+        for site, counts in activations.counts.items():
+            # None: no count is known, and nothing counts as padding.
             lengths[site] |= set() if counts is None else set(counts.tolist())
-        ragged = [str(site) for site, known in lengths.items() if len(known) > 1]
+        # Coordinates of all positions make one vector, so inputs need the same number of them.
+        ragged = [str(site) for site, numbers in lengths.items() if len(numbers) > 1]
         if ragged:
             raise NotApplicableError(
                 f"prompts differ in how many positions they have at {ragged[0]}"
             )
-        for variable, here in coordinates(alignment, seen, source=True).items():
-            found[variable].append(here)
-    return _Natural(prompts, values, {v: torch.cat(here) for v, here in found.items()})
+        for variable, tensor in coordinates(alignment, activations, source=True).items():
+            parts[variable].append(tensor)
+    return _Natural(prompts, values, {v: torch.cat(tensor) for v, tensor in parts.items()})
 
 
 def _sites(groups: Iterable[Sequence[Site]]) -> list[Site]:
@@ -209,26 +242,31 @@ def _distinct(column: Sequence[Any]) -> int:
 def _draw(
     alignment: Alignment, values: Mapping[Variable, list[Any]], n: int, rng: np.random.Generator
 ) -> _Drawn:
-    """values: variable → the value that each natural input stands for; sources are drawn uniformly
-    over values, then over inputs.
+    """Draw n interventions. Sources are uniform over values, then over inputs of that value.
+
+    values: variable → the value that each natural input stands for.
     """
     n_inputs = len(next(iter(values.values())))
     n_targets = len(alignment.variables) + bool(alignment.inert)
+    # Targets are the variables, and behind them the inert parts as one.
     size = rng.integers(1, n_targets + 1, size=n)
+    # bool[n, target]: `size` of them in each row, in random places.
     held = rng.permuted(np.arange(n_targets)[None].repeat(n, 0) < size[:, None], axis=1)
     source, value = {}, {}
     for variable, column in values.items():
         rows: dict[Any, list[int]] = {}
-        for row, known in enumerate(column):
-            rows.setdefault(known, []).append(row)
-        cells = sorted(rows, key=str)
-        chosen = [cells[i] for i in rng.integers(len(cells), size=n)]
+        for row, natural_value in enumerate(column):
+            rows.setdefault(natural_value, []).append(row)
+        distinct = sorted(rows, key=str)
+        chosen = [distinct[i] for i in rng.integers(len(distinct), size=n)]
+        # A random input among those that have the chosen value.
         source[variable] = np.array(
             [rows[x][int(u * len(rows[x]))] for x, u in zip(chosen, rng.random(n), strict=True)]
         )
         value[variable] = chosen
     inert = held[:, -1] if alignment.inert else np.zeros(n, dtype=bool)
     base = rng.integers(n_inputs, size=n)
+    # A shift by 1 to n_inputs − 1, so the third input is never the base.
     third = (base + rng.integers(1, n_inputs, size=n)) % n_inputs
     return _Drawn(
         base,
@@ -254,34 +292,40 @@ def _compared(
         alignment.studied or alignment.network, {**alignment.edits, **alignment.inert}
     ).eval()
     sites = _sites(edit.sites for edit in alignment.edits.values())
+    # A variable is compared where it is not held.
     free = {v: ~held for v, held in drawn.held.items()}
+    # {number of the variable, −1 for the output: bool[n]}
     wrong = {number: np.zeros(n, dtype=bool) for number in (*range(len(free)), -1)}
     for batch in encoded.batches(batch_size):
         rows = batch["row"].numpy()
         base, sources, active = batch["base"], batch["sources"], batch["active"]
+        # The label of these pairs is the causal model's output: −1 stands for it.
         wrong[-1][rows] = ~correct(
             perturbed.answer_logits(base, sources, active).cpu(), base["answer"]
         ).numpy()
-        if not any(chosen[rows].any() for chosen in free.values()):
+        # Activations are not needed where all variables of the batch are held.
+        if not any(mask[rows].any() for mask in free.values()):
             continue
-        seen = capture(perturbed, base, sites, sources=sources, active=active)
-        for number, (variable, here) in enumerate(coordinates(alignment, seen).items()):
-            told = maps[variable]
+        activations = capture(perturbed, base, sites, sources=sources, active=active)
+        for number, (variable, tensor) in enumerate(coordinates(alignment, activations).items()):
+            value_map = maps[variable]
             expected = [settings[row][str(variable)] for row in rows]
             wrong[number][rows] = [
-                told.values[i] != x for i, x in zip(told(here).tolist(), expected, strict=True)
+                value_map.values[i] != x
+                for i, x in zip(value_map(tensor).tolist(), expected, strict=True)
             ]
-    counted = dict(enumerate(free.values())) | {-1: np.ones(n, dtype=bool)}
+    # Kept are the comparisons that count: free variables, and every output.
+    counts = dict(enumerate(free.values())) | {-1: np.ones(n, dtype=bool)}
     return Compared(
-        np.concatenate([wrong[number][chosen] for number, chosen in counted.items()]),
-        np.concatenate([np.full(int(chosen.sum()), number) for number, chosen in counted.items()]),
-        np.concatenate([drawn.base[chosen] for chosen in counted.values()]),
+        np.concatenate([wrong[number][mask] for number, mask in counts.items()]),
+        np.concatenate([np.full(int(mask.sum()), number) for number, mask in counts.items()]),
+        np.concatenate([drawn.base[mask] for mask in counts.values()]),
         n,
     )
 
 
 def _settings(task: Task, prompts: Prompts, drawn: _Drawn) -> list[Mapping[str, Any]]:
-    """The causal model's setting of each intervention."""
+    """The setting of the causal model under each intervention."""
     settings = []
     for number, row in enumerate(drawn.base.tolist()):
         values = {str(v): drawn.value[v][number] for v, held in drawn.held.items() if held[number]}
@@ -298,22 +342,28 @@ def _encoded(
     drawn: _Drawn,
     settings: Sequence[Mapping[str, Any]],
 ) -> EncodedPairs:
-    """The interventions as pairs whose label is the causal model's answer; inert parts are further
-    variables.
+    """The interventions as pairs whose label is the causal model's answer.
+
+    Inert parts are further variables.
     """
     assert alignment.studied is not None
     columns = {name: [setting[name] for setting in settings] for name in settings[0]}
-    of = {str(v): (drawn.source[v], drawn.held[v]) for v in drawn.held} | dict.fromkeys(
+    # {variable or inert part: (numbers of its source inputs, is it held?)}
+    held_rows = {str(v): (drawn.source[v], drawn.held[v]) for v in drawn.held} | dict.fromkeys(
         alignment.inert, (drawn.third, drawn.inert)
     )
     sources = {
         name: [
             prompts.written[row] if held else None for row, held in zip(rows, active, strict=True)
         ]
-        for name, (rows, active) in of.items()
+        for name, (rows, active) in held_rows.items()
     }
-    made = Paired(
-        prompts.take(drawn.base), sources, {name: [None] * len(settings) for name in of}, [], {}
+    paired = Paired(
+        prompts.take(drawn.base),
+        sources,
+        {name: [None] * len(settings) for name in held_rows},
+        [],
+        {},
     )
-    made.labels = answers(task, columns, task.model.output)
-    return EncodedPairs(dataset(columns_of(made, "test")), tuple(of), alignment.studied)
+    paired.labels = answers(task, columns, task.model.output)
+    return EncodedPairs(dataset(columns_of(paired, "test")), tuple(held_rows), alignment.studied)

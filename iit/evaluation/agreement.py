@@ -1,4 +1,4 @@
-"""Sites at the answer's own tokens: how often base and source have the same ones before them."""
+"""How often label and source's answer agree up to a site at the answer's own tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,17 +20,20 @@ def agreement_rows(
     facts: Mapping[str, Any],
     resamples: int,
 ) -> list[Row]:
-    """`answer_agreement`: the share of pairs in which label and source's answer are equal up to the
-    site's token.
+    """Rows `answer_agreement`: how often label and source's answer agree up to the site.
 
     The base is teacher-forced with the label, the source with its own answer. Where these differ,
     the site has seen other answer tokens in the source than in the base, and they may be what is
-    swapped. There are no rows where no site of these variables is at an answer token, and where the
+    swapped. There are no rows where no site of these variables is at an answer token, nor where the
     pairs do not know the source's answer.
 
     Arguments:
-        among: bool[n], the pairs that count. facts: the columns that tell whose rows they are.
+        variables: those that the pairs interchange.
+        among: bool[n], the pairs that count.
+        facts: the columns that say which cell the rows belong to.
+        resamples: of the bootstrap behind the interval.
     """
+    # The largest k among the sites at `answer[k]`; −1 where there is none.
     last = -1
     for key, edit in alignment.edits.items():
         if set(variables) & set(variables_of(key, edit)):
@@ -45,6 +48,7 @@ def agreement_rows(
         if answer is None:
             return []
         for k in range(min(last + 1, label.shape[1], answer.shape[1])):
+            # The label's padding counts as equal: it has no token there that could differ.
             agree &= ((label[:, k] == answer[:, k]) | (label[:, k] == IGNORED)).numpy()
     rows = []
     for subset, chosen in (("all", among), ("changing", among & encoded.changing.numpy())):

@@ -1,4 +1,4 @@
-"""What a number would be without the training: alignments and answers to compare with."""
+"""Alignments and answers to compare with: what a number would be without the training."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -31,11 +31,13 @@ from iit.site import Site
 
 
 def random_subspace(alignment: Alignment, seed: int) -> Alignment:
-    """The same edits with random subspaces of equal rank: random frames in place of trained frames
-    and principal components, random
-    coordinates in place of those that a learned gate has chosen among units or features.
+    """The same edits with random subspaces of equal rank.
 
-    Raises ValueError for an alignment none of whose interventions has a rank of its own.
+    Random frames replace trained frames and principal components. Random coordinates replace those
+    that a learned gate has chosen among units or features. The global generator is left as it was.
+
+    Raises:
+        ValueError: for an alignment with an intervention that has no rank of its own.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,9 +45,10 @@ def random_subspace(alignment: Alignment, seed: int) -> Alignment:
 
 
 def has_random_subspace(alignment: Alignment) -> bool:
-    """Whether random subspaces of equal rank can be drawn and differ from the trained ones: of
-    every edit some coordinates are
-    swapped, not all."""
+    """Whether random subspaces of equal rank can be drawn and differ from the trained ones.
+
+    They do where every edit swaps some coordinates, and not all.
+    """
     return all(_has_random_subspace(edit.intervention) for edit in alignment.edits.values())
 
 
@@ -59,11 +62,14 @@ def _has_random_subspace(intervention: Intervention) -> bool:
 
 
 def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) -> Alignment | None:
-    """The same edits with the leading principal components of the training bases' activations, as
-    many as the trained rank.
+    """The same edits with as many leading principal components as the trained rank.
 
-    None where an edit has no rank below its width, serves several variables by blocks, is made of
-    principal components itself, or where there are too few activations, or no training pairs.
+    The components are those of the training bases' activations.
+
+    Returns:
+        None where an edit has no rank below its width, serves several variables by blocks, or is
+        made of principal components itself; and where there are no more training pairs than the
+        rank.
     """
     if not has_random_subspace(alignment) or "train" not in set(pairs.dataset["split"]):
         return None
@@ -90,17 +96,21 @@ def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) ->
 
 
 def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
-    """The same pairs moved as far as the edit moves them, Δ = h' − h.
+    """Alignments that move activations about as far as the edit does, but elsewhere.
 
-    `placebo_direction`: h + u·‖Δ‖ with a random direction u. `placebo_pair`: h + Δ of another pair,
-    the one before it in the batch, which should be of the same variables (`outcomes` with `apart`).
-    None for edits with blocks.
+    With Δ = h' − h the edit's move, `placebo_direction` is h + u·‖Δ‖ with a random direction u.
+    `placebo_pair` is h + Δ of another pair, the one before it in the batch. That pair should be of
+    the same variables (`outcomes` with `apart`).
+
+    Returns:
+        {control: alignment}; nothing for an alignment that has an edit with blocks.
     """
     if any(edit.intervention.blocks for edit in alignment.edits.values()):
         return {}
 
     def turned(move: Tensor) -> Tensor:
         # The same in every run: a run may be repeated to check it.
+        # [batch, position, width]
         noise = torch.randn(move.shape, generator=torch.Generator().manual_seed(seed)).to(move)
         return noise * move.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
 
@@ -110,21 +120,25 @@ def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
 
         return LambdaIntervention(moved, trained.needs_source)
 
-    to = {"placebo_direction": turned, "placebo_pair": lambda move: move.roll(1, 0)}
-    return {name: _exchanged(alignment, partial(placebo, change=to[name])) for name in to}
+    # `roll` gives each pair the move of the pair before it, and the first one the last's.
+    changes = {"placebo_direction": turned, "placebo_pair": lambda move: move.roll(1, 0)}
+    return {name: _exchanged(alignment, partial(placebo, change=changes[name])) for name in changes}
 
 
 def lower_ranks(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alignment]:
-    """{control: the same claim with a random frame of a lower rank}.
+    """The same claim with a random frame of a lower rank, as {control: alignment}.
 
     `least_rank` has the variable's number of values less one: a linear code of the values needs so
-    many dimensions. An interchange that needs more swaps more than the variable. `rank/K` are four
-    times as many, and again, below the claim's own rank. Nothing for claims that have no more than
-    the least, are of several variables or swap no linear subspace, for what is not trained, and
-    where the pairs do not know the values.
+    many dimensions. An interchange that needs more swaps more than the variable. `rank/K` have four
+    times as many dimensions, sixteen times, …, below the claim's own rank.
+
+    Returns:
+        Nothing for a claim that has no more than the least rank, is of several variables, swaps no
+        linear subspace or is not trained; and where the pairs do not know the values.
     """
     key, edit = next(iter(alignment.edits.items()))
     trained = edit.intervention
+    # −1 where the pairs do not know the values, which ends the function below.
     least = len(set(map(repr, (pairs.values or {}).get(str(key), ())))) - 1
     if len(alignment.edits) > 1 or not any(p.requires_grad for p in trained.parameters()):
         return {}
@@ -138,6 +152,7 @@ def lower_ranks(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alig
             frame = Intervention(
                 trained.name, Frame(trained.width or 0, rank), All(), trained.operation
             )
+        # The first of them is the least.
         lower[f"{RANK}{rank}" if lower else "least_rank"] = _exchanged(
             alignment, {trained: frame}.__getitem__
         )
@@ -147,8 +162,11 @@ def lower_ranks(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alig
 
 def majority(pairs: Pairs, encoded: EncodedPairs) -> np.ndarray:
     """bool[n]: is the most frequent label of the training pairs a right one?"""
-    counted = Counter(answer for label in pairs.split("train")["label"] for answer in _each(label))
-    common = min(counted, key=lambda answer: (-counted[answer], str(answer)))
+    frequencies = Counter(
+        answer for label in pairs.split("train")["label"] for answer in _each(label)
+    )
+    # Of equally frequent labels the one whose text comes first.
+    common = min(frequencies, key=lambda answer: (-frequencies[answer], str(answer)))
     return np.array([common in _each(label) for label in encoded.labels])
 
 
@@ -159,30 +177,34 @@ def fresh(
     network: Network | None = None,
     moved: Callable[[Site], Site] = lambda site: site,
 ) -> Alignment:
-    """The same claim with weights drawn anew, and, if asked, on another network or at other sites;
-    nothing of it is inert.
+    """The same claim with weights drawn anew; if asked, on another network or at other sites.
 
-    Raises ValueError for sites the network lacks, or of another width.
+    Nothing of it is inert. It shares the alignment's store unless it is on another network.
+
+    Raises:
+        ValueError: for sites the network lacks, or of another width.
     """
-    made: dict[Intervention, Intervention] = {}
+    redrawn: dict[Intervention, Intervention] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for edit in alignment.edits.values():
-            if edit.intervention not in made:
+            # Edits that share an intervention share the new one, too.
+            if edit.intervention not in redrawn:
                 trained = edit.intervention
-                made[trained] = Intervention.from_config(trained.config(), trained.own_parts)
+                redrawn[trained] = Intervention.from_config(trained.config(), trained.own_parts)
                 if isinstance(trained.basis, Autoencoder):  # which is loaded, not drawn
-                    made[trained].basis.load_state_dict(trained.basis.state_dict())
+                    redrawn[trained].basis.load_state_dict(trained.basis.state_dict())
     edits = {
         key: Edit(
             list(map(moved, edit.sites)),
-            made[edit.intervention],
+            redrawn[edit.intervention],
             list(map(moved, edit.source_sites)),
             edit.joint,
         )
         for key, edit in alignment.edits.items()
     }
     other = Alignment(network or alignment.studied or alignment.network, edits)
+    # A store is of one network.
     other.store = alignment.store if network is None else None
     return other
 
@@ -196,22 +218,23 @@ def _drawn(trained: Intervention) -> Intervention:
     rank, basis = trained.learned_rank(), trained.basis
     if rank is None:
         raise ValueError(f"{trained} has no rank: there is no random subspace to compare with.")
-    fresh = Intervention.from_config(trained.config(), trained.own_parts)
+    # Its frames start at random, as before any training.
+    redrawn = Intervention.from_config(trained.config(), trained.own_parts)
     if isinstance(basis, PrincipalComponents) or (
         isinstance(basis, Frame) and isinstance(trained.gate, SoftGate)
     ):
         assert basis.width is not None
-        return Intervention(trained.name, Frame(basis.width, rank), All(), fresh.operation)
+        return Intervention(trained.name, Frame(basis.width, rank), All(), redrawn.operation)
     if isinstance(trained.gate, SoftGate):
         n = len(trained.gate.logits())
         return Intervention(
-            trained.name, basis, Subset(n, torch.randperm(n)[:rank].tolist()), fresh.operation
+            trained.name, basis, Subset(n, torch.randperm(n)[:rank].tolist()), redrawn.operation
         )
-    return fresh
+    return redrawn
 
 
 def _exchanged(alignment: Alignment, make: Callable[[Intervention], Intervention]) -> Alignment:
-    """The same edits with other interventions; edits that share one still do."""
+    """The same edits with other interventions; edits that share one still share one."""
     others: dict[Intervention, Intervention] = {}
     edits = {}
     for key, edit in alignment.edits.items():

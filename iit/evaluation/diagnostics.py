@@ -1,5 +1,6 @@
-"""Rows of what is asked of a finished alignment: its parts, its distance from natural activations,
-other seeds, other variables.
+"""Rows of further questions about a trained alignment.
+
+They are about its parts, its distance from natural activations, other seeds and other variables.
 """
 
 import logging
@@ -26,19 +27,22 @@ from iit.result import Row, clustered_interval
 log = logging.getLogger(__name__)
 
 VARIANCE = 0.999
-"""The share of the variance of natural activations that the space in which they vary holds."""
+"""The share of natural activations' variance that the space of their variation holds."""
 
 
 def spans(
     alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, batch_size: int
 ) -> dict[str, dict[str, Tensor]]:
-    """{"natural": {variable: columns}, "read": {variable: columns}}: the space in which the
-    activations of the training pairs vary at a variable's sites, and the space that is read behind
-    them (`read_spaces`).
+    """Two spaces at each variable's sites, as {name: {variable: columns}}.
 
-    Nothing natural without training pairs; nothing at all where an edit swaps no linear subspace,
-    or swaps several positions as one vector.
+    "natural" is the space in which the activations of the training pairs vary. "read" is the space
+    that the network reads behind the sites (`read_spaces`).
+
+    Returns:
+        Nothing natural without training pairs. Nothing at all where an edit swaps no linear
+        subspace, or swaps several positions as one vector.
     """
+    # What reads several positions together, or a curved map, cannot be split by directions.
     joint = any(edit.joint for edit in alignment.edits.values())
     if joint or len(subspaces(alignment)) < len(alignment.variables):
         log.info(
@@ -55,6 +59,7 @@ def spans(
         activations = natural_activations(alignment, train, batch_size)
     spaces["natural"] = {}
     for key, edit in alignment.edits.items():
+        # Sites of one edit share the subspace, but each varies about a mean of its own.
         centred = [
             points.cpu() - points.cpu().mean(0)
             for place, points in activations.items()
@@ -69,7 +74,7 @@ def spans(
 def parts(
     alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int
 ) -> dict[str, Alignment]:
-    """`split_by_reading` and `read_controls`; nothing where nothing is known to be read."""
+    """`split_by_reading` and `read_controls`; nothing where no read space is known."""
     if not read:
         return {}
     return split_by_reading(alignment, read) | read_controls(alignment, read, seed, n_random)
@@ -78,18 +83,20 @@ def parts(
 def views(
     frames: Sequence[Tensor], variable: str, spaces: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, Sequence[Tensor]]:
-    """{"": the subspaces, "/natural" and "/read": what they are inside of the variable's `spans`
-    (`within`)}.
+    """The subspaces, and the part of them inside of each of the variable's `spans` (see `within`).
+
+    Returns:
+        {"": the subspaces, "/natural": …, "/read": …}.
     """
-    found = {"": frames}
+    by_suffix = {"": frames}
     for name, space in spaces.items():
         if variable in space:
-            found[f"/{name}"] = [within(frame, space[variable]) for frame in frames]
-    return found
+            by_suffix[f"/{name}"] = [within(frame, space[variable]) for frame in frames]
+    return by_suffix
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """A row's figures: the mean, the least, the largest, and how many."""
+    """The figures of a row: the mean, the least, the largest, and how many."""
     return {
         "value": float(np.mean(values)),
         "low": min(values),
@@ -104,27 +111,32 @@ def angle_rows(
     told: dict[str, Any],
     spaces: Mapping[str, Mapping[str, Tensor]],
 ) -> list[Row]:
-    """`principal_angle`: degrees between the subspaces that several trainings found, and between
-    random ones; also of their `views`.
+    """Rows `principal_angle`: degrees between the subspaces of several trainings.
 
-    Control `seeds`: the mean over dimensions and pairs of trainings; low and high are the smallest
-    and the largest of these pairs' means, n counts the pairs. Control `random_subspace`: the same
-    of random subspaces of these ranks in a space of this width
-    (`random_angles`): the mean, the 2.5% and the 97.5% quantile over draws; n counts the draws.
+    There are rows of the subspaces and of each of their `views`.
+
+    Control `seeds`: the mean over dimensions and pairs of trainings. Low and high are the smallest
+    and the largest of these pairs' means, and n counts the pairs.
+
+    Control `random_subspace`: the same of random subspaces of these ranks, in a space of this width
+    (`random_angles`). Value, low and high are the mean, the 2.5% and the 97.5% quantile over draws,
+    and n counts the draws.
     """
-    each = [subspaces(alignment) for alignment in alignments]
+    by_training = [subspaces(alignment) for alignment in alignments]
     rows = []
-    for variable in each[0]:
+    for variable in by_training[0]:
         facts = describe(alignments[0], pairs, (variable,)) | told
-        frames = [found[variable] for found in each if variable in found]
-        for suffix, seen in views(frames, variable, spaces).items():
-            something = [frame for frame in seen if frame.shape[1]]
-            if len(something) < 2:
+        frames = [frames_of[variable] for frames_of in by_training if variable in frames_of]
+        for suffix, view in views(frames, variable, spaces).items():
+            # A part inside of a space may have no dimension, and then no angle.
+            not_empty = [frame for frame in view if frame.shape[1]]
+            if len(not_empty) < 2:
                 continue
-            null = random_angles(len(seen[0]), [frame.shape[1] for frame in something])
+            # A view is in coordinates of its space: its rows are that space's dimensions.
+            null = random_angles(len(view[0]), [frame.shape[1] for frame in not_empty])
             low, high = np.quantile(null, (0.025, 0.975)).tolist()
             random = spread(null.tolist()) | {"low": low, "high": high}
-            figures = {"seeds": spread(pairwise_angles(something)), "random_subspace": random}
+            figures = {"seeds": spread(pairwise_angles(not_empty)), "random_subspace": random}
             for control, figure in figures.items():
                 rows.append(
                     Row(
@@ -146,9 +158,12 @@ def divergence_rows(
     resamples: int,
     batch_size: int,
 ) -> list[Row]:
-    """The share of changing pairs whose edited activation is farther from natural ones than 95% of
-    the unedited are; see `divergence`.
+    """Rows `divergence`: how many edited activations are far from natural ones.
+
+    The figure is the share of changing pairs whose edited activation is farther from natural ones
+    than 95% of the unedited are; see the function `divergence`.
     """
+    # Attention weights have no fixed width, and so no distance.
     weights = any(
         site.component == "attention_weight"
         for edit in alignment.edits.values()
@@ -158,9 +173,11 @@ def divergence_rows(
         return []
     assert alignment.studied is not None
     natural = EncodedPairs(pairs.split("train"), pairs.variables, alignment.studied)
+    # 1 is the distance that 95% of the unedited activations stay within.
     far = (divergence(alignment, encoded, natural, batch_size=batch_size) > 1).astype(float)
     rows = []
     for variables in dict.fromkeys(encoded.interchanged):
+        # Changing pairs that interchange exactly these variables.
         chosen = (
             np.array([names == variables for names in encoded.interchanged])
             & encoded.changing.numpy()
@@ -190,11 +207,13 @@ def abstraction_rows(
     trust: Trust,
     batch_size: int,
 ) -> list[Row]:
-    """`abstraction_error/up` and `abstraction_error/down` of all variables of the alignment at once
-    (see `abstraction_error`); n counts
-    interventions. Nothing where it does not apply; the log says why."""
+    """Rows `abstraction_error/up` and `abstraction_error/down`.
+
+    They are of all variables of the alignment at once, and n counts interventions. There are no
+    rows where the error does not apply; the log says why.
+    """
     try:
-        found = abstraction_error(
+        compared = abstraction_error(
             alignment,
             pairs,
             split=split,
@@ -207,11 +226,15 @@ def abstraction_rows(
         return []
     facts = describe(alignment, pairs, [str(v) for v in alignment.variables]) | told
     rows = []
-    for direction, one in found.items():
+    for direction, comparisons in compared.items():
         interval = clustered_interval(
-            one.wrong.astype(float), one.base, groups=one.variable, resamples=trust.resamples
+            comparisons.wrong.astype(float),
+            comparisons.base,
+            groups=comparisons.variable,
+            resamples=trust.resamples,
         )
-        value = interval._replace(n=one.n)._asdict()
+        # Each intervention compares several variables; n counts it once.
+        value = interval._replace(n=comparisons.n)._asdict()
         rows.append(
             Row(
                 **facts,
@@ -232,10 +255,10 @@ def other_variables(
     resamples: int,
     batch_size: int,
 ) -> list[Row]:
-    """The edit of an alignment of one variable on pairs that interchange the task's other
-    variables: `off_target/VARIABLE`.
+    """Rows of the edit on pairs that interchange the task's other variables: `off_target/VARIABLE`.
 
-    The pairs are sampled as the alignment's were, from the same split's words.
+    They are for alignments of one variable. The pairs are sampled as the alignment's were, from the
+    same split's words.
     """
     others = (
         [v for v in pairs.task.variables if v not in pairs.variables]
@@ -247,6 +270,7 @@ def other_variables(
     rows = []
     for other in others:
         n = min(len(pairs.split(split)), 200)
+        # Only the test pairs are used, so the other splits are small.
         sizes = {"n": None, "n_train": 2, "n_val": 2, "n_test": n}
         try:
             sampled = pairs.sampled(
@@ -257,9 +281,10 @@ def other_variables(
             continue
         assert alignment.studied is not None
         encoded = EncodedPairs(sampled.split("test"), other, alignment.studied)
-        (found,) = off_target(alignment, encoded, batch_size).items()
+        (off_target_item,) = off_target(alignment, encoded, batch_size).items()
+        # The rows are the other variable's, but the edit that they describe is this one's.
         facts = describe(alignment, pairs, pairs.variables) | told | {"variable": other}
         rows += off_target_rows(
-            *found, encoded, np.ones(len(encoded), dtype=bool), facts, resamples
+            *off_target_item, encoded, np.ones(len(encoded), dtype=bool), facts, resamples
         )
     return rows

@@ -1,6 +1,4 @@
-"""Whether the parts that an alignment declares inert are: its accuracy while they come from a third
-input.
-"""
+"""Whether parts that are declared inert are: the accuracy while they come from a third input."""
 
 import numpy as np
 import torch
@@ -15,14 +13,17 @@ from iit.result import correct
 def inert_resampled(
     alignment: Alignment, pairs: EncodedPairs, *, seed: int = 0, batch_size: int = 64
 ) -> np.ndarray:
-    """bool[n]: is the label still the answer when, beside the interchange, all inert parts are
-    those of a third input?
+    """Is the label still the answer when all inert parts come from a third input?
 
-    The third input of a pair is another pair's base, another than its own: the pairs are put in a
-    random cycle, and the next one that has another base gives it. Only figures that also perturb
-    what is declared unaligned tell valid hypotheses from invalid ones (arXiv 2607.00267).
+    The interchange itself is done as always. The third input of a pair is another pair's base,
+    other than its own base (see `third_inputs`). Only figures that also perturb what is declared
+    unaligned tell valid hypotheses from invalid ones (arXiv 2607.00267).
 
-    Raises ValueError for an alignment that declares nothing inert, and for pairs of one base.
+    Returns:
+        bool[n].
+
+    Raises:
+        ValueError: for an alignment that declares nothing inert, and for pairs of one base.
     """
     if not alignment.inert:
         raise ValueError(
@@ -38,6 +39,7 @@ def inert_resampled(
         for batch in pairs.batches(batch_size):
             rows = batch["row"].numpy()
             other = pairs.batch(third[rows].tolist())["base"]
+            # Variables that these pairs do not know have no source: they are inactive.
             idle = {
                 v: torch.zeros(len(rows), dtype=torch.bool)
                 for v in alignment.variables
@@ -52,16 +54,23 @@ def inert_resampled(
 
 
 def third_inputs(pairs: EncodedPairs, seed: int) -> np.ndarray:
-    """int[n]: of each pair the number of another one, whose base is another. Raises ValueError
-    where all have the same base.
+    """The number of another pair for each pair, int[n]; the other pair has another base.
+
+    The pairs are put in a random cycle. A pair gets the nearest one before it in the cycle that has
+    another base.
+
+    Raises:
+        ValueError: where all pairs have the same base.
     """
     bases = np.unique(pairs.bases, return_inverse=True)[1]
     if bases.max() == 0:
         raise ValueError("All pairs have the same base: there is no third input.")
     n = len(pairs)
     order = np.random.default_rng(seed).permutation(n)
+    # `place` is where a pair stands in the cycle, `step` how far back its third input is.
     place, step = np.argsort(order), np.ones(n, dtype=int)
     third = order[place - step]
+    # It ends, as there are two bases at least.
     while (same := bases[third] == bases).any():
         step[same] += 1
         third = order[(place - step) % n]

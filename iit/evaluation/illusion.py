@@ -1,5 +1,6 @@
-"""Whether a found subspace works through what the network reads: its read part and its null part,
-each swapped alone.
+"""Does a subspace work through what the network reads?
+
+Its read part and its null part are each swapped alone.
 """
 
 from collections.abc import Mapping
@@ -33,31 +34,39 @@ from iit.site import Site, resolve
 
 
 def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[str, Alignment]:
-    """{"read_part": Alignment, "null_part": Alignment}: the same sites, each swapping one part of
-    the found subspace.
+    """The same sites, each swapping one part of the trained subspace.
 
-    Q are the columns that a variable's edit swaps, P is the projection on what is read behind the
-    site. The read part swaps the span of the projections Pq of those principal directions q of
-    which more than half is read (‖Pq‖² > 1/2; see `within`). The null part swaps that of (1 − P)q
-    of those of which more than half is not. A direction that is read for less has a projection of
-    another direction and a small length: blown up to length 1, it would be a piece of the read
-    space, whatever the subspace.
+    Q are the columns that a variable's edit swaps, and P is the projection on the read space behind
+    the site. Principal directions q of which more than half is read (‖Pq‖² > 1/2; see `within`) are
+    in the read part: it swaps the span of their projections Pq. Those of which more than half is
+    not read are in the null part: it swaps the span of (1 − P)q. A direction of which less is read
+    has a projection of another direction and a small length. Scaled up to length 1, it would be a
+    piece of the read space, whatever the subspace.
 
-    Where the whole subspace works and the read part alone does much less, the effect is an illusion
-    (arXiv 2311.17030): a direction that nothing reads carries the variable and steers, by its
-    correlation, another one that is read and does not vary by itself. Compare it with the read
-    parts of the whole vector and of random subspaces (`read_controls`). A gap says less where the
-    whole vector's read part has one, too, and where few directions are read, each for several
-    variables: then no part that is read holds one variable alone.
+    Where the whole subspace works and the read part alone does much less, the effect is an
+    illusion. A direction that nothing reads carries the variable. It steers, by its correlation,
+    another direction that is read and does not vary by itself. Compare it with the read parts of
+    the whole vector and of random subspaces (`read_controls`). A gap says less in two cases. The
+    read part of the whole vector may have one, too. And few directions may be read, each for
+    several variables: then no part that is read holds one variable alone.
 
-    read: `read_spaces`. Variables that it lacks are left out. A read part of no dimension swaps
-    nothing; there is no null part where none has a dimension.
+    Arguments:
+        read: {variable: Tensor[width, n]}, of `read_spaces`. Variables that it lacks are left out.
+
+    Returns:
+        {"read_part": Alignment, "null_part": Alignment}. A read part of no dimension swaps nothing.
+        There is no null part where none has a dimension.
+
+    References:
+        arXiv 2311.17030.
     """
     parts: dict[str, dict[str, Tensor]] = {"read_part": {}, "null_part": {}}
-    found = subspaces(alignment)
+    frames = subspaces(alignment)
     for variable, space in read.items():
-        whole = found[variable].double()
+        # [width, rank]
+        whole = frames[variable].double()
         parts["read_part"][variable] = space @ within(whole, space)
+        # The singular values of (1 − P)Q are the sines of the principal angles.
         left, sines, _ = torch.linalg.svd(whole - space @ (space.T @ whole), full_matrices=False)
         parts["null_part"][variable] = left[:, sines**2 > MOSTLY]
     if not any(part.shape[1] for part in parts["null_part"].values()):
@@ -68,11 +77,14 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
 def read_controls(
     alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int
 ) -> dict[str, Alignment]:
-    """What to compare a read part with: `read_part/vanilla`, the swap of all that is read, and
-    `read_part/random_subspace/0`, …, the read
-    parts of the controls `random_subspace/0`, … ."""
+    """Alignments to compare a read part with.
+
+    `read_part/vanilla` swaps all that is read. `read_part/random_subspace/0`, … are the read parts
+    of the controls `random_subspace/0`, … .
+    """
     others = {"read_part/vanilla": _swapping(alignment, read)}
     for number in range(n_random if has_random_subspace(alignment) else 0):
+        # The same seeds as in `evaluate`, so the same subspaces.
         random = random_subspace(alignment, seed * 1000 + number)
         others[draw("read_part/random_subspace", number)] = split_by_reading(random, read)[
             "read_part"
@@ -83,26 +95,32 @@ def read_controls(
 def read_spaces(
     alignment: Alignment, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64
 ) -> dict[str, Tensor]:
-    """{variable: `read_space` of its edit, Tensor[width, n]}, of the variables that these pairs
-    interchange.
+    """The space that is read behind each edit (`read_space`), {variable: Tensor[width, n]}.
 
-    What is read:
-    - where the activation is the input of a linear map (`mlp_activation`, `attention_value_output`,
-      `Site(module=…, side="input")` of a linear module; of some heads their columns): the row space
-      of its weight. This is exact: what lies outside changes no logit.
-    - elsewhere the leading right singular vectors of G that carry `energy` of its squared norm. The
-      rows of G, Tensor[pair·position, width], are gradients, with respect to the activation of the
-      unedited base, of the logit of the label minus that of the base's own answer where they first
-      differ (where they do not, or it is not known: of the label's log-probability at the first
-      answer token). This is first order and estimated from these pairs: what only larger changes
-      bring about counts as not read, and so does what the gradients have little of.
+    It is given for the variables of edits of which these pairs interchange any. Of an edit with
+    several sites, it is what any of them reads.
 
-    Of an edit with several sites, what any of them reads.
+    There are two ways to know what is read:
 
-    pairs: one split of the alignment's pairs.
+    - The activation may be the input of a linear map (`mlp_activation`, `attention_value_output`,
+      `Site(module=…, side="input")` of a linear module). Then it is the row space of the map's
+      weight; of some heads, the row space of their columns. This is exact: what lies outside
+      changes no logit.
+    - Elsewhere it is the span of the leading right singular vectors of G that carry `energy` of its
+      squared norm. The rows of G, Tensor[pair·position, width], are gradients with respect to the
+      activation of the unedited base. They are of the logit of the label minus that of the base's
+      own answer where the two first differ. Where they do not differ, or the base's answer is not
+      known, they are of the label's log-probability at the first answer token. This is first order
+      and estimated from these pairs: what only larger changes bring about counts as not read, and
+      so does what the gradients have little of.
 
-    Raises ValueError for an energy outside of (0, 1], interventions that do not swap a linear
-    subspace of less than the whole width, and joint edits.
+    Arguments:
+        pairs: one split of the alignment's pairs.
+        energy: a share, above 0, at most 1.
+
+    Raises:
+        ValueError: for an energy outside of (0, 1], interventions that do not swap a linear
+            subspace of less than the whole width, and joint edits.
     """
     if not 0 < energy <= 1:
         raise ValueError(
@@ -138,11 +156,11 @@ def read_space(
     energy: float = 0.99,
     batch_size: int = 64,
 ) -> Float[Tensor, "width n"]:
-    """Orthonormal columns (fp64) that span what is read behind the sites of one edit; see
-    `read_spaces`.
+    """Orthonormal columns (fp64) that span what is read behind one edit's sites; see `read_spaces`.
 
-    Raises ValueError where gradients are needed and these pairs interchange none of the edit's
-    variables.
+    Raises:
+        ValueError: where gradients are needed and these pairs interchange none of the edit's
+            variables.
     """
     edit = alignment.edits[key]
     spaces = []
@@ -156,6 +174,7 @@ def read_space(
             )
         else:
             spaces.append(span_of_rows(weight))
+    # Of several sites, the span of all their columns together.
     return span_of_rows(torch.cat(spaces, 1).T) if len(spaces) > 1 else spaces[0]
 
 
@@ -166,6 +185,7 @@ def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | No
     if resolved.side != "input" or not isinstance(module, nn.Linear | Conv1D):
         return None
     weight = module.weight.detach().cpu()
+    # GPT-2's Conv1D stores [width, n_out], where nn.Linear has [n_out, width].
     weight = weight.T if isinstance(module, Conv1D) else weight
     return weight if resolved.columns is None else weight[:, resolved.columns]
 
@@ -177,12 +197,14 @@ def _gradients(
     pairs: EncodedPairs,
     batch_size: int,
 ) -> Float[Tensor, "n width"]:
-    """Of each pair's readout by the unedited activation of its base, one row a position; 0 where
-    the edit is inactive.
+    """Gradients of each pair's readout by the unedited activation of its base, one row a position.
+
+    They are 0 where the edit is inactive.
     """
     added: list[Tensor] = []
 
     def probe(activation: Tensor) -> Tensor:
+        # Added to the activation, 0 changes nothing, and its gradient is the activation's.
         added[:] = [torch.zeros_like(activation, requires_grad=True)]
         return activation + added[0]
 
@@ -197,13 +219,15 @@ def _gradients(
             for variable in variables
             if variable in pairs.variables
         ]
+        # Without any flag `stack` would fail, so a row of False comes first.
         active = torch.stack([~everywhere, *flags]).any(0)
         if not bool(active.any()):
             continue
         with torch.enable_grad():
             logits = probed.answer_logits(batch["base"], active={site: active}).cpu()
-            told = _readout(logits, batch["base"]["answer"], batch.get("base_answer"))
-            rows.append(torch.autograd.grad(told.sum(), added)[0].flatten(0, 1).cpu())
+            readouts = _readout(logits, batch["base"]["answer"], batch.get("base_answer"))
+            # [batch, position, width] → [batch·position, width]
+            rows.append(torch.autograd.grad(readouts.sum(), added)[0].flatten(0, 1).cpu())
     if not rows:
         raise ValueError(
             f"What is read at {site} is estimated from pairs that interchange one of "
@@ -217,12 +241,15 @@ def _readout(
     label: Int[Tensor, "..."],
     own: Int[Tensor, "..."] | None,
 ) -> Float[Tensor, " batch"]:
-    """logit(label) − logit(own answer) where they first differ; else the label's log-probability
-    (of all its right tokens).
+    """logit(label) − logit(own answer) where they first differ; else the label's log-probability.
+
+    The log-probability is that of the first answer token; of several right ones, of all together.
     """
     first = logits[:, 0].float()
+    # [batch, n_right]
     right = label[:, 0] if label.ndim == 3 else label[:, :1]
     among = first.gather(1, right.clamp(min=0)).masked_fill(right == IGNORED, -torch.inf)
+    # Of several right tokens: the probability that any of them comes.
     likely = among.logsumexp(1) - first.logsumexp(1)
     if own is None or label.ndim == 3 or own.ndim == 3:
         return likely
@@ -231,24 +258,27 @@ def _readout(
 
 
 def _swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
-    """The alignment's edits, each variable's with its own fixed columns."""
+    """The alignment's edits, each variable's with fixed columns of its own."""
     edits: dict[Any, Edit] = {}
     for key, edit in alignment.edits.items():
         for variable in variables_of(key, edit):
             if str(variable) in spans:
+                # Blocks of one edit become edits of their own.
                 part = _fixed(edit.intervention.name, spans[str(variable)])
                 edits[variable] = Edit(edit.sites, part, edit.source_sites)
     return beside(alignment, edits).eval()
 
 
 def _fixed(name: str, vectors: Float[Tensor, "width rank"]) -> Intervention:
-    """The swap of a fixed subspace; of none, a mask that lets nothing through."""
+    """The swap of a fixed subspace; of a subspace without dimensions, a mask that is closed."""
     width, rank = vectors.shape
     if rank == 0:
         mask = SigmoidMask(width)
+        # A mask is open where it is above 0.
         nn.init.constant_(mask.mask, -1.0)
         return Intervention(name, Identity(width), mask, Swap()).requires_grad_(False)
     basis = PrincipalComponents(width, rank)
+    # Marked as fitted, the basis is not set by activations later on.
     basis.frame.copy_(vectors)
     basis.fitted.fill_(True)
     return Intervention(name, basis, All(), Swap())

@@ -1,4 +1,4 @@
-"""What each variable's edit does where another variable's value is to be swapped."""
+"""What the edit of a variable does where another variable's value is to be swapped."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,27 +20,36 @@ from iit.result.vocabulary import OFF_TARGET
 def off_target(
     alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64
 ) -> dict[str, np.ndarray]:
-    """{variable: bool[n]}: is the label of a pair that interchanges one other variable the answer
-    when this variable's edit is done with the pair's source? False in all other pairs.
+    """Is the label the answer when another variable's edit is done with the pair's source?
 
-    A share above what random subspaces give says that the edit carries the other variable, too.
+    The pairs that count interchange one variable alone, other than the edit's. The label is that of
+    their interchange. A share above what random subspaces give says that the edit carries the other
+    variable, too.
+
+    Returns:
+        {the edit's variable: bool[n]}, False in pairs that do not count. Nothing where the pairs
+        are of a single variable, and the alignment has it.
     """
     right = {str(variable): np.zeros(len(pairs), dtype=bool) for variable in alignment.variables}
     if set(right) >= set(pairs.variables) and len(pairs.variables) == 1:
         return {}
+    # Edits that read no source are given none.
     reads = {
         str(v): e.intervention.needs_source
         for key, e in alignment.edits.items()
         for v in variables_of(key, e)
     }
+    # The one variable that a pair interchanges; "" where there are several.
     alone = np.array([names[0] if len(names) == 1 else "" for names in pairs.interchanged])
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns):
-            here = alone[batch["row"].numpy()]
-            for variable, found in right.items():
-                for other in sorted({*here} - {variable, ""}):
-                    rows = torch.from_numpy(np.flatnonzero(here == other))
+            swapped = alone[batch["row"].numpy()]
+            for variable, is_right in right.items():
+                for other in sorted({*swapped} - {variable, ""}):
+                    rows = torch.from_numpy(np.flatnonzero(swapped == other))
                     base = rows_of(batch["base"], rows)
+                    # The other variable's source, although it is this variable's edit that reads
+                    # it.
                     source = (
                         {variable: rows_of(batch["sources"][other], rows)}
                         if reads[variable]
@@ -48,7 +57,7 @@ def off_target(
                     )
                     active = {name: name == variable for name in alignment.variables}
                     logits = alignment.answer_logits(base, source, active).cpu()
-                    found[batch["row"][rows].numpy()] = correct(logits, base["answer"]).numpy()
+                    is_right[batch["row"][rows].numpy()] = correct(logits, base["answer"]).numpy()
     return right
 
 
@@ -60,12 +69,15 @@ def off_target_rows(
     facts: Mapping[str, Any],
     resamples: int,
 ) -> list[Row]:
-    """IIA of a variable's edit where another variable is to be swapped: `off_target/VARIABLE` among
-    that one's rows.
+    """IIA of a variable's edit where another variable is to be swapped.
 
-    right: bool[n], what `off_target` found. among: bool[n], pairs that interchange the other
-    variable, which `facts` names. Those count in which no other variable differs, as far as any of
-    them is changing: there an edit that carries its own variable alone changes nothing.
+    The rows are the other variable's, with the control `off_target/VARIABLE`.
+
+    Arguments:
+        right: bool[n], what `off_target` found.
+        among: bool[n], pairs that interchange the other variable, which `facts` names. Of these
+            only those count in which no other variable differs: there an edit that carries its own
+            variable alone changes nothing. Where none of those is changing, all of `among` count.
     """
     alone = among & np.array(
         [kind == facts["variable"] for kind in encoded.kinds or [""] * len(encoded)]

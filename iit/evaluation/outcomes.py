@@ -1,4 +1,4 @@
-"""Which pairs an alignment gets right, by the causal model's label and by its rivals'."""
+"""Which pairs an alignment gets right, by the label of the causal model and by other answers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,17 +19,17 @@ from iit.site import Site
 
 
 class Outcomes(NamedTuple):
-    """What an alignment does on pairs, in their order.
+    """What an alignment does on pairs, in the order of the pairs.
 
-    right: bool[n], whether the label is the argmax at every answer token; None: the causal model's
-        label, a name: that of `EncodedPairs.alternatives`.
+    right: {name: bool[n]}, whether an answer is the argmax at every answer token. None is the
+        causal model's label; a name is an answer of `EncodedPairs.alternatives`.
     difference: float[n], logit of the label − logit of the base's own answer, where their tokens
-        first differ; NaN where they do not, where the base's answer is not known, and where several
-        answers are right.
-    forced: float[n], 1 where the label is the likeliest among the pair's alternatives, else 0.
-        Compared are log-probabilities of all tokens, each answer teacher-forced, whatever its
-        length. An alternative does not count that is the label, begins it or is begun by it. NaN
-        where none counts, and where several answers are right.
+        first differ. NaN where they do not differ, where the base's answer is not known, and where
+        several answers are right.
+    forced: float[n], 1 where the label is likelier than all of the pair's alternatives, else 0.
+        Compared are the log-probabilities of all tokens of an answer, each answer teacher-forced,
+        whatever its length. An alternative does not count that is the label, begins it or is begun
+        by it. NaN where no alternative counts, and where several answers are right.
     """
 
     right: dict[str | None, np.ndarray]
@@ -48,10 +48,12 @@ def outcomes(
     """Score every pair by the causal model's label and by its alternatives.
 
     Answers of one token are scored in one pass over the network. Longer ones are teacher-forced,
-    which takes a pass for each alternative.
+    with a pass for each alternative.
 
-    edited: False leaves every edit out, for the network's own answer on the base.
-    apart: as `EncodedPairs.batches` takes it, for what one pair has from another of its batch.
+    Arguments:
+        edited: False leaves every edit out, for the network's own answer on the base.
+        apart: as `EncodedPairs.batches` takes it, for interventions that read another pair of their
+            batch.
     """
     names = (None, *pairs.alternatives)
     right: dict[str | None, np.ndarray] = {name: np.zeros(len(pairs), dtype=bool) for name in names}
@@ -61,40 +63,56 @@ def outcomes(
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns, apart=apart):
             rows, label = batch["row"], batch["base"]["answer"]
+            # [batch, n_answer, vocab]; `batches` has another order than the pairs: `rows` says
+            # which.
             logits = _logits(alignment, batch, label, edited).cpu()
             right[None][rows.numpy()] = correct(logits, label).numpy()
+            # The log-probability of the likeliest alternative; −inf where none counts.
             best = torch.full((len(rows),), -torch.inf)
             for name, answers in pairs.alternatives.items():
-                theirs = answers[rows]
-                longer = theirs.shape[1] > 1 or label.shape[1] > 1
-                there = logits
+                alternative = answers[rows]
+                longer = alternative.shape[1] > 1 or label.shape[1] > 1
+                # Answers of one token are read from the same run.
+                their_logits = logits
                 if longer:
-                    forced_answer = _continued(theirs, label) if at_answer else theirs
-                    there = _logits(alignment, batch, forced_answer, edited)[
-                        :, : theirs.shape[1]
+                    forced_answer = _continued(alternative, label) if at_answer else alternative
+                    their_logits = _logits(alignment, batch, forced_answer, edited)[
+                        :, : alternative.shape[1]
                     ].cpu()
-                right[name][rows.numpy()] = correct(there, theirs).numpy()
-                if label.ndim == theirs.ndim == 2:
-                    gap = logit_difference(logits, label, theirs)
-                    likely = log_probability(there, theirs).masked_fill(gap.isnan(), -torch.inf)
+                right[name][rows.numpy()] = correct(their_logits, alternative).numpy()
+                # Three dimensions hold several right answers, which have no one probability.
+                if label.ndim == alternative.ndim == 2:
+                    # NaN where one answer is the other or begins it: such an alternative does not
+                    # count.
+                    gap = logit_difference(logits, label, alternative)
+                    likely = log_probability(their_logits, alternative).masked_fill(
+                        gap.isnan(), -torch.inf
+                    )
                     best = best.maximum(likely)
                     if name == "base":
                         difference[rows.numpy()] = gap.numpy()
             if bool((best > -torch.inf).any()):
-                won = (log_probability(logits, label) > best).float()
-                forced[rows.numpy()] = won.masked_fill(best == -torch.inf, torch.nan).numpy()
+                is_likeliest = (log_probability(logits, label) > best).float()
+                forced[rows.numpy()] = is_likeliest.masked_fill(
+                    best == -torch.inf, torch.nan
+                ).numpy()
     return Outcomes(right, difference, forced)
 
 
 def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarray:
-    """float[n]: does the whole vector of the variable's sites give the source's own answer?
+    """Does the whole vector of the variable's sites give the source's own answer?
 
-    NaN in pairs that do not count. Pairs of one variable count whose label is the source's answer
-    and not the base's. Where a site of the residual stream (or a module) holds every token of the
-    prompts, all count whose source has another answer than the base: nothing of the base passes
-    beside it. A low figure says that the network also reads the variable elsewhere.
+    A low figure says that the network also reads the variable elsewhere.
 
-    whole: outcomes of vanilla patching.
+    Pairs of one variable count whose label is the source's answer and not the base's. Where a site
+    of the residual stream (or of a module) holds every token of the prompts, nothing of the base
+    passes beside it. There all pairs count whose source has another answer than the base.
+
+    Arguments:
+        whole: outcomes of vanilla patching.
+
+    Returns:
+        float[n], 1 or 0; NaN in pairs that do not count.
     """
     passes = np.full(len(pairs), np.nan)
     inputs = pairs.batch(range(len(pairs)))["base"]
@@ -103,6 +121,7 @@ def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarra
         return passes
     for variable in pairs.variables:
         name = f"source/{variable}"
+        # Without the source's answers no pair counts: nothing differs from itself.
         answers = pairs.alternatives.get(name, base_answers)
         edits = [
             edit for key, edit in alignment.edits.items() if variable in variables_of(key, edit)
@@ -116,11 +135,12 @@ def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarra
 
 
 RESIDUAL = ("embedding_output", "block_input", "block_output")
-"""Components beside which nothing passes."""
+"""Components beside which nothing passes at the same token."""
 
 
 def _holds_all(site: Site, inputs: Mapping[str, Any]) -> bool:
-    """Whether a site holds all that passes of each prompt: of several roles each is one token."""
+    """Whether a site holds every token of each prompt; each of its roles is taken for one token."""
+    # A site of a module has no component.
     if site.component not in (None, *RESIDUAL):
         return False
     n_held = len(site.position) if isinstance(site.position, tuple) else 1
@@ -130,7 +150,7 @@ def _holds_all(site: Site, inputs: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def evaluating(alignment: Alignment) -> Iterator[None]:
-    """Without gradients, and with learned gates hard."""
+    """Without gradients, and with learned gates hard. The alignment's mode is restored."""
     was_training = alignment.training
     alignment.eval()
     try:
@@ -141,22 +161,23 @@ def evaluating(alignment: Alignment) -> Iterator[None]:
 
 
 def _continued(answers: Tensor, label: Tensor) -> Tensor:
-    """The answers, LongTensor[batch, n], with the label's tokens behind those that are shorter.
+    """The answers, LongTensor[batch, n]; the label's tokens follow an answer that is shorter.
 
-    A site at `answer[k]` has to be there in every pair. What stands behind an answer does not
-    change how likely its own tokens are.
+    A site at `answer[k]` has to be there in every pair. Tokens behind an answer do not change how
+    likely its own tokens are.
     """
     width = max(answers.shape[1], label.shape[1])
-    longer, behind = (
-        pad(one, (0, width - one.shape[1]), value=IGNORED) for one in (answers, label)
+    padded_answers, padded_label = (
+        pad(tokens, (0, width - tokens.shape[1]), value=IGNORED) for tokens in (answers, label)
     )
-    return torch.where(longer == IGNORED, behind, longer)
+    return torch.where(padded_answers == IGNORED, padded_label, padded_answers)
 
 
 def _logits(alignment: Alignment, batch: dict[str, Any], answer: Tensor, edited: bool) -> Tensor:
     base = batch["base"] | {"answer": answer}
     if not edited:
         return alignment.answer_logits(base, active=dict.fromkeys(alignment.variables, False))
+    # Variables of the alignment that these pairs do not know have no source: they are inactive.
     idle = {variable: False for variable in alignment.variables if variable not in batch["sources"]}
     sources = batch["sources"] if alignment.needs_source else None
     return alignment.answer_logits(base, sources, batch["active"] | idle)

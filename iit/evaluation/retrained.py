@@ -1,5 +1,7 @@
-"""Controls that have to be trained as the alignment was: on shuffled labels, an untrained network,
-a wrong site, from other seeds.
+"""Controls that are trained as the alignment was.
+
+They are trained on shuffled labels, in an untrained network, at a wrong site, from other seeds and
+at lower ranks.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,42 +36,53 @@ def retrained(
     seed: int,
     elsewhere: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Alignment], dict[str, str]]:
-    """({control: alignment, trained as the given one was}, {control: why there is none}).
+    """Train the controls that need it.
 
-    `seed/K`: other draws of the start, on the same pairs in the same order. `least_rank`, `rank/K`:
-    see `lower_ranks`.
-    `wrong_site`: the same intervention at a site that sees no token that the variable depends on
-    (see `displaced` and `sees`). `shuffled_label`: the labels of the training and validation pairs
-    are permuted. `untrained_network`: the same architecture with random weights and the trained
-    network's prompts, which are not filtered again.
+    - `seed/K`: other draws of the start, on the same pairs in the same order.
+    - least_rank, `rank/K`: see `lower_ranks`.
+    - wrong_site: the same intervention at a site that sees no token that the variable depends on
+      (see `displaced` and `sees`).
+    - shuffled_label: the labels of the training and validation pairs are permuted.
+    - untrained_network: the same architecture with random weights. It gets the trained network's
+      prompts, which are not filtered again.
 
     Nothing is trained where the pairs lack what a training needs: a training and a validation
-    split, and all of the alignment's variables. Where nothing of the alignment is trained (no
-    parameter requires gradients) the labels have no part in it, and are not shuffled.
+    split, and all of the alignment's variables. Labels are not shuffled where no parameter of the
+    alignment requires gradients: there they have no part in it.
+
+    Arguments:
+        seeds: how many trainings are compared, the alignment's own among them.
+        elsewhere: what is different at the wrong site; None stands for the prompt's first tokens.
+
+    Returns:
+        ({control: alignment, trained as the given one was}, {control: why there is none}).
     """
     lacking = sorted({"train", "validation"} - set(pairs.dataset["split"])) + sorted(
         {str(v) for v in alignment.variables} - set(pairs.variables)
     )
     if lacking:
         return {}, {"what is trained again": f"the pairs lack {', '.join(lacking)}"}
-    made = {draw("seeds", number): fresh(alignment, seed + number) for number in range(1, seeds)}
-    made |= lower_ranks(alignment, pairs, seed)
+    trained = {draw("seeds", number): fresh(alignment, seed + number) for number in range(1, seeds)}
+    trained |= lower_ranks(alignment, pairs, seed)
     missing: dict[str, str] = {}
     try:
         wrong = fresh(alignment, seed, moved=partial(displaced, elsewhere=elsewhere))
+        # Edits that are apart at their own sites may overlap at the wrong one.
         wrong.check_apart()
         if sees(wrong, pairs):
             where = elsewhere or "the first tokens"
             raise ValueError(
                 f"at {where} stands what the variable depends on; set trust.wrong_site"
             )
-        made["wrong_site"] = wrong
+        trained["wrong_site"] = wrong
     except ValueError as error:
         missing["wrong_site"] = str(error)
-    refit(made, pairs, seed)
+    # One call trains them side by side.
+    refit(trained, pairs, seed)
     if any(p.requires_grad for p in alignment.parameters()):
-        made["shuffled_label"] = fresh(alignment, seed)
-        refit({"shuffled_label": made["shuffled_label"]}, shuffled(pairs, seed), seed)
+        trained["shuffled_label"] = fresh(alignment, seed)
+        # Other pairs and other networks need calls of their own.
+        refit({"shuffled_label": trained["shuffled_label"]}, shuffled(pairs, seed), seed)
     else:
         missing["shuffled_label"] = "nothing is trained, so the labels have no part in it"
     assert alignment.studied is not None
@@ -77,15 +90,17 @@ def retrained(
         other = untrained(alignment.studied, seed)
     except ValueError as error:
         missing["untrained_network"] = str(error)
-        return made, missing
+        return trained, missing
     random = fresh(alignment, seed, network=other)
+    # A store is of one network.
     random.store = ActivationStore(other.model)
     refit({"untrained_network": random}, pairs, seed)
-    return made | {"untrained_network": random}, missing
+    return trained | {"untrained_network": random}, missing
 
 
 def displaced(site: Site, elsewhere: Mapping[str, Any] | None) -> Site:
-    """Where the variable should not be: as `elsewhere` says, else the prompt's first tokens."""
+    """Where the variable should not be: as `elsewhere` says, else at the prompt's first tokens."""
+    # As many tokens as the site has positions; of a role, one.
     n = len(site.position) if isinstance(site.position, tuple) else 1
     return replace(site, **(elsewhere or {"position": tuple(range(n))}))
 
@@ -93,8 +108,11 @@ def displaced(site: Site, elsewhere: Mapping[str, Any] | None) -> Site:
 def sees(alignment: Alignment, pairs: Pairs) -> bool:
     """Whether an alignment's sites follow the inputs that its variables depend on.
 
-    These inputs are exchanged among test prompts while all others stay; then the activations
-    change. Raises ValueError for pairs without a causal model.
+    Among test prompts these inputs are exchanged while all others stay. Sites that follow them then
+    have other activations.
+
+    Raises:
+        ValueError: for pairs without a causal model.
     """
     task, network = pairs.task, alignment.studied
     if task is None or pairs.prompts is None or network is None:
@@ -104,26 +122,27 @@ def sees(alignment: Alignment, pairs: Pairs) -> bool:
     causes = causes.union(*map(task.model.ancestors, causes))
     inputs = dict(prompts.inputs)
     for name in causes.intersection(inputs):
+        # Every prompt gets the value of the next one.
         inputs[name] = [*inputs[name][1:], inputs[name][0]]
     sites = [
         site for edit in alignment.edits.values() for site in (*edit.sites, *edit.source_sites)
     ]
-    seen = []
-    for each in (prompts, write(task, inputs)):
-        table = dataset(columns_of(Paired(each, {}, {}, each.answers, {}), "test"))
-        base = EncodedPairs(table, (), network).batch(range(len(each)))["base"]
-        seen.append(capture(network, base, sites))
+    runs = []
+    for version in (prompts, write(task, inputs)):
+        table = dataset(columns_of(Paired(version, {}, {}, version.answers, {}), "test"))
+        base = EncodedPairs(table, (), network).batch(range(len(version)))["base"]
+        runs.append(capture(network, base, sites))
     for site in sites:
-        one, other = (activations[site] for activations in seen)
+        before, after = (activations[site] for activations in runs)
         # The same tokens in a batch of another length give other floats.
-        near = 1e-4 * float(one.abs().max())
-        if one.shape != other.shape or not torch.allclose(one, other, atol=near):
+        near = 1e-4 * float(before.abs().max())
+        if before.shape != after.shape or not torch.allclose(before, after, atol=near):
             return True
     return False
 
 
 def shuffled(pairs: Pairs, seed: int) -> Pairs:
-    """The labels of each split permuted among its pairs; which pairs are changing follows."""
+    """The pairs with labels permuted within each split; which pairs are changing follows."""
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = {name: list(pairs.dataset[name]) for name in ("split", "label")}
     labels = list(columns["label"])
@@ -135,7 +154,8 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     dataset = _with_column(pairs.dataset, "label", labels)
     if "base_answer" in pairs.dataset.column_names:
         changing = [
-            label != own for label, own in zip(labels, pairs.dataset["base_answer"], strict=True)
+            label != base_answer
+            for label, base_answer in zip(labels, pairs.dataset["base_answer"], strict=True)
         ]
         dataset = _with_column(dataset, "changing", changing)
     return replace(pairs, dataset=dataset, again=None)

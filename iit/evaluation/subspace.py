@@ -26,37 +26,41 @@ Space = Float[Tensor, "width dimension"]
 ROUNDING = 1e-5
 """Singular values below this share of the largest count as 0."""
 MOSTLY = 0.5 + ROUNDING
-"""A direction counts as inside a space from this squared cosine on: more than half of it lies
-there.
+"""The squared cosine from which on a direction counts as inside a space: more than half lies there.
 """
 DRAWS = 50
-"""Random subspaces that a null is drawn from."""
+"""Random subspaces that a null distribution is drawn from."""
 
 
 def subspaces(alignment: Alignment) -> dict[str, Tensor]:
-    """{variable: orthonormal columns, Tensor[width, rank]} of the variables whose edits swap a
-    linear subspace; learned gates are hard.
+    """The linear subspaces that edits swap, {variable: orthonormal columns, Tensor[width, rank]}.
+
+    Learned gates are hard. Variables whose edits swap no linear subspace are left out.
     """
-    found = {}
+    by_variable = {}
     for key, edit in alignment.edits.items():
         vectors = swapped(edit.intervention)
         sizes = edit.intervention.block_sizes
         if vectors is None:
             continue
+        # Blocks are neighbouring columns of one frame; each is a variable's.
         parts = vectors.split(list(sizes.values()), 1) if sizes else [vectors]
-        found |= dict(zip(sizes or (str(key),), parts, strict=True))
-    return found
+        by_variable |= dict(zip(sizes or (str(key),), parts, strict=True))
+    return by_variable
 
 
 def swapped(intervention: Intervention) -> Subspace | None:
-    """Orthonormal columns of the subspace that is swapped; None where there is none (no swap, a
-    curved map, the whole space).
+    """Orthonormal columns of the subspace that an intervention swaps, Tensor[width, rank].
+
+    Returns:
+        None where there is none: no swap, a curved map, nothing or the whole space.
     """
     basis, gate = intervention.basis, intervention.gate
     if not isinstance(intervention.operation, Swap) or intervention.kind != "edit":
         return None
     chosen: Tensor | None = None
     if isinstance(gate, SoftGate):
+        # A learned gate is open where its logit is above 0.
         chosen = gate.logits() > 0
     elif isinstance(gate, Subset):
         chosen = gate.weights > 0
@@ -68,6 +72,7 @@ def swapped(intervention: Intervention) -> Subspace | None:
         elif isinstance(basis, PrincipalComponents):
             vectors = basis.frame
         elif isinstance(basis, Identity) and chosen is not None:
+            # The coordinates are the activation's own units.
             vectors = torch.eye(len(chosen))
         else:
             return None
@@ -76,27 +81,28 @@ def swapped(intervention: Intervention) -> Subspace | None:
 
 
 def principal_angles(one: Subspace, other: Space) -> Float[Tensor, " angles"]:
-    """Degrees between two subspaces, ascending; as many as the smaller one has dimensions.
+    """The principal angles between two subspaces, in degrees, ascending.
 
-    cos θᵢ are the singular values of QᵀQ'; below 45° sin θᵢ, those of (1 − QQᵀ)Q', is the more
-    precise.
+    There are as many as the smaller subspace has dimensions. cos θᵢ are the singular values of
+    QᵀQ'. Below 45° sin θᵢ, the singular values of (1 − QQᵀ)Q', are the more precise.
     """
     small, large = sorted((widened(one), widened(other)), key=lambda q: q.shape[1])
     cosines = torch.linalg.svdvals(large.T @ small).clamp(max=1)
+    # Singular values descend; flipped, the sines ascend with the angles.
     sines = torch.linalg.svdvals(small - large @ (large.T @ small)).clamp(max=1).flip(0)
     return torch.rad2deg(torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())).float()
 
 
 def distances(found: Subspace, truth: Space) -> dict[str, float]:
-    """{metric: how far a found subspace Q of r dimensions is from a true one T of k}.
+    """How far a subspace Q of r dimensions is from a true one T of k, {metric: figure}.
 
-    - principal_angle: degrees from the direction of T that is farthest from Q to Q: 0 where Q
-      contains T, 90 where r < k.
-    - found_in_truth: degrees from the direction of Q that is farthest from T to T: 0 where T
-      contains Q, 90 where r > k.
+    - principal_angle: degrees to Q from the direction of T that is farthest from Q. It is 0 where Q
+      contains T, and 90 where r < k.
+    - found_in_truth: degrees to T from the direction of Q that is farthest from T. It is 0 where T
+      contains Q, and 90 where r > k.
     - projection_distance: ‖P_Q − P_T‖_F / √(r + k) = √((2 Σ sin² θᵢ + |r − k|) / (r + k)). It is 0
       where they are equal and 1 where they are orthogonal. For r = k it is the root mean square of
-      the sines of the principal angles θᵢ; else it is at least √(|r − k| / (r + k)), which it is
+      the sines of the principal angles θᵢ. Else it is at least √(|r − k| / (r + k)), which it is
       where one contains the other.
     """
     angles = principal_angles(found, truth)
@@ -113,20 +119,22 @@ def distances(found: Subspace, truth: Space) -> dict[str, float]:
 def within(subspace: Subspace, space: Space) -> Float[Tensor, "dimension part"]:
     """What a subspace is inside of a space: orthonormal columns, in coordinates of the space.
 
-    With UΣVᵀ = AᵀQ, A the columns of the space and Q those of the subspace, they are uᵢ for every
-    σᵢ² = cos² θᵢ > 1/2. A direction of which less lies there has a short projection. Stretched to
-    length 1 that would be a piece of the space, whatever the subspace.
+    The columns of the space are A, those of the subspace Q, and UΣVᵀ = AᵀQ. Then the columns are uᵢ
+    for every σᵢ² = cos² θᵢ > 1/2. A direction of which less lies in the space has a short
+    projection. Stretched to length 1, it would be a piece of the space, whatever the subspace.
     """
     left, cosines, _ = torch.linalg.svd(widened(space).T @ widened(subspace), full_matrices=False)
     return left[:, cosines**2 > MOSTLY]
 
 
 def span_of_rows(rows: Float[Tensor, "n width"], energy: float = 1.0) -> Subspace:
-    """The leading right singular vectors that carry `energy` of the squared norm, in double
-    precision.
+    """The leading right singular vectors that carry `energy` of the squared norm, as columns.
+
+    They are in double precision.
     """
     _, strength, across = torch.linalg.svd(rows.double(), full_matrices=False)
     squares = strength**2
+    # The energy that the vectors before each one carry together.
     before = squares.cumsum(0) - squares
     return across[(before < energy * squares.sum()) & (strength > ROUNDING * strength.max())].T
 
@@ -137,8 +145,9 @@ def pairwise_angles(frames: Sequence[Tensor]) -> list[float]:
 
 
 def random_angles(width: int, ranks: Sequence[int], draws: int = DRAWS) -> np.ndarray:
-    """float[draws]: the mean of `pairwise_angles` of random subspaces of these ranks, from a
-    generator of its own.
+    """The mean of `pairwise_angles` of random subspaces of these ranks, float[draws].
+
+    The generator has a fixed seed; the global one is left as it was.
     """
     generator = torch.Generator().manual_seed(0)
     means = []

@@ -1,4 +1,4 @@
-"""Vanilla patching of every layer × position × component, as rows."""
+"""Vanilla patching at every component, layer, head and position, as rows."""
 
 from collections.abc import Sequence
 
@@ -32,27 +32,30 @@ def sweep(
     experiment: str | None = None,
     progress: bool = False,
 ) -> list[Row]:
-    """Interchange intervention accuracy of the whole vector at every component × layer × head ×
-    position, on one split.
+    """The IIA of vanilla patching at every component × layer × head × position, on one split.
 
-    Rows as `evaluate` gives them, a cell for each site; no control, for nothing is trained. Choose
-    by validation rows.
+    The rows are as `evaluate` gives them, a cell for each site. There is no control, as nothing is
+    trained. Choose by validation rows.
 
-    layers: all blocks by default. heads: of the components that have any, one at a time (or several
-    as one site); none by default. positions: roles or token indices; by default every index that
-    all prompts of the split have (of the base and the source the same one, which suits prompts of
-    one template).
-    store, batch_size, progress: as `patched` takes them. resamples: of the bootstrap behind the
-        intervals.
+    Arguments:
+        layers: all blocks by default.
+        heads: of the components that have any, one at a time (or several as one site); none by
+            default.
+        positions: roles or token indices; by default every index that all prompts of the split
+            have. It is the same index in base and source, which suits prompts of one template.
+        variable: whose source is read; by default the pairs' variable.
+        store, batch_size, progress: as `patched` takes them.
+        resamples: of the bootstrap behind the intervals.
 
-    Raises ValueError for sites the network lacks, and positions a prompt lacks.
+    Raises:
+        ValueError: for sites the network lacks, and positions a prompt lacks.
     """
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
     variable = variable or pairs.variable
     contrast = Contrast.of(network, encoded, variable=variable, every=True)
     cells = grid(contrast, components=components, layers=layers, heads=heads, positions=positions)
     sites = [cell.site for cell in cells]
-    found = patched(
+    by_site = patched(
         network,
         encoded,
         sites,
@@ -63,7 +66,8 @@ def sweep(
     )
     among = np.array([variable in names for names in encoded.interchanged])
     rows = []
-    for site, (right, difference) in found.items():
+    for site, (right, difference) in by_site.items():
+        # Only `describe` reads it: it says which cell the rows belong to.
         cell = Alignment(network, {variable: Edit(site, VanillaIntervention())})
         facts = describe(cell, pairs, (variable,)) | {
             "seed": seed,

@@ -1,4 +1,4 @@
-"""How much is run beside an alignment, and from which figures on it is believed."""
+"""How much is run beside an alignment, and which figures are good enough to believe it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,30 +26,32 @@ THRESHOLDS: Mapping[str, tuple[float, float]] = {
     "illusion": (0.1, 0.3),
     "divergence": (0.25, 0.75),
 }
-"""Criterion → (passes up to here, fails beyond): each for the whole interval. What each one
-compares is in `iit.evaluation.verdict`.
+"""Criterion → (passes up to here, fails beyond), each for the whole interval.
 
-`conf/trust/thresholds/default.yaml` says the same to runs.
+`iit.evaluation.verdict` says what each criterion compares. `conf/trust/thresholds/default.yaml`
+holds the same figures for runs.
 """
 
 
 def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """`THRESHOLDS` with those that are given in their place.
+    """`THRESHOLDS`, with the given ones in place of the defaults.
 
-    Raises ValueError for unknown criteria, what is no pair of numbers, and a pair in the wrong
-    order.
+    Raises:
+        ValueError: for unknown criteria, for what is no pair of numbers, and for a pair in the
+            wrong order.
     """
     unknown = sorted(set(given) - set(THRESHOLDS))
     if unknown:
         raise ValueError(f"thresholds: {unknown} are no criteria; they are {sorted(THRESHOLDS)}.")
-    found = dict(THRESHOLDS)
+    thresholds = dict(THRESHOLDS)
     for name, pair in given.items():
         higher = THRESHOLDS[name][0] > THRESHOLDS[name][1]
         try:
-            good, fair = map(float, pair)
+            good, bad = map(float, pair)
         except (TypeError, ValueError):
-            good, fair = float("nan"), float("nan")
-        if not (good >= fair if higher else good <= fair):
+            # NaN fails both comparisons below, so both faults have one error.
+            good, bad = float("nan"), float("nan")
+        if not (good >= bad if higher else good <= bad):
             order = (
                 "the higher first, as higher figures are better"
                 if higher
@@ -58,15 +60,17 @@ def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
             raise ValueError(
                 f"thresholds: {name} takes [passes up to here, fails beyond], {order}; got {pair}."
             )
-        found[name] = (good, fair)
-    return found
+        thresholds[name] = (good, bad)
+    return thresholds
 
 
 def train_alike(
     alignments: Mapping[str, Alignment], pairs: Pairs, seed: int, **options: Any
 ) -> None:
-    """Fit alignments side by side; those with nothing to train are set by the activations of the
-    training bases (see `initialise`).
+    """Fit alignments side by side.
+
+    Alignments with nothing to train are set by the activations of the training bases (see
+    `initialise`).
     """
     trainable = {
         name: a for name, a in alignments.items() if any(p.requires_grad for p in a.parameters())
@@ -74,7 +78,7 @@ def train_alike(
     for name in alignments.keys() - trainable.keys():
         initialise(alignments[name], pairs)
     if trainable:
-        # Lightning, which evaluation without these controls does not need
+        # This imports Lightning, which evaluation without these controls does not need.
         from iit.alignment import fit
 
         fit(trainable, pairs, seed=seed, **options)
@@ -86,9 +90,9 @@ class Trust:
 
     random_subspaces: draws of a random subspace of equal rank.
     resamples: of the bootstrap behind every interval.
-    full: also what has to be trained again (labels shuffled, an untrained network, a wrong site,
-        other seeds), the other variables' pairs, the diagnostics of illusion and divergence, and,
-        in small networks, the abstraction error.
+    full: also run what has to be trained again (labels shuffled, an untrained network, a wrong
+        site, other seeds, lower ranks), the other variables' pairs, the diagnostics of illusion and
+        divergence, and, in small networks, the abstraction error.
     seeds: with `full`, how many trainings are compared, the alignment's own among them.
     wrong_site: with `full`, what is different at the wrong site, {"position": 0} or {"module": …};
         by default the first tokens of the prompt. It is left out where it sees a token that the
@@ -96,8 +100,9 @@ class Trust:
     interventions: with `full`, how many the abstraction error draws in each direction.
     thresholds: criterion → (passes up to here, fails beyond), in place of those of `THRESHOLDS`.
 
-    Raises ValueError for thresholds that `thresholds_with` refuses, for fewer than two seeds, and
-    for no interventions.
+    Raises:
+        ValueError: for thresholds that `thresholds_with` refuses, for fewer than two seeds with
+            `full`, and for no interventions.
     """
 
     random_subspaces: int = 5

@@ -1,6 +1,4 @@
-"""The value map of an alignment: which value of a variable the coordinates that its edit swaps
-stand for.
-"""
+"""The value map of an alignment: from coordinates to the value that they stand for."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -15,22 +13,26 @@ from iit.intervened import Activations
 from iit.intervened.sources import Variable, variables_of
 
 RIDGE = 1e-3
-"""What is added to the variance within values, as a share of the whole variance: natural
-coordinates may be discrete.
+"""The share of the whole variance that is added to the variance within values.
+
+Natural coordinates may be discrete; then there may be none within values.
 """
 
 
 @final
 class ValueMap:
-    """Coordinates → value: the value whose mean over natural inputs is nearest, in units of the
-    spread within values.
+    """Coordinates → the value whose mean over natural inputs is nearest.
 
-    d²(c, x) = (c − mₓ)ᵀ (W + ρ·v·1)⁻¹ (c − mₓ), where mₓ is the mean of the coordinates of inputs
-    that have the value x, W the covariance within values, v the mean variance of a coordinate, ρ =
-    1e-3. Every coordinates have a value. Rotated coordinates have the same, and so, but for ρ, have
-    all linear coordinates of one subspace.
+    Distances are in units of the spread within values:
 
-    coordinates: of natural inputs. values: what the causal model gives these inputs.
+    d²(c, x) = (c − mₓ)ᵀ (W + ρ·v·1)⁻¹ (c − mₓ)
+
+    mₓ is the mean of the coordinates of inputs that have the value x, W the covariance within
+    values, v the mean variance of a coordinate, ρ = 1e-3. All coordinates have a value. Rotated
+    coordinates have the same value. So, but for ρ, have all linear coordinates of one subspace.
+
+    coordinates: Tensor[n, k], of natural inputs.
+    values: the values that the causal model gives these inputs.
     """
 
     def __init__(self, coordinates: Float[Tensor, "n k"], values: Sequence[Any]):
@@ -48,10 +50,11 @@ class ValueMap:
         within = spread.T @ spread / len(points) + floor * torch.eye(
             points.shape[1], dtype=torch.float64
         )
+        # W + ρ·v·1 = LLᵀ: distances between L⁻¹c are those of the class docstring.
         self._factor = torch.linalg.cholesky(within)
 
     def __call__(self, coordinates: Float[Tensor, "n k"]) -> Int[Tensor, " n"]:
-        """Of each row the number of its value among `values`."""
+        """The number among `values` of each row's value, LongTensor[n]."""
         points, means = (
             torch.linalg.solve_triangular(self._factor, c.T, upper=False).T
             for c in (coordinates.double(), self._means)
@@ -62,27 +65,35 @@ class ValueMap:
 def coordinates(
     alignment: Alignment, seen: Activations, *, source: bool = False
 ) -> dict[Variable, Float[Tensor, "n k"]]:
-    """{variable: the coordinates that its edit swaps}, those of all its sites and positions one
-    after the other; learned gates as they are in evaluation.
+    """The coordinates that each variable's edit swaps, {variable: Tensor[n, k]}.
 
-    seen: activations of one run at the edits' sites, or, with `source`, at their source sites.
+    Those of all sites and positions of an edit stand one after the other. Learned gates are as they
+    are in evaluation.
+
+    Arguments:
+        seen: activations of one run at the edits' sites, or, with `source`, at their source sites.
     """
-    found: dict[Variable, Tensor] = {}
+    by_variable: dict[Variable, Tensor] = {}
     for key, edit in alignment.edits.items():
         intervention, names = edit.intervention, variables_of(key, edit)
         encode, weights = intervention.basis.coordinates().encode, intervention.gate()
-        read = []
+        encoded = []
         for site in edit.source_sites if source else edit.sites:
+            # [n, position, width]; a joint edit takes all positions as one vector.
             activation = seen[site].float()
-            read.append(
+            encoded.append(
                 encode(activation.flatten(1).unsqueeze(1) if edit.joint else activation).cpu()
             )
-        through = (
-            torch.ones(read[0].shape[-1], dtype=torch.bool)
+        gate_open = (
+            torch.ones(encoded[0].shape[-1], dtype=torch.bool)
             if weights is None
             else weights.cpu() > 0
         )
-        sizes = list((intervention.block_sizes or {str(names[0]): len(through)}).values())
-        for name, part in zip(names, torch.arange(len(through)).split(sizes), strict=True):
-            found[name] = torch.cat([here[..., part[through[part]]].flatten(1) for here in read], 1)
-    return found
+        # Each block is a variable's; an edit without blocks is one variable's.
+        sizes = list((intervention.block_sizes or {str(names[0]): len(gate_open)}).values())
+        for name, part in zip(names, torch.arange(len(gate_open)).split(sizes), strict=True):
+            # [n, position, part] → [n, position·part], site after site.
+            by_variable[name] = torch.cat(
+                [tensor[..., part[gate_open[part]]].flatten(1) for tensor in encoded], 1
+            )
+    return by_variable

@@ -1,4 +1,4 @@
-"""The verdict on an alignment: criterion by criterion, from its rows alone."""
+"""The verdict on an alignment, criterion by criterion. It reads rows and nothing else."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,21 +28,21 @@ NEEDS = {
         "only with trust=full, and only a site that sees no token that the variable depends on"
     ),
 }
-"""Why a criterion was not read, where the alignment or the network may be the reason."""
+"""Why a criterion may be missing, where the alignment or the network can be the reason."""
 LEAST = 20
-"""A figure of fewer pairs is not judged."""
+"""The fewest pairs with which a figure is judged."""
 Reading = tuple[Row | Interval, str] | None
-"""(the figure, what it is in words); None where the rows do not tell."""
+"""A figure and what it is in words; None where the rows do not hold it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One criterion.
+    """The outcome of one criterion.
 
-    outcome: pass where the whole interval passes, fail where the whole interval fails, open in
-        between; not judged where the figure has fewer than 20 pairs.
+    outcome: "pass" where the whole interval passes, "fail" where the whole interval fails, "open"
+        in between; "not judged" where the figure has fewer than 20 pairs.
     value, low, high, n: the figure, its 95% interval, and the pairs behind it.
-    reason: in words, with the figures compared.
+    reason: the outcome in words, with the figures that were compared.
     """
 
     criterion: str
@@ -56,11 +56,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the test rows of one variable come to.
+    """The conclusion from the test rows of one variable.
 
-    outcome: the worst of the findings that are judged; open at best where the accuracy is not.
-    not_run: criteria and controls that the rows say nothing of.
-    cannot_fail: controls that could not have reached any accuracy, and do not count.
+    outcome: the worst of the findings that are judged; at best "open" where the accuracy is not
+        judged.
+    not_run: criteria and controls of which the rows hold nothing.
+    cannot_fail: controls that could not have been right on any pair. They do not count.
     """
 
     variable: str
@@ -70,7 +71,7 @@ class Verdict:
     cannot_fail: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The verdict as nested dicts, for JSON."""
         return asdict(self)
 
     def line(self) -> str:
@@ -91,66 +92,76 @@ class Verdict:
 
 
 def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) -> list[Verdict]:
-    """A verdict for each variable that the test rows score by itself; where none is, for those that
-    are interchanged together.
+    """A verdict for each variable that test rows score by itself.
 
-    thresholds: criterion → (passes up to here, fails beyond), in place of those of `THRESHOLDS`. A
-        criterion whose higher figures are better has the larger number first. Raises ValueError for
-        what `thresholds_with` refuses.
+    Where no variable is scored by itself, there is a verdict for each set of variables that are
+    interchanged together.
 
-    Intervals decide: a criterion passes or fails where its whole interval does, and is open in
-    between. Differences on the same pairs have a paired interval. Others (training against test
-    pairs, one seed against another) have Newcombe's, from the intervals of both.
+    Intervals decide: a criterion passes where its whole interval passes, fails where its whole
+    interval fails, and is open in between. Differences on the same pairs have a paired interval.
+    Other differences (training against test pairs, one seed against another) have Newcombe's, from
+    the intervals of both figures.
 
-    The criteria, each a figure on test:
+    The criteria, each a figure on test pairs:
 
-    - task: share of prompts that the network answers.
-    - accuracy: IIA on changing pairs (on all where none is changing).
+    - task: the share of prompts that the network answers.
+    - accuracy: IIA on changing pairs (on all pairs where none is changing).
     - isolation: IIA on pairs whose answer should stay.
     - selectivity: accuracy − the best of those `NULLS` that can fail.
     - placebo: accuracy − the better of two placebos (see `placebos`).
-    - cut: share of pairs to which the sites' whole vectors give the source's own answer; it never
-      fails.
-    - beyond_pca: accuracy − that of principal components of equal rank: without it training has
-      found nothing that variance does not show.
-    - generalisation: accuracy on training pairs − on test pairs.
-    - worst_kind: lowest IIA of a kind of pair.
-    - faithfulness: accuracy − the same with the inert parts resampled from a third input (arXiv
-      2607.00267).
-    - abstraction: the larger of the two causal abstraction errors, of all variables together (see
-      `abstraction_error`).
-    - off_target: accuracy of this variable's edit where another variable is to be swapped.
+    - cut: the share of pairs to which the sites' whole vectors give the source's own answer. By
+      default it never fails.
+    - beyond_pca: accuracy − that of principal components of equal rank. Where this is not above 0,
+      training has found nothing that variance does not show.
+    - generalisation: accuracy on training pairs − accuracy on test pairs.
+    - worst_kind: the lowest IIA of a kind of pair.
+    - faithfulness: accuracy − the same with the inert parts resampled from a third input
+      (arXiv 2607.00267).
+    - abstraction: the larger of the two causal abstraction errors, which are of all variables
+      together (see `abstraction_error`).
+    - off_target: the accuracy of this variable's edit where another variable is to be swapped.
     - seed_spread: highest − lowest accuracy among seeds.
-    - same_subspace: mean principal angle between seeds' subspaces, as a share of the 2.5% quantile
-      of what random subspaces have.
+    - same_subspace: the mean principal angle between the subspaces of different seeds, as a share
+      of the 2.5% quantile of what random subspaces have.
     - excess_rank: accuracy − that of the rank that the variable's values need (see `lower_ranks`).
-    - illusion: accuracy − that of the part of the subspace that downstream reads (arXiv
-      2311.17030).
-    - divergence: share of pairs whose edited activation is farther from natural ones than 95% of
-      unedited ones are (arXiv 2511.04638).
+    - illusion: accuracy − that of the part of the subspace that the network reads behind the sites
+      (arXiv 2311.17030).
+    - divergence: the share of pairs whose edited activation is farther from natural ones than 95%
+      of the unedited ones are (arXiv 2511.04638).
+
+    Arguments:
+        rows: of any splits; the verdict picks those that it needs.
+        thresholds: criterion → (passes up to here, fails beyond), in place of those of
+            `THRESHOLDS`. A criterion whose higher figures are better has the larger number first.
+
+    Raises:
+        ValueError: for thresholds that `thresholds_with` refuses.
     """
     limits = thresholds_with(thresholds or {})
-    own = where(rows, split="test", control=None, metric="iia", subset="all")
-    scored = dict.fromkeys(row.variable for row in own if row.variable is not None)
+    accuracies = where(rows, split="test", control=None, metric="iia", subset="all")
+    scored = dict.fromkeys(row.variable for row in accuracies if row.variable is not None)
+    # "a+b" are variables that are interchanged together.
     alone = [variable for variable in scored if "+" not in variable]
     return [_judged(variable, _Rows(rows, variable), limits) for variable in alone or scored]
 
 
 class _Rows:
-    """The figures of one variable."""
+    """The rows that bear on one variable, or on variables that are interchanged together."""
 
     def __init__(self, rows: Sequence[Row], variable: str):
         self.rows = [
             row for row in rows if row.variable == variable or row.metric == "task_accuracy"
         ]
         test = where(rows, split="test")
-        among = set(variable.split("+"))
+        members = set(variable.split("+"))
+        # The abstraction error is of all variables of an alignment at once.
         self.abstraction = [
             row
             for metric in ("abstraction_error/up", "abstraction_error/down")
             for row in where(test, metric=metric)
-            if among <= set(str(row.variable).split("+"))
+            if members <= set(str(row.variable).split("+"))
         ]
+        # These rows are another variable's: its label, with this variable's edit.
         self.off_target = where(test, control=f"{OFF_TARGET}{variable}")
         self.subset = "changing"
         if self.row() is None:
@@ -163,7 +174,7 @@ class _Rows:
         subset: str | None = None,
         split: str = "test",
     ) -> Row | None:
-        """By default on changing pairs, or on all where none is changing."""
+        """The row of a figure, on changing pairs by default (on all where none is changing)."""
         rows = where(
             self.rows, control=control, metric=metric, subset=subset or self.subset, split=split
         )
@@ -172,12 +183,13 @@ class _Rows:
     def cannot_fail(self) -> list[str]:
         """Controls that are right on no pair at all, not even where the answer should stay.
 
-        Nothing could have made them right. The network itself cannot be right on changing pairs
-        where it gives every base its own answer.
+        Nothing could have made such a control right, so its 0 says nothing. The network itself
+        cannot be right on changing pairs where it gives every base its own answer.
         """
         names = []
         for name in NULLS:
             moves, stays = self.row(name), self.row(name, subset="unchanging")
+            # The unedited network is right on all unchanging pairs, or on none: both tell nothing.
             never = (0, 1) if name == "no_intervention" else (0,)
             if moves and stays and stays.n >= LEAST and moves.value == 0 and stays.value in never:
                 names.append(name)
@@ -199,8 +211,10 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
             Finding(criterion, outcome, figure.value, figure.low, figure.high, figure.n, reason)
         )
         if outcome == "not judged":
+            # Without enough pairs for the accuracy there is no pass; other criteria are skipped.
             outcome = "open" if criterion == "accuracy" else "pass"
         worst = max(worst, outcome, key=OUTCOMES.index)
+    # Null controls that were not scored are named, too.
     not_run += [control for control in NULLS if rows.row(control) is None]
     reasons = [f"{name} ({NEEDS[name]})" if name in NEEDS else name for name in not_run]
     return Verdict(variable, worst, tuple(findings), tuple(reasons), tuple(rows.cannot_fail()))
@@ -209,8 +223,10 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
 def _outcome(criterion: str, figure: Row | Interval, limits: tuple[float, float]) -> str:
     if figure.n < LEAST and criterion != "same_subspace":  # whose n counts pairs of trainings
         return "not judged"
+    # With this sign, larger figures are better for every criterion.
     sign = 1 if criterion in HIGHER else -1
     good, bad = sign * limits[0], sign * limits[1]
+    # The sign may have swapped the interval's ends.
     worst, best = sorted((sign * figure.low, sign * figure.high))
     if worst >= good:
         return "pass"
@@ -218,23 +234,26 @@ def _outcome(criterion: str, figure: Row | Interval, limits: tuple[float, float]
 
 
 def _gap(one: Row | None, other: Row | None, paired: Row | None, words: str) -> Reading:
-    """one − other, as the paired row has it, else with Newcombe's interval from the intervals of
-    both.
+    """The difference one − other, as the paired row has it, else with Newcombe's interval.
 
-    References: Newcombe 1998, Statistics in Medicine 17, 873. It takes the figures as independent,
-    which makes it too wide for figures on the same pairs.
+    Newcombe's interval is made from the intervals of both figures. It takes the figures as
+    independent, which makes it too wide for figures on the same pairs.
+
+    References:
+        Newcombe 1998, Statistics in Medicine 17, 873.
     """
     if one is None or other is None:
         return None
     value = one.value - other.value
     low = value - hypot(one.value - one.low, other.high - other.value)
     high = value + hypot(one.high - one.value, other.value - other.low)
+    # The paired interval is of the same pairs, so it is the better one.
     figure = paired or Interval(value, low, high, min(one.n, other.n))
     return figure, f"{words.format(one.value, other.value)}: {_told(figure)}"
 
 
 def _stated(metric: str, words: str, subset: str | None = None) -> Callable[[_Rows], Reading]:
-    """A figure that stands in a row of the alignment itself; `words` have a place for it."""
+    """Read a figure of the alignment itself; `words` have a place for the figure."""
 
     def read(rows: _Rows) -> Reading:
         row = rows.row(metric=metric, subset=subset)
@@ -252,7 +271,7 @@ def _above_best(rows: _Rows, names: Sequence[str]) -> Reading:
 
 
 def _above(control: str, words: str) -> Callable[[_Rows], Reading]:
-    """How far the alignment is above a control."""
+    """Read how far the alignment is above a control."""
 
     def read(rows: _Rows) -> Reading:
         paired = rows.row(control, "iia_difference")
@@ -262,8 +281,8 @@ def _above(control: str, words: str) -> Callable[[_Rows], Reading]:
 
 
 def _worst_kind(rows: _Rows) -> Reading:
-    own = where(rows.rows, split="test", control=None)
-    kinds = [row for row in own if row.subset.startswith(KIND) and row.n >= LEAST]
+    alignment_rows = where(rows.rows, split="test", control=None)
+    kinds = [row for row in alignment_rows if row.subset.startswith(KIND) and row.n >= LEAST]
     if not kinds:
         return None
     worst = min(kinds, key=lambda row: row.value)
@@ -274,11 +293,11 @@ def _abstraction(rows: _Rows) -> Reading:
     if not rows.abstraction:
         return None
     sides = {"up": "network", "down": "causal model"}
-    told = [
+    phrases = [
         f"{_told(row)} from the {sides[row.metric.rpartition('/')[2]]}" for row in rows.abstraction
     ]
     worst = max(rows.abstraction, key=lambda row: row.value)
-    return worst, f"causal model and network differ, under interventions {' and '.join(told)}"
+    return worst, f"causal model and network differ, under interventions {' and '.join(phrases)}"
 
 
 def _off_target(rows: _Rows) -> Reading:
@@ -303,6 +322,7 @@ def _excess_rank(rows: _Rows) -> Reading:
     if reading is None:
         return None
     figure, words = reading
+    # Also say what the ranks in between reach.
     controls = {row.control or "" for row in rows.rows}
     ranks = sorted(int(name.removeprefix(RANK)) for name in controls if name.startswith(RANK))
     for rank in ranks:
@@ -313,6 +333,7 @@ def _excess_rank(rows: _Rows) -> Reading:
 
 def _seed_spread(rows: _Rows) -> Reading:
     scores = where(rows.rows, split="test", subset=rows.subset, metric="iia")
+    # The alignment itself is one of the seeds.
     trained = [row for row in scores if row.control is None or pool_of(row.control) == "seeds"]
     if len(trained) < 2:
         return None
@@ -330,6 +351,7 @@ def _same_subspace(rows: _Rows) -> Reading:
     seeds, random = (
         f"{r.value:.0f}° apart on average ({r.low:.0f}° to {r.high:.0f}°)" for r in (row, null)
     )
+    # 1 means: as far apart as the closest 2.5% of random subspaces.
     share = Interval(row.value / null.low, row.low / null.low, row.high / null.low, row.n)
     return share, f"subspaces of different seeds are {seeds}, random ones of this rank {random}"
 

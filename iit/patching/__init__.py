@@ -1,4 +1,4 @@
-"""Looking before training: what whole activations do, and where."""
+"""Maps made before any training: what whole activations do, and where."""
 
 from iit.patching.ablate import ablate
 from iit.patching.attention import Patterns, attention_map, attention_patterns

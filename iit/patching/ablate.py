@@ -1,5 +1,6 @@
-"""Ablation: what is lost without a component, which is set to zero, to its mean, or to what another
-prompt has there.
+"""Ablation: what is lost without a component.
+
+The component is set to zero, to its mean, or to what another prompt has there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,22 +40,27 @@ def ablate(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """Ablation of every component × layer × head × position × unit of the bases, one at a time
-    (arXiv 2211.00593, 2304.14997).
+    """Ablate every component × layer × head × position × unit of the bases, one at a time.
 
-    kind: h' = 0 ("zero"); the mean over the prompts of the reference, token by token of the
-        position ("mean"); the activation of another of its prompts at the same position, the metric
-        averaged over draws ("resample").
-    reference: a batch as `encode` gives it, with the roles that are ablated; by default the pairs'
-        sources.
-    draws, seed: of "resample": how many other prompts each base is given in turn, and what draws
-        them. A prompt is drawn only where it has as many tokens at each position as the base.
-    where: as `patch` takes it; by default attention_output and mlp_output. The others: as `patch`
-        takes them.
+    Arguments:
+        kind: what the activation becomes. "zero": h' = 0. "mean": the mean over the prompts of the
+            reference, for each token of the position by itself. "resample": the activation of
+            another of its prompts at the same position; the metric is averaged over draws.
+        reference: a batch as `encode` gives it, with the roles that are ablated; by default the
+            pairs' sources. "zero" takes none.
+        draws, seed: of "resample": how many other prompts each base gets in turn, and the seed of
+            their choice. A prompt is drawn only where it has as many tokens at each position as the
+            base.
+        where: as `patch` takes it; by default attention_output and mlp_output.
+        metric, store, batch_size, progress: as `patch` takes them.
 
-    Raises ValueError for another kind, a reference of "zero", bases with more tokens at a position
-    than the reference has ("mean") or without another prompt of the same shape ("resample"), and
-    what `patch` refuses.
+    Raises:
+        ValueError: for another kind, a reference of "zero", fewer than one draw, bases with more
+            tokens at a position than the reference has ("mean") or without another prompt of the
+            same shape ("resample"), and what `patch` refuses.
+
+    References:
+        arXiv 2211.00593, 2304.14997.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is none of {', '.join(KINDS)}.")
@@ -67,6 +73,7 @@ def ablate(
     cells = grid(contrast, **where)
     sites = list(dict.fromkeys(cell.site for cell in cells))
     reference = contrast.source if reference is None else reference
+    # The map is run once for each source.
     sources: Sequence[Mapping[Any, Any]]
     if kind == "zero":
         sources = [_zeros(contrast, sites)]
@@ -91,40 +98,47 @@ def ablate(
         )
     values = {}
     for name in parts[0].values:
+        # One part for each draw; the other kinds have a single one.
         values[name] = np.mean([part.values[name] for part in parts], 0)
     return replace(parts[0], values=values)
 
 
 def _zeros(contrast: Contrast, sites: Sequence[Site]) -> Activations:
-    """{site: Tensor[pair, position, width]}."""
-    own = activations(contrast.network, contrast.base, sites)
-    zeros = {site: own[site].new_zeros(1).expand_as(own[site]) for site in sites}
-    return Activations(zeros, own.counts)
+    """Zeros for every site, {site: Tensor[pair, position, width]}."""
+    of_bases = activations(contrast.network, contrast.base, sites)
+    # Expanded from a single 0, they take no memory.
+    zeros = {site: of_bases[site].new_zeros(1).expand_as(of_bases[site]) for site in sites}
+    return Activations(zeros, of_bases.counts)
 
 
 def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, Any]) -> Activations:
-    """{site: Tensor[pair, position, width]}: the mean over the reference's prompts that have that
-    position, the same for every pair."""
-    theirs = activations(contrast.network, reference, sites)
+    """The mean at each position, {site: Tensor[pair, position, width]}, the same for every pair.
+
+    It is over the reference's prompts that have that position.
+    """
+    of_reference = activations(contrast.network, reference, sites)
     base = prepare(contrast.module, contrast.base)
     means: dict[Site, Tensor] = {}
-    n_own: dict[Site, Tensor | None] = {}
+    n_base: dict[Site, Tensor | None] = {}
     for site in sites:
-        tensor = theirs[site]
+        tensor = of_reference[site]
         n_positions = tensor.shape[1]
-        n_theirs = theirs.counts[site]
+        n_tokens = of_reference.counts[site]
+        # How many prompts have each position, [position].
         n_prompts = torch.full((n_positions,), len(tensor))
-        if n_theirs is not None:
-            n_prompts = (torch.arange(n_positions) < n_theirs.cpu().unsqueeze(1)).sum(0)
+        if n_tokens is not None:
+            n_prompts = (torch.arange(n_positions) < n_tokens.cpu().unsqueeze(1)).sum(0)
+        # Absent positions hold zeros, so the sum is over the prompts that have them.
         mean = tensor.sum(0) / n_prompts.to(tensor).unsqueeze(1)
+        # [position, width] → [pair, position, width]
         means[site] = mean.expand(len(contrast), -1, -1)
-        n = n_own[site] = counts(columns(site, base), base)
+        n = n_base[site] = counts(columns(site, base), base)
         if n is not None and int(n.max()) > n_positions:
             raise ValueError(
                 f"{site}: a base has {int(n.max())} tokens there, the reference at most "
                 f"{n_positions}; give a reference that has as many."
             )
-    return Activations(means, n_own)
+    return Activations(means, n_base)
 
 
 def _other_prompts(
@@ -134,11 +148,14 @@ def _other_prompts(
     draws: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Each draw's batch: for each base another prompt of the reference, with as many tokens at each
-    site."""
+    """A batch for each draw: for each base, another prompt of the reference.
+
+    The other prompt has as many tokens at each site as the base.
+    """
     prompts = _prompts(contrast, reference, sites)
     fitting = []
     for row, (base, shape) in enumerate(_prompts(contrast, contrast.base, sites)):
+        # A prompt is (its inputs, its tokens at each position): other inputs, same numbers.
         fits = [i for i, other in enumerate(prompts) if other[0] != base and other[1] == shape]
         if not fits:
             raise ValueError(
@@ -161,14 +178,16 @@ def _prompts(
     """Each prompt's inputs without padding, and how many tokens it has at each position."""
     prepared = prepare(contrast.module, prompts_of(batch))
     prompts = []
-    one_each = {site.position: site for site in sites}.values()
-    numbers = [counts(columns(site, prepared), prepared) for site in one_each]
+    # One site stands for all that share its position.
+    by_position = {site.position: site for site in sites}.values()
+    numbers = [counts(columns(site, prepared), prepared) for site in by_position]
     inputs = [*prepared.args, *prepared.kwargs.values()]
     for row in range(prepared.size):
         n = None if prepared.lengths is None else int(prepared.lengths[row])
         text = b""
         for value in inputs:
             if isinstance(value, Tensor):
+                # As bytes, prompts can be compared whatever their inputs are.
                 text += value[row][:n].cpu().numpy().tobytes()
         shape = tuple(int(number[row]) for number in numbers if number is not None)
         prompts.append((text, shape))

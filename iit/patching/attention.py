@@ -31,15 +31,15 @@ from iit.patching.grid import Position, grid, n_blocks, whole_sites
 from iit.site import Site
 
 METRIC = "attention"
-"""What a map of attention measures."""
+"""The figure of a map of attention."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Patterns:
-    """Attention weights of a batch.
+    """The attention weights of a batch.
 
-    weights: (layer, head) → Tensor[batch, query, key]; rows of real tokens sum to 1, those of
+    weights: (layer, head) → Tensor[batch, query, key]. Rows of real tokens sum to 1, those of
         padding are zero.
     tokens: the text of each prompt's tokens, row by row; token ids where there is no tokenizer.
     """
@@ -48,23 +48,26 @@ class Patterns:
     tokens: tuple[tuple[str, ...], ...]
 
     def of(self, row: int) -> dict[str, Any]:
-        """One prompt's, as `iit.report.attention_figure` takes them: "layer.head" → float[query,
-        key], without padding.
+        """The weights of one prompt without padding, "layer.head" → float[query, key].
+
+        This is what `iit.report.attention_figure` takes.
         """
         n = len(self.tokens[row])
         weights = {}
-        for (layer, head), each in self.weights.items():
-            weights[f"{layer}.{head}"] = each[row, :n, :n].float().cpu().numpy()
+        for (layer, head), of_head in self.weights.items():
+            weights[f"{layer}.{head}"] = of_head[row, :n, :n].float().cpu().numpy()
         return weights
 
     def table(self, row: int) -> list[dict[str, Any]]:
-        """A line for each head, query and key of one prompt: layer, head, query, key (token
-        numbers), their texts, and the weight.
+        """A line for each head, query and key of one prompt.
+
+        Columns: layer, head, query, key (numbers of tokens), query_token, key_token (their texts),
+            weight.
         """
         texts = self.tokens[row]
         numbers = range(len(texts))
         lines = []
-        for ((layer, head), each), query, key in product(self.weights.items(), numbers, numbers):
+        for ((layer, head), of_head), query, key in product(self.weights.items(), numbers, numbers):
             lines.append(
                 {
                     "layer": layer,
@@ -73,7 +76,7 @@ class Patterns:
                     "key": key,
                     "query_token": texts[query],
                     "key_token": texts[key],
-                    "weight": float(each[row, query, key]),
+                    "weight": float(of_head[row, query, key]),
                 }
             )
         return lines
@@ -88,31 +91,38 @@ def attention_patterns(
 ) -> Patterns:
     """The attention weights of one run, softmax(qkᵀ/√d), of each layer × head.
 
-    heads: numbers, in all of the layers; or pairs (layer, head), and no layers; all by default.
+    A network whose attention is not eager runs this once with eager attention, and is as before
+    afterwards.
 
-    A network that runs another attention than eager runs this once with eager attention, and is as
-    before afterwards.
+    Arguments:
+        layers: all blocks by default.
+        heads: numbers, in all of the layers; or pairs (layer, head), without `layers`. All by
+            default.
 
-    Raises ValueError for layers and heads that there are not, for pairs beside layers, and for a
-    network whose attention cannot be switched: load it with attention="eager".
+    Raises:
+        ValueError: for layers and heads that do not exist, for pairs beside layers, and for a
+            network whose attention cannot be switched: load it with attention="eager".
     """
     module: Any = module_of(network)
     places = _layers_and_heads(module, layers, heads)
     sites = {layer: Site("attention_weight", layer=layer) for layer, _ in places}
     with _eager(module):
-        seen = capture(network, batch, list(sites.values()))
+        activations = capture(network, batch, list(sites.values()))
     n_heads = heads_of(module, "attention_weight")
     weights = {}
     for layer, head in places:
-        by_head = seen[sites[layer]].unflatten(-1, (n_heads, -1))
+        # [batch, query, head·key] → [batch, query, head, key]
+        by_head = activations[sites[layer]].unflatten(-1, (n_heads, -1))
         weights[layer, head] = by_head[:, :, head]
     prompts = prepare(module, batch)
     tokenizer: Any = network.tokenizer if isinstance(network, LanguageModel) else None
     texts = []
     for row, ids in enumerate(prompts.tokens):
         n = None if prompts.lengths is None else int(prompts.lengths[row])
-        numbers = ids[:n].tolist()
-        texts.append(tuple(str(i) if tokenizer is None else tokenizer.decode([i]) for i in numbers))
+        real_ids = ids[:n].tolist()
+        texts.append(
+            tuple(str(i) if tokenizer is None else tokenizer.decode([i]) for i in real_ids)
+        )
     return Patterns(weights, tuple(texts))
 
 
@@ -126,25 +136,27 @@ def attention_map(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """How much of each head's attention at one token goes where, in the bases: a map whose cells
-    are layer × head × the position looked at.
+    """How much of each head's attention at one token goes to each position, in the bases.
 
-    "attention" is Σ over the tokens k of the position of softmax(qkᵀ/√d) at (query, k): between 0
-    and 1.
+    The map's cells are layer × head × the position that is looked at. Its figure "attention" is Σ
+    softmax(qkᵀ/√d) at (query, k) over the tokens k of the position, between 0 and 1.
 
-    query: whose attention it is, one token in every prompt. metric: "attention" is the only figure.
-    where: layers, heads (all by default) and positions, or cells, as `patch` takes them. The
-        others, too.
+    Arguments:
+        query: the token whose attention it is, one in every prompt.
+        metric: "attention" is the only figure.
+        where: layers, heads (all by default) and positions, or cells, as `patch` takes them.
+        batch_size, progress: as `patch` takes them.
 
-    Raises ValueError for another metric, a query of several tokens, and what `patch` and
-    `attention_patterns` refuse.
+    Raises:
+        ValueError: for another metric, a query of several tokens, cells without one layer and one
+            head, and what `patch` and `attention_patterns` refuse.
     """
     if metric != METRIC and list(metric) != [METRIC]:
         raise ValueError(f"metric={metric!r}: a map of attention has one figure, {METRIC!r}.")
     contrast = contrast_of(network, pairs)
     where.setdefault("heads", "all")
-    read = grid(contrast, components="attention_weight", **where)
-    sites = whole_sites(read)
+    cells = grid(contrast, components="attention_weight", **where)
+    sites = whole_sites(cells)
     places: list[tuple[int, int]] = []
     for site in sites:
         if not isinstance(site.layer, int) or not isinstance(site.head, int):
@@ -152,6 +164,7 @@ def attention_map(
                 f"{site}: attention is mapped head by head; give each site one layer and one head."
             )
         places.append((site.layer, site.head))
+    # Only its position is used, to find the query's columns.
     asking_site = Site("block_output", layer=0, position=query)
     values = np.zeros((len(sites), len(contrast)))
     batches = torch.arange(len(contrast)).split(batch_size)
@@ -167,13 +180,16 @@ def attention_map(
             )
         for number, (site, place) in enumerate(zip(sites, places, strict=True)):
             keys = column_index(site, prompts)
+            # [row, key], the row of each prompt's query.
             of_query = weights[place].cpu()[torch.arange(len(rows)), asking[:, 0]]
+            # Absent keys read column 0 and count as 0.
             shares = of_query.gather(1, keys.clamp(min=0)).masked_fill(keys == IGNORED, 0)
             values[number, rows.numpy()] = shares.double().sum(1).numpy()
+    # There is no edit, and so no runs to compare with.
     zeros = {METRIC: np.zeros(len(contrast))}
     method = f"Attention from {query}"
     return Effects(
-        tuple(read), {METRIC: values}, zeros, zeros, contrast.clusters, method, controls=()
+        tuple(cells), {METRIC: values}, zeros, zeros, contrast.clusters, method, controls=()
     )
 
 
@@ -201,23 +217,25 @@ def _layers_and_heads(
 
 @contextmanager
 def _eager(network: nn.Module) -> Iterator[None]:
-    """With eager attention; every config as it was afterwards."""
+    """Run with eager attention; afterwards every config is as it was."""
     transformers = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
-    before = {id(each): each.config._attn_implementation_internal for each in transformers}
+    # A network may hold several transformers models, each with a config of its own.
+    before = {id(part): part.config._attn_implementation_internal for part in transformers}
     if set(before.values()) == {"eager"}:
         yield
         return
-    for each in transformers:
-        if not each._can_set_attn_implementation():
+    for part in transformers:
+        if not part._can_set_attn_implementation():
             raise ValueError(
-                f"The attention of {type(each).__name__} cannot be switched after loading. Load "
+                f"The attention of {type(part).__name__} cannot be switched after loading. Load "
                 "the "
                 "network with attention='eager' (in transformers: attn_implementation='eager')."
             )
     try:
-        for each in transformers:
-            each.config._attn_implementation_internal = "eager"
+        for part in transformers:
+            # Only eager attention returns its weights.
+            part.config._attn_implementation_internal = "eager"
         yield
     finally:
-        for each in transformers:
-            each.config._attn_implementation_internal = before[id(each)]
+        for part in transformers:
+            part.config._attn_implementation_internal = before[id(part)]

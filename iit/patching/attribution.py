@@ -1,5 +1,6 @@
-"""Attribution patching: what patching each cell would do, to first order, for all cells from two
-forwards and one backward.
+"""Attribution patching: what patching each cell would do, to first order.
+
+All cells are estimated from two forwards and one backward.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,27 +36,38 @@ def attribute(
     batch_size: int = 32,
     **where: Any,
 ) -> Effects:
-    """Estimates of what `patch` gives: unedited + Σ (source's − base's activation) ·
-    ∂metric/∂activation (arXiv 2310.10348).
+    """Estimate what `patch` gives, to first order.
 
-    steps: integrated gradients: the mean of the gradients of that many runs whose token embeddings
-        lie between the base's and the source's, (k − ½)/steps of the way (arXiv 2403.17806);
-        prompts have to be as long as their sources. None takes the base's gradient.
-    metric: those without a gradient (`iia`; `kl` without steps, which is least at the base) are
-        left out.
-    The others: as `patch` takes them.
+    estimate = unedited + Σ (source's activation − base's activation) · ∂metric/∂activation
 
-    Raises ValueError where no metric has a gradient, for sites whose positions differ in number
-    between base and source, attention weights, and what `patch` refuses.
+    Arguments:
+        steps: with integrated gradients, the number of runs whose gradients are averaged. The
+            token embeddings of these runs lie between the base's and the source's, (k − ½)/steps of
+            the way (arXiv 2403.17806). So prompts have to be as long as their sources. None takes
+            the base's gradient.
+        metric: metrics without a gradient are left out. These are `iia` and, without steps, `kl`,
+            which is least at the base.
+        direction, batch_size, where: as `patch` takes them.
+
+    Raises:
+        ValueError: where no metric has a gradient, for fewer than one step, for sites whose
+            positions differ in number between base and source, attention weights, and what `patch`
+            refuses.
+
+    References:
+        arXiv 2310.10348.
     """
     if steps is not None and steps < 1:
         raise ValueError(
             f"steps={steps}: integrated gradients take 1 step or more; None takes the base's "
             "gradient."
         )
+    # Metrics without a useful gradient: `iia` is a step, and `kl` is least at the base.
     flat = ("iia",) if steps else ("iia", "kl")
     asked = metrics_of(metric)
-    metrics = {n: each for n, each in asked.items() if n.removeprefix(NORMALISED) not in flat}
+    metrics = {
+        n: function for n, function in asked.items() if n.removeprefix(NORMALISED) not in flat
+    }
     if not metrics:
         raise ValueError(
             f"None of the metrics {list(asked)} has a gradient; take logit_difference, "
@@ -69,6 +81,7 @@ def attribute(
                 "Attention weights are as wide as their prompt is long, and are not estimated; "
                 "`patch` patches them."
             )
+    # Figures of the bases and of the sources, float[pair], and estimates, float[cell, pair].
     before, after, changes = {}, {}, {}
     for name in metrics:
         before[name] = np.full(len(contrast), np.nan)
@@ -97,8 +110,10 @@ def attribute(
 
 @final
 class _Runs:
-    """Runs of some pairs: activations of their bases and sources at whole components, and gradients
-    of metrics with respect to the former.
+    """Activations and gradients of some pairs, at whole components.
+
+    The activations are of the bases and of the sources. The gradients are of metrics with respect
+    to the activations of the bases.
 
     logits, source_logits: of the bases and of the sources, Tensor[pair, n_answer, vocab].
     """
@@ -112,53 +127,63 @@ class _Runs:
         self._sites = list(dict.fromkeys(_whole(cell.site) for cell in cells))
         with torch.no_grad():
             self.source_logits, self._theirs = self._run(self._source)
+        # With steps, the gradients come from runs of their own.
         with torch.set_grad_enabled(steps is None):
             self.logits, self._own = self._run(self._base)
 
     def gradients(self, metrics: Mapping[str, Metric]) -> dict[str, dict[Site, Tensor]]:
-        """{metric: {site: Tensor[pair, position, width]}}, ∂metric/∂activation, at the base or the
-        mean on the way to the source.
+        """∂metric/∂activation, {metric: {site: Tensor[pair, position, width]}}.
+
+        It is taken at the base, or is the mean on the way to the source.
         """
         n_steps = self._steps or 1
         total = {}
         for name in metrics:
-            total[name] = {site: torch.zeros_like(own) for site, own in self._own.items()}
+            total[name] = {
+                site: torch.zeros_like(activation) for site, activation in self._own.items()
+            }
         for step in range(n_steps):
             with torch.enable_grad():
-                logits, seen = self.logits, self._own
+                logits, activations = self.logits, self._own
                 if self._steps is not None:
-                    logits, seen = self._run(self._base, (step + 0.5) / n_steps)
+                    logits, activations = self._run(self._base, (step + 0.5) / n_steps)
                 plain = self.logits.detach()
                 answers = self._contrast.answers(self._rows, plain, logits.device)
                 values = [
-                    torch.nan_to_num(each(logits, answers)).sum() for each in metrics.values()
+                    # The sum over pairs has each pair's own gradient; a pair without a value gives
+                    # 0.
+                    torch.nan_to_num(function(logits, answers)).sum()
+                    for function in metrics.values()
                 ]
             for number, (name, value) in enumerate(zip(metrics, values, strict=True), 1):
-                found = torch.autograd.grad(
+                # The graph is freed with the last metric.
+                gradients = torch.autograd.grad(
                     value,
-                    list(seen.values()),
+                    list(activations.values()),
                     allow_unused=True,
                     retain_graph=number < len(values),
                 )
-                for site, gradient in zip(seen, found, strict=True):
+                for site, gradient in zip(activations, gradients, strict=True):
+                    # None: the metric does not depend on the site.
                     if gradient is not None:
                         total[name][site] += gradient / n_steps
         return total
 
     def change(self, cell: Cell, gradients: Mapping[Site, Tensor]) -> np.ndarray:
-        """float[pair]: Σ (source's − base's) · gradient over the cell's positions and
-        coordinates.
+        """The estimated change of each pair, float[pair].
+
+        Σ (source's − base's activation) · gradient, over the cell's positions and coordinates
         """
         site = _whole(cell.site)
-        own, n_own = self._at(cell, self._own[site], self._bases)
-        theirs, n_theirs = self._at(cell, self._theirs[site], self._sources)
-        if n_own is not None and n_theirs is not None and not torch.equal(n_own, n_theirs):
+        of_base, n_base = self._at(cell, self._own[site], self._bases)
+        of_source, n_source = self._at(cell, self._theirs[site], self._sources)
+        if n_base is not None and n_source is not None and not torch.equal(n_base, n_source):
             raise ValueError(
                 f"{cell.site} selects other numbers of positions in bases and sources; they must "
                 "be equal."
             )
         gradient, _ = self._at(cell, gradients[site], self._bases)
-        return widened((theirs - own).detach() * gradient).sum((1, 2)).cpu().numpy()
+        return widened((of_source - of_base).detach() * gradient).sum((1, 2)).cpu().numpy()
 
     def _run(
         self, batch: Mapping[str, Any], share: float | None = None
@@ -167,7 +192,7 @@ class _Runs:
 
         share: how far the token embeddings are on the way to the source's.
         """
-        seen: dict[Site, Tensor] = {}
+        activations: dict[Site, Tensor] = {}
 
         edits: dict[Any, Edit] = {}
         sources = None
@@ -178,19 +203,24 @@ class _Runs:
             edits["way"] = Edit(EMBEDDING, way)
             sources = {"way": prompts_of(self._source)}
         for site in self._sites:
-            edits[f"seen at {site}"] = Edit(site, LambdaIntervention(partial(_note, seen, site)))
+            # An edit that changes nothing: `_note` keeps the activation, with its graph.
+            edits[f"seen at {site}"] = Edit(
+                site, LambdaIntervention(partial(_note, activations, site))
+            )
         model = IntervenedModel(self._contrast.network, edits)
         logits = model.answer_logits(batch, sources)
-        return logits, {site: seen[site] for site in self._sites}
+        return logits, {site: activations[site] for site in self._sites}
 
     def _at(self, cell: Cell, values: Tensor, prompts: Batch) -> tuple[Tensor, Tensor | None]:
-        """Tensor[pair, position, coordinate] of a whole component's, at the cell's positions, 0
-        where a
-        pair has fewer of them; and how many each pair has."""
+        """A whole component's values at the cell, Tensor[pair, position, coordinate].
+
+        They are 0 where a pair has fewer positions. The second result is how many each pair has.
+        """
         place = columns(cell.site, prompts)
         if place.tokens is not None:
-            values = values[:, : place.tokens[1]]  # without those of the answer
+            values = values[:, : place.tokens[1]]  # without the answer's columns
         values = place.read(values)
+        # Columns of one head; None for the whole component.
         units = resolve(self._contrast.module, cell.site).columns
         if units is not None:
             values = values[..., units]
@@ -205,7 +235,7 @@ class _Runs:
 
 
 def _note(seen: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
-    # Where no gradient reaches yet it begins; the frozen parameters have no part in it.
+    # The parameters are frozen: the first site on the way has to start the graph itself.
     if torch.is_grad_enabled() and not activation.requires_grad:
         activation = activation.detach().requires_grad_()
     seen[site] = activation
@@ -217,10 +247,12 @@ def _whole(site: Site) -> Site:
 
 
 class Agreement(NamedTuple):
-    """How far an estimate agrees with the exact map, at the cells of the latter.
+    """How far an estimate agrees with the exact map, at the cells of the exact map.
 
-    rank_correlation: Spearman's, of the cells' mean changes. recall: the share of the `top` cells
-    of the exact map (by size of the change) that are among the `top` of the estimate. n: cells.
+    rank_correlation: Spearman's, of the cells' mean changes.
+    recall: the share of the exact map's `top` cells (by size of the change) that are among the
+        `top` of the estimate.
+    top, n: how many cells are the top, and how many there are.
     """
 
     rank_correlation: float
@@ -230,15 +262,15 @@ class Agreement(NamedTuple):
 
 
 def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> Agreement:
-    """Hold an estimate (of `attribute`) against what `patch` gives at the same cells, or at some of
-    them.
+    """Compare an estimate of `attribute` with what `patch` gives at some or all of its cells.
 
     An exact map of the estimate's strongest cells alone (`cells=[estimate.cells[i] for i in
-    estimate.top(20, metric)]`) is cheap, and tells how they rank; recall then is of these cells,
+    estimate.top(20, metric)]`) is cheap, and shows how they rank. Recall is then of these cells,
     and says nothing of strong ones that the estimate missed.
 
-    Raises ValueError for cells that were not estimated, a metric that either lacks, and fewer than
-    two cells.
+    Raises:
+        ValueError: for cells that were not estimated, a metric that either lacks, a top of none,
+            and fewer than two cells.
     """
     from scipy.stats import spearmanr  # takes half a second to import
 
@@ -255,14 +287,15 @@ def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> 
         )
     numbers = {cell: number for number, cell in enumerate(estimate.cells)}
     order = [numbers[cell] for cell in exact.cells]
-    theirs = exact.mean(metric)
-    mine = estimate.mean(metric)[order]
+    exact_change = exact.mean(metric)
+    estimated_change = estimate.mean(metric)[order]
+    # A normalised metric is a change already: 0 where an edit does nothing.
     if not metric.startswith(NORMALISED):
-        theirs = theirs - np.nanmean(exact.unedited[metric])
-        mine = mine - np.nanmean(estimate.unedited[metric])
+        exact_change = exact_change - np.nanmean(exact.unedited[metric])
+        estimated_change = estimated_change - np.nanmean(estimate.unedited[metric])
     top = min(top, len(exact))
-    best = np.argsort(-np.abs(theirs), kind="stable")[:top]
-    guessed = np.argsort(-np.abs(mine), kind="stable")[:top]
-    recall = len(set(best) & set(guessed)) / top
-    correlation: Any = spearmanr(mine, theirs)
+    best_exact = np.argsort(-np.abs(exact_change), kind="stable")[:top]
+    best_estimated = np.argsort(-np.abs(estimated_change), kind="stable")[:top]
+    recall = len(set(best_exact) & set(best_estimated)) / top
+    correlation: Any = spearmanr(estimated_change, exact_change)
     return Agreement(float(correlation.statistic), recall, top, len(exact))

@@ -1,5 +1,6 @@
-"""Pairs of runs that are held against each other: bases, sources, and the answers that tell them
-apart.
+"""Contrasts: pairs of runs that a map compares.
+
+A contrast has bases, sources, and the answers that tell them apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,17 +31,18 @@ AnyNetwork = Network | nn.Module
 class Contrast:
     """Bases and sources, row by row, with the answer of each.
 
-    network: what runs them. base, source: batches as `encode` gives them (inputs, `positions`);
-        an `answer` of theirs is left out.
-    label: the answer that moves the base towards the source. own: the base's own answer; None
-        where it is not known. LongTensor[n, n_answer], −100 padded.
+    network: runs both.
+    base, source: batches as `encode` gives them (inputs, `positions`); their `answer` is left out.
+    label: LongTensor[n, n_answer], −100 padded, the answer that moves the base towards the source.
+    own: LongTensor[n, n_answer], −100 padded, the base's own answer; None where it is not known.
     clusters: int[n], which pairs share a base.
     interchanged: whether labels are of interchanges: a source by itself may answer otherwise.
 
-    >>> lm = ...  # doctest: +SKIP
-    >>> base = lm.encode(clean, answers=[" John"])  # doctest: +SKIP
-    >>> source = lm.encode(corrupt, answers=[" Mary"])  # doctest: +SKIP
-    >>> Contrast.of_batches(lm, base, source)  # doctest: +SKIP
+    Example:
+        >>> lm = ...  # doctest: +SKIP
+        >>> base = lm.encode(clean, answers=[" John"])  # doctest: +SKIP
+        >>> source = lm.encode(corrupt, answers=[" Mary"])  # doctest: +SKIP
+        >>> Contrast.of_batches(lm, base, source)  # doctest: +SKIP
     """
 
     network: AnyNetwork
@@ -53,6 +55,7 @@ class Contrast:
 
     def __post_init__(self) -> None:
         for side in ("base", "source"):
+            # A frozen dataclass sets its own fields like this.
             object.__setattr__(self, side, prompts_of(getattr(self, side)))
 
     @classmethod
@@ -61,24 +64,28 @@ class Contrast:
     ) -> "Contrast":
         """Two batches of equal size, each with its own `answer`: the source's is the label.
 
-        Raises ValueError for batches without an answer or of different sizes.
+        Raises:
+            ValueError: for batches without an answer, without rows or of different sizes.
         """
         for name, batch in (("base", base), ("source", source)):
             if batch.get("answer") is None:
                 raise ValueError(
                     f"The {name} has no `answer`; encode it with `answers=`, each prompt's own."
                 )
-        own, label = base["answer"], source["answer"]
-        if not len(own):
+        base_answer, label = base["answer"], source["answer"]
+        if not len(base_answer):
             raise ValueError("There is no pair: the batches have no rows.")
-        if len(own) != len(label):
-            raise ValueError(f"{len(own)} bases and {len(label)} sources: they must be paired.")
+        if len(base_answer) != len(label):
+            raise ValueError(
+                f"{len(base_answer)} bases and {len(label)} sources: they must be paired."
+            )
         inputs = []
         for key, value in base.items():
             if isinstance(value, Tensor) and key != "answer":
+                # Equal rows of all inputs are the same base.
                 inputs.append(value.flatten(1).cpu().double())
         clusters = torch.unique(torch.cat(inputs, 1), dim=0, return_inverse=True)[1]
-        return cls(network, base, source, label, own, clusters.numpy())
+        return cls(network, base, source, label, base_answer, clusters.numpy())
 
     @classmethod
     def of(
@@ -92,9 +99,14 @@ class Contrast:
     ) -> "Contrast":
         """The changing pairs of a split that interchange the variable.
 
-        every: take all pairs, in their order, whatever they change and interchange.
+        Arguments:
+            split: of `Pairs`; encoded pairs are of one split already.
+            variable: whose source is read; may be left out where the pairs are of one variable.
+            every: take all pairs, in their order, whatever they change and interchange.
 
-        Raises ValueError for an unknown variable, and where no pair is left.
+        Raises:
+            ValueError: for an unknown variable, pairs that the network cannot encode, and where no
+                pair is left.
         """
         if isinstance(pairs, Pairs):
             if not isinstance(network, Network):
@@ -103,23 +115,24 @@ class Contrast:
                     f"{type(network).__name__} is neither."
                 )
             pairs = EncodedPairs(pairs.split(split), pairs.variables, network)
-        known = list(pairs.variables)
-        if variable is None and len(known) > 1:
+        variables = list(pairs.variables)
+        if variable is None and len(variables) > 1:
             raise ValueError(
-                f"The pairs are of the variables {known}; say whose source is to be patched in."
+                f"The pairs are of the variables {variables}; say whose source is to be patched in."
             )
-        variable = variable or known[0]
-        if variable not in known:
-            raise ValueError(f"The pairs are of the variables {known}, not {variable!r}.")
+        variable = variable or variables[0]
+        if variable not in variables:
+            raise ValueError(f"The pairs are of the variables {variables}, not {variable!r}.")
         swapped = np.array([variable in names for names in pairs.interchanged])
-        among = swapped & pairs.changing.numpy() | every
-        if not among.any():
+        taken_rows = swapped & pairs.changing.numpy() | every
+        if not taken_rows.any():
             raise ValueError(f"No changing pair interchanges {variable!r}.")
-        batch = pairs.batch(among.nonzero()[0].tolist())
+        batch = pairs.batch(taken_rows.nonzero()[0].tolist())
         base, source = batch["base"], batch["sources"][variable]
-        own = batch.get("base_answer")
-        clusters = np.unique(pairs.bases, return_inverse=True)[1][among]
-        return cls(network, base, source, base["answer"], own, clusters, interchanged=True)
+        base_answer = batch.get("base_answer")
+        # Maps cluster by base, also where the pairs know their templates.
+        clusters = np.unique(pairs.bases, return_inverse=True)[1][taken_rows]
+        return cls(network, base, source, base["answer"], base_answer, clusters, interchanged=True)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -130,15 +143,16 @@ class Contrast:
         return module_of(self.network)
 
     def answers(self, rows: Tensor, unedited: Tensor | None, device: Any = "cpu") -> Answers:
-        """What metrics of these rows are told. unedited: the logits of their bases."""
-        own = None if self.own is None else self.own[rows].to(device)
-        return Answers(self.label[rows].to(device), own, unedited)
+        """The answers that metrics of these rows read. unedited: the logits of their bases."""
+        base_answer = None if self.own is None else self.own[rows].to(device)
+        return Answers(self.label[rows].to(device), base_answer, unedited)
 
     def swapped(self) -> "Contrast":
-        """Sources as bases: denoising.
+        """Sources as bases, for denoising.
 
-        Raises ValueError where the base's own answer is not known, and for sources of interchanges
-        that do not give the label by themselves.
+        Raises:
+            ValueError: where the base's own answer is not known, and for sources of interchanges
+                that do not give the label by themselves.
         """
         if self.own is None:
             raise ValueError(
@@ -155,6 +169,7 @@ class Contrast:
                     "tells the answers apart (one of the task's counterfactuals, as "
                     "data.pairs=s2_io_flip of IOI), or direction='noising'."
                 )
+        # Each side's answer is what the other side is moved towards.
         return replace(self, base=self.source, source=self.base, label=self.own, own=self.label)
 
     def _n_right(self) -> int:
@@ -168,8 +183,11 @@ class Contrast:
         return n_right
 
     def tokens(self, places: Sequence[Any]) -> dict[Any, str]:
-        """{role or token index: its text in the first base that has it}, for axes; nothing for what
-        is neither, or no language model's."""
+        """{role or token index: its text in the first base that has it}, for axes.
+
+        Places that are neither are left out. There is nothing for networks that are no language
+        models.
+        """
         if not isinstance(self.network, LanguageModel):
             return {}
         tokenizer: Any = self.network.tokenizer
@@ -180,6 +198,7 @@ class Contrast:
             for place in places:
                 index = []
                 if isinstance(place, int) and -n <= place < n:
+                    # Negative indices count from the prompt's end.
                     index = [place % n]
                 elif place in roles:
                     index = roles[place][row][roles[place][row] != IGNORED].tolist()
@@ -189,8 +208,9 @@ class Contrast:
 
 
 Contrasted = Pairs | EncodedPairs | Contrast
-"""What a map is made of. Of pairs it is the changing ones of validation, which interchange their
-one variable.
+"""What a map is made of.
+
+Pairs stand for their changing pairs of the validation split, which interchange their one variable.
 """
 
 
@@ -199,13 +219,15 @@ def contrast_of(
     pairs: Contrasted,
     direction: str = "noising",
 ) -> Contrast:
-    """What a map is made of, as a contrast.
+    """The contrast that a map is made of.
 
-    direction: "noising" runs the base with the source's activations, "denoising" the source with
-        the base's.
+    Arguments:
+        direction: "noising" runs the base with the source's activations, "denoising" the source
+            with the base's.
 
-    Raises ValueError for another direction, a contrast of another network, and as `Contrast.of`
-    and `swapped` do.
+    Raises:
+        ValueError: for another direction, a contrast of another network, and as `Contrast.of` and
+            `swapped` do.
     """
     if direction not in ("noising", "denoising"):
         raise ValueError(f"direction={direction!r} is none of noising, denoising.")
@@ -225,6 +247,7 @@ def column_index(site: Site, batch: Batch) -> Int[Tensor, "batch n"]:
     index = columns(site, batch).index
     if index is None:
         index = torch.arange(batch.tokens.shape[1])
+    # An index that all prompts share, [n], becomes [batch, n].
     return torch.as_tensor(index).cpu().expand(batch.size, -1)
 
 
@@ -234,8 +257,10 @@ def prompts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def taken(batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
-    """The batch's rows, as long as the longest of them; `answer` (of the whole batch) in place of
-    its own."""
+    """Some rows of a batch, cut to the longest of them.
+
+    answer: of the whole batch; its rows take the place of the batch's own answer.
+    """
     part: dict[str, Any] = {}
     for key, value in batch.items():
         if isinstance(value, Tensor) and key != "answer":
@@ -246,6 +271,7 @@ def taken(batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None) 
         for key in {"input_ids", "attention_mask"} & set(part):
             part[key] = part[key][:, :longest]
     if batch.get("positions"):
+        # Only columns on the right were cut, so positions stay what they are.
         part["positions"] = {role: index[rows] for role, index in batch["positions"].items()}
     if answer is not None:
         part["answer"] = answer[rows]

@@ -1,4 +1,4 @@
-"""Prompts and answers to be traced, and noise on the embeddings of their subjects."""
+"""Prompts for causal tracing, and noise on the embeddings of their subjects."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -34,8 +34,8 @@ EMBEDDING = Site("embedding_output")
 class Corruption:
     """One draw of noise on the subject of each prompt.
 
-    model: the network under the noise alone, an edit called "noise". values: Tensor[prompt,
-        position, width], 0 beside the subject.
+    model: the network under the noise alone, an edit called "noise".
+    values: Tensor[prompt, position, width], 0 at tokens other than the subject's.
     numbers: the tokens of each prompt → its number.
     """
 
@@ -44,8 +44,12 @@ class Corruption:
     numbers: Mapping[tuple[int, ...], int]
 
     def source(self, prompts: Tensor, lengths: Tensor) -> Activations:
-        """What the edit "noise" adds to prompts of these numbers and lengths, LongTensor[batch]
-        each.
+        """The values that the edit "noise" adds to some prompts, at the embedding.
+
+        They are Tensor[batch, position, width], as long as the longest of the prompts.
+
+        prompts, lengths: LongTensor[batch], the numbers of the prompts and how many tokens they
+            have.
         """
         values = self.values[prompts][:, : int(lengths.max())]
         return Activations({EMBEDDING: values}, {EMBEDDING: lengths})
@@ -54,6 +58,7 @@ class Corruption:
         """The context in which the network's next forward is the corrupted run of these prompts."""
         lengths = batch.kwargs["attention_mask"].sum(1)
         numbers = []
+        # The batch knows its prompts by their tokens, and not by their numbers.
         for ids, n in zip(batch.tokens.tolist(), lengths.tolist(), strict=True):
             numbers.append(self.numbers[tuple(ids[:n])])
         source = self.source(torch.tensor(numbers), lengths)
@@ -70,15 +75,18 @@ class Corruption:
 
 
 def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> Contrast:
-    """Distinct prompts, right-padded, as bases and as sources; the label is their own answer, `own`
-    another one where it is known.
+    """Distinct prompts, right-padded, as bases and as sources of a contrast.
 
-    Raises ValueError for inputs that are not tokens, and prompts without an answer of their own or
-    with one of several tokens.
+    The label is each prompt's own answer. `own` is another one, where it is known.
+
+    Raises:
+        ValueError: for inputs that are not tokens, and prompts without an answer of their own or
+            with one of several tokens.
     """
     if isinstance(prompts, Contrasted):
         contrast = contrast_of(network, prompts)
         base, answer, other = contrast.base, contrast.own, contrast.label
+        # The first pair of each base, in the order of the pairs.
         first = np.unique(contrast.clusters, return_index=True)[1]
         rows = torch.from_numpy(np.sort(first))
     else:
@@ -111,8 +119,9 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
 
 
 def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: int) -> Corruption:
-    """h + scale·ε at the subject, ε ~ N(0, 1), which depends on the seed, the draw and the prompt's
-    tokens alone.
+    """Noise at the subject: h + scale·ε with ε ~ N(0, 1).
+
+    ε depends on the seed, the draw and the prompt's tokens alone.
 
     subject: LongTensor[prompt, position], −100 padded.
     """
@@ -127,6 +136,7 @@ def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: 
         prompt = tuple(ids[number, : lengths[number]].tolist())
         numbers[prompt] = number
         columns = columns[columns != IGNORED]
+        # The prompt's tokens are part of the seed, so neither its row nor its batch matters.
         generator = np.random.default_rng([seed, draw, *prompt])
         noise = scale * generator.standard_normal((len(columns), weight.shape[1]))
         values[number, columns] = torch.from_numpy(noise).to(weight.dtype)
@@ -134,10 +144,9 @@ def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: 
 
 
 def subject_deviation(clean: Contrast, subject: Tensor) -> float:
-    """σ: the standard deviation of all entries of the embeddings that the network gives the
-    subjects' tokens.
+    """σ: the standard deviation of all entries of the embeddings of the subjects' tokens.
 
-    Some networks scale the weights of their embeddings; what counts is what comes out.
+    It is of the embedding's output: some networks scale the weights of their embeddings.
 
     subject: LongTensor[prompt, position], −100 padded.
     """

@@ -16,11 +16,12 @@ from iit.result import Interval, Row, clustered_interval
 class Effects:
     """What editing each cell gives, pair by pair.
 
-    cells: in order. values: metric → float[cell, pair]; NaN where a pair has none.
-    unedited, source: metric → float[pair], of the runs without an edit. clusters: int[pair], which
-        pairs share a base.
-    method: what was done, as rows call it. controls: what rows call the runs without an edit, the
-        unedited one and the source's.
+    cells: in order.
+    values: metric → float[cell, pair]; NaN where a pair has no value.
+    unedited, source: metric → float[pair], of the runs without an edit.
+    clusters: int[pair], which pairs share a base.
+    method: what was done, as rows call it.
+    controls: what rows call the runs without an edit: the unedited one, then the source's.
     labels: position → an example of its token, for axes.
     """
 
@@ -37,12 +38,15 @@ class Effects:
         return len(self.cells)
 
     def of(self, metric: str) -> np.ndarray:
-        """float[cell, pair]. A `normalised_` metric is (edited − unedited) / (mean of the source's
-        − mean of the unedited).
+        """The figures of a metric, float[cell, pair].
 
-        It is 0 where an edit does nothing and 1, on average, where it does all that the source
-        does. Raises ValueError for a metric that was not measured, and where source and base do not
-        differ.
+        normalised = (edited − unedited) / (mean of the source's − mean of the unedited)
+
+        A `normalised_` metric is 0 where an edit does nothing and 1, on average, where it does all
+        that the source does.
+
+        Raises:
+            ValueError: for a metric that was not measured, and where source and base do not differ.
         """
         if metric not in self.values:
             raise ValueError(f"{metric!r} was not measured; there are {list(self.values)}.")
@@ -58,36 +62,43 @@ class Effects:
         return (self.values[metric] - before) / whole
 
     def interval(self, cell: int, metric: str) -> Interval:
-        """Mean over the pairs that have a value, with its interval, clustered by base."""
+        """The mean over the pairs that have a value, with its interval, clustered by base."""
         return self._interval(metric, self.of(metric)[cell])
 
     def _interval(self, metric: str, values: np.ndarray) -> Interval:
-        known = ~np.isnan(values)
-        if not known.any():
+        has_value = ~np.isnan(values)
+        if not has_value.any():
             raise ValueError(
                 f"No pair has a value of {metric}: the logit difference, for one, needs each "
                 "base's own answer."
             )
-        # A function of one's own that gives nothing but 0 and 1 counts as a share, whose interval
-        # stays inside, also where all are alike.
-        own = metric.removeprefix(NORMALISED) not in METRICS
-        bounded = bool(np.isin(values[known], (0.0, 1.0)).all()) if own else metric in SHARES
-        return clustered_interval(values[known], self.clusters[known], bounded=bounded)
+        # A user's function that gives nothing but 0 and 1 counts as a share. A share's interval
+        # stays between 0 and 1, also where all values are alike.
+        is_custom = metric.removeprefix(NORMALISED) not in METRICS
+        bounded = (
+            bool(np.isin(values[has_value], (0.0, 1.0)).all()) if is_custom else metric in SHARES
+        )
+        return clustered_interval(values[has_value], self.clusters[has_value], bounded=bounded)
 
     def mean(self, metric: str) -> np.ndarray:
-        """float[cell]."""
+        """The mean over pairs that have a value, float[cell]."""
         return np.nanmean(self.of(metric), 1)
 
     def baseline(self, metric: str) -> float:
-        """The mean where an edit does nothing: 0 of a normalised metric, else that of the unedited
-        runs. Raises ValueError as `of` does.
+        """The mean where an edit does nothing.
+
+        It is 0 of a normalised metric, else that of the unedited runs.
+
+        Raises:
+            ValueError: as `of` does.
         """
-        self.of(metric)
+        self.of(metric)  # refuses what it cannot give
         return 0.0 if metric.startswith(NORMALISED) else float(np.nanmean(self.unedited[metric]))
 
     def table(self) -> list[dict[str, Any]]:
-        """A line for each cell and metric: component, layer, head, position, unit, method, metric,
-        value, low, high, n.
+        """A line for each cell and metric.
+
+        Columns: component, layer, head, position, unit, method, metric, value, low, high, n.
         """
         lines = []
         for metric in self.values:
@@ -97,28 +108,30 @@ class Effects:
         return lines
 
     def rows(self, **facts: Any) -> list[Row]:
-        """As rows of `metrics.json`, on changing pairs; those of runs without an edit are
-        `controls`.
+        """The effects as rows of `metrics.json`, on changing pairs.
+
+        Runs without an edit have the `controls`.
 
         facts: experiment, network, task, variable, split, seed. A unit stands in the method:
-            `Vanilla[12]`.
+            `VanillaIntervention[12]`.
         """
-        known = {"variable": None, "seed": None, "rank": None, "subset": "changing"} | facts
+        common = {"variable": None, "seed": None, "rank": None, "subset": "changing"} | facts
         rows = []
         for control, run in zip(self.controls, (self.unedited, self.source), strict=False):
             for metric, values in run.items():
                 if metric.startswith(NORMALISED):
                     continue
+                # A run without an edit is of no site.
                 line: dict[str, Any] = dict.fromkeys(
                     ("component", "layer", "head", "position", "method")
                 )
                 line |= self._interval(metric, values)._asdict()
-                rows.append(Row(**known, **line, control=control, metric=metric))
+                rows.append(Row(**common, **line, control=control, metric=metric))
         for line in self.table():
             unit = line.pop("unit")
             if unit is not None:
                 line["method"] += f"[{unit}]"
-            rows.append(Row(**known, **line, control=None))
+            rows.append(Row(**common, **line, control=None))
         return rows
 
     def top(self, n: int, metric: str) -> list[int]:

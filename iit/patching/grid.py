@@ -1,4 +1,4 @@
-"""The grid of a map: the cells that are edited one at a time."""
+"""The grid of a map: the cells, which are edited one at a time."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -14,7 +14,7 @@ Position = str | int | tuple[str, ...] | tuple[int, ...] | None
 
 
 class Cell(NamedTuple):
-    """One point of a map: a site and, where single ones are edited, a unit of it."""
+    """One point of a map: a site and, where single units are edited, a unit of it."""
 
     site: Site
     unit: int | None = None
@@ -44,17 +44,19 @@ def grid(
 ) -> list[Cell]:
     """The cells of a map: the product of components, layers, heads, positions and units.
 
-    components: names of `iit.network.components.COMPONENTS`. What a component does not have
-        (layers, heads) is left out of its cells.
-    layers: all blocks by default.
-    heads: numbers or "all", of components that have heads; None takes the component whole.
-    positions: roles or token indices, each by itself; (None,) takes all positions at once; by
-        default every index that all prompts have (which suits prompts of one template).
-    units: coordinates of the component, each by itself; None takes all at once.
-    cells: cells or sites, in place of the product, whose arguments are then not read.
+    Arguments:
+        components: names of `iit.network.components.COMPONENTS`. A component's cells leave out what
+            it does not have (layers, heads).
+        layers: all blocks by default.
+        heads: numbers or "all", of components that have heads; None takes the component whole.
+        positions: roles or token indices, each by itself. (None,) takes all positions at once. By
+            default every index that all prompts have, which suits prompts of one template.
+        units: coordinates of the component, each by itself; None takes all at once.
+        cells: cells or sites, in place of the product, whose arguments are then not read.
 
-    Raises ValueError for a product of nothing, heads that are another word, and positions that are
-    not several.
+    Raises:
+        ValueError: for a product of nothing, heads that are another word, and positions that are a
+            single one.
     """
     if cells is None:
         components = [components] if isinstance(components, str) else components
@@ -69,21 +71,27 @@ def grid(
         units = (None,) if units is None else units
         cells = []
         for component in components:
+            # A component without layers has its cells once, not once for each layer.
             blocks = [None] if component in UNLAYERED else layers
             parts = _heads(contrast, component, heads)
             for layer, head, position, unit in product(blocks, parts, positions, units):
                 site = Site(component, layer=layer, head=head, position=position)
                 cells.append(Cell(site, unit))
-    found = [Cell(cell) if isinstance(cell, Site) else cell for cell in cells]
-    if not found:
+    # A site stands for the cell without a unit.
+    complete = [Cell(cell) if isinstance(cell, Site) else cell for cell in cells]
+    if not complete:
         raise ValueError(
             "There is no cell: components, layers, heads, positions and units leave none."
         )
-    return found
+    return complete
 
 
 def whole_sites(cells: Sequence[Cell]) -> list[Site]:
-    """The sites of cells. Raises ValueError for a cell that is one unit."""
+    """The sites of cells that are no single units.
+
+    Raises:
+        ValueError: for a cell that is one unit.
+    """
     for cell in cells:
         if cell.unit is not None:
             raise ValueError(f"{cell}: this map takes components whole; leave `units` out.")

@@ -32,16 +32,23 @@ def logit_lens(
     layers: Sequence[int] | None = None,
     position: Position = "last",
 ) -> Float[Tensor, "layer batch position vocab"]:
-    """logits_ℓ = head(norm(block_output_ℓ)), by the network's own code behind its last block
-    (nostalgebraist, 2020; arXiv 2303.08112).
+    """The logits that each layer's residual stream gives, Tensor[layer, batch, position, vocab].
 
-    One forward for all layers. At the last layer these are the network's own logits. Entries of
-    absent positions are zero.
+    logits_ℓ = head(norm(block_output_ℓ))
 
-    layers: all blocks by default. position: a role, token indices, or None for every token.
+    Norm and head are the network's own code behind its last block. One forward serves all layers.
+    At the last layer these are the network's own logits. Entries of absent positions are zero.
 
-    Raises ValueError for layers and positions that there are not, and for a network without an
-    output head.
+    Arguments:
+        layers: all blocks by default.
+        position: a role, token indices, or None for every token.
+
+    Raises:
+        ValueError: for layers and positions that do not exist, and for a network without an output
+            head.
+
+    References:
+        nostalgebraist, 2020; arXiv 2303.08112.
     """
     module = module_of(network)
     top = n_blocks(module) - 1
@@ -53,14 +60,17 @@ def logit_lens(
 
     def read(layer: int, activation: Tensor) -> Tensor | None:
         streams[layer] = place.read(activation)
+        # Layers below the last are only read, and the run goes on as it is.
         if layer < top:
             return None
-        # What comes behind the last block acts on each column by itself: all layers pass through
-        # it, in rows as long as the prompts.
-        rows = torch.stack([streams[each] for each in layers]).flatten(0, 2)
+        # What comes behind the last block acts on each column by itself. So all layers pass through
+        # it at once: [layer, batch, position, width] becomes rows as long as the prompts.
+        rows = torch.stack([streams[number] for number in layers]).flatten(0, 2)
+        # Columns that fill up the last row; they are cut off below.
         missing = -len(rows) % activation.shape[1]
         return pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, activation.shape[1]))
 
+    # The stack removes the hooks, also after an error.
     with torch.no_grad(), ExitStack() as stack:
         for layer in sorted({*layers, top}):
             site = resolve(module, Site("block_output", layer=layer))
@@ -68,6 +78,7 @@ def logit_lens(
         output = prepared.through(module)
     if getattr(output, "logits", None) is None:
         raise ValueError(f"{type(module).__name__} has no output head to read a layer by.")
+    # [layer, batch, position, vocab]
     shape = (len(layers), *streams[top].shape[:2], -1)
     n_rows = len(layers) * streams[top].shape[:2].numel()
     logits = output.logits.flatten(0, 1)[:n_rows].view(shape)
@@ -86,31 +97,37 @@ def lens_map(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """The metrics of the logit lens at each layer × position of the bases, as a map whose cells are
-    `block_output`s.
+    """A map of the logit lens: its metrics at each layer × position of the bases.
+
+    The map's cells are `block_output`s.
 
     The lens at (ℓ, p) is a run whose last block's output at the answer is replaced by the base's
-    own block_output_ℓ at p; so the label is that of the pair, and in a map of the last position it
-    is what the answer becomes, layer by layer. Each position is one token.
+    own block_output_ℓ at p. So the label is that of the pair. In a map of the last position it is
+    what the answer becomes, layer by layer.
 
-    where: layers and positions (the last one by default), or cells, as `patch` takes them. The
-    others, too. Raises ValueError as `patch` does, and for answers of
-    several tokens.
+    Arguments:
+        where: layers and positions (the last one by default), or cells, as `patch` takes them. Each
+            position is one token.
+        metric, store, batch_size, progress: as `patch` takes them.
+
+    Raises:
+        ValueError: as `patch` does, for answers of several tokens, and for positions of several.
     """
     contrast = contrast_of(network, pairs)
     if contrast.label.shape[1] > 1:
         raise ValueError("The lens reads one token; these answers have several.")
     where.setdefault("positions", ("last",))
-    read = grid(contrast, components="block_output", **where)
+    cells = grid(contrast, components="block_output", **where)
     bases = prepare(contrast.module, contrast.base)
-    for site in whole_sites(read):
+    for site in whole_sites(cells):
         if column_index(site, bases).shape[1] > 1:
             raise ValueError(f"The lens reads one token at a time; {site} names several.")
     last = Site("block_output", layer=n_blocks(contrast.module) - 1, position="last")
-    replacement = Replacement(contrast, read, contrast.base, at=last)
+    # The base is its own source: its layer ℓ goes in place of its last block's output.
+    replacement = Replacement(contrast, cells, contrast.base, at=last)
     return effects_of(
         contrast,
-        read,
+        cells,
         replacement.edit_of,
         metric,
         "LogitLens",
@@ -131,7 +148,8 @@ def top_tokens(
     """The n likeliest tokens of the logit lens: a line for each layer, prompt, position and rank.
 
     Columns: layer, row (the prompt's number), position (which of the positions that are named),
-    token (the prompt's own there), rank (from 1), top (the likeliest token's text), probability.
+        token (the prompt's own token there), rank (from 1), top (the likely token's text),
+        probability.
     """
     likeliest = logit_lens(network, batch, layers=layers, position=position).softmax(-1).topk(n, -1)
     prompts = prepare(network.model, batch)
@@ -139,19 +157,19 @@ def top_tokens(
     numbers = range(len(likeliest.values)) if layers is None else layers
     tokenizer: Any = network.tokenizer
     lines = []
-    for at, row, place, rank in product(*map(range, likeliest.values.shape)):
+    for layer_index, row, place, rank in product(*map(range, likeliest.values.shape)):
         column = index[row, place]
         if column == IGNORED:
             continue
         lines.append(
             {
-                "layer": numbers[at],
+                "layer": numbers[layer_index],
                 "row": row,
                 "position": place,
                 "token": tokenizer.decode([int(prompts.tokens[row, column])]),
                 "rank": rank + 1,
-                "top": tokenizer.decode([int(likeliest.indices[at, row, place, rank])]),
-                "probability": float(likeliest.values[at, row, place, rank]),
+                "top": tokenizer.decode([int(likeliest.indices[layer_index, row, place, rank])]),
+                "probability": float(likeliest.values[layer_index, row, place, rank]),
             }
         )
     return lines

@@ -1,4 +1,4 @@
-"""What is read off an edited run's logits."""
+"""Metrics: what is read from the logits of an edited run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -16,11 +16,12 @@ NORMALISED = "normalised_"
 
 
 class Answers(NamedTuple):
-    """What a metric may hold the logits against.
+    """What a metric may compare the logits with.
 
-    label, own: LongTensor[batch, n_answer], −100 padded; own is None where it is not known.
-    unedited: the base's logits without an edit, Tensor[batch, n_answer, vocab]; None for metrics
-        that do not ask (`LIGHT`).
+    label, own: LongTensor[batch, n_answer], −100 padded; own is the base's own answer, None where
+        it is not known.
+    unedited: Tensor[batch, n_answer, vocab], the base's logits without an edit; None for metrics
+        that do not ask for them (`LIGHT`).
     """
 
     label: Int[Tensor, "batch n_answer"]
@@ -42,30 +43,34 @@ def iia(logits: Tensor, answers: Answers) -> Tensor:
 def difference(logits: Tensor, answers: Answers) -> Tensor:
     """logit(label) − logit(own answer), where their tokens first differ."""
     if answers.own is None or answers.label.ndim != 2 or answers.own.ndim != 2:
+        # Without an own answer, or with several right ones, there is no single difference.
         return torch.full((len(logits),), torch.nan, device=logits.device)
     return logit_difference(logits, answers.label, answers.own)
 
 
 def probability(logits: Tensor, answers: Answers) -> Tensor:
     """P(label): the product over its tokens; of several right answers the sum."""
+    # [batch, n_answer, n_right]
     label = answers.label if answers.label.ndim == 3 else answers.label.unsqueeze(-1)
-    each = (
+    by_token = (
         widened(logits)
         .softmax(-1)
         .gather(-1, label.clamp(min=0))
         .masked_fill(label == IGNORED, 0)
         .sum(-1)
     )
-    return torch.where((label == IGNORED).all(-1), 1.0, each).prod(1)
+    # Padding multiplies by 1.
+    return torch.where((label == IGNORED).all(-1), 1.0, by_token).prod(1)
 
 
 def kl(logits: Tensor, answers: Answers) -> Tensor:
     """KL(unedited ‖ edited) in nats over the vocabulary, mean over the answer's tokens."""
     assert answers.unedited is not None
     new, old = widened(logits).log_softmax(-1), widened(answers.unedited).log_softmax(-1)
-    each = (old.exp() * (old - new)).sum(-1)
+    by_token = (old.exp() * (old - new)).sum(-1)
+    # [batch, n_answer]: 1 at the answer's tokens, 0 at padding.
     real = widened((answers.label if answers.label.ndim == 2 else answers.label[..., 0]) != IGNORED)
-    return (each * real).sum(1) / real.sum(1)
+    return (by_token * real).sum(1) / real.sum(1)
 
 
 METRICS: dict[str, Metric] = {
@@ -76,16 +81,18 @@ METRICS: dict[str, Metric] = {
 }
 
 SHARES = ("iia", "probability")
-"""Those that lie between 0 and 1."""
+"""Metrics that lie between 0 and 1."""
 LIGHT = (iia, difference, probability)
-"""Those that do not read the unedited run's logits, which take room."""
+"""Metrics that do not read the unedited run's logits, which take memory."""
 
 
 def metrics_of(metric: Metrics) -> dict[str, Metric]:
-    """{name: metric}.
+    """The metrics that are asked for, {name: metric}.
 
-    A name with "normalised_" before it stands for the same figure; `Effects` divides. Raises
-    ValueError for an unknown name.
+    A name with "normalised_" before it stands for the same figure; `Effects` divides.
+
+    Raises:
+        ValueError: for an unknown name, and for none.
     """
     if isinstance(metric, Mapping):
         return dict(metric)
@@ -109,7 +116,11 @@ def metrics_of(metric: Metrics) -> dict[str, Metric]:
 def measured(
     metrics: Mapping[str, Metric], logits: Tensor, answers: Answers
 ) -> dict[str, np.ndarray]:
-    """{metric: float[row]} of logits. Raises ValueError for a metric of another shape."""
+    """The figures that metrics read from logits, {metric: float[row]}.
+
+    Raises:
+        ValueError: for a metric that does not give one value for each row.
+    """
     figures = {}
     for name, metric in metrics.items():
         values = torch.as_tensor(metric(logits, answers))

@@ -22,21 +22,26 @@ def patch(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """Activation patching of every component × layer × head × position × unit (arXiv 2202.05262,
-    2309.16042).
+    """Activation patching of every component × layer × head × position × unit, one at a time.
 
-    pairs: a `Contrast`; of pairs the changing ones of validation, of their one variable.
-    direction: "noising" runs the base with the source's activations, "denoising" the source with
-        the base's.
-    metric: names of `iit.patching.METRICS`, also with "normalised_" before them, or functions
-        (logits, answers) → Tensor[batch].
-    store: what earlier runs left. batch_size: pairs a batch of the longest runs; of shorter ones up
-        to four times as many.
-    where: the cells: components=["block_output"], layers=[3, 4], heads="all", positions=["s2", -1],
-        units=[0, 5], each with a default; or cells=[…], one by one. `grid` tells what each takes.
+    Arguments:
+        pairs: a `Contrast`; pairs stand for the changing ones of validation, of their one variable.
+        direction: "noising" runs the base with the source's activations, "denoising" the source
+            with the base's.
+        metric: names of `iit.patching.METRICS`, also with "normalised_" before them, or functions
+            (logits, answers) → Tensor[batch].
+        store: activations that earlier runs left.
+        batch_size: pairs in a batch of the longest runs; of shorter runs up to four times as many.
+        where: the cells. Either components=["block_output"], layers=[3, 4], heads="all",
+            positions=["s2", -1], units=[0, 5], each with a default; or cells=[…], one by one.
+            `grid` says what each takes.
 
-    Raises ValueError for sites the network lacks, positions a prompt lacks, and what `grid` and
-    `Contrast` refuse.
+    Raises:
+        ValueError: for sites the network lacks, positions a prompt lacks, and what `grid` and
+            `Contrast` refuse.
+
+    References:
+        arXiv 2202.05262, 2309.16042.
     """
     contrast = contrast_of(network, pairs, direction)
     cells = grid(contrast, **where)

@@ -1,4 +1,7 @@
-"""Path patching: what one part sends to another, with all other paths held at the base's values."""
+"""Path patching: what one part sends to another.
+
+All other paths are held at the base's values.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from iit.site import Site
 
 SUBLAYERS = ("attention", "mlp")
 SENDERS = {"components": "attention_value_output", "heads": "all", "positions": ("last",)}
+"""The senders of a path by default: every head at the last token."""
 
 # When each component is computed inside its block.
 _ORDER = {
@@ -50,28 +54,32 @@ def path_patch(
     progress: bool = False,
     **where: Any,
 ) -> Effects:
-    """The effect of each sender on the answer by way of the receivers alone (arXiv 2211.00593,
-    2304.05969).
+    """The effect of each sender on the answer by way of the receivers alone.
 
-    Two runs, one after the other, nothing linearised. In the first the sender has the source's
-    activation, and the writes of all later sublayers have the base's, so that the receivers see the
-    sender through the residual stream alone; what they see is kept. In the second the base is run
-    with that in the receivers' place, and all else follows. Without receivers the answer is read in
-    the first run: the direct effect on the logits.
+    There are two runs, one after the other, and nothing is linearised. In the first the sender has
+    the source's activation, and the writes of all later sublayers have the base's. So the receivers
+    see the sender through the residual stream alone, and what they see is kept. In the second the
+    base is run with that in the receivers' place, and everything else follows. Without receivers
+    the answer is read in the first run: the direct effect on the logits.
 
     MLPs are held, too, unless `through` names them. The paper on IOI (arXiv 2211.00593) lets MLPs
     follow the sender: its figures are those of through=["mlp"].
 
-    receivers: sites to be reached, all at once: a later head's `query_output`, `key_output`,
-        `value_output`, an `mlp_input`, ….
-    through: sublayers that are not held but follow the sender: "mlp", "attention". With both, and
-        without receivers, this is activation patching.
-    where: the senders, as `patch` takes them; by default every head at the last token. Of a product
-        those that lie before no receiver are left out.
-    The others: as `patch` takes them.
+    Arguments:
+        receivers: sites to be reached, all at once: a later head's `query_output`, `key_output`,
+            `value_output`, an `mlp_input`, ….
+        through: sublayers that are not held but follow the sender: "mlp", "attention". With both,
+            and without receivers, this is activation patching.
+        where: the senders, as `patch` takes them; by default every head at the last token. Senders
+            that lie before no receiver are left out of a product.
+        direction, metric, store, batch_size, progress: as `patch` takes them.
 
-    Raises ValueError for a sublayer that is neither, senders that lie before no receiver, sites
-    that are no components, and answers of several tokens.
+    Raises:
+        ValueError: for a sublayer that is neither, senders that lie before no receiver, sites that
+            are no components, and answers of several tokens.
+
+    References:
+        arXiv 2211.00593, 2304.05969.
     """
     for name in through:
         if name not in SUBLAYERS:
@@ -91,6 +99,7 @@ def path_patch(
     for site in whole_sites(senders):
         before = not receivers or any(_when(site) < _when(receiver) for receiver in receivers)
         (early if before else late).append(site)
+    # A product may hold senders that lead nowhere. Cells that were named may not.
     if late and (where.get("cells") is not None or not early):
         reached = ", ".join(map(str, receivers))
         raise ValueError(f"The sender {late[0]} lies before none of the receivers {reached}.")
@@ -118,14 +127,15 @@ class _Paths:
     through: Sequence[str]
 
     def edit_of(self, group: CellGroup) -> Edited:
-        """The first run, and the second behind it."""
-        seen: dict[Site, Tensor] = {}
+        """The first run, followed by the second where there are receivers."""
+        received_values: dict[Site, Tensor] = {}
         held = self._held(group)
         edits: dict[Any, Edit] = {"cell": Edit(group.site, VanillaIntervention())}
         for site in held:
             edits[str(site)] = Edit(site, VanillaIntervention())
         for site in self.receivers:
-            keeper = LambdaIntervention(partial(_keep, seen, site))
+            keeper = LambdaIntervention(partial(_keep, received_values, site))
+            # An edit that changes nothing: it notes what the receiver gets.
             edits[f"seen at {site}"] = Edit(site, keeper)
         first = IntervenedModel(group.contrast.network, edits)
         received: dict[Any, Edit] = {
@@ -135,24 +145,27 @@ class _Paths:
 
         def logits(rows: CellRows) -> Tensor:
             prompts = prompts_of(rows.base)
+            # What is held swaps in the base's own activations.
             sources: dict[str, Any] = dict.fromkeys(map(str, held), prompts)
             sources["cell"] = self.senders.of(group, rows)
             direct = first.answer_logits(rows.base, sources)
             if not self.receivers:
                 return direct
+            # The store is given to the first network only after this one is made.
             second.store = first.store
             batch = prepare(first.network, prompts)
-            theirs: dict[Any, Activations] = {}
+            sources_of: dict[Any, Activations] = {}
             for site in self.receivers:
                 n = counts(columns(site, batch), batch)
-                theirs[site] = Activations({site: seen[site]}, {site: n})
-            return second.answer_logits(rows.base, theirs)
+                sources_of[site] = Activations({site: received_values[site]}, {site: n})
+            return second.answer_logits(rows.base, sources_of)
 
         return Edited(first, logits)
 
     def _held(self, group: CellGroup) -> list[Site]:
         """The writes behind the sender that are kept at the base's values."""
         sender = group.site
+        # Tokens before the sender's position do not see it, and need not be held.
         position = None if sender.position is None else BEHIND
         sites = []
         for block, name in product(range(n_blocks(group.contrast.module)), SUBLAYERS):
@@ -163,21 +176,22 @@ class _Paths:
 
 
 def _when(site: Site) -> tuple[float | int, int]:
-    """Sites in the order in which a run computes them; those of one rank do not reach each
-    other.
-    """
+    """When a run computes a site; sites of one rank do not reach each other."""
     if site.component is None:
         raise ValueError(
             f"{site} is no component: it does not say before or behind which others it is computed."
         )
     layer = site.layer
     if layer is None:
+        # Components without a layer stand at the network's ends.
         layer = -1 if site.component == "embedding_output" else torch.inf
     return layer, _ORDER[site.component]
 
 
 def _keep(seen: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
-    """Notes what a receiver sees and leaves it as it is; of a checked batch the last run's, all of
-    them being alike."""
+    """Note what a receiver sees and leave it as it is.
+
+    A checked batch runs several times, all alike; the last run stays.
+    """
     seen[site] = activation.detach().clone()
     return activation

@@ -16,8 +16,9 @@ from iit.site import Site
 
 @final
 class Replacement:
-    """A cell is replaced by what the source has at the cell's own position; a single unit by that
-    unit of it.
+    """A cell is replaced by what the source has at the cell's own position.
+
+    A single unit is replaced by that unit of the source.
 
     source: a batch, or activations, {site: Tensor[pair, position, width]}.
     at: where replacements go; by default to the cells' own sites.
@@ -47,10 +48,11 @@ class Replacement:
         return Edited(model, logits)
 
     def of(self, group: CellGroup, rows: CellRows) -> Mapping[Any, Any]:
-        """What replaces the cell of each row: activations at the group's site, or a batch to be
-        run.
+        """What replaces each row's cell: activations at the group's site, or a batch to be run.
 
-        Raises ValueError for a unit the component lacks.
+        Raises:
+            ValueError: for a unit the component lacks, and where base and source differ in their
+                number of positions at a unit's site.
         """
         first = group.cells[0]
         if isinstance(self._source, Activations):
@@ -59,28 +61,29 @@ class Replacement:
             batch = taken(self._source, rows.pair)
             if group.site.position is not None:
                 places = group.places(self._source)
+                # The source is read at the cell's position in the source itself.
                 batch["positions"] = {CELL: places[rows.cell, rows.pair]}
             return batch
         else:
             values = self._source_ahead.at(group.sites)
-        theirs = _in_rows(values, group, rows)
+        source_values = _in_rows(values, group, rows)
         if first.unit is None:
-            return theirs
-        own = _in_rows(self._base_ahead.at(group.sites), group, rows)
-        return _one_unit(own, theirs, group, rows)
+            return source_values
+        base_values = _in_rows(self._base_ahead.at(group.sites), group, rows)
+        return _one_unit(base_values, source_values, group, rows)
 
 
 def _by_batch(cell: Cell) -> bool:
-    """Whether its source is run batch by batch: a module may have positions of its own, and
-    attention
-    weights are as wide as their batch is long."""
+    """Whether a cell's source is run batch by batch, and not read ahead.
+
+    A module may have positions of its own, and attention weights are as wide as their batch is
+    long.
+    """
     return cell.unit is None and cell.site.component in (None, "attention_weight")
 
 
 def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activations:
-    """{the group's site: Tensor[row, position, width]}: the activation of each row's cell and
-    pair.
-    """
+    """The activation of each row's cell and pair, as {the group's site: [row, position, width]}."""
     # [cell, pair, position, width]
     stacked = torch.stack(padded([values[site] for site in group.sites]))
     of_rows = stacked[rows.cell, rows.pair]
@@ -88,13 +91,14 @@ def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activatio
     if not counts:
         return Activations({group.site: of_rows}, {group.site: None})
     n = torch.stack(counts)[rows.cell, rows.pair]
+    # Without positions that no row of this batch has.
     return Activations({group.site: of_rows[:, : int(n.max())]}, {group.site: n})
 
 
 def _one_unit(
     own: Activations, theirs: Activations, group: CellGroup, rows: CellRows
 ) -> Activations:
-    """The base's activations with, in each row, one unit of the others."""
+    """The base's activations with one unit of the source's in each row."""
     site = group.site
     width = own[site].shape[-1]
     units = torch.tensor([cell.unit for cell in group.cells])
@@ -107,5 +111,7 @@ def _one_unit(
         raise ValueError(f"{site}: base and source have other numbers of positions there.")
     row = torch.arange(len(units[rows.cell]))
     unit = units[rows.cell]
+    # [row, position]: in each row the unit of its own cell, at all positions. `_in_rows` has made a
+    # copy, so the base's activations stay.
     own[site][row, :, unit] = theirs[site][row, :, unit]
     return Activations(own, theirs.counts)

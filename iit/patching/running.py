@@ -1,5 +1,6 @@
-"""Running a map: rows are (cell, pair), and cells that differ in position or unit only are one
-batch.
+"""How a map is run. A row is one cell on one pair.
+
+Cells that differ in position or unit only share their batches.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from iit.patching.metric import LIGHT, Metric, Metrics, measured, metrics_of
 from iit.site import Site
 
 CELL = "cell"
-"""The role that stands for a row's own position."""
+"""The role that stands for the position of each row's own cell."""
 BEHIND = "behind"
 """The role of every token of a prompt from that position on."""
 
@@ -31,9 +32,10 @@ BEHIND = "behind"
 @final
 @dataclass(frozen=True, eq=False)
 class CellRows:
-    """Rows of one batch: each is one cell on one pair.
+    """The rows of one batch: each is one cell on one pair.
 
-    cell: LongTensor[row], the number of each row's cell in its group. pair: LongTensor[row].
+    cell: LongTensor[row], the number of each row's cell in its group.
+    pair: LongTensor[row], the number of each row's pair.
     base: the base of each row, with the label as its answer and the roles `CELL` and `BEHIND`.
     """
 
@@ -45,8 +47,9 @@ class CellRows:
 @final
 @dataclass(frozen=True, eq=False)
 class CellGroup:
-    """Cells that differ in position only, or in position and unit: they share an intervened
-    network.
+    """Cells that share an intervened network.
+
+    They differ in position only, or in position and unit.
 
     site: that of all cells, at the role `CELL` unless it is all positions.
     """
@@ -61,7 +64,7 @@ class CellGroup:
         return [cell.site for cell in self.cells]
 
     def places(self, batch: Mapping[str, Any]) -> Tensor:
-        """LongTensor[cell, row, position], the columns of each cell in a batch, −100 padded."""
+        """The columns of each cell in a batch, LongTensor[cell, row, position], −100 padded."""
         prepared = prepare(self.contrast.module, batch)
         index: dict[Site, Tensor] = {}
         for site in dict.fromkeys(self.sites):
@@ -76,22 +79,25 @@ class CellGroup:
         return self.places(self.contrast.base)
 
     def rows(self, numbers: Tensor) -> CellRows:
-        """Row r is of cell r // n and of pair r % n, of n pairs."""
+        """The rows of some numbers: row r is of cell r // n and of pair r % n, of n pairs."""
         cell = numbers // len(self.contrast)
         pair = numbers % len(self.contrast)
         base = taken(self.contrast.base, pair, self.contrast.label)
         if self.site.position is not None:
             roles = {CELL: self._places[cell, pair]}
+            # Path patching holds what is computed from the cell's position on.
             if "attention_mask" in base:
                 roles[BEHIND] = _behind(base, roles[CELL])
             base["positions"] = base.get("positions", {}) | roles
         return CellRows(cell, pair, base)
 
     def batches(self, model: IntervenedModel, size: int) -> Iterator[CellRows]:
-        """All rows, in batches of rows that cost alike, each of about the positions that `size`
-        rows
-        of the longest have."""
+        """All rows, in batches of rows that cost alike.
+
+        Each batch has about as many positions as `size` of the longest rows.
+        """
         every = torch.arange(len(self.cells) * len(self.contrast))
+        # What each row costs to run, LongTensor[row]; None where the network does not say.
         costs = model.n_columns(self.rows(every).base)
         if costs is None:
             for numbers in every.split(size):
@@ -101,16 +107,16 @@ class CellGroup:
         order = costs.argsort(stable=True)
         budget = size * int(costs.max())
         while len(order):
-            # The last row decides how long the batch is.
+            # Rows are padded to the last one, the longest: n rows take n times its cost.
             totals = torch.arange(1, len(order) + 1) * costs[order]
             n = max(int((totals <= budget).sum()), 1)
-            n = min(n, 4 * size)  # what is cached of a row takes memory, too
+            n = min(n, 4 * size)  # what is stored for a row takes memory, too
             yield self.rows(order[:n])
             order = order[n:]
 
 
 class Edited(NamedTuple):
-    """A group's cells under edit.
+    """The cells of a group, edited.
 
     model: the intervened network, which is given the store.
     logits: rows → Tensor[row, n_answer, vocab], those of the edited runs.
@@ -133,8 +139,9 @@ def effects_of(
     batch_size: int,
     progress: bool,
 ) -> Effects:
-    """Each cell edited, one at a time, on every pair. The last three: as `cell_values` takes
-    them.
+    """Edit each cell, one at a time, on every pair.
+
+    store, batch_size, progress: as `cell_values` takes them.
     """
     metrics = metrics_of(metric)
     before, logits = unedited(contrast, contrast.base, metrics)
@@ -153,17 +160,21 @@ def cell_values(
     batch_size: int,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """{metric: float[cell, pair]} of the edited runs.
+    """The figures of the edited runs, {metric: float[cell, pair]}.
 
-    base_logits: those of the unedited bases, where a metric asks for them.
-    store: what earlier runs left; one is made, if none is given.
-    batch_size: pairs a batch of the longest runs; of shorter ones up to four times as many.
+    Arguments:
+        base_logits: Tensor[pair, n_answer, vocab], of the unedited bases, where a metric asks for
+            them.
+        store: activations that earlier runs left; by default a new one.
+        batch_size: pairs in a batch of the longest runs; of shorter runs up to four times as many.
 
-    Raises ValueError for a site the network lacks and a position a prompt lacks.
+    Raises:
+        ValueError: for a site the network lacks and a position a prompt lacks.
     """
     groups: dict[Any, list[int]] = {}
     for number, cell in enumerate(cells):
         position = None if cell.site.position is None else CELL
+        # Cells with a unit and cells without one need different sources.
         key = replace(cell.site, position=position), cell.unit is None
         groups.setdefault(key, []).append(number)
     values = {name: np.full((len(cells), len(contrast)), np.nan) for name in metrics}
@@ -178,7 +189,8 @@ def cell_values(
             group = CellGroup(contrast, site, [cells[number] for number in numbers])
             edited = edit_of(group)
             edited.model.store = store
-            # What all of them resume from is kept when a prompt is first run.
+            # All groups are made before any runs, so the first run of a prompt stores every layer
+            # that a later group resumes from.
             if edited.model.first_block is not None:
                 store.layers |= {edited.model.first_block}
             runs.append((group, edited, np.array(numbers)))
@@ -188,6 +200,7 @@ def cell_values(
                 answers = contrast.answers(rows.pair, plain)
                 figures = measured(metrics, edited.logits(rows).cpu(), answers)
                 for name, column in figures.items():
+                    # The rows of a batch are scattered to [cell, pair].
                     values[name][numbers[rows.cell.numpy()], rows.pair.numpy()] = column
             bar.advance(task, len(numbers))
     return values
@@ -199,26 +212,29 @@ def unedited(
     metrics: Mapping[str, Metric],
     base_logits: Tensor | None = None,
 ) -> tuple[dict[str, np.ndarray], Tensor | None]:
-    """{metric: float[pair]} of a batch's runs without an edit and, where a metric asks for those of
-    the bases, their logits."""
+    """The figures of a batch's runs without an edit, {metric: float[pair]}, and their logits.
+
+    The logits are None where no metric asks for those of the bases.
+    """
     model = IntervenedModel(contrast.network, {})
     light = all(metric in LIGHT for metric in metrics.values())
     values = {name: np.full(len(contrast), np.nan) for name in metrics}
-    kept = []
+    parts = []
     for rows in torch.arange(len(contrast)).split(64):
         with torch.no_grad():
             logits = model.answer_logits(taken(batch, rows, contrast.label)).cpu()
+        # Without base logits, either the batch holds the bases or no metric reads them.
         plain = logits if base_logits is None else base_logits[rows]
         figures = measured(metrics, logits, contrast.answers(rows, plain))
         for name, column in figures.items():
             values[name][rows.numpy()] = column
         if not light:
-            kept.append(logits)
-    return values, None if light else torch.cat(kept)
+            parts.append(logits)
+    return values, None if light else torch.cat(parts)
 
 
 def _behind(batch: Mapping[str, Any], cell: Tensor) -> Tensor:
-    """LongTensor[row, n]: every token from the first of the row's cell on."""
+    """Every token from the first of the row's cell on, LongTensor[row, n], −100 padded."""
     n = batch["input_ids"].shape[1]
     first = cell.masked_fill(cell == IGNORED, n).min(1, keepdim=True).values
     index = first + torch.arange(n)

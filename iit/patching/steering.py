@@ -1,5 +1,6 @@
-"""Steering: a direction or a trained edit turned up during generation, its effect beside what it
-costs in fluency.
+"""Steering: turn up a direction or a trained edit during generation.
+
+Its effect is measured beside what it costs in fluency.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +31,11 @@ LOSS = "negative_log_likelihood"
 class Steered:
     """Generations under each method × strength, prompt by prompt.
 
-    points: (method, strength) in order; the first is (`NOTHING`, 0). values: metric → float[point,
-        prompt].
-    prompts: the prompts. texts: of each point what was generated for each prompt (of several edits
-        under one name, the first's).
+    points: (method, strength) in order; the first is (`NOTHING`, 0).
+    values: metric → float[point, prompt].
+    prompts: the prompts.
+    texts: for each point, what was generated for each prompt (of several edits under one name, the
+        first one's).
     """
 
     points: tuple[tuple[str, float], ...]
@@ -42,13 +44,15 @@ class Steered:
     texts: tuple[tuple[str, ...], ...]
 
     def interval(self, point: int, metric: str) -> Interval:
-        """Mean over prompts with its 95% interval; of "perplexity" the exponential of those of
-        "negative_log_likelihood".
+        """The mean over prompts with its 95% interval.
+
+        For "perplexity" it is the exponential of that of "negative_log_likelihood".
         """
         if metric == "perplexity":
             value, low, high, n = self.interval(point, LOSS)
             return Interval(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)), n)
         values = self.values[metric][point]
+        # Zeros and ones are shares, whose interval stays between 0 and 1.
         bounded = bool(np.isin(values, (0.0, 1.0)).all())
         return clustered_interval(values, np.arange(len(values)), bounded=bounded)
 
@@ -67,10 +71,11 @@ class Steered:
         return lines
 
     def rows(self, site: Site, **facts: Any) -> list[Row]:
-        """As rows of `metrics.json`: the strength stands in the method (`difference_of_means,
-        strength 2`).
+        """The figures as rows of `metrics.json`.
+
+        The strength stands in the method (`difference_of_means, strength 2`).
         """
-        known = {
+        common = {
             "variable": None,
             "seed": None,
             "rank": None,
@@ -84,11 +89,12 @@ class Steered:
             }
             method, strength = line.pop("method"), line.pop("strength")
             if method == NOTHING:
+                # A run without an edit is of no site.
                 place = dict.fromkeys(place)
                 line |= {"method": None, "control": NOTHING}
             else:
                 line |= {"method": f"{method}, strength {strength:g}", "control": None}
-            rows.append(Row(**known, **place, **line))
+            rows.append(Row(**common, **place, **line))
         return rows
 
     def generations(self) -> list[dict[str, Any]]:
@@ -104,17 +110,17 @@ class Steered:
         return lines
 
     def chosen(self, effect: str, max_ratio: float | int) -> dict[str, float]:
-        """Of each method the strength of largest effect whose perplexity is at most `max_ratio`
-        times that without an edit.
+        """For each method, the strength of largest effect that is fluent.
 
-        Of equal effects the smallest strength; methods none of whose strengths are that fluent are
-        left out.
+        Fluent is a perplexity of at most `max_ratio` times that without an edit. Of equal effects
+        the smallest strength counts. Methods without a fluent strength are left out.
         """
         bound = max_ratio * self.interval(0, "perplexity").value
         best: dict[str, tuple[float, float]] = {}
         for point, (method, strength) in enumerate(self.points):
             if method == NOTHING or self.interval(point, "perplexity").value > bound:
                 continue
+            # The least of these has the largest effect, and then the smallest strength.
             rank = (-self.interval(point, effect).value, strength)
             best[method] = min(rank, best.get(method, rank))
         return {method: strength for method, (_, strength) in best.items()}
@@ -133,23 +139,29 @@ def steer(
     batch_size: int = 32,
     **options: Any,
 ) -> Steered:
-    """Generate under each method at each strength: h' = h + strength · (f(h) − h) (arXiv
-    2308.10248, 2312.06681, 2404.03592).
+    """Generate under each method at each strength.
 
-    methods: name → f, an intervention without a source: `AdditionIntervention(direction)`, a
-        trained `LoReFTIntervention`. Of several under one name (random directions, say) the figures
-        are averaged, prompt by prompt.
-    strengths: of all methods, or of each. 0 changes nothing; 1 is the intervention itself.
-    effects: name → what is read of the generated texts, as `contains` gives it.
-    scope, options: as `IntervenedModel.generate` takes them; greedy by default.
+    h' = h + strength · (f(h) − h)
 
-    Beside the effects, for every generation: "negative_log_likelihood", −log p a token in nats
-    under the network without an edit, given the prompt (from which the perplexity comes); and
-    "distinct", the share of its pairs of neighbouring tokens that do not repeat an earlier pair:
-    loops, too, have a low perplexity.
+    Beside the effects, two figures are measured of every generation. "negative_log_likelihood" is
+    −log p per token in nats, given the prompt, under the network without an edit; the perplexity
+    comes from it. "distinct" is the share of its pairs of neighbouring tokens that do not repeat an
+    earlier pair. Loops have a low perplexity, too, but few distinct pairs.
 
-    Raises ValueError for an intervention that reads a source, a name twice, and no prompt or
-    strength.
+    Arguments:
+        methods: name → f, an intervention without a source: `AdditionIntervention(direction)`, a
+            trained `LoReFTIntervention`. Of several under one name (random directions, say) the
+            figures are averaged, prompt by prompt.
+        strengths: of all methods, or of each. 0 changes nothing; 1 is the intervention itself.
+        effects: name → what is read from the generated texts, as `contains` gives it.
+        scope, options: as `IntervenedModel.generate` takes them; greedy by default.
+
+    Raises:
+        ValueError: for an intervention that reads a source, a name twice, and no prompt, method or
+            strength.
+
+    References:
+        arXiv 2308.10248, 2312.06681, 2404.03592.
     """
     if not prompts or not methods or not strengths:
         raise ValueError("Steering needs at least one prompt, one method and one strength.")
@@ -163,24 +175,26 @@ def steer(
     for name in strengths:
         if name not in methods:
             raise ValueError(f"strengths names {name!r}; the methods are {list(methods)}.")
+    # The first point is the network without an edit, to compare with.
     points = [(NOTHING, 0.0)]
+    # For each point, an edit for each intervention under its name.
     edits: list[list[dict[Any, Intervention]]] = [[{}]]
     for name, method in methods.items():
         interventions = [method] if isinstance(method, Intervention) else method
-        if any(each.needs_source for each in interventions):
+        if any(item.needs_source for item in interventions):
             raise ValueError(
                 f"{name!r} reads a source: steering takes interventions without one, such as "
                 "AdditionIntervention."
             )
         for strength in strengths.get(name, ()):
             points.append((name, float(strength)))
-            edits.append([{site: scaled(each, float(strength))} for each in interventions])
+            edits.append([{site: scaled(item, float(strength))} for item in interventions])
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
     texts = []
     columns = []
-    for several in edits:
+    for edits_of_point in edits:
         runs = []
-        for edit in several:
+        for edit in edits_of_point:
             generated, figures = _generated(network, edit, prompts, batch_size, options)
             for name, effect in effects.items():
                 column = np.asarray(effect(generated), dtype=float)
@@ -195,7 +209,8 @@ def steer(
         columns.append([figures for _, figures in runs])
     values = {}
     for name in (*effects, LOSS, "distinct"):
-        values[name] = np.stack([np.mean([each[name] for each in point], 0) for point in columns])
+        # [point, prompt]; the interventions of one name are averaged.
+        values[name] = np.stack([np.mean([item[name] for item in point], 0) for point in columns])
     return Steered(tuple(points), values, tuple(prompts), tuple(texts))
 
 
@@ -205,7 +220,13 @@ def scaled(intervention: Intervention, strength: float) -> Intervention:
 
 
 def contains(words: Sequence[str]) -> Effect:
-    """1 for a text that has any of the words, whole and whatever their case, else 0."""
+    """An effect that is 1 for a text with any of the words, else 0.
+
+    Words count whole and whatever their case.
+
+    Raises:
+        ValueError: for no word.
+    """
     wanted = {word.lower() for word in words}
     if not wanted:
         raise ValueError("There is no word to look for.")
@@ -213,8 +234,8 @@ def contains(words: Sequence[str]) -> Effect:
     def effect(texts: Sequence[str]) -> list[float]:
         shares = []
         for text in texts:
-            there = {word.strip(".,!;:?()'\"").lower() for word in text.split()}
-            shares.append(float(bool(there & wanted)))
+            text_words = {word.strip(".,!;:?()'\"").lower() for word in text.split()}
+            shares.append(float(bool(text_words & wanted)))
         return shares
 
     return effect
@@ -223,13 +244,17 @@ def contains(words: Sequence[str]) -> Effect:
 def difference_of_means(
     network: Network | nn.Module, towards: Mapping[str, Any], away: Mapping[str, Any], site: Site
 ) -> Float[Tensor, " width"]:
-    """mean of h over `towards` − mean of h over `away`, at every token that the site names (arXiv
-    2308.10248, 2312.06681).
+    """mean of h over `towards` − mean of h over `away`, at every token that the site names.
 
-    towards, away: batches as `encode` gives them. Of a site at all positions each prompt's first
-    token, on which networks keep activations far larger than elsewhere, is left out.
+    Arguments:
+        towards, away: batches as `encode` gives them. Of a site at all positions each prompt's
+            first token is left out: there networks keep activations far larger than elsewhere.
 
-    Raises ValueError where no token is left.
+    Raises:
+        ValueError: where no token is left.
+
+    References:
+        arXiv 2308.10248, 2312.06681.
     """
     means = []
     for batch in (towards, away):
@@ -237,6 +262,7 @@ def difference_of_means(
         activation = captured[site].float()
         n = captured.counts[site]
         columns = torch.arange(activation.shape[1], device=activation.device)
+        # [prompt, position]: which tokens count.
         real = columns.expand(len(activation), -1) >= (1 if site.position is None else 0)
         if n is not None:
             real = real & (columns < n.unsqueeze(1))
@@ -251,11 +277,13 @@ def difference_of_means(
 def frame_direction(
     intervention: Intervention, along: Float[Tensor, " width"]
 ) -> Float[Tensor, " width"]:
-    """The direction of a trained frame Q that points along a vector, as long as it: ‖v‖ · QQᵀv /
-    ‖QQᵀv‖; of rank 1, ±Q.
+    """The direction of a trained frame Q that points along a vector v, with the length of v.
 
-    Raises ValueError for an intervention without a frame, and a vector of which the frame holds
-    nothing.
+    ‖v‖ · QQᵀv / ‖QQᵀv‖; of rank 1, ±Q
+
+    Raises:
+        ValueError: for an intervention without a frame, and a vector of which the frame holds
+            nothing.
     """
     if not isinstance(intervention.basis, Frame):
         raise ValueError(
@@ -269,7 +297,8 @@ def frame_direction(
 
 
 def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> list[Tensor]:
-    """Directions of the same norm, uniformly random: the control."""
+    """Directions of the same norm, uniformly random, as a control."""
+    # Gaussian vectors point in all directions alike; only their length has to be set.
     drawn = torch.randn(n, len(like), generator=torch.Generator().manual_seed(seed)).to(like)
     return list(drawn / drawn.norm(dim=1, keepdim=True) * like.norm())
 
@@ -281,8 +310,10 @@ def _generated(
     batch_size: int,
     options: Mapping[str, Any],
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """What is generated for each prompt, its −log p a token without an edit, and its share of
-    distinct pairs.
+    """The text that is generated for each prompt, and two figures of each text.
+
+    They are −log p per token without an edit, and the share of distinct pairs of neighbouring
+    tokens.
     """
     model = IntervenedModel(network, edit)
     plain = IntervenedModel(network, {})
@@ -293,9 +324,12 @@ def _generated(
         batch = network.encode(list(prompts[start : start + batch_size]))
         n_columns = batch["input_ids"].shape[1]
         with torch.no_grad():
+            # [batch, new token], without the prompt's columns.
             new = model.generate(batch, **options)[:, n_columns:].cpu()
             end = (new == tokenizer.eos_token_id).long()
+            # The first end token counts; all that follows it is padding.
             answer = new.masked_fill(end.cumsum(1) > end, IGNORED)
+            # The text is teacher-forced in the network without an edit.
             logits = plain.answer_logits({**batch, "answer": answer})
             log_p = logits.float().log_softmax(-1).cpu()
         real = answer != IGNORED
@@ -304,6 +338,7 @@ def _generated(
         for row in range(len(answer)):
             ids = answer[row, real[row]].tolist()
             texts.append(tokenizer.decode(ids, skip_special_tokens=True))
+            # A text of one token has no pairs, and repeats nothing.
             neighbours = list(pairwise(ids))
             n_distinct = len(set(neighbours))
             distinct.append(n_distinct / len(neighbours) if neighbours else 1.0)

@@ -1,4 +1,4 @@
-"""Vanilla patching of many sites, as what every pair does: behind `iit.sweep`."""
+"""Vanilla patching of many sites, pair by pair; `iit.sweep` makes rows of it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,13 +35,17 @@ def patched(
     batch_size: int = 64,
     progress: bool = False,
 ) -> dict[Site, Patched]:
-    """Swap the whole vector of each site from source to base, one site at a time, on every pair,
-    changing or not.
+    """Swap the whole vector of each site from source to base, one site at a time.
 
-    variable: whose source is read; needed where the pairs are of several.
+    All pairs are run, changing or not.
 
-    Raises ValueError for a site the network lacks, a position a prompt lacks, and a variable the
-    pairs do not have.
+    Arguments:
+        variable: whose source is read; needed where the pairs are of several.
+        store, batch_size, progress: as `patch` takes them.
+
+    Raises:
+        ValueError: for a site the network lacks, a position a prompt lacks, and a variable the
+            pairs do not have.
     """
     contrast = Contrast.of(network, pairs, variable=variable, every=True)
     effects = patch(

@@ -1,5 +1,6 @@
-"""Causal tracing: the subject is corrupted, and states of the clean run are put back to see which
-of them restore the answer.
+"""Causal tracing: the subject is corrupted, and states of the clean run are put back.
+
+What is measured is which states restore the answer.
 """
 
 import logging
@@ -26,8 +27,9 @@ from iit.site import Site
 log = logging.getLogger(__name__)
 
 SPANS = ("subject_first", "subject_middle", "subject_last", "after_subject", "further", "last")
-"""The kinds of tokens from the subject on, as the paper has them. A subject's only token is
-`subject_last`; a prompt's last one `last`.
+"""The kinds of tokens from the subject on, as in the paper.
+
+A subject's only token is `subject_last`; a prompt's last one is `last`.
 """
 TOKEN = "token"
 """The role of the one token that a row restores."""
@@ -47,27 +49,39 @@ def trace(
     batch_size: int = 64,
     **where: Any,
 ) -> Effects:
-    """Causal tracing (ROME, arXiv 2202.05262): what restoring each cell does to runs whose subject
-    is corrupted, mean over draws of noise.
+    """What restoring each cell does to runs whose subject is corrupted.
 
-    The embeddings of the subject's tokens become h + multiple·σ·ε, ε ~ N(0, 1), σ the standard
-    deviation of the embeddings of all the prompts' subjects, as in the paper; in the same run the
-    cell gets its value of the clean run. ε depends on the seed, the draw and the prompt's tokens
-    alone, so it is the same for all cells. In the result `source` is the clean run and `unedited`
-    the corrupted one: a `normalised_` metric is 0 where nothing is restored, and 1 where all is.
+    The effect is the mean over draws of noise.
 
-    prompts: a batch with `answer`; of pairs the distinct bases, each with its own answer.
-    subject: the role that is corrupted.
-    window: layers that are restored at once, the cell's in the middle; fewer at the ends.
-    only: numbers of the prompts that are traced; all by default. σ is of all in any case.
-    where: as `patch` takes it. Of the positions those of `SPANS`, the default, stand for several
-        tokens, each of which is restored by itself; the effects are averaged, NaN where a prompt
-        has none. positions="tokens": every index that all prompts have.
-    The others: as `patch` takes them.
+    The embeddings of the subject's tokens become h + multiple·σ·ε with ε ~ N(0, 1). σ is the
+    standard deviation of the embeddings of all the prompts' subjects, as in the paper. In the same
+    run the cell gets its value of the clean run. ε depends on the seed, the draw and the prompt's
+    tokens alone, so it is the same for all cells. In the result `source` is the clean run and
+    `unedited` the corrupted one. So a `normalised_` metric is 0 where nothing is restored, and 1
+    where everything is.
 
-    Raises ValueError for prompts without an answer of their own, or one of several tokens, a
-    subject that a prompt lacks, numbers of prompts that do not exist, windows that have no middle
-    or are wider than the network, and sites the network lacks.
+    Arguments:
+        prompts: a batch with `answer`; pairs stand for their distinct bases, each with its own
+            answer.
+        subject: the role that is corrupted.
+        window: how many layers are restored at once, the cell's in the middle; fewer at the ends.
+        multiple: the noise's scale in units of σ.
+        draws, seed: how many draws of noise, and their seed.
+        only: numbers of the prompts that are traced; all by default. σ is of all prompts in any
+            case.
+        where: as `patch` takes it. Positions are `SPANS` by default. Each of a span's tokens is
+            restored by itself; the effects are averaged, and are NaN where a prompt has none.
+            positions="tokens" stands for every index that all prompts have.
+        metric, batch_size: as `patch` takes them.
+
+    Raises:
+        ValueError: for fewer than one draw, prompts without an answer of their own or with one of
+            several tokens, a subject that a prompt lacks, numbers of prompts that do not exist,
+            windows that have no middle or are wider than the network, windows of sites without a
+            layer, spans that no prompt has, and sites the network lacks.
+
+    References:
+        ROME, arXiv 2202.05262.
     """
     if draws < 1:
         raise ValueError(f"There is nothing to do with {draws} draws of noise.")
@@ -75,17 +89,19 @@ def trace(
     sites = _sites(clean, where)
     n_layers = n_blocks(clean.module)
     _check_window(window, n_layers, sites)
+    # The clean run's states are read once, at all positions, for every layer of any window.
     restored: list[Site] = []
     for site in sites:
         restored += _window(replace(site, position=None), window, n_layers)
     states = activations(network, clean.base, list(dict.fromkeys(restored)))
 
-    # Each token of a span is restored by itself: it is a row of its own.
+    # Each token of a span is restored by itself, so it is a row of its own in a second contrast.
     in_spans = [site for site in sites if site.position in SPANS]
     one_token = dict.fromkeys(replace(site, position=TOKEN) for site in in_spans)
     tokens = _SpanTokens.of(clean, {str(site.position) for site in in_spans})
     others = [Cell(site) for site in sites if site.position not in SPANS]
     every = torch.arange(len(clean))
+    # (contrast, the number of each row's prompt, the cells): whole prompts, then single tokens.
     runs = [(clean, every, others), (tokens.contrast, tokens.prompt, list(map(Cell, one_token)))]
     metrics = metrics_of(metric)
     before, logits = unedited(clean, clean.base, metrics)
@@ -94,19 +110,23 @@ def trace(
         log.info("Draw %d of %d", draw + 1, draws)
         noise = corruption(clean, columns, multiple * deviation, seed, draw)
         embedding = [Cell(EMBEDDING)]
+        # The corrupted run without any state put back: the one cell only carries the noise.
         alone = cell_values(clean, embedding, noise.edit_of, metrics, logits, None, batch_size)
         values: dict[Any, np.ndarray] = {(name, None): column for name, (column,) in alone.items()}
+        # Runs resume from the corrupted run below their layer: the noise is the same for all cells.
         under = ActivationStore(clean.module, layers=range(1, n_layers + 1), under=noise.applied)
         for contrast, prompt, cells in runs:
             if not cells:
                 continue
             edit_of = _Restored(noise, prompt, window, states).edit_of
+            # Logits of the clean run, row by row.
             plain = None if logits is None else logits[prompt]
             figures = cell_values(contrast, cells, edit_of, metrics, plain, under, batch_size)
             for name, by_cell in figures.items():
                 for cell, column in zip(cells, by_cell, strict=True):
                     values[name, cell.site] = column
         drawn.append(values)
+    # {(metric, site or None for the corrupted run): float[row]}
     mean = {key: np.mean([values[key] for values in drawn], 0) for key in drawn[0]}
 
     effects: dict[str, np.ndarray] = {}
@@ -136,8 +156,9 @@ def trace(
 class _SpanTokens:
     """Single tokens as rows.
 
-    contrast: a row for each, with its column at the role `TOKEN`. prompt: LongTensor[row].
-    span: str[row].
+    contrast: a row for each token, with its column at the role `TOKEN`.
+    prompt: LongTensor[row], the number of each token's prompt.
+    span: str[row], the span that each token belongs to.
     """
 
     contrast: Contrast
@@ -146,7 +167,8 @@ class _SpanTokens:
 
     @classmethod
     def of(cls, clean: Contrast, spans: Collection[str]) -> "_SpanTokens":
-        """Those of some spans."""
+        """The tokens of some spans."""
+        # An empty start, so that `cat` works without any span.
         prompts = [torch.empty(0, dtype=torch.long)]
         columns = [torch.empty(0, dtype=torch.long)]
         names: list[str] = []
@@ -164,8 +186,9 @@ class _SpanTokens:
         return cls(_rows(clean, prompt, base), prompt, np.array(names, dtype=str))
 
     def averaged(self, values: np.ndarray, span: Any, n: int) -> np.ndarray:
-        """float[prompt], the mean over a span's tokens; NaN where there is none. values:
-        float[row].
+        """The mean over a span's tokens, float[prompt]; NaN where there is none.
+
+        values: float[row].
         """
         inside = self.span == span
         prompt = self.prompt.numpy()[inside]
@@ -177,8 +200,7 @@ class _SpanTokens:
 @final
 @dataclass(frozen=True, eq=False)
 class _Restored:
-    """Corrupted runs in which the cell, in all layers of its window, has its state of the clean
-    run.
+    """Corrupted runs in which the cell has its state of the clean run, in all layers of its window.
 
     prompt: LongTensor[pair], which prompt each pair's is.
     states: {site: Tensor[prompt, position, width]}, of sites at all positions.
@@ -190,7 +212,7 @@ class _Restored:
     states: Mapping[Site, Tensor]
 
     def edit_of(self, group: CellGroup) -> Edited:
-        """Noise, and the clean state behind it."""
+        """Noise, followed by the clean state."""
         sites = _window(group.site, self.window, n_blocks(group.contrast.module))
         edits: dict[Any, Edit] = {
             "noise": Edit(EMBEDDING, AdditionIntervention()),
@@ -207,10 +229,12 @@ class _Restored:
             else:
                 index = rows.base["positions"][CELL]
                 counts = (index != IGNORED).sum(1)
+                # Absent columns read column 0, and `counts` leaves them out.
                 index = index[:, : int(counts.max())].clamp(min=0)
             values = {}
             for site in sites:
                 states = self.states[replace(site, position=None)]
+                # [row, position, width]
                 values[site] = states[prompt.unsqueeze(1), index]
             restored = Activations(values, dict.fromkeys(sites, counts))
             sources = {"noise": self.noise.source(prompt, lengths), "restored": restored}
@@ -225,11 +249,13 @@ def _traced(
     subject: str,
     only: Sequence[int] | None,
 ) -> tuple[Contrast, Tensor, float]:
-    """The prompts that are traced, with the roles `SPANS`; the columns of their subjects; and σ, of
-    all prompts.
+    """The prompts that are traced, with the roles `SPANS`; the columns of their subjects; and σ.
+
+    σ is of all prompts.
     """
     clean = questions(network, prompts)
     columns = _subject(clean, subject)
+    # Before `only` is applied: σ is of all prompts.
     deviation = subject_deviation(clean, columns)
     if only is not None:
         if not set(only) <= set(range(len(clean))):
@@ -245,20 +271,22 @@ def _traced(
 
 
 def _rows(clean: Contrast, rows: Tensor, base: Mapping[str, Any]) -> Contrast:
-    """Some prompts, with this base."""
-    own = None if clean.own is None else clean.own[rows]
-    return Contrast(clean.network, base, base, clean.label[rows], own, np.arange(len(rows)))
+    """A contrast of some prompts, with this base."""
+    own_answer = None if clean.own is None else clean.own[rows]
+    return Contrast(clean.network, base, base, clean.label[rows], own_answer, np.arange(len(rows)))
 
 
 def _subject(clean: Contrast, subject: str) -> Tensor:
-    """LongTensor[prompt, position]. Raises ValueError for a role that is not there, or absent in a
-    prompt.
+    """The columns of the subjects, LongTensor[prompt, position].
+
+    Raises:
+        ValueError: for a role that does not exist, or is absent in a prompt.
     """
     roles = clean.base["positions"]
     if subject not in roles:
-        known = ", ".join(map(repr, roles)) or "none"
+        names = ", ".join(map(repr, roles)) or "none"
         raise ValueError(
-            f"The prompts have no role {subject!r} to corrupt; their roles are: {known}."
+            f"The prompts have no role {subject!r} to corrupt; their roles are: {names}."
         )
     absent = (roles[subject] == IGNORED).all(1)
     if bool(absent.any()):
@@ -273,6 +301,7 @@ def _spans(subject: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     """Span → LongTensor[prompt, token], the columns of its tokens, −100 elsewhere."""
     columns = torch.arange(int(lengths.max()))
     end = lengths.unsqueeze(1) - 1
+    # [prompt, 1]; padding must not be the least column.
     first = subject.masked_fill(subject == IGNORED, len(columns)).min(1, keepdim=True).values
     last = subject.max(1, keepdim=True).values
     kinds = {
@@ -287,12 +316,16 @@ def _spans(subject: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     spans = {}
     for span, kind in kinds.items():
         spans[span] = torch.where(kind & free, columns, IGNORED)
-        free = free & ~kind  # a token is of the first kind that fits
+        free = free & ~kind  # a token is of the first kind of `kinds` that fits
     return spans
 
 
 def _sites(clean: Contrast, where: dict[str, Any]) -> list[Site]:
-    """The sites that are restored. Raises ValueError for a span that no prompt has."""
+    """The sites that are restored.
+
+    Raises:
+        ValueError: for a span that no prompt has, and positions that are a single one.
+    """
     absent = [span for span in SPANS if not (clean.base["positions"][span] != IGNORED).any()]
     positions = where.get("positions", SPANS)
     if positions is SPANS:
@@ -312,8 +345,8 @@ def _sites(clean: Contrast, where: dict[str, Any]) -> list[Site]:
 
 
 def _check_window(window: int, n_layers: int, sites: Sequence[Site]) -> None:
-    several = window > 1 and any(site.layer is None for site in sites)
-    if window % 2 == 0 or not 0 < window <= n_layers or several:
+    without_layer = window > 1 and any(site.layer is None for site in sites)
+    if window % 2 == 0 or not 0 < window <= n_layers or without_layer:
         raise ValueError(
             f"window={window}: a window has a layer in its middle, so it is odd, and at most the "
             f"network's {n_layers} layers; of sites without a layer it is 1."
@@ -326,6 +359,7 @@ def _window(site: Site, window: int, n_layers: int) -> list[Site]:
         return [site]
     sites = []
     for layer in range(site.layer - window // 2, site.layer + window // 2 + 1):
+        # A layer that does not exist is refused where the site is resolved.
         if layer == site.layer or 0 <= layer < n_layers:
             sites.append(replace(site, layer=layer))
     return sites

@@ -1,4 +1,4 @@
-"""From files to tables and figures."""
+"""From files of figures to tables, pictures and pages."""
 
 from iit.report.atlas import atlas_cells, atlas_figure
 from iit.report.curves import training_curve

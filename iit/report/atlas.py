@@ -1,4 +1,4 @@
-"""Many cells at once: validation IIA by layer and position, beside the whole vector's."""
+"""Many cells at once: validation IIA by layer and position, beside that of the whole vector."""
 
 from collections.abc import Sequence
 from math import nan
@@ -11,13 +11,14 @@ from iit.report.table import Table
 from iit.result import SCORE, Row, where
 
 PANELS: dict[str | None, str] = {"vanilla": "whole vector", None: "trained"}
+"""Control → the name of its panel."""
 
 
 def atlas_cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A line for each place, of the whole vector and of what was trained: its validation IIA on
-    changing pairs.
+    """A line for each layer and position, with its validation IIA on changing pairs.
 
-    Of several ranks and seeds at a place the highest is taken.
+    The lines are of the whole vector and of the trained cells. Of several ranks and seeds at one
+    place the highest figure is taken.
     """
     cells = []
     for control, panel in PANELS.items():
@@ -35,10 +36,13 @@ def atlas_cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def atlas_figure(rows: Sequence[Row]) -> Figure:
-    """Two heatmaps, layer × position: the whole vector's validation IIA on changing pairs, and the
-    trained cells'.
+    """Two heatmaps, layer × position, of validation IIA on changing pairs.
 
-    Cells that were not trained are hatched. Raises ValueError without validation rows.
+    One is of the whole vector, the other of the trained cells. Cells that were not trained are
+    hatched.
+
+    Raises:
+        ValueError: without validation rows.
     """
     cells = atlas_cells(rows)
     if not cells:
@@ -47,12 +51,13 @@ def atlas_figure(rows: Sequence[Row]) -> Figure:
 
 
 def atlas_tables(rows: Sequence[Row]) -> list[Table]:
-    """A line for each layer in which anything was trained: trained IIA, the whole vector's in
-    brackets.
+    """A line for each layer in which anything was trained.
 
-    None where each variable has figures of one layer and position alone.
+    It holds the trained IIA at each position, and that of the whole vector in brackets. There is no
+    table where each variable has figures of one layer and position alone.
     """
     scores = where(rows, **SCORE)
+    # As many places as variables: each variable was trained at one place.
     places = {(row.variable, row.layer, str(row.position)) for row in scores}
     if len(places) == len({variable for variable, _, _ in places}):
         return []
@@ -68,6 +73,7 @@ def atlas_tables(rows: Sequence[Row]) -> list[Table]:
             whole, trained = (
                 values.get((panel, layer, position), nan) for panel in PANELS.values()
             )
+            # A figure that was not measured is a dash.
             line.append(f"{trained:.3f} ({whole:.3f})".replace("nan", "—"))
         lines.append(line)
     title = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by colour-blind eyes and in print.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, also in print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _IIA = (("iia_changing", "changing pairs", _GREEN, "s"), ("iia", "all pairs", _ORANGE, "o"))
 _REFERENCES = (
@@ -15,23 +15,26 @@ _REFERENCES = (
 
 
 def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """metric → [(step, value), …] of a Lightning CSV log, blanks left out."""
+    """The series of a Lightning CSV log, metric → [(step, value), …], without blanks."""
     series: dict[str, list[tuple[int, float]]] = {}
     with Path(path).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
+                # A line holds what was logged at one step; its other cells are blank.
                 if name not in ("step", "epoch") and value not in ("", None):
                     series.setdefault(name, []).append((int(row["step"]), float(value)))
     return series
 
 
 def training_curve(path: str | Path) -> Figure:
-    """Loss of each step and of validation, and validation IIA on all and on changing pairs, against
-    optimizer steps.
+    """Losses and validation IIA against optimizer steps.
 
-    Where they were logged, the IIA of the whole vector (dashed) and of a random subspace (dotted)
-    is there, too. A log without validation IIA gives the loss alone. Raises ValueError when the log
-    holds no training loss.
+    The losses are those of each training step and of validation. IIA is given on all and on
+    changing pairs. Where they were logged, the IIA of the whole vector (dashed) and of a random
+    subspace (dotted) is there, too. A log without validation IIA gives the losses alone.
+
+    Raises:
+        ValueError: where the log holds no training loss.
     """
     series = read_log(path)
     if "train/loss" not in series:
@@ -61,14 +64,14 @@ def training_curve(path: str | Path) -> Figure:
                 marker=marker,
                 label=label,
             )
-            for control, what, style in _REFERENCES:
+            for control, reference, style in _REFERENCES:
                 line = series.get(f"val/{control}/{metric}")
                 if line:
                     accuracy.plot(
                         *zip(*line, strict=True),
                         color=colour,
                         linestyle=style,
-                        label=f"{label}, {what}",
+                        label=f"{label}, {reference}",
                     )
         accuracy.set(xlabel="optimizer step", ylabel="validation IIA", ylim=(-0.02, 1.02))
         figure.legend(

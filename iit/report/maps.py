@@ -1,4 +1,4 @@
-"""Figures of a map: heatmaps over layers, heads and positions, and curves with their intervals."""
+"""Figures of a map: heatmaps over layers, heads and positions, and curves with intervals."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,8 +14,8 @@ from iit.result import Row
 Line = Row | Mapping[str, Any]
 """A line of a table: a row, or a mapping of its columns."""
 
-# Okabe and Ito's colours: told apart by colour-blind eyes; markers and dashes tell them apart in
-# print, too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Markers and dashes tell curves
+# apart in print, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
@@ -35,35 +35,44 @@ def heatmap(
     centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
-    """A panel's heatmap for each value of the column `panel`, on one scale; cells without a figure
-    are hatched.
+    """A heatmap for each value of the column `panel`, all on one scale.
 
-    The cell farthest from the centre is outlined in each panel.
+    Cells without a figure are hatched. The cell farthest from the centre is outlined in each panel.
+    The colour bar has a pointed end where figures lie beyond the limits.
 
-    x, y: columns of the lines. labels: what stands for a value of x, an example of its token below
-    the name. limits: of the colours; by default 0 to 1 for shares (`SHARES`) and −1 to 1 for
-    normalised metrics, whatever the figures, so that pictures can be compared; else as far below
-    the centre as above, so that white is the centre. centre: what a cell has where nothing happens.
-    The colour bar has a pointed end where figures lie beyond.
+    Arguments:
+        x, y: columns of the lines.
+        labels: value of x → an example of its token, which stands below the name.
+        limits: of the colours. By default 0 to 1 for shares (`SHARES`), and 1 to either side of
+            the centre for normalised metrics. These do not depend on the figures, so pictures can
+            be compared. For others as far below the centre as above, so that white is the centre.
+        centre: the value of a cell where nothing happens.
 
-    Raises ValueError where no line has the metric, and where several stand for one cell.
+    Raises:
+        ValueError: where no line has the metric, and where several stand for one cell.
     """
     table = _table(lines, metric)
     columns, rows = _values(table, x), _values(table, y)
     grids = {name: _grid(part, x, y, columns, rows) for name, part in _parts(table, panel).items()}
-    every = np.array(list(grids.values()))
+    # [panel, row, column]; NaN where a cell has no figure.
+    all_values = np.array(list(grids.values()))
     is_share = metric in SHARES
+    # A map without any effect would have no range of colours.
     reach = (
-        1.0 if metric.startswith("normalised_") else float(np.nanmax(np.abs(every - centre))) or 1.0
+        1.0
+        if metric.startswith("normalised_")
+        else float(np.nanmax(np.abs(all_values - centre))) or 1.0
     )
     low, high = limits or ((0.0, 1.0) if is_share else (centre - reach, centre + reach))
     colours = "PuOr_r" if low < centre < high and not is_share else "viridis"
     texts = [_label(value, labels) for value in columns]
     longest = max(map(len, "\n".join(texts).split("\n")))
+    # In inches: room for the longest label of each column.
     width = max(1.4, max(0.34, 0.075 * longest) * len(columns))
     height = max(1.6, 0.2 * len(rows))
     figure = Figure(figsize=(1.8 + width * len(grids), 1.3 + height), layout="constrained")
     panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
+    # At most about a dozen labels on the y axis.
     step = max(1, len(rows) // 12)
     for axes, (name, grid) in zip(panels, grids.items(), strict=True):
         hatch(axes)
@@ -81,6 +90,7 @@ def heatmap(
         axes.set(xlabel=x, title="" if name is None else _label(name, labels))
         axes.spines[:].set_visible(False)
         if not np.isnan(grid).all():
+            # The outline of the cell farthest from the centre.
             row, column = np.unravel_index(np.nanargmax(np.abs(grid - centre)), grid.shape)
             axes.add_patch(
                 Rectangle(
@@ -88,13 +98,13 @@ def heatmap(
                 )
             )
     panels[0].set_ylabel(y)
-    beyond = bool(np.nanmin(every) < low), bool(np.nanmax(every) > high)
+    beyond = bool(np.nanmin(all_values) < low), bool(np.nanmax(all_values) > high)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
         beyond, "neither"
     )
     n = max(line["n"] for line in table)
-    what = f"{metric.replace('_', ' ')} (n = {n})"
-    figure.colorbar(panels[-1].images[0], ax=figure.axes, label=what, extend=extend)
+    bar_label = f"{metric.replace('_', ' ')} (n = {n})"
+    figure.colorbar(panels[-1].images[0], ax=figure.axes, label=bar_label, extend=extend)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -108,10 +118,12 @@ def curves(
     series: str = "method",
     title: str | None = None,
 ) -> Figure:
-    """A panel for each metric: its value against the column x with a band for the interval, a curve
-    for each value of `series`.
+    """A panel for each metric: its value against the column x, with a band for the interval.
 
-    Raises ValueError for a metric no line has.
+    There is a curve for each value of `series`.
+
+    Raises:
+        ValueError: for a metric that no line has.
     """
     figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2), layout="constrained")
     for axes, metric in zip(
@@ -121,6 +133,7 @@ def curves(
         marks = _values(table, x)
         places = {mark: mark for mark in marks}
         if not _are_numbers(marks):
+            # Values that are no numbers stand side by side.
             places = {mark: number for number, mark in enumerate(marks)}
             axes.set_xticks(
                 range(len(marks)), [str(mark).replace("_", "\n", 1) for mark in marks], fontsize=8
@@ -128,6 +141,7 @@ def curves(
         for number, (name, part) in enumerate(_parts(table, series).items()):
             points = [(places[line[x]], line["value"], line["low"], line["high"]) for line in part]
             at, value, low, high = zip(*sorted(points), strict=True)
+            # Beyond the six colours the dashes change.
             turn, kind = divmod(number, len(COLOURS))
             colour, marker, dashes = COLOURS[kind], MARKERS[kind], DASHES[turn % len(DASHES)]
             axes.plot(
@@ -167,36 +181,36 @@ def map_figure(
     centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
-    """The figure that suits what varies: layer × head, head × position of one layer, layer ×
-    position, or a curve over layers or units.
+    """The figure that suits what varies among the lines.
 
-    A site of no layer stands at its component's name in place of one. Where all cells have one
-    position, the title says which.
+    It is layer × head, head × position of one layer, layer × position, or a curve over layers or
+    units. A site without a layer stands at its component's name in place of one. Where all cells
+    have one position, the title says which.
     """
     table = _table(lines, metric)
-    several = [
+    varying = [
         name
         for name in ("component", "layer", "head", "position", "unit")
         if len(_parts(table, name)) > 1
     ]
     position = table[0]["position"]
-    if "position" not in several and position is not None:
+    if "position" not in varying and position is not None:
         title = f"{title or ''} @ {_label(position, labels)}".replace("\n", " ").strip()
-    if "unit" in several:
+    if "unit" in varying:
         for line in table:
-            place = [f"{name} {_label(line[name])}" for name in several if name != "unit"]
+            place = [f"{name} {_label(line[name])}" for name in varying if name != "unit"]
             line["place"] = ", ".join(place) or line["component"]
         return curves(table, x="unit", metrics=[metric], series="place", title=title)
     for line in table:
         if line["layer"] is None:
             line["layer"] = line["component"]
     draw = partial(heatmap, table, metric=metric, labels=labels, centre=centre, title=title)
-    panel = "component" if "component" in several else None
-    if "head" in several and "position" in several and "layer" not in several:
+    panel = "component" if "component" in varying else None
+    if "head" in varying and "position" in varying and "layer" not in varying:
         return draw(x="position", y="head", panel=panel)
-    if "head" in several:
-        return draw(x="head", panel=_head_panel(table, several, labels))
-    if "position" in several:
+    if "head" in varying:
+        return draw(x="head", panel=_head_panel(table, varying, labels))
+    if "position" in varying:
         return draw(panel=panel)
     return curves(table, x="layer", metrics=[metric], series="component", title=title)
 
@@ -204,11 +218,13 @@ def map_figure(
 def _head_panel(
     table: list[dict[str, Any]], several: Sequence[str], labels: Mapping[Any, str] | None
 ) -> str | None:
-    """The column that panels of layer × head stand for.
+    """The column that has a panel for each value, in a figure of layer × head.
 
-    A component without heads, beside one that has them, becomes a column of its own.
+    A component without heads, beside one that has them, becomes a column of its own among the
+    heads.
     """
     with_heads = {line["component"] for line in table if line["head"] is not None}
+    # Such a component shares the panel, so the panels need not tell components apart.
     joins = "component" in several and len(with_heads) == 1
     for line in table:
         line["place"] = f"{line['component']} @ {_label(line['position'], labels)}"
@@ -220,8 +236,9 @@ def _head_panel(
 
 
 def _table(lines: Sequence[Line], metric: str) -> list[dict[str, Any]]:
-    """The lines of a metric, as mappings. Lists, as several heads or positions are written, become
-    tuples: they can be told apart.
+    """The lines of a metric, as mappings.
+
+    Lists, as several heads or positions are written, become tuples, which can be keys.
     """
     table, metrics = [], set()
     for line in lines:
@@ -244,13 +261,13 @@ def _are_numbers(values: Sequence[Any]) -> bool:
 
 
 def _values(table: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
-    """A column's values: numbers in order, others as they come."""
+    """The values of a column: numbers in ascending order, others as they come."""
     values = list(dict.fromkeys(line[column] for line in table))
     return sorted(values) if _are_numbers(values) else values
 
 
 def _parts(table: list[dict[str, Any]], column: str | None) -> dict[Any, list[dict[str, Any]]]:
-    """Value of the column → its lines; without a column all of them, at None."""
+    """Value of the column → its lines; without a column all lines, at None."""
     if column is None:
         return {None: table}
     return {
@@ -285,6 +302,6 @@ def _label(value: Any, labels: Mapping[Any, str] | None = None) -> str:
 
 
 def hatch(axes: Axes) -> None:
-    """What has no figure is not 0."""
+    """Hatch the background, so that a cell without a figure does not look like a 0."""
     axes.set_facecolor("0.92")
     axes.patch.set(hatch="////", edgecolor="0.75")

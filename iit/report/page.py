@@ -1,8 +1,7 @@
-"""An experiment's page: the table in its README is generated from its result.json.
+"""The table of an experiment's page: it is generated from the experiment's result.json.
 
-That is a run's metrics.json or, of a script that measures something else, {"schema": "iit.table/1",
-"facts": {…},
-"columns": [text, …], "lines": [[text, …], …]}.
+That file is a run's metrics.json or, of a script that measures something else, {"schema":
+"iit.table/1", "facts": {…}, "columns": [text, …], "lines": [[text, …], …]}.
 """
 
 import json
@@ -19,8 +18,10 @@ TABLE = "iit.table/1"
 
 
 def page_with_table(folder: Path) -> str:
-    """The README's text with the table of `result.json` between its marks. Raises ValueError when
-    the marks are missing.
+    """The README's text with the table of `result.json` between its marks.
+
+    Raises:
+        ValueError: where a mark is missing or stands twice.
     """
     text = (folder / "README.md").read_text(encoding="utf-8")
     if text.count(START) != 1 or text.count(END) != 1:
@@ -36,7 +37,7 @@ def _shown(result: Path) -> str:
     if content.get("schema") == TABLE:
         return Table("", content["columns"], content["lines"]).markdown()
     first, *others = tables(read_metrics(result), brief=False)
-    # The page's own title says what the first one is.
+    # The page's own title says what the first table is.
     return "\n".join(table.markdown() for table in (replace(first, title=""), *others))
 
 
@@ -50,10 +51,14 @@ def unclean(result: Path) -> str | None:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m iit.report.page [--write] [FOLDER]`: compare (or write) the pages of all
-    experiments; 1 when one is stale.
+    """Compare (or write) the pages of all experiments.
+
+    The command is `python -m iit.report.page [--write] [FOLDER]`.
 
     A result that cannot be traced to a revision is a warning.
+
+    Returns:
+        1 where a page is stale, else 0.
     """
     write, root = (
         "--write" in arguments,

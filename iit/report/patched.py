@@ -1,5 +1,6 @@
-"""The tables of a job `patch`: the strongest cells of each map, ranked on validation and measured
-on test.
+"""The tables of a job `patch`.
+
+They hold the strongest cells of each map, ranked on validation and measured on test.
 """
 
 from collections.abc import Mapping
@@ -12,10 +13,11 @@ HEADER = ("cell", "validation", "test", "95% interval", "n")
 
 
 def map_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
-    """A line for each cell that was measured on test, ranked as on validation; then the runs
-    without an edit.
+    """A line for each cell that was measured on test, ranked as on validation.
 
-    brief: a table for each map, not one for all.
+    The runs without an edit follow. Other runs have no such table.
+
+    brief: a table for each map, instead of one for all.
     """
     maps = metrics.facts.get("maps")
     if not maps:
@@ -25,6 +27,7 @@ def map_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     if not brief:
         joined = [(name, *line) for name in maps for line in lines[name]]
         return [Table("", ("map", *HEADER), joined, caption, n_words=2)]
+    # The caption is of all maps, so it stands below the last one.
     captions = {list(maps)[-1]: caption}
     return [
         Table(f"{name}: the strongest cells", HEADER, lines[name], captions.get(name, ""))
@@ -33,6 +36,7 @@ def map_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
 
 
 def _lines(metrics: Metrics, name: str, about: Mapping[str, Any]) -> list[list[str]]:
+    # A job names the rows of each map EXPERIMENT/MAP.
     rows = [row for row in metrics.rows if str(row.experiment).endswith(f"/{name}")]
     rows = where(rows, metric=about["metric"])
     before = {(Cell.of(row), row.control): row for row in where(rows, split="validation")}
@@ -49,9 +53,7 @@ def _lines(metrics: Metrics, name: str, about: Mapping[str, Any]) -> list[list[s
 
 
 def _caption(maps: Mapping[str, Any], estimates: Mapping[str, Any]) -> str:
-    """What the figures are, how many cells the best were chosen from, and how far estimates
-    agree.
-    """
+    """What the figures are, how many cells each map has, and how far estimates agree."""
     metrics = sorted({about["metric"].replace("_", " ") for about in maps.values()})
     cells = ", ".join(f"{name} {about['n_cells']}" for name, about in maps.items())
     caption = (

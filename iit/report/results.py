@@ -19,14 +19,16 @@ HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
 
 def tables(metrics: Metrics, *, brief: bool) -> list[Table]:
-    """The tables of a run, those that only its kind has or, of any other run, those of its rows.
+    """The tables of a run.
+
+    Some kinds of runs have tables of their own. All others have those of their rows.
 
     brief: for the terminal, without what only a page has room for.
     """
     for tables_of in (ground_truth_tables, map_tables, steering_tables, ladder_tables):
-        found = tables_of(metrics, brief)
-        if found:
-            return found
+        special = tables_of(metrics, brief)
+        if special:
+            return special
     return result_tables(metrics, brief)
 
 
@@ -41,15 +43,16 @@ def print_results(folder: str | Path) -> None:
 def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     """The test figures, the verdicts on them, and a grid of the cells where there are many.
 
-    Raises ValueError where there is no row.
+    Raises:
+        ValueError: where there is no row.
     """
     rows = metrics.rows
     if not rows:
         raise ValueError("There is no row to show: the job returned none.")
     cells = {Cell.of(row): row for row in where(rows, split="test") or rows}
-    what = f"{len(cells)} cells" if len(cells) > 1 else describe(next(iter(cells.values())))
+    subject = f"{len(cells)} cells" if len(cells) > 1 else describe(next(iter(cells.values())))
     results = results_table(
-        rows, f"{rows[0].experiment}: {what} in {rows[0].network}", shares(metrics), brief=brief
+        rows, f"{rows[0].experiment}: {subject} in {rows[0].network}", shares(metrics), brief=brief
     )
     verdicts = [verdict_table(verdict, brief=brief) for verdict in metrics.facts.get("verdict", ())]
     atlas = atlas_tables(rows)
@@ -59,12 +62,12 @@ def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
 def results_table(
     rows: Sequence[Row], title: str, caption: str = "", *, brief: bool = False
 ) -> Table:
-    """What is shown of a run: test figures, those with a name in its order and then the others,
-    changing pairs first.
+    """The test figures of a run, changing pairs first.
 
-    The single draws of a pooled control (`random_subspace/0`, `seed/1`, …), differences from the
-    controls but the first three, and readouts of what was trained again are left to `metrics.json`.
-    Figures of several cells say whose they are.
+    Figures with a name come in the order of the vocabulary, then the others. Some are left to
+    `metrics.json`: the single draws of a pooled control (`random_subspace/0`, `seed/1`, …), and
+    figures that the vocabulary gives no label (see `label`). Figures of several cells say whose
+    they are.
 
     brief: of controls and differences the changing pairs alone, where there are any.
     """
@@ -77,11 +80,14 @@ def results_table(
             or row.subset == "changing"
             or row.metric.startswith("principal_angle")
         ]
+    # Off-target rows describe a cell of this run, but name another variable.
     edited = {Cell.of(row): None for row in shown if not (row.control or "").startswith(OFF_TARGET)}
     cells = list(edited | {Cell.of(row): None for row in shown})
+    # Cells that differ in their variable only are told apart by its name.
     one_place = len({cell._replace(variable=None) for cell in cells}) == 1
 
     def order(row: Row) -> tuple[int, int, int]:
+        # A subset that is not named comes behind all that are.
         subset = [*SUBSETS, row.subset].index(row.subset)
         return cells.index(Cell.of(row)), place(row.control, row.metric), subset
 
@@ -110,8 +116,9 @@ def describe(row: Row) -> str:
 
 
 def shares(metrics: Metrics) -> str:
-    """Which shares of the test pairs are changing, and separate the hypothesis from each rival;
-    nothing where a run does not say.
+    """The share of test pairs that are changing, and that separate the hypothesis from each rival.
+
+    It is an empty text where a run does not say.
     """
     data = metrics.facts.get("data", {})
     changing, rivals = data.get("changing", {}).get("test"), data.get("separating", {}).get("test")
@@ -120,9 +127,13 @@ def shares(metrics: Metrics) -> str:
     n = pairs or sum(row.n for row in where(test, metric="task_accuracy"))
     if not n or changing is None or rivals is None:
         return ""
-    told = [f"{changing / n:.0%} are changing"] if pairs else []
-    told += [
+    phrases = [f"{changing / n:.0%} are changing"] if pairs else []
+    phrases += [
         f"{count / n:.0%} tell the hypothesis from the rival `{name}`"
         for name, count in rivals.items()
     ]
-    return f"Of the {n} test {'pairs' if pairs else 'prompts'}, {'; '.join(told)}." if told else ""
+    return (
+        f"Of the {n} test {'pairs' if pairs else 'prompts'}, {'; '.join(phrases)}."
+        if phrases
+        else ""
+    )

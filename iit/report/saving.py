@@ -1,4 +1,4 @@
-"""Figures as files: pictures, and their data beside them."""
+"""Figures as files: pictures, with their data beside them."""
 
 import csv
 import io
@@ -12,11 +12,12 @@ from iit.result import Row, write_text
 
 
 def save_figure(figure: Figure, path: str | Path, table: Sequence[Line] = ()) -> None:
-    """Write PATH.png and PATH.svg and, with the lines of a table, PATH.csv; each atomically."""
+    """Write PATH.png and PATH.svg and, with a table's lines, PATH.csv; each atomically."""
     for suffix in ("png", "svg"):
         content = io.BytesIO()
         figure.savefig(content, format=suffix, dpi=150)
         target = Path(f"{path}.{suffix}")
+        # It is renamed when it is complete, so nobody reads half a picture.
         temporary = target.with_name(f".{target.name}.partial")
         temporary.write_bytes(content.getvalue())
         temporary.replace(target)
@@ -25,7 +26,7 @@ def save_figure(figure: Figure, path: str | Path, table: Sequence[Line] = ()) ->
 
 
 def write_csv(path: Path, table: Sequence[Line]) -> None:
-    """Write the lines of a table, whose columns are the first line's, atomically."""
+    """Write the lines of a table atomically; the first line says which columns there are."""
     lines = [line.to_dict() if isinstance(line, Row) else line for line in table]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")

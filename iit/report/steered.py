@@ -1,5 +1,6 @@
-"""The table of a job `steer`: of each method the strength chosen on validation, measured on test
-prompts, and what it writes.
+"""The table of a job `steer`: each method at the strength that was chosen on validation.
+
+Figures are of test prompts, and the caption shows what was written.
 """
 
 from itertools import groupby
@@ -9,14 +10,16 @@ from iit.result import Metrics, where
 
 
 def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
-    """A line for each method: its figures on test prompts; first the network without an edit. None
-    for other runs.
+    """A line for each method: its figures on test prompts; first the network without an edit.
+
+    Other runs have no such table.
     """
     steering = metrics.facts.get("steering")
     if steering is None:
         return []
     test = where(metrics.rows, split="test")
     lines = []
+    # Rows of one method stand together, so `groupby` needs no sorting.
     for method, figures in groupby(test, lambda row: row.method):
         rows = {row.metric: row for row in figures}
         name, _, strength = (method or "no intervention, strength 0").partition(", strength ")

@@ -1,5 +1,6 @@
-"""The summary of a multirun: every job listed, the choice made on validation, test shown for the
-chosen cell only.
+"""The summary of a multirun: every job is listed, and the choice is made on validation.
+
+Test figures are shown for the chosen cell only.
 """
 
 import json
@@ -44,24 +45,28 @@ _COLUMNS: tuple[str, ...] = (
     "chosen",
 )
 _OVER_SEEDS = (("iia", "changing"), ("iia", "all"), ("task_accuracy", "all"))
+"""The metrics and subsets whose mean over seeds is given."""
 
 
 def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
-    """One record for each cell of a job, with its validation IIA on changing pairs; and the chosen
-    cell's test rows.
+    """A record for each cell of each job, and the chosen cell's test rows.
 
-    The cell is chosen by `iit.result.select`; of a job with several variables all are, or none, by
-    their mean. Jobs may repeat a cell (a sweep over the learning rate): of these the one with the
-    highest validation IIA is chosen, of equal ones the first. A job without a readable figure is
-    listed with its failure.
+    A record has the cell's validation IIA on changing pairs. The cell is chosen by
+    `iit.result.select`. Of a job with several variables all cells are chosen, or none, by their
+    mean. Jobs may repeat a cell (a sweep over the learning rate). Of these the one with the highest
+    validation IIA is chosen, of equal ones the first. A job without a readable figure is listed
+    with its failure.
     """
     jobs = {folder: _read(folder) for folder in folders}
+    # Of a job with several variables each row has their mean.
     candidates = [(folder, row) for folder, (rows, _) in jobs.items() for row in scores_of(rows)]
     best, chosen, test = None, set(), []
     if candidates:
         cell = select(row for _, row in candidates)
         repeats = [(row.value, folder) for folder, row in candidates if Cell.of(row) == cell]
+        # `max` keeps the first of equal ones.
         _, best = max(repeats, key=itemgetter(0))
+        # The job's other variables were trained in the same alignment.
         together = {Cell.of(row) for row in where(jobs[best][0], **SCORE)}
         chosen = together if len({cell.variable for cell in together}) > 1 else {cell}
         for cell in sorted(chosen, key=repr):
@@ -96,11 +101,10 @@ def _read(folder: Path) -> tuple[Sequence[Row], str]:
 
 
 def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Test IIA and task accuracy of the chosen job's setting, each a mean over its seeds with an
-    interval (see `over_seeds`).
+    """Test IIA and task accuracy of the chosen job's setting, each as a mean over its seeds.
 
-    The jobs whose overrides differ from the chosen one's in `seed` alone are its seeds. Empty where
-    there is no other.
+    Each mean has an interval (see `over_seeds`). The jobs whose overrides differ from the chosen
+    one's in `seed` alone are its seeds. The list is empty where there is no other job.
     """
     chosen = {record["job"] for record in records if record["chosen"]}
     failed = {record["job"] for record in records if record["failure"] is not None}
@@ -114,6 +118,7 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
     for variable in dict.fromkeys(row.variable for row in rows):
         for metric, subset in _OVER_SEEDS:
             figures = {
+                # Of a seed that was run twice, the later job counts.
                 row.seed: row
                 for row in where(rows, variable=variable, metric=metric, subset=subset)
             }
@@ -122,13 +127,13 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
                     [Interval(row.value, row.low, row.high, row.n) for row in figures.values()]
                 )
                 values = {str(seed): row.value for seed, row in figures.items()}
-                named = {"variable": variable, "metric": metric, "subset": subset}
-                means.append(named | mean._asdict() | {"values": values})
+                columns = {"variable": variable, "metric": metric, "subset": subset}
+                means.append(columns | mean._asdict() | {"values": values})
     return means
 
 
 def _setting(folder: Path) -> list[str] | None:
-    """A job's overrides, but for its seed; None where Hydra has left none."""
+    """A job's overrides without its seed; None where Hydra has left none."""
     path = folder / ".hydra" / "overrides.yaml"
     return (
         sorted(str(o) for o in OmegaConf.load(path) if not str(o).startswith("seed="))
@@ -157,12 +162,14 @@ def _seeds_table(means: Sequence[dict[str, Any]]) -> Table:
 
 
 def summary_table(records: Sequence[dict[str, Any]]) -> Table:
-    """The records for the terminal, the chosen one in bold; what all jobs have in common stands
-    below.
+    """The records for the terminal, the chosen one in bold.
+
+    What all jobs have in common stands below.
     """
     scored = [record for record in records if record["failure"] is None]
     differing, common = [], []
     for column in _CELL if scored else ():
+        # A column is shown where jobs differ; what they share is said once, below.
         if len({repr(record[column]) for record in scored}) > 1:
             differing.append(column)
         elif scored[0][column] is not None:
@@ -196,12 +203,14 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
 def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     """Write `summary.csv` and `summary.json` to a multirun's folder and print them.
 
-    `summary.json` holds the records under "jobs", the chosen cell's test rows, no other's, under
-    "test", and the means over its seeds, where several were run, under "seeds".
+    `summary.json` holds three things: the records under "jobs", the test rows of the chosen cell
+    (and of no other) under "test", and the means over its seeds under "seeds", where several were
+    run.
     """
     sweep = Path(sweep)
     folders = sorted(
         (f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()),
+        # Job 10 comes after job 9.
         key=lambda f: (len(f.name), f.name),
     )
     records, test = summary(folders)
@@ -224,11 +233,12 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
 
 
 class SummaryCallback(Callback):
-    """Hydra's hooks at the end of a multirun, and of a job that fails in one: the sweep ends
-    there.
+    """Hydra's hooks at the end of a multirun, and of a job in it that fails.
+
+    A sweep ends with the first job that fails.
     """
 
-    # Any: a DictConfig inherits from a deprecated typing generic, about which beartype warns.
+    # Any, as a DictConfig inherits from a deprecated typing generic, of which beartype warns.
     def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
         """Summarise the jobs up to one that failed."""
         sweep = Path(HydraConfig.get().sweep.dir)

@@ -17,18 +17,20 @@ COLOURS = {
     "not judged": "dim",
     "warn": "yellow",
 }
-"""Of a criterion's outcomes, on the terminal. Older runs say warn."""
+"""The colours of a criterion's outcomes on the terminal. Older runs have warn, too."""
 
 
 @dataclass(frozen=True)
 class Table:
     """Lines of text below a header.
 
-    title: stands above. caption: Markdown, stands below.
+    title: stands above.
+    caption: Markdown, stands below.
     n_words: this many columns from the left hold words, the others figures.
     bold: numbers of the lines that the terminal shows in bold.
 
-    Raises ValueError for a line that has not as many cells as the header.
+    Raises:
+        ValueError: for a line that has not as many cells as the header.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Table:
 
     def markdown(self) -> str:
         """For a page: title, table and caption, as paragraphs."""
+        # Figures are aligned on the right.
         rule = ["---"] * self.n_words + ["---:"] * (len(self.header) - self.n_words)
         lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.lines)]
         return "\n\n".join(filter(None, [self.title, "\n".join(lines), self.caption])) + "\n"
@@ -63,12 +66,12 @@ class Table:
 
 
 def _coloured(text: str) -> str:
-    """Markup of a text; an outcome at its end has its colour."""
+    """The text as rich markup; an outcome at its end has its colour."""
     before, colon, last = text.rpartition(": ")
     colour = COLOURS.get(last.lower())
     return escape(text) if colour is None else f"{escape(before)}{colon}[{colour}]{last}[/]"
 
 
 def with_interval(row: Row) -> str:
-    """A figure with its interval."""
+    """A figure with its interval, as text."""
     return f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"

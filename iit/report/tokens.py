@@ -1,4 +1,4 @@
-"""Figures over the tokens of one prompt: attention patterns, and what the logit lens reads."""
+"""Figures over the tokens of one prompt: attention patterns, and the logit lens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,22 +14,28 @@ N_COLUMNS = 4
 def attention_figure(
     weights: Mapping[str, np.ndarray], tokens: Sequence[str], *, title: str | None = None
 ) -> Figure:
-    """A panel a head: rows are queries, columns the keys they look at, on one scale from 0 to 1;
-    keys that come behind a query are hatched.
+    """A panel for each head: rows are queries, columns the keys that they look at.
 
-    weights: the head's name → float[query, key]. tokens: the prompt's, one a row and column.
+    All panels have one scale, from 0 to 1. Keys that come behind a query are hatched, unless some
+    query of the head looks at one.
 
-    Raises ValueError for no head, and weights of another size than the prompt.
+    Arguments:
+        weights: the head's name → float[query, key].
+        tokens: the prompt's tokens, one for each row and column.
+
+    Raises:
+        ValueError: for no head, and weights of another size than the prompt.
     """
     if not weights:
         raise ValueError("There is no head to show.")
     n = len(tokens)
-    for name, each in weights.items():
-        if each.shape != (n, n):
+    for name, matrix in weights.items():
+        if matrix.shape != (n, n):
             raise ValueError(
-                f"The weights of {name!r} have shape {each.shape}; the prompt has {n} tokens."
+                f"The weights of {name!r} have shape {matrix.shape}; the prompt has {n} tokens."
             )
     n_columns = min(N_COLUMNS, len(weights))
+    # Rounded up.
     n_rows = -(-len(weights) // n_columns)
     side = max(1.8, 0.19 * n)
     size = (side * n_columns + 1.8, (side + 0.25) * n_rows + 1.1)
@@ -37,11 +43,12 @@ def attention_figure(
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
     texts = [_plain(token) for token in tokens]
     behind = np.triu(np.ones((n, n), dtype=bool), 1)
-    for axes, (name, each) in zip(panels, weights.items(), strict=False):
+    for axes, (name, matrix) in zip(panels, weights.items(), strict=False):
         hatch(axes)
-        is_causal = not each[behind].any()
+        # Of a network that is not causal all keys are shown.
+        is_causal = not matrix[behind].any()
         axes.imshow(
-            np.ma.masked_where(behind & is_causal, each),
+            np.ma.masked_where(behind & is_causal, matrix),
             vmin=0,
             vmax=1,
             cmap="Blues",
@@ -65,13 +72,16 @@ def attention_figure(
 
 
 def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
-    """One prompt's logit lens: the likeliest token at each layer × position, coloured by its
-    probability.
+    """The logit lens of one prompt: the likeliest token at each layer × position.
 
-    lines: with the columns layer, position, token, rank, top and probability, as
-    `iit.patching.top_tokens` gives them; of rank 1 those of one prompt.
+    Cells are coloured by the token's probability.
 
-    Raises ValueError where there are none, and where several stand for one cell.
+    Arguments:
+        lines: with the columns layer, position, token, rank, top and probability, as
+            `iit.patching.top_tokens` gives them. Those of rank 1 have to be of one prompt.
+
+    Raises:
+        ValueError: where there are none, and where several stand for one cell.
     """
     first = [line for line in lines if line["rank"] == 1]
     layers, places = (sorted({line[name] for line in first}) for name in ("layer", "position"))
@@ -88,6 +98,7 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
     for line in first:
         row, column = layers.index(line["layer"]), places.index(line["position"])
         grid[row, column] = line["probability"]
+        # The colour map is dark where the probability is high.
         colour = "white" if line["probability"] > 0.55 else "black"
         axes.text(
             column,
@@ -116,5 +127,5 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
 
 
 def _plain(token: str) -> str:
-    """A token's text, its spaces as low lines; no character is read as a formula."""
+    """A token's text with low lines for spaces, escaped so that none is read as a formula."""
     return repr(token)[1:-1].replace(" ", "_").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""A verdict as it stands in a run's facts."""
+"""The table of a verdict, as it stands in a run's facts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ HEADER = ("criterion", "verdict", "why")
 
 
 def verdict_table(verdict: Mapping[str, Any], *, brief: bool = False) -> Table:
-    """A line for each criterion; what the verdict does not know, and which controls do not count.
+    """A line for each criterion; then what was not run, and which controls do not count.
 
     brief: for the terminal, where the table has a short title.
     """

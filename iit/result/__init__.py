@@ -1,5 +1,6 @@
-"""Figures: when a pair is right, intervals, rows, the file they are kept in, and how a cell is
-chosen.
+"""Figures of a run.
+
+When a pair is right, intervals, rows, the file that holds the rows, and how a cell is chosen.
 """
 
 from iit.result.accuracy import correct, log_probability, logit_difference

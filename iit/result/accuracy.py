@@ -13,18 +13,25 @@ def correct(
 ) -> Bool[Tensor, " batch"]:
     """Is every answer token the argmax over the whole vocabulary?
 
-    answer: −100 where an answer is shorter. Of three dimensions, the last holds the tokens each of
-    which is right. Logits that hold a NaN are never right. Raises ValueError for an example without
-    any answer token.
+    Logits that hold a NaN are never right.
+
+    Arguments:
+        answer: −100 where an answer is shorter. Of three dimensions, the last holds several tokens,
+            any of which is right.
+
+    Raises:
+        ValueError: for an example without any answer token.
     """
+    # [batch, n_answer, n_right]
     alternatives = answer if answer.ndim == 3 else answer.unsqueeze(-1)
+    # [batch, n_answer]: padding, which is never wrong.
     absent = (alternatives == _IGNORED).all(-1)
     if bool(absent.all(1).any()):
         raise ValueError(
             f"Example {int(absent.all(1).nonzero()[0])} has no answer token: nothing can be "
             "right or wrong."
         )
-    best = logits.max(-1)  # argmax would call the first NaN the answer
+    best = logits.max(-1)  # argmax alone would take the first NaN for the answer
     return (
         ((best.indices.unsqueeze(-1) == alternatives).any(-1) & ~best.values.isnan()) | absent
     ).all(1)
@@ -33,8 +40,9 @@ def correct(
 def log_probability(
     logits: Float[Tensor, "batch n_answer vocab"], answer: Int[Tensor, "batch n_answer"]
 ) -> Float[Tensor, " batch"]:
-    """The sum over all tokens of an answer that is teacher-forced, in fp32; no token that would end
-    it is counted.
+    """The log-probability of a teacher-forced answer, in fp32.
+
+    It is the sum over all the answer's tokens. No token that would end the answer is counted.
     """
     logs = logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return logs.masked_fill(answer == _IGNORED, 0).sum(1)
@@ -45,25 +53,32 @@ def logit_difference(
     label: Int[Tensor, "batch n_answer"],
     other: Int[Tensor, "batch n_other"],
 ) -> Float[Tensor, " batch"]:
-    """logit(label) − logit(other), where their tokens first differ, in fp32; NaN where they do not,
-    or one begins the other.
+    """logit(label) − logit(other), where their tokens first differ, in fp32.
 
-    logits: of a run in which the label is teacher-forced.
+    Arguments:
+        logits: of a run in which the label is teacher-forced.
+
+    Returns:
+        NaN where the tokens do not differ, or one answer begins the other.
     """
+    # Both get the same width, so that they can be compared token by token.
     width = max(label.shape[1], other.shape[1])
     one, two = (
         torch.nn.functional.pad(answer, (0, width - answer.shape[1]), value=_IGNORED)
         for answer in (label, other)
     )
+    # [batch, 1]; up to this token the other answer's run is the label's, too.
     first = (one != two).float().argmax(1, keepdim=True)
     one, two = one.gather(1, first), two.gather(1, first)
-    known = ((one != two) & (one != _IGNORED) & (two != _IGNORED)).squeeze(1)
-    at = (
+    # A token against padding means that one answer begins the other.
+    is_known = ((one != two) & (one != _IGNORED) & (two != _IGNORED)).squeeze(1)
+    # [batch, vocab]: the logits at that token.
+    at_first = (
         logits.gather(
             1, first.clamp(max=logits.shape[1] - 1).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         )
         .squeeze(1)
         .float()
     )
-    found = at.gather(1, one.clamp(min=0)) - at.gather(1, two.clamp(min=0))
-    return found.squeeze(1).masked_fill(~known, torch.nan)
+    gap = at_first.gather(1, one.clamp(min=0)) - at_first.gather(1, two.clamp(min=0))
+    return gap.squeeze(1).masked_fill(~is_known, torch.nan)

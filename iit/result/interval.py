@@ -1,5 +1,6 @@
-"""Intervals that know which pairs share a base prompt, and which figures differ in their seed
-alone.
+"""Intervals of means.
+
+They know which pairs share a base prompt, and which figures differ in their seed alone.
 """
 
 from collections.abc import Sequence
@@ -30,27 +31,34 @@ def clustered_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Mean and percentile-bootstrap interval, resampling clusters (base prompts) with replacement.
+    """A mean and its percentile-bootstrap interval.
 
-    values: [n], or [n, draws] whose mean over draws stands for the pair; outcomes in 0..1, in −1..1
-        if `paired`, any numbers if not `bounded`.
-    clusters: [n], which base prompt a pair belongs to.
-    groups: [n], kinds of pairs: the figure is then the mean of the kinds' means, each as heavy as
-        the others.
-    paired: the values are differences of outcomes on the same pairs.
-    over_draws: draws (seeds, say) are resampled, too: the interval is then about other draws than
-        these.
+    Clusters (base prompts) are resampled with replacement.
 
     Where all clusters have the same mean (a single cluster, say, or nothing but right pairs) the
     bootstrap has no width. The interval then reaches as far from that mean as the exact binomial
-    one does from m right of m, m being the number of
-    clusters: 1 − (α/2)^(1/m), twice that for differences, cut to the range. Of unbounded values it
-        is the range of the values.
+    one does from m right of m: 1 − (α/2)^(1/m), twice that for differences, cut to the range. m is
+    the number of clusters; with groups, of the kind that has the fewest. For unbounded values it is
+    the range of the values.
 
-    Raises ValueError for no values, lengths that differ, values that are not finite or out of
-    range, and groups beside resampled draws.
+    Arguments:
+        values: [n], or [n, draws] whose mean over draws stands for the pair. Outcomes in 0..1, in
+            −1..1 if `paired`, any numbers if not `bounded`.
+        clusters: [n], which base prompt a pair belongs to.
+        groups: [n], kinds of pairs. The figure is then the mean of the kinds' means, and each kind
+            has the same weight.
+        paired: the values are differences of outcomes on the same pairs.
+        over_draws: draws (seeds, say) are resampled, too. The interval is then about other draws
+            than these.
+        confidence: 1 − α.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        ValueError: for no values, lengths that differ, values that are not finite or out of range,
+            and groups beside resampled draws.
     """
     values, clusters = np.asarray(values, dtype=float), np.asarray(clusters)
+    # [draw, pair]
     draws = values.T if values.ndim == 2 else values[None]
     values = draws.mean(0)
     n = len(values)
@@ -68,10 +76,11 @@ def clustered_interval(
         raise ValueError(
             f"Values lie in {bottom:g}..1{hint}; got {values.min():g}..{values.max():g}."
         )
+    # The number of each pair's cluster, [pair], of m clusters.
     _, index = np.unique(clusters, return_inverse=True)
     m = int(index.max()) + 1
     kinds = np.zeros(n) if groups is None else np.asarray(groups)
-    # [kind, cluster] each
+    # [kind, cluster]: how many pairs, and the sum of their values.
     sizes = np.stack(
         [np.bincount(index, weights=kinds == kind, minlength=m) for kind in np.unique(kinds)]
     )
@@ -82,8 +91,10 @@ def clustered_interval(
         ]
     )
     mean = float((sums.sum(1) / sizes.sum(1)).mean())
+    # Draws that are not resampled give no width, whatever they are.
     alike = np.ptp(draws.mean(1)) < 1e-12 or not over_draws
     if alike and all(
+        # A cluster without a pair of the kind has no mean.
         np.ptp(total[size > 0] / size[size > 0]) < 1e-12
         for total, size in zip(sums, sizes, strict=True)
     ):
@@ -92,9 +103,12 @@ def clustered_interval(
         reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / (sizes > 0).sum(1).min()))
         return Interval(mean, max(bottom, mean - reach), min(1.0, mean + reach), n)
     rng = np.random.default_rng(seed)
+    # [resample, cluster]: how often each cluster is drawn.
     counts = rng.multinomial(m, np.full(m, 1 / m), size=resamples)
     if over_draws:
+        # [draw, cluster]: sums of values.
         per_draw = np.stack([np.bincount(index, weights=draw, minlength=m) for draw in draws])
+        # [resample, draw]: the share that each draw has in a resample.
         weights = rng.multinomial(
             len(draws), np.full(len(draws), 1 / len(draws)), size=resamples
         ) / len(draws)
@@ -107,14 +121,16 @@ def clustered_interval(
 
 
 def over_seeds(figures: Sequence[Interval], *, confidence: float = 0.95) -> Interval:
-    """Mean of shares that were measured with different seeds, and its interval; n counts the seeds.
+    """The mean of shares that were measured with different seeds, with its interval.
 
-    The interval reaches as far as the wider of two, on either side: Student's t over the seeds,
-    which is about other seeds than these, and the mean of the figures' own intervals. The second is
-    about other pairs: seeds may share theirs, whose error does not average out, and may agree by
-    chance, where the first has no width. Of one seed it is the seed's own interval.
+    n counts the seeds. On either side the interval reaches as far as the wider of two. One is
+    Student's t over the seeds, which is about other seeds than these. The other is the mean of the
+    figures' own intervals, which is about other pairs. Seeds may share their pairs, whose error
+    does not average out. They may also agree by chance, where Student's t has no width. For one
+    seed it is the seed's own interval.
 
-    Raises ValueError for no figures.
+    Raises:
+        ValueError: for no figures.
     """
     if not figures:
         raise ValueError("There is no seed to compute an interval over.")

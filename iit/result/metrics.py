@@ -21,24 +21,27 @@ FILE = "metrics.json"
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a `metrics.json` holds: rows, and facts (data, network, versions, …)."""
+    """The content of a `metrics.json`: rows, and facts (data, network, versions, …)."""
 
     rows: tuple[Row, ...]
     facts: dict[str, Any]
 
 
 def write_metrics(folder: str | Path, rows: Sequence[Row], **facts: Any) -> Path:
-    """Write `metrics.json` atomically and return its path; the same rows and facts give the same
-    bytes.
+    """Write `metrics.json` atomically and return its path.
 
-    The schema is `iit/result/metrics.schema.json`. Raises ValueError for figures that are not
-    finite, naming the row, and for what does not fit the schema.
+    The same rows and facts give the same bytes. The schema is `iit/result/metrics.schema.json`.
+
+    Raises:
+        ValueError: for figures that are not finite, naming the row, and for what does not fit the
+            schema.
     """
     for row in rows:
         wrong = [name for name in ("value", "low", "high") if not math.isfinite(getattr(row, name))]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} of a row is not finite: {row}")
     path = Path(folder) / FILE
+    # Facts in alphabetical order at every level; rows keep the order of their columns.
     ordered = json.loads(json.dumps(facts, sort_keys=True, allow_nan=False))
     content = {"schema": SCHEMA, "facts": ordered, "rows": [row.to_dict() for row in rows]}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -49,10 +52,12 @@ def write_metrics(folder: str | Path, rows: Sequence[Row], **facts: Any) -> Path
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: it is there whole, or as it was before."""
+    # In the same folder, as `os.replace` works within one file system only.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        # `mkstemp` makes files that only their owner can read.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -63,8 +68,9 @@ def write_text(path: Path, text: str) -> None:
 def read_metrics(path: str | Path) -> Metrics:
     """Read a `metrics.json`, or the one in a run's folder.
 
-    Raises FileNotFoundError when there is none (the run did not finish) and ValueError when it is
-    damaged or of another schema.
+    Raises:
+        FileNotFoundError: where there is none: the run did not finish.
+        ValueError: where it is damaged or of another schema.
     """
     path = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not path.is_file():
@@ -80,7 +86,7 @@ def read_metrics(path: str | Path) -> Metrics:
 
 
 def _refuse(constant: str) -> None:
-    """JSON has no NaN and no Infinity; Python's reader would let them through."""
+    """JSON has no NaN and no Infinity; Python's reader would accept them."""
     raise ValueError(f"{constant} is no figure")
 
 

@@ -7,23 +7,25 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure, with all that says what it is a figure of.
+    """One figure, with everything that says what it is a figure of.
 
     experiment, network, task, variable: what was asked, of what.
     method: the intervention's type.
     component, layer, head, position: the site.
-    rank: dimension of the edited space, of a learned gate's what it lets through (None: the
-        intervention has none of its own).
+    rank: dimensions of the edited space; of a learned gate, how many it lets through. None: the
+        intervention has no rank of its own.
     seed: of the run.
-    split: train | validation | test. subset: all | changing | unchanging pairs, or kind/NAME: those
-        whose source differs in NAME; of the unchanging ones also unchanging/another_asked (the base
-        asks for another variable) and unchanging/same_value.
-    control: None for the alignment itself, else the control that was scored in its place or, in
-        differences, against it.
-    metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference | task_accuracy
-        | divergence | principal_angle | found_in_truth | projection_distance | abstraction_error/up
-        | abstraction_error/down.
-    value, low, high: the figure and its 95% interval. n: pairs (or prompts) behind it.
+    split: train | validation | test.
+    subset: the pairs. all | changing | unchanging, or `kind/NAME`: those whose source differs in
+        NAME. Of the unchanging ones also unchanging/another_asked (the base asks for another
+        variable) and unchanging/same_value.
+    control: None for the alignment itself. Else the control that was scored in its place or, in
+        differences, that it is compared with.
+    metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference |
+        answer_agreement | task_accuracy | divergence | principal_angle | found_in_truth |
+        projection_distance | abstraction_error/up | abstraction_error/down, or a metric of a map.
+    value, low, high: the figure and its 95% interval.
+    n: pairs (or prompts) behind it.
     """
 
     experiment: str | None
@@ -47,26 +49,33 @@ class Row:
     n: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as a JSON object, columns in their order."""
+        """The row as a JSON object, with its columns in order."""
         return asdict(self)
 
     def place(self) -> str:
-        """Where the cell is, as a site prints itself: component[layer].head[k] @ position, and its
-        unit where it has one.
+        """Where the cell is, as a site prints itself: component[layer].head[k] @ position.
+
+        A cell of one unit says which.
         """
         text = str(self.component)
         if self.layer is not None:
             text += f"[{self.layer}]"
         if self.head is not None:
+            # Several heads are a list, which is printed without its own brackets.
             text += f".head[{str(self.head).strip('[]')}]"
         if self.position is not None:
             text += f" @ {self.position}"
+        # A unit stands in the method, as in `VanillaIntervention[12]`.
         _, _, unit = (self.method or "").partition("[")
         return f"{text}, unit {unit.rstrip(']')}" if unit else text
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Row":
-        """The inverse of `to_dict`. Raises ValueError naming unknown and missing columns."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: for unknown and missing columns, which it names.
+        """
         unknown, missing = (
             sorted(set(values) - set(ROW_FIELDS)),
             [name for name in ROW_FIELDS if name not in values],

@@ -1,4 +1,4 @@
-"""Choosing a cell: the only way, and it sees validation rows only."""
+"""Choosing a cell. This is the only way, and it sees validation rows only."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ class Cell(NamedTuple):
 
     @classmethod
     def of(cls, row: Row) -> "Cell":
-        """The cell a row belongs to."""
+        """The cell that a row belongs to."""
         return cls(*(_hashable(getattr(row, name)) for name in cls._fields))
 
 
@@ -48,16 +48,20 @@ def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
 
 
 def select(rows: Iterable[Row]) -> Cell:
-    """The cell with the highest validation figure; of equal ones the lowest rank, then the lowest
-    layer, then the first named.
+    """The cell with the highest validation figure.
 
-    Rows of other splits and of controls are not looked at. Raises ValueError when no row is left.
+    Of equal ones it is the one of the lowest rank, then of the lowest layer, then the first by
+    name. Rows of other splits and of controls are not looked at.
+
+    Raises:
+        ValueError: where no row is left.
     """
     scores = where(rows, **SCORE)
     if not scores:
         raise ValueError("There is no validation row of IIA on changing pairs to choose by.")
 
     def order(row: Row) -> tuple[Any, ...]:
+        # Cells without a rank or a layer come last among equals.
         rank = float("inf") if row.rank is None else row.rank
         layer = float("inf") if row.layer is None else row.layer
         return (-row.value, rank, layer, repr(Cell.of(row)))
@@ -66,10 +70,10 @@ def select(rows: Iterable[Row]) -> Cell:
 
 
 def scores_of(rows: Iterable[Row]) -> list[Row]:
-    """What one job is chosen by: its validation IIA on changing pairs, a row for each cell.
+    """The rows that one job is chosen by, one for each cell.
 
-    One alignment holds all the variables of a job, so where there are several each row has the mean
-    over them.
+    They hold its validation IIA on changing pairs. One alignment holds all the variables of a job.
+    Where there are several, each row has the mean over them.
     """
     scores = where(rows, **SCORE)
     if len({row.variable for row in scores}) < 2:

@@ -1,4 +1,4 @@
-"""One table of controls and one of metrics: what rows call them, and what people read."""
+"""One table of controls and one of metrics: their names in rows, and in words for people."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 class Control(NamedTuple):
     """What is scored in an alignment's place.
 
-    label: of its IIA. short: within the label of another metric; such figures are shown where there
-        is one.
-    kind: "null", which does not have what the hypothesis claims: an accuracy that it reaches, too,
-        says nothing; "reference", which may well have it; "shown", which the alignment is not
-        compared with, pair by pair.
+    label: of its IIA.
+    short: within the label of another metric; such figures are shown where there is one.
+    kind: "null" does not have what the hypothesis claims: an accuracy that it reaches, too, says
+        nothing. "reference" may well have it. "shown" is not compared with the alignment pair by
+        pair.
     """
 
     label: str
@@ -73,14 +73,18 @@ COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown
 """The controls that the alignment is compared with, pair by pair."""
 
 RIVAL, OFF_TARGET, RANK, KIND = "rival/", "off_target/", "rank/", "kind/"
-"""What begins the name of the control that is a rival's label, another variable's edit or a lower
-rank, and of the subset of one kind of pair."""
+"""How some names begin.
+
+Those of controls: a rival's label, another variable's edit, a lower rank. That of a subset: one
+kind of pair.
+"""
 DRAWS = {
     "random_subspace": "random_subspace/",
     "read_part/random_subspace": "read_part/random_subspace/",
     "seeds": "seed/",
 }
-"""Pooled control → what begins the names of its single draws."""
+"""Pooled control → how the names of its single draws begin."""
+# (metric, control) → its place in a table.
 _PLACES = {pair: place for place, pair in enumerate(product(METRICS, CONTROLS))}
 
 
@@ -102,12 +106,12 @@ def draw(pool: str, number: int) -> str:
 
 
 def draws_of(scored: Mapping[Any, Any], pool: str) -> list[Any]:
-    """What the single draws of a pooled control have, of {control: figure}."""
+    """The figures of a pooled control's single draws, from {control: figure}."""
     return [figure for control, figure in scored.items() if pool_of(control) == pool]
 
 
 def label(control: str | None, metric: str) -> str | None:
-    """What people read for a figure; None for a figure that is left to `metrics.json`."""
+    """The words that people read for a figure; None for a figure that only `metrics.json` has."""
     name = control or ""
     if pool_of(control) is not None:
         return None
@@ -126,5 +130,5 @@ def label(control: str | None, metric: str) -> str | None:
 
 
 def place(control: str | None, metric: str) -> int:
-    """Where a figure stands in a table; what has no label of its own comes last."""
+    """Where a figure stands in a table; one without a label of its own comes last."""
     return _PLACES.get((metric, control), len(_PLACES))
