@@ -121,7 +121,7 @@ class EditedRun:
         Raises RuntimeError where a site's module runs twice or never, and where a backward would
         miss the edit.
         """
-        seen: dict[SiteEdit, Tensor] = {}
+        activations: dict[SiteEdit, Tensor] = {}
         outside = autograd_state() if self.trains else (False, None)
 
         def editor(one: SiteEdit, skipped: list[Tensor]) -> Callable[[Tensor], Tensor | None]:
@@ -129,7 +129,7 @@ class EditedRun:
             columns = one.columns if rest is None else rest.shifted(one.columns, rows)
 
             def edited(whole: Tensor) -> Tensor | None:
-                if one in seen:
+                if one in activations:
                     raise RuntimeError(
                         f"Site {site} was run more than once in one forward; name a module that "
                         "runs once."
@@ -137,14 +137,16 @@ class EditedRun:
                 refuse_recomputed(site, outside)
                 activation = whole[rows]
                 # A copy, so that what was seen stays as it was before the edit.
-                seen[one] = columns.read(activation)
+                activations[one] = columns.read(activation)
                 if idle or one.edit.intervention.collects:
                     return None
                 sources: Mapping[Variable, Tensor] = one.sources
                 if skipped:
                     # The block's own input, of the same run, is the source of a skipped block.
                     sources = dict.fromkeys(one.flags, columns.read(skipped[0][rows]))
-                new = columns.write(activation, one.edit.apply(seen[one], sources, one.flags))
+                new = columns.write(
+                    activation, one.edit.apply(activations[one], sources, one.flags)
+                )
                 if len(new) == len(whole):
                     return new
                 # The rows of other runs pass unchanged.
@@ -154,8 +156,8 @@ class EditedRun:
 
         with self.attached(editor):
             # The forward runs here.
-            yield seen
-            missed = [str(one.columns.site) for one in self.site_edits if one not in seen]
+            yield activations
+            missed = [str(one.columns.site) for one in self.site_edits if one not in activations]
             if missed:
                 raise RuntimeError(
                     f"The forward never ran the module of {', '.join(missed)}: nothing was "

@@ -151,11 +151,11 @@ class IntervenedModel(nn.Module):
         batch = prepare(self.network, base)
         base_output = restored(batch.through(self.network), batch)
         run = self.edited_run(batch, sources, active)
-        with run.applied() as seen:
+        with run.applied() as per_site:
             output = restored(batch.through(self.network), batch)
         activations = {}
         for key, site_edits in run.sites.items():
-            activations[key] = _side_by_side(key, [seen[site_edit] for site_edit in site_edits])
+            activations[key] = _side_by_side(key, [per_site[site_edit] for site_edit in site_edits])
         return Run(output, base_output, activations)
 
     def generate(
@@ -210,11 +210,11 @@ class IntervenedModel(nn.Module):
         run = self.edited_run(batch, sources, active)
         edited = {}
         for key, site_edits in run.sites.items():
-            seen = self.read(
+            unedited = self.read(
                 batch, {site_edit.columns.site: site_edit.columns for site_edit in site_edits}
             )
             edited[key] = _side_by_side(
-                key, [site_edit.apply(seen[site_edit.columns.site]) for site_edit in site_edits]
+                key, [site_edit.apply(unedited[site_edit.columns.site]) for site_edit in site_edits]
             )
         return edited
 
