@@ -1,5 +1,6 @@
-"""Activations of a whole dataset, in memory or in a folder: `index.json` and safetensors, read when
-looked at.
+"""Activations of a whole dataset, in memory or in a folder.
+
+A folder holds `index.json` and safetensors, which are read when they are looked at.
 """
 
 import json
@@ -31,12 +32,13 @@ class Captured(Mapping[Site, Tensor]):
     order. Those of example i at a site are `captured[site][o[i]:o[i + 1]]` with `o =
     captured.offsets[site]`. Where a site has one position, row i is example i.
 
-    rows: what the mapping shows. Loaded from a folder they are memory-mapped: only what is looked
-        at is read.
-    offsets: {site: LongTensor[n_examples + 1]}.
-    network: what tells the network from others, as in an intervened model's `config.json`.
-    inputs_sha256: over every example's inputs without padding, and its roles that the sites name;
-        equal for equal examples, however they were batched.
+    Arguments:
+        rows: what the mapping shows. Loaded from a folder they are memory-mapped: only what is
+            looked at is read.
+        offsets: {site: LongTensor[n_examples + 1]}.
+        network: what tells the network from others, as in an intervened model's `config.json`.
+        inputs_sha256: a hash over every example's inputs without padding, and over its roles that
+            the sites name. It is equal for equal examples, however they were batched.
     """
 
     rows: Mapping[Site, Tensor]
@@ -68,7 +70,10 @@ class Captured(Mapping[Site, Tensor]):
         return len(next(iter(self.offsets.values()))) - 1
 
     def example(self, site: Site, number: int) -> Float[Tensor, "position width"]:
-        """One example's rows at a site. Raises IndexError outside of 0 … n_examples − 1."""
+        """One example's rows at a site.
+
+        Raises IndexError outside of 0 … n_examples − 1.
+        """
         if not 0 <= number < self.n_examples:
             raise IndexError(
                 f"There is no example {number}; there are {self.n_examples}, counted from 0."
@@ -78,11 +83,12 @@ class Captured(Mapping[Site, Tensor]):
 
     @classmethod
     def load(cls, folder: str | Path, network: Network | nn.Module | None = None) -> "Captured":
-        """What `capture_dataset` wrote to a folder.
+        """Load what `capture_dataset` wrote to a folder.
 
-        network: if given, it has to be the one that was captured.
+        Arguments:
+            network: where it is given, it has to be the network that was captured.
 
-        Raises FileNotFoundError where there is no capture, ValueError for a damaged one and for
+        Raises FileNotFoundError where there is no capture, and ValueError for a damaged one and for
         another network.
         """
         folder = Path(folder)
@@ -98,13 +104,14 @@ class Captured(Mapping[Site, Tensor]):
                 site: mapped(folder / OFFSETS, entry["file"]) for site, entry in sites.items()
             }
             for site, entry in sites.items():
-                found = [
+                # The files have to be those that the index was written with.
+                measured = [
                     list(rows[site].shape),
                     str(rows[site].dtype),
                     len(offsets[site]) - 1,
                     int(offsets[site][-1]),
                 ]
-                if found != [
+                if measured != [
                     entry["shape"],
                     index["dtype"],
                     index["n_examples"],
@@ -127,8 +134,9 @@ class Captured(Mapping[Site, Tensor]):
 
 
 def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> None:
-    """Write what stands beside the files of rows: offsets, and the index that makes the folder a
-    capture.
+    """Write what stands beside the files of rows: the offsets, and the index.
+
+    The index makes the folder a finished capture.
     """
     save_file({file: captured.offsets[site] for site, file in files.items()}, folder / OFFSETS)
     index = {
