@@ -59,6 +59,7 @@ def capture_dataset(
     sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
     _check(network, sites, folder, dtype)
     module = network.model if isinstance(network, Network) else network
+    # Sites that the network lacks are found out before anything runs.
     resolved = Sites(module, sites)
     network_identity, digest = identity(network), hashlib.sha256()
     # Arrays, not tensors. Small tensors that stay, one for each batch, would leave holes in the
@@ -87,6 +88,7 @@ def capture_dataset(
                 ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
                 sinks[site].append(rows)
             _digest(digest, batch, places)
+            # One end for each example, after the 0 at the start.
             bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
         if len(ends[sites[0]]) == 1:
             raise ValueError(
@@ -102,10 +104,12 @@ def capture_dataset(
                 network_identity,
                 digest.hexdigest(),
             )
+        # The headers make them safetensors files.
         for file in sinks.values():
             file.finish()
         rows = {site: mapped(place / names[site]) for site in sites}
         write_index(place, Captured(rows, offsets, network_identity, digest.hexdigest()), names)
+    # The folder has taken its place by now; the rows are read from there.
     assert folder is not None
     return Captured.load(folder)
 
@@ -169,6 +173,7 @@ def _rows(
 
 def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
     """Take in each example: its inputs without padding, and its roles."""
+    # Positional inputs are named by their number.
     inputs = (*enumerate(batch.args), *sorted(batch.kwargs.items()))
     tensors = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
     indices = {
@@ -186,6 +191,7 @@ def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
                 if name == "attention_mask":
                     continue
                 example = example[:length]
+            # Name, shape and dtype tell apart inputs whose bytes are equal.
             digest.update(f"{name} {list(example.shape)} {example.dtype} ".encode())
             # The bytes themselves: numpy has no bfloat16.
             digest.update(example.reshape(-1).contiguous().view(torch.uint8).numpy())

@@ -79,6 +79,7 @@ class Captured(Mapping[Site, Tensor]):
                 f"There is no example {number}; there are {self.n_examples}, counted from 0."
             )
         rows, offsets = self[site], self.offsets[site]
+        # A view: memory-mapped rows are read when they are looked at.
         return rows[int(offsets[number]) : int(offsets[number + 1])]
 
     @classmethod
@@ -92,6 +93,7 @@ class Captured(Mapping[Site, Tensor]):
         another network.
         """
         folder = Path(folder)
+        # The index is written last.
         if not (folder / INDEX).is_file():
             raise FileNotFoundError(f"{folder} is no finished capture: {INDEX} is missing.")
         try:
@@ -109,6 +111,7 @@ class Captured(Mapping[Site, Tensor]):
                     list(rows[site].shape),
                     str(rows[site].dtype),
                     len(offsets[site]) - 1,
+                    # The last offset is the number of rows.
                     int(offsets[site][-1]),
                 ]
                 if measured != [
@@ -123,6 +126,7 @@ class Captured(Mapping[Site, Tensor]):
             raise ValueError(f"The capture in {folder} is damaged or altered: {error}.") from error
         if (
             network is not None
+            # The fingerprint alone decides: the same weights may have another name.
             and (here := identity(network))["fingerprint"] != captured.network["fingerprint"]
         ):
             raise ValueError(

@@ -32,6 +32,7 @@ def card(saved: Saved, address: str) -> str:
     variables = [
         _described(v, edit) for key, edit in saved.edits.items() for v in variables_of(key, edit)
     ]
+    # A reader has to pass these classes to `from_pretrained`.
     type_names = sorted(
         {name for edit in saved.edits.values() for name in edit.intervention.own_parts}
     )
@@ -60,6 +61,7 @@ def card(saved: Saved, address: str) -> str:
 
 def _loading(network: Mapping[str, Any]) -> str:
     name, dtype = network["name"], network["dtype"]
+    # A missing name, or one that is only the class, cannot be loaded.
     if name in (None, network["class"]):
         return f"...  # the {network['class']} with the fingerprint above"
     options = "" if dtype == "float32" else f', dtype="{dtype}"'
@@ -72,6 +74,7 @@ def _loading(network: Mapping[str, Any]) -> str:
 def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
     intervention = edit.intervention
     blocks = intervention.config()["blocks"]
+    # A block's rank is its number of coordinates.
     rank = intervention.learned_rank() if blocks is None else blocks[variable]
     width = intervention.width
     same = edit.source_sites == edit.sites
@@ -94,6 +97,7 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One table for each variable, task and seed that was scored."""
     split_rows = where(rows, split="test") or where(rows, split=rows[0].split if rows else "")
     tables = []
+    # In the order of the rows, each once.
     for variable, task, seed in dict.fromkeys(
         (row.variable, row.task, row.seed) for row in split_rows
     ):

@@ -86,6 +86,7 @@ class IntervenedModel(nn.Module):
         self.store: ActivationStore | None = None
         named = [v for key, edit in self.edits.items() for v in variables_of(key, edit)]
         self.variables: tuple[Variable, ...] = tuple(named)
+        # Sources and flags are given by variable, so each name stands for one edit or block.
         twice = sorted({str(v) for v in named if named.count(v) > 1})
         if twice:
             raise ValueError(f"Variables {twice} are named by more than one edit or block.")
@@ -155,6 +156,7 @@ class IntervenedModel(nn.Module):
             output = restored(batch.through(self.network), batch)
         activations = {}
         for key, site_edits in run.sites.items():
+            # Keyed as the edits are: an edit with blocks has one entry.
             activations[key] = _side_by_side(key, [per_site[site_edit] for site_edit in site_edits])
         return Run(output, base_output, activations)
 
@@ -194,6 +196,7 @@ class IntervenedModel(nn.Module):
         # `check_generation` has refused everything else.
         assert isinstance(base, Mapping)
         if isinstance(self.studied, LanguageModel):
+            # The tokenizer knows the padding token where the network's settings do not.
             options.setdefault("pad_token_id", self.studied.tokenizer.pad_token_id)
         return generated(self.edited_run(batch, sources, active), base["input_ids"], scope, options)
 
@@ -206,6 +209,7 @@ class IntervenedModel(nn.Module):
 
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
+        # A site may be at a token of the base's answer.
         batch = prepare(self.network, base).at_answer(self.network, self._resolved)
         run = self.edited_run(batch, sources, active)
         edited = {}

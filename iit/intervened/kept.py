@@ -65,6 +65,7 @@ class Kept:
         self._values: dict[tuple[Site, Prompt], _Values] = {}
         self._spill = Spill(budget, folder)
         self._shelf_folder, self._shelf = shelf, None
+        # What is not on the shelf yet.
         self._new: list[Record] = []
 
     def __len__(self) -> int:
@@ -149,6 +150,7 @@ class Kept:
         # Values beyond the budget, or from a shelf, lie on the CPU.
         if len({row.device for row in rows}) > 1:
             rows = [row.to(device) for row in rows]
+        # [position, width] of each example → [batch, longest, width]
         return pad_sequence(rows, batch_first=True).to(device)
 
     def stacked_caches(

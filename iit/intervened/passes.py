@@ -35,6 +35,7 @@ def together(
         else:
             assert read is not None, "cells that share a pass are read at tokens"
             _, store, layer, _ = shared
+            # Each cell reads its own sources; the store runs each prompt once.
             runs = [cell.edited_run(batch, sources, active) for cell in group]
             logits |= zip(group, resumed_answers(runs, read, layer, store), strict=True)
     # In the order of the cells, not of the passes.

@@ -114,6 +114,7 @@ def read_pyvene(
                 f"{link!r}): here all blocks of a rotation "
                 "belong to one edit. Load a folder with one of the two."
             )
+        # A tuple of names goes to the blocks; the edit itself is then called by its site.
         name = names[number]
         variable = name if isinstance(name, str) else site
         if variable in edits:
@@ -135,6 +136,7 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
             values if isinstance(values, dict) else dict(zip(FIELDS, values, strict=True))
             for values in config["representations"]
         ]
+        # A mapping may leave fields out.
         config["representations"] = [dict.fromkeys(FIELDS) | values for values in representations]
         for name in (
             "intervention_types",
@@ -214,6 +216,7 @@ def _site(
     if representation["moe_key"] is not None:
         raise ValueError(f"{told} is inside an expert (moe_key); that is not carried over.")
     by_head = component.startswith("head_")
+    # A unit is a position ("pos"), a head ("h"), or a head at a position ("h.pos").
     if unit not in (("h", "h.pos") if by_head else ("pos",)):
         raise ValueError(
             f"{told} has the unit {unit!r}; carried over are 'pos', and 'h' and 'h.pos' for "
@@ -228,7 +231,7 @@ def _site(
         raise ValueError(
             f"{told} has the unit 'h', all positions: its position is None; got {position!r}."
         )
-    # pyvene rotates all positions of a unit as one vector.
+    # pyvene rotates all n positions of a representation as one vector.
     joint = kind in DISTRIBUTED and n > 1 and not by_head
     if (
         joint
@@ -275,6 +278,7 @@ def _named(
     # is for what comes after the gate.
     if component == "mlp_activation":
         blocks = blocks_of(network)[1]
+        # The path of the list of blocks.
         root = next(name for name, module in network.named_modules() if module is blocks)
         return Site(module=f"{root}.{layer}.mlp.act_fn", side="output", position=position)
     raise ValueError(
@@ -295,6 +299,7 @@ def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Sit
         else site
     )
     width = resolve(network, like).width
+    # Several heads lie side by side in the site.
     return width if width is None or site.heads is None else width // len(site.heads)
 
 

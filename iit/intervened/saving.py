@@ -50,6 +50,7 @@ def write(folder: Path, saved: Saved) -> None:
     interventions = list(dict.fromkeys(edit.intervention for edit in saved.edits.values()))
     descriptions = [intervention.config() for intervention in interventions]
     tensors = {
+        # A clone: safetensors refuses tensors that share memory.
         f"{number}.{name}": tensor.detach().cpu().contiguous().clone()
         for number, intervention in enumerate(interventions)
         for name, tensor in intervention.state_dict().items()
@@ -93,6 +94,7 @@ def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
         edits: dict[Variable, Edit] = {}
         for edit in config["edits"]:
             key = (
+                # A variable is a name, or a site that stands for its own edit.
                 Site(**edit["variable"]) if isinstance(edit["variable"], dict) else edit["variable"]
             )
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
@@ -129,6 +131,7 @@ def identity(network: Network | nn.Module) -> dict[str, Any]:
     # The text part of a composite model.
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     name = network.name if isinstance(network, Network) else getattr(config, "_name_or_path", None)
+    # The dtype of the first parameter stands for the network's.
     dtype = next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), None)
     return {
         "name": Path(name).name if name and Path(name).is_dir() else name or None,
@@ -227,6 +230,7 @@ def edit_from_json(record: Mapping[str, Any], intervention: Intervention) -> Edi
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     try:
+        # NaN and infinity are no JSON.
         text = json.dumps(content, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name} holds JSON, which has no such value: {error}.") from error

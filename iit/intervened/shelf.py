@@ -47,6 +47,7 @@ class Shelf:
 
     def __init__(self, folder: str | Path, network: str):
         self._network = network
+        # 16 characters name the folder; each file holds the whole identity.
         self.folder = Path(folder).expanduser() / network[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -61,6 +62,7 @@ class Shelf:
         tensors = {
             str(n): record.values.detach().cpu().contiguous() for n, record in enumerate(records)
         }
+        # `records` does not read a name without the suffix.
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
         os.close(handle)
         temporary = Path(name)
@@ -90,6 +92,7 @@ class Shelf:
                     rows = json.loads(metadata["records"])
                     records = [
                         Record(
+                            # None stays None: a cache has no site.
                             site and Site(**site),
                             tuple(prompt),
                             tuple(index),

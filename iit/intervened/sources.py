@@ -36,6 +36,7 @@ def by_variable(
     """
     reads: dict[Variable, bool] = {}
     for key, edit in edits.items():
+        # Each block is a variable of its own.
         reads |= dict.fromkeys(variables_of(key, edit), edit.intervention.needs_source)
     known = [str(variable) for variable in reads]
     if (
@@ -62,6 +63,7 @@ def by_variable(
     chosen = {}
     for variable, needs_source in reads.items():
         flag = flags[variable]
+        # A variable that is active in no example needs no source.
         if needs_source and (flag is None or bool(flag.any())):
             # The keys are variables, as checked above.
             chosen[variable] = sources.get(variable)  # pyright: ignore[reportArgumentType]
@@ -98,12 +100,14 @@ def activity(
             )
         tensor = torch.as_tensor(flag, dtype=torch.bool)
         if tensor.ndim == 0:
+            # One bool for the whole batch.
             tensor = tensor.expand(batch.size)
         if tensor.shape != (batch.size,):
             raise ValueError(
                 f"`active[{variable}]` has shape {tuple(tensor.shape)}; the batch holds "
                 f"{batch.size} examples."
             )
+        # None is the short form of all True.
         flags[variable] = None if bool(tensor.all()) else tensor.to(batch.device)
     return flags
 
@@ -154,6 +158,7 @@ class _Source:
         """Tensor[batch, position, width], laid out as the site of the base that reads it."""
         site, tensor = one.source_site, self.seen[one.source_site]
         if self.batch is not None and site.component == "attention_weight":
+            # Its width is the number of keys, which may differ between base and source.
             tensor = keys_as_base(tensor, base, self.batch, one.flags[variable])
         return as_base(tensor, one.columns, self.places.get(site, one.columns))
 
@@ -206,6 +211,7 @@ def _source(
         return _Source(seen=given)
     if isinstance(given, Tensor):
         _check_is_input(given, sites, base)
+    # A site at an answer token needs the source's own answer in its prompt.
     batch = prepare(network, given).at_answer(network, sites)
     if batch.size != base.size:
         raise ValueError(

@@ -53,6 +53,7 @@ class Spill:
         # Rounded up to 64 bytes: a view of any dtype may start there.
         start = -(-self._used // 64) * 64
         if start + size > self._chunk.numel():
+            # What is left of the last chunk stays unused.
             self._chunk, start = self._file(max(CHUNK, size)), 0
         self._used = start + size
         self.in_files += size
@@ -64,6 +65,7 @@ class Spill:
 
         A file's space comes back with the whole file only.
         """
+        # A copy in a file has no entry.
         self.in_memory -= self._sizes.pop(kept.data_ptr(), 0)
 
     def clear(self) -> None:
@@ -78,6 +80,7 @@ class Spill:
         try:
             with open(handle, "wb") as file:
                 _reserve(file, size)
+            # `shared` maps the file itself: what is written goes there.
             return torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
         except OSError as error:
             raise OSError(

@@ -121,6 +121,7 @@ class ActivationStore:
         # The error is relative to the largest logit.
         scale = float(whole.float().abs().max())
         error = float((resumed.float() - whole.float()).abs().max()) / max(scale, 1e-30)
+        # Half precision rounds far more.
         tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
         if error <= tolerance:
             self._trusted.add((layer, _edits(flags)))
@@ -204,6 +205,7 @@ class ActivationStore:
         begins = starts if layer < len(blocks_of(network)[1]) else [0] * batch.size
         self._run_new(network, batch, layer, prompts, begins, wanted)
         site, index = _before(layer), first.unsqueeze(1).expand(-1, int((stop - first).max()))
+        # Before the first block there is no stream to put in: it embeds the tokens itself.
         hidden = None if site is None else self._stacked(site, prompts, wanted, index)
         return Prefix(hidden, self._kept.stacked_caches(layer, prompts, begins, first.device))
 
@@ -233,6 +235,7 @@ class ActivationStore:
                     batch,
                     layer,
                     prompts,
+                    # Later runs may begin at any column up to the last token.
                     [len(prompt) - 1 for prompt in prompts],
                     columns,
                 )
@@ -313,11 +316,13 @@ class ActivationStore:
             self._n_changes += 1
             if self._n_changes == N_CHANGES:
                 self._refusal = f"the network has changed {N_CHANGES} times (at last {change})"
+            # What was kept is of the network before its change.
             self._begin()
 
     def _begin(self) -> None:
         self._watched = Watched(self._network)
         self._kept.begin(self._watched)
+        # Modules may have been replaced, and comparisons were made before the change.
         self._resolved.clear()
         self._trusted.clear()
 

@@ -50,6 +50,7 @@ class Basis(Part):
 
         One run's sites and positions share them.
         """
+        # A context inside of another shares its coordinates.
         if self._made is not None:
             yield
             return
@@ -159,6 +160,7 @@ class Frame(Basis):
                 f"A frame of rank {self.rank} and width {self.width} cannot begin at {n} "
                 f"directions of width {width}."
             )
+        # Only the directions matter: long and short ones count alike in the test below.
         scaled = directions.float() / directions.float().norm(dim=0)
         if not bool(torch.isfinite(scaled).all()) or (
             n and float(torch.linalg.svdvals(scaled)[-1]) < 1e-5
@@ -294,6 +296,7 @@ class Autoencoder(Basis):
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Autoencoder weight {name!r} has values that are not finite.")
             target.copy_(value)
+        # Biases alone make no autoencoder.
         self.loaded.fill_(bool(self.encoder.any()) and bool(self.decoder.any()))
 
     def coordinates(self) -> Coordinates:
@@ -318,6 +321,7 @@ class Autoencoder(Basis):
             features = F.relu(before)
             if self.k is None:
                 return features
+            # All features but the k largest become 0.
             top = features.topk(self.k, dim=-1)
             return torch.zeros_like(features).scatter(-1, top.indices, top.values)
 
@@ -345,6 +349,8 @@ def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "
     if not bool(torch.isfinite(activations).all()):
         raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
     centred = activations.float() - activations.float().mean(0)
+    # Rows of the right factor, by falling variance; with few activations the full matrix completes
+    # the basis.
     return torch.linalg.svd(centred, full_matrices=few)[2][:rank].T.contiguous()
 
 

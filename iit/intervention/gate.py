@@ -44,7 +44,10 @@ class Subset(Gate):
             )
         super().__init__(n=n, indices=list(indices))
         self.register_buffer(
-            "weights", torch.zeros(n).index_fill(0, torch.tensor(indices), 1.0), persistent=False
+            # Not in the state dict: the arguments make it again.
+            "weights",
+            torch.zeros(n).index_fill(0, torch.tensor(indices), 1.0),
+            persistent=False,
         )
         self.weights: Tensor
 

@@ -131,6 +131,7 @@ class Intervention(nn.Module):
         """
         if self.kind != "edit" or not self.operation.needs_source:
             raise ValueError(f"{self} reads no source: there is no interchange of what it leaves.")
+        # A learned or fixed gate may leave coordinates of a whole basis.
         if isinstance(self.gate, All) and self.rank in (None, self.width):
             raise ValueError(f"{self} swaps the whole activation: nothing is left of it.")
         return Intervention(self.name, self.basis, self.gate, self.operation, kind="complement")
@@ -143,6 +144,7 @@ class Intervention(nn.Module):
         if not factor > 0:
             raise ValueError(f"A temperature stays above 0; the factor is {factor}.")
         if isinstance(self.gate, SoftGate):
+            # Relative to the first temperature, so calls do not add up.
             self.gate.temperature.fill_(factor * self.gate.arguments["temperature"])
 
     def penalty(self) -> Float[Tensor, ""]:
@@ -177,6 +179,7 @@ class Intervention(nn.Module):
         if self.kind == "complement":
             assert isinstance(source, Tensor)
             base, source = source.to(base.dtype), base
+        # A network in half precision: its activation is edited in the weights' precision.
         high = base.to(self._precision(base))
         coordinates = self.basis.ready()
         old = coordinates.encode(high)
@@ -187,12 +190,14 @@ class Intervention(nn.Module):
             )
             target = self.operation(old, source_coordinates, high)
         else:
+            # Each block has its own source, so there is no one set of source coordinates.
             target = self._blockwise(
                 old, high, source if isinstance(source, Mapping) else {}, active, coordinates
             )
         weights = self.gate()
         # lerp is exact at 0 and 1, also where base and target differ by orders of magnitude.
         new = target if weights is None else torch.lerp(old, target, weights.to(old.dtype))
+        # What the basis does not span comes from the base.
         edited = coordinates.write(high, old, new).to(base.dtype)
         if edited.shape != base.shape:
             raise ValueError(
@@ -200,6 +205,8 @@ class Intervention(nn.Module):
                 f"{tuple(base.shape)}; they must be equal."
             )
         if isinstance(active, Tensor):
+            # [batch] → [batch, 1, 1]; in a complement `base` is the source by now, `unedited` is
+            # not.
             edited = torch.where(active.view(-1, 1, 1), edited, unedited)
         # An example in which no block is active comes back bit by bit.
         elif active is not None and set(active) == set(self._blocks or ()):
@@ -243,6 +250,7 @@ class Intervention(nn.Module):
                     else target
                 )
             parts.append(part)
+            # The blocks lie one after another.
             start += size
         return torch.cat(parts, -1)
 
@@ -346,6 +354,7 @@ class Intervention(nn.Module):
         )
 
     def __repr__(self) -> str:
+        # A rank that equals the width says nothing.
         shape = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
         if self._blocks is not None:
             shape["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]

@@ -126,6 +126,7 @@ def RotatedSpaceIntervention(width: int, blocks: Mapping[str, int] | None = None
         raise ValueError(
             f"Blocks {dict(blocks)} need {sum(blocks.values())} dimensions; the space has {width}."
         )
+    # Columns that no block uses are not made.
     frame = Frame(width, width if blocks is None else sum(blocks.values()))
     return Intervention("RotatedSpaceIntervention", frame, All(), Swap(), blocks=blocks)
 

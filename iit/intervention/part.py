@@ -39,6 +39,7 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
     Raises ValueError for a part of the user's own class that its config does not make again.
     """
     config, kind = part.config(), type(part)
+    # iit's own parts are made again from their arguments; a user's class has to show that it is.
     if table.get(kind.__name__) is kind:
         return config
     if kind.__name__ in table:
@@ -56,6 +57,7 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
     try:
         # A second part is made to see whether the arguments are enough.
         with torch.random.fork_rng(devices=[]):
+            # Through JSON, as a saved file would hold them (tuples become lists).
             again = kind(**json.loads(json.dumps(part.arguments)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{needed} ({error})") from error
@@ -95,6 +97,7 @@ def fresh_part(
     Raises ValueError for a type that is not in the table or has another role, and for arguments
     that it does not take.
     """
+    # The inverse of `Part.config`.
     name, arguments = config["type"], {key: value for key, value in config.items() if key != "type"}
     if name not in table:
         raise ValueError(
@@ -118,6 +121,7 @@ def checked_rank(rank: int, width: int) -> int:
     """
     if width < 1:
         raise ValueError(f"width={width}: a space needs at least one dimension.")
+    # Integral, so that numpy's integers pass and 2.0 does not.
     if not isinstance(rank, Integral) or not 1 <= rank <= width:
         raise ValueError(
             f"rank={rank} does not fit a space of width {width}; it must be a whole number "
