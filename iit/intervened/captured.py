@@ -127,12 +127,13 @@ class Captured(Mapping[Site, Tensor]):
         if (
             network is not None
             # The fingerprint alone decides: the same weights may have another name.
-            and (here := identity(network))["fingerprint"] != captured.network["fingerprint"]
+            and (current := identity(network))["fingerprint"] != captured.network["fingerprint"]
         ):
             raise ValueError(
                 f"{folder} holds activations of another network: {captured.network['name']!r} "
                 f"({captured.network['class']}), "
-                f"not of {here['name']!r} ({here['class']}), or of one with other weights or dtype."
+                f"not of {current['name']!r} ({current['class']}), "
+                "or of one with other weights or dtype."
             )
         return captured
 

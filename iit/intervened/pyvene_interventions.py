@@ -69,9 +69,9 @@ def intervention_of(
     Raises ValueError for what is not carried over exactly, saying why.
     """
     if kind not in (*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS):
-        known = ", ".join((*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS))
+        names = ", ".join((*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS))
         why = REFUSED.get(kind, "it is not known here")
-        raise ValueError(f"{told}: {kind} is not carried over: {why}. Those that are: {known}.")
+        raise ValueError(f"{told}: {kind} is not carried over: {why}. Those that are: {names}.")
     if not (dimension is None or isinstance(dimension, int)) or int(
         state.get("interchange_dim", dimension or 0)
     ) != (dimension or 0):

@@ -38,7 +38,7 @@ def by_variable(
     for key, edit in edits.items():
         # Each block is a variable of its own.
         reads |= dict.fromkeys(variables_of(key, edit), edit.intervention.needs_source)
-    known = [str(variable) for variable in reads]
+    variables = [str(variable) for variable in reads]
     if (
         isinstance(sources, Mapping)
         and not isinstance(sources, Activations)
@@ -46,7 +46,7 @@ def by_variable(
     ):
         unknown = [str(v) for v in sources if v not in reads]
         if unknown:
-            raise ValueError(f"Sources are given for {unknown}; the variables are {known}.")
+            raise ValueError(f"Sources are given for {unknown}; the variables are {variables}.")
         needless = [str(v) for v, source in sources.items() if source is not None and not reads[v]]
         if needless:
             names = ", ".join(needless)
@@ -55,7 +55,8 @@ def by_variable(
             )
     elif sources is not None and not any(reads.values()):
         raise ValueError(
-            f"A source is given, but no intervention reads one (variables: {known}). Leave it out."
+            f"A source is given, but no intervention reads one (variables: {variables}). "
+            "Leave it out."
         )
     else:
         # One batch (or its activations) serves all variables.
