@@ -140,11 +140,15 @@ def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str =
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     """Make a `Batch` of what the user passed, right-padded where the padding was elsewhere.
 
-    Raises ValueError for inputs that the network's forward does not know, tokens that it has no
-    embedding or position for, masks with holes, decoder tokens padded on the left,
-    `past_key_values`, and empty batches and prompts of tokens. Raises it for roles or answers of
-    another batch size, and for left-padded batches where it is unknown whether an input follows the
-    tokens.
+    Raises ValueError for these inputs:
+
+    - names that the network's forward does not know, and `past_key_values`;
+    - tokens that the network has no embedding or position for;
+    - masks with holes or of another shape than the tokens;
+    - left-padded prompts of an encoder-decoder, and left-padded tokens of its decoder;
+    - empty batches of tokens, and empty prompts;
+    - roles or answers of another batch size;
+    - left-padded batches with an input of which it is unknown whether it follows the tokens.
     """
     device = device_of(network)
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs

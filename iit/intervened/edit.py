@@ -25,8 +25,8 @@ class Edit:
             roles or heads. Several sites cannot be concatenated: they are computed one after
             another.
 
-    Raises ValueError without a site, when sites and source sites differ in number, when a joint
-    edit has several sites, and for an intervention that is not an `Intervention`.
+    Raises ValueError without a site, and where sites and source sites differ in number. Raises it
+    also for a joint edit of several sites, and for an intervention that is no `Intervention`.
     """
 
     sites: tuple[Site, ...]

@@ -182,12 +182,12 @@ class IntervenedModel(nn.Module):
         Returns LongTensor[batch · num_return_sequences, prompt + new], with the prompts as the
         caller laid them out; the output object instead where the options ask for one.
 
-        Raises ValueError for an unknown scope, a network that does not generate, options under
-        which edits would be missed (an assistant, a static cache, …), and edits that make no sense
-        token by token.
+        Raises ValueError for an unknown scope, and for a network that does not generate. Raises it
+        for options under which edits would be missed (an assistant, a static cache, …), and for
+        edits that make no sense token by token.
 
-        As an example, twice the difference between the mean residual streams of sentences about the
-        sea and of other sentences was added after block 10 of SmolLM2-135M, with scope "all". It
+        An example, after block 10 of SmolLM2-135M with scope "all": the edit adds twice the
+        difference between the mean residual streams of sentences about the sea and of others. It
         turned 8 of 8 greedy continuations of unrelated prompts to the sea (0 of 8 without it). It
         costs fluency.
         """

@@ -122,9 +122,13 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     Arguments:
         active: the examples in which a role has to be present; None for every one.
 
-    Raises ValueError for a role the batch lacks, a role that is absent in an (active) example,
-    several roles of which one is several tokens, a role in a decoder that has its own tokens, a
-    position that occurs twice, and positions outside an example's real tokens.
+    Raises ValueError for these positions:
+
+    - a role that the batch lacks, or that is absent in an (active) example;
+    - several roles of which one is several tokens;
+    - a role in a decoder that has its own tokens;
+    - a position that occurs twice;
+    - a position outside an example's real tokens.
     """
     batch = _sequence(site, batch)
     tokens = None if batch.lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])

@@ -43,8 +43,8 @@ class ActivationStore:
             memory-mapped files, which vanish with the store.
         folder: where these files lie; by default the system's folder for temporary files.
         shelf: a folder in which everything that was run is kept, for the other jobs of a sweep and
-            for later processes. Values are those of the batch in which a prompt was first run, so
-            figures may differ in the last bits from a run without a shelf.
+            for later processes. Values are those of the batch in which a prompt was first run.
+            Figures may differ in the last bits from a run without a shelf.
         layers: the blocks at which the runs of a sweep will resume. A prompt is then run once for
             all of them.
         under: the context in which prompts are run, where all runs share edits of the embedding

@@ -109,9 +109,9 @@ class Watched:
     def identity(self) -> str:
         """A hash that is the same, in every process, for networks whose runs compute the same.
 
-        It covers all bytes of the weights, classes, plain attributes, functions that modules hold
-        (by name), configs, the kind of device, autocast, and the versions of torch and
-        transformers.
+        It covers all bytes of the weights, classes, plain attributes, and functions that modules
+        hold (by name). It also covers configs, the kind of device, autocast, and the versions of
+        torch and transformers.
         """
         modules = [
             (

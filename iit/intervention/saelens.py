@@ -84,8 +84,8 @@ def load_autoencoder(
         features, mask, temperature: as `AutoencoderIntervention` takes them.
 
     Raises FileNotFoundError for a missing file. Raises ValueError for a damaged file, another
-    width, missing or unknown tensors, keys that SAELens never wrote, and whatever the configuration
-    asks for that would be computed differently here.
+    width, missing or unknown tensors, and keys that SAELens never wrote. Raises it also where the
+    configuration asks for what would be computed differently here.
     """
     folder = Path(folder).expanduser()
     for name in (CONFIG, WEIGHTS):
