@@ -1,4 +1,4 @@
-"""Logits at the answers of edited runs: of the whole network, or of what is left of it to run."""
+"""Logits at the answers of edited runs: from the whole network, or from what is left to run."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,18 +17,25 @@ from iit.network.components import transformer_in
 
 
 def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None = None) -> Tensor:
-    """Tensor[batch, n_answer, vocab]: the logits at the columns `read`, or the classes of a network
-    without tokens.
+    """The logits at the columns `read`, or the classes of a network without tokens.
 
-    runs: they share the forward, which holds the rows of the first, then those of the second, and
-        so on.
-    rest: what is left to run of these rows; by default the whole network runs.
+    Arguments:
+        runs: the runs that share the forward. Its rows are those of the first run, then those of
+            the second, and so on.
+        read: Tensor[batch, n_answer] of columns; None for a network without tokens.
+        rest: what is left to run of these rows; by default the whole network runs.
+
+    Returns Tensor[batch, n_answer, vocab], or Tensor[batch, 1, classes] without tokens.
+
+    Raises ValueError where the output has no classes.
     """
     batch, network = runs[0].batch, runs[0].resolved.network
-    hooked = [one.resolved for run in runs for one in run.site_edits]
+    hooked = [site_edit.resolved for run in runs for site_edit in run.site_edits]
+    # Components never lie in the head or around it; an arbitrary module may.
     edited = [resolved.module for resolved in hooked if resolved.site.component is None]
     with ExitStack() as stack:
         if len(runs) == 1:
+            # One run has all rows of the forward.
             stack.enter_context(runs[0].applied(rest))
         else:
             for number, run in enumerate(runs):
@@ -36,11 +43,13 @@ def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None 
                 stack.enter_context(run.applied(rest, rows))
         if rest is not None and read is not None:
             stack.enter_context(resumed(network, rest))
+            # The suffix counts its columns from its own start.
             batch, read = rest.batch, rest.of(read)
         at_answer = read is not None and stack.enter_context(head_at(network, read, edited))
         output = batch.through(network)
     logits = logits_of(output)
     if read is not None and logits is not None and logits.ndim == 3:
+        # [batch, n_answer] → [batch, n_answer, vocab]
         columns = read.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         return logits if at_answer else logits.gather(1, columns)
     if logits is None or logits.ndim != 2:
@@ -58,10 +67,19 @@ def resumed_answers(
     layer: int,
     store: ActivationStore,
 ) -> Sequence[Tensor]:
-    """`answers` of each run, all in one pass from block `layer` on."""
+    """`answers` of each run, all in one pass from block `layer` on.
+
+    Arguments:
+        runs: runs of one batch and one network.
+        read: Tensor[batch, n_answer], the same columns for every run.
+
+    Returns a Tensor[batch, n_answer, vocab] for each run.
+    """
     n, batch, network = len(runs), runs[0].batch, runs[0].resolved.network
+    # Each run resumes at its own columns: its edits may be at other positions.
     spans = [run.span(read) for run in runs]
     first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
+    # [runs · batch, seq]: the base once for each run.
     stacked = Batch((), {key: value.repeat(n, 1) for key, value in batch.kwargs.items()})
     before = store.prefix(network, stacked, layer, first, stop)
     rest = suffix(network, stacked, layer, first, stop, before)
@@ -83,7 +101,7 @@ def why_whole(
     refusal = store.refuses(network, run.batch)
     if refusal is not None:
         return refusal
-    # Cached tokens and suffixes stand side by side.
+    # The cached tokens (at most max(first)) and the longest suffix stand side by side.
     first, stop = run.span(read)
     limit = getattr(transformer_in(network).config, "max_position_embeddings", None)
     if limit is not None and int(first.max()) + int((stop - first).max()) > limit:
@@ -92,10 +110,10 @@ def why_whole(
 
 
 def first_examples(given: Any, n: int) -> Any:
-    """What was given for a batch (inputs, sources, flags), for its first n examples."""
+    """The first n examples of what was given for a batch: inputs, sources or flags."""
     if isinstance(given, Activations):
         counts = {site: count[:n] for site, count in given.counts.items() if count is not None}
-        # As long as the longest of these rows.
+        # Positions that only later examples have are cut off.
         stops = {site: int(count.max()) for site, count in counts.items()}
         first = {site: tensor[:n, : stops.get(site)] for site, tensor in given.items()}
         return Activations(first, counts)

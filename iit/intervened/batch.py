@@ -1,5 +1,6 @@
-"""A batch as the engine sees it: right-padded, on the network's device, with its roles and its
-answer set apart.
+"""One batch of inputs, as the engine sees it.
+
+It is right-padded and on the network's device, with its roles and its answer set apart.
 """
 
 import inspect
@@ -19,8 +20,7 @@ from iit.network.limits import check_limits
 from iit.site import Site
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
-"""What a user passes for one batch: the network's keyword inputs (plus `positions` and `answer`),
-or positional ones.
+"""What a user passes for one batch: keyword inputs (plus `positions`, `answer`) or positional ones.
 """
 
 
@@ -28,16 +28,18 @@ or positional ones.
 class Batch:
     """One batch of inputs.
 
-    args, kwargs: what the network's forward receives.
-    positions: role → Tensor[batch, n] of columns of `kwargs`' tokens, −100 where absent.
-    answer: Tensor[batch, n_answer] of tokens or class indices, or None.
-    lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
-    order: Tensor[batch, seq], the caller's column that stands at each column here; None where the
-        layout is the caller's.
-    axis: which dimension of the inputs is the batch, as a network that has the sequence first says.
-    encoder_decoder: whether the network runs two sequences: what stands outside of its encoder sees
-        the decoder's tokens.
-    decoder_lengths: Tensor[batch] of these, where they are given.
+    Arguments:
+        args, kwargs: what the network's forward receives.
+        positions: role → Tensor[batch, n] of columns of the tokens in `kwargs`, −100 where absent.
+        answer: Tensor[batch, n_answer] of tokens or class indices, or None.
+        lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
+        order: Tensor[batch, seq], for each column the caller's column that stands there; None where
+            the layout is the caller's.
+        axis: the dimension of the inputs that is the batch: 1 for positional inputs of a network
+            that has the sequence first, else 0.
+        encoder_decoder: whether the network runs two sequences. What stands outside of its encoder
+            sees the decoder's tokens.
+        decoder_lengths: Tensor[batch] of the decoder's tokens, where they are given.
     """
 
     args: tuple[Any, ...]
@@ -60,6 +62,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of examples."""
+        # A one-dimensional input has no second dimension.
         return self._first.shape[min(self.axis, self._first.ndim - 1)]
 
     @property
@@ -82,8 +85,10 @@ class Batch:
         return network(*args, **kwargs)
 
     def with_answer(self, network: nn.Module) -> tuple["Batch", Tensor | None]:
-        """The batch with its answer teacher-forced, and the columns where each answer token is
-        read; None without tokens."""
+        """The batch with its answer teacher-forced, and where each answer token is read.
+
+        Returns the batch, and Tensor[batch, n_read] of columns; None for these without tokens.
+        """
         if self.lengths is None and self.decoder_lengths is None:
             return self, None
         kwargs, read = with_answer(network, self.kwargs, self.positions, self.answer)
@@ -92,19 +97,20 @@ class Batch:
         ), read
 
     def _answer_roles(self, read: Tensor) -> dict[str, Tensor]:
-        """Where each answer token stands that is an input: the next one is read there. The last one
-        is only read.
+        """The roles `answer[0]`, `answer[1]`, …: where each answer token stands as an input.
+
+        Answer token k stands in the column where token k + 1 is read. The last one is only read, so
+        it has no role.
         """
         if self.answer is None or self.lengths is None or self.encoder_decoder:
             return {}
         follows = self.answer[:, 1:] != IGNORED
         columns = torch.where(follows, read[:, 1:], IGNORED)
+        # Tensor[batch, 1] for each role.
         return {f"answer[{k}]": columns[:, k : k + 1] for k in range(columns.shape[1])}
 
     def at_answer(self, network: nn.Module, sites: Iterable[Site]) -> "Batch":
-        """The batch, with its answer teacher-forced where a site is at one of the answer's own
-        tokens.
-        """
+        """The batch, with its answer teacher-forced where a site is at one of its tokens."""
         roles = {role for site in sites for role in site.roles}
         if any(ANSWER_ROLE.fullmatch(role) for role in roles - set(self.positions)):
             return self.with_answer(network)[0]
@@ -112,13 +118,15 @@ class Batch:
 
 
 def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str = "") -> Any:
-    """The same nest of lists, tuples (named ones, too) and mappings with every tensor changed.
+    """The same nest of lists, tuples (also named ones) and mappings, with every tensor changed.
 
-    change: called with a tensor and the keys that lead to it, as ".outer.inner".
+    Arguments:
+        change: called with a tensor and the keys that lead to it, as ".outer.inner".
     """
     if isinstance(value, Tensor):
         return change(value, name)
     if isinstance(value, Mapping):
+        # A copy of the mapping keeps its class, such as transformers' ModelOutput.
         changed: Any = copy(value)
         for key, item in value.items():
             changed[key] = each_tensor(item, change, f"{name}.{key}")
@@ -130,12 +138,17 @@ def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str =
 
 
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
-    """Make a Batch of what the user passed; right-pad where the padding is elsewhere.
+    """Make a `Batch` of what the user passed, right-padded where the padding was elsewhere.
 
-    Raises ValueError for inputs the network's forward does not know, tokens it has no embedding or
-    position for, masks with holes, decoder tokens padded on the left, empty batches and prompts of
-    tokens, roles or answers whose batch size differs, and left-padded batches where what follows
-    the tokens is not known.
+    Raises ValueError for these inputs:
+
+    - names that the network's forward does not know, and `past_key_values`;
+    - tokens that the network has no embedding or position for;
+    - masks with holes or of another shape than the tokens;
+    - left-padded prompts of an encoder-decoder, and left-padded tokens of its decoder;
+    - empty batches of tokens, and empty prompts;
+    - roles or answers of another batch size;
+    - left-padded batches with an input of which it is unknown whether it follows the tokens.
     """
     device = device_of(network)
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
@@ -143,6 +156,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
     if isinstance(inputs, tuple | list):
+        # Positional inputs are passed on as they are: nothing says which of them are tokens.
         return Batch(tuple(inputs), {}, axis=int(batch_first([network], network) is False))
     if not isinstance(inputs, dict):
         raise ValueError(
@@ -166,6 +180,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
             answer = answer[..., 0]
     _check_keywords(network, inputs)
     batch = Batch((), inputs, positions, answer)
+    # The decoder's tokens have lengths and limits of their own; `lengths` counts the encoder's.
     if is_encoder_decoder(network):
         lengths = _decoder_lengths(inputs)
         batch = replace(batch, encoder_decoder=True, decoder_lengths=lengths)
@@ -178,6 +193,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
             )
     if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
         return batch
+    # From here on a role's position is also its column: the prompts begin at column 0.
     batch = _counted(_right_padded(batch))
     assert batch.lengths is not None
     if not _APART & set(inputs):  # a picture's placeholders may be beyond the embedding
@@ -186,7 +202,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
 
 
 def _of_rows(values: Any, device: torch.device) -> Tensor:
-    """Tensor[batch, n, …] of what may have one entry a row."""
+    """Tensor[batch, n, …] of values that may have one entry a row."""
     tensor = torch.as_tensor(values, device=device)
     return tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
 
@@ -203,8 +219,7 @@ def _decoder_lengths(kwargs: Mapping[str, Any]) -> Tensor | None:
     return mask.sum(1)
 
 
-# What transformers' forwards take through **kwargs; anything else would vanish there without a
-# word.
+# What transformers' forwards take through **kwargs. Any other name would vanish there silently.
 _PASSED_ON = {
     "output_attentions",
     "output_hidden_states",
@@ -218,23 +233,24 @@ _PASSED_ON = {
 
 def _check_keywords(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
     parameters = inspect.signature(network.forward).parameters
-    known = {
+    accepted = {
         name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        # A forward of the user's own with **kwargs may take anything.
         if not isinstance(network, PreTrainedModel):
             return
-        known |= _PASSED_ON
-    unknown = sorted(set(kwargs) - known)
+        accepted |= _PASSED_ON
+    unknown = sorted(set(kwargs) - accepted)
     if unknown:
         raise ValueError(
             f"{type(network).__name__} takes no input {', '.join(map(repr, unknown))}; it takes "
-            f"{', '.join(sorted(known))} "
+            f"{', '.join(sorted(accepted))} "
             "(a batch may add `positions` and `answer`)."
         )
 
 
-# Inputs that have one entry a token, and such that never do, however they are shaped.
+# Inputs that have one entry a token, and inputs that never do, whatever their shape.
 _ALONGSIDE = {
     "input_ids",
     "inputs_embeds",
@@ -250,6 +266,7 @@ def _right_padded(batch: Batch) -> Batch:
     tokens, mask = batch.tokens, batch.kwargs.get("attention_mask")
     if not tokens.shape[0] or not tokens.shape[1]:
         raise ValueError(f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}.")
+    # A mask of another shape (by query and key) does not say where padding is.
     if mask is None or mask.ndim != 2:
         lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
         return replace(batch, lengths=lengths)
@@ -257,26 +274,30 @@ def _right_padded(batch: Batch) -> Batch:
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape[:2])}."
         )
-    real = mask.bool()
-    lengths = real.sum(1)
+    is_real = mask.bool()
+    lengths = is_real.sum(1)
     if bool((lengths == 0).any()):
         raise ValueError(
             f"Example {int((lengths == 0).nonzero()[0])} has no real token: its attention_mask "
             "is all zero."
         )
-    order = real.int().argsort(dim=1, descending=True, stable=True)
+    # The real tokens first, each group in its order: the sort is stable.
+    order = is_real.int().argsort(dim=1, descending=True, stable=True)
     columns = torch.arange(mask.shape[1], device=mask.device)
-    if bool((real == (columns < lengths.unsqueeze(1))).all()):
+    if bool((is_real == (columns < lengths.unsqueeze(1))).all()):
+        # The batch is right-padded as it came.
         return replace(batch, lengths=lengths)
     if batch.encoder_decoder:
         raise ValueError(
             "Of an encoder-decoder the prompts are padded on the right: its outputs belong to "
             "either of two sequences."
         )
-    first = real.int().argmax(1)
+    # Each example's real tokens have to be one run of columns.
+    first = is_real.int().argmax(1)
     if not bool(
         (
-            real == ((columns >= first.unsqueeze(1)) & (columns < (first + lengths).unsqueeze(1)))
+            is_real
+            == ((columns >= first.unsqueeze(1)) & (columns < (first + lengths).unsqueeze(1)))
         ).all()
     ):
         raise ValueError(
@@ -290,16 +311,17 @@ def _right_padded(batch: Batch) -> Batch:
                     f"Input {key!r} is shaped as the tokens are, but may not follow them: give "
                     "prompts padded on the right."
                 )
+            # [batch, seq] → the shape of the input, whose later dimensions move along.
             index = order.reshape(*order.shape, *[1] * (value.ndim - 2)).expand(value.shape)
             kwargs[key] = value.gather(1, index)
-    # Positions are the prompt's own now: what a caller derived from a left-padded layout would be
-    # off.
+    # The network counts positions from the prompt's start now. What a caller derived from a
+    # left-padded layout would be wrong.
     kwargs.pop("position_ids", None)
     return replace(batch, kwargs=kwargs, lengths=lengths, order=order)
 
 
 def _counted(batch: Batch) -> Batch:
-    """Roles count real tokens; right-padded, that is the column."""
+    """The batch with its roles counted from the start, which right-padded is the column."""
     lengths, positions = batch.lengths, {}
     assert lengths is not None
     for role, index in batch.positions.items():
@@ -313,8 +335,12 @@ def from_start(
     absent: Bool[Tensor, "batch n"],
     what: str,
 ) -> Int[Tensor, "batch n"]:
-    """The columns of positions, of which negative ones count from the end of an example; absent
-    ones stay.
+    """The columns of positions, where a negative one counts from the end of its example.
+
+    Arguments:
+        lengths: how many positions each example has.
+        absent: entries to leave as they are.
+        what: what the positions belong to, for the error.
 
     Raises ValueError where an example has no such position.
     """
@@ -332,21 +358,24 @@ def from_start(
 
 
 def restored(output: Any, batch: Batch) -> Any:
-    """The network's output in the caller's layout: token axes are permuted back where the batch had
-    been repadded.
+    """The network's output in the caller's layout.
 
-    Raises ValueError for a bare Tensor[batch, n] with as many columns as tokens: they may be tokens
-    or classes.
+    Where the batch was repadded, the token axes of every tensor in the output are permuted back.
+
+    Raises ValueError for a bare Tensor[batch, n] with as many columns as tokens: these may be
+    tokens or classes.
     """
     if batch.order is None:
         return output
     size, seq = batch.order.shape
+    # The inverse permutation, Tensor[batch, seq].
     back = batch.order.argsort(dim=1)
 
     def restore(value: Tensor, name: str) -> Tensor:
+        # What a vision encoder made has no entry for each token of the prompt.
         if ".image_" in name or ".vision_" in name:
             return value
-        # Attention comes first: it may have as many heads as tokens.
+        # [batch, head, query, key]. This comes first: there may be as many heads as tokens.
         if value.ndim == 4 and value.shape[0] == size and value.shape[2:] == (seq, seq):
             rows = back[:, None, :, None].expand(value.shape)
             return value.gather(2, rows).gather(3, back[:, None, None, :].expand(value.shape))
@@ -358,7 +387,7 @@ def restored(output: Any, batch: Batch) -> Any:
                 "prompts padded on the right."
             )
         if value.ndim == 2 and not name.endswith((".start_logits", ".end_logits")):
-            # classes, or a pooled state: of two dimensions only a span's logits have tokens
+            # Classes or a pooled state: only the logits of a span have tokens in two dimensions.
             return value
         return value.gather(1, back.reshape(size, seq, *[1] * (value.ndim - 2)).expand(value.shape))
 

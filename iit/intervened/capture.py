@@ -1,4 +1,4 @@
-"""`capture`: the activations of one run at any sites, also of an intervened run."""
+"""`capture`: the activations of one run at any sites, also of an edited run."""
 
 from collections.abc import Sequence
 
@@ -25,10 +25,11 @@ def capture(
 ) -> Activations:
     """{site: Tensor[batch, position, width]} of one run; entries of absent positions are zero.
 
-    network: with an `IntervenedModel` the run is an edited one (`sources` and `active` are its
-        own), and a site that is edited is read after its edit: serial interchanges hand the result
-        on as a source.
-    grad: keep the graph, else run under `no_grad`.
+    Arguments:
+        network: with an `IntervenedModel` the run is an edited one. A site that is edited is read
+            after its edit. Serial interchanges hand the result on as a source.
+        sources, active: those of the `IntervenedModel`.
+        grad: whether the graph is kept; by default the run is under `no_grad`.
 
     Raises ValueError for sites the network lacks, roles and positions the batch lacks, and sources
     without an intervened model.
@@ -45,5 +46,6 @@ def capture(
     edited = [site for edit in network.edits.values() for site in edit.sites]
     prepared = prepare(module, batch).at_answer(module, [*sites, *edited])
     places = {site: columns(site, prepared) for site in sites}
+    # The edits' hooks come first, so the hooks that read see what the edits wrote.
     with torch.set_grad_enabled(grad), network.edited_run(prepared, sources, active).applied():
         return observe(module, prepared, places, grad=grad, stop_early=not edited)

@@ -37,28 +37,33 @@ def capture_dataset(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> Captured:
-    """{site: Tensor[row, width]} of all batches, on the CPU; rows are positions of examples,
-    without padding (see `Captured`).
+    """{site: Tensor[row, width]} of all batches, on the CPU.
 
-    batches: anything that yields batches as `capture` takes them: `lm.batches(texts)`, a
-        DataLoader, `(lm.encode(rows["text"]) for rows in dataset.iter(64))`. One is held at a time.
-    folder: write there instead of memory, which then holds one batch, and 8 bytes an example for
-        each site. The folder appears whole, when all is done; `Captured.load(folder)` reads it.
-    dtype: what the rows are kept as; by default as the network gives them.
-    progress: show a bar on stderr.
+    Rows are positions of examples, without padding (see `Captured`).
 
-    Before anything runs: ValueError for sites the network lacks, attention weights (their width is
-    a batch's length), an intervened model and a dtype that is not floating; FileExistsError for a
-    folder that is not empty. On the way: ValueError as `capture` raises it, and for no batch at
-    all.
+    Arguments:
+        batches: anything that yields batches as `capture` takes them: `lm.batches(texts)`, a
+            DataLoader, `(lm.encode(rows["text"]) for rows in dataset.iter(64))`. One is held at a
+            time.
+        folder: a folder to write to instead of memory, which then holds one batch, and 8 bytes an
+            example for each site. The folder appears whole, when all is done;
+            `Captured.load(folder)` reads it.
+        dtype: what the rows are kept as; by default as the network gives them.
+        progress: whether a bar is shown on stderr.
+
+    Raises ValueError before anything runs: for sites the network lacks, attention weights (their
+    width is a batch's length), an intervened model and a dtype that is not floating. Raises
+    FileExistsError, also before, for a folder that is not empty. On the way, raises ValueError as
+    `capture` does, and where there is no batch at all.
     """
     sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
     _check(network, sites, folder, dtype)
     module = network.model if isinstance(network, Network) else network
+    # Sites that the network lacks are found out before anything runs.
     resolved = Sites(module, sites)
-    told, digest = identity(network), hashlib.sha256()
-    # Not tensors: small ones that stay, one a batch, leave holes in the heap that the next batch's
-    # large ones do not fit in.
+    network_identity, digest = identity(network), hashlib.sha256()
+    # Arrays, not tensors. Small tensors that stay, one for each batch, would leave holes in the
+    # heap that the next batch's large ones do not fit in.
     ends = {site: array("q", [0]) for site in sites}
     widths: dict[Site, int] = {}
     with ExitStack() as stack:
@@ -66,9 +71,10 @@ def capture_dataset(
         task = bar.add_task("capture", total=length_hint(batches) or None, n=0)
         place = None if folder is None else stack.enter_context(written_folder(folder, _anything))
         names = {site: f"{number}.safetensors" for number, site in enumerate(sites)}
-        kept: dict[Site, Any] = {site: [] for site in sites}
+        # A list in memory or a file: both have `append`.
+        sinks: dict[Site, Any] = {site: [] for site in sites}
         if place is not None:
-            kept = {site: stack.enter_context(RowFile(place / names[site])) for site in sites}
+            sinks = {site: stack.enter_context(RowFile(place / names[site])) for site in sites}
         for inputs in batches:
             batch = prepare(module, inputs)
             places = {site: columns(site, batch) for site in sites}
@@ -78,9 +84,11 @@ def capture_dataset(
                         f"Site {site} has width {rows.shape[1]} in one batch and {widths[site]} "
                         "in those before."
                     )
+                # The last end so far is the offset of the batch's first example.
                 ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
-                kept[site].append(rows)
+                sinks[site].append(rows)
             _digest(digest, batch, places)
+            # One end for each example, after the 0 at the start.
             bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
         if len(ends[sites[0]]) == 1:
             raise ValueError(
@@ -90,21 +98,24 @@ def capture_dataset(
         offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
         if place is None:
             return Captured(
-                {site: torch.cat(kept.pop(site)) for site in sites},
+                # Popped, so that no more than one site's rows are in memory twice.
+                {site: torch.cat(sinks.pop(site)) for site in sites},
                 offsets,
-                told,
+                network_identity,
                 digest.hexdigest(),
             )
-        for file in kept.values():
+        # The headers make them safetensors files.
+        for file in sinks.values():
             file.finish()
         rows = {site: mapped(place / names[site]) for site in sites}
-        write_index(place, Captured(rows, offsets, told, digest.hexdigest()), names)
+        write_index(place, Captured(rows, offsets, network_identity, digest.hexdigest()), names)
+    # The folder has taken its place by now; the rows are read from there.
     assert folder is not None
     return Captured.load(folder)
 
 
 def _anything(place: Path) -> list[str]:
-    """A capture replaces nothing, whatever it is."""
+    """Every name in the folder: a capture replaces nothing."""
     return sorted(path.name for path in place.iterdir())
 
 
@@ -146,24 +157,25 @@ def _rows(
     dtype: torch.dtype | None,
 ) -> dict[Site, tuple[Float[Tensor, "row width"], list[int]]]:
     """The rows of one batch, on the CPU, and how many each example has."""
-    found = {}
+    rows = {}
     for site, activation in observe(resolved.network, batch, places, resolved=resolved).items():
         index, present = (
             places[site].index,
             activation.new_ones(activation.shape[:2], dtype=torch.bool),
         )
-        # Absent positions are zeros in an activation; rows have none. A module may have other
-        # positions than the tokens.
+        # Absent positions are zeros in an activation, and are no rows. A module may have positions
+        # of its own, of which all are present.
         if isinstance(index, Tensor) and index.shape == present.shape:
             present = index != IGNORED
-        found[site] = (activation[present].to("cpu", dtype), present.sum(1).tolist())
-    return found
+        rows[site] = (activation[present].to("cpu", dtype), present.sum(1).tolist())
+    return rows
 
 
 def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
     """Take in each example: its inputs without padding, and its roles."""
+    # Positional inputs are named by their number.
     inputs = (*enumerate(batch.args), *sorted(batch.kwargs.items()))
-    given = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
+    tensors = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
     indices = {
         site.position: place.index
         for site, place in places.items()
@@ -172,14 +184,17 @@ def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
     roles = {role: index.tolist() for role, index in indices.items() if isinstance(index, Tensor)}
     lengths = [None] * batch.size if batch.lengths is None else batch.lengths.tolist()
     for number, length in enumerate(lengths):
-        for name, value in given.items():
-            one = value[number]
+        for name, value in tensors.items():
+            example = value[number]
             if length is not None and value.shape[:2] == batch.tokens.shape[:2]:
-                if name == "attention_mask":  # all ones without padding
+                # Without padding the mask is all ones.
+                if name == "attention_mask":
                     continue
-                one = one[:length]
-            digest.update(f"{name} {list(one.shape)} {one.dtype} ".encode())
-            digest.update(one.reshape(-1).contiguous().view(torch.uint8).numpy())
+                example = example[:length]
+            # Name, shape and dtype tell apart inputs whose bytes are equal.
+            digest.update(f"{name} {list(example.shape)} {example.dtype} ".encode())
+            # The bytes themselves: numpy has no bfloat16.
+            digest.update(example.reshape(-1).contiguous().view(torch.uint8).numpy())
         for role, index in roles.items():
             digest.update(f"{role} {[i for i in index[number] if i != IGNORED]} ".encode())
 

@@ -1,5 +1,6 @@
-"""Activations of a whole dataset, in memory or in a folder: `index.json` and safetensors, read when
-looked at.
+"""Activations of a whole dataset, in memory or in a folder.
+
+A folder holds `index.json` and safetensors, which are read when they are looked at.
 """
 
 import json
@@ -31,12 +32,13 @@ class Captured(Mapping[Site, Tensor]):
     order. Those of example i at a site are `captured[site][o[i]:o[i + 1]]` with `o =
     captured.offsets[site]`. Where a site has one position, row i is example i.
 
-    rows: what the mapping shows. Loaded from a folder they are memory-mapped: only what is looked
-        at is read.
-    offsets: {site: LongTensor[n_examples + 1]}.
-    network: what tells the network from others, as in an intervened model's `config.json`.
-    inputs_sha256: over every example's inputs without padding, and its roles that the sites name;
-        equal for equal examples, however they were batched.
+    Arguments:
+        rows: what the mapping shows. Loaded from a folder they are memory-mapped: only what is
+            looked at is read.
+        offsets: {site: LongTensor[n_examples + 1]}.
+        network: what tells the network from others, as in an intervened model's `config.json`.
+        inputs_sha256: a hash over every example's inputs without padding, and over its roles that
+            the sites name. It is equal for equal examples, however they were batched.
     """
 
     rows: Mapping[Site, Tensor]
@@ -68,24 +70,30 @@ class Captured(Mapping[Site, Tensor]):
         return len(next(iter(self.offsets.values()))) - 1
 
     def example(self, site: Site, number: int) -> Float[Tensor, "position width"]:
-        """One example's rows at a site. Raises IndexError outside of 0 … n_examples − 1."""
+        """One example's rows at a site.
+
+        Raises IndexError outside of 0 … n_examples − 1.
+        """
         if not 0 <= number < self.n_examples:
             raise IndexError(
                 f"There is no example {number}; there are {self.n_examples}, counted from 0."
             )
         rows, offsets = self[site], self.offsets[site]
+        # A view: memory-mapped rows are read when they are looked at.
         return rows[int(offsets[number]) : int(offsets[number + 1])]
 
     @classmethod
     def load(cls, folder: str | Path, network: Network | nn.Module | None = None) -> "Captured":
-        """What `capture_dataset` wrote to a folder.
+        """Load what `capture_dataset` wrote to a folder.
 
-        network: if given, it has to be the one that was captured.
+        Arguments:
+            network: where it is given, it has to be the network that was captured.
 
-        Raises FileNotFoundError where there is no capture, ValueError for a damaged one and for
+        Raises FileNotFoundError where there is no capture, and ValueError for a damaged one and for
         another network.
         """
         folder = Path(folder)
+        # The index is written last.
         if not (folder / INDEX).is_file():
             raise FileNotFoundError(f"{folder} is no finished capture: {INDEX} is missing.")
         try:
@@ -98,13 +106,15 @@ class Captured(Mapping[Site, Tensor]):
                 site: mapped(folder / OFFSETS, entry["file"]) for site, entry in sites.items()
             }
             for site, entry in sites.items():
-                found = [
+                # The files have to be those that the index was written with.
+                measured = [
                     list(rows[site].shape),
                     str(rows[site].dtype),
                     len(offsets[site]) - 1,
+                    # The last offset is the number of rows.
                     int(offsets[site][-1]),
                 ]
-                if found != [
+                if measured != [
                     entry["shape"],
                     index["dtype"],
                     index["n_examples"],
@@ -116,19 +126,22 @@ class Captured(Mapping[Site, Tensor]):
             raise ValueError(f"The capture in {folder} is damaged or altered: {error}.") from error
         if (
             network is not None
-            and (here := identity(network))["fingerprint"] != captured.network["fingerprint"]
+            # The fingerprint alone decides: the same weights may have another name.
+            and (current := identity(network))["fingerprint"] != captured.network["fingerprint"]
         ):
             raise ValueError(
                 f"{folder} holds activations of another network: {captured.network['name']!r} "
                 f"({captured.network['class']}), "
-                f"not of {here['name']!r} ({here['class']}), or of one with other weights or dtype."
+                f"not of {current['name']!r} ({current['class']}), "
+                "or of one with other weights or dtype."
             )
         return captured
 
 
 def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> None:
-    """Write what stands beside the files of rows: offsets, and the index that makes the folder a
-    capture.
+    """Write what stands beside the files of rows: the offsets, and the index.
+
+    The index makes the folder a finished capture.
     """
     save_file({file: captured.offsets[site] for site, file in files.items()}, folder / OFFSETS)
     index = {

@@ -12,17 +12,18 @@ from iit.result import Row, where
 from iit.result.vocabulary import CONTROLS
 
 ARMS = (None, "vanilla", "random_subspace", "no_intervention")
-"""What stands in a table of scores: the alignment, and its controls."""
+"""The rows of a table of scores: the alignment (None) and its controls."""
 
 
 def card(saved: Saved, address: str) -> str:
-    """The card's text: the network, each variable with its sites and intervention, and an
-    alignment's scores beside its controls.
+    """The card's text.
 
-    Scores are the test split's; where nothing was scored on it, the split that was. What was not
-    measured is said to be so.
+    It states the network, each variable with its sites and intervention, and an alignment's scores
+    beside its controls. The scores are those of the test split, or of the split that was scored
+    where the test split was not. What was not measured is said to be so.
 
-    address: what `from_pretrained` is to be called with.
+    Arguments:
+        address: what `from_pretrained` is to be called with.
     """
     network, rows = (
         saved.network,
@@ -31,7 +32,10 @@ def card(saved: Saved, address: str) -> str:
     variables = [
         _described(v, edit) for key, edit in saved.edits.items() for v in variables_of(key, edit)
     ]
-    own = sorted({name for edit in saved.edits.values() for name in edit.intervention.own_parts})
+    # A reader has to pass these classes to `from_pretrained`.
+    type_names = sorted(
+        {name for edit in saved.edits.values() for name in edit.intervention.own_parts}
+    )
     text = ModelCard.from_template(
         ModelCardData(
             library_name="iit",
@@ -48,17 +52,21 @@ def card(saved: Saved, address: str) -> str:
         scored=None if rows is None else _tables(rows),
         loading=_loading(network),
         address=address,
-        types="" if not own else f", types={{{', '.join(f'{name!r}: {name}' for name in own)}}}",
+        types=""
+        if not type_names
+        else f", types={{{', '.join(f'{name!r}: {name}' for name in type_names)}}}",
     ).content
     return str(text).rstrip("\n") + "\n"
 
 
 def _loading(network: Mapping[str, Any]) -> str:
     name, dtype = network["name"], network["dtype"]
+    # A missing name, or one that is only the class, cannot be loaded.
     if name in (None, network["class"]):
         return f"...  # the {network['class']} with the fingerprint above"
     options = "" if dtype == "float32" else f', dtype="{dtype}"'
-    if network["revision"] and "/" in name:  # only the hub has revisions to choose from
+    # Only the hub has revisions to choose from.
+    if network["revision"] and "/" in name:
         options += f', revision="{network["revision"]}"'
     return f'iit.load_network("{name}"{options})'
 
@@ -66,10 +74,11 @@ def _loading(network: Mapping[str, Any]) -> str:
 def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
     intervention = edit.intervention
     blocks = intervention.config()["blocks"]
+    # A block's rank is its number of coordinates.
     rank = intervention.learned_rank() if blocks is None else blocks[variable]
     width = intervention.width
     same = edit.source_sites == edit.sites
-    told = "".join(
+    notes = "".join(
         [
             ", a block of it" if blocks is not None else "",
             ", positions joined" if edit.joint else "",
@@ -79,20 +88,23 @@ def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
         "name": _cell(str(variable)),
         "sites": _cell("; ".join(map(str, edit.sites))),
         "source_sites": "the same" if same else _cell("; ".join(map(str, edit.source_sites))),
-        "intervention": _cell(intervention.name + told),
+        "intervention": _cell(intervention.name + notes),
         "rank": "whole" if rank is None else f"{rank}" if width is None else f"{rank} of {width}",
     }
 
 
 def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One table for each variable, task and seed that was scored."""
-    told = where(rows, split="test") or where(rows, split=rows[0].split if rows else "")
+    split_rows = where(rows, split="test") or where(rows, split=rows[0].split if rows else "")
     tables = []
-    for variable, task, seed in dict.fromkeys((row.variable, row.task, row.seed) for row in told):
-        own = where(told, variable=variable, task=task, seed=seed)
+    # In the order of the rows, each once.
+    for variable, task, seed in dict.fromkeys(
+        (row.variable, row.task, row.seed) for row in split_rows
+    ):
+        scored = where(split_rows, variable=variable, task=task, seed=seed)
         arms = []
         for control in ARMS:
-            iia = where(own, metric="iia", control=control)
+            iia = where(scored, metric="iia", control=control)
             figures = {subset: _figure(where(iia, subset=subset)) for subset in ("all", "changing")}
             arms.append({"name": CONTROLS[control].label, **figures})
         tables.append(
@@ -100,10 +112,10 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "variable": _cell(str(variable)),
                 "task": task,
                 "seed": seed,
-                "split": own[0].split,
+                "split": scored[0].split,
                 "arms": arms,
                 "task_accuracy": _figure(
-                    where(own, metric="task_accuracy", subset="all", control=None)
+                    where(scored, metric="task_accuracy", subset="all", control=None)
                 ),
             }
         )
@@ -113,9 +125,11 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _figure(rows: Sequence[Row]) -> str:
     if not rows:
         return "not measured"
+    # A later row of the same figure replaces an earlier one.
     row = rows[-1]
     return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}], n = {row.n}"
 
 
 def _cell(text: str) -> str:
+    # What would end a cell or a row of a Markdown table.
     return text.replace("|", r"\|").replace("\n", " ")

@@ -13,18 +13,20 @@ Variable = str | Site
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """Sites and the intervention that acts on them.
+    """Sites, and the intervention that acts on them.
 
-    sites: where the base run is edited. Several sites (or positions) share the intervention's
-        weights, each with its own activations.
-    source_sites: where the source run is read, one a site; by default the same sites, their
-        positions resolved on the source.
-    joint: concatenate the positions of the site into one vector of width `n_positions * width`,
-        edited as a whole. Several positions, roles or heads are one site's; what lies elsewhere is
-        computed at another time, and cannot be concatenated.
+    Arguments:
+        sites: where the base run is edited. Several sites (or positions) share the intervention's
+            weights; each has its own activations.
+        source_sites: where the source run is read, one for each site. By default these are the same
+            sites, with their positions resolved on the source.
+        joint: whether the positions of the site are concatenated into one vector of width
+            `n_positions * width`, which is edited as a whole. The site may have several positions,
+            roles or heads. Several sites cannot be concatenated: they are computed one after
+            another.
 
-    Raises ValueError when the sites and source sites differ in number, or a joint edit has several
-    sites.
+    Raises ValueError without a site, and where sites and source sites differ in number. Raises it
+    also for a joint edit of several sites, and for an intervention that is no `Intervention`.
     """
 
     sites: tuple[Site, ...]
@@ -63,6 +65,7 @@ class Edit:
                 "(a `_partial_` one is completed "
                 "by `iit.alignment.one`)."
             )
+        # A frozen dataclass with a constructor of its own sets its fields in this way.
         for name, value in (
             ("sites", sites),
             ("intervention", intervention),
@@ -79,30 +82,37 @@ class Edit:
     ) -> Tensor:
         """The new activation at one site: Tensor[batch, position, width], as the base.
 
-        sources: of each variable that has one, in the shape of the base. flags: which examples are
-            active, Tensor[batch] of bool; None = every one.
+        Arguments:
+            sources: {variable: Tensor, in the shape of the base}, for each variable that has a
+                source.
+            flags: {variable: Tensor[batch] of bool}, which examples are active; None for every one.
         """
         shape = base.shape
         if self.joint:
+            # [batch, position, width] → [batch, 1, position · width]
             base = base.reshape(shape[0], 1, -1)
             sources = {variable: source.reshape(base.shape) for variable, source in sources.items()}
         if self.intervention.blocks is None:
+            # Without blocks the edit serves one variable.
             (flag,) = flags.values()
             new = self.intervention(base, next(iter(sources.values()), None), flag)
         else:
+            # A block that is missing here is active in every example.
             partly = {block: flag for block, flag in flags.items() if flag is not None}
             new = self.intervention(base, sources, partly or None)
         return new.reshape(shape)
 
 
 def variables_of(key: Variable, edit: Edit) -> tuple[Variable, ...]:
-    """The variables an edit serves: its intervention's blocks, or the name it was given."""
+    """The variables an edit serves: its intervention's blocks, or its own key."""
     return edit.intervention.blocks or (key,)
 
 
 def block_input(site: Site) -> Site:
-    """What a skipped block would have read. Raises ValueError for a site that is no block's
-    output."""
+    """What a skipped block would have read.
+
+    Raises ValueError for a site that is not the output of a block.
+    """
     if site.component != "block_output":
         raise ValueError(
             "SkipIntervention puts the block's own input in place of `block_output`; the site "

@@ -23,8 +23,11 @@ Flags = Mapping[Variable, Tensor | None]
 class SiteEdit:
     """What an edit does at one of its sites in one batch.
 
-    columns: where the base is edited. source_site: where the source is read.
-    flags, sources: which examples are active, and what is read, by variable.
+    Arguments:
+        columns: where the base is edited.
+        source_site: where the source is read.
+        flags: which examples are active, by variable.
+        sources: {variable: Tensor[batch, position, width]}, what is read of its source.
     """
 
     edit: Edit
@@ -40,22 +43,25 @@ class SiteEdit:
         return all(flag is not None and not bool(flag.any()) for flag in self.flags.values())
 
     def apply(self, base: Tensor) -> Tensor:
-        """What the edit makes of the activation at these columns."""
+        """The new activation at these columns, Tensor[batch, position, width]."""
         return self.edit.apply(base, self.sources, self.flags)
 
 
 Editor = Callable[[SiteEdit, list[Tensor]], Callable[[Tensor], Tensor | None]]
-"""Makes what a site's hook does with an activation; the list then holds the block's input, where
-the edit skips the block."""
+"""Makes what a site's hook does with an activation.
+
+Where the edit skips the block, the list holds the block's input by the time the hook runs."""
 
 
 @dataclass(frozen=True)
 class EditedRun:
     """The edits of one batch, checked and with their sources read.
 
-    resolved: the sites of the network that runs. sites: what each edit does, by its variable.
-    flags: which examples are active.
-    trains: whether a backward through the run would reach weights.
+    Arguments:
+        resolved: the sites of the network that runs.
+        sites: {key: what its edit does at each of its sites}, with the keys of the model's edits.
+        flags: which examples are active, by variable.
+        trains: whether a backward through the run would reach weights.
     """
 
     batch: Batch
@@ -65,26 +71,36 @@ class EditedRun:
     trains: bool
 
     def without(self, variables: Collection[Variable]) -> "EditedRun":
-        """The run under the other edits."""
+        """The same run under the other edits alone."""
         sites = {key: ones for key, ones in self.sites.items() if key not in variables}
         return replace(self, sites=sites)
 
     @property
     def site_edits(self) -> list[SiteEdit]:
-        """Those of all edits, in their order."""
+        """What all edits do at their sites, in the order of the edits."""
         return [one for ones in self.sites.values() for one in ones]
 
     def span(self, read: Tensor) -> tuple[Tensor, Tensor]:
-        """(first, stop), Tensor[batch] each: from the first column that is edited or read to behind
-        the last one that is read.
+        """The columns of each example that a resumed run has to run.
 
-        All columns where an edit takes every position, or is as wide as there are keys in the run.
+        They begin at the first column that is edited or read, and end with the last one that is
+        read. They are all columns where an edit takes every position, or is as wide as the run has
+        keys.
+
+        Arguments:
+            read: Tensor[batch, n_read], the columns where the answer is read.
+
+        Returns (first, stop), Tensor[batch] each; `stop` is behind the last column.
         """
         first, stop = read.min(1).values, read.max(1).values + 1
-        for one in self.site_edits:
-            index = one.columns.index
-            if not isinstance(index, Tensor) or one.columns.site.component == "attention_weight":
+        for site_edit in self.site_edits:
+            index = site_edit.columns.index
+            if (
+                not isinstance(index, Tensor)
+                or site_edit.columns.site.component == "attention_weight"
+            ):
                 return torch.zeros_like(first), torch.full_like(stop, self.batch.tokens.shape[1])
+            # An absent entry (−100) is replaced by a column that does not change the minimum.
             present = torch.where(index == IGNORED, first.unsqueeze(1), index)
             first = torch.minimum(first, present.min(1).values)
         return first, stop
@@ -93,15 +109,19 @@ class EditedRun:
     def applied(
         self, rest: Suffix | None = None, rows: slice = slice(None)
     ) -> Iterator[dict[SiteEdit, Tensor]]:
-        """Within the context the network's next forward (or the rest of it) is edited; yields what
-        each edit saw.
+        """Within the context the network's next forward (or the rest of it) is edited.
 
-        rows: which rows of the forward are this run's, where several runs share it.
+        Arguments:
+            rest: what is left to run, where the run is resumed.
+            rows: which rows of the forward are this run's, where several runs share it.
 
-        Raises RuntimeError for a site's module that runs twice, never, or where a backward would
+        Yields {site edit: Tensor[batch, position, width]}, what each one saw before it acted; it is
+        filled by the forward.
+
+        Raises RuntimeError where a site's module runs twice or never, and where a backward would
         miss the edit.
         """
-        seen: dict[SiteEdit, Tensor] = {}
+        activations: dict[SiteEdit, Tensor] = {}
         outside = autograd_state() if self.trains else (False, None)
 
         def editor(one: SiteEdit, skipped: list[Tensor]) -> Callable[[Tensor], Tensor | None]:
@@ -109,29 +129,35 @@ class EditedRun:
             columns = one.columns if rest is None else rest.shifted(one.columns, rows)
 
             def edited(whole: Tensor) -> Tensor | None:
-                if one in seen:
+                if one in activations:
                     raise RuntimeError(
                         f"Site {site} was run more than once in one forward; name a module that "
                         "runs once."
                     )
                 refuse_recomputed(site, outside)
                 activation = whole[rows]
-                seen[one] = columns.read(activation)
+                # A copy, so that what was seen stays as it was before the edit.
+                activations[one] = columns.read(activation)
                 if idle or one.edit.intervention.collects:
                     return None
                 sources: Mapping[Variable, Tensor] = one.sources
                 if skipped:
+                    # The block's own input, of the same run, is the source of a skipped block.
                     sources = dict.fromkeys(one.flags, columns.read(skipped[0][rows]))
-                new = columns.write(activation, one.edit.apply(seen[one], sources, one.flags))
+                new = columns.write(
+                    activation, one.edit.apply(activations[one], sources, one.flags)
+                )
                 if len(new) == len(whole):
                     return new
+                # The rows of other runs pass unchanged.
                 return torch.cat([whole[: rows.start], new, whole[rows.stop :]])
 
             return edited
 
         with self.attached(editor):
-            yield seen
-            missed = [str(one.columns.site) for one in self.site_edits if one not in seen]
+            # The forward runs here.
+            yield activations
+            missed = [str(one.columns.site) for one in self.site_edits if one not in activations]
             if missed:
                 raise RuntimeError(
                     f"The forward never ran the module of {', '.join(missed)}: nothing was "
@@ -140,20 +166,23 @@ class EditedRun:
 
     @contextmanager
     def attached(self, editor: Editor) -> Iterator[None]:
-        """Hook what `editor` makes on every site."""
+        """Within the context every site's hook does what `editor` makes for it."""
         with ExitStack() as stack:
-            for one in self.site_edits:
+            for site_edit in self.site_edits:
                 skipped: list[Tensor] = []
-                stack.enter_context(one.edit.intervention.basis.made_once())
-                if one.edit.intervention.skips:
-                    before = self.resolved[block_input(one.columns.site)]
+                # A rotation is computed once for all sites of the run.
+                stack.enter_context(site_edit.edit.intervention.basis.made_once())
+                if site_edit.edit.intervention.skips:
+                    before = self.resolved[block_input(site_edit.columns.site)]
+                    # The block's input is hooked first, so it is there when the output's hook runs.
                     stack.callback(before.attach(_holder(skipped)).remove)
-                stack.callback(one.resolved.attach(editor(one, skipped)).remove)
+                stack.callback(site_edit.resolved.attach(editor(site_edit, skipped)).remove)
             yield
 
 
 def _holder(held: list[Tensor]) -> Callable[[Tensor], None]:
     def hold(activation: Tensor) -> None:
-        held[:] = [activation.clone()]  # some blocks add to their input in place
+        # A copy: some blocks add to their input in place.
+        held[:] = [activation.clone()]
 
     return hold

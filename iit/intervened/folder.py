@@ -10,11 +10,14 @@ from pathlib import Path
 
 @contextmanager
 def written_folder(folder: str | Path, foreign: Callable[[Path], list[str]]) -> Iterator[Path]:
-    """A fresh folder to write to; it takes the place of `folder` when the block ends without an
-    exception.
+    """A fresh folder to write to; it takes the place of `folder` when the block ends.
 
-    foreign: the names in a folder that are not ours to replace.
-    Raises FileExistsError when there are such, or a file stands there.
+    After an exception it is removed, and `folder` stays as it was.
+
+    Arguments:
+        foreign: returns the names in a folder that may not be replaced.
+
+    Raises FileExistsError when there are such names, or where a file stands in the folder's place.
     """
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
@@ -29,8 +32,10 @@ def written_folder(folder: str | Path, foreign: Callable[[Path], list[str]]) -> 
             "earlier save."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # On the same file system, so that the rename at the end is atomic.
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
+        # mkdtemp lets only its owner read.
         temporary.chmod(0o755)
         yield temporary
         if folder.exists():

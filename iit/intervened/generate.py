@@ -1,5 +1,7 @@
-"""Generation under edits: which columns of a step's forward an edit acts on, and the tokens in the
-caller's layout.
+"""Generation under edits.
+
+It decides on which columns of a step's forward an edit acts, and returns the tokens in the caller's
+layout.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,10 +20,10 @@ from iit.network.answering import IGNORED
 from iit.network.components import transformer_in
 
 SCOPES = ("prompt", "generated", "all")
-"""Where edits act: at their sites in the prompt; at every new token; both."""
+"""Where edits act: at their sites in the prompt, at every new token, or at both."""
 
-# With these transformers runs the network in other portions than the prompt and then one token, or
-# around its hooks.
+# With these options transformers runs the network otherwise than on the prompt and then on one
+# token at a time, or it runs around its hooks.
 _OTHER_WAYS = (
     "assistant_model",
     "prompt_lookup_num_tokens",
@@ -46,15 +48,18 @@ def check_generation(
         config, "is_encoder_decoder", False
     ):
         raise ValueError(f"{type(network).__name__} is no transformers decoder that can generate.")
-    asked = options.get("generation_config")
-    settings = asked or getattr(network, "generation_config", None)
+    config_option = options.get("generation_config")
+    # The network's own settings count where the call names no others.
+    settings = config_option or getattr(network, "generation_config", None)
     for name in _OTHER_WAYS:
         if options.get(name, getattr(settings, name, None)) is not None:
             raise ValueError(
                 f"generate under edits does not go together with {name!r}; leave it out, or give "
                 f"{name}=None."
             )
-    cache = options.get("cache_implementation", getattr(asked, "cache_implementation", None))
+    cache = options.get(
+        "cache_implementation", getattr(config_option, "cache_implementation", None)
+    )
     if cache not in (None, "dynamic", "hybrid"):
         raise ValueError(
             f"generate under edits does not go together with cache_implementation={cache!r}; "
@@ -85,15 +90,16 @@ def check_generation(
 def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, Any]) -> Any:
     """What the network's `generate` returns under the edits.
 
-    prompts: LongTensor[batch, seq], as the caller laid them out. options: what transformers'
-        `generate` takes.
+    Arguments:
+        prompts: LongTensor[batch, seq], as the caller laid them out.
+        options: what transformers' `generate` takes.
     """
     network: Any = run.resolved.network
     if (
         getattr(getattr(network, "generation_config", None), "cache_implementation", None)
         is not None
     ):
-        # The network's own wish for a static cache is about speed.
+        # A static cache that the network's own settings ask for is a matter of speed.
         options["cache_implementation"] = "dynamic"
     process = Generation(run.batch, scope)
     with ExitStack() as stack:
@@ -106,9 +112,9 @@ def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, An
 class Generation:
     """One call of `generate` under edits.
 
-    Prompts are left-padded, so that every new token is one column. transformers repeats each
-    example for its beams or samples in consecutive rows and keeps them there when it reorders
-    beams: row r belongs to example r // rows_per_example.
+    Prompts are left-padded, so every new token is one column. transformers repeats each example for
+    its beams or samples in consecutive rows, and keeps them there when it reorders beams. Row r
+    belongs to example r // rows_per_example.
     """
 
     def __init__(self, batch: Batch, scope: str):
@@ -117,18 +123,24 @@ class Generation:
         self._n_prompt = batch.tokens.shape[1]
         self._shift = self._n_prompt - batch.lengths
         steps = torch.arange(self._n_prompt, device=batch.tokens.device)
+        # Each right-padded row is turned by its number of padding columns: [batch, seq].
         rolled = (steps - self._shift.unsqueeze(1)) % self._n_prompt
         self.inputs = {
             "input_ids": batch.kwargs["input_ids"].gather(1, rolled),
             "attention_mask": (steps >= self._shift.unsqueeze(1)).long(),
         }
+        # How many forwards ran; the first column and the number of columns of the one that runs.
         self._forwards, self._start, self._n_columns = 0, 0, 0
 
     def follow(self, network: nn.Module) -> Any:
-        """Watch the network's forwards; returns the hook's handle."""
+        """Watch the network's forwards: which columns of the sequence each one runs.
+
+        Returns the hook's handle.
+        """
 
         def begins(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._n_columns, total = kwargs["input_ids"].shape[1], self._n_prompt + self._forwards
+            # With a cache each step after the first runs one token; without one, all tokens so far.
             if self._n_columns not in (1 if self._forwards else total, total):
                 raise RuntimeError(
                     f"A step of generate ran {self._n_columns} tokens, expected 1 or {total}."
@@ -139,12 +151,13 @@ class Generation:
         return network.register_forward_pre_hook(begins, with_kwargs=True)
 
     def left(self, place: Columns) -> Columns:
-        """Columns of the right-padded batch in the left-padded one."""
+        """Columns of the right-padded batch as columns of the left-padded one."""
         if isinstance(place.index, Tensor):
             index = torch.where(
                 place.index == IGNORED, IGNORED, place.index + self._shift.unsqueeze(1)
             )
         else:
+            # No index means that no prompt is padded: every column is a position.
             index = torch.arange(self._n_prompt, device=self._shift.device).expand(
                 self._batch.size, -1
             )
@@ -174,24 +187,27 @@ class Generation:
                     f"{self._n_columns} tokens: it cannot be "
                     "edited in generate."
                 )
+            # Beams or samples of each example.
             copies = activation.shape[0] // self._batch.size
             sources, flags = _repeated(one.sources, copies), _repeated(one.flags, copies)
+            # The forward begins at the prompt, so the sites in it are edited.
             if self._scope != "generated" and self._start == 0:
                 index = prompt.index
                 if isinstance(index, Tensor):
                     index = index.repeat_interleave(copies, 0)
                 columns = replace(prompt, index=index)
-                given = dict.fromkeys(one.flags, columns.read(skipped[0])) if skipped else sources
+                values = dict.fromkeys(one.flags, columns.read(skipped[0])) if skipped else sources
                 activation = columns.write(
-                    activation, edit.apply(columns.read(activation), given, flags)
+                    activation, edit.apply(columns.read(activation), values, flags)
                 )
+            # How many of this forward's columns belong to the prompt.
             n_old = max(self._n_prompt - self._start, 0)
             if self._scope != "prompt" and n_old < self._n_columns:
                 new = activation[:, n_old:]
-                given = dict.fromkeys(one.flags, skipped[0][:, n_old:]) if skipped else sources
-                # The one position of a source is for each of the new tokens.
-                given = {variable: source.expand(new.shape) for variable, source in given.items()}
-                activation = torch.cat([activation[:, :n_old], edit.apply(new, given, flags)], 1)
+                values = dict.fromkeys(one.flags, skipped[0][:, n_old:]) if skipped else sources
+                # The one position of a source is used for each of the new tokens.
+                values = {variable: source.expand(new.shape) for variable, source in values.items()}
+                activation = torch.cat([activation[:, :n_old], edit.apply(new, values, flags)], 1)
             return activation
 
         return edited
@@ -199,6 +215,7 @@ class Generation:
     def restored(self, ids: Any, prompts: Tensor) -> Any:
         """What `generate` returned, with each prompt as the caller laid it out."""
         sequences = ids if isinstance(ids, Tensor) else ids.sequences
+        # [batch · num_return_sequences, seq]
         prompts = prompts.to(sequences.device).repeat_interleave(len(sequences) // len(prompts), 0)
         sequences = torch.cat([prompts, sequences[:, self._n_prompt :]], 1)
         if isinstance(ids, Tensor):

@@ -29,16 +29,16 @@ from iit.network.layout import device_of
 from iit.site import Index, Site, Sites
 
 N_COMPARED = 4
-"""Examples of the first batch that run whole, too."""
+"""How many examples of the first batch are also run whole, to check the resumed run."""
 
 
 class Run(NamedTuple):
     """What `IntervenedModel.run` returns.
 
-    output: the network's own output object after the edits.
-    base_output: its output without them.
-    activations: {variable: Tensor[batch, position, width]}, what each edit saw before it acted
-        (several sites are concatenated along positions).
+    output: the network's own output object, with the edits.
+    base_output: the network's own output object, without the edits.
+    activations: {variable: Tensor[batch, position, width]}, what each edit saw before it acted.
+        Several sites are concatenated along positions.
     """
 
     output: Any
@@ -47,24 +47,26 @@ class Run(NamedTuple):
 
 
 class IntervenedModel(nn.Module):
-    """A network and edits: `edited(base, sources)` runs the base with the sources' values swapped
-    in.
+    """A frozen network and the edits that are done to its runs.
 
-    network: a `LanguageModel`, a `Classifier`, a transformers model, or any `nn.Module`. It is held
-        outside module registration: parameters, state dict and train mode of this object are the
-        interventions' alone.
-    edits: {variable: Edit} or, short for one edit a site, {site: intervention}. An edit whose
-        intervention has blocks serves the variables that its blocks name.
-    source_grad: let gradients flow through the source runs, too.
-    stored: variables whose edits of `embedding_output` the store's own runs are done under: from
-        block 1 on a run resumes behind them.
+    `edited(base, sources)` runs the base with the sources' values swapped in.
 
-    Its attribute `store` is None unless set; with an `ActivationStore`, `answer_logits` reads from
-    it what earlier runs have
-    left: source activations, and the base's residual stream below the first edited block.
+    Arguments:
+        network: a `LanguageModel`, a `Classifier`, a transformers model, or any `nn.Module`. It is
+            held outside module registration: parameters, state dict and train mode of this object
+            are those of the interventions alone.
+        edits: {variable: Edit}, or {site: intervention}, which is short for one edit a site. An
+            edit whose intervention has blocks serves the variables that its blocks name.
+        source_grad: whether gradients also flow through the source runs.
+        stored: variables whose edits of `embedding_output` are part of the runs that the store
+            keeps. Where the other edits begin at block 1 or later, a run resumes behind them.
 
-    Raises ValueError for a site the network lacks, an intervention of another width, variables
-    named twice, and stored edits elsewhere than at the embedding, before anything runs.
+    The attribute `store` is None unless it is set. With an `ActivationStore`, `answer_logits` reads
+    what earlier runs have left: source activations, and the base's residual stream before the first
+    edited block.
+
+    Raises ValueError before anything runs: for a site the network lacks, an intervention of another
+    width, a variable that is named twice, and `stored` edits elsewhere than at the embedding.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class IntervenedModel(nn.Module):
         self.store: ActivationStore | None = None
         named = [v for key, edit in self.edits.items() for v in variables_of(key, edit)]
         self.variables: tuple[Variable, ...] = tuple(named)
+        # Sources and flags are given by variable, so each name stands for one edit or block.
         twice = sorted({str(v) for v in named if named.count(v) > 1})
         if twice:
             raise ValueError(f"Variables {twice} are named by more than one edit or block.")
@@ -97,10 +100,14 @@ class IntervenedModel(nn.Module):
                 f"stored={sorted(map(str, stored))}: only edits of embedding_output come before "
                 "all blocks."
             )
+        # Stored edits do not count: the store's runs already hold them. Where the other edits begin
+        # at block 0, or there are none, all edits count.
         later = [edit for key, edit in self.edits.items() if key not in stored]
         self.first_block = first_block(self.network, later) or first_block(
             self.network, self.edits.values()
         )
+        # At block 0 (or None) there is nothing to resume behind: every edit is then done in the run
+        # itself.
         self.stored = frozenset(stored) if self.first_block else frozenset()
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(
@@ -115,9 +122,7 @@ class IntervenedModel(nn.Module):
 
     @property
     def studied(self) -> Network | None:
-        """The `LanguageModel` or `Classifier` this was made with, if it was one: what encodes
-        inputs and answers.
-        """
+        """The `LanguageModel` or `Classifier` this was made with; None for a bare module."""
         return self._held[0] if isinstance(self._held[0], Network) else None
 
     @property
@@ -133,25 +138,26 @@ class IntervenedModel(nn.Module):
         )
 
     def forward(self, base: Inputs, sources: Sources = None, active: Active = None) -> Any:
-        """The network's own output object on the edited base run, in the caller's layout."""
+        """Run the edited base; returns the network's own output object, in the caller's layout."""
         batch = prepare(self.network, base)
         with self.edited_run(batch, sources, active).applied():
             output = batch.through(self.network)
         return restored(output, batch)
 
     def run(self, base: Inputs, sources: Sources = None, active: Active = None) -> Run:
-        """The edited output beside the base's own, and what each edit saw.
+        """Run the base without and with the edits, and keep what each edit saw.
 
-        Raises ValueError where one edit's sites differ in width, and as a call does.
+        Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
         batch = prepare(self.network, base)
         base_output = restored(batch.through(self.network), batch)
         run = self.edited_run(batch, sources, active)
-        with run.applied() as seen:
+        with run.applied() as per_site:
             output = restored(batch.through(self.network), batch)
         activations = {}
-        for key, ones in run.sites.items():
-            activations[key] = _side_by_side(key, [seen[one] for one in ones])
+        for key, site_edits in run.sites.items():
+            # Keyed as the edits are: an edit with blocks has one entry.
+            activations[key] = _side_by_side(key, [per_site[site_edit] for site_edit in site_edits])
         return Run(output, base_output, activations)
 
     def generate(
@@ -163,62 +169,79 @@ class IntervenedModel(nn.Module):
         scope: str = "prompt",
         **options: Any,
     ) -> Any:
-        """Generate under the edits: token ids as the network's own `generate` returns them, prompts
-        as the caller laid them out.
+        """Generate under the edits, with the network's own `generate`.
 
-        scope: "prompt" edits the sites' positions in the prompt, "generated" every new token as it
-            is read back, "all" both. A role or position selects in the prompt only; one that reads
-            a source there uses it for every new token. Adding twice the difference between the mean
-            residual streams of sentences about the sea and of others, after block 10 of
-            SmolLM2-135M with scope "all", turned 8 of 8 greedy continuations of unrelated prompts
-            to the sea (0 of 8 without); it costs fluency.
-        options: what transformers' `generate` takes. Greedy search and beams give the same tokens
-            whatever the batch; sampling repeats for a fixed batch and seed. An `answer` in the base
-            is not read.
+        Arguments:
+            scope: "prompt" edits the sites' positions in the prompt. "generated" edits every new
+                token as it is read back. "all" does both. A role or position selects in the prompt
+                only; an edit that reads a source there uses that one position for every new token.
+            options: what transformers' `generate` takes. Greedy search and beams give the same
+                tokens whatever the batch; sampling repeats for a fixed batch and seed. An `answer`
+                in the base is not read.
 
-        Returns LongTensor[batch * num_return_sequences, prompt + new] (or the output object, where
-        options ask for one). Raises ValueError for an unknown scope, networks that do not generate,
-        options under which edits would be missed (an assistant, a static cache, …), and edits that
-        make no sense token by token.
+        Returns LongTensor[batch · num_return_sequences, prompt + new], with the prompts as the
+        caller laid them out; the output object instead where the options ask for one.
+
+        Raises ValueError for an unknown scope, and for a network that does not generate. Raises it
+        for options under which edits would be missed (an assistant, a static cache, …), and for
+        edits that make no sense token by token.
+
+        An example, after block 10 of SmolLM2-135M with scope "all": the edit adds twice the
+        difference between the mean residual streams of sentences about the sea and of others. It
+        turned 8 of 8 greedy continuations of unrelated prompts to the sea (0 of 8 without it). It
+        costs fluency.
         """
         batch = prepare(self.network, base)
         check_generation(self.network, self.edits.values(), batch, scope, options)
+        # `check_generation` has refused everything else.
         assert isinstance(base, Mapping)
         if isinstance(self.studied, LanguageModel):
+            # The tokenizer knows the padding token where the network's settings do not.
             options.setdefault("pad_token_id", self.studied.tokenizer.pad_token_id)
         return generated(self.edited_run(batch, sources, active), base["input_ids"], scope, options)
 
     def edited_activations(
         self, base: Inputs, sources: Sources = None, active: Active = None
     ) -> dict[Variable, Tensor]:
-        """{variable: Tensor[batch, position, width]}: what each edit by itself makes of the
-        unedited base (several sites are concatenated along positions).
+        """{variable: Tensor[batch, position, width]}: each edit alone, on the unedited base.
 
-        Raises ValueError where one edit's sites differ in width, and as a call does.
+        Several sites of an edit are concatenated along positions.
+
+        Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
+        # A site may be at a token of the base's answer.
         batch = prepare(self.network, base).at_answer(self.network, self._resolved)
         run = self.edited_run(batch, sources, active)
         edited = {}
-        for key, ones in run.sites.items():
-            seen = self.read(batch, {one.columns.site: one.columns for one in ones})
-            edited[key] = _side_by_side(key, [one.apply(seen[one.columns.site]) for one in ones])
+        for key, site_edits in run.sites.items():
+            unedited = self.read(
+                batch, {site_edit.columns.site: site_edit.columns for site_edit in site_edits}
+            )
+            edited[key] = _side_by_side(
+                key, [site_edit.apply(unedited[site_edit.columns.site]) for site_edit in site_edits]
+            )
         return edited
 
     def read(self, batch: Batch, places: dict[Site, Columns], *, grad: bool = False) -> Activations:
-        """Activations of the unedited network; of the `store` where it has them."""
+        """Activations of the unedited network, from the `store` where it has them."""
         read = observe if self.store is None else self.store.read
         return read(self.network, batch, places, grad=grad, resolved=self._resolved)
 
     def placed(self, batch: Batch, active: Active = None) -> EditedRun:
-        """The edits of one batch, as yet without what they read of sources."""
+        """The edits of one batch, without the source activations that they read."""
         flags = activity(self.variables, active, batch)
         sites = {}
         for key, edit in self.edits.items():
-            own = {variable: flags[variable] for variable in variables_of(key, edit)}
-            touched = _any_active(list(own.values()))
+            edit_flags = {variable: flags[variable] for variable in variables_of(key, edit)}
+            # A role may be absent in an example that no variable of this edit touches.
+            touched = _any_active(list(edit_flags.values()))
             sites[key] = [
                 SiteEdit(
-                    edit, self._resolved[site], columns(site, batch, touched), source_site, own
+                    edit,
+                    self._resolved[site],
+                    columns(site, batch, touched),
+                    source_site,
+                    edit_flags,
                 )
                 for site, source_site in zip(edit.sites, edit.source_sites, strict=True)
             ]
@@ -226,66 +249,74 @@ class IntervenedModel(nn.Module):
         return EditedRun(batch, self._resolved, sites, flags, trains)
 
     def edited_run(self, batch: Batch, sources: Sources = None, active: Active = None) -> EditedRun:
-        """The edits of one batch, ready to be applied; everything about the input is checked, and
-        the sources are run.
+        """The edits of one batch, ready to be applied.
+
+        Everything about the input is checked, and the sources are run.
 
         Raises ValueError for what does not fit, before the network runs on the base.
         """
         run = self.placed(batch, active)
-        for one in run.site_edits:
+        for site_edit in run.site_edits:
+            # A backward would run a checkpointed layer again without the edit's hooks.
             if torch.is_grad_enabled():
-                one.resolved.refuse_recomputed()
-            check_joint(one)
-        given = by_variable(self.edits, sources, run.flags)
-        read_sources(run, given, partial(self.read, grad=self.source_grad))
+                site_edit.resolved.refuse_recomputed()
+            check_joint(site_edit)
+        named_sources = by_variable(self.edits, sources, run.flags)
+        read_sources(run, named_sources, partial(self.read, grad=self.source_grad))
         return run
 
     def answer_logits(
         self, base: Inputs, sources: Sources = None, active: Active = None
     ) -> Float[Tensor, "batch n_answer vocab"]:
-        """Logits where the base's `answer` is read: Tensor[batch, n_answer, vocab], or [batch, 1,
-        classes] without tokens.
+        """Logits where the base's `answer` is read.
 
-        The answer is teacher-forced; a language model's head runs at these columns only. Without an
-        answer the next token is read, or what stands at the masks. Raises ValueError as
-        `iit.network.answering.with_answer` does.
+        The answer is teacher-forced, and a language model's head runs at these columns only.
+        Without an answer the next token is read, or the tokens at the masks of a masked language
+        model. With a `store`, only what the edits can change runs; the first batch is compared with
+        the whole network.
 
-        With a `store` only what the edits can change runs. The first batch is compared with the
-        whole network.
+        Returns Tensor[batch, n_answer, vocab]; Tensor[batch, 1, classes] on a network without
+        tokens.
+
+        Raises ValueError as `iit.network.answering.with_answer` does.
         """
         batch, read = prepare(self.network, base).with_answer(self.network)
         run = self.edited_run(batch, sources, active)
         store, layer = self.store, self.first_block
         if store is None:
             return answers([run], read)
-        left = run.without(self.stored)
-        why = why_whole(left, read, layer, store)
+        # The store's runs already hold the edits of `stored`.
+        rest = run.without(self.stored)
+        why = why_whole(rest, read, layer, store)
         if why is not None or read is None or layer is None:
             store.tell(f"The whole network runs: {why}.")
             return answers([run], read)
         store.tell("Runs resume at the first block and the first position that are edited.")
-        noise = torch.get_rng_state()
-        logits = resumed_answers([left], read, layer, store)[0]
+        # The whole run below must draw the same random numbers as the resumed one.
+        rng_state = torch.get_rng_state()
+        logits = resumed_answers([rest], read, layer, store)[0]
         if store.is_trusted(layer, flags := run.flags):
             return logits
-        without = copy(self)
-        without.store = None
-        # A user's own function may do otherwise on a part of the batch.
-        own = any(edit.intervention.own_parts for edit in self.edits.values())
-        n = batch.size if own else min(N_COMPARED, batch.size)
+        # A shallow copy shares the edits; only its `store` differs.
+        whole_model = copy(self)
+        whole_model.store = None
+        # A user's own function may act otherwise on a part of the batch, so all of it is compared.
+        user_defined = any(edit.intervention.own_parts for edit in self.edits.values())
+        n = batch.size if user_defined else min(N_COMPARED, batch.size)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(noise)
-            few = (first_examples(given, n) for given in (base, sources, active))
-            whole = without.answer_logits(*few)
+            torch.set_rng_state(rng_state)
+            examples = (first_examples(argument, n) for argument in (base, sources, active))
+            whole = whole_model.answer_logits(*examples)
         if store.trusts(layer, flags, logits.detach()[:n], whole):
             return logits
-        return without.answer_logits(base, sources, active)
+        return whole_model.answer_logits(base, sources, active)
 
     def n_columns(self, base: Inputs, active: Active = None) -> Tensor | None:
-        """LongTensor[batch], how many positions of each example a resumed run runs; None where runs
-        do not resume.
+        """How many positions of each example a resumed run runs.
 
-        Batches of examples that are alike in it cost least.
+        A batch costs least where its examples are alike in this number.
+
+        Returns LongTensor[batch]; None where runs do not resume.
         """
         batch = prepare(self.network, base)
         if self.first_block is None or batch.lengths is None:
@@ -296,11 +327,13 @@ class IntervenedModel(nn.Module):
         return stop - first
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `interventions.safetensors` and a model card, `README.md`; an
-        earlier save is replaced as a whole.
+        """Write `config.json`, `interventions.safetensors` and `README.md` (a model card) to a
+        folder.
 
-        Raises ValueError for interventions that cannot be saved, FileExistsError when the folder
-        holds other files.
+        An earlier save in the folder is replaced as a whole.
+
+        Raises ValueError for interventions that cannot be saved, and FileExistsError when the
+        folder holds other files.
         """
         sharing.save(self._saved(), folder)
 
@@ -313,13 +346,17 @@ class IntervenedModel(nn.Module):
         token: str | None = None,
         commit_message: str = "Upload interventions",
     ) -> str:
-        """Upload what `save_pretrained` writes in one commit, making the repository where there is
-        none; returns the commit's address.
+        """Upload what `save_pretrained` writes in one commit.
 
-        Files of an earlier save that this one does not have are deleted; other files stay.
+        The repository is made where there is none. Files of an earlier save that this one lacks are
+        deleted; other files stay.
 
-        revision: a branch, made where it is missing. token: by default the one `hf auth login`
-            left.
+        Arguments:
+            revision: a branch, which is made where it is missing.
+            token: by default the one that `hf auth login` left.
+
+        Returns the commit's address.
+
         Raises ValueError for interventions that cannot be saved, and for private=True with a
         repository that is public.
         """
@@ -335,12 +372,19 @@ class IntervenedModel(nn.Module):
         types: Mapping[str, Any] | None = None,
         check_network: bool = True,
     ) -> Self:
-        """Load from a folder or from the hub, in eval mode, on the network it was saved for; no
-        code of the folder is run.
+        """Load a save from a folder or from the hub, in eval mode; no code of the folder is run.
 
-        revision: branch, tag or commit of a repository of the hub.
-        types: bases, gates and operations of one's own by name, beside those of `iit.intervention`;
-            they give all of their constructor's arguments to `super().__init__`:
+        Arguments:
+            network: the network it was saved for.
+            revision: branch, tag or commit of a repository of the hub.
+            types: the user's own bases, gates and operations by name, beside those of
+                `iit.intervention`. Each gives all arguments of its constructor to
+                `super().__init__`.
+            check_network: whether another network than the one it was saved for is an error.
+
+        Raises FileNotFoundError when there is neither such a folder nor such a repository, and for
+        missing files. Raises ValueError for damaged or altered files, unknown types, and another
+        network.
 
         >>> from iit.intervention import All, Identity, Intervention, Operation
         >>> class Scale(Operation):
@@ -352,9 +396,6 @@ class IntervenedModel(nn.Module):
         >>> halved = Intervention("Halved", Identity(), All(), Scale(0.5))
         >>> iit.IntervenedModel(network, {site: halved}).save_pretrained(folder)
         >>> iit.IntervenedModel.from_pretrained(folder, network, types={"Scale": Scale})
-
-        Raises FileNotFoundError when there is neither such a folder nor such a repository, and for
-        missing files; ValueError for damaged or altered files, unknown types, and another network.
         """
         saved = saving.read(sharing.fetched(folder_or_hub_id, revision), types)
         if check_network:
@@ -370,19 +411,21 @@ class IntervenedModel(nn.Module):
         *,
         heads: Sequence[Index] | None = None,
     ) -> Self:
-        """Load what pyvene 0.1 saved, in eval mode, on the network it was made for; no code of the
-        folder is run.
+        """Load what pyvene 0.1 saved, in eval mode; no code of the folder is run.
 
-        positions: one for each representation, which pyvene only gets when it runs; in a mapping
-            the keys name the variables.
-        heads: likewise, for representations by head.
+        Arguments:
+            network: the network it was made for.
+            positions: one for each representation, because pyvene gets them only when it runs. The
+                keys of a mapping name the variables.
+            heads: one for each representation likewise; None for those that are not by head.
+
         Raises FileNotFoundError and ValueError as `iit.intervened.pyvene.read_pyvene`, which says
         what is carried over.
         """
         return cls(network, read_pyvene(folder, network, positions, heads)).eval()
 
     def _saved(self) -> saving.Saved:
-        """What a folder of it holds."""
+        """What a folder of this model holds."""
         return saving.Saved(self.edits, saving.identity(self._held[0]), self.source_grad, None)
 
     @classmethod
@@ -403,14 +446,17 @@ def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
 
 
 def _any_active(flags: Sequence[Tensor | None]) -> Tensor | None:
-    """Which examples any of the variables touches; None = every one."""
-    some = [flag for flag in flags if flag is not None]
-    return torch.stack(some).any(0) if len(some) == len(flags) else None
+    """Which examples any of the variables touches; None for every example."""
+    # A flag of None stands for every example, so one None means that every example is touched.
+    partial_flags = [flag for flag in flags if flag is not None]
+    return torch.stack(partial_flags).any(0) if len(partial_flags) == len(flags) else None
 
 
 def _side_by_side(key: Variable, parts: list[Tensor]) -> Tensor:
-    """The sites of an edit, side by side along positions. Raises ValueError where they differ in
-    width."""
+    """The sites of an edit, concatenated along positions.
+
+    Raises ValueError where they differ in width.
+    """
     widths = {part.shape[-1] for part in parts}
     if len(widths) > 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What runs of a network left: activations and keys and values, by prompt."""
+"""What runs of a network left, by prompt: activations, and keys and values."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,16 +14,22 @@ from iit.intervened.watched import Watched
 from iit.site import Site
 
 Prompt = tuple[int, ...]
+"""The real tokens of a prompt."""
 
 
 @dataclass(frozen=True)
 class _Values:
-    """Activations of one prompt at one site: column → row of `values`, Tensor[position, width]."""
+    """Activations of one prompt at one site.
+
+    columns: column of the prompt → row of `values`.
+    values: Tensor[position, width].
+    """
 
     columns: dict[int, int]
     values: Tensor
 
     def at(self, columns: tuple[int, ...]) -> Tensor:
+        # All columns, in their order: nothing is copied.
         if columns == tuple(self.columns):
             return self.values
         return self.values[[self.columns[c] for c in columns]]
@@ -31,8 +37,9 @@ class _Values:
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of one prompt in the blocks from `first` on, before some column:
-    Tensor[block, 2, head, seq, width].
+    """Keys and values of one prompt before some column, in the blocks from `first` on.
+
+    values: Tensor[block, 2, head, seq, width].
     """
 
     first: int
@@ -40,15 +47,17 @@ class Cache:
 
     @property
     def n_columns(self) -> int:
-        """Of how many columns they are."""
+        """How many columns they are of."""
         return self.values.shape[-2]
 
 
 class Kept:
     """Activations by prompt and site, and keys and values by prompt.
 
-    budget, folder: as of a `Spill`. shelf: the folder of a `Shelf`; what is on it is known, and
-        what comes is put there.
+    Arguments:
+        budget, folder: as of a `Spill`.
+        shelf: the folder of a `Shelf`. What is on it counts as kept, and what is added is put
+            there.
     """
 
     def __init__(self, budget: int, folder: str | Path | None, shelf: str | Path | None):
@@ -56,13 +65,14 @@ class Kept:
         self._values: dict[tuple[Site, Prompt], _Values] = {}
         self._spill = Spill(budget, folder)
         self._shelf_folder, self._shelf = shelf, None
+        # What is not on the shelf yet.
         self._new: list[Record] = []
 
     def __len__(self) -> int:
         return len(self._values)
 
     def begin(self, network: Watched) -> None:
-        """Forget everything, and know what is on the network's shelf."""
+        """Forget everything, and take what is on the network's shelf."""
         self.caches.clear()
         self._values.clear()
         self._spill.clear()
@@ -72,10 +82,11 @@ class Kept:
         self._shelf = Shelf(self._shelf_folder, network.identity())
         for site, prompt, index, values in self._shelf.records():
             if site is None:
-                known = self.caches.get(prompt)
-                if known is None or (
-                    known.first >= index[0] and known.n_columns <= values.shape[-2]
+                cache = self.caches.get(prompt)
+                if cache is None or (
+                    cache.first >= index[0] and cache.n_columns <= values.shape[-2]
                 ):
+                    # A record takes the place of one that it covers.
                     self.caches[prompt] = Cache(index[0], values)
             else:
                 place = (site, prompt)
@@ -83,79 +94,87 @@ class Kept:
                     self._values[place] = _Values({c: n for n, c in enumerate(index)}, values)
 
     def shelve(self) -> None:
-        """Put what was added since the last time on the shelf, if there is one."""
+        """Put what was added since the last call on the shelf, if there is one."""
         if self._shelf is not None:
             self._shelf.put(self._new)
         self._new.clear()
 
     def has(self, site: Site, prompt: Prompt, columns: Iterable[int]) -> bool:
         """Whether the activations of these columns are kept."""
-        known = self._values.get((_place(site), prompt))
-        return known is not None and all(c in known.columns for c in columns)
+        kept_values = self._values.get((_place(site), prompt))
+        return kept_values is not None and all(c in kept_values.columns for c in columns)
 
     def add(self, site: Site, prompt: Prompt, columns: tuple[int, ...], found: Tensor) -> None:
-        """Keep the activations of these columns, beside those that are kept; `found` may have more
-        rows behind them.
+        """Keep the activations of these columns, beside those that are already kept.
+
+        Arguments:
+            found: Tensor[position, width]; it may have more rows behind those of the columns.
         """
         place, values = _place(site), found[: len(columns)]
-        known = self._values.get((place, prompt))
-        if known is not None:
-            more = [n for n, c in enumerate(columns) if c not in known.columns]
-            columns = (*known.columns, *(columns[n] for n in more))
-            values = torch.cat([known.values.to(values.device), values[more]])
-            self._spill.drop(known.values)
+        kept_values = self._values.get((place, prompt))
+        if kept_values is not None:
+            new_rows = [n for n, c in enumerate(columns) if c not in kept_values.columns]
+            columns = (*kept_values.columns, *(columns[n] for n in new_rows))
+            # The columns that were kept come first, in their order.
+            values = torch.cat([kept_values.values.to(values.device), values[new_rows]])
+            # Its copy is part of the new tensor.
+            self._spill.drop(kept_values.values)
         self._values[place, prompt] = _Values(
             {c: n for n, c in enumerate(columns)}, self._spill.keep(values)
         )
         self._remember(Record(place, prompt, columns, values))
 
     def has_cache(self, layer: int, prompt: Prompt, n_columns: int) -> bool:
-        """Whether keys and values of that many columns are kept for the blocks from `layer` on."""
-        known = self.caches.get(prompt)
+        """Whether that many columns of keys and values are kept, for the blocks from `layer` on."""
+        cache = self.caches.get(prompt)
+        # Nothing is needed before the first column.
         return not n_columns or (
-            known is not None and known.first <= layer and known.n_columns >= n_columns
+            cache is not None and cache.first <= layer and cache.n_columns >= n_columns
         )
 
     def add_cache(self, first: int, prompt: Prompt, values: Tensor) -> None:
         """Keep keys and values in place of those that are kept of the prompt."""
-        if (known := self.caches.get(prompt)) is not None:
-            self._spill.drop(known.values)
+        if (replaced := self.caches.get(prompt)) is not None:
+            self._spill.drop(replaced.values)
         self.caches[prompt] = Cache(first, self._spill.keep(values))
         self._remember(Record(None, prompt, (first,), values))
 
     def stacked(
         self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], device: torch.device
     ) -> Tensor:
-        """Tensor[batch, position, width] of the columns `wanted`; zeros where an example has
-        fewer.
-        """
+        """Tensor[batch, position, width] of the columns `wanted`; zeros where there are fewer."""
         rows = [
             self._values[_place(site), prompt].at(columns)
             for prompt, columns in zip(prompts, wanted, strict=True)
         ]
+        # Values beyond the budget, or from a shelf, lie on the CPU.
         if len({row.device for row in rows}) > 1:
             rows = [row.to(device) for row in rows]
+        # [position, width] of each example → [batch, longest, width]
         return pad_sequence(rows, batch_first=True).to(device)
 
     def stacked_caches(
         self, layer: int, prompts: list[Prompt], begins: list[int], device: torch.device
     ) -> Tensor | None:
-        """Tensor[block, 2, batch, head, seq, width] from `layer` on, of the columns before
-        `begins`, right-aligned; None for no columns.
+        """Keys and values of the columns before `begins`, in the blocks from `layer` on.
+
+        Returns Tensor[block, 2, batch, head, seq, width], right-aligned and zero before; None where
+        no prompt has columns to stack.
         """
-        found = [
+        present = [
             (i, self.caches[p], begin)
             for i, (p, begin) in enumerate(zip(prompts, begins, strict=True))
             if begin
         ]
-        if not found:
+        if not present:
             return None
-        longest, like = max(begins), found[0][1].values[layer - found[0][1].first :]
+        # A kept cache may begin at an earlier block than the one asked for.
+        longest, like = max(begins), present[0][1].values[layer - present[0][1].first :]
         shape = (*like.shape[:2], len(prompts), like.shape[2], longest, like.shape[-1])
         stacked = torch.zeros(shape, dtype=like.dtype, device=device)
-        for i, known, begin in found:
-            stacked[:, :, i, :, longest - begin :] = known.values[
-                layer - known.first :, ..., :begin, :
+        for i, cache, begin in present:
+            stacked[:, :, i, :, longest - begin :] = cache.values[
+                layer - cache.first :, ..., :begin, :
             ]
         return stacked
 
@@ -165,5 +184,5 @@ class Kept:
 
 
 def _place(site: Site) -> Site:
-    """The site without its position: columns say that."""
+    """The site without its position, which the columns say."""
     return replace(site, position=None)

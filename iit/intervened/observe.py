@@ -12,11 +12,12 @@ from iit.site import ResolvedSite, Site, Sites
 
 
 class Activations(dict[Site, Tensor]):
-    """{site: Tensor[batch, position, width]}, as `capture` returns them; usable as the sources of
-    an edit.
+    """{site: Tensor[batch, position, width]}, as `capture` returns them.
 
-    counts: {site: Tensor[batch]}, how many of the positions each example has (the others are zero),
-        where that is known.
+    An edit takes them as its sources.
+
+    counts: {site: Tensor[batch]}, how many of the positions each example has, where that is known.
+        The others are zero.
     """
 
     def __init__(
@@ -39,14 +40,17 @@ def observe(
     resolved: dict[Site, ResolvedSite] | None = None,
     stop_early: bool = True,
 ) -> Activations:
-    """Run the network once and read every place.
+    """Run the network once, and read every place.
 
-    stop_early: leave out what lies above the last place. Only done where every site is a component:
-        an arbitrary module may be run twice, and the second run has to be noticed.
+    Arguments:
+        grad: whether the graph is kept.
+        resolved: the sites of this network, where they were resolved before.
+        stop_early: whether the run ends once every place is read. This is only done where every
+            site is a component: an arbitrary module may be run twice, and that has to be noticed.
 
-    Raises RuntimeError when a site's module was not run, or run more than once.
+    Raises RuntimeError when a site's module was not run, or was run more than once.
     """
-    found: dict[Site, Tensor] = {}
+    activations: dict[Site, Tensor] = {}
     resolved = Sites(network) if resolved is None else resolved
     if grad:
         for site in places:
@@ -55,13 +59,14 @@ def observe(
 
     def reader(site: Site) -> Callable[[Tensor], None]:
         def read(activation: Tensor) -> None:
-            if site in found:
+            if site in activations:
                 raise RuntimeError(
                     f"Site {site} was run more than once in one forward; name a module that runs "
                     "once."
                 )
-            found[site] = places[site].read(activation)
-            if stop_early and len(found) == len(places):
+            activations[site] = places[site].read(activation)
+            # An exception leaves the forward from inside of a hook.
+            if stop_early and len(activations) == len(places):
                 raise _Enough
 
         return read
@@ -71,10 +76,11 @@ def observe(
             stack.callback(resolved[site].attach(reader(site)).remove)
         with suppress(_Enough):
             batch.through(network)
-    missing = [str(site) for site in places if site not in found]
+    missing = [str(site) for site in places if site not in activations]
     if missing:
         raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")
+    # In the order of the places, not in the order of the run.
     return Activations(
-        {site: found[site] for site in places},
+        {site: activations[site] for site in places},
         {site: counts(place, batch) for site, place in places.items()},
     )

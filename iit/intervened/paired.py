@@ -10,37 +10,48 @@ from iit.network.answering import IGNORED
 
 
 def as_base(tensor: Tensor, place: Columns, own: Columns) -> Tensor:
-    """Tensor[batch, position, width] with the positions of the base's `place`; spans are of equal
-    length, as was checked.
+    """A source's activation with the positions of the base's `place`.
 
-    Where an example has fewer positions than others the rest holds the mean of its own: there
-    nothing is written, and what is taken from all positions, as a mean is, does not depend on the
-    batch.
+    Spans are of equal length, which was checked before. Where an example has fewer positions than
+    others, the rest holds the mean of its own positions. Nothing is written there. An operation
+    that takes all positions together, such as a mean, then does not depend on the batch.
 
-    own: where it was read. Of a module that has positions of its own the whole is taken as it is.
+    Arguments:
+        tensor: Tensor[batch, position, width], as it was read of the source.
+        own: where it was read. A module with positions of its own is taken whole, as it is.
+
+    Returns Tensor[batch, position, width].
     """
     n_positions = place.n_positions
+    # The module had another number of positions than its tokens.
     whole = own.n_positions not in (None, tensor.shape[1])
     if place.tokens is None or n_positions is None or whole:
         return tensor
+    # Zeros behind the last position; a negative number cuts positions off.
     tensor = pad(tensor, (0, 0, 0, n_positions - tensor.shape[1]))
     if not isinstance(place.index, Tensor) or not bool((absent := place.index == IGNORED).any()):
         return tensor
+    # [batch, position, 1]
     present = ~absent.unsqueeze(-1)
     mean = (tensor * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
     return torch.where(present, tensor, mean)
 
 
 def keys_as_base(weights: Tensor, base: Batch, source: Batch, active: Tensor | None) -> Tensor:
-    """Attention weights, Tensor[batch, query, heads·keys], with the base's number of keys: token n
-    of one is token n of the other.
+    """Attention weights with the base's number of keys: token n of one is token n of the other.
+
+    Arguments:
+        weights: Tensor[batch, query, heads·keys], as they were read of the source.
+        active: which examples are edited; None for every one.
 
     Raises ValueError where the source attends to a token that the base lacks.
     """
     assert base.lengths is not None
     n_source, n_base = source.tokens.shape[1], base.tokens.shape[1]
+    # [batch, query, head, key]
     by_key = weights.unflatten(-1, (-1, n_source))
     beyond = torch.arange(n_source, device=weights.device) >= base.lengths.unsqueeze(1)
+    # Weight on keys that the base lacks would be lost: the rest would not sum to 1.
     lost = ((by_key != 0) & beyond[:, None, None]).flatten(1).any(1) & (
         True if active is None else active
     )

@@ -17,10 +17,10 @@ def together(
     sources: Sources = None,
     active: Active = None,
 ) -> list[Tensor]:
-    """`answer_logits` of each of several cells on the same inputs.
+    """`answer_logits` of each of several cells, on the same inputs.
 
-    Cells of one network and store whose runs resume at the same block and are equally long share a
-    pass: their batches are stacked. Others run one after another.
+    Cells share a pass where they have the same network and store, resume at the same block, and run
+    equally many positions: their batches are stacked. Other cells run one after another.
     """
     if len(cells) == 1:
         return [cells[0].answer_logits(base, sources, active)]
@@ -35,13 +35,15 @@ def together(
         else:
             assert read is not None, "cells that share a pass are read at tokens"
             _, store, layer, _ = shared
+            # Each cell reads its own sources; the store runs each prompt once.
             runs = [cell.edited_run(batch, sources, active) for cell in group]
             logits |= zip(group, resumed_answers(runs, read, layer, store), strict=True)
+    # In the order of the cells, not of the passes.
     return [logits[cell] for cell in cells]
 
 
 def _shared(cell: IntervenedModel, batch: Batch, read: Tensor | None, active: Active) -> Any:
-    """What cells that can share a pass have in common; None for a cell that shares none."""
+    """What the cells that can share a pass have in common; None for a cell that shares none."""
     store, layer = cell.store, cell.first_block
     if store is None or cell.stored:
         return None
@@ -50,6 +52,7 @@ def _shared(cell: IntervenedModel, batch: Batch, read: Tensor | None, active: Ac
         read is None
         or layer is None
         or why_whole(run, read, layer, store)
+        # A cell that was not compared with a whole run yet compares itself, alone.
         or not store.is_trusted(layer, run.flags)
     ):
         return None

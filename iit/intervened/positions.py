@@ -1,4 +1,4 @@
-"""Where a site's positions lie in a batch, and reading and writing activations there."""
+"""Where a site's positions lie in a batch, and how activations are read and written there."""
 
 import re
 from dataclasses import dataclass, replace
@@ -16,12 +16,13 @@ from iit.site import Site
 class Columns:
     """The columns of an activation's position axis that a site selects.
 
-    index: Tensor[batch, n], −100 where an example has fewer; a tuple of ints, the same in each
-        example; None = every position.
-    counted: whether the index counts from 0 and is known to be inside; on networks without tokens
-        only the run can tell.
-    tokens: (batch, seq) of the tokens that the index counts, where activations are to be held
-        against them.
+    Arguments:
+        index: Tensor[batch, n], −100 where an example has fewer; or a tuple of ints, the same in
+            each example; or None for every position.
+        counted: whether the index counts from 0 and is known to be inside. On networks without
+            tokens only the run can tell.
+        tokens: (batch, seq) of the tokens that the index counts, to compare activations with; None
+            where there is nothing to compare.
     """
 
     site: Site
@@ -37,15 +38,18 @@ class Columns:
         return self.index.shape[1] if isinstance(self.index, Tensor) else len(self.index)
 
     def _by_token(self, activation: Tensor) -> Tensor:
-        """The activation with the prompts' tokens for positions; what a module sees as
-        (batch·tokens, width) is unflattened.
+        """The activation with the prompts' tokens for positions.
 
-        Whole activations of modules with positions of their own (pooled, of another sequence) stay
-        as they are. Raises ValueError where tokens are to be picked from such.
+        An activation that its module sees as (batch·tokens, width) is unflattened. A whole
+        activation of a module with positions of its own (pooled, or of another sequence) stays as
+        it is.
+
+        Raises ValueError where tokens are to be picked from an activation with other positions.
         """
         if self.tokens is None or activation.shape[:2] == self.tokens:
             return activation
         if activation.shape[:2] == (self.tokens[0] * self.tokens[1], 1):
+            # [batch·tokens, 1, width] → [batch, token, width]
             return activation.reshape(*self.tokens, -1)
         if self.site.position is None:
             return activation
@@ -57,6 +61,7 @@ class Columns:
         )
 
     def _index(self, activation: Tensor) -> Tensor | None:
+        # A module with positions of its own is taken whole (`_by_token` has refused all else).
         if self.tokens is not None and activation.shape[:2] != self.tokens:
             return None
         if isinstance(self.index, Tensor) and len(self.index) != len(activation):
@@ -67,6 +72,7 @@ class Columns:
             )
         if self.index is None or (self.counted and isinstance(self.index, Tensor)):
             return self.index
+        # The same positions in every example, counted on the activation itself.
         index = torch.as_tensor(self.index, device=activation.device).expand(len(activation), -1)
         lengths = torch.full((len(activation),), activation.shape[1], device=activation.device)
         return from_start(index, lengths, index == IGNORED, f"Site {self.site}")
@@ -78,8 +84,9 @@ class Columns:
         activation = self._by_token(activation)
         index = self._index(activation)
         if index is None:
-            # The network may go on to change its own in place.
+            # The network may later change its own activation in place.
             return activation.clone()
+        # −100 is no column, so absent entries read column 0 and are zeroed below.
         picked = activation.gather(
             1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, activation.shape[-1])
         )
@@ -90,9 +97,7 @@ class Columns:
         activation: Float[Tensor, "row column width"],
         new: Float[Tensor, "batch position width"],
     ) -> Float[Tensor, "row column width"]:
-        """A copy of the activation with `new` at these columns, in the shape that the activation
-        came in.
-        """
+        """A copy of the activation with `new` at these columns, in the activation's own shape."""
         by_token = self._by_token(activation)
         index = self._index(by_token)
         if index is None:
@@ -107,37 +112,49 @@ class Columns:
         longer = torch.cat([by_token, torch.zeros_like(by_token[:, :1])], 1)
         index = torch.where(absent, by_token.shape[1], index)
         written = longer.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :-1]
-        return written.contiguous().reshape(activation.shape)  # modules may want to `view`
+        # Modules may call `view`, which needs contiguous memory.
+        return written.contiguous().reshape(activation.shape)
 
 
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> Columns:
     """Resolve the site's position in a batch.
 
-    Raises ValueError for a role the batch lacks, a role that is absent in an (active) example,
-    several roles one of which is several tokens, a role in a decoder that has tokens of its own,
-    and positions outside an example's real tokens.
+    Arguments:
+        active: the examples in which a role has to be present; None for every one.
+
+    Raises ValueError for these positions:
+
+    - a role that the batch lacks, or that is absent in an (active) example;
+    - several roles of which one is several tokens;
+    - a role in a decoder that has its own tokens;
+    - a position that occurs twice;
+    - a position outside an example's real tokens.
     """
     batch = _sequence(site, batch)
     tokens = None if batch.lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
     if site.position is None:
         return Columns(site, _every(batch), tokens=tokens)
-    wanted = (site.position,) if isinstance(site.position, str | int) else site.position
+    positions = (site.position,) if isinstance(site.position, str | int) else site.position
     if site.roles:
-        found = [_role(site, role, batch, active) for role in site.roles]
-        wide = [role for role, index in zip(site.roles, found, strict=True) if index.shape[1] > 1]
-        if wide and len(found) > 1:
+        role_columns = [_role(site, role, batch, active) for role in site.roles]
+        wide = [
+            role for role, index in zip(site.roles, role_columns, strict=True) if index.shape[1] > 1
+        ]
+        if wide and len(role_columns) > 1:
             raise ValueError(
                 f"Site {site}: of several roles each must be one token; {wide[0]!r} has more in "
                 "this batch."
             )
-        index = torch.cat(found, 1)
+        index = torch.cat(role_columns, 1)
     elif batch.lengths is None:
-        return Columns(site, tuple(int(i) for i in wanted), counted=False)
+        # Only the activation says how many positions there are.
+        return Columns(site, tuple(int(i) for i in positions), counted=False)
     else:
-        index = torch.tensor(wanted, device=batch.lengths.device).expand(len(batch.lengths), -1)
+        index = torch.tensor(positions, device=batch.lengths.device).expand(len(batch.lengths), -1)
         index = from_start(
             index, batch.lengths, torch.zeros_like(index, dtype=torch.bool), f"Site {site}"
         )
+    # A position that occurs twice would be written twice, in no certain order.
     ordered = index.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != IGNORED)
     if bool(twice.any()):
@@ -148,27 +165,29 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     return Columns(site, index, counted=batch.lengths is not None, tokens=tokens)
 
 
-# Modules that see the encoder's tokens: those of the encoder, and the decoder's projections of the
-# encoder's states.
+# Paths of modules that see the encoder's tokens: those of the encoder, and the decoder's key and
+# value projections of the encoder's states. An "encoder" below a "decoder" is not it.
 _ENCODER = re.compile(
     r"(?!.*\bdecoder\b.*\bencoder\b).*\bencoder\b"
     r"|.*(encdec|encoder_?att|cross_?att).*\b(k|v|key|value)(_proj)?$",
     re.I,
 )
 
-
+# Paths of the decoder as a whole.
 _DECODER = re.compile(r"(.*\.)?decoder(\.(bert|roberta|transformer))?", re.I)
 
 
 def _sequence(site: Site, batch: Batch) -> Batch:
-    """The batch of the tokens that the site's module sees: a decoder beside an encoder has its
-    own.
+    """The batch of the tokens that the site's module sees.
+
+    In an encoder-decoder, modules outside of the encoder see the decoder's tokens.
     """
     if not batch.encoder_decoder or site.module is None or _ENCODER.match(site.module):
         return batch
     embedded = batch.kwargs.get("decoder_inputs_embeds") is not None
     if site.side == "input" and _DECODER.fullmatch(site.module) and not embedded:
-        return batch  # its own tokens enter as ids: what is read there are the encoder's states
+        # The decoder's own tokens enter as ids: the first floating input is the encoder's states.
+        return batch
     if site.roles:
         raise ValueError(
             f"Site {site}: a role is a place of the prompt, which the encoder sees; this module "
@@ -180,7 +199,7 @@ def _sequence(site: Site, batch: Batch) -> Batch:
 
 
 def counts(place: Columns, batch: Batch) -> Int[Tensor, "batch"] | None:
-    """How many positions each example has there; None where only the run can tell."""
+    """Tensor[batch]: how many positions each example has there; None where only a run can tell."""
     if place.index is None:
         return _sequence(place.site, batch).lengths
     if isinstance(place.index, tuple):
@@ -189,7 +208,7 @@ def counts(place: Columns, batch: Batch) -> Int[Tensor, "batch"] | None:
 
 
 def _every(batch: Batch) -> Tensor | None:
-    """Every real token; None where that is every position."""
+    """Tensor[batch, longest] of every real token's column; None where that is every position."""
     lengths = batch.lengths
     if lengths is None or bool((lengths == batch.tokens.shape[1]).all()):
         return None
@@ -200,7 +219,7 @@ def _every(batch: Batch) -> Tensor | None:
 def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Tensor, "batch n"]:
     """The role's columns, present ones first, so that equal counts mean equal places."""
     if active is not None and not bool(active.any()):
-        # nobody asks where that would be
+        # No example is edited, so nothing reads these columns.
         return torch.full((batch.size, 1), IGNORED, device=active.device)
     if role == "last" and role not in batch.positions and batch.lengths is not None:
         return (batch.lengths - 1).unsqueeze(1)
@@ -214,9 +233,9 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
             "where it is teacher-forced."
         )
     if role not in batch.positions:
-        known = ", ".join(map(repr, batch.positions)) or "none"
+        roles = ", ".join(map(repr, batch.positions)) or "none"
         raise ValueError(
-            f"Site {site}: the batch has no role {role!r}; its `positions` are: {known}."
+            f"Site {site}: the batch has no role {role!r}; its `positions` are: {roles}."
         )
     index = batch.positions[role]
     present = index != IGNORED
@@ -224,5 +243,6 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
     if bool(missing.any()):
         row = int(missing.nonzero()[0])
         raise ValueError(f"Site {site}: role {role!r} is absent in example {row} of the batch.")
+    # A stable sort moves −100 behind the columns that are there; then the widest row decides.
     order = (~present).int().argsort(dim=1, stable=True)
     return index.gather(1, order)[:, : int(present.sum(1).max())]

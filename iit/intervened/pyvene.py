@@ -1,5 +1,6 @@
-"""Reading what pyvene 0.1 saved (arXiv 2403.07809): `config.json` and `intkey_*.bin`. pyvene itself
-is not needed.
+"""Reading what pyvene 0.1 saved (arXiv 2403.07809): `config.json` and `intkey_*.bin`.
+
+pyvene itself is not needed.
 """
 
 import json
@@ -27,7 +28,8 @@ FIELDS = (
     "subspace_partition group_key "
     "intervention_link_key moe_key source_representation hidden_source_representation latent_dim"
 ).split()
-"""A representation is saved as a list of these."""
+"""The fields of a representation, which is saved as a list of their values."""
+# Components that are called the same here and there, without and with heads.
 PLAIN = (
     "block_input",
     "block_output",
@@ -37,6 +39,7 @@ PLAIN = (
     "attention_output",
 )
 HEADED = ("attention_value_output", "query_output", "key_output", "value_output")
+# Families whose components of these names are in the same places here and there.
 GPT, LLAMA = ("gpt2", "gpt_neo", "gpt_neox"), ("llama", "mistral", "qwen2", "gemma", "gemma2")
 
 
@@ -48,14 +51,18 @@ def read_pyvene(
 ) -> dict[Variable, Edit]:
     """The edits of a folder that pyvene's `save` wrote, in its order.
 
-    Interventions with one link key share their weights; a subspace partition becomes blocks. Which
+    Interventions with one link key share their weights. A subspace partition becomes blocks. Which
     source a group of interventions reads is said when they run, as in pyvene.
 
-    positions: for each representation, which pyvene only gets when it runs; the keys of a mapping
-        are the variables' names, a tuple of names where a representation has a subspace partition.
-    heads: likewise, for representations whose unit is "h" or "h.pos"; None for the others.
-    Raises FileNotFoundError for missing files, ValueError for damaged ones and for whatever would
-    not give pyvene's own numbers.
+    Arguments:
+        positions: one for each representation, because pyvene gets them only when it runs. The keys
+            of a mapping are the variables' names; a key is a tuple of names where a representation
+            has a subspace partition.
+        heads: one for each representation likewise, where its unit is "h" or "h.pos"; None for the
+            others.
+
+    Raises FileNotFoundError for missing files. Raises ValueError for damaged files, and for
+    whatever would not give pyvene's own numbers.
     """
     folder = Path(folder).expanduser()
     module = network.model if isinstance(network, Network) else network
@@ -65,29 +72,34 @@ def read_pyvene(
         list(positions) if isinstance(positions, Mapping) else [None] * len(positions)
     )
     places = list(positions.values()) if isinstance(positions, Mapping) else list(positions)
-    chosen = [None] * len(representations) if heads is None else list(heads)
-    for what, given in (("positions", places), ("heads", chosen)):
-        if len(given) != len(representations):
+    chosen_heads = [None] * len(representations) if heads is None else list(heads)
+    for what, values in (("positions", places), ("heads", chosen_heads)):
+        if len(values) != len(representations):
             raise ValueError(
                 f"{folder} has {len(representations)} representations and needs as many {what}; "
-                f"got {len(given)}."
+                f"got {len(values)}."
             )
     edits: dict[Variable, Edit] = {}
     linked: dict[Any, Intervention] = {}
     for number, (key, representation) in enumerate(
         zip(_keys(representations), representations, strict=True)
     ):
-        told = f"{folder}, representation {number} ({representation['component']})"
+        prefix = f"{folder}, representation {number} ({representation['component']})"
+        # The class is saved as its repr, such as "<class 'pyvene.models….VanillaIntervention'>".
         kind = re.sub(r".*\.|'>$", "", config["intervention_types"][number])
         constant = bool(config["intervention_constant_sources"][number])
-        site, joint = _site(told, module, representation, kind, places[number], chosen[number])
-        subspaces = _subspaces(told, representation["subspace_partition"], names[number])
+        site, joint = _site(
+            prefix, module, representation, kind, places[number], chosen_heads[number]
+        )
+        subspaces = _subspaces(prefix, representation["subspace_partition"], names[number])
+        # Without a link key an intervention has weights of its own.
         link = (
             key
             if representation["intervention_link_key"] is None
             else representation["intervention_link_key"]
         )
         if link not in linked:
+            # Only these have tensors; the files of others are not read.
             state = (
                 _state(folder / f"intkey_{key}.bin")
                 if kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS)
@@ -95,18 +107,19 @@ def read_pyvene(
             )
             dimension = config["intervention_dimensions"][number]
             width = _unit_width(module, representation, site)
-            linked[link] = intervention_of(told, kind, state, dimension, width, subspaces)
+            linked[link] = intervention_of(prefix, kind, state, dimension, width, subspaces)
         elif subspaces is not None:
             raise ValueError(
-                f"{told} has a subspace partition of the rotation of another one (link key "
+                f"{prefix} has a subspace partition of the rotation of another one (link key "
                 f"{link!r}): here all blocks of a rotation "
                 "belong to one edit. Load a folder with one of the two."
             )
+        # A tuple of names goes to the blocks; the edit itself is then called by its site.
         name = names[number]
         variable = name if isinstance(name, str) else site
         if variable in edits:
             raise ValueError(
-                f"{told} is at the site of another one, {site}; name them: positions={{name: "
+                f"{prefix} is at the site of another one, {site}; name them: positions={{name: "
                 f"position}}."
             )
         edits[variable] = Edit(site, linked[link], joint=joint)
@@ -123,6 +136,7 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
             values if isinstance(values, dict) else dict(zip(FIELDS, values, strict=True))
             for values in config["representations"]
         ]
+        # A mapping may leave fields out.
         config["representations"] = [dict.fromkeys(FIELDS) | values for values in representations]
         for name in (
             "intervention_types",
@@ -136,6 +150,7 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
                 )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not as pyvene 0.1 saves it: {error!r}.") from error
+    # The class of the network, saved as its repr.
     made_for = re.sub(r".*\.|'>$", "", config.get("model_type") or "")
     if made_for and made_for != type(network).__name__:
         raise ValueError(
@@ -151,7 +166,7 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
 
 
 def _keys(representations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The names of pyvene's files."""
+    """The names of pyvene's files, without `intkey_` and `.bin`."""
     counts: dict[str, int] = {}
     for r in representations:
         component, unit = r["component"].replace(".", "_"), r["unit"].replace(".", "_")
@@ -159,6 +174,7 @@ def _keys(representations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"comp_{component}" if "." in r["component"] else f"layer_{r['layer']}_comp_{component}"
         )
         key = f"{where}_unit_{unit}_nunit_{r['max_number_of_units']}"
+        # Representations that are otherwise alike are numbered.
         yield f"{key}#{counts.setdefault(key, 0)}"
         counts[key] += 1
 
@@ -169,6 +185,7 @@ def _state(path: Path) -> dict[str, Any]:
             f"{path.parent} is no whole save of pyvene: {path.name} is missing."
         )
     try:
+        # `weights_only` reads tensors and plain values alone: loading runs no code.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(
@@ -187,7 +204,10 @@ def _site(
     position: Position,
     head: Index,
 ) -> tuple[Site, bool]:
-    """The site, and whether its positions are edited as one vector."""
+    """The site of a representation, and whether its positions are edited as one vector.
+
+    Raises ValueError for units, heads and positions that are not carried over.
+    """
     component, unit, n = (
         representation["component"],
         representation["unit"],
@@ -196,6 +216,7 @@ def _site(
     if representation["moe_key"] is not None:
         raise ValueError(f"{told} is inside an expert (moe_key); that is not carried over.")
     by_head = component.startswith("head_")
+    # A unit is a position ("pos"), a head ("h"), or a head at a position ("h.pos").
     if unit not in (("h", "h.pos") if by_head else ("pos",)):
         raise ValueError(
             f"{told} has the unit {unit!r}; carried over are 'pos', and 'h' and 'h.pos' for "
@@ -210,6 +231,7 @@ def _site(
         raise ValueError(
             f"{told} has the unit 'h', all positions: its position is None; got {position!r}."
         )
+    # pyvene rotates all n positions of a representation as one vector.
     joint = kind in DISTRIBUTED and n > 1 and not by_head
     if (
         joint
@@ -232,6 +254,7 @@ def _named(
 ) -> Site:
     component, layer = representation["component"], representation["layer"]
     if "." in component:
+        # "h[3].mlp.output" → "h.3.mlp" and "output"
         path, _, side = re.sub(r"\[(\d+)\]", r".\1", component).rpartition(".")
         if side not in ("input", "output"):
             raise ValueError(f"{told}: a module's path ends in .input or .output.")
@@ -251,9 +274,11 @@ def _named(
         return Site(component.removeprefix("head_"), layer=layer, head=head, position=position)
     if component == "mlp_activation" and family in GPT:
         return Site(component, layer=layer, position=position)
-    # pyvene reads it before the gate: there this name is for what comes after
+    # In gated families pyvene reads it before the gate, at the activation function. Here the name
+    # is for what comes after the gate.
     if component == "mlp_activation":
         blocks = blocks_of(network)[1]
+        # The path of the list of blocks.
         root = next(name for name, module in network.named_modules() if module is blocks)
         return Site(module=f"{root}.{layer}.mlp.act_fn", side="output", position=position)
     raise ValueError(
@@ -263,20 +288,26 @@ def _named(
 
 
 def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Site) -> int | None:
-    """The width of one unit: of one position, or of one head there; None where only a run can
-    tell.
+    """The width of one unit: of one position, or of one head there.
+
+    Returns None where only a run can tell.
     """
-    known = (
+    # The activation function does not tell its width; the MLP's activation has the same.
+    like = (
         Site("mlp_activation", layer=representation["layer"])
         if representation["component"] == "mlp_activation"
         else site
     )
-    width = resolve(network, known).width
+    width = resolve(network, like).width
+    # Several heads lie side by side in the site.
     return width if width is None or site.heads is None else width // len(site.heads)
 
 
 def _subspaces(told: str, partition: Any, name: Names) -> dict[str, list[int]] | None:
-    """{name: columns of the rotation}; a pair of numbers is a range."""
+    """{name: columns of the rotation}; a pair of numbers is a range of columns.
+
+    Raises ValueError for names that do not fit the partition.
+    """
     if partition is None:
         if isinstance(name, tuple):
             raise ValueError(f"{told} has no subspace partition: it is one variable, not {name}.")

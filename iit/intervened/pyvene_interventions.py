@@ -21,14 +21,16 @@ from iit.intervention import (
     ZeroIntervention,
 )
 
+# Interventions that rotate.
 DISTRIBUTED = ("RotatedSpaceIntervention", "LowRankRotatedSpaceIntervention")
 HOLDS_TENSORS = {
     "VanillaIntervention": MeanIntervention,
     "AdditionIntervention": AdditionIntervention,
     "SubtractionIntervention": SubtractionIntervention,
 }
-"""What may have a source of its own, a constant vector, and what it is called then."""
+"""What may have a constant vector as its source, and what it is called here then."""
 SOURCELESS = {"ZeroIntervention": ZeroIntervention, "CollectIntervention": CollectIntervention}
+# Why each of these would not give the same numbers.
 REFUSED = {
     "BoundlessRotatedSpaceIntervention": (
         "its mask stays soft in evaluation, and its first "
@@ -54,17 +56,22 @@ def intervention_of(
     width: int | None,
     subspaces: Mapping[str, list[int]] | None,
 ) -> Intervention:
-    """The intervention of pyvene's class `kind`.
+    """The intervention that pyvene's class `kind` stands for.
 
-    state: its saved tensors. dimension: its interchange dimension, the first coordinates that are
-        edited; None = all.
-    width: of one unit. subspaces: {variable: columns of the rotation}.
+    Arguments:
+        told: where it was saved, for errors.
+        state: its saved tensors.
+        dimension: its interchange dimension, which is the number of first coordinates that are
+            edited; None for all.
+        width: of one unit; None where only a run can tell.
+        subspaces: {variable: columns of the rotation}.
+
     Raises ValueError for what is not carried over exactly, saying why.
     """
     if kind not in (*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS):
-        known = ", ".join((*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS))
+        names = ", ".join((*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS))
         why = REFUSED.get(kind, "it is not known here")
-        raise ValueError(f"{told}: {kind} is not carried over: {why}. Those that are: {known}.")
+        raise ValueError(f"{told}: {kind} is not carried over: {why}. Those that are: {names}.")
     if not (dimension is None or isinstance(dimension, int)) or int(
         state.get("interchange_dim", dimension or 0)
     ) != (dimension or 0):
@@ -72,11 +79,12 @@ def intervention_of(
             f"{told}: its interchange dimension is {dimension} in config.json, "
             f"{state.get('interchange_dim')} in the weights."
         )
-    with torch.random.fork_rng(devices=[]):  # what is drawn for fresh weights is thrown away
+    # Fresh weights are drawn and then replaced: the user's own draws stay the same.
+    with torch.random.fork_rng(devices=[]):
         if kind in DISTRIBUTED:
             frame = _rotation(told, state)
-            # The interchange dimension counts where neither low rank nor subspaces say which
-            # columns are swapped.
+            # Low rank and subspaces say which columns are swapped. Else the interchange dimension
+            # does: the first ones.
             whole = kind.startswith("LowRank") or subspaces is not None
             return _rotated(told, frame if whole else frame[:, :dimension], subspaces)
         if subspaces is not None:
@@ -84,6 +92,7 @@ def intervention_of(
                 f"{told}: a subspace partition is carried over for {' and '.join(DISTRIBUTED)} "
                 f"only, not for {kind}."
             )
+        # An interchange dimension of the whole width edits everything.
         units = (
             None
             if dimension is None or (width is not None and dimension >= width)
@@ -123,32 +132,37 @@ def _rotated(
                 f"{told}: its subspaces {list(subspaces.values())} are not disjoint columns of "
                 f"its {rank}."
             )
-        made = RotatedSpaceIntervention(
+        intervention = RotatedSpaceIntervention(
             width, blocks={name: len(columns) for name, columns in subspaces.items()}
         )
+        # Here the columns of the blocks stand one block after another.
         frame = frame[:, chosen]
     else:
-        made = (
+        intervention = (
             RotatedSpaceIntervention(width)
             if rank == width
             else LowRankRotatedSpaceIntervention(width, rank)
         )
-    assert isinstance(made.basis, Frame)
-    made.basis.weight.data.copy_(frame)
-    return made
+    assert isinstance(intervention.basis, Frame)
+    intervention.basis.weight.data.copy_(frame)
+    return intervention
 
 
 def _rotation(told: str, state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
-    """R of x ↦ xR, from what torch's `orthogonal` keeps of it."""
-    own = {
+    """R of x ↦ xR, from what torch's `orthogonal` keeps of it: Tensor[width, rank].
+
+    Raises ValueError for weights that are damaged, or whose columns are not orthonormal.
+    """
+    weights = {
         name.removeprefix("rotate_layer."): t.float()
         for name, t in state.items()
         if name.startswith("rotate_layer.")
     }
+    # torch's own parametrization makes R of its saved tensors.
     layer = nn.Module()
     try:
-        layer.weight = nn.Parameter(torch.eye(*own["parametrizations.weight.original"].shape))
-        orthogonal(layer).load_state_dict(own)
+        layer.weight = nn.Parameter(torch.eye(*weights["parametrizations.weight.original"].shape))
+        orthogonal(layer).load_state_dict(weights)
         weight = layer.weight
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
@@ -165,7 +179,8 @@ def _rotation(told: str, state: Mapping[str, Any]) -> Float[Tensor, "width rank"
             "decay) has moved them."
         )
     off = (frame.T @ frame - torch.eye(frame.shape[1])).abs().max()
-    if not bool(off < 1e-4):  # not a number is not below, either
+    # NaN is not below, either.
+    if not bool(off < 1e-4):
         raise ValueError(
             f"{told}: the columns of its rotation are not orthonormal (off by {float(off):.1e}), "
             "or not finite."

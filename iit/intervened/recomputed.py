@@ -1,5 +1,6 @@
-"""Noticing `torch.utils.checkpoint` around a site: its backward runs the forward again, when the
-hooks are gone.
+"""Noticing `torch.utils.checkpoint` around a site.
+
+Its backward runs the forward again, when the hooks are gone.
 """
 
 from typing import Any
@@ -8,22 +9,28 @@ import torch
 
 from iit.site import Site
 
-# Torch has no public way to ask for it; without it only the reentrant kind is noticed.
+# Torch has no public way to ask for these hooks. Without this one only the reentrant kind is
+# noticed.
 _saved_tensors_hooks: Any = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", lambda _: None
 )
 
 
 def autograd_state() -> tuple[bool, Any]:
-    """What a checkpointed function runs under another of: reentrant, without gradients; else, with
-    hooks on saved tensors.
+    """What differs between the inside and the outside of a checkpointed function.
+
+    A reentrant one runs without gradients; any other runs with hooks on saved tensors.
+
+    Returns (whether gradients are on, the innermost hooks on saved tensors).
     """
     return torch.is_grad_enabled(), _saved_tensors_hooks(False)
 
 
 def refuse_recomputed(site: Site, outside: tuple[bool, Any]) -> None:
-    """Raises RuntimeError where a site is run under another autograd state than the network as a
-    whole.
+    """Raises RuntimeError where a site is run under another autograd state than the whole network.
+
+    Arguments:
+        outside: the state of the whole network's run; (False, None) checks nothing.
     """
     if outside[0] and autograd_state() != outside:
         raise RuntimeError(

@@ -1,5 +1,6 @@
-"""Resuming a run at the first edited block and position: everything before is the same for every
-edit, and is not run again.
+"""Resuming a run at the first edited block and position.
+
+What comes before is the same for every edit, and is not run again.
 """
 
 import inspect
@@ -24,10 +25,11 @@ from iit.network.components import UNLAYERED, blocks_of, transformer_in
 class Prefix:
     """What earlier runs have left of a batch, before its suffixes.
 
-    hidden: Tensor[batch, seq, width], the residual stream before the first block that runs, at the
-        suffixes' tokens; None when that is the first block of all.
-    cache: Tensor[block, 2, batch, head, seq, width], keys and values of the tokens before the
-        suffixes in the blocks that run, right-aligned; None when no token comes before.
+    Arguments:
+        hidden: Tensor[batch, seq, width], the residual stream before the first block that runs, at
+            the suffixes' tokens; None when that is the first block of all.
+        cache: Tensor[block, 2, batch, head, seq, width], keys and values of the tokens before the
+            suffixes in the blocks that run, right-aligned; None when no token comes before.
     """
 
     hidden: Tensor | None
@@ -38,12 +40,13 @@ class Prefix:
 class Suffix:
     """What is left to run of a batch.
 
-    layer: the first block that runs.
-    batch: the tokens from each example's first edited position on; its keyword inputs name the
-        cached ones before.
-    first: Tensor[batch], that position.
-    hidden: Tensor[batch, seq, width], the residual stream before block `layer` at these tokens;
-        None when `layer` is 0.
+    Arguments:
+        layer: the first block that runs.
+        batch: the tokens of each example from its first edited position on. Its keyword inputs hold
+            the cache of the tokens before.
+        first: Tensor[batch], that position.
+        hidden: Tensor[batch, seq, width], the residual stream before block `layer` at these tokens;
+            None when `layer` is 0.
     """
 
     layer: int
@@ -65,10 +68,11 @@ class Suffix:
 
 
 def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
-    """The first block that an edit touches; as many as there are blocks where none is. None: only a
-    whole run will do.
+    """The first block that an edit touches, or the number of blocks where it touches none of them.
 
     Only components of causal families say which block they are in.
+
+    Returns None where only a whole run will do.
     """
     sites = [(site, edit.intervention.skips) for edit in edits for site in edit.sites]
     if not sites or any(site.component is None for site, _ in sites):
@@ -84,15 +88,18 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
         config, "use_bidirectional_attention", False
     ):
         return None
-    first = []
+    layers = []
     for site, skips in sites:
         if site.component in UNLAYERED:
-            first.append(0 if site.component == "embedding_output" else len(blocks))
+            # The final norm comes after all blocks.
+            layers.append(0 if site.component == "embedding_output" else len(blocks))
         else:
             assert site.layer is not None
+            # The output of a block is written behind it, so the next block is the first to run. A
+            # skipped block gives back its own input, so it has to run.
             inside = site.component != "block_output" or skips
-            first.append(site.layer if inside else site.layer + 1)
-    return min(first)
+            layers.append(site.layer if inside else site.layer + 1)
+    return min(layers)
 
 
 def suffix(
@@ -100,21 +107,23 @@ def suffix(
 ) -> Suffix:
     """The run of the columns `first` to `stop` (Tensor[batch]) from block `layer` on.
 
-    Prompts are laid out so that their suffixes start in one column: what is cached stands
-    right-aligned before it.
+    All suffixes of the batch start in one column. What is cached stands before it, right-aligned.
     """
     ids = batch.kwargs["input_ids"]
+    # [batch, longest suffix]
     columns = first.unsqueeze(1) + torch.arange(int((stop - first).max()), device=ids.device)
+    # 0 behind an example's last token that has to run.
     mask = (columns < torch.minimum(stop, _lengths(batch)).unsqueeze(1)).long()
-    columns = columns.clamp(
-        max=ids.shape[1] - 1
-    )  # a short suffix ends in padding, which needs a token and a position that there are
+    # A short suffix ends in padding, which still needs a token and a position that exist.
+    columns = columns.clamp(max=ids.shape[1] - 1)
     kwargs: dict[str, Any] = {"input_ids": ids.gather(1, columns), "attention_mask": mask}
     if before.cache is not None:
         length = before.cache.shape[-2]
+        # Example i has first[i] cached tokens, at the right of its cache.
         cached = torch.arange(length, device=ids.device) >= length - first.unsqueeze(1)
         kwargs["attention_mask"] = torch.cat([cached.long(), mask], 1)
         kwargs |= {"past_key_values": _filled(before.cache, layer), "use_cache": True}
+        # The positions in the prompt. By default they would count the padding of the cache, too.
         if "position_ids" in inspect.signature(transformer_in(network).forward).parameters:
             kwargs["position_ids"] = columns
     return Suffix(layer, Batch((), kwargs), first, before.hidden)
@@ -130,29 +139,30 @@ def _lengths(batch: Batch) -> Tensor:
 def _filled(cache: Tensor, layer: int) -> DynamicCache:
     """A cache with these keys and values from block `layer` on.
 
-    The blocks before it get zeros that take no memory: masks are made for the length of whichever
-    block is asked.
+    The blocks before `layer` get zeros that take no memory. transformers makes masks for the length
+    of the cache, and it may ask any block for it.
     """
     keys = [torch.zeros_like(cache[0, 0, :, :1, :1, :1]).expand_as(cache[0, 0])] * layer
     filled = DynamicCache()
     for key, value in [*zip(keys, keys, strict=True), *cache]:
-        one = DynamicLayer()
-        one.lazy_initialization(key, value)
-        one.keys, one.values = key, value
-        filled.layers.append(one)
+        # lazy_initialization sets dtype and device; the tensors come after it.
+        cache_layer = DynamicLayer()
+        cache_layer.lazy_initialization(key, value)
+        cache_layer.keys, cache_layer.values = key, value
+        filled.layers.append(cache_layer)
     return filled
 
 
 @contextmanager
 def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
-    """Within the context the blocks before `rest.layer` are passed over, and the last of them
-    returns `rest.hidden`.
+    """Within the context the network runs from block `rest.layer` on.
 
-    Masks, rotary tables and layer indices are the network's own; hooks on the blocks fire.
+    The blocks before it are passed over, and the last of them returns `rest.hidden`. Masks, rotary
+    tables and layer indices are the network's own, and hooks on the blocks fire.
     """
     family, blocks = blocks_of(network)
-    # On CPU the backward of torch's fused attention is slow in half precision; a suffix has few
-    # queries, so plain products do.
+    # On the CPU the backward of torch's fused attention is slow in half precision. A suffix has few
+    # queries, so plain matrix products are enough.
     plain = rest.first.device.type == "cpu" and next(network.parameters()).dtype in (
         torch.bfloat16,
         torch.float16,
@@ -161,6 +171,7 @@ def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
     def passing(last: bool) -> Any:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             out = rest.hidden if last else hidden_states
+            # Blocks of some families return a tuple.
             return (out, None) if family.tuple_blocks else out
 
         return forward
@@ -169,6 +180,7 @@ def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
         for number in range(rest.layer):
             block = blocks[number]
             stack.callback(_put_back, block, vars(block).get("forward"))
+            # An attribute of the instance hides the forward of the class.
             block.forward = passing(number == rest.layer - 1)
         if plain:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -176,7 +188,7 @@ def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
 
 
 def _put_back(block: nn.Module, forward: Any) -> None:
-    """The forward that the block had itself, or None where its class has it."""
+    """Restore the block's own forward, which is None where its class has it."""
     if forward is None:
         del block.forward
     else:

@@ -1,4 +1,4 @@
-"""Saving and loading an intervened model: JSON and tensors; nothing in a folder can run code."""
+"""Saving and loading an intervened model as JSON and tensors; no file of a folder can run code."""
 
 import json
 from collections.abc import Mapping
@@ -23,14 +23,15 @@ CONFIG, WEIGHTS, RECORD, CARD = (
     "README.md",
 )
 LOADED = (CONFIG, WEIGHTS, RECORD)
-"""The files that loading reads; the card is for people."""
+"""The files that loading reads. The card is for people."""
 
 
 class Saved(NamedTuple):
     """What a folder holds.
 
-    edits: {variable: Edit}. network: the identity of the network they were made for. source_grad:
-        as the model had it.
+    edits: {variable: Edit}.
+    network: the identity of the network that they were made for.
+    source_grad: as the model had it.
     record: an alignment's variables and rows; None for a plain intervened model.
     """
 
@@ -43,12 +44,13 @@ class Saved(NamedTuple):
 def write(folder: Path, saved: Saved) -> None:
     """Write the files of a save into an empty folder.
 
-    Raises ValueError for an intervention that cannot be saved, and for values that JSON does not
-    have.
+    Raises ValueError for an intervention that cannot be saved, and for values that JSON lacks.
     """
+    # An intervention that several edits share is written once; edits name it by its number.
     interventions = list(dict.fromkeys(edit.intervention for edit in saved.edits.values()))
     descriptions = [intervention.config() for intervention in interventions]
     tensors = {
+        # A clone: safetensors refuses tensors that share memory.
         f"{number}.{name}": tensor.detach().cpu().contiguous().clone()
         for number, intervention in enumerate(interventions)
         for name, tensor in intervention.state_dict().items()
@@ -74,11 +76,13 @@ def write(folder: Path, saved: Saved) -> None:
 
 
 def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
-    """What a folder holds.
+    """Read what a folder holds.
 
-    types: a user's own bases, gates and operations, name → class, beside the closed table.
-    Raises FileNotFoundError for missing files, ValueError for damaged or foreign ones and for
-    weights that are not finite.
+    Arguments:
+        types: the user's own bases, gates and operations, name → class, beside the closed table.
+
+    Raises FileNotFoundError for missing files. Raises ValueError for damaged or foreign files, and
+    for weights that are not finite.
     """
     config = _read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
@@ -90,6 +94,7 @@ def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
         edits: dict[Variable, Edit] = {}
         for edit in config["edits"]:
             key = (
+                # A variable is a name, or a site that stands for its own edit.
                 Site(**edit["variable"]) if isinstance(edit["variable"], dict) else edit["variable"]
             )
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
@@ -100,30 +105,33 @@ def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
 
 
 def foreign(folder: Path) -> list[str]:
-    """The names in a folder that no save wrote: all of them, unless its `config.json` is one of
-    ours.
+    """The names in a folder that no save wrote.
+
+    These are all names, unless the folder's `config.json` is one of ours.
     """
-    found = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir())
     try:
         ours = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"]).startswith(
             "iit.intervened/"
         )
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
-    return [name for name in found if not ours or name not in (*LOADED, CARD)]
+    return [name for name in names if not ours or name not in (*LOADED, CARD)]
 
 
 def identity(network: Network | nn.Module) -> dict[str, Any]:
-    """What tells a network from others: name, revision, class, width, number of layers, dtype, and
-    its weights' fingerprint.
+    """What tells a network from others.
 
-    Of a network that was loaded from a folder the name is the folder's own: what is shared does not
-    tell where it lies.
+    It is the name, revision, class, width, number of layers, dtype, and the weights' fingerprint.
+    The name of a network that was loaded from a folder is the folder's own name, without its path:
+    what is shared does not tell where the folder lies.
     """
     module = network.model if isinstance(network, Network) else network
     config: Any = getattr(module, "config", None)
+    # The text part of a composite model.
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     name = network.name if isinstance(network, Network) else getattr(config, "_name_or_path", None)
+    # The dtype of the first parameter stands for the network's.
     dtype = next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), None)
     return {
         "name": Path(name).name if name and Path(name).is_dir() else name or None,
@@ -137,22 +145,23 @@ def identity(network: Network | nn.Module) -> dict[str, Any]:
 
 
 def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> None:
-    """Raises ValueError when the network is not the one that the folder was saved for, naming what
-    differs.
+    """Check that a network is the one that a folder was saved for.
+
+    Raises ValueError, naming what differs, when it is another one.
     """
-    here = identity(network)
-    if here["fingerprint"] == saved.get("fingerprint"):
+    current = identity(network)
+    if current["fingerprint"] == saved.get("fingerprint"):
         return
     differing = [
         key
         for key in ("class", "width", "n_layers", "dtype", "name", "revision")
-        if here[key] != saved.get(key)
+        if current[key] != saved.get(key)
     ]
-    told = "; ".join(
-        f"{key}: saved for {saved.get(key)!r}, given {here[key]!r}" for key in differing
+    facts = "; ".join(
+        f"{key}: saved for {saved.get(key)!r}, given {current[key]!r}" for key in differing
     )
     raise ValueError(
-        f"This was saved for another network ({told or 'same shape, other weights'}). Load that "
+        f"This was saved for another network ({facts or 'same shape, other weights'}). Load that "
         "network, or pass "
         "check_network=False if you mean to carry the interventions over."
     )
@@ -169,16 +178,18 @@ def _interventions(
         raise ValueError(f"{path} is damaged: {error}.") from error
     states: list[dict[str, Tensor]] = [{} for _ in descriptions]
     for name, tensor in tensors.items():
-        number, _, own = name.partition(".")
-        states[int(number)][own] = tensor
-    found = []
+        # Names are NUMBER.NAME, as `write` gives them.
+        number, _, leaf = name.partition(".")
+        states[int(number)][leaf] = tensor
+    interventions = []
     for description, state in zip(descriptions, states, strict=True):
         for name, tensor in state.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(
                     f"{path}: {name} of {description['type']} has values that are not finite."
                 )
-        with torch.random.fork_rng(devices=[]):  # what is drawn for fresh weights is thrown away
+        # Fresh weights are drawn and then replaced: the user's own draws stay the same.
+        with torch.random.fork_rng(devices=[]):
             intervention = Intervention.from_config(description, types)
         # Weights that were saved in another precision keep it.
         dtype = next(
@@ -191,12 +202,12 @@ def _interventions(
             raise ValueError(
                 f"{path} does not hold the weights of {intervention}: {error}"
             ) from error
-        found.append(intervention.eval())
-    return found
+        interventions.append(intervention.eval())
+    return interventions
 
 
 def site_to_json(site: Site) -> dict[str, Any]:
-    """What `Site` is to be called with."""
+    """The arguments that make the site again."""
     return {name: value for name, value in vars(site).items() if value is not None}
 
 
@@ -219,6 +230,7 @@ def edit_from_json(record: Mapping[str, Any], intervention: Intervention) -> Edi
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     try:
+        # NaN and infinity are no JSON.
         text = json.dumps(content, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name} holds JSON, which has no such value: {error}.") from error
@@ -232,7 +244,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
+    # Both JSON and UTF-8 raise it.
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object.")

@@ -1,4 +1,7 @@
-"""To the hub and back: only the files of a save go up, only what loading reads comes down."""
+"""Saves to the hub and back.
+
+Only the files of a save go up, and only what loading reads comes down.
+"""
 
 import re
 import tempfile
@@ -11,14 +14,15 @@ from iit.intervened.folder import written_folder
 from iit.intervened.saving import CARD, LOADED, Saved, foreign, write
 
 OURS = [*LOADED, CARD]
+"""The files of a save."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def save(saved: Saved, folder: str | Path) -> None:
     """Write a save and its card in place of what an earlier save left in the folder.
 
-    Raises ValueError for interventions that cannot be saved, FileExistsError when the folder holds
-    other files.
+    Raises ValueError for interventions that cannot be saved, and FileExistsError when the folder
+    holds other files.
     """
     with written_folder(folder, foreign) as temporary:
         _write(saved, temporary, Path(folder).name)
@@ -32,16 +36,17 @@ def push(
     token: str | None,
     commit_message: str,
 ) -> str:
-    """Upload a save and its card in one commit; returns the commit's address. The arguments are
-    `push_to_hub`'s.
+    """Upload a save and its card in one commit. The arguments are those of `push_to_hub`.
 
-    Raises ValueError, before anything is uploaded, when the repository exists and is public
-    although `private` was asked for.
+    Returns the commit's address.
+
+    Raises ValueError, before anything is uploaded, when `private` was asked for and the repository
+    exists and is public.
     """
     with tempfile.TemporaryDirectory() as folder:
         _write(saved, Path(folder), repo_id)
         api = HfApi(token=token)
-        # with the user's name before a bare one
+        # The hub puts the user's name before a bare name.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
             raise ValueError(
@@ -50,15 +55,16 @@ def push(
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=commit_message,
             revision=revision,
             allow_patterns=OURS,
+            # Files of an earlier save that this one lacks go.
             delete_patterns=OURS,
         )
-    return str(done.commit_url)
+    return str(commit.commit_url)
 
 
 def _write(saved: Saved, folder: Path, address: str) -> None:
@@ -67,10 +73,12 @@ def _write(saved: Saved, folder: Path, address: str) -> None:
 
 
 def fetched(place: str | Path, revision: str | None = None) -> Path:
-    """A local folder as it is, or a repository of the hub, downloaded (JSON and tensors only).
+    """The folder of a save: a local one as it is, or a repository of the hub, downloaded.
 
-    Raises FileNotFoundError when it is neither, saying what was tried; ValueError for a folder with
-    a revision.
+    Only JSON and tensors are downloaded.
+
+    Raises FileNotFoundError when `place` is neither, saying what was tried; ValueError for a folder
+    with a revision.
     """
     folder = Path(place).expanduser()
     if folder.exists():
@@ -86,7 +94,8 @@ def fetched(place: str | Path, revision: str | None = None) -> Path:
         )
     try:
         return Path(snapshot_download(place, revision=revision, allow_patterns=list(LOADED)))
-    except (OSError, ValueError) as error:  # the hub's own errors are of these
+    # The hub's own errors are kinds of these.
+    except (OSError, ValueError) as error:
         at = "" if revision is None else f" at revision {revision!r}"
         raise FileNotFoundError(
             f"{tried}, and the hub gave no repository {place!r}{at}: {str(error).splitlines()[0]}"

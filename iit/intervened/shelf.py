@@ -1,6 +1,4 @@
-"""What runs of one network left, on disk: for the other jobs of a sweep, and for later
-processes.
-"""
+"""What runs of one network left, on disk: for other jobs of a sweep and for later processes."""
 
 import json
 import logging
@@ -22,11 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """One tensor, and what it is of.
+    """One tensor, and what it is of: activations at a site, or the keys and values of a cache.
 
-    site: without its position, and values are Tensor[column, width]; None of a cache: Tensor[block,
-    2, head, seq, width]. prompt: the tokens. index: the columns of the site; the first block of a
-    cache.
+    site: the site without its position; None for a cache.
+    prompt: its tokens.
+    index: the columns at the site; for a cache, its first block.
+    values: Tensor[column, width] at a site; Tensor[block, 2, head, seq, width] of a cache.
     """
 
     site: Site | None
@@ -36,16 +35,19 @@ class Record(NamedTuple):
 
 
 class Shelf:
-    """Records of one network's runs in `folder`; those of others lie beside them.
+    """Records of one network's runs, in a folder beside those of other networks.
 
-    A file holds the records of one run and is named by the checksum of its content. It appears
-    whole or not at all.
+    A file holds the records that were written together, and is named by the checksum of its
+    content. It appears whole or not at all.
 
-    network: what tells it from every other (`Watched.identity`).
+    Arguments:
+        folder: where the networks' folders lie.
+        network: what tells the network from every other (`Watched.identity`).
     """
 
     def __init__(self, folder: str | Path, network: str):
         self._network = network
+        # 16 characters name the folder; each file holds the whole identity.
         self.folder = Path(folder).expanduser() / network[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -54,24 +56,28 @@ class Shelf:
         records = list(records)
         if not records:
             return
-        told = [
+        keys = [
             (record.site and asdict(record.site), record.prompt, record.index) for record in records
         ]
         tensors = {
             str(n): record.values.detach().cpu().contiguous() for n, record in enumerate(records)
         }
+        # `records` does not read a name without the suffix.
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
         os.close(handle)
         temporary = Path(name)
         try:
-            save_file(tensors, temporary, {"network": self._network, "records": json.dumps(told)})
+            save_file(tensors, temporary, {"network": self._network, "records": json.dumps(keys)})
+            # Two processes that wrote the same content write the same name.
             temporary.replace(self.folder / f"{checksum(temporary)}.safetensors")
         finally:
             temporary.unlink(missing_ok=True)
 
     def records(self) -> Iterator[Record]:
-        """Everything on the shelf, memory-mapped; damaged files are removed, and what this did not
-        write is left alone.
+        """Everything on the shelf, memory-mapped.
+
+        A file whose content does not match its name is damaged, and is removed. A file of another
+        network, or one that cannot be read, is left alone.
         """
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -86,6 +92,7 @@ class Shelf:
                     rows = json.loads(metadata["records"])
                     records = [
                         Record(
+                            # None stays None: a cache has no site.
                             site and Site(**site),
                             tuple(prompt),
                             tuple(index),
@@ -93,7 +100,7 @@ class Shelf:
                         )
                         for n, (site, prompt, index) in enumerate(rows)
                     ]
-            # OSError: another process removed it
+            # An OSError means that another process has removed the file.
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("%s is not read: %s. What it held is run again.", path, error)
                 continue

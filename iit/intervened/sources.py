@@ -18,6 +18,7 @@ from iit.site import Site
 Sources = Inputs | Activations | Mapping[Variable, Any] | None
 """One batch (or its activations) for all variables, or {variable or site: batch | activations}."""
 Active = Mapping[Variable, bool | Tensor] | None
+"""{variable: bool, or Tensor[batch] of bool}: which examples an edit touches; by default all."""
 
 
 def by_variable(
@@ -25,14 +26,19 @@ def by_variable(
     sources: Sources,
     flags: Flags,
 ) -> dict[Variable, Any]:
-    """What each active variable that reads a source was given.
+    """The source of each active variable whose intervention reads one.
 
-    Raises ValueError for unknown variables, for sources nobody reads, and where one is missing.
+    Arguments:
+        flags: which examples each variable's edit touches.
+
+    Raises ValueError for unknown variables, for sources that no intervention reads, and for a
+    missing source.
     """
     reads: dict[Variable, bool] = {}
     for key, edit in edits.items():
+        # Each block is a variable of its own.
         reads |= dict.fromkeys(variables_of(key, edit), edit.intervention.needs_source)
-    known = [str(variable) for variable in reads]
+    variables = [str(variable) for variable in reads]
     if (
         isinstance(sources, Mapping)
         and not isinstance(sources, Activations)
@@ -40,7 +46,7 @@ def by_variable(
     ):
         unknown = [str(v) for v in sources if v not in reads]
         if unknown:
-            raise ValueError(f"Sources are given for {unknown}; the variables are {known}.")
+            raise ValueError(f"Sources are given for {unknown}; the variables are {variables}.")
         needless = [str(v) for v, source in sources.items() if source is not None and not reads[v]]
         if needless:
             names = ", ".join(needless)
@@ -49,25 +55,32 @@ def by_variable(
             )
     elif sources is not None and not any(reads.values()):
         raise ValueError(
-            f"A source is given, but no intervention reads one (variables: {known}). Leave it out."
+            f"A source is given, but no intervention reads one (variables: {variables}). "
+            "Leave it out."
         )
     else:
+        # One batch (or its activations) serves all variables.
         sources = dict.fromkeys(reads, sources)
-    named = {}
+    chosen = {}
     for variable, needs_source in reads.items():
         flag = flags[variable]
+        # A variable that is active in no example needs no source.
         if needs_source and (flag is None or bool(flag.any())):
             # The keys are variables, as checked above.
-            named[variable] = sources.get(variable)  # pyright: ignore[reportArgumentType]
-            if named[variable] is None:
+            chosen[variable] = sources.get(variable)  # pyright: ignore[reportArgumentType]
+            if chosen[variable] is None:
                 raise ValueError(
                     f"Variable {str(variable)!r} is active and its intervention needs a source; "
                     "none was given."
                 )
-    return named
+    return chosen
 
 
 def _is_by_variable(sources: Mapping[Any, Any], known: Mapping[Variable, bool]) -> bool:
+    """Whether a mapping holds sources by variable, rather than the inputs of one batch.
+
+    A mapping of mappings counts as such, so that a variable's wrong name is an error.
+    """
     if any(key in known or isinstance(key, Site) for key in sources):
         return True
     return all(isinstance(value, Mapping) for value in sources.values())
@@ -76,7 +89,10 @@ def _is_by_variable(sources: Mapping[Any, Any], known: Mapping[Variable, bool]) 
 def activity(
     known: tuple[Variable, ...], active: Active, batch: Batch
 ) -> dict[Variable, Tensor | None]:
-    """Which examples each variable's edit touches, as `Flags`."""
+    """Which examples each variable's edit touches, as `Flags`.
+
+    Raises ValueError for unknown variables, and for flags of another batch size.
+    """
     flags: dict[Variable, Tensor | None] = dict.fromkeys(known)
     for variable, flag in (active or {}).items():
         if variable not in flags:
@@ -85,23 +101,27 @@ def activity(
             )
         tensor = torch.as_tensor(flag, dtype=torch.bool)
         if tensor.ndim == 0:
+            # One bool for the whole batch.
             tensor = tensor.expand(batch.size)
         if tensor.shape != (batch.size,):
             raise ValueError(
                 f"`active[{variable}]` has shape {tuple(tensor.shape)}; the batch holds "
                 f"{batch.size} examples."
             )
+        # None is the short form of all True.
         flags[variable] = None if bool(tensor.all()) else tensor.to(batch.device)
     return flags
 
 
 @dataclass
 class _Source:
-    """A source that the user gave: a batch, which is run once for all sites that are read, or
-    activations.
+    """One source that the user gave: a batch or activations.
 
-    places: the sites that are read of a batch. seen: the activations; those of a batch after its
-        run.
+    A batch is run once, for all sites that are read.
+
+    Arguments:
+        seen: the activations; those of a batch after its run.
+        places: the sites that are read of a batch.
     """
 
     batch: Batch | None = None
@@ -109,35 +129,37 @@ class _Source:
     places: dict[Site, Columns] = field(default_factory=dict)
 
     def check(self, one: SiteEdit, variable: Variable, base: Batch) -> None:
-        """Raises ValueError where it does not fit the site of the base that reads it."""
+        """Raises ValueError where the source does not fit the site of the base that reads it."""
         site, place, flag = one.source_site, one.columns, one.flags[variable]
         if self.batch is not None:
             self.places.setdefault(site, columns(site, self.batch, flag))
-            theirs = counts(self.places[site], self.batch)
+            n_read = counts(self.places[site], self.batch)
         elif site in self.seen:
-            theirs = self.seen.counts.get(site)
+            n_read = self.seen.counts.get(site)
         else:
-            known = [str(s) for s in self.seen]
+            sites = [str(s) for s in self.seen]
             raise ValueError(
-                f"The activations given as a source hold {known}, not the source site {site}."
+                f"The activations given as a source hold {sites}, not the source site {site}."
             )
-        own = counts(place, base)
-        if own is not None and theirs is not None:
-            differ = (own != theirs.to(own.device)) & (True if flag is None else flag)
+        n_base = counts(place, base)
+        if n_base is not None and n_read is not None:
+            # An inactive example is not edited, so its spans may differ.
+            differ = (n_base != n_read.to(n_base.device)) & (True if flag is None else flag)
             if bool(differ.any()):
                 row = int(differ.nonzero()[0])
                 raise ValueError(
                     f"Variable {str(variable)!r}, example {row}: site {place.site} selects "
-                    f"{int(own[row])} positions in "
-                    f"the base and {int(theirs[row])} in the source; spans must be of equal length."
+                    f"{int(n_base[row])} positions in "
+                    f"the base and {int(n_read[row])} in the source; spans must be of equal length."
                 )
         if self.batch is None:
             _check_shape(self.seen[site], one, variable, base.size)
 
     def laid_out(self, one: SiteEdit, variable: Variable, base: Batch) -> Tensor:
-        """Tensor[batch, position, width] as the site of the base that reads it."""
+        """Tensor[batch, position, width], laid out as the site of the base that reads it."""
         site, tensor = one.source_site, self.seen[one.source_site]
         if self.batch is not None and site.component == "attention_weight":
+            # Its width is the number of keys, which may differ between base and source.
             tensor = keys_as_base(tensor, base, self.batch, one.flags[variable])
         return as_base(tensor, one.columns, self.places.get(site, one.columns))
 
@@ -147,26 +169,33 @@ def read_sources(
     given: Mapping[Variable, Any],
     read: Callable[[Batch, dict[Site, Columns]], Activations],
 ) -> None:
-    """Fill in what each site of a run reads. Each distinct batch is run once.
+    """Fill in what each site of a run reads; each distinct batch is run once.
 
-    given: as `by_variable` gives it. read: runs a batch.
+    Arguments:
+        given: the sources, as `by_variable` returns them.
+        read: runs a batch and returns its activations.
+
     Raises ValueError for a source that does not fit the base, before a batch is run.
     """
     distinct: dict[int, _Source] = {}
-    sites = [one.source_site for one in run.site_edits]
-    readings = [(one, v) for one in run.site_edits for v in one.flags if v in given]
-    for one, variable in readings:
-        name = id(given[variable])
-        if name not in distinct:
+    sites = [site_edit.source_site for site_edit in run.site_edits]
+    readings = [
+        (site_edit, v) for site_edit in run.site_edits for v in site_edit.flags if v in given
+    ]
+    for site_edit, variable in readings:
+        # Variables that were given the same object share one run.
+        key = id(given[variable])
+        if key not in distinct:
             network = run.resolved.network
-            distinct[name] = _source(network, given[variable], run.batch, sites, variable)
-        distinct[name].check(one, variable, run.batch)
+            distinct[key] = _source(network, given[variable], run.batch, sites, variable)
+        distinct[key].check(site_edit, variable, run.batch)
+    # Everything is checked by now: only what fits is run.
     for source in distinct.values():
         if source.batch is not None:
             source.seen = read(source.batch, source.places)
-    for one, variable in readings:
+    for site_edit, variable in readings:
         source = distinct[id(given[variable])]
-        one.sources[variable] = source.laid_out(one, variable, run.batch)
+        site_edit.sources[variable] = source.laid_out(site_edit, variable, run.batch)
 
 
 def _source(
@@ -183,6 +212,7 @@ def _source(
         return _Source(seen=given)
     if isinstance(given, Tensor):
         _check_is_input(given, sites, base)
+    # A site at an answer token needs the source's own answer in its prompt.
     batch = prepare(network, given).at_answer(network, sites)
     if batch.size != base.size:
         raise ValueError(
@@ -193,13 +223,15 @@ def _source(
 
 
 def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
-    """Raise ValueError for a bare tensor unlike the base's input: a network fed by position would
-    run on activations.
+    """Raises ValueError for a bare tensor that is unlike the base's input.
+
+    A network that is fed by position would otherwise run on activations.
     """
     like = base.args[0]
     if not isinstance(like, Tensor):
         return
     same_kind = source.is_floating_point() == like.is_floating_point()
+    # Prompts of token ids may differ in length.
     same_shape = source.ndim == like.ndim and (
         not like.is_floating_point() or source.shape[1:] == like.shape[1:]
     )
@@ -214,19 +246,19 @@ def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
 
 
 def _check_shape(activations: Tensor, one: SiteEdit, variable: Variable, size: int) -> None:
-    """Raises ValueError for activations that are not [size, position, width] as the site that reads
-    them."""
+    """Raises ValueError for activations that are not [size, position, width] at their site."""
     site, n_positions = one.columns.site, one.columns.n_positions
     if site.module is not None and site.position is None:
-        n_positions = None  # the module may have positions of its own
+        # The module may have positions of its own.
+        n_positions = None
     expected, shape = (size, n_positions, one.resolved.width), tuple(activations.shape)
     if len(shape) == 3 and all(
         n in (None, length) for n, length in zip(expected, shape, strict=True)
     ):
         return
     names = zip(expected, ("batch", "position", "width"), strict=True)
-    told = ", ".join(name if n is None else str(n) for n, name in names)
+    wanted = ", ".join(name if n is None else str(n) for n, name in names)
     raise ValueError(
-        f"The activations given for {str(variable)!r} have shape {shape}; expected [{told}] for "
+        f"The activations given for {str(variable)!r} have shape {shape}; expected [{wanted}] for "
         f"site {site}."
     )

@@ -1,4 +1,4 @@
-"""Activations, kept: a prompt that occurs in many pairs is run once."""
+"""A store of activations: a prompt that occurs in many pairs is run once."""
 
 import logging
 import warnings
@@ -26,27 +26,30 @@ from iit.site import ResolvedSite, Site, resolve
 log = logging.getLogger(__name__)
 
 N_CHANGES = 16
-"""How often a network may change before its runs are no longer kept."""
+"""After so many changes of the network its runs are no longer kept."""
 
 
 class ActivationStore:
-    """Activations of one frozen network, keyed by prompt, site and columns; filled as prompts come,
-    or up front by `fill`.
+    """Activations of one frozen network, keyed by prompt, site and columns.
 
-    Reading equals `observe` on the same batch; only prompts not seen before are run. Everything is
-    forgotten when the network has changed: with every batch most changes are noticed, by `check`
-    all of the weights'. What neither notices says `Watched`: methods replaced on a class, insides
-    of objects that modules hold, settings of libraries.
+    It is filled as prompts come, or up front by `fill`. Reading equals `observe` on the same batch;
+    only prompts that are not kept are run. Everything is forgotten when the network has changed.
+    Most changes are noticed with every batch, and any change of the weights by `check`. `Watched`
+    says what neither notices: methods that were replaced on a class, insides of objects that
+    modules hold, settings of libraries.
 
-    budget: bytes that are kept where the network is; what comes beyond goes to memory-mapped files
-        in `folder` (the system's for temporary files by default), which vanish with the store.
-    shelf: a folder in which everything that was run is kept, for the other jobs of a sweep and for
-        later processes. Values are those of the batch in which a prompt was first run: figures may
-        differ in the last bits from a run without a shelf.
-    layers: the blocks at which runs will resume, in a sweep over them: a prompt is then run once
-        for all.
-    under: the context in which prompts are run, where all runs share edits of the embedding
-        (`IntervenedModel`'s `stored`). What `read` gives is of runs without it, and not kept.
+    Arguments:
+        budget: how many bytes are kept where the network is. What comes beyond goes to
+            memory-mapped files, which vanish with the store.
+        folder: where these files lie; by default the system's folder for temporary files.
+        shelf: a folder in which everything that was run is kept, for the other jobs of a sweep and
+            for later processes. Values are those of the batch in which a prompt was first run.
+            Figures may differ in the last bits from a run without a shelf.
+        layers: the blocks at which the runs of a sweep will resume. A prompt is then run once for
+            all of them.
+        under: the context in which prompts are run, where all runs share edits of the embedding
+            (`stored` of an `IntervenedModel`). What `read` returns is of runs without this context,
+            and is not kept.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class ActivationStore:
         return len(self._kept)
 
     def refuses(self, network: nn.Module, batch: Batch) -> str | None:
-        """Why repeating a prompt might not give the same numbers; None where it is certain to."""
+        """Why repeating a prompt might not give the same numbers; None where it surely does."""
         if network is not self._network:
             return "the activation store was made for another network"
         if (
@@ -82,6 +85,7 @@ class ActivationStore:
             or batch.kwargs.get("input_ids") is None
         ):
             return f"the inputs are not tokens alone ({', '.join(batch.kwargs)})"
+        # A refusal is for good: the network need not be looked at any more.
         if self._refusal is None:
             self._renew(self._watched.change())
         return self._refusal or self._watched.refusal()
@@ -89,31 +93,35 @@ class ActivationStore:
     def check(self) -> None:
         """Read every byte of the network's weights, and forget everything where one has changed.
 
-        What else is noticed, with every batch and without asking, says `Watched`. Fits, evaluations
-        and patching check when they begin.
+        Fits, evaluations and patching check when they begin. `Watched` says which other changes are
+        noticed with every batch.
         """
         self._renew("its weights" if self._watched.content_changed() else None)
 
     def tell(self, message: str) -> None:
-        """Log which way runs go; each once."""
+        """Log which way runs go; each message once."""
         if message not in self._told:
             self._told.add(message)
             log.info("%s", message)
 
     def is_trusted(self, layer: int, flags: Mapping[Any, Tensor | None]) -> bool:
-        """Whether resuming at this block was compared with a whole run, with (some) edits active as
-        now.
+        """Whether resuming at this block was compared with a whole run.
+
+        What counts is a comparison with edits active (or with none active), as they are now.
         """
         return (layer, _edits(flags)) in self._trusted
 
     def trusts(
         self, layer: int, flags: Mapping[Any, Tensor | None], resumed: Tensor, whole: Tensor
     ) -> bool:
-        """Compare a resumed run's logits with the whole run's; warns when they differ by more than
-        rounding, and refuses from then on.
+        """Compare the logits of a resumed run with those of the whole run.
+
+        Where they differ by more than rounding, this warns, and the store refuses from then on.
         """
+        # The error is relative to the largest logit.
         scale = float(whole.float().abs().max())
         error = float((resumed.float() - whole.float()).abs().max()) / max(scale, 1e-30)
+        # Half precision rounds far more.
         tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
         if error <= tolerance:
             self._trusted.add((layer, _edits(flags)))
@@ -136,13 +144,14 @@ class ActivationStore:
         grad: bool = False,
         resolved: dict[Site, ResolvedSite] | None = None,
     ) -> Activations:
-        """{site: Tensor[batch, position, width]} of the batch; the same arguments as `observe`."""
-        # Attention weights are as wide as the batch is long; a module may have other positions than
-        # the tokens.
+        """{site: Tensor[batch, position, width]} of the batch, with the arguments of `observe`."""
+        # These are not kept by token: attention weights are as wide as their batch is long, and an
+        # arbitrary module may have positions of its own.
         whole = any(site.component in (None, "attention_weight") for site in places)
         if grad or whole or self._under is not None or self.refuses(network, batch) is not None:
             return observe(network, batch, places, grad=grad, resolved=resolved)
         prompts = _prompts(batch)
+        # Columns are counted from the start, so they mean the same in every batch.
         places = {site: _explicit(place, batch) for site, place in places.items()}
         wanted = {site: _columns(place) for site, place in places.items()}
         for site in places:
@@ -150,9 +159,11 @@ class ActivationStore:
                 (layer for layer in self.layers if _before(layer) == replace(site, position=None)),
                 None,
             )
-            # a prompt that is a source here will be a base elsewhere in the sweep
+            # A prompt that is a source in this run is a base in others of the sweep: it is run
+            # whole now, once for both.
             if layer is not None:
                 self._run_new(network, batch, layer, prompts, [0] * batch.size, wanted[site])
+        # One row for each prompt and choice of columns that is not kept, however often it occurs.
         new = {
             (prompts[i], *(wanted[site][i] for site in places)): i
             for i in range(batch.size)
@@ -164,8 +175,8 @@ class ActivationStore:
                 _rows(batch, rows),
                 {s: Columns(s, _index(p)[rows]) for s, p in places.items()},
             )
-            found = observe(network, part, parts, resolved=resolved)
-            for site, activation in found.items():
+            activations = observe(network, part, parts, resolved=resolved)
+            for site, activation in activations.items():
                 for i, values in zip(rows, activation, strict=True):
                     self._kept.add(site, prompts[i], wanted[site][i], values)
             self._kept.shelve()
@@ -179,24 +190,30 @@ class ActivationStore:
     def prefix(
         self, network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor
     ) -> Prefix:
-        """What a run from block `layer` and position `first` up to `stop` finds already done;
-        `refuses` must be None.
+        """What a run from block `layer` on, over the columns `first` to `stop`, finds already done.
 
-        first, stop: Tensor[batch], columns of the batch.
+        Only to be called where `refuses` is None.
+
+        Arguments:
+            first, stop: Tensor[batch], columns of the batch.
         """
         prompts, starts = _prompts(batch), first.tolist()
         spans = zip(starts, stop.tolist(), prompts, strict=True)
+        # A span may end behind its prompt, where another in the batch is longer.
         wanted = [tuple(range(start, min(end, len(prompt)))) for start, end, prompt in spans]
-        # Where no block runs, nothing before matters.
+        # Where no block runs, nothing attends to earlier tokens.
         begins = starts if layer < len(blocks_of(network)[1]) else [0] * batch.size
         self._run_new(network, batch, layer, prompts, begins, wanted)
         site, index = _before(layer), first.unsqueeze(1).expand(-1, int((stop - first).max()))
+        # Before the first block there is no stream to put in: it embeds the tokens itself.
         hidden = None if site is None else self._stacked(site, prompts, wanted, index)
         return Prefix(hidden, self._kept.stacked_caches(layer, prompts, begins, first.device))
 
     def fill(self, batches: Iterable[Inputs], *, told: str = "Running prompts") -> None:
-        """Run every prompt of the batches that is not kept, once for all `layers`; a progress bar
-        tells how far it is.
+        """Run every prompt of the batches that is not kept, once for all `layers`.
+
+        Arguments:
+            told: what the progress bar says.
 
         Raises ValueError without `layers`, and where runs cannot resume.
         """
@@ -218,6 +235,7 @@ class ActivationStore:
                     batch,
                     layer,
                     prompts,
+                    # Later runs may begin at any column up to the last token.
                     [len(prompt) - 1 for prompt in prompts],
                     columns,
                 )
@@ -231,11 +249,11 @@ class ActivationStore:
         begins: list[int],
         wanted: list[tuple[int, ...]],
     ) -> None:
-        """Run the prompts whole, once each, of which is not kept what a run from `layer` on needs.
+        """Run whole, and once, each prompt that lacks what a run from block `layer` on needs.
 
-        That is the keys and values before `begins`, and the residual stream before the block at the
-        columns `wanted`. Kept is the latter at every column, which also serves those who read a
-        source there; and what `self.layers` will need.
+        It needs the keys and values before `begins`, and the residual stream before the block at
+        the columns `wanted`. The residual stream is kept at every column, because others may read a
+        source there. What `self.layers` will need is kept, too.
         """
         site = _before(layer)
         new: dict[Prompt, int] = {}
@@ -243,42 +261,54 @@ class ActivationStore:
             if not self._kept.has_cache(layer, prompt, begin) or (
                 site and not self._kept.has(site, prompt, wanted[i])
             ):
+                # A prompt that occurs in several rows is run once.
                 new[prompt] = i
         if not new:
             return
         rows = list(new.values())
         part, cache = _rows(batch, rows), DynamicCache()
+        # transformers fills the cache with keys and values as the blocks run.
         part.kwargs.update(past_key_values=cache, use_cache=True)
         steps = torch.arange(part.tokens.shape[1], device=part.tokens.device).expand(part.size, -1)
         sites = [site for site in map(_before, sorted({layer, *self.layers})) if site is not None]
         for site in sites:
             self._resolved.setdefault(site, resolve(network, site))
+        # Nothing reads the logits: the head runs at one column only.
         with self._under(part) if self._under else nullcontext(), head_at(network, steps[:, :1]):
             places = {site: Columns(site, steps) for site in sites}
-            found = observe(network, part, places, resolved=self._resolved, stop_early=False)
+            activations = observe(network, part, places, resolved=self._resolved, stop_early=False)
         for site in sites:
-            for prompt, values in zip(new, found[site], strict=True):
+            for prompt, values in zip(new, activations[site], strict=True):
                 self._kept.add(site, prompt, tuple(range(len(prompt))), values)
-        # What is kept of a prompt only grows: edits that take turns do not run it again and again.
+        # What is kept of a prompt only grows. Otherwise edits that take turns would run it again
+        # and again. `start` is the first block whose keys and values are kept; `before` says of
+        # how many columns.
         start, before = min({layer, *self.layers}), dict.fromkeys(new, 0)
         for prompt, begin in zip(prompts, begins, strict=True):
             if prompt in before:
                 before[prompt] = len(prompt) - 1 if self.layers else max(begin, before[prompt])
-        for prompt, known in (
+        for prompt, kept_cache in (
             (prompt, self._kept.caches[prompt]) for prompt in new if prompt in self._kept.caches
         ):
-            start, before[prompt] = min(start, known.first), max(before[prompt], known.n_columns)
+            start, before[prompt] = (
+                min(start, kept_cache.first),
+                max(before[prompt], kept_cache.n_columns),
+            )
         if any(before.values()) and start < len(_layers(cache)):
-            both = torch.stack(
-                [torch.stack((one.keys, one.values)) for one in _layers(cache)[start:]]
+            # Tensor[block, 2, prompt, head, seq, width]
+            keys_values = torch.stack(
+                [
+                    torch.stack((cache_layer.keys, cache_layer.values))
+                    for cache_layer in _layers(cache)[start:]
+                ]
             )
             for n, (prompt, begin) in enumerate(before.items()):
                 if begin:
-                    self._kept.add_cache(start, prompt, both[:, :, n, :, :begin])
+                    self._kept.add_cache(start, prompt, keys_values[:, :, n, :, :begin])
         self._kept.shelve()
 
     def _renew(self, change: str | None) -> None:
-        """Forget everything when something has changed."""
+        """Forget everything where something has changed."""
         if change is not None:
             log.info(
                 "The network has changed (%s): what was kept of its runs is forgotten.", change
@@ -286,26 +316,29 @@ class ActivationStore:
             self._n_changes += 1
             if self._n_changes == N_CHANGES:
                 self._refusal = f"the network has changed {N_CHANGES} times (at last {change})"
+            # What was kept is of the network before its change.
             self._begin()
 
     def _begin(self) -> None:
         self._watched = Watched(self._network)
         self._kept.begin(self._watched)
+        # Modules may have been replaced, and comparisons were made before the change.
         self._resolved.clear()
         self._trusted.clear()
 
     def _stacked(
         self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], index: Tensor
     ) -> Tensor:
-        """Tensor[batch, position, width], as many positions as the index has; zeros where an
-        example has fewer.
+        """Tensor[batch, position, width], with as many positions as the index has.
+
+        An example that has fewer gets zeros.
         """
-        found = self._kept.stacked(site, prompts, wanted, index.device)
-        return torch.nn.functional.pad(found, (0, 0, 0, index.shape[1] - found.shape[1]))
+        stacked = self._kept.stacked(site, prompts, wanted, index.device)
+        return torch.nn.functional.pad(stacked, (0, 0, 0, index.shape[1] - stacked.shape[1]))
 
 
 def _before(layer: int) -> Site | None:
-    """Where the residual stream before a block is read; None for the first one."""
+    """Where the residual stream before a block is read; None for the first block."""
     return Site("block_output", layer=layer - 1) if layer else None
 
 
@@ -314,6 +347,7 @@ def _layers(cache: DynamicCache) -> list[Any]:
 
 
 def _edits(flags: Mapping[Any, Tensor | None]) -> bool:
+    """Whether any edit is active in any example."""
     return any(flag is None or bool(flag.any()) for flag in flags.values())
 
 
@@ -322,8 +356,9 @@ def _rows(batch: Batch, rows: list[int]) -> Batch:
 
 
 def _explicit(place: Columns, batch: Batch) -> Columns:
-    """Every position, spelled out; columns of tokens come first and absent ones last in any
-    case.
+    """The place with every position written out as a column.
+
+    Columns of tokens come first and absent ones last in any case.
     """
     if isinstance(place.index, Tensor):
         return place

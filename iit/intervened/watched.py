@@ -16,35 +16,42 @@ from iit.network.fingerprint import computable, content, plain_parts
 from iit.network.hooks import records
 
 N_VALUES = 16
-"""Values of each tensor that are compared with every batch."""
+"""How many values of each tensor are compared with every batch."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [getattr(global_hooks, f"_global{name}") for name in _HOOKS]
-# What transformers writes on a network when it installs the hooks that record outputs.
+# What transformers writes on a network when it installs the hooks that record outputs. It changes
+# nothing in what a run computes.
 _NOTED = {"_output_capturing_hooks_installed": True}
 _HELD = ("_parameters", "_buffers", "_modules")
 
 
 class Watched:
-    """A network, and all that decides what its runs compute, as it was when this was made.
+    """A network and all that decides what its runs compute, as it was when this was made.
 
-    `change` is for every batch. It notices parameters, buffers and submodules that were replaced;
-    in-place changes that torch counts, and uncounted ones (through `.data`) where they reach one of
-    16 evenly spaced values of a tensor; attributes of modules (`scaling`, a `forward` of their own,
-    their mode) and entries of configs that have another value; and autocast. `content_changed`
-    reads every byte.
+    `change` is for every batch. It notices these changes:
 
-    Neither notices methods that were replaced on a class, what is inside of other objects that
-    modules hold, and settings of
-    libraries: kernels, threads, precision of products.
+    - parameters, buffers and submodules that were replaced;
+    - changes in place that torch counts, and uncounted ones (through `.data`) where they reach one
+      of 16 evenly spaced values of a tensor;
+    - attributes of modules (`scaling`, a `forward` of their own, their mode) and entries of configs
+      that have another value;
+    - autocast.
+
+    `content_changed` reads every byte of the weights. Neither notices methods that were replaced on
+    a class, what is inside of other objects that modules hold, and settings of libraries: kernels,
+    threads, precision of products.
     """
 
     def __init__(self, network: nn.Module):
         self._network = network
         self._names = {module: name for name, module in network.named_modules()}
         dicts = [vars(module) for module in self._names]
+        # A module's parameters, buffers and submodules lie in dicts inside its own dict.
         held = [module[name] for module in dicts for name in _HELD]
+        # Each live dict beside a copy of it as it is now.
         self._attributes = [(now, dict(now)) for now in (*dicts, *held)]
+        # Modules share configs; each is copied once.
         configs = {
             id(c): c
             for c in (module.get("config") for module in dicts)
@@ -55,6 +62,7 @@ class Watched:
         self._hooks = [*_GLOBAL_HOOKS, *(module[name] for module in dicts for name in _HOOKS)]
         self._parameters = list(network.parameters())
         self._offloaded = any(parameter.is_meta for parameter in self._parameters)
+        # The plain tensors that packed or wrapped weights are made of.
         parts = [part for _, part in plain_parts("", [*self._parameters, *network.buffers()])]
         self._tensors = [part for part in parts if not part.is_meta]
         self._places = self._where()
@@ -65,20 +73,22 @@ class Watched:
         self.content = content(network)
 
     def refusal(self) -> str | None:
-        """Why a run might not repeat itself; None where it is certain to."""
+        """Why a run might not repeat itself; None where it surely does."""
         if self._offloaded:
             return "weights of the network are offloaded: they come and go with every run"
         training = next((name for module, name in self._names.items() if module.training), None)
         if training is not None or any(parameter.requires_grad for parameter in self._parameters):
             where = f" ({training} is in training mode)" if training else ""
             return f"the network is not frozen in eval mode{where}"
+        # transformers' own recording hooks change nothing.
         if not all(records(hook) for hooks in self._hooks for hook in hooks.values()):
             return "hooks that are not the engine's are on the network"
         return None
 
     def change(self) -> str | None:
-        """What has changed; None where nothing did, or where nothing is kept: of offloaded
-        weights.
+        """What has changed; None where nothing has.
+
+        None also for offloaded weights, of whose runs nothing is kept.
         """
         if self._offloaded:
             return None
@@ -97,10 +107,11 @@ class Watched:
         return self.content != content(self._network)
 
     def identity(self) -> str:
-        """The same, in every process, for networks whose runs compute the same.
+        """A hash that is the same, in every process, for networks whose runs compute the same.
 
-        It is of all bytes of the weights, classes, plain attributes, functions that modules hold
-        (by name), configs, the kind of device, autocast and the versions of torch and transformers.
+        It covers all bytes of the weights, classes, plain attributes, and functions that modules
+        hold (by name). It also covers configs, the kind of device, autocast, and the versions of
+        torch and transformers.
         """
         modules = [
             (
@@ -114,8 +125,7 @@ class Watched:
             )
             for module, name in self._names.items()
         ]
-        # What `to_dict` leaves out, such as the implementation of attention, is in private
-        # attributes.
+        # `to_dict` leaves out private attributes, such as the implementation of attention.
         configs = [
             (
                 _called(type(config)),
@@ -125,15 +135,16 @@ class Watched:
             for config in self._configs
         ]
         libraries = [version(package) for package in ("torch", "transformers")]
-        told = [self.content, modules, configs, self._device, self._autocast, libraries]
-        return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True, default=str).encode())
+        facts = [self.content, modules, configs, self._device, self._autocast, libraries]
+        return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())
 
     def _where(self) -> list[tuple[int, int]]:
-        # Tensors made under `torch.inference_mode` count no versions.
+        # Tensors that were made under `torch.inference_mode` count no versions.
+        """Address and version counter of each tensor."""
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
 
     def _read(self) -> list[Tensor]:
-        # as bytes: NaN equals itself
+        # As bytes, NaN equals itself.
         return [torch.cat(values).view(torch.uint8) for values in self._values]
 
     def _casts(self) -> tuple[bool, torch.dtype]:
@@ -143,21 +154,24 @@ class Watched:
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     try:
         return now == before
-    # tensors and arrays do not compare; the same one is not compared
+    # Other tensors or arrays have no single truth value, so they count as changed. The same object
+    # counts as equal without a comparison.
     except (RuntimeError, ValueError):
         return False
 
 
 def _spaced(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Views of evenly spaced values of each tensor, those of one device and dtype together."""
+    """Views of evenly spaced values of each tensor, grouped by device and dtype."""
     groups: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel():
+            # How many cells of the storage the tensor spans.
             n_cells = 1 + sum(
                 (size - 1) * stride
                 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
             )
             n = min(N_VALUES, n_cells)
+            # Evenly spaced in the storage, without a copy, whatever the tensor's strides.
             view = tensor.detach().as_strided(
                 (n,), (max(1, (n_cells - 1) // max(n - 1, 1)),), tensor.storage_offset()
             )
@@ -167,8 +181,9 @@ def _spaced(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _told(value: Any) -> Any:
-    """A plain value as it is, of a function its name, of all else the class: what is the same in
-    every process.
+    """What is the same of a value in every process.
+
+    It is a plain value itself, the name of a function, and the class of anything else.
     """
     if isinstance(value, list | tuple):
         return [_told(item) for item in value]

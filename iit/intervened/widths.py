@@ -11,14 +11,17 @@ from iit.site import ResolvedSite, Site
 
 
 def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]) -> None:
-    """What is known before a batch is given. Raises ValueError for sites that do not fit the
-    intervention or their source sites.
+    """Check the widths that are known before a batch is given.
+
+    Raises ValueError for a site that does not fit the intervention or its source site.
     """
     expected = edit.intervention.width
+    # A skipped block's input stands in for a source.
     skipped = map(block_input, edit.sites) if edit.intervention.skips else ()
     for site in (*edit.sites, *edit.source_sites, *skipped):
         width = resolved[site].width
         if edit.joint and width is not None:
+            # How many positions a role has is known with a batch only.
             width = width * len(site.position) if isinstance(site.position, tuple) else None
         if None not in (expected, width) and width != expected:
             raise ValueError(
@@ -26,22 +29,26 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
                 f"made for width {expected}."
             )
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
-        own, theirs = resolved[site].width, resolved[source].width
-        if edit.intervention.needs_source and None not in (own, theirs) and own != theirs:
+        w_base, w_source = resolved[site].width, resolved[source].width
+        if edit.intervention.needs_source and None not in (w_base, w_source) and w_base != w_source:
             raise ValueError(
-                f"Variable {str(key)!r}: site {site} has width {own}, its source site {source} "
-                f"{theirs}."
+                f"Variable {str(key)!r}: site {site} has width {w_base}, its source site {source} "
+                f"{w_source}."
             )
 
 
 def check_joint(one: SiteEdit) -> None:
-    """Raises ValueError unless every example selects as many positions as a joint edit was made
-    for, or (inactive) none."""
+    """Check the positions of a joint edit in one batch.
+
+    Raises ValueError unless every example selects as many positions as the edit was made for, or
+    none (an inactive example).
+    """
     place, n_positions = one.columns, one.columns.n_positions
     if not one.edit.joint or n_positions is None:
         return
     if isinstance(place.index, Tensor):
         selected = place.index.ne(IGNORED).sum(1)
+        # Inactive examples may select none.
         selected = selected[selected > 0]
         if not len(selected):
             return

@@ -19,7 +19,7 @@ WORST_CONDITION = 1e5
 
 
 class Coordinates(NamedTuple):
-    """A basis, ready for one forward.
+    """The coordinates of a basis, ready for one forward.
 
     encode: activation [..., width] → coordinates [..., n].
     write: (activation, its coordinates, new coordinates) → new activation.
@@ -32,8 +32,8 @@ class Coordinates(NamedTuple):
 class Basis(Part):
     """Coordinates of an activation.
 
-    width: of the activation, None = any. rank: number of coordinates, None = as many as the
-        activation has.
+    width: the width of the activation; None for any.
+    rank: the number of coordinates; None for as many as the activation has.
     """
 
     width: int | None = None
@@ -42,13 +42,15 @@ class Basis(Part):
 
     @abstractmethod
     def coordinates(self) -> Coordinates:
-        """Compute what depends on weights alone."""
+        """Compute the coordinates, with whatever depends on the weights alone."""
 
     @contextmanager
     def made_once(self) -> Iterator[None]:
-        """Within the context `ready` makes the coordinates at most once: one run's sites and
-        positions share them.
+        """Within the context `ready` computes the coordinates at most once.
+
+        One run's sites and positions share them.
         """
+        # A context inside of another shares its coordinates.
         if self._made is not None:
             yield
             return
@@ -59,7 +61,7 @@ class Basis(Part):
             self._made = None
 
     def ready(self) -> Coordinates:
-        """The coordinates."""
+        """The coordinates; within `made_once`, those that were computed first."""
         if self._made is None:
             return self.coordinates()
         if not self._made:
@@ -69,31 +71,33 @@ class Basis(Part):
 
 @final
 class Identity(Basis):
-    """The activation's own units; new coordinates are written as they are, bit by bit."""
+    """The activation's own units. New coordinates are written as they are, bit by bit."""
 
     def __init__(self, width: int | None = None):
         super().__init__(width=width)
         self.width = width
 
     def coordinates(self) -> Coordinates:
-        """h itself."""
+        """The activation h itself."""
         return Coordinates(lambda h: h, lambda h, old, new: new)
 
 
 @final
 class Frame(Basis):
-    """A trainable orthonormal frame Q of `rank` vectors: c = Qᵀh, h' = h + Q(c' − c).
+    """c = Qᵀh, h' = h + Q(c' − c) with a trainable orthonormal frame Q of `rank` vectors.
 
-    Q is the orthonormal factor of A = QR, with R upper triangular and its diagonal positive. The
-    parameter A is [width, rank] and starts orthonormal and uniformly random (QR of a Gaussian).
+    Q is the orthonormal factor of A = QR, where R is upper triangular with a positive diagonal. The
+    parameter A is [width, rank]. It starts orthonormal and uniformly random (QR of a Gaussian).
     Only the span of A matters for a swap.
 
-    Two Cholesky passes, O(width·rank²) each (CholeskyQR2, arXiv 1401.2480): the first brings A near
-    an orthonormal basis of its span, the second makes that basis orthonormal. They run in double
-    precision; a device that has none gets a third, shifted pass (arXiv 1809.11085).
+    Q is computed by two Cholesky passes (CholeskyQR2), O(width·rank²) each. The first brings A near
+    an orthonormal basis of its span. The second makes that basis orthonormal. They run in double
+    precision; a device that has none gets a third, shifted pass.
 
     Raises ValueError for a rank that does not fit the width, and when A is nearly rank-deficient
     (see `WORST_CONDITION`).
+
+    References: CholeskyQR2, arXiv 1401.2480; the shifted pass, arXiv 1809.11085.
     """
 
     def __init__(self, width: int, rank: int):
@@ -115,8 +119,9 @@ class Frame(Basis):
             return vectors if self.weight.dtype == torch.float64 else vectors.float()
 
     def _triangle(self, weight: Float[Tensor, "width rank"]) -> Float[Tensor, "rank rank"]:
-        """R such that A·R⁻¹ is close to orthonormal. Raises ValueError when A is nearly
-        rank-deficient.
+        """R such that A·R⁻¹ is close to orthonormal.
+
+        Raises ValueError when A is nearly rank-deficient.
         """
         gram = weight.T @ weight
         if weight.dtype == torch.float64:
@@ -141,11 +146,13 @@ class Frame(Basis):
         return triangle
 
     def start(self, directions: Float[Tensor, "width n"]) -> None:
-        """Begin at these directions: for every k ≤ n the first k vectors span the first k
-        directions; the others are random.
+        """Begin at these directions.
 
-        Raises ValueError for directions of another width, more than the rank, linearly dependent
-        ones, and values that are not finite.
+        For every k ≤ n the first k vectors span the first k directions. The other vectors are
+        random.
+
+        Raises ValueError for directions of another width, more of them than the rank, linearly
+        dependent ones, and values that are not finite.
         """
         width, n = directions.shape
         if width != self.width or n > (self.rank or 0):
@@ -153,6 +160,7 @@ class Frame(Basis):
                 f"A frame of rank {self.rank} and width {self.width} cannot begin at {n} "
                 f"directions of width {width}."
             )
+        # Only the directions matter: long and short ones count alike in the test below.
         scaled = directions.float() / directions.float().norm(dim=0)
         if not bool(torch.isfinite(scaled).all()) or (
             n and float(torch.linalg.svdvals(scaled)[-1]) < 1e-5
@@ -160,23 +168,24 @@ class Frame(Basis):
             raise ValueError(
                 "The directions that a frame begins at must be finite and linearly independent."
             )
-        # drawn on the CPU: the same on every device
+        # Drawn on the CPU, so that the numbers are the same on every device.
         rest = torch.randn(width, (self.rank or 0) - n).to(scaled)
         with torch.no_grad():
             self.weight.copy_(torch.linalg.qr(torch.cat([scaled, rest], 1))[0])
 
     def coordinates(self) -> Coordinates:
-        """Orthogonal projection on the frame."""
+        """The orthogonal projection on the frame."""
         return _linear(self.vectors())
 
 
 @final
 class PrincipalComponents(Basis):
-    """The leading principal components of activations, fixed: an orthonormal frame as `Frame`, not
-    trained.
+    """c = Qᵀh, h' = h + Q(c' − c) with the leading principal components Q of activations.
 
-    In an interchange the mean cancels: h' = h + Q(Qᵀs − Qᵀh). fitted: whether it holds components
-    yet.
+    Q is an orthonormal frame as in `Frame`, but fixed. In an interchange, h' = h + Q(Qᵀs − Qᵀh),
+    the mean of the activations cancels.
+
+    fitted: whether it holds components yet.
     """
 
     def __init__(self, width: int, rank: int):
@@ -188,7 +197,10 @@ class PrincipalComponents(Basis):
         self.fitted: Tensor
 
     def coordinates(self) -> Coordinates:
-        """Orthogonal projection on the components. Raises ValueError before there are any."""
+        """The orthogonal projection on the components.
+
+        Raises ValueError before there are any.
+        """
         if not bool(self.fitted):
             raise ValueError(
                 "These principal components were never fitted: give activations to `fit`, or "
@@ -198,10 +210,10 @@ class PrincipalComponents(Basis):
         return _linear(self.frame)
 
     def fit(self, activations: Float[Tensor, "n width"]) -> None:
-        """Take the directions of greatest variance of centred, not standardised, activations.
+        """Take the directions of greatest variance of activations, centred but not standardised.
 
-        Raises ValueError with fewer than rank + 1 activations, another width, and values that are
-        not finite.
+        Raises ValueError for another width, for values that are not finite, and, unless the rank is
+        the whole width, for fewer than rank + 1 activations.
         """
         if activations.shape[1] != self.width:
             raise ValueError(
@@ -214,14 +226,21 @@ class PrincipalComponents(Basis):
 
 @final
 class Autoencoder(Basis):
-    """Features of a sparse autoencoder: c = σ(E(h − p) + e), h' = h + D(c' − c): the reconstruction
-    error is kept.
+    """c = σ(E(h − p) + e), h' = h + D(c' − c): features of a sparse autoencoder.
 
-    activation: relu; jump_relu (x where x > θ, else 0; arXiv 2407.14435); top_k (the k largest,
-        after relu; arXiv 2406.04093).
-    Its weights are loaded, not trained: encoder [width, n_features], decoder [n_features, width],
-    encoder_bias, decoder_bias (and p = decoder_bias if `centred`), threshold. loaded: whether it
-    holds an encoder and a decoder yet.
+    The reconstruction error is kept. The weights are loaded, not trained: encoder [width,
+    n_features], decoder [n_features, width], encoder_bias, decoder_bias and threshold.
+
+    Arguments:
+        activation: "relu"; "jump_relu" (x where x > θ, else 0); or "top_k" (the k largest, after
+            relu).
+        centred: whether p = decoder_bias; else p = 0.
+
+    loaded: whether it holds an encoder and a decoder yet.
+
+    Raises ValueError for another activation, and for a k that does not belong to it.
+
+    References: JumpReLU, arXiv 2407.14435; top-k, arXiv 2406.04093.
     """
 
     def __init__(
@@ -261,25 +280,30 @@ class Autoencoder(Basis):
         self.loaded: Tensor
 
     def load(self, **weights: Tensor) -> None:
-        """Take weights by name. Raises ValueError for unknown names, other shapes and values that
-        are not finite.
+        """Take weights by name.
+
+        Raises ValueError for unknown names, other shapes and values that are not finite.
         """
-        there = {name: buffer for name, buffer in self.named_buffers() if name != "loaded"}
+        buffers = {name: buffer for name, buffer in self.named_buffers() if name != "loaded"}
         for name, value in weights.items():
-            here = there.get(name)
-            if here is None or here.shape != value.shape:
-                known = {key: tuple(buffer.shape) for key, buffer in there.items()}
+            target = buffers.get(name)
+            if target is None or target.shape != value.shape:
+                shapes = {key: tuple(buffer.shape) for key, buffer in buffers.items()}
                 raise ValueError(
                     f"Autoencoder weight {name!r} of shape {tuple(value.shape)} does not fit; "
-                    f"expected {known}."
+                    f"expected {shapes}."
                 )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Autoencoder weight {name!r} has values that are not finite.")
-            here.copy_(value)
+            target.copy_(value)
+        # Biases alone make no autoencoder.
         self.loaded.fill_(bool(self.encoder.any()) and bool(self.decoder.any()))
 
     def coordinates(self) -> Coordinates:
-        """Features, and the decoder's change. Raises ValueError before there are weights."""
+        """The features, and the decoder's change of the activation.
+
+        Raises ValueError before there are weights.
+        """
         if not bool(self.loaded):
             raise ValueError(
                 "This autoencoder holds no weights, and would change nothing: give encoder= and "
@@ -297,6 +321,7 @@ class Autoencoder(Basis):
             features = F.relu(before)
             if self.k is None:
                 return features
+            # All features but the k largest become 0.
             top = features.topk(self.k, dim=-1)
             return torch.zeros_like(features).scatter(-1, top.indices, top.values)
 
@@ -304,14 +329,15 @@ class Autoencoder(Basis):
 
 
 def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "width rank"]:
-    """The directions of greatest variance of centred, not standardised, activations, as orthonormal
-    columns.
+    """The directions of greatest variance of activations that are centred, but not standardised.
 
     At the whole width, directions in which the activations do not vary complete the basis, in no
     order.
 
-    Raises ValueError with fewer than rank + 1 activations at a lower rank, and values that are not
-    finite.
+    Returns orthonormal columns, Tensor[width, rank].
+
+    Raises ValueError with fewer than rank + 1 activations at a lower rank, and for values that are
+    not finite.
     """
     few = len(activations) <= rank
     if few and rank < activations.shape[1]:
@@ -323,11 +349,13 @@ def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "
     if not bool(torch.isfinite(activations).all()):
         raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
     centred = activations.float() - activations.float().mean(0)
+    # Rows of the right factor, by falling variance; with few activations the full matrix completes
+    # the basis.
     return torch.linalg.svd(centred, full_matrices=few)[2][:rank].T.contiguous()
 
 
 def _upper_factor(gram: Float[Tensor, "rank rank"]) -> tuple[Float[Tensor, "rank rank"], bool]:
-    """(R with RᵀR = gram, whether there is none)."""
+    """(R with RᵀR = gram, whether there is no such R)."""
     factor, info = torch.linalg.cholesky_ex(gram)
     return factor.mT, bool(info)
 
@@ -340,8 +368,9 @@ def _solved(
 
 
 def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
-    """An upper bound of R's condition number or, where that is above `WORST_CONDITION`, the number
-    itself.
+    """An upper bound of R's condition number.
+
+    Where that bound is above `WORST_CONDITION`, the condition number itself is returned.
     """
     identity = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
     inverse = torch.linalg.solve_triangular(triangle, identity, upper=True)

@@ -12,11 +12,11 @@ from iit.intervention.part import Part
 
 
 class Gate(Part):
-    """Weights on coordinates: c' = c + gate·(target − c)."""
+    """c' = c + gate·(target − c), with one weight from 0 to 1 for each coordinate."""
 
     @abstractmethod
     def forward(self) -> Float[Tensor, " n"] | None:
-        """One weight a coordinate; None = all through."""
+        """One weight for each coordinate; None lets all of them through."""
 
 
 @final
@@ -24,14 +24,16 @@ class All(Gate):
     """Every coordinate is edited."""
 
     def forward(self) -> Tensor | None:
-        """Nothing to weigh."""
+        """None: there is nothing to weigh."""
         return None
 
 
 @final
 class Subset(Gate):
-    """A fixed subset of the coordinates is edited. Raises ValueError for indices outside, or
-    twice.
+    """A fixed subset of the coordinates is edited.
+
+    Raises ValueError for no indices, for indices outside of the coordinates, and for one that
+    occurs twice.
     """
 
     def __init__(self, n: int, indices: list[int]):
@@ -42,19 +44,25 @@ class Subset(Gate):
             )
         super().__init__(n=n, indices=list(indices))
         self.register_buffer(
-            "weights", torch.zeros(n).index_fill(0, torch.tensor(indices), 1.0), persistent=False
+            # Not in the state dict: the arguments make it again.
+            "weights",
+            torch.zeros(n).index_fill(0, torch.tensor(indices), 1.0),
+            persistent=False,
         )
         self.weights: Tensor
 
     def forward(self) -> Tensor | None:
-        """1 in the subset."""
+        """1 in the subset, else 0."""
         return self.weights
 
 
 class SoftGate(Gate):
-    """A learned gate, soft while training and hard (0 or 1) in evaluation.
+    """A learned gate, soft in training and hard (0 or 1) in evaluation.
 
-    temperature: a buffer that schedules set and optimizers never see.
+    Arguments:
+        temperature: a buffer, which schedules set and optimizers never see.
+
+    Raises ValueError for a temperature that is not above 0 and finite.
     """
 
     def __init__(self, temperature: float, **arguments: object):
@@ -66,7 +74,7 @@ class SoftGate(Gate):
 
     @abstractmethod
     def logits(self) -> Float[Tensor, " n"]:
-        """Above 0 where a coordinate is edited."""
+        """One logit for each coordinate, above 0 where it is edited."""
 
     def forward(self) -> Tensor | None:
         """sigmoid(logits / temperature) in training, logits > 0 in evaluation."""
@@ -82,21 +90,26 @@ class SoftGate(Gate):
         return int((self.logits() > 0).sum())
 
     def penalty(self) -> Float[Tensor, ""]:
-        """The soft number of edited coordinates as a share of all: what a boundary penalty
-        weighs.
+        """The soft number of edited coordinates as a share of all.
+
+        A boundary penalty weighs this share.
         """
         return torch.sigmoid(self.logits() / self.temperature).mean()
 
 
 @final
 class Boundary(SoftGate):
-    """A learned boundary: coordinate i is edited when i + ½ < boundary·n (arXiv 2305.08809).
+    """A learned boundary: coordinate i is edited where i + ½ < boundary·n.
 
-    The boundary is a share of the coordinates and starts at `start`; logits = boundary·n − (i + ½).
-    Outside of 0 to 1 all coordinates are on one side of it; it is not held there, as no gradient
-    could bring back one that is.
+    logits = boundary·n − (i + ½)
+
+    The boundary is a share of the coordinates and starts at `start`. Outside of 0 to 1 all
+    coordinates are on one side of it. It is not clamped to that range: no gradient could move a
+    clamped one back.
 
     Raises ValueError for a start outside 0 ≤ start ≤ 1.
+
+    References: arXiv 2305.08809.
     """
 
     def __init__(self, n: int, start: float = 0.5, temperature: float = 50.0):
@@ -111,14 +124,15 @@ class Boundary(SoftGate):
         self.steps: Tensor
 
     def logits(self) -> Tensor:
-        """Distance to the boundary, in coordinates."""
+        """The distance to the boundary, in coordinates."""
         return self.boundary * len(self.steps) - self.steps
 
 
 @final
 class SigmoidMask(SoftGate):
-    """One learned logit a coordinate, all 0.01 at the start so that evaluation starts with every
-    coordinate edited.
+    """One learned logit for each coordinate.
+
+    All are 0.01 at the start, so evaluation starts with every coordinate edited.
     """
 
     def __init__(self, n: int, temperature: float = 0.1):
@@ -126,5 +140,5 @@ class SigmoidMask(SoftGate):
         self.mask = nn.Parameter(torch.full((n,), 0.01))
 
     def logits(self) -> Tensor:
-        """The mask's logits."""
+        """The learned logits."""
         return self.mask

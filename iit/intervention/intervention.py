@@ -33,7 +33,9 @@ PARTS: dict[str, type[Part]] = {
 """What a saved intervention may be made of."""
 
 Source = Tensor | Mapping[str, Tensor] | None
+"""Tensor[batch, position, width], or {block: such a tensor}."""
 Active = Tensor | Mapping[str, Tensor] | None
+"""Tensor[batch] of bool, or {block: such a tensor}; None for every example."""
 
 
 @final
@@ -41,14 +43,19 @@ class Intervention(nn.Module):
     """(base activation, source activation) → new activation.
 
     With c = encode(h), target = operation(c_base, c_source) and c' = c + gate·(target − c), the new
-    activation is write(h, c, c'). Computed in the weights' fp32, whatever the network's dtype, and
-    returned in the activation's dtype.
+    activation is write(h, c, c').
 
-    name: what it is called in configs, rows and prints.
-    blocks: {variable: number of coordinates}: the first coordinates are the first variable's, and
-        so on; each block has its own source.
-    kind: "edit"; "collect" (only read), "skip" (its source is the block's own input, which the
-        engine supplies) or "complement" (all but the edited space is taken from the source).
+    It is computed in the precision of the weights, whatever the network's dtype. Without weights it
+    is computed in fp32, or in fp64 for an activation in fp64. The new activation has the dtype of
+    the base.
+
+    Arguments:
+        name: what it is called in configs, rows and prints.
+        blocks: {variable: number of coordinates}. The first coordinates are those of the first
+            variable, and so on; each block has its own source.
+        kind: "edit"; "collect" (the activation is only read); "skip" (its source is the block's own
+            input, which the engine supplies); or "complement" (everything but the edited space is
+            taken from the source).
 
     Raises ValueError for blocks that do not fill the basis.
     """
@@ -82,7 +89,7 @@ class Intervention(nn.Module):
 
     @property
     def width(self) -> int | None:
-        """Of the activation; None = any."""
+        """The width of the activation; None for any."""
         return self.basis.width
 
     @property
@@ -107,37 +114,41 @@ class Intervention(nn.Module):
 
     @property
     def blocks(self) -> tuple[str, ...] | None:
-        """The variables served by blocks of coordinates; None = one variable, the edit's own."""
+        """The variables that blocks of coordinates serve; None where the edit has one variable."""
         return None if self._blocks is None else tuple(self._blocks)
 
     @property
     def block_sizes(self) -> dict[str, int] | None:
-        """{variable: number of coordinates} of the blocks; None = one variable, the edit's own."""
+        """{variable: number of coordinates} of the blocks; None where the edit has one variable."""
         return None if self._blocks is None else dict(self._blocks)
 
     def complement(self) -> "Intervention":
-        """The interchange of all that this one leaves: h' = s + Q(Qᵀh − Qᵀs) for a frame Q. It
-        shares this one's weights.
+        """The interchange of everything that this one leaves: h' = s + Q(Qᵀh − Qᵀs) for a frame Q.
 
-        Raises ValueError for an intervention that reads no source, and where it leaves nothing.
+        It shares this one's weights.
+
+        Raises ValueError for an intervention that reads no source, and for one that leaves nothing.
         """
         if self.kind != "edit" or not self.operation.needs_source:
             raise ValueError(f"{self} reads no source: there is no interchange of what it leaves.")
+        # A learned or fixed gate may leave coordinates of a whole basis.
         if isinstance(self.gate, All) and self.rank in (None, self.width):
             raise ValueError(f"{self} swaps the whole activation: nothing is left of it.")
         return Intervention(self.name, self.basis, self.gate, self.operation, kind="complement")
 
     def anneal(self, factor: float) -> None:
-        """Set a learned gate's temperature to `factor` times the one it was made with. Raises
-        ValueError for a factor that is not above 0.
+        """Set a learned gate's temperature to `factor` times the one it was made with.
+
+        Raises ValueError for a factor that is not above 0.
         """
         if not factor > 0:
             raise ValueError(f"A temperature stays above 0; the factor is {factor}.")
         if isinstance(self.gate, SoftGate):
+            # Relative to the first temperature, so calls do not add up.
             self.gate.temperature.fill_(factor * self.gate.arguments["temperature"])
 
     def penalty(self) -> Float[Tensor, ""]:
-        """The share of coordinates that a learned gate lets through, softly; 0 for other gates."""
+        """The soft share of coordinates that a learned gate lets through; 0 for other gates."""
         return self.gate.penalty() if isinstance(self.gate, SoftGate) else torch.zeros(())
 
     def learned_rank(self) -> int | None:
@@ -150,36 +161,43 @@ class Intervention(nn.Module):
         source: Source = None,
         active: Active = None,
     ) -> Float[Tensor, "batch position width"]:
-        """The new activation.
+        """The new activation, Tensor[batch, position, width].
 
-        source: Tensor[batch, position, width], or {block: such a tensor}; the source of an inactive
-            block may be missing.
-        active: Tensor[batch] of bool, or {block: such a tensor}; None = all. Inactive examples come
-            back bit by bit.
+        Arguments:
+            source: Tensor[batch, position, width], or {block: such a tensor}. The source of an
+                inactive block may be missing.
+            active: Tensor[batch] of bool, or {block: such a tensor}; None for all. Inactive
+                examples come back bit by bit.
 
         Raises ValueError for a source that is missing, needless or of another shape, a width other
-        than the basis's, and unknown blocks; and where the new activation has another shape than
-        the base.
+        than the basis's, and unknown blocks. Raises it also where the new activation has another
+        shape than the base.
         """
         self._check(base, source, active)
-        own = base
+        # The complement edits the source towards the base: the two change places.
+        unedited = base
         if self.kind == "complement":
             assert isinstance(source, Tensor)
             base, source = source.to(base.dtype), base
+        # A network in half precision: its activation is edited in the weights' precision.
         high = base.to(self._precision(base))
         coordinates = self.basis.ready()
         old = coordinates.encode(high)
         if self._blocks is None:
             assert not isinstance(source, Mapping)
-            there = None if source is None else coordinates.encode(source.to(high.dtype))
-            target = self.operation(old, there, high)
+            source_coordinates = (
+                None if source is None else coordinates.encode(source.to(high.dtype))
+            )
+            target = self.operation(old, source_coordinates, high)
         else:
+            # Each block has its own source, so there is no one set of source coordinates.
             target = self._blockwise(
                 old, high, source if isinstance(source, Mapping) else {}, active, coordinates
             )
         weights = self.gate()
         # lerp is exact at 0 and 1, also where base and target differ by orders of magnitude.
         new = target if weights is None else torch.lerp(old, target, weights.to(old.dtype))
+        # What the basis does not span comes from the base.
         edited = coordinates.write(high, old, new).to(base.dtype)
         if edited.shape != base.shape:
             raise ValueError(
@@ -187,7 +205,10 @@ class Intervention(nn.Module):
                 f"{tuple(base.shape)}; they must be equal."
             )
         if isinstance(active, Tensor):
-            edited = torch.where(active.view(-1, 1, 1), edited, own)
+            # [batch] → [batch, 1, 1]; in a complement `base` is the source by now, `unedited` is
+            # not.
+            edited = torch.where(active.view(-1, 1, 1), edited, unedited)
+        # An example in which no block is active comes back bit by bit.
         elif active is not None and set(active) == set(self._blocks or ()):
             edited = torch.where(
                 torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base
@@ -195,7 +216,7 @@ class Intervention(nn.Module):
         return edited
 
     def _precision(self, base: Tensor) -> torch.dtype:
-        """The weights' own precision; fp32 (or fp64 activations as they are) without weights."""
+        """The weights' own precision; without weights fp32, or the base's where it is higher."""
         weights = (*self.parameters(), *self.buffers())
         return next(
             (t.dtype for t in weights if t.is_floating_point()),
@@ -210,23 +231,26 @@ class Intervention(nn.Module):
         active: Active,
         coordinates: Coordinates,
     ) -> Tensor:
+        """Target coordinates, Tensor[batch, position, n], where each block has its own source."""
         parts, start = [], 0
         flags = active if isinstance(active, Mapping) else {}
         for block, size in (self._blocks or {}).items():
+            # Coordinates of an inactive block without a source stay as they are.
             part = old[..., start : start + size]
             if block in source or not self.operation.needs_source:
-                there = (
+                source_coordinates = (
                     coordinates.encode(source[block].to(high.dtype))[..., start : start + size]
                     if block in source
                     else None
                 )
-                target = self.operation(part, there, high)
+                target = self.operation(part, source_coordinates, high)
                 part = (
                     torch.where(flags[block].view(-1, 1, 1), target, part)
                     if block in flags
                     else target
                 )
             parts.append(part)
+            # The blocks lie one after another.
             start += size
         return torch.cat(parts, -1)
 
@@ -236,35 +260,36 @@ class Intervention(nn.Module):
                 f"{self} was made for width {self.width}; the activation has shape "
                 f"{tuple(base.shape)}."
             )
-        given: dict[str, Tensor]
+        tensors: dict[str, Tensor]
         if self._blocks is None:
             if isinstance(source, Mapping) or isinstance(active, Mapping):
                 raise ValueError(f"{self} has no blocks: its source and `active` are tensors.")
-            given = {} if source is None else {"source": source}
-            missing = [] if given or not (self.operation.needs_source) else ["source"]
+            tensors = {} if source is None else {"source": source}
+            missing = [] if tensors or not (self.operation.needs_source) else ["source"]
         else:
             if isinstance(source, Tensor) or isinstance(active, Tensor):
                 raise ValueError(
                     f"{self} has blocks: source and `active` are given as {{block: tensor}} for "
                     f"{list(self._blocks)}."
                 )
-            given, flags = dict(source or {}), dict(active or {})
-            unknown = sorted((set(given) | set(flags)) - set(self._blocks))
+            tensors, flags = dict(source or {}), dict(active or {})
+            unknown = sorted((set(tensors) | set(flags)) - set(self._blocks))
             if unknown:
                 raise ValueError(
                     f"{self} has no block {unknown}; its blocks are {list(self._blocks)}."
                 )
+            # Only a block that is inactive in every example may lack a source.
             inactive = {block for block, flag in flags.items() if not bool(flag.any())}
             missing = (
-                [b for b in self._blocks if b not in given and b not in inactive]
+                [b for b in self._blocks if b not in tensors and b not in inactive]
                 if self.operation.needs_source
                 else []
             )
         if missing:
             raise ValueError(f"{self} needs a source; missing: {missing}.")
-        if given and not self.operation.needs_source:
+        if tensors and not self.operation.needs_source:
             raise ValueError(f"{self} reads no source, but one was given.")
-        for name, tensor in given.items():
+        for name, tensor in tensors.items():
             if tensor.shape != base.shape:
                 raise ValueError(
                     f"{self}: {name} has shape {tuple(tensor.shape)}, the base "
@@ -272,10 +297,10 @@ class Intervention(nn.Module):
                 )
 
     def config(self) -> dict[str, Any]:
-        """JSON from which `from_config` makes a fresh one.
+        """JSON from which `from_config` makes a fresh intervention.
 
-        Raises ValueError for what cannot be saved: functions, a subclass of `Intervention`, and
-        parts of one's own that their arguments do not make again.
+        Raises ValueError for what cannot be saved: functions, a subclass of `Intervention`, and the
+        user's own parts that their arguments do not make again.
         """
         if type(self) is not Intervention:
             raise ValueError(
@@ -293,8 +318,9 @@ class Intervention(nn.Module):
 
     @property
     def own_parts(self) -> dict[str, type[Part]]:
-        """The classes it is made of that are not in `PARTS`, by name: what `from_config` has to be
-        given as `types`.
+        """The classes of its parts that are not in `PARTS`, by name.
+
+        These have to be given to `from_config` as `types`.
         """
         return {
             type(part).__name__: type(part)
@@ -309,11 +335,13 @@ class Intervention(nn.Module):
     def from_config(
         config: Mapping[str, Any], types: Mapping[str, Any] | None = None
     ) -> "Intervention":
-        """A fresh intervention of the same shape, its weights as at the start of a training.
+        """A fresh intervention of the same shape, with weights as at the start of a training.
 
-        types: a user's own bases, gates and operations by name.
-        Raises ValueError for a type that is neither there nor in `PARTS`, that both have, or that
-        is no part, and for arguments that a part does not take.
+        Arguments:
+            types: the user's own bases, gates and operations, by name.
+
+        Raises ValueError for a type that is in neither `types` nor `PARTS`, or in both, or that is
+        no part. Raises it also for arguments that a part does not take.
         """
         table = with_own(PARTS, types or {})
         return Intervention(
@@ -326,9 +354,10 @@ class Intervention(nn.Module):
         )
 
     def __repr__(self) -> str:
-        told = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
+        # A rank that equals the width says nothing.
+        shape = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
         if self._blocks is not None:
-            told["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]
+            shape["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]
         kind = ".complement" if self.kind == "complement" else ""
-        shown = ", ".join(f"{key}={value}" for key, value in told.items() if value is not None)
+        shown = ", ".join(f"{key}={value}" for key, value in shape.items() if value is not None)
         return f"{self.name}{kind}({shown})"

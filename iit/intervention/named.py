@@ -26,8 +26,11 @@ from iit.intervention.reversible import Reversible
 def VanillaIntervention(
     width: int | None = None, units: list[int] | str | None = None
 ) -> Intervention:
-    """h' = s: the whole vector is interchanged, or only some of its units (then the width is
-    needed): a list, or "first:stop".
+    """h' = s: the whole vector is interchanged, or only some of its units.
+
+    Arguments:
+        width: of the activation; needed with `units`.
+        units: a list of numbers, or "first:stop".
 
     Raises ValueError for units without a width, or outside of it.
     """
@@ -38,8 +41,9 @@ def VanillaIntervention(
 
 
 def units_of(units: Sequence[int] | str) -> list[int]:
-    """The numbers of units, of which "first:stop" is short for a range. Raises ValueError for
-    another text.
+    """The numbers of units, where "first:stop" is short for a range.
+
+    Raises ValueError for another text.
     """
     if not isinstance(units, str):
         return list(units)
@@ -82,7 +86,7 @@ def SubtractionIntervention(
 
 
 def NoiseIntervention(scale: float, seed: int = 0, width: int | None = None) -> Intervention:
-    """h' = h + scale·ε, ε ~ N(0, 1) fixed by the seed: the same for every example and every run."""
+    """h' = h + scale·ε with ε ~ N(0, 1), which the seed fixes for every example and every run."""
     return Intervention("NoiseIntervention", Identity(width), All(), Noise(scale, seed))
 
 
@@ -92,7 +96,7 @@ def CollectIntervention(width: int | None = None) -> Intervention:
 
 
 def SkipIntervention(width: int | None = None) -> Intervention:
-    """At a block_output: h' = the block's own input, as if the block were not there."""
+    """At a block_output, h' = the block's own input, as if the block were not there."""
     return Intervention("SkipIntervention", Identity(width), All(), Swap(), kind="skip")
 
 
@@ -106,23 +110,31 @@ def LambdaIntervention(
 
 
 def RotatedSpaceIntervention(width: int, blocks: Mapping[str, int] | None = None) -> Intervention:
-    """h' = h + Q(Qᵀs − Qᵀh) with a trained rotation Q (arXiv 2303.02536).
+    """h' = h + Q(Qᵀs − Qᵀh) with a trained rotation Q.
 
-    Without blocks the whole space is swapped, which equals vanilla patching. With blocks,
-    {variable: rank}, each variable has its own disjoint columns of Q and its own source; only these
-    columns are made.
+    Without blocks the whole space is swapped, which equals vanilla patching.
+
+    Arguments:
+        blocks: {variable: rank}. Each variable has its own disjoint columns of Q and its own
+            source. Only these columns are made.
+
+    Raises ValueError for blocks that need more dimensions than there are.
+
+    References: arXiv 2303.02536.
     """
     if blocks is not None and sum(blocks.values()) > width:
         raise ValueError(
             f"Blocks {dict(blocks)} need {sum(blocks.values())} dimensions; the space has {width}."
         )
+    # Columns that no block uses are not made.
     frame = Frame(width, width if blocks is None else sum(blocks.values()))
     return Intervention("RotatedSpaceIntervention", frame, All(), Swap(), blocks=blocks)
 
 
 def LowRankRotatedSpaceIntervention(width: int, rank: int) -> Intervention:
-    """h' = h + Q(Qᵀs − Qᵀh) with a trained frame Q of `rank` orthonormal columns (arXiv
-    2303.02536).
+    """h' = h + Q(Qᵀs − Qᵀh) with a trained frame Q of `rank` orthonormal columns.
+
+    References: arXiv 2303.02536.
     """
     return Intervention("LowRankRotatedSpaceIntervention", Frame(width, rank), All(), Swap())
 
@@ -130,9 +142,12 @@ def LowRankRotatedSpaceIntervention(width: int, rank: int) -> Intervention:
 def BoundlessRotatedSpaceIntervention(
     width: int, start: float = 0.5, temperature: float = 50.0
 ) -> Intervention:
-    """A trained rotation with a learned boundary: h' = h + Q·g⊙(Qᵀs − Qᵀh) (arXiv 2305.08809).
+    """h' = h + Q·g⊙(Qᵀs − Qᵀh) with a trained rotation Q and a learned boundary.
 
-    g = sigmoid((boundary·width − i − ½)/temperature) in training, 0 or 1 in evaluation.
+    g = sigmoid((boundary·width − i − ½)/temperature) for coordinate i in training, and 0 or 1 in
+    evaluation.
+
+    References: arXiv 2305.08809.
     """
     gate = Boundary(width, start, temperature)
     return Intervention("BoundlessRotatedSpaceIntervention", Frame(width, width), gate, Swap())
@@ -141,13 +156,17 @@ def BoundlessRotatedSpaceIntervention(
 def SigmoidMaskIntervention(
     width: int, temperature: float = 0.1, basis: str = "units", rank: int | None = None
 ) -> Intervention:
-    """A learned mask over coordinates: c' = c + g⊙(c_s − c), g = sigmoid(mask/temperature) in
-    training, 0 or 1 in evaluation
-    (differential binary masking, arXiv 2402.17700).
+    """c' = c + g⊙(c_s − c) with a learned mask over coordinates (differential binary masking).
 
-    basis: "units"; "rotated" (a trained frame) or "pca" (principal components), of `rank` vectors,
-        by default of the whole width.
+    g = sigmoid(mask/temperature) in training, and 0 or 1 in evaluation.
+
+    Arguments:
+        basis: "units"; "rotated" (a trained frame); or "pca" (principal components).
+        rank: how many vectors a frame or the components have; by default the whole width.
+
     Raises ValueError for another basis, and for a rank of units.
+
+    References: arXiv 2402.17700.
     """
     if basis not in ("units", "rotated", "pca"):
         raise ValueError(f"basis={basis!r} is none of units, rotated, pca.")
@@ -157,9 +176,9 @@ def SigmoidMaskIntervention(
             "basis=pca."
         )
     n = rank or width
-    of = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}[basis]
-    made = of(width) if basis == "units" else of(width, n)
-    return Intervention("SigmoidMaskIntervention", made, SigmoidMask(n, temperature), Swap())
+    kind = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}[basis]
+    coordinates = kind(width) if basis == "units" else kind(width, n)
+    return Intervention("SigmoidMaskIntervention", coordinates, SigmoidMask(n, temperature), Swap())
 
 
 def PCARotatedSpaceIntervention(
@@ -183,12 +202,17 @@ def AutoencoderIntervention(
     temperature: float = 0.1,
     **weights: Tensor,
 ) -> Intervention:
-    """Swap features of a sparse autoencoder, keeping the base's reconstruction error: h' = h + D(c'
-    − c).
+    """h' = h + D(c' − c): features of a sparse autoencoder are swapped.
 
-    features: which are swapped, by default all; or `mask`: a learned mask over them, as
-        SigmoidMaskIntervention's.
-    weights: as `basis.Autoencoder.load` takes them.
+    The reconstruction error of the base is kept.
+
+    Arguments:
+        features: the features that are swapped; by default all.
+        activation, k, centred: as `basis.Autoencoder` takes them.
+        mask: whether a mask over the features is learned instead, as in `SigmoidMaskIntervention`.
+        temperature: of the mask.
+        weights: as `basis.Autoencoder.load` takes them.
+
     Raises ValueError for features beside a mask.
     """
     basis = Autoencoder(width, n_features, activation, k, centred)
@@ -204,8 +228,9 @@ def JumpReLUAutoencoderIntervention(
     temperature: float = 0.1,
     **weights: Tensor,
 ) -> Intervention:
-    """`AutoencoderIntervention` with JumpReLU features: x where x > θ, else 0 (arXiv
-    2407.14435).
+    """`AutoencoderIntervention` with JumpReLU features: x where x > θ, else 0.
+
+    References: arXiv 2407.14435.
     """
     basis = Autoencoder(width, n_features, "jump_relu", centred=centred)
     return _autoencoder(
@@ -214,16 +239,24 @@ def JumpReLUAutoencoderIntervention(
 
 
 def RevNetIntervention(width: int, rank: int, depth: int = 1, hidden: int = 64) -> Intervention:
-    """Swap `rank` coordinates of a trained reversible map f: h' = f⁻¹(f(h) + Q(Qᵀf(s) − Qᵀf(h)))
-    (arXiv 2507.08802).
+    """h' = f⁻¹(f(h) + Q(Qᵀf(s) − Qᵀf(h))) with a trained reversible map f.
 
-    depth: coupling blocks of f, each with `hidden` units; 0 is the low-rank rotation.
+    `rank` coordinates of f are swapped.
+
+    Arguments:
+        depth: the number of coupling blocks of f; with 0 it is the low-rank rotation.
+        hidden: the number of hidden units in each block.
+
+    References: arXiv 2507.08802.
     """
     return Intervention("RevNetIntervention", Reversible(width, rank, depth, hidden), All(), Swap())
 
 
 def LoReFTIntervention(width: int, rank: int) -> Intervention:
-    """h' = h + Q(W h + b − Qᵀh), trained, without a source (arXiv 2404.03592)."""
+    """h' = h + Q(W h + b − Qᵀh), trained, without a source.
+
+    References: arXiv 2404.03592.
+    """
     return Intervention("LoReFTIntervention", Frame(width, rank), All(), LearnedTarget(width, rank))
 
 

@@ -11,8 +11,9 @@ from iit.intervention.part import Part, checked_rank
 
 
 class Operation(Part):
-    """(coordinates, the source's coordinates, the base activation) → target coordinates,
-    Tensor[batch, position, n].
+    """(coordinates, the source's coordinates, the base activation) → target coordinates.
+
+    All coordinates are Tensor[batch, position, n].
     """
 
     needs_source: bool = False
@@ -24,18 +25,22 @@ class Operation(Part):
 
 @final
 class Swap(Operation):
-    """The source's: the interchange."""
+    """target = c_source: the interchange."""
 
     needs_source = True
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
-        """C_source."""
+        """The source's coordinates."""
         assert source is not None
         return source
 
 
 class _WithVector(Operation):
-    """An operation with a vector of its own, or with the source where it has none."""
+    """An operation with a vector of its own, or with the source where it has none.
+
+    Raises ValueError for a vector that has not one dimension, is not finite, or is of another
+    width.
+    """
 
     def __init__(self, vector: Tensor | None = None, width: int | None = None, **arguments: Any):
         if vector is not None:
@@ -64,20 +69,20 @@ class _WithVector(Operation):
 
 @final
 class Add(_WithVector):
-    """C + scale·v."""
+    """target = c + scale·v, where v is the vector or the source."""
 
     def __init__(self, vector: Tensor | None = None, width: int | None = None, scale: float = 1.0):
         super().__init__(vector, width, scale=scale)
         self.scale = scale
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
-        """C + scale·v."""
+        """The base's coordinates, shifted."""
         return base + self.scale * self._value(source)
 
 
 @final
 class Mean(_WithVector):
-    """The vector; without one, the mean of the source's positions."""
+    """target = the vector; without one, the mean of the source's positions."""
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
         """The same value at every position."""
@@ -89,7 +94,7 @@ class Mean(_WithVector):
 
 @final
 class Zero(Operation):
-    """0."""
+    """target = 0."""
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
         """Zeros."""
@@ -98,17 +103,20 @@ class Zero(Operation):
 
 @final
 class Keep(Operation):
-    """C: nothing changes."""
+    """target = c: nothing changes."""
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
-        """The base's."""
+        """The base's coordinates."""
         return base
 
 
 @final
 class Noise(Operation):
-    """C + scale·ε with ε ~ N(0, 1), a fixed draw by seed for (position, coordinate): every example
-    gets the same.
+    """target = c + scale·ε, where ε ~ N(0, 1) is fixed by the seed.
+
+    There is one draw for each position and coordinate, so every example gets the same noise.
+
+    Raises ValueError for a negative scale.
     """
 
     def __init__(self, scale: float, seed: int = 0):
@@ -118,7 +126,7 @@ class Noise(Operation):
         self.scale, self.seed = scale, seed
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
-        """C + scale·ε."""
+        """The base's coordinates with noise."""
         generator = torch.Generator().manual_seed(self.seed)
         # One column after another, so that a longer span begins with the noise of a shorter one.
         noise = torch.stack(
@@ -129,21 +137,27 @@ class Noise(Operation):
 
 @final
 class LearnedTarget(Operation):
-    """W h + b, the target of LoReFT (arXiv 2404.03592) in a frame's coordinates."""
+    """target = W h + b: the target of LoReFT, in a frame's coordinates.
+
+    References: arXiv 2404.03592.
+    """
 
     def __init__(self, width: int, rank: int):
         super().__init__(width=width, rank=rank)
         self.linear = nn.Linear(width, rank)
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
-        """W h + b."""
+        """A linear map of the activation."""
         return self.linear(activation)
 
 
 @final
 class LowRankUpdate(Operation):
-    """C + scale·B A c; B starts at zero, so the edit starts as nothing (arXiv 2106.09685, on the
-    activation).
+    """target = c + scale·B A c: LoRA, on the activation.
+
+    B starts at zero, so the edit starts as nothing.
+
+    References: arXiv 2106.09685.
     """
 
     def __init__(self, width: int, rank: int, scale: float = 1.0):
@@ -153,13 +167,13 @@ class LowRankUpdate(Operation):
         self.scale = scale
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
-        """C + scale·B A c."""
+        """The base's coordinates with the update."""
         return base + self.scale * self.up(self.down(base))
 
 
 @final
 class Function(Operation):
-    """Any function of base and source activations; it is code and cannot be saved."""
+    """Any function of base and source activations. It is code, and cannot be saved."""
 
     def __init__(self, function: Callable[..., Tensor], needs_source: bool):
         super().__init__()
@@ -173,7 +187,7 @@ class Function(Operation):
         )
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
-        """function(base, source), or function(base) without a source."""
-        # A function may write to what it is given.
+        """function(base, source), or function(base) where it needs no source."""
+        # Copies: a function may write to its arguments.
         activations = (base, source) if self.needs_source else (base,)
         return self.function(*(tensor.clone() for tensor in activations if tensor is not None))

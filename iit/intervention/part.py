@@ -1,6 +1,4 @@
-"""What bases, gates and operations have in common: a type name and the arguments that make a fresh
-one.
-"""
+"""What bases, gates and operations share: a type name, and arguments that make a fresh one."""
 
 import json
 from abc import ABC
@@ -15,8 +13,8 @@ from torch import nn
 class Part(nn.Module, ABC):
     """A basis, gate or operation.
 
-    arguments: what its constructor was called with, as JSON; weights and buffers are the state
-        dict's.
+    arguments: what its constructor was called with, as JSON. Weights and buffers are in the state
+        dict.
     """
 
     def __init__(self, **arguments: Any):
@@ -36,10 +34,12 @@ Kind = TypeVar("Kind", bound=Part)
 
 
 def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
-    """The part's config. Raises ValueError, for a class of one's own, when it does not make the
-    part again.
+    """The config of a part.
+
+    Raises ValueError for a part of the user's own class that its config does not make again.
     """
     config, kind = part.config(), type(part)
+    # iit's own parts are made again from their arguments; a user's class has to show that it is.
     if table.get(kind.__name__) is kind:
         return config
     if kind.__name__ in table:
@@ -55,21 +55,26 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
         "parameters and buffers."
     )
     try:
+        # A second part is made to see whether the arguments are enough.
         with torch.random.fork_rng(devices=[]):
+            # Through JSON, as a saved file would hold them (tuples become lists).
             again = kind(**json.loads(json.dumps(part.arguments)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{needed} ({error})") from error
-    here, there = (
-        {name: tuple(t.shape) for name, t in made.state_dict().items()} for made in (part, again)
+    shapes, shapes_again = (
+        {name: tuple(t.shape) for name, t in copy.state_dict().items()} for copy in (part, again)
     )
-    if here != there or again.arguments != part.arguments:
-        raise ValueError(f"{needed} (Its tensors are {here}; made again they would be {there}.)")
+    if shapes != shapes_again or again.arguments != part.arguments:
+        raise ValueError(
+            f"{needed} (Its tensors are {shapes}; made again they would be {shapes_again}.)"
+        )
     return config
 
 
 def with_own(table: Mapping[str, type[Part]], own: Mapping[str, Any]) -> dict[str, type[Part]]:
-    """The table and a user's own parts. Raises ValueError for names that both have, and for what is
-    no part.
+    """The table with a user's own parts.
+
+    Raises ValueError for a name that both have, and for what is no part.
     """
     for name, kind in own.items():
         if not (isinstance(kind, type) and issubclass(kind, Part)):
@@ -87,9 +92,12 @@ def with_own(table: Mapping[str, type[Part]], own: Mapping[str, Any]) -> dict[st
 def fresh_part(
     role: type[Kind], config: Mapping[str, Any], table: Mapping[str, type[Part]]
 ) -> Kind:
-    """A fresh part of its config. Raises ValueError for a type that is not in the table or of
-    another role, and for wrong arguments.
+    """A fresh part, made from its config.
+
+    Raises ValueError for a type that is not in the table or has another role, and for arguments
+    that it does not take.
     """
+    # The inverse of `Part.config`.
     name, arguments = config["type"], {key: value for key, value in config.items() if key != "type"}
     if name not in table:
         raise ValueError(
@@ -99,17 +107,21 @@ def fresh_part(
     if not issubclass(table[name], role):
         raise ValueError(f"{name} is no {role.__name__}.")
     try:
-        made = table[name](**arguments)
+        part = table[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name} cannot be made of {arguments}: {error}.") from error
-    assert isinstance(made, role)
-    return made
+    assert isinstance(part, role)
+    return part
 
 
 def checked_rank(rank: int, width: int) -> int:
-    """Raises ValueError for a rank that is no whole number, below 1, or above the width."""
+    """The rank, where it fits the width.
+
+    Raises ValueError for a rank that is no whole number, below 1, or above the width.
+    """
     if width < 1:
         raise ValueError(f"width={width}: a space needs at least one dimension.")
+    # Integral, so that numpy's integers pass and 2.0 does not.
     if not isinstance(rank, Integral) or not 1 <= rank <= width:
         raise ValueError(
             f"rank={rank} does not fit a space of width {width}; it must be a whole number "

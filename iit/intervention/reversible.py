@@ -10,16 +10,20 @@ from iit.intervention.basis import Basis, Coordinates, Frame
 
 @final
 class Reversible(Basis):
-    """c = Qᵀf(h), h' = h + (f⁻¹(f(h) + Q(c' − c)) − f⁻¹(f(h))): a reversible map f, then a frame Q
-    of `rank` vectors (arXiv 2507.08802).
+    """c = Qᵀf(h), h' = h + (f⁻¹(f(h) + Q(c' − c)) − f⁻¹(f(h))): a reversible map f, then a frame Q.
 
-    f is `depth` additive coupling blocks (RevNet, arXiv 1707.04585): y₁ = x₁ + F(x₂), y₂ = x₂ +
-    G(y₁) on the two halves of a fixed random rotation of the activation, which is turned back after
-    each block; F and G have one layer of `hidden` ReLUs and start at zero, so that f starts as the
-    identity and the basis as `Frame`. With depth 0 it is one.
+    f is `depth` additive coupling blocks. Each block turns the activation by a fixed random
+    rotation, acts on its two halves, and turns it back: y₁ = x₁ + F(x₂), y₂ = x₂ + G(y₁). F and G
+    have one layer of `hidden` ReLUs and start at zero, so f starts as the identity and the basis as
+    `Frame`. With depth 0 it is a `Frame`.
+
+    Arguments:
+        rank: the number of vectors of Q.
 
     Raises ValueError for a rank that does not fit the width, a width below 2, a negative depth, and
     no hidden units.
+
+    References: arXiv 2507.08802; RevNet, arXiv 1707.04585.
     """
 
     def __init__(self, width: int, rank: int, depth: int = 1, hidden: int = 64):
@@ -43,8 +47,8 @@ class Reversible(Basis):
 
         def write(h: Tensor, old: Tensor, new: Tensor) -> Tensor:
             mapped = self._map(h)
-            # The difference: where nothing changes the activation stays as it is, whatever rounding
-            # the way back has.
+            # The difference of two ways back. Where nothing changes, the activation stays as it is,
+            # however the way back rounds.
             return h + (self._back(inner.write(mapped, old, new)) - self._back(mapped))
 
         return Coordinates(encode, write)
@@ -82,14 +86,16 @@ class Coupling(nn.Module):
         return torch.cat([one, two + self.second(one)], -1) @ self.rotation.T
 
     def back(self, h: Tensor) -> Tensor:
-        """The inverse."""
+        """The inverse of `forward`."""
         one, two = (h @ self.rotation).tensor_split([self.n_first], -1)
+        # The steps of `forward`, undone in reverse order.
         two = two - self.second(one)
         return torch.cat([one - self.first(two), two], -1) @ self.rotation.T
 
 
 def _shift(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
     last = nn.Linear(hidden, n_out)
+    # The shift starts at zero, so the block starts as the identity.
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(n_in, hidden), nn.ReLU(), last)

@@ -14,7 +14,7 @@ CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 RESCALED = "rescale_acts_by_decoder_norm"
 # Architecture → the activations that its configuration may name.
 _ACTIVATIONS = {"standard": {"relu"}, "topk": {"topk"}, "jumprelu": {"relu", "jumprelu"}}
-# Keys that change what is computed, with what each may say here; None where the key is missing.
+# Keys that change what is computed, and what each may say. None stands for a missing key.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "normalize_activations": (None, False, "none"),
     # Heads side by side: what a site at attention_value_output holds anyway.
@@ -73,18 +73,19 @@ def load_autoencoder(
     mask: bool = False,
     temperature: float = 0.1,
 ) -> Intervention:
-    """The interchange of an autoencoder's features, from a folder as SAELens writes it; the
-    reconstruction error of the base is kept.
+    """The interchange of an autoencoder's features, from a folder as SAELens writes it.
 
-    Architectures: standard (ReLU), topk and jumprelu; weights are read as fp32. Features that are
-    rescaled by the decoder's norms are so here, too. The site is the caller's choice: `hook_name`
-    is not compared with it.
+    The reconstruction error of the base is kept. The architectures are standard (ReLU), topk and
+    jumprelu. Weights are read as fp32. Features that SAELens rescales by the decoder's norms are
+    rescaled here, too. The caller chooses the site: `hook_name` is not compared with it.
 
-    width: of the site; it has to be the autoencoder's d_in. features, mask, temperature: as
-        `AutoencoderIntervention` takes them.
-    Raises FileNotFoundError for a missing file, and ValueError for a damaged one, another width,
-    missing or unknown tensors, for whatever the configuration asks for that would not be computed
-    as there, and for keys that SAELens never wrote.
+    Arguments:
+        width: of the site; it has to be the autoencoder's d_in.
+        features, mask, temperature: as `AutoencoderIntervention` takes them.
+
+    Raises FileNotFoundError for a missing file. Raises ValueError for a damaged file, another
+    width, missing or unknown tensors, and keys that SAELens never wrote. Raises it also where the
+    configuration asks for what would be computed differently here.
     """
     folder = Path(folder).expanduser()
     for name in (CONFIG, WEIGHTS):
@@ -107,7 +108,8 @@ def load_autoencoder(
         )
     scale = tensors.get("scaling_factor")
     if scale is not None and bool((scale == 1).all()):
-        del tensors["scaling_factor"]  # SAELens 2 wrote it with every autoencoder
+        # SAELens 2 wrote it with every autoencoder; where it is 1 it changes nothing.
+        del tensors["scaling_factor"]
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
     wanted = set(_NAMES) - (set() if architecture == "jumprelu" else {"threshold"})
@@ -118,6 +120,8 @@ def load_autoencoder(
         )
     weights: dict[str, Any] = {_NAMES[name]: tensor for name, tensor in tensors.items()}
     if config.get(RESCALED):
+        # Tensor[n_features]. A feature times its decoder row stays the same; which features are the
+        # k largest does not.
         norms = weights["decoder"].norm(dim=1)
         weights["encoder"], weights["encoder_bias"] = (
             weights["encoder"] * norms,
@@ -131,7 +135,7 @@ def load_autoencoder(
         "temperature": temperature,
     }
     if architecture == "jumprelu":
-        # a ReLU comes before the threshold
+        # SAELens has a ReLU before the threshold; a threshold of at least 0 does the same.
         weights["threshold"] = weights["threshold"].clamp(min=0)
         return JumpReLUAutoencoderIntervention(d_in, n_features, **options, **weights)
     if architecture == "topk":
@@ -140,9 +144,8 @@ def load_autoencoder(
 
 
 def _check(folder: Path, config: dict[str, Any]) -> None:
-    """Raises ValueError for a key that would be obeyed otherwise than there, and for one that is
-    not known.
-    """
+    """Raises ValueError for a key that would be obeyed differently here, and for an unknown key."""
+    # These keys may also stand in the metadata.
     metadata = config.get("metadata") or {}
     placed = [(key, metadata[key]) for key in _PLAIN if key in metadata]
     for key, value in [*config.items(), *placed]:
@@ -160,8 +163,9 @@ def _check(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
-    """The architecture, and the k of a topk one. Raises ValueError where the keys contradict each
-    other.
+    """The architecture, and the k of a topk one.
+
+    Raises ValueError where the keys contradict each other.
     """
     architecture = config.get("architecture") or "standard"
     if architecture not in _ACTIVATIONS:
@@ -169,11 +173,11 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
             f"{folder / CONFIG}: architecture={architecture!r} is none of {list(_ACTIVATIONS)}."
         )
     names = {str(config[key]) for key in ("activation_fn", "activation_fn_str") if config.get(key)}
-    known = set().union(*_ACTIVATIONS.values())
-    for name in names - known:
+    supported = set().union(*_ACTIVATIONS.values())
+    for name in names - supported:
         raise ValueError(
             f"{folder / CONFIG}: activation_fn={name!r} is not supported; these are: "
-            f"{sorted(known)}."
+            f"{sorted(supported)}."
         )
     options = config.get("activation_fn_kwargs") or {}
     counts = {keys["k"] for keys in (config, options) if keys.get("k") is not None}
