@@ -175,7 +175,9 @@ def paired(
         index = np.arange(n)
         index[rest] = rng.choice(np.setdiff1d(index, rest), size=len(rest))
         bases, pattern = bases.take(index), pattern[index]
-        found.bases, rest = bases, fill(rest, None)
+        # `fill` reads the new bases where it asks what rivals say and which values differ.
+        found.bases = bases
+        rest = fill(rest, None)
     if len(rest):
         apart = f" that separates {list(wanted.separate)}" if wanted.separate else ""
         raise ValueError(

@@ -8,8 +8,9 @@ from iit import causal
 from iit.causal import addition, equality, greater_than, ioi, mcqa, price_tag, pvr
 from iit.causal.attribute import ATTRIBUTES
 from iit.data import STRATEGIES, EncodedPairs, Pairs, disjoint_pools
-from iit.data.prompts import write
-from iit.data.sources import sources
+from iit.data.pairing import Wanted, label, paired
+from iit.data.prompts import draw_prompts, write
+from iit.data.sources import Sources, sources
 from iit.network import mlp
 from tests.seeds import shifted
 
@@ -338,3 +339,30 @@ def test_prompts_alone_are_saved_and_loaded(tmp_path):
     loaded = Pairs.load(tmp_path / "prompts.parquet", variable=())
     assert loaded.dataset["label"] == pairs.dataset["label"]
     assert loaded.facts["right"] == {}, "nobody was asked"
+
+
+def test_rivals_and_kinds_of_bases_that_stand_in_are_of_these_bases():
+    """A third of the bases has no source but itself, so that others stand in for them."""
+    task = ioi()
+    rng = np.random.default_rng(shifted(3))
+    drawn = draw_prompts(task, task.pools, 60, None, rng=rng, split="train")
+    prompts = drawn.prompts
+    lonely = set(prompts.keys[::3])
+
+    def choose(variable, bases, rng):
+        others = rng.integers(len(prompts), size=len(bases))
+        alone = [i for i, key in enumerate(bases.keys) if key in lonely]
+        others[alone] = [prompts.keys.index(bases.keys[i]) for i in alone]
+        return prompts.take(others)
+
+    wanted = Wanted(("subject_position",), changing_share=None)
+    pairs = paired(task, wanted, prompts, Sources(choose, new=False), None, rng=rng)
+    assert not lonely & set(pairs.bases.keys)
+    texts = [prompt.text for prompt in pairs.sources["subject_position"]]
+    source = prompts.take([prompts.keys.index(text) for text in texts])
+    said = label(task, task.rivals["subject_token"], pairs.bases, {"subject_position": source})
+    assert pairs.rivals["subject_token"] == said
+    before, after = (task.model.run_batch(p.inputs) for p in (pairs.bases, source))
+    for row, kind in enumerate(pairs.kinds):
+        differs = [v for v in task.variables if before[v][row] != after[v][row]]
+        assert kind == ("+".join(differs) or "none")
