@@ -52,8 +52,10 @@ def run(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, verbose=False)
     loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
     try:
+        # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)
         _log(loggers, folder, rows)
+        # At the very end: only a finished run has this file.
         write_metrics(folder, rows, **facts, **provenance())
     finally:
         wandb.finish()

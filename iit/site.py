@@ -88,6 +88,7 @@ class Site:
             )
         if self.side is not None:
             raise ValueError("`side` belongs to modules; a component says itself where it is.")
+        # Exactly the embedding and the last norm have no layer.
         if (self.layer is None) != (self.component in UNLAYERED):
             needs = "has no layer" if self.component in UNLAYERED else "needs a layer"
             raise ValueError(f"{self.component!r} {needs}; got layer={self.layer}.")
@@ -201,6 +202,8 @@ class ResolvedSite:
             handles.append(self.shaper.register_forward_pre_hook(noted, with_kwargs=True))
 
         def edit(activation: Tensor) -> Tensor | None:
+            # `laid` is the site as [batch, position, width]; `back` puts a new one into the whole
+            # activation.
             laid, back = self._as_positions(activation)
             new = callback(laid)
             return None if new is None else back(new)
@@ -330,6 +333,7 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
         )
     module = modules[site.module]
     above = [modules[name] for name in _ancestors(site.module)]
+    # Its fused attention has to be switched off while hooks stand.
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
     layout = {
         "batch_first": layouts.batch_first([module, *above], network),

@@ -147,6 +147,7 @@ class Alignment(IntervenedModel):
     @classmethod
     def _of(cls, network: Network | nn.Module, saved: Saved) -> Self:
         record = saved.record or {}
+        # After the edits: a complement is made from its edit's intervention.
         inert = {
             name: recalled(part, saved.edits) for name, part in record.get("inert", {}).items()
         }
@@ -214,6 +215,7 @@ def several(
             or edits and parts overlap (see `Alignment.check_apart`).
     """
     completed = {name: _edit(network, **edit) for name, edit in edits.items()}
+    # A complement shares the weights of its edit, so the edits come first.
     parts = {}
     for name, part in (inert or {}).items():
         origin = part.get("complement_of")
@@ -271,6 +273,7 @@ def _width(module: nn.Module, site: Site) -> int:
         modes = [(part, part.training) for part in module.modules()]
         module.eval()  # a norm of batches would count this run
         try:
+            # At all positions: the roles and indices of the site may not exist in these inputs.
             return capture(module, inputs, replace(site, position=None)).popitem()[1].shape[-1]
         finally:
             for part, training in modes:

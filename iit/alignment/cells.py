@@ -83,6 +83,8 @@ class Cells(L.LightningModule):
 
     def now(self, number: str) -> float:
         """A declared number at this optimizer step."""
+        # Without `max_epochs` the number of steps is infinite; `on_fit_start` refuses schedules
+        # over it.
         value = self._numbers[number]
         return (
             value.at(self.global_step, self.trainer.estimated_stepping_batches)
@@ -135,6 +137,8 @@ class Cells(L.LightningModule):
         """
         over_cells: dict[str, list[float]] = {}
         for (metric, name), counted in self._counted.items():
+            # A loss is a mean over pairs; an accuracy may be a mean over kinds of pairs (see
+            # `interval`).
             if metric == "loss":
                 mean = float(torch.cat([losses for _, losses in counted]).mean())
             else:
@@ -229,6 +233,7 @@ class Cells(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what identifies the run, which cells have stopped, and the references."""
         identity.mark(checkpoint, self._config)
+        # References of a frozen network are measured once, so a resumed run takes them over.
         checkpoint["stopped"], checkpoint["references"] = self.stopped, self._references
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -293,6 +298,7 @@ def of_gates(temperature: Number, penalty: Number, gated: bool) -> dict[str, Num
             f"penalty={penalty}: it weighs what gates let through, and cannot be negative; 0 is "
             "none."
         )
+    # Without a gate they are constants, so that no schedule without effect is logged.
     return (
         {"temperature": temperature, "penalty": penalty}
         if gated

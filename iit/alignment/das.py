@@ -104,6 +104,8 @@ class DAS(Cells):
         super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config, cells)
         _check(cells)
         self._gate_lr = gate_lr
+        # Registered here, so that checkpoints hold their weights. An alignment does not register
+        # its network.
         self.alignments: Any = nn.ModuleList(cells.values())
         self.objective = objective or CrossEntropy()
         if self._kinds and all(numbers[kind] != 0 for kind in KINDS):
@@ -114,8 +116,9 @@ class DAS(Cells):
         return self.alignments[self.names.index(name)]
 
     def trainable(self) -> Iterable[Any]:
-        """The interventions' parameters: groups for several cells, and for gates with a rate of
-        their own.
+        """The interventions' parameters.
+
+        They are in groups for several cells, and for gates with a learning rate of their own.
         """
         groups: list[dict[str, Any]] = []
         for cell in self.alignments:
@@ -163,6 +166,7 @@ class DAS(Cells):
         """Count the loss, and the pairs on which the edited network gives the label."""
         rows, changing = batch["row"], batch["changing"]
         for name, prediction in zip(self.running, self._predictions(batch), strict=True):
+            # Correct pairs and losses, Tensor[batch] each.
             right, losses = (
                 correct(prediction.logits, prediction.answer),
                 self._losses(prediction, changing),

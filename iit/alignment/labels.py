@@ -29,6 +29,7 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
     ):
         if answer is None:
             continue
+        # −100 is padding, and no answer.
         wrong = answer[((answer < 0) & (answer != IGNORED)) | (answer >= n)]
         if len(wrong):
             where = "" if split is None else f" of the {split} split"

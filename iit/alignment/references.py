@@ -27,10 +27,12 @@ def measured(
         batch_size: pairs a batch.
         trained: the variables whose pairs count; all by default.
     """
+    # A pair counts where all that it interchanges is trained.
     counts = torch.tensor([trained is None or set(v) <= set(trained) for v in pairs.interchanged])
     lines: dict[str, float] = {}
     for name, cell in cells.items():
         for control, reference in references(cell).items():
+            # Batches come in the order of their cost; their rows put the figures back in place.
             right = torch.zeros(len(pairs))
             for batch in pairs.batches(batch_size, reference.n_columns):
                 base = batch["base"]
@@ -48,6 +50,7 @@ def references(alignment: Alignment) -> dict[str, Alignment]:
     There is none for an alignment with an edit that reads no source. There is no random subspace
     where the rank of an edit is learned, unknown, or the whole width.
     """
+    # Without a source there is nothing to swap.
     if not all(edit.intervention.needs_source for edit in alignment.edits.values()):
         return {}
     alignments = {"vanilla": vanilla(alignment)}
@@ -63,6 +66,7 @@ def vanilla(alignment: Alignment) -> Alignment:
     """
     edits = {}
     for key, edit in alignment.edits.items():
+        # A whole vector has no blocks: each variable gets an edit of its own.
         for variable in edit.intervention.blocks or (key,):
             edits[variable] = Edit(edit.sites, VanillaIntervention(), edit.source_sites, edit.joint)
     return beside(alignment, edits)

@@ -32,7 +32,11 @@ def stacked(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rows_of(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Some rows of a batch."""
+    """Some rows of a batch.
+
+    Arguments:
+        rows: LongTensor[n].
+    """
     return {
         key: {role: column[rows] for role, column in value.items()}
         if key == "positions"

@@ -61,6 +61,7 @@ class PairsDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[int]:
         """Training pairs, shuffled anew or sampled anew (`Pairs.again`) in each epoch."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        # Epoch 0 has the pairs as they were sampled.
         if epoch and self.pairs.again is not None:
             self.train = EncodedPairs(self.pairs.again(epoch), self.pairs.variables, self.network)
         batches = AlikeBatches(self.train.costs(self.cost), self.batch_size, self.seed)
@@ -95,15 +96,18 @@ class AlikeBatches(Sampler[list[int]]):
         self.sampler = DistributedSampler(numbers, num_replicas=1, rank=0, shuffle=True, seed=seed)
 
     def __len__(self) -> int:
+        # Rounded up: the last batch may be smaller.
         return -(-len(self.costs) // self.size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.tensor(list(self.sampler))
+        # With equal costs there is nothing to sort.
         if bool((self.costs == self.costs[0]).all()):
             yield from (batch.tolist() for batch in order.split(self.size))
             return
         # Lightning sets the sampler's epoch, so the order is a function of (seed, epoch).
         shuffle = torch.Generator().manual_seed(self.sampler.seed + self.sampler.epoch)
+        # Rows of equal cost come together within a window, whose batches are then shuffled.
         for window in order.split(WINDOW * self.size):
             batches = window[self.costs[window].argsort(stable=True)].split(self.size)
             yield from (

@@ -167,6 +167,7 @@ def _fits(
         return isinstance(value, list) and all(variable in variables for variable in value)
     if kind in ("asked", "has_natural"):
         return isinstance(value, bool)
+    # What is left is `changing`, which is worked out anew, or rival_labels.
     return kind != "rival_labels" or isinstance(value, dict)
 
 

@@ -251,6 +251,7 @@ class Pairs:
                 return [len(tokens) for tokens in answer_tokens([before] * len(words), words)]
 
             pools, dropped = one_token_words(task, count_tokens)
+        # The pools that are divided among the splits.
         apart = (
             task.splits
             if splits is None
@@ -264,6 +265,7 @@ class Pairs:
         for name, entries in task.test_only.items():
             if name in apart:
                 parts["test"][name] += entries
+        # None asks nobody, and takes every prompt.
         right = network.answers_right if network is not None and right_only else None
         wanted = asked = Wanted(
             variables, together, changing_share, tuple(separate), natural and bool(variables)
@@ -318,6 +320,7 @@ class Pairs:
                 unseen_templates="template" in apart,
                 asks=task.asks,
             )
+            # The splits stand below one another in the columns of one table.
             for name, column in table.items():
                 columns.setdefault(name, []).extend(column)
 
@@ -417,6 +420,7 @@ class Pairs:
                 f"{path}: no pair is left after leaving out those whose prompts the network "
                 "answers otherwise."
             )
+        # Columns of the user's own may stand in some rows only.
         names = dict.fromkeys(name for row in rows_left for name in row)
         return cls(
             dataset({name: [row.get(name) for row in rows_left] for name in names}),

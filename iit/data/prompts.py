@@ -99,6 +99,7 @@ def answers(task: Task, settings: Mapping[str, list[Any]], output: str) -> list[
     values = settings[output]
     try:
         by_value = {
+            # One row stands for all rows with its output.
             value: said(row)
             for value, row in {value: row for row, value in enumerate(values)}.items()
         }
@@ -118,6 +119,7 @@ def one_token_words(
     pools: dict[str, Sequence[Any]] = dict(task.pools)
     dropped = {}
     for name in task.words:
+        # In a text a word stands behind a space.
         counts = count_tokens([f" {word}" for word in pools[name]])
         words = tuple(word for word, n in zip(pools[name], counts, strict=True) if n == 1)
         dropped[name] = len(pools[name]) - len(words)
@@ -161,6 +163,7 @@ def draw_prompts(
         # At least a quarter of `n` a round, so 40 rounds are ten times `n`.
         size = max(n - n_kept, n // 4, 1)
         drawn = write(task, _new(task.draw(rng, pools, size), drawn_inputs))
+        # `add` returns None: a key passes once, when it is new.
         drawn = drawn.take(
             [
                 i

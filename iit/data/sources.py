@@ -55,6 +55,7 @@ def sources(
     """
     if strategy in ("random", "exhaustive"):
         return Sources(
+            # It may draw the base itself; `paired` then draws again.
             lambda variable, bases, rng: prompts.take(rng.integers(len(prompts), size=len(bases))),
             new=False,
         )
@@ -74,6 +75,7 @@ def sources(
                 name for name in bases.inputs if name in task.model.ancestors(variable) | {variable}
             ]
             inputs = {name: list(column) for name, column in bases.inputs.items()}
+            # Rows whose mixture has not fitted yet.
             left = np.arange(len(bases))
             for _ in range(TRIES):
                 others = prompts.take(rng.integers(len(prompts), size=len(left)))
@@ -92,6 +94,7 @@ def sources(
                 left = left[~ok]
                 if not len(left):
                     break
+            # A row that has never fitted is its base.
             return write(task, inputs)
 
         return Sources(minimal, new=True)

@@ -38,6 +38,7 @@ class TextBatches:
                 )
 
     def __len__(self) -> int:
+        # Rounded up: the last batch may be smaller.
         return -(-len(self.texts) // self.size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -130,6 +130,7 @@ def locate(
         )
     block = blocks[layer]
     root = names[id(block)]
+    # The component's name says the side.
     if component in ("block_input", "block_output"):
         return Place(root, component.removeprefix("block_"), hidden)
     # With this option the norm's output is the residual stream, too: one edit would change both.
@@ -176,6 +177,7 @@ def locate(
         # Heads that cover the module's width in order need no columns.
         whole = columns == tuple(range(width(module, side) or 0))
         return Place(f"{root}.{path}", side, len(columns), None if whole else columns)
+    # The residual stream's width, unless the module or the config says another.
     wide = hidden
     if component in _CONFIGURED:
         wide = width(module, side) or getattr(config, _CONFIGURED[component], None)
@@ -194,6 +196,7 @@ _PATHS = {
     "mlp_write": lambda f: (f.mlp_post or f.mlp_out, "output"),
     "mlp_activation": lambda f: (f.mlp_out if f.router is None else f"{f.mlp}.down_proj", "input"),
     "query_output": lambda f: (f.qkv[0], "output"),
+    # `qkv` has three paths, or a single one for all of them.
     "key_output": lambda f: (f.qkv[len(f.qkv) // 3], "output"),
     "value_output": lambda f: (f.qkv[-1], "output"),
     "attention_weight": lambda f: (f.attention, "softmax"),
@@ -322,6 +325,7 @@ def transformer_in(network: nn.Module) -> Any:
 
 def _family(network: nn.Module) -> tuple[Family, nn.Module]:
     transformer = transformer_in(network)
+    # The config of a multimodal model has another one for its text.
     kind = transformer.config.get_text_config().model_type
     if kind not in FAMILIES:
         known = ", ".join(FAMILIES)

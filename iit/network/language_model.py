@@ -60,6 +60,7 @@ class LanguageModel:
                 f"{type(tokenizer).__name__} does not tell which characters a token covers; use "
                 "a fast tokenizer."
             )
+        # Frozen: whoever studies a network leaves its weights alone.
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
@@ -129,6 +130,7 @@ class LanguageModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("There are no texts to encode.")
+        # These roles are filled in below, or by the answer.
         for role in positions or {}:
             if role == "last" or (role == "mask" and self.masked) or ANSWER_ROLE.fullmatch(role):
                 owner = "answer's own" if ANSWER_ROLE.fullmatch(role) else f"prompt's {role}"
@@ -156,6 +158,7 @@ class LanguageModel:
                 for t, p, row in zip(texts, listed, tokens, strict=True)
             ]
             batch["positions"][role] = _padded(indices, IGNORED)
+            # A role of that name that was given wins.
             if f"{role}_last" not in (positions or {}):
                 batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in indices], IGNORED)
         # The last token of the text itself, not a special token behind it.
@@ -388,6 +391,7 @@ class LanguageModel:
 def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
     if isinstance(places, Tensor):
         places = places.tolist()
+    # The place of a single text may stand alone.
     listed = places if isinstance(places, Sequence) and not isinstance(places, str) else [places]
     if len(listed) != n:
         got = repr(places) if len(listed) == 1 else len(listed)
@@ -417,5 +421,6 @@ def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: s
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    # At least one column: a role that is absent everywhere has a shape, too.
     width = max(1, *(len(row) for row in rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)

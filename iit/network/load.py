@@ -70,6 +70,7 @@ def load_network(
                 f"run, and not {name!r}. "
                 f"Choose the network itself: network=hub network.name={name}."
             )
+    # A Path is a folder, a string is a hub id.
     source = None if wheel is not None else _source(name, known)
     if revision is not None and not isinstance(source, str):
         raise ValueError(
@@ -82,6 +83,7 @@ def load_network(
             source = dequantised(
                 gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
             )
+        # The folder is named by the file's sha256, which stands in for a revision.
         revision = source.name
     assert source is not None
     if isinstance(source, Path) and is_classifier(source):
@@ -92,6 +94,7 @@ def load_network(
     options = {} if attention is None else {"attn_implementation": attention}
     loader: Any = AutoModelForCausalLM
     try:
+        # Loading may draw random numbers; what comes after must not depend on that.
         with _quiet(progress=isinstance(source, str)), torch.random.fork_rng(devices=[]):
             model, report = loader.from_pretrained(
                 source, dtype=DTYPES[dtype], output_loading_info=True, **where, **options
@@ -149,6 +152,7 @@ def _device(name: str) -> torch.device:
         devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         devices.append("mps")
+    # The first device behind the CPU is a GPU.
     if name == "auto":
         return torch.device(devices[1] if len(devices) > 1 else "cpu")
     if name not in devices:

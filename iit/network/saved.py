@@ -38,6 +38,7 @@ def save_network(network: Network, folder: str | Path) -> None:
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # The arguments that made the network make it again; the tensors follow.
     config = {
         "format": FORMAT,
         "name": network.name,
@@ -45,6 +46,7 @@ def save_network(network: Network, folder: str | Path) -> None:
         "arguments": model.arguments,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # safetensors takes contiguous tensors only.
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
         folder / WEIGHTS,

@@ -26,6 +26,7 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
         ValueError: a module has parameters and no `reset_parameters`; or the network lacks an end
             that it should keep.
     """
+    # The global random generator stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = (
