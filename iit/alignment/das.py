@@ -50,12 +50,12 @@ class DAS(Cells):
             them.
         objective: the loss of a pair; cross-entropy by default.
         weights: {"cause": …, "isolate": …}, as in MDAS. The loss is then a weighted sum of two
-            means in place of the mean over pairs: "cause" weighs changing pairs, where the edit has
-            to cause the label; "isolate" weighs the others, where it must leave the answer alone.
-            Either may be a schedule, and 0 leaves its pairs out. The other pairs' loss is
-            `objective.on_own_answer()`. The two means are logged as `train/cause` and
-            `train/isolate`. `val/loss` is weighted likewise, by the last values of schedules. Where
-            both weights count, the disentangle score chooses the epoch.
+            means, in place of the mean over pairs. "cause" weighs changing pairs, where the edit
+            has to cause the label. "isolate" weighs the others, where it must leave the answer
+            alone; their loss is `objective.on_own_answer()`. Either may be a schedule, and 0 leaves
+            its pairs out. The two means are logged as `train/cause` and `train/isolate`. `val/loss`
+            is weighted likewise, by the last values of schedules. Where both weights count, the
+            disentangle score chooses the epoch.
         temperature: of learned gates, as a multiple of the one that each was made with; 1 by
             default. It may be a schedule.
         penalty: the weight of the share above; 0 by default. It may be a schedule.

@@ -38,9 +38,11 @@ class IIT(Cells):
 
     It logs `train/loss` and its parts in each step. In each epoch it logs `val/loss`,
     `val/task_accuracy` and, with edits, `val/iia`, `val/iia_changing` and `val/strict`, the share
-    of bases that keep their answer. `val/loss` is weighted by the last values of schedules. Where
-    there is a logger, `val/vanilla/iia` and `val/random_subspace/iia` (and `iia_changing`) show the
-    sites' whole vectors and a random subspace of equal rank in that epoch's network.
+    of bases that keep their answer. `val/loss` is weighted by the last values of schedules.
+
+    Where there is a logger, `val/vanilla/iia` and `val/random_subspace/iia` (and `iia_changing`)
+    are references in that epoch's network: the sites' whole vectors, and a random subspace of equal
+    rank.
 
     Arguments:
         alignment: one alignment, with or without edits.

@@ -52,8 +52,9 @@ def check_apart(
     Inert parts may overlap each other. Nobody knows what a learned gate will let through: it counts
     as one dimension.
 
-    Raises ValueError where the edits of two variables, or an edit and an inert part, take the same
-    units (components, features) of a site, or together more dimensions than it has.
+    Raises ValueError where two of them take the same units (components, features) of a site, or
+    together more dimensions than it has. The two are the edits of two variables, or an edit and an
+    inert part.
     """
     claims: list[_Claim] = []
     for is_inert, parts in ((False, edits), (True, inert)):

@@ -155,9 +155,10 @@ class Pairs:
     ) -> "Pairs":
         """Sample prompts, pair them, and label the pairs by interchange.
 
-        Each split has as many distinct base prompts as pairs, or all that its pools give, each in
-        as many pairs. Where the prompts of a task ask for one variable (`Task.asks`), two thirds of
-        the pairs have a base that asks for one of these variables.
+        Each split has as many distinct base prompts as pairs. Where its pools give fewer, it has
+        all of them, each in as many pairs as the others. The prompts of a task may ask for one
+        variable (`Task.asks`). The base then asks for one of these variables in two thirds of the
+        pairs.
 
         Arguments:
             task: the causal model, and how its inputs are written.
@@ -182,9 +183,9 @@ class Pairs:
             right_only: whether to use only prompts that the network answers rightly.
             fresh: sample the training pairs anew in each epoch. With a network that has to answer
                 rightly, they are made of the same prompts.
-            natural: give each pair a natural counterpart, as far as there is one: a prompt of the
-                same split whose own variables and answer have the values that the interchange asks
-                for.
+            natural: give each pair a natural counterpart, as far as there is one. It is a prompt of
+                the same split. Its own variables and answer have the values that the interchange
+                asks for.
             seed: of all draws.
 
         Raises:

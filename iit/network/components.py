@@ -102,8 +102,9 @@ def locate(
 ) -> Place:
     """Find a component in a network.
 
-    Raises ValueError for a family that is not in the table, a component that the network lacks, a
-    layer or head out of range, and attention weights under an attention that is not eager.
+    Raises:
+        ValueError: the family is not in the table; the network lacks the component; a layer or head
+            is out of range; attention weights are asked for, and the attention is not eager.
     """
     family, backbone = _family(network)
     transformer = transformer_in(network)
@@ -328,9 +329,9 @@ def _family(network: nn.Module) -> tuple[Family, nn.Module]:
     # The config of a multimodal model has another one for its text.
     kind = transformer.config.get_text_config().model_type
     if kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
+        families = ", ".join(FAMILIES)
         raise ValueError(
-            f"Components are not known for the family {kind!r} (known: {known}). {_ELSEWHERE}"
+            f"Components are not known for the family {kind!r} (known: {families}). {_ELSEWHERE}"
         )
     family = FAMILIES[kind]
     backbone: Any = transformer.base_model

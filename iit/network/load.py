@@ -58,12 +58,12 @@ def load_network(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
     place = _device(device)
-    known, label = _known(), name
-    if wheel is None and name in known:
-        entry = known[name]
+    entries, label = _known(), name
+    if wheel is None and name in entries:
+        entry = entries[name]
         name, wheel, revision = entry.name, entry.get("wheel"), revision or entry.get("revision")
     # A name beside another entry's wheel: the wheel would run under the wrong name.
-    for entry in known.values():
+    for entry in entries.values():
         if wheel is not None and (entry.name == name) != (entry.get("wheel") == wheel):
             raise ValueError(
                 f"network.name={name!r} beside the wheel {wheel['requirement']}: the wheel would "
@@ -71,7 +71,7 @@ def load_network(
                 f"Choose the network itself: network=hub network.name={name}."
             )
     # A Path is a folder, a string is a hub id.
-    source = None if wheel is not None else _source(name, known)
+    source = None if wheel is not None else _source(name, entries)
     if revision is not None and not isinstance(source, str):
         raise ValueError(
             f"revision={revision!r} is for networks from the hub; {label!r} is a "
@@ -106,7 +106,7 @@ def load_network(
                 f"The folder {source} holds no network that transformers can load: {error}"
             ) from error
         raise ValueError(
-            _unknown(name, known) + f" The hub said: {str(error).splitlines()[0]}"
+            _unknown(name, entries) + f" The hub said: {str(error).splitlines()[0]}"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would go on with random ones
