@@ -14,8 +14,8 @@ def counterparts(
 ) -> list[Any]:
     """For each pair a written prompt that has by itself what the interchange asks for, or None.
 
-    It is drawn from the prompts whose swapped variables and output have the values that they have
-    after the interchange. Raises ValueError where no pair has a counterpart.
+    It is drawn from the prompts in which the pairs' variables and the output have the values that
+    they have after the interchange. Raises ValueError where no pair has a counterpart.
     """
     variables = list(pairs.sources)
     prompt_settings = task.model.run_batch(prompts.inputs)

@@ -85,7 +85,7 @@ def sources(
                     else [inputs[name][i] for i in left]
                     for name in inputs
                 }
-                # A mixture of two prompts may use entries of another split.
+                # Not every mixture of two prompts is made of entries of these pools.
                 ok = inside(row)
                 for name in from_other:
                     for i, value, fits in zip(left.tolist(), row[name], ok, strict=True):
