@@ -37,13 +37,13 @@ PACKAGES = (
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Run the job that the config describes; returns the validation IIA on changing pairs.
+    """Run the job that the config describes, and return the validation IIA on changing pairs.
 
-    Writes `config.yaml` at the start and `metrics.json` at the very end to the run's folder: a
+    At the start it writes `config.yaml` to the run's folder, at the very end `metrics.json`: a
     folder without `metrics.json` holds no result. The same rows go to every logger.
 
-    Raises OSError when the folder cannot be written, and ValueError where a number is needed and
-    another value stands.
+    Raises OSError when the folder cannot be written, and ValueError where the config has another
+    value in place of a number.
     """
     check_numbers(cfg)
     folder = Path(cfg.paths.run)
@@ -52,8 +52,10 @@ def run(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, verbose=False)
     loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
     try:
+        # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)
         _log(loggers, folder, rows)
+        # At the very end: only a finished run has this file.
         write_metrics(folder, rows, **facts, **provenance())
     finally:
         wandb.finish()
@@ -63,27 +65,31 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
-    """The rows to every logger, of several cells the chosen one's, of several variables each under
-    its name; to W&B also all of them as a
-    table, and the figures."""
+    """Give the rows to every logger.
+
+    For one variable these are the chosen cell's rows on validation and test. For several variables
+    they are all rows, each under its variable's name. W&B also gets all rows as a table, and the
+    figures.
+    """
     scored = scores_of(rows)
     several = len({row.variable for row in scored}) > 1
-    told = rows
+    shown = rows
     if scored and not several:
-        told = [
+        shown = [
             row
             for split in ("validation", "test")
             for row in rows_of(rows, select(rows), split=split)
         ]
     for logger in loggers:
+        # A row's name, such as test/changing/trained/iia.
         names = [
-            f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}" for row in told
+            f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}" for row in shown
         ]
         names = [
             f"{row.variable}/{name}" if several else name
-            for row, name in zip(told, names, strict=True)
+            for row, name in zip(shown, names, strict=True)
         ]
-        logger.log_metrics({name: row.value for name, row in zip(names, told, strict=True)})
+        logger.log_metrics({name: row.value for name, row in zip(names, shown, strict=True)})
         if isinstance(logger, WandbLogger):
             # A column of a W&B table has one type.
             lines = [
@@ -100,15 +106,18 @@ def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
 
 
 def _in_multirun() -> bool:
-    """Whether this is one job of several: the summary at the end then tells, and shows test for the
+    """Whether this is one job of several.
+
+    The summary at the end of a multirun then prints the results, and shows test figures of the
     chosen job only.
     """
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def validation_iia(rows: list[Row]) -> float | None:
-    """The validation IIA on changing pairs of the chosen cell, of several variables their mean;
-    None for a job without one.
+    """The validation IIA on changing pairs of the best cell; None for a job without such a figure.
+
+    Of several variables it is their mean.
     """
     return max((row.value for row in scores_of(rows)), default=None)
 
@@ -129,8 +138,9 @@ def provenance() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor and the instructions that torch uses of it: another one rounds otherwise, and
-    training magnifies that.
+    """The processor, and the vector instructions that torch uses on it.
+
+    Another processor rounds otherwise, and training magnifies that.
     """
     lines: list[str] = []
     information = Path("/proc/cpuinfo")
@@ -139,6 +149,7 @@ def processor() -> str:
     facts: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
+        # The file lists every core; the first one is enough.
         facts.setdefault(name.strip(), value.strip())
     names = ("model name", "cpu family", "model", "stepping")
     parts = [f"{name} {facts[name]}" for name in names if name in facts] or [
@@ -148,14 +159,15 @@ def processor() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in the package's checkout; None where there is none."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
+    """The output of a git command in the package's checkout; None where there is no checkout."""
+    # The folder that holds the package. In an installed wheel it is no checkout.
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
         return None
-    done = subprocess.run(
-        ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False
+    process = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
     )
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 @hydra.main(version_base="1.3", config_path="pkg://iit.conf", config_name="config")

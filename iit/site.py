@@ -1,4 +1,4 @@
-"""A site, and how it is found in a network, read and written."""
+"""A site: how it is found in a network, read and written."""
 
 import difflib
 import operator
@@ -31,19 +31,24 @@ Index = int | Sequence[int] | None
 class Site:
     """A place in a network: a component of a transformer, or any module's input or output.
 
-    component: one of `iit.network.components.COMPONENTS`, with `layer` (and `head`, an int or
-        several, where it has heads).
-    module: path of any submodule, with side "input" | "output" (the default).
-    position: a role, a token index (negative counts from the end), several of one kind, or None for
-        every position. `answer[k]` is the answer's own token k, which stands behind the prompt
-        where the answer is teacher-forced (`answer_logits`, `capture`): in the base that of the
-        label, in the source that of its own answer.
+    Arguments:
+        component: one of `iit.network.components.COMPONENTS`.
+        layer: of the component, counted from 0.
+        head: an int or several, for a component that has heads; all by default.
+        position: a role, a token index (negative counts from the end), several of one kind, or None
+            for every position. `answer[k]` is the answer's own token k. It stands behind the prompt
+            where the answer is teacher-forced (`answer_logits`, `capture`). In the base it is the
+            label's token, in the source the token of the source's own answer.
+        module: the path of any submodule, in place of a component.
+        side: "input" | "output" of the module; the output by default.
 
-    Raises ValueError for both or neither of component and module, unknown names, and indices that
-    do not belong.
+    Raises:
+        ValueError: both or neither of component and module; an unknown name; a layer, head or side
+            that does not belong; an index that is empty or named twice.
 
-    >>> print(Site("block_output", layer=17, position="s2"))
-    block_output[17] @ s2
+    Example:
+        >>> print(Site("block_output", layer=17, position="s2"))
+        block_output[17] @ s2
     """
 
     component: str | None = None
@@ -57,6 +62,7 @@ class Site:
         for name in ("layer", "head", "position"):
             value = getattr(self, name)
             if value is not None and not (name == "position" and isinstance(value, str)):
+                # The class is frozen. Lists become tuples, so that a site is hashable.
                 object.__setattr__(self, name, _indices(name, value))
         if (self.component is None) == (self.module is None):
             raise ValueError(
@@ -82,6 +88,7 @@ class Site:
             )
         if self.side is not None:
             raise ValueError("`side` belongs to modules; a component says itself where it is.")
+        # Exactly the embedding and the last norm have no layer.
         if (self.layer is None) != (self.component in UNLAYERED):
             needs = "has no layer" if self.component in UNLAYERED else "needs a layer"
             raise ValueError(f"{self.component!r} {needs}; got layer={self.layer}.")
@@ -92,7 +99,7 @@ class Site:
 
     @property
     def heads(self) -> tuple[int, ...] | None:
-        """The heads as a tuple."""
+        """The heads as a tuple; None for all."""
         return (
             (self.head,)
             if isinstance(self.head, int)
@@ -103,7 +110,7 @@ class Site:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles the position is named by; none where it is counted."""
+        """The roles in the position; () where it is counted."""
         several = (self.position,) if isinstance(self.position, str | int) else self.position or ()
         return tuple(place for place in several if isinstance(place, str))
 
@@ -121,17 +128,23 @@ class Site:
 class ResolvedSite:
     """A site found in a network.
 
-    module, side: whose input or output it is, or the torch function inside it whose result is
-        meant.
-    width: None where only a run tells. above: the modules around it, the closest first.
-    columns: of the last dimension, None = all. heads: of [batch, head, query, key].
-    shaper: the block whose input has the batch's shape, where `module` may see (batch·tokens,
-        width).
-    encoder: the `nn.TransformerEncoder` around it. batch_first: whether the batch comes before the
-        sequence; None where nothing tells.
-    axes: what three dimensions are, where it is not [batch, position, width]: "steps" [batch,
-        channel, step]; what four are: "pixels" [batch, channel, height, width], "keys" [batch,
-        head, query, key], "heads" [batch, position, head, width]; "unclear" is an error.
+    Arguments:
+        site: the site.
+        module: the module whose input, output or inner call it is.
+        side: "input", "output", or the name of the torch function inside the module whose result is
+            meant.
+        width: of the last dimension; None where only a run tells.
+        above: the modules around it, the closest first.
+        columns: which of the last dimension are meant; None = all.
+        heads: which heads of [batch, head, query, key] are meant; None = all.
+        shaper: the block whose input has the batch's shape, where `module` may see (batch·tokens,
+            width).
+        encoder: the `nn.TransformerEncoder` around it.
+        batch_first: whether the batch comes before the sequence; None where nothing tells.
+        axes: what the dimensions are, where they are not [batch, position, width]. Three are
+            "steps", [batch, channel, step]. Four are "pixels", [batch, channel, height, width],
+            "keys", [batch, head, query, key], or "heads", [batch, position, head, width]. "unclear"
+            is an error.
     """
 
     site: Site
@@ -147,10 +160,10 @@ class ResolvedSite:
     axes: str | None = None
 
     def refuse_recomputed(self) -> None:
-        """Raises ValueError inside a gradient-checkpointed layer, where the backward runs the
-        forward again without hooks.
+        """Raises ValueError for a site inside a gradient-checkpointed layer.
 
-        On the layer itself hooks stand outside of what is run again.
+        There the backward pass runs the forward again without hooks. Hooks on the layer itself
+        stand outside of what is run again.
         """
         if any(
             isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing and m.training
@@ -164,24 +177,33 @@ class ResolvedSite:
             )
 
     def attach(self, callback: Callback) -> Attached:
-        """Call back with Tensor[batch, position, width] whenever the module runs; a returned tensor
-        takes its place.
+        """Call back with Tensor[batch, position, width] whenever the module runs.
 
-        The handle's `remove()` leaves the module as it was. Activations of other shapes are brought
-        to [batch, position, width] and back: [batch, width] has one position, [batch, channels,
-        height, width] has pixels as positions, [batch, channels, steps] of a one-dimensional
-        convolution, pooling or norm has steps, attention weights have queries, heads are put side
-        by side; sequences that come before the batch are transposed. Of tuples and dicts the first
-        floating tensor is taken.
+        A tensor that the callback returns takes the activation's place. The handle's `remove()`
+        leaves the module as it was.
+
+        Activations of other shapes are brought to [batch, position, width] and back:
+
+        - [batch, width] has one position.
+        - [batch, channels, height, width] has pixels as positions.
+        - [batch, channels, steps] of a one-dimensional convolution, pooling or norm has steps as
+            positions.
+        - Attention weights have queries as positions, and heads side by side.
+        - Sequences that come before the batch are transposed.
+
+        From tuples and dicts the first floating-point tensor is taken.
         """
         handles = []
         if self.encoder is not None:
+            # Fused attention would hand nested tensors to the layers.
             handles += within(self.encoder, plain_attention).handles
         if self.shaper is not None:
             callback, noted = self._unflattened(callback)
             handles.append(self.shaper.register_forward_pre_hook(noted, with_kwargs=True))
 
         def edit(activation: Tensor) -> Tensor | None:
+            # `laid` is the site as [batch, position, width]; `back` puts a new one into the whole
+            # activation.
             laid, back = self._as_positions(activation)
             new = callback(laid)
             return None if new is None else back(new)
@@ -195,12 +217,17 @@ class ResolvedSite:
         return Attached((*handles, *attached.handles))
 
     def _unflattened(self, callback: Callback) -> tuple[Callback, Callable[..., None]]:
+        """A callback that sees [batch, tokens, width] where the module sees (batch·tokens, width).
+
+        The second value is a pre-hook for the block around it, which notes the batch's shape.
+        """
         shape: list[torch.Size] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             shape[:] = [first_tensor((args, kwargs)).shape]
 
         def unflattened(activation: Tensor) -> Tensor | None:
+            # A flat activation arrives as [batch·tokens, 1, width]; any other one is left as it is.
             if not shape or activation.shape[:2] != (shape[0][:2].numel(), 1):
                 return callback(activation)
             new = callback(activation.reshape(*shape[0][:2], -1))
@@ -211,10 +238,12 @@ class ResolvedSite:
     def _as_positions(
         self, activation: Tensor
     ) -> tuple[Float[Tensor, "batch position width"], Callable[[Tensor], Tensor]]:
-        """The part of the activation that is meant, and the way back: the whole activation with
-        another part.
+        """The part of the activation that is meant, as [batch, position, width], and the way back.
+
+        The way back gives the whole activation, with another part in place of this one.
         """
         if self.columns is not None or self.heads is not None:
+            # Columns are in the last dimension; heads are in [batch, head, query, key].
             dim, index = (-1, self.columns) if self.columns is not None else (1, self.heads)
             assert index is not None
             index = index.to(activation.device)
@@ -225,12 +254,15 @@ class ResolvedSite:
     def _laid(self, activation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         shape = activation.shape
         if self.axes == "keys":
+            # [batch, head, query, key] → [batch, query, head·key]
             return activation.transpose(1, 2).flatten(2), lambda new: new.unflatten(
                 2, (shape[1], -1)
             ).transpose(1, 2)
         if len(shape) == 2:
+            # [batch, width] → [batch, 1, width]
             return activation.unsqueeze(1), lambda new: new.squeeze(1)
         if len(shape) == 3 and self.axes == "steps":
+            # [batch, channel, step] → [batch, step, channel]
             return activation.transpose(1, 2), lambda new: new.transpose(1, 2)
         if len(shape) == 3 and (self.batch_first is None or self.axes == "unclear"):
             which = "the batch" if self.batch_first is None else "the positions"
@@ -243,10 +275,13 @@ class ResolvedSite:
         if len(shape) == 3 and self.batch_first:
             return activation, lambda new: new
         if len(shape) == 3:
+            # [position, batch, width] → [batch, position, width]
             return activation.transpose(0, 1), lambda new: new.transpose(0, 1)
         if len(shape) == 4 and self.axes == "heads":
+            # [batch, position, head, width] → [batch, position, head·width]
             return activation.flatten(2), lambda new: new.reshape(shape)
         if len(shape) == 4 and self.axes == "pixels":
+            # [batch, channel, height, width] → [batch, height·width, channel]
             return activation.flatten(2).transpose(1, 2), lambda new: new.transpose(1, 2).reshape(
                 shape
             )
@@ -263,8 +298,8 @@ class ResolvedSite:
 def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     """Find a site in a network, before anything runs.
 
-    Raises ValueError for what the network lacks: the component, the layer, the head, or the module,
-    naming what is close; and for compiled networks.
+    Raises ValueError for a component, layer, head or module that the network lacks, naming what is
+    close. Raises it too for compiled networks.
     """
     modules = dict(network.named_modules())
     _refuse_compiled(modules)
@@ -274,6 +309,7 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
             None if index is None else torch.tensor(index) for index in (place.columns, place.heads)
         )
         shaper = None if place.flat is None else modules[place.flat]
+        # The softmax inside attention gives [batch, head, query, key].
         axes = "keys" if place.side == "softmax" else None
         above = tuple(modules[name] for name in _ancestors(place.module))
         return ResolvedSite(
@@ -297,11 +333,13 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
         )
     module = modules[site.module]
     above = [modules[name] for name in _ancestors(site.module)]
+    # Its fused attention has to be switched off while hooks stand.
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
     layout = {
         "batch_first": layouts.batch_first([module, *above], network),
         "axes": layouts.axes(site.module, modules),
     }
+    # A module inside a transformers block may see (batch·tokens, width).
     block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
     width = layouts.width(module, site.side)
     return ResolvedSite(
@@ -310,7 +348,7 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
 
 
 class Sites(dict[Site, ResolvedSite]):
-    """Sites of one network; each is resolved when it is first asked for."""
+    """The sites of one network; each is resolved when it is first asked for."""
 
     def __init__(self, network: nn.Module, sites: Iterable[Site] = ()):
         super().__init__({site: resolve(network, site) for site in sites})
@@ -322,14 +360,17 @@ class Sites(dict[Site, ResolvedSite]):
 
 
 def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
-    """An int, or several (or several roles) as a tuple. Raises ValueError for anything else, none,
-    and one given twice.
+    """An int, or several ints or roles as a tuple.
+
+    Raises ValueError for anything else, for an empty sequence, and for an entry given twice.
     """
     try:
+        # `operator.index` takes NumPy's and torch's whole numbers, too; a tensor without dimensions
+        # has `__iter__`.
         if name == "layer" or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return operator.index(value)
         roles = name == "position" and all(isinstance(item, str) for item in value)
-        found = tuple(value) if roles else tuple(operator.index(item) for item in value)
+        entries = tuple(value) if roles else tuple(operator.index(item) for item in value)
     except TypeError:
         kinds = {
             "layer": "an int",
@@ -337,15 +378,16 @@ def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
             "position": "a role, an int, or several of one kind",
         }[name]
         raise ValueError(f"{name} is {kinds}; got {value!r}.") from None
-    if not found:
+    if not entries:
         raise ValueError(f"{name} is empty; leave it out for all.")
-    if len(set(found)) < len(found):
-        raise ValueError(f"{name}={found} names one twice.")
-    return found
+    if len(set(entries)) < len(entries):
+        raise ValueError(f"{name}={entries} names one twice.")
+    return entries
 
 
 def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
     for name, module in modules.items():
+        # `torch.compile(module)` wraps a module; `module.compile()` changes it in place.
         outside = hasattr(module, "_orig_mod")
         in_place = getattr(module, "_compiled_call_impl", None) or hasattr(
             vars(module).get("forward"), "_torchdynamo_orig_callable"
@@ -365,6 +407,6 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
 
 
 def _ancestors(path: str) -> list[str]:
-    """Paths of the modules around a module, the closest first; the root is ""."""
+    """The paths of the modules around a module, the closest first; the root is ""."""
     parts = path.split(".") if path else []
     return [".".join(parts[:n]) for n in reversed(range(len(parts)))]

@@ -58,15 +58,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What trains needs Lightning, which takes a second to import: not before it is asked for."""
+    """Import what trains when it is first asked for: Lightning takes a second to import."""
     if name not in _TRAINING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # All at once: importing the module `fit` by itself would leave it where the function of that
     # name belongs.
     globals().update(
         {
-            each: getattr(import_module(f"{__name__}.{module}"), each)
-            for each, module in _TRAINING.items()
+            public: getattr(import_module(f"{__name__}.{module}"), public)
+            for public, module in _TRAINING.items()
         }
     )
     return globals()[name]

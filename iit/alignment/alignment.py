@@ -23,16 +23,19 @@ from iit.site import Site, resolve
 class Alignment(IntervenedModel):
     """The claim {variable: Edit} that is trained, scored, saved and shared.
 
-    Everything an `IntervenedModel` does; `iit.fit` trains its interventions, `iit.evaluate` scores
-    them. Its saved folder has `alignment.json` beside an intervened model's files: the variables,
-    the inert parts, and the rows it was last scored with.
+    It does everything that an `IntervenedModel` does. `iit.fit` trains its interventions and
+    `iit.evaluate` scores them. Its saved folder has `alignment.json` beside an intervened model's
+    files: the variables, the inert parts, and the rows of its last evaluation.
 
-    inert: {name: Edit}, parts of the network that the claim declares not to matter: other
-        positions, other units, or what is left of a site beside a variable's subspace
-        (`intervention.complement()`). Nothing edits them unless a loss or a control does.
+    Arguments:
+        network, edits, source_grad: as in `IntervenedModel`.
+        inert: {name: Edit}, the parts of the network that the claim declares not to matter. They
+            are other positions, other units, or the rest of a site beside a variable's subspace
+            (`intervention.complement()`). Only a loss or a control edits them.
 
-    Raises ValueError for inert parts that are called as a variable is, are trained themselves, or
-    read no source.
+    Raises:
+        ValueError: an inert part has the name of a variable, has weights of its own, reads no
+            source, or does not fit its site's width; or as an `IntervenedModel` raises.
     """
 
     rows: Sequence[Row] = ()
@@ -47,13 +50,18 @@ class Alignment(IntervenedModel):
     ):
         super().__init__(network, edits, source_grad=source_grad)
         self.inert = dict(inert or {})
-        own = set(self.parameters())
+        # A complement shares its weights with a variable's edit. Weights of its own would never be
+        # trained.
+        weights = set(self.parameters())
         for name, part in self.inert.items():
             if name in self.variables:
                 raise ValueError(
                     f"The inert part {name!r} is called as a variable is; give it another name."
                 )
-            if not part.intervention.needs_source or not set(part.intervention.parameters()) <= own:
+            if (
+                not part.intervention.needs_source
+                or not set(part.intervention.parameters()) <= weights
+            ):
                 raise ValueError(
                     f"The inert part {name!r} is replaced by a source's: give it a "
                     "VanillaIntervention (of some `units`), or the "
@@ -62,15 +70,19 @@ class Alignment(IntervenedModel):
             check_width(name, part, self._resolved)
 
     def check_apart(self) -> None:
-        """What `fit` asks of a claim. Raises ValueError where the edits of two variables take the
-        same units of a site, or more dimensions
-        together than it has, and where an inert part overlaps a variable's edit."""
+        """Check that edits and inert parts claim different subspaces; `fit` calls this.
+
+        Raises ValueError where the edits of two variables take the same units of a site, or
+        together more dimensions than it has. Raises it too where an inert part overlaps a
+        variable's edit.
+        """
         check_apart(self.edits, self.inert, self._resolved)
 
     @property
     def tokenizer(self) -> Any:
-        """The network's tokenizer; None for a `Classifier`. Raises ValueError when the alignment
-        was made without a language model.
+        """The network's tokenizer; None for a `Classifier`.
+
+        Raises ValueError when the alignment was made without a `LanguageModel` or `Classifier`.
         """
         return self._encoding().tokenizer
 
@@ -90,15 +102,16 @@ class Alignment(IntervenedModel):
     def answers_right(
         self, texts: Sequence[Any], answers: Sequence[Any], *, batch_size: int = 64
     ) -> np.ndarray:
-        """bool[n]: does the network, unedited, give each answer? What these runs compute is kept in
-        the `store`, if there is one.
+        """Whether the unedited network gives each answer, as bool[n].
 
-        With this an alignment may stand for its network in `Pairs.sample`: a prompt is then run
-        once for filtering, training and evaluation.
+        An alignment may therefore stand for its network in `Pairs.sample`. If it has a `store`, the
+        store holds what these runs compute. A prompt is then run once for filtering, training and
+        evaluation.
         """
         studied = self._encoding()
         if not isinstance(studied, LanguageModel):
             return studied.answers_right(texts, answers)
+        # With all edits inactive this is the unedited run, but it goes through the store.
         inactive = dict.fromkeys(self.variables, False)
         return studied.answers_right(
             texts,
@@ -108,7 +121,7 @@ class Alignment(IntervenedModel):
         )
 
     def places(self) -> dict[str, str]:
-        """{variable: the sites of its edit, in words}."""
+        """The sites of each variable's edit, in words: {variable: "block_output[17] @ s2"}."""
         return {
             str(variable): " + ".join(map(str, edit.sites))
             for name, edit in self.edits.items()
@@ -134,6 +147,7 @@ class Alignment(IntervenedModel):
     @classmethod
     def _of(cls, network: Network | nn.Module, saved: Saved) -> Self:
         record = saved.record or {}
+        # After the edits: a complement is made from its edit's intervention.
         inert = {
             name: recalled(part, saved.edits) for name, part in record.get("inert", {}).items()
         }
@@ -149,16 +163,19 @@ def one(
     intervention: Callable[..., Intervention],
     inert: str | None = None,
 ) -> Alignment:
-    """Align one variable with one site, or several with blocks of one basis there; the site's width
-    completes the intervention.
+    """Align one variable with one site, or several variables with blocks of one basis there.
 
-    variable: or several, which the intervention's blocks name.
-    intervention: called as `intervention(width=…)`.
-    inert: "complement" declares that what is left of the site beside the variable's subspace does
-        not matter.
-    Raises ValueError for a site whose width neither the network nor one run tells (give it with the
-    intervention); for several variables whose blocks the intervention does not have; and for
-    another `inert`, or one of which nothing is left.
+    Arguments:
+        variable: the variable, or several that the intervention's blocks name.
+        site: the site; its width completes the intervention.
+        intervention: called as `intervention(width=…)`.
+        inert: "complement" declares that the rest of the site, beside the variable's subspace, does
+            not matter.
+
+    Raises:
+        ValueError: neither the network nor a run gives the site's width (then give it with the
+            intervention); several variables lack blocks of their names; `inert` is another word; or
+            the complement is empty.
     """
     if inert not in (None, "complement"):
         raise ValueError(
@@ -175,6 +192,7 @@ def one(
             "(alignment: iit.alignment.several)."
         )
     parts = {} if inert is None else {"rest": Edit(edit.sites, edit.intervention.complement())}
+    # A key such as "a, b" is only a name: the blocks say which variables the edit serves.
     return Alignment(network, {", ".join(names): edit}, inert=parts)
 
 
@@ -185,30 +203,33 @@ def several(
 ) -> Alignment:
     """Align several variables, and declare parts that do not matter.
 
-    edits: name → {"site": Site or several, "intervention": called as `intervention(width=…)`}. The
-        name is the variable's, or any where the intervention has blocks, which name theirs.
-    inert: name → {"site", "intervention"} likewise (a vanilla one), or {"complement_of": NAME},
-        what that edit leaves of its sites.
+    Arguments:
+        edits: name → {"site": Site or several, "intervention": called as `intervention(width=…)`}.
+            The name is the variable's. Where the intervention has blocks, these name the variables,
+            and the name is free.
+        inert: name → {"site", "intervention"} likewise (a vanilla one), or {"complement_of": NAME}
+            for the rest of that edit's sites.
 
-    Raises ValueError for a site whose width neither the network nor one run tells, for the
-    complement of an edit that there is not, and for edits and parts that overlap (see
-    `Alignment.check_apart`).
+    Raises:
+        ValueError: neither the network nor a run gives a site's width; a complement names no edit;
+            or edits and parts overlap (see `Alignment.check_apart`).
     """
-    made = {name: _edit(network, **edit) for name, edit in edits.items()}
+    completed = {name: _edit(network, **edit) for name, edit in edits.items()}
+    # A complement shares the weights of its edit, so the edits come first.
     parts = {}
     for name, part in (inert or {}).items():
-        of = part.get("complement_of")
-        if of is not None and of not in made:
+        origin = part.get("complement_of")
+        if origin is not None and origin not in completed:
             raise ValueError(
-                f"inert: {name!r} is the complement of {of!r}, which is no edit; the edits are "
-                f"{list(made)}."
+                f"inert: {name!r} is the complement of {origin!r}, which is no edit; the edits are "
+                f"{list(completed)}."
             )
         parts[name] = (
             _edit(network, **part)
-            if of is None
-            else Edit(made[of].sites, made[of].intervention.complement())
+            if origin is None
+            else Edit(completed[origin].sites, completed[origin].intervention.complement())
         )
-    alignment = Alignment(network, made, inert=parts)
+    alignment = Alignment(network, completed, inert=parts)
     alignment.check_apart()
     return alignment
 
@@ -219,6 +240,7 @@ def _edit(
     intervention: Callable[..., Intervention],
 ) -> Edit:
     sites = [site] if isinstance(site, Site) else list(site)
+    # A `functools.partial` that already has its width needs no width from the network.
     if getattr(intervention, "keywords", {}).get("width") is not None:
         return Edit(sites, intervention())
     return Edit(
@@ -230,8 +252,9 @@ def _edit(
 
 
 def _width(module: nn.Module, site: Site) -> int:
-    """What the network says without a run, or one run on tokens, or on zeros for the first linear
-    module.
+    """The site's width: the network's own word, else the width that one run shows.
+
+    The run is on a transformer's dummy tokens, or on zeros for the first linear module.
     """
     width = resolve(module, site).width
     if width is not None:
@@ -242,6 +265,7 @@ def _width(module: nn.Module, site: Site) -> int:
         )
     try:
         try:
+            # Raises ValueError where the network is no transformers model.
             inputs = transformer_in(module).dummy_inputs
         except ValueError:
             first = next(m.in_features for m in module.modules() if isinstance(m, nn.Linear))
@@ -249,6 +273,7 @@ def _width(module: nn.Module, site: Site) -> int:
         modes = [(part, part.training) for part in module.modules()]
         module.eval()  # a norm of batches would count this run
         try:
+            # At all positions: the roles and indices of the site may not exist in these inputs.
             return capture(module, inputs, replace(site, position=None)).popitem()[1].shape[-1]
         finally:
             for part, training in modes:
@@ -263,5 +288,5 @@ def _width(module: nn.Module, site: Site) -> int:
 
 
 def none(network: Network | nn.Module) -> Alignment:
-    """No claim at all: the network itself, which `IIT` then trains on the task alone."""
+    """An alignment without edits: `IIT` then trains the network on the task alone."""
     return Alignment(network, {})

@@ -1,4 +1,4 @@
-"""The epoch that is kept: of those as accurate as the best, the one with the least loss."""
+"""The epoch that is chosen: of those as accurate as the best one, the one with the least loss."""
 
 from collections.abc import Sequence
 from math import inf, isnan
@@ -13,10 +13,14 @@ LOSS = "val/loss"
 
 
 class Epoch(NamedTuple):
-    """A cell's epoch, counted from 0.
+    """One epoch of a cell.
 
-    value, high: its accuracy, and the upper end of the accuracy's 95% interval.
-    loss, weights: its validation loss, and the cell's weights then.
+    Arguments:
+        epoch: its number, from 0.
+        value: the cell's accuracy in it.
+        high: the upper end of the accuracy's 95% interval.
+        loss: the validation loss.
+        weights: the cell's weights, {name: tensor}.
     """
 
     epoch: int
@@ -29,11 +33,11 @@ class Epoch(NamedTuple):
 class BestWeights(L.Callback):
     """Choose each cell's epoch by the module's `monitor`, and put its weights back at the end.
 
-    The epochs whose 95% interval contains the highest accuracy count as equally good. Of these the
-    one with the least `val/loss` is kept, and of equal losses the earliest. A `monitor` that is a
-    loss decides alone.
+    The epochs whose 95% interval contains the highest accuracy count as equally good. The one with
+    the least `val/loss` among them is chosen, and among equal losses the earliest. A `monitor` that
+    is the loss decides alone.
 
-    A checkpoint holds every epoch that may still be kept. A resumed run therefore chooses as an
+    A checkpoint holds every epoch that may still be chosen. A resumed run therefore chooses as an
     uninterrupted one does.
     """
 
@@ -48,6 +52,7 @@ class BestWeights(L.Callback):
             return
         for name in pl_module.running:
             value, high, loss = figures(trainer, pl_module, name)
+            # A copy: the optimizer goes on to change the weights in place.
             state = pl_module.weights_of(name).state_dict()
             weights = {key: tensor.detach().clone() for key, tensor in state.items()}
             epoch = Epoch(trainer.current_epoch, value, high, loss, weights)
@@ -62,12 +67,15 @@ class BestWeights(L.Callback):
             pl_module.weights_of(name).load_state_dict(self.kept(name).weights)
 
     def kept(self, name: str) -> Epoch:
-        """The epoch that is kept of a cell."""
+        """The epoch that is chosen for a cell."""
         return self.epochs[name][0]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        epochs = {name: [epoch._asdict() for epoch in each] for name, each in self.epochs.items()}
+        epochs = {
+            name: [epoch._asdict() for epoch in candidates]
+            for name, candidates in self.epochs.items()
+        }
         return {"highest": self.highest, "epochs": epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -78,18 +86,18 @@ class BestWeights(L.Callback):
 
 
 def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
-    """The epochs that may be kept, by rising loss; as things are, it is the first.
+    """The epochs that may be chosen, by rising loss; for now the first is the choice.
 
-    An epoch is out where its interval does not reach the highest accuracy. It is out, too, where
-    another has a lower loss and reaches as far: whatever accuracy comes, the other is kept before
-    it.
+    An epoch is out where its interval does not reach the highest accuracy. It is also out where an
+    epoch with a lower loss reaches as far. Whatever accuracy comes, that other epoch is chosen
+    before it.
     """
-    found: list[Epoch] = []
+    candidates: list[Epoch] = []
     for epoch in sorted(epochs, key=lambda epoch: epoch.loss):  # equal losses stay in their order
-        reaches_further = not found or epoch.high > found[-1].high
+        reaches_further = not candidates or epoch.high > candidates[-1].high
         if epoch.high >= highest and reaches_further:
-            found.append(epoch)
-    return found
+            candidates.append(epoch)
+    return candidates
 
 
 def figures(trainer: L.Trainer, module: Cells, name: str) -> tuple[float, float, float]:
@@ -98,6 +106,7 @@ def figures(trainer: L.Trainer, module: Cells, name: str) -> tuple[float, float,
     Where the loss decides alone, no epoch is more accurate than another.
     """
     loss = validated(trainer, LOSS, name)
+    # A NaN would break the order of the epochs.
     loss = inf if isnan(loss) else loss
     if module.monitor == LOSS:
         return 0.0, 0.0, loss
@@ -108,8 +117,9 @@ def figures(trainer: L.Trainer, module: Cells, name: str) -> tuple[float, float,
 
 
 def validated(trainer: L.Trainer, metric: str, name: str) -> float:
-    """A cell's validation metric of the epoch just validated. Raises ValueError where it is not
-    logged.
+    """A cell's validation metric in the epoch just validated.
+
+    Raises ValueError where it is not logged.
     """
     logged = of_cell(metric, name)
     if logged not in trainer.callback_metrics:

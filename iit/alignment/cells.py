@@ -1,6 +1,4 @@
-"""What the Lightning modules have in common: named cells, each with weights and a validation metric
-of its own.
-"""
+"""What the Lightning modules share: named cells, each with its own weights and metrics."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -28,15 +26,21 @@ Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 class Cells(L.LightningModule):
     """A module that trains named cells side by side; a single one has the empty name.
 
-    trains_network: whether the network itself is trained.
-    monitors: the validation metrics that may choose a cell's epoch; monitor: the one that does.
-    stopped: cell → how many epochs it was trained, of cells that are no longer.
-    optimizer: makes the optimizer from the parameters. scheduler: makes a learning rate schedule
-        from it and `total_steps`.
-    numbers: those that may be schedules, by name; what a schedule says is logged as
-        `schedule/NAME`.
-    config: what identifies the run; a checkpoint of another one is refused.
-    compared: the alignments that references are logged beside. trained: as in `IIT`.
+    Attributes:
+        trains_network: whether the network itself is trained.
+        monitors: the validation metrics that may choose a cell's epoch.
+        monitor: the one that does.
+        stopped: {cell: number of epochs} for cells that are no longer trained.
+
+    Arguments:
+        names: of the cells.
+        optimizer: makes the optimizer from the parameters.
+        scheduler: makes a learning rate schedule from the optimizer and `total_steps`.
+        numbers: {name: number} that may be schedules. A schedule's value is logged as
+            `schedule/NAME`.
+        config: identifies the run; a checkpoint of another run is refused.
+        compared: {name: alignment} that references are logged beside.
+        trained: as in `IIT`.
     """
 
     trains_network = False
@@ -58,77 +62,92 @@ class Cells(L.LightningModule):
         self.stopped: dict[str, int] = {}
         self._optimizer, self._scheduler = optimizer, scheduler
         self._numbers, self._config = dict(numbers), dict(config or {})
+        # (metric, cell) → [(rows, values)] of the epoch that is validated.
         self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
         self._compared, self.trained = dict(compared), trained
         self._references: dict[str, float] = {}
 
     @abstractmethod
     def weights_of(self, name: str) -> nn.Module:
-        """What is trained, checked on validation, and put back of one cell."""
+        """The module of a cell that is trained, validated, and gets its best weights back."""
 
     @abstractmethod
     def trainable(self) -> Iterable[Any]:
-        """Parameters, or groups of them, for the optimizer."""
+        """The parameters, or groups of them, for the optimizer."""
 
     def check(self, batch: Mapping[str, Any]) -> None:
-        """Before anything is trained: raises ValueError for a batch of pairs that lacks what the
-        loss reads.
+        """Check a batch before the training.
+
+        Raises ValueError for pairs that lack what the loss reads.
         """
 
     def now(self, number: str) -> float:
         """A declared number at this optimizer step."""
-        found = self._numbers[number]
+        # Without `max_epochs` the number of steps is infinite; `on_fit_start` refuses schedules
+        # over it.
+        value = self._numbers[number]
         return (
-            found.at(self.global_step, self.trainer.estimated_stepping_batches)
-            if isinstance(found, Schedule)
-            else found
+            value.at(self.global_step, self.trainer.estimated_stepping_batches)
+            if isinstance(value, Schedule)
+            else value
         )
 
     def last(self, number: str) -> float:
-        """A declared number at the end of its schedule. Validation goes by it, so that epochs
-        compare.
+        """A declared number at the end of its schedule.
+
+        Validation uses it, so that epochs can be compared.
         """
         return ends(self._numbers[number])[1]
 
     @property
     def data(self) -> PairsDataModule:
-        """The pairs of this fit."""
+        """The data module of this fit."""
         trainer: Any = self.trainer
         return trainer.datamodule
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the epoch before."""
+        """Forget the figures of the epoch before."""
         self._counted = {}
 
     def count(self, metric: str, name: str, rows: Tensor, values: Tensor) -> None:
-        """Keep a figure of each of some validation pairs, Tensor[n], for a cell."""
+        """Note a cell's figure for some validation pairs.
+
+        Arguments:
+            rows: LongTensor[n], the pairs' rows in the validation split.
+            values: Tensor[n], the figure of each.
+        """
         if len(rows):
             counted = self._counted.setdefault((metric, name), [])
             counted.append((rows.cpu(), values.detach().float().cpu()))
 
     def interval(self, monitor: str, name: str, resamples: int = 500) -> Interval:
-        """A cell's accuracy in the epoch just validated, its interval over base prompts."""
+        """A cell's accuracy in the epoch just validated, with its interval over base prompts."""
         metric = monitor.removeprefix("val/")
         counted = zip(*self._counted[metric, name], strict=True)
         rows, values = (torch.cat(parts) for parts in counted)
         bases = np.array(self.data.validation.bases)[rows.numpy()]
+        # The disentangle score is the mean of two means, over changing and over other pairs.
         kinds = self.data.validation.changing[rows] if metric == "disentangle" else None
         return clustered_interval(values, bases, groups=kinds, resamples=resamples)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what was counted, of several cells their means under the plain names, and
-        references.
+        """Log the means of what was counted, and the references.
+
+        For several cells the plain names are means over the cells.
         """
         over_cells: dict[str, list[float]] = {}
         for (metric, name), counted in self._counted.items():
+            # A loss is a mean over pairs; an accuracy may be a mean over kinds of pairs (see
+            # `interval`).
             if metric == "loss":
                 mean = float(torch.cat([losses for _, losses in counted]).mean())
             else:
+                # The resamples would only give the interval, which nobody reads here.
                 mean = self.interval(metric, name, resamples=1).value
             self.log(of_cell(f"val/{metric}", name), mean, prog_bar=not name and metric != "loss")
             over_cells.setdefault(metric, []).append(mean)
         if len(self.names) > 1:
-            means = {f"val/{metric}": fmean(each) for metric, each in over_cells.items()}
+            means = {f"val/{metric}": fmean(values) for metric, values in over_cells.items()}
             self.log_dict(means, prog_bar=True)
         # Nothing about a frozen network changes from epoch to epoch.
         if self.trainer.loggers and (self.trains_network or not self._references):
@@ -137,45 +156,46 @@ class Cells(L.LightningModule):
         self.log_dict(self._references)
 
     def on_fit_start(self) -> None:
-        """Raises ValueError for a schedule over a training that has no end."""
-        for name, found in self._numbers.items():
+        """Raises ValueError for a schedule that takes as long as a training without end."""
+        for name, number in self._numbers.items():
             if (
-                isinstance(found, Schedule)
-                and found.steps is None
+                isinstance(number, Schedule)
+                and number.steps is None
                 and not isfinite(self.trainer.estimated_stepping_batches)
             ):
-                place = name if name in ("temperature", "penalty") else f"weights.{name}"
-                key = f"module.{place}.steps"
+                path = name if name in ("temperature", "penalty") else f"weights.{name}"
+                key = f"module.{path}.steps"
                 raise ValueError(
                     f"The schedule of {name} goes by the length of the training, which has none: "
                     f"set its steps ({key}), or max_epochs."
                 )
 
     def anneal(self, interventions: Iterable[Any]) -> None:
-        """Set the temperature of learned gates to what is declared for this step."""
+        """Set the temperature of learned gates to the declared one of this step."""
         for intervention in filter(is_gated, interventions):
             intervention.anneal(self.now("temperature"))
 
     def penalty(self, interventions: Iterable[Any], name: str = "") -> Tensor | float:
-        """The declared weight times the share of coordinates that learned gates let through;
-        logged, unweighted, as `train/penalty`.
+        """The declared weight · the share of coordinates that learned gates let through.
+
+        The share is a sum over gates. It is logged, unweighted, as `train/penalty`.
         """
         gated = list(filter(is_gated, interventions))
         if not gated or not self.now("penalty"):
             return 0.0
-        found = torch.stack([intervention.penalty() for intervention in gated]).sum()
-        self.log(of_cell("train/penalty", name), found)
-        return self.now("penalty") * found
+        share = torch.stack([intervention.penalty() for intervention in gated]).sum()
+        self.log(of_cell("train/penalty", name), share)
+        return self.now("penalty") * share
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        """Log what the schedules say."""
-        told = {
+        """Log the values of schedules."""
+        values = {
             f"schedule/{name}": self.now(name)
-            for name, found in self._numbers.items()
-            if isinstance(found, Schedule)
+            for name, number in self._numbers.items()
+            if isinstance(number, Schedule)
         }
-        if told:
-            self.log_dict(told)
+        if values:
+            self.log_dict(values)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule."""
@@ -189,7 +209,7 @@ class Cells(L.LightningModule):
 
     @property
     def running(self) -> tuple[str, ...]:
-        """The cells that are still trained."""
+        """The cells that are still in training."""
         return tuple(name for name in self.names if name not in self.stopped)
 
     def configure_gradient_clipping(
@@ -206,27 +226,32 @@ class Cells(L.LightningModule):
             if gradient_clip_algorithm == "value"
             else torch.nn.utils.clip_grad_norm_
         )
+        # One norm over all cells would let one cell's gradient shrink another's.
         for name in self.running:
             clip(self.weights_of(name).parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what identifies the run, and which cells have stopped."""
+        """Store what identifies the run, which cells have stopped, and the references."""
         identity.mark(checkpoint, self._config)
+        # References of a frozen network are measured once, so a resumed run takes them over.
         checkpoint["stopped"], checkpoint["references"] = self.stopped, self._references
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on from another run. Raises ValueError naming what differs."""
+        """Go on from a checkpoint.
+
+        Raises ValueError, naming what differs, for a checkpoint of another run.
+        """
         identity.check(checkpoint, self._config)
         self.stopped, self._references = dict(checkpoint["stopped"]), dict(checkpoint["references"])
 
 
 def is_gated(intervention: Any) -> bool:
-    """Whether it learns which coordinates to let through."""
+    """Whether an intervention learns which coordinates to let through."""
     return isinstance(intervention.gate, SoftGate)
 
 
 def of_cell(metric: str, name: str) -> str:
-    """What a cell's metric is logged as."""
+    """The name under which a cell's metric is logged."""
     return f"{metric}/{name}" if name else metric
 
 
@@ -241,15 +266,17 @@ def checked_monitor(monitor: str, monitors: Sequence[str]) -> str:
 
 
 def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> dict[str, Number]:
-    """The weights of a loss's parts, 0 where none is given. Raises ValueError for unknown parts,
-    negative weights, and where all are 0.
+    """The weights of a loss's parts, 0 where none is given.
+
+    Raises ValueError for unknown parts, negative or infinite weights, and where all are 0.
     """
     unknown = sorted(set(weights) - set(parts))
     if unknown:
         raise ValueError(f"weights: {unknown} are no parts of the loss; they are {list(parts)}.")
-    told = {name: ends(w) for name, w in weights.items()}
-    if not all(0 <= end < inf for both in told.values() for end in both) or not max(
-        map(max, told.values()), default=0
+    # A schedule stays between its ends: checking both checks all its values.
+    ranges = {name: ends(w) for name, w in weights.items()}
+    if not all(0 <= end < inf for range_ in ranges.values() for end in range_) or not max(
+        map(max, ranges.values()), default=0
     ):
         raise ValueError(
             f"weights: none may be negative, and one part has to count; got {dict(weights)}."
@@ -258,9 +285,10 @@ def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> di
 
 
 def of_gates(temperature: Number, penalty: Number, gated: bool) -> dict[str, Number]:
-    """The numbers of learned gates, those of no effect where there is none. Raises ValueError for a
-    temperature that is not above 0, and a
-    negative penalty."""
+    """The numbers of learned gates; without such a gate, ones that have no effect.
+
+    Raises ValueError for a temperature that is not above 0, and for a negative penalty.
+    """
     if not all(0 < end < inf for end in ends(temperature)):
         raise ValueError(
             f"temperature={temperature}: it multiplies the gates' own, and stays above 0."
@@ -270,6 +298,7 @@ def of_gates(temperature: Number, penalty: Number, gated: bool) -> dict[str, Num
             f"penalty={penalty}: it weighs what gates let through, and cannot be negative; 0 is "
             "none."
         )
+    # Without a gate they are constants, so that no schedule without effect is logged.
     return (
         {"temperature": temperature, "penalty": penalty}
         if gated

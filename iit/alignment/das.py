@@ -28,39 +28,52 @@ KINDS = ("cause", "isolate")
 
 
 class DAS(Cells):
-    """Train the interventions of an alignment so that the edited network gives the label (arXiv
-    2303.02536).
+    """Train an alignment's interventions so that the edited network gives the label.
 
-    Minimises the mean of objective(edited(base, source), label) over pairs, plus penalty · the
-    share of coordinates that learned gates let through, over the interventions' parameters. Logs
-    `train/loss` each step and, each epoch, `val/loss`, `val/iia` (all validation pairs),
-    `val/iia_changing`, `val/disentangle` (the mean of the IIA on changing pairs and on the others)
-    and, of learned gates, `val/rank`, the coordinates they let through. Where there is a logger,
-    `val/vanilla/iia` and `val/random_subspace/iia` (`iia_changing`, too) are constant lines: the
-    sites' whole vectors, and a random subspace of equal rank.
+    It minimises over the interventions' parameters
 
-    alignments: one, or {name: alignment} of several that are trained side by side on the same
-        pairs: sites × ranks × seeds. Each has its own weights, optimizer state, metrics
-        (`val/iia/NAME`; the plain names are means over those that are trained) and is stopped by
-        itself; where their passes over the network coincide, they share them.
-    objective: the cross-entropy by default.
-    weights: {"cause": …, "isolate": …}: instead of the mean over pairs, the sum of the weighted
-        means over changing pairs (the edit has to cause the label) and over the others (it must
-        leave the answer alone): MDAS (arXiv 2402.17700). Either may be a schedule, and 0 leaves its
-        pairs out. Those that are not to change are minimised by `objective.on_own_answer()`. Logged
-        as `train/cause` and `train/isolate`. `val/loss` is weighted likewise, by what schedules end
-        with. Where both count, the disentangle score chooses the epoch.
-    temperature: of learned gates, as a multiple of what each was made with; constant by default.
-    penalty: weight of the share that learned gates let through (arXiv 2305.08809); none by default.
-    optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default. Of
-        several alignments each is a group of parameters. gate_lr: the learning rate of learned
-        gates; the optimizer's by default. scheduler: makes a learning rate schedule from it and
-        `total_steps`; none by default.
-    config: what identifies the run; a checkpoint of another one is refused.
+        mean over pairs of objective(edited(base, source), label) + penalty · share,
 
-    Raises ValueError when there is nothing to train, when alignments share weights or differ in
-    network, and for weights that are unknown, negative, or all 0, a negative penalty, and a
-    temperature that is not above 0.
+    where share is the share of coordinates that a learned gate lets through, summed over the gates.
+
+    It logs `train/loss` in each step. In each epoch it logs `val/loss`, `val/iia` (all validation
+    pairs), `val/iia_changing`, and `val/disentangle`, the mean of the IIA on changing pairs and on
+    the others. For learned gates it logs `val/rank`, the coordinates that they let through. Where
+    there is a logger, `val/vanilla/iia` and `val/random_subspace/iia` (and `iia_changing`) are
+    constant lines: the sites' whole vectors, and a random subspace of equal rank.
+
+    Arguments:
+        alignments: an alignment, or {name: alignment} for several that are trained side by side on
+            the same pairs (sites × ranks × seeds). Each has its own weights, optimizer state and
+            metrics: `val/iia/NAME`, while the plain names are means over those still in training.
+            Each is stopped by itself. Where their passes over the network coincide, they share
+            them.
+        objective: the loss of a pair; cross-entropy by default.
+        weights: {"cause": …, "isolate": …}, as in MDAS. The loss is then a weighted sum of two
+            means, in place of the mean over pairs. "cause" weighs changing pairs, where the edit
+            has to cause the label. "isolate" weighs the others, where it must leave the answer
+            alone; their loss is `objective.on_own_answer()`. Either may be a schedule, and 0 leaves
+            its pairs out. The two means are logged as `train/cause` and `train/isolate`. `val/loss`
+            is weighted likewise, by the last values of schedules. Where both weights count, the
+            disentangle score chooses the epoch.
+        temperature: of learned gates, as a multiple of the one that each was made with; 1 by
+            default. It may be a schedule.
+        penalty: the weight of the share above; 0 by default. It may be a schedule.
+        optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default.
+            Each of several alignments is a group of parameters.
+        scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by
+            default.
+        gate_lr: the learning rate of learned gates; the optimizer's by default.
+        config: identifies the run; a checkpoint of another run is refused.
+
+    Raises:
+        ValueError: there is nothing to train; alignments share weights, or are of different
+            networks; a weight is unknown or negative, or all are 0; the penalty is negative; the
+            temperature is not above 0; `gate_lr` is given without a learned gate.
+
+    References:
+        arXiv 2303.02536 (DAS), 2305.08809 (learned boundaries and their penalty), 2402.17700
+        (MDAS).
     """
 
     monitors = ("val/loss", "val/iia", "val/iia_changing", "val/disentangle")
@@ -79,6 +92,7 @@ class DAS(Cells):
         config: Mapping[str, Any] | None = None,
     ):
         cells = dict(alignments) if isinstance(alignments, Mapping) else {"": alignments}
+        # Whether the loss weighs kinds of pairs (MDAS).
         self._kinds = weights is not None
         numbers = checked_weights(KINDS, weights or dict.fromkeys(KINDS, 1.0))
         gated = any(is_gated(i) for cell in cells.values() for i in cell.interventions)
@@ -90,6 +104,8 @@ class DAS(Cells):
         super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config, cells)
         _check(cells)
         self._gate_lr = gate_lr
+        # Registered here, so that checkpoints hold their weights. An alignment does not register
+        # its network.
         self.alignments: Any = nn.ModuleList(cells.values())
         self.objective = objective or CrossEntropy()
         if self._kinds and all(numbers[kind] != 0 for kind in KINDS):
@@ -100,19 +116,27 @@ class DAS(Cells):
         return self.alignments[self.names.index(name)]
 
     def trainable(self) -> Iterable[Any]:
-        """The interventions' parameters: groups for several cells, and for gates with a rate of
-        their own.
+        """The interventions' parameters.
+
+        They are in groups for several cells, and for gates with a learning rate of their own.
         """
         groups: list[dict[str, Any]] = []
         for cell in self.alignments:
+            # Gates with a learning rate of their own leave their cell's group for another.
             gates = [module for module in cell.modules() if isinstance(module, SoftGate)]
-            weights = list(nn.ModuleList(gates).parameters()) if self._gate_lr is not None else []
-            apart = set(weights)
-            groups.append(
-                {"params": [p for p in cell.parameters() if p.requires_grad and p not in apart]}
+            gate_parameters = (
+                list(nn.ModuleList(gates).parameters()) if self._gate_lr is not None else []
             )
-            if weights:
-                groups.append({"params": weights, "lr": self._gate_lr})
+            gate_weights = set(gate_parameters)
+            groups.append(
+                {
+                    "params": [
+                        p for p in cell.parameters() if p.requires_grad and p not in gate_weights
+                    ]
+                }
+            )
+            if gate_parameters:
+                groups.append({"params": gate_parameters, "lr": self._gate_lr})
         return groups[0]["params"] if len(groups) == 1 else groups
 
     def check(self, batch: Mapping[str, Any]) -> None:
@@ -120,14 +144,18 @@ class DAS(Cells):
         self.objective.check(batch)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Loss of one batch of pairs, the sum over cells: their gradients are independent."""
+        """The loss of one batch: the sum over cells, whose gradients are independent."""
         n = len(batch["row"])
         self.anneal(i for cell in self.alignments for i in cell.interventions)
         losses = []
-        for name, made in zip(self.running, self._predictions(batch), strict=True):
-            loss = self._weighed(self._losses(made, batch["changing"]), batch["changing"], name)
+        for name, prediction in zip(self.running, self._predictions(batch), strict=True):
+            loss = self._weighed(
+                self._losses(prediction, batch["changing"]), batch["changing"], name
+            )
             loss = loss + self.penalty(self.weights_of(name).interventions, name)
             losses.append(loss)
+            # The progress bar shows the loss of a single cell (its name is empty), or the mean
+            # below.
             self.log(of_cell("train/loss", name), loss, prog_bar=not name, batch_size=n)
         total = torch.stack(losses).sum()
         if len(self.names) > 1:
@@ -135,10 +163,14 @@ class DAS(Cells):
         return total
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        """Count the pairs on which the edited network gives the label."""
+        """Count the loss, and the pairs on which the edited network gives the label."""
         rows, changing = batch["row"], batch["changing"]
-        for name, made in zip(self.running, self._predictions(batch), strict=True):
-            right, losses = correct(made.logits, made.answer), self._losses(made, changing)
+        for name, prediction in zip(self.running, self._predictions(batch), strict=True):
+            # Correct pairs and losses, Tensor[batch] each.
+            right, losses = (
+                correct(prediction.logits, prediction.answer),
+                self._losses(prediction, changing),
+            )
             if self._kinds:
                 # The mean over all pairs is then the sum of the weighted means over the kinds.
                 share = self.data.validation.changing.float().mean()
@@ -150,7 +182,7 @@ class DAS(Cells):
             self.count("disentangle", name, rows, right)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures, and how many coordinates learned gates let through."""
+        """Log the epoch's figures, and the number of coordinates that learned gates let through."""
         super().on_validation_epoch_end()
         for name in self.running:
             interventions: Any = self.weights_of(name).interventions
@@ -162,64 +194,67 @@ class DAS(Cells):
                 )
 
     def _losses(self, made: Prediction, changing: Tensor) -> Tensor:
-        """The objective of each pair; where the kinds have weights, what stands for it of pairs
-        that are not to change.
+        """The loss of each pair, Tensor[batch].
+
+        With `weights`, pairs that are not to change have the objective's stand-in for own answers.
         """
-        losses, kept = self.objective(made), self.objective.on_own_answer()
+        losses, on_own_answer = self.objective(made), self.objective.on_own_answer()
         return (
             losses
-            if not self._kinds or kept is self.objective
-            else torch.where(changing.to(losses.device), losses, kept(made))
+            if not self._kinds or on_own_answer is self.objective
+            else torch.where(changing.to(losses.device), losses, on_own_answer(made))
         )
 
     def _weighed(self, losses: Tensor, changing: Tensor, name: str) -> Tensor:
-        """The mean over pairs, or the weighted means over their kinds."""
+        """The mean over pairs, or the weighted sum of the means over changing and other pairs."""
         if not self._kinds:
             return losses.mean()
         total = losses.sum() * 0.0  # also of a batch in which nothing counts
-        for kind, chosen in zip(KINDS, (changing, ~changing), strict=True):
-            if bool(chosen.any()) and self.now(kind):
-                mean = losses[chosen].mean()
-                self.log(of_cell(f"train/{kind}", name), mean, batch_size=int(chosen.sum()))
+        for kind, of_kind in zip(KINDS, (changing, ~changing), strict=True):
+            if bool(of_kind.any()) and self.now(kind):
+                mean = losses[of_kind].mean()
+                self.log(of_cell(f"train/{kind}", name), mean, batch_size=int(of_kind.sum()))
                 total = total + self.now(kind) * mean
         return total
 
     def _predictions(self, batch: dict[str, Any]) -> list[Prediction]:
         cells = [self.weights_of(name) for name in self.running]
-        found = together(cells, batch["base"], batch["sources"], batch["active"])
-        near = "natural" in batch
+        all_logits = together(cells, batch["base"], batch["sources"], batch["active"])
+        has_natural = "natural" in batch
         return [
             Prediction(
                 logits,
                 batch["base"]["answer"],
                 batch.get("base_answer"),
-                partial(latents, cell, batch) if near else None,
+                # An objective that compares activations calls this; the others save the reads.
+                partial(latents, cell, batch) if has_natural else None,
             )
-            for cell, logits in zip(cells, found, strict=True)
+            for cell, logits in zip(cells, all_logits, strict=True)
         ]
 
 
 def _check(cells: Mapping[str, Alignment]) -> None:
     if not cells:
         raise ValueError("There is nothing to train: no alignment was given.")
-    seen: dict[nn.Parameter, str] = {}
+    owners: dict[nn.Parameter, str] = {}
     first = next(iter(cells.values()))
     for name, cell in cells.items():
         trained = [p for p in cell.parameters() if p.requires_grad]
-        told = f" ({name})" if name else ""
+        label = f" ({name})" if name else ""
         if not trained:
             names = [type(edit.intervention).__name__ for edit in cell.edits.values()]
             raise ValueError(
-                f"There is nothing to train{told}: {', '.join(names)} has no parameters. "
+                f"There is nothing to train{label}: {', '.join(names)} has no parameters. "
                 "Evaluate it as it is."
             )
-        shared = next((seen[p] for p in trained if p in seen), None)
+        # One step of one cell would change the other cell, too.
+        shared = next((owners[p] for p in trained if p in owners), None)
         if shared is not None:
             raise ValueError(
                 f"The alignments {shared!r} and {name!r} share weights; each needs interventions "
                 "of its own."
             )
-        seen |= dict.fromkeys(trained, name)
+        owners |= dict.fromkeys(trained, name)
         if cell.network is not first.network:
             raise ValueError(
                 f"The alignment {name!r} is of another network; alignments trained side by side "

@@ -27,11 +27,14 @@ log = logging.getLogger(__name__)
 
 
 class Fitted(NamedTuple):
-    """How a fit went.
+    """How a fit went, for one alignment.
 
-    epoch: the epoch whose weights were kept (counted from 0), chosen by validation.
-    monitor, value: the validation metric that chose it, and what it was then.
-    n_epochs, n_steps: how long it was trained.
+    Arguments:
+        epoch: the epoch whose weights are used, counted from 0; validation chose it.
+        monitor: the validation metric that chose it.
+        value: that metric in that epoch.
+        n_epochs: how many epochs the alignment was trained.
+        n_steps: how many optimizer steps these took.
     """
 
     epoch: int
@@ -64,31 +67,51 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
     monitor: str | None = None,
     start: str = "random",
 ) -> Fitted | dict[str, Fitted]:
-    """Train the alignment on the training pairs. Leave it with the weights of the epoch that
-    validation chose, in eval mode (its gates hard).
+    """Train an alignment on the training pairs, and choose the best epoch on the validation pairs.
 
-    alignment: or {name: alignment} of several, trained side by side (see `DAS`); the answer then
-        has a `Fitted` for each. On the same batches each becomes what it would alone; batches are
-        of pairs whose runs cost alike in all of them, so those of cells at other positions are
-        others than each alone would see.
-    module: makes the Lightning module from the alignment (and `config`): `DAS` trains the
-        interventions, `IIT` the network. The network is frozen and in eval mode again when this
-        returns or raises.
-    monitor: the validation accuracy that chooses the epoch: of those whose 95% interval contains
-        the highest, the one with the least `val/loss` is kept. "val/loss" decides alone. By default
-        the module's own: `val/iia_changing`, of MDAS `val/disentangle`, of a training without
-        interchanges `val/task_accuracy`.
-    max_epochs: at least 1; -1 for no end but the callbacks'.
-    start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
-    trainer: called with what this function decides (epochs, device, callbacks, loggers, folder).
-    ckpt_path: a checkpoint to go on from; it must belong to a run with the same `config`.
+    The alignment ends with the weights of the epoch that validation chose. It is then in eval mode,
+    in which its gates are hard (0 or 1). The network is frozen and in eval mode again when this
+    function returns or raises.
 
-    Raises ValueError for a monitor that the module does not log; when the alignment was made
-    without a language model, a split lacks changing pairs, a label is none of the network's
-    answers, edits overlap (see `Alignment.check_apart`), there is no epoch to train, or the
-    checkpoint is of another run; FileNotFoundError when there is no checkpoint; KeyboardInterrupt,
-    saying how to go on, on Ctrl-C.
+    Arguments:
+        alignment: an alignment, or {name: alignment} for several that are trained side by side (see
+            `DAS`). On the same batches each becomes what it would become alone. A batch holds pairs
+            whose runs cost about the same, summed over all alignments. Alignments at other
+            positions therefore see other batches than each would see alone.
+        pairs: the training and validation pairs; the test split is not read.
+        module: makes the Lightning module from the alignment (and `config`). `DAS` trains the
+            interventions, `IIT` the network.
+        trainer: called with what this function decides (epochs, device, callbacks, loggers,
+            folder).
+        callbacks: further callbacks of the trainer.
+        loggers: where the curves go; none by default.
+        batch_size: pairs a training batch.
+        eval_batch_size: pairs a validation batch.
+        max_epochs: at least 1; -1 for no end but the callbacks'.
+        seed: of the order of the training pairs.
+        folder: the trainer's root folder.
+        ckpt_path: a checkpoint to go on from. It must belong to a run with the same `config`.
+        config: identifies the run in its checkpoints.
+        monitor: the validation accuracy that chooses the epoch. The epochs whose 95% interval
+            contains the highest accuracy count as equal; the one with the least `val/loss` is used.
+            "val/loss" decides alone. By default it is the module's own: `val/iia_changing`, for
+            MDAS `val/disentangle`, for a training without interchanges `val/task_accuracy`.
+        start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
+
+    Returns:
+        A `Fitted`, or {name: Fitted} for several alignments.
+
+    Raises:
+        ValueError: the alignment has no tokenizer because it was made without the `LanguageModel`;
+            the pairs have a variable that the alignment lacks; edits overlap (see
+            `Alignment.check_apart`); `max_epochs` is neither -1 nor at least 1; `start` is unknown;
+            the module does not log the monitor; a label is none of the network's answers; the
+            validation split has no changing pair; no validation batch may run; the checkpoint is of
+            another run.
+        FileNotFoundError: there is no such checkpoint.
+        KeyboardInterrupt: on Ctrl-C. Its message says how to go on.
     """
+    # A single alignment is a cell without a name: its metrics are logged under the plain names.
     cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
     network = next((cell.studied for cell in cells.values()), None)
     callbacks = [*callbacks, _StartState()]
@@ -113,20 +136,23 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
     if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
     lightning_module: Any = module(alignment, config=config)
-    chosen = monitor or lightning_module.monitor
-    lightning_module.monitor = checked_monitor(chosen, lightning_module.monitors)
+    metric = monitor or lightning_module.monitor
+    lightning_module.monitor = checked_monitor(metric, lightning_module.monitors)
     data = PairsDataModule(
         pairs,
         network,
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
         seed=seed,
+        # A network in training never resumes, so every pair costs its length.
         cost=None if lightning_module.trains_network else partial(_cost, list(cells.values())),
     )
     for encoded in (data.train, data.validation):
         check_labels(network, encoded)
     lightning_module.check(data.train.batch([0]))
     trained = set(lightning_module.trained or pairs.variables)
+    # Only a changing pair can show that an interchange works. Pairs of variables that are not
+    # trained say nothing about this training.
     counts = [trained.issuperset(names) for names in data.validation.interchanged]
     if pairs.variables and not bool(data.validation.changing[torch.tensor(counts)].any()):
         raise ValueError(
@@ -146,6 +172,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        # Pairs that are sampled anew need a new loader in each epoch.
         reload_dataloaders_every_n_epochs=int(pairs.again is not None),
     )
     if runner.limit_val_batches == 0:
@@ -156,6 +183,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
         initialise(cell, pairs, start, batch_size=eval_batch_size)
+    # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with _in_training(cells.values(), device, network=lightning_module.trains_network):
@@ -166,18 +194,19 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
             raise
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt(_how_to_go_on(callbacks)) from None
-    found = {}
+    fits = {}
     for name in cells:
-        kept = best.kept(name)
-        value = kept.loss if lightning_module.monitor == LOSS else kept.value
+        epoch = best.kept(name)
+        value = epoch.loss if lightning_module.monitor == LOSS else epoch.value
         n_epochs = lightning_module.stopped.get(name, runner.current_epoch)
+        # A cell that stopped early took part in its share of the steps only.
         n_steps = runner.global_step * n_epochs // max(runner.current_epoch, 1)
-        found[name] = Fitted(kept.epoch, lightning_module.monitor, value, n_epochs, n_steps)
-    return found if isinstance(alignment, Mapping) else found[""]
+        fits[name] = Fitted(epoch.epoch, lightning_module.monitor, value, n_epochs, n_steps)
+    return fits if isinstance(alignment, Mapping) else fits[""]
 
 
 class _StartState(L.Callback):
-    """During a run a checkpoint of its start stands beside those of its epochs."""
+    """Save a checkpoint of the run's start beside those of its epochs; delete it at the end."""
 
     best_model_path = ""
 
@@ -193,7 +222,6 @@ class _StartState(L.Callback):
 
 
 def _how_to_go_on(callbacks: Sequence[Any]) -> str:
-    """What to do after an interrupt, by what was kept of the run."""
     for callback in callbacks:
         path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
         if path:
@@ -209,7 +237,11 @@ def _how_to_go_on(callbacks: Sequence[Any]) -> str:
 
 
 def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
-    """What running each example in all cells costs; None where runs do not resume."""
+    """The number of positions that each example costs in all cells together, LongTensor[batch].
+
+    None where a run does not resume.
+    """
+    # `n_columns` counts the positions that a resumed run computes.
     costs = [cell.n_columns(base, active) for cell in cells]
     return (
         None
@@ -222,9 +254,11 @@ def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
 def _in_training(
     cells: Collection[Alignment], device: torch.device, *, network: bool
 ) -> Iterator[None]:
-    """The alignments are left in eval mode, in which what they learned is hard (masks, boundaries),
-    and on the network's device: Lightning
-    takes what it has trained to the CPU."""
+    """Put the alignments into train mode, and afterwards into eval mode on the network's device.
+
+    In eval mode learned masks and boundaries are hard. Lightning leaves what it has trained on the
+    CPU.
+    """
     for cell in cells:
         cell.train()
     try:
@@ -239,11 +273,10 @@ def _in_training(
 
 @contextmanager
 def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
-    """The network stays as it is, so what earlier runs computed is worth keeping, for all cells in
-    one store.
-    """
+    """Give all cells one activation store: a frozen network computes the same in every epoch."""
     store = next((cell.store for cell in cells if cell.store is not None), None)
     if store is not None:
+        # The network may have changed since this store was filled.
         store.check()
     for cell in cells:
         cell.store = store = ActivationStore(cell.network) if store is None else store
@@ -252,8 +285,9 @@ def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
 
 @contextmanager
 def _trainable(alignment: Alignment) -> Iterator[None]:
-    """The network is to be trained; what earlier runs computed is forgotten, before and after."""
+    """Make the network trainable, and restore its modes and `requires_grad` afterwards."""
     log.info("The whole network runs: it is trained.")
+    # Activations of a network that changes are of no use to later runs.
     alignment.store = None
     network = alignment.network
     modes = [(module, module.training) for module in network.modules()]

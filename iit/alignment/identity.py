@@ -1,4 +1,4 @@
-"""What identifies a run in its checkpoints: another run's is refused."""
+"""What identifies a run in its checkpoints: a checkpoint of another run is refused."""
 
 import json
 from collections.abc import Mapping
@@ -6,14 +6,12 @@ from typing import Any
 
 
 def mark(checkpoint: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Store in a checkpoint which run it is of."""
+    """Write the run's config into a checkpoint."""
     checkpoint["run"] = json.dumps(config, sort_keys=True)
 
 
 def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming each key that differs, for a checkpoint of a run with another
-    config.
-    """
+    """Raises ValueError, naming each key that differs, for a checkpoint of another config's run."""
     if "run" not in checkpoint:
         raise ValueError(
             "ckpt_path: this checkpoint was not written by iit.fit as it is now. Give another, "
@@ -34,7 +32,7 @@ def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Each entry under its whole name: {"a": {"b": 1}} as {"a.b": 1}."""
+    """Each entry under its full name: {"a": {"b": 1}} as {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:

@@ -16,39 +16,57 @@ from iit.intervened.sources import variables_of
 from iit.result import correct
 
 FIGURES = {"interchange": "iia", "behaviour": "task_accuracy", "strict": "strict"}
-"""Of each part of the loss the validation accuracy."""
+"""The validation accuracy that belongs to each part of the loss."""
 WEIGHTS: dict[str, Number] = {"behaviour": 1.0, "interchange": 1.0, "strict": 0.0}
+"""The weight of each part that a user leaves unsaid."""
 
 
 class IIT(Cells):
-    """Train a network to answer rightly, and to do so by the causal model (arXiv 2112.00826).
+    """Train a network to answer rightly, and to do so as the causal model does.
 
-    Minimises Σ weight · loss of three parts over the network's and the interventions' parameters:
-    `behaviour` is own(network(base), the base's own answer), `interchange` is
-    objective(edited(base, source), label), and `strict` is own(base with an inert part from the
-    source, the base's own answer): parts that the alignment declares `inert` must not matter (arXiv
-    2407.14494); each pair draws one of them; own is `objective.on_own_answer()`, for most the
-    objective itself. A step is one run of the sources and one of the bases, stacked once for each
-    part. An alignment without edits leaves the behaviour: plain training of the task.
+    It minimises Σ weight · loss over the network's and the interventions' parameters. The loss has
+    three parts:
 
-    Logs `train/loss` and its parts each step and, each epoch, `val/loss`, `val/task_accuracy` and,
-    with edits, `val/iia`, `val/iia_changing` and `val/strict`, the share of bases that keep their
-    answer. `val/loss` is weighted by what schedules end with. Where there is a logger,
-    `val/vanilla/iia` and `val/random_subspace/iia` (`iia_changing`, too) are what the sites' whole
-    vectors and a random subspace of equal rank do in the network of that epoch.
+    - `behaviour`: own(network(base), the base's own answer).
+    - `interchange`: objective(edited(base, source), label).
+    - `strict`: own(base with an inert part from the source, the base's own answer). Parts that the
+        alignment declares `inert` must not matter. Each pair draws one of them.
 
-    trained: the variables whose interchanges are trained; all by default. Pairs of others only
-        train the behaviour.
-    source_grad: let gradients flow through the source runs, too.
-    weights: of the parts, each may be a schedule; of parts that are not named 1, 1 and 0.
-    temperature, penalty: as in `DAS`, for interventions that are trained along.
-    optimizer: makes the optimizer from the parameters; AdamW with learning rate 1e-3 by default.
-    scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by default.
-    config: what identifies the run; a checkpoint of another one is refused.
+    Here own is `objective.on_own_answer()`, for most objectives the objective itself. A step is one
+    run of the sources and one run of the bases, which are stacked once for each part. An alignment
+    without edits leaves only the behaviour: plain training on the task.
 
-    Raises ValueError for several alignments, unknown parts or variables, negative weights, where no
-    part is left, for a strict loss with nothing inert, and an objective that needs natural
-    counterparts; when it is checked, for pairs without the bases' own answers.
+    It logs `train/loss` and its parts in each step. In each epoch it logs `val/loss`,
+    `val/task_accuracy` and, with edits, `val/iia`, `val/iia_changing` and `val/strict`, the share
+    of bases that keep their answer. `val/loss` is weighted by the last values of schedules.
+
+    Where there is a logger, `val/vanilla/iia` and `val/random_subspace/iia` (and `iia_changing`)
+    are references in that epoch's network: the sites' whole vectors, and a random subspace of equal
+    rank.
+
+    Arguments:
+        alignment: one alignment, with or without edits.
+        objective: the loss of a pair; cross-entropy by default.
+        weights: {part: weight}; each may be a schedule. Defaults: behaviour 1, interchange 1,
+            strict 0.
+        trained: the variables whose interchanges are trained; all by default. Pairs of other
+            variables train the behaviour only.
+        source_grad: let gradients flow through the source runs, too.
+        temperature, penalty: as in `DAS`, for interventions that are trained along.
+        optimizer: makes the optimizer from the parameters; AdamW with learning rate 1e-3 by
+            default.
+        scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by
+            default.
+        config: identifies the run; a checkpoint of another run is refused.
+
+    Raises:
+        ValueError: several alignments; an unknown part or variable; no variable in `trained`; a
+            negative weight; no part with a weight; a strict weight without inert parts; a negative
+            penalty; a temperature that is not above 0; an objective that needs natural
+            counterparts. When it is checked: pairs that lack the bases' own answers.
+
+    References:
+        arXiv 2112.00826 (IIT), 2407.14494 (the strict part).
     """
 
     trains_network = True
@@ -126,8 +144,10 @@ class IIT(Cells):
         return (p for p in self.parameters() if p.requires_grad)
 
     def check(self, batch: Mapping[str, Any]) -> None:
-        """Raises ValueError for pairs without own answers where they are trained, and without what
-        the objective reads.
+        """Check a batch before the training.
+
+        Raises ValueError for pairs without own answers where these are trained, and for pairs that
+        lack what the objective reads.
         """
         if (
             self._numbers["behaviour"] != 0 or self._numbers["strict"] != 0
@@ -140,12 +160,14 @@ class IIT(Cells):
             self.objective.check(batch)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
-        """Loss of one batch; None where nothing in it is trained."""
+        """The loss of one batch; None where no pair in it trains anything."""
         self.anneal(self.alignment.interventions)
         parts = {
-            name: self._loss(name, made) for name, (made, _) in self._predictions(batch).items()
+            name: self._loss(name, prediction)
+            for name, (prediction, _) in self._predictions(batch).items()
         }
         if not parts:
+            # Lightning skips the step.
             return None
         loss = self._total(parts, self.now) + self.penalty(self.alignment.interventions)
         self.log_dict(
@@ -156,21 +178,24 @@ class IIT(Cells):
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Count right answers, and pairs on which the edited network gives the label."""
-        found = self._predictions(batch)
-        if not found:
+        predictions = self._predictions(batch)
+        if not predictions:
             return
-        parts = {name: self._loss(name, made) for name, (made, _) in found.items()}
+        parts = {
+            name: self._loss(name, prediction) for name, (prediction, _) in predictions.items()
+        }
         total = self._total(parts, self.last)
+        # A part is a mean over its rows, so each pair counts with the loss of its batch.
         self.count("loss", "", batch["row"], total.expand(len(batch["row"])))
-        for part, (made, index) in found.items():
-            right, rows = correct(made.logits, made.answer), batch["row"][index]
+        for part, (prediction, index) in predictions.items():
+            right, rows = correct(prediction.logits, prediction.answer), batch["row"][index]
             self.count(FIGURES[part], "", rows, right)
             if part == "interchange":
                 changing = batch["changing"][index]
                 self.count("iia_changing", "", rows[changing], right[changing])
 
     def _loss(self, part: str, made: Prediction) -> Tensor:
-        """The mean of a part; behaviour and strict are about the base's own answer."""
+        # Behaviour and strict are about the base's own answer.
         return (self.objective if part == "interchange" else self.objective.on_own_answer())(
             made
         ).mean()
@@ -179,99 +204,107 @@ class IIT(Cells):
         return torch.stack([weight(name) * part for name, part in parts.items()]).sum()
 
     def _predictions(self, batch: dict[str, Any]) -> dict[str, tuple[Prediction, Tensor]]:
-        """Part → (what it gave, the rows of the batch it is about), of the parts that have a
-        weight: one run for all of them.
+        """{part: (prediction, rows of the batch that it is about)} for each part that has a weight.
+
+        All parts share one run of the network.
         """
         base, n = batch["base"], len(batch["row"])
         every = torch.arange(n)
         rows = {name: every for name in WEIGHTS if self._numbers[name] != 0}
         if "interchange" in rows and self.trained is not None:
             # A pair counts where all that it interchanges is trained.
-            others = [v for v in batch["sources"] if v not in self.trained]
-            flags = [_active(batch, v) for v in others]
+            untrained = [v for v in batch["sources"] if v not in self.trained]
+            flags = [_active(batch, v) for v in untrained]
             rows["interchange"] = every[~torch.stack(flags).any(0)] if flags else every
         rows = {name: index for name, index in rows.items() if len(index)}
         if not rows:
             return {}
+        # Each part has its own copy of its bases, with the answer that it is to give.
         answers = {
             name: base["answer"] if name == "interchange" else batch["base_answer"] for name in rows
         }
         runs = [rows_of(base | {"answer": answers[name]}, index) for name, index in rows.items()]
         (edited,) = self._edited
+        # The flags are stacked in the same order as the runs: BoolTensor[sum of the parts' rows].
         active = {
             v: torch.cat([self._flags(v, name, batch)[index] for name, index in rows.items()])
             for v in edited.variables
         }
         sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
         logits = edited.answer_logits(stacked(runs), sources, active)
-        own = batch.get("base_answer")
-        found, start = {}, 0
+        own_answers = batch.get("base_answer")
+        predictions, start = {}, 0
         for (name, index), run in zip(rows.items(), runs, strict=True):
+            # Stacked answers are padded to the widest part; each part is cut back to its own
+            # answers.
             width = run["answer"].shape[1] if run["answer"].ndim == 2 else 1
             part = logits[start : start + len(index), :width]
-            found[name] = (
-                Prediction(part, run["answer"], None if own is None else own[index]),
+            predictions[name] = (
+                Prediction(
+                    part, run["answer"], None if own_answers is None else own_answers[index]
+                ),
                 index,
             )
             start += len(index)
-        return found
+        return predictions
 
     def _flags(self, variable: Any, part: str, batch: dict[str, Any]) -> Tensor:
-        """BoolTensor[batch]: for which pairs a part of the loss edits a variable, or an inert
-        part.
-        """
+        """For which pairs a part of the loss edits a variable or inert part, BoolTensor[batch]."""
         n = len(batch["row"])
         if part == "interchange" and variable in batch["sources"]:
             return _active(batch, variable)
         if part == "strict" and variable in self.alignment.inert:
+            # Seeded by the step: a resumed run draws what an uninterrupted one draws.
             drawn = torch.Generator().manual_seed(self.global_step)
             which = torch.randint(len(self.alignment.inert), (n,), generator=drawn)
             return which == list(self.alignment.inert).index(variable)
         return torch.zeros(n, dtype=torch.bool)
 
     def _sources(self, batch: dict[str, Any], rows: Mapping[str, Tensor]) -> dict[Any, Activations]:
-        """What the edits read for the rows of all parts: every source that some of them needs is
-        run once, all in one run.
+        """{variable or inert part: what its edit reads}, for the rows of all parts.
 
-        Inert parts read the source of the pair's first variable.
+        All sources that some row needs are run in one run, each once. Inert parts read the source
+        of the pair's first variable.
         """
-        n, given = len(batch["row"]), batch["sources"]
+        n, sources = len(batch["row"]), batch["sources"]
         read = torch.zeros(n, dtype=torch.bool)
+        # The behaviour reads no source.
         read[torch.cat([index for name, index in rows.items() if name != "behaviour"])] = True
-        needed = {v: (_active(batch, v) & read).nonzero().flatten() for v in given}
+        needed = {v: (_active(batch, v) & read).nonzero().flatten() for v in sources}
         stacked_rows = torch.cat(list(rows.values()))
         (edited,) = self._edited
         sites = list(
             dict.fromkeys(site for edit in edited.edits.values() for site in edit.source_sites)
         )
-        run = stacked([rows_of(given[v], index) for v, index in needed.items()])
-        seen = capture(edited.studied or edited.network, run, sites, grad=self._source_grad)
-        # Row of the batch → row of the run that holds its source; of inert parts the source of the
-        # pair's first variable.
-        place: dict[Any, Tensor] = {}
+        run = stacked([rows_of(sources[v], index) for v, index in needed.items()])
+        captured = capture(edited.studied or edited.network, run, sites, grad=self._source_grad)
+        # Row of the batch → row of the run that holds its source, LongTensor[batch]. Where a pair
+        # leaves the variable alone, the entry is a placeholder: the edit is not active there. Inert
+        # parts have the source of the pair's first variable, −1 until it is known.
+        rows_in_run: dict[Any, Tensor] = {}
         first, start = torch.full((n,), -1), 0
         for variable, index in needed.items():
-            place[variable] = torch.zeros(n, dtype=torch.long)
-            place[variable][index] = torch.arange(start, start + len(index))
-            first[index] = torch.where(first[index] < 0, place[variable][index], first[index])
+            rows_in_run[variable] = torch.zeros(n, dtype=torch.long)
+            rows_in_run[variable][index] = torch.arange(start, start + len(index))
+            first[index] = torch.where(first[index] < 0, rows_in_run[variable][index], first[index])
             start += len(index)
-        place |= dict.fromkeys(self.alignment.inert, first)
-        found = {}
+        rows_in_run |= dict.fromkeys(self.alignment.inert, first)
+        activations = {}
         for key, edit in edited.edits.items():
             for variable in variables_of(key, edit):
-                at = place.get(variable)
-                if at is None or not edit.intervention.needs_source:
+                row_in_run = rows_in_run.get(variable)
+                if row_in_run is None or not edit.intervention.needs_source:
                     continue
-                index = at[stacked_rows]
-                counts = {s: None if c is None else c[index] for s, c in seen.counts.items()}
-                found[variable] = Activations(
-                    {site: seen[site][index] for site in edit.source_sites}, counts
+                # From rows of the batch to rows of the stacked parts.
+                index = row_in_run[stacked_rows]
+                counts = {s: None if c is None else c[index] for s, c in captured.counts.items()}
+                activations[variable] = Activations(
+                    {site: captured[site][index] for site in edit.source_sites}, counts
                 )
-        return found
+        return activations
 
 
 def _active(batch: dict[str, Any], variable: str) -> Tensor:
-    """BoolTensor[batch]: which pairs interchange the variable."""
     return batch["active"].get(variable, torch.ones(len(batch["row"]), dtype=torch.bool)).cpu()
 
 

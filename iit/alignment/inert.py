@@ -1,4 +1,4 @@
-"""Inert parts of an alignment in its saved record."""
+"""Inert parts in an alignment's saved record."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,17 @@ from iit.intervention import Intervention
 
 
 def described(part: Edit, edits: Mapping[Any, Edit]) -> dict[str, Any]:
-    """JSON of an inert part; the complement of an edit's subspace is told by the edit's name."""
-    of = [
+    """An inert part as JSON. A complement is described by the name of its edit."""
+    # A complement shares the basis of its edit, and its weights are saved there.
+    origins = [
         str(key)
         for key, edit in edits.items()
         if edit.intervention.basis is part.intervention.basis
     ]
     return {
         **edit_to_json(part),
-        "complement_of": of[0] if of else None,
-        "intervention": None if of else part.intervention.config(),
+        "complement_of": origins[0] if origins else None,
+        "intervention": None if origins else part.intervention.config(),
     }
 
 

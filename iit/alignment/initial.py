@@ -1,4 +1,4 @@
-"""Where trained bases begin, and what fixed ones are made of: activations of the training bases."""
+"""Where trained bases begin, and what fixed ones are fitted to: activations of training bases."""
 
 from typing import Any
 
@@ -19,17 +19,25 @@ STARTS = ("random", "pca", "difference_of_means")
 def initialise(
     alignment: Alignment, pairs: Pairs, start: str = "random", *, batch_size: int = 64
 ) -> None:
-    """Set the alignment's bases by the activations of the training pairs' bases at their sites.
+    """Set an alignment's bases from activations of the training pairs' base prompts.
 
-    start: where trained frames begin. "random": as they were made; "pca": the leading principal
-        components; "difference_of_means": the leading directions in which the means of the
-        activations differ between the values of the variable (of an edit with blocks: of each
-        variable, in its own block), and random ones beyond them (arXiv 2312.03813 steers along such
-        differences).
+    Principal components are fitted in any case, unless they have been.
 
-    Principal components that are fixed are fitted in any case, unless they were. Raises ValueError
-    for an unknown way, and for differences of means where the pairs were not sampled from a causal
-    model.
+    Arguments:
+        start: where trained frames begin.
+            "random": as they were made.
+            "pca": at the leading principal components.
+            "difference_of_means": at the leading directions in which the mean activations differ
+            between the variable's values, with random directions beyond them. In an edit with
+            blocks each variable has its own block.
+        batch_size: prompts a run.
+
+    Raises:
+        ValueError: for an unknown `start`; for differences of means where the pairs were not
+            sampled from a causal model; for an alignment without a `LanguageModel` or `Classifier`.
+
+    References:
+        arXiv 2312.03813 steers along such differences.
     """
     if start not in STARTS:
         raise ValueError(f"start={start!r} is none of {list(STARTS)}.")
@@ -40,20 +48,22 @@ def initialise(
             frames = []
         if not frames and not components:
             continue
-        found = _activations(alignment, edit, pairs, batch_size)
-        every = torch.cat(found)
+        activations = _activations(alignment, edit, pairs, batch_size)
+        # Tensor[n, width], over the positions of all prompts.
+        all_activations = torch.cat(activations)
         for basis in components:
-            basis.fit(every)
+            basis.fit(all_activations)
         for frame in frames:
             frame.start(
-                leading(every, frame.rank or 1)
+                leading(all_activations, frame.rank or 1)
                 if start == "pca"
-                else _between(key, edit, found, pairs, frame)
+                else _between(key, edit, activations, pairs, frame)
             )
 
 
 def _parts(basis: Basis) -> tuple[list[Frame], list[PrincipalComponents]]:
-    """The frames and the principal components that a basis is made of."""
+    """The frames, and the principal components, of a basis."""
+    # A basis may be made of others.
     modules = list(basis.modules())
     return [m for m in modules if isinstance(m, Frame)], [
         m for m in modules if isinstance(m, PrincipalComponents)
@@ -61,8 +71,10 @@ def _parts(basis: Basis) -> tuple[list[Frame], list[PrincipalComponents]]:
 
 
 def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int) -> list[Tensor]:
-    """Of each training pair's base Tensor[position, width], at the edit's sites; of a joint edit
-    [1, positions·width].
+    """The activations of each training pair's base at the edit's sites: [Tensor[position, width]].
+
+    The activations of a joint edit are one row, Tensor[1, positions · width]. The list is in the
+    order of the pairs.
     """
     network = alignment.studied
     if network is None:
@@ -71,44 +83,54 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
             "iit.load_network."
         )
     encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
-    found: dict[int, Tensor] = {}
+    by_row: dict[int, Tensor] = {}
     for batch in encoded.batches(batch_size):
         prepared = prepare(network.model, batch["base"]).at_answer(network.model, edit.sites)
         places = {site: columns(site, prepared) for site in edit.sites}
-        seen = alignment.read(prepared, places)
+        captured = alignment.read(prepared, places)
         lengths = {site: counts(place, prepared) for site, place in places.items()}
         for number, row in enumerate(batch["row"].tolist()):
+            # Beyond its own length an example's positions are padding.
             stops = {
                 site: None if length is None else int(length[number])
                 for site, length in lengths.items()
             }
-            here = torch.cat([seen[site][number, :stop] for site, stop in stops.items()]).float()
-            found[row] = here.reshape(1, -1) if edit.joint else here
-    return [found[row] for row in range(len(found))]
+            vectors = torch.cat(
+                [captured[site][number, :stop] for site, stop in stops.items()]
+            ).float()
+            by_row[row] = vectors.reshape(1, -1) if edit.joint else vectors
+    return [by_row[row] for row in range(len(by_row))]
 
 
 def _between(key: Any, edit: Edit, found: list[Tensor], pairs: Pairs, frame: Frame) -> Tensor:
-    """Tensor[width, rank]: for each variable the leading directions between the means of its
-    values, then random ones.
+    """For each variable: the leading directions between the means of its values, then random ones.
+
+    Returns Tensor[width, rank] with orthonormal columns, one block of columns after another.
     """
     if pairs.values is None:
         raise ValueError(
             "start=difference_of_means needs the variable's values: sample the pairs from a "
             "causal model."
         )
-    made = found[0].new_zeros(found[0].shape[-1], 0)
+    columns = found[0].new_zeros(found[0].shape[-1], 0)
     for variable, size in (edit.intervention.block_sizes or {key: frame.rank or 1}).items():
         values = pairs.values[variable]
         # In the order of the pairs: that of a set of texts differs from process to process.
-        each = [
+        by_value = [
             torch.cat([x for x, w in zip(found, values, strict=True) if w == v]).mean(0)
             for v in dict.fromkeys(values)
         ]
-        means = torch.stack(each)
-        _, strength, across = torch.linalg.svd(means - means.mean(0), full_matrices=False)
-        directions = across[strength > 1e-5 * strength.max()][:size].T
-        beyond = torch.randn(len(made), size).to(made)  # drawn on the CPU: the same on every device
-        made = torch.linalg.qr(torch.cat([made, directions, beyond], 1))[0][
-            :, : made.shape[1] + size
+        means = torch.stack(by_value)
+        _, strength, directions_by_strength = torch.linalg.svd(
+            means - means.mean(0), full_matrices=False
+        )
+        # No more directions than the means span, and no more than the block has.
+        directions = directions_by_strength[strength > 1e-5 * strength.max()][:size].T
+        # Drawn on the CPU: the same on every device.
+        beyond = torch.randn(len(columns), size).to(columns)
+        # QR keeps the span of the first k columns for every k: earlier blocks keep their span, and
+        # the random directions only fill what is missing.
+        columns = torch.linalg.qr(torch.cat([columns, directions, beyond], 1))[0][
+            :, : columns.shape[1] + size
         ]
-    return made
+    return columns

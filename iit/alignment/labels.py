@@ -1,4 +1,4 @@
-"""Answers that a network can give."""
+"""Which answers a network can give."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,12 @@ from iit.network.layout import width
 
 
 def check_labels(network: Network, encoded: EncodedPairs, split: str | None = None) -> None:
-    """Raises ValueError for a label, or a base's own answer, that is none of the network's classes
-    or of the tokens in its head.
+    """Raises ValueError for a label, or a base's own answer, that the network cannot give.
 
-    split: which split the pairs are, for the message.
+    It can give its classes, or the tokens in its head.
+
+    Arguments:
+        split: the pairs' split, for the message.
     """
     batch = encoded.batch(range(len(encoded)))
     n = n_answers(network, batch["base"])
@@ -27,9 +29,11 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
     ):
         if answer is None:
             continue
+        # −100 is padding, and no answer.
         wrong = answer[((answer < 0) & (answer != IGNORED)) | (answer >= n)]
         if len(wrong):
             where = "" if split is None else f" of the {split} split"
+            # The pair that has the first wrong token: Tensor[n, …] → [n, tokens] → [n].
             row = int(((answer == wrong[0]).flatten(1)).any(1).nonzero()[0])
             raise ValueError(
                 f"{name}: {int(wrong[0])} (pair {row}{where}) is none of the {n} {what} that "
@@ -39,8 +43,9 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
 
 
 def n_answers(network: Network, inputs: Mapping[str, Any]) -> int:
-    """How many classes, or tokens, a network gives logits for; a classifier is asked with the first
-    of these inputs.
+    """How many classes, or tokens, a network gives logits for.
+
+    A classifier is run on the first of these inputs to find out.
     """
     if isinstance(network, LanguageModel):
         head: Any = network.model.get_output_embeddings()

@@ -1,6 +1,4 @@
-"""How far from natural an edit's activations are: what it makes of the base, and what a natural
-counterpart has there.
-"""
+"""Edited activations beside natural ones."""
 
 from typing import Any
 
@@ -12,21 +10,21 @@ from iit.intervention import VanillaIntervention
 
 
 def latents(alignment: Alignment, batch: dict[str, Any]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """[(edited activation, natural one, which pairs have one)], one for each edit, as
-    `Prediction.latents`.
+    """What each edit makes of the base, and the natural activation: see `Prediction.latents`.
 
-    Every edit is applied by itself to the unedited base. Without a pass over the network where the
-    alignment has a store.
+    Each edit is applied by itself to the unedited base. With a store this takes no pass over the
+    network.
     """
     natural = IntervenedModel(
         alignment.studied or alignment.network,
         {key: Edit(edit.sites, VanillaIntervention()) for key, edit in alignment.edits.items()},
     )
     natural.store = alignment.store
-    made = alignment.edited_activations(batch["base"], batch["sources"], batch["active"])
-    known: Any = dict.fromkeys(alignment.edits, batch["has_natural"])
-    there = natural.edited_activations(batch["base"], batch["natural"], known)
+    edited = alignment.edited_activations(batch["base"], batch["sources"], batch["active"])
+    # A pair without a counterpart has the base in its place; its edit stays inactive.
+    has_natural: Any = dict.fromkeys(alignment.edits, batch["has_natural"])
+    natural_activations = natural.edited_activations(batch["base"], batch["natural"], has_natural)
     return [
-        (made[key], there[key], batch["has_natural"].to(made[key].device))
+        (edited[key], natural_activations[key], batch["has_natural"].to(edited[key].device))
         for key in alignment.edits
     ]

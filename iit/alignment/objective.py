@@ -18,13 +18,15 @@ IGNORED = -100
 class Prediction(NamedTuple):
     """What an edited run gave, and what it was to give.
 
-    logits: Tensor[batch, n_answer, vocab], at the answer's tokens; the answer is teacher-forced.
-    answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter; or [batch, 1,
-        n_right] where each of several tokens is right.
-    own: the base's own answer, likewise; None where the pairs do not know it.
-    latents: () → [(edited activation, natural one, BoolTensor[batch] of pairs that have a natural
-        one)], Tensor[batch, position, width] each, for every edit; None where the pairs have no
-        natural counterparts.
+    Arguments:
+        logits: Tensor[batch, n_answer, vocab], at the answer's tokens; the answer is
+            teacher-forced.
+        answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter. Or
+            LongTensor[batch, 1, n_right], where each of several tokens is right.
+        own: the base's own answer, in the same form; None where the pairs do not know it.
+        latents: () → [(edited activation, natural activation, BoolTensor[batch] of pairs that have
+            a natural one)], one entry for each edit. Activations are Tensor[batch, position,
+            width]. None where the pairs have no natural counterparts.
     """
 
     logits: Tensor
@@ -34,51 +36,65 @@ class Prediction(NamedTuple):
 
 
 class Objective(ABC):
-    """A loss of each pair; the module takes the mean.
+    """A loss of each pair; the Lightning module takes the mean.
 
-    needs_natural: whether it reads the pairs' natural counterparts.
+    Attributes:
+        needs_natural: whether it reads the pairs' natural counterparts.
     """
 
     needs_natural = False
 
     @abstractmethod
     def __call__(self, made: Prediction) -> Float[Tensor, " batch"]:
-        """Loss of each pair, in fp32; a mean over the answer's tokens."""
+        """The loss of each pair, in fp32; a mean over the answer's tokens."""
 
-    # Most read nothing but the label.
+    # Not abstract: most objectives read nothing but the label.
     def check(self, batch: Mapping[str, Any]) -> None:  # noqa: B027
-        """Before anything is trained: raises ValueError for a batch of pairs (see `EncodedPairs`)
-        that lacks what the objective reads.
+        """Check a batch of pairs (see `EncodedPairs`) before anything is trained.
+
+        Raises ValueError for a batch that lacks what the objective reads.
         """
 
     def on_own_answer(self) -> "Objective":
-        """What stands for it in losses made of pairs whose label is the base's own answer (MDAS's
-        isolate, IIT's behaviour and strict).
+        """The objective of pairs whose label is the base's own answer.
+
+        MDAS's isolate, and IIT's behaviour and strict, are made of such pairs. By default it is
+        this objective itself.
         """
         return self
 
 
 @final
 class CrossEntropy(Objective):
-    """−log p(label) over the whole vocabulary, in nats. Where several tokens are right, p is the
-    sum of their probabilities.
+    """−log p(label) over the whole vocabulary, in nats.
+
+    Where several tokens are right, p is the sum of their probabilities.
     """
 
     def __call__(self, made: Prediction) -> Tensor:
-        """Cross-entropy."""
+        """The cross-entropy of each pair."""
         return cross_entropy(made.logits, made.answer)
 
 
 @final
 class KLDivergence(Objective):
-    """KL(q ‖ p) = Σ q·(log q − log p) of the label's distribution q and the network's p, in nats
-    (arXiv 1512.00567 for smoothing).
+    """The KL divergence of the network's distribution from the label's, in nats.
 
-    q spreads 1 − smoothing evenly over the right tokens, and smoothing evenly over the vocabulary.
-    With one right token and no smoothing it is the cross-entropy; with several right ones it asks
-    for all of them, where the cross-entropy asks for any.
+        KL(q ‖ p) = Σ q · (log q − log p)
 
-    Raises ValueError for smoothing outside 0 ≤ smoothing < 1.
+    The label's distribution q spreads 1 − smoothing evenly over the right tokens, and smoothing
+    evenly over the vocabulary; p is the network's. With one right token and no smoothing it is the
+    cross-entropy. With several right tokens it asks for all of them, while the cross-entropy asks
+    for any.
+
+    Arguments:
+        smoothing: a share of the probability, 0 ≤ smoothing < 1.
+
+    Raises:
+        ValueError: for another smoothing.
+
+    References:
+        arXiv 1512.00567, for smoothing.
     """
 
     def __init__(self, smoothing: float = 0.0):
@@ -89,13 +105,16 @@ class KLDivergence(Objective):
         self.smoothing = smoothing
 
     def __call__(self, made: Prediction) -> Tensor:
-        """KL divergence from the label's distribution."""
+        """The KL divergence of each pair."""
         log_p, right, present = _log_probabilities(made)
         n_right, n = present.sum(-1), log_p.shape[-1]
+        # q is `on_label + even` on a right token, and `even` on any other.
         even = self.smoothing / n
         on_label = (1 - self.smoothing) / n_right.clamp(min=1)
+        # −Σ q · log p, the cross-entropy of the two distributions: Tensor[batch, n_answer].
         against = -(on_label * (right * present).sum(-1) + even * log_p.sum(-1))
         q = on_label + even
+        # The entropy of q, which the network cannot change; 0 · log 0 counts as 0.
         entropy = -(
             n_right * q * q.log() + (n - n_right) * (even * math.log(even) if even else 0.0)
         )
@@ -104,26 +123,30 @@ class KLDivergence(Objective):
 
 @final
 class LogitDifference(Objective):
-    """−(logit of the label − logit of the base's own answer), where their tokens first differ; 0
-    where they are the same.
+    """−(logit of the label − logit of the base's own answer), where their tokens first differ.
 
-    In losses made of pairs whose label is the base's own answer, `AnswerMargin` with the same
-    margin stands for it.
+    It is 0 where they are the same, or where one begins with the other. For pairs whose label is
+    the base's own answer, `AnswerMargin` with the same margin is its objective.
 
-    margin: the difference that is enough: the loss is max(0, margin − difference). None:
-        −difference without an end.
-    Raises ValueError, when called or checked, where the base's own answer is not known or several
-    tokens are right.
+    Arguments:
+        margin: the difference that is enough. The loss is then max(0, margin − difference). With
+            None it is −difference, without an end.
+
+    Raises:
+        ValueError: when called or checked, where the base's own answer is not known, or several
+            tokens are right.
     """
 
     def __init__(self, margin: float | None = None):
         self.margin = margin
 
     def __call__(self, made: Prediction) -> Tensor:
-        """Negative logit difference, or what it lacks of the margin."""
-        found = logit_difference(made.logits, made.answer, _checked_own(made.answer, made.own))
-        same = found.isnan()
-        lacking = -found if self.margin is None else F.relu(self.margin - found)
+        """The negative logit difference, or what it lacks of the margin."""
+        difference = logit_difference(made.logits, made.answer, _checked_own(made.answer, made.own))
+        # The logit difference is NaN where the answers do not differ, or where one begins the
+        # other.
+        same = difference.isnan()
+        lacking = -difference if self.margin is None else F.relu(self.margin - difference)
         return torch.where(same, 0.0, lacking)
 
     def check(self, batch: Mapping[str, Any]) -> None:
@@ -131,48 +154,56 @@ class LogitDifference(Objective):
         _checked_own(batch["base"]["answer"], batch.get("base_answer"))
 
     def on_own_answer(self) -> "AnswerMargin":
-        """The logit against the best other token's."""
+        """The same margin, against the best other token."""
         return AnswerMargin(self.margin)
 
 
 @final
 class AnswerMargin(Objective):
-    """−(logit of the label − the highest logit of another token), a mean over the answer's tokens;
-    of several right tokens the best one's.
+    """−(logit of the label − the highest logit of another token), a mean over the answer's tokens.
 
-    margin: the difference that is enough: the loss is max(0, margin − difference). None:
-        −difference without an end.
+    Where several tokens are right, the best of them counts.
+
+    Arguments:
+        margin: the difference that is enough. The loss is then max(0, margin − difference). With
+            None it is −difference, without an end.
     """
 
     def __init__(self, margin: float | None = None):
         self.margin = margin
 
     def __call__(self, made: Prediction) -> Tensor:
-        """Negative logit difference, or what it lacks of the margin."""
+        """The negative logit difference, or what it lacks of the margin."""
         logits = made.logits.float()
+        # Tensor[batch, n_answer, n_right]
         right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)
         present = right != IGNORED
+        # Padding (−100) is clamped to token 0, and adds nothing there.
         is_right = torch.zeros_like(logits).scatter_add(-1, right.clamp(min=0), present.float()) > 0
+        # The highest logit among right tokens, and among all others: Tensor[batch, n_answer].
         best, other = (
             logits.masked_fill(mask, -torch.inf).amax(-1) for mask in (~is_right, is_right)
         )
-        found = torch.where(present.any(-1), best, 0.0) - other
+        difference = torch.where(present.any(-1), best, 0.0) - other
         return _over_tokens(
-            -found if self.margin is None else F.relu(self.margin - found), present.any(-1)
+            -difference if self.margin is None else F.relu(self.margin - difference),
+            present.any(-1),
         )
 
 
 @final
 class MeanSquaredError(Objective):
-    """Σ (p − q)² over the vocabulary, of the network's probabilities p and the label's q: 1 on the
-    right token, or spread evenly.
+    """Σ (p − q)² over the vocabulary, for the network's probabilities p and the label's q.
+
+    q is 1 on the right token, or spread evenly over several.
     """
 
     def __call__(self, made: Prediction) -> Tensor:
-        """Squared error of the probabilities (the Brier score)."""
+        """The squared error of the probabilities (the Brier score)."""
         log_p, right, present = _log_probabilities(made)
         share = 1 / present.sum(-1).clamp(min=1)
         on_right = (right.exp() * present).sum(-1)
+        # Σ p² − 2 Σ p·q + Σ q²; the last sum is n · (1/n)² = 1/n for n right tokens.
         return _over_tokens(
             log_p.exp().square().sum(-1) - 2 * share * on_right + share, present.any(-1)
         )
@@ -180,16 +211,24 @@ class MeanSquaredError(Objective):
 
 @final
 class CounterfactualLatent(Objective):
-    """objective + weight · the distance of edited activations from natural ones (after arXiv
-    2511.04638).
+    """objective + weight · the distance of edited activations from natural ones.
 
-    The distance is ½·‖e − n‖²/‖n‖² + ½·(1 − cos(e, n)), a mean over the positions of all edits: e
-    is what an edit makes of the base's activation, n the activation of a prompt whose own variables
-    have the values that the interchange asks for (`data.natural=true`). Pairs for which there is no
-    such prompt add nothing.
+        distance = ½ · ‖e − n‖² / ‖n‖² + ½ · (1 − cos(e, n))
 
-    Raises ValueError for a negative weight and, when called or checked, for pairs without natural
-    counterparts.
+    Here e is what an edit makes of the base's activation. n is the activation of a prompt whose own
+    variables have the values that the interchange asks for (`data.natural=true`). The distance is a
+    mean over each edit's positions, and then over edits. A pair without such a prompt adds nothing.
+
+    Arguments:
+        objective: the loss that the distance is added to.
+        weight: of the distance; 0.1 by default.
+
+    Raises:
+        ValueError: for a weight that is negative or not finite; when called or checked, for pairs
+            without natural counterparts.
+
+    References:
+        after arXiv 2511.04638.
     """
 
     needs_natural = True
@@ -202,16 +241,17 @@ class CounterfactualLatent(Objective):
         self.objective, self.weight = objective, weight
 
     def __call__(self, made: Prediction) -> Tensor:
-        """The objective, and the distance."""
+        """The objective and the weighted distance."""
         if made.latents is None:
             raise ValueError(_UNNATURAL)
-        found = []
-        for edited, natural, known in made.latents():
+        distances = []
+        for edited, natural, has_natural in made.latents():
             edited, natural = edited.float(), natural.float()
+            # Tensor[batch, position] each: relative squared distance, and 1 − cosine.
             apart = (edited - natural).square().sum(-1) / natural.square().sum(-1).clamp(min=1e-12)
             turned = 1 - F.cosine_similarity(edited, natural, dim=-1)
-            found.append(torch.where(known, (0.5 * (apart + turned)).mean(1), 0.0))
-        return self.objective(made) + self.weight * torch.stack(found).mean(0)
+            distances.append(torch.where(has_natural, (0.5 * (apart + turned)).mean(1), 0.0))
+        return self.objective(made) + self.weight * torch.stack(distances).mean(0)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raises ValueError for pairs without natural counterparts, and as its objective does."""
@@ -220,9 +260,9 @@ class CounterfactualLatent(Objective):
         self.objective.check(batch)
 
     def on_own_answer(self) -> "CounterfactualLatent":
-        """The same of what stands for its objective."""
-        kept = self.objective.on_own_answer()
-        return self if kept is self.objective else CounterfactualLatent(kept, self.weight)
+        """The distance, added to the stand-in of its objective."""
+        objective = self.objective.on_own_answer()
+        return self if objective is self.objective else CounterfactualLatent(objective, self.weight)
 
 
 _UNNATURAL = (
@@ -248,6 +288,7 @@ def cross_entropy(
     """−log p(answer) of each example: a mean over its answer's tokens, in nats and fp32."""
     if answer.ndim == 3:
         chosen = logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0))
+        # log Σ p over the right tokens; n_answer is 1 here.
         return -chosen.masked_fill(answer == IGNORED, -torch.inf).logsumexp(-1).squeeze(1)
     losses = F.cross_entropy(
         logits.flatten(0, 1).float(), answer.flatten(), ignore_index=IGNORED, reduction="none"
@@ -256,8 +297,9 @@ def cross_entropy(
 
 
 def _log_probabilities(made: Prediction) -> tuple[Tensor, Tensor, Tensor]:
-    """log p of the whole vocabulary, of the right tokens (Tensor[batch, n_answer, n_right]), and
-    which of these there are.
+    """(log p of the whole vocabulary, log p of the right tokens, which of these tokens exist).
+
+    The first is Tensor[batch, n_answer, vocab], the others are [batch, n_answer, n_right].
     """
     log_p = made.logits.float().log_softmax(-1)
     right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)

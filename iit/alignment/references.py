@@ -1,4 +1,4 @@
-"""What a training is seen beside: the whole vector, and a random subspace of equal rank."""
+"""References beside a training: the whole vector, and a random subspace of equal rank."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,56 +19,64 @@ def measured(
     batch_size: int,
     trained: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """{what it is logged as: a reference's IIA on validation pairs}, beside each of some cells.
+    """The IIA of each cell's references on validation pairs, {name in the log: value}.
 
-    trained: the variables whose pairs count; all by default.
+    Arguments:
+        cells: {name: alignment}.
+        pairs: the validation pairs.
+        batch_size: pairs a batch.
+        trained: the variables whose pairs count; all by default.
     """
+    # A pair counts where all that it interchanges is trained.
     counts = torch.tensor([trained is None or set(v) <= set(trained) for v in pairs.interchanged])
     lines: dict[str, float] = {}
     for name, cell in cells.items():
         for control, reference in references(cell).items():
+            # Batches come in the order of their cost; their rows put the figures back in place.
             right = torch.zeros(len(pairs))
             for batch in pairs.batches(batch_size, reference.n_columns):
                 base = batch["base"]
                 logits = reference.answer_logits(base, batch["sources"], batch["active"]).cpu()
                 right[batch["row"]] = correct(logits, base["answer"]).float()
-            for metric, chosen in (("iia", counts), ("iia_changing", counts & pairs.changing)):
+            for metric, selected in (("iia", counts), ("iia_changing", counts & pairs.changing)):
                 logged = f"val/{control}/{metric}" + (f"/{name}" if name else "")
-                lines[logged] = float(right[chosen].mean())
+                lines[logged] = float(right[selected].mean())
     return lines
 
 
 def references(alignment: Alignment) -> dict[str, Alignment]:
-    """{control: the reference}.
+    """The references of an alignment, {control: alignment}.
 
-    An alignment with an edit that reads no source has none. One with an edit whose rank is learned,
-    not known, or the whole width has no random subspace.
+    There is none for an alignment with an edit that reads no source. There is no random subspace
+    where the rank of an edit is learned, unknown, or the whole width.
     """
+    # Without a source there is nothing to swap.
     if not all(edit.intervention.needs_source for edit in alignment.edits.values()):
         return {}
-    found = {"vanilla": vanilla(alignment)}
+    alignments = {"vanilla": vanilla(alignment)}
     frames = random_frames(alignment)
-    return found if frames is None else found | {"random_subspace": frames}
+    return alignments if frames is None else alignments | {"random_subspace": frames}
 
 
 def vanilla(alignment: Alignment) -> Alignment:
-    """Every edit swaps the whole vector of its sites: a reference, not an upper bound.
+    """An alignment whose edits swap whole vectors: a reference, not an upper bound.
 
-    Of the variables of one edit's blocks each swaps the whole vector; where several are active, the
-    last one's source stays.
+    Each variable of an edit with blocks swaps the whole vector. Where several are active, the last
+    one's source stays.
     """
     edits = {}
     for key, edit in alignment.edits.items():
+        # A whole vector has no blocks: each variable gets an edit of its own.
         for variable in edit.intervention.blocks or (key,):
             edits[variable] = Edit(edit.sites, VanillaIntervention(), edit.source_sites, edit.joint)
     return beside(alignment, edits)
 
 
 def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
-    """Every edit swaps a random subspace of its rank; None where an edit has no fixed rank below
-    its width.
+    """An alignment whose edits swap random subspaces of their ranks.
 
-    The global generator is left as it was.
+    None where an edit has no fixed rank below its width. The global random generator is left as it
+    was.
     """
     edits = {}
     with torch.random.fork_rng(devices=[]):
@@ -78,6 +86,7 @@ def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
             rank, width = _rank(trained), trained.width
             if rank is None or width is None or rank >= width:
                 return None
+            # Frozen: this subspace is never trained.
             basis = Frame(width, rank).requires_grad_(False)
             frame = Intervention(trained.name, basis, All(), Swap(), blocks=trained.block_sizes)
             edits[key] = Edit(edit.sites, frame, edit.source_sites, edit.joint)
@@ -85,14 +94,14 @@ def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
 
 
 def beside(alignment: Alignment, edits: Mapping[Any, Edit]) -> Alignment:
-    """Other edits on the same network, which share what the alignment's runs have left."""
+    """An alignment with other edits on the same network, which shares the activation store."""
     other = Alignment(alignment.studied or alignment.network, edits)
     other.store = alignment.store
     return other
 
 
 def _rank(intervention: Intervention) -> int | None:
-    """How many dimensions are swapped; None where that is learned or not known."""
+    """How many dimensions an intervention swaps; None where that is learned or unknown."""
     gate = intervention.gate
     if isinstance(gate, SoftGate):
         return None

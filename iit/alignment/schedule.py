@@ -8,14 +8,21 @@ SHAPES = ("linear", "exponential")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that goes from `start` to `stop` and stays there.
+    """A number that goes from `start` to `stop`, and stays there.
 
-    At optimizer step t it is start + (stop − start)·s, or start·(stop/start)^s where it is
-    exponential, with s = min(t/steps, 1).
+    At optimizer step t, with s = min(t/steps, 1), it is
 
-    steps: optimizer steps; None = as many as the training has.
-    Raises ValueError for no steps, ends that are not finite, an unknown shape, and an exponential
-    one that starts or stops at or below 0.
+        start + (stop − start) · s       (linear)
+        start · (stop/start)^s           (exponential)
+
+    Arguments:
+        start, stop: the first and the last value, both finite.
+        steps: how many optimizer steps it takes; None for as many as the training has.
+        shape: linear | exponential.
+
+    Raises:
+        ValueError: for fewer than one step; ends that are not finite; an unknown shape; an
+            exponential schedule that starts or stops at or below 0.
     """
 
     start: int | float
@@ -42,8 +49,9 @@ class Schedule:
             )
 
     def at(self, step: int, total: int | float) -> float:
-        """The number at an optimizer step of `total`. Raises ValueError where it goes by a training
-        that has no end.
+        """The number at an optimizer step, in a training of `total` steps.
+
+        Raises ValueError where it takes as long as a training without end.
         """
         steps = total if self.steps is None else self.steps
         if not isfinite(steps) or steps < 1:
@@ -58,9 +66,9 @@ class Schedule:
 
 
 Number = int | float | Schedule
-"""A number that stays, or one that changes with the steps."""
+"""A constant, or a number that changes with the steps."""
 
 
 def ends(number: Number) -> tuple[int | float, int | float]:
-    """Where a number starts and stops; all between lie between."""
+    """The first and the last value of a number; all others lie between them."""
     return (number.start, number.stop) if isinstance(number, Schedule) else (number, number)

@@ -1,4 +1,4 @@
-"""Batches under one another: several runs in one pass over the network."""
+"""Batches below one another: several runs in one pass over the network."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,26 +11,32 @@ IGNORED = -100
 
 
 def stacked(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One batch with the rows of the first, then those of the second, and so on; shorter prompts
-    are padded on the right.
+    """One batch with the rows of the first, then the rows of the second, and so on.
+
+    Shorter prompts, answers and roles are padded on the right: with −100 where that means "absent",
+    else with 0.
     """
     first = batches[0]
-    found: dict[str, Any] = {}
+    stack: dict[str, Any] = {}
     for key in first:
         if key == "positions":
             roles = first[key]
-            found[key] = {
+            stack[key] = {
                 role: _under([batch[key][role] for batch in batches], IGNORED) for role in roles
             }
         else:
-            found[key] = _under(
+            stack[key] = _under(
                 [batch[key] for batch in batches], IGNORED if key == "answer" else 0
             )
-    return found
+    return stack
 
 
 def rows_of(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Some rows of a batch."""
+    """Some rows of a batch.
+
+    Arguments:
+        rows: LongTensor[n].
+    """
     return {
         key: {role: column[rows] for role, column in value.items()}
         if key == "positions"
@@ -40,8 +46,8 @@ def rows_of(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
 
 
 def _under(tensors: Sequence[Tensor], fill: int) -> Tensor:
-    """Concatenated along the first dimension, the last one padded to the widest."""
     widest = max(tensor.shape[-1] for tensor in tensors)
+    # Columns of one dimension, such as class indices, have nothing to pad.
     return torch.cat(
         [pad(t, (0, widest - t.shape[-1]), value=fill) if t.ndim > 1 else t for t in tensors]
     )

@@ -1,4 +1,4 @@
-"""Early stopping, of each cell by itself."""
+"""Early stopping for each cell by itself."""
 
 from math import inf
 from typing import Any
@@ -10,11 +10,14 @@ from iit.alignment.cells import Cells
 
 
 class EarlyStopping(L.Callback):
-    """Stop training a cell when nothing has improved for `patience` epochs.
+    """Stop training a cell when nothing has improved for some epochs.
 
-    What may improve is the accuracy that the module's `monitor` names, and `val/loss`. A `monitor`
-    that is a loss decides alone. The last cell that stops ends the training; Lightning's own
-    callback stops all cells at once.
+    The accuracy that the module's `monitor` names may improve, or `val/loss`. A `monitor` that is
+    the loss decides alone. The last cell that stops ends the training; Lightning's own callback
+    stops all cells at once.
+
+    Arguments:
+        patience: how many epochs a cell may go without an improvement.
     """
 
     def __init__(self, patience: int = 3):
@@ -23,13 +26,14 @@ class EarlyStopping(L.Callback):
         self._waited: dict[str, int] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count the epochs that were no better."""
+        """Count the epochs without an improvement, and stop the cells that waited too long."""
         assert isinstance(pl_module, Cells)
         if trainer.sanity_checking:
             return
         for name in pl_module.running:
             best = self._best.setdefault(name, {})
             waited = self._waited.get(name, 0) + 1
+            # One metric where the monitor is the loss itself.
             for metric in {pl_module.monitor, LOSS}:
                 value = validated(trainer, metric, name)
                 sign = -1 if metric == LOSS else 1
@@ -38,6 +42,7 @@ class EarlyStopping(L.Callback):
                     waited = 0
             self._waited[name] = waited
             if waited >= self.patience:
+                # Epochs count from 0, and this one has been trained.
                 pl_module.stopped[name] = trainer.current_epoch + 1
         if not pl_module.running:
             trainer.should_stop = True

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What Lightning, which takes a second to import, is needed for: not before it is asked for."""
+    """Import the data module when it is first asked for: Lightning takes a second to import."""
     if name != "PairsDataModule":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from iit.data.datamodule import PairsDataModule

@@ -1,4 +1,4 @@
-"""Pairs for Lightning."""
+"""Pairs as a Lightning data module."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,12 +16,21 @@ WINDOW = 4
 
 
 class PairsDataModule(L.LightningDataModule):
-    """Training and validation pairs in batches; the test split is not reachable from here.
+    """Training and validation pairs in batches; the test split cannot be reached from here.
 
-    The order of epoch e depends on (seed, e) only, so a resumed run sees the batches an
+    The order of epoch e depends on (seed, e) only. A resumed run therefore sees the batches that an
     uninterrupted one sees.
 
-    cost: what running each example costs; the pairs of a batch cost about the same.
+    Arguments:
+        pairs: the pairs.
+        network: encodes them.
+        batch_size: pairs a training batch.
+        eval_batch_size: pairs a validation batch.
+        seed: of the order.
+        cost: says what each example costs to run; the pairs of a batch cost about the same.
+
+    Raises:
+        ValueError: for a batch size below 1.
     """
 
     def __init__(
@@ -50,15 +59,16 @@ class PairsDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[int]:
-        """Shuffled anew each epoch, or sampled anew (`Pairs.again`)."""
+        """Training pairs, shuffled anew or sampled anew (`Pairs.again`) in each epoch."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        # Epoch 0 has the pairs as they were sampled.
         if epoch and self.pairs.again is not None:
             self.train = EncodedPairs(self.pairs.again(epoch), self.pairs.variables, self.network)
         batches = AlikeBatches(self.train.costs(self.cost), self.batch_size, self.seed)
         return DataLoader(self.train, batch_sampler=batches, collate_fn=self.train.batch)
 
     def val_dataloader(self) -> DataLoader[int]:
-        """In fixed order."""
+        """Validation pairs in a fixed order."""
         rows = self.validation.costs(self.cost).argsort(stable=True).split(self.eval_batch_size)
         return DataLoader(
             self.validation,
@@ -68,8 +78,14 @@ class PairsDataModule(L.LightningDataModule):
 
 
 class AlikeBatches(Sampler[list[int]]):
-    """Shuffled batches of rows that cost about the same: of every few batches' worth of shuffled
-    rows the cheap go together.
+    """Shuffled batches of rows that cost about the same.
+
+    Within every few batches' worth of shuffled rows, the cheap ones go together.
+
+    Arguments:
+        costs: LongTensor[n], of the rows.
+        size: rows a batch.
+        seed: of the order.
     """
 
     def __init__(self, costs: Tensor, size: int, seed: int):
@@ -80,14 +96,18 @@ class AlikeBatches(Sampler[list[int]]):
         self.sampler = DistributedSampler(numbers, num_replicas=1, rank=0, shuffle=True, seed=seed)
 
     def __len__(self) -> int:
+        # Rounded up: the last batch may be smaller.
         return -(-len(self.costs) // self.size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.tensor(list(self.sampler))
+        # With equal costs there is nothing to sort.
         if bool((self.costs == self.costs[0]).all()):
             yield from (batch.tolist() for batch in order.split(self.size))
             return
+        # Lightning sets the sampler's epoch, so the order is a function of (seed, epoch).
         shuffle = torch.Generator().manual_seed(self.sampler.seed + self.sampler.epoch)
+        # Rows of equal cost come together within a window, whose batches are then shuffled.
         for window in order.split(WINDOW * self.size):
             batches = window[self.costs[window].argsort(stable=True)].split(self.size)
             yield from (

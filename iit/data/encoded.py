@@ -1,4 +1,4 @@
-"""Pairs as tensors: each split is encoded once, batches are cut from it."""
+"""Pairs as tensors: a split is encoded once, and batches are cut from it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +15,7 @@ IGNORED = -100
 
 
 Cost = Callable[[Any, Any], Tensor | None]
-"""(base, active) → what running each example costs, LongTensor[batch]."""
+"""(base, active) → the cost of running each example, LongTensor[batch]; None if unknown."""
 
 
 @runtime_checkable
@@ -25,30 +25,44 @@ class Encoder(Protocol):
     def encode(
         self, inputs: Sequence[Any], /, positions: Any = None, answers: Sequence[Any] | None = None
     ) -> dict[str, Any]:
-        """A batch of the network's inputs, with roles and answers."""
+        """A batch of the network's inputs, with positions and answers."""
         ...
 
 
 class EncodedPairs(torch.utils.data.Dataset[int]):
     """A split of pairs, encoded: `batch(rows)` gives tensors.
 
-    A batch is `{"base": {the network's inputs, positions, answer}, "sources": {variable: {…}},
-    "active": {variable: BoolTensor[batch]}, "base_answer": LongTensor[batch, n], "changing":
-    BoolTensor[batch], "row": LongTensor[batch]}`. The base's answer is the pair's label; `active`
-    names variables that some pairs leave alone (their sources are then the bases); `base_answer` is
-    there where the pairs know it, `natural` ({the inputs, positions}) and `has_natural`
-    (BoolTensor[batch]) where they have natural counterparts.
+    A batch has these entries:
 
-    interchanged: the variables that each pair swaps. labels, kinds, asked: their columns (see
-        `COLUMNS`; None where there is none).
-    alternatives: other answers to the base, as far as the pairs know them: "base" → its own,
-        "source/VARIABLE" → the source's, "rival/NAME" → a rival's; LongTensor[n, n_answer], the
-        label where there is none. speaks: rival → BoolTensor[n], whether it has a label.
-    clusters: int[n], equal for pairs of one template where the pairs know it, else of one base.
+    - "base": {the network's inputs, positions, answer}. The answer is the pair's label.
+    - "sources": {variable: {the inputs, positions}}. Where answers are longer than one token, a
+        source has its own answer, too.
+    - "active": {variable: BoolTensor[batch]}, for variables that some pairs leave alone. Their
+        sources are then the bases.
+    - "changing": BoolTensor[batch].
+    - "row": LongTensor[batch], rows of this split.
+    - "base_answer": LongTensor[batch, n], where the pairs know it.
+    - "natural": likewise, and "has_natural": BoolTensor[batch], where the pairs have natural
+        counterparts.
+
+    Arguments:
+        pairs: the split's table.
+        variables: those whose values are interchanged.
+        network: encodes prompts, roles and answers.
+
+    Attributes:
+        interchanged: the variables that each pair swaps.
+        labels, kinds, asked: their columns (see `COLUMNS`); None where there is none.
+        alternatives: other answers to the base, as far as the pairs know them, LongTensor[n,
+            n_answer]. "base" is its own answer, "source/VARIABLE" the source's, "rival/NAME" a
+            rival's. Where there is none the label stands in.
+        speaks: {rival: BoolTensor[n]}, whether the rival has a label.
+        clusters: int[n], equal for pairs of one template where the pairs know it, else of one base.
     """
 
     def __init__(self, pairs: Dataset, variables: str | Sequence[str], network: Encoder):
         columns: Any = pairs[:]
+        # Tensors are read as NumPy arrays, not as nested lists.
         if not isinstance(columns["base"][0], str):
             columns |= pairs.select_columns(
                 [c for c in columns if c.partition("[")[0] in ("base", "source", "natural")]
@@ -64,50 +78,66 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self._active: dict[str, Tensor] = {}
         self.alternatives: dict[str, Tensor] = {}
         for variable in self.variables:
-            here = [variable in names for names in self.interchanged]
-            found = columns[source_column("source", variable, self.variables)]
+            swapped = [variable in names for names in self.interchanged]
+            sources = columns[source_column("source", variable, self.variables)]
             roles = columns.get(source_column("source_roles", variable, self.variables))
-            chosen = [(found if there else columns["base"])[i] for i, there in enumerate(here)]
+            # Where a pair leaves the variable alone, its base stands in for the source.
+            prompts = [
+                (sources if there else columns["base"])[i] for i, there in enumerate(swapped)
+            ]
             if roles is not None:
                 roles = [
-                    (roles if there else columns["base_roles"])[i] for i, there in enumerate(here)
+                    (roles if there else columns["base_roles"])[i]
+                    for i, there in enumerate(swapped)
                 ]
             answers = columns.get(source_column("source_answer", variable, self.variables))
             if answers is not None:  # where the base stands in, so does its label
                 answers = [
-                    (answers if there else columns["label"])[i] for i, there in enumerate(here)
+                    (answers if there else columns["label"])[i] for i, there in enumerate(swapped)
                 ]
                 answers = None if None in answers else answers
-            source = self._sources[variable] = _encode(network, chosen, roles, answers)
+            source = self._sources[variable] = _encode(network, prompts, roles, answers)
             if answers is not None:
                 self.alternatives[f"source/{variable}"] = source["answer"]
                 # Only sites at the answer's own tokens read it: where it is longer than one.
                 if self._base["answer"].shape[1] == 1:
                     del source["answer"]
-            if not all(here):
-                self._active[variable] = torch.tensor(here)
-        known = columns.get("base_answer")
-        known = None if known is None or any(answer is None for answer in known) else known
-        self._base_answer = None if known is None else _answers(network, columns["base"], known)
-        near = columns.get("natural")
+            if not all(swapped):
+                self._active[variable] = torch.tensor(swapped)
+        base_answers = columns.get("base_answer")
+        # If one base lacks its own answer, the split has none.
+        base_answers = (
+            None
+            if base_answers is None or any(answer is None for answer in base_answers)
+            else base_answers
+        )
+        self._base_answer = (
+            None if base_answers is None else _answers(network, columns["base"], base_answers)
+        )
+        natural = columns.get("natural")
         # A natural counterpart has the answer that the interchange asks for.
         natural_answers = None if self._base["answer"].shape[1] == 1 else columns["label"]
         self._natural = (
             None
-            if near is None
-            else _encode(network, near, columns.get("natural_roles"), natural_answers)
+            if natural is None
+            else _encode(network, natural, columns.get("natural_roles"), natural_answers)
         )
         self._has_natural = torch.tensor(columns.get("has_natural") or [True] * n)
         rivals = columns.get("rival_labels") or []
         # A rival that lacks a variable says nothing of some pairs: there the label stands in, and
         # `speaks` is False.
-        said = {name: [row[name] for row in rivals] for name in (rivals[0] if rivals else ())}
+        rival_labels = {
+            name: [row[name] for row in rivals] for name in (rivals[0] if rivals else ())
+        }
         self.speaks = {
             name: torch.tensor([answer is not None for answer in column])
-            for name, column in said.items()
+            for name, column in rival_labels.items()
         }
-        said = {name: column for name, column in said.items() if bool(self.speaks[name].any())}
-        for name, column in said.items():
+        # A rival without any label here has no alternative answers.
+        rival_labels = {
+            name: column for name, column in rival_labels.items() if bool(self.speaks[name].any())
+        }
+        for name, column in rival_labels.items():
             rows = zip(column, columns["label"], strict=True)
             filled = [label if answer is None else answer for answer, label in rows]
             self.alternatives[f"{RIVAL}{name}"] = _answers(network, columns["base"], filled)
@@ -121,17 +151,18 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             columns.get("asked"),
         )
         self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
+        # Numbers in place of templates or bases: pairs with the same number belong together.
         self.clusters = np.unique(columns.get("template") or self.bases, return_inverse=True)[1]
 
     def __len__(self) -> int:
         return len(self.bases)
 
     def __getitem__(self, index: int) -> int:
-        """The row number itself: a loader's `collate_fn` is `batch`."""
+        """The row number itself; a loader's `collate_fn` is `batch`."""
         return index
 
     def batch(self, rows: Sequence[int]) -> dict[str, Any]:
-        """The pairs of these rows, padded to the longest among them."""
+        """The pairs of these rows, padded to the longest prompt among them."""
         index = torch.as_tensor(list(rows))
         batch = {
             "base": _cut(self._base, index),
@@ -154,32 +185,39 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         )
 
     def costs(self, cost: Cost | None) -> Tensor:
-        """What each pair costs to run, LongTensor[n]: pairs that cost alike should share a batch.
+        """The cost of running each pair, LongTensor[n]; pairs of equal cost should share a batch.
 
-        cost: what a network says to the bases and `active`; where it says nothing, prompts cost
-            their length.
+        Arguments:
+            cost: says the cost from bases and `active`. Where it is None or says nothing, prompts
+                cost their lengths.
         """
         lengths = torch.zeros(len(self), dtype=torch.long)
         for encoded in (self._base, *self._sources.values()):
             if "attention_mask" in encoded:
+                # Base and source lengths in one number, as digits to the base 10,000: rows of equal
+                # lengths sort together.
                 lengths = lengths * 10_000 + encoded["attention_mask"].sum(1)
         if cost is None:
             return lengths
         whole = self.batch(range(len(self)))
-        told = cost(whole["base"], whole["active"])
-        return lengths if told is None else told.cpu()
+        known_costs = cost(whole["base"], whole["active"])
+        return lengths if known_costs is None else known_costs.cpu()
 
     def batches(
         self, size: int, cost: Cost | None = None, *, apart: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """All pairs in batches that cost alike; `row` tells which they are.
+        """All pairs in batches of about equal cost; the batches' `row` says which pairs they hold.
 
-        apart: a batch is of pairs that interchange the same variables, and none is of one pair,
-            which joins the others where there are any.
+        Arguments:
+            size: pairs a batch.
+            cost: as in `costs`.
+            apart: whether a batch holds only pairs that interchange the same variables. A single
+                pair that would be left over joins the others, if there are any.
         """
         order = self.costs(cost).argsort(stable=True).tolist()
         for variables in dict.fromkeys(self.interchanged) if apart else (None,):
             rows = [row for row in order if variables in (None, self.interchanged[row])]
+            # One more a batch, where the last batch would hold a single pair.
             n = size + int(apart and len(rows) % size == 1)
             for start in range(0, len(rows), n):
                 yield self.batch(rows[start : start + n])
@@ -200,23 +238,25 @@ def _encode(
 
 
 def _answers(network: Encoder, given: Any, answers: Sequence[Any]) -> Tensor:
-    """The answers alone, as the network encodes them."""
     return network.encode(list(given), answers=answers)["answer"]
 
 
 def differ(answers: Tensor, others: Tensor) -> list[bool]:
-    """Whether each answer is other tokens than its counterpart; several right ones have no
-    order.
+    """Whether each answer has other tokens than its counterpart.
+
+    Several right answers have no order.
     """
 
     def said(answer: Tensor) -> list[list[int]]:
         rows = [[token for token in row if token != IGNORED] for row in answer.flatten(1).tolist()]
+        # [batch, 1, n_right] holds a set of right tokens, [batch, n_answer] a sequence.
         return [sorted(set(row)) for row in rows] if answer.ndim == 3 else rows
 
     return [one != other for one, other in zip(said(answers), said(others), strict=True)]
 
 
 def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
+    # Prompts are right-padded: what lies beyond the longest of them is padding in all.
     longest = (
         int(encoded["attention_mask"][index].sum(1).max()) if "attention_mask" in encoded else None
     )
@@ -236,7 +276,7 @@ def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
 
 
 def _narrow(index: Tensor) -> Tensor:
-    """Without the trailing columns that are absent in every row; at least one column stays."""
+    """The columns up to the last one that some row uses; at least one column stays."""
     if index.ndim == 3:
         return index
     used = (index != IGNORED).any(0).nonzero()

@@ -16,7 +16,12 @@ FILE = "choice.json"
 @final
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen by validation, as it stands in a run's folder: only `freeze` makes one."""
+    """What validation chose, as it stands in a run's folder; only `freeze` makes one.
+
+    Arguments:
+        path: of the file.
+        text: what it held when it was written.
+    """
 
     path: Path
     text: str
@@ -24,14 +29,15 @@ class Choice:
 
 @final
 class HeldOut:
-    """The test split of pairs, behind a frozen choice."""
+    """All pairs with the test split, which open for a frozen choice only."""
 
     def __init__(self, pairs: Pairs):
         self._pairs = pairs
 
     def opened(self, choice: Choice) -> Pairs:
-        """All pairs, the test split among them. Raises ValueError where the choice is not on disk
-        as it was frozen.
+        """All pairs, the test split among them.
+
+        Raises ValueError where the choice is not on disk as it was frozen.
         """
         if (
             not isinstance(choice, Choice)
@@ -47,19 +53,21 @@ class HeldOut:
 
 
 def hold_out(pairs: Pairs) -> tuple[Pairs, HeldOut]:
-    """(pairs without the test split and without what could draw it again, what opens it once the
-    choice of site, rank and epoch is frozen).
+    """Take the test split away until the choice of site, rank and epoch is frozen.
+
+    Returns the pairs without it, and what opens it. The pairs also lose what could draw the test
+    split again.
     """
     rows = [i for i, split in enumerate(pairs.dataset["split"]) if split != "test"]
-    # A copy: a selection of a dataset still holds what was not selected.
+    # A copy: a selection of a dataset would still hold all rows.
     rest: Any = pairs.dataset.select(rows).with_format("arrow")[:]
     return replace(pairs, dataset=from_table(rest), sampled=None, prompts=None), HeldOut(pairs)
 
 
 def freeze(folder: str | Path, choice: Mapping[str, Any]) -> Choice:
-    """Write what was chosen, and by which validation figures, to `folder / "choice.json"`.
+    """Write the choice, with the validation figures behind it, to `folder / "choice.json"`.
 
-    Raises ValueError for what is not JSON.
+    Raises ValueError for a value that JSON does not have.
     """
     path, text = (
         Path(folder) / FILE,

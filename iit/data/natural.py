@@ -1,4 +1,4 @@
-"""Natural counterparts: prompts that have by themselves what an interchange asks for."""
+"""Natural counterparts: prompts whose own values are those that an interchange asks for."""
 
 from typing import Any
 
@@ -12,35 +12,39 @@ from iit.data.prompts import Prompts
 def counterparts(
     task: Task, pairs: Paired, prompts: Prompts, rng: np.random.Generator
 ) -> list[Any]:
-    """For each pair a written prompt, drawn from those whose variables and output have the values
-    that they have after the
-    interchange; None where there is no such prompt.
+    """For each pair a written prompt that has by itself what the interchange asks for, or None.
 
-    Raises ValueError where no pair has one.
+    It is drawn from the prompts in which the pairs' variables and the output have the values that
+    they have after the interchange. Raises ValueError where no pair has a counterpart.
     """
     variables = list(pairs.sources)
-    own = task.model.run_batch(prompts.inputs)
+    prompt_settings = task.model.run_batch(prompts.inputs)
+    # {(values of the variables and the output): rows of `prompts`}; `repr` makes any value
+    # hashable.
     groups: dict[tuple[str, ...], list[int]] = {}
     for row, key in enumerate(
-        zip(*(map(repr, own[v]) for v in (*variables, task.model.output)), strict=True)
+        zip(*(map(repr, prompt_settings[v]) for v in (*variables, task.model.output)), strict=True)
     ):
         groups.setdefault(key, []).append(row)
-    base = task.model.run_batch(pairs.bases.inputs)
+    base_settings = task.model.run_batch(pairs.bases.inputs)
     assert pairs.source_values is not None
-    held = {
+    # A variable that the pair leaves alone keeps the base's value.
+    swapped_values = {
         v: [
-            base[v][i] if source is None else pairs.source_values[v][i]
+            base_settings[v][i] if source is None else pairs.source_values[v][i]
             for i, source in enumerate(pairs.sources[v])
         ]
         for v in variables
     }
-    after = task.model.do_batch(pairs.bases.inputs, held)
+    after = task.model.do_batch(pairs.bases.inputs, swapped_values)
     wanted = zip(*(map(repr, after[v]) for v in (*variables, task.model.output)), strict=True)
-    found = [groups.get(key) for key in wanted]
-    if not any(found):
+    candidates = [groups.get(key) for key in wanted]
+    if not any(candidates):
         raise ValueError(
             f"data.natural: none of the {len(prompts)} prompts has by itself what an interchange "
             f"of {variables} asks for; give "
             "more prompts, or leave it out."
         )
-    return [prompts.written[rows[int(rng.integers(len(rows)))]] if rows else None for rows in found]
+    return [
+        prompts.written[rows[int(rng.integers(len(rows)))]] if rows else None for rows in candidates
+    ]

@@ -1,6 +1,4 @@
-"""One's own pairs: read from a file, split by base prompt, kept where the network answers as the
-file says.
-"""
+"""One's own pairs: read from a file, split by base prompt, filtered by a network's answers."""
 
 import json
 import reprlib
@@ -23,14 +21,14 @@ class Answering(Protocol):
     """What filtering asks of a network."""
 
     def answers_right(self, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        """bool[n]: whether each answer is the argmax, token by token."""
+        """Whether each answer is the argmax, token by token: bool[n]."""
         ...
 
 
 def read_rows(path: Path) -> list[Any]:
     """The rows of a file: Parquet, JSON lines or a JSON array.
 
-    Raises FileNotFoundError, and ValueError for what cannot be read or is empty.
+    Raises FileNotFoundError, and ValueError for a file that cannot be read or is empty.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -48,7 +46,7 @@ def read_rows(path: Path) -> list[Any]:
 
 
 def _json_rows(path: Path) -> list[Any]:
-    """Each line is a row, or the whole file is an array of rows."""
+    """The rows of a text file: one in each line, or the whole file as an array."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # without a byte-order mark
     except UnicodeDecodeError as error:
@@ -74,8 +72,9 @@ def _json_rows(path: Path) -> list[Any]:
 
 
 def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file. Raises ValueError for a key that stands twice: json would keep the
-    last one.
+    """An object of a JSON file.
+
+    Raises ValueError for a key that stands twice: json would keep the last one.
     """
     twins = sorted(name for name, n in Counter(name for name, _ in items).items() if n > 1)
     if twins:
@@ -84,10 +83,11 @@ def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence[str]) -> None:
-    """Raises ValueError that names row and column: one is missing, or in some rows only, or holds
-    what cannot be.
+    """Check the columns of a file's rows.
 
-    Further columns are the user's own.
+    Raises ValueError, naming row and column, for a column that is missing or holds a wrong value. A
+    column that stands in some rows only is missing in the others. Further columns are the user's
+    own, and not checked.
     """
     first = rows[0].get("base")
     texts = isinstance(first, str)
@@ -99,8 +99,8 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
         | ({"base_roles"} if texts else set())
         | ({"interchanged"} if several else set())
     )
-    # What one row has, every row has; of several variables only the sources differ from pair to
-    # pair.
+    # What one row has, every row has. With several variables only the source columns differ from
+    # pair to pair: a pair lacks those of a variable that it leaves alone.
     needed |= {name for row in rows for name in row if name in COLUMNS and row[name] is not None}
     if several:
         needed -= set(SOURCE)
@@ -121,6 +121,7 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
             prompt = row.get(name.replace("_roles", "", 1))
             if value is None or kind not in COLUMNS:
                 continue
+            # Templates are all texts, or all numbers.
             mixed = kind == "template" and type(value) is not type(rows[0][name])
             if mixed or not _fits(kind, value, prompt, shape, variables):
                 raise ValueError(
@@ -138,7 +139,12 @@ def _fits(
 ) -> bool:
     """Whether a column may hold the value.
 
-    prompt: whose places roles are. shape: of the file's tensors; None where its prompts are texts.
+    Arguments:
+        kind: the column's name, without the variable in brackets.
+        value: the value.
+        prompt: the prompt that roles are places of.
+        shape: of the file's tensors; None where its prompts are texts.
+        variables: the pairs' variables.
     """
     texts = shape is None
     if kind in ("base", "source", "natural"):
@@ -161,6 +167,7 @@ def _fits(
         return isinstance(value, list) and all(variable in variables for variable in value)
     if kind in ("asked", "has_natural"):
         return isinstance(value, bool)
+    # What is left is `changing`, which is worked out anew, or rival_labels.
     return kind != "rival_labels" or isinstance(value, dict)
 
 
@@ -170,7 +177,7 @@ def _is_span(span: Any, prompt: Any) -> bool:
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    """The shape of a tensor; None for what is none: ragged, or not of finite numbers."""
+    """The shape of a tensor; None for a value that is ragged, or does not hold finite numbers."""
     try:
         tensor = np.asarray(value, np.float32)
     except (ValueError, TypeError):
@@ -179,12 +186,13 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int) -> None:
-    """Give each row a split; rows of one base prompt share theirs."""
+    """Give each row a split; all rows of one base prompt get the same."""
+    # Sorted: the splits do not depend on the order of the rows.
     bases = sorted({_key(row["base"]) for row in rows})
     parts = disjoint_pools({"base": bases}, ["base"], shares, rng=np.random.default_rng(seed))
-    of_base = {base: split for split, pools in parts.items() for base in pools["base"]}
+    split_of = {base: split for split, pools in parts.items() for base in pools["base"]}
     for row in rows:
-        row["split"] = of_base[_key(row["base"])]
+        row["split"] = split_of[_key(row["base"])]
 
 
 def answered(
@@ -194,8 +202,12 @@ def answered(
     facts: dict[str, Any],
     split: str,
 ) -> list[dict[str, Any]]:
-    """Leave out pairs whose prompts the network answers otherwise than the file says, and flag the
-    changing ones.
+    """Leave out pairs whose prompts the network answers otherwise, and flag the changing pairs.
+
+    A pair stays where the network gives every answer that the file names. The counts go into
+    `facts`.
+
+    Raises ValueError where only a network could say which pairs are changing, and none is given.
     """
     names = [("base", "base_answer")]
     names += [
@@ -204,49 +216,55 @@ def answered(
     ]
 
     def answers_in(row: dict[str, Any]) -> dict[tuple[str, str], tuple[Any, Any]]:
+        """The row's prompts with the answers that the file names: {keys: (prompt, answer)}."""
         pairs = [(row.get(prompt), row.get(answer)) for prompt, answer in names]
         return {(_key(p), _key(a)): (p, a) for p, a in pairs if p is not None and a is not None}
 
-    said: dict[tuple[str, str], tuple[Any, Any]] = {}
+    answers_of_file: dict[tuple[str, str], tuple[Any, Any]] = {}
+    # Labels whose pairs have no base_answer: does the network give them on the unedited base?
     asked: dict[tuple[str, str], tuple[Any, Any]] = {}
     for row in rows:
-        said |= answers_in(row)
+        answers_of_file |= answers_in(row)
         if row.get("base_answer") is None:
             asked[_key(row["base"]), _key(row["label"])] = row["base"], row["label"]
     right: dict[tuple[str, str], bool] = {}
     if network is not None:
-        questions = dict(sorted((said | asked).items()))
+        # Each question is asked once, in an order that does not depend on the file's.
+        questions = dict(sorted((answers_of_file | asked).items()))
         prompts, answers = map(list, zip(*questions.values(), strict=True))
         outcomes = network.answers_right(prompts, answers)
         right = dict(zip(questions, map(bool, outcomes), strict=True))
-    elif set(asked) - set(said):
+    elif set(asked) - set(answers_of_file):
         raise ValueError(
             "Pairs without the column base_answer need a network to tell which pairs are "
             "changing: load(path, network)."
         )
-    if said and network is not None:
-        facts["drawn"][split], facts["right"][split] = len(said), sum(right[item] for item in said)
-    kept = []
+    if answers_of_file and network is not None:
+        facts["drawn"][split], facts["right"][split] = (
+            len(answers_of_file),
+            sum(right[item] for item in answers_of_file),
+        )
+    rows_left = []
     for row in rows:
         if all(right.get(question, True) for question in answers_in(row)):
             answer = row.get("base_answer")
             changing = row["label"] != answer
             if answer is None:
                 changing = not right[_key(row["base"]), _key(row["label"])]
-            kept.append({**row, "changing": changing})
-    known = [row for row in kept if row.get("base_answer") is not None]
-    # what counts is tokens, however the file writes them
-    if known and isinstance(network, Encoder):
-        bases = [row["base"] for row in known]
+            rows_left.append({**row, "changing": changing})
+    rows_with_answer = [row for row in rows_left if row.get("base_answer") is not None]
+    # Tokens decide, however the file writes the answers.
+    if rows_with_answer and isinstance(network, Encoder):
+        bases = [row["base"] for row in rows_with_answer]
         labels, answers = (
-            network.encode(bases, answers=[row[c] for row in known])["answer"]
+            network.encode(bases, answers=[row[c] for row in rows_with_answer])["answer"]
             for c in ("label", "base_answer")
         )
-        for row, changing in zip(known, differ(labels, answers), strict=True):
+        for row, changing in zip(rows_with_answer, differ(labels, answers), strict=True):
             row["changing"] = changing
-    return kept
+    return rows_left
 
 
 def _key(prompt: Any) -> str:
-    """What tells prompts (and answers) apart: a text itself, a tensor's numbers."""
+    """What tells prompts (and answers) apart: a text itself, or a tensor's numbers."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt)

@@ -12,20 +12,24 @@ from iit.data.prompts import Answers, Prompts, answers
 from iit.data.sources import Sources
 
 ROUNDS = 200
+"""How often sources are drawn anew for bases whose pairs do not fit."""
 STAND_IN = 3
+"""How often other bases stand in for those that find no source."""
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What pairs are to be like.
 
-    variables: whose values are interchanged. together: all of them in every pair, each from its own
-        source; else one of them in each pair.
-    changing_share: share of pairs whose label differs from the base's own answer; None takes them
-        as they come.
-    separate: rivals whose labels must all differ from the label.
-    natural: whether natural counterparts are going to be looked for. kinds: whether anybody asks
-        for the pairs' kinds.
+    Arguments:
+        variables: whose values are interchanged.
+        together: whether all of them are in every pair, each from its own source; else one of them
+            in each pair.
+        changing_share: the share of pairs whose label differs from the base's own answer; None
+            takes them as they come.
+        separate: rivals whose labels must all differ from the label.
+        natural: whether natural counterparts will be looked for.
+        kinds: whether anybody asks for the pairs' kinds.
     """
 
     variables: tuple[str, ...]
@@ -37,7 +41,7 @@ class Wanted:
 
     @property
     def patterns(self) -> list[tuple[str, ...]]:
-        """Which variables a pair may interchange."""
+        """The sets of variables that a pair may interchange."""
         return (
             [self.variables]
             if self.together or not self.variables
@@ -49,13 +53,16 @@ class Wanted:
 class Paired:
     """Labelled pairs in columns, each as long as the bases.
 
-    sources, source_answers: variable → the prompts its value is taken from, and their answers; None
-        in a pair that leaves it alone.
-    labels: what the causal model answers after the interchange. rivals: rival → what that one does;
-        None where it lacks a variable.
-    kinds: which of the task's variables have another value in a source than in the base, joined by
-        "+" ("none" where none has); None where nobody asks.
-    source_values: variable → its value in the source; None where nobody asks.
+    Arguments:
+        bases: the prompts that are edited.
+        sources: {variable: the prompts its value is taken from}; None in a pair that leaves it
+            alone.
+        source_answers: {variable: the sources' own answers}, likewise.
+        labels: what the causal model answers after the interchange.
+        rivals: {rival: what that causal model answers}; None where it lacks a variable.
+        kinds: which of the task's variables have another value in a source than in the base, joined
+            by "+" ("none" where none has). None where nobody asks.
+        source_values: {variable: its value in the source}; None where nobody asks.
     """
 
     bases: Prompts
@@ -68,10 +75,10 @@ class Paired:
 
     @classmethod
     def empty(cls, bases: Prompts, wanted: Wanted, rivals: Iterable[str]) -> "Paired":
-        """Pairs without sources and labels yet."""
+        """Pairs that have no sources and labels yet."""
         none = [None] * len(bases)
         sources, answers, values = ({v: [*none] for v in wanted.variables} for _ in range(3))
-        made = cls(
+        pairs = cls(
             bases,
             sources,
             answers,
@@ -79,11 +86,11 @@ class Paired:
             {r: [*none] for r in rivals},
             [*none] if wanted.kinds else None,
         )
-        made.source_values = values if wanted.natural else None
-        return made
+        pairs.source_values = values if wanted.natural else None
+        return pairs
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Paired":
-        """These pairs, in this order."""
+        """The pairs of these rows, in this order."""
         index = [int(i) for i in rows]
 
         def columns(of: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -104,7 +111,7 @@ class Paired:
 
     @property
     def changing(self) -> np.ndarray:
-        """bool[n]: whether the label differs from the base's own answer."""
+        """Whether the label differs from the base's own answer, bool[n]."""
         return _differ(self.labels, self.bases.answers)
 
 
@@ -117,22 +124,32 @@ def paired(
     *,
     rng: np.random.Generator,
 ) -> Paired:
-    """One labelled pair for each base, its source chosen anew until the pair is as it is wanted.
+    """One labelled pair for each base; its source is drawn anew until the pair is as wanted.
 
-    Where some bases have no changing (or no other) pair, others stand in for them, as far as there
-    are such.
+    Where a base has no changing (or no unchanging) pair, another base gets one in its place, as far
+    as possible. Where a base finds no source at all, another base stands in for it.
 
-    right: whether the network answers prompts that the sources' way writes anew; None does not ask.
-    Others stand in for bases that find no source at all, too; raises ValueError when these are more
-    than half.
+    Arguments:
+        bases: the prompts that are edited, one a pair.
+        sources: the way to choose sources.
+        right: whether the network gives the answers of prompts that this way writes anew; None does
+            not ask.
+        rng: of all draws.
+
+    Raises:
+        ValueError: more than half of the bases find no source.
     """
     n = len(bases)
+    # Which variables each pair interchanges, as an index of `wanted.patterns`: int[n], evenly
+    # spread.
     pattern = rng.permutation(np.arange(n) % len(wanted.patterns))
-    found, asked = Paired.empty(bases, wanted, task.rivals), {}
+    # What the network has been asked: {prompt's key: answered rightly}.
+    pairs, asked = Paired.empty(bases, wanted, task.rivals), {}
 
     def fill(left: np.ndarray, changing: bool | None) -> np.ndarray:
-        """Choose sources for these rows until their pairs are changing, or not; returns those that
-        seem not to have any.
+        """Choose sources for some rows until their pairs are changing (or not).
+
+        Returns the rows that seem to have no such pair.
         """
         for number in range(ROUNDS):
             before = len(left)
@@ -140,20 +157,26 @@ def paired(
                 part = left[pattern[left] == index]
                 if not len(part):
                     continue
-                here = bases.take(part)
-                chosen = {variable: sources.choose(variable, here, rng) for variable in variables}
-                labels = label(task, task.model, here, chosen)
+                part_bases = bases.take(part)
+                chosen = {
+                    variable: sources.choose(variable, part_bases, rng) for variable in variables
+                }
+                labels = label(task, task.model, part_bases, chosen)
                 ok = np.ones(len(part), dtype=bool)
                 for name in wanted.separate:
-                    ok &= _differ(labels, label(task, task.rivals[name], here, chosen))
+                    ok &= _differ(labels, label(task, task.rivals[name], part_bases, chosen))
+                # A base is no source of itself.
                 for prompts in chosen.values():
-                    ok &= _differ(prompts.keys, here.keys)
+                    ok &= _differ(prompts.keys, part_bases.keys)
                 if changing is not None:
-                    ok &= _differ(labels, here.answers) == changing
+                    ok &= _differ(labels, part_bases.answers) == changing
+                # Asked last: only about pairs that fit otherwise.
                 if sources.new and right is not None:
                     ok &= _answered(right, chosen, ok, asked)
-                _put(found, task, part, ok, chosen, labels)
+                _put(pairs, task, part, ok, chosen, labels)
                 left = np.setdiff1d(left, part[ok], assume_unique=True)
+            # After 8 rounds a round in which at most 1% find a pair is the last: the others seem to
+            # have none.
             hopeless = changing is not None and number >= 8 and before - len(left) <= before // 100
             if not len(left) or hopeless:
                 break
@@ -161,6 +184,7 @@ def paired(
 
     rest = rng.permutation(n)
     if wanted.changing_share is not None and wanted.variables:
+        # As many pairs as wanted are to change. For each that cannot, another of the others tries.
         todo, rest = np.split(rest, [round(n * wanted.changing_share)])
         stuck = rest[:0]
         while len(todo):
@@ -168,15 +192,18 @@ def paired(
             todo, rest = np.split(rest, [len(none)])
             stuck = np.concatenate([stuck, none])
         rest = fill(np.concatenate([stuck, rest]), False)
+    # What is left may be either.
     rest = fill(rest, None)
     for _ in range(STAND_IN):
         if not 0 < len(rest) <= n // 2:
             break
+        # Bases without a source are replaced by bases that found one. `fill` reads `bases` and
+        # `pattern` of this function, so they are rebound before it runs.
         index = np.arange(n)
         index[rest] = rng.choice(np.setdiff1d(index, rest), size=len(rest))
         bases, pattern = bases.take(index), pattern[index]
         # `fill` reads the new bases where it asks what rivals say and which values differ.
-        found.bases = bases
+        pairs.bases = bases
         rest = fill(rest, None)
     if len(rest):
         apart = f" that separates {list(wanted.separate)}" if wanted.separate else ""
@@ -185,36 +212,37 @@ def paired(
             "such as "
             f"{bases.given[rest[0]]!r}. Take other data.pairs, or add words to the pools."
         )
-    return found
+    return pairs
 
 
 def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> Paired:
-    """Every ordered pair of different prompts, all variables from the same source; rivals in
-    `separate` are minded.
+    """Every ordered pair of different prompts; all variables take the same source.
 
-    Raises ValueError when no pair separates them.
+    Pairs on which a rival in `separate` agrees are left out. Raises ValueError when no pair is
+    left.
     """
     first, second = (index.ravel() for index in np.indices((len(prompts), len(prompts))))
     apart = first != second
+    # All pairs once for each pattern of variables.
     first, second = (np.tile(index[apart], len(wanted.patterns)) for index in (first, second))
     pattern = np.repeat(np.arange(len(wanted.patterns)), int(apart.sum()))
-    found = Paired.empty(prompts.take(first), wanted, task.rivals)
-    kept = np.zeros(len(first), dtype=bool)
+    pairs = Paired.empty(prompts.take(first), wanted, task.rivals)
+    separated = np.zeros(len(first), dtype=bool)
     for number, variables in enumerate(wanted.patterns):
         part = np.flatnonzero(pattern == number)
         chosen = dict.fromkeys(variables, prompts.take(second[part]))
-        bases = found.bases.take(part)
+        bases = pairs.bases.take(part)
         labels = label(task, task.model, bases, chosen)
-        kept[part] = True
+        separated[part] = True
         for name in wanted.separate:
-            kept[part] &= _differ(labels, label(task, task.rivals[name], bases, chosen))
-        _put(found, task, part, kept[part], chosen, labels)
-    if not kept.any():
+            separated[part] &= _differ(labels, label(task, task.rivals[name], bases, chosen))
+        _put(pairs, task, part, separated[part], chosen, labels)
+    if not separated.any():
         raise ValueError(
             f"Task {task.name!r}: none of the {len(first)} pairs of {len(prompts)} prompts "
             f"separates {wanted.separate}."
         )
-    return found.take(np.flatnonzero(kept))
+    return pairs.take(np.flatnonzero(separated))
 
 
 def _put(
@@ -225,8 +253,14 @@ def _put(
     chosen: Mapping[str, Prompts],
     labels: list[Any],
 ) -> None:
-    """Enter those pairs of `part` that are as wanted, with what the rivals say of them that have
-    these variables.
+    """Enter those pairs of `part` that are as wanted.
+
+    Arguments:
+        found: the pairs to enter them in.
+        part: rows of `found`.
+        ok: bool[len(part)], which pairs are as wanted.
+        chosen: {variable: the sources of these rows}.
+        labels: the rows' labels.
     """
     inside = np.flatnonzero(ok)
     rows = part[inside].tolist()
@@ -234,10 +268,12 @@ def _put(
         found.bases.take(rows),
         {variable: prompts.take(inside) for variable, prompts in chosen.items()},
     )
+    # (column of `found`, its values in `rows`)
     into = [(found.labels, [labels[j] for j in inside.tolist()])]
     if found.kinds is not None:
         into.append((found.kinds, _kinds(task, bases, list(sources.values()))))
     for name, rival in task.rivals.items():
+        # A rival that lacks one of these variables says nothing of these pairs.
         if set(chosen) <= set(rival.variables):
             into.append((found.rivals[name], label(task, rival, bases, sources)))
     for variable, prompts in sources.items():
@@ -257,7 +293,7 @@ def _put(
 def label(
     task: Task, model: CausalModel, bases: Prompts, sources: Mapping[str, Prompts]
 ) -> list[Any]:
-    """What a causal model answers after each variable took its source's value."""
+    """What a causal model answers after each variable takes its source's value."""
     settings = model.interchange_batch(
         bases.inputs, {v: source.inputs for v, source in sources.items()}
     )
@@ -265,35 +301,40 @@ def label(
 
 
 def _kinds(task: Task, bases: Prompts, sources: Sequence[Prompts]) -> list[str]:
-    """Which of the task's variables differ between each base and its sources."""
-    own = task.model.run_batch(bases.inputs)
-    others = [task.model.run_batch(prompts.inputs) for prompts in sources]
+    """Which of the task's variables differ between each base and its sources, joined by "+"."""
+    base_settings = task.model.run_batch(bases.inputs)
+    source_settings = [task.model.run_batch(prompts.inputs) for prompts in sources]
     differ = {
         v: np.array(
-            [any(not same(own[v][i], other[v][i]) for other in others) for i in range(len(bases))]
+            [
+                any(not same(base_settings[v][i], settings[v][i]) for settings in source_settings)
+                for i in range(len(bases))
+            ]
         )
         for v in task.variables
     }
     return [
-        "+".join(v for v, here in differ.items() if here[i]) or "none" for i in range(len(bases))
+        "+".join(v for v, differs in differ.items() if differs[i]) or "none"
+        for i in range(len(bases))
     ]
 
 
 def _answered(
     right: Answers, chosen: Mapping[str, Prompts], ok: np.ndarray, asked: dict[Any, bool]
 ) -> np.ndarray:
-    """Whether the network answers every new source rightly; each is asked once, and only where the
-    pair fits otherwise.
+    """Whether the network answers every new source rightly, bool[n].
+
+    Each source is asked for once, and only where its pair fits otherwise.
     """
-    found = ok.copy()
+    answered = ok.copy()
     for prompts in chosen.values():
         keys = prompts.keys
         new = list({keys[j]: int(j) for j in np.flatnonzero(ok) if keys[j] not in asked}.values())
         if new:
             part = prompts.take(new)
             asked.update(zip(part.keys, map(bool, right(part.given, part.answers)), strict=True))
-        found &= np.array([asked.get(key, False) for key in keys])
-    return found
+        answered &= np.array([asked.get(key, False) for key in keys])
+    return answered
 
 
 def _differ(one: Sequence[Any], other: Sequence[Any]) -> np.ndarray:

@@ -1,6 +1,4 @@
-"""Counterfactual pairs: a base, a source a variable, and the label that the causal model gives to
-the interchange.
-"""
+"""Counterfactual pairs: a base, a source for each variable, and the label after the interchange."""
 
 import hashlib
 import json
@@ -30,8 +28,9 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Network(Answering, Protocol):
-    """What sampling asks of a network: a tokenizer, too. Where it has `answer_tokens`, as
-    `LanguageModel` has, words are counted by that.
+    """What sampling asks of a network.
+
+    Where it has `answer_tokens`, as `LanguageModel` has, the tokens of words are counted by that.
     """
 
     @property
@@ -44,19 +43,22 @@ class Network(Answering, Protocol):
 class Pairs:
     """Pairs of all splits, for one variable or several.
 
-    dataset: a `datasets.Dataset` with the columns of `COLUMNS`.
-    variables: those whose values are interchanged; () for prompts alone, whose label is their own
-        answer. One may be given as a string.
-    task: where the pairs were sampled from; None for one's own pairs, which have no causal model.
-    facts: counts of how they came about (drawn and kept prompts, dropped words, changing and
-        separating pairs, …).
-    again: epoch → training pairs sampled anew; None where they stay.
-    sampled: `sample` with the arguments that these were sampled with, and others in their place:
-        `sampled(variable="io_name")`, with the same words in each split; None for one's own pairs.
-    values: variable → its value in each training pair's base; None for pairs that were not sampled
-        from a causal model.
-    prompts: (split, n, seed) → n distinct prompts (or all that there are) of that split's words as
-        the task draws them, answered rightly or not; None for one's own pairs.
+    Arguments:
+        dataset: a `datasets.Dataset` with the columns of `COLUMNS`.
+        variables: those whose values are interchanged; one may be a string. () for prompts alone,
+            whose label is their own answer.
+        task: where the pairs were sampled from; None for one's own pairs, which have no causal
+            model.
+        facts: counts of how they came about: drawn and kept prompts, dropped words, changing and
+            separating pairs, …
+        again: epoch → training pairs sampled anew; None where they stay.
+        sampled: `sample` with the arguments of these pairs, and others in their place, as in
+            `sampled(variable="io_name")`. The words of each split stay the same. None for one's own
+            pairs.
+        values: {variable: its value in each training pair's base}; None for pairs that were not
+            sampled from a causal model.
+        prompts: (split, n, seed) → n distinct prompts of that split's words, or all that exist. The
+            task draws them, answered rightly or not. None for one's own pairs.
     """
 
     dataset: Dataset
@@ -74,27 +76,30 @@ class Pairs:
 
     @property
     def variable(self) -> str:
-        """The variable's name; several are joined by "+"."""
+        """The variable's name; several names are joined by "+"."""
         return "+".join(self.variables)
 
     def split(self, name: str) -> Dataset:
-        """The pairs of one split. Raises ValueError when there is none."""
-        chosen = [i for i, split in enumerate(self.dataset["split"]) if split == name]
-        if not chosen:
+        """The pairs of one split. Raises ValueError when there are none."""
+        rows = [i for i, split in enumerate(self.dataset["split"]) if split == name]
+        if not rows:
             raise ValueError(
                 f"There are no pairs in split {name!r}; the splits are "
                 f"{sorted(set(self.dataset['split']))}."
             )
-        return self.dataset.select(chosen)
+        return self.dataset.select(rows)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the variables and every column."""
+        """sha256 of the variables and every column."""
         digest = hashlib.sha256(self.variable.encode())
         table = self.dataset.data.table
         for name in table.column_names:
+            # One chunk: how a table is cut into chunks says nothing about its values.
             column = table.column(name).combine_chunks()
             digest.update(name.encode())
+            # Tensors are nested lists of fixed sizes: their sizes are hashed, then the flat
+            # numbers.
             while pa.types.is_fixed_size_list(column.type):
                 digest.update(str(column.type.list_size).encode())
                 column = column.flatten()
@@ -113,9 +118,13 @@ class Pairs:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], variable: str | Sequence[str] = ()) -> "Pairs":
-        """Pairs that are written down: rows of split, base and label, and of one variable the
-        source. All count as changing, and none is
-        left out for what a network answers."""
+        """Pairs that are written down.
+
+        Arguments:
+            rows: of split, base and label, and for one variable of source. All count as changing.
+                None is left out for what a network answers.
+            variable: its name; () for prompts alone.
+        """
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return cls(
             dataset(columns | {"changing": [True] * len(rows)}),
@@ -146,39 +155,52 @@ class Pairs:
     ) -> "Pairs":
         """Sample prompts, pair them, and label the pairs by interchange.
 
-        network: tokenizes, and answers the prompts; only prompts that it answers rightly are kept,
-            unless `right_only` is False. None keeps all.
-        n: short for that many training pairs and a third as many for validation and test each.
-        variable: whose value is interchanged, one or several (() for none: prompts alone); by
-            default the task's first.
-        splits: pools of the task of which no entry may occur in two splits; by default the task's
-            own choice.
-        shares: how these pools are divided over train, validation and test.
-        pairs: how sources are chosen: random | balanced | minimal | exhaustive | one of the task's
-            `counterfactuals`. Exhaustive pairs are all ordered pairs of as many prompts as give at
-            most the number asked for; changing or not, as they come.
-        together: with several variables, interchange all of them in every pair, each from its own
-            source; else one in each pair.
-        changing_share: share of changing pairs in each split, reached as far as the task allows
-            (`facts` tell); None takes them as they come.
-        separate: rivals of the task whose label must differ from the causal model's in every pair.
-        fresh: sample the training pairs anew in each epoch; with a network that has to answer
-            rightly, from the same prompts.
-        natural: give each pair a natural counterpart, as far as there is one: a prompt of the same
-            split whose own variables and answer have the values that the interchange asks for.
+        Each split has as many distinct base prompts as pairs. Where its pools give fewer, it has
+        all of them, each in as many pairs as the others. The prompts of a task may ask for one
+        variable (`Task.asks`). The base then asks for one of these variables in two thirds of the
+        pairs.
 
-        Each split has as many distinct base prompts as pairs, or all that its pools give, each in
-        as many pairs. Of tasks whose prompts ask for one variable (`Task.asks`), prompts that ask
-        for one of these are the bases of two thirds of the pairs. Raises ValueError for unknown
-        variables, pools, rivals and ways to pair, and when too few prompts are left after
-        filtering.
+        Arguments:
+            task: the causal model, and how its inputs are written.
+            network: tokenizes and answers the prompts. Only prompts that it answers rightly are
+                used, unless `right_only` is False. None uses all.
+            n: short for n training pairs, and n // 3 validation and n // 3 test pairs.
+            variable: the variable whose value is interchanged, or several; by default the task's
+                first. () for prompts alone.
+            n_train, n_val, n_test: pairs in each split.
+            splits: pools of the task of which no entry may occur in two splits; by default the
+                task's own choice.
+            shares: how these pools are divided over train, validation and test.
+            pairs: how sources are chosen: random | balanced | minimal | exhaustive | one of the
+                task's `counterfactuals`. Exhaustive pairs are all ordered pairs of as many prompts
+                as give at most the number asked for. They are changing or not, as they come.
+            together: with several variables, interchange all of them in every pair, each from its
+                own source; else one in each pair.
+            changing_share: the share of changing pairs in each split, reached as far as the task
+                allows (see `facts`). None takes the pairs as they come.
+            separate: rivals of the task whose label must differ from the causal model's in every
+                pair.
+            right_only: whether to use only prompts that the network answers rightly.
+            fresh: sample the training pairs anew in each epoch. With a network that has to answer
+                rightly, they are made of the same prompts.
+            natural: give each pair a natural counterpart, as far as there is one. It is a prompt of
+                the same split. Its own variables and answer have the values that the interchange
+                asks for.
+            seed: of all draws.
+
+        Raises:
+            ValueError: an unknown variable, pool, rival or way to pair; a share outside 0 to 1; a
+                rival in `separate` that lacks a variable; fewer than 2 pairs in a split; too few
+                prompts after filtering.
+            TypeError: `task` is no `Task`.
         """
-        given = {
+        # First of all: `locals()` must hold nothing but the arguments.
+        arguments = {
             name: value
             for name, value in locals().items()
             if name not in ("cls", "task", "network")
         }
-        sampled = partial(cls.sample, task, network, **given)
+        sampled = partial(cls.sample, task, network, **arguments)
         if not isinstance(task, Task):
             raise TypeError(
                 "Pairs are sampled from a Task: a causal model and how its inputs are written; "
@@ -224,11 +246,13 @@ class Pairs:
                 if answer_tokens is None:
                     return [len(tokenizer.encode(word, add_special_tokens=False)) for word in words]
                 before = words[0].strip()  # a word's tokens show behind any other word
+                # A masked language model answers at a mask, so the text needs one.
                 if getattr(network, "masked", False):
                     before += f" {tokenizer.mask_token}"
                 return [len(tokens) for tokens in answer_tokens([before] * len(words), words)]
 
             pools, dropped = one_token_words(task, count_tokens)
+        # The pools that are divided among the splits.
         apart = (
             task.splits
             if splits is None
@@ -236,10 +260,13 @@ class Pairs:
             if isinstance(splits, str)
             else tuple(splits)
         )
+        # {split: {pool: entries}}
         parts = disjoint_pools(pools, apart, shares, rng=rng)
+        # Where a pool is not divided, the test split has the same entries as the others.
         for name, entries in task.test_only.items():
             if name in apart:
                 parts["test"][name] += entries
+        # None asks nobody, and takes every prompt.
         right = network.answers_right if network is not None and right_only else None
         wanted = asked = Wanted(
             variables, together, changing_share, tuple(separate), natural and bool(variables)
@@ -254,20 +281,23 @@ class Pairs:
         train: Prompts | None = None
         values: dict[str, Sequence[Any]] = {}
         for split, size in sizes.items():
-            kept = draw_prompts(
+            drawn = draw_prompts(
                 task, parts[split], _n_prompts(wanted, pairs, size), right, rng=rng, split=split
             )
-            made = _pairs(task, wanted, pairs, kept.prompts, size, parts[split], apart, right, rng)
+            labelled = _pairs(
+                task, wanted, pairs, drawn.prompts, size, parts[split], apart, right, rng
+            )
+            # The first split is train: its values and prompts serve `values` and `again`.
             if train is None:
-                train, run = kept.prompts, task.model.run_batch(made.bases.inputs)
+                train, run = drawn.prompts, task.model.run_batch(labelled.bases.inputs)
                 values = {v: run[v] for v in variables}
             if right is not None:
-                facts["drawn"][split], facts["right"][split] = kept.n_drawn, kept.n_right
+                facts["drawn"][split], facts["right"][split] = drawn.n_drawn, drawn.n_right
             facts["prompts"][split], facts["changing"][split] = (
-                len(kept.prompts),
-                int(made.changing.sum()),
+                len(drawn.prompts),
+                int(labelled.changing.sum()),
             )
-            share = float(made.changing.mean())
+            share = float(labelled.changing.mean())
             if (
                 changing_share is not None
                 and variables
@@ -280,29 +310,40 @@ class Pairs:
                     100 * share,
                     100 * changing_share,
                 )
-            facts["separating"][split] = _separating(made)
-            near = counterparts(task, made, kept.prompts, rng) if wanted.natural else None
-            table = columns_of(
-                made, split, near, unseen_templates="template" in apart, asks=task.asks
+            facts["separating"][split] = _separating(labelled)
+            natural_prompts = (
+                counterparts(task, labelled, drawn.prompts, rng) if wanted.natural else None
             )
+            table = columns_of(
+                labelled,
+                split,
+                natural_prompts,
+                unseen_templates="template" in apart,
+                asks=task.asks,
+            )
+            # The splits stand below one another in the columns of one table.
             for name, column in table.items():
                 columns.setdefault(name, []).extend(column)
 
         def again(epoch: int) -> Dataset:
             wanted = replace(asked, kinds=False)
+            # The epoch is part of the seed: a resumed run samples what an uninterrupted one
+            # samples.
             rng, n = np.random.default_rng([seed, epoch]), sizes["train"]
             prompts = train
+            # Without a network to ask, new prompts are free. Otherwise the prompts that it answers
+            # stay.
             if right is None:
                 prompts = draw_prompts(
                     task, parts["train"], _n_prompts(wanted, pairs, n), None, rng=rng, split="train"
                 ).prompts
             assert prompts is not None
-            made = _pairs(task, wanted, pairs, prompts, n, parts["train"], apart, right, rng)
+            labelled = _pairs(task, wanted, pairs, prompts, n, parts["train"], apart, right, rng)
             return dataset(
                 columns_of(
-                    made,
+                    labelled,
                     "train",
-                    counterparts(task, made, prompts, rng) if wanted.natural else None,
+                    counterparts(task, labelled, prompts, rng) if wanted.natural else None,
                 )
             )
 
@@ -331,20 +372,30 @@ class Pairs:
         shares: Sequence[float] = (0.5, 0.2, 0.3),
         seed: int = 0,
     ) -> "Pairs":
-        """One's own pairs from Parquet, JSON lines or a JSON array, without a causal model; also
-        what `save` wrote.
+        """Read one's own pairs, without a causal model, from Parquet, JSON lines or a JSON array.
 
-        Needed columns: base, source, label and, for texts, base_roles, source_roles ({role: [start,
-        stop]} in characters). Optional: the others of `COLUMNS`, each in every row or in none.
-        Further columns are kept, and not used. Without split, base prompts are divided by `shares`.
-        Where base_answer and source_answer stand, pairs whose prompts the network answers otherwise
-        are left out; without base_answer, a pair is changing when the network does not give the
-        label on the unedited base, so a network has to be given. With several variables the source
-        columns are called `source[VARIABLE]` and so on, and `interchanged` says which variables a
-        pair swaps.
+        It also reads what `save` wrote. Needed columns are base, source, label and, for texts,
+        base_roles and source_roles ({role: [start, stop]} in characters). Optional are the others
+        of `COLUMNS`, each in every row or in none. Further columns stay in the dataset and are not
+        used.
 
-        Raises FileNotFoundError, and ValueError naming row and column of what is missing or cannot
-        be, or when no pair is left.
+        Without the column split, base prompts are divided by `shares`. Where base_answer and
+        source_answer stand, pairs are left out whose prompts the network answers otherwise. Without
+        base_answer, a pair is changing when the network does not give the label on the unedited
+        base, so a network is needed. With several variables the source columns are called
+        `source[VARIABLE]` and so on, and `interchanged` says which variables a pair swaps.
+
+        Arguments:
+            path: of the file.
+            network: encodes the answers, and answers the prompts; None asks nobody.
+            variable: what the file's variable is called, or its variables.
+            shares: of train, validation and test.
+            seed: of the division.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a column is missing or holds what cannot be, naming it and the row; or no
+                pair is left.
         """
         variables = (variable,) if isinstance(variable, str) else tuple(variable)
         rows = read_rows(Path(path).expanduser())
@@ -357,20 +408,23 @@ class Pairs:
             "changing": {},
             "answered_by": weights_of(network),
         }
-        kept = []
+        rows_left = []
         for split in SPLITS:
-            part = [row for row in rows if row["split"] == split]
-            part = answered(part, variables, network, facts, split) if part else part
-            facts["changing"][split] = sum(bool(row["changing"]) for row in part)
-            kept += part
-        if not kept:
+            split_rows = [row for row in rows if row["split"] == split]
+            split_rows = (
+                answered(split_rows, variables, network, facts, split) if split_rows else split_rows
+            )
+            facts["changing"][split] = sum(bool(row["changing"]) for row in split_rows)
+            rows_left += split_rows
+        if not rows_left:
             raise ValueError(
                 f"{path}: no pair is left after leaving out those whose prompts the network "
                 "answers otherwise."
             )
-        names = dict.fromkeys(name for row in kept for name in row)
+        # Columns of the user's own may stand in some rows only.
+        names = dict.fromkeys(name for row in rows_left for name in row)
         return cls(
-            dataset({name: [row.get(name) for row in kept] for name in names}),
+            dataset({name: [row.get(name) for row in rows_left] for name in names}),
             variables,
             None,
             facts,
@@ -378,7 +432,7 @@ class Pairs:
 
 
 def weights_of(network: Any) -> str | None:
-    """Which weights have answered the prompts, as far as the network tells."""
+    """The fingerprint of the network that answered the prompts; None where it has none."""
     tell = getattr(network, "fingerprint", None)
     return None if tell is None else tell()
 
@@ -411,18 +465,19 @@ def _pairs(
     right: Answers | None,
     rng: np.random.Generator,
 ) -> Paired:
-    """`n` pairs of these prompts."""
     way = sources(task, strategy, prompts, pools, apart)
     if strategy == "exhaustive":
         return each_with_each(task, wanted, prompts)
+    # Each base has one pair; a base may be the same prompt several times.
     return paired(task, wanted, prompts.take(_bases(task, wanted, prompts, n)), way, right, rng=rng)
 
 
 def _bases(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarray:
-    """Which prompts are bases, each as often as the others.
+    """The rows of the prompts that are bases, int[n].
 
-    Where a task asks, those that ask for a wanted variable are two thirds: half of the pairs can
-    change, and in others the value can stay.
+    Each prompt is as often a base as the others. Where a task asks, this holds in two groups: two
+    thirds of the bases ask for a variable that is wanted, one third does not. Half of all pairs can
+    then change, and in the others the value can stay.
     """
     rows = np.arange(len(prompts))
     if task.asks is not None:
@@ -435,17 +490,21 @@ def _bases(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarray:
 
 
 def _n_prompts(wanted: Wanted, strategy: str, n: int) -> int:
-    """How many prompts make `n` pairs: as many, or, each with each, the most that do not make
-    more.
+    """How many prompts make `n` pairs.
+
+    As many as pairs; where each is paired with each, the most that do not make more pairs than `n`.
     """
     if strategy != "exhaustive":
         return n
+    # p prompts make p · (p − 1) pairs for each pattern; p is the largest number that stays within
+    # n.
     return max(2, int((1 + np.sqrt(1 + 4 * (n // len(wanted.patterns)))) // 2))
 
 
 def _separating(pairs: Paired) -> dict[str, int]:
-    """Rival → on how many pairs its label differs from the causal model's; of rivals that say
-    something of every pair.
+    """{rival: number of pairs on which its label differs from the causal model's}.
+
+    Only rivals count that have a label for every pair.
     """
     return {
         name: sum(rival != label for rival, label in zip(labels, pairs.labels, strict=True))

@@ -1,4 +1,4 @@
-"""Prompts: drawn from a task, kept when the network answers them."""
+"""Prompts: drawn from a task, and kept where the network answers them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,22 @@ import numpy as np
 from iit.causal import Prompt, Task
 
 Written = Prompt | np.ndarray
-"""How an input is written: a text with marked roles, or a tensor."""
+"""An input as it is written: a text with marked roles, or a tensor."""
 Answers = Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
-"""(prompts, answers) → bool[n]: does the network give each answer, by argmax over its whole
-vocabulary (or classes)?
+"""(prompts, answers) → bool[n]: whether the network gives each answer.
+
+It gives an answer that is the argmax over its whole vocabulary (or all classes).
 """
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts and what they were written from, in columns.
+    """Prompts, and the inputs that they were written from, in columns.
 
-    inputs: name → the causal model's inputs. answers: what the causal model says, one a prompt.
+    Arguments:
+        inputs: {name: the causal model's inputs}.
+        written: the prompts.
+        answers: what the causal model answers, one a prompt.
     """
 
     inputs: Mapping[str, list[Any]]
@@ -31,7 +35,7 @@ class Prompts:
         return len(self.written)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Prompts":
-        """These rows, in this order."""
+        """The prompts of these rows, in this order."""
         index = [int(i) for i in rows]
         inputs = {name: [column[i] for i in index] for name, column in self.inputs.items()}
         return Prompts(inputs, [self.written[i] for i in index], [self.answers[i] for i in index])
@@ -42,12 +46,12 @@ class Prompts:
 
     @property
     def given(self) -> list[Any]:
-        """What the network is given: texts, or tensors."""
+        """What the network gets: texts, or tensors."""
         return [prompt.text if isinstance(prompt, Prompt) else prompt for prompt in self.written]
 
     @property
     def keys(self) -> list[Any]:
-        """What tells prompts apart: equal for equal texts and tensors."""
+        """What tells prompts apart: equal for equal texts and for equal tensors."""
         return [
             prompt.text if isinstance(prompt, Prompt) else prompt.tobytes()
             for prompt in self.written
@@ -56,7 +60,13 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Kept:
-    """Prompts of one split, and how many were drawn to get them."""
+    """Prompts of one split, and how many were drawn to get them.
+
+    Arguments:
+        prompts: the prompts that are used.
+        n_right: how many distinct prompts the network answered rightly.
+        n_drawn: how many distinct prompts were drawn.
+    """
 
     prompts: Prompts
     n_right: int
@@ -64,7 +74,10 @@ class Kept:
 
 
 def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
-    """Write the inputs as prompts, with the causal model's answers."""
+    """Write the inputs as prompts, with the causal model's answers.
+
+    Raises TypeError for a task that writes neither a `Prompt` nor an array.
+    """
     settings = task.model.run_batch(inputs)
     rows = zip(*inputs.values(), strict=True)
     written = [task.write(dict(zip(inputs, row, strict=True))) for row in rows]
@@ -75,8 +88,9 @@ def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
 
 
 def answers(task: Task, settings: Mapping[str, list[Any]], output: str) -> list[Any]:
-    """The task's answer in each of these settings (columns); settings with the same output are
-    answered once.
+    """The task's answer in each setting (settings are columns).
+
+    Settings with the same output are answered once.
     """
 
     def said(row: int) -> Any:
@@ -84,35 +98,37 @@ def answers(task: Task, settings: Mapping[str, list[Any]], output: str) -> list[
 
     values = settings[output]
     try:
-        known = {
+        by_value = {
+            # One row stands for all rows with its output.
             value: said(row)
             for value, row in {value: row for row, value in enumerate(values)}.items()
         }
     except TypeError:  # values that cannot be hashed
         return [said(row) for row in range(len(values))]
-    return [known[value] for value in values]
+    return [by_value[value] for value in values]
 
 
 def one_token_words(
     task: Task, count_tokens: Callable[[Sequence[str]], Sequence[int]]
 ) -> tuple[dict[str, Sequence[Any]], dict[str, int]]:
-    """The task's pools with only those words that are one token after a space, and how many of each
-    pool were dropped.
+    """The task's pools with only those words that are one token after a space.
 
-    Raises ValueError when nothing of a pool is left.
+    Returns the pools, and how many words of each pool were dropped. Raises ValueError when a pool
+    has no word left.
     """
     pools: dict[str, Sequence[Any]] = dict(task.pools)
     dropped = {}
     for name in task.words:
+        # In a text a word stands behind a space.
         counts = count_tokens([f" {word}" for word in pools[name]])
-        kept = tuple(word for word, n in zip(pools[name], counts, strict=True) if n == 1)
-        dropped[name] = len(pools[name]) - len(kept)
-        if not kept:
+        words = tuple(word for word, n in zip(pools[name], counts, strict=True) if n == 1)
+        dropped[name] = len(pools[name]) - len(words)
+        if not words:
             raise ValueError(
                 f"No word of the pool {name!r} is one token in this tokenizer (for example "
                 f"{pools[name][:3]})."
             )
-        pools[name] = kept
+        pools[name] = words
     return pools, dropped
 
 
@@ -125,21 +141,35 @@ def draw_prompts(
     rng: np.random.Generator,
     split: str,
 ) -> Kept:
-    """Draw distinct prompts until `n` are there that the network answers rightly (`right` None:
-    that are there).
+    """Draw distinct prompts until `n` of them are answered rightly.
 
     Pools that give fewer distinct prompts give all of them.
-    Raises ValueError when ten times as many draws do not give enough: the network answers too few.
+
+    Arguments:
+        pools: of the split, {name: entries}.
+        n: how many prompts are needed.
+        right: whether the network answers prompts rightly; None takes all.
+        rng: of the draws.
+        split: for the message.
+
+    Raises:
+        ValueError: ten times as many draws do not give enough: the network answers too few.
     """
-    kept: Prompts | None = None
-    seen: set[Any] = set()
-    written: set[Any] = set()
+    prompts: Prompts | None = None
+    drawn_keys: set[Any] = set()
+    drawn_inputs: set[Any] = set()
     n_drawn = n_right = n_kept = 0
     for _ in range(40):
+        # At least a quarter of `n` a round, so 40 rounds are ten times `n`.
         size = max(n - n_kept, n // 4, 1)
-        drawn = write(task, _new(task.draw(rng, pools, size), written))
+        drawn = write(task, _new(task.draw(rng, pools, size), drawn_inputs))
+        # `add` returns None: a key passes once, when it is new.
         drawn = drawn.take(
-            [i for i, key in enumerate(drawn.keys) if not (key in seen or seen.add(key))]
+            [
+                i
+                for i, key in enumerate(drawn.keys)
+                if not (key in drawn_keys or drawn_keys.add(key))
+            ]
         )
         if len(drawn):
             ok = (
@@ -149,11 +179,12 @@ def draw_prompts(
             )
             n_drawn, n_right = n_drawn + len(drawn), n_right + int(ok.sum())
             fitting = drawn.take(np.flatnonzero(ok))
-            kept = fitting if kept is None else kept + fitting
-            n_kept = len(kept)
+            prompts = fitting if prompts is None else prompts + fitting
+            n_kept = len(prompts)
+        # Hardly a new prompt among the draws: the pools have given what they have.
         exhausted = len(drawn) <= size // 50
-        if kept is not None and (n_kept >= n or (exhausted and n_kept > 1)):
-            return Kept(kept.take(range(min(n, n_kept))), n_right, n_drawn)
+        if prompts is not None and (n_kept >= n or (exhausted and n_kept > 1)):
+            return Kept(prompts.take(range(min(n, n_kept))), n_right, n_drawn)
     raise ValueError(
         f"No prompts left for task {task.name!r}, split {split!r}: {n_kept} of the {n} needed. "
         f"The network answers {n_right} of "
@@ -163,8 +194,9 @@ def draw_prompts(
 
 
 def _new(inputs: Mapping[str, list[Any]], before: set[Any]) -> Mapping[str, list[Any]]:
-    """Without rows that came `before` (which is added to), as far as inputs can tell: writing takes
-    longer than drawing.
+    """The inputs without rows that came before, as far as inputs can tell.
+
+    Rows are added to `before`. Writing a prompt takes longer than drawing it.
     """
     try:
         rows = [

@@ -1,4 +1,4 @@
-"""How the source of a pair is chosen for its base."""
+"""Choosing the source of a pair for its base."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,21 @@ STRATEGIES = {
     ),
     "exhaustive": "each prompt with each",
 }
-"""The ways that every task has; a task's own `counterfactuals` are further names."""
+"""The ways that every task has; the task's own `counterfactuals` are further names."""
 
 TRIES = 20
-"""How often `minimal` draws another prompt for what does not fit."""
+"""How often `minimal` draws another prompt for a base that does not fit."""
 Choose = Callable[[str, Prompts, np.random.Generator], Prompts]
-"""(variable, bases, rng) → one source a base."""
+"""(variable, bases, rng) → one source for each base."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """A way to choose sources. new: whether it writes prompts that the network has not been asked
-    yet.
+    """A way to choose sources.
+
+    Arguments:
+        choose: the way.
+        new: whether it writes prompts that the network has not been asked yet.
     """
 
     choose: Choose
@@ -42,14 +45,17 @@ def sources(
     pools: Mapping[str, Sequence[Any]],
     apart: Sequence[str] = (),
 ) -> Sources:
-    """The way of that name, on these prompts and pools. Raises ValueError for an unknown name.
+    """The way to choose sources of that name, on these prompts and pools.
 
     What is written anew keeps to the pools: `minimal` to all of them, a task's own counterfactuals
-    to those that are kept `apart` between splits. A base for which nothing else is found is its own
+    to those that are `apart` between splits. A base for which nothing else is found is its own
     source.
+
+    Raises ValueError for an unknown name.
     """
     if strategy in ("random", "exhaustive"):
         return Sources(
+            # It may draw the base itself; `paired` then draws again.
             lambda variable, bases, rng: prompts.take(rng.integers(len(prompts), size=len(bases))),
             new=False,
         )
@@ -63,10 +69,13 @@ def sources(
         inside = _inside(task, pools)
 
         def minimal(variable: str, bases: Prompts, rng: np.random.Generator) -> Prompts:
+            # The inputs that the variable depends on come from another prompt; all else stays the
+            # base's.
             from_other = [
                 name for name in bases.inputs if name in task.model.ancestors(variable) | {variable}
             ]
             inputs = {name: list(column) for name, column in bases.inputs.items()}
+            # Rows whose mixture has not fitted yet.
             left = np.arange(len(bases))
             for _ in range(TRIES):
                 others = prompts.take(rng.integers(len(prompts), size=len(left)))
@@ -76,6 +85,7 @@ def sources(
                     else [inputs[name][i] for i in left]
                     for name in inputs
                 }
+                # Not every mixture of two prompts is made of entries of these pools.
                 ok = inside(row)
                 for name in from_other:
                     for i, value, fits in zip(left.tolist(), row[name], ok, strict=True):
@@ -84,6 +94,7 @@ def sources(
                 left = left[~ok]
                 if not len(left):
                     break
+            # A row that has never fitted is its base.
             return write(task, inputs)
 
         return Sources(minimal, new=True)
@@ -94,14 +105,17 @@ def sources(
         )
 
         def own(variable: str, bases: Prompts, rng: np.random.Generator) -> Prompts:
-            made = make(rng, pools, bases.inputs)
-            ok = inside(made)
+            counterfactual_inputs = make(rng, pools, bases.inputs)
+            ok = inside(counterfactual_inputs)
+            # A row that leaves the pools stays as its base is.
             return write(
                 task,
                 {
                     name: [
                         new if fits else base
-                        for new, base, fits in zip(made[name], column, ok, strict=True)
+                        for new, base, fits in zip(
+                            counterfactual_inputs[name], column, ok, strict=True
+                        )
                     ]
                     for name, column in bases.inputs.items()
                 },
@@ -117,14 +131,18 @@ def sources(
 def _inside(
     task: Task, pools: Mapping[str, Sequence[Any]]
 ) -> Callable[[Mapping[str, Sequence[Any]]], np.ndarray]:
-    """Inputs in columns → bool[n], whether each row is made of entries of these pools."""
-    known = {name: frozenset(entries) for name, entries in pools.items()}
+    """(inputs in columns) → bool[n], whether each row is made of entries of these pools."""
+    allowed = {name: frozenset(entries) for name, entries in pools.items()}
 
     def inside(inputs: Mapping[str, Sequence[Any]]) -> np.ndarray:
         rows = (dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True))
         return np.array(
             [
-                all(known[p].issuperset(used) for p, used in task.uses(row).items() if p in known)
+                all(
+                    allowed[p].issuperset(used)
+                    for p, used in task.uses(row).items()
+                    if p in allowed
+                )
                 for row in rows
             ]
         )
@@ -133,21 +151,24 @@ def _inside(
 
 
 def _groups(model: CausalModel, prompts: Prompts) -> Callable[[str], list[np.ndarray]]:
-    """Variable → for each of its values the rows that have it."""
-    found: dict[str, list[np.ndarray]] = {}
+    """Variable → for each of its values the rows that have it, made once for each variable."""
+    by_variable: dict[str, list[np.ndarray]] = {}
 
     def groups(variable: str) -> list[np.ndarray]:
-        if variable not in found:
+        if variable not in by_variable:
             values = [repr(value) for value in model.run_batch(prompts.inputs)[variable]]
-            of = np.unique(values, return_inverse=True)[1]
-            found[variable] = [np.flatnonzero(of == number) for number in range(of.max() + 1)]
-        return found[variable]
+            value_numbers = np.unique(values, return_inverse=True)[1]
+            by_variable[variable] = [
+                np.flatnonzero(value_numbers == number) for number in range(value_numbers.max() + 1)
+            ]
+        return by_variable[variable]
 
     return groups
 
 
 def _balanced(groups: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
     sizes = np.array([len(rows) for rows in groups])
+    # A value first, then a prompt that has it: each value is as frequent as the others.
     group = rng.integers(len(groups), size=n)
     inside = (rng.random(n) * sizes[group]).astype(int)
     starts = np.concatenate([[0], sizes.cumsum()[:-1]])

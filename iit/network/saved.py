@@ -1,5 +1,6 @@
-"""Networks in folders: safetensors and a config, which for classifiers names one of the
-architectures below.
+"""Networks in folders: safetensors and a config.
+
+The config of a classifier names one of the architectures below.
 """
 
 import json
@@ -19,8 +20,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_network(network: Network, folder: str | Path) -> None:
-    """Write a folder that `load_network` reads. Raises ValueError for an architecture that is
-    neither transformers' nor ours.
+    """Write a folder that `load_network` reads.
+
+    Raises ValueError for an architecture that is neither transformers' nor one of this package's.
     """
     if isinstance(network, LanguageModel):
         network.model.save_pretrained(folder)
@@ -28,6 +30,7 @@ def save_network(network: Network, folder: str | Path) -> None:
         return
     model: Any = network.model
     kind = type(model).__name__
+    # Not `isinstance`: a subclass would come back as the class that the config names.
     if ARCHITECTURES.get(kind) is not type(model):
         raise ValueError(
             f"Only {', '.join(ARCHITECTURES)} can be saved, for their folders hold no code; this "
@@ -35,6 +38,7 @@ def save_network(network: Network, folder: str | Path) -> None:
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # The arguments that made the network make it again; the tensors follow.
     config = {
         "format": FORMAT,
         "name": network.name,
@@ -42,6 +46,7 @@ def save_network(network: Network, folder: str | Path) -> None:
         "arguments": model.arguments,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # safetensors takes contiguous tensors only.
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
         folder / WEIGHTS,
@@ -49,17 +54,21 @@ def save_network(network: Network, folder: str | Path) -> None:
 
 
 def is_classifier(folder: Path) -> bool:
-    """Whether `save_network` wrote a classifier to this folder (whatever its format's number)."""
+    """Whether `save_network` wrote a classifier to this folder, in any version of the format."""
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("format")
+        written_format = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("format")
     except (OSError, ValueError):
         return False
-    return isinstance(found, str) and found.partition("/")[0] == FORMAT.partition("/")[0]
+    return (
+        isinstance(written_format, str)
+        and written_format.partition("/")[0] == FORMAT.partition("/")[0]
+    )
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Read a classifier that `save_network` wrote; no code is run. Raises ValueError for unknown
-    formats, architectures and other weights.
+    """Read a classifier that `save_network` wrote; no code of the folder is run.
+
+    Raises ValueError for unknown formats and architectures, and for weights of another network.
     """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if config["format"] != FORMAT:

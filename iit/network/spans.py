@@ -1,20 +1,21 @@
-"""From characters of a text to tokens."""
+"""From characters of a text to its tokens."""
 
 import re
 from collections.abc import Sequence
 
 Offsets = Sequence[tuple[int, int]]
-"""(start, stop) in characters of each token; (0, 0) for special tokens."""
+"""(start, stop) of each token in characters; (0, 0) for special tokens."""
 
 
 def tokens_of_span(
     text: str, span: tuple[int, int], offsets: Offsets, *, role: str = "span"
 ) -> list[int]:
-    """The tokens that cover a span's characters, spaces aside.
+    """The tokens that cover a span's characters, apart from spaces.
 
-    A token may begin with the space before the span, as in byte-level BPE. Raises ValueError,
-    quoting the text and marking the place, for a span that is empty, outside the text, or that cuts
-    a token.
+    A token may begin with the space before the span, as in byte-level BPE.
+
+    Raises ValueError, quoting the text and marking the place, for a span that is empty, outside the
+    text, or cuts a token.
     """
     start, stop = span
     if not 0 <= start < stop <= len(text) or not text[start:stop].strip():
@@ -24,23 +25,26 @@ def tokens_of_span(
     inside = {i for i in range(start, stop) if not text[i].isspace()}
     tokens = [t for t, (a, b) in enumerate(offsets) if any(i in inside for i in range(a, b))]
     covered = {i for t in tokens for i in range(*offsets[t])}
+    # Characters that the tokens hold beyond the span.
     cut = [i for i in covered - inside if not text[i].isspace()]
     if cut or not inside <= covered:
-        told = "".join(text[i] for i in sorted(cut))
+        outside = "".join(text[i] for i in sorted(cut))
         raise ValueError(
             f"Role {role!r}: {text[start:stop]!r} is not made of whole tokens (they also hold "
-            f"{told!r}).\n{marked(text, start, stop)}"
+            f"{outside!r}).\n{marked(text, start, stop)}"
         )
     return tokens
 
 
 def last_mention(text: str, wanted: str, *, role: str = "span") -> tuple[int, int]:
-    """(start, stop) of the last `wanted` that is whole words, else of the last one. Raises
-    ValueError, quoting the text, when there is none.
+    """(start, stop) of the last mention that is whole words, else of the last mention.
+
+    Raises ValueError, quoting the text, when there is none.
     """
-    # Neither end may lie inside of a word; a lookahead also finds mentions that overlap. Scripts
-    # without spaces have no such ends.
+    # Neither end of a mention may lie inside a word. The lookahead also finds mentions that
+    # overlap.
     whole = re.finditer(rf"(?=(?!\B\w){re.escape(wanted)}(?<!\w\B))", text)
+    # Scripts without spaces between words have no such ends.
     spaced = re.search(r"[\u2e80-\ua4cf\u0e00-\u0eff\uf900-\ufaff]", wanted) is None
     last = text.rfind(wanted)
     start = max((mention.start() for mention in whole), default=last) if spaced else last
@@ -53,6 +57,6 @@ def last_mention(text: str, wanted: str, *, role: str = "span") -> tuple[int, in
 
 
 def marked(text: str, start: int, stop: int) -> str:
-    """The text with carets under a span, on lines of their own."""
+    """The text, and below it carets under a span."""
     shown = text.replace("\n", "↵")
     return f"  {shown}\n  {' ' * start}{'^' * max(stop - start, 1)}"

@@ -1,4 +1,4 @@
-"""The same architecture with the weights it would have before any training."""
+"""A network of the same architecture, with the weights that it would have before any training."""
 
 from copy import deepcopy
 from typing import Any
@@ -12,15 +12,21 @@ from iit.network.language_model import LanguageModel
 
 
 def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Network:
-    """A network of the same architecture with freshly drawn weights, frozen and in eval mode; the
-    given one is not touched.
+    """A network of the same architecture with freshly drawn weights, frozen and in eval mode.
 
-    A transformers model is made again from its config; of other networks every module with
-    parameters of its own draws them anew (`reset_parameters`). Raises ValueError for a module that
-    has parameters and cannot.
+    The given network is not touched. A transformers model is made again from its config. In other
+    networks every module with parameters of its own draws them anew (`reset_parameters`).
 
-    keep_ends: a language model keeps its embedding and its head; what lies between is drawn.
+    Arguments:
+        seed: of the weights.
+        keep_ends: whether a language model keeps its embedding and its head, so that only what lies
+            between is drawn.
+
+    Raises:
+        ValueError: a module has parameters and no `reset_parameters`; or the network lacks an end
+            that it should keep.
     """
+    # The global random generator stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = (
@@ -53,6 +59,7 @@ def _from_config(model: PreTrainedModel) -> PreTrainedModel:
 def _reset(model: nn.Module) -> nn.Module:
     fresh = deepcopy(model)
     for name, module in fresh.named_modules():
+        # Only parameters of the module itself; those of its submodules come in their turn.
         if not any(True for _ in module.parameters(recurse=False)):
             continue
         reset: Any = getattr(module, "reset_parameters", None)
