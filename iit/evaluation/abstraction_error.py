@@ -17,6 +17,7 @@ from iit.data.pairing import Paired
 from iit.data.prompts import answers
 from iit.data.table import columns_of, dataset
 from iit.evaluation.outcomes import evaluating
+from iit.evaluation.trust import NotApplicableError
 from iit.evaluation.value_map import ValueMap, coordinates
 from iit.intervened import IntervenedModel, capture
 from iit.intervened.sources import Variable
@@ -29,10 +30,6 @@ SMALL = 10_000_000
 """Parameters of the largest network in which the error is computed."""
 MOST_VALUES = 64
 """The most values of a variable that coordinates are mapped to."""
-
-
-class NotApplicableError(ValueError):
-    """There is no abstraction error of this alignment; the message says why."""
 
 
 class Compared(NamedTuple):

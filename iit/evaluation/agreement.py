@@ -1,25 +1,17 @@
 """How often label and source's answer agree up to a site at the answer's own tokens."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from iit.alignment import Alignment
-from iit.data import EncodedPairs
+from iit.evaluation.rows import Group
 from iit.intervened.sources import variables_of
 from iit.network.answering import ANSWER_ROLE, IGNORED
-from iit.result import Row, clustered_interval
+from iit.result import Row
 
 
-def agreement_rows(
-    alignment: Alignment,
-    encoded: EncodedPairs,
-    variables: Sequence[str],
-    among: np.ndarray,
-    facts: Mapping[str, Any],
-    resamples: int,
-) -> list[Row]:
+def agreement_rows(alignment: Alignment, variables: Sequence[str], group: Group) -> list[Row]:
     """Rows `answer_agreement`: how often label and source's answer agree up to the site.
 
     The base is teacher-forced with the label, the source with its own answer. Where these differ,
@@ -28,11 +20,9 @@ def agreement_rows(
     pairs do not know the source's answer.
 
     Arguments:
-        variables: those that the pairs interchange.
-        among: bool[n], the pairs that count.
-        facts: the columns that say which cell the rows belong to.
-        resamples: of the bootstrap behind the interval.
+        variables: those that the group's pairs interchange.
     """
+    encoded = group.encoded
     # The largest k among the sites at `answer[k]`; −1 where there is none.
     last = -1
     for key, edit in alignment.edits.items():
@@ -50,19 +40,8 @@ def agreement_rows(
         for k in range(min(last + 1, label.shape[1], answer.shape[1])):
             # The label's padding counts as equal: it has no token there that could differ.
             agree &= ((label[:, k] == answer[:, k]) | (label[:, k] == IGNORED)).numpy()
-    rows = []
-    for subset, chosen in (("all", among), ("changing", among & encoded.changing.numpy())):
-        if chosen.any():
-            interval = clustered_interval(
-                agree[chosen], encoded.clusters[chosen], resamples=resamples
-            )
-            rows.append(
-                Row(
-                    **facts,
-                    subset=subset,
-                    control=None,
-                    metric="answer_agreement",
-                    **interval._asdict(),
-                )
-            )
-    return rows
+    return [
+        group.row("answer_agreement", agree, chosen, subset)
+        for subset, chosen in (("all", group.among), ("changing", group.changing))
+        if chosen.any()
+    ]

@@ -1,20 +1,31 @@
-"""Alignments and answers to compare with: what a number would be without the training."""
+"""The controls: alignments and answers to compare with, each made in one place.
+
+`RECIPES` is the table of them. What makes a control says what it needs, and why it is missing.
+"""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from iit.alignment import Alignment, initialise
-from iit.alignment.references import beside
+from iit.alignment.references import beside, vanilla
 from iit.data import EncodedPairs, Pairs
+from iit.data.pairing import Paired
+from iit.data.prompts import write
+from iit.data.table import columns_of, dataset
+from iit.evaluation.faithfulness import inert_resampled
+from iit.evaluation.illusion import split_by_reading, swapping
+from iit.evaluation.outcomes import Outcomes, outcomes
+from iit.evaluation.scoring import Scoring
 from iit.evaluation.subspace import subspaces
-from iit.intervened import Edit
+from iit.evaluation.trust import NotApplicableError
+from iit.intervened import ActivationStore, Edit, capture
 from iit.intervention import (
     All,
     Autoencoder,
@@ -25,9 +36,15 @@ from iit.intervention import (
     SoftGate,
     Subset,
 )
-from iit.network import Network
-from iit.result.vocabulary import RANK
+from iit.network import Network, untrained
+from iit.result.vocabulary import RANK, draw
 from iit.site import Site
+
+Made = Mapping[str, Alignment | Outcomes | np.ndarray]
+"""{name of a control: what is scored in the alignment's place}.
+
+Scored already are outcomes, and bool[n], the pairs in which the label is the answer.
+"""
 
 
 def random_subspace(alignment: Alignment, seed: int) -> Alignment:
@@ -61,113 +78,14 @@ def _has_random_subspace(intervention: Intervention) -> bool:
     return rank < intervention.width
 
 
-def pca_subspace(alignment: Alignment, pairs: Pairs, *, batch_size: int = 64) -> Alignment | None:
-    """The same edits with as many leading principal components as the trained rank.
+def random_subspaces(alignment: Alignment, seed: int, n: int) -> list[Alignment]:
+    """`random_subspace` n times; nothing for an alignment without one.
 
-    The components are those of the training bases' activations.
-
-    Returns:
-        None where an edit has no rank below its width, serves several variables by blocks, or is
-        made of principal components itself; and where there are no more training pairs than the
-        rank.
+    Equal seeds give equal subspaces.
     """
-    if not has_random_subspace(alignment) or "train" not in set(pairs.dataset["split"]):
-        return None
-    edits = {}
-    for key, edit in alignment.edits.items():
-        trained = edit.intervention
-        rank, width = trained.learned_rank(), trained.width
-        if (
-            trained.blocks
-            or isinstance(trained.basis, PrincipalComponents)
-            or rank is None
-            or width is None
-        ):
-            return None
-        components = Intervention(
-            trained.name, PrincipalComponents(width, rank), All(), trained.operation
-        )
-        edits[key] = replace(edit, intervention=components)
-    other = beside(alignment, edits)
-    if len(pairs.split("train")) <= max(e.intervention.rank or 0 for e in edits.values()):
-        return None
-    initialise(other, pairs, batch_size=batch_size)
-    return other
-
-
-def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
-    """Alignments that move activations about as far as the edit does, but elsewhere.
-
-    With Δ = h' − h the edit's move, `placebo_direction` is h + u·‖Δ‖ with a random direction u.
-    `placebo_pair` is h + Δ of another pair, the one before it in the batch. That pair should be of
-    the same variables (`outcomes` with `apart`).
-
-    Returns:
-        {control: alignment}; nothing for an alignment that has an edit with blocks.
-    """
-    if any(edit.intervention.blocks for edit in alignment.edits.values()):
-        return {}
-
-    def turned(move: Tensor) -> Tensor:
-        # The same in every run: a run may be repeated to check it.
-        # [batch, position, width]
-        noise = torch.randn(move.shape, generator=torch.Generator().manual_seed(seed)).to(move)
-        return noise * move.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
-
-    def placebo(trained: Intervention, change: Callable[[Tensor], Tensor]) -> Intervention:
-        def moved(h: Tensor, *source: Tensor) -> Tensor:
-            return h + change(trained(h, *source) - h)
-
-        return LambdaIntervention(moved, trained.needs_source)
-
-    # `roll` gives each pair the move of the pair before it, and the first one the last's.
-    changes = {"placebo_direction": turned, "placebo_pair": lambda move: move.roll(1, 0)}
-    return {name: _exchanged(alignment, partial(placebo, change=changes[name])) for name in changes}
-
-
-def lower_ranks(alignment: Alignment, pairs: Pairs, seed: int) -> dict[str, Alignment]:
-    """The same claim with a random frame of a lower rank, as {control: alignment}.
-
-    `least_rank` has the variable's number of values less one: a linear code of the values needs so
-    many dimensions. An interchange that needs more swaps more than the variable. `rank/K` have four
-    times as many dimensions, sixteen times, …, below the claim's own rank.
-
-    Returns:
-        Nothing for a claim that has no more than the least rank, is of several variables, swaps no
-        linear subspace or is not trained; and where the pairs do not know the values.
-    """
-    key, edit = next(iter(alignment.edits.items()))
-    trained = edit.intervention
-    # −1 where the pairs do not know the values, which ends the function below.
-    least = len(set(map(repr, (pairs.values or {}).get(str(key), ())))) - 1
-    if len(alignment.edits) > 1 or not any(p.requires_grad for p in trained.parameters()):
-        return {}
-    if not subspaces(alignment) or not 0 < least < (trained.learned_rank() or 0):
-        return {}
-    lower: dict[str, Alignment] = {}
-    rank = least
-    while rank < (trained.learned_rank() or 0):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            frame = Intervention(
-                trained.name, Frame(trained.width or 0, rank), All(), trained.operation
-            )
-        # The first of them is the least.
-        lower[f"{RANK}{rank}" if lower else "least_rank"] = _exchanged(
-            alignment, {trained: frame}.__getitem__
-        )
-        rank *= 4
-    return lower
-
-
-def majority(pairs: Pairs, encoded: EncodedPairs) -> np.ndarray:
-    """bool[n]: is the most frequent label of the training pairs a right one?"""
-    frequencies = Counter(
-        answer for label in pairs.split("train")["label"] for answer in _each(label)
-    )
-    # Of equally frequent labels the one whose text comes first.
-    common = min(frequencies, key=lambda answer: (-frequencies[answer], str(answer)))
-    return np.array([common in _each(label) for label in encoded.labels])
+    if not has_random_subspace(alignment):
+        return []
+    return [random_subspace(alignment, seed * 1000 + number) for number in range(n)]
 
 
 def fresh(
@@ -184,34 +102,34 @@ def fresh(
     Raises:
         ValueError: for sites the network lacks, or of another width.
     """
-    redrawn: dict[Intervention, Intervention] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for edit in alignment.edits.values():
-            # Edits that share an intervention share the new one, too.
-            if edit.intervention not in redrawn:
-                trained = edit.intervention
-                redrawn[trained] = Intervention.from_config(trained.config(), trained.own_parts)
-                if isinstance(trained.basis, Autoencoder):  # which is loaded, not drawn
-                    redrawn[trained].basis.load_state_dict(trained.basis.state_dict())
-    edits = {
-        key: Edit(
-            list(map(moved, edit.sites)),
-            redrawn[edit.intervention],
-            list(map(moved, edit.source_sites)),
-            edit.joint,
-        )
-        for key, edit in alignment.edits.items()
-    }
-    other = Alignment(network or alignment.studied or alignment.network, edits)
+        return _exchanged(alignment, _redrawn, moved, network)
+
+
+def _redrawn(trained: Intervention) -> Intervention:
+    redrawn = Intervention.from_config(trained.config(), trained.own_parts)
+    if isinstance(trained.basis, Autoencoder):  # which is loaded, not drawn
+        redrawn.basis.load_state_dict(trained.basis.state_dict())
+    return redrawn
+
+
+def _exchanged(
+    alignment: Alignment,
+    make: Callable[[Intervention], Intervention],
+    moved: Callable[[Site], Site] = lambda site: site,
+    network: Network | None = None,
+) -> Alignment:
+    """The same edits with other interventions; edits that share one still share one."""
+    others: dict[Intervention, Intervention] = {}
+    edits = {}
+    for key, edit in alignment.edits.items():
+        if edit.intervention not in others:
+            others[edit.intervention] = make(edit.intervention)
+        sites, source_sites = (list(map(moved, s)) for s in (edit.sites, edit.source_sites))
+        edits[key] = Edit(sites, others[edit.intervention], source_sites, edit.joint)
     # A store is of one network.
-    other.store = alignment.store if network is None else None
-    return other
-
-
-def _each(label: Any) -> list[Any]:
-    """The answers that a label says are right."""
-    return list(label) if isinstance(label, list | tuple) else [label]
+    return beside(alignment, edits) if network is None else Alignment(network, edits)
 
 
 def _drawn(trained: Intervention) -> Intervention:
@@ -233,12 +151,355 @@ def _drawn(trained: Intervention) -> Intervention:
     return redrawn
 
 
-def _exchanged(alignment: Alignment, make: Callable[[Intervention], Intervention]) -> Alignment:
-    """The same edits with other interventions; edits that share one still share one."""
-    others: dict[Intervention, Intervention] = {}
+def pca_subspace(scoring: Scoring) -> Made:
+    """The same edits with as many leading principal components as the trained rank.
+
+    The components are those of the training bases' activations.
+
+    Raises:
+        NotApplicableError: where an edit has no rank below its width, serves several variables by
+            blocks, or is made of principal components itself; and where there are no more training
+            pairs than the rank.
+    """
+    alignment, pairs = scoring.alignment, scoring.pairs
+    if not has_random_subspace(alignment):
+        raise NotApplicableError("an edit has no rank below its width")
     edits = {}
     for key, edit in alignment.edits.items():
-        if edit.intervention not in others:
-            others[edit.intervention] = make(edit.intervention)
-        edits[key] = replace(edit, intervention=others[edit.intervention])
-    return beside(alignment, edits)
+        trained = edit.intervention
+        rank, width = trained.learned_rank(), trained.width
+        is_pca = isinstance(trained.basis, PrincipalComponents)
+        if trained.blocks or is_pca or rank is None or width is None:
+            raise NotApplicableError("an edit has blocks, or is made of principal components")
+        basis = PrincipalComponents(width, rank)
+        components = Intervention(trained.name, basis, All(), trained.operation)
+        edits[key] = replace(edit, intervention=components)
+    other = beside(alignment, edits)
+    n_needed = max(edit.intervention.rank or 0 for edit in edits.values())
+    if len(scoring.training_pairs) <= n_needed:
+        raise NotApplicableError("there are no more training pairs than dimensions")
+    initialise(other, pairs, batch_size=scoring.batch_size)
+    return {"pca_subspace": other}
+
+
+def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
+    """Alignments that move activations about as far as the edit does, but elsewhere.
+
+    With Δ = h' − h the edit's move, `placebo_direction` is h + u·‖Δ‖ with a random direction u.
+    `placebo_pair` is h + Δ of another pair, the one before it in the batch. That pair should be of
+    the same variables (`outcomes` with `apart`).
+
+    Raises:
+        NotApplicableError: for an alignment that has an edit with blocks.
+    """
+    if any(edit.intervention.blocks for edit in alignment.edits.values()):
+        raise NotApplicableError("an edit serves several variables by blocks")
+
+    def turned(move: Tensor) -> Tensor:
+        # The same in every run: a run may be repeated to check it.
+        # [batch, position, width]
+        noise = torch.randn(move.shape, generator=torch.Generator().manual_seed(seed)).to(move)
+        return noise * move.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+
+    def placebo(trained: Intervention, change: Callable[[Tensor], Tensor]) -> Intervention:
+        def moved(h: Tensor, *source: Tensor) -> Tensor:
+            return h + change(trained(h, *source) - h)
+
+        return LambdaIntervention(moved, trained.needs_source)
+
+    # `roll` gives each pair the move of the pair before it, and the first one the last's.
+    changes = {"placebo_direction": turned, "placebo_pair": lambda move: move.roll(1, 0)}
+    return {name: _exchanged(alignment, partial(placebo, change=changes[name])) for name in changes}
+
+
+def lower_ranks(scoring: Scoring) -> dict[str, Alignment]:
+    """The same claim with a random frame of a lower rank, as {control: alignment}.
+
+    `least_rank` has the variable's number of values less one: a linear code of the values needs so
+    many dimensions. An interchange that needs more swaps more than the variable. `rank/K` have four
+    times as many dimensions, sixteen times, …, below the claim's own rank.
+
+    Raises:
+        NotApplicableError: for a claim that has no more than the least rank, is of several
+            variables, swaps no linear subspace or is not trained; and where the pairs do not know
+            the values.
+    """
+    alignment, values = scoring.alignment, scoring.pairs.values or {}
+    key, edit = next(iter(alignment.edits.items()))
+    trained = edit.intervention
+    own_rank = trained.learned_rank() or 0
+    if len(alignment.edits) > 1 or not any(p.requires_grad for p in trained.parameters()):
+        raise NotApplicableError("the claim is of several variables, or is not trained")
+    # −1 where the pairs do not know the values.
+    least = len(set(map(repr, values.get(str(key), ())))) - 1
+    if not subspaces(alignment) or not 0 < least < own_rank:
+        raise NotApplicableError("the claim has no more dimensions than the values need")
+    lower: dict[str, Alignment] = {}
+    rank = least
+    while rank < own_rank:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(scoring.seed)
+            basis = Frame(trained.width or 0, rank)
+            frame = Intervention(trained.name, basis, All(), trained.operation)
+        # The first of them is the least.
+        name = f"{RANK}{rank}" if lower else "least_rank"
+        lower[name] = _exchanged(alignment, {trained: frame}.__getitem__)
+        rank *= 4
+    return lower
+
+
+def majority(scoring: Scoring) -> Made:
+    """Is the most frequent label of the training pairs a right one?"""
+    labels = scoring.training_pairs["label"]
+    frequencies = Counter(answer for label in labels for answer in _each(label))
+    # Of equally frequent labels the one whose text comes first.
+    common = min(frequencies, key=lambda answer: (-frequencies[answer], str(answer)))
+    right = np.array([common in _each(label) for label in scoring.encoded.labels])
+    return {"majority": right}
+
+
+def _each(label: Any) -> list[Any]:
+    """The answers that a label says are right."""
+    return list(label) if isinstance(label, list | tuple) else [label]
+
+
+def displaced(site: Site, elsewhere: Mapping[str, Any] | None) -> Site:
+    """Where the variable should not be: as `elsewhere` says, else at the prompt's first tokens."""
+    # As many tokens as the site has positions; of a role, one.
+    n = len(site.position) if isinstance(site.position, tuple) else 1
+    return replace(site, **(elsewhere or {"position": tuple(range(n))}))
+
+
+def sees(alignment: Alignment, pairs: Pairs) -> bool:
+    """Whether an alignment's sites follow the inputs that its variables depend on.
+
+    Among test prompts these inputs are exchanged while all others stay. Sites that follow them then
+    have other activations.
+
+    Raises:
+        ValueError: for pairs without a causal model.
+    """
+    task, network = pairs.task, alignment.studied
+    if task is None or pairs.prompts is None or network is None:
+        raise ValueError("the pairs have no causal model that says what the variable depends on")
+    prompts = pairs.prompts("test", 100, 0)
+    causes = set(map(str, alignment.variables))
+    causes = causes.union(*map(task.model.ancestors, causes))
+    inputs = dict(prompts.inputs)
+    for name in causes.intersection(inputs):
+        # Every prompt gets the value of the next one.
+        inputs[name] = [*inputs[name][1:], inputs[name][0]]
+    sites = [
+        site for edit in alignment.edits.values() for site in (*edit.sites, *edit.source_sites)
+    ]
+    runs = []
+    for version in (prompts, write(task, inputs)):
+        table = dataset(columns_of(Paired(version, {}, {}, version.answers, {}), "test"))
+        base = EncodedPairs(table, (), network).batch(range(len(version)))["base"]
+        runs.append(capture(network, base, sites))
+    for site in sites:
+        before, after = (activations[site] for activations in runs)
+        # The same tokens in a batch of another length give other floats.
+        near = 1e-4 * float(before.abs().max())
+        if before.shape != after.shape or not torch.allclose(before, after, atol=near):
+            return True
+    return False
+
+
+def shuffled(pairs: Pairs, seed: int) -> Pairs:
+    """The pairs with labels permuted within each split; which pairs are changing follows."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, Any] = {name: list(pairs.dataset[name]) for name in ("split", "label")}
+    labels = list(columns["label"])
+    # a set of texts has another order in each process
+    for split in dict.fromkeys(columns["split"]):
+        rows = [i for i, s in enumerate(columns["split"]) if s == split]
+        for row, other in zip(rows, rng.permutation(rows).tolist(), strict=True):
+            labels[row] = columns["label"][other]
+    dataset = _with_column(pairs.dataset, "label", labels)
+    if "base_answer" in pairs.dataset.column_names:
+        changing = [
+            label != base_answer
+            for label, base_answer in zip(labels, pairs.dataset["base_answer"], strict=True)
+        ]
+        dataset = _with_column(dataset, "changing", changing)
+    return replace(pairs, dataset=dataset, again=None)
+
+
+def _with_column(dataset: Any, name: str, values: list[Any]) -> Any:
+    return dataset.remove_columns(name).add_column(name, values)
+
+
+def _random_subspaces(scoring: Scoring) -> Made:
+    alignment, n = scoring.alignment, scoring.trust.random_subspaces
+    if not has_random_subspace(alignment):
+        raise NotApplicableError("no random subspace of equal rank differs from the trained one")
+    # `read_controls` draws with the same seed, so it splits these very subspaces.
+    draws = random_subspaces(alignment, scoring.seed, n)
+    return {draw("random_subspace", number): other for number, other in enumerate(draws)}
+
+
+def _placebos(scoring: Scoring) -> Made:
+    # The batches decide which pair is another one's placebo, so their size is always the default.
+    # A pair alone in its batch would be its own placebo. A pair of another variable has no
+    # difference to give. Hence `apart`.
+    return {
+        name: outcomes(other, scoring.encoded, apart=True)
+        for name, other in placebos(scoring.alignment, scoring.seed).items()
+    }
+
+
+def _seeds(scoring: Scoring) -> Made:
+    """Other draws of the start, on the same pairs in the same order."""
+    # The alignment itself is the first of the seeds.
+    return {
+        draw("seeds", number): fresh(scoring.alignment, scoring.seed + number)
+        for number in range(1, scoring.trust.seeds)
+    }
+
+
+def _wrong_site(scoring: Scoring) -> Made:
+    """The same intervention at a site that sees no token that the variable depends on."""
+    elsewhere = scoring.trust.wrong_site
+    moved = partial(displaced, elsewhere=elsewhere)
+    try:
+        wrong = fresh(scoring.alignment, scoring.seed, moved=moved)
+        # Edits that are apart at their own sites may overlap at the wrong one.
+        wrong.check_apart()
+        is_seen = sees(wrong, scoring.pairs)
+    except ValueError as error:
+        raise NotApplicableError(str(error)) from error
+    if is_seen:
+        raise NotApplicableError(
+            f"at {elsewhere or 'the first tokens'} stands what the variable depends on; set "
+            "trust.wrong_site"
+        )
+    return {"wrong_site": wrong}
+
+
+def _shuffled_label(scoring: Scoring) -> Made:
+    """The same claim; the labels of its training and validation pairs are permuted."""
+    if not any(p.requires_grad for p in scoring.alignment.parameters()):
+        raise NotApplicableError("nothing is trained, so the labels have no part in it")
+    return {"shuffled_label": fresh(scoring.alignment, scoring.seed)}
+
+
+def _untrained_network(scoring: Scoring) -> Made:
+    """The same claim on random weights.
+
+    It gets the trained network's prompts, which are not filtered again.
+    """
+    try:
+        network = untrained(scoring.network, scoring.seed)
+    except ValueError as error:
+        raise NotApplicableError(str(error)) from error
+    other = fresh(scoring.alignment, scoring.seed, network=network)
+    # A store is of one network.
+    other.store = ActivationStore(network.model)
+    return {"untrained_network": other}
+
+
+def read_controls(
+    alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int
+) -> dict[str, Alignment]:
+    """Alignments to compare a read part with.
+
+    `read_part/vanilla` swaps all that is read. `read_part/random_subspace/0`, … are the read parts
+    of the controls `random_subspace/0`, … .
+    """
+    others = {"read_part/vanilla": swapping(alignment, read)}
+    for number, random in enumerate(random_subspaces(alignment, seed, n_random)):
+        part = split_by_reading(random, read)["read_part"]
+        others[draw("read_part/random_subspace", number)] = part
+    return others
+
+
+def _read_parts(scoring: Scoring) -> Made:
+    alignment, trust = scoring.alignment, scoring.trust
+    read = scoring.spaces.get("read")
+    if not read:
+        raise NotApplicableError(f"{alignment.interventions} swap no linear subspace")
+    controls = read_controls(alignment, read, scoring.seed, trust.random_subspaces)
+    return split_by_reading(alignment, read) | controls
+
+
+def _inert_resampled(scoring: Scoring) -> Made:
+    right = inert_resampled(
+        scoring.alignment, scoring.encoded, seed=scoring.seed, batch_size=scoring.batch_size
+    )
+    return {"inert_resampled": right}
+
+
+class Recipe(NamedTuple):
+    """How a kind of controls is made.
+
+    make: gives one or several; raises NotApplicableError, which says why, where there is none.
+    needs: "quick", made at every level of trust. "full", made on the test split with full trust.
+        "trained", made as "full" and trained on the alignment's pairs. "shuffled", trained on pairs
+        with shuffled labels.
+    """
+
+    make: Callable[[Scoring], Made]
+    needs: str = "quick"
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "vanilla": Recipe(lambda scoring: {"vanilla": vanilla(scoring.alignment)}),
+    "random_subspace": Recipe(_random_subspaces),
+    "pca_subspace": Recipe(pca_subspace),
+    "placebos": Recipe(_placebos),
+    "no_intervention": Recipe(
+        lambda scoring: {"no_intervention": scoring.outcomes(scoring.alignment, edited=False)}
+    ),
+    "seeds": Recipe(_seeds, "trained"),
+    "lower_ranks": Recipe(lower_ranks, "trained"),
+    "wrong_site": Recipe(_wrong_site, "trained"),
+    "shuffled_label": Recipe(_shuffled_label, "shuffled"),
+    "untrained_network": Recipe(_untrained_network, "trained"),
+    "read_parts": Recipe(_read_parts, "full"),
+    "majority": Recipe(majority),
+    "inert_resampled": Recipe(_inert_resampled),
+}
+"""In the order of rows; a key is the kind, and what makes it names the rows."""
+
+
+def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
+    """Make the controls, and train those that need it.
+
+    Controls that share their network and their pairs are trained side by side.
+
+    Returns:
+        ({name: the control}, {kind of controls: why there is none}).
+    """
+    made: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    trainings: dict[Any, dict[str, Alignment]] = {}
+    for kind, (make, needs) in RECIPES.items():
+        if needs != "quick" and not scoring.is_full:
+            continue
+        is_trained = needs in ("trained", "shuffled")
+        try:
+            if is_trained:
+                _check_trainable(scoring)
+            controls: dict[str, Any] = dict(make(scoring))
+        except NotApplicableError as error:
+            missing[kind] = str(error)
+            continue
+        made |= controls
+        for name, control in controls.items() if is_trained else ():
+            trainings.setdefault((needs, control.network), {})[name] = control
+    for (needs, _), side_by_side in trainings.items():
+        pairs = scoring.pairs
+        if needs == "shuffled":
+            pairs = shuffled(pairs, scoring.seed)
+        scoring.refit(side_by_side, pairs, scoring.seed)
+    return made, missing
+
+
+def _check_trainable(scoring: Scoring) -> None:
+    """Raise NotApplicableError where the pairs lack what a training needs."""
+    pairs = scoring.pairs
+    lacking = sorted({"train", "validation"} - set(pairs.dataset["split"]))
+    lacking += sorted({str(v) for v in scoring.alignment.variables} - set(pairs.variables))
+    if lacking:
+        raise NotApplicableError(f"the pairs lack {', '.join(lacking)}")

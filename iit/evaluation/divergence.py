@@ -9,7 +9,8 @@ from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs
-from iit.evaluation.outcomes import evaluating
+from iit.evaluation.outcomes import evaluating, inputs_of
+from iit.evaluation.trust import NotApplicableError
 from iit.intervened.batch import prepare
 from iit.intervened.edited_run import EditedRun
 from iit.intervened.positions import counts
@@ -70,15 +71,15 @@ def divergence(
         float[n pairs].
 
     Raises:
-        ValueError: for an edit that touches some of the pairs and none of the natural ones, and for
-            attention weights, whose width is the prompt's length.
+        ValueError: for an edit that touches some of the pairs and none of the natural ones.
+        NotApplicableError: a ValueError, for attention weights, whose width is the prompt's length.
 
     References:
         arXiv 2511.04638.
     """
     for edit in alignment.edits.values():
         if any(site.component == "attention_weight" for site in edit.sites):
-            raise ValueError(
+            raise NotApplicableError(
                 "Attention weights are as wide as their prompt is long: there is no distance "
                 "between prompts."
             )
@@ -147,11 +148,7 @@ def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Here]:
     """What a batch has at each site of the edits that touch some of its examples."""
     sites = [site for edit in alignment.edits.values() for site in edit.sites]
     prepared = prepare(alignment.network, batch["base"]).at_answer(alignment.network, sites)
-    # Variables that these pairs do not know have no source: they are inactive.
-    idle = {variable: False for variable in alignment.variables if variable not in batch["sources"]}
-    run = alignment.edited_run(
-        prepared, batch["sources"] if alignment.needs_source else None, batch["active"] | idle
-    )
+    run = alignment.edited_run(prepared, *inputs_of(alignment, batch))
     by_place = {}
     for key, edit in alignment.edits.items():
         variables = variables_of(key, edit)

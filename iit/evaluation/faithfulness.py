@@ -1,11 +1,11 @@
 """Whether parts that are declared inert are: the accuracy while they come from a third input."""
 
 import numpy as np
-import torch
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs
-from iit.evaluation.outcomes import evaluating
+from iit.evaluation.outcomes import evaluating, inputs_of
+from iit.evaluation.trust import NotApplicableError
 from iit.intervened import IntervenedModel
 from iit.result import correct
 
@@ -23,13 +23,11 @@ def inert_resampled(
         bool[n].
 
     Raises:
-        ValueError: for an alignment that declares nothing inert, and for pairs of one base.
+        NotApplicableError: a ValueError, for an alignment that declares nothing inert, and for
+            pairs of one base.
     """
     if not alignment.inert:
-        raise ValueError(
-            "The alignment declares nothing inert: say which parts do not matter (`inert`), or "
-            "leave this figure out."
-        )
+        raise NotApplicableError("The alignment declares nothing inert (`inert`).")
     perturbed = IntervenedModel(
         alignment.studied or alignment.network, {**alignment.edits, **alignment.inert}
     ).eval()
@@ -39,16 +37,9 @@ def inert_resampled(
         for batch in pairs.batches(batch_size):
             rows = batch["row"].numpy()
             other = pairs.batch(third[rows].tolist())["base"]
-            # Variables that these pairs do not know have no source: they are inactive.
-            idle = {
-                v: torch.zeros(len(rows), dtype=torch.bool)
-                for v in alignment.variables
-                if v not in batch["sources"]
-            }
-            sources = (batch["sources"] if alignment.needs_source else {}) | dict.fromkeys(
-                alignment.inert, other
-            )
-            logits = perturbed.answer_logits(batch["base"], sources, batch["active"] | idle).cpu()
+            sources, active = inputs_of(alignment, batch)
+            sources = (sources or {}) | dict.fromkeys(alignment.inert, other)
+            logits = perturbed.answer_logits(batch["base"], sources, active).cpu()
             right[rows] = correct(logits, batch["base"]["answer"]).numpy()
     return right
 
@@ -60,11 +51,11 @@ def third_inputs(pairs: EncodedPairs, seed: int) -> np.ndarray:
     another base.
 
     Raises:
-        ValueError: where all pairs have the same base.
+        NotApplicableError: a ValueError, where all pairs have the same base.
     """
     bases = np.unique(pairs.bases, return_inverse=True)[1]
     if bases.max() == 0:
-        raise ValueError("All pairs have the same base: there is no third input.")
+        raise NotApplicableError("All pairs have the same base: there is no third input.")
     n = len(pairs)
     order = np.random.default_rng(seed).permutation(n)
     # `place` is where a pair stands in the cycle, `step` how far back its third input is.

@@ -3,7 +3,7 @@
 Its read part and its null part are each swapped alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from iit.alignment import Alignment
 from iit.alignment.references import beside
-from iit.data import EncodedPairs
-from iit.evaluation.controls import has_random_subspace, random_subspace
+from iit.data import EncodedPairs, Pairs
+from iit.evaluation.divergence import natural_activations
+from iit.evaluation.outcomes import evaluating
 from iit.evaluation.subspace import MOSTLY, span_of_rows, subspaces, within
 from iit.intervened import Edit, IntervenedModel
 from iit.intervened.sources import Variable, variables_of
@@ -29,8 +30,10 @@ from iit.intervention import (
 from iit.intervention.operation import Swap
 from iit.network.answering import IGNORED
 from iit.result import logit_difference
-from iit.result.vocabulary import draw
 from iit.site import Site, resolve
+
+VARIANCE = 0.999
+"""The share of natural activations' variance that the space of their variation holds."""
 
 
 def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[str, Alignment]:
@@ -71,25 +74,7 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
         parts["null_part"][variable] = left[:, sines**2 > MOSTLY]
     if not any(part.shape[1] for part in parts["null_part"].values()):
         del parts["null_part"]
-    return {name: _swapping(alignment, part) for name, part in parts.items()}
-
-
-def read_controls(
-    alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int
-) -> dict[str, Alignment]:
-    """Alignments to compare a read part with.
-
-    `read_part/vanilla` swaps all that is read. `read_part/random_subspace/0`, … are the read parts
-    of the controls `random_subspace/0`, … .
-    """
-    others = {"read_part/vanilla": _swapping(alignment, read)}
-    for number in range(n_random if has_random_subspace(alignment) else 0):
-        # The same seeds as in `evaluate`, so the same subspaces.
-        random = random_subspace(alignment, seed * 1000 + number)
-        others[draw("read_part/random_subspace", number)] = split_by_reading(random, read)[
-            "read_part"
-        ]
-    return others
+    return {name: swapping(alignment, part) for name, part in parts.items()}
 
 
 def read_spaces(
@@ -146,6 +131,58 @@ def read_spaces(
         space = read_space(alignment, key, pairs, energy=energy, batch_size=batch_size)
         spaces |= {str(variable): space for variable in variables}
     return spaces
+
+
+def spans(
+    alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, batch_size: int
+) -> dict[str, dict[str, Tensor]]:
+    """Two spaces at each variable's sites, as {name: {variable: columns}}.
+
+    "natural" is the space in which the activations of the training pairs vary. "read" is the space
+    that the network reads behind the sites (`read_spaces`).
+
+    Returns:
+        Nothing natural without training pairs. Nothing at all where an edit swaps no linear
+        subspace, or swaps several positions as one vector.
+    """
+    # What reads several positions together, or a curved map, cannot be split by directions.
+    joint = any(edit.joint for edit in alignment.edits.values())
+    if joint or len(subspaces(alignment)) < len(alignment.variables):
+        return {}
+    spaces = {"read": read_spaces(alignment, encoded, batch_size=batch_size)}
+    if "train" not in set(pairs.dataset["split"]):
+        return spaces
+    assert alignment.studied is not None
+    train = EncodedPairs(pairs.split("train"), pairs.variables, alignment.studied)
+    with evaluating(alignment):
+        activations = natural_activations(alignment, train, batch_size)
+    spaces["natural"] = {}
+    for key, edit in alignment.edits.items():
+        # Sites of one edit share the subspace, but each varies about a mean of its own.
+        centred = [
+            points.cpu() - points.cpu().mean(0)
+            for place, points in activations.items()
+            if place[0] == key
+        ]
+        if centred:
+            span = span_of_rows(torch.cat(centred), VARIANCE)
+            spaces["natural"] |= {str(variable): span for variable in variables_of(key, edit)}
+    return spaces
+
+
+def views(
+    frames: Sequence[Tensor], variable: str, spaces: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Sequence[Tensor]]:
+    """The subspaces, and the part of them inside of each of the variable's `spans` (see `within`).
+
+    Returns:
+        {"": the subspaces, "/natural": …, "/read": …}.
+    """
+    by_suffix = {"": frames}
+    for name, space in spaces.items():
+        if variable in space:
+            by_suffix[f"/{name}"] = [within(frame, space[variable]) for frame in frames]
+    return by_suffix
 
 
 def read_space(
@@ -257,7 +294,7 @@ def _readout(
     return torch.where(difference.isnan(), likely, difference)
 
 
-def _swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
+def swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
     """The alignment's edits, each variable's with fixed columns of its own."""
     edits: dict[Any, Edit] = {}
     for key, edit in alignment.edits.items():

@@ -1,8 +1,7 @@
 """What the edit of a variable does where another variable's value is to be swapped."""
 
-from collections.abc import Mapping
+import logging
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +10,13 @@ from iit.alignment import Alignment
 from iit.alignment.stacked import rows_of
 from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating
-from iit.evaluation.rows import scores
+from iit.evaluation.rows import Group
+from iit.evaluation.scoring import Scoring
 from iit.intervened.sources import variables_of
-from iit.result import Row, correct, where
+from iit.result import Row, correct
 from iit.result.vocabulary import OFF_TARGET
+
+log = logging.getLogger(__name__)
 
 
 def off_target(
@@ -61,31 +63,55 @@ def off_target(
     return right
 
 
-def off_target_rows(
-    variable: str,
-    right: np.ndarray,
-    encoded: EncodedPairs,
-    among: np.ndarray,
-    facts: Mapping[str, Any],
-    resamples: int,
-) -> list[Row]:
+def off_target_rows(variable: str, right: np.ndarray, group: Group) -> list[Row]:
     """IIA of a variable's edit where another variable is to be swapped.
 
     The rows are the other variable's, with the control `off_target/VARIABLE`.
 
     Arguments:
         right: bool[n], what `off_target` found.
-        among: bool[n], pairs that interchange the other variable, which `facts` names. Of these
-            only those count in which no other variable differs: there an edit that carries its own
-            variable alone changes nothing. Where none of those is changing, all of `among` count.
+        group: pairs that interchange the other variable. Of these only those count in which no
+            other variable differs: there an edit that carries its own variable alone changes
+            nothing. Where none of those is changing, the whole group counts.
     """
-    alone = among & np.array(
-        [kind == facts["variable"] for kind in encoded.kinds or [""] * len(encoded)]
-    )
-    among = alone if (alone & encoded.changing.numpy()).any() else among
-    rows = where(scores({None: right}, encoded, among, facts, resamples), metric="iia")
+    kinds = np.array(group.encoded.kinds or [""] * len(group.encoded))
+    alone = replace(group, among=group.among & (kinds == group.facts["variable"]))
+    group = alone if alone.changing.any() else group
     return [
-        replace(row, control=f"{OFF_TARGET}{variable}")
-        for row in rows
-        if row.subset in ("all", "changing")
+        group.row("iia", right, chosen, subset, f"{OFF_TARGET}{variable}")
+        for subset, chosen in (("all", group.among), ("changing", group.changing))
+        if chosen.any()
     ]
+
+
+def task_off_target_rows(scoring: Scoring) -> list[Row]:
+    """Rows of the edit on pairs that interchange the task's other variables: `off_target/VARIABLE`.
+
+    They are for alignments of one variable. The pairs are sampled as the alignment's were, from the
+    same split's words.
+    """
+    alignment, pairs = scoring.alignment, scoring.pairs
+    if len(alignment.variables) != 1 or pairs.sampled is None or pairs.task is None:
+        return []
+    rows = []
+    # Only the test pairs are used, so the other splits are small.
+    sizes = {"n": None, "n_train": 2, "n_val": 2, "n_test": min(len(scoring.encoded), 200)}
+    for other in pairs.task.variables:
+        if other in pairs.variables:
+            continue
+        try:
+            sampled = pairs.sampled(
+                **sizes, variable=other, separate=(), together=False, fresh=False, natural=False
+            )
+        except ValueError as error:  # a variable that cannot be interchanged by itself in this way
+            log.info("off_target: no pairs for %s: %s", other, error)
+            continue
+        encoded = EncodedPairs(sampled.split("test"), other, scoring.network)
+        ((variable, right),) = off_target(alignment, encoded, scoring.batch_size).items()
+        # The rows are the other variable's, but the edit that they describe is this one's.
+        facts = scoring.facts(pairs.variables) | {"variable": other}
+        every = np.ones(len(encoded), dtype=bool)
+        rows += off_target_rows(
+            variable, right, Group(encoded, every, facts, scoring.trust.resamples)
+        )
+    return rows

@@ -177,7 +177,13 @@ def _logits(alignment: Alignment, batch: dict[str, Any], answer: Tensor, edited:
     base = batch["base"] | {"answer": answer}
     if not edited:
         return alignment.answer_logits(base, active=dict.fromkeys(alignment.variables, False))
-    # Variables of the alignment that these pairs do not know have no source: they are inactive.
+    return alignment.answer_logits(base, *inputs_of(alignment, batch))
+
+
+def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The sources of a batch, and which variables are active.
+
+    Variables of the alignment that the pairs do not know have no source: they are inactive.
+    """
     idle = {variable: False for variable in alignment.variables if variable not in batch["sources"]}
-    sources = batch["sources"] if alignment.needs_source else None
-    return alignment.answer_logits(base, sources, batch["active"] | idle)
+    return batch["sources"] if alignment.needs_source else None, batch["active"] | idle

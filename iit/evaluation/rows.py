@@ -1,13 +1,14 @@
 """From outcomes of pairs to rows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
-from iit.result import Row, clustered_interval
+from iit.result import Interval, Row, clustered_interval
 from iit.result.vocabulary import COMPARED, KIND
 
 
@@ -54,13 +55,65 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def scores(
-    arms: Mapping[str | None, np.ndarray],
-    encoded: EncodedPairs,
-    among: np.ndarray,
+def row_of(
     facts: Mapping[str, Any],
-    resamples: int,
-) -> list[Row]:
+    interval: Interval,
+    metric: str,
+    subset: str = "all",
+    control: str | None = None,
+) -> Row:
+    """The row of one figure; `facts` are the columns that say which cell it belongs to."""
+    return Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict())
+
+
+@dataclass(frozen=True)
+class Group:
+    """The pairs of one set of variables, whose figures are rows of one cell.
+
+    encoded: all pairs of the split, n of them.
+    among: bool[n], the pairs of the group.
+    facts: the columns that say which cell the rows belong to.
+    resamples: of the bootstrap behind every interval.
+    """
+
+    encoded: EncodedPairs
+    among: np.ndarray
+    facts: Mapping[str, Any]
+    resamples: int
+
+    @property
+    def changing(self) -> np.ndarray:
+        """bool[n], the changing pairs of the group."""
+        return self.among & self.encoded.changing.numpy()
+
+    @property
+    def unchanging(self) -> np.ndarray:
+        """bool[n], the other pairs of the group."""
+        return self.among & ~self.encoded.changing.numpy()
+
+    def row(
+        self,
+        metric: str,
+        values: np.ndarray,
+        chosen: np.ndarray,
+        subset: str = "all",
+        control: str | None = None,
+        **options: Any,
+    ) -> Row:
+        """The mean of a figure over some pairs.
+
+        Arguments:
+            values: [n], or [n, draws] whose mean over draws counts.
+            chosen: bool[n], the pairs of the subset.
+            options: as `clustered_interval` takes them.
+        """
+        clusters = self.encoded.clusters[chosen]
+        figures = values[chosen].astype(float)
+        interval = clustered_interval(figures, clusters, resamples=self.resamples, **options)
+        return row_of(self.facts, interval, metric, subset, control)
+
+
+def scores(arms: Mapping[str | None, np.ndarray], group: Group) -> list[Row]:
     """The IIA of each arm, and how the alignment differs from its controls.
 
     IIA is given on all, on changing and on unchanging pairs. Of the alignment itself it is also
@@ -72,110 +125,87 @@ def scores(
     (isolate), where there are both.
 
     Arguments:
-        arms: control → bool[n], or bool[n, draws] whose mean over draws counts.
-        among: bool[n], the pairs that count.
-        facts: the columns that say which cell the rows belong to.
-        resamples: of the bootstrap behind every interval.
+        arms: control → bool[n], or bool[n, draws] whose mean over draws counts. None is the
+            alignment itself.
 
     References:
         The disentangle score: arXiv 2402.17700.
     """
-    changing, clusters = encoded.changing.numpy(), encoded.clusters
+    subsets = {"all": group.among, "changing": group.changing, "unchanging": group.unchanging}
     rows = []
+    for name, chosen in _parts(group).items():
+        if chosen.any():
+            rows.append(group.row("iia", arms[None], chosen, name))
+    for subset, chosen in subsets.items():
+        if not chosen.any():
+            continue
+        for control, right in arms.items():
+            # Single draws, rivals and controls that are only shown have no row on unchanging pairs.
+            if subset != "unchanging" or control in (None, *COMPARED):
+                # The figure of the seeds is about other seeds, so its interval resamples them.
+                rows.append(
+                    group.row("iia", right, chosen, subset, control, over_draws=control == "seeds")
+                )
+        # On unchanging pairs an edit has to do nothing: no control is to be beaten there.
+        for control in COMPARED if subset != "unchanging" else ():
+            if control in arms:
+                right = arms[control].astype(float)
+                # [n, draws]: a pooled control stands for a pair by its mean over draws.
+                mean = right if right.ndim == 1 else right.mean(1)
+                rows.append(
+                    group.row(
+                        "iia_difference", arms[None] - mean, chosen, subset, control, paired=True
+                    )
+                )
+    if not (group.changing.any() and group.unchanging.any()):
+        return rows
+    # There are changing and unchanging pairs; as groups they weigh the same.
+    kinds = group.changing[group.among]
+    for control in (None, "vanilla", "random_subspace"):
+        if control in arms:
+            rows.append(
+                group.row("disentangle", arms[control], group.among, "all", control, groups=kinds)
+            )
+    return rows
 
-    def add(
-        subset: str,
-        chosen: np.ndarray,
-        control: str | None,
-        metric: str,
-        values: np.ndarray,
-        **options: Any,
-    ) -> None:
-        interval = clustered_interval(values, clusters[chosen], resamples=resamples, **options)
-        rows.append(
-            Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict())
-        )
 
+def _parts(group: Group) -> dict[str, np.ndarray]:
+    """Parts of the pairs in which only the alignment itself is scored, {subset: bool[n]}."""
+    encoded = group.encoded
     parts = {}
     if encoded.asked is not None:
         asked = np.array(encoded.asked)
         parts = {
-            "unchanging/another_asked": ~changing & ~asked,
-            "unchanging/same_value": ~changing & asked,
+            "unchanging/another_asked": group.unchanging & ~asked,
+            "unchanging/same_value": group.unchanging & asked,
         }
     kinds = np.array(encoded.kinds or [""] * len(encoded))
-    if len(set(kinds[among])) > 1:
-        parts |= {f"{KIND}{kind}": kinds == kind for kind in np.unique(kinds[among])}
-    for name, part in parts.items():
-        chosen = among & part
-        if chosen.any():
-            add(name, chosen, None, "iia", arms[None][chosen].astype(float))
-    for subset, chosen in (
-        ("all", among),
-        ("changing", among & changing),
-        ("unchanging", among & ~changing),
-    ):
-        if not chosen.any():
-            continue
-        scored = {control: right[chosen].astype(float) for control, right in arms.items()}
-        for control, values in scored.items():
-            # Single draws, rivals and controls that are only shown have no row on unchanging pairs.
-            if subset != "unchanging" or control in (None, *COMPARED):
-                # The figure of the seeds is about other seeds, so its interval resamples them.
-                add(subset, chosen, control, "iia", values, over_draws=control == "seeds")
-        # On unchanging pairs an edit has to do nothing: no control is to be beaten there.
-        for control in COMPARED if subset != "unchanging" else ():
-            if control in scored:
-                values = scored[control]
-                # [n, draws]: a pooled control stands for a pair by its mean over draws.
-                difference = scored[None] - (values if values.ndim == 1 else values.mean(1))
-                add(subset, chosen, control, "iia_difference", difference, paired=True)
-    # There are changing and unchanging pairs; as groups they weigh the same.
-    if len(set(changing[among].tolist())) == 2:
-        for control in (None, "vanilla", "random_subspace"):
-            if control in arms:
-                add(
-                    "all",
-                    among,
-                    control,
-                    "disentangle",
-                    arms[control][among].astype(float),
-                    groups=changing[among],
-                )
-    return rows
+    names = np.unique(kinds[group.among])
+    if len(names) > 1:
+        parts |= {f"{KIND}{kind}": group.among & (kinds == kind) for kind in names}
+    return parts
 
 
 def readout(
-    arms: Mapping[str | None, np.ndarray],
-    encoded: EncodedPairs,
-    among: np.ndarray,
-    facts: Mapping[str, Any],
-    resamples: int,
-    metric: str = "logit_difference",
+    arms: Mapping[str | None, np.ndarray], group: Group, metric: str = "logit_difference"
 ) -> list[Row]:
     """The mean of a figure over the changing pairs (`cut`: all pairs) in which it is known.
 
     Arguments:
         arms: control → float[n] or float[n, draws]; NaN where the figure is not known.
     """
-    subset = "all" if metric == "cut" else "changing"
-    chosen = among & ~np.isnan(arms[None]) & (encoded.changing.numpy() | (subset == "all"))
+    subset, pairs = ("all", group.among) if metric == "cut" else ("changing", group.changing)
+    chosen = pairs & ~np.isnan(arms[None])
     if not chosen.any():
         return []
     # All metrics but this one are shares.
-    bounded, clusters = metric != "logit_difference", encoded.clusters[chosen]
-    rows = []
-    for control, values in arms.items():
-        interval = clustered_interval(
-            values[chosen], clusters, bounded=bounded, resamples=resamples
-        )
-        rows.append(
-            Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict())
-        )
-    return rows
+    bounded = metric != "logit_difference"
+    return [
+        group.row(metric, values, chosen, subset, control, bounded=bounded)
+        for control, values in arms.items()
+    ]
 
 
 def task_accuracy(right: np.ndarray, facts: Mapping[str, Any]) -> Row:
     """The share of prompts that are answered rightly, as a row. Each prompt is its own cluster."""
-    interval = clustered_interval(right, np.arange(len(right)))
-    return Row(**facts, subset="all", control=None, metric="task_accuracy", **interval._asdict())
+    return row_of(facts, clustered_interval(right, np.arange(len(right))), "task_accuracy")

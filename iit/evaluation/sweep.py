@@ -6,7 +6,7 @@ import numpy as np
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
-from iit.evaluation.rows import describe, readout, scores
+from iit.evaluation.rows import Group, describe, readout, scores
 from iit.intervened import ActivationStore, Edit
 from iit.intervention import VanillaIntervention
 from iit.network import Network
@@ -74,6 +74,7 @@ def sweep(
             "split": split,
             "experiment": experiment,
         }
-        rows += scores({None: right}, encoded, among, facts, resamples)
-        rows += readout({None: difference}, encoded, among, facts, resamples)
+        group = Group(encoded, among, facts, resamples)
+        rows += scores({None: right}, group)
+        rows += readout({None: difference}, group)
     return rows

@@ -1,36 +1,41 @@
 """How much is run beside an alignment, and which figures are good enough to believe it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from iit.alignment import Alignment, initialise
 from iit.data import Pairs
 
-THRESHOLDS: Mapping[str, tuple[float, float]] = {
-    "task": (0.8, 0.6),
-    "accuracy": (0.8, 0.5),
-    "isolation": (0.8, 0.6),
-    "selectivity": (0.3, 0.1),
-    "placebo": (0.3, 0.1),
-    "cut": (0.8, -1.0),
-    "beyond_pca": (0.05, -1.0),
-    "generalisation": (0.1, 0.25),
-    "worst_kind": (0.7, 0.4),
-    "faithfulness": (0.1, 0.25),
-    "abstraction": (0.05, 0.15),
-    "off_target": (0.2, 0.5),
-    "seed_spread": (0.1, 0.25),
-    "same_subspace": (0.5, 1.0),
-    "excess_rank": (0.05, 0.05),
-    "illusion": (0.1, 0.3),
-    "divergence": (0.25, 0.75),
-}
+Refit = Callable[[Mapping[str, Alignment], Pairs, int], Any]
+"""Trains alignments side by side: (name → alignment, pairs, seed)."""
+
+
+class NotApplicableError(ValueError):
+    """A control or a figure does not apply to an alignment and its pairs; the message says why."""
+
+
+def _thresholds() -> dict[str, tuple[float, float]]:
+    """The thresholds of `conf/trust/thresholds/default.yaml`, where they stand for runs, too."""
+    file = files("iit.conf").joinpath("trust/thresholds/default.yaml")
+    entries: Any = OmegaConf.create(file.read_text(encoding="utf-8"))
+    return {str(criterion): (float(good), float(bad)) for criterion, (good, bad) in entries.items()}
+
+
+THRESHOLDS: Mapping[str, tuple[float, float]] = _thresholds()
 """Criterion → (passes up to here, fails beyond), each for the whole interval.
 
-`iit.evaluation.verdict` says what each criterion compares. `conf/trust/thresholds/default.yaml`
-holds the same figures for runs.
+`iit.evaluation.verdict` says what each criterion compares.
 """
+
+
+def higher_is_better(criterion: str) -> bool:
+    """Whether a criterion passes with high figures: then its larger threshold comes first."""
+    good, bad = THRESHOLDS[criterion]
+    return good > bad
 
 
 def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -45,20 +50,17 @@ def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         raise ValueError(f"thresholds: {unknown} are no criteria; they are {sorted(THRESHOLDS)}.")
     thresholds = dict(THRESHOLDS)
     for name, pair in given.items():
-        higher = THRESHOLDS[name][0] > THRESHOLDS[name][1]
+        higher = higher_is_better(name)
         try:
             good, bad = map(float, pair)
         except (TypeError, ValueError):
             # NaN fails both comparisons below, so both faults have one error.
             good, bad = float("nan"), float("nan")
         if not (good >= bad if higher else good <= bad):
-            order = (
-                "the higher first, as higher figures are better"
-                if higher
-                else "the lower first, as lower figures are better"
-            )
+            better = "higher" if higher else "lower"
             raise ValueError(
-                f"thresholds: {name} takes [passes up to here, fails beyond], {order}; got {pair}."
+                f"thresholds: {name} takes [passes up to here, fails beyond], the {better} first, "
+                f"as {better} figures are better; got {pair}."
             )
         thresholds[name] = (good, bad)
     return thresholds
@@ -128,3 +130,16 @@ class Trust:
 
 
 TRUST = {"quick": Trust(), "full": Trust(full=True)}
+
+
+def level(trust: str | Trust) -> Trust:
+    """The trust of that name, or the given one.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(trust, Trust):
+        return trust
+    if trust not in TRUST:
+        raise ValueError(f"trust={trust!r} is none of {sorted(TRUST)}.")
+    return TRUST[trust]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from math import hypot
 from typing import Any
 
-from iit.evaluation.trust import thresholds_with
+from iit.evaluation.trust import higher_is_better, thresholds_with
 from iit.result import Interval, Row, where
 from iit.result.vocabulary import KIND, NULLS, OFF_TARGET, RANK, pool_of
 
@@ -224,7 +224,7 @@ def _outcome(criterion: str, figure: Row | Interval, limits: tuple[float, float]
     if figure.n < LEAST and criterion != "same_subspace":  # whose n counts pairs of trainings
         return "not judged"
     # With this sign, larger figures are better for every criterion.
-    sign = 1 if criterion in HIGHER else -1
+    sign = 1 if higher_is_better(criterion) else -1
     good, bad = sign * limits[0], sign * limits[1]
     # The sign may have swapped the interval's ends.
     worst, best = sorted((sign * figure.low, sign * figure.high))
@@ -360,17 +360,6 @@ def _told(figure: Row | Interval) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
 
 
-HIGHER = (
-    "task",
-    "accuracy",
-    "isolation",
-    "selectivity",
-    "placebo",
-    "cut",
-    "beyond_pca",
-    "worst_kind",
-)
-"""Criteria whose higher figures are better."""
 CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
     "task": _stated("task_accuracy", "the network answers {} of the prompts", "all"),
     "accuracy": _stated("iia", "IIA {} on {} pairs"),

@@ -16,7 +16,7 @@ from iit.alignment.labels import check_labels
 from iit.causal.figure import figure
 from iit.data import Choice, EncodedPairs, Pairs, freeze, hold_out
 from iit.evaluation import Trust, evaluate, train_alike, verdict
-from iit.evaluation.retrained import Refit
+from iit.evaluation.trust import Refit
 from iit.job.declared import check_config, training
 from iit.network import Network, fingerprint
 from iit.report import save_figure, training_curve

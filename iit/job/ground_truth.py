@@ -18,8 +18,9 @@ from torch import Tensor
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, freeze, hold_out
 from iit.evaluation import describe, evaluate, outcomes, subspaces, train_alike, verdict
-from iit.evaluation.diagnostics import spans, spread, views
-from iit.evaluation.rows import scores
+from iit.evaluation.diagnostics import spread
+from iit.evaluation.illusion import spans, views
+from iit.evaluation.rows import Group, row_of, scores
 from iit.evaluation.subspace import distances
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
@@ -139,7 +140,7 @@ def _scored(
         "experiment": cfg.name,
     }
     every = np.ones(len(encoded), dtype=bool)
-    scored = scores({None: right[:, 0], "seeds": right}, encoded, every, facts, 2000)
+    scored = scores({None: right[:, 0], "seeds": right}, Group(encoded, every, facts, 2000))
     pooled = [replace(row, control=None) for row in where(scored, control="seeds")]
     truth = _truth(case, network, width)
     frames = [found[case.variable] for found in map(subspaces, claims) if case.variable in found]
@@ -150,9 +151,7 @@ def _scored(
             figures = [distances(frame, known) for frame in seen]
             for metric in figures[0]:
                 figure = spread([each[metric] for each in figures])
-                pooled.append(
-                    Row(**facts, subset="all", control="truth", metric=metric + suffix, **figure)
-                )
+                pooled.append(row_of(facts, figure, metric + suffix, "all", "truth"))
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
     full = evaluate(

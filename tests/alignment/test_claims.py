@@ -19,7 +19,9 @@ from iit.alignment import (
 from iit.alignment.overlap import check_declared
 from iit.causal import equality, ioi
 from iit.data import Pairs
-from iit.evaluation.retrained import retrained
+from iit.evaluation import Trust
+from iit.evaluation.controls import controls_of
+from iit.evaluation.scoring import Scoring
 from iit.network import mlp
 from tests.seeds import shifted
 
@@ -276,9 +278,8 @@ def test_a_wrong_site_where_variables_would_overlap_is_left_out_and_told(toy):
         for layer, name in enumerate(names)
     }
     claim = iit.Alignment(network, edits)
-    made, missing = retrained(
-        claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere={"layer": 1}
-    )
+    trust = Trust(full=True, wrong_site={"layer": 1})
+    made, missing = controls_of(Scoring(claim, pairs, "test", trust, lambda *args: None))
     assert "wrong_site" not in made
     assert "18 dimensions of the 16" in missing["wrong_site"]
 

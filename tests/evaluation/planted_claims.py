@@ -18,7 +18,7 @@ from iit.alignment import DAS
 from iit.causal import modular_sum
 from iit.data import Pairs
 from iit.evaluation import Trust, evaluate, train_alike, verdict
-from iit.evaluation.retrained import shuffled
+from iit.evaluation.controls import shuffled
 from iit.network import planted, untrained
 
 SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")

@@ -13,12 +13,15 @@ import iit
 from iit.causal import ioi, modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import Trust, outcomes
-from iit.evaluation.controls import fresh, lower_ranks, placebos
-from iit.evaluation.retrained import displaced, retrained, sees
+from iit.evaluation.controls import controls_of, displaced, fresh, lower_ranks, placebos, sees
+from iit.evaluation.scoring import Scoring
+from iit.evaluation.trust import NotApplicableError
 from iit.network import planted
+from iit.result.vocabulary import CONTROLS, pool_of
 from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
 from tests.seeds import shifted
 
+QUICK = Trust()
 READ = iit.Site(module="read", side="input")
 
 
@@ -88,7 +91,12 @@ def test_a_placebo_moves_as_far_in_another_direction():
 
 def test_variables_in_blocks_have_no_placebo():
     blocks = iit.RotatedSpaceIntervention(32, blocks={"first": 2, "second": 2})
-    assert placebos(iit.Alignment(planted(), {"both": iit.Edit(READ, blocks)}), 0) == {}
+    with pytest.raises(NotApplicableError, match="blocks"):
+        placebos(iit.Alignment(planted(), {"both": iit.Edit(READ, blocks)}), 0)
+
+
+def scoring(alignment, pairs, trust=QUICK, refit=lambda *_: None):
+    return Scoring(alignment, pairs, "test", trust, refit)
 
 
 def test_as_many_dimensions_as_the_variable_has_values_less_one():
@@ -103,12 +111,12 @@ def test_as_many_dimensions_as_the_variable_has_values_less_one():
             network, {"first": iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, rank))}
         )
 
-    (found,) = lower_ranks(claim(5), pairs, 0).values()
+    (found,) = lower_ranks(scoring(claim(5), pairs)).values()
     assert found.edits["first"].intervention.rank == 2
     assert found.edits["first"].sites == (READ,)
     ranks = {
         name: lower.edits["first"].intervention.rank
-        for name, lower in lower_ranks(claim(20), pairs, 0).items()
+        for name, lower in lower_ranks(scoring(claim(20), pairs)).items()
     }
     assert ranks == {"least_rank": 2, "rank/8": 8}
     fixed = claim(5).requires_grad_(False)
@@ -118,13 +126,16 @@ def test_as_many_dimensions_as_the_variable_has_values_less_one():
         claim(1),
         iit.Alignment(network, {"first": iit.Edit(READ, iit.VanillaIntervention())}),
     ):
-        assert lower_ranks(none, pairs, 0) == {}
-    own = Pairs(pairs.dataset, "first")
-    assert lower_ranks(claim(5), own, 0) == {}
+        with pytest.raises(NotApplicableError):
+            lower_ranks(scoring(none, pairs))
+    with pytest.raises(NotApplicableError, match="values"):
+        lower_ranks(scoring(claim(5), Pairs(pairs.dataset, "first")))
     both = {
         v: iit.Edit(READ, iit.LowRankRotatedSpaceIntervention(32, 5)) for v in ("first", "second")
     }
-    assert lower_ranks(iit.Alignment(network, both), sample(variable=["first", "second"]), 0) == {}
+    together = iit.Alignment(network, both)
+    with pytest.raises(NotApplicableError, match="several variables"):
+        lower_ranks(scoring(together, sample(variable=["first", "second"])))
 
 
 def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
@@ -142,11 +153,10 @@ def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
     assert not sees(at(None), pairs), "the first word is the template's"
     assert sees(at({"position": "object"}), pairs), "in most templates the names come before"
     assert sees(at({"layer": 0}), pairs)
-    made, missing = retrained(claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere=None)
+    made, _ = controls_of(scoring(claim, pairs, Trust(full=True)))
     assert "wrong_site" in made
-    made, missing = retrained(
-        claim, pairs, lambda *args: None, seeds=2, seed=0, elsewhere={"layer": 0}
-    )
+    assert {pool_of(name) or name for name in made} <= set(CONTROLS), "each has its words"
+    made, missing = controls_of(scoring(claim, pairs, Trust(full=True, wrong_site={"layer": 0})))
     assert "wrong_site" not in made
     assert "stands what the variable depends on" in missing["wrong_site"]
     with pytest.raises(ValueError, match="no causal model"):

@@ -9,8 +9,8 @@ import iit
 from iit.causal import equality, modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import illusion, outcomes
-from iit.evaluation.controls import random_subspace
-from iit.evaluation.illusion import read_controls, read_space, read_spaces
+from iit.evaluation.controls import random_subspace, read_controls
+from iit.evaluation.illusion import read_space, read_spaces
 from iit.evaluation.subspace import swapped
 from iit.intervention import All, Frame, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap

@@ -13,6 +13,7 @@ from iit.causal import equality
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import Trust, evaluate, verdict
 from iit.evaluation.faithfulness import third_inputs
+from iit.intervened import ActivationStore
 from iit.network import equality_by_hand
 
 SITE = iit.Site(module="layers.2.0", side="input")
@@ -72,6 +73,21 @@ def test_a_claim_of_which_nothing_is_trained_is_not_held_against_itself(network)
     assert findings["selectivity"].value > 0, findings["selectivity"].reason
     trained = claim(network, iit.LowRankRotatedSpaceIntervention(64, 1))
     assert "shuffled_label" not in judged(trained, sampled(network))[1]
+
+
+def test_a_store_that_evaluate_makes_is_gone_after_it_and_a_given_one_stays(network):
+    alignment, pairs = claim(network), sampled(network)
+
+    def interrupted(*_):
+        assert alignment.store is not None
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(alignment, pairs, FULL, refit=interrupted)
+    assert alignment.store is None
+    alignment.store = store = ActivationStore(network.model)
+    evaluate(alignment, pairs, controls=False)
+    assert alignment.store is store
 
 
 def test_an_edit_without_a_source(network):

@@ -7,7 +7,9 @@ import torch
 import iit
 from iit.causal import modular_sum
 from iit.data import EncodedPairs, Pairs
-from iit.evaluation.diagnostics import angle_rows, spans, views
+from iit.evaluation.diagnostics import angle_rows
+from iit.evaluation.illusion import spans, views
+from iit.evaluation.rows import describe
 from iit.evaluation.subspace import distances, pairwise_angles, random_angles, within
 from iit.network import planted
 from iit.result import Row
@@ -145,14 +147,15 @@ def test_where_inputs_vary_and_what_is_read(sums):
     assert angles == pytest.approx({"": 30, "/read": 30, "/natural": 30}, abs=1e-2)
 
 
+def facts_of(alignment, pairs):
+    told = {"seed": 0, "split": "test", "experiment": None}
+    return lambda variables: describe(alignment, pairs, variables) | told
+
+
 def judged(network, pairs, frames):
     """What `same_subspace` says of seeds that found these subspaces."""
-    rows = angle_rows(
-        [claim(network, frame) for frame in frames],
-        pairs,
-        {"seed": 0, "split": "test", "experiment": None},
-        {},
-    )
+    claims = [claim(network, frame) for frame in frames]
+    rows = angle_rows(claims, facts_of(claims[0], pairs), {})
     seeds, null = rows
     assert (seeds.control, null.control) == ("seeds", "random_subspace")
     assert (seeds.metric, null.metric) == ("principal_angle", "principal_angle")
@@ -189,10 +192,9 @@ def test_random_subspaces_fail_and_equal_ones_pass(sums):
 
 def test_seeds_of_other_ranks_and_parts_that_are_nothing(sums):
     network, pairs = sums
-    told = {"seed": 0, "split": "test", "experiment": None}
     one, other = (claim(network, torch.eye(16)[:, :rank]) for rank in (1, 4))
     nowhere = {"read": {"first": torch.eye(16)[:, 8:].double()}}
-    rows = angle_rows([one, other], pairs, told, nowhere)
+    rows = angle_rows([one, other], facts_of(one, pairs), nowhere)
     assert {row.metric for row in rows} == {"principal_angle"}, "neither is in what is read"
     assert rows[0].value == pytest.approx(0, abs=1e-4)
     assert rows[1].value == pytest.approx(random_angles(16, [1, 4]).mean(), abs=1e-9)

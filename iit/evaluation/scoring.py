@@ -1,0 +1,94 @@
+"""What is scored: an alignment on one split of pairs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+
+from iit.alignment import Alignment
+from iit.data import EncodedPairs, Pairs
+from iit.evaluation.illusion import spans
+from iit.evaluation.outcomes import Outcomes, outcomes
+from iit.evaluation.rows import Group, describe
+from iit.evaluation.trust import NotApplicableError, Refit, Trust
+from iit.network import Network
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """An alignment on one split of pairs, and how it is scored; the fields are those of `evaluate`.
+
+    All controls and diagnostics read it, so each of them takes what it needs.
+    """
+
+    alignment: Alignment
+    pairs: Pairs
+    split: str
+    trust: Trust
+    refit: Refit
+    batch_size: int = 64
+    seed: int = 0
+    experiment: str | None = None
+
+    @property
+    def network(self) -> Network:
+        """The network that encodes the pairs."""
+        assert self.alignment.studied is not None
+        return self.alignment.studied
+
+    @property
+    def is_full(self) -> bool:
+        """Whether everything is run that needs time."""
+        return self.trust.full and self.split == "test"
+
+    @property
+    def has_training(self) -> bool:
+        """Whether there are training pairs."""
+        return "train" in set(self.pairs.dataset["split"])
+
+    @cached_property
+    def encoded(self) -> EncodedPairs:
+        """The pairs of the split."""
+        return EncodedPairs(self.pairs.split(self.split), self.pairs.variables, self.network)
+
+    @property
+    def training_pairs(self) -> Dataset:
+        """The pairs of the training split.
+
+        Raises:
+            NotApplicableError: where there are none.
+        """
+        if not self.has_training:
+            raise NotApplicableError("the pairs have no training split")
+        return self.pairs.split("train")
+
+    @cached_property
+    def training(self) -> "Scoring":
+        """The same on the training split."""
+        return replace(self, split="train")
+
+    @cached_property
+    def spaces(self) -> dict[str, dict[str, Tensor]]:
+        """The spaces behind the alignment's sites (see `spans`)."""
+        return spans(self.alignment, self.pairs, self.encoded, self.batch_size)
+
+    def facts(self, variables: Sequence[str]) -> dict[str, Any]:
+        """The columns of a row that say which cell, run and split it belongs to."""
+        run_facts = {"seed": self.seed, "split": self.split, "experiment": self.experiment}
+        return describe(self.alignment, self.pairs, variables) | run_facts
+
+    def groups(self) -> Iterator[tuple[tuple[str, ...], Group]]:
+        """Each set of variables that pairs interchange, with its pairs."""
+        interchanged = self.encoded.interchanged
+        for variables in dict.fromkeys(interchanged):
+            among = np.array([names == variables for names in interchanged])
+            facts = self.facts(variables)
+            yield variables, Group(self.encoded, among, facts, self.trust.resamples)
+
+    def outcomes(self, alignment: Alignment, *, edited: bool = True) -> Outcomes:
+        """What an alignment does on the pairs of the split."""
+        return outcomes(alignment, self.encoded, batch_size=self.batch_size, edited=edited)
