@@ -1,4 +1,4 @@
-"""The job `ground_truth`: every method on networks whose true subspaces are known."""
+"""The investigation `ground_truth`: every method on networks whose true subspaces are known."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +23,8 @@ from iit.evaluation.rows import scores
 from iit.evaluation.subspace import distances
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
+from iit.investigation.ground_truth_report import ground_truth_figure, ground_truth_tables
 from iit.report import save_figure
-from iit.report.ground_truth import ground_truth_figure
 from iit.result import Row, where
 from iit.site import resolve
 
@@ -84,7 +84,8 @@ def ground_truth(
             verdicts[f"{case}/{name}"] = judged
             log.info("%s, %s: %s", case, name, judged["line"])
     save_figure(ground_truth_figure(rows, verdicts), folder / "ground_truth", rows)
-    return rows, {"verdicts": verdicts}
+    tables = [table.to_dict() for table in ground_truth_tables(rows, verdicts)]
+    return rows, {"verdicts": verdicts, "tables": tables}
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""The job `ladder`: how accuracy grows with the capacity of the map, in the network and in an
-untrained one.
+"""The investigation `ladder`: accuracy by the capacity of the map, in the network and in
+untrained ones.
 """
 
 import logging
@@ -18,11 +18,11 @@ from iit.data import EncodedPairs, Pairs, freeze, hold_out
 from iit.evaluation import describe, fresh, outcomes
 from iit.intervened import ActivationStore
 from iit.intervention import LowRankRotatedSpaceIntervention, RevNetIntervention
+from iit.investigation.ladder_report import ladder_figure, ladder_tables
 from iit.job.align import alike, facts_of, pairs_of
 from iit.job.declared import check_config
 from iit.network import fingerprint, untrained
 from iit.report import save_figure
-from iit.report.ladder import ladder_figure
 from iit.result import SCORE, Row, clustered_interval, where
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,8 @@ def ladder(
     rows += score(opened, "test")
     assert fingerprint(network.model) == before, "the frozen network has changed"
     save_figure(ladder_figure(rows), folder / "ladder", rows)
-    return rows, facts_of(pairs, network)
+    tables = [table.to_dict() for table in ladder_tables(rows)]
+    return rows, facts_of(pairs, network) | {"tables": tables}
 
 
 def _frame(width: int, rank: int | str) -> Any:
