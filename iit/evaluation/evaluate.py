@@ -33,7 +33,7 @@ from iit.evaluation.outcomes import Outcomes, cut, outcomes
 from iit.evaluation.retrained import Refit, retrained
 from iit.evaluation.rows import describe, readout, scores, task_accuracy
 from iit.evaluation.trust import TRUST, Trust, train_alike
-from iit.intervened import ActivationStore
+from iit.intervened.store import ActivationStore
 from iit.result import Row, where
 from iit.result.vocabulary import DRAWS, RIVAL, draw, draws_of, pool_of
 

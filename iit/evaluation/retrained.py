@@ -16,7 +16,8 @@ from iit.data.pairing import Paired
 from iit.data.prompts import write
 from iit.data.table import columns_of, dataset
 from iit.evaluation.controls import fresh, lower_ranks
-from iit.intervened import ActivationStore, capture
+from iit.intervened import capture
+from iit.intervened.store import ActivationStore
 from iit.network import untrained
 from iit.result.vocabulary import draw
 from iit.site import Site
