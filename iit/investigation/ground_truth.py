@@ -24,6 +24,7 @@ from iit.evaluation.subspace import distances
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
 from iit.investigation.ground_truth_report import ground_truth_figure, ground_truth_tables
+from iit.job.setup import scoring, trainer_options
 from iit.report import save_figure
 from iit.result import Row, where
 from iit.site import resolve
@@ -123,12 +124,8 @@ def _scored(
         _trained,
         trained=method.trained,
         module=instantiate(method.module),
-        trainer=instantiate(cfg.trainer.trainer),
-        batch_size=cfg.trainer.batch_size,
-        eval_batch_size=cfg.trainer.eval_batch_size,
-        max_epochs=cfg.trainer.max_epochs,
-        monitor=cfg.monitor,
         folder=folder,
+        **trainer_options(cfg),
     )
     refit({str(seed): claim for seed, claim in enumerate(claims)}, pairs, 0)
     pairs = held_out.opened(freeze(folder, {"reported": "every case, method and seed"}))
@@ -156,14 +153,7 @@ def _scored(
                 )
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
-    full = evaluate(
-        claims[0],
-        pairs,
-        trust,
-        experiment=cfg.name,
-        refit=refit,
-        batch_size=cfg.trainer.eval_batch_size,
-    )
+    full = evaluate(claims[0], pairs, trust, refit=refit, **scoring(cfg))
     (judged,) = verdict(full, trust.thresholds)
     return pooled + full, judged.to_dict() | {"line": judged.line()}
 

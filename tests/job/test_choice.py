@@ -28,7 +28,7 @@ EXPERIMENTS = {
 def test_the_choice_is_on_disk_before_test_is_seen(job, configured, tmp_path, monkeypatch):
     module = importlib.import_module(f"iit.{job}")
     folder, seen = tmp_path / "run", []
-    for name in {"evaluate", "fit", "train_alike", "_scored", "_fitted"} & set(vars(module)):
+    for name in {"evaluate", "fitting", "_scored"} & set(vars(module)):
         plain = getattr(module, name)
 
         def watched(*args, plain=plain, name=name, **kwargs):
