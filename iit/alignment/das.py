@@ -20,7 +20,7 @@ from iit.alignment.cells import (
 from iit.alignment.latents import latents
 from iit.alignment.objective import CrossEntropy, Objective, Prediction
 from iit.alignment.schedule import Number
-from iit.intervened import together
+from iit.intervened.passes import together
 from iit.intervention import SoftGate
 from iit.result import correct
 

@@ -21,7 +21,7 @@ from iit.alignment.das import DAS
 from iit.alignment.initial import initialise
 from iit.alignment.labels import check_labels
 from iit.data import Pairs, PairsDataModule
-from iit.intervened import ActivationStore
+from iit.intervened.store import ActivationStore
 
 log = logging.getLogger(__name__)
 

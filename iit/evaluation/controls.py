@@ -25,7 +25,8 @@ from iit.evaluation.outcomes import Outcomes, outcomes
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.subspace import subspaces
 from iit.evaluation.trust import NotApplicableError
-from iit.intervened import ActivationStore, Edit, capture
+from iit.intervened import Edit, capture
+from iit.intervened.store import ActivationStore
 from iit.intervention import (
     All,
     Autoencoder,

@@ -17,7 +17,7 @@ from iit.evaluation.outcomes import Outcomes, cut
 from iit.evaluation.rows import Group, readout, scores, task_accuracy
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError, Refit, Trust, level, train_alike
-from iit.intervened import ActivationStore
+from iit.intervened.store import ActivationStore
 from iit.result import Row, where
 from iit.result.vocabulary import DRAWS, RIVAL, draws_of, pool_of
 

@@ -18,7 +18,7 @@ from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import Columns, columns
-from iit.intervened.pyvene import Position, read_pyvene
+from iit.intervened.pyvene import read_pyvene
 from iit.intervened.resume import first_block
 from iit.intervened.sources import Active, Sources, activity, by_variable, read_sources
 from iit.intervened.store import ActivationStore
@@ -407,7 +407,7 @@ class IntervenedModel(nn.Module):
         cls,
         folder: str | Path,
         network: Network | nn.Module,
-        positions: Sequence[Position] | Mapping[str | tuple[str, ...], Position],
+        positions: Sequence[str | Index] | Mapping[str | tuple[str, ...], str | Index],
         *,
         heads: Sequence[Index] | None = None,
     ) -> Self:

@@ -2,8 +2,6 @@
 
 from iit.job.align import align
 from iit.job.atlas import atlas
-from iit.job.ground_truth import ground_truth
-from iit.job.ladder import ladder
 from iit.job.patch import patch
 from iit.job.steer import steer
 from iit.job.train_network import train_network, trained_network
@@ -11,8 +9,6 @@ from iit.job.train_network import train_network, trained_network
 __all__ = [
     "align",
     "atlas",
-    "ground_truth",
-    "ladder",
     "patch",
     "steer",
     "train_network",

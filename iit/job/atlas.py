@@ -11,12 +11,20 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from iit.alignment import Alignment, Fitted, fit
-from iit.data import hold_out
+from iit.alignment import Alignment, Fitted
 from iit.evaluation import evaluate, sweep
-from iit.job.align import alike, facts_of, frozen, judged, pairs_of
-from iit.job.declared import check_config, training
-from iit.network import Network, fingerprint
+from iit.job.align import freeze_choice
+from iit.job.declared import check_config
+from iit.job.setup import (
+    alike,
+    facts_of,
+    fitting,
+    frozen_network,
+    judged,
+    pairs_held_out,
+    scoring,
+)
+from iit.network import Network
 from iit.network.components import blocks_of
 from iit.report import atlas_cells, atlas_figure, save_figure
 from iit.result import Cell, Row, select, where
@@ -72,8 +80,8 @@ def atlas(
     check_config(cfg, trains_network=False)
     # it greets for every layer
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    network = instantiate(cfg.network)
-    before = fingerprint(network.model)
+    frozen = frozen_network(cfg)
+    network = frozen.network
     layers = range(len(blocks_of(network.model)[1])) if layers is None else layers
     made = {
         _site(cfg, layer, position): [
@@ -88,8 +96,8 @@ def atlas(
     store = instantiate(cfg.store)(network.model, layers={cell.first_block for cell in every})
     for cell in every:
         cell.store = store
-    pairs, held_out = hold_out(pairs_of(cfg, every[0]))
-    common = {"experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
+    pairs, held_out = pairs_held_out(cfg, every[0])
+    options = scoring(cfg)
     whole = sweep(
         network,
         pairs,
@@ -99,7 +107,7 @@ def atlas(
         positions=positions,
         variable=cfg.variable,
         store=store,
-        **common,
+        **options,
     )
     rows: list[Row] = []
     fits: dict[str, Fitted] = {}
@@ -129,11 +137,11 @@ def atlas(
         if not running:
             continue
         cells = {name: cell for name, (_, cell) in running.items()}
-        fitted = fit(cells, pairs, seed=cfg.seed, folder=folder, **training(cfg))
+        fitted = fitting(cfg, cells, pairs, folder)
         fits |= fitted
         for name, (seed, cell) in running.items():
             cell.rows = evaluate(
-                cell, pairs, split="validation", controls=False, seed=seed, **common
+                cell, pairs, split="validation", controls=False, seed=seed, **options
             )
             cell.save_pretrained(folder / "cells" / name)
             trained[Cell.of(cell.rows[0])] = cell
@@ -153,13 +161,19 @@ def atlas(
         raise ValueError(
             f"screen={screen} leaves no site to train; the whole vector does less at all of them."
         )
-    assert fingerprint(network.model) == before, "the frozen network has changed"
+    frozen.check()
     chosen = trained[select(rows)]
     seed = chosen.rows[0].seed
-    pairs = held_out.opened(frozen(folder, rows, chosen, fits[names[select(rows)]]))
+    pairs = held_out.opened(freeze_choice(folder, rows, chosen, fits[names[select(rows)]]))
     trust = instantiate(cfg.trust)
     rows += evaluate(
-        chosen, pairs, split="test", trust=trust, seed=seed or 0, refit=alike(cfg, folder), **common
+        chosen,
+        pairs,
+        split="test",
+        trust=trust,
+        seed=seed or 0,
+        refit=alike(cfg, folder),
+        **options,
     )
     chosen.rows = [row for row in rows if Cell.of(row) == Cell.of(chosen.rows[0])]
     chosen.save_pretrained(folder / "alignment")

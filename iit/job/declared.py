@@ -19,21 +19,6 @@ _WORDS = {"collections.abc.": "", "int": "a whole number", "float": "a number", 
 _FITS = {int: r"\b(int|float)\b", float: r"\bfloat\b", str: r"\bstr\b", bool: r"\bbool\b"}
 
 
-def training(cfg: DictConfig) -> dict[str, Any]:
-    """What a config says of any training, as `fit` takes it."""
-    settings = cfg.trainer
-    return {
-        "module": instantiate(cfg.module),
-        "trainer": instantiate(settings.trainer),
-        "callbacks": list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
-        "batch_size": settings.batch_size,
-        "eval_batch_size": settings.eval_batch_size,
-        "max_epochs": settings.max_epochs,
-        "start": cfg.start,
-        "monitor": cfg.monitor,
-    }
-
-
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     """Raises ValueError (Hydra's InstantiationException, from within a `_target_`) for what cannot
     be, whatever the network: sites,

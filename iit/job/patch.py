@@ -13,10 +13,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from iit.causal.figure import figure
-from iit.data import freeze, hold_out
-from iit.job.align import facts_of, pairs_of
-from iit.network import fingerprint
+from iit.data import freeze
+from iit.job.setup import facts_of, frozen_network, pairs_held_out, save_causal_model
 from iit.patching import Contrast, Effects, agreement
 from iit.report import map_figure, save_figure
 from iit.result import Row
@@ -59,10 +57,10 @@ def patch(
     unknown = [name for pair in estimates.items() for name in pair if name not in maps]
     if unknown:
         raise ValueError(f"job.estimates names {unknown[0]!r}; the maps are {list(maps)}.")
-    network = instantiate(cfg.network)
-    before = fingerprint(network.model)
+    frozen = frozen_network(cfg)
+    network = frozen.network
     store = instantiate(cfg.store)(network.model)
-    pairs, held_out = hold_out(pairs_of(cfg, network))
+    pairs, held_out = pairs_held_out(cfg, network)
     contrast = Contrast.of(network, pairs, variable=cfg.variable)
     facts = {
         "network": network.name,
@@ -101,9 +99,8 @@ def patch(
     for name, run in maps.items():
         again = run(network, contrast, cells=strongest[name], **accepted(run, options))
         rows += again.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
-    assert fingerprint(network.model) == before, "the frozen network has changed"
-    if pairs.task is not None:
-        save_figure(figure(pairs.task.model), folder / "causal_model")
+    frozen.check()
+    save_causal_model(folder, pairs)
     told: dict[str, Any] = {"maps": {}, "estimates": {}}
     for name, found in effects.items():
         told["maps"][name] = {

@@ -22,7 +22,8 @@ from iit.intervention import (
     LoReFTIntervention,
     LowRankRotatedSpaceIntervention,
 )
-from iit.network import LanguageModel, fingerprint
+from iit.job.setup import frozen_network, network_facts
+from iit.network import LanguageModel
 from iit.patching import Steered, contains, difference_of_means, frame_direction, random_directions
 from iit.patching import steer as steered
 from iit.report import curves, save_figure
@@ -72,12 +73,13 @@ def steer(
     both = sorted(set(prompts["validation"]) & set(prompts["test"]))
     if both:
         raise ValueError(f"A prompt is both for validation and for test: {both[0]!r}.")
-    network = instantiate(cfg.network)
+    frozen = frozen_network(cfg)
+    network = frozen.network
     if not isinstance(network, LanguageModel):
         raise ValueError(
             f"Steering generates text; {cfg.network._target_} gives no language model."
         )
-    before, site = fingerprint(network.model), instantiate(cfg.site)
+    site = instantiate(cfg.site)
     direction = difference_of_means(
         network, network.encode(list(towards)), network.encode(list(away)), site
     )
@@ -149,7 +151,7 @@ def steer(
         )
         rows += tested.rows(site, split="test", **facts)
         told["test"], examples = tested.generations(), _examples(tested)
-    assert fingerprint(network.model) == before, "the frozen network has changed"
+    frozen.check()
     write_text(folder / "generations.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return rows, {
         "steering": {
@@ -159,7 +161,7 @@ def steer(
             "fit": fitted,
             "metrics": list(found.metrics),
         },
-        "network": {"name": network.name, "revision": network.revision, "fingerprint": before},
+        "network": network_facts(network),
     }
 
 

@@ -19,14 +19,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
-from iit.alignment import fit
 from iit.data import freeze, hold_out
 from iit.evaluation import evaluate
-from iit.job.align import facts_of, judged
-from iit.job.declared import check_config, training
+from iit.job.declared import check_config
+from iit.job.setup import facts_of, fitting, judged, save_training_curve, scoring
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
-from iit.report import save_figure, training_curve
 from iit.result import Row, where
 
 log = logging.getLogger(__name__)
@@ -74,23 +72,7 @@ def train_network(
     sample = partial(instantiate(cfg.data), task=task, network=network)
     pairs, held_out = hold_out(sample())
     is_filtered = bool(pairs.facts["drawn"])
-    fitted = fit(
-        alignment,
-        pairs,
-        loggers=loggers,
-        seed=cfg.seed,
-        folder=folder,
-        ckpt_path=cfg.ckpt_path,
-        config=decisive(cfg),
-        **training(cfg),
-    )
-    log.info(
-        "Kept epoch %d of %d: %s %.4f",
-        fitted.epoch + 1,
-        fitted.n_epochs,
-        fitted.monitor,
-        fitted.value,
-    )
+    fitted = fitting(cfg, alignment, pairs, folder, loggers=loggers, config=decisive(cfg))
     network.name = cfg.name
     save_network(network, folder / "network")
     is_answered = True
@@ -102,28 +84,21 @@ def train_network(
             log.warning("%s Only the task accuracy is reported, of all prompts.", error)
             is_answered = False
             pairs, held_out = hold_out(sample(right_only=False))
-    common = {
-        "trust": trust,
-        "seed": cfg.seed,
-        "experiment": cfg.name,
-        "batch_size": cfg.trainer.eval_batch_size,
-    }
-    rows = evaluate(alignment, pairs, split="validation", **common)
+    options = {"trust": trust, "seed": cfg.seed, **scoring(cfg)}
+    rows = evaluate(alignment, pairs, split="validation", **options)
     told = {
         "epoch": fitted.epoch,
         "validation": {fitted.monitor: fitted.value},
         "weights": fingerprint(network.model),
     }
     pairs = held_out.opened(freeze(folder, told))
-    rows += evaluate(alignment, pairs, split="test", **common)
+    rows += evaluate(alignment, pairs, split="test", **options)
     if not is_answered:
         rows = where(rows, metric="task_accuracy")
     if alignment.edits:
         alignment.rows = rows
         alignment.save_pretrained(folder / "alignment")
-    curves = folder / "csv" / "metrics.csv"
-    if curves.is_file():
-        save_figure(training_curve(curves), folder / "training_curve")
+    save_training_curve(folder)
     made_once(
         _cached(cfg),
         lambda cached: save_network(network, cached),

@@ -1,15 +1,12 @@
 """Networks: loading them, what encodes their inputs, and where their components are."""
 
-from iit.network.by_hand import equality_by_hand
 from iit.network.classifier import Classifier, Network
-from iit.network.convnet import convnet
 from iit.network.fingerprint import content, fingerprint
 from iit.network.language_model import LanguageModel
 from iit.network.load import load_network
-from iit.network.mlp import mlp
 from iit.network.planted import planted
 from iit.network.saved import save_network
-from iit.network.small_transformer import small_transformer
+from iit.network.small import convnet, equality_by_hand, mlp, small_transformer
 from iit.network.untrained import untrained
 
 __all__ = [

@@ -10,9 +10,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from iit.network.classifier import Classifier, Network
-from iit.network.convnet import ConvNet
 from iit.network.language_model import LanguageModel
-from iit.network.mlp import MLP
+from iit.network.small import MLP, ConvNet
 
 FORMAT = "iit.network/1"
 ARCHITECTURES = {"MLP": MLP, "ConvNet": ConvNet}

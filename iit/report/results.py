@@ -6,8 +6,6 @@ from pathlib import Path
 from rich.console import Console
 
 from iit.report.atlas import atlas_tables
-from iit.report.ground_truth import ground_truth_tables
-from iit.report.ladder import ladder_tables
 from iit.report.patched import map_tables
 from iit.report.steered import steering_tables
 from iit.report.table import Table
@@ -19,13 +17,14 @@ HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
 
 def tables(metrics: Metrics, *, brief: bool) -> list[Table]:
-    """The tables of a run.
-
-    Some kinds of runs have tables of their own. All others have those of their rows.
+    """The tables of a run: those that its facts keep, else those of its kind, else of its rows.
 
     brief: for the terminal, without what only a page has room for.
     """
-    for tables_of in (ground_truth_tables, map_tables, steering_tables, ladder_tables):
+    kept = [Table(**fields) for fields in metrics.facts.get("tables", ())]
+    if kept:
+        return [table for table in kept if not (brief and table.page_only)]
+    for tables_of in (map_tables, steering_tables):
         special = tables_of(metrics, brief)
         if special:
             return special

@@ -1,7 +1,8 @@
 """One table for every place: Markdown on a page, rich on the terminal."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import rich.table
 from rich.console import Group
@@ -28,6 +29,7 @@ class Table:
     caption: Markdown, stands below.
     n_words: this many columns from the left hold words, the others figures.
     bold: numbers of the lines that the terminal shows in bold.
+    page_only: whether the terminal has no room for it.
 
     Raises:
         ValueError: for a line that has not as many cells as the header.
@@ -39,6 +41,7 @@ class Table:
     caption: str = ""
     n_words: int = 1
     bold: Collection[int] = ()
+    page_only: bool = False
 
     def __post_init__(self) -> None:
         for line in self.lines:
@@ -46,6 +49,10 @@ class Table:
                 raise ValueError(
                     f"The columns are {list(self.header)}; a line has other cells: {list(line)}."
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as a run's facts keep it; `Table(**fields)` reads it."""
+        return asdict(self)
 
     def markdown(self) -> str:
         """For a page: title, table and caption, as paragraphs."""

@@ -72,7 +72,7 @@ def test_a_network_that_answers_too_little_is_reported_all_the_same(tmp_path, mo
     sizes = "data={n_train: 64, n_val: 16, n_test: 32, right_only: true, fresh: false}"
     small = ["causal.n_objects=40", "trainer={max_epochs: 1, batch_size: 16}", "callbacks=none"]
     paths = [f"paths.run={tmp_path}/run", "logger=csv"]
-    module = sys.modules["iit.job.train_network"]
+    module = sys.modules["iit.job.setup"]
 
     def forgetting(alignment, *args, **options):
         fitted = fit(alignment, *args, **options)

@@ -2,8 +2,8 @@
 no test row.
 """
 
+import importlib
 import json
-import sys
 
 import pytest
 
@@ -11,9 +11,9 @@ from iit.run import run
 from tests.conftest import SMALL
 
 EXPERIMENTS = {
-    "align": ["+experiment=das_equality_by_hand"],
-    "train_network": ["+experiment=iit_equality"],
-    "ladder": [
+    "job.align": ["+experiment=das_equality_by_hand"],
+    "job.train_network": ["+experiment=iit_equality"],
+    "investigation.ladder": [
         "+experiment=das_equality_by_hand",
         "job=ladder",
         "job.ranks=[1]",
@@ -26,9 +26,9 @@ EXPERIMENTS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("job", EXPERIMENTS)
 def test_the_choice_is_on_disk_before_test_is_seen(job, configured, tmp_path, monkeypatch):
-    module = sys.modules[f"iit.job.{job}"]
+    module = importlib.import_module(f"iit.{job}")
     folder, seen = tmp_path / "run", []
-    for name in {"evaluate", "fit", "train_alike", "_scored", "_fitted"} & set(vars(module)):
+    for name in {"evaluate", "fitting", "_scored"} & set(vars(module)):
         plain = getattr(module, name)
 
         def watched(*args, plain=plain, name=name, **kwargs):

@@ -97,9 +97,10 @@ def test_a_network_is_trained_with_the_start_and_scored_with_the_trust_of_the_co
 ):
     seen = {}
     module = sys.modules["iit.job.train_network"]
-    real = module.fit
+    setup = sys.modules["iit.job.setup"]
+    real = setup.fit
     monkeypatch.setattr(
-        module, "fit", lambda *args, **kwargs: seen.update(kwargs) or real(*args, **kwargs)
+        setup, "fit", lambda *args, **kwargs: seen.update(kwargs) or real(*args, **kwargs)
     )
     overrides = [
         "+experiment=iit_equality",

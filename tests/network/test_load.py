@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,8 @@ ENTRIES = {
 
 
 def read(name) -> Any:
-    return OmegaConf.load(ENTRIES[name])
+    with initialize_config_module("iit.conf", version_base="1.3"):
+        return compose("config", [f"network={name}"]).network
 
 
 @pytest.fixture

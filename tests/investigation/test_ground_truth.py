@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import iit
-from iit.report.ground_truth import ground_truth_tables
+from iit.report.results import tables
 from iit.result import read_metrics
 from iit.run import run
 
@@ -63,9 +63,10 @@ def test_methods_beside_the_truth(cases, configured, tmp_path, capsys):
         assert "shuffled_label" in judged["not_run"], "nothing is trained"
     told = capsys.readouterr().out
     assert "Methods where the truth is known" in told
-    line = next(
-        line for line in ground_truth_tables(metrics)[0].lines if line[:2] == (cases[0], "das")
-    )
+    brief, page = tables(metrics, brief=True), tables(metrics, brief=False)
+    assert [table.header for table in page[:1]] == [table.header for table in brief]
+    assert len(page) == 2
+    line = next(line for line in page[0].lines if line[:2] == [cases[0], "das"])
     assert line[3].startswith(f"{round(angles[cases[0], 'das'], 2):g} (")
     assert all("; natural " in cell and "; read " in cell for cell in line[3:6])
     assert (tmp_path / "run" / "ground_truth.png").is_file()

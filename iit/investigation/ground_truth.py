@@ -1,4 +1,4 @@
-"""The job `ground_truth`: every method on networks whose true subspaces are known."""
+"""The investigation `ground_truth`: every method on networks whose true subspaces are known."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,9 @@ from iit.evaluation.rows import Group, row_of, scores
 from iit.evaluation.subspace import distances
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
+from iit.investigation.ground_truth_report import ground_truth_figure, ground_truth_tables
+from iit.job.setup import scoring, trainer_options
 from iit.report import save_figure
-from iit.report.ground_truth import ground_truth_figure
 from iit.result import Row, where
 from iit.site import resolve
 
@@ -85,7 +86,8 @@ def ground_truth(
             verdicts[f"{case}/{name}"] = judged
             log.info("%s, %s: %s", case, name, judged["line"])
     save_figure(ground_truth_figure(rows, verdicts), folder / "ground_truth", rows)
-    return rows, {"verdicts": verdicts}
+    tables = [table.to_dict() for table in ground_truth_tables(rows, verdicts)]
+    return rows, {"verdicts": verdicts, "tables": tables}
 
 
 @contextmanager
@@ -123,12 +125,8 @@ def _scored(
         _trained,
         trained=method.trained,
         module=instantiate(method.module),
-        trainer=instantiate(cfg.trainer.trainer),
-        batch_size=cfg.trainer.batch_size,
-        eval_batch_size=cfg.trainer.eval_batch_size,
-        max_epochs=cfg.trainer.max_epochs,
-        monitor=cfg.monitor,
         folder=folder,
+        **trainer_options(cfg),
     )
     refit({str(seed): claim for seed, claim in enumerate(claims)}, pairs, 0)
     pairs = held_out.opened(freeze(folder, {"reported": "every case, method and seed"}))
@@ -154,14 +152,7 @@ def _scored(
                 pooled.append(row_of(facts, figure, metric + suffix, "all", "truth"))
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
-    full = evaluate(
-        claims[0],
-        pairs,
-        trust,
-        experiment=cfg.name,
-        refit=refit,
-        batch_size=cfg.trainer.eval_batch_size,
-    )
+    full = evaluate(claims[0], pairs, trust, refit=refit, **scoring(cfg))
     (judged,) = verdict(full, trust.thresholds)
     return pooled + full, judged.to_dict() | {"line": judged.line()}
 

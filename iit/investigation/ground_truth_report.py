@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from iit.report.table import Table, with_interval
-from iit.result import Metrics, Row, where
+from iit.result import Row, where
 
 DISTANCES = {
     "principal_angle": "largest angle to the truth (°)",
@@ -48,16 +48,14 @@ def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Row, dict[str, Ro
     return found
 
 
-def ground_truth_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
-    """A line for each case and method.
+def ground_truth_tables(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> list[Table]:
+    """A line for each case and method; and, for the page, each criterion that does not pass, and
+    why.
 
-    brief: without the table of the criteria that did not pass, and why.
+    verdicts: CASE/METHOD → the verdict.
     """
-    verdicts = metrics.facts.get("verdicts")
-    if not verdicts:
-        return []
     lines = []
-    for (case, method), (iia, distances) in pooled(metrics.rows).items():
+    for (case, method), (iia, distances) in pooled(rows).items():
         verdict = verdicts[f"{case}/{method}"]
         failed, unsure = (_criteria(verdict, outcome) for outcome in ("fail", "open"))
         lines.append(
@@ -71,17 +69,17 @@ def ground_truth_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
                 "; ".join(filter(None, [failed, unsure and f"open: {unsure}"])) or "—",
             )
         )
-    tables = [Table("Methods where the truth is known", HEADER, lines, n_words=2)]
-    if brief:
-        return tables
-    reasons = [
-        (*name.split("/"), finding["criterion"], finding["outcome"], finding["reason"])
-        for name, verdict in verdicts.items()
-        for finding in verdict["findings"]
-        if finding["outcome"] != "pass"
-    ]
+    reasons = []
+    for name, verdict in sorted(verdicts.items()):
+        for finding in verdict["findings"]:
+            if finding["outcome"] != "pass":
+                why = finding["criterion"], finding["outcome"], finding["reason"]
+                reasons.append((*name.split("/"), *why))
     summary = "<details><summary>Why: each criterion that does not pass</summary>"
-    return [*tables, Table(summary, REASONS, reasons, "</details>", n_words=len(REASONS))]
+    return [
+        Table("Methods where the truth is known", HEADER, lines, n_words=2),
+        Table(summary, REASONS, reasons, "</details>", n_words=len(REASONS), page_only=True),
+    ]
 
 
 def _criteria(verdict: Mapping[str, Any], outcome: str) -> str:

@@ -1,5 +1,5 @@
-"""The job `ladder`: how accuracy grows with the capacity of the map, in the network and in an
-untrained one.
+"""The investigation `ladder`: accuracy by the capacity of the map, in the network and in
+untrained ones.
 """
 
 import logging
@@ -14,15 +14,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from iit.alignment import Alignment, one
-from iit.data import EncodedPairs, Pairs, freeze, hold_out
+from iit.data import EncodedPairs, Pairs, freeze
 from iit.evaluation import describe, fresh, outcomes
 from iit.intervened import ActivationStore
 from iit.intervention import LowRankRotatedSpaceIntervention, RevNetIntervention
-from iit.job.align import alike, facts_of, pairs_of
+from iit.investigation.ladder_report import ladder_figure, ladder_tables
 from iit.job.declared import check_config
-from iit.network import fingerprint, untrained
+from iit.job.setup import alike, facts_of, frozen_network, pairs_held_out
+from iit.network import untrained
 from iit.report import save_figure
-from iit.report.ladder import ladder_figure
 from iit.result import SCORE, Row, clustered_interval, where
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ def ladder(
             f"job: metric={metric!r} is one of {METRICS}, and seeds={seeds} at least 1."
         )
     check_config(cfg, trains_network=False)
-    network = instantiate(cfg.network)
-    before = fingerprint(network.model)
+    frozen = frozen_network(cfg)
+    network = frozen.network
     site = instantiate(cfg.site)
     maps: dict[str, Callable[..., Any]] = {
         f"rank {rank}": partial(_frame, rank=rank) for rank in ranks
@@ -86,7 +86,7 @@ def ladder(
             torch.manual_seed(seed)
             rungs[name].append(one(network, cfg.variable, site, made))
     first = next(iter(rungs.values()))[0]
-    pairs, held_out = hold_out(pairs_of(cfg, first))
+    pairs, held_out = pairs_held_out(cfg, first)
     train = alike(cfg, folder)
     trained = {
         f"{name}, {number}": rung
@@ -114,9 +114,10 @@ def ladder(
         freeze(folder, {"reported": "every rung", f"validation_{metric}": validation})
     )
     rows += score(opened, "test")
-    assert fingerprint(network.model) == before, "the frozen network has changed"
+    frozen.check()
     save_figure(ladder_figure(rows), folder / "ladder", rows)
-    return rows, facts_of(pairs, network)
+    tables = [table.to_dict() for table in ladder_tables(rows)]
+    return rows, facts_of(pairs, network) | {"tables": tables}
 
 
 def _frame(width: int, rank: int | str) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from iit.report.table import Table, with_interval
-from iit.result import Metrics, Row, where
+from iit.result import Row, where
 
 _STYLES = {"train": ("seen", "#D55E00", "o"), "test": ("unseen", "#0072B2", "s")}
 
@@ -26,14 +26,11 @@ def rungs(rows: Sequence[Row]) -> dict[str | None, str]:
     return {row.method: str(row.method).rpartition(", ")[2] for row in rows}
 
 
-def ladder_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
+def ladder_tables(rows: Sequence[Row]) -> list[Table]:
     """A line for each rung: IIA on changing pairs in the network, in the untrained one, and their
-    difference.
-
-    Only a ladder has several methods beside an untrained network on validation: other runs have no
-    such table.
+    difference. A single rung has no such table.
     """
-    rows = where(metrics.rows, subset="changing")
+    rows = where(rows, subset="changing")
     names = rungs(where(rows, split="validation", control="untrained_network"))
     if len(names) < 2:
         return []
