@@ -109,16 +109,16 @@ def why_whole(
     return None
 
 
-def first_examples(given: Any, n: int) -> Any:
+def first_examples(argument: Any, n: int) -> Any:
     """The first n examples of what was given for a batch: inputs, sources or flags."""
-    if isinstance(given, Activations):
-        counts = {site: count[:n] for site, count in given.counts.items() if count is not None}
+    if isinstance(argument, Activations):
+        counts = {site: count[:n] for site, count in argument.counts.items() if count is not None}
         # Positions that only later examples have are cut off.
         stops = {site: int(count.max()) for site, count in counts.items()}
-        first = {site: tensor[:n, : stops.get(site)] for site, tensor in given.items()}
+        first = {site: tensor[:n, : stops.get(site)] for site, tensor in argument.items()}
         return Activations(first, counts)
-    if isinstance(given, Mapping):
-        return {key: first_examples(value, n) for key, value in given.items()}
-    if isinstance(given, list) or (isinstance(given, Tensor) and given.ndim):
-        return given[:n]
-    return given
+    if isinstance(argument, Mapping):
+        return {key: first_examples(value, n) for key, value in argument.items()}
+    if isinstance(argument, list) or (isinstance(argument, Tensor) and argument.ndim):
+        return argument[:n]
+    return argument

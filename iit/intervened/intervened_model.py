@@ -17,10 +17,10 @@ from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
-from iit.intervened.positions import Columns, columns
-from iit.intervened.pyvene import Position, read_pyvene
+from iit.intervened.positions import SiteColumns, columns
+from iit.intervened.pyvene import PyvenePosition, read_pyvene
 from iit.intervened.resume import first_block
-from iit.intervened.sources import Active, Sources, activity, by_variable, read_sources
+from iit.intervened.sources import Active, SourceInputs, activity, by_variable, read_sources
 from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_width
 from iit.intervention import Intervention
@@ -137,14 +137,14 @@ class IntervenedModel(nn.Module):
             for key, edit in self.edits.items()
         )
 
-    def forward(self, base: Inputs, sources: Sources = None, active: Active = None) -> Any:
+    def forward(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Any:
         """Run the edited base; returns the network's own output object, in the caller's layout."""
         batch = prepare(self.network, base)
         with self.edited_run(batch, sources, active).applied():
             output = batch.through(self.network)
         return restored(output, batch)
 
-    def run(self, base: Inputs, sources: Sources = None, active: Active = None) -> Run:
+    def run(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Run:
         """Run the base without and with the edits, and keep what each edit saw.
 
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
@@ -163,7 +163,7 @@ class IntervenedModel(nn.Module):
     def generate(
         self,
         base: Inputs,
-        sources: Sources = None,
+        sources: SourceInputs = None,
         active: Active = None,
         *,
         scope: str = "prompt",
@@ -201,7 +201,7 @@ class IntervenedModel(nn.Module):
         return generated(self.edited_run(batch, sources, active), base["input_ids"], scope, options)
 
     def edited_activations(
-        self, base: Inputs, sources: Sources = None, active: Active = None
+        self, base: Inputs, sources: SourceInputs = None, active: Active = None
     ) -> dict[Variable, Tensor]:
         """{variable: Tensor[batch, position, width]}: each edit alone, on the unedited base.
 
@@ -222,7 +222,9 @@ class IntervenedModel(nn.Module):
             )
         return edited
 
-    def read(self, batch: Batch, places: dict[Site, Columns], *, grad: bool = False) -> Activations:
+    def read(
+        self, batch: Batch, places: dict[Site, SiteColumns], *, grad: bool = False
+    ) -> Activations:
         """Activations of the unedited network, from the `store` where it has them."""
         read = observe if self.store is None else self.store.read
         return read(self.network, batch, places, grad=grad, resolved=self._resolved)
@@ -248,7 +250,9 @@ class IntervenedModel(nn.Module):
         trains = any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
         return EditedRun(batch, self._resolved, sites, flags, trains)
 
-    def edited_run(self, batch: Batch, sources: Sources = None, active: Active = None) -> EditedRun:
+    def edited_run(
+        self, batch: Batch, sources: SourceInputs = None, active: Active = None
+    ) -> EditedRun:
         """The edits of one batch, ready to be applied.
 
         Everything about the input is checked, and the sources are run.
@@ -266,7 +270,7 @@ class IntervenedModel(nn.Module):
         return run
 
     def answer_logits(
-        self, base: Inputs, sources: Sources = None, active: Active = None
+        self, base: Inputs, sources: SourceInputs = None, active: Active = None
     ) -> Float[Tensor, "batch n_answer vocab"]:
         """Logits where the base's `answer` is read.
 
@@ -407,7 +411,7 @@ class IntervenedModel(nn.Module):
         cls,
         folder: str | Path,
         network: Network | nn.Module,
-        positions: Sequence[Position] | Mapping[str | tuple[str, ...], Position],
+        positions: Sequence[PyvenePosition] | Mapping[str | tuple[str, ...], PyvenePosition],
         *,
         heads: Sequence[Index] | None = None,
     ) -> Self:
@@ -426,7 +430,9 @@ class IntervenedModel(nn.Module):
 
     def _saved(self) -> saving.Saved:
         """What a folder of this model holds."""
-        return saving.Saved(self.edits, saving.identity(self._held[0]), self.source_grad, None)
+        return saving.Saved(
+            self.edits, saving.describe_network(self._held[0]), self.source_grad, None
+        )
 
     @classmethod
     def _of(cls, network: Network | nn.Module, saved: saving.Saved) -> Self:

@@ -8,13 +8,13 @@ from torch import Tensor
 from iit.intervened.answers import resumed_answers, why_whole
 from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.intervened_model import IntervenedModel
-from iit.intervened.sources import Active, Sources
+from iit.intervened.sources import Active, SourceInputs
 
 
 def together(
     cells: Sequence[IntervenedModel],
     base: Inputs,
-    sources: Sources = None,
+    sources: SourceInputs = None,
     active: Active = None,
 ) -> list[Tensor]:
     """`answer_logits` of each of several cells, on the same inputs.

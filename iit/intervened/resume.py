@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from iit.intervened.batch import Batch
 from iit.intervened.edit import Edit
-from iit.intervened.positions import Columns
+from iit.intervened.positions import SiteColumns
 from iit.network.answering import IGNORED
 from iit.network.components import UNLAYERED, blocks_of, transformer_in
 
@@ -54,12 +54,12 @@ class Suffix:
     first: Tensor
     hidden: Tensor | None
 
-    def shifted(self, place: Columns, rows: slice) -> Columns:
+    def shifted(self, site_columns: SiteColumns, rows: slice) -> SiteColumns:
         """Columns of (some rows of) the whole batch as columns of the suffix."""
         return (
-            Columns(place.site, self.of(place.index, rows))
-            if isinstance(place.index, Tensor)
-            else place
+            SiteColumns(site_columns.site, self.of(site_columns.index, rows))
+            if isinstance(site_columns.index, Tensor)
+            else site_columns
         )
 
     def of(self, index: Tensor, rows: slice = slice(None)) -> Tensor:

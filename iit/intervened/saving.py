@@ -30,7 +30,7 @@ class Saved(NamedTuple):
     """What a folder holds.
 
     edits: {variable: Edit}.
-    network: the identity of the network that they were made for.
+    network: the description of the network that they were made for.
     source_grad: as the model had it.
     record: an alignment's variables and rows; None for a plain intervened model.
     """
@@ -119,7 +119,7 @@ def foreign(folder: Path) -> list[str]:
     return [name for name in names if not ours or name not in (*LOADED, CARD)]
 
 
-def identity(network: Network | nn.Module) -> dict[str, Any]:
+def describe_network(network: Network | nn.Module) -> dict[str, Any]:
     """What tells a network from others.
 
     It is the name, revision, class, width, number of layers, dtype, and the weights' fingerprint.
@@ -149,7 +149,7 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
 
     Raises ValueError, naming what differs, when it is another one.
     """
-    current = identity(network)
+    current = describe_network(network)
     if current["fingerprint"] == saved.get("fingerprint"):
         return
     differing = [

@@ -72,31 +72,31 @@ def _write(saved: Saved, folder: Path, address: str) -> None:
     (folder / CARD).write_text(card(saved, address), encoding="utf-8")
 
 
-def fetched(place: str | Path, revision: str | None = None) -> Path:
+def fetched(address: str | Path, revision: str | None = None) -> Path:
     """The folder of a save: a local one as it is, or a repository of the hub, downloaded.
 
     Only JSON and tensors are downloaded.
 
-    Raises FileNotFoundError when `place` is neither, saying what was tried; ValueError for a folder
-    with a revision.
+    Raises FileNotFoundError when `address` is neither, saying what was tried. Raises ValueError for
+    a folder with a revision.
     """
-    folder = Path(place).expanduser()
+    folder = Path(address).expanduser()
     if folder.exists():
         if revision is not None:
             raise ValueError(
-                f"revision={revision!r} is for repositories of the hub; {place} is a folder."
+                f"revision={revision!r} is for repositories of the hub; {address} is a folder."
             )
         return folder
     tried = f"There is no folder {folder.absolute()}"
-    if isinstance(place, Path) or not HUB_ID.fullmatch(place):
+    if isinstance(address, Path) or not HUB_ID.fullmatch(address):
         raise FileNotFoundError(
-            f"{tried}, and {str(place)!r} is no repository's name (they look like 'user/name')."
+            f"{tried}, and {str(address)!r} is no repository's name (they look like 'user/name')."
         )
     try:
-        return Path(snapshot_download(place, revision=revision, allow_patterns=list(LOADED)))
+        return Path(snapshot_download(address, revision=revision, allow_patterns=list(LOADED)))
     # The hub's own errors are kinds of these.
     except (OSError, ValueError) as error:
         at = "" if revision is None else f" at revision {revision!r}"
         raise FileNotFoundError(
-            f"{tried}, and the hub gave no repository {place!r}{at}: {str(error).splitlines()[0]}"
+            f"{tried}, and the hub gave no repository {address!r}{at}: {str(error).splitlines()[0]}"
         ) from error

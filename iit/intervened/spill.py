@@ -60,13 +60,13 @@ class Spill:
         copy = self._chunk[start : start + size].view(tensor.dtype).view(tensor.shape)
         return copy.copy_(tensor)
 
-    def drop(self, kept: Tensor) -> None:
+    def drop(self, copy: Tensor) -> None:
         """Stop counting a copy that `keep` has returned, where it lies in memory.
 
         A file's space comes back with the whole file only.
         """
         # A copy in a file has no entry.
-        self.in_memory -= self._sizes.pop(kept.data_ptr(), 0)
+        self.in_memory -= self._sizes.pop(copy.data_ptr(), 0)
 
     def clear(self) -> None:
         """Forget all copies; memory and files are free once nobody holds the tensors."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from iit.intervened.saving import identity, site_to_json
+from iit.intervened.saving import describe_network, site_to_json
 from iit.intervened.stream import NAME
 from iit.network import Network
 from iit.site import Site
@@ -127,7 +127,8 @@ class Captured(Mapping[Site, Tensor]):
         if (
             network is not None
             # The fingerprint alone decides: the same weights may have another name.
-            and (current := identity(network))["fingerprint"] != captured.network["fingerprint"]
+            and (current := describe_network(network))["fingerprint"]
+            != captured.network["fingerprint"]
         ):
             raise ValueError(
                 f"{folder} holds activations of another network: {captured.network['name']!r} "
