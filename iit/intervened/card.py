@@ -34,7 +34,7 @@ def card(saved: Saved, address: str) -> str:
     ]
     # A reader has to pass these classes to `from_pretrained`.
     type_names = sorted(
-        {name for edit in saved.edits.values() for name in edit.intervention.own_parts}
+        {name for edit in saved.edits.values() for name in edit.intervention.custom_parts}
     )
     text = ModelCard.from_template(
         ModelCardData(

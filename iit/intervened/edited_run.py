@@ -176,7 +176,7 @@ class EditedRun:
             for site_edit in self.site_edits:
                 skipped: list[Tensor] = []
                 # A rotation is computed once for all sites of the run.
-                stack.enter_context(site_edit.edit.intervention.basis.made_once())
+                stack.enter_context(site_edit.edit.intervention.basis.caching())
                 if site_edit.edit.intervention.skips:
                     before = self.resolved[block_input(site_edit.columns.site)]
                     # The block's input is hooked first, so it is there when the output's hook runs.

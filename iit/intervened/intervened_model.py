@@ -305,7 +305,7 @@ class IntervenedModel(nn.Module):
         whole_model = copy(self)
         whole_model.store = None
         # A user's own function may act otherwise on a part of the batch, so all of it is compared.
-        user_defined = any(edit.intervention.own_parts for edit in self.edits.values())
+        user_defined = any(edit.intervention.custom_parts for edit in self.edits.values())
         n = batch.size if user_defined else min(N_COMPARED, batch.size)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(rng_state)

@@ -11,7 +11,7 @@ from iit.intervention import basis, gate, operation
 from iit.intervention.basis import Basis, Coordinates
 from iit.intervention.gate import All, Gate, SoftGate
 from iit.intervention.operation import Operation
-from iit.intervention.part import Part, fresh_part, saved_config, with_own
+from iit.intervention.part import Part, fresh_part, joined_table, saved_config
 from iit.intervention.reversible import Reversible
 
 PARTS: dict[str, type[Part]] = {
@@ -32,9 +32,9 @@ PARTS: dict[str, type[Part]] = {
 }
 """What a saved intervention may be made of."""
 
-Source = Tensor | Mapping[str, Tensor] | None
+SourceActivations = Tensor | Mapping[str, Tensor] | None
 """Tensor[batch, position, width], or {block: such a tensor}."""
-Active = Tensor | Mapping[str, Tensor] | None
+ActiveExamples = Tensor | Mapping[str, Tensor] | None
 """Tensor[batch] of bool, or {block: such a tensor}; None for every example."""
 
 
@@ -158,8 +158,8 @@ class Intervention(nn.Module):
     def forward(
         self,
         base: Float[Tensor, "batch position width"],
-        source: Source = None,
-        active: Active = None,
+        source: SourceActivations = None,
+        active: ActiveExamples = None,
     ) -> Float[Tensor, "batch position width"]:
         """The new activation, Tensor[batch, position, width].
 
@@ -228,7 +228,7 @@ class Intervention(nn.Module):
         old: Tensor,
         high: Tensor,
         source: Mapping[str, Tensor],
-        active: Active,
+        active: ActiveExamples,
         coordinates: Coordinates,
     ) -> Tensor:
         """Target coordinates, Tensor[batch, position, n], where each block has its own source."""
@@ -254,7 +254,7 @@ class Intervention(nn.Module):
             start += size
         return torch.cat(parts, -1)
 
-    def _check(self, base: Tensor, source: Source, active: Active) -> None:
+    def _check(self, base: Tensor, source: SourceActivations, active: ActiveExamples) -> None:
         if self.width is not None and base.shape[-1] != self.width:
             raise ValueError(
                 f"{self} was made for width {self.width}; the activation has shape "
@@ -317,7 +317,7 @@ class Intervention(nn.Module):
         }
 
     @property
-    def own_parts(self) -> dict[str, type[Part]]:
+    def custom_parts(self) -> dict[str, type[Part]]:
         """The classes of its parts that are not in `PARTS`, by name.
 
         These have to be given to `from_config` as `types`.
@@ -343,7 +343,7 @@ class Intervention(nn.Module):
         Raises ValueError for a type that is in neither `types` nor `PARTS`, or in both, or that is
         no part. Raises it also for arguments that a part does not take.
         """
-        table = with_own(PARTS, types or {})
+        table = joined_table(PARTS, types or {})
         return Intervention(
             config["type"],
             fresh_part(Basis, config["basis"], table),
