@@ -14,13 +14,20 @@ from torch import Tensor
 from iit.intervened import Activations, ActivationStore
 from iit.intervened.batch import prepare
 from iit.intervened.positions import columns, counts
-from iit.patching.ahead import activations
-from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, contrast_of, prompts_of, taken
+from iit.patching.activations import activations
+from iit.patching.cell_runs import effects_of
+from iit.patching.contrast import (
+    AnyNetwork,
+    Contrast,
+    Contrasted,
+    batch_rows,
+    contrast_of,
+    prompts_of,
+)
 from iit.patching.effects import Effects
 from iit.patching.grid import grid
-from iit.patching.metric import Metrics
+from iit.patching.metric import MetricChoice
 from iit.patching.replacement import Replacement
-from iit.patching.running import effects_of
 from iit.site import Site
 
 KINDS = ("zero", "mean", "resample")
@@ -34,7 +41,7 @@ def ablate(
     reference: Mapping[str, Any] | None = None,
     draws: int = 4,
     seed: int = 0,
-    metric: Metrics = "logit_difference",
+    metric: MetricChoice = "logit_difference",
     store: ActivationStore | None = None,
     batch_size: int = 64,
     progress: bool = False,
@@ -168,7 +175,7 @@ def _other_prompts(
     batches = []
     for _ in range(draws):
         rows = torch.tensor([int(generator.choice(fits)) for fits in fitting])
-        batches.append(taken(reference, rows))
+        batches.append(batch_rows(reference, rows))
     return batches
 
 

@@ -21,10 +21,10 @@ from iit.network.components import heads_of
 from iit.patching.contrast import (
     AnyNetwork,
     Contrasted,
+    batch_rows,
     column_index,
     contrast_of,
     module_of,
-    taken,
 )
 from iit.patching.effects import Effects
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
@@ -169,7 +169,7 @@ def attention_map(
     values = np.zeros((len(sites), len(contrast)))
     batches = torch.arange(len(contrast)).split(batch_size)
     for rows in track(batches, "Attention", disable=not progress):
-        batch = taken(contrast.base, rows)
+        batch = batch_rows(contrast.base, rows)
         weights = attention_patterns(network, batch, heads=list(dict.fromkeys(places))).weights
         prompts = prepare(contrast.module, batch)
         asking = column_index(asking_site, prompts)

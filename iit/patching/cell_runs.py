@@ -17,10 +17,10 @@ from torch.nn.functional import pad
 from iit.intervened import ActivationStore, IntervenedModel
 from iit.intervened.batch import prepare
 from iit.network.answering import IGNORED
-from iit.patching.contrast import Contrast, column_index, taken
+from iit.patching.contrast import Contrast, batch_rows, column_index
 from iit.patching.effects import Effects
-from iit.patching.grid import Cell
-from iit.patching.metric import LIGHT, Metric, Metrics, measured, metrics_of
+from iit.patching.grid import MapCell
+from iit.patching.metric import LIGHT, Metric, MetricChoice, figures_of, metrics_of
 from iit.site import Site
 
 CELL = "cell"
@@ -56,7 +56,7 @@ class CellGroup:
 
     contrast: Contrast
     site: Site
-    cells: list[Cell]
+    cells: list[MapCell]
 
     @property
     def sites(self) -> list[Site]:
@@ -82,7 +82,7 @@ class CellGroup:
         """The rows of some numbers: row r is of cell r // n and of pair r % n, of n pairs."""
         cell = numbers // len(self.contrast)
         pair = numbers % len(self.contrast)
-        base = taken(self.contrast.base, pair, self.contrast.label)
+        base = batch_rows(self.contrast.base, pair, self.contrast.label)
         if self.site.position is not None:
             roles = {CELL: self._places[cell, pair]}
             # Path patching holds what is computed from the cell's position on.
@@ -115,7 +115,7 @@ class CellGroup:
             order = order[n:]
 
 
-class Edited(NamedTuple):
+class EditedCells(NamedTuple):
     """The cells of a group, edited.
 
     model: the intervened network, which is given the store.
@@ -126,14 +126,14 @@ class Edited(NamedTuple):
     logits: Callable[[CellRows], Tensor]
 
 
-EditOf = Callable[[CellGroup], Edited]
+EditOf = Callable[[CellGroup], EditedCells]
 
 
 def effects_of(
     contrast: Contrast,
-    cells: Sequence[Cell],
+    cells: Sequence[MapCell],
     edit_of: EditOf,
-    metric: Metrics,
+    metric: MetricChoice,
     method: str,
     store: ActivationStore | None,
     batch_size: int,
@@ -152,7 +152,7 @@ def effects_of(
 
 def cell_values(
     contrast: Contrast,
-    cells: Sequence[Cell],
+    cells: Sequence[MapCell],
     edit_of: EditOf,
     metrics: Mapping[str, Metric],
     base_logits: Tensor | None,
@@ -198,7 +198,7 @@ def cell_values(
             for rows in group.batches(edited.model, batch_size):
                 plain = None if base_logits is None else base_logits[rows.pair]
                 answers = contrast.answers(rows.pair, plain)
-                figures = measured(metrics, edited.logits(rows).cpu(), answers)
+                figures = figures_of(metrics, edited.logits(rows).cpu(), answers)
                 for name, column in figures.items():
                     # The rows of a batch are scattered to [cell, pair].
                     values[name][numbers[rows.cell.numpy()], rows.pair.numpy()] = column
@@ -222,10 +222,10 @@ def unedited(
     parts = []
     for rows in torch.arange(len(contrast)).split(64):
         with torch.no_grad():
-            logits = model.answer_logits(taken(batch, rows, contrast.label)).cpu()
+            logits = model.answer_logits(batch_rows(batch, rows, contrast.label)).cpu()
         # Without base logits, either the batch holds the bases or no metric reads them.
         plain = logits if base_logits is None else base_logits[rows]
-        figures = measured(metrics, logits, contrast.answers(rows, plain))
+        figures = figures_of(metrics, logits, contrast.answers(rows, plain))
         for name, column in figures.items():
             values[name][rows.numpy()] = column
         if not light:

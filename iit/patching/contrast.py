@@ -178,7 +178,7 @@ class Contrast:
         n_right = 0
         for rows in torch.arange(len(self)).split(64):
             with torch.no_grad():
-                logits = plain.answer_logits(taken(self.source, rows, self.label)).cpu()
+                logits = plain.answer_logits(batch_rows(self.source, rows, self.label)).cpu()
             n_right += int(correct(logits, self.label[rows]).sum())
         return n_right
 
@@ -256,7 +256,9 @@ def prompts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in batch.items() if key != "answer"}
 
 
-def taken(batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
+def batch_rows(
+    batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None
+) -> dict[str, Any]:
     """Some rows of a batch, cut to the longest of them.
 
     answer: of the whole batch; its rows take the place of the batch's own answer.

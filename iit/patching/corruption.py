@@ -14,16 +14,16 @@ from iit.intervened.batch import Batch, prepare
 from iit.intervention import AdditionIntervention
 from iit.intervention.precision import widened
 from iit.network.answering import IGNORED
+from iit.patching.cell_runs import CellGroup, CellRows, EditedCells
 from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    batch_rows,
     contrast_of,
     module_of,
     prompts_of,
-    taken,
 )
-from iit.patching.running import CellGroup, CellRows, Edited
 from iit.site import Site, resolve
 
 EMBEDDING = Site("embedding_output")
@@ -64,14 +64,14 @@ class Corruption:
         source = self.source(torch.tensor(numbers), lengths)
         return self.model.edited_run(batch, {"noise": source}).applied()
 
-    def edit_of(self, group: CellGroup) -> Edited:
+    def edit_of(self, group: CellGroup) -> EditedCells:
         """Corrupted runs of the prompts with nothing else done to them."""
 
         def logits(rows: CellRows) -> Tensor:
             lengths = rows.base["attention_mask"].sum(1)
             return self.model.answer_logits(rows.base, {"noise": self.source(rows.pair, lengths)})
 
-        return Edited(self.model, logits)
+        return EditedCells(self.model, logits)
 
 
 def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> Contrast:
@@ -113,7 +113,7 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
         "attention_mask": (torch.arange(ids.shape[1]) < batch.lengths.cpu().unsqueeze(1)).long(),
         "positions": {role: index.cpu() for role, index in batch.positions.items()},
     }
-    clean = taken(clean, rows)
+    clean = batch_rows(clean, rows)
     other = None if other is None else other[rows]
     return Contrast(network, clean, clean, answer[rows], other, np.arange(len(rows)))
 

@@ -6,7 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
-from iit.patching.grid import Cell
+from iit.patching.grid import MapCell
 from iit.patching.metric import METRICS, NORMALISED, SHARES
 from iit.result import Interval, Row, clustered_interval
 
@@ -25,7 +25,7 @@ class Effects:
     labels: position → an example of its token, for axes.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[MapCell, ...]
     values: Mapping[str, np.ndarray]
     unedited: Mapping[str, np.ndarray]
     source: Mapping[str, np.ndarray]

@@ -16,12 +16,12 @@ from iit.intervened.batch import Inputs, prepare
 from iit.intervened.positions import columns
 from iit.network import LanguageModel
 from iit.network.answering import IGNORED
+from iit.patching.cell_runs import effects_of
 from iit.patching.contrast import AnyNetwork, Contrasted, column_index, contrast_of, module_of
 from iit.patching.effects import Effects
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
-from iit.patching.metric import Metrics
+from iit.patching.metric import MetricChoice
 from iit.patching.replacement import Replacement
-from iit.patching.running import effects_of
 from iit.site import Site, resolve
 
 
@@ -91,7 +91,7 @@ def lens_map(
     network: AnyNetwork,
     pairs: Contrasted,
     *,
-    metric: Metrics = ("probability", "logit_difference"),
+    metric: MetricChoice = ("probability", "logit_difference"),
     store: ActivationStore | None = None,
     batch_size: int = 64,
     progress: bool = False,

@@ -31,7 +31,7 @@ class Answers(NamedTuple):
 
 Metric = Callable[[Tensor, Answers], Tensor]
 """(logits[batch, n_answer, vocab], answers) → Tensor[batch]; NaN where it has no value."""
-Metrics = str | Metric | Sequence[str] | Mapping[str, Metric]
+MetricChoice = str | Metric | Sequence[str] | Mapping[str, Metric]
 """A name, a function, several names, or {name: function}."""
 
 
@@ -86,7 +86,7 @@ LIGHT = (iia, difference, probability)
 """Metrics that do not read the unedited run's logits, which take memory."""
 
 
-def metrics_of(metric: Metrics) -> dict[str, Metric]:
+def metrics_of(metric: MetricChoice) -> dict[str, Metric]:
     """The metrics that are asked for, {name: metric}.
 
     A name with "normalised_" before it stands for the same figure; `Effects` divides.
@@ -113,7 +113,7 @@ def metrics_of(metric: Metrics) -> dict[str, Metric]:
     return metrics
 
 
-def measured(
+def figures_of(
     metrics: Mapping[str, Metric], logits: Tensor, answers: Answers
 ) -> dict[str, np.ndarray]:
     """The figures that metrics read from logits, {metric: float[row]}.

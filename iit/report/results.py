@@ -8,8 +8,8 @@ from rich.console import Console
 from iit.report.atlas import atlas_tables
 from iit.report.ground_truth import ground_truth_tables
 from iit.report.ladder import ladder_tables
-from iit.report.patched import map_tables
-from iit.report.steered import steering_tables
+from iit.report.map_table import map_tables
+from iit.report.steering_table import steering_tables
 from iit.report.table import Table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Metrics, Row, read_metrics, where
