@@ -35,7 +35,7 @@ from iit.evaluation.rows import describe, readout, scores, task_accuracy
 from iit.evaluation.trust import TRUST, Trust, train_alike
 from iit.intervened import ActivationStore
 from iit.result import Row, where
-from iit.result.vocabulary import DRAWS, RIVAL, draw, draws_of, pool_of
+from iit.result.vocabulary import DRAW_PREFIXES, RIVAL, draw, draws_of, pool_of
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def evaluate(
             arms["inert_resampled"] = inert_resampled(
                 alignment, encoded, seed=seed, batch_size=batch_size
             )
-        for pool in DRAWS:
+        for pool in DRAW_PREFIXES:
             draws = draws_of(arms, pool)
             if draws:
                 # The alignment itself is one of the seeds.

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from iit.intervened.edit import Edit, Variable, variables_of
-from iit.intervened.saving import Saved
+from iit.intervened.saving import SaveContent
 from iit.result import Row, where
 from iit.result.vocabulary import CONTROLS
 
@@ -15,7 +15,7 @@ ARMS = (None, "vanilla", "random_subspace", "no_intervention")
 """The rows of a table of scores: the alignment (None) and its controls."""
 
 
-def card(saved: Saved, address: str) -> str:
+def card(saved: SaveContent, address: str) -> str:
     """The card's text.
 
     It states the network, each variable with its sites and intervention, and an alignment's scores

@@ -428,14 +428,14 @@ class IntervenedModel(nn.Module):
         """
         return cls(network, read_pyvene(folder, network, positions, heads)).eval()
 
-    def _saved(self) -> saving.Saved:
+    def _saved(self) -> saving.SaveContent:
         """What a folder of this model holds."""
-        return saving.Saved(
+        return saving.SaveContent(
             self.edits, saving.describe_network(self._held[0]), self.source_grad, None
         )
 
     @classmethod
-    def _of(cls, network: Network | nn.Module, saved: saving.Saved) -> Self:
+    def _of(cls, network: Network | nn.Module, saved: saving.SaveContent) -> Self:
         """The inverse of `_saved`."""
         return cls(network, saved.edits, source_grad=saved.source_grad)
 

@@ -26,7 +26,7 @@ LOADED = (CONFIG, WEIGHTS, RECORD)
 """The files that loading reads. The card is for people."""
 
 
-class Saved(NamedTuple):
+class SaveContent(NamedTuple):
     """What a folder holds.
 
     edits: {variable: Edit}.
@@ -41,7 +41,7 @@ class Saved(NamedTuple):
     record: dict[str, Any] | None
 
 
-def write(folder: Path, saved: Saved) -> None:
+def write(folder: Path, saved: SaveContent) -> None:
     """Write the files of a save into an empty folder.
 
     Raises ValueError for an intervention that cannot be saved, and for values that JSON lacks.
@@ -75,7 +75,7 @@ def write(folder: Path, saved: Saved) -> None:
     _write_json(folder / CONFIG, config)
 
 
-def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
+def read(folder: Path, types: Mapping[str, Any] | None = None) -> SaveContent:
     """Read what a folder holds.
 
     Arguments:
@@ -99,7 +99,7 @@ def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
             )
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
         record = _read_json(folder / RECORD) if (folder / RECORD).exists() else None
-        return Saved(edits, config["network"], config["source_grad"], record)
+        return SaveContent(edits, config["network"], config["source_grad"], record)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error!r}.") from error
 

@@ -11,14 +11,14 @@ from huggingface_hub import HfApi, snapshot_download
 
 from iit.intervened.card import card
 from iit.intervened.folder import written_folder
-from iit.intervened.saving import CARD, LOADED, Saved, foreign, write
+from iit.intervened.saving import CARD, LOADED, SaveContent, foreign, write
 
 OURS = [*LOADED, CARD]
 """The files of a save."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def save(saved: Saved, folder: str | Path) -> None:
+def save(saved: SaveContent, folder: str | Path) -> None:
     """Write a save and its card in place of what an earlier save left in the folder.
 
     Raises ValueError for interventions that cannot be saved, and FileExistsError when the folder
@@ -29,7 +29,7 @@ def save(saved: Saved, folder: str | Path) -> None:
 
 
 def push(
-    saved: Saved,
+    saved: SaveContent,
     repo_id: str,
     private: bool,
     revision: str | None,
@@ -67,7 +67,7 @@ def push(
     return str(commit.commit_url)
 
 
-def _write(saved: Saved, folder: Path, address: str) -> None:
+def _write(saved: SaveContent, folder: Path, address: str) -> None:
     write(folder, saved)
     (folder / CARD).write_text(card(saved, address), encoding="utf-8")
 

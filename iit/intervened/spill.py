@@ -9,7 +9,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-CHUNK = 2**26
+CHUNK_BYTES = 2**26
 """The smallest file, in bytes; a larger tensor gets a file of its own."""
 
 
@@ -54,7 +54,7 @@ class Spill:
         start = -(-self._used // 64) * 64
         if start + size > self._chunk.numel():
             # What is left of the last chunk stays unused.
-            self._chunk, start = self._file(max(CHUNK, size)), 0
+            self._chunk, start = self._file(max(CHUNK_BYTES, size)), 0
         self._used = start + size
         self.in_files += size
         copy = self._chunk[start : start + size].view(tensor.dtype).view(tensor.shape)

@@ -226,10 +226,10 @@ class _PairActivations:
 
         They are 0 where a pair has fewer positions. The second result is how many each pair has.
         """
-        place = columns(cell.site, prompts)
-        if place.tokens is not None:
-            values = values[:, : place.tokens[1]]  # without the answer's columns
-        values = place.read(values)
+        site_columns = columns(cell.site, prompts)
+        if site_columns.tokens is not None:
+            values = values[:, : site_columns.tokens[1]]  # without the answer's columns
+        values = site_columns.read(values)
         # Columns of one head; None for the whole component.
         units = resolve(self._contrast.module, cell.site).columns
         if units is not None:
@@ -241,7 +241,7 @@ class _PairActivations:
                     f"{values.shape[-1] - 1}."
                 )
             values = values[..., cell.unit : cell.unit + 1]
-        return values, counts(place, prompts)
+        return values, counts(site_columns, prompts)
 
 
 def _note(activations: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:

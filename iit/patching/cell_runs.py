@@ -63,20 +63,20 @@ class CellGroup:
         """Each cell's own site."""
         return [cell.site for cell in self.cells]
 
-    def places(self, batch: Mapping[str, Any]) -> Tensor:
+    def columns(self, batch: Mapping[str, Any]) -> Tensor:
         """The columns of each cell in a batch, LongTensor[cell, row, position], −100 padded."""
         prepared = prepare(self.contrast.module, batch)
         index: dict[Site, Tensor] = {}
         for site in dict.fromkeys(self.sites):
             index[site] = column_index(site, prepared)
-        widest = max(place.shape[1] for place in index.values())
-        for site, place in index.items():
-            index[site] = pad(place, (0, widest - place.shape[1]), value=IGNORED)
+        widest = max(columns.shape[1] for columns in index.values())
+        for site, columns in index.items():
+            index[site] = pad(columns, (0, widest - columns.shape[1]), value=IGNORED)
         return torch.stack([index[site] for site in self.sites])
 
     @cached_property
-    def _places(self) -> Tensor:
-        return self.places(self.contrast.base)
+    def _columns(self) -> Tensor:
+        return self.columns(self.contrast.base)
 
     def rows(self, numbers: Tensor) -> CellRows:
         """The rows of some numbers: row r is of cell r // n and of pair r % n, of n pairs."""
@@ -84,7 +84,7 @@ class CellGroup:
         pair = numbers % len(self.contrast)
         base = batch_rows(self.contrast.base, pair, self.contrast.label)
         if self.site.position is not None:
-            roles = {CELL: self._places[cell, pair]}
+            roles = {CELL: self._columns[cell, pair]}
             # Path patching holds what is computed from the cell's position on.
             if "attention_mask" in base:
                 roles[BEHIND] = _behind(base, roles[CELL])

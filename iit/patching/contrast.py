@@ -195,15 +195,15 @@ class Contrast:
         texts: dict[Any, str] = {}
         for row, mask in enumerate(self.base["attention_mask"]):
             n = int(mask.sum())
-            for place in places:
+            for position in places:
                 index = []
-                if isinstance(place, int) and -n <= place < n:
+                if isinstance(position, int) and -n <= position < n:
                     # Negative indices count from the prompt's end.
-                    index = [place % n]
-                elif place in roles:
-                    index = roles[place][row][roles[place][row] != IGNORED].tolist()
-                if index and place not in texts:
-                    texts[place] = tokenizer.decode(self.base["input_ids"][row, index].tolist())
+                    index = [position % n]
+                elif position in roles:
+                    index = roles[position][row][roles[position][row] != IGNORED].tolist()
+                if index and position not in texts:
+                    texts[position] = tokenizer.decode(self.base["input_ids"][row, index].tolist())
         return texts
 
 

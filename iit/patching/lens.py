@@ -55,11 +55,11 @@ def logit_lens(
     layers = range(top + 1) if layers is None else layers
     prepared = prepare(module, batch)
     last = Site("block_output", layer=top, position=position)
-    place = columns(last, prepared)
+    site_columns = columns(last, prepared)
     streams: dict[int, Tensor] = {}
 
     def read(layer: int, activation: Tensor) -> Tensor | None:
-        streams[layer] = place.read(activation)
+        streams[layer] = site_columns.read(activation)
         # Layers below the last are only read, and the run goes on as it is.
         if layer < top:
             return None
@@ -82,8 +82,8 @@ def logit_lens(
     shape = (len(layers), *streams[top].shape[:2], -1)
     n_rows = len(layers) * streams[top].shape[:2].numel()
     logits = output.logits.flatten(0, 1)[:n_rows].view(shape)
-    if isinstance(place.index, Tensor):
-        logits = logits.masked_fill((place.index == IGNORED)[..., None], 0)
+    if isinstance(site_columns.index, Tensor):
+        logits = logits.masked_fill((site_columns.index == IGNORED)[..., None], 0)
     return logits
 
 
@@ -154,22 +154,22 @@ def top_tokens(
     likeliest = logit_lens(network, batch, layers=layers, position=position).softmax(-1).topk(n, -1)
     prompts = prepare(network.model, batch)
     index = column_index(Site("block_output", layer=0, position=position), prompts)
-    numbers = range(len(likeliest.values)) if layers is None else layers
+    layer_numbers = range(len(likeliest.values)) if layers is None else layers
     tokenizer: Any = network.tokenizer
     lines = []
-    for layer_index, row, place, rank in product(*map(range, likeliest.values.shape)):
-        column = index[row, place]
+    for layer_index, row, entry, rank in product(*map(range, likeliest.values.shape)):
+        column = index[row, entry]
         if column == IGNORED:
             continue
         lines.append(
             {
-                "layer": numbers[layer_index],
+                "layer": layer_numbers[layer_index],
                 "row": row,
-                "position": place,
+                "position": entry,
                 "token": tokenizer.decode([int(prompts.tokens[row, column])]),
                 "rank": rank + 1,
-                "top": tokenizer.decode([int(likeliest.indices[layer_index, row, place, rank])]),
-                "probability": float(likeliest.values[layer_index, row, place, rank]),
+                "top": tokenizer.decode([int(likeliest.indices[layer_index, row, entry, rank])]),
+                "probability": float(likeliest.values[layer_index, row, entry, rank]),
             }
         )
     return lines

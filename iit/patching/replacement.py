@@ -60,9 +60,9 @@ class Replacement:
         elif _by_batch(first):
             batch = batch_rows(self._source, rows.pair)
             if group.site.position is not None:
-                places = group.places(self._source)
+                columns = group.columns(self._source)
                 # The source is read at the cell's position in the source itself.
-                batch["positions"] = {CELL: places[rows.cell, rows.pair]}
+                batch["positions"] = {CELL: columns[rows.cell, rows.pair]}
             return batch
         else:
             values = self._source_reader.at(group.sites)

@@ -84,17 +84,17 @@ class Steered:
         } | facts
         rows = []
         for line in self.table():
-            place = {
+            site_facts = {
                 name: getattr(site, name) for name in ("component", "layer", "head", "position")
             }
             method, strength = line.pop("method"), line.pop("strength")
             if method == NOTHING:
                 # A run without an edit is of no site.
-                place = dict.fromkeys(place)
+                site_facts = dict.fromkeys(site_facts)
                 line |= {"method": None, "control": NOTHING}
             else:
                 line |= {"method": f"{method}, strength {strength:g}", "control": None}
-            rows.append(Row(**common, **place, **line))
+            rows.append(Row(**common, **site_facts, **line))
         return rows
 
     def generations(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from iit.report.steering_table import steering_tables
 from iit.report.table import Table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Metrics, Row, read_metrics, where
-from iit.result.vocabulary import CONTROLS, KIND, OFF_TARGET, SUBSETS, label, place
+from iit.result.vocabulary import CONTROLS, KIND, OFF_TARGET, SUBSETS, figure_label, table_order
 
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
@@ -50,7 +50,7 @@ def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     if not rows:
         raise ValueError("There is no row to show: the job returned none.")
     cells = {Cell.of(row): row for row in where(rows, split="test") or rows}
-    subject = f"{len(cells)} cells" if len(cells) > 1 else describe(next(iter(cells.values())))
+    subject = f"{len(cells)} cells" if len(cells) > 1 else cell_text(next(iter(cells.values())))
     results = results_table(
         rows, f"{rows[0].experiment}: {subject} in {rows[0].network}", shares(metrics), brief=brief
     )
@@ -66,12 +66,16 @@ def results_table(
 
     Figures with a name come in the order of the vocabulary, then the others. Some are left to
     `metrics.json`: the single draws of a pooled control (`random_subspace/0`, `seed/1`, …), and
-    figures that the vocabulary gives no label (see `label`). Figures of several cells say whose
-    they are.
+    figures that the vocabulary gives no label (see `figure_label`). Figures of several cells say
+    whose they are.
 
     brief: of controls and differences the changing pairs alone, where there are any.
     """
-    shown = [row for row in where(rows, split="test") if label(row.control, row.metric) is not None]
+    shown = [
+        row
+        for row in where(rows, split="test")
+        if figure_label(row.control, row.metric) is not None
+    ]
     if brief and where(shown, subset="changing"):
         shown = [
             row
@@ -84,18 +88,18 @@ def results_table(
     edited = {Cell.of(row): None for row in shown if not (row.control or "").startswith(OFF_TARGET)}
     cells = list(edited | {Cell.of(row): None for row in shown})
     # Cells that differ in their variable only are told apart by its name.
-    one_place = len({cell._replace(variable=None) for cell in cells}) == 1
+    same_site = len({cell._replace(variable=None) for cell in cells}) == 1
 
     def order(row: Row) -> tuple[int, int, int]:
         # A subset that is not named comes behind all that are.
         subset = [*SUBSETS, row.subset].index(row.subset)
-        return cells.index(Cell.of(row)), place(row.control, row.metric), subset
+        return cells.index(Cell.of(row)), table_order(row.control, row.metric), subset
 
     lines = []
     for row in sorted(shown, key=order):
-        name = str(label(row.control, row.metric))
+        name = str(figure_label(row.control, row.metric))
         if len(edited) > 1 or Cell.of(row) not in edited:
-            name = f"{row.variable if one_place else describe(row)}: {name}"
+            name = f"{row.variable if same_site else cell_text(row)}: {name}"
         pairs = "prompts"
         if row.metric != "task_accuracy":
             kind = row.subset.replace(KIND, "differing in ").replace("in none", "in nothing")
@@ -107,12 +111,12 @@ def results_table(
     return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
 
 
-def describe(row: Row) -> str:
+def cell_text(row: Row) -> str:
     """The cell of a row in words."""
     if row.component is None:
         return f"task {row.task}"
     rank = "" if row.rank is None else f", rank {row.rank}"
-    return f"{row.variable} at {row.place()}{rank}"
+    return f"{row.variable} at {row.site_text()}{rank}"
 
 
 def shares(metrics: Metrics) -> str:

@@ -52,7 +52,7 @@ class Row:
         """The row as a JSON object, with its columns in order."""
         return asdict(self)
 
-    def place(self) -> str:
+    def site_text(self) -> str:
         """Where the cell is, as a site prints itself: component[layer].head[k] @ position.
 
         A cell of one unit says which.
