@@ -96,6 +96,7 @@ class Captured(Mapping[Site, Tensor]):
         # The index is written last.
         if not (folder / INDEX).is_file():
             raise FileNotFoundError(f"{folder} is no finished capture: {INDEX} is missing.")
+
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -105,6 +106,7 @@ class Captured(Mapping[Site, Tensor]):
             offsets = {
                 site: mapped(folder / OFFSETS, entry["file"]) for site, entry in sites.items()
             }
+
             for site, entry in sites.items():
                 # The files have to be those that the index was written with.
                 measured = [
@@ -124,6 +126,7 @@ class Captured(Mapping[Site, Tensor]):
             captured = cls(rows, offsets, index["network"], index["inputs_sha256"])
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise ValueError(f"The capture in {folder} is damaged or altered: {error}.") from error
+
         if (
             network is not None
             # The fingerprint alone decides: the same weights may have another name.

@@ -47,6 +47,7 @@ def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None 
             batch, read = rest.batch, rest.of(read)
         at_answer = read is not None and stack.enter_context(head_at(network, read, edited))
         output = batch.through(network)
+
     logits = logits_of(output)
     if read is not None and logits is not None and logits.ndim == 3:
         # [batch, n_answer] → [batch, n_answer, vocab]

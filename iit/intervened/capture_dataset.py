@@ -59,10 +59,12 @@ def capture_dataset(
     sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
     _check(network, sites, folder, dtype)
     module = network.model if isinstance(network, Network) else network
+
     # Sites that the network lacks are found out before anything runs.
     resolved = Sites(module, sites)
     description = describe_network(network)
     hasher = hashlib.sha256()
+
     # Arrays, not tensors. Small tensors that stay, one for each batch, would leave holes in the
     # heap that the next batch's large ones do not fit in.
     ends = {site: array("q", [0]) for site in sites}
@@ -74,6 +76,7 @@ def capture_dataset(
             None if folder is None else stack.enter_context(written_folder(folder, _anything))
         )
         names = {site: f"{number}.safetensors" for number, site in enumerate(sites)}
+
         # A list in memory or a file: both have `append`.
         sinks: dict[Site, Any] = {site: [] for site in sites}
         if temporary is not None:
@@ -93,11 +96,13 @@ def capture_dataset(
             _hash_examples(hasher, batch, places)
             # One end for each example, after the 0 at the start.
             bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
+
         if len(ends[sites[0]]) == 1:
             raise ValueError(
                 "There was no batch to capture: the iterable of batches is empty, or was read "
                 "before."
             )
+
         offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
         if temporary is None:
             return Captured(
@@ -107,11 +112,13 @@ def capture_dataset(
                 description,
                 hasher.hexdigest(),
             )
+
         # The headers make them safetensors files.
         for file in sinks.values():
             file.finish()
         rows = {site: mapped(temporary / names[site]) for site in sites}
         write_index(temporary, Captured(rows, offsets, description, hasher.hexdigest()), names)
+
     # The folder has taken its place by now; the rows are read from there.
     assert folder is not None
     return Captured.load(folder)
@@ -186,6 +193,7 @@ def _hash_examples(hasher: Any, batch: Batch, places: dict[Site, SiteColumns]) -
     }
     roles = {role: index.tolist() for role, index in indices.items() if isinstance(index, Tensor)}
     lengths = [None] * batch.size if batch.lengths is None else batch.lengths.tolist()
+
     for number, length in enumerate(lengths):
         for name, value in tensors.items():
             example = value[number]

@@ -32,6 +32,7 @@ def card(saved: SaveContent, address: str) -> str:
     variables = [
         _described(v, edit) for key, edit in saved.edits.items() for v in variables_of(key, edit)
     ]
+
     # A reader has to pass these classes to `from_pretrained`.
     type_names = sorted(
         {name for edit in saved.edits.values() for name in edit.intervention.custom_parts}
@@ -107,6 +108,7 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
             iia = where(scored, metric="iia", control=control)
             figures = {subset: _figure(where(iia, subset=subset)) for subset in ("all", "changing")}
             arms.append({"name": CONTROLS[control].label, **figures})
+
         tables.append(
             {
                 "variable": _cell(str(variable)),

@@ -136,6 +136,7 @@ class EditedRun:
                     )
                 refuse_recomputed(site, outside)
                 activation = whole[rows]
+
                 # A copy, so that what was seen stays as it was before the edit.
                 activations[site_edit] = columns.read(activation)
                 if idle or site_edit.edit.intervention.collects:
@@ -144,6 +145,7 @@ class EditedRun:
                 if skipped:
                     # The block's own input, of the same run, is the source of a skipped block.
                     sources = dict.fromkeys(site_edit.flags, columns.read(skipped[0][rows]))
+
                 new = columns.write(
                     activation,
                     site_edit.edit.apply(activations[site_edit], sources, site_edit.flags),

@@ -48,6 +48,7 @@ def check_generation(
         config, "is_encoder_decoder", False
     ):
         raise ValueError(f"{type(network).__name__} is no transformers decoder that can generate.")
+
     config_option = options.get("generation_config")
     # The network's own settings count where the call names no others.
     settings = config_option or getattr(network, "generation_config", None)
@@ -57,6 +58,7 @@ def check_generation(
                 f"generate under edits does not go together with {name!r}; leave it out, or give "
                 f"{name}=None."
             )
+
     cache = options.get(
         "cache_implementation", getattr(config_option, "cache_implementation", None)
     )
@@ -70,6 +72,7 @@ def check_generation(
             "generate takes input_ids and their attention_mask (and `positions`); got "
             f"{sorted(batch.kwargs)}."
         )
+
     for edit in edits:
         if edit.intervention.collects:
             raise ValueError(
@@ -180,6 +183,7 @@ class Generation:
                     f"scope={self._scope!r} it must be one, "
                     "which is used for every new token."
                 )
+
         prompt, idle = self.left(site_edit.columns), site_edit.idle
 
         def edited(activation: Tensor) -> Tensor | None:
@@ -191,10 +195,12 @@ class Generation:
                     f"{self._n_columns} tokens: it cannot be "
                     "edited in generate."
                 )
+
             # Beams or samples of each example.
             copies = activation.shape[0] // self._batch.size
             sources = _repeated(site_edit.sources, copies)
             flags = _repeated(site_edit.flags, copies)
+
             # The forward begins at the prompt, so the sites in it are edited.
             if self._scope != "generated" and self._start == 0:
                 index = prompt.index
@@ -207,6 +213,7 @@ class Generation:
                 activation = columns.write(
                     activation, edit.apply(columns.read(activation), values, flags)
                 )
+
             # How many of this forward's columns belong to the prompt.
             n_old = max(self._n_prompt - self._start, 0)
             if self._scope != "prompt" and n_old < self._n_columns:

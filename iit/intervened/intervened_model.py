@@ -86,6 +86,7 @@ class IntervenedModel(nn.Module):
         self.store: ActivationStore | None = None
         named = [v for key, edit in self.edits.items() for v in variables_of(key, edit)]
         self.variables: tuple[Variable, ...] = tuple(named)
+
         # Sources and flags are given by variable, so each name stands for one edit or block.
         twice = sorted({str(v) for v in named if named.count(v) > 1})
         if twice:
@@ -100,15 +101,18 @@ class IntervenedModel(nn.Module):
                 f"stored={sorted(map(str, stored))}: only edits of embedding_output come before "
                 "all blocks."
             )
+
         # Stored edits do not count: the store's runs already hold them. Where the other edits begin
         # at block 0, or there are none, all edits count.
         later = [edit for key, edit in self.edits.items() if key not in stored]
         self.first_block = first_block(self.network, later) or first_block(
             self.network, self.edits.values()
         )
+
         # At block 0 (or None) there is nothing to resume behind: every edit is then done in the run
         # itself.
         self.stored = frozenset(stored) if self.first_block else frozenset()
+
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(
             dict.fromkeys(edit.intervention for edit in self.edits.values())
@@ -289,6 +293,7 @@ class IntervenedModel(nn.Module):
         store, layer = self.store, self.first_block
         if store is None:
             return answers([run], read)
+
         # The store's runs already hold the edits of `stored`.
         rest = run.without(self.stored)
         why = why_whole(rest, read, layer, store)
@@ -296,14 +301,17 @@ class IntervenedModel(nn.Module):
             store.tell(f"The whole network runs: {why}.")
             return answers([run], read)
         store.tell("Runs resume at the first block and the first position that are edited.")
+
         # The whole run below must draw the same random numbers as the resumed one.
         rng_state = torch.get_rng_state()
         logits = resumed_answers([rest], read, layer, store)[0]
         if store.is_trusted(layer, flags := run.flags):
             return logits
+
         # A shallow copy shares the edits; only its `store` differs.
         whole_model = copy(self)
         whole_model.store = None
+
         # A user's own function may act otherwise on a part of the batch, so all of it is compared.
         user_defined = any(edit.intervention.custom_parts for edit in self.edits.values())
         n = batch.size if user_defined else min(N_COMPARED, batch.size)
@@ -311,6 +319,7 @@ class IntervenedModel(nn.Module):
             torch.set_rng_state(rng_state)
             examples = (first_examples(argument, n) for argument in (base, sources, active))
             whole = whole_model.answer_logits(*examples)
+
         if store.trusts(layer, flags, logits.detach()[:n], whole):
             return logits
         return whole_model.answer_logits(base, sources, active)

@@ -55,6 +55,7 @@ def observe(
     if grad:
         for site in places:
             resolved[site].refuse_recomputed()
+
     stop_early = stop_early and all(site.component is not None for site in places)
 
     def reader(site: Site) -> Callable[[Tensor], None]:
@@ -76,9 +77,11 @@ def observe(
             stack.callback(resolved[site].attach(reader(site)).remove)
         with suppress(_Enough):
             batch.through(network)
+
     missing = [str(site) for site in places if site not in activations]
     if missing:
         raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")
+
     # In the order of `places`, not in the order of the run.
     return Activations(
         {site: activations[site] for site in places},

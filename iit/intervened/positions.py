@@ -154,6 +154,7 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         index = from_start(
             index, batch.lengths, torch.zeros_like(index, dtype=torch.bool), f"Site {site}"
         )
+
     # A position that occurs twice would be written twice, in no certain order.
     ordered = index.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != IGNORED)
@@ -237,12 +238,14 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
         raise ValueError(
             f"Site {site}: the batch has no role {role!r}; its `positions` are: {roles}."
         )
+
     index = batch.positions[role]
     present = index != IGNORED
     missing = ~present.any(1) & (True if active is None else active)
     if bool(missing.any()):
         row = int(missing.nonzero()[0])
         raise ValueError(f"Site {site}: role {role!r} is absent in example {row} of the batch.")
+
     # A stable sort moves −100 behind the columns that are there; then the widest row decides.
     order = (~present).int().argsort(dim=1, stable=True)
     return index.gather(1, order)[:, : int(present.sum(1).max())]

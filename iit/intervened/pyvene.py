@@ -79,6 +79,7 @@ def read_pyvene(
                 f"{folder} has {len(representations)} representations and needs as many {what}; "
                 f"got {len(values)}."
             )
+
     edits: dict[Variable, Edit] = {}
     linked: dict[Any, Intervention] = {}
     for number, (key, representation) in enumerate(
@@ -92,6 +93,7 @@ def read_pyvene(
             prefix, module, representation, kind, places[number], chosen_heads[number]
         )
         subspaces = _subspaces(prefix, representation["subspace_partition"], names[number])
+
         # Without a link key an intervention has weights of its own.
         link = (
             key
@@ -114,6 +116,7 @@ def read_pyvene(
                 f"{link!r}): here all blocks of a rotation "
                 "belong to one edit. Load a folder with one of the two."
             )
+
         # A tuple of names goes to the blocks; the edit itself is then called by its site.
         name = names[number]
         variable = name if isinstance(name, str) else site
@@ -130,6 +133,7 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no folder that pyvene saved: config.json is missing.")
+
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         representations = [
@@ -150,6 +154,7 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
                 )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not as pyvene 0.1 saves it: {error!r}.") from error
+
     # The class of the network, saved as its repr.
     network_class = re.sub(r".*\.|'>$", "", config.get("model_type") or "")
     if network_class and network_class != type(network).__name__:
@@ -216,6 +221,7 @@ def _site(
     if representation["moe_key"] is not None:
         raise ValueError(f"{prefix} is inside an expert (moe_key); that is not carried over.")
     by_head = component.startswith("head_")
+
     # A unit is a position ("pos"), a head ("h"), or a head at a position ("h.pos").
     if unit not in (("h", "h.pos") if by_head else ("pos",)):
         raise ValueError(
@@ -231,6 +237,7 @@ def _site(
         raise ValueError(
             f"{prefix} has the unit 'h', all positions: its position is None; got {position!r}."
         )
+
     # pyvene rotates all n positions of a representation as one vector.
     joint = kind in DISTRIBUTED and n > 1 and not by_head
     if (
@@ -259,6 +266,7 @@ def _named(
         if side not in ("input", "output"):
             raise ValueError(f"{prefix}: a module's path ends in .input or .output.")
         return Site(module=path, side=side, position=position)
+
     text_config: Any = getattr(network, "config", None)
     family = (
         text_config.get_text_config().model_type
@@ -274,6 +282,7 @@ def _named(
         return Site(component.removeprefix("head_"), layer=layer, head=head, position=position)
     if component == "mlp_activation" and family in GPT:
         return Site(component, layer=layer, position=position)
+
     # In gated families pyvene reads it before the gate, at the activation function. Here the name
     # is for what comes after the gate.
     if component == "mlp_activation":

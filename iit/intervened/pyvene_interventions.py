@@ -79,6 +79,7 @@ def intervention_of(
             f"{prefix}: its interchange dimension is {dimension} in config.json, "
             f"{state.get('interchange_dim')} in the weights."
         )
+
     # Fresh weights are drawn and then replaced: the user's own draws stay the same.
     with torch.random.fork_rng(devices=[]):
         if kind in DISTRIBUTED:
@@ -92,6 +93,7 @@ def intervention_of(
                 f"{prefix}: a subspace partition is carried over for {' and '.join(DISTRIBUTED)} "
                 f"only, not for {kind}."
             )
+
         # An interchange dimension of the whole width edits everything.
         units = (
             None
@@ -143,6 +145,7 @@ def _rotated(
             if rank == width
             else LowRankRotatedSpaceIntervention(width, rank)
         )
+
     assert isinstance(intervention.basis, Frame)
     intervention.basis.weight.data.copy_(frame)
     return intervention
@@ -158,6 +161,7 @@ def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width ran
         for name, t in state.items()
         if name.startswith("rotate_layer.")
     }
+
     # torch's own parametrization makes R of its saved tensors.
     layer = nn.Module()
     try:
@@ -169,6 +173,7 @@ def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width ran
             f"{prefix}: its weights are not as torch's orthogonal parametrization keeps them: "
             f"{error}"
         ) from error
+
     assert isinstance(weight, Tensor)
     frame = weight.detach()
     dead = int((frame.abs().amax(0) == 0).sum())
@@ -179,6 +184,7 @@ def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width ran
             "parametrization rounds the signs on its diagonal towards zero, and training (weight "
             "decay) has moved them."
         )
+
     off = (frame.T @ frame - torch.eye(frame.shape[1])).abs().max()
     # NaN is not below, either.
     if not bool(off < 1e-4):

@@ -79,6 +79,7 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
         return None
     family, blocks = blocks_of(network)
     config = transformer_in(network).config
+
     # A wrapper of one's own may not pass a cache on.
     passes_cache = inspect.signature(network.forward).parameters.keys() & {
         "past_key_values",
@@ -88,6 +89,7 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
         config, "use_bidirectional_attention", False
     ):
         return None
+
     layers = []
     for site, skips in sites:
         if site.component in UNLAYERED:

@@ -176,11 +176,13 @@ def _interventions(
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
+
     states: list[dict[str, Tensor]] = [{} for _ in descriptions]
     for name, tensor in tensors.items():
         # Names are NUMBER.NAME, as `write` gives them.
         number, _, leaf = name.partition(".")
         states[int(number)][leaf] = tensor
+
     interventions = []
     for description, state in zip(descriptions, states, strict=True):
         for name, tensor in state.items():
@@ -188,9 +190,11 @@ def _interventions(
                 raise ValueError(
                     f"{path}: {name} of {description['type']} has values that are not finite."
                 )
+
         # Fresh weights are drawn and then replaced: the user's own draws stay the same.
         with torch.random.fork_rng(devices=[]):
             intervention = Intervention.from_config(description, types)
+
         # Weights that were saved in another precision keep it.
         dtype = next(
             (tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None

@@ -53,6 +53,7 @@ def push(
                 f"private=True, but {repo_id} exists and is public: make it private first, or "
                 "choose another name."
             )
+
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
@@ -87,11 +88,13 @@ def fetched(address: str | Path, revision: str | None = None) -> Path:
                 f"revision={revision!r} is for repositories of the hub; {address} is a folder."
             )
         return folder
+
     tried = f"There is no folder {folder.absolute()}"
     if isinstance(address, Path) or not HUB_ID.fullmatch(address):
         raise FileNotFoundError(
             f"{tried}, and {str(address)!r} is no repository's name (they look like 'user/name')."
         )
+
     try:
         return Path(snapshot_download(address, revision=revision, allow_patterns=list(LOADED)))
     # The hub's own errors are kinds of these.

@@ -62,6 +62,7 @@ class Shelf:
         tensors = {
             str(n): record.values.detach().cpu().contiguous() for n, record in enumerate(records)
         }
+
         # `records` does not read a name without the suffix.
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
         os.close(handle)
@@ -87,6 +88,7 @@ class Shelf:
                     log.warning("%s is damaged and removed; what it held is run again.", path)
                     path.unlink(missing_ok=True)
                     continue
+
                 with safe_open(path, "pt") as file:
                     metadata = file.metadata() or {}
                     if metadata.get("network") != self._fingerprint:

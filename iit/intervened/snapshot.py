@@ -47,10 +47,12 @@ class NetworkSnapshot:
         self._network = network
         self._module_names = {module: name for name, module in network.named_modules()}
         dicts = [vars(module) for module in self._module_names]
+
         # A module's parameters, buffers and submodules lie in dicts inside its own dict.
         held = [module[name] for module in dicts for name in _MEMBERS]
         # Each live dict beside a copy of it as it is now.
         self._attributes = [(now, dict(now)) for now in (*dicts, *held)]
+
         # Modules share configs; each is copied once.
         configs = {
             id(c): c
@@ -62,6 +64,7 @@ class NetworkSnapshot:
         self._hooks = [*_GLOBAL_HOOKS, *(module[name] for module in dicts for name in _HOOKS)]
         self._parameters = list(network.parameters())
         self._offloaded = any(parameter.is_meta for parameter in self._parameters)
+
         # The plain tensors that packed or wrapped weights are made of.
         parts = [part for _, part in plain_parts("", [*self._parameters, *network.buffers()])]
         self._tensors = [part for part in parts if not part.is_meta]
@@ -127,6 +130,7 @@ class NetworkSnapshot:
             )
             for module, name in self._module_names.items()
         ]
+
         # `to_dict` leaves out private attributes, such as the implementation of attention.
         configs = [
             (

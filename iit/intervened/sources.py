@@ -38,6 +38,7 @@ def by_variable(
     for key, edit in edits.items():
         # Each block is a variable of its own.
         reads |= dict.fromkeys(variables_of(key, edit), edit.intervention.needs_source)
+
     variables = [str(variable) for variable in reads]
     if (
         isinstance(sources, Mapping)
@@ -61,6 +62,7 @@ def by_variable(
     else:
         # One batch (or its activations) serves all variables.
         sources = dict.fromkeys(reads, sources)
+
     chosen = {}
     for variable, needs_source in reads.items():
         flag = flags[variable]
@@ -142,6 +144,7 @@ class _UserSource:
             raise ValueError(
                 f"The activations given as a source hold {sites}, not the source site {site}."
             )
+
         n_base = counts(base_columns, base)
         if n_base is not None and n_read is not None:
             # An inactive example is not edited, so its spans may differ.
@@ -153,6 +156,7 @@ class _UserSource:
                     f"{int(n_base[row])} positions in "
                     f"the base and {int(n_read[row])} in the source; spans must be of equal length."
                 )
+
         if self.batch is None:
             _check_shape(self.activations[site], site_edit, variable, base.size)
 

@@ -151,6 +151,7 @@ class ActivationStore:
         if grad or whole or self._under is not None or self.refuses(network, batch) is not None:
             return observe(network, batch, places, grad=grad, resolved=resolved)
         prompts = _prompts(batch)
+
         # Columns are counted from the start, so they mean the same in every batch.
         places = {site: _explicit(site_columns, batch) for site, site_columns in places.items()}
         wanted = {site: _columns(site_columns) for site, site_columns in places.items()}
@@ -163,6 +164,7 @@ class ActivationStore:
             # whole now, once for both.
             if layer is not None:
                 self._run_new(network, batch, layer, prompts, [0] * batch.size, wanted[site])
+
         # One row for each prompt and choice of columns that is not kept, however often it occurs.
         new = {
             (prompts[i], *(wanted[site][i] for site in places)): i
@@ -178,6 +180,7 @@ class ActivationStore:
                 for i, values in zip(rows, activation, strict=True):
                     self._contents.add(site, prompts[i], wanted[site][i], values)
             self._contents.shelve()
+
         return Activations(
             {
                 site: self._stacked(site, prompts, wanted[site], _index(site_columns))
@@ -220,6 +223,7 @@ class ActivationStore:
                 "Nothing says what to keep: make the store with `layers`, the blocks at which "
                 "runs will resume."
             )
+
         for inputs in track(list(batches), told, transient=True):
             batch = prepare(self._network, inputs)
             why = self.refuses(self._network, batch)
@@ -261,23 +265,28 @@ class ActivationStore:
             ):
                 # A prompt that occurs in several rows is run once.
                 new[prompt] = i
+
         if not new:
             return
         rows = list(new.values())
         part, cache = _rows(batch, rows), DynamicCache()
+
         # transformers fills the cache with keys and values as the blocks run.
         part.kwargs.update(past_key_values=cache, use_cache=True)
         steps = torch.arange(part.tokens.shape[1], device=part.tokens.device).expand(part.size, -1)
         sites = [site for site in map(_before, sorted({layer, *self.layers})) if site is not None]
         for site in sites:
             self._resolved.setdefault(site, resolve(network, site))
+
         # Nothing reads the logits: the head runs at one column only.
         with self._under(part) if self._under else nullcontext(), head_at(network, steps[:, :1]):
             places = {site: SiteColumns(site, steps) for site in sites}
             activations = observe(network, part, places, resolved=self._resolved, stop_early=False)
+
         for site in sites:
             for prompt, values in zip(new, activations[site], strict=True):
                 self._contents.add(site, prompt, tuple(range(len(prompt))), values)
+
         # What is kept of a prompt only grows. Otherwise edits that take turns would run it again
         # and again. `start` is the first block whose keys and values are kept; `before` says of
         # how many columns.
@@ -286,11 +295,13 @@ class ActivationStore:
         for prompt, begin in zip(prompts, begins, strict=True):
             if prompt in before:
                 before[prompt] = len(prompt) - 1 if self.layers else max(begin, before[prompt])
+
         for prompt in new:
             stored = self._contents.caches.get(prompt)
             if stored is not None:
                 start = min(start, stored.first)
                 before[prompt] = max(before[prompt], stored.n_columns)
+
         if any(before.values()) and start < len(_layers(cache)):
             # Tensor[block, 2, prompt, head, seq, width]
             keys_values = torch.stack(

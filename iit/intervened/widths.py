@@ -28,6 +28,7 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
                 f"Variable {str(key)!r}: site {site} has width {width}, its intervention was "
                 f"made for width {expected}."
             )
+
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
         w_base, w_source = resolved[site].width, resolved[source].width
         if edit.intervention.needs_source and None not in (w_base, w_source) and w_base != w_source:
@@ -58,6 +59,7 @@ def check_joint(site_edit: SiteEdit) -> None:
                 f"The edit of {site_columns.site} is joint: it must select as many positions in "
                 f"every example; here it selects {fewest} to {n_positions}."
             )
+
     width, expected = site_edit.resolved.width, site_edit.edit.intervention.width
     if None not in (width, expected) and n_positions * (width or 0) != expected:
         raise ValueError(

@@ -311,6 +311,7 @@ class Autoencoder(Basis):
                 "a folder with load_autoencoder (intervention=autoencoder "
                 "intervention.folder=FOLDER)."
             )
+
         parts: dict[str, Any] = dict(self.named_buffers())
 
         def encode(h: Tensor) -> Tensor:

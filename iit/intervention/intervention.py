@@ -179,6 +179,7 @@ class Intervention(nn.Module):
         if self.kind == "complement":
             assert isinstance(source, Tensor)
             base, source = source.to(base.dtype), base
+
         # A network in half precision: its activation is edited in the weights' precision.
         high = base.to(self._precision(base))
         coordinates = self.basis.ready()
@@ -194,9 +195,11 @@ class Intervention(nn.Module):
             target = self._blockwise(
                 old, high, source if isinstance(source, Mapping) else {}, active, coordinates
             )
+
         weights = self.gate()
         # lerp is exact at 0 and 1, also where base and target differ by orders of magnitude.
         new = target if weights is None else torch.lerp(old, target, weights.to(old.dtype))
+
         # What the basis does not span comes from the base.
         edited = coordinates.write(high, old, new).to(base.dtype)
         if edited.shape != base.shape:
@@ -204,6 +207,7 @@ class Intervention(nn.Module):
                 f"{self} made {tuple(edited.shape)} of an activation of shape "
                 f"{tuple(base.shape)}; they must be equal."
             )
+
         if isinstance(active, Tensor):
             # [batch] → [batch, 1, 1]; in a complement `base` is the source by now, `unedited` is
             # not.
@@ -260,6 +264,7 @@ class Intervention(nn.Module):
                 f"{self} was made for width {self.width}; the activation has shape "
                 f"{tuple(base.shape)}."
             )
+
         tensors: dict[str, Tensor]
         if self._blocks is None:
             if isinstance(source, Mapping) or isinstance(active, Mapping):
@@ -272,12 +277,14 @@ class Intervention(nn.Module):
                     f"{self} has blocks: source and `active` are given as {{block: tensor}} for "
                     f"{list(self._blocks)}."
                 )
+
             tensors, flags = dict(source or {}), dict(active or {})
             unknown = sorted((set(tensors) | set(flags)) - set(self._blocks))
             if unknown:
                 raise ValueError(
                     f"{self} has no block {unknown}; its blocks are {list(self._blocks)}."
                 )
+
             # Only a block that is inactive in every example may lack a source.
             inactive = {block for block, flag in flags.items() if not bool(flag.any())}
             missing = (
@@ -285,6 +292,7 @@ class Intervention(nn.Module):
                 if self.operation.needs_source
                 else []
             )
+
         if missing:
             raise ValueError(f"{self} needs a source; missing: {missing}.")
         if tensors and not self.operation.needs_source:

@@ -47,6 +47,7 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
             f"Your class {kind.__name__} has the name of one of iit's own: it cannot be saved. "
             "Rename it."
         )
+
     needed = (
         f"{kind.__name__} cannot be saved: it is made again from the arguments that it gives to "
         "`super().__init__(**arguments)`, "
@@ -61,6 +62,7 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
             again = kind(**json.loads(json.dumps(part.arguments)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{needed} ({error})") from error
+
     shapes, shapes_again = (
         {name: tuple(t.shape) for name, t in copy.state_dict().items()} for copy in (part, again)
     )

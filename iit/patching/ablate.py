@@ -80,6 +80,7 @@ def ablate(
     cells = grid(contrast, **where)
     sites = list(dict.fromkeys(cell.site for cell in cells))
     reference = contrast.source if reference is None else reference
+
     # The map is run once for each source.
     sources: Sequence[Mapping[Any, Any]]
     if kind == "zero":
@@ -88,6 +89,7 @@ def ablate(
         sources = [_means(contrast, sites, reference)]
     else:
         sources = _other_prompts(contrast, sites, reference, draws, seed)
+
     parts = []
     for source in sources:
         replacement = Replacement(contrast, cells, source)
@@ -103,6 +105,7 @@ def ablate(
                 progress,
             )
         )
+
     values = {}
     for name in parts[0].values:
         # One part for each draw; the other kinds have a single one.

@@ -114,6 +114,7 @@ def attention_patterns(
         # [batch, query, head·key] → [batch, query, head, key]
         by_head = activations[sites[layer]].unflatten(-1, (n_heads, -1))
         weights[layer, head] = by_head[:, :, head]
+
     prompts = prepare(module, batch)
     tokenizer: Any = network.tokenizer if isinstance(network, LanguageModel) else None
     texts = []
@@ -164,6 +165,7 @@ def attention_map(
                 f"{site}: attention is mapped head by head; give each site one layer and one head."
             )
         layer_heads.append((site.layer, site.head))
+
     # Only its position is used, to find the query's columns.
     asking_site = Site("block_output", layer=0, position=query)
     values = np.zeros((len(sites), len(contrast)))
@@ -185,6 +187,7 @@ def attention_map(
             # Absent keys read column 0 and count as 0.
             shares = of_query.gather(1, keys.clamp(min=0)).masked_fill(keys == IGNORED, 0)
             values[number, rows.numpy()] = shares.double().sum(1).numpy()
+
     # There is no edit, and so no runs to compare with.
     zeros = {METRIC: np.zeros(len(contrast))}
     method = f"Attention from {query}"
@@ -224,6 +227,7 @@ def _eager(network: nn.Module) -> Iterator[None]:
     if set(before.values()) == {"eager"}:
         yield
         return
+
     for part in transformers:
         if not part._can_set_attn_implementation():
             raise ValueError(
@@ -231,6 +235,7 @@ def _eager(network: nn.Module) -> Iterator[None]:
                 "the "
                 "network with attention='eager' (in transformers: attn_implementation='eager')."
             )
+
     try:
         for part in transformers:
             # Only eager attention returns its weights.

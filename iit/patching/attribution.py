@@ -69,6 +69,7 @@ def attribute(
             f"steps={steps}: integrated gradients take 1 step or more; None takes the base's "
             "gradient."
         )
+
     # Metrics without a useful gradient: `iia` is a step, and `kl` is least at the base.
     flat = ("iia",) if steps else ("iia", "kl")
     asked = metrics_of(metric)
@@ -80,6 +81,7 @@ def attribute(
             f"None of the metrics {list(asked)} has a gradient; take logit_difference, "
             "probability or, with steps, kl."
         )
+
     contrast = contrast_of(network, pairs, direction)
     cells = grid(contrast, **where)
     for cell in cells:
@@ -88,12 +90,14 @@ def attribute(
                 "Attention weights are as wide as their prompt is long, and are not estimated; "
                 "`patch` patches them."
             )
+
     # Figures of the bases and of the sources, float[pair], and estimates, float[cell, pair].
     before, after, changes = {}, {}, {}
     for name in metrics:
         before[name] = np.full(len(contrast), np.nan)
         after[name] = np.full(len(contrast), np.nan)
         changes[name] = np.full((len(cells), len(contrast)), np.nan)
+
     for rows in torch.arange(len(contrast)).split(batch_size):
         runs = _PairActivations(contrast, rows, cells, steps)
         plain = runs.logits.detach().cpu()
@@ -106,6 +110,7 @@ def attribute(
             after[name][rows.numpy()] = of_sources[name]
             for number, cell in enumerate(cells):
                 changes[name][number, rows.numpy()] = runs.change(cell, gradients[name])
+
     values = {name: before[name] + changes[name] for name in metrics}
     method = "AttributionPatching"
     if steps is not None:
@@ -152,6 +157,7 @@ class _PairActivations:
                 site: torch.zeros_like(activation)
                 for site, activation in self._base_activations.items()
             }
+
         for step in range(n_steps):
             with torch.enable_grad():
                 logits, activations = self.logits, self._base_activations
@@ -165,6 +171,7 @@ class _PairActivations:
                     torch.nan_to_num(function(logits, answers)).sum()
                     for function in metrics.values()
                 ]
+
             for number, (name, value) in enumerate(zip(metrics, values, strict=True), 1):
                 # The graph is freed with the last metric.
                 gradients = torch.autograd.grad(
@@ -295,14 +302,17 @@ def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> 
             "Ranks say something of two cells or more, and of a top of one or more; got "
             f"{len(exact)} cells, top={top}."
         )
+
     numbers = {cell: number for number, cell in enumerate(estimate.cells)}
     order = [numbers[cell] for cell in exact.cells]
     exact_change = exact.mean(metric)
     estimated_change = estimate.mean(metric)[order]
+
     # A normalised metric is a change already: 0 where an edit does nothing.
     if not metric.startswith(NORMALISED):
         exact_change = exact_change - np.nanmean(exact.unedited[metric])
         estimated_change = estimated_change - np.nanmean(estimate.unedited[metric])
+
     top = min(top, len(exact))
     best_exact = np.argsort(-np.abs(exact_change), kind="stable")[:top]
     best_estimated = np.argsort(-np.abs(estimated_change), kind="stable")[:top]

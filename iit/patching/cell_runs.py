@@ -177,6 +177,7 @@ def cell_values(
         # Cells with a unit and cells without one need different sources.
         key = replace(cell.site, position=position), cell.unit is None
         groups.setdefault(key, []).append(number)
+
     values = {name: np.full((len(cells), len(contrast)), np.nan) for name in metrics}
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Patching", total=len(cells))
@@ -184,6 +185,7 @@ def cell_values(
             store = ActivationStore(contrast.module)
         else:
             store.check()
+
         runs = []
         for (site, _), numbers in groups.items():
             group = CellGroup(contrast, site, [cells[number] for number in numbers])
@@ -194,6 +196,7 @@ def cell_values(
             if edited.model.first_block is not None:
                 store.layers |= {edited.model.first_block}
             runs.append((group, edited, np.array(numbers)))
+
         for group, edited, numbers in runs:
             for rows in group.batches(edited.model, batch_size):
                 plain = None if base_logits is None else base_logits[rows.pair]

@@ -115,11 +115,13 @@ class Contrast:
                     f"{type(network).__name__} is neither."
                 )
             pairs = EncodedPairs(pairs.split(split), pairs.variables, network)
+
         variables = list(pairs.variables)
         if variable is None and len(variables) > 1:
             raise ValueError(
                 f"The pairs are of the variables {variables}; say whose source is to be patched in."
             )
+
         variable = variable or variables[0]
         if variable not in variables:
             raise ValueError(f"The pairs are of the variables {variables}, not {variable!r}.")

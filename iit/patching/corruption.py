@@ -92,6 +92,7 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
     else:
         base, answer, other = prompts_of(prompts), prompts.get("answer"), None
         rows = torch.arange(0 if answer is None else len(answer))
+
     if answer is None:
         raise ValueError(
             "Tracing asks for each prompt's own answer: encode with `answers=`, or give pairs "
@@ -102,11 +103,13 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
             "Tracing restores a prompt's tokens, not those of an answer that follow: give "
             "answers of one token."
         )
+
     batch = prepare(module_of(network), base)
     if batch.lengths is None or "input_ids" not in batch.kwargs:
         raise ValueError(
             "Tracing corrupts the embeddings of tokens: the inputs have no `input_ids`."
         )
+
     ids = batch.kwargs["input_ids"].cpu()
     clean = {
         "input_ids": ids,

@@ -66,6 +66,7 @@ def grid(
             raise ValueError(
                 f"positions={positions!r}: give several, each by itself, as [{positions!r}]."
             )
+
         layers = range(n_blocks(contrast.module)) if layers is None else layers
         positions = common_positions(contrast) if positions is None else positions
         units = (None,) if units is None else units
@@ -77,6 +78,7 @@ def grid(
             for layer, head, position, unit in product(blocks, parts, positions, units):
                 site = Site(component, layer=layer, head=head, position=position)
                 cells.append(MapCell(site, unit))
+
     # A site stands for the cell without a unit.
     complete = [MapCell(cell) if isinstance(cell, Site) else cell for cell in cells]
     if not complete:

@@ -76,6 +76,7 @@ def logit_lens(
             site = resolve(module, Site("block_output", layer=layer))
             stack.callback(site.attach(partial(read, layer)).remove)
         output = prepared.through(module)
+
     if getattr(output, "logits", None) is None:
         raise ValueError(f"{type(module).__name__} has no output head to read a layer by.")
     # [layer, batch, position, vocab]
@@ -122,6 +123,7 @@ def lens_map(
     for site in whole_sites(cells):
         if column_index(site, bases).shape[1] > 1:
             raise ValueError(f"The lens reads one token at a time; {site} names several.")
+
     last = Site("block_output", layer=n_blocks(contrast.module) - 1, position="last")
     # The base is its own source: its layer ℓ goes in place of its last block's output.
     replacement = Replacement(contrast, cells, contrast.base, at=last)
@@ -156,6 +158,7 @@ def top_tokens(
     index = column_index(Site("block_output", layer=0, position=position), prompts)
     layer_numbers = range(len(likeliest.values)) if layers is None else layers
     tokenizer: Any = network.tokenizer
+
     lines = []
     for layer_index, row, entry, rank in product(*map(range, likeliest.values.shape)):
         column = index[row, entry]

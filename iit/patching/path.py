@@ -84,12 +84,14 @@ def path_patch(
     for name in through:
         if name not in SUBLAYERS:
             raise ValueError(f"through={name!r} is none of {', '.join(SUBLAYERS)}.")
+
     contrast = contrast_of(network, pairs, direction)
     if contrast.label.shape[1] > 1:
         raise ValueError(
             "Path patching holds the prompts' activations at the base's; answers of several "
             "tokens are not prompts."
         )
+
     receivers = (receivers,) if isinstance(receivers, Site) else tuple(receivers)
     for name, default in SENDERS.items():
         where.setdefault(name, default)
@@ -99,10 +101,12 @@ def path_patch(
     for site in whole_sites(senders):
         before = not receivers or any(_when(site) < _when(receiver) for receiver in receivers)
         (early if before else late).append(site)
+
     # A product may hold senders that lead nowhere. Cells that were named may not.
     if late and (where.get("cells") is not None or not early):
         reached = ", ".join(map(str, receivers))
         raise ValueError(f"The sender {late[0]} lies before none of the receivers {reached}.")
+
     cells = list(map(MapCell, early))
     paths = _Paths(Replacement(contrast, cells, contrast.source), receivers, through)
     return effects_of(
@@ -137,6 +141,7 @@ class _Paths:
             keeper = LambdaIntervention(partial(_keep, received_values, site))
             # An edit that changes nothing: it notes what the receiver gets.
             edits[f"activation at {site}"] = Edit(site, keeper)
+
         first = IntervenedModel(group.contrast.network, edits)
         received: dict[Any, Edit] = {
             site: Edit(site, VanillaIntervention()) for site in self.receivers

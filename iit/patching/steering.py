@@ -82,6 +82,7 @@ class Steered:
             "task": None,
             "subset": "all",
         } | facts
+
         rows = []
         for line in self.table():
             site_facts = {
@@ -170,11 +171,13 @@ def steer(
             f"{NOTHING!r} and the figures of fluency have their names: call methods and effects "
             "otherwise."
         )
+
     if not isinstance(strengths, Mapping):
         strengths = dict.fromkeys(methods, strengths)
     for name in strengths:
         if name not in methods:
             raise ValueError(f"strengths names {name!r}; the methods are {list(methods)}.")
+
     # The first point is the network without an edit, to compare with.
     points = [(NOTHING, 0.0)]
     # For each point, an edit for each intervention under its name.
@@ -189,6 +192,7 @@ def steer(
         for strength in strengths.get(name, ()):
             points.append((name, float(strength)))
             edits.append([{site: scaled(item, float(strength))} for item in interventions])
+
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
     texts = []
     columns = []
@@ -207,6 +211,7 @@ def steer(
             runs.append((generated, figures))
         texts.append(runs[0][0])
         columns.append([figures for _, figures in runs])
+
     values = {}
     for name in (*effects, LOSS, "distinct"):
         # [point, prompt]; the interventions of one name are averaged.
@@ -319,6 +324,7 @@ def _generated(
     plain = IntervenedModel(network, {})
     tokenizer: Any = network.tokenizer
     options = {"do_sample": False, **options, "pad_token_id": tokenizer.pad_token_id}
+
     texts, losses, distinct = [], [], []
     for start in range(0, len(prompts), batch_size):
         batch = network.encode(list(prompts[start : start + batch_size]))
@@ -332,6 +338,7 @@ def _generated(
             # The text is teacher-forced in the network without an edit.
             logits = plain.answer_logits({**batch, "answer": answer})
             log_p = logits.float().log_softmax(-1).cpu()
+
         real = answer != IGNORED
         loss = -log_p.gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         losses.append(((loss * real).sum(1) / real.sum(1)).double().numpy())

@@ -89,6 +89,7 @@ def trace(
     sites = _sites(clean, where)
     n_layers = n_blocks(clean.module)
     _check_window(window, n_layers, sites)
+
     # The clean run's states are read once, at all positions, for every layer of any window.
     restored: list[Site] = []
     for site in sites:
@@ -101,18 +102,22 @@ def trace(
     tokens = _SpanTokens.of(clean, {str(site.position) for site in in_spans})
     others = [MapCell(site) for site in sites if site.position not in SPANS]
     every = torch.arange(len(clean))
+
     # (contrast, the number of each row's prompt, the cells): whole prompts, then single tokens.
     runs = [(clean, every, others), (tokens.contrast, tokens.prompt, list(map(MapCell, one_token)))]
     metrics = metrics_of(metric)
     before, logits = unedited(clean, clean.base, metrics)
+
     drawn = []
     for draw in range(draws):
         log.info("Draw %d of %d", draw + 1, draws)
         noise = corruption(clean, columns, multiple * deviation, seed, draw)
         embedding = [MapCell(EMBEDDING)]
+
         # The corrupted run without any state put back: the one cell only carries the noise.
         alone = cell_values(clean, embedding, noise.edit_of, metrics, logits, None, batch_size)
         values: dict[Any, np.ndarray] = {(name, None): column for name, (column,) in alone.items()}
+
         # Runs resume from the corrupted run below their layer: the noise is the same for all cells.
         under = ActivationStore(clean.module, layers=range(1, n_layers + 1), under=noise.applied)
         for contrast, prompt, cells in runs:
@@ -126,6 +131,7 @@ def trace(
                 for cell, column in zip(cells, by_cell, strict=True):
                     values[name, cell.site] = column
         drawn.append(values)
+
     # {(metric, site or None for the corrupted run): float[row]}
     mean = {key: np.mean([values[key] for values in drawn], 0) for key in drawn[0]}
 
@@ -139,6 +145,7 @@ def trace(
             else:
                 by_site.append(mean[name, site])
         effects[name] = np.stack(by_site)
+
     return Effects(
         tuple(map(MapCell, sites)),
         effects,

@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
         "--write" in arguments,
         Path(next((a for a in arguments if not a.startswith("-")), "experiments")),
     )
+
     stale = 0
     for folder in sorted(path.parent for path in root.glob("*/result.json")):
         reason = unclean(folder / "result.json")

@@ -84,9 +84,11 @@ def results_table(
             or row.subset == "changing"
             or row.metric.startswith("principal_angle")
         ]
+
     # Off-target rows describe a cell of this run, but name another variable.
     edited = {Cell.of(row): None for row in shown if not (row.control or "").startswith(OFF_TARGET)}
     cells = list(edited | {Cell.of(row): None for row in shown})
+
     # Cells that differ in their variable only are told apart by its name.
     same_site = len({cell._replace(variable=None) for cell in cells}) == 1
 
@@ -107,6 +109,7 @@ def results_table(
         lines.append(
             (name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
         )
+
     bold = [number for number, line in enumerate(lines) if line[0].endswith(CONTROLS[None].label)]
     return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
 

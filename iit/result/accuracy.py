@@ -67,13 +67,16 @@ def logit_difference(
         torch.nn.functional.pad(answer, (0, width - answer.shape[1]), value=_IGNORED)
         for answer in (label, other)
     )
+
     # [batch, 1]; up to this token the other answer's run is the label's, too.
     first = (label_tokens != other_tokens).float().argmax(1, keepdim=True)
     label_tokens = label_tokens.gather(1, first)
     other_tokens = other_tokens.gather(1, first)
+
     # A token against padding means that one answer begins the other.
     is_padding = (label_tokens == _IGNORED) | (other_tokens == _IGNORED)
     is_known = ((label_tokens != other_tokens) & ~is_padding).squeeze(1)
+
     # [batch, vocab]: the logits at that token.
     at_first = (
         logits.gather(
