@@ -76,7 +76,9 @@ def resumed_answers(
 
     Returns a Tensor[batch, n_answer, vocab] for each run.
     """
-    n, batch, network = len(runs), runs[0].batch, runs[0].resolved.network
+    n = len(runs)
+    batch = runs[0].batch
+    network = runs[0].resolved.network
     # Each run resumes at its own columns: its edits may be at other positions.
     spans = [run.span(read) for run in runs]
     first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))

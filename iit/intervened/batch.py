@@ -212,7 +212,8 @@ def _of_rows(values: Any, device: torch.device) -> Tensor:
 
 
 def _decoder_lengths(kwargs: Mapping[str, Any]) -> Tensor | None:
-    tokens, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
+    tokens = kwargs.get("decoder_input_ids")
+    mask = kwargs.get("decoder_attention_mask")
     if mask is None:
         return None if tokens is None else torch.ones_like(tokens).sum(1)
     if bool((mask[:, 1:] > mask[:, :-1]).any()):
@@ -267,7 +268,8 @@ _APART = {"pixel_values"}
 
 
 def _right_padded(batch: Batch) -> Batch:
-    tokens, mask = batch.tokens, batch.kwargs.get("attention_mask")
+    tokens = batch.tokens
+    mask = batch.kwargs.get("attention_mask")
     if not tokens.shape[0] or not tokens.shape[1]:
         raise ValueError(f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}.")
 

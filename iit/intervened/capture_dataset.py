@@ -169,10 +169,8 @@ def _rows(
     """The rows of one batch, on the CPU, and how many each example has."""
     rows = {}
     for site, activation in observe(resolved.network, batch, places, resolved=resolved).items():
-        index, present = (
-            places[site].index,
-            activation.new_ones(activation.shape[:2], dtype=torch.bool),
-        )
+        index = places[site].index
+        present = activation.new_ones(activation.shape[:2], dtype=torch.bool)
         # Absent positions are zeros in an activation, and are no rows. A module may have positions
         # of its own, of which all are present.
         if isinstance(index, Tensor) and index.shape == present.shape:

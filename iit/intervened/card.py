@@ -25,10 +25,8 @@ def card(saved: SaveContent, address: str) -> str:
     Arguments:
         address: what `from_pretrained` is to be called with.
     """
-    network, rows = (
-        saved.network,
-        None if saved.record is None else [Row.from_dict(row) for row in saved.record["rows"]],
-    )
+    network = saved.network
+    rows = None if saved.record is None else [Row.from_dict(row) for row in saved.record["rows"]]
     variables = [
         _described(v, edit) for key, edit in saved.edits.items() for v in variables_of(key, edit)
     ]

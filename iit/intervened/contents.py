@@ -112,7 +112,8 @@ class StoreContents:
         Arguments:
             activations: Tensor[position, width]; it may have more rows behind those of the columns.
         """
-        whole_site, values = _whole_site(site), activations[: len(columns)]
+        whole_site = _whole_site(site)
+        values = activations[: len(columns)]
         stored = self._values.get((whole_site, prompt))
         if stored is not None:
             new_rows = [n for n, c in enumerate(columns) if c not in stored.columns]
@@ -175,7 +176,8 @@ class StoreContents:
         if not present:
             return None
         # A stored cache may begin at an earlier block than the one asked for.
-        longest, like = max(begins), present[0][1].values[layer - present[0][1].first :]
+        longest = max(begins)
+        like = present[0][1].values[layer - present[0][1].first :]
         shape = (*like.shape[:2], len(prompts), like.shape[2], longest, like.shape[-1])
         stacked = torch.zeros(shape, dtype=like.dtype, device=device)
         for i, cache, begin in present:

@@ -142,7 +142,8 @@ class Generation:
         """
 
         def begins(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._n_columns, total = kwargs["input_ids"].shape[1], self._n_prompt + self._forwards
+            self._n_columns = kwargs["input_ids"].shape[1]
+            total = self._n_prompt + self._forwards
             # With a cache each step after the first runs one token; without one, all tokens so far.
             if self._n_columns not in (1 if self._forwards else total, total):
                 raise RuntimeError(

@@ -40,7 +40,8 @@ PLAIN_COMPONENTS = (
 )
 HEAD_COMPONENTS = ("attention_value_output", "query_output", "key_output", "value_output")
 # Families whose components of these names are in the same places here and there.
-GPT, LLAMA = ("gpt2", "gpt_neo", "gpt_neox"), ("llama", "mistral", "qwen2", "gemma", "gemma2")
+GPT = ("gpt2", "gpt_neo", "gpt_neox")
+LLAMA = ("llama", "mistral", "qwen2", "gemma", "gemma2")
 
 
 def read_pyvene(
@@ -174,7 +175,8 @@ def _keys(representations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The names of pyvene's files, without `intkey_` and `.bin`."""
     counts: dict[str, int] = {}
     for r in representations:
-        component, unit = r["component"].replace(".", "_"), r["unit"].replace(".", "_")
+        component = r["component"].replace(".", "_")
+        unit = r["unit"].replace(".", "_")
         where = (
             f"comp_{component}" if "." in r["component"] else f"layer_{r['layer']}_comp_{component}"
         )
@@ -213,11 +215,9 @@ def _site(
 
     Raises ValueError for units, heads and positions that are not carried over.
     """
-    component, unit, n = (
-        representation["component"],
-        representation["unit"],
-        int(representation["max_number_of_units"]),
-    )
+    component = representation["component"]
+    unit = representation["unit"]
+    n = int(representation["max_number_of_units"])
     if representation["moe_key"] is not None:
         raise ValueError(f"{prefix} is inside an expert (moe_key); that is not carried over.")
     by_head = component.startswith("head_")
@@ -259,7 +259,8 @@ def _named(
     position: PyvenePosition,
     head: Index,
 ) -> Site:
-    component, layer = representation["component"], representation["layer"]
+    component = representation["component"]
+    layer = representation["layer"]
     if "." in component:
         # "h[3].mlp.output" → "h.3.mlp" and "output"
         path, _, side = re.sub(r"\[(\d+)\]", r".\1", component).rpartition(".")

@@ -16,12 +16,10 @@ from iit.network import Network, fingerprint
 from iit.site import Site
 
 FORMAT = "iit.intervened/2"
-CONFIG, WEIGHTS, RECORD, CARD = (
-    "config.json",
-    "interventions.safetensors",
-    "alignment.json",
-    "README.md",
-)
+CONFIG = "config.json"
+WEIGHTS = "interventions.safetensors"
+RECORD = "alignment.json"
+CARD = "README.md"
 LOADED = (CONFIG, WEIGHTS, RECORD)
 """The files that loading reads. The card is for people."""
 

@@ -49,7 +49,8 @@ def keys_as_base(weights: Tensor, base: Batch, source: Batch, active: Tensor | N
     Raises ValueError where the source attends to a token that the base lacks.
     """
     assert base.lengths is not None
-    n_source, n_base = source.tokens.shape[1], base.tokens.shape[1]
+    n_source = source.tokens.shape[1]
+    n_base = base.tokens.shape[1]
     # [batch, query, head, key]
     by_key = weights.unflatten(-1, (-1, n_source))
     beyond = torch.arange(n_source, device=weights.device) >= base.lengths.unsqueeze(1)

@@ -162,7 +162,8 @@ class _UserSource:
 
     def laid_out(self, site_edit: SiteEdit, variable: Variable, base: Batch) -> Tensor:
         """Tensor[batch, position, width], laid out as the site of the base that reads it."""
-        site, tensor = site_edit.source_site, self.activations[site_edit.source_site]
+        site = site_edit.source_site
+        tensor = self.activations[site_edit.source_site]
         if self.batch is not None and site.component == "attention_weight":
             # Its width is the number of keys, which may differ between base and source.
             tensor = keys_as_base(tensor, base, self.batch, site_edit.flags[variable])
@@ -252,11 +253,13 @@ def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
 
 def _check_shape(activations: Tensor, site_edit: SiteEdit, variable: Variable, size: int) -> None:
     """Raises ValueError for activations that are not [size, position, width] at their site."""
-    site, n_positions = site_edit.columns.site, site_edit.columns.n_positions
+    site = site_edit.columns.site
+    n_positions = site_edit.columns.n_positions
     if site.module is not None and site.position is None:
         # The module may have positions of its own.
         n_positions = None
-    expected, shape = (size, n_positions, site_edit.resolved.width), tuple(activations.shape)
+    expected = (size, n_positions, site_edit.resolved.width)
+    shape = tuple(activations.shape)
     if len(shape) == 3 and all(
         n in (None, length) for n, length in zip(expected, shape, strict=True)
     ):

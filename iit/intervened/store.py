@@ -205,7 +205,8 @@ class ActivationStore:
         # Where no block runs, nothing attends to earlier tokens.
         begins = starts if layer < len(blocks_of(network)[1]) else [0] * batch.size
         self._run_new(network, batch, layer, prompts, begins, wanted)
-        site, index = _before(layer), first.unsqueeze(1).expand(-1, int((stop - first).max()))
+        site = _before(layer)
+        index = first.unsqueeze(1).expand(-1, int((stop - first).max()))
         # Before the first block there is no stream to put in: it embeds the tokens itself.
         hidden = None if site is None else self._stacked(site, prompts, wanted, index)
         return Prefix(hidden, self._contents.stacked_caches(layer, prompts, begins, first.device))
@@ -385,6 +386,7 @@ def _columns(site_columns: SiteColumns) -> list[tuple[int, ...]]:
 
 def _prompts(batch: Batch) -> list[PromptTokens]:
     """The real tokens of each example."""
-    ids, mask = batch.tokens.tolist(), batch.kwargs.get("attention_mask")
+    ids = batch.tokens.tolist()
+    mask = batch.kwargs.get("attention_mask")
     lengths = [len(row) for row in ids] if mask is None else mask.sum(1).tolist()
     return [tuple(row[:n]) for row, n in zip(ids, lengths, strict=True)]

@@ -30,7 +30,8 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
             )
 
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
-        w_base, w_source = resolved[site].width, resolved[source].width
+        w_base = resolved[site].width
+        w_source = resolved[source].width
         if edit.intervention.needs_source and None not in (w_base, w_source) and w_base != w_source:
             raise ValueError(
                 f"Variable {str(key)!r}: site {site} has width {w_base}, its source site {source} "
@@ -44,7 +45,8 @@ def check_joint(site_edit: SiteEdit) -> None:
     Raises ValueError unless every example selects as many positions as the edit was made for, or
     none (an inactive example).
     """
-    site_columns, n_positions = site_edit.columns, site_edit.columns.n_positions
+    site_columns = site_edit.columns
+    n_positions = site_edit.columns.n_positions
     if not site_edit.edit.joint or n_positions is None:
         return
     if isinstance(site_columns.index, Tensor):
@@ -60,7 +62,8 @@ def check_joint(site_edit: SiteEdit) -> None:
                 f"every example; here it selects {fewest} to {n_positions}."
             )
 
-    width, expected = site_edit.resolved.width, site_edit.edit.intervention.width
+    width = site_edit.resolved.width
+    expected = site_edit.edit.intervention.width
     if None not in (width, expected) and n_positions * (width or 0) != expected:
         raise ValueError(
             f"The edit of {site_columns.site} is joint: it selects {n_positions} positions of "

@@ -264,7 +264,9 @@ class Autoencoder(Basis):
             width=width, n_features=n_features, activation=activation, k=k, centred=centred
         )
         self.width, self.rank = width, n_features
-        self.activation, self.k, self.centred = activation, k, centred
+        self.activation = activation
+        self.k = k
+        self.centred = centred
         shapes = {
             "encoder": (width, n_features),
             "decoder": (n_features, width),

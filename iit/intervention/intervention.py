@@ -71,13 +71,11 @@ class Intervention(nn.Module):
         kind: str = "edit",
     ):
         super().__init__()
-        self.name, self.basis, self.gate, self.operation, self.kind = (
-            name,
-            basis,
-            gate,
-            operation,
-            kind,
-        )
+        self.name = name
+        self.basis = basis
+        self.gate = gate
+        self.operation = operation
+        self.kind = kind
         self._blocks = dict(blocks) if blocks is not None else None
         if self._blocks is not None and (
             min(self._blocks.values(), default=0) < 1 or sum(self._blocks.values()) != basis.rank

@@ -74,10 +74,8 @@ class Coupling(nn.Module):
         self.n_first = width // 2
         self.register_buffer("rotation", torch.linalg.qr(torch.randn(width, width))[0])
         self.rotation: Tensor
-        self.first, self.second = (
-            _shift(width - self.n_first, hidden, self.n_first),
-            _shift(self.n_first, hidden, width - self.n_first),
-        )
+        self.first = _shift(width - self.n_first, hidden, self.n_first)
+        self.second = _shift(self.n_first, hidden, width - self.n_first)
 
     def forward(self, h: Tensor) -> Tensor:
         """Tensor[…, width] → Tensor[…, width]."""

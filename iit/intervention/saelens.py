@@ -128,10 +128,8 @@ def load_autoencoder(
         # Tensor[n_features]. A feature times its decoder row stays the same; which features are the
         # k largest does not.
         norms = weights["decoder"].norm(dim=1)
-        weights["encoder"], weights["encoder_bias"] = (
-            weights["encoder"] * norms,
-            weights["encoder_bias"] * norms,
-        )
+        weights["encoder"] = weights["encoder"] * norms
+        weights["encoder_bias"] = weights["encoder_bias"] * norms
         weights["decoder"] = weights["decoder"] / norms.unsqueeze(1)
 
     options: dict[str, Any] = {

@@ -133,7 +133,9 @@ class _PairActivations:
     def __init__(
         self, contrast: Contrast, rows: Tensor, cells: Sequence[MapCell], steps: int | None
     ):
-        self._contrast, self._rows, self._steps = contrast, rows, steps
+        self._contrast = contrast
+        self._rows = rows
+        self._steps = steps
         self._base = batch_rows(contrast.base, rows, contrast.label)
         self._source = batch_rows(contrast.source, rows, contrast.label)
         self._bases = prepare(contrast.module, prompts_of(self._base))

@@ -85,12 +85,16 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
     """
     if isinstance(prompts, Contrasted):
         contrast = contrast_of(network, prompts)
-        base, answer, other = contrast.base, contrast.own, contrast.label
+        base = contrast.base
+        answer = contrast.own
+        other = contrast.label
         # The first pair of each base, in the order of the pairs.
         first = np.unique(contrast.clusters, return_index=True)[1]
         rows = torch.from_numpy(np.sort(first))
     else:
-        base, answer, other = prompts_of(prompts), prompts.get("answer"), None
+        base = prompts_of(prompts)
+        answer = prompts.get("answer")
+        other = None
         rows = torch.arange(0 if answer is None else len(answer))
 
     if answer is None:

@@ -66,7 +66,8 @@ def probability(logits: Tensor, answers: Answers) -> Tensor:
 def kl(logits: Tensor, answers: Answers) -> Tensor:
     """KL(unedited ‖ edited) in nats over the vocabulary, mean over the answer's tokens."""
     assert answers.unedited is not None
-    new, old = widened(logits).log_softmax(-1), widened(answers.unedited).log_softmax(-1)
+    new = widened(logits).log_softmax(-1)
+    old = widened(answers.unedited).log_softmax(-1)
     by_token = (old.exp() * (old - new)).sum(-1)
     # [batch, n_answer]: 1 at the answer's tokens, 0 at padding.
     real = widened((answers.label if answers.label.ndim == 2 else answers.label[..., 0]) != IGNORED)

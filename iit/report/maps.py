@@ -149,7 +149,9 @@ def curves(
             at, value, low, high = zip(*sorted(points), strict=True)
             # Beyond the six colours the dashes change.
             turn, kind = divmod(number, len(COLOURS))
-            colour, marker, dashes = COLOURS[kind], MARKERS[kind], DASHES[turn % len(DASHES)]
+            colour = COLOURS[kind]
+            marker = MARKERS[kind]
+            dashes = DASHES[turn % len(DASHES)]
             axes.plot(
                 at,
                 value,

@@ -128,7 +128,8 @@ def shares(metrics: Metrics) -> str:
     It is an empty text where a run does not say.
     """
     data = metrics.facts.get("data", {})
-    changing, rivals = data.get("changing", {}).get("test"), data.get("separating", {}).get("test")
+    changing = data.get("changing", {}).get("test")
+    rivals = data.get("separating", {}).get("test")
     test = where(metrics.rows, split="test", subset="all", control=None)
     pairs = sum(row.n for row in where(test, metric="iia"))
     n = pairs or sum(row.n for row in where(test, metric="task_accuracy"))

@@ -100,7 +100,8 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
     hatch(axes)
 
     for line in first:
-        row, column = layers.index(line["layer"]), places.index(line["position"])
+        row = layers.index(line["layer"])
+        column = places.index(line["position"])
         grid[row, column] = line["probability"]
         # The colour map is dark where the probability is high.
         colour = "white" if line["probability"] > 0.55 else "black"

@@ -57,7 +57,8 @@ def clustered_interval(
         ValueError: for no values, lengths that differ, values that are not finite or out of range,
             and groups beside resampled draws.
     """
-    values, clusters = np.asarray(values, dtype=float), np.asarray(clusters)
+    values = np.asarray(values, dtype=float)
+    clusters = np.asarray(clusters)
     # [draw, pair]
     draws = values.T if values.ndim == 2 else values[None]
     values = draws.mean(0)
@@ -149,5 +150,6 @@ def over_seeds(figures: Sequence[Interval], *, confidence: float = 0.95) -> Inte
         from scipy.stats import t  # takes half a second to import, which no other figure needs
 
         reach = float(t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / sqrt(n))
-        low, high = min(low, max(0.0, mean - reach)), max(high, min(1.0, mean + reach))
+        low = min(low, max(0.0, mean - reach))
+        high = max(high, min(1.0, mean + reach))
     return Interval(mean, low, high, n)

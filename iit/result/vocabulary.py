@@ -72,7 +72,10 @@ NULLS = [name for name, control in CONTROLS.items() if name is not None and cont
 COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
 """The controls that the alignment is compared with, pair by pair."""
 
-RIVAL, OFF_TARGET, RANK, KIND = "rival/", "off_target/", "rank/", "kind/"
+RIVAL = "rival/"
+OFF_TARGET = "off_target/"
+RANK = "rank/"
+KIND = "kind/"
 """How some names begin.
 
 Those of controls: a rival's label, another variable's edit, a lower rank. That of a subset: one
