@@ -16,7 +16,9 @@ from iit.network.answering import head_at, logits_of
 from iit.network.components import transformer_in
 
 
-def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None = None) -> Tensor:
+def logits_at_answers(
+    runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None = None
+) -> Tensor:
     """The logits at the columns `read`, or the classes of a network without tokens.
 
     Arguments:
@@ -62,13 +64,13 @@ def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None 
     return logits.unsqueeze(1)
 
 
-def resumed_answers(
+def resumed_logits(
     runs: Sequence[EditedRun],
     read: Tensor,
     layer: int,
     store: ActivationStore,
 ) -> Sequence[Tensor]:
-    """`answers` of each run, all in one pass from block `layer` on.
+    """`logits_at_answers` of each run, all in one pass from block `layer` on.
 
     Arguments:
         runs: runs of one batch and one network.
@@ -86,7 +88,7 @@ def resumed_answers(
     stacked = Batch((), {key: value.repeat(n, 1) for key, value in batch.kwargs.items()})
     before = store.prefix(network, stacked, layer, first, stop)
     rest = suffix(network, stacked, layer, first, stop, before)
-    return answers(runs, read.repeat(n, 1), rest).chunk(n)
+    return logits_at_answers(runs, read.repeat(n, 1), rest).chunk(n)
 
 
 def why_whole(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.intervened import saving, sharing
-from iit.intervened.answers import answers, first_examples, resumed_answers, why_whole
+from iit.intervened.answers import first_examples, logits_at_answers, resumed_logits, why_whole
 from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
@@ -292,19 +292,19 @@ class IntervenedModel(nn.Module):
         run = self.edited_run(batch, sources, active)
         store, layer = self.store, self.first_block
         if store is None:
-            return answers([run], read)
+            return logits_at_answers([run], read)
 
         # The store's runs already hold the edits of `stored`.
         rest = run.without(self.stored)
         why = why_whole(rest, read, layer, store)
         if why is not None or read is None or layer is None:
             store.tell(f"The whole network runs: {why}.")
-            return answers([run], read)
+            return logits_at_answers([run], read)
         store.tell("Runs resume at the first block and the first position that are edited.")
 
         # The whole run below must draw the same random numbers as the resumed one.
         rng_state = torch.get_rng_state()
-        logits = resumed_answers([rest], read, layer, store)[0]
+        logits = resumed_logits([rest], read, layer, store)[0]
         if store.is_trusted(layer, flags := run.flags):
             return logits
 
@@ -410,7 +410,7 @@ class IntervenedModel(nn.Module):
         >>> iit.IntervenedModel(network, {site: halved}).save_pretrained(folder)
         >>> iit.IntervenedModel.from_pretrained(folder, network, types={"Scale": Scale})
         """
-        saved = saving.read(sharing.fetched(folder_or_hub_id, revision), types)
+        saved = saving.read_save(sharing.fetched(folder_or_hub_id, revision), types)
         if check_network:
             saving.check_network(saved.network, network)
         return cls._of(network, saved).eval()

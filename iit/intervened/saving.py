@@ -39,7 +39,7 @@ class SaveContent(NamedTuple):
     record: dict[str, Any] | None
 
 
-def write(folder: Path, saved: SaveContent) -> None:
+def write_save(folder: Path, saved: SaveContent) -> None:
     """Write the files of a save into an empty folder.
 
     Raises ValueError for an intervention that cannot be saved, and for values that JSON lacks.
@@ -73,7 +73,7 @@ def write(folder: Path, saved: SaveContent) -> None:
     _write_json(folder / CONFIG, config)
 
 
-def read(folder: Path, types: Mapping[str, Any] | None = None) -> SaveContent:
+def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveContent:
     """Read what a folder holds.
 
     Arguments:
@@ -177,7 +177,7 @@ def _interventions(
 
     states: list[dict[str, Tensor]] = [{} for _ in descriptions]
     for name, tensor in tensors.items():
-        # Names are NUMBER.NAME, as `write` gives them.
+        # Names are NUMBER.NAME, as `write_save` gives them.
         number, _, leaf = name.partition(".")
         states[int(number)][leaf] = tensor
 

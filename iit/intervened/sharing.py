@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from iit.intervened.card import card
 from iit.intervened.folder import written_folder
-from iit.intervened.saving import CARD, LOADED, SaveContent, foreign, write
+from iit.intervened.saving import CARD, LOADED, SaveContent, foreign, write_save
 
 OURS = [*LOADED, CARD]
 """The files of a save."""
@@ -69,7 +69,7 @@ def push(
 
 
 def _write(saved: SaveContent, folder: Path, address: str) -> None:
-    write(folder, saved)
+    write_save(folder, saved)
     (folder / CARD).write_text(card(saved, address), encoding="utf-8")
 
 
