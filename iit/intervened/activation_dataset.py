@@ -37,8 +37,9 @@ class Captured(Mapping[Site, Tensor]):
             looked at is read.
         offsets: {site: LongTensor[n_examples + 1]}.
         network: what tells the network from others, as in an intervened model's `config.json`.
-        inputs_sha256: a hash over every example's inputs without padding, and over its roles that
-            the sites name. It is equal for equal examples, however they were batched.
+        inputs_sha256: the fingerprint of the inputs. It covers every example's inputs without
+            padding, and its roles that the sites name. It is equal for equal examples, however
+            they were batched.
     """
 
     rows: Mapping[Site, Tensor]

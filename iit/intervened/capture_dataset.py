@@ -22,7 +22,7 @@ from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import observe
 from iit.intervened.positions import SiteColumns, columns
 from iit.intervened.saving import describe_network
-from iit.intervened.stream import DTYPES, RowFile
+from iit.intervened.stream import DTYPE_NAMES, RowFile
 from iit.network import Network
 from iit.network.answering import IGNORED
 from iit.site import Site, Sites
@@ -145,9 +145,9 @@ def _check(
             f"{weights[0]} is as wide as its batch is long: rows of different batches do not fit "
             "together."
         )
-    if dtype is not None and dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPE_NAMES:
         raise ValueError(
-            f"Activations are kept as one of {', '.join(map(str, DTYPES))}; got {dtype}."
+            f"Activations are kept as one of {', '.join(map(str, DTYPE_NAMES))}; got {dtype}."
         )
     if (
         folder is not None

@@ -81,7 +81,7 @@ METRICS: dict[str, Metric] = {
     "kl": kl,
 }
 
-SHARES = ("iia", "probability")
+SHARE_METRICS = ("iia", "probability")
 """Metrics that lie between 0 and 1."""
 LIGHT = (iia, difference, probability)
 """Metrics that do not read the unedited run's logits, which take memory."""

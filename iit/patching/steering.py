@@ -22,7 +22,7 @@ from iit.site import Site
 
 Effect = Callable[[Sequence[str]], Sequence[float]]
 """Generated texts (without their prompts) → a figure for each."""
-NOTHING = "no_intervention"
+NO_INTERVENTION = "no_intervention"
 LOSS = "negative_log_likelihood"
 
 
@@ -31,7 +31,7 @@ LOSS = "negative_log_likelihood"
 class Steered:
     """Generations under each method × strength, prompt by prompt.
 
-    points: (method, strength) in order; the first is (`NOTHING`, 0).
+    points: (method, strength) in order; the first is (`NO_INTERVENTION`, 0).
     values: metric → float[point, prompt].
     prompts: the prompts.
     texts: for each point, what was generated for each prompt (of several edits under one name, the
@@ -89,10 +89,10 @@ class Steered:
                 name: getattr(site, name) for name in ("component", "layer", "head", "position")
             }
             method, strength = line.pop("method"), line.pop("strength")
-            if method == NOTHING:
+            if method == NO_INTERVENTION:
                 # A run without an edit is of no site.
                 site_facts = dict.fromkeys(site_facts)
-                line |= {"method": None, "control": NOTHING}
+                line |= {"method": None, "control": NO_INTERVENTION}
             else:
                 line |= {"method": f"{method}, strength {strength:g}", "control": None}
             rows.append(Row(**common, **site_facts, **line))
@@ -119,7 +119,7 @@ class Steered:
         bound = max_ratio * self.interval(0, "perplexity").value
         best: dict[str, tuple[float, float]] = {}
         for point, (method, strength) in enumerate(self.points):
-            if method == NOTHING or self.interval(point, "perplexity").value > bound:
+            if method == NO_INTERVENTION or self.interval(point, "perplexity").value > bound:
                 continue
             # The least of these has the largest effect, and then the smallest strength.
             rank = (-self.interval(point, effect).value, strength)
@@ -166,10 +166,10 @@ def steer(
     """
     if not prompts or not methods or not strengths:
         raise ValueError("Steering needs at least one prompt, one method and one strength.")
-    if NOTHING in methods or {LOSS, "distinct", "perplexity"} & set(effects):
+    if NO_INTERVENTION in methods or {LOSS, "distinct", "perplexity"} & set(effects):
         raise ValueError(
-            f"{NOTHING!r} and the figures of fluency have their names: call methods and effects "
-            "otherwise."
+            f"{NO_INTERVENTION!r} and the figures of fluency have their names: call methods and "
+            "effects otherwise."
         )
 
     if not isinstance(strengths, Mapping):
@@ -179,7 +179,7 @@ def steer(
             raise ValueError(f"strengths names {name!r}; the methods are {list(methods)}.")
 
     # The first point is the network without an edit, to compare with.
-    points = [(NOTHING, 0.0)]
+    points = [(NO_INTERVENTION, 0.0)]
     # For each point, an edit for each intervention under its name.
     edits: list[list[dict[Any, Intervention]]] = [[{}]]
     for name, method in methods.items():
