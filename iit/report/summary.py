@@ -16,8 +16,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from iit.report.figure_file import write_csv
 from iit.report.results import results_table
-from iit.report.saving import write_csv
 from iit.report.table import Table
 from iit.result import (
     SCORE,
