@@ -47,6 +47,7 @@ def write_save(folder: Path, saved: SaveContent) -> None:
     # An intervention that several edits share is written once; edits name it by its number.
     interventions = list(dict.fromkeys(edit.intervention for edit in saved.edits.values()))
     descriptions = [intervention.config() for intervention in interventions]
+
     tensors = {
         # A clone: safetensors refuses tensors that share memory.
         f"{number}.{name}": tensor.detach().cpu().contiguous().clone()
@@ -54,6 +55,7 @@ def write_save(folder: Path, saved: SaveContent) -> None:
         for name, tensor in intervention.state_dict().items()
     }
     save_file(tensors, folder / WEIGHTS)
+
     if saved.record is not None:
         _write_json(folder / RECORD, saved.record)
     config = {

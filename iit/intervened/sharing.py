@@ -56,6 +56,7 @@ def push(
 
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

@@ -231,6 +231,7 @@ class ActivationStore:
             if why is not None:
                 raise ValueError(f"Prompts cannot be run up front: {why}.")
             prompts = _prompts(batch)
+
             for layer in sorted(self.layers):
                 columns = [tuple(range(len(prompt))) for prompt in prompts]
                 self._run_new(

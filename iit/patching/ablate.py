@@ -130,6 +130,7 @@ def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, An
     base = prepare(contrast.module, contrast.base)
     means: dict[Site, Tensor] = {}
     n_base: dict[Site, Tensor | None] = {}
+
     for site in sites:
         tensor = of_reference[site]
         n_positions = tensor.shape[1]
@@ -142,6 +143,7 @@ def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, An
         mean = tensor.sum(0) / n_prompts.to(tensor).unsqueeze(1)
         # [position, width] → [pair, position, width]
         means[site] = mean.expand(len(contrast), -1, -1)
+
         n = n_base[site] = counts(columns(site, base), base)
         if n is not None and int(n.max()) > n_positions:
             raise ValueError(
