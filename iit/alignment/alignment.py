@@ -11,7 +11,7 @@ from torch import nn
 from iit.alignment.inert import described, recalled
 from iit.alignment.overlap import check_apart
 from iit.intervened import Edit, IntervenedModel, capture
-from iit.intervened.saving import Saved
+from iit.intervened.saving import SaveContent
 from iit.intervened.widths import check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
@@ -136,7 +136,7 @@ class Alignment(IntervenedModel):
             )
         return self.studied
 
-    def _saved(self) -> Saved:
+    def _saved(self) -> SaveContent:
         record = {
             "variables": [str(v) for v in self.variables],
             "inert": {name: described(part, self.edits) for name, part in self.inert.items()},
@@ -145,7 +145,7 @@ class Alignment(IntervenedModel):
         return super()._saved()._replace(record=record)
 
     @classmethod
-    def _of(cls, network: Network | nn.Module, saved: Saved) -> Self:
+    def _of(cls, network: Network | nn.Module, saved: SaveContent) -> Self:
         record = saved.record or {}
         # After the edits: a complement is made from its edit's intervention.
         inert = {

@@ -109,7 +109,7 @@ def fresh(
 
 
 def _redrawn(trained: Intervention) -> Intervention:
-    redrawn = Intervention.from_config(trained.config(), trained.own_parts)
+    redrawn = Intervention.from_config(trained.config(), trained.custom_parts)
     if isinstance(trained.basis, Autoencoder):  # which is loaded, not drawn
         redrawn.basis.load_state_dict(trained.basis.state_dict())
     return redrawn
@@ -138,7 +138,7 @@ def _drawn(trained: Intervention) -> Intervention:
     if rank is None:
         raise ValueError(f"{trained} has no rank: there is no random subspace to compare with.")
     # Its frames start at random, as before any training.
-    redrawn = Intervention.from_config(trained.config(), trained.own_parts)
+    redrawn = Intervention.from_config(trained.config(), trained.custom_parts)
     if isinstance(basis, PrincipalComponents) or (
         isinstance(basis, Frame) and isinstance(trained.gate, SoftGate)
     ):

@@ -19,7 +19,7 @@ from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError, Refit, Trust, level, train_alike
 from iit.intervened.store import ActivationStore
 from iit.result import Row, where
-from iit.result.vocabulary import DRAWS, RIVAL, draws_of, pool_of
+from iit.result.vocabulary import DRAW_PREFIXES, RIVAL, draws_of, pool_of
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def _diagnostics(scoring: Scoring, seeds: Sequence[Alignment]) -> list[Row]:
 def _with_pools(arms: Arms) -> dict[str | None, np.ndarray]:
     """The arms, and behind them bool[n, draws] of each control that pools draws."""
     pools = {}
-    for pool in DRAWS:
+    for pool in DRAW_PREFIXES:
         draws = draws_of(arms, pool)
         if draws:
             # The alignment itself is one of the seeds.

@@ -1,8 +1,8 @@
 """Running edits: capture, patch, and reading the answer."""
 
+from iit.intervened.activation_dataset import Captured
 from iit.intervened.capture import capture
 from iit.intervened.capture_dataset import capture_dataset
-from iit.intervened.captured import Captured
 from iit.intervened.edit import Edit
 from iit.intervened.intervened_model import IntervenedModel, Run
 from iit.intervened.observe import Activations

@@ -16,7 +16,9 @@ from iit.network.answering import head_at, logits_of
 from iit.network.components import transformer_in
 
 
-def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None = None) -> Tensor:
+def logits_at_answers(
+    runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None = None
+) -> Tensor:
     """The logits at the columns `read`, or the classes of a network without tokens.
 
     Arguments:
@@ -47,6 +49,7 @@ def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None 
             batch, read = rest.batch, rest.of(read)
         at_answer = read is not None and stack.enter_context(head_at(network, read, edited))
         output = batch.through(network)
+
     logits = logits_of(output)
     if read is not None and logits is not None and logits.ndim == 3:
         # [batch, n_answer] → [batch, n_answer, vocab]
@@ -61,13 +64,13 @@ def answers(runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None 
     return logits.unsqueeze(1)
 
 
-def resumed_answers(
+def resumed_logits(
     runs: Sequence[EditedRun],
     read: Tensor,
     layer: int,
     store: ActivationStore,
 ) -> Sequence[Tensor]:
-    """`answers` of each run, all in one pass from block `layer` on.
+    """`logits_at_answers` of each run, all in one pass from block `layer` on.
 
     Arguments:
         runs: runs of one batch and one network.
@@ -75,7 +78,9 @@ def resumed_answers(
 
     Returns a Tensor[batch, n_answer, vocab] for each run.
     """
-    n, batch, network = len(runs), runs[0].batch, runs[0].resolved.network
+    n = len(runs)
+    batch = runs[0].batch
+    network = runs[0].resolved.network
     # Each run resumes at its own columns: its edits may be at other positions.
     spans = [run.span(read) for run in runs]
     first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
@@ -83,7 +88,7 @@ def resumed_answers(
     stacked = Batch((), {key: value.repeat(n, 1) for key, value in batch.kwargs.items()})
     before = store.prefix(network, stacked, layer, first, stop)
     rest = suffix(network, stacked, layer, first, stop, before)
-    return answers(runs, read.repeat(n, 1), rest).chunk(n)
+    return logits_at_answers(runs, read.repeat(n, 1), rest).chunk(n)
 
 
 def why_whole(
@@ -109,16 +114,16 @@ def why_whole(
     return None
 
 
-def first_examples(given: Any, n: int) -> Any:
+def first_examples(argument: Any, n: int) -> Any:
     """The first n examples of what was given for a batch: inputs, sources or flags."""
-    if isinstance(given, Activations):
-        counts = {site: count[:n] for site, count in given.counts.items() if count is not None}
+    if isinstance(argument, Activations):
+        counts = {site: count[:n] for site, count in argument.counts.items() if count is not None}
         # Positions that only later examples have are cut off.
         stops = {site: int(count.max()) for site, count in counts.items()}
-        first = {site: tensor[:n, : stops.get(site)] for site, tensor in given.items()}
+        first = {site: tensor[:n, : stops.get(site)] for site, tensor in argument.items()}
         return Activations(first, counts)
-    if isinstance(given, Mapping):
-        return {key: first_examples(value, n) for key, value in given.items()}
-    if isinstance(given, list) or (isinstance(given, Tensor) and given.ndim):
-        return given[:n]
-    return given
+    if isinstance(argument, Mapping):
+        return {key: first_examples(value, n) for key, value in argument.items()}
+    if isinstance(argument, list) or (isinstance(argument, Tensor) and argument.ndim):
+        return argument[:n]
+    return argument

@@ -168,6 +168,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
             "A batch takes no `past_key_values`: every run would add to them. Give the whole "
             "prompt."
         )
+
     positions = {
         role: _of_rows(index, device)
         for role, index in (inputs.pop("positions", None) or {}).items()
@@ -178,6 +179,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
         if answer.ndim == 3:
             # Of several right tokens the first one stands for all: where they are read is the same.
             answer = answer[..., 0]
+
     _check_keywords(network, inputs)
     batch = Batch((), inputs, positions, answer)
     # The decoder's tokens have lengths and limits of their own; `lengths` counts the encoder's.
@@ -186,11 +188,13 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
         batch = replace(batch, encoder_decoder=True, decoder_lengths=lengths)
         if lengths is not None:
             check_limits(network, inputs.get("decoder_input_ids"), lengths, decoder=True)
+
     for name, value in (*positions.items(), ("answer", answer)):
         if value is not None and len(value) != batch.size:
             raise ValueError(
                 f"`{name}` is for {len(value)} examples, the inputs hold {batch.size}."
             )
+
     if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
         return batch
     # From here on a role's position is also its column: the prompts begin at column 0.
@@ -208,7 +212,8 @@ def _of_rows(values: Any, device: torch.device) -> Tensor:
 
 
 def _decoder_lengths(kwargs: Mapping[str, Any]) -> Tensor | None:
-    tokens, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
+    tokens = kwargs.get("decoder_input_ids")
+    mask = kwargs.get("decoder_attention_mask")
     if mask is None:
         return None if tokens is None else torch.ones_like(tokens).sum(1)
     if bool((mask[:, 1:] > mask[:, :-1]).any()):
@@ -263,9 +268,11 @@ _APART = {"pixel_values"}
 
 
 def _right_padded(batch: Batch) -> Batch:
-    tokens, mask = batch.tokens, batch.kwargs.get("attention_mask")
+    tokens = batch.tokens
+    mask = batch.kwargs.get("attention_mask")
     if not tokens.shape[0] or not tokens.shape[1]:
         raise ValueError(f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}.")
+
     # A mask of another shape (by query and key) does not say where padding is.
     if mask is None or mask.ndim != 2:
         lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
@@ -274,6 +281,7 @@ def _right_padded(batch: Batch) -> Batch:
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape[:2])}."
         )
+
     is_real = mask.bool()
     lengths = is_real.sum(1)
     if bool((lengths == 0).any()):
@@ -281,6 +289,7 @@ def _right_padded(batch: Batch) -> Batch:
             f"Example {int((lengths == 0).nonzero()[0])} has no real token: its attention_mask "
             "is all zero."
         )
+
     # The real tokens first, each group in its order: the sort is stable.
     order = is_real.int().argsort(dim=1, descending=True, stable=True)
     columns = torch.arange(mask.shape[1], device=mask.device)
@@ -292,6 +301,7 @@ def _right_padded(batch: Batch) -> Batch:
             "Of an encoder-decoder the prompts are padded on the right: its outputs belong to "
             "either of two sequences."
         )
+
     # Each example's real tokens have to be one run of columns.
     first = is_real.int().argmax(1)
     if not bool(
@@ -303,6 +313,7 @@ def _right_padded(batch: Batch) -> Batch:
         raise ValueError(
             "An attention_mask has holes: padding may stand before or after a prompt, not inside."
         )
+
     kwargs = dict(batch.kwargs)
     for key, value in kwargs.items():
         if isinstance(value, Tensor) and value.shape[:2] == tokens.shape[:2] and key not in _APART:
@@ -314,6 +325,7 @@ def _right_padded(batch: Batch) -> Batch:
             # [batch, seq] → the shape of the input, whose later dimensions move along.
             index = order.reshape(*order.shape, *[1] * (value.ndim - 2)).expand(value.shape)
             kwargs[key] = value.gather(1, index)
+
     # The network counts positions from the prompt's start now. What a caller derived from a
     # left-padded layout would be wrong.
     kwargs.pop("position_ids", None)
@@ -368,6 +380,7 @@ def restored(output: Any, batch: Batch) -> Any:
     if batch.order is None:
         return output
     size, seq = batch.order.shape
+
     # The inverse permutation, Tensor[batch, seq].
     back = batch.order.argsort(dim=1)
 

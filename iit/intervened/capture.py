@@ -9,7 +9,7 @@ from iit.intervened.batch import Inputs, prepare
 from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import columns
-from iit.intervened.sources import Active, Sources
+from iit.intervened.sources import Active, SourceInputs
 from iit.network import Network
 from iit.site import Site
 
@@ -19,7 +19,7 @@ def capture(
     batch: Inputs,
     sites: Site | Sequence[Site],
     *,
-    sources: Sources = None,
+    sources: SourceInputs = None,
     active: Active = None,
     grad: bool = False,
 ) -> Activations:

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from iit.intervened.activation_dataset import Captured, mapped, write_index
 from iit.intervened.batch import Batch, Inputs, prepare
-from iit.intervened.captured import Captured, mapped, write_index
 from iit.intervened.folder import written_folder
 from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import observe
-from iit.intervened.positions import Columns, columns
-from iit.intervened.saving import identity
-from iit.intervened.stream import DTYPES, RowFile
+from iit.intervened.positions import SiteColumns, columns
+from iit.intervened.saving import describe_network
+from iit.intervened.stream import DTYPE_NAMES, RowFile
 from iit.network import Network
 from iit.network.answering import IGNORED
 from iit.site import Site, Sites
@@ -59,9 +59,12 @@ def capture_dataset(
     sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
     _check(network, sites, folder, dtype)
     module = network.model if isinstance(network, Network) else network
+
     # Sites that the network lacks are found out before anything runs.
     resolved = Sites(module, sites)
-    network_identity, digest = identity(network), hashlib.sha256()
+    description = describe_network(network)
+    hasher = hashlib.sha256()
+
     # Arrays, not tensors. Small tensors that stay, one for each batch, would leave holes in the
     # heap that the next batch's large ones do not fit in.
     ends = {site: array("q", [0]) for site in sites}
@@ -69,12 +72,15 @@ def capture_dataset(
     with ExitStack() as stack:
         bar = stack.enter_context(_bar(progress))
         task = bar.add_task("capture", total=length_hint(batches) or None, n=0)
-        place = None if folder is None else stack.enter_context(written_folder(folder, _anything))
+        temporary = (
+            None if folder is None else stack.enter_context(written_folder(folder, _anything))
+        )
         names = {site: f"{number}.safetensors" for number, site in enumerate(sites)}
+
         # A list in memory or a file: both have `append`.
         sinks: dict[Site, Any] = {site: [] for site in sites}
-        if place is not None:
-            sinks = {site: stack.enter_context(RowFile(place / names[site])) for site in sites}
+        if temporary is not None:
+            sinks = {site: stack.enter_context(RowFile(temporary / names[site])) for site in sites}
         for inputs in batches:
             batch = prepare(module, inputs)
             places = {site: columns(site, batch) for site in sites}
@@ -87,36 +93,40 @@ def capture_dataset(
                 # The last end so far is the offset of the batch's first example.
                 ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
                 sinks[site].append(rows)
-            _digest(digest, batch, places)
+            _hash_examples(hasher, batch, places)
             # One end for each example, after the 0 at the start.
             bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
+
         if len(ends[sites[0]]) == 1:
             raise ValueError(
                 "There was no batch to capture: the iterable of batches is empty, or was read "
                 "before."
             )
+
         offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
-        if place is None:
+        if temporary is None:
             return Captured(
                 # Popped, so that no more than one site's rows are in memory twice.
                 {site: torch.cat(sinks.pop(site)) for site in sites},
                 offsets,
-                network_identity,
-                digest.hexdigest(),
+                description,
+                hasher.hexdigest(),
             )
+
         # The headers make them safetensors files.
         for file in sinks.values():
             file.finish()
-        rows = {site: mapped(place / names[site]) for site in sites}
-        write_index(place, Captured(rows, offsets, network_identity, digest.hexdigest()), names)
+        rows = {site: mapped(temporary / names[site]) for site in sites}
+        write_index(temporary, Captured(rows, offsets, description, hasher.hexdigest()), names)
+
     # The folder has taken its place by now; the rows are read from there.
     assert folder is not None
     return Captured.load(folder)
 
 
-def _anything(place: Path) -> list[str]:
+def _anything(folder: Path) -> list[str]:
     """Every name in the folder: a capture replaces nothing."""
-    return sorted(path.name for path in place.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
 def _check(
@@ -135,9 +145,9 @@ def _check(
             f"{weights[0]} is as wide as its batch is long: rows of different batches do not fit "
             "together."
         )
-    if dtype is not None and dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPE_NAMES:
         raise ValueError(
-            f"Activations are kept as one of {', '.join(map(str, DTYPES))}; got {dtype}."
+            f"Activations are kept as one of {', '.join(map(str, DTYPE_NAMES))}; got {dtype}."
         )
     if (
         folder is not None
@@ -152,17 +162,15 @@ def _check(
 
 def _rows(
     batch: Batch,
-    places: dict[Site, Columns],
+    places: dict[Site, SiteColumns],
     resolved: Sites,
     dtype: torch.dtype | None,
 ) -> dict[Site, tuple[Float[Tensor, "row width"], list[int]]]:
     """The rows of one batch, on the CPU, and how many each example has."""
     rows = {}
     for site, activation in observe(resolved.network, batch, places, resolved=resolved).items():
-        index, present = (
-            places[site].index,
-            activation.new_ones(activation.shape[:2], dtype=torch.bool),
-        )
+        index = places[site].index
+        present = activation.new_ones(activation.shape[:2], dtype=torch.bool)
         # Absent positions are zeros in an activation, and are no rows. A module may have positions
         # of its own, of which all are present.
         if isinstance(index, Tensor) and index.shape == present.shape:
@@ -171,18 +179,19 @@ def _rows(
     return rows
 
 
-def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
+def _hash_examples(hasher: Any, batch: Batch, places: dict[Site, SiteColumns]) -> None:
     """Take in each example: its inputs without padding, and its roles."""
     # Positional inputs are named by their number.
     inputs = (*enumerate(batch.args), *sorted(batch.kwargs.items()))
     tensors = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
     indices = {
-        site.position: place.index
-        for site, place in places.items()
+        site.position: site_columns.index
+        for site, site_columns in places.items()
         if isinstance(site.position, str)
     }
     roles = {role: index.tolist() for role, index in indices.items() if isinstance(index, Tensor)}
     lengths = [None] * batch.size if batch.lengths is None else batch.lengths.tolist()
+
     for number, length in enumerate(lengths):
         for name, value in tensors.items():
             example = value[number]
@@ -192,11 +201,11 @@ def _digest(digest: Any, batch: Batch, places: dict[Site, Columns]) -> None:
                     continue
                 example = example[:length]
             # Name, shape and dtype tell apart inputs whose bytes are equal.
-            digest.update(f"{name} {list(example.shape)} {example.dtype} ".encode())
+            hasher.update(f"{name} {list(example.shape)} {example.dtype} ".encode())
             # The bytes themselves: numpy has no bfloat16.
-            digest.update(example.reshape(-1).contiguous().view(torch.uint8).numpy())
+            hasher.update(example.reshape(-1).contiguous().view(torch.uint8).numpy())
         for role, index in roles.items():
-            digest.update(f"{role} {[i for i in index[number] if i != IGNORED]} ".encode())
+            hasher.update(f"{role} {[i for i in index[number] if i != IGNORED]} ".encode())
 
 
 def _bar(shown: bool) -> Progress:

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from iit.intervened.edit import Edit, Variable, variables_of
-from iit.intervened.saving import Saved
+from iit.intervened.saving import SaveContent
 from iit.result import Row, where
 from iit.result.vocabulary import CONTROLS
 
@@ -15,7 +15,7 @@ ARMS = (None, "vanilla", "random_subspace", "no_intervention")
 """The rows of a table of scores: the alignment (None) and its controls."""
 
 
-def card(saved: Saved, address: str) -> str:
+def card(saved: SaveContent, address: str) -> str:
     """The card's text.
 
     It states the network, each variable with its sites and intervention, and an alignment's scores
@@ -25,16 +25,15 @@ def card(saved: Saved, address: str) -> str:
     Arguments:
         address: what `from_pretrained` is to be called with.
     """
-    network, rows = (
-        saved.network,
-        None if saved.record is None else [Row.from_dict(row) for row in saved.record["rows"]],
-    )
+    network = saved.network
+    rows = None if saved.record is None else [Row.from_dict(row) for row in saved.record["rows"]]
     variables = [
         _described(v, edit) for key, edit in saved.edits.items() for v in variables_of(key, edit)
     ]
+
     # A reader has to pass these classes to `from_pretrained`.
     type_names = sorted(
-        {name for edit in saved.edits.values() for name in edit.intervention.own_parts}
+        {name for edit in saved.edits.values() for name in edit.intervention.custom_parts}
     )
     text = ModelCard.from_template(
         ModelCardData(
@@ -107,6 +106,7 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
             iia = where(scored, metric="iia", control=control)
             figures = {subset: _figure(where(iia, subset=subset)) for subset in ("all", "changing")}
             arms.append({"name": CONTROLS[control].label, **figures})
+
         tables.append(
             {
                 "variable": _cell(str(variable)),

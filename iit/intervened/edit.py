@@ -65,6 +65,7 @@ class Edit:
                 "(a `_partial_` one is completed "
                 "by `iit.alignment.one`)."
             )
+
         # A frozen dataclass with a constructor of its own sets its fields in this way.
         for name, value in (
             ("sites", sites),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from iit.intervened.batch import Batch
+from iit.intervened.checkpointing import autograd_state, refuse_recomputed
 from iit.intervened.edit import Edit, Variable, block_input
-from iit.intervened.positions import Columns
-from iit.intervened.recomputed import autograd_state, refuse_recomputed
+from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Suffix
 from iit.network.answering import IGNORED
 from iit.site import ResolvedSite, Site, Sites
@@ -32,7 +32,7 @@ class SiteEdit:
 
     edit: Edit
     resolved: ResolvedSite
-    columns: Columns
+    columns: SiteColumns
     source_site: Site
     flags: Flags
     sources: dict[Variable, Tensor] = field(default_factory=dict)
@@ -72,13 +72,13 @@ class EditedRun:
 
     def without(self, variables: Collection[Variable]) -> "EditedRun":
         """The same run under the other edits alone."""
-        sites = {key: ones for key, ones in self.sites.items() if key not in variables}
+        sites = {key: edits for key, edits in self.sites.items() if key not in variables}
         return replace(self, sites=sites)
 
     @property
     def site_edits(self) -> list[SiteEdit]:
         """What all edits do at their sites, in the order of the edits."""
-        return [one for ones in self.sites.values() for one in ones]
+        return [site_edit for site_edits in self.sites.values() for site_edit in site_edits]
 
     def span(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """The columns of each example that a resumed run has to run.
@@ -124,28 +124,31 @@ class EditedRun:
         activations: dict[SiteEdit, Tensor] = {}
         outside = autograd_state() if self.trains else (False, None)
 
-        def editor(one: SiteEdit, skipped: list[Tensor]) -> Callable[[Tensor], Tensor | None]:
-            site, idle = one.columns.site, one.idle
-            columns = one.columns if rest is None else rest.shifted(one.columns, rows)
+        def editor(site_edit: SiteEdit, skipped: list[Tensor]) -> Callable[[Tensor], Tensor | None]:
+            site, idle = site_edit.columns.site, site_edit.idle
+            columns = site_edit.columns if rest is None else rest.shifted(site_edit.columns, rows)
 
             def edited(whole: Tensor) -> Tensor | None:
-                if one in activations:
+                if site_edit in activations:
                     raise RuntimeError(
                         f"Site {site} was run more than once in one forward; name a module that "
                         "runs once."
                     )
                 refuse_recomputed(site, outside)
                 activation = whole[rows]
+
                 # A copy, so that what was seen stays as it was before the edit.
-                activations[one] = columns.read(activation)
-                if idle or one.edit.intervention.collects:
+                activations[site_edit] = columns.read(activation)
+                if idle or site_edit.edit.intervention.collects:
                     return None
-                sources: Mapping[Variable, Tensor] = one.sources
+                sources: Mapping[Variable, Tensor] = site_edit.sources
                 if skipped:
                     # The block's own input, of the same run, is the source of a skipped block.
-                    sources = dict.fromkeys(one.flags, columns.read(skipped[0][rows]))
+                    sources = dict.fromkeys(site_edit.flags, columns.read(skipped[0][rows]))
+
                 new = columns.write(
-                    activation, one.edit.apply(activations[one], sources, one.flags)
+                    activation,
+                    site_edit.edit.apply(activations[site_edit], sources, site_edit.flags),
                 )
                 if len(new) == len(whole):
                     return new
@@ -157,7 +160,11 @@ class EditedRun:
         with self.attached(editor):
             # The forward runs here.
             yield activations
-            missed = [str(one.columns.site) for one in self.site_edits if one not in activations]
+            missed = [
+                str(site_edit.columns.site)
+                for site_edit in self.site_edits
+                if site_edit not in activations
+            ]
             if missed:
                 raise RuntimeError(
                     f"The forward never ran the module of {', '.join(missed)}: nothing was "
@@ -171,7 +178,7 @@ class EditedRun:
             for site_edit in self.site_edits:
                 skipped: list[Tensor] = []
                 # A rotation is computed once for all sites of the run.
-                stack.enter_context(site_edit.edit.intervention.basis.made_once())
+                stack.enter_context(site_edit.edit.intervention.basis.caching())
                 if site_edit.edit.intervention.skips:
                     before = self.resolved[block_input(site_edit.columns.site)]
                     # The block's input is hooked first, so it is there when the output's hook runs.

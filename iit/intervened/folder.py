@@ -24,6 +24,7 @@ def written_folder(folder: str | Path, foreign: Callable[[Path], list[str]]) -> 
         raise FileExistsError(
             f"{folder} is a file; choose a folder that is new, empty, or an earlier save."
         )
+
     others = foreign(folder) if folder.exists() else []
     if others:
         names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
@@ -32,6 +33,7 @@ def written_folder(folder: str | Path, foreign: Callable[[Path], list[str]]) -> 
             "earlier save."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+
     # On the same file system, so that the rename at the end is atomic.
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from iit.intervened.batch import Batch
 from iit.intervened.edit import Edit, Variable
 from iit.intervened.edited_run import EditedRun, SiteEdit
-from iit.intervened.positions import Columns
+from iit.intervened.positions import SiteColumns
 from iit.network.answering import IGNORED
 from iit.network.components import transformer_in
 
@@ -48,6 +48,7 @@ def check_generation(
         config, "is_encoder_decoder", False
     ):
         raise ValueError(f"{type(network).__name__} is no transformers decoder that can generate.")
+
     config_option = options.get("generation_config")
     # The network's own settings count where the call names no others.
     settings = config_option or getattr(network, "generation_config", None)
@@ -57,6 +58,7 @@ def check_generation(
                 f"generate under edits does not go together with {name!r}; leave it out, or give "
                 f"{name}=None."
             )
+
     cache = options.get(
         "cache_implementation", getattr(config_option, "cache_implementation", None)
     )
@@ -70,6 +72,7 @@ def check_generation(
             "generate takes input_ids and their attention_mask (and `positions`); got "
             f"{sorted(batch.kwargs)}."
         )
+
     for edit in edits:
         if edit.intervention.collects:
             raise ValueError(
@@ -139,7 +142,8 @@ class Generation:
         """
 
         def begins(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._n_columns, total = kwargs["input_ids"].shape[1], self._n_prompt + self._forwards
+            self._n_columns = kwargs["input_ids"].shape[1]
+            total = self._n_prompt + self._forwards
             # With a cache each step after the first runs one token; without one, all tokens so far.
             if self._n_columns not in (1 if self._forwards else total, total):
                 raise RuntimeError(
@@ -150,33 +154,38 @@ class Generation:
 
         return network.register_forward_pre_hook(begins, with_kwargs=True)
 
-    def left(self, place: Columns) -> Columns:
+    def left(self, site_columns: SiteColumns) -> SiteColumns:
         """Columns of the right-padded batch as columns of the left-padded one."""
-        if isinstance(place.index, Tensor):
+        if isinstance(site_columns.index, Tensor):
             index = torch.where(
-                place.index == IGNORED, IGNORED, place.index + self._shift.unsqueeze(1)
+                site_columns.index == IGNORED,
+                IGNORED,
+                site_columns.index + self._shift.unsqueeze(1),
             )
         else:
             # No index means that no prompt is padded: every column is a position.
             index = torch.arange(self._n_prompt, device=self._shift.device).expand(
                 self._batch.size, -1
             )
-        return replace(place, index=index, tokens=None)
+        return replace(site_columns, index=index, tokens=None)
 
-    def editor(self, one: SiteEdit, skipped: list[Tensor]) -> Callable[[Tensor], Tensor | None]:
+    def editor(
+        self, site_edit: SiteEdit, skipped: list[Tensor]
+    ) -> Callable[[Tensor], Tensor | None]:
         """What a site's hook does with an activation, as an `Editor`.
 
         Raises ValueError where new tokens are edited and a source has several positions.
         """
-        site, edit = one.columns.site, one.edit
-        for source in one.sources.values():
+        site, edit = site_edit.columns.site, site_edit.edit
+        for source in site_edit.sources.values():
             if self._scope != "prompt" and source.shape[1] != 1:
                 raise ValueError(
                     f"Site {site} reads {source.shape[1]} positions of the source; for "
                     f"scope={self._scope!r} it must be one, "
                     "which is used for every new token."
                 )
-        prompt, idle = self.left(one.columns), one.idle
+
+        prompt, idle = self.left(site_edit.columns), site_edit.idle
 
         def edited(activation: Tensor) -> Tensor | None:
             if idle:
@@ -187,24 +196,32 @@ class Generation:
                     f"{self._n_columns} tokens: it cannot be "
                     "edited in generate."
                 )
+
             # Beams or samples of each example.
             copies = activation.shape[0] // self._batch.size
-            sources, flags = _repeated(one.sources, copies), _repeated(one.flags, copies)
+            sources = _repeated(site_edit.sources, copies)
+            flags = _repeated(site_edit.flags, copies)
+
             # The forward begins at the prompt, so the sites in it are edited.
             if self._scope != "generated" and self._start == 0:
                 index = prompt.index
                 if isinstance(index, Tensor):
                     index = index.repeat_interleave(copies, 0)
                 columns = replace(prompt, index=index)
-                values = dict.fromkeys(one.flags, columns.read(skipped[0])) if skipped else sources
+                values = (
+                    dict.fromkeys(site_edit.flags, columns.read(skipped[0])) if skipped else sources
+                )
                 activation = columns.write(
                     activation, edit.apply(columns.read(activation), values, flags)
                 )
+
             # How many of this forward's columns belong to the prompt.
             n_old = max(self._n_prompt - self._start, 0)
             if self._scope != "prompt" and n_old < self._n_columns:
                 new = activation[:, n_old:]
-                values = dict.fromkeys(one.flags, skipped[0][:, n_old:]) if skipped else sources
+                values = (
+                    dict.fromkeys(site_edit.flags, skipped[0][:, n_old:]) if skipped else sources
+                )
                 # The one position of a source is used for each of the new tokens.
                 values = {variable: source.expand(new.shape) for variable, source in values.items()}
                 activation = torch.cat([activation[:, :n_old], edit.apply(new, values, flags)], 1)

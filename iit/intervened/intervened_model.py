@@ -11,16 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.intervened import saving, sharing
-from iit.intervened.answers import answers, first_examples, resumed_answers, why_whole
+from iit.intervened.answers import first_examples, logits_at_answers, resumed_logits, why_whole
 from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
-from iit.intervened.positions import Columns, columns
+from iit.intervened.positions import SiteColumns, columns
 from iit.intervened.pyvene import read_pyvene
 from iit.intervened.resume import first_block
-from iit.intervened.sources import Active, Sources, activity, by_variable, read_sources
+from iit.intervened.sources import Active, SourceInputs, activity, by_variable, read_sources
 from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_width
 from iit.intervention import Intervention
@@ -86,6 +86,7 @@ class IntervenedModel(nn.Module):
         self.store: ActivationStore | None = None
         named = [v for key, edit in self.edits.items() for v in variables_of(key, edit)]
         self.variables: tuple[Variable, ...] = tuple(named)
+
         # Sources and flags are given by variable, so each name stands for one edit or block.
         twice = sorted({str(v) for v in named if named.count(v) > 1})
         if twice:
@@ -100,15 +101,18 @@ class IntervenedModel(nn.Module):
                 f"stored={sorted(map(str, stored))}: only edits of embedding_output come before "
                 "all blocks."
             )
+
         # Stored edits do not count: the store's runs already hold them. Where the other edits begin
         # at block 0, or there are none, all edits count.
         later = [edit for key, edit in self.edits.items() if key not in stored]
         self.first_block = first_block(self.network, later) or first_block(
             self.network, self.edits.values()
         )
+
         # At block 0 (or None) there is nothing to resume behind: every edit is then done in the run
         # itself.
         self.stored = frozenset(stored) if self.first_block else frozenset()
+
         # Shared interventions appear once; the order is the edits'.
         self.interventions = nn.ModuleList(
             dict.fromkeys(edit.intervention for edit in self.edits.values())
@@ -137,14 +141,14 @@ class IntervenedModel(nn.Module):
             for key, edit in self.edits.items()
         )
 
-    def forward(self, base: Inputs, sources: Sources = None, active: Active = None) -> Any:
+    def forward(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Any:
         """Run the edited base; returns the network's own output object, in the caller's layout."""
         batch = prepare(self.network, base)
         with self.edited_run(batch, sources, active).applied():
             output = batch.through(self.network)
         return restored(output, batch)
 
-    def run(self, base: Inputs, sources: Sources = None, active: Active = None) -> Run:
+    def run(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Run:
         """Run the base without and with the edits, and keep what each edit saw.
 
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
@@ -163,7 +167,7 @@ class IntervenedModel(nn.Module):
     def generate(
         self,
         base: Inputs,
-        sources: Sources = None,
+        sources: SourceInputs = None,
         active: Active = None,
         *,
         scope: str = "prompt",
@@ -201,7 +205,7 @@ class IntervenedModel(nn.Module):
         return generated(self.edited_run(batch, sources, active), base["input_ids"], scope, options)
 
     def edited_activations(
-        self, base: Inputs, sources: Sources = None, active: Active = None
+        self, base: Inputs, sources: SourceInputs = None, active: Active = None
     ) -> dict[Variable, Tensor]:
         """{variable: Tensor[batch, position, width]}: each edit alone, on the unedited base.
 
@@ -222,7 +226,9 @@ class IntervenedModel(nn.Module):
             )
         return edited
 
-    def read(self, batch: Batch, places: dict[Site, Columns], *, grad: bool = False) -> Activations:
+    def read(
+        self, batch: Batch, places: dict[Site, SiteColumns], *, grad: bool = False
+    ) -> Activations:
         """Activations of the unedited network, from the `store` where it has them."""
         read = observe if self.store is None else self.store.read
         return read(self.network, batch, places, grad=grad, resolved=self._resolved)
@@ -248,7 +254,9 @@ class IntervenedModel(nn.Module):
         trains = any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
         return EditedRun(batch, self._resolved, sites, flags, trains)
 
-    def edited_run(self, batch: Batch, sources: Sources = None, active: Active = None) -> EditedRun:
+    def edited_run(
+        self, batch: Batch, sources: SourceInputs = None, active: Active = None
+    ) -> EditedRun:
         """The edits of one batch, ready to be applied.
 
         Everything about the input is checked, and the sources are run.
@@ -266,7 +274,7 @@ class IntervenedModel(nn.Module):
         return run
 
     def answer_logits(
-        self, base: Inputs, sources: Sources = None, active: Active = None
+        self, base: Inputs, sources: SourceInputs = None, active: Active = None
     ) -> Float[Tensor, "batch n_answer vocab"]:
         """Logits where the base's `answer` is read.
 
@@ -284,29 +292,34 @@ class IntervenedModel(nn.Module):
         run = self.edited_run(batch, sources, active)
         store, layer = self.store, self.first_block
         if store is None:
-            return answers([run], read)
+            return logits_at_answers([run], read)
+
         # The store's runs already hold the edits of `stored`.
         rest = run.without(self.stored)
         why = why_whole(rest, read, layer, store)
         if why is not None or read is None or layer is None:
             store.tell(f"The whole network runs: {why}.")
-            return answers([run], read)
+            return logits_at_answers([run], read)
         store.tell("Runs resume at the first block and the first position that are edited.")
+
         # The whole run below must draw the same random numbers as the resumed one.
         rng_state = torch.get_rng_state()
-        logits = resumed_answers([rest], read, layer, store)[0]
+        logits = resumed_logits([rest], read, layer, store)[0]
         if store.is_trusted(layer, flags := run.flags):
             return logits
+
         # A shallow copy shares the edits; only its `store` differs.
         whole_model = copy(self)
         whole_model.store = None
+
         # A user's own function may act otherwise on a part of the batch, so all of it is compared.
-        user_defined = any(edit.intervention.own_parts for edit in self.edits.values())
+        user_defined = any(edit.intervention.custom_parts for edit in self.edits.values())
         n = batch.size if user_defined else min(N_COMPARED, batch.size)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(rng_state)
             examples = (first_examples(argument, n) for argument in (base, sources, active))
             whole = whole_model.answer_logits(*examples)
+
         if store.trusts(layer, flags, logits.detach()[:n], whole):
             return logits
         return whole_model.answer_logits(base, sources, active)
@@ -397,7 +410,7 @@ class IntervenedModel(nn.Module):
         >>> iit.IntervenedModel(network, {site: halved}).save_pretrained(folder)
         >>> iit.IntervenedModel.from_pretrained(folder, network, types={"Scale": Scale})
         """
-        saved = saving.read(sharing.fetched(folder_or_hub_id, revision), types)
+        saved = saving.read_save(sharing.fetched(folder_or_hub_id, revision), types)
         if check_network:
             saving.check_network(saved.network, network)
         return cls._of(network, saved).eval()
@@ -424,12 +437,14 @@ class IntervenedModel(nn.Module):
         """
         return cls(network, read_pyvene(folder, network, positions, heads)).eval()
 
-    def _saved(self) -> saving.Saved:
+    def _saved(self) -> saving.SaveContent:
         """What a folder of this model holds."""
-        return saving.Saved(self.edits, saving.identity(self._held[0]), self.source_grad, None)
+        return saving.SaveContent(
+            self.edits, saving.describe_network(self._held[0]), self.source_grad, None
+        )
 
     @classmethod
-    def _of(cls, network: Network | nn.Module, saved: saving.Saved) -> Self:
+    def _of(cls, network: Network | nn.Module, saved: saving.SaveContent) -> Self:
         """The inverse of `_saved`."""
         return cls(network, saved.edits, source_grad=saved.source_grad)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from iit.intervened.batch import Batch
-from iit.intervened.positions import Columns, counts
+from iit.intervened.positions import SiteColumns, counts
 from iit.site import ResolvedSite, Site, Sites
 
 
@@ -34,18 +34,18 @@ class _Enough(Exception):  # noqa: N818 — a signal, not an error
 def observe(
     network: nn.Module,
     batch: Batch,
-    places: dict[Site, Columns],
+    places: dict[Site, SiteColumns],
     *,
     grad: bool = False,
     resolved: dict[Site, ResolvedSite] | None = None,
     stop_early: bool = True,
 ) -> Activations:
-    """Run the network once, and read every place.
+    """Run the network once, and read every site.
 
     Arguments:
         grad: whether the graph is kept.
         resolved: the sites of this network, where they were resolved before.
-        stop_early: whether the run ends once every place is read. This is only done where every
+        stop_early: whether the run ends once every site is read. This is only done where every
             site is a component: an arbitrary module may be run twice, and that has to be noticed.
 
     Raises RuntimeError when a site's module was not run, or was run more than once.
@@ -55,6 +55,7 @@ def observe(
     if grad:
         for site in places:
             resolved[site].refuse_recomputed()
+
     stop_early = stop_early and all(site.component is not None for site in places)
 
     def reader(site: Site) -> Callable[[Tensor], None]:
@@ -76,11 +77,13 @@ def observe(
             stack.callback(resolved[site].attach(reader(site)).remove)
         with suppress(_Enough):
             batch.through(network)
+
     missing = [str(site) for site in places if site not in activations]
     if missing:
         raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")
-    # In the order of the places, not in the order of the run.
+
+    # In the order of `places`, not in the order of the run.
     return Activations(
         {site: activations[site] for site in places},
-        {site: counts(place, batch) for site, place in places.items()},
+        {site: counts(site_columns, batch) for site, site_columns in places.items()},
     )

@@ -5,16 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from iit.intervened.answers import resumed_answers, why_whole
+from iit.intervened.answers import resumed_logits, why_whole
 from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.intervened_model import IntervenedModel
-from iit.intervened.sources import Active, Sources
+from iit.intervened.sources import Active, SourceInputs
 
 
 def together(
     cells: Sequence[IntervenedModel],
     base: Inputs,
-    sources: Sources = None,
+    sources: SourceInputs = None,
     active: Active = None,
 ) -> list[Tensor]:
     """`answer_logits` of each of several cells, on the same inputs.
@@ -37,7 +37,7 @@ def together(
             _, store, layer, _ = shared
             # Each cell reads its own sources; the store runs each prompt once.
             runs = [cell.edited_run(batch, sources, active) for cell in group]
-            logits |= zip(group, resumed_answers(runs, read, layer, store), strict=True)
+            logits |= zip(group, resumed_logits(runs, read, layer, store), strict=True)
     # In the order of the cells, not of the passes.
     return [logits[cell] for cell in cells]
 

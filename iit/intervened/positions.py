@@ -13,7 +13,7 @@ from iit.site import Site
 
 
 @dataclass(frozen=True)
-class Columns:
+class SiteColumns:
     """The columns of an activation's position axis that a site selects.
 
     Arguments:
@@ -116,7 +116,7 @@ class Columns:
         return written.contiguous().reshape(activation.shape)
 
 
-def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> Columns:
+def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> SiteColumns:
     """Resolve the site's position in a batch.
 
     Arguments:
@@ -133,7 +133,7 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     batch = _sequence(site, batch)
     tokens = None if batch.lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
     if site.position is None:
-        return Columns(site, _every(batch), tokens=tokens)
+        return SiteColumns(site, _every(batch), tokens=tokens)
     positions = (site.position,) if isinstance(site.position, str | int) else site.position
     if site.roles:
         role_columns = [_role(site, role, batch, active) for role in site.roles]
@@ -148,12 +148,13 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         index = torch.cat(role_columns, 1)
     elif batch.lengths is None:
         # Only the activation says how many positions there are.
-        return Columns(site, tuple(int(i) for i in positions), counted=False)
+        return SiteColumns(site, tuple(int(i) for i in positions), counted=False)
     else:
         index = torch.tensor(positions, device=batch.lengths.device).expand(len(batch.lengths), -1)
         index = from_start(
             index, batch.lengths, torch.zeros_like(index, dtype=torch.bool), f"Site {site}"
         )
+
     # A position that occurs twice would be written twice, in no certain order.
     ordered = index.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != IGNORED)
@@ -162,7 +163,7 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         raise ValueError(
             f"Site {site}: a position occurs twice in example {row}: {index[row].tolist()}."
         )
-    return Columns(site, index, counted=batch.lengths is not None, tokens=tokens)
+    return SiteColumns(site, index, counted=batch.lengths is not None, tokens=tokens)
 
 
 # Paths of modules that see the encoder's tokens: those of the encoder, and the decoder's key and
@@ -198,13 +199,13 @@ def _sequence(site: Site, batch: Batch) -> Batch:
     return replace(batch, kwargs=tokens, lengths=batch.decoder_lengths)
 
 
-def counts(place: Columns, batch: Batch) -> Int[Tensor, "batch"] | None:
+def counts(site_columns: SiteColumns, batch: Batch) -> Int[Tensor, "batch"] | None:
     """Tensor[batch]: how many positions each example has there; None where only a run can tell."""
-    if place.index is None:
-        return _sequence(place.site, batch).lengths
-    if isinstance(place.index, tuple):
-        return torch.full((batch.size,), len(place.index))
-    return (place.index != IGNORED).sum(1)
+    if site_columns.index is None:
+        return _sequence(site_columns.site, batch).lengths
+    if isinstance(site_columns.index, tuple):
+        return torch.full((batch.size,), len(site_columns.index))
+    return (site_columns.index != IGNORED).sum(1)
 
 
 def _every(batch: Batch) -> Tensor | None:
@@ -237,12 +238,14 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
         raise ValueError(
             f"Site {site}: the batch has no role {role!r}; its `positions` are: {roles}."
         )
+
     index = batch.positions[role]
     present = index != IGNORED
     missing = ~present.any(1) & (True if active is None else active)
     if bool(missing.any()):
         row = int(missing.nonzero()[0])
         raise ValueError(f"Site {site}: role {role!r} is absent in example {row} of the batch.")
+
     # A stable sort moves −100 behind the columns that are there; then the widest row decides.
     order = (~present).int().argsort(dim=1, stable=True)
     return index.gather(1, order)[:, : int(present.sum(1).max())]

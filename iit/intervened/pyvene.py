@@ -20,8 +20,8 @@ from iit.network import Network
 from iit.network.components import blocks_of
 from iit.site import Index, Site, resolve
 
-Position = str | Index
-Names = str | tuple[str, ...] | None
+PyvenePosition = str | Index
+VariableNames = str | tuple[str, ...] | None
 
 FIELDS = (
     "layer component unit max_number_of_units low_rank_dimension intervention_type intervention "
@@ -30,7 +30,7 @@ FIELDS = (
 ).split()
 """The fields of a representation, which is saved as a list of their values."""
 # Components that are called the same here and there, without and with heads.
-PLAIN = (
+PLAIN_COMPONENTS = (
     "block_input",
     "block_output",
     "mlp_input",
@@ -38,15 +38,16 @@ PLAIN = (
     "attention_input",
     "attention_output",
 )
-HEADED = ("attention_value_output", "query_output", "key_output", "value_output")
+HEAD_COMPONENTS = ("attention_value_output", "query_output", "key_output", "value_output")
 # Families whose components of these names are in the same places here and there.
-GPT, LLAMA = ("gpt2", "gpt_neo", "gpt_neox"), ("llama", "mistral", "qwen2", "gemma", "gemma2")
+GPT = ("gpt2", "gpt_neo", "gpt_neox")
+LLAMA = ("llama", "mistral", "qwen2", "gemma", "gemma2")
 
 
 def read_pyvene(
     folder: str | Path,
     network: Network | nn.Module,
-    positions: Sequence[Position] | Mapping[str | tuple[str, ...], Position],
+    positions: Sequence[PyvenePosition] | Mapping[str | tuple[str, ...], PyvenePosition],
     heads: Sequence[Index] | None = None,
 ) -> dict[Variable, Edit]:
     """The edits of a folder that pyvene's `save` wrote, in its order.
@@ -68,7 +69,7 @@ def read_pyvene(
     module = network.model if isinstance(network, Network) else network
     config = _config(folder, module)
     representations: list[dict[str, Any]] = config["representations"]
-    names: list[Names] = (
+    names: list[VariableNames] = (
         list(positions) if isinstance(positions, Mapping) else [None] * len(positions)
     )
     places = list(positions.values()) if isinstance(positions, Mapping) else list(positions)
@@ -79,6 +80,7 @@ def read_pyvene(
                 f"{folder} has {len(representations)} representations and needs as many {what}; "
                 f"got {len(values)}."
             )
+
     edits: dict[Variable, Edit] = {}
     linked: dict[Any, Intervention] = {}
     for number, (key, representation) in enumerate(
@@ -92,6 +94,7 @@ def read_pyvene(
             prefix, module, representation, kind, places[number], chosen_heads[number]
         )
         subspaces = _subspaces(prefix, representation["subspace_partition"], names[number])
+
         # Without a link key an intervention has weights of its own.
         link = (
             key
@@ -114,6 +117,7 @@ def read_pyvene(
                 f"{link!r}): here all blocks of a rotation "
                 "belong to one edit. Load a folder with one of the two."
             )
+
         # A tuple of names goes to the blocks; the edit itself is then called by its site.
         name = names[number]
         variable = name if isinstance(name, str) else site
@@ -130,6 +134,7 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no folder that pyvene saved: config.json is missing.")
+
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         representations = [
@@ -150,11 +155,12 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
                 )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not as pyvene 0.1 saves it: {error!r}.") from error
+
     # The class of the network, saved as its repr.
-    made_for = re.sub(r".*\.|'>$", "", config.get("model_type") or "")
-    if made_for and made_for != type(network).__name__:
+    network_class = re.sub(r".*\.|'>$", "", config.get("model_type") or "")
+    if network_class and network_class != type(network).__name__:
         raise ValueError(
-            f"{folder} was saved for {made_for}, the network is {type(network).__name__}."
+            f"{folder} was saved for {network_class}, the network is {type(network).__name__}."
         )
     if config.get("mode", "parallel") != "parallel" and len(representations) > 1:
         raise ValueError(
@@ -169,7 +175,8 @@ def _keys(representations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The names of pyvene's files, without `intkey_` and `.bin`."""
     counts: dict[str, int] = {}
     for r in representations:
-        component, unit = r["component"].replace(".", "_"), r["unit"].replace(".", "_")
+        component = r["component"].replace(".", "_")
+        unit = r["unit"].replace(".", "_")
         where = (
             f"comp_{component}" if "." in r["component"] else f"layer_{r['layer']}_comp_{component}"
         )
@@ -197,40 +204,40 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _site(
-    told: str,
+    prefix: str,
     network: nn.Module,
     representation: Mapping[str, Any],
     kind: str,
-    position: Position,
+    position: PyvenePosition,
     head: Index,
 ) -> tuple[Site, bool]:
     """The site of a representation, and whether its positions are edited as one vector.
 
     Raises ValueError for units, heads and positions that are not carried over.
     """
-    component, unit, n = (
-        representation["component"],
-        representation["unit"],
-        int(representation["max_number_of_units"]),
-    )
+    component = representation["component"]
+    unit = representation["unit"]
+    n = int(representation["max_number_of_units"])
     if representation["moe_key"] is not None:
-        raise ValueError(f"{told} is inside an expert (moe_key); that is not carried over.")
+        raise ValueError(f"{prefix} is inside an expert (moe_key); that is not carried over.")
     by_head = component.startswith("head_")
+
     # A unit is a position ("pos"), a head ("h"), or a head at a position ("h.pos").
     if unit not in (("h", "h.pos") if by_head else ("pos",)):
         raise ValueError(
-            f"{told} has the unit {unit!r}; carried over are 'pos', and 'h' and 'h.pos' for "
+            f"{prefix} has the unit {unit!r}; carried over are 'pos', and 'h' and 'h.pos' for "
             "components by head."
         )
     if by_head != (head is not None):
         raise ValueError(
-            f"{told} has the unit {unit!r} and {'needs' if by_head else 'has no'} heads; heads: "
+            f"{prefix} has the unit {unit!r} and {'needs' if by_head else 'has no'} heads; heads: "
             f"{head}."
         )
     if unit == "h" and position is not None:
         raise ValueError(
-            f"{told} has the unit 'h', all positions: its position is None; got {position!r}."
+            f"{prefix} has the unit 'h', all positions: its position is None; got {position!r}."
         )
+
     # pyvene rotates all n positions of a representation as one vector.
     joint = kind in DISTRIBUTED and n > 1 and not by_head
     if (
@@ -239,26 +246,28 @@ def _site(
         and (position is None or isinstance(position, int) or len(position) != n)
     ):
         raise ValueError(
-            f"{told} edits {n} positions as one vector; its position is a role or {n} indices, "
+            f"{prefix} edits {n} positions as one vector; its position is a role or {n} indices, "
             f"not {position!r}."
         )
-    return _named(told, network, representation, position, head), joint
+    return _named(prefix, network, representation, position, head), joint
 
 
 def _named(
-    told: str,
+    prefix: str,
     network: nn.Module,
     representation: Mapping[str, Any],
-    position: Position,
+    position: PyvenePosition,
     head: Index,
 ) -> Site:
-    component, layer = representation["component"], representation["layer"]
+    component = representation["component"]
+    layer = representation["layer"]
     if "." in component:
         # "h[3].mlp.output" → "h.3.mlp" and "output"
         path, _, side = re.sub(r"\[(\d+)\]", r".\1", component).rpartition(".")
         if side not in ("input", "output"):
-            raise ValueError(f"{told}: a module's path ends in .input or .output.")
+            raise ValueError(f"{prefix}: a module's path ends in .input or .output.")
         return Site(module=path, side=side, position=position)
+
     text_config: Any = getattr(network, "config", None)
     family = (
         text_config.get_text_config().model_type
@@ -267,13 +276,14 @@ def _named(
     )
     if family not in GPT + LLAMA:
         raise ValueError(
-            f"{told}: pyvene's components of the family {family!r} are not carried over; those "
+            f"{prefix}: pyvene's components of the family {family!r} are not carried over; those "
             f"of {GPT + LLAMA} are."
         )
-    if component in PLAIN or component.removeprefix("head_") in HEADED:
+    if component in PLAIN_COMPONENTS or component.removeprefix("head_") in HEAD_COMPONENTS:
         return Site(component.removeprefix("head_"), layer=layer, head=head, position=position)
     if component == "mlp_activation" and family in GPT:
         return Site(component, layer=layer, position=position)
+
     # In gated families pyvene reads it before the gate, at the activation function. Here the name
     # is for what comes after the gate.
     if component == "mlp_activation":
@@ -282,8 +292,8 @@ def _named(
         root = next(name for name, module in network.named_modules() if module is blocks)
         return Site(module=f"{root}.{layer}.mlp.act_fn", side="output", position=position)
     raise ValueError(
-        f"{told}: this component is not carried over; those that are: "
-        f"{', '.join((*PLAIN, 'mlp_activation', *HEADED))}."
+        f"{prefix}: this component is not carried over; those that are: "
+        f"{', '.join((*PLAIN_COMPONENTS, 'mlp_activation', *HEAD_COMPONENTS))}."
     )
 
 
@@ -303,18 +313,18 @@ def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Sit
     return width if width is None or site.heads is None else width // len(site.heads)
 
 
-def _subspaces(told: str, partition: Any, name: Names) -> dict[str, list[int]] | None:
+def _subspaces(prefix: str, partition: Any, name: VariableNames) -> dict[str, list[int]] | None:
     """{name: columns of the rotation}; a pair of numbers is a range of columns.
 
     Raises ValueError for names that do not fit the partition.
     """
     if partition is None:
         if isinstance(name, tuple):
-            raise ValueError(f"{told} has no subspace partition: it is one variable, not {name}.")
+            raise ValueError(f"{prefix} has no subspace partition: it is one variable, not {name}.")
         return None
     if not isinstance(name, tuple) or len(name) != len(partition) or len(set(name)) != len(name):
         raise ValueError(
-            f"{told} has {len(partition)} subspaces: give as many different names, "
+            f"{prefix} has {len(partition)} subspaces: give as many different names, "
             f"positions={{(name, …): position}}."
         )
     columns = [list(range(*part)) if len(part) == 2 else list(part) for part in partition]

@@ -49,7 +49,7 @@ REFUSED = {
 
 
 def intervention_of(
-    told: str,
+    prefix: str,
     kind: str,
     state: Mapping[str, Any],
     dimension: Any,
@@ -59,7 +59,7 @@ def intervention_of(
     """The intervention that pyvene's class `kind` stands for.
 
     Arguments:
-        told: where it was saved, for errors.
+        prefix: how errors begin: where it was saved.
         state: its saved tensors.
         dimension: its interchange dimension, which is the number of first coordinates that are
             edited; None for all.
@@ -71,27 +71,29 @@ def intervention_of(
     if kind not in (*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS):
         names = ", ".join((*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS))
         why = REFUSED.get(kind, "it is not known here")
-        raise ValueError(f"{told}: {kind} is not carried over: {why}. Those that are: {names}.")
+        raise ValueError(f"{prefix}: {kind} is not carried over: {why}. Those that are: {names}.")
     if not (dimension is None or isinstance(dimension, int)) or int(
         state.get("interchange_dim", dimension or 0)
     ) != (dimension or 0):
         raise ValueError(
-            f"{told}: its interchange dimension is {dimension} in config.json, "
+            f"{prefix}: its interchange dimension is {dimension} in config.json, "
             f"{state.get('interchange_dim')} in the weights."
         )
+
     # Fresh weights are drawn and then replaced: the user's own draws stay the same.
     with torch.random.fork_rng(devices=[]):
         if kind in DISTRIBUTED:
-            frame = _rotation(told, state)
+            frame = _rotation(prefix, state)
             # Low rank and subspaces say which columns are swapped. Else the interchange dimension
             # does: the first ones.
             whole = kind.startswith("LowRank") or subspaces is not None
-            return _rotated(told, frame if whole else frame[:, :dimension], subspaces)
+            return _rotated(prefix, frame if whole else frame[:, :dimension], subspaces)
         if subspaces is not None:
             raise ValueError(
-                f"{told}: a subspace partition is carried over for {' and '.join(DISTRIBUTED)} "
+                f"{prefix}: a subspace partition is carried over for {' and '.join(DISTRIBUTED)} "
                 f"only, not for {kind}."
             )
+
         # An interchange dimension of the whole width edits everything.
         units = (
             None
@@ -102,34 +104,34 @@ def intervention_of(
         if kind == "VanillaIntervention" and vector is None:
             if units is not None and width is None:
                 raise ValueError(
-                    f"{told}: it edits the first {dimension} units of a module whose width only "
+                    f"{prefix}: it edits the first {dimension} units of a module whose width only "
                     "a run can tell."
                 )
             return VanillaIntervention(None if units is None else width, units)
         if units is not None:
             raise ValueError(
-                f"{told}: {kind} of only the first {dimension} units (of {width}) is not carried "
+                f"{prefix}: {kind} of only the first {dimension} units (of {width}) is not carried "
                 "over."
             )
         if vector is None:
             return SOURCELESS[kind]() if kind in SOURCELESS else HOLDS_TENSORS[kind]()
         if vector.numel() != vector.shape[-1] or not bool(torch.isfinite(vector).all()):
             raise ValueError(
-                f"{told}: its constant source has shape {tuple(vector.shape)}; a finite vector "
+                f"{prefix}: its constant source has shape {tuple(vector.shape)}; a finite vector "
                 "is carried over."
             )
         return HOLDS_TENSORS[kind](vector.flatten())
 
 
 def _rotated(
-    told: str, frame: Float[Tensor, "width rank"], subspaces: Mapping[str, list[int]] | None
+    prefix: str, frame: Float[Tensor, "width rank"], subspaces: Mapping[str, list[int]] | None
 ) -> Intervention:
     width, rank = frame.shape
     if subspaces is not None:
         chosen = [column for columns in subspaces.values() for column in columns]
         if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(rank)):
             raise ValueError(
-                f"{told}: its subspaces {list(subspaces.values())} are not disjoint columns of "
+                f"{prefix}: its subspaces {list(subspaces.values())} are not disjoint columns of "
                 f"its {rank}."
             )
         intervention = RotatedSpaceIntervention(
@@ -143,12 +145,13 @@ def _rotated(
             if rank == width
             else LowRankRotatedSpaceIntervention(width, rank)
         )
+
     assert isinstance(intervention.basis, Frame)
     intervention.basis.weight.data.copy_(frame)
     return intervention
 
 
-def _rotation(told: str, state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
+def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
     """R of x ↦ xR, from what torch's `orthogonal` keeps of it: Tensor[width, rank].
 
     Raises ValueError for weights that are damaged, or whose columns are not orthonormal.
@@ -158,6 +161,7 @@ def _rotation(told: str, state: Mapping[str, Any]) -> Float[Tensor, "width rank"
         for name, t in state.items()
         if name.startswith("rotate_layer.")
     }
+
     # torch's own parametrization makes R of its saved tensors.
     layer = nn.Module()
     try:
@@ -166,23 +170,26 @@ def _rotation(told: str, state: Mapping[str, Any]) -> Float[Tensor, "width rank"
         weight = layer.weight
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{told}: its weights are not as torch's orthogonal parametrization keeps them: {error}"
+            f"{prefix}: its weights are not as torch's orthogonal parametrization keeps them: "
+            f"{error}"
         ) from error
+
     assert isinstance(weight, Tensor)
     frame = weight.detach()
     dead = int((frame.abs().amax(0) == 0).sum())
     if dead:
         raise ValueError(
-            f"{told}: {dead} of the {frame.shape[1]} columns of its rotation are zero, in "
+            f"{prefix}: {dead} of the {frame.shape[1]} columns of its rotation are zero, in "
             "pyvene, too. torch's Householder "
             "parametrization rounds the signs on its diagonal towards zero, and training (weight "
             "decay) has moved them."
         )
+
     off = (frame.T @ frame - torch.eye(frame.shape[1])).abs().max()
     # NaN is not below, either.
     if not bool(off < 1e-4):
         raise ValueError(
-            f"{told}: the columns of its rotation are not orthonormal (off by {float(off):.1e}), "
+            f"{prefix}: the columns of its rotation are not orthonormal (off by {float(off):.1e}), "
             "or not finite."
         )
     return frame

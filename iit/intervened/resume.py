@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from iit.intervened.batch import Batch
 from iit.intervened.edit import Edit
-from iit.intervened.positions import Columns
+from iit.intervened.positions import SiteColumns
 from iit.network.answering import IGNORED
 from iit.network.components import UNLAYERED, blocks_of, transformer_in
 
@@ -54,12 +54,12 @@ class Suffix:
     first: Tensor
     hidden: Tensor | None
 
-    def shifted(self, place: Columns, rows: slice) -> Columns:
+    def shifted(self, site_columns: SiteColumns, rows: slice) -> SiteColumns:
         """Columns of (some rows of) the whole batch as columns of the suffix."""
         return (
-            Columns(place.site, self.of(place.index, rows))
-            if isinstance(place.index, Tensor)
-            else place
+            SiteColumns(site_columns.site, self.of(site_columns.index, rows))
+            if isinstance(site_columns.index, Tensor)
+            else site_columns
         )
 
     def of(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -79,6 +79,7 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
         return None
     family, blocks = blocks_of(network)
     config = transformer_in(network).config
+
     # A wrapper of one's own may not pass a cache on.
     passes_cache = inspect.signature(network.forward).parameters.keys() & {
         "past_key_values",
@@ -88,6 +89,7 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
         config, "use_bidirectional_attention", False
     ):
         return None
+
     layers = []
     for site, skips in sites:
         if site.component in UNLAYERED:

@@ -16,21 +16,19 @@ from iit.network import Network, fingerprint
 from iit.site import Site
 
 FORMAT = "iit.intervened/2"
-CONFIG, WEIGHTS, RECORD, CARD = (
-    "config.json",
-    "interventions.safetensors",
-    "alignment.json",
-    "README.md",
-)
+CONFIG = "config.json"
+WEIGHTS = "interventions.safetensors"
+RECORD = "alignment.json"
+CARD = "README.md"
 LOADED = (CONFIG, WEIGHTS, RECORD)
 """The files that loading reads. The card is for people."""
 
 
-class Saved(NamedTuple):
+class SaveContent(NamedTuple):
     """What a folder holds.
 
     edits: {variable: Edit}.
-    network: the identity of the network that they were made for.
+    network: the description of the network that they were made for.
     source_grad: as the model had it.
     record: an alignment's variables and rows; None for a plain intervened model.
     """
@@ -41,7 +39,7 @@ class Saved(NamedTuple):
     record: dict[str, Any] | None
 
 
-def write(folder: Path, saved: Saved) -> None:
+def write_save(folder: Path, saved: SaveContent) -> None:
     """Write the files of a save into an empty folder.
 
     Raises ValueError for an intervention that cannot be saved, and for values that JSON lacks.
@@ -49,6 +47,7 @@ def write(folder: Path, saved: Saved) -> None:
     # An intervention that several edits share is written once; edits name it by its number.
     interventions = list(dict.fromkeys(edit.intervention for edit in saved.edits.values()))
     descriptions = [intervention.config() for intervention in interventions]
+
     tensors = {
         # A clone: safetensors refuses tensors that share memory.
         f"{number}.{name}": tensor.detach().cpu().contiguous().clone()
@@ -56,6 +55,7 @@ def write(folder: Path, saved: Saved) -> None:
         for name, tensor in intervention.state_dict().items()
     }
     save_file(tensors, folder / WEIGHTS)
+
     if saved.record is not None:
         _write_json(folder / RECORD, saved.record)
     config = {
@@ -75,7 +75,7 @@ def write(folder: Path, saved: Saved) -> None:
     _write_json(folder / CONFIG, config)
 
 
-def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
+def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveContent:
     """Read what a folder holds.
 
     Arguments:
@@ -99,7 +99,7 @@ def read(folder: Path, types: Mapping[str, Any] | None = None) -> Saved:
             )
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
         record = _read_json(folder / RECORD) if (folder / RECORD).exists() else None
-        return Saved(edits, config["network"], config["source_grad"], record)
+        return SaveContent(edits, config["network"], config["source_grad"], record)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error!r}.") from error
 
@@ -119,7 +119,7 @@ def foreign(folder: Path) -> list[str]:
     return [name for name in names if not ours or name not in (*LOADED, CARD)]
 
 
-def identity(network: Network | nn.Module) -> dict[str, Any]:
+def describe_network(network: Network | nn.Module) -> dict[str, Any]:
     """What tells a network from others.
 
     It is the name, revision, class, width, number of layers, dtype, and the weights' fingerprint.
@@ -149,7 +149,7 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
 
     Raises ValueError, naming what differs, when it is another one.
     """
-    current = identity(network)
+    current = describe_network(network)
     if current["fingerprint"] == saved.get("fingerprint"):
         return
     differing = [
@@ -176,11 +176,13 @@ def _interventions(
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
+
     states: list[dict[str, Tensor]] = [{} for _ in descriptions]
     for name, tensor in tensors.items():
-        # Names are NUMBER.NAME, as `write` gives them.
+        # Names are NUMBER.NAME, as `write_save` gives them.
         number, _, leaf = name.partition(".")
         states[int(number)][leaf] = tensor
+
     interventions = []
     for description, state in zip(descriptions, states, strict=True):
         for name, tensor in state.items():
@@ -188,9 +190,11 @@ def _interventions(
                 raise ValueError(
                     f"{path}: {name} of {description['type']} has values that are not finite."
                 )
+
         # Fresh weights are drawn and then replaced: the user's own draws stay the same.
         with torch.random.fork_rng(devices=[]):
             intervention = Intervention.from_config(description, types)
+
         # Weights that were saved in another precision keep it.
         dtype = next(
             (tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None

@@ -11,14 +11,14 @@ from huggingface_hub import HfApi, snapshot_download
 
 from iit.intervened.card import card
 from iit.intervened.folder import written_folder
-from iit.intervened.saving import CARD, LOADED, Saved, foreign, write
+from iit.intervened.saving import CARD, LOADED, SaveContent, foreign, write_save
 
 OURS = [*LOADED, CARD]
 """The files of a save."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def save(saved: Saved, folder: str | Path) -> None:
+def save(saved: SaveContent, folder: str | Path) -> None:
     """Write a save and its card in place of what an earlier save left in the folder.
 
     Raises ValueError for interventions that cannot be saved, and FileExistsError when the folder
@@ -29,7 +29,7 @@ def save(saved: Saved, folder: str | Path) -> None:
 
 
 def push(
-    saved: Saved,
+    saved: SaveContent,
     repo_id: str,
     private: bool,
     revision: str | None,
@@ -53,8 +53,10 @@ def push(
                 f"private=True, but {repo_id} exists and is public: make it private first, or "
                 "choose another name."
             )
+
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -67,36 +69,38 @@ def push(
     return str(commit.commit_url)
 
 
-def _write(saved: Saved, folder: Path, address: str) -> None:
-    write(folder, saved)
+def _write(saved: SaveContent, folder: Path, address: str) -> None:
+    write_save(folder, saved)
     (folder / CARD).write_text(card(saved, address), encoding="utf-8")
 
 
-def fetched(place: str | Path, revision: str | None = None) -> Path:
+def fetched(address: str | Path, revision: str | None = None) -> Path:
     """The folder of a save: a local one as it is, or a repository of the hub, downloaded.
 
     Only JSON and tensors are downloaded.
 
-    Raises FileNotFoundError when `place` is neither, saying what was tried; ValueError for a folder
-    with a revision.
+    Raises FileNotFoundError when `address` is neither, saying what was tried. Raises ValueError for
+    a folder with a revision.
     """
-    folder = Path(place).expanduser()
+    folder = Path(address).expanduser()
     if folder.exists():
         if revision is not None:
             raise ValueError(
-                f"revision={revision!r} is for repositories of the hub; {place} is a folder."
+                f"revision={revision!r} is for repositories of the hub; {address} is a folder."
             )
         return folder
+
     tried = f"There is no folder {folder.absolute()}"
-    if isinstance(place, Path) or not HUB_ID.fullmatch(place):
+    if isinstance(address, Path) or not HUB_ID.fullmatch(address):
         raise FileNotFoundError(
-            f"{tried}, and {str(place)!r} is no repository's name (they look like 'user/name')."
+            f"{tried}, and {str(address)!r} is no repository's name (they look like 'user/name')."
         )
+
     try:
-        return Path(snapshot_download(place, revision=revision, allow_patterns=list(LOADED)))
+        return Path(snapshot_download(address, revision=revision, allow_patterns=list(LOADED)))
     # The hub's own errors are kinds of these.
     except (OSError, ValueError) as error:
         at = "" if revision is None else f" at revision {revision!r}"
         raise FileNotFoundError(
-            f"{tried}, and the hub gave no repository {place!r}{at}: {str(error).splitlines()[0]}"
+            f"{tried}, and the hub gave no repository {address!r}{at}: {str(error).splitlines()[0]}"
         ) from error

@@ -42,13 +42,13 @@ class Shelf:
 
     Arguments:
         folder: where the networks' folders lie.
-        network: what tells the network from every other (`Watched.identity`).
+        fingerprint: the network's own, `NetworkSnapshot.run_fingerprint`.
     """
 
-    def __init__(self, folder: str | Path, network: str):
-        self._network = network
-        # 16 characters name the folder; each file holds the whole identity.
-        self.folder = Path(folder).expanduser() / network[:16]
+    def __init__(self, folder: str | Path, fingerprint: str):
+        self._fingerprint = fingerprint
+        # 16 characters name the folder; each file holds the whole fingerprint.
+        self.folder = Path(folder).expanduser() / fingerprint[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, records: Iterable[Record]) -> None:
@@ -62,12 +62,15 @@ class Shelf:
         tensors = {
             str(n): record.values.detach().cpu().contiguous() for n, record in enumerate(records)
         }
+
         # `records` does not read a name without the suffix.
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
         os.close(handle)
         temporary = Path(name)
         try:
-            save_file(tensors, temporary, {"network": self._network, "records": json.dumps(keys)})
+            save_file(
+                tensors, temporary, {"network": self._fingerprint, "records": json.dumps(keys)}
+            )
             # Two processes that wrote the same content write the same name.
             temporary.replace(self.folder / f"{checksum(temporary)}.safetensors")
         finally:
@@ -85,9 +88,10 @@ class Shelf:
                     log.warning("%s is damaged and removed; what it held is run again.", path)
                     path.unlink(missing_ok=True)
                     continue
+
                 with safe_open(path, "pt") as file:
                     metadata = file.metadata() or {}
-                    if metadata.get("network") != self._network:
+                    if metadata.get("network") != self._fingerprint:
                         raise ValueError("it was made with another network")
                     rows = json.loads(metadata["records"])
                     records = [

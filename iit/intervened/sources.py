@@ -11,11 +11,11 @@ from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, Flags, SiteEdit
 from iit.intervened.observe import Activations
-from iit.intervened.paired import as_base, keys_as_base
-from iit.intervened.positions import Columns, columns, counts
+from iit.intervened.positions import SiteColumns, columns, counts
+from iit.intervened.source_layout import as_base, keys_as_base
 from iit.site import Site
 
-Sources = Inputs | Activations | Mapping[Variable, Any] | None
+SourceInputs = Inputs | Activations | Mapping[Variable, Any] | None
 """One batch (or its activations) for all variables, or {variable or site: batch | activations}."""
 Active = Mapping[Variable, bool | Tensor] | None
 """{variable: bool, or Tensor[batch] of bool}: which examples an edit touches; by default all."""
@@ -23,7 +23,7 @@ Active = Mapping[Variable, bool | Tensor] | None
 
 def by_variable(
     edits: Mapping[Variable, Edit],
-    sources: Sources,
+    sources: SourceInputs,
     flags: Flags,
 ) -> dict[Variable, Any]:
     """The source of each active variable whose intervention reads one.
@@ -38,6 +38,7 @@ def by_variable(
     for key, edit in edits.items():
         # Each block is a variable of its own.
         reads |= dict.fromkeys(variables_of(key, edit), edit.intervention.needs_source)
+
     variables = [str(variable) for variable in reads]
     if (
         isinstance(sources, Mapping)
@@ -61,6 +62,7 @@ def by_variable(
     else:
         # One batch (or its activations) serves all variables.
         sources = dict.fromkeys(reads, sources)
+
     chosen = {}
     for variable, needs_source in reads.items():
         flag = flags[variable]
@@ -114,112 +116,116 @@ def activity(
 
 
 @dataclass
-class _Source:
+class _UserSource:
     """One source that the user gave: a batch or activations.
 
     A batch is run once, for all sites that are read.
 
     Arguments:
-        seen: the activations; those of a batch after its run.
+        activations: those that the user gave, or those of the batch after its run.
         places: the sites that are read of a batch.
     """
 
     batch: Batch | None = None
-    seen: Activations = field(default_factory=lambda: Activations({}))
-    places: dict[Site, Columns] = field(default_factory=dict)
+    activations: Activations = field(default_factory=lambda: Activations({}))
+    places: dict[Site, SiteColumns] = field(default_factory=dict)
 
-    def check(self, one: SiteEdit, variable: Variable, base: Batch) -> None:
+    def check(self, site_edit: SiteEdit, variable: Variable, base: Batch) -> None:
         """Raises ValueError where the source does not fit the site of the base that reads it."""
-        site, place, flag = one.source_site, one.columns, one.flags[variable]
+        site, base_columns = site_edit.source_site, site_edit.columns
+        flag = site_edit.flags[variable]
         if self.batch is not None:
             self.places.setdefault(site, columns(site, self.batch, flag))
             n_read = counts(self.places[site], self.batch)
-        elif site in self.seen:
-            n_read = self.seen.counts.get(site)
+        elif site in self.activations:
+            n_read = self.activations.counts.get(site)
         else:
-            sites = [str(s) for s in self.seen]
+            sites = [str(s) for s in self.activations]
             raise ValueError(
                 f"The activations given as a source hold {sites}, not the source site {site}."
             )
-        n_base = counts(place, base)
+
+        n_base = counts(base_columns, base)
         if n_base is not None and n_read is not None:
             # An inactive example is not edited, so its spans may differ.
             differ = (n_base != n_read.to(n_base.device)) & (True if flag is None else flag)
             if bool(differ.any()):
                 row = int(differ.nonzero()[0])
                 raise ValueError(
-                    f"Variable {str(variable)!r}, example {row}: site {place.site} selects "
+                    f"Variable {str(variable)!r}, example {row}: site {base_columns.site} selects "
                     f"{int(n_base[row])} positions in "
                     f"the base and {int(n_read[row])} in the source; spans must be of equal length."
                 )
-        if self.batch is None:
-            _check_shape(self.seen[site], one, variable, base.size)
 
-    def laid_out(self, one: SiteEdit, variable: Variable, base: Batch) -> Tensor:
+        if self.batch is None:
+            _check_shape(self.activations[site], site_edit, variable, base.size)
+
+    def laid_out(self, site_edit: SiteEdit, variable: Variable, base: Batch) -> Tensor:
         """Tensor[batch, position, width], laid out as the site of the base that reads it."""
-        site, tensor = one.source_site, self.seen[one.source_site]
+        site = site_edit.source_site
+        tensor = self.activations[site_edit.source_site]
         if self.batch is not None and site.component == "attention_weight":
             # Its width is the number of keys, which may differ between base and source.
-            tensor = keys_as_base(tensor, base, self.batch, one.flags[variable])
-        return as_base(tensor, one.columns, self.places.get(site, one.columns))
+            tensor = keys_as_base(tensor, base, self.batch, site_edit.flags[variable])
+        return as_base(tensor, site_edit.columns, self.places.get(site, site_edit.columns))
 
 
 def read_sources(
     run: EditedRun,
-    given: Mapping[Variable, Any],
-    read: Callable[[Batch, dict[Site, Columns]], Activations],
+    named_sources: Mapping[Variable, Any],
+    read: Callable[[Batch, dict[Site, SiteColumns]], Activations],
 ) -> None:
     """Fill in what each site of a run reads; each distinct batch is run once.
 
     Arguments:
-        given: the sources, as `by_variable` returns them.
+        named_sources: the sources, as `by_variable` returns them.
         read: runs a batch and returns its activations.
 
     Raises ValueError for a source that does not fit the base, before a batch is run.
     """
-    distinct: dict[int, _Source] = {}
+    distinct: dict[int, _UserSource] = {}
     sites = [site_edit.source_site for site_edit in run.site_edits]
-    readings = [
-        (site_edit, v) for site_edit in run.site_edits for v in site_edit.flags if v in given
-    ]
+    readings = []
+    for site_edit in run.site_edits:
+        readings += [(site_edit, v) for v in site_edit.flags if v in named_sources]
     for site_edit, variable in readings:
         # Variables that were given the same object share one run.
-        key = id(given[variable])
+        key = id(named_sources[variable])
         if key not in distinct:
             network = run.resolved.network
-            distinct[key] = _source(network, given[variable], run.batch, sites, variable)
+            distinct[key] = _source(network, named_sources[variable], run.batch, sites, variable)
         distinct[key].check(site_edit, variable, run.batch)
     # Everything is checked by now: only what fits is run.
     for source in distinct.values():
         if source.batch is not None:
-            source.seen = read(source.batch, source.places)
+            source.activations = read(source.batch, source.places)
     for site_edit, variable in readings:
-        source = distinct[id(given[variable])]
+        source = distinct[id(named_sources[variable])]
         site_edit.sources[variable] = source.laid_out(site_edit, variable, run.batch)
 
 
 def _source(
     network: nn.Module,
-    given: Any,
+    source: Any,
     base: Batch,
     sites: Sequence[Site],
     variable: Variable,
-) -> _Source:
-    if isinstance(given, Tensor) and base.kwargs:
+) -> _UserSource:
+    if isinstance(source, Tensor) and base.kwargs:
         # A network fed by keyword never takes a bare tensor as its batch.
-        given = Activations(dict.fromkeys(sites, given))
-    if isinstance(given, Activations):
-        return _Source(seen=given)
-    if isinstance(given, Tensor):
-        _check_is_input(given, sites, base)
+        source = Activations(dict.fromkeys(sites, source))
+    if isinstance(source, Activations):
+        return _UserSource(activations=source)
+    if isinstance(source, Tensor):
+        _check_is_input(source, sites, base)
     # A site at an answer token needs the source's own answer in its prompt.
-    batch = prepare(network, given).at_answer(network, sites)
+    batch = prepare(network, source).at_answer(network, sites)
     if batch.size != base.size:
         raise ValueError(
             f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; "
             "they must be paired."
         )
-    return _Source(batch)
+    return _UserSource(batch)
 
 
 def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
@@ -245,13 +251,15 @@ def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
         )
 
 
-def _check_shape(activations: Tensor, one: SiteEdit, variable: Variable, size: int) -> None:
+def _check_shape(activations: Tensor, site_edit: SiteEdit, variable: Variable, size: int) -> None:
     """Raises ValueError for activations that are not [size, position, width] at their site."""
-    site, n_positions = one.columns.site, one.columns.n_positions
+    site = site_edit.columns.site
+    n_positions = site_edit.columns.n_positions
     if site.module is not None and site.position is None:
         # The module may have positions of its own.
         n_positions = None
-    expected, shape = (size, n_positions, one.resolved.width), tuple(activations.shape)
+    expected = (size, n_positions, site_edit.resolved.width)
+    shape = tuple(activations.shape)
     if len(shape) == 3 and all(
         n in (None, length) for n, length in zip(expected, shape, strict=True)
     ):

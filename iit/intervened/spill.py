@@ -9,7 +9,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-CHUNK = 2**26
+CHUNK_BYTES = 2**26
 """The smallest file, in bytes; a larger tensor gets a file of its own."""
 
 
@@ -54,19 +54,19 @@ class Spill:
         start = -(-self._used // 64) * 64
         if start + size > self._chunk.numel():
             # What is left of the last chunk stays unused.
-            self._chunk, start = self._file(max(CHUNK, size)), 0
+            self._chunk, start = self._file(max(CHUNK_BYTES, size)), 0
         self._used = start + size
         self.in_files += size
         copy = self._chunk[start : start + size].view(tensor.dtype).view(tensor.shape)
         return copy.copy_(tensor)
 
-    def drop(self, kept: Tensor) -> None:
+    def drop(self, copy: Tensor) -> None:
         """Stop counting a copy that `keep` has returned, where it lies in memory.
 
         A file's space comes back with the whole file only.
         """
         # A copy in a file has no entry.
-        self.in_memory -= self._sizes.pop(kept.data_ptr(), 0)
+        self.in_memory -= self._sizes.pop(copy.data_ptr(), 0)
 
     def clear(self) -> None:
         """Forget all copies; memory and files are free once nobody holds the tensors."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from iit.intervened.batch import Batch, Inputs, prepare
-from iit.intervened.kept import Kept, Prompt
+from iit.intervened.contents import PromptTokens, StoreContents
 from iit.intervened.observe import Activations, observe
-from iit.intervened.positions import Columns
+from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Prefix
-from iit.intervened.watched import Watched
+from iit.intervened.snapshot import NetworkSnapshot
 from iit.network.answering import IGNORED, head_at
 from iit.network.components import blocks_of
 from iit.site import ResolvedSite, Site, resolve
@@ -34,9 +34,9 @@ class ActivationStore:
 
     It is filled as prompts come, or up front by `fill`. Reading equals `observe` on the same batch;
     only prompts that are not kept are run. Everything is forgotten when the network has changed.
-    Most changes are noticed with every batch, and any change of the weights by `check`. `Watched`
-    says what neither notices: methods that were replaced on a class, insides of objects that
-    modules hold, settings of libraries.
+    Most changes are noticed with every batch, and any change of the weights by `check`.
+    `NetworkSnapshot` says what neither notices: methods that were replaced on a class, insides of
+    objects that modules hold, settings of libraries.
 
     Arguments:
         budget: how many bytes are kept where the network is. What comes beyond goes to
@@ -65,16 +65,16 @@ class ActivationStore:
         self._network = network
         self._under = under
         self.layers = frozenset(layers)
-        self._kept = Kept(budget, folder, shelf)
+        self._contents = StoreContents(budget, folder, shelf)
         self._resolved: dict[Site, ResolvedSite] = {}
-        self._told: set[str] = set()
+        self._messages: set[str] = set()
         self._trusted: set[tuple[int, bool]] = set()
         self._refusal: str | None = None
         self._n_changes = 0
         self._begin()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._contents)
 
     def refuses(self, network: nn.Module, batch: Batch) -> str | None:
         """Why repeating a prompt might not give the same numbers; None where it surely does."""
@@ -87,21 +87,21 @@ class ActivationStore:
             return f"the inputs are not tokens alone ({', '.join(batch.kwargs)})"
         # A refusal is for good: the network need not be looked at any more.
         if self._refusal is None:
-            self._renew(self._watched.change())
-        return self._refusal or self._watched.refusal()
+            self._renew(self._snapshot.change())
+        return self._refusal or self._snapshot.refusal()
 
     def check(self) -> None:
         """Read every byte of the network's weights, and forget everything where one has changed.
 
-        Fits, evaluations and patching check when they begin. `Watched` says which other changes are
-        noticed with every batch.
+        Fits, evaluations and patching check when they begin. `NetworkSnapshot` says which other
+        changes are noticed with every batch.
         """
-        self._renew("its weights" if self._watched.content_changed() else None)
+        self._renew("its weights" if self._snapshot.content_changed() else None)
 
     def tell(self, message: str) -> None:
         """Log which way runs go; each message once."""
-        if message not in self._told:
-            self._told.add(message)
+        if message not in self._messages:
+            self._messages.add(message)
             log.info("%s", message)
 
     def is_trusted(self, layer: int, flags: Mapping[Any, Tensor | None]) -> bool:
@@ -139,7 +139,7 @@ class ActivationStore:
         self,
         network: nn.Module,
         batch: Batch,
-        places: dict[Site, Columns],
+        places: dict[Site, SiteColumns],
         *,
         grad: bool = False,
         resolved: dict[Site, ResolvedSite] | None = None,
@@ -151,9 +151,10 @@ class ActivationStore:
         if grad or whole or self._under is not None or self.refuses(network, batch) is not None:
             return observe(network, batch, places, grad=grad, resolved=resolved)
         prompts = _prompts(batch)
+
         # Columns are counted from the start, so they mean the same in every batch.
-        places = {site: _explicit(place, batch) for site, place in places.items()}
-        wanted = {site: _columns(place) for site, place in places.items()}
+        places = {site: _explicit(site_columns, batch) for site, site_columns in places.items()}
+        wanted = {site: _columns(site_columns) for site, site_columns in places.items()}
         for site in places:
             layer = next(
                 (layer for layer in self.layers if _before(layer) == replace(site, position=None)),
@@ -163,27 +164,27 @@ class ActivationStore:
             # whole now, once for both.
             if layer is not None:
                 self._run_new(network, batch, layer, prompts, [0] * batch.size, wanted[site])
+
         # One row for each prompt and choice of columns that is not kept, however often it occurs.
         new = {
             (prompts[i], *(wanted[site][i] for site in places)): i
             for i in range(batch.size)
-            if not all(self._kept.has(site, prompts[i], wanted[site][i]) for site in places)
+            if not all(self._contents.has(site, prompts[i], wanted[site][i]) for site in places)
         }
         if new:
             rows = list(new.values())
-            part, parts = (
-                _rows(batch, rows),
-                {s: Columns(s, _index(p)[rows]) for s, p in places.items()},
-            )
-            activations = observe(network, part, parts, resolved=resolved)
+            part = _rows(batch, rows)
+            part_places = {s: SiteColumns(s, _index(p)[rows]) for s, p in places.items()}
+            activations = observe(network, part, part_places, resolved=resolved)
             for site, activation in activations.items():
                 for i, values in zip(rows, activation, strict=True):
-                    self._kept.add(site, prompts[i], wanted[site][i], values)
-            self._kept.shelve()
+                    self._contents.add(site, prompts[i], wanted[site][i], values)
+            self._contents.shelve()
+
         return Activations(
             {
-                site: self._stacked(site, prompts, wanted[site], _index(place))
-                for site, place in places.items()
+                site: self._stacked(site, prompts, wanted[site], _index(site_columns))
+                for site, site_columns in places.items()
             }
         )
 
@@ -204,10 +205,11 @@ class ActivationStore:
         # Where no block runs, nothing attends to earlier tokens.
         begins = starts if layer < len(blocks_of(network)[1]) else [0] * batch.size
         self._run_new(network, batch, layer, prompts, begins, wanted)
-        site, index = _before(layer), first.unsqueeze(1).expand(-1, int((stop - first).max()))
+        site = _before(layer)
+        index = first.unsqueeze(1).expand(-1, int((stop - first).max()))
         # Before the first block there is no stream to put in: it embeds the tokens itself.
         hidden = None if site is None else self._stacked(site, prompts, wanted, index)
-        return Prefix(hidden, self._kept.stacked_caches(layer, prompts, begins, first.device))
+        return Prefix(hidden, self._contents.stacked_caches(layer, prompts, begins, first.device))
 
     def fill(self, batches: Iterable[Inputs], *, told: str = "Running prompts") -> None:
         """Run every prompt of the batches that is not kept, once for all `layers`.
@@ -222,12 +224,14 @@ class ActivationStore:
                 "Nothing says what to keep: make the store with `layers`, the blocks at which "
                 "runs will resume."
             )
+
         for inputs in track(list(batches), told, transient=True):
             batch = prepare(self._network, inputs)
             why = self.refuses(self._network, batch)
             if why is not None:
                 raise ValueError(f"Prompts cannot be run up front: {why}.")
             prompts = _prompts(batch)
+
             for layer in sorted(self.layers):
                 columns = [tuple(range(len(prompt))) for prompt in prompts]
                 self._run_new(
@@ -245,7 +249,7 @@ class ActivationStore:
         network: nn.Module,
         batch: Batch,
         layer: int,
-        prompts: list[Prompt],
+        prompts: list[PromptTokens],
         begins: list[int],
         wanted: list[tuple[int, ...]],
     ) -> None:
@@ -256,44 +260,50 @@ class ActivationStore:
         source there. What `self.layers` will need is kept, too.
         """
         site = _before(layer)
-        new: dict[Prompt, int] = {}
+        new: dict[PromptTokens, int] = {}
         for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True)):
-            if not self._kept.has_cache(layer, prompt, begin) or (
-                site and not self._kept.has(site, prompt, wanted[i])
+            if not self._contents.has_cache(layer, prompt, begin) or (
+                site and not self._contents.has(site, prompt, wanted[i])
             ):
                 # A prompt that occurs in several rows is run once.
                 new[prompt] = i
+
         if not new:
             return
         rows = list(new.values())
         part, cache = _rows(batch, rows), DynamicCache()
+
         # transformers fills the cache with keys and values as the blocks run.
         part.kwargs.update(past_key_values=cache, use_cache=True)
         steps = torch.arange(part.tokens.shape[1], device=part.tokens.device).expand(part.size, -1)
         sites = [site for site in map(_before, sorted({layer, *self.layers})) if site is not None]
         for site in sites:
             self._resolved.setdefault(site, resolve(network, site))
+
         # Nothing reads the logits: the head runs at one column only.
         with self._under(part) if self._under else nullcontext(), head_at(network, steps[:, :1]):
-            places = {site: Columns(site, steps) for site in sites}
+            places = {site: SiteColumns(site, steps) for site in sites}
             activations = observe(network, part, places, resolved=self._resolved, stop_early=False)
+
         for site in sites:
             for prompt, values in zip(new, activations[site], strict=True):
-                self._kept.add(site, prompt, tuple(range(len(prompt))), values)
+                self._contents.add(site, prompt, tuple(range(len(prompt))), values)
+
         # What is kept of a prompt only grows. Otherwise edits that take turns would run it again
         # and again. `start` is the first block whose keys and values are kept; `before` says of
         # how many columns.
-        start, before = min({layer, *self.layers}), dict.fromkeys(new, 0)
+        start = min({layer, *self.layers})
+        before = dict.fromkeys(new, 0)
         for prompt, begin in zip(prompts, begins, strict=True):
             if prompt in before:
                 before[prompt] = len(prompt) - 1 if self.layers else max(begin, before[prompt])
-        for prompt, kept_cache in (
-            (prompt, self._kept.caches[prompt]) for prompt in new if prompt in self._kept.caches
-        ):
-            start, before[prompt] = (
-                min(start, kept_cache.first),
-                max(before[prompt], kept_cache.n_columns),
-            )
+
+        for prompt in new:
+            stored = self._contents.caches.get(prompt)
+            if stored is not None:
+                start = min(start, stored.first)
+                before[prompt] = max(before[prompt], stored.n_columns)
+
         if any(before.values()) and start < len(_layers(cache)):
             # Tensor[block, 2, prompt, head, seq, width]
             keys_values = torch.stack(
@@ -304,8 +314,8 @@ class ActivationStore:
             )
             for n, (prompt, begin) in enumerate(before.items()):
                 if begin:
-                    self._kept.add_cache(start, prompt, keys_values[:, :, n, :, :begin])
-        self._kept.shelve()
+                    self._contents.add_cache(start, prompt, keys_values[:, :, n, :, :begin])
+        self._contents.shelve()
 
     def _renew(self, change: str | None) -> None:
         """Forget everything where something has changed."""
@@ -320,20 +330,20 @@ class ActivationStore:
             self._begin()
 
     def _begin(self) -> None:
-        self._watched = Watched(self._network)
-        self._kept.begin(self._watched)
+        self._snapshot = NetworkSnapshot(self._network)
+        self._contents.begin(self._snapshot)
         # Modules may have been replaced, and comparisons were made before the change.
         self._resolved.clear()
         self._trusted.clear()
 
     def _stacked(
-        self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], index: Tensor
+        self, site: Site, prompts: list[PromptTokens], wanted: list[tuple[int, ...]], index: Tensor
     ) -> Tensor:
         """Tensor[batch, position, width], with as many positions as the index has.
 
         An example that has fewer gets zeros.
         """
-        stacked = self._kept.stacked(site, prompts, wanted, index.device)
+        stacked = self._contents.stacked(site, prompts, wanted, index.device)
         return torch.nn.functional.pad(stacked, (0, 0, 0, index.shape[1] - stacked.shape[1]))
 
 
@@ -355,28 +365,29 @@ def _rows(batch: Batch, rows: list[int]) -> Batch:
     return Batch((), {key: value[rows] for key, value in batch.kwargs.items()})
 
 
-def _explicit(place: Columns, batch: Batch) -> Columns:
-    """The place with every position written out as a column.
+def _explicit(site_columns: SiteColumns, batch: Batch) -> SiteColumns:
+    """The same columns with every position written out as one.
 
     Columns of tokens come first and absent ones last in any case.
     """
-    if isinstance(place.index, Tensor):
-        return place
+    if isinstance(site_columns.index, Tensor):
+        return site_columns
     steps = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-    return Columns(place.site, steps.expand(batch.size, -1))
+    return SiteColumns(site_columns.site, steps.expand(batch.size, -1))
 
 
-def _index(place: Columns) -> Tensor:
-    assert isinstance(place.index, Tensor)
-    return place.index
+def _index(site_columns: SiteColumns) -> Tensor:
+    assert isinstance(site_columns.index, Tensor)
+    return site_columns.index
 
 
-def _columns(place: Columns) -> list[tuple[int, ...]]:
-    return [tuple(c for c in row if c != IGNORED) for row in _index(place).tolist()]
+def _columns(site_columns: SiteColumns) -> list[tuple[int, ...]]:
+    return [tuple(c for c in row if c != IGNORED) for row in _index(site_columns).tolist()]
 
 
-def _prompts(batch: Batch) -> list[Prompt]:
+def _prompts(batch: Batch) -> list[PromptTokens]:
     """The real tokens of each example."""
-    ids, mask = batch.tokens.tolist(), batch.kwargs.get("attention_mask")
+    ids = batch.tokens.tolist()
+    mask = batch.kwargs.get("attention_mask")
     lengths = [len(row) for row in ids] if mask is None else mask.sum(1).tolist()
     return [tuple(row[:n]) for row, n in zip(ids, lengths, strict=True)]

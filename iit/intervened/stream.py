@@ -10,7 +10,12 @@ from torch import Tensor
 NAME = "rows"
 """The name of the one tensor in such a file."""
 
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 # Bytes kept free for the header, whose length is known only at the end. The format allows spaces
 # behind it.
 _HEADER = 256
@@ -52,7 +57,7 @@ class RowFile:
         n_bytes = self._n_rows * width * dtype.itemsize
         header = {
             NAME: {
-                "dtype": DTYPES[dtype],
+                "dtype": DTYPE_NAMES[dtype],
                 "shape": [self._n_rows, width],
                 "data_offsets": [0, n_bytes],
             }

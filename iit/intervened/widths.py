@@ -28,8 +28,10 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
                 f"Variable {str(key)!r}: site {site} has width {width}, its intervention was "
                 f"made for width {expected}."
             )
+
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
-        w_base, w_source = resolved[site].width, resolved[source].width
+        w_base = resolved[site].width
+        w_source = resolved[source].width
         if edit.intervention.needs_source and None not in (w_base, w_source) and w_base != w_source:
             raise ValueError(
                 f"Variable {str(key)!r}: site {site} has width {w_base}, its source site {source} "
@@ -37,17 +39,18 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
             )
 
 
-def check_joint(one: SiteEdit) -> None:
+def check_joint(site_edit: SiteEdit) -> None:
     """Check the positions of a joint edit in one batch.
 
     Raises ValueError unless every example selects as many positions as the edit was made for, or
     none (an inactive example).
     """
-    place, n_positions = one.columns, one.columns.n_positions
-    if not one.edit.joint or n_positions is None:
+    site_columns = site_edit.columns
+    n_positions = site_edit.columns.n_positions
+    if not site_edit.edit.joint or n_positions is None:
         return
-    if isinstance(place.index, Tensor):
-        selected = place.index.ne(IGNORED).sum(1)
+    if isinstance(site_columns.index, Tensor):
+        selected = site_columns.index.ne(IGNORED).sum(1)
         # Inactive examples may select none.
         selected = selected[selected > 0]
         if not len(selected):
@@ -55,14 +58,14 @@ def check_joint(one: SiteEdit) -> None:
         fewest = int(selected.min())
         if fewest < n_positions:
             raise ValueError(
-                f"The edit of {place.site} is joint: it must select as many positions in every "
-                "example; here it selects "
-                f"{fewest} to {n_positions}."
+                f"The edit of {site_columns.site} is joint: it must select as many positions in "
+                f"every example; here it selects {fewest} to {n_positions}."
             )
-    width, expected = one.resolved.width, one.edit.intervention.width
+
+    width = site_edit.resolved.width
+    expected = site_edit.edit.intervention.width
     if None not in (width, expected) and n_positions * (width or 0) != expected:
         raise ValueError(
-            f"The edit of {place.site} is joint: it selects {n_positions} positions of width "
-            f"{width}; its intervention "
-            f"was made for width {expected}."
+            f"The edit of {site_columns.site} is joint: it selects {n_positions} positions of "
+            f"width {width}; its intervention was made for width {expected}."
         )

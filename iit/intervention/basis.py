@@ -38,35 +38,35 @@ class Basis(Part):
 
     width: int | None = None
     rank: int | None = None
-    _made: list[Coordinates] | None = None
+    _cached: list[Coordinates] | None = None
 
     @abstractmethod
     def coordinates(self) -> Coordinates:
         """Compute the coordinates, with whatever depends on the weights alone."""
 
     @contextmanager
-    def made_once(self) -> Iterator[None]:
+    def caching(self) -> Iterator[None]:
         """Within the context `ready` computes the coordinates at most once.
 
         One run's sites and positions share them.
         """
         # A context inside of another shares its coordinates.
-        if self._made is not None:
+        if self._cached is not None:
             yield
             return
-        self._made = []
+        self._cached = []
         try:
             yield
         finally:
-            self._made = None
+            self._cached = None
 
     def ready(self) -> Coordinates:
-        """The coordinates; within `made_once`, those that were computed first."""
-        if self._made is None:
+        """The coordinates; within `caching`, those that were computed first."""
+        if self._cached is None:
             return self.coordinates()
-        if not self._made:
-            self._made.append(self.coordinates())
-        return self._made[0]
+        if not self._cached:
+            self._cached.append(self.coordinates())
+        return self._cached[0]
 
 
 @final
@@ -264,7 +264,9 @@ class Autoencoder(Basis):
             width=width, n_features=n_features, activation=activation, k=k, centred=centred
         )
         self.width, self.rank = width, n_features
-        self.activation, self.k, self.centred = activation, k, centred
+        self.activation = activation
+        self.k = k
+        self.centred = centred
         shapes = {
             "encoder": (width, n_features),
             "decoder": (n_features, width),
@@ -311,6 +313,7 @@ class Autoencoder(Basis):
                 "a folder with load_autoencoder (intervention=autoencoder "
                 "intervention.folder=FOLDER)."
             )
+
         parts: dict[str, Any] = dict(self.named_buffers())
 
         def encode(h: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from iit.intervention import basis, gate, operation
 from iit.intervention.basis import Basis, Coordinates
 from iit.intervention.gate import All, Gate, SoftGate
 from iit.intervention.operation import Operation
-from iit.intervention.part import Part, fresh_part, saved_config, with_own
+from iit.intervention.part import Part, fresh_part, joined_table, saved_config
 from iit.intervention.reversible import Reversible
 
 PARTS: dict[str, type[Part]] = {
@@ -32,9 +32,9 @@ PARTS: dict[str, type[Part]] = {
 }
 """What a saved intervention may be made of."""
 
-Source = Tensor | Mapping[str, Tensor] | None
+SourceActivations = Tensor | Mapping[str, Tensor] | None
 """Tensor[batch, position, width], or {block: such a tensor}."""
-Active = Tensor | Mapping[str, Tensor] | None
+ActiveExamples = Tensor | Mapping[str, Tensor] | None
 """Tensor[batch] of bool, or {block: such a tensor}; None for every example."""
 
 
@@ -71,13 +71,11 @@ class Intervention(nn.Module):
         kind: str = "edit",
     ):
         super().__init__()
-        self.name, self.basis, self.gate, self.operation, self.kind = (
-            name,
-            basis,
-            gate,
-            operation,
-            kind,
-        )
+        self.name = name
+        self.basis = basis
+        self.gate = gate
+        self.operation = operation
+        self.kind = kind
         self._blocks = dict(blocks) if blocks is not None else None
         if self._blocks is not None and (
             min(self._blocks.values(), default=0) < 1 or sum(self._blocks.values()) != basis.rank
@@ -158,8 +156,8 @@ class Intervention(nn.Module):
     def forward(
         self,
         base: Float[Tensor, "batch position width"],
-        source: Source = None,
-        active: Active = None,
+        source: SourceActivations = None,
+        active: ActiveExamples = None,
     ) -> Float[Tensor, "batch position width"]:
         """The new activation, Tensor[batch, position, width].
 
@@ -179,6 +177,7 @@ class Intervention(nn.Module):
         if self.kind == "complement":
             assert isinstance(source, Tensor)
             base, source = source.to(base.dtype), base
+
         # A network in half precision: its activation is edited in the weights' precision.
         high = base.to(self._precision(base))
         coordinates = self.basis.ready()
@@ -194,9 +193,11 @@ class Intervention(nn.Module):
             target = self._blockwise(
                 old, high, source if isinstance(source, Mapping) else {}, active, coordinates
             )
+
         weights = self.gate()
         # lerp is exact at 0 and 1, also where base and target differ by orders of magnitude.
         new = target if weights is None else torch.lerp(old, target, weights.to(old.dtype))
+
         # What the basis does not span comes from the base.
         edited = coordinates.write(high, old, new).to(base.dtype)
         if edited.shape != base.shape:
@@ -204,6 +205,7 @@ class Intervention(nn.Module):
                 f"{self} made {tuple(edited.shape)} of an activation of shape "
                 f"{tuple(base.shape)}; they must be equal."
             )
+
         if isinstance(active, Tensor):
             # [batch] → [batch, 1, 1]; in a complement `base` is the source by now, `unedited` is
             # not.
@@ -228,7 +230,7 @@ class Intervention(nn.Module):
         old: Tensor,
         high: Tensor,
         source: Mapping[str, Tensor],
-        active: Active,
+        active: ActiveExamples,
         coordinates: Coordinates,
     ) -> Tensor:
         """Target coordinates, Tensor[batch, position, n], where each block has its own source."""
@@ -254,12 +256,13 @@ class Intervention(nn.Module):
             start += size
         return torch.cat(parts, -1)
 
-    def _check(self, base: Tensor, source: Source, active: Active) -> None:
+    def _check(self, base: Tensor, source: SourceActivations, active: ActiveExamples) -> None:
         if self.width is not None and base.shape[-1] != self.width:
             raise ValueError(
                 f"{self} was made for width {self.width}; the activation has shape "
                 f"{tuple(base.shape)}."
             )
+
         tensors: dict[str, Tensor]
         if self._blocks is None:
             if isinstance(source, Mapping) or isinstance(active, Mapping):
@@ -272,12 +275,14 @@ class Intervention(nn.Module):
                     f"{self} has blocks: source and `active` are given as {{block: tensor}} for "
                     f"{list(self._blocks)}."
                 )
+
             tensors, flags = dict(source or {}), dict(active or {})
             unknown = sorted((set(tensors) | set(flags)) - set(self._blocks))
             if unknown:
                 raise ValueError(
                     f"{self} has no block {unknown}; its blocks are {list(self._blocks)}."
                 )
+
             # Only a block that is inactive in every example may lack a source.
             inactive = {block for block, flag in flags.items() if not bool(flag.any())}
             missing = (
@@ -285,6 +290,7 @@ class Intervention(nn.Module):
                 if self.operation.needs_source
                 else []
             )
+
         if missing:
             raise ValueError(f"{self} needs a source; missing: {missing}.")
         if tensors and not self.operation.needs_source:
@@ -317,7 +323,7 @@ class Intervention(nn.Module):
         }
 
     @property
-    def own_parts(self) -> dict[str, type[Part]]:
+    def custom_parts(self) -> dict[str, type[Part]]:
         """The classes of its parts that are not in `PARTS`, by name.
 
         These have to be given to `from_config` as `types`.
@@ -343,7 +349,7 @@ class Intervention(nn.Module):
         Raises ValueError for a type that is in neither `types` nor `PARTS`, or in both, or that is
         no part. Raises it also for arguments that a part does not take.
         """
-        table = with_own(PARTS, types or {})
+        table = joined_table(PARTS, types or {})
         return Intervention(
             config["type"],
             fresh_part(Basis, config["basis"], table),

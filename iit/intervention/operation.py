@@ -162,7 +162,8 @@ class LowRankUpdate(Operation):
 
     def __init__(self, width: int, rank: int, scale: float = 1.0):
         super().__init__(width=width, rank=checked_rank(rank, width), scale=scale)
-        self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
         nn.init.zeros_(self.up.weight)
         self.scale = scale
 

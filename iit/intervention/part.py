@@ -47,6 +47,7 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
             f"Your class {kind.__name__} has the name of one of iit's own: it cannot be saved. "
             "Rename it."
         )
+
     needed = (
         f"{kind.__name__} cannot be saved: it is made again from the arguments that it gives to "
         "`super().__init__(**arguments)`, "
@@ -61,6 +62,7 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
             again = kind(**json.loads(json.dumps(part.arguments)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{needed} ({error})") from error
+
     shapes, shapes_again = (
         {name: tuple(t.shape) for name, t in copy.state_dict().items()} for copy in (part, again)
     )
@@ -71,12 +73,14 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
     return config
 
 
-def with_own(table: Mapping[str, type[Part]], own: Mapping[str, Any]) -> dict[str, type[Part]]:
+def joined_table(
+    table: Mapping[str, type[Part]], types: Mapping[str, Any]
+) -> dict[str, type[Part]]:
     """The table with a user's own parts.
 
     Raises ValueError for a name that both have, and for what is no part.
     """
-    for name, kind in own.items():
+    for name, kind in types.items():
         if not (isinstance(kind, type) and issubclass(kind, Part)):
             raise ValueError(
                 f"types={{{name!r}: {kind!r}}}: a type is a class that extends Basis, Gate or "
@@ -86,7 +90,7 @@ def with_own(table: Mapping[str, type[Part]], own: Mapping[str, Any]) -> dict[st
             raise ValueError(
                 f"types names {name!r}, which is one of iit's own parts; rename your class."
             )
-    return {**table, **own}
+    return {**table, **types}
 
 
 def fresh_part(
@@ -98,7 +102,8 @@ def fresh_part(
     that it does not take.
     """
     # The inverse of `Part.config`.
-    name, arguments = config["type"], {key: value for key, value in config.items() if key != "type"}
+    name = config["type"]
+    arguments = {key: value for key, value in config.items() if key != "type"}
     if name not in table:
         raise ValueError(
             f"There is no part {name!r}; there is {', '.join(sorted(table))}. Pass your own with "

@@ -74,23 +74,21 @@ class Coupling(nn.Module):
         self.n_first = width // 2
         self.register_buffer("rotation", torch.linalg.qr(torch.randn(width, width))[0])
         self.rotation: Tensor
-        self.first, self.second = (
-            _shift(width - self.n_first, hidden, self.n_first),
-            _shift(self.n_first, hidden, width - self.n_first),
-        )
+        self.first = _shift(width - self.n_first, hidden, self.n_first)
+        self.second = _shift(self.n_first, hidden, width - self.n_first)
 
     def forward(self, h: Tensor) -> Tensor:
         """Tensor[…, width] → Tensor[…, width]."""
-        one, two = (h @ self.rotation).tensor_split([self.n_first], -1)
-        one = one + self.first(two)
-        return torch.cat([one, two + self.second(one)], -1) @ self.rotation.T
+        left, right = (h @ self.rotation).tensor_split([self.n_first], -1)
+        left = left + self.first(right)
+        return torch.cat([left, right + self.second(left)], -1) @ self.rotation.T
 
     def back(self, h: Tensor) -> Tensor:
         """The inverse of `forward`."""
-        one, two = (h @ self.rotation).tensor_split([self.n_first], -1)
+        left, right = (h @ self.rotation).tensor_split([self.n_first], -1)
         # The steps of `forward`, undone in reverse order.
-        two = two - self.second(one)
-        return torch.cat([one - self.first(two), two], -1) @ self.rotation.T
+        right = right - self.second(left)
+        return torch.cat([left - self.first(right), right], -1) @ self.rotation.T
 
 
 def _shift(n_in: int, hidden: int, n_out: int) -> nn.Sequential:

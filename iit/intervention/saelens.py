@@ -94,22 +94,26 @@ def load_autoencoder(
                 f"{folder} holds no {name}: a folder in SAELens's layout has {CONFIG} and "
                 f"{WEIGHTS}."
             )
+
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         d_in, n_features = int(config["d_in"]), int(config["d_sae"])
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged: {error!r}.") from error
+
     _check(folder, config)
     architecture, k = _activation(folder, config)
     if width is not None and width != d_in:
         raise ValueError(
             f"The autoencoder in {folder} is of width d_in={d_in}; the site has width {width}."
         )
+
     scale = tensors.get("scaling_factor")
     if scale is not None and bool((scale == 1).all()):
         # SAELens 2 wrote it with every autoencoder; where it is 1 it changes nothing.
         del tensors["scaling_factor"]
+
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
     wanted = set(_NAMES) - (set() if architecture == "jumprelu" else {"threshold"})
@@ -118,16 +122,16 @@ def load_autoencoder(
             f"{folder / WEIGHTS} holds {sorted(tensors)}; a {architecture} autoencoder has "
             f"{sorted(wanted)}."
         )
+
     weights: dict[str, Any] = {_NAMES[name]: tensor for name, tensor in tensors.items()}
     if config.get(RESCALED):
         # Tensor[n_features]. A feature times its decoder row stays the same; which features are the
         # k largest does not.
         norms = weights["decoder"].norm(dim=1)
-        weights["encoder"], weights["encoder_bias"] = (
-            weights["encoder"] * norms,
-            weights["encoder_bias"] * norms,
-        )
+        weights["encoder"] = weights["encoder"] * norms
+        weights["encoder_bias"] = weights["encoder_bias"] * norms
         weights["decoder"] = weights["decoder"] / norms.unsqueeze(1)
+
     options: dict[str, Any] = {
         "centred": config.get("apply_b_dec_to_input") is not False,
         "features": features,
@@ -138,6 +142,7 @@ def load_autoencoder(
         # SAELens has a ReLU before the threshold; a threshold of at least 0 does the same.
         weights["threshold"] = weights["threshold"].clamp(min=0)
         return JumpReLUAutoencoderIntervention(d_in, n_features, **options, **weights)
+
     if architecture == "topk":
         options |= {"activation": "top_k", "k": k}
     return AutoencoderIntervention(d_in, n_features, **options, **weights)
@@ -172,6 +177,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
         raise ValueError(
             f"{folder / CONFIG}: architecture={architecture!r} is none of {list(_ACTIVATIONS)}."
         )
+
     names = {str(config[key]) for key in ("activation_fn", "activation_fn_str") if config.get(key)}
     supported = set().union(*_ACTIVATIONS.values())
     for name in names - supported:
@@ -179,6 +185,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
             f"{folder / CONFIG}: activation_fn={name!r} is not supported; these are: "
             f"{sorted(supported)}."
         )
+
     options = config.get("activation_fn_kwargs") or {}
     counts = {keys["k"] for keys in (config, options) if keys.get("k") is not None}
     # Up to version 5 a top-k could stand in the activation alone.

@@ -5,7 +5,7 @@ from iit.patching.attention import Patterns, attention_map, attention_patterns
 from iit.patching.attribution import Agreement, agreement, attribute
 from iit.patching.contrast import Contrast
 from iit.patching.effects import Effects
-from iit.patching.grid import Cell, grid
+from iit.patching.grid import MapCell, grid
 from iit.patching.lens import lens_map, logit_lens, top_tokens
 from iit.patching.metric import METRICS, Answers
 from iit.patching.patch import patch
@@ -26,9 +26,9 @@ __all__ = [
     "SPANS",
     "Agreement",
     "Answers",
-    "Cell",
     "Contrast",
     "Effects",
+    "MapCell",
     "Patched",
     "Patterns",
     "Steered",

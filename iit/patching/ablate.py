@@ -14,13 +14,20 @@ from torch import Tensor
 from iit.intervened import Activations, ActivationStore
 from iit.intervened.batch import prepare
 from iit.intervened.positions import columns, counts
-from iit.patching.ahead import activations
-from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, contrast_of, prompts_of, taken
+from iit.patching.activations import activations
+from iit.patching.cell_runs import effects_of
+from iit.patching.contrast import (
+    AnyNetwork,
+    Contrast,
+    Contrasted,
+    batch_rows,
+    contrast_of,
+    prompts_of,
+)
 from iit.patching.effects import Effects
 from iit.patching.grid import grid
-from iit.patching.metric import Metrics
+from iit.patching.metric import MetricChoice
 from iit.patching.replacement import Replacement
-from iit.patching.running import effects_of
 from iit.site import Site
 
 KINDS = ("zero", "mean", "resample")
@@ -34,7 +41,7 @@ def ablate(
     reference: Mapping[str, Any] | None = None,
     draws: int = 4,
     seed: int = 0,
-    metric: Metrics = "logit_difference",
+    metric: MetricChoice = "logit_difference",
     store: ActivationStore | None = None,
     batch_size: int = 64,
     progress: bool = False,
@@ -73,6 +80,7 @@ def ablate(
     cells = grid(contrast, **where)
     sites = list(dict.fromkeys(cell.site for cell in cells))
     reference = contrast.source if reference is None else reference
+
     # The map is run once for each source.
     sources: Sequence[Mapping[Any, Any]]
     if kind == "zero":
@@ -81,6 +89,7 @@ def ablate(
         sources = [_means(contrast, sites, reference)]
     else:
         sources = _other_prompts(contrast, sites, reference, draws, seed)
+
     parts = []
     for source in sources:
         replacement = Replacement(contrast, cells, source)
@@ -96,6 +105,7 @@ def ablate(
                 progress,
             )
         )
+
     values = {}
     for name in parts[0].values:
         # One part for each draw; the other kinds have a single one.
@@ -120,6 +130,7 @@ def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, An
     base = prepare(contrast.module, contrast.base)
     means: dict[Site, Tensor] = {}
     n_base: dict[Site, Tensor | None] = {}
+
     for site in sites:
         tensor = of_reference[site]
         n_positions = tensor.shape[1]
@@ -132,6 +143,7 @@ def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, An
         mean = tensor.sum(0) / n_prompts.to(tensor).unsqueeze(1)
         # [position, width] → [pair, position, width]
         means[site] = mean.expand(len(contrast), -1, -1)
+
         n = n_base[site] = counts(columns(site, base), base)
         if n is not None and int(n.max()) > n_positions:
             raise ValueError(
@@ -168,7 +180,7 @@ def _other_prompts(
     batches = []
     for _ in range(draws):
         rows = torch.tensor([int(generator.choice(fits)) for fits in fitting])
-        batches.append(taken(reference, rows))
+        batches.append(batch_rows(reference, rows))
     return batches
 
 

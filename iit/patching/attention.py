@@ -21,10 +21,10 @@ from iit.network.components import heads_of
 from iit.patching.contrast import (
     AnyNetwork,
     Contrasted,
+    batch_rows,
     column_index,
     contrast_of,
     module_of,
-    taken,
 )
 from iit.patching.effects import Effects
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
@@ -104,16 +104,17 @@ def attention_patterns(
             network whose attention cannot be switched: load it with attention="eager".
     """
     module: Any = module_of(network)
-    places = _layers_and_heads(module, layers, heads)
-    sites = {layer: Site("attention_weight", layer=layer) for layer, _ in places}
+    layer_heads = _layers_and_heads(module, layers, heads)
+    sites = {layer: Site("attention_weight", layer=layer) for layer, _ in layer_heads}
     with _eager(module):
         activations = capture(network, batch, list(sites.values()))
     n_heads = heads_of(module, "attention_weight")
     weights = {}
-    for layer, head in places:
+    for layer, head in layer_heads:
         # [batch, query, head·key] → [batch, query, head, key]
         by_head = activations[sites[layer]].unflatten(-1, (n_heads, -1))
         weights[layer, head] = by_head[:, :, head]
+
     prompts = prepare(module, batch)
     tokenizer: Any = network.tokenizer if isinstance(network, LanguageModel) else None
     texts = []
@@ -157,20 +158,21 @@ def attention_map(
     where.setdefault("heads", "all")
     cells = grid(contrast, components="attention_weight", **where)
     sites = whole_sites(cells)
-    places: list[tuple[int, int]] = []
+    layer_heads: list[tuple[int, int]] = []
     for site in sites:
         if not isinstance(site.layer, int) or not isinstance(site.head, int):
             raise ValueError(
                 f"{site}: attention is mapped head by head; give each site one layer and one head."
             )
-        places.append((site.layer, site.head))
+        layer_heads.append((site.layer, site.head))
+
     # Only its position is used, to find the query's columns.
     asking_site = Site("block_output", layer=0, position=query)
     values = np.zeros((len(sites), len(contrast)))
     batches = torch.arange(len(contrast)).split(batch_size)
     for rows in track(batches, "Attention", disable=not progress):
-        batch = taken(contrast.base, rows)
-        weights = attention_patterns(network, batch, heads=list(dict.fromkeys(places))).weights
+        batch = batch_rows(contrast.base, rows)
+        weights = attention_patterns(network, batch, heads=list(dict.fromkeys(layer_heads))).weights
         prompts = prepare(contrast.module, batch)
         asking = column_index(asking_site, prompts)
         if asking.shape[1] != 1:
@@ -178,13 +180,14 @@ def attention_map(
                 f"query={query!r} has {asking.shape[1]} tokens in some prompt; attention is read "
                 "at one."
             )
-        for number, (site, place) in enumerate(zip(sites, places, strict=True)):
+        for number, (site, layer_head) in enumerate(zip(sites, layer_heads, strict=True)):
             keys = column_index(site, prompts)
             # [row, key], the row of each prompt's query.
-            of_query = weights[place].cpu()[torch.arange(len(rows)), asking[:, 0]]
+            of_query = weights[layer_head].cpu()[torch.arange(len(rows)), asking[:, 0]]
             # Absent keys read column 0 and count as 0.
             shares = of_query.gather(1, keys.clamp(min=0)).masked_fill(keys == IGNORED, 0)
             values[number, rows.numpy()] = shares.double().sum(1).numpy()
+
     # There is no edit, and so no runs to compare with.
     zeros = {METRIC: np.zeros(len(contrast))}
     method = f"Attention from {query}"
@@ -203,16 +206,16 @@ def _layers_and_heads(
             raise ValueError(
                 "heads=[(layer, head), …] say their layers themselves; leave `layers` out."
             )
-        places = [(int(layer), int(head)) for layer, head in heads]
+        layer_heads = [(int(layer), int(head)) for layer, head in heads]
     else:
         layers = range(n_blocks(module)) if layers is None else layers
-        places = [(layer, head) for layer in layers for head in heads]
-    for _, head in places:
+        layer_heads = [(layer, head) for layer in layers for head in heads]
+    for _, head in layer_heads:
         if not 0 <= head < n_heads:
             raise ValueError(
                 f"head={head} is out of range: this network has heads 0 to {n_heads - 1}."
             )
-    return places
+    return layer_heads
 
 
 @contextmanager
@@ -224,6 +227,7 @@ def _eager(network: nn.Module) -> Iterator[None]:
     if set(before.values()) == {"eager"}:
         yield
         return
+
     for part in transformers:
         if not part._can_set_attn_implementation():
             raise ValueError(
@@ -231,6 +235,7 @@ def _eager(network: nn.Module) -> Iterator[None]:
                 "the "
                 "network with attention='eager' (in transformers: attn_implementation='eager')."
             )
+
     try:
         for part in transformers:
             # Only eager attention returns its weights.

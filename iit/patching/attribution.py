@@ -17,10 +17,17 @@ from iit.intervened.batch import Batch, prepare
 from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention
 from iit.intervention.precision import widened
-from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, contrast_of, prompts_of, taken
+from iit.patching.contrast import (
+    AnyNetwork,
+    Contrast,
+    Contrasted,
+    batch_rows,
+    contrast_of,
+    prompts_of,
+)
 from iit.patching.effects import Effects
-from iit.patching.grid import Cell, grid
-from iit.patching.metric import NORMALISED, Metric, Metrics, measured, metrics_of
+from iit.patching.grid import MapCell, grid
+from iit.patching.metric import NORMALISED, Metric, MetricChoice, figures_of, metrics_of
 from iit.site import Site, resolve
 
 EMBEDDING = Site("embedding_output")
@@ -32,7 +39,7 @@ def attribute(
     *,
     steps: int | None = None,
     direction: str = "noising",
-    metric: Metrics = "logit_difference",
+    metric: MetricChoice = "logit_difference",
     batch_size: int = 32,
     **where: Any,
 ) -> Effects:
@@ -62,6 +69,7 @@ def attribute(
             f"steps={steps}: integrated gradients take 1 step or more; None takes the base's "
             "gradient."
         )
+
     # Metrics without a useful gradient: `iia` is a step, and `kl` is least at the base.
     flat = ("iia",) if steps else ("iia", "kl")
     asked = metrics_of(metric)
@@ -73,6 +81,7 @@ def attribute(
             f"None of the metrics {list(asked)} has a gradient; take logit_difference, "
             "probability or, with steps, kl."
         )
+
     contrast = contrast_of(network, pairs, direction)
     cells = grid(contrast, **where)
     for cell in cells:
@@ -81,24 +90,27 @@ def attribute(
                 "Attention weights are as wide as their prompt is long, and are not estimated; "
                 "`patch` patches them."
             )
+
     # Figures of the bases and of the sources, float[pair], and estimates, float[cell, pair].
     before, after, changes = {}, {}, {}
     for name in metrics:
         before[name] = np.full(len(contrast), np.nan)
         after[name] = np.full(len(contrast), np.nan)
         changes[name] = np.full((len(cells), len(contrast)), np.nan)
+
     for rows in torch.arange(len(contrast)).split(batch_size):
-        runs = _Runs(contrast, rows, cells, steps)
+        runs = _PairActivations(contrast, rows, cells, steps)
         plain = runs.logits.detach().cpu()
         answers = contrast.answers(rows, plain)
-        figures = measured(metrics, plain, answers)
-        of_sources = measured(metrics, runs.source_logits.cpu(), answers)
+        figures = figures_of(metrics, plain, answers)
+        of_sources = figures_of(metrics, runs.source_logits.cpu(), answers)
         gradients = runs.gradients(metrics)
         for name in metrics:
             before[name][rows.numpy()] = figures[name]
             after[name][rows.numpy()] = of_sources[name]
             for number, cell in enumerate(cells):
                 changes[name][number, rows.numpy()] = runs.change(cell, gradients[name])
+
     values = {name: before[name] + changes[name] for name in metrics}
     method = "AttributionPatching"
     if steps is not None:
@@ -109,7 +121,7 @@ def attribute(
 
 
 @final
-class _Runs:
+class _PairActivations:
     """Activations and gradients of some pairs, at whole components.
 
     The activations are of the bases and of the sources. The gradients are of metrics with respect
@@ -118,18 +130,22 @@ class _Runs:
     logits, source_logits: of the bases and of the sources, Tensor[pair, n_answer, vocab].
     """
 
-    def __init__(self, contrast: Contrast, rows: Tensor, cells: Sequence[Cell], steps: int | None):
-        self._contrast, self._rows, self._steps = contrast, rows, steps
-        self._base = taken(contrast.base, rows, contrast.label)
-        self._source = taken(contrast.source, rows, contrast.label)
+    def __init__(
+        self, contrast: Contrast, rows: Tensor, cells: Sequence[MapCell], steps: int | None
+    ):
+        self._contrast = contrast
+        self._rows = rows
+        self._steps = steps
+        self._base = batch_rows(contrast.base, rows, contrast.label)
+        self._source = batch_rows(contrast.source, rows, contrast.label)
         self._bases = prepare(contrast.module, prompts_of(self._base))
         self._sources = prepare(contrast.module, prompts_of(self._source))
         self._sites = list(dict.fromkeys(_whole(cell.site) for cell in cells))
         with torch.no_grad():
-            self.source_logits, self._theirs = self._run(self._source)
+            self.source_logits, self._source_activations = self._run(self._source)
         # With steps, the gradients come from runs of their own.
         with torch.set_grad_enabled(steps is None):
-            self.logits, self._own = self._run(self._base)
+            self.logits, self._base_activations = self._run(self._base)
 
     def gradients(self, metrics: Mapping[str, Metric]) -> dict[str, dict[Site, Tensor]]:
         """∂metric/∂activation, {metric: {site: Tensor[pair, position, width]}}.
@@ -140,11 +156,13 @@ class _Runs:
         total = {}
         for name in metrics:
             total[name] = {
-                site: torch.zeros_like(activation) for site, activation in self._own.items()
+                site: torch.zeros_like(activation)
+                for site, activation in self._base_activations.items()
             }
+
         for step in range(n_steps):
             with torch.enable_grad():
-                logits, activations = self.logits, self._own
+                logits, activations = self.logits, self._base_activations
                 if self._steps is not None:
                     logits, activations = self._run(self._base, (step + 0.5) / n_steps)
                 plain = self.logits.detach()
@@ -155,6 +173,7 @@ class _Runs:
                     torch.nan_to_num(function(logits, answers)).sum()
                     for function in metrics.values()
                 ]
+
             for number, (name, value) in enumerate(zip(metrics, values, strict=True), 1):
                 # The graph is freed with the last metric.
                 gradients = torch.autograd.grad(
@@ -169,14 +188,14 @@ class _Runs:
                         total[name][site] += gradient / n_steps
         return total
 
-    def change(self, cell: Cell, gradients: Mapping[Site, Tensor]) -> np.ndarray:
+    def change(self, cell: MapCell, gradients: Mapping[Site, Tensor]) -> np.ndarray:
         """The estimated change of each pair, float[pair].
 
         Σ (source's − base's activation) · gradient, over the cell's positions and coordinates
         """
         site = _whole(cell.site)
-        of_base, n_base = self._at(cell, self._own[site], self._bases)
-        of_source, n_source = self._at(cell, self._theirs[site], self._sources)
+        of_base, n_base = self._at(cell, self._base_activations[site], self._bases)
+        of_source, n_source = self._at(cell, self._source_activations[site], self._sources)
         if n_base is not None and n_source is not None and not torch.equal(n_base, n_source):
             raise ValueError(
                 f"{cell.site} selects other numbers of positions in bases and sources; they must "
@@ -198,28 +217,28 @@ class _Runs:
         sources = None
         if share is not None:
             way = LambdaIntervention(
-                lambda own, other: own + share * (other - own), needs_source=True
+                lambda base, source: base + share * (source - base), needs_source=True
             )
             edits["way"] = Edit(EMBEDDING, way)
             sources = {"way": prompts_of(self._source)}
         for site in self._sites:
             # An edit that changes nothing: `_note` keeps the activation, with its graph.
-            edits[f"seen at {site}"] = Edit(
+            edits[f"activation at {site}"] = Edit(
                 site, LambdaIntervention(partial(_note, activations, site))
             )
         model = IntervenedModel(self._contrast.network, edits)
         logits = model.answer_logits(batch, sources)
         return logits, {site: activations[site] for site in self._sites}
 
-    def _at(self, cell: Cell, values: Tensor, prompts: Batch) -> tuple[Tensor, Tensor | None]:
+    def _at(self, cell: MapCell, values: Tensor, prompts: Batch) -> tuple[Tensor, Tensor | None]:
         """A whole component's values at the cell, Tensor[pair, position, coordinate].
 
         They are 0 where a pair has fewer positions. The second result is how many each pair has.
         """
-        place = columns(cell.site, prompts)
-        if place.tokens is not None:
-            values = values[:, : place.tokens[1]]  # without the answer's columns
-        values = place.read(values)
+        site_columns = columns(cell.site, prompts)
+        if site_columns.tokens is not None:
+            values = values[:, : site_columns.tokens[1]]  # without the answer's columns
+        values = site_columns.read(values)
         # Columns of one head; None for the whole component.
         units = resolve(self._contrast.module, cell.site).columns
         if units is not None:
@@ -231,14 +250,14 @@ class _Runs:
                     f"{values.shape[-1] - 1}."
                 )
             values = values[..., cell.unit : cell.unit + 1]
-        return values, counts(place, prompts)
+        return values, counts(site_columns, prompts)
 
 
-def _note(seen: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
+def _note(activations: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
     # The parameters are frozen: the first site on the way has to start the graph itself.
     if torch.is_grad_enabled() and not activation.requires_grad:
         activation = activation.detach().requires_grad_()
-    seen[site] = activation
+    activations[site] = activation
     return activation
 
 
@@ -285,14 +304,17 @@ def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> 
             "Ranks say something of two cells or more, and of a top of one or more; got "
             f"{len(exact)} cells, top={top}."
         )
+
     numbers = {cell: number for number, cell in enumerate(estimate.cells)}
     order = [numbers[cell] for cell in exact.cells]
     exact_change = exact.mean(metric)
     estimated_change = estimate.mean(metric)[order]
+
     # A normalised metric is a change already: 0 where an edit does nothing.
     if not metric.startswith(NORMALISED):
         exact_change = exact_change - np.nanmean(exact.unedited[metric])
         estimated_change = estimated_change - np.nanmean(estimate.unedited[metric])
+
     top = min(top, len(exact))
     best_exact = np.argsort(-np.abs(exact_change), kind="stable")[:top]
     best_estimated = np.argsort(-np.abs(estimated_change), kind="stable")[:top]

@@ -115,11 +115,13 @@ class Contrast:
                     f"{type(network).__name__} is neither."
                 )
             pairs = EncodedPairs(pairs.split(split), pairs.variables, network)
+
         variables = list(pairs.variables)
         if variable is None and len(variables) > 1:
             raise ValueError(
                 f"The pairs are of the variables {variables}; say whose source is to be patched in."
             )
+
         variable = variable or variables[0]
         if variable not in variables:
             raise ValueError(f"The pairs are of the variables {variables}, not {variable!r}.")
@@ -178,7 +180,7 @@ class Contrast:
         n_right = 0
         for rows in torch.arange(len(self)).split(64):
             with torch.no_grad():
-                logits = plain.answer_logits(taken(self.source, rows, self.label)).cpu()
+                logits = plain.answer_logits(batch_rows(self.source, rows, self.label)).cpu()
             n_right += int(correct(logits, self.label[rows]).sum())
         return n_right
 
@@ -195,15 +197,15 @@ class Contrast:
         texts: dict[Any, str] = {}
         for row, mask in enumerate(self.base["attention_mask"]):
             n = int(mask.sum())
-            for place in places:
+            for position in places:
                 index = []
-                if isinstance(place, int) and -n <= place < n:
+                if isinstance(position, int) and -n <= position < n:
                     # Negative indices count from the prompt's end.
-                    index = [place % n]
-                elif place in roles:
-                    index = roles[place][row][roles[place][row] != IGNORED].tolist()
-                if index and place not in texts:
-                    texts[place] = tokenizer.decode(self.base["input_ids"][row, index].tolist())
+                    index = [position % n]
+                elif position in roles:
+                    index = roles[position][row][roles[position][row] != IGNORED].tolist()
+                if index and position not in texts:
+                    texts[position] = tokenizer.decode(self.base["input_ids"][row, index].tolist())
         return texts
 
 
@@ -256,7 +258,9 @@ def prompts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in batch.items() if key != "answer"}
 
 
-def taken(batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
+def batch_rows(
+    batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None
+) -> dict[str, Any]:
     """Some rows of a batch, cut to the longest of them.
 
     answer: of the whole batch; its rows take the place of the batch's own answer.

@@ -6,8 +6,8 @@ from typing import Any, final
 
 import numpy as np
 
-from iit.patching.grid import Cell
-from iit.patching.metric import METRICS, NORMALISED, SHARES
+from iit.patching.grid import MapCell
+from iit.patching.metric import METRICS, NORMALISED, SHARE_METRICS
 from iit.result import Interval, Row, clustered_interval
 
 
@@ -25,7 +25,7 @@ class Effects:
     labels: position → an example of its token, for axes.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[MapCell, ...]
     values: Mapping[str, np.ndarray]
     unedited: Mapping[str, np.ndarray]
     source: Mapping[str, np.ndarray]
@@ -75,9 +75,9 @@ class Effects:
         # A user's function that gives nothing but 0 and 1 counts as a share. A share's interval
         # stays between 0 and 1, also where all values are alike.
         is_custom = metric.removeprefix(NORMALISED) not in METRICS
-        bounded = (
-            bool(np.isin(values[has_value], (0.0, 1.0)).all()) if is_custom else metric in SHARES
-        )
+        bounded = metric in SHARE_METRICS
+        if is_custom:
+            bounded = bool(np.isin(values[has_value], (0.0, 1.0)).all())
         return clustered_interval(values[has_value], self.clusters[has_value], bounded=bounded)
 
     def mean(self, metric: str) -> np.ndarray:

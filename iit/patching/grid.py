@@ -13,7 +13,7 @@ from iit.site import Site
 Position = str | int | tuple[str, ...] | tuple[int, ...] | None
 
 
-class Cell(NamedTuple):
+class MapCell(NamedTuple):
     """One point of a map: a site and, where single units are edited, a unit of it."""
 
     site: Site
@@ -40,8 +40,8 @@ def grid(
     heads: Iterable[Any] | None = None,
     positions: Iterable[Position] | str | int | None = None,
     units: Iterable[int | None] | None = None,
-    cells: Iterable[Cell | Site] | None = None,
-) -> list[Cell]:
+    cells: Iterable[MapCell | Site] | None = None,
+) -> list[MapCell]:
     """The cells of a map: the product of components, layers, heads, positions and units.
 
     Arguments:
@@ -66,6 +66,7 @@ def grid(
             raise ValueError(
                 f"positions={positions!r}: give several, each by itself, as [{positions!r}]."
             )
+
         layers = range(n_blocks(contrast.module)) if layers is None else layers
         positions = common_positions(contrast) if positions is None else positions
         units = (None,) if units is None else units
@@ -76,9 +77,10 @@ def grid(
             parts = _heads(contrast, component, heads)
             for layer, head, position, unit in product(blocks, parts, positions, units):
                 site = Site(component, layer=layer, head=head, position=position)
-                cells.append(Cell(site, unit))
+                cells.append(MapCell(site, unit))
+
     # A site stands for the cell without a unit.
-    complete = [Cell(cell) if isinstance(cell, Site) else cell for cell in cells]
+    complete = [MapCell(cell) if isinstance(cell, Site) else cell for cell in cells]
     if not complete:
         raise ValueError(
             "There is no cell: components, layers, heads, positions and units leave none."
@@ -86,7 +88,7 @@ def grid(
     return complete
 
 
-def whole_sites(cells: Sequence[Cell]) -> list[Site]:
+def whole_sites(cells: Sequence[MapCell]) -> list[Site]:
     """The sites of cells that are no single units.
 
     Raises:

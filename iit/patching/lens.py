@@ -16,12 +16,12 @@ from iit.intervened.batch import Inputs, prepare
 from iit.intervened.positions import columns
 from iit.network import LanguageModel
 from iit.network.answering import IGNORED
+from iit.patching.cell_runs import effects_of
 from iit.patching.contrast import AnyNetwork, Contrasted, column_index, contrast_of, module_of
 from iit.patching.effects import Effects
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
-from iit.patching.metric import Metrics
+from iit.patching.metric import MetricChoice
 from iit.patching.replacement import Replacement
-from iit.patching.running import effects_of
 from iit.site import Site, resolve
 
 
@@ -55,11 +55,11 @@ def logit_lens(
     layers = range(top + 1) if layers is None else layers
     prepared = prepare(module, batch)
     last = Site("block_output", layer=top, position=position)
-    place = columns(last, prepared)
+    site_columns = columns(last, prepared)
     streams: dict[int, Tensor] = {}
 
     def read(layer: int, activation: Tensor) -> Tensor | None:
-        streams[layer] = place.read(activation)
+        streams[layer] = site_columns.read(activation)
         # Layers below the last are only read, and the run goes on as it is.
         if layer < top:
             return None
@@ -76,14 +76,15 @@ def logit_lens(
             site = resolve(module, Site("block_output", layer=layer))
             stack.callback(site.attach(partial(read, layer)).remove)
         output = prepared.through(module)
+
     if getattr(output, "logits", None) is None:
         raise ValueError(f"{type(module).__name__} has no output head to read a layer by.")
     # [layer, batch, position, vocab]
     shape = (len(layers), *streams[top].shape[:2], -1)
     n_rows = len(layers) * streams[top].shape[:2].numel()
     logits = output.logits.flatten(0, 1)[:n_rows].view(shape)
-    if isinstance(place.index, Tensor):
-        logits = logits.masked_fill((place.index == IGNORED)[..., None], 0)
+    if isinstance(site_columns.index, Tensor):
+        logits = logits.masked_fill((site_columns.index == IGNORED)[..., None], 0)
     return logits
 
 
@@ -91,7 +92,7 @@ def lens_map(
     network: AnyNetwork,
     pairs: Contrasted,
     *,
-    metric: Metrics = ("probability", "logit_difference"),
+    metric: MetricChoice = ("probability", "logit_difference"),
     store: ActivationStore | None = None,
     batch_size: int = 64,
     progress: bool = False,
@@ -122,6 +123,7 @@ def lens_map(
     for site in whole_sites(cells):
         if column_index(site, bases).shape[1] > 1:
             raise ValueError(f"The lens reads one token at a time; {site} names several.")
+
     last = Site("block_output", layer=n_blocks(contrast.module) - 1, position="last")
     # The base is its own source: its layer ℓ goes in place of its last block's output.
     replacement = Replacement(contrast, cells, contrast.base, at=last)
@@ -154,22 +156,23 @@ def top_tokens(
     likeliest = logit_lens(network, batch, layers=layers, position=position).softmax(-1).topk(n, -1)
     prompts = prepare(network.model, batch)
     index = column_index(Site("block_output", layer=0, position=position), prompts)
-    numbers = range(len(likeliest.values)) if layers is None else layers
+    layer_numbers = range(len(likeliest.values)) if layers is None else layers
     tokenizer: Any = network.tokenizer
+
     lines = []
-    for layer_index, row, place, rank in product(*map(range, likeliest.values.shape)):
-        column = index[row, place]
+    for layer_index, row, entry, rank in product(*map(range, likeliest.values.shape)):
+        column = index[row, entry]
         if column == IGNORED:
             continue
         lines.append(
             {
-                "layer": numbers[layer_index],
+                "layer": layer_numbers[layer_index],
                 "row": row,
-                "position": place,
+                "position": entry,
                 "token": tokenizer.decode([int(prompts.tokens[row, column])]),
                 "rank": rank + 1,
-                "top": tokenizer.decode([int(likeliest.indices[layer_index, row, place, rank])]),
-                "probability": float(likeliest.values[layer_index, row, place, rank]),
+                "top": tokenizer.decode([int(likeliest.indices[layer_index, row, entry, rank])]),
+                "probability": float(likeliest.values[layer_index, row, entry, rank]),
             }
         )
     return lines

@@ -31,7 +31,7 @@ class Answers(NamedTuple):
 
 Metric = Callable[[Tensor, Answers], Tensor]
 """(logits[batch, n_answer, vocab], answers) → Tensor[batch]; NaN where it has no value."""
-Metrics = str | Metric | Sequence[str] | Mapping[str, Metric]
+MetricChoice = str | Metric | Sequence[str] | Mapping[str, Metric]
 """A name, a function, several names, or {name: function}."""
 
 
@@ -66,7 +66,8 @@ def probability(logits: Tensor, answers: Answers) -> Tensor:
 def kl(logits: Tensor, answers: Answers) -> Tensor:
     """KL(unedited ‖ edited) in nats over the vocabulary, mean over the answer's tokens."""
     assert answers.unedited is not None
-    new, old = widened(logits).log_softmax(-1), widened(answers.unedited).log_softmax(-1)
+    new = widened(logits).log_softmax(-1)
+    old = widened(answers.unedited).log_softmax(-1)
     by_token = (old.exp() * (old - new)).sum(-1)
     # [batch, n_answer]: 1 at the answer's tokens, 0 at padding.
     real = widened((answers.label if answers.label.ndim == 2 else answers.label[..., 0]) != IGNORED)
@@ -80,13 +81,13 @@ METRICS: dict[str, Metric] = {
     "kl": kl,
 }
 
-SHARES = ("iia", "probability")
+SHARE_METRICS = ("iia", "probability")
 """Metrics that lie between 0 and 1."""
 LIGHT = (iia, difference, probability)
 """Metrics that do not read the unedited run's logits, which take memory."""
 
 
-def metrics_of(metric: Metrics) -> dict[str, Metric]:
+def metrics_of(metric: MetricChoice) -> dict[str, Metric]:
     """The metrics that are asked for, {name: metric}.
 
     A name with "normalised_" before it stands for the same figure; `Effects` divides.
@@ -113,7 +114,7 @@ def metrics_of(metric: Metrics) -> dict[str, Metric]:
     return metrics
 
 
-def measured(
+def figures_of(
     metrics: Mapping[str, Metric], logits: Tensor, answers: Answers
 ) -> dict[str, np.ndarray]:
     """The figures that metrics read from logits, {metric: float[row]}.

@@ -3,12 +3,12 @@
 from typing import Any
 
 from iit.intervened import ActivationStore
+from iit.patching.cell_runs import effects_of
 from iit.patching.contrast import AnyNetwork, Contrasted, contrast_of
 from iit.patching.effects import Effects
 from iit.patching.grid import grid
-from iit.patching.metric import Metrics
+from iit.patching.metric import MetricChoice
 from iit.patching.replacement import Replacement
-from iit.patching.running import effects_of
 
 
 def patch(
@@ -16,7 +16,7 @@ def patch(
     pairs: Contrasted,
     *,
     direction: str = "noising",
-    metric: Metrics = "logit_difference",
+    metric: MetricChoice = "logit_difference",
     store: ActivationStore | None = None,
     batch_size: int = 64,
     progress: bool = False,

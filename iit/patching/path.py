@@ -16,12 +16,12 @@ from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
 from iit.intervened.batch import prepare
 from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention, VanillaIntervention
+from iit.patching.cell_runs import BEHIND, CellGroup, CellRows, EditedCells, effects_of
 from iit.patching.contrast import AnyNetwork, Contrasted, contrast_of, prompts_of
 from iit.patching.effects import Effects
-from iit.patching.grid import Cell, grid, n_blocks, whole_sites
-from iit.patching.metric import Metrics
+from iit.patching.grid import MapCell, grid, n_blocks, whole_sites
+from iit.patching.metric import MetricChoice
 from iit.patching.replacement import Replacement
-from iit.patching.running import BEHIND, CellGroup, CellRows, Edited, effects_of
 from iit.site import Site
 
 SUBLAYERS = ("attention", "mlp")
@@ -48,7 +48,7 @@ def path_patch(
     *,
     through: Sequence[str] = (),
     direction: str = "noising",
-    metric: Metrics = "logit_difference",
+    metric: MetricChoice = "logit_difference",
     store: ActivationStore | None = None,
     batch_size: int = 64,
     progress: bool = False,
@@ -84,12 +84,14 @@ def path_patch(
     for name in through:
         if name not in SUBLAYERS:
             raise ValueError(f"through={name!r} is none of {', '.join(SUBLAYERS)}.")
+
     contrast = contrast_of(network, pairs, direction)
     if contrast.label.shape[1] > 1:
         raise ValueError(
             "Path patching holds the prompts' activations at the base's; answers of several "
             "tokens are not prompts."
         )
+
     receivers = (receivers,) if isinstance(receivers, Site) else tuple(receivers)
     for name, default in SENDERS.items():
         where.setdefault(name, default)
@@ -99,11 +101,13 @@ def path_patch(
     for site in whole_sites(senders):
         before = not receivers or any(_when(site) < _when(receiver) for receiver in receivers)
         (early if before else late).append(site)
+
     # A product may hold senders that lead nowhere. Cells that were named may not.
     if late and (where.get("cells") is not None or not early):
         reached = ", ".join(map(str, receivers))
         raise ValueError(f"The sender {late[0]} lies before none of the receivers {reached}.")
-    cells = list(map(Cell, early))
+
+    cells = list(map(MapCell, early))
     paths = _Paths(Replacement(contrast, cells, contrast.source), receivers, through)
     return effects_of(
         contrast,
@@ -126,7 +130,7 @@ class _Paths:
     receivers: Sequence[Site]
     through: Sequence[str]
 
-    def edit_of(self, group: CellGroup) -> Edited:
+    def edit_of(self, group: CellGroup) -> EditedCells:
         """The first run, followed by the second where there are receivers."""
         received_values: dict[Site, Tensor] = {}
         held = self._held(group)
@@ -136,7 +140,8 @@ class _Paths:
         for site in self.receivers:
             keeper = LambdaIntervention(partial(_keep, received_values, site))
             # An edit that changes nothing: it notes what the receiver gets.
-            edits[f"seen at {site}"] = Edit(site, keeper)
+            edits[f"activation at {site}"] = Edit(site, keeper)
+
         first = IntervenedModel(group.contrast.network, edits)
         received: dict[Any, Edit] = {
             site: Edit(site, VanillaIntervention()) for site in self.receivers
@@ -160,7 +165,7 @@ class _Paths:
                 sources_of[site] = Activations({site: received_values[site]}, {site: n})
             return second.answer_logits(rows.base, sources_of)
 
-        return Edited(first, logits)
+        return EditedCells(first, logits)
 
     def _held(self, group: CellGroup) -> list[Site]:
         """The writes behind the sender that are kept at the base's values."""
@@ -188,10 +193,10 @@ def _when(site: Site) -> tuple[float | int, int]:
     return layer, _ORDER[site.component]
 
 
-def _keep(seen: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
+def _keep(activations: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
     """Note what a receiver sees and leave it as it is.
 
     A checked batch runs several times, all alike; the last run stays.
     """
-    seen[site] = activation.detach().clone()
+    activations[site] = activation.detach().clone()
     return activation

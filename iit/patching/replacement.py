@@ -7,10 +7,10 @@ import torch
 
 from iit.intervened import Activations, Edit, IntervenedModel
 from iit.intervention import VanillaIntervention
-from iit.patching.ahead import Ahead, padded
-from iit.patching.contrast import Contrast, taken
-from iit.patching.grid import Cell
-from iit.patching.running import CELL, CellGroup, CellRows, Edited
+from iit.patching.activations import ActivationReader, padded
+from iit.patching.cell_runs import CELL, CellGroup, CellRows, EditedCells
+from iit.patching.contrast import Contrast, batch_rows
+from iit.patching.grid import MapCell
 from iit.site import Site
 
 
@@ -27,17 +27,17 @@ class Replacement:
     def __init__(
         self,
         contrast: Contrast,
-        cells: Sequence[Cell],
+        cells: Sequence[MapCell],
         source: Mapping[Any, Any],
         at: Site | None = None,
     ):
         sites = [cell.site for cell in cells if not _by_batch(cell)]
         self._source = source
         self._at = at
-        self._base_ahead = Ahead(contrast.network, contrast.base, sites)
-        self._source_ahead = Ahead(contrast.network, source, sites)
+        self._base_reader = ActivationReader(contrast.network, contrast.base, sites)
+        self._source_reader = ActivationReader(contrast.network, source, sites)
 
-    def edit_of(self, group: CellGroup) -> Edited:
+    def edit_of(self, group: CellGroup) -> EditedCells:
         """The base's runs with each cell replaced."""
         edit = Edit(self._at or group.site, VanillaIntervention(), source_sites=group.site)
         model = IntervenedModel(group.contrast.network, {"cell": edit})
@@ -45,7 +45,7 @@ class Replacement:
         def logits(rows: CellRows) -> Any:
             return model.answer_logits(rows.base, self.of(group, rows))
 
-        return Edited(model, logits)
+        return EditedCells(model, logits)
 
     def of(self, group: CellGroup, rows: CellRows) -> Mapping[Any, Any]:
         """What replaces each row's cell: activations at the group's site, or a batch to be run.
@@ -58,22 +58,22 @@ class Replacement:
         if isinstance(self._source, Activations):
             values = self._source
         elif _by_batch(first):
-            batch = taken(self._source, rows.pair)
+            batch = batch_rows(self._source, rows.pair)
             if group.site.position is not None:
-                places = group.places(self._source)
+                columns = group.columns(self._source)
                 # The source is read at the cell's position in the source itself.
-                batch["positions"] = {CELL: places[rows.cell, rows.pair]}
+                batch["positions"] = {CELL: columns[rows.cell, rows.pair]}
             return batch
         else:
-            values = self._source_ahead.at(group.sites)
+            values = self._source_reader.at(group.sites)
         source_values = _in_rows(values, group, rows)
         if first.unit is None:
             return source_values
-        base_values = _in_rows(self._base_ahead.at(group.sites), group, rows)
-        return _one_unit(base_values, source_values, group, rows)
+        base_values = _in_rows(self._base_reader.at(group.sites), group, rows)
+        return _with_source_unit(base_values, source_values, group, rows)
 
 
-def _by_batch(cell: Cell) -> bool:
+def _by_batch(cell: MapCell) -> bool:
     """Whether a cell's source is run batch by batch, and not read ahead.
 
     A module may have positions of its own, and attention weights are as wide as their batch is
@@ -95,23 +95,23 @@ def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activatio
     return Activations({group.site: of_rows[:, : int(n.max())]}, {group.site: n})
 
 
-def _one_unit(
-    own: Activations, theirs: Activations, group: CellGroup, rows: CellRows
+def _with_source_unit(
+    base_values: Activations, source_values: Activations, group: CellGroup, rows: CellRows
 ) -> Activations:
     """The base's activations with one unit of the source's in each row."""
     site = group.site
-    width = own[site].shape[-1]
+    width = base_values[site].shape[-1]
     units = torch.tensor([cell.unit for cell in group.cells])
     low, high = int(units.min()), int(units.max())
     if low < 0 or high >= width:
         raise ValueError(
             f"units reach from {low} to {high}; {site.component} has units 0 to {width - 1}."
         )
-    if own[site].shape != theirs[site].shape:
+    if base_values[site].shape != source_values[site].shape:
         raise ValueError(f"{site}: base and source have other numbers of positions there.")
     row = torch.arange(len(units[rows.cell]))
     unit = units[rows.cell]
     # [row, position]: in each row the unit of its own cell, at all positions. `_in_rows` has made a
     # copy, so the base's activations stay.
-    own[site][row, :, unit] = theirs[site][row, :, unit]
-    return Activations(own, theirs.counts)
+    base_values[site][row, :, unit] = source_values[site][row, :, unit]
+    return Activations(base_values, source_values.counts)

@@ -22,7 +22,7 @@ from iit.site import Site
 
 Effect = Callable[[Sequence[str]], Sequence[float]]
 """Generated texts (without their prompts) → a figure for each."""
-NOTHING = "no_intervention"
+NO_INTERVENTION = "no_intervention"
 LOSS = "negative_log_likelihood"
 
 
@@ -31,7 +31,7 @@ LOSS = "negative_log_likelihood"
 class Steered:
     """Generations under each method × strength, prompt by prompt.
 
-    points: (method, strength) in order; the first is (`NOTHING`, 0).
+    points: (method, strength) in order; the first is (`NO_INTERVENTION`, 0).
     values: metric → float[point, prompt].
     prompts: the prompts.
     texts: for each point, what was generated for each prompt (of several edits under one name, the
@@ -82,19 +82,20 @@ class Steered:
             "task": None,
             "subset": "all",
         } | facts
+
         rows = []
         for line in self.table():
-            place = {
+            site_facts = {
                 name: getattr(site, name) for name in ("component", "layer", "head", "position")
             }
             method, strength = line.pop("method"), line.pop("strength")
-            if method == NOTHING:
+            if method == NO_INTERVENTION:
                 # A run without an edit is of no site.
-                place = dict.fromkeys(place)
-                line |= {"method": None, "control": NOTHING}
+                site_facts = dict.fromkeys(site_facts)
+                line |= {"method": None, "control": NO_INTERVENTION}
             else:
                 line |= {"method": f"{method}, strength {strength:g}", "control": None}
-            rows.append(Row(**common, **place, **line))
+            rows.append(Row(**common, **site_facts, **line))
         return rows
 
     def generations(self) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ class Steered:
         bound = max_ratio * self.interval(0, "perplexity").value
         best: dict[str, tuple[float, float]] = {}
         for point, (method, strength) in enumerate(self.points):
-            if method == NOTHING or self.interval(point, "perplexity").value > bound:
+            if method == NO_INTERVENTION or self.interval(point, "perplexity").value > bound:
                 continue
             # The least of these has the largest effect, and then the smallest strength.
             rank = (-self.interval(point, effect).value, strength)
@@ -165,18 +166,20 @@ def steer(
     """
     if not prompts or not methods or not strengths:
         raise ValueError("Steering needs at least one prompt, one method and one strength.")
-    if NOTHING in methods or {LOSS, "distinct", "perplexity"} & set(effects):
+    if NO_INTERVENTION in methods or {LOSS, "distinct", "perplexity"} & set(effects):
         raise ValueError(
-            f"{NOTHING!r} and the figures of fluency have their names: call methods and effects "
-            "otherwise."
+            f"{NO_INTERVENTION!r} and the figures of fluency have their names: call methods and "
+            "effects otherwise."
         )
+
     if not isinstance(strengths, Mapping):
         strengths = dict.fromkeys(methods, strengths)
     for name in strengths:
         if name not in methods:
             raise ValueError(f"strengths names {name!r}; the methods are {list(methods)}.")
+
     # The first point is the network without an edit, to compare with.
-    points = [(NOTHING, 0.0)]
+    points = [(NO_INTERVENTION, 0.0)]
     # For each point, an edit for each intervention under its name.
     edits: list[list[dict[Any, Intervention]]] = [[{}]]
     for name, method in methods.items():
@@ -189,6 +192,7 @@ def steer(
         for strength in strengths.get(name, ()):
             points.append((name, float(strength)))
             edits.append([{site: scaled(item, float(strength))} for item in interventions])
+
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
     texts = []
     columns = []
@@ -207,6 +211,7 @@ def steer(
             runs.append((generated, figures))
         texts.append(runs[0][0])
         columns.append([figures for _, figures in runs])
+
     values = {}
     for name in (*effects, LOSS, "distinct"):
         # [point, prompt]; the interventions of one name are averaged.
@@ -319,6 +324,7 @@ def _generated(
     plain = IntervenedModel(network, {})
     tokenizer: Any = network.tokenizer
     options = {"do_sample": False, **options, "pad_token_id": tokenizer.pad_token_id}
+
     texts, losses, distinct = [], [], []
     for start in range(0, len(prompts), batch_size):
         batch = network.encode(list(prompts[start : start + batch_size]))
@@ -332,6 +338,7 @@ def _generated(
             # The text is teacher-forced in the network without an edit.
             logits = plain.answer_logits({**batch, "answer": answer})
             log_p = logits.float().log_softmax(-1).cpu()
+
         real = answer != IGNORED
         loss = -log_p.gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         losses.append(((loss * real).sum(1) / real.sum(1)).double().numpy())

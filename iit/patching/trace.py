@@ -15,13 +15,13 @@ from torch import Tensor
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
 from iit.intervention import AdditionIntervention, VanillaIntervention
 from iit.network.answering import IGNORED
-from iit.patching.ahead import activations
-from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, taken
-from iit.patching.corrupted import EMBEDDING, Corruption, corruption, questions, subject_deviation
+from iit.patching.activations import activations
+from iit.patching.cell_runs import CELL, CellGroup, CellRows, EditedCells, cell_values, unedited
+from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, batch_rows
+from iit.patching.corruption import EMBEDDING, Corruption, corruption, questions, subject_deviation
 from iit.patching.effects import Effects
-from iit.patching.grid import Cell, common_positions, grid, n_blocks, whole_sites
-from iit.patching.metric import Metrics, metrics_of
-from iit.patching.running import CELL, CellGroup, CellRows, Edited, cell_values, unedited
+from iit.patching.grid import MapCell, common_positions, grid, n_blocks, whole_sites
+from iit.patching.metric import MetricChoice, metrics_of
 from iit.site import Site
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def trace(
     draws: int = 10,
     seed: int = 0,
     only: Sequence[int] | None = None,
-    metric: Metrics = "probability",
+    metric: MetricChoice = "probability",
     batch_size: int = 64,
     **where: Any,
 ) -> Effects:
@@ -89,6 +89,7 @@ def trace(
     sites = _sites(clean, where)
     n_layers = n_blocks(clean.module)
     _check_window(window, n_layers, sites)
+
     # The clean run's states are read once, at all positions, for every layer of any window.
     restored: list[Site] = []
     for site in sites:
@@ -99,26 +100,30 @@ def trace(
     in_spans = [site for site in sites if site.position in SPANS]
     one_token = dict.fromkeys(replace(site, position=TOKEN) for site in in_spans)
     tokens = _SpanTokens.of(clean, {str(site.position) for site in in_spans})
-    others = [Cell(site) for site in sites if site.position not in SPANS]
+    others = [MapCell(site) for site in sites if site.position not in SPANS]
     every = torch.arange(len(clean))
+
     # (contrast, the number of each row's prompt, the cells): whole prompts, then single tokens.
-    runs = [(clean, every, others), (tokens.contrast, tokens.prompt, list(map(Cell, one_token)))]
+    runs = [(clean, every, others), (tokens.contrast, tokens.prompt, list(map(MapCell, one_token)))]
     metrics = metrics_of(metric)
     before, logits = unedited(clean, clean.base, metrics)
+
     drawn = []
     for draw in range(draws):
         log.info("Draw %d of %d", draw + 1, draws)
         noise = corruption(clean, columns, multiple * deviation, seed, draw)
-        embedding = [Cell(EMBEDDING)]
+        embedding = [MapCell(EMBEDDING)]
+
         # The corrupted run without any state put back: the one cell only carries the noise.
         alone = cell_values(clean, embedding, noise.edit_of, metrics, logits, None, batch_size)
         values: dict[Any, np.ndarray] = {(name, None): column for name, (column,) in alone.items()}
+
         # Runs resume from the corrupted run below their layer: the noise is the same for all cells.
         under = ActivationStore(clean.module, layers=range(1, n_layers + 1), under=noise.applied)
         for contrast, prompt, cells in runs:
             if not cells:
                 continue
-            edit_of = _Restored(noise, prompt, window, states).edit_of
+            edit_of = _Restoration(noise, prompt, window, states).edit_of
             # Logits of the clean run, row by row.
             plain = None if logits is None else logits[prompt]
             figures = cell_values(contrast, cells, edit_of, metrics, plain, under, batch_size)
@@ -126,6 +131,7 @@ def trace(
                 for cell, column in zip(cells, by_cell, strict=True):
                     values[name, cell.site] = column
         drawn.append(values)
+
     # {(metric, site or None for the corrupted run): float[row]}
     mean = {key: np.mean([values[key] for values in drawn], 0) for key in drawn[0]}
 
@@ -139,8 +145,9 @@ def trace(
             else:
                 by_site.append(mean[name, site])
         effects[name] = np.stack(by_site)
+
     return Effects(
-        tuple(map(Cell, sites)),
+        tuple(map(MapCell, sites)),
         effects,
         {name: mean[name, None] for name in metrics},
         before,
@@ -199,7 +206,7 @@ class _SpanTokens:
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Restored:
+class _Restoration:
     """Corrupted runs in which the cell has its state of the clean run, in all layers of its window.
 
     prompt: LongTensor[pair], which prompt each pair's is.
@@ -211,7 +218,7 @@ class _Restored:
     window: int
     states: Mapping[Site, Tensor]
 
-    def edit_of(self, group: CellGroup) -> Edited:
+    def edit_of(self, group: CellGroup) -> EditedCells:
         """Noise, followed by the clean state."""
         sites = _window(group.site, self.window, n_blocks(group.contrast.module))
         edits: dict[Any, Edit] = {
@@ -240,7 +247,7 @@ class _Restored:
             sources = {"noise": self.noise.source(prompt, lengths), "restored": restored}
             return model.answer_logits(rows.base, sources)
 
-        return Edited(model, logits)
+        return EditedCells(model, logits)
 
 
 def _traced(
@@ -264,7 +271,7 @@ def _traced(
             )
         rows = torch.tensor(list(only))
         columns = columns[rows]
-        clean = _rows(clean, rows, taken(clean.base, rows))
+        clean = _rows(clean, rows, batch_rows(clean.base, rows))
     spans = _spans(columns, clean.base["attention_mask"].sum(1))
     base = {**clean.base, "positions": clean.base["positions"] | spans}
     return _rows(clean, torch.arange(len(clean)), base), columns, deviation
@@ -272,8 +279,10 @@ def _traced(
 
 def _rows(clean: Contrast, rows: Tensor, base: Mapping[str, Any]) -> Contrast:
     """A contrast of some prompts, with this base."""
-    own_answer = None if clean.own is None else clean.own[rows]
-    return Contrast(clean.network, base, base, clean.label[rows], own_answer, np.arange(len(rows)))
+    other_answer = None if clean.own is None else clean.own[rows]
+    return Contrast(
+        clean.network, base, base, clean.label[rows], other_answer, np.arange(len(rows))
+    )
 
 
 def _subject(clean: Contrast, subject: str) -> Tensor:

@@ -66,6 +66,7 @@ def atlas_tables(rows: Sequence[Row]) -> list[Table]:
         for cell in atlas_cells(rows)
     }
     positions = list(dict.fromkeys(position for _, _, position in values))
+
     lines = []
     for layer in sorted({layer for panel, layer, _ in values if panel == "trained"}):
         line = [str(layer)]
@@ -76,6 +77,7 @@ def atlas_tables(rows: Sequence[Row]) -> list[Table]:
             # A figure that was not measured is a dash.
             line.append(f"{trained:.3f} ({whole:.3f})".replace("nan", "—"))
         lines.append(line)
+
     title = (
         f"Validation IIA on changing pairs (n = {scores[0].n}), by layer and position; the "
         "whole vector's in brackets:"

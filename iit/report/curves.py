@@ -52,6 +52,7 @@ def training_curve(path: str | Path) -> Figure:
         loss.plot(
             *zip(*series["val/loss"], strict=True), color=_ORANGE, marker="o", label="validation"
         )
+
     loss.set(xlabel="optimizer step", ylabel="loss (nats)")
     loss.set_ylim(bottom=0)
     loss.legend(frameon=False)
@@ -73,6 +74,7 @@ def training_curve(path: str | Path) -> Figure:
                         linestyle=style,
                         label=f"{label}, {reference}",
                     )
+
         accuracy.set(xlabel="optimizer step", ylabel="validation IIA", ylim=(-0.02, 1.02))
         figure.legend(
             *accuracy.get_legend_handles_labels(),
@@ -80,6 +82,7 @@ def training_curve(path: str | Path) -> Figure:
             loc="outside right center",
             fontsize="small",
         )
+
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -54,9 +54,11 @@ def heatmap(
     table = _table(lines, metric)
     columns, rows = _values(table, x), _values(table, y)
     grids = {name: _grid(part, x, y, columns, rows) for name, part in _parts(table, panel).items()}
+
     # [panel, row, column]; NaN where a cell has no figure.
     all_values = np.array(list(grids.values()))
     is_share = metric in SHARES
+
     # A map without any effect would have no range of colours.
     reach = (
         1.0
@@ -67,11 +69,13 @@ def heatmap(
     colours = "PuOr_r" if low < centre < high and not is_share else "viridis"
     texts = [_label(value, labels) for value in columns]
     longest = max(map(len, "\n".join(texts).split("\n")))
+
     # In inches: room for the longest label of each column.
     width = max(1.4, max(0.34, 0.075 * longest) * len(columns))
     height = max(1.6, 0.2 * len(rows))
     figure = Figure(figsize=(1.8 + width * len(grids), 1.3 + height), layout="constrained")
     panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
+
     # At most about a dozen labels on the y axis.
     step = max(1, len(rows) // 12)
     for axes, (name, grid) in zip(panels, grids.items(), strict=True):
@@ -97,6 +101,7 @@ def heatmap(
                     (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6
                 )
             )
+
     panels[0].set_ylabel(y)
     beyond = bool(np.nanmin(all_values) < low), bool(np.nanmax(all_values) > high)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
@@ -138,12 +143,15 @@ def curves(
             axes.set_xticks(
                 range(len(marks)), [str(mark).replace("_", "\n", 1) for mark in marks], fontsize=8
             )
+
         for number, (name, part) in enumerate(_parts(table, series).items()):
             points = [(places[line[x]], line["value"], line["low"], line["high"]) for line in part]
             at, value, low, high = zip(*sorted(points), strict=True)
             # Beyond the six colours the dashes change.
             turn, kind = divmod(number, len(COLOURS))
-            colour, marker, dashes = COLOURS[kind], MARKERS[kind], DASHES[turn % len(DASHES)]
+            colour = COLOURS[kind]
+            marker = MARKERS[kind]
+            dashes = DASHES[turn % len(DASHES)]
             axes.plot(
                 at,
                 value,
@@ -155,10 +163,12 @@ def curves(
                 label=str(name),
             )
             axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+
         axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
         if metric in SHARES:
             axes.set_ylim(-0.02, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
+
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -201,9 +211,11 @@ def map_figure(
             place = [f"{name} {_label(line[name])}" for name in varying if name != "unit"]
             line["place"] = ", ".join(place) or line["component"]
         return curves(table, x="unit", metrics=[metric], series="place", title=title)
+
     for line in table:
         if line["layer"] is None:
             line["layer"] = line["component"]
+
     draw = partial(heatmap, table, metric=metric, labels=labels, centre=centre, title=title)
     panel = "component" if "component" in varying else None
     if "head" in varying and "position" in varying and "layer" not in varying:

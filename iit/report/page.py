@@ -13,7 +13,8 @@ from iit.report.results import tables
 from iit.report.table import Table
 from iit.result import read_metrics, write_text
 
-START, END = "<!-- table: generated from result.json -->", "<!-- end of table -->"
+START = "<!-- table: generated from result.json -->"
+END = "<!-- end of table -->"
 TABLE = "iit.table/1"
 
 
@@ -60,10 +61,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         1 where a page is stale, else 0.
     """
-    write, root = (
-        "--write" in arguments,
-        Path(next((a for a in arguments if not a.startswith("-")), "experiments")),
-    )
+    write = "--write" in arguments
+    root = Path(next((a for a in arguments if not a.startswith("-")), "experiments"))
+
     stale = 0
     for folder in sorted(path.parent for path in root.glob("*/result.json")):
         reason = unclean(folder / "result.json")

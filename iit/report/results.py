@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.console import Console
 
 from iit.report.atlas import atlas_tables
-from iit.report.patched import map_tables
-from iit.report.steered import steering_tables
+from iit.report.map_table import map_tables
+from iit.report.steering_table import steering_tables
 from iit.report.table import Table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Metrics, Row, read_metrics, where
-from iit.result.vocabulary import CONTROLS, KIND, OFF_TARGET, SUBSETS, label, place
+from iit.result.vocabulary import CONTROLS, KIND, OFF_TARGET, SUBSETS, figure_label, table_order
 
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
@@ -49,7 +49,7 @@ def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     if not rows:
         raise ValueError("There is no row to show: the job returned none.")
     cells = {Cell.of(row): row for row in where(rows, split="test") or rows}
-    subject = f"{len(cells)} cells" if len(cells) > 1 else describe(next(iter(cells.values())))
+    subject = f"{len(cells)} cells" if len(cells) > 1 else cell_text(next(iter(cells.values())))
     results = results_table(
         rows, f"{rows[0].experiment}: {subject} in {rows[0].network}", shares(metrics), brief=brief
     )
@@ -65,12 +65,16 @@ def results_table(
 
     Figures with a name come in the order of the vocabulary, then the others. Some are left to
     `metrics.json`: the single draws of a pooled control (`random_subspace/0`, `seed/1`, …), and
-    figures that the vocabulary gives no label (see `label`). Figures of several cells say whose
-    they are.
+    figures that the vocabulary gives no label (see `figure_label`). Figures of several cells say
+    whose they are.
 
     brief: of controls and differences the changing pairs alone, where there are any.
     """
-    shown = [row for row in where(rows, split="test") if label(row.control, row.metric) is not None]
+    shown = [
+        row
+        for row in where(rows, split="test")
+        if figure_label(row.control, row.metric) is not None
+    ]
     if brief and where(shown, subset="changing"):
         shown = [
             row
@@ -79,22 +83,24 @@ def results_table(
             or row.subset == "changing"
             or row.metric.startswith("principal_angle")
         ]
+
     # Off-target rows describe a cell of this run, but name another variable.
     edited = {Cell.of(row): None for row in shown if not (row.control or "").startswith(OFF_TARGET)}
     cells = list(edited | {Cell.of(row): None for row in shown})
+
     # Cells that differ in their variable only are told apart by its name.
-    one_place = len({cell._replace(variable=None) for cell in cells}) == 1
+    same_site = len({cell._replace(variable=None) for cell in cells}) == 1
 
     def order(row: Row) -> tuple[int, int, int]:
         # A subset that is not named comes behind all that are.
         subset = [*SUBSETS, row.subset].index(row.subset)
-        return cells.index(Cell.of(row)), place(row.control, row.metric), subset
+        return cells.index(Cell.of(row)), table_order(row.control, row.metric), subset
 
     lines = []
     for row in sorted(shown, key=order):
-        name = str(label(row.control, row.metric))
+        name = str(figure_label(row.control, row.metric))
         if len(edited) > 1 or Cell.of(row) not in edited:
-            name = f"{row.variable if one_place else describe(row)}: {name}"
+            name = f"{row.variable if same_site else cell_text(row)}: {name}"
         pairs = "prompts"
         if row.metric != "task_accuracy":
             kind = row.subset.replace(KIND, "differing in ").replace("in none", "in nothing")
@@ -102,16 +108,17 @@ def results_table(
         lines.append(
             (name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
         )
+
     bold = [number for number, line in enumerate(lines) if line[0].endswith(CONTROLS[None].label)]
     return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
 
 
-def describe(row: Row) -> str:
+def cell_text(row: Row) -> str:
     """The cell of a row in words."""
     if row.component is None:
         return f"task {row.task}"
     rank = "" if row.rank is None else f", rank {row.rank}"
-    return f"{row.variable} at {row.place()}{rank}"
+    return f"{row.variable} at {row.site_text()}{rank}"
 
 
 def shares(metrics: Metrics) -> str:
@@ -120,7 +127,8 @@ def shares(metrics: Metrics) -> str:
     It is an empty text where a run does not say.
     """
     data = metrics.facts.get("data", {})
-    changing, rivals = data.get("changing", {}).get("test"), data.get("separating", {}).get("test")
+    changing = data.get("changing", {}).get("test")
+    rivals = data.get("separating", {}).get("test")
     test = where(metrics.rows, split="test", subset="all", control=None)
     pairs = sum(row.n for row in where(test, metric="iia"))
     n = pairs or sum(row.n for row in where(test, metric="task_accuracy"))

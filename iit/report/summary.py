@@ -16,8 +16,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from iit.report.figure_file import write_csv
 from iit.report.results import results_table
-from iit.report.saving import write_csv
 from iit.report.table import Table
 from iit.result import (
     SCORE,
@@ -71,6 +71,7 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
         chosen = together if len({cell.variable for cell in together}) > 1 else {cell}
         for cell in sorted(chosen, key=repr):
             test += rows_of(jobs[best][0], cell)
+
     records = []
     for folder, (rows, failure) in jobs.items():
         scores = where(rows, **SCORE)
@@ -114,6 +115,7 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
     for folder, setting in settings.items():
         if setting is not None and setting == best:
             rows += where(read_metrics(folder).rows, split="test", control=None)
+
     means = []
     for variable in dict.fromkeys(row.variable for row in rows):
         for metric, subset in _OVER_SEEDS:
@@ -174,11 +176,13 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
             differing.append(column)
         elif scored[0][column] is not None:
             common.append(f"{column} {scored[0][column]}")
+
     if len(scored) > 1:
         common.append(
             f"the highest of {len(scored)} figures is too high by chance, the chosen job's test "
             "figure is not"
         )
+
     lines = []
     for record in records:
         figures = ["failed", "", ""]
@@ -190,6 +194,7 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
             ]
         cell = ["" if record[column] is None else str(record[column]) for column in differing]
         lines.append([record["job"], *cell, *figures])
+
     return Table(
         "Validation IIA on changing pairs; the choice is made here",
         ["job", *differing, "IIA", "95% interval", "n"],
@@ -225,6 +230,7 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
             console.print(
                 f"Job {record['job']} failed: {record['failure']}", soft_wrap=True, markup=False
             )
+
     if test:
         console.print(results_table(test, "The chosen job on test").rich())
     if over:

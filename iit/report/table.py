@@ -11,7 +11,7 @@ from rich.text import Text
 
 from iit.result import Row
 
-COLOURS = {
+OUTCOME_COLOURS = {
     "pass": "green",
     "open": "yellow",
     "fail": "bold red",
@@ -75,7 +75,7 @@ class Table:
 def _coloured(text: str) -> str:
     """The text as rich markup; an outcome at its end has its colour."""
     before, colon, last = text.rpartition(": ")
-    colour = COLOURS.get(last.lower())
+    colour = OUTCOME_COLOURS.get(last.lower())
     return escape(text) if colour is None else f"{escape(before)}{colon}[{colour}]{last}[/]"
 
 

@@ -34,6 +34,7 @@ def attention_figure(
             raise ValueError(
                 f"The weights of {name!r} have shape {matrix.shape}; the prompt has {n} tokens."
             )
+
     n_columns = min(N_COLUMNS, len(weights))
     # Rounded up.
     n_rows = -(-len(weights) // n_columns)
@@ -43,6 +44,7 @@ def attention_figure(
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
     texts = [_plain(token) for token in tokens]
     behind = np.triu(np.ones((n, n), dtype=bool), 1)
+
     for axes, (name, matrix) in zip(panels, weights.items(), strict=False):
         hatch(axes)
         # Of a network that is not causal all keys are shown.
@@ -59,6 +61,7 @@ def attention_figure(
         axes.set_yticks(range(n), texts, fontsize=7)
         axes.tick_params(length=0, labelbottom=True)
         axes.spines[:].set_visible(False)
+
     for axes in panels[len(weights) :]:
         axes.set_visible(False)
     for axes in panels[::n_columns]:
@@ -95,8 +98,10 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
     )
     axes = figure.subplots()
     hatch(axes)
+
     for line in first:
-        row, column = layers.index(line["layer"]), places.index(line["position"])
+        row = layers.index(line["layer"])
+        column = places.index(line["position"])
         grid[row, column] = line["probability"]
         # The colour map is dark where the probability is high.
         colour = "white" if line["probability"] > 0.55 else "black"
@@ -109,6 +114,7 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
             fontsize=7,
             color=colour,
         )
+
     image = axes.imshow(
         grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="Blues", interpolation="nearest"
     )

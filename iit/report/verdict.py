@@ -13,7 +13,9 @@ def verdict_table(verdict: Mapping[str, Any], *, brief: bool = False) -> Table:
 
     brief: for the terminal, where the table has a short title.
     """
-    variable, outcome, missing = verdict["variable"], verdict["outcome"], verdict["not_run"]
+    variable = verdict["variable"]
+    outcome = verdict["outcome"]
+    missing = verdict["not_run"]
     caveat = f"Not run: {', '.join(missing)}." if missing else "Nothing was left out."
     if verdict.get("cannot_fail"):
         caveat += f" Cannot fail, and not counted: {', '.join(verdict['cannot_fail'])}."

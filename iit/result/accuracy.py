@@ -63,15 +63,20 @@ def logit_difference(
     """
     # Both get the same width, so that they can be compared token by token.
     width = max(label.shape[1], other.shape[1])
-    one, two = (
+    label_tokens, other_tokens = (
         torch.nn.functional.pad(answer, (0, width - answer.shape[1]), value=_IGNORED)
         for answer in (label, other)
     )
+
     # [batch, 1]; up to this token the other answer's run is the label's, too.
-    first = (one != two).float().argmax(1, keepdim=True)
-    one, two = one.gather(1, first), two.gather(1, first)
+    first = (label_tokens != other_tokens).float().argmax(1, keepdim=True)
+    label_tokens = label_tokens.gather(1, first)
+    other_tokens = other_tokens.gather(1, first)
+
     # A token against padding means that one answer begins the other.
-    is_known = ((one != two) & (one != _IGNORED) & (two != _IGNORED)).squeeze(1)
+    is_padding = (label_tokens == _IGNORED) | (other_tokens == _IGNORED)
+    is_known = ((label_tokens != other_tokens) & ~is_padding).squeeze(1)
+
     # [batch, vocab]: the logits at that token.
     at_first = (
         logits.gather(
@@ -80,5 +85,7 @@ def logit_difference(
         .squeeze(1)
         .float()
     )
-    gap = at_first.gather(1, one.clamp(min=0)) - at_first.gather(1, two.clamp(min=0))
+    label_logits = at_first.gather(1, label_tokens.clamp(min=0))
+    other_logits = at_first.gather(1, other_tokens.clamp(min=0))
+    gap = label_logits - other_logits
     return gap.squeeze(1).masked_fill(~is_known, torch.nan)

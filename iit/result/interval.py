@@ -57,7 +57,8 @@ def clustered_interval(
         ValueError: for no values, lengths that differ, values that are not finite or out of range,
             and groups beside resampled draws.
     """
-    values, clusters = np.asarray(values, dtype=float), np.asarray(clusters)
+    values = np.asarray(values, dtype=float)
+    clusters = np.asarray(clusters)
     # [draw, pair]
     draws = values.T if values.ndim == 2 else values[None]
     values = draws.mean(0)
@@ -76,10 +77,12 @@ def clustered_interval(
         raise ValueError(
             f"Values lie in {bottom:g}..1{hint}; got {values.min():g}..{values.max():g}."
         )
+
     # The number of each pair's cluster, [pair], of m clusters.
     _, index = np.unique(clusters, return_inverse=True)
     m = int(index.max()) + 1
     kinds = np.zeros(n) if groups is None else np.asarray(groups)
+
     # [kind, cluster]: how many pairs, and the sum of their values.
     sizes = np.stack(
         [np.bincount(index, weights=kinds == kind, minlength=m) for kind in np.unique(kinds)]
@@ -91,6 +94,7 @@ def clustered_interval(
         ]
     )
     mean = float((sums.sum(1) / sizes.sum(1)).mean())
+
     # Draws that are not resampled give no width, whatever they are.
     alike = np.ptp(draws.mean(1)) < 1e-12 or not over_draws
     if alike and all(
@@ -102,6 +106,7 @@ def clustered_interval(
             return Interval(mean, float(values.min()), float(values.max()), n)
         reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / (sizes > 0).sum(1).min()))
         return Interval(mean, max(bottom, mean - reach), min(1.0, mean + reach), n)
+
     rng = np.random.default_rng(seed)
     # [resample, cluster]: how often each cluster is drawn.
     counts = rng.multinomial(m, np.full(m, 1 / m), size=resamples)
@@ -116,6 +121,7 @@ def clustered_interval(
     else:
         with np.errstate(invalid="ignore"):  # a resample may lack a kind
             means = np.nanmean((counts @ sums.T) / (counts @ sizes.T), 1)
+
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high), n)
 
@@ -144,5 +150,6 @@ def over_seeds(figures: Sequence[Interval], *, confidence: float = 0.95) -> Inte
         from scipy.stats import t  # takes half a second to import, which no other figure needs
 
         reach = float(t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / sqrt(n))
-        low, high = min(low, max(0.0, mean - reach)), max(high, min(1.0, mean + reach))
+        low = min(low, max(0.0, mean - reach))
+        high = max(high, min(1.0, mean + reach))
     return Interval(mean, low, high, n)

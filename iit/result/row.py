@@ -52,7 +52,7 @@ class Row:
         """The row as a JSON object, with its columns in order."""
         return asdict(self)
 
-    def place(self) -> str:
+    def site_text(self) -> str:
         """Where the cell is, as a site prints itself: component[layer].head[k] @ position.
 
         A cell of one unit says which.
@@ -76,10 +76,8 @@ class Row:
         Raises:
             ValueError: for unknown and missing columns, which it names.
         """
-        unknown, missing = (
-            sorted(set(values) - set(ROW_FIELDS)),
-            [name for name in ROW_FIELDS if name not in values],
-        )
+        unknown = sorted(set(values) - set(ROW_FIELDS))
+        missing = [name for name in ROW_FIELDS if name not in values]
         if unknown or missing:
             raise ValueError(
                 f"A row has the columns {list(ROW_FIELDS)}; unknown: {unknown}, missing: {missing}."

@@ -43,7 +43,7 @@ CONTROLS: Mapping[str | None, Control] = {
     "null_part": Control("the part that downstream does not read", kind="shown"),
 }
 """In the order of tables; None is the alignment itself."""
-METRICS = {
+METRIC_LABELS = {
     "iia": "",
     "abstraction_error/down": "error as an abstraction, interventions from the causal model",
     "abstraction_error/up": "error as an abstraction, interventions from the network",
@@ -72,20 +72,23 @@ NULLS = [name for name, control in CONTROLS.items() if name is not None and cont
 COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
 """The controls that the alignment is compared with, pair by pair."""
 
-RIVAL, OFF_TARGET, RANK, KIND = "rival/", "off_target/", "rank/", "kind/"
+RIVAL = "rival/"
+OFF_TARGET = "off_target/"
+RANK = "rank/"
+KIND = "kind/"
 """How some names begin.
 
 Those of controls: a rival's label, another variable's edit, a lower rank. That of a subset: one
 kind of pair.
 """
-DRAWS = {
+DRAW_PREFIXES = {
     "random_subspace": "random_subspace/",
     "read_part/random_subspace": "read_part/random_subspace/",
     "seeds": "seed/",
 }
 """Pooled control → how the names of its single draws begin."""
-# (metric, control) → its place in a table.
-_PLACES = {pair: place for place, pair in enumerate(product(METRICS, CONTROLS))}
+# (metric, control) → its number in the order of a table.
+_ORDER = {pair: number for number, pair in enumerate(product(METRIC_LABELS, CONTROLS))}
 
 
 def pool_of(control: str | None) -> str | None:
@@ -93,7 +96,7 @@ def pool_of(control: str | None) -> str | None:
     return next(
         (
             pool
-            for pool, start in DRAWS.items()
+            for pool, start in DRAW_PREFIXES.items()
             if control is not None and control.startswith(start)
         ),
         None,
@@ -102,7 +105,7 @@ def pool_of(control: str | None) -> str | None:
 
 def draw(pool: str, number: int) -> str:
     """The name of a pooled control's single draw."""
-    return f"{DRAWS[pool]}{number}"
+    return f"{DRAW_PREFIXES[pool]}{number}"
 
 
 def draws_of(scored: Mapping[Any, Any], pool: str) -> list[Any]:
@@ -110,7 +113,7 @@ def draws_of(scored: Mapping[Any, Any], pool: str) -> list[Any]:
     return [figure for control, figure in scored.items() if pool_of(control) == pool]
 
 
-def label(control: str | None, metric: str) -> str | None:
+def figure_label(control: str | None, metric: str) -> str | None:
     """The words that people read for a figure; None for a figure that only `metrics.json` has."""
     name = control or ""
     if pool_of(control) is not None:
@@ -121,14 +124,14 @@ def label(control: str | None, metric: str) -> str | None:
         return f"the edit of {name.removeprefix(OFF_TARGET)!r} instead (off target)"
     if name.startswith(RANK) and metric == "iia":
         return f"trained at rank {name.removeprefix(RANK)}"
-    if (metric, control) not in _PLACES:
+    if (metric, control) not in _ORDER:
         return f"{metric}, {control or 'trained'}"
     if metric == "iia":
         return CONTROLS[control].label
     short = CONTROLS[control].short
-    return METRICS[metric].format(short) if short else None
+    return METRIC_LABELS[metric].format(short) if short else None
 
 
-def place(control: str | None, metric: str) -> int:
+def table_order(control: str | None, metric: str) -> int:
     """Where a figure stands in a table; one without a label of its own comes last."""
-    return _PLACES.get((metric, control), len(_PLACES))
+    return _ORDER.get((metric, control), len(_ORDER))

@@ -93,9 +93,9 @@ def test_twenty_steps_together_are_twenty_steps_alone(toy, tmp_path, clip):
 def test_passes_that_coincide_are_shared(toy, tmp_path, monkeypatch):
     network, pairs = toy
     sizes = []
-    real = passes.resumed_answers
+    real = passes.resumed_logits
     monkeypatch.setattr(
-        passes, "resumed_answers", lambda runs, *args: sizes.append(len(runs)) or real(runs, *args)
+        passes, "resumed_logits", lambda runs, *args: sizes.append(len(runs)) or real(runs, *args)
     )
     iit.fit(cells_of(network), pairs, trainer=quiet, batch_size=16, max_epochs=2, folder=tmp_path)
     assert set(sizes) == {4}, "of the five cells four start at the second block and the same token"

@@ -165,7 +165,7 @@ def test_each_variable_has_its_table(written):
 )
 def test_the_network_is_loaded_as_it_was(name, revision, dtype, line):
     from iit.intervened.card import card
-    from iit.intervened.saving import Saved
+    from iit.intervened.saving import SaveContent
 
     network = {
         "name": name,
@@ -176,6 +176,8 @@ def test_the_network_is_loaded_as_it_was(name, revision, dtype, line):
         "dtype": dtype,
         "fingerprint": "f",
     }
-    text = card(Saved({S2: Edit(S2, iit.VanillaIntervention())}, network, False, None), "me/it")
+    text = card(
+        SaveContent({S2: Edit(S2, iit.VanillaIntervention())}, network, False, None), "me/it"
+    )
     assert line in text.splitlines()
     assert 'edited = iit.IntervenedModel.from_pretrained("me/it", network)' in text.splitlines()

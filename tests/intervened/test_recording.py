@@ -7,7 +7,7 @@ import torch
 
 import iit
 from iit.intervened import ActivationStore
-from iit.intervened.watched import Watched
+from iit.intervened.snapshot import NetworkSnapshot
 from tests.families import DECODERS, make, prompts
 from tests.oracles import raw_hook
 
@@ -79,7 +79,7 @@ def test_recording_hooks_are_not_foreign():
     site = iit.Site("block_output", layer=0, position=2)
     edited = iit.IntervenedModel(network, {site: iit.VanillaIntervention()})
     store = edited.store = ActivationStore(network)
-    identity = Watched(network).identity()
+    fingerprint = NetworkSnapshot(network).run_fingerprint()
     base, source = prompts((6, 6)), prompts((6, 6), 2)
     want = edited.answer_logits(base, source)
     known = len(store)
@@ -87,8 +87,8 @@ def test_recording_hooks_are_not_foreign():
     assert store.refuses(network, iit.intervened.batch.prepare(network, base)) is None
     assert len(store) == known, "nothing was forgotten"
     torch.testing.assert_close(edited.answer_logits(base, source), want)
-    watched = Watched(network)
-    assert watched.refusal() is None
-    assert watched.identity() == identity
+    snapshot = NetworkSnapshot(network)
+    assert snapshot.refusal() is None
+    assert snapshot.run_fingerprint() == fingerprint
     network.model.layers[0].register_forward_hook(lambda *_: None)
-    assert "not the engine's" in (watched.refusal() or "")
+    assert "not the engine's" in (snapshot.refusal() or "")

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from iit.intervened.spill import CHUNK, Spill
+from iit.intervened.spill import CHUNK_BYTES, Spill
 
 
 def test_beyond_the_budget_tensors_lie_in_files(tmp_path):
@@ -26,7 +26,7 @@ def test_beyond_the_budget_tensors_lie_in_files(tmp_path):
     assert kept[2].untyped_storage().data_ptr() == kept[4].untyped_storage().data_ptr(), (
         "small ones share a file"
     )
-    assert kept[2].untyped_storage().nbytes() == CHUNK
+    assert kept[2].untyped_storage().nbytes() == CHUNK_BYTES
     assert not list(tmp_path.iterdir()), "the file has no name, so nothing is left behind"
     kept[0][0, 0] = 7.0
     assert tensors[0][0, 0] != 7.0, "they are copies"
@@ -36,10 +36,10 @@ def test_beyond_the_budget_tensors_lie_in_files(tmp_path):
 
 def test_a_large_tensor_gets_a_file_of_its_own():
     spill = Spill(0)
-    small, large = spill.keep(torch.ones(3)), spill.keep(torch.ones(CHUNK // 4 + 1))
+    small, large = spill.keep(torch.ones(3)), spill.keep(torch.ones(CHUNK_BYTES // 4 + 1))
     assert small.untyped_storage().data_ptr() != large.untyped_storage().data_ptr()
     assert small.sum() == 3
-    assert large.sum() == CHUNK // 4 + 1
+    assert large.sum() == CHUNK_BYTES // 4 + 1
 
 
 def test_a_negative_budget_is_refused():
@@ -61,7 +61,7 @@ def test_what_was_dropped_counts_no_more(tmp_path):
 
 
 def test_space_is_reserved_before_it_is_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("iit.intervened.spill.CHUNK", 2**20)
+    monkeypatch.setattr("iit.intervened.spill.CHUNK_BYTES", 2**20)
     taken = []
     real = torch.from_file
     monkeypatch.setattr(
@@ -86,7 +86,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(fallocate, tmp_path, monke
         with pytest.raises(
             OSError,
             match=(
-                rf"budget of 0 bytes .* wanted {CHUNK} more of {tmp_path}, "
+                rf"budget of 0 bytes .* wanted {CHUNK_BYTES} more of {tmp_path}, "
                 r".*store\.folder=.*store\.budget="
             ),
         ):

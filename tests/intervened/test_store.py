@@ -171,8 +171,8 @@ def test_what_was_replaced_leaves_the_budget():
     high, low = Site("mlp_output", layer=1, position=-1), Site("block_output", layer=0, position=2)
     for site in (low, high):  # the latter needs keys and values of more columns
         answers(network, site, store)
-    kept = store._kept
-    held = [cache.values for cache in kept.caches.values()] + [
-        known.values for known in kept._values.values()
+    contents = store._contents
+    held = [cache.values for cache in contents.caches.values()] + [
+        known.values for known in contents._values.values()
     ]
-    assert kept._spill.in_memory == sum(tensor.nbytes for tensor in held)
+    assert contents._spill.in_memory == sum(tensor.nbytes for tensor in held)

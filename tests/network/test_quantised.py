@@ -9,7 +9,7 @@ from torch import nn
 
 import iit
 from iit.intervened import ActivationStore
-from iit.intervened.watched import Watched
+from iit.intervened.snapshot import NetworkSnapshot
 from iit.network import content, fingerprint
 from tests.families import make, prompts
 
@@ -102,7 +102,7 @@ def test_weights_of_any_kind_are_told_apart_and_run(kind):
     for told in (fingerprint, content):
         assert told(network) == told(network) != told(other)
     assert (fingerprint(network) == fingerprint(plain)) == (kind == "offloaded")
-    watched = Watched(network)
+    snapshot = NetworkSnapshot(network)
     base, source = prompts(), prompts(seed=3)
     for component, width in SITES.items():
         site = iit.Site(component, layer=1, position="last")
@@ -116,20 +116,20 @@ def test_weights_of_any_kind_are_told_apart_and_run(kind):
         got = alignment.answer_logits(base, source)
         torch.testing.assert_close(got, right.answer_logits(base, source), atol=1e-5, rtol=1e-5)
         got.sum().backward()
-    assert watched.change() is None
-    assert not watched.content_changed()
-    assert ("offloaded" in str(watched.refusal())) == (kind == "offloaded")
+    assert snapshot.change() is None
+    assert not snapshot.content_changed()
+    assert ("offloaded" in str(snapshot.refusal())) == (kind == "offloaded")
 
 
 @pytest.mark.parametrize("kind", ["packed", "wrapper", "flattened"])
 def test_a_change_inside_is_noticed(kind):
     network = KINDS[kind](make("llama"))
-    watched, before = Watched(network), fingerprint(network)
+    snapshot, before = NetworkSnapshot(network), fingerprint(network)
     weight = network.model.layers[0].mlp.up_proj.weight
     inner = weight.data if kind == "packed" else weight.inner
     inner.zero_()
-    assert watched.change() == "its weights"
-    assert watched.content_changed()
+    assert snapshot.change() == "its weights"
+    assert snapshot.content_changed()
     assert fingerprint(network) != before
 
 
@@ -149,7 +149,7 @@ def test_dtypes_that_torch_does_not_compute_with():
             network.register_buffer("weight", raw.view(dtype))
             networks.append(network)
         assert fingerprint(networks[0]) != fingerprint(networks[1])
-        assert Watched(networks[0]).change() is None
+        assert NetworkSnapshot(networks[0]).change() is None
 
 
 def test_other_entries_of_a_state_dict():
@@ -160,9 +160,9 @@ def test_other_entries_of_a_state_dict():
         inference = nn.Linear(2, 2)
     for network in (sparse, inference, nn.Identity()):
         assert fingerprint(network) == fingerprint(network)
-        watched = Watched(network)
-        assert watched.change() is None
-        assert not watched.content_changed()
+        snapshot = NetworkSnapshot(network)
+        assert snapshot.change() is None
+        assert not snapshot.content_changed()
 
 
 def test_meta_weights_without_a_place_are_told_by_shape():

@@ -9,7 +9,7 @@ import torch
 
 import iit
 from iit.patching import METRICS, Contrast, patch
-from iit.patching.ahead import Ahead
+from iit.patching.activations import ActivationReader
 from iit.patching.metric import Answers
 from tests.oracles import ORACLES, head_columns
 from tests.patching.contrasts import contrast, difference, last_logits, raw_activation, swapped
@@ -218,9 +218,10 @@ def test_sources_are_read_ahead_within_a_budget(monkeypatch):
     sources are run once.
     """
     found, seen = contrast("llama"), []
-    real = importlib.import_module("iit.patching.ahead").activations
+    real = importlib.import_module("iit.patching.activations").activations
     monkeypatch.setattr(
-        "iit.patching.ahead.activations", lambda *args: seen.append(len(args[2])) or real(*args)
+        "iit.patching.activations.activations",
+        lambda *args: seen.append(len(args[2])) or real(*args),
     )
     options = {
         "components": ["block_output", "mlp_output", "attention_value_output"],
@@ -229,7 +230,9 @@ def test_sources_are_read_ahead_within_a_budget(monkeypatch):
     }
     once = patch(found.network, found, **options)
     assert seen == [len(once.cells)]
-    monkeypatch.setattr("iit.patching.replacement.Ahead", partial(Ahead, budget=1000))
+    monkeypatch.setattr(
+        "iit.patching.replacement.ActivationReader", partial(ActivationReader, budget=1000)
+    )
     little = patch(found.network, found, **options)
     assert len(seen) > 4
     np.testing.assert_allclose(little.of("logit_difference"), once.of("logit_difference"), **CLOSE)

@@ -7,7 +7,7 @@ import torch
 import iit
 from iit.intervened import ActivationStore
 from iit.patching import SPANS, trace
-from iit.patching.corrupted import questions, subject_deviation
+from iit.patching.corruption import questions, subject_deviation
 from tests.families import GPT, SIZES, V, make
 from tests.oracles import ORACLES
 from tests.patching.contrasts import last_logits, raw_activation

@@ -17,10 +17,10 @@ from torch.nn.functional import pad
 from iit.intervened import ActivationStore, IntervenedModel
 from iit.intervened.batch import prepare
 from iit.network.answering import IGNORED
-from iit.patching.contrast import Contrast, column_index, taken
+from iit.patching.contrast import Contrast, batch_rows, column_index
 from iit.patching.effects import Effects
-from iit.patching.grid import Cell
-from iit.patching.metric import LIGHT, Metric, Metrics, measured, metrics_of
+from iit.patching.grid import MapCell
+from iit.patching.metric import LIGHT, Metric, MetricChoice, figures_of, metrics_of
 from iit.site import Site
 
 CELL = "cell"
@@ -56,35 +56,35 @@ class CellGroup:
 
     contrast: Contrast
     site: Site
-    cells: list[Cell]
+    cells: list[MapCell]
 
     @property
     def sites(self) -> list[Site]:
         """Each cell's own site."""
         return [cell.site for cell in self.cells]
 
-    def places(self, batch: Mapping[str, Any]) -> Tensor:
+    def columns(self, batch: Mapping[str, Any]) -> Tensor:
         """The columns of each cell in a batch, LongTensor[cell, row, position], −100 padded."""
         prepared = prepare(self.contrast.module, batch)
         index: dict[Site, Tensor] = {}
         for site in dict.fromkeys(self.sites):
             index[site] = column_index(site, prepared)
-        widest = max(place.shape[1] for place in index.values())
-        for site, place in index.items():
-            index[site] = pad(place, (0, widest - place.shape[1]), value=IGNORED)
+        widest = max(columns.shape[1] for columns in index.values())
+        for site, columns in index.items():
+            index[site] = pad(columns, (0, widest - columns.shape[1]), value=IGNORED)
         return torch.stack([index[site] for site in self.sites])
 
     @cached_property
-    def _places(self) -> Tensor:
-        return self.places(self.contrast.base)
+    def _columns(self) -> Tensor:
+        return self.columns(self.contrast.base)
 
     def rows(self, numbers: Tensor) -> CellRows:
         """The rows of some numbers: row r is of cell r // n and of pair r % n, of n pairs."""
         cell = numbers // len(self.contrast)
         pair = numbers % len(self.contrast)
-        base = taken(self.contrast.base, pair, self.contrast.label)
+        base = batch_rows(self.contrast.base, pair, self.contrast.label)
         if self.site.position is not None:
-            roles = {CELL: self._places[cell, pair]}
+            roles = {CELL: self._columns[cell, pair]}
             # Path patching holds what is computed from the cell's position on.
             if "attention_mask" in base:
                 roles[BEHIND] = _behind(base, roles[CELL])
@@ -115,7 +115,7 @@ class CellGroup:
             order = order[n:]
 
 
-class Edited(NamedTuple):
+class EditedCells(NamedTuple):
     """The cells of a group, edited.
 
     model: the intervened network, which is given the store.
@@ -126,14 +126,14 @@ class Edited(NamedTuple):
     logits: Callable[[CellRows], Tensor]
 
 
-EditOf = Callable[[CellGroup], Edited]
+EditOf = Callable[[CellGroup], EditedCells]
 
 
 def effects_of(
     contrast: Contrast,
-    cells: Sequence[Cell],
+    cells: Sequence[MapCell],
     edit_of: EditOf,
-    metric: Metrics,
+    metric: MetricChoice,
     method: str,
     store: ActivationStore | None,
     batch_size: int,
@@ -152,7 +152,7 @@ def effects_of(
 
 def cell_values(
     contrast: Contrast,
-    cells: Sequence[Cell],
+    cells: Sequence[MapCell],
     edit_of: EditOf,
     metrics: Mapping[str, Metric],
     base_logits: Tensor | None,
@@ -177,6 +177,7 @@ def cell_values(
         # Cells with a unit and cells without one need different sources.
         key = replace(cell.site, position=position), cell.unit is None
         groups.setdefault(key, []).append(number)
+
     values = {name: np.full((len(cells), len(contrast)), np.nan) for name in metrics}
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Patching", total=len(cells))
@@ -184,6 +185,7 @@ def cell_values(
             store = ActivationStore(contrast.module)
         else:
             store.check()
+
         runs = []
         for (site, _), numbers in groups.items():
             group = CellGroup(contrast, site, [cells[number] for number in numbers])
@@ -194,11 +196,12 @@ def cell_values(
             if edited.model.first_block is not None:
                 store.layers |= {edited.model.first_block}
             runs.append((group, edited, np.array(numbers)))
+
         for group, edited, numbers in runs:
             for rows in group.batches(edited.model, batch_size):
                 plain = None if base_logits is None else base_logits[rows.pair]
                 answers = contrast.answers(rows.pair, plain)
-                figures = measured(metrics, edited.logits(rows).cpu(), answers)
+                figures = figures_of(metrics, edited.logits(rows).cpu(), answers)
                 for name, column in figures.items():
                     # The rows of a batch are scattered to [cell, pair].
                     values[name][numbers[rows.cell.numpy()], rows.pair.numpy()] = column
@@ -222,10 +225,10 @@ def unedited(
     parts = []
     for rows in torch.arange(len(contrast)).split(64):
         with torch.no_grad():
-            logits = model.answer_logits(taken(batch, rows, contrast.label)).cpu()
+            logits = model.answer_logits(batch_rows(batch, rows, contrast.label)).cpu()
         # Without base logits, either the batch holds the bases or no metric reads them.
         plain = logits if base_logits is None else base_logits[rows]
-        figures = measured(metrics, logits, contrast.answers(rows, plain))
+        figures = figures_of(metrics, logits, contrast.answers(rows, plain))
         for name, column in figures.items():
             values[name][rows.numpy()] = column
         if not light:

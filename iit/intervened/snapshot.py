@@ -15,18 +15,18 @@ from transformers import PreTrainedConfig
 from iit.network.fingerprint import computable, content, plain_parts
 from iit.network.hooks import records
 
-N_VALUES = 16
+N_COMPARED_VALUES = 16
 """How many values of each tensor are compared with every batch."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [getattr(global_hooks, f"_global{name}") for name in _HOOKS]
 # What transformers writes on a network when it installs the hooks that record outputs. It changes
 # nothing in what a run computes.
-_NOTED = {"_output_capturing_hooks_installed": True}
-_HELD = ("_parameters", "_buffers", "_modules")
+_WRITTEN_BY_TRANSFORMERS = {"_output_capturing_hooks_installed": True}
+_MEMBERS = ("_parameters", "_buffers", "_modules")
 
 
-class Watched:
+class NetworkSnapshot:
     """A network and all that decides what its runs compute, as it was when this was made.
 
     `change` is for every batch. It notices these changes:
@@ -45,12 +45,14 @@ class Watched:
 
     def __init__(self, network: nn.Module):
         self._network = network
-        self._names = {module: name for name, module in network.named_modules()}
-        dicts = [vars(module) for module in self._names]
+        self._module_names = {module: name for name, module in network.named_modules()}
+        dicts = [vars(module) for module in self._module_names]
+
         # A module's parameters, buffers and submodules lie in dicts inside its own dict.
-        held = [module[name] for module in dicts for name in _HELD]
+        held = [module[name] for module in dicts for name in _MEMBERS]
         # Each live dict beside a copy of it as it is now.
         self._attributes = [(now, dict(now)) for now in (*dicts, *held)]
+
         # Modules share configs; each is copied once.
         configs = {
             id(c): c
@@ -62,21 +64,23 @@ class Watched:
         self._hooks = [*_GLOBAL_HOOKS, *(module[name] for module in dicts for name in _HOOKS)]
         self._parameters = list(network.parameters())
         self._offloaded = any(parameter.is_meta for parameter in self._parameters)
+
         # The plain tensors that packed or wrapped weights are made of.
         parts = [part for _, part in plain_parts("", [*self._parameters, *network.buffers()])]
         self._tensors = [part for part in parts if not part.is_meta]
-        self._places = self._where()
+        self._tensor_addresses = self._addresses()
         self._values = list(_spaced(self._tensors))
         self._before = self._read()
         self._device = next((tensor.device.type for tensor in self._tensors), "cpu")
-        self._autocast = self._casts()
+        self._autocast = self._autocast_state()
         self.content = content(network)
 
     def refusal(self) -> str | None:
         """Why a run might not repeat itself; None where it surely does."""
         if self._offloaded:
             return "weights of the network are offloaded: they come and go with every run"
-        training = next((name for module, name in self._names.items() if module.training), None)
+        names = self._module_names
+        training = next((name for module, name in names.items() if module.training), None)
         if training is not None or any(parameter.requires_grad for parameter in self._parameters):
             where = f" ({training} is in training mode)" if training else ""
             return f"the network is not frozen in eval mode{where}"
@@ -92,21 +96,22 @@ class Watched:
         """
         if self._offloaded:
             return None
-        if not all(
-            _same(now, before) or _same(now, before | _NOTED) for now, before in self._attributes
-        ):
-            return "a module, or an attribute of one"
+        for now, before in self._attributes:
+            if not _same(now, before) and not _same(now, before | _WRITTEN_BY_TRANSFORMERS):
+                return "a module, or an attribute of one"
         if any(not _same(now, before) for now, before in self._entries):
             return "its config"
-        if self._places != self._where() or not all(map(torch.equal, self._before, self._read())):
+        if self._tensor_addresses != self._addresses():
             return "its weights"
-        return "autocast" if self._autocast != self._casts() else None
+        if not all(map(torch.equal, self._before, self._read())):
+            return "its weights"
+        return "autocast" if self._autocast != self._autocast_state() else None
 
     def content_changed(self) -> bool:
         """Whether any byte of a parameter or buffer has changed; takes about 0.1 s a GiB."""
         return self.content != content(self._network)
 
-    def identity(self) -> str:
+    def run_fingerprint(self) -> str:
         """A hash that is the same, in every process, for networks whose runs compute the same.
 
         It covers all bytes of the weights, classes, plain attributes, and functions that modules
@@ -116,21 +121,22 @@ class Watched:
         modules = [
             (
                 name,
-                _called(type(module)),
+                _qualified_name(type(module)),
                 {
-                    key: _told(value)
+                    key: _plain_value(value)
                     for key, value in vars(module).items()
-                    if key not in (*_HELD, *_HOOKS, *_NOTED)
+                    if key not in (*_MEMBERS, *_HOOKS, *_WRITTEN_BY_TRANSFORMERS)
                 },
             )
-            for module, name in self._names.items()
+            for module, name in self._module_names.items()
         ]
+
         # `to_dict` leaves out private attributes, such as the implementation of attention.
         configs = [
             (
-                _called(type(config)),
+                _qualified_name(type(config)),
                 config.to_dict(),
-                {key: _told(value) for key, value in vars(config).items() if key[0] == "_"},
+                {key: _plain_value(value) for key, value in vars(config).items() if key[0] == "_"},
             )
             for config in self._configs
         ]
@@ -138,16 +144,16 @@ class Watched:
         facts = [self.content, modules, configs, self._device, self._autocast, libraries]
         return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())
 
-    def _where(self) -> list[tuple[int, int]]:
-        # Tensors that were made under `torch.inference_mode` count no versions.
+    def _addresses(self) -> list[tuple[int, int]]:
         """Address and version counter of each tensor."""
+        # Tensors that were made under `torch.inference_mode` count no versions.
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
 
     def _read(self) -> list[Tensor]:
         # As bytes, NaN equals itself.
         return [torch.cat(values).view(torch.uint8) for values in self._values]
 
-    def _casts(self) -> tuple[bool, torch.dtype]:
+    def _autocast_state(self) -> tuple[bool, torch.dtype]:
         return torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
 
 
@@ -170,7 +176,7 @@ def _spaced(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
                 (size - 1) * stride
                 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
             )
-            n = min(N_VALUES, n_cells)
+            n = min(N_COMPARED_VALUES, n_cells)
             # Evenly spaced in the storage, without a copy, whatever the tensor's strides.
             view = tensor.detach().as_strided(
                 (n,), (max(1, (n_cells - 1) // max(n - 1, 1)),), tensor.storage_offset()
@@ -180,19 +186,21 @@ def _spaced(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     yield from groups.values()
 
 
-def _told(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     """What is the same of a value in every process.
 
     It is a plain value itself, the name of a function, and the class of anything else.
     """
     if isinstance(value, list | tuple):
-        return [_told(item) for item in value]
+        return [_plain_value(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _told(item) for key, item in value.items()}
+        return {str(key): _plain_value(item) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return value
-    return _called(value if callable(value) and hasattr(value, "__qualname__") else type(value))
+    return _qualified_name(
+        value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    )
 
 
-def _called(thing: Any) -> str:
+def _qualified_name(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"

@@ -10,11 +10,11 @@ from torch.nn.functional import pad
 from iit.intervened import Activations, capture
 from iit.intervened.batch import Batch, prepare
 from iit.intervened.positions import columns
-from iit.patching.contrast import AnyNetwork, module_of, taken
+from iit.patching.contrast import AnyNetwork, batch_rows, module_of
 from iit.site import Site, resolve
 
 
-class Ahead:
+class ActivationReader:
     """The activations of a batch at sites that are asked for one group after the other.
 
     The sites of a group are read together with as many of the following ones as `budget` bytes
@@ -78,7 +78,7 @@ def activations(
     n_rows = next(len(value) for value in batch.values() if isinstance(value, Tensor))
     parts = []
     for rows in torch.arange(n_rows).split(64):
-        parts.append(capture(network, taken(batch, rows), sites))
+        parts.append(capture(network, batch_rows(batch, rows), sites))
     values: dict[Site, Tensor] = {}
     counts: dict[Site, Tensor | None] = {}
     for site in sites:

@@ -14,16 +14,16 @@ from iit.intervened.batch import Batch, prepare
 from iit.intervention import AdditionIntervention
 from iit.intervention.precision import widened
 from iit.network.answering import IGNORED
+from iit.patching.cell_runs import CellGroup, CellRows, EditedCells
 from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    batch_rows,
     contrast_of,
     module_of,
     prompts_of,
-    taken,
 )
-from iit.patching.running import CellGroup, CellRows, Edited
 from iit.site import Site, resolve
 
 EMBEDDING = Site("embedding_output")
@@ -64,14 +64,14 @@ class Corruption:
         source = self.source(torch.tensor(numbers), lengths)
         return self.model.edited_run(batch, {"noise": source}).applied()
 
-    def edit_of(self, group: CellGroup) -> Edited:
+    def edit_of(self, group: CellGroup) -> EditedCells:
         """Corrupted runs of the prompts with nothing else done to them."""
 
         def logits(rows: CellRows) -> Tensor:
             lengths = rows.base["attention_mask"].sum(1)
             return self.model.answer_logits(rows.base, {"noise": self.source(rows.pair, lengths)})
 
-        return Edited(self.model, logits)
+        return EditedCells(self.model, logits)
 
 
 def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> Contrast:
@@ -85,13 +85,18 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
     """
     if isinstance(prompts, Contrasted):
         contrast = contrast_of(network, prompts)
-        base, answer, other = contrast.base, contrast.own, contrast.label
+        base = contrast.base
+        answer = contrast.own
+        other = contrast.label
         # The first pair of each base, in the order of the pairs.
         first = np.unique(contrast.clusters, return_index=True)[1]
         rows = torch.from_numpy(np.sort(first))
     else:
-        base, answer, other = prompts_of(prompts), prompts.get("answer"), None
+        base = prompts_of(prompts)
+        answer = prompts.get("answer")
+        other = None
         rows = torch.arange(0 if answer is None else len(answer))
+
     if answer is None:
         raise ValueError(
             "Tracing asks for each prompt's own answer: encode with `answers=`, or give pairs "
@@ -102,18 +107,20 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
             "Tracing restores a prompt's tokens, not those of an answer that follow: give "
             "answers of one token."
         )
+
     batch = prepare(module_of(network), base)
     if batch.lengths is None or "input_ids" not in batch.kwargs:
         raise ValueError(
             "Tracing corrupts the embeddings of tokens: the inputs have no `input_ids`."
         )
+
     ids = batch.kwargs["input_ids"].cpu()
     clean = {
         "input_ids": ids,
         "attention_mask": (torch.arange(ids.shape[1]) < batch.lengths.cpu().unsqueeze(1)).long(),
         "positions": {role: index.cpu() for role, index in batch.positions.items()},
     }
-    clean = taken(clean, rows)
+    clean = batch_rows(clean, rows)
     other = None if other is None else other[rows]
     return Contrast(network, clean, clean, answer[rows], other, np.arange(len(rows)))
 

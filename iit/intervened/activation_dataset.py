@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from iit.intervened.saving import identity, site_to_json
+from iit.intervened.saving import describe_network, site_to_json
 from iit.intervened.stream import NAME
 from iit.network import Network
 from iit.site import Site
@@ -37,8 +37,9 @@ class Captured(Mapping[Site, Tensor]):
             looked at is read.
         offsets: {site: LongTensor[n_examples + 1]}.
         network: what tells the network from others, as in an intervened model's `config.json`.
-        inputs_sha256: a hash over every example's inputs without padding, and over its roles that
-            the sites name. It is equal for equal examples, however they were batched.
+        inputs_sha256: the fingerprint of the inputs. It covers every example's inputs without
+            padding, and its roles that the sites name. It is equal for equal examples, however
+            they were batched.
     """
 
     rows: Mapping[Site, Tensor]
@@ -96,6 +97,7 @@ class Captured(Mapping[Site, Tensor]):
         # The index is written last.
         if not (folder / INDEX).is_file():
             raise FileNotFoundError(f"{folder} is no finished capture: {INDEX} is missing.")
+
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -105,6 +107,7 @@ class Captured(Mapping[Site, Tensor]):
             offsets = {
                 site: mapped(folder / OFFSETS, entry["file"]) for site, entry in sites.items()
             }
+
             for site, entry in sites.items():
                 # The files have to be those that the index was written with.
                 measured = [
@@ -124,10 +127,12 @@ class Captured(Mapping[Site, Tensor]):
             captured = cls(rows, offsets, index["network"], index["inputs_sha256"])
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise ValueError(f"The capture in {folder} is damaged or altered: {error}.") from error
+
         if (
             network is not None
             # The fingerprint alone decides: the same weights may have another name.
-            and (current := identity(network))["fingerprint"] != captured.network["fingerprint"]
+            and (current := describe_network(network))["fingerprint"]
+            != captured.network["fingerprint"]
         ):
             raise ValueError(
                 f"{folder} holds activations of another network: {captured.network['name']!r} "

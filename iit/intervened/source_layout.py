@@ -5,12 +5,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from iit.intervened.batch import Batch
-from iit.intervened.positions import Columns
+from iit.intervened.positions import SiteColumns
 from iit.network.answering import IGNORED
 
 
-def as_base(tensor: Tensor, place: Columns, own: Columns) -> Tensor:
-    """A source's activation with the positions of the base's `place`.
+def as_base(tensor: Tensor, base_columns: SiteColumns, source_columns: SiteColumns) -> Tensor:
+    """A source's activation with the positions of `base_columns`.
 
     Spans are of equal length, which was checked before. Where an example has fewer positions than
     others, the rest holds the mean of its own positions. Nothing is written there. An operation
@@ -18,18 +18,20 @@ def as_base(tensor: Tensor, place: Columns, own: Columns) -> Tensor:
 
     Arguments:
         tensor: Tensor[batch, position, width], as it was read of the source.
-        own: where it was read. A module with positions of its own is taken whole, as it is.
+        source_columns: where it was read. A module with positions of its own is taken whole, as it
+            is.
 
     Returns Tensor[batch, position, width].
     """
-    n_positions = place.n_positions
+    n_positions = base_columns.n_positions
     # The module had another number of positions than its tokens.
-    whole = own.n_positions not in (None, tensor.shape[1])
-    if place.tokens is None or n_positions is None or whole:
+    whole = source_columns.n_positions not in (None, tensor.shape[1])
+    if base_columns.tokens is None or n_positions is None or whole:
         return tensor
     # Zeros behind the last position; a negative number cuts positions off.
     tensor = pad(tensor, (0, 0, 0, n_positions - tensor.shape[1]))
-    if not isinstance(place.index, Tensor) or not bool((absent := place.index == IGNORED).any()):
+    index = base_columns.index
+    if not isinstance(index, Tensor) or not bool((absent := index == IGNORED).any()):
         return tensor
     # [batch, position, 1]
     present = ~absent.unsqueeze(-1)
@@ -47,7 +49,8 @@ def keys_as_base(weights: Tensor, base: Batch, source: Batch, active: Tensor | N
     Raises ValueError where the source attends to a token that the base lacks.
     """
     assert base.lengths is not None
-    n_source, n_base = source.tokens.shape[1], base.tokens.shape[1]
+    n_source = source.tokens.shape[1]
+    n_base = base.tokens.shape[1]
     # [batch, query, head, key]
     by_key = weights.unflatten(-1, (-1, n_source))
     beyond = torch.arange(n_source, device=weights.device) >= base.lengths.unsqueeze(1)

@@ -7,7 +7,7 @@ from torch.nn.modules import module as modules
 
 import iit
 from iit.intervened import ActivationStore
-from iit.intervened.watched import Watched
+from iit.intervened.snapshot import NetworkSnapshot
 from tests.families import DECODERS, make, prompts
 
 
@@ -61,16 +61,16 @@ CHANGES = {
 @pytest.mark.parametrize("how", CHANGES)
 def test_changes_are_noticed(how):
     network = frozen()
-    watched, (change, told) = Watched(network), CHANGES[how]
-    assert watched.change() is None
+    snapshot, (change, message) = NetworkSnapshot(network), CHANGES[how]
+    assert snapshot.change() is None
     change(network)
-    assert told in (watched.change() or "")
+    assert message in (snapshot.change() or "")
 
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_run_is_no_change(family):
     network = frozen(family)
-    watched = Watched(network)
+    snapshot = NetworkSnapshot(network)
     store = ActivationStore(network)
     edited = iit.IntervenedModel(
         network, {iit.Site("block_output", layer=0, position=2): iit.VanillaIntervention()}
@@ -78,25 +78,25 @@ def test_a_run_is_no_change(family):
     edited.store = store
     for _ in range(2):
         edited.answer_logits(prompts((9, 6), 1), prompts((9, 6), 2))
-    assert watched.change() is None
-    assert not watched.content_changed()
-    assert watched.identity() == Watched(frozen(family)).identity()
+    assert snapshot.change() is None
+    assert not snapshot.content_changed()
+    assert snapshot.run_fingerprint() == NetworkSnapshot(frozen(family)).run_fingerprint()
 
 
 def test_autocast_is_a_change():
-    watched = Watched(frozen())
+    snapshot = NetworkSnapshot(frozen())
     with torch.autocast("cpu", torch.bfloat16):
-        assert watched.change() == "autocast"
-    assert watched.change() is None
+        assert snapshot.change() == "autocast"
+    assert snapshot.change() is None
 
 
 def test_any_byte_counts_when_all_are_read():
     network = frozen()
     weight = network.model.layers[0].mlp.up_proj.weight
-    watched = Watched(network)
+    snapshot = NetworkSnapshot(network)
     weight.data[5, 3] += 1e-3  # between the values that are compared with every batch
-    assert watched.change() is None
-    assert watched.content_changed()
+    assert snapshot.change() is None
+    assert snapshot.content_changed()
 
 
 def test_a_store_forgets_what_a_changed_network_left():
@@ -126,7 +126,7 @@ def test_a_store_forgets_what_a_changed_network_left():
 def test_a_mode_that_is_not_eval_is_refused(where):
     network = frozen()
     (network if where == "network" else network.model.layers[1].self_attn).train()
-    assert "not frozen in eval mode" in (Watched(network).refusal() or "")
+    assert "not frozen in eval mode" in (NetworkSnapshot(network).refusal() or "")
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_a_mode_that_is_not_eval_is_refused(where):
 )
 def test_hooks_are_refused_while_they_are_there(register):
     network = frozen()
-    watched = Watched(network)
+    snapshot = NetworkSnapshot(network)
     handle = register(network, lambda *args: None)
-    assert "hooks that are not the engine's" in (watched.refusal() or "")
+    assert "hooks that are not the engine's" in (snapshot.refusal() or "")
     handle.remove()
-    assert watched.refusal() is None
+    assert snapshot.refusal() is None
 
 
 def _permuted(network):
@@ -167,7 +167,7 @@ def _permuted(network):
 )
 def test_networks_that_differ_have_different_identities(change):
     network = frozen()
-    told = Watched(network).identity()
-    assert told == Watched(frozen()).identity()
+    fingerprint = NetworkSnapshot(network).run_fingerprint()
+    assert fingerprint == NetworkSnapshot(frozen()).run_fingerprint()
     change(network)
-    assert Watched(network).identity() != told
+    assert NetworkSnapshot(network).run_fingerprint() != fingerprint

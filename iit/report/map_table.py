@@ -40,12 +40,12 @@ def _lines(metrics: Metrics, name: str, about: Mapping[str, Any]) -> list[list[s
     rows = [row for row in metrics.rows if str(row.experiment).endswith(f"/{name}")]
     rows = where(rows, metric=about["metric"])
     before = {(Cell.of(row), row.control): row for row in where(rows, split="validation")}
-    edited = {row.place(): row for row in where(rows, split="test", control=None)}
+    edited = {row.site_text(): row for row in where(rows, split="test", control=None)}
     test = [edited[cell] for cell in about["top"]]
     test += [row for row in where(rows, split="test") if row.control is not None]
     lines = []
     for row in test:
-        cell = row.place() if row.control is None else row.control.replace("_", " ")
+        cell = row.site_text() if row.control is None else row.control.replace("_", " ")
         validation = before[Cell.of(row), row.control].value
         interval = f"{row.low:+.3f} to {row.high:+.3f}"
         lines.append([cell, f"{validation:+.3f}", f"{row.value:+.3f}", interval, str(row.n)])

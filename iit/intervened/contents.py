@@ -1,4 +1,4 @@
-"""What runs of a network left, by prompt: activations, and keys and values."""
+"""The contents of an activation store, by prompt: activations, and keys and values."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened.shelf import Record, Shelf
+from iit.intervened.snapshot import NetworkSnapshot
 from iit.intervened.spill import Spill
-from iit.intervened.watched import Watched
 from iit.site import Site
 
-Prompt = tuple[int, ...]
+PromptTokens = tuple[int, ...]
 """The real tokens of a prompt."""
 
 
@@ -51,7 +51,7 @@ class Cache:
         return self.values.shape[-2]
 
 
-class Kept:
+class StoreContents:
     """Activations by prompt and site, and keys and values by prompt.
 
     Arguments:
@@ -61,8 +61,8 @@ class Kept:
     """
 
     def __init__(self, budget: int, folder: str | Path | None, shelf: str | Path | None):
-        self.caches: dict[Prompt, Cache] = {}
-        self._values: dict[tuple[Site, Prompt], _Values] = {}
+        self.caches: dict[PromptTokens, Cache] = {}
+        self._values: dict[tuple[Site, PromptTokens], _Values] = {}
         self._spill = Spill(budget, folder)
         self._shelf_folder, self._shelf = shelf, None
         # What is not on the shelf yet.
@@ -71,7 +71,7 @@ class Kept:
     def __len__(self) -> int:
         return len(self._values)
 
-    def begin(self, network: Watched) -> None:
+    def begin(self, network: NetworkSnapshot) -> None:
         """Forget everything, and take what is on the network's shelf."""
         self.caches.clear()
         self._values.clear()
@@ -79,7 +79,7 @@ class Kept:
         self._new.clear()
         if self._shelf_folder is None:
             return
-        self._shelf = Shelf(self._shelf_folder, network.identity())
+        self._shelf = Shelf(self._shelf_folder, network.run_fingerprint())
         for site, prompt, index, values in self._shelf.records():
             if site is None:
                 cache = self.caches.get(prompt)
@@ -89,9 +89,9 @@ class Kept:
                     # A record takes the place of one that it covers.
                     self.caches[prompt] = Cache(index[0], values)
             else:
-                place = (site, prompt)
-                if place not in self._values or len(self._values[place].columns) < len(index):
-                    self._values[place] = _Values({c: n for n, c in enumerate(index)}, values)
+                key = (site, prompt)
+                if key not in self._values or len(self._values[key].columns) < len(index):
+                    self._values[key] = _Values({c: n for n, c in enumerate(index)}, values)
 
     def shelve(self) -> None:
         """Put what was added since the last call on the shelf, if there is one."""
@@ -99,32 +99,35 @@ class Kept:
             self._shelf.put(self._new)
         self._new.clear()
 
-    def has(self, site: Site, prompt: Prompt, columns: Iterable[int]) -> bool:
+    def has(self, site: Site, prompt: PromptTokens, columns: Iterable[int]) -> bool:
         """Whether the activations of these columns are kept."""
-        kept_values = self._values.get((_place(site), prompt))
-        return kept_values is not None and all(c in kept_values.columns for c in columns)
+        stored = self._values.get((_whole_site(site), prompt))
+        return stored is not None and all(c in stored.columns for c in columns)
 
-    def add(self, site: Site, prompt: Prompt, columns: tuple[int, ...], found: Tensor) -> None:
+    def add(
+        self, site: Site, prompt: PromptTokens, columns: tuple[int, ...], activations: Tensor
+    ) -> None:
         """Keep the activations of these columns, beside those that are already kept.
 
         Arguments:
-            found: Tensor[position, width]; it may have more rows behind those of the columns.
+            activations: Tensor[position, width]; it may have more rows behind those of the columns.
         """
-        place, values = _place(site), found[: len(columns)]
-        kept_values = self._values.get((place, prompt))
-        if kept_values is not None:
-            new_rows = [n for n, c in enumerate(columns) if c not in kept_values.columns]
-            columns = (*kept_values.columns, *(columns[n] for n in new_rows))
+        whole_site = _whole_site(site)
+        values = activations[: len(columns)]
+        stored = self._values.get((whole_site, prompt))
+        if stored is not None:
+            new_rows = [n for n, c in enumerate(columns) if c not in stored.columns]
+            columns = (*stored.columns, *(columns[n] for n in new_rows))
             # The columns that were kept come first, in their order.
-            values = torch.cat([kept_values.values.to(values.device), values[new_rows]])
+            values = torch.cat([stored.values.to(values.device), values[new_rows]])
             # Its copy is part of the new tensor.
-            self._spill.drop(kept_values.values)
-        self._values[place, prompt] = _Values(
+            self._spill.drop(stored.values)
+        self._values[whole_site, prompt] = _Values(
             {c: n for n, c in enumerate(columns)}, self._spill.keep(values)
         )
-        self._remember(Record(place, prompt, columns, values))
+        self._remember(Record(whole_site, prompt, columns, values))
 
-    def has_cache(self, layer: int, prompt: Prompt, n_columns: int) -> bool:
+    def has_cache(self, layer: int, prompt: PromptTokens, n_columns: int) -> bool:
         """Whether that many columns of keys and values are kept, for the blocks from `layer` on."""
         cache = self.caches.get(prompt)
         # Nothing is needed before the first column.
@@ -132,7 +135,7 @@ class Kept:
             cache is not None and cache.first <= layer and cache.n_columns >= n_columns
         )
 
-    def add_cache(self, first: int, prompt: Prompt, values: Tensor) -> None:
+    def add_cache(self, first: int, prompt: PromptTokens, values: Tensor) -> None:
         """Keep keys and values in place of those that are kept of the prompt."""
         if (replaced := self.caches.get(prompt)) is not None:
             self._spill.drop(replaced.values)
@@ -140,11 +143,15 @@ class Kept:
         self._remember(Record(None, prompt, (first,), values))
 
     def stacked(
-        self, site: Site, prompts: list[Prompt], wanted: list[tuple[int, ...]], device: torch.device
+        self,
+        site: Site,
+        prompts: list[PromptTokens],
+        wanted: list[tuple[int, ...]],
+        device: torch.device,
     ) -> Tensor:
         """Tensor[batch, position, width] of the columns `wanted`; zeros where there are fewer."""
         rows = [
-            self._values[_place(site), prompt].at(columns)
+            self._values[_whole_site(site), prompt].at(columns)
             for prompt, columns in zip(prompts, wanted, strict=True)
         ]
         # Values beyond the budget, or from a shelf, lie on the CPU.
@@ -154,7 +161,7 @@ class Kept:
         return pad_sequence(rows, batch_first=True).to(device)
 
     def stacked_caches(
-        self, layer: int, prompts: list[Prompt], begins: list[int], device: torch.device
+        self, layer: int, prompts: list[PromptTokens], begins: list[int], device: torch.device
     ) -> Tensor | None:
         """Keys and values of the columns before `begins`, in the blocks from `layer` on.
 
@@ -168,8 +175,9 @@ class Kept:
         ]
         if not present:
             return None
-        # A kept cache may begin at an earlier block than the one asked for.
-        longest, like = max(begins), present[0][1].values[layer - present[0][1].first :]
+        # A stored cache may begin at an earlier block than the one asked for.
+        longest = max(begins)
+        like = present[0][1].values[layer - present[0][1].first :]
         shape = (*like.shape[:2], len(prompts), like.shape[2], longest, like.shape[-1])
         stacked = torch.zeros(shape, dtype=like.dtype, device=device)
         for i, cache, begin in present:
@@ -183,6 +191,6 @@ class Kept:
             self._new.append(record)
 
 
-def _place(site: Site) -> Site:
+def _whole_site(site: Site) -> Site:
     """The site without its position, which the columns say."""
     return replace(site, position=None)

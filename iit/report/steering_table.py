@@ -18,6 +18,7 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     if steering is None:
         return []
     test = where(metrics.rows, split="test")
+
     lines = []
     # Rows of one method stand together, so `groupby` needs no sorting.
     for method, figures in groupby(test, lambda row: row.method):
@@ -27,6 +28,7 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
         lines.append(
             [name.replace("_", " "), strength, *map(with_interval, shown), str(shown[0].n)]
         )
+
     caption = (
         "Of each method the strength of largest effect on validation prompts whose perplexity "
         "there is at most "
@@ -41,5 +43,6 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
             caption += (
                 f"\n- {example['method'].replace('_', ' ')} ({example['strength']:g}): …{text}"
             )
+
     header = ["method", "strength", *steering["metrics"], "n"]
     return [Table(f"{metrics.rows[0].experiment}: test prompts", header, lines, caption)]
