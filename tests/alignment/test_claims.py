@@ -17,10 +17,10 @@ from iit.alignment import (
     several,
 )
 from iit.alignment.overlap import check_declared
-from iit.causal import equality, ioi
 from iit.data import Pairs
 from iit.evaluation.retrained import retrained
 from iit.network import mlp
+from iit.tasks import equality, ioi
 from tests.seeds import shifted
 
 SITE = iit.Site(module="layers.1", side="output")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import iit
-from iit.causal import ioi, modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import Trust, outcomes
 from iit.evaluation.controls import fresh, lower_ranks, placebos
 from iit.evaluation.retrained import displaced, retrained, sees
 from iit.network import planted
+from iit.tasks import ioi, modular_sum
 from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
 from tests.seeds import shifted
 
