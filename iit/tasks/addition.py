@@ -22,6 +22,10 @@ WITH_CARRY = {
     "hundreds": lambda a_tens, b_tens, ones_carry: (a_tens + b_tens + ones_carry) // 10,
     "answer": lambda hundreds, tens, ones: (hundreds, tens, ones),
 }
+MECHANISMS = {
+    "ones_carry": lambda a_ones, b_ones: (a_ones + b_ones) // 10,
+    **WITH_CARRY,
+}
 RIVALS = {
     "ones_sum": {
         "ones_carry": lambda a_ones, b_ones: a_ones + b_ones,
@@ -37,7 +41,10 @@ RIVALS = {
         "tens": lambda a_tens, b_tens: a_tens + b_tens,
         "answer": lambda tens, a_ones, b_ones: _digits(10 * tens + a_ones + b_ones),
     },
-    "no_carry": {"ones_carry": lambda a_ones, b_ones: 0, **WITH_CARRY},
+    "no_carry": {
+        "ones_carry": lambda a_ones, b_ones: 0,
+        **WITH_CARRY,
+    },
 }
 
 
@@ -61,8 +68,8 @@ def addition(separator: str = " ") -> Task:
 
     Splits share no ordered pair of numbers.
     """
-    slots = ("a_tens", "a_ones", "plus", "b_tens", "b_ones", "equals")
-    template = separator.join(f"{{{slot}}}" for slot in slots)
+    parts = ("{a_tens}", "{a_ones}", "{plus}", "{b_tens}", "{b_ones}", "{equals}")
+    template = separator.join(parts)
 
     def write(inputs: Inputs) -> Prompt:
         digits = {name: str(inputs[name]) for name in DIGITS}
@@ -70,12 +77,7 @@ def addition(separator: str = " ") -> Task:
 
     return Task(
         name="addition",
-        model=CausalModel(
-            INPUTS,
-            {"ones_carry": lambda a_ones, b_ones: (a_ones + b_ones) // 10, **WITH_CARRY},
-            output="answer",
-            name="addition",
-        ),
+        model=CausalModel(INPUTS, MECHANISMS, output="answer", name="addition"),
         variables=("ones_carry", "ones", "tens", "hundreds"),
         pools={"numbers": tuple(product(range(100), repeat=2))},
         draw=draw,

@@ -33,7 +33,11 @@ def pick(rng: np.random.Generator, pools: Pools, name: str, n: int) -> list[Any]
 
 
 def distinct(
-    rng: np.random.Generator, size: int, n: int, k: int, gone: np.ndarray | None = None
+    rng: np.random.Generator,
+    size: int,
+    n: int,
+    k: int,
+    gone: np.ndarray | None = None,
 ) -> np.ndarray:
     """int[n, k]: in each row k different numbers below `size`. Every ordered choice is as likely.
 

@@ -36,7 +36,11 @@ RIVALS = {
 }
 
 
-def equality(dim: int = 4, n_objects: int = 100_000, seed: int = 0) -> Task:
+def equality(
+    dim: int = 4,
+    n_objects: int = 100_000,
+    seed: int = 0,
+) -> Task:
     """(a = b) = (c = d). `left_equal`: a = b; `right_equal`: c = d. The answer is class 1 where
     they agree, else 0.
 
@@ -84,7 +88,8 @@ def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
     for one, other in ("ab", "cd"):
         first = rng.integers(len(objects), size=n)
         # The step to the second object is 0 where the pair is equal.
-        step = rng.integers(1, len(objects), size=n) * rng.integers(2, size=n)
+        step = rng.integers(1, len(objects), size=n)
+        step *= rng.integers(2, size=n)
         columns[one] = taken(objects, first)
         columns[other] = taken(objects, (first + step) % len(objects))
     return columns

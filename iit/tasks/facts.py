@@ -17,8 +17,11 @@ from iit.tasks.template import fill
 
 # Of about 170 sentences these are the ones that SmolLM2-135M ends as written, with p of 0.4 or
 # more. The answer is one token of SmolLM2's. No subject holds its answer.
-FACTS = {row["relation"].replace("subject", row["subject"]): row for row in table("facts.csv")}
+FACTS: dict[str, dict[str, str]] = {}
 """Sentence with the subject in braces → relation, subject, answer."""
+for row in table("facts.csv"):
+    sentence = row["relation"].replace("subject", row["subject"])
+    FACTS[sentence] = row
 
 
 def facts() -> Task:
@@ -67,18 +70,22 @@ def same_relation(rng: np.random.Generator, pools: Pools, base: Columns) -> Colu
 
 def _changes(fact: str, other: str) -> bool:
     """Whether the other fact has the same relation and another answer."""
-    row, new = FACTS[fact], FACTS[other]
-    return row["relation"] == new["relation"] and row["answer"] != new["answer"]
+    before = FACTS[fact]
+    after = FACTS[other]
+    return before["relation"] == after["relation"] and before["answer"] != after["answer"]
 
 
 def _commonest() -> dict[str, str]:
     """Fact → the answer that most facts of its relation have."""
-    answers: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = {}  # by relation
     for row in FACTS.values():
         answers.setdefault(row["relation"], []).append(row["answer"])
     return {fact: mode(answers[row["relation"]]) for fact, row in FACTS.items()}
 
 
 def _model(name: str, attributes: Mapping[str, str]) -> CausalModel:
-    mechanisms = {"attribute": lambda fact: attributes[fact], "answer": lambda attribute: attribute}
+    mechanisms = {
+        "attribute": lambda fact: attributes[fact],
+        "answer": lambda attribute: attribute,
+    }
     return CausalModel({"fact": tuple(FACTS)}, mechanisms, output="answer", name=name)

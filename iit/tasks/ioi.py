@@ -45,9 +45,18 @@ RIVALS = {
             second if subject_position == first else first
         ),
     },
-    "first_name": {"io_name": lambda first: first, "answer": lambda io_name: io_name},
-    "second_name": {"io_name": lambda second: second, "answer": lambda io_name: io_name},
-    "recency": {"io_name": lambda subject: subject, "answer": lambda io_name: io_name},
+    "first_name": {
+        "io_name": lambda first: first,
+        "answer": lambda io_name: io_name,
+    },
+    "second_name": {
+        "io_name": lambda second: second,
+        "answer": lambda io_name: io_name,
+    },
+    "recency": {
+        "io_name": lambda subject: subject,
+        "answer": lambda io_name: io_name,
+    },
 }
 
 
@@ -112,7 +121,8 @@ def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
     names = entries(pools, "name", at_least=2)
     sentence = {name: pick(rng, pools, name, n) for name in ("template", "place", "object")}
     index = distinct(rng, len(names), n, 2)
-    subject = index[np.arange(n), rng.integers(2, size=n)]
+    position = rng.integers(2, size=n)
+    subject = index[np.arange(n), position]
     return {
         **sentence,
         "first": taken(names, index[:, 0]),
@@ -132,7 +142,9 @@ def write(inputs: Inputs) -> Prompt:
 
     Raises ValueError when the first two names are equal.
     """
-    first, second, subject = inputs["first"], inputs["second"], inputs["subject"]
+    first = inputs["first"]
+    second = inputs["second"]
+    subject = inputs["subject"]
     if first == second:
         raise ValueError(f"IOI needs two different names before the subject; got {first} twice.")
     if subject == first:
@@ -191,5 +203,6 @@ def _unseen(rng: np.random.Generator, pools: Pools, base: Columns, k: int) -> li
     rows = zip(base["first"], base["second"], strict=True)
     # A name that is not in the pool forbids nothing.
     seen = [[number.get(name, len(names)) for name in row] for row in rows]
-    index = distinct(rng, len(names), len(seen), k, gone=np.array(seen).reshape(-1, 2))
+    gone = np.array(seen).reshape(-1, 2)
+    index = distinct(rng, len(names), len(seen), k, gone)
     return [taken(names, column) for column in index.T]

@@ -44,6 +44,10 @@ SYMBOL_OF_PLACE = {
     "answer_symbol": lambda answer_pointer, symbols: symbols[answer_pointer],
     "answer": lambda answer_symbol: answer_symbol,
 }
+MECHANISMS = {
+    "answer_pointer": lambda color, choices: choices.index(color),
+    **SYMBOL_OF_PLACE,
+}
 RIVALS = {
     "symbol_at_once": {
         "answer_pointer": lambda color, choices, symbols: symbols[choices.index(color)],
@@ -53,7 +57,10 @@ RIVALS = {
         "answer_symbol": lambda color, choices: choices.index(color),
         "answer": lambda answer_symbol, symbols: symbols[answer_symbol],
     },
-    "first_choice": {"answer_pointer": lambda choices: 0, **SYMBOL_OF_PLACE},
+    "first_choice": {
+        "answer_pointer": lambda choices: 0,
+        **SYMBOL_OF_PLACE,
+    },
 }
 
 
@@ -78,12 +85,7 @@ def mcqa(terse: bool = True) -> Task:
     templates = (TERSE,) if terse else SENTENCES
     return Task(
         name="mcqa",
-        model=CausalModel(
-            INPUTS,
-            {"answer_pointer": lambda color, choices: choices.index(color), **SYMBOL_OF_PLACE},
-            output="answer",
-            name="mcqa",
-        ),
+        model=CausalModel(INPUTS, MECHANISMS, output="answer", name="mcqa"),
         variables=("answer_pointer", "answer_symbol"),
         pools={
             "choices": tuple(permutations(COLORS, 4)),
@@ -124,7 +126,8 @@ def uses(inputs: Inputs) -> dict[str, list[Any]]:
 
 def write(template: str, inputs: Inputs) -> Prompt:
     """The question and its choices. Raises ValueError when the colour is none of the choices."""
-    color, choices = inputs["color"], inputs["choices"]
+    color = inputs["color"]
+    choices = inputs["choices"]
     if color not in choices:
         raise ValueError(
             f"One of the choices must be right; the color is {color} and the choices are "

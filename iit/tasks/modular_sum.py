@@ -11,7 +11,10 @@ from iit.tasks.rivals import rivals
 
 
 def modular_sum(
-    n_values: int = 3, n_noise: int = 4, n_vectors: int = 20_000, seed: int = 0
+    n_values: int = 3,
+    n_noise: int = 4,
+    n_vectors: int = 20_000,
+    seed: int = 0,
 ) -> Task:
     """(a + b + c + d) mod m. `first`: (a + b) mod m; `second`: (c + d) mod m.
 
@@ -34,7 +37,8 @@ def modular_sum(
             f"{n_values}, {n_noise} and {n_vectors}."
         )
     m = n_values
-    vectors = np.random.default_rng(seed).normal(size=(n_vectors, n_noise)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n_vectors, n_noise)).astype(np.float32)
     one_hot = np.eye(m, dtype=np.float32)
     inputs = {**dict.fromkeys("abcd", range(m)), "noise": range(n_vectors)}
     second = {"second": lambda c, d: (c + d) % m}

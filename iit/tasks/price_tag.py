@@ -67,9 +67,13 @@ def price_tag(terse: bool = True) -> Task:
     Splits share no pair of bounds. Both bounds leave room for amounts outside.
     """
     if terse:
-        templates, amounts, steps = (TERSE,), range(60), range(1, 59)
+        templates = (TERSE,)
+        amounts = range(60)
+        steps = range(1, 59)
     else:
-        templates, amounts, steps = SENTENCES, range(1000), range(50, 1000, 10)
+        templates = SENTENCES
+        amounts = range(1000)
+        steps = range(50, 1000, 10)
     numbers = dict.fromkeys(("lower", "upper", "amount"), amounts)
     inputs = {"template": range(len(templates)), **numbers}
 
@@ -77,7 +81,8 @@ def price_tag(terse: bool = True) -> Task:
         return str(value) if terse else f"{value // 100}.{value % 100:02d}"
 
     def write(row: Inputs) -> Prompt:
-        return fill(templates[row["template"]], {name: price(row[name]) for name in numbers})
+        prices = {name: price(row[name]) for name in numbers}
+        return fill(templates[row["template"]], prices)
 
     return Task(
         name="price_tag",

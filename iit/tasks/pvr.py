@@ -14,7 +14,7 @@ import numpy as np
 from iit.causal import CausalModel, Columns, Inputs, Pools, Task
 from iit.causal.model import Mechanism
 from iit.tasks.data_file import lines
-from iit.tasks.drawing import entries, taken
+from iit.tasks.drawing import entries
 from iit.tasks.rivals import rivals
 
 CELLS = ("top_right", "bottom_left", "bottom_right")
@@ -27,9 +27,11 @@ MIRRORED = (0, 0, 0, 0, 2, 2, 2, 1, 1, 1)
 @cache
 def digits() -> tuple[np.ndarray, tuple[int, ...]]:
     """1,797 handwritten digits: float32[n, 8, 8] from 0 to 1, and their labels."""
-    rows = np.loadtxt(lines("digits.csv"), delimiter=",", skiprows=1)
+    rows = np.loadtxt(lines("digits.csv"), dtype=int, delimiter=",", skiprows=1)
+    labels = rows[:, 0]
     pixels = rows[:, 1:].reshape(-1, 8, 8)
-    return (pixels / 16).astype(np.float32), tuple(rows[:, 0].astype(int).tolist())
+    images = (pixels / 16).astype(np.float32)
+    return images, tuple(labels.tolist())
 
 
 def pvr() -> Task:
@@ -94,7 +96,9 @@ def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
     images = np.array(entries(pools, "image"))
     columns = {}
     for name in IMAGES[1:]:
-        columns[name] = images[rng.integers(len(images), size=n)].tolist()
+        index = rng.integers(len(images), size=n)
+        columns[name] = images[index].tolist()
+
     _, labels = digits()
     cells = np.array(POINTS_TO)[np.array(labels)[images]]
     pointing = [images[cells == cell] for cell in range(len(CELLS))]
@@ -104,10 +108,13 @@ def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
             f"The pool 'image' holds {len(images)} images, none of a digit that points to "
             f"{CELLS[int(sizes.argmin())]!r}. Give it more entries."
         )
+
+    # The groups of images lie one after the other: `start` is where a row's group begins.
     cell = rng.integers(len(CELLS), size=n)
-    # The groups lie one after the other: an index within the group, after the groups before it.
-    index = (rng.random(n) * sizes[cell]).astype(int) + (sizes.cumsum() - sizes)[cell]
-    return {"top_left_image": taken(np.concatenate(pointing).tolist(), index), **columns}
+    start = (sizes.cumsum() - sizes)[cell]
+    index = start + (rng.random(n) * sizes[cell]).astype(int)
+    top_left = np.concatenate(pointing)[index]
+    return {"top_left_image": top_left.tolist(), **columns}
 
 
 def write(inputs: Inputs) -> np.ndarray:

@@ -8,7 +8,8 @@ from iit.causal.model import Mechanism
 
 
 def rivals(
-    inputs: Mapping[str, Sequence[Any] | None], mechanisms: Mapping[str, Mapping[str, Mechanism]]
+    inputs: Mapping[str, Sequence[Any] | None],
+    mechanisms: Mapping[str, Mapping[str, Mechanism]],
 ) -> dict[str, CausalModel]:
     """Causal models of the same inputs with the output `answer`.
 

@@ -9,7 +9,11 @@ from iit.causal import Prompt
 SAME: Mapping[str, str] = MappingProxyType({})
 
 
-def fill(template: str, words: Mapping[str, str], roles: Mapping[str, str] = SAME) -> Prompt:
+def fill(
+    template: str,
+    words: Mapping[str, str],
+    roles: Mapping[str, str] = SAME,
+) -> Prompt:
     """Fill the `{slot}`s of a template and mark where each word went.
 
     words: slot → word.
