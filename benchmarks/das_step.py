@@ -21,10 +21,10 @@ import iit
 from benchmarks.floor import matmul_rate, of_step
 from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import Everything
-from iit.causal import ioi
 from iit.data import EncodedPairs
 from iit.data.datamodule import AlikeBatches
 from iit.run import provenance
+from iit.tasks import ioi
 
 BATCH, RANK, LR = 32, 16, 5e-3
 WARM_UP = 1  # rounds; the store of activations is full after them

@@ -2,14 +2,15 @@
 same work.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 import iit
-from iit.causal import ioi
 from iit.data import EncodedPairs
+from iit.tasks import ioi
 
 
 class Everything:
@@ -33,7 +34,7 @@ def one_template(
     for validation and test each.
     """
     task = ioi()
-    task.pools = {**task.pools, "template": tuple(task.pools["template"])[:1]}
+    task = replace(task, pools={**task.pools, "template": task.pools["template"][:1]})
     prompts = network if right_only else Everything(network)
     return iit.Pairs.sample(
         task, prompts, n_train=n, n_val=n_held_out, n_test=n_held_out, splits=["name"], seed=seed

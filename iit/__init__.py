@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from iit import tasks
 from iit.alignment import Alignment
 from iit.causal import CausalModel
 from iit.data import Pairs
@@ -70,6 +71,7 @@ __all__ = [
     "fit",
     "load_network",
     "sweep",
+    "tasks",
     "verdict",
 ]
 

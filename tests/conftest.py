@@ -24,9 +24,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import iit
-from iit.causal import ioi
 from iit.data import Pairs
 from iit.network import LanguageModel
+from iit.tasks import ioi
 from tests import seeds
 from tests.families import make
 

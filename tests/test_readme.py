@@ -2,7 +2,7 @@ import json
 import re
 from pathlib import Path
 
-from iit import causal
+from iit import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -57,4 +57,4 @@ def test_the_table_of_tasks_names_their_variables():
     }
     for name, variables in lines:
         told = re.findall(r"`(\w+)`", variables)
-        assert told == list(getattr(causal, name)().variables)[: len(told)]
+        assert told == list(getattr(tasks, name)().variables)[: len(told)]

@@ -14,12 +14,12 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
 import iit
-from iit.causal import equality, ioi
 from iit.data import Pairs
 from iit.job import trained_network
 from iit.network import content, equality_by_hand, fingerprint
 from iit.result import read_metrics
 from iit.run import run
+from iit.tasks import equality, ioi
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,7 +3,7 @@ experiments/quickstart/train_rotations.py`.
 """
 
 import iit
-from iit.causal import ioi
+from iit.tasks import ioi
 
 lm = iit.load_network("smollm2")
 assert isinstance(lm, iit.LanguageModel)

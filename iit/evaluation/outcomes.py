@@ -180,7 +180,7 @@ def _logits(alignment: Alignment, batch: dict[str, Any], answer: Tensor, edited:
     return alignment.answer_logits(base, *inputs_of(alignment, batch))
 
 
-def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
     """The sources of a batch, and which variables are active.
 
     Variables of the alignment that the pairs do not know have no source: they are inactive.

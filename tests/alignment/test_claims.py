@@ -17,12 +17,12 @@ from iit.alignment import (
     several,
 )
 from iit.alignment.overlap import check_declared
-from iit.causal import equality, ioi
 from iit.data import Pairs
 from iit.evaluation import Trust
 from iit.evaluation.controls import controls_of
 from iit.evaluation.scoring import Scoring
 from iit.network import mlp
+from iit.tasks import equality, ioi
 from tests.seeds import shifted
 
 SITE = iit.Site(module="layers.1", side="output")

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 
 import iit
 from iit.alignment import DAS, EarlyStopping, Schedule, one
-from iit.causal import ioi
 from iit.data import Pairs
 from iit.evaluation import outcomes
 from iit.intervention import All, Basis, Coordinates, Intervention
 from iit.intervention.operation import Swap
 from iit.result import clustered_interval
+from iit.tasks import ioi
 from tests.seeds import shifted
 
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 import iit
 from iit.alignment import IIT, LogitDifference, none
-from iit.causal import addition, equality
 from iit.data import EncodedPairs, Pairs
 from iit.network import fingerprint, mlp, small_transformer
+from iit.tasks import addition, equality
 from tests.seeds import shifted
 
 

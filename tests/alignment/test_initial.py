@@ -8,10 +8,10 @@ import torch
 
 import iit
 from iit.alignment import initialise, one
-from iit.causal import equality
 from iit.data import EncodedPairs, Pairs
 from iit.intervention import Frame
 from iit.network import mlp
+from iit.tasks import equality
 from tests.seeds import shifted
 
 

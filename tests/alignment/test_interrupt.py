@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import iit
 from iit.alignment import IIT
 from iit.alignment.identity import check, mark
-from iit.causal import equality
 from iit.data import Pairs
 from iit.evaluation import Trust, evaluate
 from iit.network import mlp
+from iit.tasks import equality
 
 SITE = iit.Site(module="layers.1", side="output")
 TASK = equality(n_objects=60)

@@ -11,11 +11,11 @@ from lightning.pytorch.loggers import CSVLogger
 import iit
 from iit.alignment import DAS, IIT, cells
 from iit.alignment.references import random_frames, references, vanilla
-from iit.causal import equality, modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import outcomes
 from iit.network import mlp, planted
 from iit.report.curves import read_log
+from iit.tasks import equality, modular_sum
 from tests.seeds import shifted
 
 SITE = iit.Site(module="read", side="input")

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iit.causal import CausalModel, addition, drop, marginalise, merge, separating_share
+from iit.causal import CausalModel, drop, marginalise, merge, separating_share
+from iit.tasks import addition
 from tests.causal.test_model import INPUTS, TABLES, build, layered
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from iit.causal import addition
 from iit.causal.figure import figure, graph
+from iit.tasks import addition
 
 
 def test_the_graph_has_the_models_edges_and_layers():

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from iit.causal import equality
 from iit.data import Choice, Pairs, freeze, hold_out
+from iit.tasks import equality
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,22 @@
 """Natural counterparts have by themselves what the interchange asks for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import iit
 from iit.alignment import DAS, CounterfactualLatent, CrossEntropy
-from iit.causal import equality, ioi
 from iit.data import EncodedPairs, Pairs, PairsDataModule
 from iit.network import mlp
+from iit.tasks import equality, ioi
 from tests.seeds import shifted
 
 
 def test_counterparts_have_the_wanted_values_and_answer(toy):
     _network, _ = toy
     task = ioi()
-    task.pools = {**task.pools, "name": task.pools["name"][:12]}
+    task = replace(task, pools={**task.pools, "name": task.pools["name"][:12]})
     pairs = Pairs.sample(task, n_train=300, n_val=20, n_test=20, splits=[], natural=True)
     rows = [row for row in pairs.split("train") if row["has_natural"]]
     assert len(rows) > 200
@@ -49,7 +51,7 @@ def test_where_there_is_none_the_base_stands_in(tmp_path):
 def test_the_distance_is_that_of_the_edited_activation_from_the_counterparts(toy):
     network, _ = toy
     task = ioi()
-    task.pools = {**task.pools, "name": task.pools["name"][:12]}
+    task = replace(task, pools={**task.pools, "name": task.pools["name"][:12]})
     pairs = Pairs.sample(task, n_train=100, n_val=20, n_test=20, splits=[], natural=True)
     site = iit.Site("block_output", layer=0, position="s2")
     torch.manual_seed(shifted(0))

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from iit.causal import ioi
 from iit.data import COLUMNS, EncodedPairs, Pairs, draw_prompts
+from iit.tasks import ioi
 from tests.seeds import shifted
 
 

@@ -15,11 +15,11 @@ import torch
 
 import iit
 from iit.alignment import DAS
-from iit.causal import modular_sum
 from iit.data import Pairs
 from iit.evaluation import Trust, evaluate, train_alike, verdict
 from iit.evaluation.controls import shuffled
 from iit.network import planted, untrained
+from iit.tasks import modular_sum
 
 SITE, AROUND = iit.Site(module="read", side="input"), iit.Site(module="bypass")
 PARENTS = iit.Site(module="embedding")

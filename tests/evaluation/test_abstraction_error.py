@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import iit
-from iit.causal import equality, modular_sum
 from iit.data import Pairs
 from iit.evaluation import abstraction_error
 from iit.evaluation.abstraction_error import NotApplicableError
 from iit.evaluation.illusion import _fixed
 from iit.evaluation.value_map import ValueMap
 from iit.network import equality_by_hand, planted
+from iit.tasks import equality, modular_sum
 from tests.seeds import shifted
 
 READ, BYPASS = iit.Site(module="read", side="input"), iit.Site(module="bypass")

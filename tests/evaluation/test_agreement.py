@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 import iit
-from iit.causal import addition
 from iit.data import Pairs
 from iit.network import small_transformer
+from iit.tasks import addition
 from tests.conftest import Everything
 from tests.seeds import shifted
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import iit
-from iit.causal import ioi, modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import Trust, outcomes
 from iit.evaluation.controls import controls_of, displaced, fresh, lower_ranks, placebos, sees
@@ -18,6 +17,7 @@ from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError
 from iit.network import planted
 from iit.result.vocabulary import CONTROLS, pool_of
+from iit.tasks import ioi, modular_sum
 from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
 from tests.seeds import shifted
 

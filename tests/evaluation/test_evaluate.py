@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import iit
-from iit.causal import equality
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.controls import random_subspace, shuffled
 from iit.evaluation.rows import Group, scores
 from iit.intervention import Frame, Identity, Subset
 from iit.network import equality_by_hand
 from iit.result import ROW_FIELDS, clustered_interval
+from iit.tasks import equality
 from tests.seeds import shifted
 
 SITE = iit.Site(module="layers.2.0", side="input")

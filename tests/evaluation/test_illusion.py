@@ -6,7 +6,6 @@ from datasets import Dataset
 from torch import nn
 
 import iit
-from iit.causal import equality, modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import illusion, outcomes
 from iit.evaluation.controls import random_subspace, read_controls
@@ -15,6 +14,7 @@ from iit.evaluation.subspace import swapped
 from iit.intervention import All, Frame, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
 from iit.network import Classifier, equality_by_hand, planted
+from iit.tasks import equality, modular_sum
 from tests.families import make, prompts
 from tests.seeds import shifted
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import iit
-from iit.causal import equality
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import Trust, evaluate, verdict
 from iit.evaluation.faithfulness import third_inputs
 from iit.intervened import ActivationStore
 from iit.network import equality_by_hand
+from iit.tasks import equality
 
 SITE = iit.Site(module="layers.2.0", side="input")
 FULL = Trust(

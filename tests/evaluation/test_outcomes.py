@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 import iit
-from iit.causal import ioi
 from iit.data import EncodedPairs, Pairs
 from iit.data.table import dataset
 from iit.evaluation import outcomes, vanilla
 from iit.evaluation.outcomes import _holds_all, cut
 from iit.network import Classifier
 from iit.result import log_probability
+from iit.tasks import ioi
 
 N = 5
 

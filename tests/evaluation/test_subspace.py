@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import iit
-from iit.causal import modular_sum
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation.diagnostics import angle_rows
 from iit.evaluation.illusion import spans, views
@@ -13,6 +12,7 @@ from iit.evaluation.rows import describe
 from iit.evaluation.subspace import distances, pairwise_angles, random_angles, within
 from iit.network import planted
 from iit.result import Row
+from iit.tasks import modular_sum
 from tests.evaluation.test_illusion import fixed, tilted
 from tests.seeds import shifted
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import iit
-from iit.causal import modular_sum
 from iit.data import Pairs
 from iit.evaluation import evaluate, verdict
 from iit.network import planted
+from iit.tasks import modular_sum
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))]
 

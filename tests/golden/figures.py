@@ -23,7 +23,6 @@ from omegaconf import open_dict
 from safetensors.torch import load_file
 
 import iit
-from iit.causal import ioi
 from iit.patching import (
     Contrast,
     ablate,
@@ -37,6 +36,7 @@ from iit.patching import (
 )
 from iit.result import read_metrics
 from iit.run import run
+from iit.tasks import ioi
 
 Figures = dict[str, str]
 SAVED = Path(__file__).parent / "saved"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from iit.causal import equality
 from iit.data import Pairs
 from iit.network import equality_by_hand
+from iit.tasks import equality
 
 
 def test_its_units_hold_the_variables_and_its_answers_are_right():

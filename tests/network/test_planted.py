@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import iit
-from iit.causal import modular_sum
 from iit.intervention import All, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
 from iit.network import planted
 from iit.network.planted import ENCODINGS, simplex
+from iit.tasks import modular_sum
 from tests.seeds import shifted
 
 SITE = iit.Site(module="read", side="input")

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 import iit
-from iit.causal import addition, mcqa, price_tag
 from iit.network import save_network, small_transformer
+from iit.tasks import addition, mcqa, price_tag
 from tests.seeds import shifted
 
 

@@ -2,17 +2,18 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers as t
 
-from iit.causal import ioi
 from iit.data import EncodedPairs, Pairs
 from iit.data.prompts import one_token_words
 from iit.network import LanguageModel
 from iit.network.spans import last_mention
+from iit.tasks import ioi
 from tests.families import SIZES
 from tests.made_tokenizers import KINDS, byte_level, prepend, word_piece
 
@@ -77,12 +78,8 @@ def test_the_argmax_is_right(kind):
 @pytest.mark.parametrize("kind", ["mistral", "gemma", "llama 2", "gpt2"])
 def test_words_of_one_token_are_found(kind):
     lm, task = network(KINDS[kind]()), ioi()
-    task.pools = {
-        **task.pools,
-        "name": ("Mary", "John", "Zoe"),
-        **{name: ("milk", "left") for name in task.words if name != "name"},
-    }
-
+    pools = dict.fromkeys(task.words, ("milk", "left")) | {"name": ("Mary", "John", "Zoe")}
+    task = replace(task, pools={**task.pools, **pools})
     pools, dropped = one_token_words(
         task, lambda words: [len(x) for x in lm.answer_tokens(["John"] * len(words), words)]
     )
