@@ -170,10 +170,9 @@ class ResolvedSite:
             for m in self.above
         ):
             raise ValueError(
-                f"Site {self.site} is inside a layer under gradient checkpointing, whose "
-                "backward would run it again unedited. Use "
-                "block_input or block_output, put the network in eval mode, or call its "
-                "`gradient_checkpointing_disable()`."
+                f"Site {self.site} is inside a layer under gradient checkpointing, whose backward "
+                "would run it again unedited. Use block_input or block_output, put the network in "
+                "eval mode, or call its `gradient_checkpointing_disable()`."
             )
 
     def attach(self, callback: Callback) -> Attached:
@@ -267,10 +266,9 @@ class ResolvedSite:
         if len(shape) == 3 and (self.batch_first is None or self.axes == "unclear"):
             which = "the batch" if self.batch_first is None else "the positions"
             raise ValueError(
-                f"Site {self.site}: activations of shape {tuple(shape)} do not say which "
-                f"dimension has {which}, beside modules that "
-                "have the sequence first, or channels; name the recurrent, linear or "
-                "convolutional module before or after it."
+                f"Site {self.site}: activations of shape {tuple(shape)} do not say which dimension "
+                f"has {which}, beside modules that have the sequence first, or channels; name the "
+                "recurrent, linear or convolutional module before or after it."
             )
         if len(shape) == 3 and self.batch_first:
             return activation, lambda new: new
@@ -401,8 +399,7 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
             )
             raise ValueError(
                 f"{what} is compiled. Compiled code may run past hooks that come later: nothing "
-                "would be read or edited. "
-                f"{mend}, and compile nothing."
+                f"would be read or edited. {mend}, and compile nothing."
             )
 
 

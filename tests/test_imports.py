@@ -16,8 +16,8 @@ HEAVY = {"lightning", "torchmetrics", "wandb", "hydra", "matplotlib", "sklearn",
 
 def test_what_only_training_and_reports_need_is_imported_later():
     code = (
-        f"import sys, iit; print(sorted({HEAVY!r} & set(sys.modules))); "
-        "print(callable(iit.fit), 'lightning' in sys.modules)"
+        f"import sys, iit; print(sorted({HEAVY!r} & set(sys.modules))); print(callable(iit.fit), "
+        "'lightning' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
@@ -28,8 +28,8 @@ def test_what_only_training_and_reports_need_is_imported_later():
 @pytest.mark.long
 def test_the_function_fit_is_not_the_module_of_that_name():
     code = (
-        "from iit.alignment import Fitted, fit; import iit; print(type(fit).__name__, iit.fit "
-        "is fit)"
+        "from iit.alignment import Fitted, fit; import iit; print(type(fit).__name__, "
+        "iit.fit is fit)"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-TOKENS = 165_500  # the aim: 125,000
-CORE_TOKENS = 85_900  # the aim: 57,000
+TOKENS = 164_500  # the aim: 125,000
+CORE_TOKENS = 86_500  # the aim: 57,000
 TOKENS_A_LINE = 9.0  # the aim: 9.0
 DENSE = 9.1  # comprehensions and ternaries in 100 code lines; the aim: 6
 WIDE_LINES = 0  # of more than 100 columns; the aim: none

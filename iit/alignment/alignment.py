@@ -64,8 +64,8 @@ class Alignment(IntervenedModel):
             ):
                 raise ValueError(
                     f"The inert part {name!r} is replaced by a source's: give it a "
-                    "VanillaIntervention (of some `units`), or the "
-                    f"complement of a variable's intervention; got {part.intervention}."
+                    "VanillaIntervention (of some `units`), or the complement of a variable's "
+                    f"intervention; got {part.intervention}."
                 )
             check_width(name, part, self._resolved)
 
@@ -185,11 +185,9 @@ def one(
     names = [variable] if isinstance(variable, str) else list(variable)
     if len(names) > 1 and set(edit.intervention.blocks or ()) != set(names):
         raise ValueError(
-            f"One site for the variables {names} takes an intervention with a block for each; "
-            "this one's are "
-            f"{list(edit.intervention.blocks or ())}. Give intervention.blocks={{NAME: "
-            f"dimensions, …}}, or each variable its own edit "
-            "(alignment: iit.alignment.several)."
+            f"One site for the variables {names} takes an intervention with a block for each; this "
+            f"one's are {list(edit.intervention.blocks or ())}. Give intervention.blocks={{NAME: "
+            f"dimensions, …}}, or each variable its own edit (alignment: iit.alignment.several)."
         )
     parts = {} if inert is None else {"rest": Edit(edit.sites, edit.intervention.complement())}
     # A key such as "a, b" is only a name: the blocks say which variables the edit serves.
@@ -281,9 +279,8 @@ def _width(module: nn.Module, site: Site) -> int:
     except Exception as error:  # whatever a network of one's own says to such inputs
         raise ValueError(
             f"The width of site {site} is known only when it runs, and a first run failed "
-            f"({error!r}). Say the width: "
-            "+intervention.width=NUMBER, or in Python functools.partial(intervention, "
-            "width=NUMBER)."
+            f"({error!r}). Say the width: +intervention.width=NUMBER, or in Python "
+            "functools.partial(intervention, width=NUMBER)."
         ) from error
 
 

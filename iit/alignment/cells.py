@@ -295,8 +295,8 @@ def of_gates(temperature: Number, penalty: Number, gated: bool) -> dict[str, Num
         )
     if not all(0 <= end < inf for end in ends(penalty)):
         raise ValueError(
-            f"penalty={penalty}: it weighs what gates let through, and cannot be negative; 0 is "
-            "none."
+            f"penalty={penalty}: it weighs what gates let through, and cannot be "
+            "negative; 0 is none."
         )
     # Without a gate they are constants, so that no schedule without effect is logged.
     return (

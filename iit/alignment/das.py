@@ -251,14 +251,14 @@ def _check(cells: Mapping[str, Alignment]) -> None:
         shared = next((owners[p] for p in trained if p in owners), None)
         if shared is not None:
             raise ValueError(
-                f"The alignments {shared!r} and {name!r} share weights; each needs interventions "
-                "of its own."
+                f"The alignments {shared!r} and {name!r} share weights; each needs "
+                "interventions of its own."
             )
         owners |= dict.fromkeys(trained, name)
         if cell.network is not first.network:
             raise ValueError(
-                f"The alignment {name!r} is of another network; alignments trained side by side "
-                "share one."
+                f"The alignment {name!r} is of another network; alignments trained side by "
+                "side share one."
             )
 
 

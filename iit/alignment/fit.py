@@ -157,8 +157,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
     if pairs.variables and not bool(data.validation.changing[torch.tensor(counts)].any()):
         raise ValueError(
             f"No validation pair that interchanges only {sorted(trained)} is changing: there is "
-            "nothing "
-            "to choose the best epoch by."
+            "nothing to choose the best epoch by."
         )
     best = BestWeights()
     device = network.device
@@ -177,8 +176,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
     )
     if runner.limit_val_batches == 0:
         raise ValueError(
-            "limit_val_batches=0: the epoch is chosen on validation; let at least one batch of "
-            "it run."
+            "limit_val_batches=0: the epoch is chosen on validation; let at least one "
+            "batch of it run."
         )
     for cell in cells.values():
         cell.rows = ()  # they were of other weights
@@ -226,13 +225,13 @@ def _how_to_go_on(callbacks: Sequence[Any]) -> str:
         path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
         if path:
             return (
-                "Training was interrupted. Go on, from the last epoch that was kept "
-                f"(start.ckpt: from the start of the training), with ckpt_path={path}"
+                "Training was interrupted. Go on, from the last epoch that was kept (start.ckpt: "
+                f"from the start of the training), with ckpt_path={path}"
             )
     return (
         "Training was interrupted, and there is no checkpoint to go on from: a ModelCheckpoint "
-        "among the callbacks "
-        "(callbacks=default) writes one at the start and at the end of each epoch. Start afresh."
+        "among the callbacks (callbacks=default) writes one at the start and at the end of each "
+        "epoch. Start afresh."
     )
 
 

@@ -88,8 +88,8 @@ class IIT(Cells):
     ):
         if isinstance(alignment, Mapping):
             raise ValueError(
-                "IIT trains the network, for one alignment; several cannot be trained side by "
-                "side in it."
+                "IIT trains the network, for one alignment; several cannot be trained side "
+                "by side in it."
             )
         declared = WEIGHTS | dict(weights or {})
         numbers = checked_weights(
@@ -99,8 +99,8 @@ class IIT(Cells):
         if numbers["strict"] != 0 and not alignment.inert:
             raise ValueError(
                 "weights: a strict loss needs parts of the network that are declared not to "
-                "matter, and the alignment declares none: "
-                "give it `inert`, or leave the weight of strict at 0."
+                "matter, and the alignment declares none: give it `inert`, or leave the weight "
+                "of strict at 0."
             )
         if trained is not None and not len(trained):
             raise ValueError(
@@ -128,8 +128,8 @@ class IIT(Cells):
         if self.objective.needs_natural:
             raise ValueError(
                 f"objective: {type(self.objective).__name__} compares edited activations with "
-                "natural ones of a frozen network; IIT trains "
-                "the network. Choose another, such as objective=cross_entropy."
+                "natural ones of a frozen network; IIT trains the network. Choose another, such as "
+                "objective=cross_entropy."
             )
         edits = {**alignment.edits, **alignment.inert}
         # its weights are the alignment's
@@ -153,8 +153,8 @@ class IIT(Cells):
             self._numbers["behaviour"] != 0 or self._numbers["strict"] != 0
         ) and "base_answer" not in batch:
             raise ValueError(
-                "The behaviour is trained by the bases' own answers: the pairs need the column "
-                "base_answer."
+                "The behaviour is trained by the bases' own answers: the pairs need the "
+                "column base_answer."
             )
         if self._numbers["interchange"] != 0:
             self.objective.check(batch)

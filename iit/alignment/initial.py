@@ -109,8 +109,8 @@ def _between(key: Any, edit: Edit, found: list[Tensor], pairs: Pairs, frame: Fra
     """
     if pairs.values is None:
         raise ValueError(
-            "start=difference_of_means needs the variable's values: sample the pairs from a "
-            "causal model."
+            "start=difference_of_means needs the variable's values: sample the pairs from "
+            "a causal model."
         )
     columns = found[0].new_zeros(found[0].shape[-1], 0)
     for variable, size in (edit.intervention.block_sizes or {key: frame.rank or 1}).items():

@@ -37,8 +37,8 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
             row = int(((answer == wrong[0]).flatten(1)).any(1).nonzero()[0])
             raise ValueError(
                 f"{name}: {int(wrong[0])} (pair {row}{where}) is none of the {n} {what} that "
-                f"{network.name} answers with, 0 to {n - 1}. Change the "
-                f"{name}s, or take a network with as many {what}."
+                f"{network.name} answers with, 0 to {n - 1}. Change the {name}s, or take a network "
+                f"with as many {what}."
             )
 
 

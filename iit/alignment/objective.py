@@ -275,8 +275,7 @@ def _checked_own(answer: Tensor, own: Tensor | None) -> Tensor:
     if own is None or own.ndim != 2 or answer.ndim != 2:
         raise ValueError(
             "The objective LogitDifference compares the label with the base's own answer: the "
-            "pairs need the column base_answer, and one "
-            "right answer each."
+            "pairs need the column base_answer, and one right answer each."
         )
     return own
 

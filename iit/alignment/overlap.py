@@ -177,8 +177,7 @@ def _refuse_excess(claims: Sequence[_Claim]) -> None:
         )
         raise ValueError(
             f"The edits at {claims[-1].site} take {summands} = {sum(ranks)} dimensions of the "
-            f"{n_units} that are there. Lower their ranks, or "
-            "move one of them to another site."
+            f"{n_units} that are there. Lower their ranks, or move one of them to another site."
         )
 
 

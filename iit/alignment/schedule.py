@@ -38,8 +38,7 @@ class Schedule:
         if self.steps is not None and not (isfinite(self.steps) and self.steps >= 1):
             raise ValueError(
                 f"A schedule needs at least one step to go from {self.start} to {self.stop}; got "
-                f"steps={self.steps}. Leave `steps` out (null) "
-                "for as many as the training has."
+                f"steps={self.steps}. Leave `steps` out (null) for as many as the training has."
             )
         if self.shape not in SHAPES:
             raise ValueError(f"A schedule's shape={self.shape!r} is none of {list(SHAPES)}.")

@@ -28,8 +28,8 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
     inputs = [v for v in members if v in model.inputs]
     if inputs and len(inputs) < len(members):
         raise ValueError(
-            f"{model.name}: {inputs} are inputs, the others of {list(members)} are computed; "
-            "merge either."
+            f"{model.name}: {inputs} are inputs, the others of {list(members)} are "
+            "computed; merge either."
         )
     if model.output in members:
         raise ValueError(
@@ -135,8 +135,8 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
             fixed[v] = model.mechanisms[v](*(fixed[p] for p in model.parents(v)))
     if model.output in fixed:
         raise ValueError(
-            f"{model.name}: without {variable!r} the output {model.output!r} does not depend on "
-            "anything."
+            f"{model.name}: without {variable!r} the output {model.output!r} does not "
+            "depend on anything."
         )
 
     def reading(child: str) -> Mechanism:

@@ -226,8 +226,8 @@ class CausalModel:
         open_ended = [name for name, domain in domains.items() if domain is None]
         if open_ended:
             raise ValueError(
-                f"{self.name}: the inputs {open_ended} have no domain, so they cannot be "
-                "enumerated."
+                f"{self.name}: the inputs {open_ended} have no domain, so they cannot "
+                "be enumerated."
             )
         n = prod(len(domain or ()) for domain in domains.values())
         if n > most:
@@ -247,8 +247,7 @@ class CausalModel:
                 )
                 raise ValueError(
                     f"{self.name}: the mechanism of {variable!r} is not deterministic: at {told} "
-                    f"it gives {value!r}, then {again!r}. "
-                    "What is random belongs into an input."
+                    f"it gives {value!r}, then {again!r}. What is random belongs into an input."
                 )
         return column
 
@@ -285,8 +284,8 @@ class CausalModel:
     def __repr__(self) -> str:
         told = [f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms]
         return (
-            f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(told)}; "
-            f"output {self.output})"
+            f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(told)}; output "
+            f"{self.output})"
         )
 
 
@@ -348,18 +347,18 @@ def _parents(name: str, variable: str, mechanism: Mechanism) -> tuple[str, ...]:
         parameters = inspect.signature(mechanism).parameters.values()
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name}: the mechanism of {variable!r} tells no parents: {error}. Write a function "
-            "or a lambda."
+            f"{name}: the mechanism of {variable!r} tells no parents: {error}. Write a "
+            "function or a lambda."
         ) from error
     for p in parameters:
         if p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty:
             raise ValueError(
-                f"{name}: the mechanism of {variable!r} has the argument {str(p)!r}; "
-                "each argument must be the plain name of a parent."
+                f"{name}: the mechanism of {variable!r} has the argument {str(p)!r}; each argument "
+                "must be the plain name of a parent."
             )
     if not parameters:
         raise ValueError(
-            f"{name}: the mechanism of {variable!r} reads nothing; a variable without parents is "
-            "an input."
+            f"{name}: the mechanism of {variable!r} reads nothing; a variable without "
+            "parents is an input."
         )
     return tuple(p.name for p in parameters)

@@ -46,8 +46,7 @@ class HeldOut:
         ):
             raise ValueError(
                 "The test split opens for a choice that stands in the run's folder: call "
-                "freeze(folder, what was chosen) first, and "
-                f"leave {FILE} as it is."
+                f"freeze(folder, what was chosen) first, and leave {FILE} as it is."
             )
         return self._pairs
 

@@ -42,8 +42,7 @@ def counterparts(
     if not any(candidates):
         raise ValueError(
             f"data.natural: none of the {len(prompts)} prompts has by itself what an interchange "
-            f"of {variables} asks for; give "
-            "more prompts, or leave it out."
+            f"of {variables} asks for; give more prompts, or leave it out."
         )
     return [
         prompts.written[rows[int(rng.integers(len(rows)))]] if rows else None for rows in candidates

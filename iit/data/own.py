@@ -113,8 +113,7 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
         if missing:
             raise ValueError(
                 f"{path}, row {number}: {missing} missing. This row needs {sorted(columns)}: a "
-                "column stands in "
-                f"every row, or in none. The columns are {list(COLUMNS)}."
+                f"column stands in every row, or in none. The columns are {list(COLUMNS)}."
             )
         for name, value in sorted(row.items()):  # a prompt before its roles
             kind = name.partition("[")[0]
@@ -125,8 +124,8 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
             mixed = kind == "template" and type(value) is not type(rows[0][name])
             if mixed or not _fits(kind, value, prompt, shape, variables):
                 raise ValueError(
-                    f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this "
-                    f"column stands: {COLUMNS[kind]}."
+                    f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this column "
+                    f"stands: {COLUMNS[kind]}."
                 )
 
 
@@ -236,8 +235,8 @@ def answered(
         right = dict(zip(questions, map(bool, outcomes), strict=True))
     elif set(asked) - set(answers_of_file):
         raise ValueError(
-            "Pairs without the column base_answer need a network to tell which pairs are "
-            "changing: load(path, network)."
+            "Pairs without the column base_answer need a network to tell which pairs are changing: "
+            "load(path, network)."
         )
     if answers_of_file and network is not None:
         facts["drawn"][split], facts["right"][split] = (

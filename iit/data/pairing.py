@@ -209,8 +209,7 @@ def paired(
         apart = f" that separates {list(wanted.separate)}" if wanted.separate else ""
         raise ValueError(
             f"Task {task.name!r}: no pair{apart} in {ROUNDS} draws for {len(rest)} of {n} bases, "
-            "such as "
-            f"{bases.given[rest[0]]!r}. Take other data.pairs, or add words to the pools."
+            f"such as {bases.given[rest[0]]!r}. Take other data.pairs, or add words to the pools."
         )
     return pairs
 

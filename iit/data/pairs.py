@@ -203,8 +203,8 @@ class Pairs:
         sampled = partial(cls.sample, task, network, **arguments)
         if not isinstance(task, Task):
             raise TypeError(
-                "Pairs are sampled from a Task: a causal model and how its inputs are written; "
-                f"got {task!r}."
+                "Pairs are sampled from a Task: a causal model and how its inputs are "
+                f"written; got {task!r}."
             )
         variables = _variables(task, variable)
         separate = (separate,) if isinstance(separate, str) else separate

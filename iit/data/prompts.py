@@ -186,10 +186,9 @@ def draw_prompts(
         if prompts is not None and (n_kept >= n or (exhausted and n_kept > 1)):
             return Kept(prompts.take(range(min(n, n_kept))), n_right, n_drawn)
     raise ValueError(
-        f"No prompts left for task {task.name!r}, split {split!r}: {n_kept} of the {n} needed. "
-        f"The network answers {n_right} of "
-        f"{n_drawn} distinct prompts rightly. Ask for fewer pairs, add words to the pools, or "
-        "take another network."
+        f"No prompts left for task {task.name!r}, split {split!r}: {n_kept} of the {n} needed. The "
+        f"network answers {n_right} of {n_drawn} distinct prompts rightly. Ask for fewer pairs, "
+        "add words to the pools, or take another network."
     )
 
 

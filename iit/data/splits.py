@@ -48,8 +48,8 @@ def disjoint_pools(
         for split, start, stop in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
             if start == stop:
                 raise ValueError(
-                    f"Pool {name!r} has {len(pool)} entries, too few to cut by {list(shares)}; "
-                    "add entries or leave it out of data.splits."
+                    f"Pool {name!r} has {len(pool)} entries, too few to cut by {list(shares)}; add "
+                    "entries or leave it out of data.splits."
                 )
             parts[split][name] = tuple(order[start:stop])
     return parts

@@ -23,19 +23,19 @@ COLUMNS = {
     "of one shape in all rows (several inputs as one tensor)",
     "source": "the prompt whose value is swapped in, written as the base is",
     "label": (
-        "what the causal model answers after the interchange: text that continues the base "
-        "(a list where each is right), or a class"
+        "what the causal model answers after the interchange: text that continues the base (a list "
+        "where each is right), or a class"
     ),
     "base_answer": "the base's own answer (null in own pairs without that column)",
     "source_answer": "the source's own answer (null likewise)",
     "changing": "whether the label differs from the base's own answer",
     "kind": (
-        "which of the task's variables have another value in the source, joined by +; none "
-        "where none has. Sampled pairs only"
+        "which of the task's variables have another value in the source, joined by +; none where "
+        "none has. Sampled pairs only"
     ),
     "asked": (
-        "whether the base asks for a swapped variable: else its answer is to stay whatever "
-        "the value. Only of tasks that ask"
+        "whether the base asks for a swapped variable: else its answer is to stay whatever the "
+        "value. Only of tasks that ask"
     ),
     "template": "which template the base has: texts, or whole numbers; of sampled pairs only "
     "where no "
@@ -44,8 +44,8 @@ COLUMNS = {
     "(null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",
     "natural": (
-        "a prompt whose own variables and answer have the values that the interchange "
-        "asks for; the base where there is none"
+        "a prompt whose own variables and answer have the values that the interchange asks for; "
+        "the base where there is none"
     ),
     "natural_roles": "the roles of that prompt",
     "has_natural": "whether there is one",

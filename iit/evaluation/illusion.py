@@ -120,13 +120,13 @@ def read_spaces(
             continue
         if edit.joint:
             raise ValueError(
-                f"{edit.intervention} edits several positions as one vector: nothing reads these "
-                "together."
+                f"{edit.intervention} edits several positions as one vector: nothing reads "
+                "these together."
             )
         if not {str(variable) for variable in variables} <= linear:
             raise ValueError(
-                f"{edit.intervention} swaps no linear subspace of its sites: there is nothing to "
-                "split."
+                f"{edit.intervention} swaps no linear subspace of its sites: there is "
+                "nothing to split."
             )
         space = read_space(alignment, key, pairs, energy=energy, batch_size=batch_size)
         spaces |= {str(variable): space for variable in variables}

@@ -119,13 +119,13 @@ class Trust:
         thresholds_with(self.thresholds)
         if self.interventions < 1:
             raise ValueError(
-                f"trust.interventions={self.interventions}: the abstraction error needs at least "
-                "one."
+                f"trust.interventions={self.interventions}: the abstraction error "
+                "needs at least one."
             )
         if self.full and self.seeds < 2:
             raise ValueError(
-                f"trust.seeds={self.seeds}: seeds are compared with each other; 2 or more are "
-                "needed."
+                f"trust.seeds={self.seeds}: seeds are compared with each other; 2 or "
+                "more are needed."
             )
 
 

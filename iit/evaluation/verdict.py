@@ -13,16 +13,16 @@ OUTCOMES = ("pass", "open", "fail")
 NEEDS = {
     "faithfulness": "the alignment declares nothing inert, or all pairs have one base",
     "cut": (
-        "only where pairs have the source's own answer for their label, or the site holds "
-        "every token"
+        "only where pairs have the source's own answer for their label, or the site "
+        "holds every token"
     ),
     "excess_rank": (
-        "only with trust=full, for one variable's linear subspace of more dimensions "
-        "than its values less one"
+        "only with trust=full, for one variable's linear subspace of more dimensions than its "
+        "values less one"
     ),
     "abstraction": (
-        "only with trust=full, where a causal model has variables of few values and "
-        "the network is small"
+        "only with trust=full, where a causal model has variables of few values and the "
+        "network is small"
     ),
     "wrong_site": (
         "only with trust=full, and only a site that sees no token that the variable depends on"
@@ -79,8 +79,8 @@ class Verdict:
         bad = [f for f in self.findings if f.outcome != "pass"]
         n = len(self.findings)
         text = (
-            f"Verdict on {self.variable}: {self.outcome.upper()}; {n - len(bad)} of {n} "
-            "criteria pass"
+            f"Verdict on {self.variable}: {self.outcome.upper()}; {n - len(bad)} of "
+            f"{n} criteria pass"
         )
         for finding in bad:
             text += f"; {finding.criterion} ({finding.outcome}): {finding.reason}"

@@ -136,8 +136,7 @@ class Captured(Mapping[Site, Tensor]):
         ):
             raise ValueError(
                 f"{folder} holds activations of another network: {captured.network['name']!r} "
-                f"({captured.network['class']}), "
-                f"not of {current['name']!r} ({current['class']}), "
+                f"({captured.network['class']}), not of {current['name']!r} ({current['class']}), "
                 "or of one with other weights or dtype."
             )
         return captured

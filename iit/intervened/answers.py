@@ -57,9 +57,8 @@ def logits_at_answers(
         return logits if at_answer else logits.gather(1, columns)
     if logits is None or logits.ndim != 2:
         raise ValueError(
-            "Without `input_ids` the answer is a class: the output must be Tensor[batch, "
-            "classes] or have such "
-            f"`.logits`; {type(output).__name__} does not."
+            "Without `input_ids` the answer is a class: the output must be Tensor[batch, classes] "
+            f"or have such `.logits`; {type(output).__name__} does not."
         )
     return logits.unsqueeze(1)
 

@@ -160,13 +160,13 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
         return Batch(tuple(inputs), {}, axis=int(batch_first([network], network) is False))
     if not isinstance(inputs, dict):
         raise ValueError(
-            f"A batch is a mapping of inputs, a tensor or a tuple; {type(inputs).__name__} was "
-            "given."
+            "A batch is a mapping of inputs, a tensor or a tuple; "
+            f"{type(inputs).__name__} was given."
         )
     if inputs.get("past_key_values") is not None:
         raise ValueError(
-            "A batch takes no `past_key_values`: every run would add to them. Give the whole "
-            "prompt."
+            "A batch takes no `past_key_values`: every run would add to them. Give "
+            "the whole prompt."
         )
 
     positions = {
@@ -218,8 +218,8 @@ def _decoder_lengths(kwargs: Mapping[str, Any]) -> Tensor | None:
         return None if tokens is None else torch.ones_like(tokens).sum(1)
     if bool((mask[:, 1:] > mask[:, :-1]).any()):
         raise ValueError(
-            "The decoder's tokens are padded on the right; their decoder_attention_mask says "
-            "otherwise."
+            "The decoder's tokens are padded on the right; their decoder_attention_mask "
+            "says otherwise."
         )
     return mask.sum(1)
 
@@ -250,8 +250,7 @@ def _check_keywords(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
     if unknown:
         raise ValueError(
             f"{type(network).__name__} takes no input {', '.join(map(repr, unknown))}; it takes "
-            f"{', '.join(sorted(accepted))} "
-            "(a batch may add `positions` and `answer`)."
+            f"{', '.join(sorted(accepted))} (a batch may add `positions` and `answer`)."
         )
 
 
@@ -286,8 +285,8 @@ def _right_padded(batch: Batch) -> Batch:
     lengths = is_real.sum(1)
     if bool((lengths == 0).any()):
         raise ValueError(
-            f"Example {int((lengths == 0).nonzero()[0])} has no real token: its attention_mask "
-            "is all zero."
+            f"Example {int((lengths == 0).nonzero()[0])} has no real token: its "
+            "attention_mask is all zero."
         )
 
     # The real tokens first, each group in its order: the sort is stable.
@@ -363,8 +362,7 @@ def from_start(
         row, number = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"{what}: position {int(index[row, number])} is outside example {row} of the batch, "
-            f"which has {int(lengths[row])} "
-            "positions."
+            f"which has {int(lengths[row])} positions."
         )
     return column
 
@@ -396,8 +394,8 @@ def restored(output: Any, batch: Batch) -> Any:
             return value
         if value.ndim == 2 and not name:
             raise ValueError(
-                f"An output of shape {(size, seq)} has one entry a token, or a class: give "
-                "prompts padded on the right."
+                f"An output of shape {(size, seq)} has one entry a token, or a class: give prompts "
+                "padded on the right."
             )
         if value.ndim == 2 and not name.endswith((".start_logits", ".end_logits")):
             # Classes or a pooled state: only the logits of a span have tokens in two dimensions.

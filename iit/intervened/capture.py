@@ -38,8 +38,8 @@ def capture(
     if not isinstance(network, IntervenedModel):
         if sources is not None or active is not None:
             raise ValueError(
-                "`sources` and `active` belong to an IntervenedModel; the network given here is "
-                "not one."
+                "`sources` and `active` belong to an IntervenedModel; the network given "
+                "here is not one."
             )
         network = IntervenedModel(network, {})
     module = network.network

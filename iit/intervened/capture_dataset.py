@@ -99,8 +99,8 @@ def capture_dataset(
 
         if len(ends[sites[0]]) == 1:
             raise ValueError(
-                "There was no batch to capture: the iterable of batches is empty, or was read "
-                "before."
+                "There was no batch to capture: the iterable of batches is empty, or "
+                "was read before."
             )
 
         offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
@@ -134,16 +134,16 @@ def _check(
 ) -> None:
     if isinstance(network, IntervenedModel):
         raise ValueError(
-            "A dataset is captured from a network as it is; for edited runs call `capture` on "
-            "each batch."
+            "A dataset is captured from a network as it is; for edited runs call `capture` "
+            "on each batch."
         )
     if not sites:
         raise ValueError("There is no site to capture; give at least one.")
     weights = [str(site) for site in sites if site.component == "attention_weight"]
     if weights:
         raise ValueError(
-            f"{weights[0]} is as wide as its batch is long: rows of different batches do not fit "
-            "together."
+            f"{weights[0]} is as wide as its batch is long: rows of different batches do "
+            "not fit together."
         )
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise ValueError(
@@ -155,8 +155,8 @@ def _check(
         and (not Path(folder).is_dir() or any(Path(folder).iterdir()))
     ):
         raise FileExistsError(
-            f"{folder} is not empty. `Captured.load` reads a finished capture; else choose a new "
-            "folder."
+            f"{folder} is not empty. `Captured.load` reads a finished capture; else "
+            "choose a new folder."
         )
 
 

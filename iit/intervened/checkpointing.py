@@ -35,6 +35,6 @@ def refuse_recomputed(site: Site, outside: tuple[bool, Any]) -> None:
     if outside[0] and autograd_state() != outside:
         raise RuntimeError(
             f"Site {site} is inside a checkpointed (or gradient-free) part of the network: a "
-            "backward would not see the edit. Take "
-            "a site outside of it, switch the checkpointing off, or run under torch.no_grad()."
+            "backward would not see the edit. Take a site outside of it, switch the checkpointing "
+            "off, or run under torch.no_grad()."
         )

@@ -54,16 +54,14 @@ class Edit:
             )
         if joint and len(sites) > 1:
             raise ValueError(
-                "A joint edit has one site, whose positions (or roles, or heads) it "
-                f"concatenates; {len(sites)} were given. Places "
-                "apart are computed one after another: the later depends on what is written at "
-                "the earlier."
+                "A joint edit has one site, whose positions (or roles, or heads) it concatenates; "
+                f"{len(sites)} were given. Places apart are computed one after another: the later "
+                "depends on what is written at the earlier."
             )
         if not isinstance(intervention, Intervention):
             raise ValueError(
-                f"An edit needs an Intervention made for its width; {intervention!r} was given "
-                "(a `_partial_` one is completed "
-                "by `iit.alignment.one`)."
+                f"An edit needs an Intervention made for its width; {intervention!r} was given (a "
+                "`_partial_` one is completed by `iit.alignment.one`)."
             )
 
         # A frozen dataclass with a constructor of its own sets its fields in this way.
@@ -116,7 +114,7 @@ def block_input(site: Site) -> Site:
     """
     if site.component != "block_output":
         raise ValueError(
-            "SkipIntervention puts the block's own input in place of `block_output`; the site "
-            f"is {site}."
+            "SkipIntervention puts the block's own input in place of `block_output`; the "
+            f"site is {site}."
         )
     return Site("block_input", layer=site.layer, position=site.position)

@@ -131,8 +131,8 @@ class EditedRun:
             def edited(whole: Tensor) -> Tensor | None:
                 if site_edit in activations:
                     raise RuntimeError(
-                        f"Site {site} was run more than once in one forward; name a module that "
-                        "runs once."
+                        f"Site {site} was run more than once in one forward; name a module "
+                        "that runs once."
                     )
                 refuse_recomputed(site, outside)
                 activation = whole[rows]
@@ -167,8 +167,8 @@ class EditedRun:
             ]
             if missed:
                 raise RuntimeError(
-                    f"The forward never ran the module of {', '.join(missed)}: nothing was "
-                    "edited there."
+                    f"The forward never ran the module of {', '.join(missed)}: nothing "
+                    "was edited there."
                 )
 
     @contextmanager

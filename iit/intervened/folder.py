@@ -29,8 +29,8 @@ def written_folder(folder: str | Path, foreign: Callable[[Path], list[str]]) -> 
     if others:
         names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         raise FileExistsError(
-            f"{folder} holds other files ({names}); choose a folder that is new, empty, or an "
-            "earlier save."
+            f"{folder} holds other files ({names}); choose a folder that is new, empty, or "
+            "an earlier save."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
 

@@ -55,8 +55,8 @@ def check_generation(
     for name in _OTHER_WAYS:
         if options.get(name, getattr(settings, name, None)) is not None:
             raise ValueError(
-                f"generate under edits does not go together with {name!r}; leave it out, or give "
-                f"{name}=None."
+                f"generate under edits does not go together with {name!r}; leave it out, or "
+                f"give {name}=None."
             )
 
     cache = options.get(
@@ -64,8 +64,8 @@ def check_generation(
     )
     if cache not in (None, "dynamic", "hybrid"):
         raise ValueError(
-            f"generate under edits does not go together with cache_implementation={cache!r}; "
-            "leave it out."
+            "generate under edits does not go together with "
+            f"cache_implementation={cache!r}; leave it out."
         )
     if batch.lengths is None or set(batch.kwargs) - {"attention_mask"} != {"input_ids"}:
         raise ValueError(
@@ -76,8 +76,8 @@ def check_generation(
     for edit in edits:
         if edit.intervention.collects:
             raise ValueError(
-                "CollectIntervention does not edit: there is nothing for it to do in generate; "
-                "use `run` or `capture`."
+                "CollectIntervention does not edit: there is nothing for it to do in generate; use "
+                "`run` or `capture`."
             )
         if any(site.component == "attention_weight" for site in edit.sites):
             raise ValueError(
@@ -181,8 +181,7 @@ class Generation:
             if self._scope != "prompt" and source.shape[1] != 1:
                 raise ValueError(
                     f"Site {site} reads {source.shape[1]} positions of the source; for "
-                    f"scope={self._scope!r} it must be one, "
-                    "which is used for every new token."
+                    f"scope={self._scope!r} it must be one, which is used for every new token."
                 )
 
         prompt, idle = self.left(site_edit.columns), site_edit.idle
@@ -193,8 +192,7 @@ class Generation:
             if activation.shape[1] != self._n_columns:
                 raise RuntimeError(
                     f"Site {site} has {activation.shape[1]} positions in a step over "
-                    f"{self._n_columns} tokens: it cannot be "
-                    "edited in generate."
+                    f"{self._n_columns} tokens: it cannot be edited in generate."
                 )
 
             # Beams or samples of each example.

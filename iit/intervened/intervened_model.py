@@ -98,8 +98,8 @@ class IntervenedModel(nn.Module):
             site.component != "embedding_output" for key in stored for site in self.edits[key].sites
         ):
             raise ValueError(
-                f"stored={sorted(map(str, stored))}: only edits of embedding_output come before "
-                "all blocks."
+                f"stored={sorted(map(str, stored))}: only edits of embedding_output come "
+                "before all blocks."
             )
 
         # Stored edits do not count: the store's runs already hold them. Where the other edits begin
@@ -475,7 +475,7 @@ def _side_by_side(key: Variable, parts: list[Tensor]) -> Tensor:
     widths = {part.shape[-1] for part in parts}
     if len(widths) > 1:
         raise ValueError(
-            f"The sites of {str(key)!r} differ in width {widths}; use `capture`, which keeps "
-            "them apart."
+            f"The sites of {str(key)!r} differ in width {widths}; use `capture`, which "
+            "keeps them apart."
         )
     return torch.cat(parts, 1)

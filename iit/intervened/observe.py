@@ -62,8 +62,8 @@ def observe(
         def read(activation: Tensor) -> None:
             if site in activations:
                 raise RuntimeError(
-                    f"Site {site} was run more than once in one forward; name a module that runs "
-                    "once."
+                    f"Site {site} was run more than once in one forward; name a module "
+                    "that runs once."
                 )
             activations[site] = places[site].read(activation)
             # An exception leaves the forward from inside of a hook.

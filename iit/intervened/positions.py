@@ -56,8 +56,8 @@ class SiteColumns:
         raise ValueError(
             f"Site {self.site}: the module's activations are "
             f"{activation.shape[0]}×{activation.shape[1]}, the batch holds "
-            f"{self.tokens[0]}×{self.tokens[1]} tokens: its positions are not the prompt's. "
-            "Leave `position` out."
+            f"{self.tokens[0]}×{self.tokens[1]} tokens: its positions are not the prompt's. Leave "
+            "`position` out."
         )
 
     def _index(self, activation: Tensor) -> Tensor | None:
@@ -67,8 +67,7 @@ class SiteColumns:
         if isinstance(self.index, Tensor) and len(self.index) != len(activation):
             raise ValueError(
                 f"Site {self.site}: its module sees {len(activation)} rows where the batch has "
-                f"{len(self.index)} examples; name a "
-                "module that sees one row an example."
+                f"{len(self.index)} examples; name a module that sees one row an example."
             )
         if self.index is None or (self.counted and isinstance(self.index, Tensor)):
             return self.index
@@ -142,8 +141,8 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         ]
         if wide and len(role_columns) > 1:
             raise ValueError(
-                f"Site {site}: of several roles each must be one token; {wide[0]!r} has more in "
-                "this batch."
+                f"Site {site}: of several roles each must be one token; {wide[0]!r} has more "
+                "in this batch."
             )
         index = torch.cat(role_columns, 1)
     elif batch.lengths is None:
@@ -192,8 +191,7 @@ def _sequence(site: Site, batch: Batch) -> Batch:
     if site.roles:
         raise ValueError(
             f"Site {site}: a role is a place of the prompt, which the encoder sees; this module "
-            "sees the decoder's tokens. "
-            "Count these: `position` is an int."
+            "sees the decoder's tokens. Count these: `position` is an int."
         )
     tokens = {"input_ids": batch.kwargs.get("decoder_input_ids")}
     return replace(batch, kwargs=tokens, lengths=batch.decoder_lengths)
@@ -229,9 +227,8 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
         raise ValueError(
             f"Site {site}: the batch has no token {role} that is an input; its answers have up to "
             f"{n_answer} tokens, of which the last is only read. Give base and source their "
-            "`answer` (pairs from "
-            "a file: the columns label and source_answer), and use `answer_logits` or `capture`, "
-            "where it is teacher-forced."
+            "`answer` (pairs from a file: the columns label and source_answer), and use "
+            "`answer_logits` or `capture`, where it is teacher-forced."
         )
     if role not in batch.positions:
         roles = ", ".join(map(repr, batch.positions)) or "none"

@@ -25,8 +25,8 @@ VariableNames = str | tuple[str, ...] | None
 
 FIELDS = (
     "layer component unit max_number_of_units low_rank_dimension intervention_type intervention "
-    "subspace_partition group_key "
-    "intervention_link_key moe_key source_representation hidden_source_representation latent_dim"
+    "subspace_partition group_key intervention_link_key moe_key source_representation "
+    "hidden_source_representation latent_dim"
 ).split()
 """The fields of a representation, which is saved as a list of their values."""
 # Components that are called the same here and there, without and with heads.
@@ -114,8 +114,8 @@ def read_pyvene(
         elif subspaces is not None:
             raise ValueError(
                 f"{prefix} has a subspace partition of the rotation of another one (link key "
-                f"{link!r}): here all blocks of a rotation "
-                "belong to one edit. Load a folder with one of the two."
+                f"{link!r}): here all blocks of a rotation belong to one edit. Load a folder with "
+                "one of the two."
             )
 
         # A tuple of names goes to the blocks; the edit itself is then called by its site.
@@ -123,8 +123,8 @@ def read_pyvene(
         variable = name if isinstance(name, str) else site
         if variable in edits:
             raise ValueError(
-                f"{prefix} is at the site of another one, {site}; name them: positions={{name: "
-                f"position}}."
+                f"{prefix} is at the site of another one, {site}; name them: "
+                f"positions={{name: position}}."
             )
         edits[variable] = Edit(site, linked[link], joint=joint)
     return edits
@@ -165,8 +165,7 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
     if config.get("mode", "parallel") != "parallel" and len(representations) > 1:
         raise ValueError(
             f"{folder} was saved in the mode {config['mode']!r}: one source's edit changes the "
-            "next source. Load its "
-            "representations one by one and chain them with iit.capture."
+            "next source. Load its representations one by one and chain them with iit.capture."
         )
     return config
 
@@ -230,8 +229,8 @@ def _site(
         )
     if by_head != (head is not None):
         raise ValueError(
-            f"{prefix} has the unit {unit!r} and {'needs' if by_head else 'has no'} heads; heads: "
-            f"{head}."
+            f"{prefix} has the unit {unit!r} and {'needs' if by_head else 'has no'} heads; "
+            f"heads: {head}."
         )
     if unit == "h" and position is not None:
         raise ValueError(

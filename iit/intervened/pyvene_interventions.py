@@ -33,8 +33,8 @@ SOURCELESS = {"ZeroIntervention": ZeroIntervention, "CollectIntervention": Colle
 # Why each of these would not give the same numbers.
 REFUSED = {
     "BoundlessRotatedSpaceIntervention": (
-        "its mask stays soft in evaluation, and its first "
-        "coordinate is never swapped by more than half"
+        "its mask stays soft in evaluation, and its first coordinate is never swapped by "
+        "more than half"
     ),
     "SigmoidMaskIntervention": "its mask stays soft in evaluation; here it is 0 or 1",
     "SigmoidMaskRotatedSpaceIntervention": "its mask stays soft in evaluation; here it is 0 or 1",
@@ -110,8 +110,8 @@ def intervention_of(
             return VanillaIntervention(None if units is None else width, units)
         if units is not None:
             raise ValueError(
-                f"{prefix}: {kind} of only the first {dimension} units (of {width}) is not carried "
-                "over."
+                f"{prefix}: {kind} of only the first {dimension} units (of {width}) is "
+                "not carried over."
             )
         if vector is None:
             return SOURCELESS[kind]() if kind in SOURCELESS else HOLDS_TENSORS[kind]()
@@ -131,8 +131,8 @@ def _rotated(
         chosen = [column for columns in subspaces.values() for column in columns]
         if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(rank)):
             raise ValueError(
-                f"{prefix}: its subspaces {list(subspaces.values())} are not disjoint columns of "
-                f"its {rank}."
+                f"{prefix}: its subspaces {list(subspaces.values())} are not disjoint columns "
+                f"of its {rank}."
             )
         intervention = RotatedSpaceIntervention(
             width, blocks={name: len(columns) for name, columns in subspaces.items()}
@@ -170,8 +170,8 @@ def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width ran
         weight = layer.weight
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{prefix}: its weights are not as torch's orthogonal parametrization keeps them: "
-            f"{error}"
+            f"{prefix}: its weights are not as torch's orthogonal parametrization "
+            f"keeps them: {error}"
         ) from error
 
     assert isinstance(weight, Tensor)
@@ -180,9 +180,8 @@ def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width ran
     if dead:
         raise ValueError(
             f"{prefix}: {dead} of the {frame.shape[1]} columns of its rotation are zero, in "
-            "pyvene, too. torch's Householder "
-            "parametrization rounds the signs on its diagonal towards zero, and training (weight "
-            "decay) has moved them."
+            "pyvene, too. torch's Householder parametrization rounds the signs on its diagonal "
+            "towards zero, and training (weight decay) has moved them."
         )
 
     off = (frame.T @ frame - torch.eye(frame.shape[1])).abs().max()

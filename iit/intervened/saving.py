@@ -162,8 +162,7 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
     )
     raise ValueError(
         f"This was saved for another network ({facts or 'same shape, other weights'}). Load that "
-        "network, or pass "
-        "check_network=False if you mean to carry the interventions over."
+        "network, or pass check_network=False if you mean to carry the interventions over."
     )
 
 

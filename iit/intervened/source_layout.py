@@ -62,7 +62,7 @@ def keys_as_base(weights: Tensor, base: Batch, source: Batch, active: Tensor | N
         row = int(lost.nonzero()[0])
         raise ValueError(
             f"Attention weights of the source in example {row} reach beyond the base's "
-            f"{int(base.lengths[row])} tokens; "
-            "edit earlier queries, or pair prompts of equal length."
+            f"{int(base.lengths[row])} tokens; edit earlier queries, or pair prompts "
+            "of equal length."
         )
     return pad(by_key, (0, n_base - n_source)).flatten(2)

@@ -56,8 +56,8 @@ def by_variable(
             )
     elif sources is not None and not any(reads.values()):
         raise ValueError(
-            f"A source is given, but no intervention reads one (variables: {variables}). "
-            "Leave it out."
+            "A source is given, but no intervention reads one (variables: "
+            f"{variables}). Leave it out."
         )
     else:
         # One batch (or its activations) serves all variables.
@@ -153,8 +153,8 @@ class _UserSource:
                 row = int(differ.nonzero()[0])
                 raise ValueError(
                     f"Variable {str(variable)!r}, example {row}: site {base_columns.site} selects "
-                    f"{int(n_base[row])} positions in "
-                    f"the base and {int(n_read[row])} in the source; spans must be of equal length."
+                    f"{int(n_base[row])} positions in the base and {int(n_read[row])} in the "
+                    "source; spans must be of equal length."
                 )
 
         if self.batch is None:
@@ -244,10 +244,9 @@ def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
     if not (same_kind and same_shape):
         raise ValueError(
             f"The source is a bare tensor of shape {tuple(source.shape)}, and this network takes "
-            "bare tensors as inputs, of "
-            f"shape {tuple(like.shape)}. Give activations as iit.Activations({{Site: tensor}}), "
-            "and an input "
-            f"of another shape as a tuple: (tensor,). The sites are {', '.join(map(str, sites))}."
+            f"bare tensors as inputs, of shape {tuple(like.shape)}. Give activations as "
+            f"iit.Activations({{Site: tensor}}), and an input of another shape as a tuple: "
+            f"(tensor,). The sites are {', '.join(map(str, sites))}."
         )
 
 
@@ -267,6 +266,6 @@ def _check_shape(activations: Tensor, site_edit: SiteEdit, variable: Variable, s
     names = zip(expected, ("batch", "position", "width"), strict=True)
     wanted = ", ".join(name if n is None else str(n) for n, name in names)
     raise ValueError(
-        f"The activations given for {str(variable)!r} have shape {shape}; expected [{wanted}] for "
-        f"site {site}."
+        f"The activations given for {str(variable)!r} have shape {shape}; expected [{wanted}] "
+        f"for site {site}."
     )

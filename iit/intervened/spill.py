@@ -85,10 +85,9 @@ class Spill:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"Beyond its budget of {self.budget} bytes the activation store wanted {size} "
-                f"more of {folder}, where "
-                f"{self.in_files} are in use ({error.strerror}). Give it another folder "
-                "(store.folder=…), or more memory (store.budget=…).",
+                f"Beyond its budget of {self.budget} bytes the activation store wanted {size} more "
+                f"of {folder}, where {self.in_files} are in use ({error.strerror}). Give it "
+                "another folder (store.folder=…), or more memory (store.budget=…).",
             ) from error
         finally:
             # Some systems do not unlink a file that is mapped.

@@ -128,8 +128,8 @@ class ActivationStore:
             return True
         warnings.warn(
             f"Resuming at block {layer} changes the logits by {error:.1e} of the largest: the "
-            "whole network is run instead. "
-            f"Please report this with the network's class ({type(self._network).__name__}).",
+            "whole network is run instead. Please report this with the network's class "
+            f"({type(self._network).__name__}).",
             stacklevel=3,
         )
         self._refusal = f"resuming at block {layer} had changed the logits"

@@ -25,8 +25,8 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
             width = width * len(site.position) if isinstance(site.position, tuple) else None
         if None not in (expected, width) and width != expected:
             raise ValueError(
-                f"Variable {str(key)!r}: site {site} has width {width}, its intervention was "
-                f"made for width {expected}."
+                f"Variable {str(key)!r}: site {site} has width {width}, its intervention was made "
+                f"for width {expected}."
             )
 
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
@@ -34,8 +34,8 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
         w_source = resolved[source].width
         if edit.intervention.needs_source and None not in (w_base, w_source) and w_base != w_source:
             raise ValueError(
-                f"Variable {str(key)!r}: site {site} has width {w_base}, its source site {source} "
-                f"{w_source}."
+                f"Variable {str(key)!r}: site {site} has width {w_base}, its source site "
+                f"{source} {w_source}."
             )
 
 

@@ -139,9 +139,8 @@ class Frame(Basis):
         if failed or not _condition(triangle) <= WORST_CONDITION:
             raise ValueError(
                 f"The frame has lost its rank: its {self.rank} vectors are nearly dependent (a "
-                "condition number above "
-                f"{WORST_CONDITION:.0e}) or not finite. A lower learning rate, or a lower rank, "
-                "keeps them apart."
+                f"condition number above {WORST_CONDITION:.0e}) or not finite. A lower learning "
+                "rate, or a lower rank, keeps them apart."
             )
         return triangle
 
@@ -203,9 +202,8 @@ class PrincipalComponents(Basis):
         """
         if not bool(self.fitted):
             raise ValueError(
-                "These principal components were never fitted: give activations to `fit`, or "
-                "call iit.alignment.initialise, which takes "
-                "those of the training bases."
+                "These principal components were never fitted: give activations to `fit`, or call "
+                "iit.alignment.initialise, which takes those of the training bases."
             )
         return _linear(self.frame)
 
@@ -309,9 +307,8 @@ class Autoencoder(Basis):
         if not bool(self.loaded):
             raise ValueError(
                 "This autoencoder holds no weights, and would change nothing: give encoder= and "
-                "decoder= (and their biases), or take one from "
-                "a folder with load_autoencoder (intervention=autoencoder "
-                "intervention.folder=FOLDER)."
+                "decoder= (and their biases), or take one from a folder with load_autoencoder "
+                "(intervention=autoencoder intervention.folder=FOLDER)."
             )
 
         parts: dict[str, Any] = dict(self.named_buffers())
@@ -345,9 +342,9 @@ def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "
     few = len(activations) <= rank
     if few and rank < activations.shape[1]:
         raise ValueError(
-            f"PCA of rank {rank} needs more than {rank} activations; got {len(activations)}. "
-            "Lower the rank (rank=, or intervention.rank= "
-            "of a mask), or sample more training pairs (data.n_train=)."
+            f"PCA of rank {rank} needs more than {rank} activations; got {len(activations)}. Lower "
+            "the rank (rank=, or intervention.rank= of a mask), or sample more training pairs "
+            "(data.n_train=)."
         )
     if not bool(torch.isfinite(activations).all()):
         raise ValueError("PCA of activations that are not all finite (NaN or infinity).")

@@ -39,8 +39,8 @@ class Subset(Gate):
     def __init__(self, n: int, indices: list[int]):
         if not indices or len(set(indices)) != len(indices) or not all(0 <= i < n for i in indices):
             raise ValueError(
-                f"A subset of {n} coordinates needs different indices from 0 to {n - 1}; got "
-                f"{indices}."
+                f"A subset of {n} coordinates needs different indices from 0 to {n - 1}; "
+                f"got {indices}."
             )
         super().__init__(n=n, indices=list(indices))
         self.register_buffer(
@@ -115,8 +115,8 @@ class Boundary(SoftGate):
     def __init__(self, n: int, start: float = 0.5, temperature: float = 50.0):
         if not 0 <= start <= 1:
             raise ValueError(
-                f"start={start} is the share of the coordinates that is let through at first: "
-                "from 0 to 1."
+                f"start={start} is the share of the coordinates that is let through at "
+                "first: from 0 to 1."
             )
         super().__init__(temperature, n=n, start=start)
         self.boundary = nn.Parameter(torch.tensor(float(start)))

@@ -202,8 +202,8 @@ class Intervention(nn.Module):
         edited = coordinates.write(high, old, new).to(base.dtype)
         if edited.shape != base.shape:
             raise ValueError(
-                f"{self} made {tuple(edited.shape)} of an activation of shape "
-                f"{tuple(base.shape)}; they must be equal."
+                f"{self} made {tuple(edited.shape)} of an activation of shape {tuple(base.shape)}; "
+                "they must be equal."
             )
 
         if isinstance(active, Tensor):
@@ -310,10 +310,9 @@ class Intervention(nn.Module):
         """
         if type(self) is not Intervention:
             raise ValueError(
-                f"{type(self).__name__} is a subclass of Intervention and cannot be saved: what "
-                "it changes would be lost. Write "
-                "the change as a Basis, Gate or Operation, and pass it to Intervention(name, "
-                "basis, gate, operation)."
+                f"{type(self).__name__} is a subclass of Intervention and cannot be saved: what it "
+                "changes would be lost. Write the change as a Basis, Gate or Operation, and pass "
+                "it to Intervention(name, basis, gate, operation)."
             )
         return {
             "type": self.name,

@@ -172,8 +172,8 @@ def SigmoidMaskIntervention(
         raise ValueError(f"basis={basis!r} is none of units, rotated, pca.")
     if basis == "units" and rank is not None:
         raise ValueError(
-            f"rank={rank}: a mask over units has all of them; rank belongs to basis=rotated and "
-            "basis=pca."
+            f"rank={rank}: a mask over units has all of them; rank belongs to basis=rotated "
+            "and basis=pca."
         )
     n = rank or width
     kind = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}[basis]

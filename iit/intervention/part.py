@@ -44,15 +44,14 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
         return config
     if kind.__name__ in table:
         raise ValueError(
-            f"Your class {kind.__name__} has the name of one of iit's own: it cannot be saved. "
-            "Rename it."
+            f"Your class {kind.__name__} has the name of one of iit's own: it cannot be "
+            "saved. Rename it."
         )
 
     needed = (
         f"{kind.__name__} cannot be saved: it is made again from the arguments that it gives to "
-        "`super().__init__(**arguments)`, "
-        f"which are {part.arguments}. Give it all of its constructor's arguments there, as JSON, "
-        "and keep everything else in "
+        f"`super().__init__(**arguments)`, which are {part.arguments}. Give it all of its "
+        "constructor's arguments there, as JSON, and keep everything else in "
         "parameters and buffers."
     )
     try:
@@ -83,8 +82,8 @@ def joined_table(
     for name, kind in types.items():
         if not (isinstance(kind, type) and issubclass(kind, Part)):
             raise ValueError(
-                f"types={{{name!r}: {kind!r}}}: a type is a class that extends Basis, Gate or "
-                "Operation."
+                f"types={{{name!r}: {kind!r}}}: a type is a class that extends Basis, "
+                "Gate or Operation."
             )
         if name in table:
             raise ValueError(
@@ -129,7 +128,7 @@ def checked_rank(rank: int, width: int) -> int:
     # Integral, so that numpy's integers pass and 2.0 does not.
     if not isinstance(rank, Integral) or not 1 <= rank <= width:
         raise ValueError(
-            f"rank={rank} does not fit a space of width {width}; it must be a whole number "
-            f"between 1 and {width}."
+            f"rank={rank} does not fit a space of width {width}; it must be a whole number between "
+            f"1 and {width}."
         )
     return rank

@@ -30,8 +30,7 @@ class Reversible(Basis):
         if width < 2 or depth < 0 or hidden < 1:
             raise ValueError(
                 "A reversible map needs a width of at least 2, depth of at least 0 and hidden "
-                f"units; got width={width}, "
-                f"depth={depth}, hidden={hidden}."
+                f"units; got width={width}, depth={depth}, hidden={hidden}."
             )
         super().__init__(width=width, rank=rank, depth=depth, hidden=hidden)
         self.frame = Frame(width, rank)

@@ -91,8 +91,8 @@ def load_autoencoder(
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder} holds no {name}: a folder in SAELens's layout has {CONFIG} and "
-                f"{WEIGHTS}."
+                f"{folder} holds no {name}: a folder in SAELens's layout has {CONFIG} "
+                f"and {WEIGHTS}."
             )
 
     try:
@@ -161,9 +161,8 @@ def _check(folder: Path, config: dict[str, Any]) -> None:
             )
         if allowed is None and key not in _READ and key not in _HISTORY:
             raise ValueError(
-                f"{folder / CONFIG}: {key}={value!r} is no key of SAELens, and what it asks for "
-                "is not known. "
-                "Take it out where it changes nothing."
+                f"{folder / CONFIG}: {key}={value!r} is no key of SAELens, and what it asks for is "
+                "not known. Take it out where it changes nothing."
             )
 
 
@@ -198,8 +197,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
     if not agree or not counted or (config.get(RESCALED) and not top):
         keys = {key: config[key] for key in (*_CHOICE, RESCALED) if key in config}
         raise ValueError(
-            f"{folder / CONFIG}: {keys} contradict each other. A topk autoencoder needs one "
-            "whole number k, "
-            f"and may have {RESCALED}; the others have neither, and the activation relu."
+            f"{folder / CONFIG}: {keys} contradict each other. A topk autoencoder needs one whole "
+            f"number k, and may have {RESCALED}; the others have neither, and the activation relu."
         )
     return architecture, next(iter(counts), None)

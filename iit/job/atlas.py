@@ -206,6 +206,6 @@ def _site(cfg: DictConfig, layer: int, position: str | int) -> Site:
 def _name(cell: Alignment, seed: int) -> str:
     (edit,) = cell.edits.values()
     return (
-        f"{edit.sites[0].layer} {edit.sites[0].position}, rank {edit.intervention.rank}, seed "
-        f"{seed}"
+        f"{edit.sites[0].layer} {edit.sites[0].position}, rank "
+        f"{edit.intervention.rank}, seed {seed}"
     )

@@ -40,8 +40,7 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
         trains = "the network" if trains_network else "interventions on a frozen network"
         raise ValueError(
             f"job={job} trains {trains}, module._target_={cfg.module._target_} does not: choose "
-            f"module={other}, or "
-            f"job={'align' if trains_network else 'train_network'}."
+            f"module={other}, or job={'align' if trains_network else 'train_network'}."
         )
     if cfg.monitor is not None:
         checked_monitor(cfg.monitor, getattr(kind, "monitors", (cfg.monitor,)))

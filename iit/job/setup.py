@@ -58,8 +58,7 @@ def pairs_held_out(cfg: DictConfig, network: Alignment | Network) -> tuple[Pairs
     if more:
         raise ValueError(
             f"data=file reads pairs as they are, and takes no data.{more[0]} (set by an "
-            "experiment?): leave it out, "
-            f"{' '.join(f'~data.{key}' for key in more)}."
+            f"experiment?): leave it out, {' '.join(f'~data.{key}' for key in more)}."
         )
     pairs = make(network=network)
     studied = network if isinstance(network, Network) else network.studied

@@ -59,9 +59,9 @@ def train_network(
     trust = instantiate(cfg.trust)
     if trust.full:
         raise ValueError(
-            "trust=full trains controls in a frozen network as the alignment was trained; this "
-            "job trains the network itself. Run it with "
-            "trust=quick, then job=align on network=trained with trust=full."
+            "trust=full trains controls in a frozen network as the alignment was trained; this job "
+            "trains the network itself. Run it with trust=quick, then job=align on network=trained "
+            "with trust=full."
         )
     task = instantiate(cfg.causal)
     network = instantiate(

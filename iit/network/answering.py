@@ -67,9 +67,9 @@ def with_answer(
         wrong = (absent != (padded == IGNORED)).any(1) | absent.all(1)
         if bool(wrong.any()):
             raise ValueError(
-                f"Prompt {int(wrong.nonzero()[0])}: {name} is read at its masks: "
-                "the role `mask` must have one for each token of the answer. "
-                "`LanguageModel.encode` finds those of a text."
+                f"Prompt {int(wrong.nonzero()[0])}: {name} is read at its masks: the role `mask` "
+                "must have one for each token of the answer. `LanguageModel.encode` finds "
+                "those of a text."
             )
         return dict(kwargs), masks[:, : expected.shape[1]].clamp(min=0)
     side = "decoder_" if is_encoder_decoder(network) else ""
@@ -78,9 +78,8 @@ def with_answer(
     tokens = embedded if ids is None else ids
     if tokens is None:
         raise ValueError(
-            f"{name} answers in its decoder's tokens: the batch needs `decoder_input_ids`, "
-            "behind which the answer is read. "
-            "`LanguageModel.encode` gives them."
+            f"{name} answers in its decoder's tokens: the batch needs `decoder_input_ids`, behind "
+            "which the answer is read. `LanguageModel.encode` gives them."
         )
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)

@@ -49,8 +49,8 @@ class Classifier:
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return (
-            f"Classifier({self.name}, {type(self.model).__name__}, {n:,} parameters, "
-            f"{self.dtype}, {self.device})"
+            f"Classifier({self.name}, {type(self.model).__name__}, {n:,} parameters, {self.dtype}, "
+            f"{self.device})"
         )
 
     def encode(

@@ -19,8 +19,8 @@ COMPONENTS = {
         "concatenated heads before the output projection; with `head=` one head"
     ),
     "attention_output": (
-        "output of attention's output projection, before any post-norm and "
-        "before the residual is added"
+        "output of attention's output projection, before any post-norm and before the "
+        "residual is added"
     ),
     "mlp_output": (
         "output of the MLP's output projection, before any post-norm and before the "
@@ -37,8 +37,8 @@ COMPONENTS = {
     ),
     "value_output": "the value projection; with `head=` one key-value head",
     "attention_weight": (
-        "attention's probabilities: positions are queries, width is heads·keys, "
-        "or keys with `head=`; eager only"
+        "attention's probabilities: positions are queries, width is heads·keys, or keys with "
+        "`head=`; eager only"
     ),
     "router_output": "a mixture's router logits, from which its experts are chosen",
     "final_norm_output": "output of the norm after the last block",
@@ -164,8 +164,8 @@ def locate(
         if config._attn_implementation != "eager":
             raise ValueError(
                 "'attention_weight' exists under eager attention only; this network runs "
-                f"{config._attn_implementation!r}. "
-                "Load it with attention='eager' (in transformers: attn_implementation='eager')."
+                f"{config._attn_implementation!r}. Load it with attention='eager' (in "
+                "transformers: attn_implementation='eager')."
             )
         return Place(
             f"{root}.{path}",
@@ -221,8 +221,8 @@ def _lacks(network: nn.Module, component: str, why: str, layer: int = 0) -> str:
     lacking |= set() if family.norm else {"final_norm_output"}
     config = transformer_in(network).config.get_text_config()
     return (
-        f"This network of the family {config.model_type!r} has no {component!r}: {why}. "
-        f"It has: {', '.join(name for name in COMPONENTS if name not in lacking)}."
+        f"This network of the family {config.model_type!r} has no {component!r}: {why}. It has: "
+        f"{', '.join(name for name in COMPONENTS if name not in lacking)}."
     )
 
 

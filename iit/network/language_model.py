@@ -57,8 +57,8 @@ class LanguageModel:
     ):
         if not tokenizer.is_fast:
             raise ValueError(
-                f"{type(tokenizer).__name__} does not tell which characters a token covers; use "
-                "a fast tokenizer."
+                f"{type(tokenizer).__name__} does not tell which characters a token covers; use a "
+                "fast tokenizer."
             )
         # Frozen: whoever studies a network leaves its weights alone.
         self.model = model.eval().requires_grad_(False)
@@ -86,8 +86,8 @@ class LanguageModel:
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return (
-            f"LanguageModel({self.name}, {type(self.model).__name__}, {n / 1e6:.0f}M "
-            f"parameters, {self.dtype}, {self.device})"
+            f"LanguageModel({self.name}, {type(self.model).__name__}, {n / 1e6:.0f}M parameters, "
+            f"{self.dtype}, {self.device})"
         )
 
     def encode(
@@ -251,9 +251,8 @@ class LanguageModel:
             if joined[: len(prompt)] != prompt:
                 raise ValueError(
                     f"The answer {answer!r} changes the tokens of its prompt, which ends in "
-                    f"{text[-20:]!r}. A space between "
-                    "the two belongs to the answer: let the prompt end without one and the "
-                    "answer begin with one."
+                    f"{text[-20:]!r}. A space between the two belongs to the answer: let the "
+                    "prompt end without one and the answer begin with one."
                 )
             continuations.append(joined[len(prompt) :])
             # Languages without spaces between words need none here, either.
@@ -262,8 +261,8 @@ class LanguageModel:
         if lacking:
             warnings.warn(
                 (
-                    f"Answers lack the space before them: probably ' {lacking}' is meant, not "
-                    f"{lacking!r}."
+                    f"Answers lack the space before them: probably ' {lacking}' is meant, "
+                    f"not {lacking!r}."
                 ),
                 stacklevel=2,
             )

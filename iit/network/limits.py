@@ -66,14 +66,14 @@ def check_limits(
     longest = int(lengths.argmax())
     if lengths[longest] > limit:
         raise ValueError(
-            f"Prompt {longest} is {int(lengths[longest])} tokens long, its answer included; "
-            f"{name} has {limit} positions."
+            f"Prompt {longest} is {int(lengths[longest])} tokens long, its answer included; {name} "
+            f"has {limit} positions."
         )
     if ids is None:
         return
     for row, column in ((ids < 0) | (ids >= n_known)).nonzero().tolist():
         raise ValueError(
             f"Prompt {row} has the token {int(ids[row, column])}; {name} has embeddings for 0 to "
-            f"{n_known - 1}. "
-            "Give the tokenizer that belongs to it, or call its `resize_token_embeddings`."
+            f"{n_known - 1}. Give the tokenizer that belongs to it, or call its "
+            "`resize_token_embeddings`."
         )

@@ -67,8 +67,8 @@ def load_network(
         if wheel is not None and (entry.name == name) != (entry.get("wheel") == wheel):
             raise ValueError(
                 f"network.name={name!r} beside the wheel {wheel['requirement']}: the wheel would "
-                f"run, and not {name!r}. "
-                f"Choose the network itself: network=hub network.name={name}."
+                f"run, and not {name!r}. Choose the network itself: network=hub "
+                f"network.name={name}."
             )
     # A Path is a folder, a string is a hub id.
     source = None if wheel is not None else _source(name, entries)
@@ -141,8 +141,8 @@ def _source(name: str, known: dict[str, Any]) -> str | Path:
 
 def _unknown(name: str, known: dict[str, Any]) -> str:
     return (
-        f"There is no network {name!r}: it is no entry of conf/network ({', '.join(known)}), "
-        "no folder, and was not loaded from the hub."
+        f"There is no network {name!r}: it is no entry of conf/network ({', '.join(known)}), no "
+        "folder, and was not loaded from the hub."
     )
 
 

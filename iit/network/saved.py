@@ -32,8 +32,8 @@ def save_network(network: Network, folder: str | Path) -> None:
     # Not `isinstance`: a subclass would come back as the class that the config names.
     if ARCHITECTURES.get(kind) is not type(model):
         raise ValueError(
-            f"Only {', '.join(ARCHITECTURES)} can be saved, for their folders hold no code; this "
-            f"is {kind}."
+            f"Only {', '.join(ARCHITECTURES)} can be saved, for their folders hold no code; "
+            f"this is {kind}."
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -112,8 +112,8 @@ class ConvNet(nn.Module):
         }
         if wrong:
             raise ValueError(
-                "A ConvNet needs images of at least 4×4 and at least 1 of everything else; got "
-                f"{wrong}."
+                "A ConvNet needs images of at least 4×4 and at least 1 of everything "
+                f"else; got {wrong}."
             )
         self.features = nn.Sequential(
             nn.Conv2d(1, channels, 3, padding=1),

@@ -66,9 +66,8 @@ def _reset(model: nn.Module) -> nn.Module:
         if reset is None:
             raise ValueError(
                 f"The module {name or type(module).__name__!r} ({type(module).__name__}) has "
-                "parameters and no `reset_parameters`, so an "
-                "untrained twin of this network cannot be drawn. Give it that method, or leave "
-                "this control out."
+                "parameters and no `reset_parameters`, so an untrained twin of this network cannot "
+                "be drawn. Give it that method, or leave this control out."
             )
         reset()
     return fresh

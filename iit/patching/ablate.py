@@ -172,8 +172,8 @@ def _other_prompts(
         if not fits:
             raise ValueError(
                 f"Base {row} has no other prompt in the reference with as many tokens at "
-                f"{sites[0]} "
-                "and the other sites; take positions of one token each, or a larger reference."
+                f"{sites[0]} and the other sites; take positions of one token each, or a "
+                "larger reference."
             )
         fitting.append(fits)
     generator = np.random.default_rng(seed)

@@ -177,8 +177,8 @@ def attention_map(
         asking = column_index(asking_site, prompts)
         if asking.shape[1] != 1:
             raise ValueError(
-                f"query={query!r} has {asking.shape[1]} tokens in some prompt; attention is read "
-                "at one."
+                f"query={query!r} has {asking.shape[1]} tokens in some prompt; attention "
+                "is read at one."
             )
         for number, (site, layer_head) in enumerate(zip(sites, layer_heads, strict=True)):
             keys = column_index(site, prompts)
@@ -232,8 +232,7 @@ def _eager(network: nn.Module) -> Iterator[None]:
         if not part._can_set_attn_implementation():
             raise ValueError(
                 f"The attention of {type(part).__name__} cannot be switched after loading. Load "
-                "the "
-                "network with attention='eager' (in transformers: attn_implementation='eager')."
+                "the network with attention='eager' (in transformers: attn_implementation='eager')."
             )
 
     try:

@@ -66,8 +66,8 @@ def attribute(
     """
     if steps is not None and steps < 1:
         raise ValueError(
-            f"steps={steps}: integrated gradients take 1 step or more; None takes the base's "
-            "gradient."
+            f"steps={steps}: integrated gradients take 1 step or more; None takes the "
+            "base's gradient."
         )
 
     # Metrics without a useful gradient: `iia` is a step, and `kl` is least at the base.
@@ -78,8 +78,8 @@ def attribute(
     }
     if not metrics:
         raise ValueError(
-            f"None of the metrics {list(asked)} has a gradient; take logit_difference, "
-            "probability or, with steps, kl."
+            f"None of the metrics {list(asked)} has a gradient; take logit_difference, probability "
+            "or, with steps, kl."
         )
 
     contrast = contrast_of(network, pairs, direction)
@@ -198,8 +198,8 @@ class _PairActivations:
         of_source, n_source = self._at(cell, self._source_activations[site], self._sources)
         if n_base is not None and n_source is not None and not torch.equal(n_base, n_source):
             raise ValueError(
-                f"{cell.site} selects other numbers of positions in bases and sources; they must "
-                "be equal."
+                f"{cell.site} selects other numbers of positions in bases and sources; they "
+                "must be equal."
             )
         gradient, _ = self._at(cell, gradients[site], self._bases)
         return widened((of_source - of_base).detach() * gradient).sum((1, 2)).cpu().numpy()

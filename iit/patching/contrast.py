@@ -166,9 +166,8 @@ class Contrast:
             if wrong:
                 raise ValueError(
                     f"Denoising: {wrong} of {len(self)} sources do not give the label by "
-                    "themselves, "
-                    "so that bases cannot restore it. Take sources that are the base but for what "
-                    "tells the answers apart (one of the task's counterfactuals, as "
+                    "themselves, so that bases cannot restore it. Take sources that are the base "
+                    "but for what tells the answers apart (one of the task's counterfactuals, as "
                     "data.pairs=s2_io_flip of IOI), or direction='noising'."
                 )
         # Each side's answer is what the other side is moved towards.

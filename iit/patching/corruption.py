@@ -99,8 +99,8 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
 
     if answer is None:
         raise ValueError(
-            "Tracing asks for each prompt's own answer: encode with `answers=`, or give pairs "
-            "that know `base_answer`."
+            "Tracing asks for each prompt's own answer: encode with `answers=`, or give pairs that "
+            "know `base_answer`."
         )
     if answer.shape[1] > 1:
         raise ValueError(

@@ -88,8 +88,8 @@ def path_patch(
     contrast = contrast_of(network, pairs, direction)
     if contrast.label.shape[1] > 1:
         raise ValueError(
-            "Path patching holds the prompts' activations at the base's; answers of several "
-            "tokens are not prompts."
+            "Path patching holds the prompts' activations at the base's; answers of several tokens "
+            "are not prompts."
         )
 
     receivers = (receivers,) if isinstance(receivers, Site) else tuple(receivers)

@@ -79,12 +79,11 @@ def atlas_tables(rows: Sequence[Row]) -> list[Table]:
         lines.append(line)
 
     title = (
-        f"Validation IIA on changing pairs (n = {scores[0].n}), by layer and position; the "
-        "whole vector's in brackets:"
+        f"Validation IIA on changing pairs (n = {scores[0].n}), by layer and position; the whole "
+        "vector's in brackets:"
     )
     caption = (
         f"The highest of {len(scores)} figures is too high by chance, and no interval here makes "
-        "up for that; "
-        "the chosen cell's test figure is not."
+        "up for that; the chosen cell's test figure is not."
     )
     return [Table(title, ["layer", *positions], lines, caption)]

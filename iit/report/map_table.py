@@ -58,8 +58,7 @@ def _caption(maps: Mapping[str, Any], estimates: Mapping[str, Any]) -> str:
     cells = ", ".join(f"{name} {about['n_cells']}" for name, about in maps.items())
     caption = (
         f"Figures: {', '.join(metrics)}. The highest of many validation figures is too high by "
-        "chance; "
-        f"test figures are not. Cells: {cells}."
+        f"chance; test figures are not. Cells: {cells}."
     )
     for name, about in estimates.items():
         exact, top = about["of"], about["top"]

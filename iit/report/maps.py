@@ -295,8 +295,8 @@ def _grid(
         place = rows.index(line[y]), columns.index(line[x])
         if not np.isnan(grid[place]):
             raise ValueError(
-                f"Several lines stand for {y}={line[y]}, {x}={line[x]}: choose among them, or "
-                "give `panel`."
+                f"Several lines stand for {y}={line[y]}, {x}={line[x]}: choose among them, "
+                "or give `panel`."
             )
         grid[place] = line["value"]
     return grid

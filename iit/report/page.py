@@ -69,8 +69,8 @@ def main(arguments: list[str]) -> int:
         reason = unclean(folder / "result.json")
         if reason is not None:
             print(
-                f"warning: {folder}/result.json {reason}; run the experiment again from a clean "
-                "tree."
+                f"warning: {folder}/result.json {reason}; run the experiment again "
+                "from a clean tree."
             )
         page = page_with_table(folder)
         if page != (folder / "README.md").read_text(encoding="utf-8"):
@@ -78,8 +78,8 @@ def main(arguments: list[str]) -> int:
                 write_text(folder / "README.md", page)
             else:
                 print(
-                    f"{folder}/README.md does not show what its result.json holds; run: python "
-                    "-m iit.report.page --write"
+                    f"{folder}/README.md does not show what its result.json holds; run: python -m "
+                    "iit.report.page --write"
                 )
                 stale = 1
     return stale

@@ -31,10 +31,8 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
 
     caption = (
         "Of each method the strength of largest effect on validation prompts whose perplexity "
-        "there is at most "
-        f"{steering['max_ratio']:g} times that without an edit. Perplexity: under the network "
-        "without an edit; "
-        "distinct: share of token pairs that do not repeat."
+        f"there is at most {steering['max_ratio']:g} times that without an edit. Perplexity: under "
+        "the network without an edit; distinct: share of token pairs that do not repeat."
     )
     for prompt, examples in groupby(steering["examples"], lambda example: example["prompt"]):
         caption += f"\n\n**{prompt}**\n"

@@ -179,8 +179,8 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
 
     if len(scored) > 1:
         common.append(
-            f"the highest of {len(scored)} figures is too high by chance, the chosen job's test "
-            "figure is not"
+            f"the highest of {len(scored)} figures is too high by chance, the chosen job's "
+            "test figure is not"
         )
 
     lines = []

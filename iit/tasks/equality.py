@@ -59,8 +59,8 @@ def equality(
     """
     if dim < 1 or n_objects < 2:
         raise ValueError(
-            "Equality needs objects of at least 1 dimension, and two of them; got "
-            f"dim={dim}, n_objects={n_objects}."
+            f"Equality needs objects of at least 1 dimension, and two of them; got dim={dim}, "
+            f"n_objects={n_objects}."
         )
     rng = np.random.default_rng(seed)
     vectors = rng.uniform(-1, 1, size=(n_objects, dim)).astype(np.float32)

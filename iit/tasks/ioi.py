@@ -161,9 +161,9 @@ def answer(setting: Mapping[str, Any]) -> str:
     """The indirect object, after a space. Raises ValueError where no name is repeated."""
     if setting["answer"] is None:
         raise ValueError(
-            f"None of the names {setting['first']}, {setting['second']} and "
-            f"{setting['subject']} is repeated, so there is no indirect object and no label. Such "
-            "prompts (abc) serve for patching; pairs with a label need one of the flips."
+            f"None of the names {setting['first']}, {setting['second']} and {setting['subject']} "
+            "is repeated, so there is no indirect object and no label. Such prompts (abc) serve "
+            "for patching; pairs with a label need one of the flips."
         )
     return f" {setting['answer']}"
 

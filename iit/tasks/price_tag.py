@@ -122,8 +122,8 @@ def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
         row = int((start == stop).argmax())
         raise ValueError(
             f"The pool 'amount' ({len(amounts)} entries) has no amount "
-            f"{('below', 'within', 'above')[side[row]]} the bounds "
-            f"{bounds[row].tolist()}. Give it more entries, or leave it out of data.splits."
+            f"{('below', 'within', 'above')[side[row]]} the bounds {bounds[row].tolist()}. Give it "
+            "more entries, or leave it out of data.splits."
         )
     index = start + (rng.random(n) * (stop - start)).astype(int)
     return {

@@ -89,8 +89,8 @@ SHARED = iit.LowRankRotatedSpaceIntervention(WIDTH, 2)
             units("0:8"),
             units("6:10"),
             (
-                "left_equal' and the edit of 'right_equal' overlap at layers.1:output: both take "
-                "units 6, 7"
+                "left_equal' and the edit of 'right_equal' overlap at layers.1:output: both "
+                "take units 6, 7"
             ),
         ),
         (units("0:8"), iit.Edit(SITE, iit.VanillaIntervention()), "both take units 0, 1"),

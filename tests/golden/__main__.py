@@ -88,8 +88,8 @@ def _git(*arguments: str) -> str:
     )
     if done.returncode != 0:
         raise RuntimeError(
-            f"git {' '.join(arguments)} failed: {done.stderr.strip()} (golden needs the whole "
-            "history)"
+            f"git {' '.join(arguments)} failed: {done.stderr.strip()} (golden needs the "
+            "whole history)"
         )
     return done.stdout.strip()
 

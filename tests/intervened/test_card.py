@@ -79,8 +79,8 @@ def test_the_card_says_what_is_edited_and_how_to_load_it(written):
         in lines
     )
     assert (
-        "| bounded | block_output[1] @ s2 | the same | BoundlessRotatedSpaceIntervention | 4 of "
-        "16 |"
+        "| bounded | block_output[1] @ s2 | the same | "
+        "BoundlessRotatedSpaceIntervention | 4 of 16 |"
     ) in lines
     code = text.split("```python\n")[1].split("```")[0].splitlines()
     assert code == [
@@ -119,8 +119,8 @@ def test_scores_stand_beside_their_controls_and_are_the_test_splits(written):
         "| no intervention | 0.400 [0.300, 0.500], n = 103 | 0.800 [0.700, 0.900], n = 107 |",
     ]
     assert (
-        "Task accuracy of the network, unedited, on all drawn prompts: 0.870 [0.850, 0.890], n = "
-        "600."
+        "Task accuracy of the network, unedited, on all drawn prompts: 0.870 [0.850, "
+        "0.890], n = 600."
     ) in lines
     assert "0.980" not in "".join(lines)
     assert "0.990" not in "".join(lines)

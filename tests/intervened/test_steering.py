@@ -36,8 +36,7 @@ PROMPTS = [
 ]
 WORDS = set(
     "sea ocean boat ship wave waves beach fish sail sailing sailor coast water island islands "
-    "coral marine whale whales dolphins "
-    "coastal shore tide fishing".split()
+    "coral marine whale whales dolphins coastal shore tide fishing".split()
 )
 
 

@@ -211,8 +211,8 @@ def double(request, monkeypatch):
 
     def refuse(tensor):
         raise TypeError(
-            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
-            "float64."
+            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't "
+            "support float64."
         )
 
     if not request.param:

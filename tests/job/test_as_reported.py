@@ -198,8 +198,7 @@ def test_no_experiment_is_refused(experiment):
         [
             (
                 "+job.maps={a: {_target_: iit.patching.patch, _partial_: true, positions: [[s1, "
-                "s2], "
-                "last, -1, null]}}"
+                "s2], last, -1, null]}}"
             ),
             "job=patch",
         ],

@@ -18,8 +18,8 @@ FEW = [
     *SMALL,
     "trainer.max_epochs=1",
     (
-        "job.towards=[The ship sailed the sea, Waves hit the beach, The boat was old, Seals swam "
-        "there]"
+        "job.towards=[The ship sailed the sea, Waves hit the beach, The boat was old, "
+        "Seals swam there]"
     ),
     "job.away=[The man opened the door, Cars pass the house, The desk was old, Cats slept there]",
     (

@@ -287,8 +287,8 @@ def test_a_device_without_double_precision_gives_the_same_map(monkeypatch):
 
     def refuse(tensor):
         raise TypeError(
-            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
-            "float64."
+            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't "
+            "support float64."
         )
 
     monkeypatch.setattr(torch.Tensor, "double", refuse)

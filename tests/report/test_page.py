@@ -36,8 +36,8 @@ def test_a_page_tells_the_shares_of_changing_and_separating_pairs(tmp_path):
     page.write_text(f"{START}\n{END}\n")
     main(["--write", str(tmp_path)])
     expected = (
-        f"Of the {n} test pairs, 50% are changing; 100% tell the hypothesis from the "
-        "rival `copy`; 0% tell the hypothesis from the rival `first`."
+        f"Of the {n} test pairs, 50% are changing; 100% tell the hypothesis from the rival `copy`; "
+        "0% tell the hypothesis from the rival `first`."
     )
     assert expected in page.read_text()
 
