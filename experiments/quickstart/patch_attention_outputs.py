@@ -1,5 +1,6 @@
-"""Which layer's attention turns IOI's answer to the other name? `python
-experiments/quickstart/patch_attention_outputs.py`.
+"""Which layer's attention turns IOI's answer to the other name?
+
+`python experiments/quickstart/patch_attention_outputs.py`
 """
 
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Steer generation by a difference of means, then save it and load it again. `python
-experiments/quickstart/steer_and_share.py`.
+"""Steer generation by a difference of means, then save it and load it again.
+
+`python experiments/quickstart/steer_and_share.py`
 """
 
 import torch

@@ -1,5 +1,6 @@
-"""Where does SmolLM2 keep in which city the Eiffel Tower is? `python
-experiments/quickstart/trace_a_fact.py`.
+"""Where does SmolLM2 keep in which city the Eiffel Tower is?
+
+`python experiments/quickstart/trace_a_fact.py`
 """
 
 from pathlib import Path

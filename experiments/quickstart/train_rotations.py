@@ -1,5 +1,6 @@
-"""A rank-1 and a rank-64 subspace for one variable of IOI. `python
-experiments/quickstart/train_rotations.py`.
+"""A rank-1 and a rank-64 subspace for one variable of IOI.
+
+`python experiments/quickstart/train_rotations.py`
 """
 
 import iit

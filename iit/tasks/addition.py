@@ -15,7 +15,7 @@ from iit.tasks.rivals import rivals
 from iit.tasks.template import fill
 
 DIGITS = ("a_tens", "a_ones", "b_tens", "b_ones")
-INPUTS = dict.fromkeys(DIGITS, range(10))
+INPUTS: dict[str, range] = dict.fromkeys(DIGITS, range(10))
 WITH_CARRY = {
     "ones": lambda a_ones, b_ones: (a_ones + b_ones) % 10,
     "tens": lambda a_tens, b_tens, ones_carry: (a_tens + b_tens + ones_carry) % 10,

@@ -49,7 +49,7 @@ def pvr() -> Task:
     Splits share no image.
     """
     _, labels = digits()
-    inputs = dict.fromkeys(IMAGES, range(len(labels)))
+    inputs: dict[str, range] = dict.fromkeys(IMAGES, range(len(labels)))
 
     def looks_up(pointer: Callable[[int], int]) -> dict[str, Mechanism]:
         return {

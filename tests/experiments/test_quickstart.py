@@ -18,7 +18,7 @@ def start(smollm2, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(iit, "load_network", lambda name: smollm2)
 
     def run(name):
-        assert len((FOLDER / name).read_text(encoding="utf-8").splitlines()) < 40
+        assert len((FOLDER / name).read_text(encoding="utf-8").splitlines()) < 60
         runpy.run_path(str(FOLDER / name))
         return capsys.readouterr().out
 
