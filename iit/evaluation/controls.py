@@ -419,7 +419,9 @@ def _read_parts(scoring: Scoring) -> Made:
     alignment, trust = scoring.alignment, scoring.trust
     read = scoring.spaces.get("read")
     if not read:
-        raise NotApplicableError(f"{alignment.interventions} swap no linear subspace")
+        raise NotApplicableError(
+            f"{alignment.interventions} swap no linear subspace of one position at a time"
+        )
     controls = read_controls(alignment, read, scoring.seed, trust.random_subspaces)
     return split_by_reading(alignment, read) | controls
 

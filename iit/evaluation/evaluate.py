@@ -160,8 +160,9 @@ def _all_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment and of its controls, diagnostics, and rows of the training pairs."""
     own = scoring.outcomes(scoring.alignment)
     made, missing = controls_of(scoring)
-    for kind, reason in missing.items():
-        log.info("Not run: %s: %s", kind, reason)
+    for reason in dict.fromkeys(missing.values()):
+        kinds = ", ".join(kind for kind, why in missing.items() if why == reason)
+        log.info("Not run: %s: %s", kinds, reason)
     scored: dict[str | None, Outcomes] = {None: own}
     arms: dict[str | None, np.ndarray] = {None: own.right[None]}
     for name, control in made.items():

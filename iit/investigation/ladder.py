@@ -44,8 +44,8 @@ def ladder(
     keep_ends: bool = False,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Fit a subspace of each rank and a reversible map of each depth at `cfg.site`, in the network
-    and in untrained ones of the same
-    architecture; score them on training pairs (seen) and on test pairs (unseen).
+    and in untrained ones of the same architecture; score them on training pairs (seen) and on test
+    pairs (unseen).
 
     An expressive enough map reaches any accuracy in any network (arXiv 2507.08802): what counts is
     the accuracy above the untrained networks' (`METRIC_difference`, control `untrained_network`).

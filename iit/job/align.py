@@ -82,8 +82,7 @@ def freeze_choice(
     folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted | None
 ) -> Choice:
     """Record the choice that validation has made: the cell of each of the alignment's variables,
-    its figure, the epoch, how many alignments
-    were compared, and the weights."""
+    its figure, the epoch, how many alignments were compared, and the weights."""
     figures = {Cell.of(row): row for row in where(rows, **SCORE)}
     cells = list(figures) if len(alignment.variables) > 1 else [select(rows)]
     digest = hashlib.sha256()

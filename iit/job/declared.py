@@ -21,9 +21,8 @@ _FITS = {int: r"\b(int|float)\b", float: r"\bfloat\b", str: r"\bstr\b", bool: r"
 
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     """Raises ValueError (Hydra's InstantiationException, from within a `_target_`) for what cannot
-    be, whatever the network: sites,
-    objective, schedules, trust, a start, a monitor, a number of epochs, units that overlap, and a
-    module that trains what the job does not.
+    be, whatever the network: sites, objective, schedules, trust, a start, a monitor, a number of
+    epochs, units that overlap, and a module that trains what the job does not.
 
     trains_network: whether the job trains the network, and not an alignment on a frozen one.
     """
