@@ -51,9 +51,9 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     alignment = instantiate(cfg.alignment)(network=frozen.network)
     alignment.store = instantiate(cfg.store)(frozen.network.model)
     pairs, held_out = pairs_held_out(cfg, alignment)
-    log.info("%s", _told(pairs.facts))
+    log.info("%s", _answered_text(pairs.facts))
     if pairs.facts.get("separating"):
-        log.info("%s", _told_rivals(pairs))
+        log.info("%s", _separating_text(pairs))
     fitted = None
     if any(p.requires_grad for p in alignment.parameters()):
         identity = _identity(cfg) | {"data_fingerprint": pairs.fingerprint}
@@ -113,7 +113,7 @@ def _identity(cfg: DictConfig) -> dict[str, Any]:
     return identity
 
 
-def _told(facts: Any) -> str:
+def _answered_text(facts: Any) -> str:
     """The share of prompts that were kept, in words."""
     shares = ", ".join(
         f"{split} {facts['right'][split]}/{drawn}"
@@ -125,7 +125,7 @@ def _told(facts: Any) -> str:
     )
 
 
-def _told_rivals(pairs: Pairs) -> str:
+def _separating_text(pairs: Pairs) -> str:
     """On which share of the validation pairs each rival says something else."""
     n = len(pairs.split("validation"))
     shares = ", ".join(

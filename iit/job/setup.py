@@ -138,9 +138,9 @@ def scoring(cfg: DictConfig) -> dict[str, Any]:
 def judged(rows: list[Row], trust: Trust) -> list[dict[str, Any]]:
     """The verdicts as facts of the run; a line of each stands in the log."""
     verdicts = verdict(rows, trust.thresholds)
-    for one in verdicts:
-        log.info("%s", one.line())
-    return [one.to_dict() for one in verdicts]
+    for outcome in verdicts:
+        log.info("%s", outcome.line())
+    return [outcome.to_dict() for outcome in verdicts]
 
 
 def facts_of(pairs: Pairs, network: Network) -> dict[str, Any]:

@@ -17,6 +17,8 @@ def unwrapped(network: nn.Module) -> Any:
 
 def n_embeddings(network: Any) -> int | float:
     """The number of token ids with an embedding; infinite where the network does not say."""
+    # A module without the method, a family that does not implement it, or embeddings of another
+    # kind say nothing.
     try:
         return network.get_input_embeddings().num_embeddings
     except (AttributeError, NotImplementedError):

@@ -55,8 +55,7 @@ def mlp(n_inputs: int, n_classes: int, width: int = 64, depth: int = 3) -> Class
 
 def equality_by_hand(dim: int = 4, width: int = 64) -> Classifier:
     """A perceptron that computes (a = b) = (c = d) over vectors of `dim` numbers, fed one after the
-    other; right for all that are not
-    nearly equal.
+    other; right for all that are not nearly equal.
 
     Of its three hidden layers the first holds the positive and negative parts of a − b and c − d;
     the second, in its units 0 and 1, whether a = b and whether c = d (1 or 0); the third, in its
