@@ -82,9 +82,7 @@ def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
         ]
     for logger in loggers:
         # A row's name, such as test/changing/trained/iia.
-        names = [
-            f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}" for row in shown
-        ]
+        names = [f"{row.split}/{row.subset}/{row.arm}/{row.metric}" for row in shown]
         names = [
             f"{row.variable}/{name}" if several else name
             for row, name in zip(shown, names, strict=True)
@@ -94,7 +92,7 @@ def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
             # A column of a W&B table has one type.
             lines = [
                 [
-                    str(v) if k in ("position", "head", "layer") else v
+                    str(v) if k in ("position", "head", "layer", "draw") else v
                     for k, v in row.to_dict().items()
                 ]
                 for row in rows

@@ -38,11 +38,11 @@ from iit.intervention import (
     Subset,
 )
 from iit.network import Network, untrained
-from iit.result.vocabulary import RANK, draw
+from iit.result.vocabulary import Arm
 from iit.site import Site
 
-Made = Mapping[str, Alignment | Outcomes | np.ndarray]
-"""{name of a control: what is scored in the alignment's place}.
+Made = Mapping[Arm, Alignment | Outcomes | np.ndarray]
+"""What is scored in the alignment's place, for each control.
 
 Scored already are outcomes, and bool[n], the pairs in which the label is the answer.
 """
@@ -180,10 +180,10 @@ def pca_subspace(scoring: Scoring) -> Made:
     if len(scoring.training_pairs) <= n_needed:
         raise NotApplicableError("there are no more training pairs than dimensions")
     initialise(other, pairs, batch_size=scoring.batch_size)
-    return {"pca_subspace": other}
+    return {Arm("pca_subspace"): other}
 
 
-def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
+def placebos(alignment: Alignment, seed: int) -> dict[Arm, Alignment]:
     """Alignments that move activations about as far as the edit does, but elsewhere.
 
     With Δ = h' − h the edit's move, `placebo_direction` is h + u·‖Δ‖ with a random direction u.
@@ -210,15 +210,19 @@ def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
 
     # `roll` gives each pair the move of the pair before it, and the first one the last's.
     changes = {"placebo_direction": turned, "placebo_pair": lambda move: move.roll(1, 0)}
-    return {name: _exchanged(alignment, partial(placebo, change=changes[name])) for name in changes}
+    return {
+        Arm(name): _exchanged(alignment, partial(placebo, change=change))
+        for name, change in changes.items()
+    }
 
 
-def lower_ranks(scoring: Scoring) -> dict[str, Alignment]:
-    """The same claim with a random frame of a lower rank, as {control: alignment}.
+def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
+    """The same claim with a random frame of a lower rank.
 
     `least_rank` has the variable's number of values less one: a linear code of the values needs so
-    many dimensions. An interchange that needs more swaps more than the variable. `rank/K` have four
-    times as many dimensions, sixteen times, …, below the claim's own rank.
+    many dimensions. An interchange that needs more swaps more than the variable. `lower_rank` has
+    four times as many dimensions, sixteen times, …, below the claim's own rank; the rank is the
+    draw.
 
     Raises:
         NotApplicableError: for a claim that has no more than the least rank, is of several
@@ -235,7 +239,7 @@ def lower_ranks(scoring: Scoring) -> dict[str, Alignment]:
     least = len(set(map(repr, values.get(str(key), ())))) - 1
     if not subspaces(alignment) or not 0 < least < own_rank:
         raise NotApplicableError("the claim has no more dimensions than the values need")
-    lower: dict[str, Alignment] = {}
+    lower: dict[Arm, Alignment] = {}
     rank = least
     while rank < own_rank:
         with torch.random.fork_rng(devices=[]):
@@ -243,8 +247,8 @@ def lower_ranks(scoring: Scoring) -> dict[str, Alignment]:
             basis = Frame(trained.width or 0, rank)
             frame = Intervention(trained.name, basis, All(), trained.operation)
         # The first of them is the least.
-        name = f"{RANK}{rank}" if lower else "least_rank"
-        lower[name] = _exchanged(alignment, {trained: frame}.__getitem__)
+        arm = Arm("lower_rank", rank) if lower else Arm("least_rank")
+        lower[arm] = _exchanged(alignment, {trained: frame}.__getitem__)
         rank *= 4
     return lower
 
@@ -256,7 +260,7 @@ def majority(scoring: Scoring) -> Made:
     # Of equally frequent labels the one whose text comes first.
     common = min(frequencies, key=lambda answer: (-frequencies[answer], str(answer)))
     right = np.array([common in _each(label) for label in scoring.encoded.labels])
-    return {"majority": right}
+    return {Arm("majority"): right}
 
 
 def _each(label: Any) -> list[Any]:
@@ -337,7 +341,7 @@ def _random_subspaces(scoring: Scoring) -> Made:
         raise NotApplicableError("no random subspace of equal rank differs from the trained one")
     # `read_controls` draws with the same seed, so it splits these very subspaces.
     draws = random_subspaces(alignment, scoring.seed, n)
-    return {draw("random_subspace", number): other for number, other in enumerate(draws)}
+    return {Arm("random_subspace", number): other for number, other in enumerate(draws)}
 
 
 def _placebos(scoring: Scoring) -> Made:
@@ -345,8 +349,8 @@ def _placebos(scoring: Scoring) -> Made:
     # A pair alone in its batch would be its own placebo. A pair of another variable has no
     # difference to give. Hence `apart`.
     return {
-        name: outcomes(other, scoring.encoded, apart=True)
-        for name, other in placebos(scoring.alignment, scoring.seed).items()
+        arm: outcomes(other, scoring.encoded, apart=True)
+        for arm, other in placebos(scoring.alignment, scoring.seed).items()
     }
 
 
@@ -354,7 +358,7 @@ def _seeds(scoring: Scoring) -> Made:
     """Other draws of the start, on the same pairs in the same order."""
     # The alignment itself is the first of the seeds.
     return {
-        draw("seeds", number): fresh(scoring.alignment, scoring.seed + number)
+        Arm("seeds", number): fresh(scoring.alignment, scoring.seed + number)
         for number in range(1, scoring.trust.seeds)
     }
 
@@ -375,14 +379,14 @@ def _wrong_site(scoring: Scoring) -> Made:
             f"at {elsewhere or 'the first tokens'} stands what the variable depends on; set "
             "trust.wrong_site"
         )
-    return {"wrong_site": wrong}
+    return {Arm("wrong_site"): wrong}
 
 
 def _shuffled_label(scoring: Scoring) -> Made:
     """The same claim; the labels of its training and validation pairs are permuted."""
     if not any(p.requires_grad for p in scoring.alignment.parameters()):
         raise NotApplicableError("nothing is trained, so the labels have no part in it")
-    return {"shuffled_label": fresh(scoring.alignment, scoring.seed)}
+    return {Arm("shuffled_label"): fresh(scoring.alignment, scoring.seed)}
 
 
 def _untrained_network(scoring: Scoring) -> Made:
@@ -397,21 +401,21 @@ def _untrained_network(scoring: Scoring) -> Made:
     other = fresh(scoring.alignment, scoring.seed, network=network)
     # A store is of one network.
     other.store = ActivationStore(network.model)
-    return {"untrained_network": other}
+    return {Arm("untrained_network"): other}
 
 
 def read_controls(
     alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int
-) -> dict[str, Alignment]:
+) -> dict[Arm, Alignment]:
     """Alignments to compare a read part with.
 
-    `read_part/vanilla` swaps all that is read. `read_part/random_subspace/0`, … are the read parts
-    of the controls `random_subspace/0`, … .
+    `read_part/vanilla` swaps all that is read. The draws of `read_part/random_subspace` are the
+    read parts of the same draws of `random_subspace`.
     """
-    others = {"read_part/vanilla": swapping(alignment, read)}
+    others = {Arm("read_part/vanilla"): swapping(alignment, read)}
     for number, random in enumerate(random_subspaces(alignment, seed, n_random)):
         part = split_by_reading(random, read)["read_part"]
-        others[draw("read_part/random_subspace", number)] = part
+        others[Arm("read_part/random_subspace", number)] = part
     return others
 
 
@@ -423,14 +427,15 @@ def _read_parts(scoring: Scoring) -> Made:
             f"{alignment.interventions} swap no linear subspace of one position at a time"
         )
     controls = read_controls(alignment, read, scoring.seed, trust.random_subspaces)
-    return split_by_reading(alignment, read) | controls
+    parts = split_by_reading(alignment, read)
+    return {Arm(name): part for name, part in parts.items()} | controls
 
 
 def _inert_resampled(scoring: Scoring) -> Made:
     right = inert_resampled(
         scoring.alignment, scoring.encoded, seed=scoring.seed, batch_size=scoring.batch_size
     )
-    return {"inert_resampled": right}
+    return {Arm("inert_resampled"): right}
 
 
 class Recipe(NamedTuple):
@@ -447,12 +452,12 @@ class Recipe(NamedTuple):
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "vanilla": Recipe(lambda scoring: {"vanilla": vanilla(scoring.alignment)}),
+    "vanilla": Recipe(lambda scoring: {Arm("vanilla"): vanilla(scoring.alignment)}),
     "random_subspace": Recipe(_random_subspaces),
     "pca_subspace": Recipe(pca_subspace),
     "placebos": Recipe(_placebos),
     "no_intervention": Recipe(
-        lambda scoring: {"no_intervention": scoring.outcomes(scoring.alignment, edited=False)}
+        lambda scoring: {Arm("no_intervention"): scoring.outcomes(scoring.alignment, edited=False)}
     ),
     "seeds": Recipe(_seeds, "trained"),
     "lower_ranks": Recipe(lower_ranks, "trained"),
@@ -472,9 +477,9 @@ def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
     Controls that share their network and their pairs are trained side by side.
 
     Returns:
-        ({name: the control}, {kind of controls: why there is none}).
+        ({arm: the control}, {kind of controls: why there is none}).
     """
-    made: dict[str, Any] = {}
+    made: dict[Arm, Any] = {}
     missing: dict[str, str] = {}
     trainings: dict[Any, dict[str, Alignment]] = {}
     for kind, (make, needs) in RECIPES.items():
@@ -484,13 +489,13 @@ def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
         try:
             if is_trained:
                 _check_trainable(scoring)
-            controls: dict[str, Any] = dict(make(scoring))
+            controls: dict[Arm, Any] = dict(make(scoring))
         except NotApplicableError as error:
             missing[kind] = str(error)
             continue
         made |= controls
-        for name, control in controls.items() if is_trained else ():
-            trainings.setdefault((needs, control.network), {})[name] = control
+        for arm, control in controls.items() if is_trained else ():
+            trainings.setdefault((needs, control.network), {})[str(arm)] = control
     for (needs, _), side_by_side in trainings.items():
         pairs = scoring.pairs
         if needs == "shuffled":

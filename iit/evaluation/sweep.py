@@ -13,6 +13,7 @@ from iit.network import Network
 from iit.patching import Contrast, patched
 from iit.patching.grid import Position, grid
 from iit.result import Row
+from iit.result.vocabulary import TRAINED
 
 
 def sweep(
@@ -75,6 +76,6 @@ def sweep(
             "experiment": experiment,
         }
         group = Group(encoded, among, facts, resamples)
-        rows += scores({None: right}, group)
-        rows += readout({None: difference}, group)
+        rows += scores({TRAINED: right}, group)
+        rows += readout({TRAINED: difference}, group)
     return rows

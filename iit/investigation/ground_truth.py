@@ -28,6 +28,7 @@ from iit.investigation.ground_truth_report import ground_truth_figure, ground_tr
 from iit.job.setup import scoring, trainer_options
 from iit.report import save_figure
 from iit.result import Row, where
+from iit.result.vocabulary import TRAINED, Arm
 from iit.site import resolve
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def _scored(
         "experiment": cfg.name,
     }
     every = np.ones(len(encoded), dtype=bool)
-    scored = scores({None: right[:, 0], "seeds": right}, Group(encoded, every, facts, 2000))
+    scored = scores({TRAINED: right[:, 0], Arm("seeds"): right}, Group(encoded, every, facts, 2000))
     pooled = [replace(row, control=None) for row in where(scored, control="seeds")]
     truth = _truth(case, network, width)
     frames = [found[case.variable] for found in map(subspaces, claims) if case.variable in found]
@@ -149,7 +150,7 @@ def _scored(
             figures = [distances(frame, known) for frame in seen]
             for metric in figures[0]:
                 figure = spread([each[metric] for each in figures])
-                pooled.append(row_of(facts, figure, metric + suffix, "all", "truth"))
+                pooled.append(row_of(facts, figure, metric + suffix, "all", Arm("truth")))
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
     full = evaluate(claims[0], pairs, trust, refit=refit, **scoring(cfg))
