@@ -30,15 +30,15 @@ REASONS = ("case", "method", "criterion", "outcome", "why")
 COLOURS = {"pass": "#009E73", "open": "#E69F00", "fail": "#D55E00"}
 MARKERS = "osD^vPX*<>hp"
 NOWHERE = 1.2
-"""The place on the x axis of what has no distance. Distances are at most 1."""
+"""The place on the x axis of what has no distance. The distance of projections is at most 1."""
 
 
 def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Row, dict[str, Row]]]:
-    """The test IIA of each case and method, and how far it is from the truth.
+    """The test IIA of each case and method, and the distances of its subspaces from the truth.
 
     Returns:
         {(case, method): (row, {metric: row})}. The first row is IIA on changing pairs, over seeds.
-        The others are distances from the truth; there are none where nothing is true.
+        The others are distances; there are none without a true or without a linear subspace.
     """
     distances: dict[Any, dict[str, Row]] = {}
     for row in where(rows, control="truth"):
