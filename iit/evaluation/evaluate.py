@@ -139,6 +139,7 @@ def _drawn_answers(scoring: Scoring) -> np.ndarray | None:
     if facts.get("answered_by") not in (None, scoring.network.fingerprint()):
         return None
     n = facts.get("drawn", {}).get(scoring.split)
+    # Only the number of right answers is on record, so the first ones stand for them.
     return np.arange(n) < facts["right"][scoring.split] if n else None
 
 
@@ -152,20 +153,21 @@ def _prompts_rows(scoring: Scoring) -> list[Row]:
 
 def _alignment_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment alone."""
-    own = scoring.outcomes(scoring.alignment)
-    return _rows(scoring, {None: own.right[None]}, _figures({None: own}), {}, {})
+    trained = scoring.outcomes(scoring.alignment)
+    return _rows(scoring, {None: trained.right[None]}, _figures({None: trained}), {}, {})
 
 
 def _all_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment and of its controls, diagnostics, and rows of the training pairs."""
-    own = scoring.outcomes(scoring.alignment)
-    made, missing = controls_of(scoring)
+    trained = scoring.outcomes(scoring.alignment)
+    controls, missing = controls_of(scoring)
     for reason in dict.fromkeys(missing.values()):
         kinds = ", ".join(kind for kind, why in missing.items() if why == reason)
         log.info("Not run: %s: %s", kinds, reason)
-    scored: dict[str | None, Outcomes] = {None: own}
-    arms: dict[str | None, np.ndarray] = {None: own.right[None]}
-    for name, control in made.items():
+    scored: dict[str | None, Outcomes] = {None: trained}
+    arms: dict[str | None, np.ndarray] = {None: trained.right[None]}
+    for name, control in controls.items():
+        # Such a control says only which pairs are right: it has no other figures.
         if isinstance(control, np.ndarray):
             arms[name] = control
             continue
@@ -173,10 +175,11 @@ def _all_rows(scoring: Scoring) -> list[Row]:
         arms[name] = scored[name].right[None]
     figures = _figures(scored)
     figures["cut"] = {None: cut(scoring.alignment, scoring.encoded, scored["vanilla"])}
+    # {variable: bool[n]}; empty where there is no other variable.
     others = off_target(scoring.alignment, scoring.encoded, scoring.batch_size)
-    rows = _rows(scoring, _with_pools(arms), figures, own.right, others)
+    rows = _rows(scoring, _with_pools(arms), figures, trained.right, others)
     if scoring.is_full:
-        rows += _diagnostics(scoring, draws_of(made, "seeds"))
+        rows += _diagnostics(scoring, draws_of(controls, "seeds"))
     answers = _drawn_answers(scoring)
     if answers is None:
         answers = scored["no_intervention"].right.get("base")
@@ -222,6 +225,7 @@ def _rivals(right: Arms, group: Group) -> dict[str | None, np.ndarray]:
     rivals = {}
     for name, speaks in group.encoded.speaks.items():
         rival = f"{RIVAL}{name}"
+        # Where a rival says nothing of a pair, the label stands in: that would flatter it.
         if rival in right and speaks.numpy()[group.among].all():
             rivals[rival] = right[rival]
     return rivals
@@ -232,6 +236,7 @@ def _figures(scored: Mapping[str | None, Outcomes]) -> dict[str, Arms]:
     figures: dict[str, Arms] = {}
     for metric, field in (("logit_difference", "difference"), ("iia_forced", "forced")):
         arms = {name: getattr(arm, field) for name, arm in scored.items()}
+        # Seeds keep a figure each; the draws of random subspaces have one together, [n, draws].
         draws = draws_of(arms, "random_subspace")
         pooled = {name: figure for name, figure in arms.items() if pool_of(name) in (None, "seeds")}
         figures[metric] = pooled | ({"random_subspace": np.stack(draws, 1)} if draws else {})
@@ -253,6 +258,7 @@ def _rows(
     """
     rows = []
     for variables, group in scoring.groups():
+        # A rival may speak of the pairs of one group and not of another's.
         rows += scores({**arms, **_rivals(rivals, group)}, group)
         if len(variables) == 1:
             for name, right in others.items():

@@ -50,6 +50,7 @@ def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         raise ValueError(f"thresholds: {unknown} are no criteria; they are {sorted(THRESHOLDS)}.")
     thresholds = dict(THRESHOLDS)
     for name, pair in given.items():
+        # Which of the two numbers has to be larger follows from the defaults.
         higher = higher_is_better(name)
         try:
             good, bad = map(float, pair)
@@ -77,6 +78,7 @@ def train_alike(
     trainable = {
         name: a for name, a in alignments.items() if any(p.requires_grad for p in a.parameters())
     }
+    # Nothing trains these, but principal components have to be fitted.
     for name in alignments.keys() - trainable.keys():
         initialise(alignments[name], pairs)
     if trainable:
@@ -129,6 +131,7 @@ class Trust:
             )
 
 
+# The names that `evaluate` takes for a trust.
 TRUST = {"quick": Trust(), "full": Trust(full=True)}
 
 
