@@ -1,7 +1,7 @@
 """Rows of further questions about a trained alignment.
 
-They are about other seeds, its distance from natural activations, and whether the causal model
-abstracts the network.
+Do other seeds find the same subspace? Are edited activations like natural ones? Does the causal
+model abstract the network?
 """
 
 from collections.abc import Callable, Mapping, Sequence
