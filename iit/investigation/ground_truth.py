@@ -137,6 +137,7 @@ def _scored(
     )
     site = instantiate(case.site)
     width = resolve(network.model, site).width
+    # The claim is that these units do not matter; `units: null` stands for the whole site.
     inert_site = instantiate(case.inert.site)
     inert = {
         "rest": Edit(
@@ -187,6 +188,7 @@ def _scored(
             for metric in by_seed[0]:
                 figure = spread([figures[metric] for figures in by_seed])
                 pooled.append(row_of(facts, figure, metric + suffix, "all", "truth"))
+    # As `trust=full` does it, with the case's wrong site and the job's number of seeds.
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
     full = evaluate(claims[0], pairs, trust, refit=refit, **scoring(cfg))

@@ -127,6 +127,7 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
     for (case, method), (iia, distances) in figures.items():
         distance = distances.get("projection_distance")
         x = NOWHERE if distance is None else distance.value
+        # How far the interval reaches below and above the value, as matplotlib takes it.
         reach = [[iia.value - iia.low], [iia.high - iia.value]]
         style = {
             "marker": markers[method],

@@ -90,6 +90,7 @@ def ladder(
     frozen = frozen_network(cfg)
     network = frozen.network
     site = instantiate(cfg.site)
+    # {rung: what makes its intervention from the site's width}
     maps: dict[str, Callable[..., Any]] = {
         f"rank {rank}": partial(_frame, rank=rank) for rank in ranks
     }
@@ -122,6 +123,7 @@ def ladder(
     for number in range(seeds):
         seed = cfg.seed + number
         other = untrained(network, seed, keep_ends=keep_ends)
+        # A store is of one network.
         other_store = ActivationStore(other.model)
         side_by_side = {
             name: fresh(alignments[number], seed, network=other)
@@ -211,6 +213,7 @@ def _scored(
                 rows.append(
                     Row(**facts, subset=subset, control=control, metric=metric, **figure._asdict())
                 )
+            # [n, seeds]: each seed minus the untrained network beside it.
             gap = interval((arms[None] - arms[CONTROL])[counted], paired=True)
             rows.append(
                 Row(

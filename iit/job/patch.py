@@ -72,6 +72,7 @@ def patch(
     network = frozen.network
     store = instantiate(cfg.store)(network.model)
     pairs, held_out = pairs_held_out(cfg, network)
+    # The changing pairs of validation.
     contrast = Contrast.of(network, pairs, variable=cfg.variable)
     facts = {
         "network": network.name,
@@ -79,6 +80,7 @@ def patch(
         "variable": cfg.variable,
         "seed": cfg.seed,
     }
+    # A map gets those that its signature names (`accepted`).
     options = {"metric": tuple(metrics), "batch_size": batch_size, "store": store}
     rows: list[Row] = []
     effects: dict[str, Effects] = {}
@@ -99,6 +101,7 @@ def patch(
             title=f"{name}: validation, changing pairs",
         )
         save_figure(picture, folder / name, table)
+        # Examples have no rows: they are drawn and no more.
         if name in maps:
             rows += measured.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
             effects[name] = measured
@@ -107,6 +110,7 @@ def patch(
     for name, measured in effects.items():
         strongest[name] = [measured.cells[i] for i in measured.top(top, metrics[0])]
     named = {name: list(map(str, cells)) for name, cells in strongest.items()}
+    # From here on the test split is open.
     opened = held_out.opened(freeze(folder, {"ranked by": metrics[0], "cells": named}))
     contrast = Contrast.of(network, opened, split="test", variable=cfg.variable)
     for name, run in maps.items():

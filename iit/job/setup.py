@@ -86,6 +86,7 @@ def pairs_held_out(cfg: DictConfig, network: Alignment | Network) -> tuple[Pairs
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     """The options of `fit` that hold for any module: the trainer, batch sizes, epochs, monitor."""
     settings = cfg.trainer
+    # `trainer` is a partial: `fit` calls it with what it decides itself.
     return {
         "trainer": instantiate(settings.trainer),
         "batch_size": settings.batch_size,
@@ -97,6 +98,7 @@ def trainer_options(cfg: DictConfig) -> dict[str, Any]:
 
 def training(cfg: DictConfig) -> dict[str, Any]:
     """All options of `fit` that say how `cfg.module` is trained."""
+    # Callbacks have names in the config, so that one of them can be changed or left out.
     return {
         "module": instantiate(cfg.module),
         "callbacks": list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],

@@ -103,6 +103,7 @@ def steer(
             f"Steering generates text; {cfg.network._target_} gives no language model."
         )
     site = instantiate(cfg.site)
+    # Tensor[width]
     direction = difference_of_means(
         network, network.encode(list(towards)), network.encode(list(away)), site
     )
@@ -163,6 +164,7 @@ def steer(
     freeze(folder, {"strengths": chosen, "max_ratio": max_ratio})
     generations = {"validation": swept.generations()}
     examples = []
+    # If no method is fluent at any strength, nothing is measured on test.
     if chosen:
         chosen_methods = {name: methods[name] for name in chosen}
         chosen_strengths = {name: [strength] for name, strength in chosen.items()}
@@ -227,6 +229,7 @@ def _trained(
         for n in range(2, len(text.split()))
     ]
     frame, target = LowRankRotatedSpaceIntervention(width, 1), LoReFTIntervention(width, rank)
+    # The frame is trained at the last token alone; `loreft` edits where the site says.
     return {
         "das": (replace(site, position="last"), frame, Pairs.of(probed, "das")),
         "loreft": (site, target, Pairs.of(continued)),
@@ -242,6 +245,7 @@ def _examples(tested: Steered) -> list[dict[str, Any]]:
             "prompt": tested.prompts[row],
             "text": tested.texts[point][row],
         }
+        # The first point is the network without an edit.
         for row in range(min(2, len(tested.prompts)))
         for point, (method, strength) in enumerate(tested.points)
     ]
