@@ -77,19 +77,19 @@ def evaluate(
     variable (prompts alone) give a single row, the `task_accuracy` of the network itself.
 
     Arguments:
-        trust: "full" adds on the test split the controls that are trained as the alignment was
-            (see `RECIPES`), the edit on the pairs of the task's other variables, and diagnostics.
-            These are `read_part` (also of the whole vector and of random subspaces), `null_part`,
-            `divergence`, `principal_angle` and, in small networks, `abstraction_error`. `verdict`
-            draws the conclusion from all of this.
+        trust: "full" adds further rows on the test split. It trains controls as the alignment was
+            trained (see `RECIPES`), runs the edit on the pairs of the task's other variables, and
+            adds diagnostics. These are `read_part` (also of the whole vector and of random
+            subspaces), `null_part`, `divergence`, `principal_angle` and, in small networks,
+            `abstraction_error`. `verdict` draws the conclusion from all of this.
         controls: False scores the alignment alone.
         refit: trains the controls as the alignment was trained; by default `fit` with its own
             defaults.
 
     Raises:
-        ValueError: for an unknown level of trust, an alignment on a bare module, which cannot
-            tokenize the pairs, pairs of other variables, and labels that are none of the network's
-            answers.
+        ValueError: for an unknown level of trust; for an alignment on a bare module, which cannot
+            tokenize the pairs; for pairs of other variables; and for labels that are none of the
+            network's answers.
     """
     scoring = Scoring(alignment, pairs, split, level(trust), refit, batch_size, seed, experiment)
     _check(alignment, pairs)

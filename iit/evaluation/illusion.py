@@ -39,8 +39,8 @@ VARIANCE = 0.999
 def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[str, Alignment]:
     """The same sites, each swapping one part of the trained subspace.
 
-    Q holds the columns that a variable's edit swaps, P projects on the space that is read behind
-    the site, and q is a principal direction of Q (see `within`):
+    Q holds the columns that a variable's edit swaps. P projects on the space that is read behind
+    the site. Each principal direction q between the two (see `within`) may go to a part:
 
     - read part: it swaps the span of Pq, for every q with ‖Pq‖² > 1/2 (more than half is read).
     - null part: it swaps the span of (1 − P)q, for every q with ‖(1 − P)q‖² > 1/2.

@@ -94,9 +94,9 @@ class Trust:
 
     random_subspaces: draws of a random subspace of equal rank.
     resamples: of the bootstrap behind every interval.
-    full: also run what has to be trained again (labels shuffled, an untrained network, a wrong
-        site, other seeds, lower ranks), the other variables' pairs, the diagnostics of illusion and
-        divergence, and, in small networks, the abstraction error.
+    full: also run what has to be trained again: labels shuffled, an untrained network, a wrong
+        site, other seeds, lower ranks. Run the other variables' pairs, too, and the diagnostics of
+        illusion and divergence. In small networks run the abstraction error.
     seeds: with `full`, how many trainings are compared, the alignment's own among them.
     wrong_site: with `full`, what is different at the wrong site, {"position": 0} or {"module": …};
         by default the first tokens of the prompt. It is left out where it sees a token that the

@@ -98,8 +98,9 @@ def freeze_choice(
 ) -> Choice:
     """Record the choice that validation has made, in `choice.json`.
 
-    The file holds the cell of each of the alignment's variables with its validation IIA on changing
-    pairs, the epoch, how many alignments were compared, and a sha256 of the weights.
+    The file holds the epoch, how many alignments were compared, and a sha256 of the weights. It
+    also holds the cell of each of the alignment's variables, with its validation IIA on changing
+    pairs.
 
     Arguments:
         folder: the run's folder.

@@ -24,9 +24,9 @@ _FITS = {int: r"\b(int|float)\b", float: r"\bfloat\b", str: r"\bstr\b", bool: r"
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     """Refuse what cannot be, whatever the network.
 
-    Checked are the site, the trust, the module (with its objective and schedules), the monitor, the
-    start, the number of epochs, and units of edits that overlap. The module has to train what the
-    job trains.
+    It checks the site, the trust, the module with its objective and schedules, the monitor, the
+    start, and the number of epochs. The module has to train what the job trains. Units of edits
+    must not overlap.
 
     Arguments:
         trains_network: whether the job trains the network, and not an alignment on a frozen one.
