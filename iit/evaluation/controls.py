@@ -1,6 +1,7 @@
 """The controls: alignments and answers to compare with, each made in one place.
 
-`RECIPES` is the table of them. What makes a control says what it needs, and why it is missing.
+`RECIPES` is the table of them. A function that makes a control raises NotApplicableError where
+there is none, and the message says why.
 """
 
 from collections import Counter
@@ -38,13 +39,14 @@ from iit.intervention import (
     Subset,
 )
 from iit.network import Network, untrained
-from iit.result.vocabulary import Arm
+from iit.result import Arm
 from iit.site import Site
 
 Made = Mapping[Arm, Alignment | Outcomes | np.ndarray]
 """What is scored in the alignment's place, for each control.
 
-Scored already are outcomes, and bool[n], the pairs in which the label is the answer.
+An alignment has yet to be scored. Outcomes are scored already, and so is bool[n]: the pairs in
+which the label is the answer.
 """
 
 
@@ -98,7 +100,12 @@ def fresh(
 ) -> Alignment:
     """The same claim with weights drawn anew; if asked, on another network or at other sites.
 
-    Nothing of it is inert. It shares the alignment's store unless it is on another network.
+    It declares nothing inert. It shares the alignment's store unless it is on another network.
+
+    Arguments:
+        seed: draws the weights.
+        network: by default the alignment's own.
+        moved: says for each site of the alignment where it is now.
 
     Raises:
         ValueError: for sites the network lacks, or of another width.
@@ -110,7 +117,8 @@ def fresh(
 
 def _redrawn(trained: Intervention) -> Intervention:
     redrawn = Intervention.from_config(trained.config(), trained.custom_parts)
-    if isinstance(trained.basis, Autoencoder):  # which is loaded, not drawn
+    # The weights of an autoencoder were loaded, not drawn: they stay.
+    if isinstance(trained.basis, Autoencoder):
         redrawn.basis.load_state_dict(trained.basis.state_dict())
     return redrawn
 
@@ -122,6 +130,7 @@ def _exchanged(
     network: Network | None = None,
 ) -> Alignment:
     """The same edits with other interventions; edits that share one still share one."""
+    # {trained intervention: the other one}
     others: dict[Intervention, Intervention] = {}
     edits = {}
     for key, edit in alignment.edits.items():
@@ -129,7 +138,7 @@ def _exchanged(
             others[edit.intervention] = make(edit.intervention)
         sites, source_sites = (list(map(moved, s)) for s in (edit.sites, edit.source_sites))
         edits[key] = Edit(sites, others[edit.intervention], source_sites, edit.joint)
-    # A store is of one network.
+    # `beside` shares the store, which is of one network.
     return beside(alignment, edits) if network is None else Alignment(network, edits)
 
 
@@ -219,10 +228,9 @@ def placebos(alignment: Alignment, seed: int) -> dict[Arm, Alignment]:
 def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
     """The same claim with a random frame of a lower rank.
 
-    `least_rank` has the variable's number of values less one: a linear code of the values needs so
-    many dimensions. An interchange that needs more swaps more than the variable. `lower_rank` has
-    four times as many dimensions, sixteen times, …, below the claim's own rank; the rank is the
-    draw.
+    `least_rank` has one dimension less than the variable has values. A linear code of the values
+    needs that many. An interchange that needs more swaps more than the variable. `lower_rank` has
+    4, 16, … times the least rank, as long as that is below the claim's own; the rank is the draw.
 
     Raises:
         NotApplicableError: for a claim that has no more than the least rank, is of several
@@ -235,7 +243,7 @@ def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
     own_rank = trained.learned_rank() or 0
     if len(alignment.edits) > 1 or not any(p.requires_grad for p in trained.parameters()):
         raise NotApplicableError("the claim is of several variables, or is not trained")
-    # −1 where the pairs do not know the values.
+    # Values may be unhashable, so their texts are counted. −1 where the pairs do not know them.
     least = len(set(map(repr, values.get(str(key), ())))) - 1
     if not subspaces(alignment) or not 0 < least < own_rank:
         raise NotApplicableError("the claim has no more dimensions than the values need")
@@ -254,7 +262,7 @@ def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
 
 
 def majority(scoring: Scoring) -> Made:
-    """Is the most frequent label of the training pairs a right one?"""
+    """For each pair: is the most frequent label of the training pairs a right answer?"""
     labels = scoring.training_pairs["label"]
     frequencies = Counter(answer for label in labels for answer in _each(label))
     # Of equally frequent labels the one whose text comes first.
@@ -316,7 +324,7 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = {name: list(pairs.dataset[name]) for name in ("split", "label")}
     labels = list(columns["label"])
-    # a set of texts has another order in each process
+    # Not a set: a set of texts has another order in each process.
     for split in dict.fromkeys(columns["split"]):
         rows = [i for i, s in enumerate(columns["split"]) if s == split]
         for row, other in zip(rows, rng.permutation(rows).tolist(), strict=True):
@@ -328,6 +336,7 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
             for label, base_answer in zip(labels, pairs.dataset["base_answer"], strict=True)
         ]
         dataset = _with_column(dataset, "changing", changing)
+    # Without `again` the training pairs are not sampled anew, with right labels.
     return replace(pairs, dataset=dataset, again=None)
 
 
@@ -479,8 +488,9 @@ def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
     Returns:
         ({arm: the control}, {kind of controls: why there is none}).
     """
-    made: dict[Arm, Any] = {}
+    controls: dict[Arm, Any] = {}
     missing: dict[str, str] = {}
+    # {(needs, network): {name: control}}, which are trained side by side.
     trainings: dict[Any, dict[str, Alignment]] = {}
     for kind, (make, needs) in RECIPES.items():
         if needs != "quick" and not scoring.is_full:
@@ -489,19 +499,19 @@ def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
         try:
             if is_trained:
                 _check_trainable(scoring)
-            controls: dict[Arm, Any] = dict(make(scoring))
+            of_kind: dict[Arm, Any] = dict(make(scoring))
         except NotApplicableError as error:
             missing[kind] = str(error)
             continue
-        made |= controls
-        for arm, control in controls.items() if is_trained else ():
+        controls |= of_kind
+        for arm, control in of_kind.items() if is_trained else ():
             trainings.setdefault((needs, control.network), {})[str(arm)] = control
     for (needs, _), side_by_side in trainings.items():
         pairs = scoring.pairs
         if needs == "shuffled":
             pairs = shuffled(pairs, scoring.seed)
         scoring.refit(side_by_side, pairs, scoring.seed)
-    return made, missing
+    return controls, missing
 
 
 def _check_trainable(scoring: Scoring) -> None:

@@ -1,7 +1,7 @@
 """Rows of further questions about a trained alignment.
 
-They are about other seeds, its distance from natural activations, and whether the causal model
-abstracts the network.
+Do other seeds find the same subspace? Are edited activations like natural ones? Does the causal
+model abstract the network?
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,7 @@ from iit.evaluation.rows import row_of
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.subspace import pairwise_angles, random_angles, subspaces
 from iit.evaluation.trust import NotApplicableError
-from iit.result import Interval, Row, clustered_interval
-from iit.result.vocabulary import Arm
+from iit.result import Arm, Interval, Row, clustered_interval
 
 
 def spread(values: Sequence[float]) -> Interval:

@@ -18,8 +18,8 @@ from iit.evaluation.rows import Group, readout, scores, task_accuracy
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError, Refit, Trust, level, train_alike
 from iit.intervened.store import ActivationStore
-from iit.result import Row, where
-from iit.result.vocabulary import POOLED, TRAINED, Arm, draws_of, is_single_draw
+from iit.result import TRAINED, Arm, Row, where
+from iit.result.vocabulary import POOLED, draws_of, is_single_draw
 
 log = logging.getLogger(__name__)
 
@@ -77,19 +77,19 @@ def evaluate(
     variable (prompts alone) give a single row, the `task_accuracy` of the network itself.
 
     Arguments:
-        trust: "full" adds on the test split the controls that are trained as the alignment was
-            (see `RECIPES`), the edit on the pairs of the task's other variables, and diagnostics.
-            These are `read_part` (also of the whole vector and of random subspaces), `null_part`,
-            `divergence`, `principal_angle` and, in small networks, `abstraction_error`. `verdict`
-            draws the conclusion from all of this.
+        trust: "full" adds further rows on the test split. It trains controls as the alignment was
+            trained (see `RECIPES`), runs the edit on the pairs of the task's other variables, and
+            adds diagnostics. These are `read_part` (also of the whole vector and of random
+            subspaces), `null_part`, `divergence`, `principal_angle` and, in small networks,
+            `abstraction_error`. `verdict` draws the conclusion from all of this.
         controls: False scores the alignment alone.
         refit: trains the controls as the alignment was trained; by default `fit` with its own
             defaults.
 
     Raises:
-        ValueError: for an unknown level of trust, an alignment on a bare module, which cannot
-            tokenize the pairs, pairs of other variables, and labels that are none of the network's
-            answers.
+        ValueError: for an unknown level of trust; for an alignment on a bare module, which cannot
+            tokenize the pairs; for pairs of other variables; and for labels that are none of the
+            network's answers.
     """
     scoring = Scoring(alignment, pairs, split, level(trust), refit, batch_size, seed, experiment)
     _check(alignment, pairs)
@@ -139,6 +139,7 @@ def _drawn_answers(scoring: Scoring) -> np.ndarray | None:
     if facts.get("answered_by") not in (None, scoring.network.fingerprint()):
         return None
     n = facts.get("drawn", {}).get(scoring.split)
+    # Only the number of right answers is on record, so the first ones stand for them.
     return np.arange(n) < facts["right"][scoring.split] if n else None
 
 
@@ -152,20 +153,21 @@ def _prompts_rows(scoring: Scoring) -> list[Row]:
 
 def _alignment_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment alone."""
-    own = scoring.outcomes(scoring.alignment)
-    return _rows(scoring, {TRAINED: own.right[None]}, _figures({TRAINED: own}), {}, {})
+    trained = scoring.outcomes(scoring.alignment)
+    return _rows(scoring, {TRAINED: trained.right[None]}, _figures({TRAINED: trained}), {}, {})
 
 
 def _all_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment and of its controls, diagnostics, and rows of the training pairs."""
-    own = scoring.outcomes(scoring.alignment)
-    made, missing = controls_of(scoring)
+    trained = scoring.outcomes(scoring.alignment)
+    controls, missing = controls_of(scoring)
     for reason in dict.fromkeys(missing.values()):
         kinds = ", ".join(kind for kind, why in missing.items() if why == reason)
         log.info("Not run: %s: %s", kinds, reason)
-    scored: dict[Arm, Outcomes] = {TRAINED: own}
-    arms: dict[Arm, np.ndarray] = {TRAINED: own.right[None]}
-    for arm, control in made.items():
+    scored: dict[Arm, Outcomes] = {TRAINED: trained}
+    arms: dict[Arm, np.ndarray] = {TRAINED: trained.right[None]}
+    for arm, control in controls.items():
+        # Such a control says only which pairs are right: it has no other figures.
         if isinstance(control, np.ndarray):
             arms[arm] = control
             continue
@@ -173,10 +175,11 @@ def _all_rows(scoring: Scoring) -> list[Row]:
         arms[arm] = scored[arm].right[None]
     figures = _figures(scored)
     figures["cut"] = {TRAINED: cut(scoring.alignment, scoring.encoded, scored[Arm("vanilla")])}
+    # {variable: bool[n]}; empty where there is no other variable.
     others = off_target(scoring.alignment, scoring.encoded, scoring.batch_size)
-    rows = _rows(scoring, _with_pools(arms), figures, own.right, others)
+    rows = _rows(scoring, _with_pools(arms), figures, trained.right, others)
     if scoring.is_full:
-        rows += _diagnostics(scoring, draws_of(made, "seeds"))
+        rows += _diagnostics(scoring, draws_of(controls, "seeds"))
     answers = _drawn_answers(scoring)
     if answers is None:
         answers = scored[Arm("no_intervention")].right.get("base")
@@ -223,6 +226,7 @@ def _rivals(right: Mapping[str | None, np.ndarray], group: Group) -> dict[Arm, n
     rivals = {}
     for name, speaks in group.encoded.speaks.items():
         answers = f"rival/{name}"
+        # Where a rival says nothing of a pair, the label stands in: that would flatter it.
         if answers in right and speaks.numpy()[group.among].all():
             rivals[Arm("rival", name)] = right[answers]
     return rivals
@@ -233,7 +237,7 @@ def _figures(scored: Mapping[Arm, Outcomes]) -> dict[str, Arms]:
     figures: dict[str, Arms] = {}
     for metric, field in (("logit_difference", "difference"), ("iia_forced", "forced")):
         arms = {arm: getattr(outcomes, field) for arm, outcomes in scored.items()}
-        # Of the seeds each has its row, of random subspaces their mean alone.
+        # Seeds keep a figure each; the draws of random subspaces have one together, [n, draws].
         shown = {
             arm: figure
             for arm, figure in arms.items()
@@ -261,6 +265,7 @@ def _rows(
     """
     rows = []
     for variables, group in scoring.groups():
+        # A rival may speak of the pairs of one group and not of another's.
         rows += scores({**arms, **_rivals(rivals, group)}, group)
         if len(variables) == 1:
             for name, right in others.items():

@@ -13,8 +13,7 @@ from iit.evaluation.outcomes import evaluating
 from iit.evaluation.rows import Group
 from iit.evaluation.scoring import Scoring
 from iit.intervened.sources import variables_of
-from iit.result import Row, correct
-from iit.result.vocabulary import Arm
+from iit.result import Arm, Row, correct
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
-from iit.result import Interval, Row, clustered_interval
-from iit.result.vocabulary import COMPARED, KIND, TRAINED, Arm
+from iit.result import TRAINED, Arm, Interval, Row, clustered_interval
+from iit.result.vocabulary import COMPARED, KIND
 
 
 def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> dict[str, Any]:

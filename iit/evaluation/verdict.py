@@ -6,8 +6,8 @@ from math import hypot
 from typing import Any
 
 from iit.evaluation.trust import higher_is_better, thresholds_with
-from iit.result import Interval, Row, where
-from iit.result.vocabulary import KIND, NULLS, TRAINED
+from iit.result import TRAINED, Interval, Row, where
+from iit.result.vocabulary import KIND, NULLS
 
 OUTCOMES = ("pass", "open", "fail")
 NEEDS = {

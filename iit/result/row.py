@@ -2,9 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
-from iit.result.vocabulary import Arm
+
+class Arm(NamedTuple):
+    """What is scored: the alignment itself, or a control in its place.
+
+    control, draw: as the columns of a row have them.
+    """
+
+    control: str | None = None
+    draw: int | float | str | None = None
+
+    def __str__(self) -> str:
+        name = self.control or "trained"
+        return name if self.draw is None else f"{name}/{self.draw}"
+
+
+TRAINED = Arm()
 
 
 @dataclass(frozen=True, kw_only=True)

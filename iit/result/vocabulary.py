@@ -4,22 +4,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
-
-class Arm(NamedTuple):
-    """What is scored: the alignment itself, or a control in its place.
-
-    control, draw: as the columns of a row have them.
-    """
-
-    control: str | None = None
-    draw: int | float | str | None = None
-
-    def __str__(self) -> str:
-        name = self.control or "trained"
-        return name if self.draw is None else f"{name}/{self.draw}"
-
-
-TRAINED = Arm()
+from iit.result.row import Arm
 
 
 class Control(NamedTuple):

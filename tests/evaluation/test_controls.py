@@ -16,7 +16,8 @@ from iit.evaluation.controls import controls_of, displaced, fresh, lower_ranks, 
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError
 from iit.network import planted
-from iit.result.vocabulary import CONTROLS, Arm
+from iit.result import Arm
+from iit.result.vocabulary import CONTROLS
 from iit.tasks import ioi, modular_sum
 from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
 from tests.seeds import shifted

@@ -14,7 +14,7 @@ from iit.evaluation.subspace import swapped
 from iit.intervention import All, Frame, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
 from iit.network import Classifier, equality_by_hand, planted
-from iit.result.vocabulary import Arm
+from iit.result import Arm
 from iit.tasks import equality, modular_sum
 from tests.families import make, prompts
 from tests.seeds import shifted
