@@ -34,6 +34,7 @@ CONTROLS: Mapping[str | None, Control] = {
     "untrained_network": Control("trained in an untrained network", "untrained network", "null"),
     "wrong_site": Control("trained at a wrong site", kind="null"),
     "least_rank": Control("trained at the least rank that the variable's values need"),
+    "lower_rank": Control("trained at rank {}", kind="shown"),
     "placebo_direction": Control("moved as far in a random direction"),
     "placebo_pair": Control("moved by another pair's difference"),
     "seeds": Control("all seeds", "the seeds' subspaces", "shown"),
@@ -43,7 +44,6 @@ CONTROLS: Mapping[str | None, Control] = {
         "the part of random subspaces that downstream reads", kind="shown"
     ),
     "null_part": Control("the part that downstream does not read", kind="shown"),
-    "lower_rank": Control("trained at rank {}", kind="shown"),
     "rival": Control("trained, scored by the rival {!r}", kind="shown"),
     "off_target": Control("the edit of {!r} instead (off target)", kind="shown"),
 }
