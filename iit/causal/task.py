@@ -20,9 +20,11 @@ Counterfactual = Callable[[np.random.Generator, Pools, Columns], Columns]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text with marked spans.
+    """A text with roles: named spans, such as `s2` for the second mention of the subject.
 
-    roles: name → (start, stop) in characters of the text.
+    Arguments:
+        text: the text. It ends where the answer begins.
+        roles: {role: (start, stop)}, in characters of the text.
     """
 
     text: str
@@ -30,7 +32,11 @@ class Prompt:
 
 
 def by_name(inputs: Inputs, *names: str) -> dict[str, list[Any]]:
-    """The values of these inputs, or of all, as entries of the pools that have their names."""
+    """{input: [its value]}, for inputs that are entries of the pools of their names.
+
+    Arguments:
+        names: the inputs; by default all.
+    """
     return {name: [inputs[name]] for name in names or inputs}
 
 
