@@ -9,23 +9,26 @@ from typing import Any
 class Row:
     """One figure, with everything that says what it is a figure of.
 
-    experiment, network, task, variable: what was asked, of what.
-    method: the intervention's type.
-    component, layer, head, position: the site.
-    rank: dimensions of the edited space; of a learned gate, how many it lets through. None: the
-        intervention has no rank of its own.
-    seed: of the run.
-    split: train | validation | test.
-    subset: the pairs. all | changing | unchanging, or `kind/NAME`: those whose source differs in
-        NAME. Of the unchanging ones also unchanging/another_asked (the base asks for another
-        variable) and unchanging/same_value.
-    control: None for the alignment itself. Else the control that was scored in its place or, in
-        differences, that it is compared with.
-    metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference |
-        answer_agreement | task_accuracy | divergence | principal_angle | found_in_truth |
-        projection_distance | abstraction_error/up | abstraction_error/down, or a metric of a map.
-    value, low, high: the figure and its 95% interval.
-    n: pairs (or prompts) behind it.
+    Arguments:
+        experiment, network, task, variable: what was asked, and of which network.
+        method: the name of the intervention.
+        component, layer, head, position: the site.
+        rank: how many dimensions are edited. With a learned gate it is how many coordinates the
+            gate lets through. None where the intervention has no rank of its own.
+        seed: of the run.
+        split: train | validation | test.
+        subset: the pairs that count. "all". "changing": the label differs from the base's own
+            answer. "unchanging": the others, and of these "unchanging/another_asked" (the base asks
+            for another variable) and "unchanging/same_value". "kind/NAMES": the source differs from
+            the base in exactly these variables.
+        control: None for the alignment itself. Otherwise the control that was scored in its place.
+            In a difference it is the control that the alignment is compared with.
+        metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference |
+            answer_agreement | task_accuracy | divergence | principal_angle | found_in_truth |
+            projection_distance | abstraction_error/up | abstraction_error/down, or a metric of a
+            map. `iit.result.vocabulary` has their names in words.
+        value, low, high: the figure and its 95% interval.
+        n: how many pairs (or prompts) are behind it.
     """
 
     experiment: str | None
@@ -53,9 +56,9 @@ class Row:
         return asdict(self)
 
     def site_text(self) -> str:
-        """Where the cell is, as a site prints itself: component[layer].head[k] @ position.
+        """The row's site as a site prints itself: component[layer].head[k] @ position.
 
-        A cell of one unit says which.
+        The row of a single unit (of a map) also says which unit.
         """
         text = str(self.component)
         if self.layer is not None:

@@ -1,4 +1,8 @@
-"""One table of controls and one of metrics: their names in rows, and in words for people."""
+"""The names of controls, metrics and subsets: as rows have them, and in words for people.
+
+This file only names them. `iit.evaluation.controls` makes the controls, and says what each is;
+`iit.evaluation.evaluate` lists the metrics.
+"""
 
 from collections.abc import Mapping
 from itertools import product
@@ -6,13 +10,15 @@ from typing import Any, NamedTuple
 
 
 class Control(NamedTuple):
-    """What is scored in an alignment's place.
+    """What is scored in an alignment's place, on the same pairs.
 
-    label: of its IIA.
-    short: within the label of another metric; such figures are shown where there is one.
-    kind: "null" does not have what the hypothesis claims: an accuracy that it reaches, too, says
-        nothing. "reference" may well have it. "shown" is not compared with the alignment pair by
-        pair.
+    Arguments:
+        label: what people read for its IIA.
+        short: its name in the labels of other metrics. People are shown these only where it has a
+            short name.
+        kind: "null" cannot realise the variable, so an accuracy that it also reaches says nothing.
+            "reference" may well realise it. "shown" is printed, and not compared with the alignment
+            pair by pair.
     """
 
     label: str
@@ -42,7 +48,7 @@ CONTROLS: Mapping[str | None, Control] = {
     ),
     "null_part": Control("the part that downstream does not read", kind="shown"),
 }
-"""In the order of tables; None is the alignment itself."""
+"""{control: its words}, in the order of tables; None is the alignment itself."""
 METRIC_LABELS = {
     "iia": "",
     "abstraction_error/down": "error as an abstraction, interventions from the causal model",
@@ -59,7 +65,7 @@ METRIC_LABELS = {
     "answer_agreement": "label and source's answer agree up to the site",
     "task_accuracy": "task accuracy, before filtering",
 }
-"""In the order of tables; {} stands for the control."""
+"""{metric: its words}, in the order of tables; {} stands for the short name of the control."""
 SUBSETS = {
     "changing": "changing",
     "unchanging": "unchanging",
@@ -67,32 +73,34 @@ SUBSETS = {
     "unchanging/same_value": "unchanging, of the same value",
     "all": "all",
 }
-"""In the order of tables; kinds of pairs come after them."""
+"""{subset: its words}, in the order of tables; kinds of pairs come after them."""
 NULLS = [name for name, control in CONTROLS.items() if name is not None and control.kind == "null"]
 COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
 """The controls that the alignment is compared with, pair by pair."""
 
 RIVAL = "rival/"
+"""Control `rival/NAME`: the alignment, scored by the label that a rival gives."""
 OFF_TARGET = "off_target/"
+"""Control `off_target/VARIABLE`: the edit of that variable, where the row's variable is swapped."""
 RANK = "rank/"
+"""Control `rank/K`: the same claim, trained with K dimensions."""
 KIND = "kind/"
-"""How some names begin.
-
-Those of controls: a rival's label, another variable's edit, a lower rank. That of a subset: one
-kind of pair.
-"""
+"""Subset `kind/NAMES`: the pairs whose source differs from the base in exactly these variables."""
 DRAW_PREFIXES = {
     "random_subspace": "random_subspace/",
     "read_part/random_subspace": "read_part/random_subspace/",
     "seeds": "seed/",
 }
-"""Pooled control → how the names of its single draws begin."""
+"""{pooled control: how the names of its single draws begin}.
+
+A pooled control is drawn several times, and a pair counts with the mean over the draws.
+"""
 # (metric, control) → its number in the order of a table.
 _ORDER = {pair: number for number, pair in enumerate(product(METRIC_LABELS, CONTROLS))}
 
 
 def pool_of(control: str | None) -> str | None:
-    """The pooled control that a single draw belongs to; None for what is no draw."""
+    """The pooled control that a single draw belongs to; None for a control that is no draw."""
     return next(
         (
             pool
@@ -115,6 +123,7 @@ def draws_of(scored: Mapping[Any, Any], pool: str) -> list[Any]:
 
 def figure_label(control: str | None, metric: str) -> str | None:
     """The words that people read for a figure; None for a figure that only `metrics.json` has."""
+    # None is the alignment itself; its name would begin with none of the prefixes.
     name = control or ""
     if pool_of(control) is not None:
         return None
