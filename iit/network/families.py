@@ -8,15 +8,16 @@ class Family:
     """Module paths of a family of transformers.
 
     Arguments:
-        blocks, norm: the blocks and the norm behind them, inside the backbone. All other paths are
-            inside a block.
+        blocks, norm: the list of blocks, and the norm behind the last one. Their paths are inside
+            the backbone (the transformer without its head); all other paths are inside a block.
         attention, mlp: modules that receive the normed residual stream.
-        qkv: the query, key and value projections, or one that is all three, in the `layout`.
+        qkv: the query, key and value projections, or one module that is all three (see `layout`).
         attention_out, mlp_out: output projections.
-        layout: contiguous (all queries, all keys, all values), per_head (query, key and value of
-            each head in turn), or falcon (its config tells).
-        attention_post, mlp_post: norms between sublayer and residual stream.
-        router: chooses the experts of a mixture. Its `mlp_out` is then the whole mixture.
+        layout: how a projection that is all three orders its columns. contiguous: all queries, then
+            all keys, then all values. per_head: query, key and value of each head in turn. falcon:
+            as the network's config says.
+        attention_post, mlp_post: norms between a sublayer and the residual stream.
+        router: chooses the experts of a mixture. `mlp_out` is then the whole mixture.
         embedding: the token embedding inside the backbone, where `get_input_embeddings` gives
             another one than the one that runs.
         flat_mlp: whether the MLP's modules see (batch·tokens, width).

@@ -1,4 +1,4 @@
-"""A frozen language model with its tokenizer."""
+"""A frozen language model with its tokenizer: prompts, roles and answers become batches."""
 
 import re
 import warnings
@@ -28,7 +28,10 @@ from iit.network.tokens import Tokens, with_special_tokens
 from iit.result import correct
 
 Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
-"""Where a role is in one text: its words, token indices, a slice of characters, or nowhere."""
+"""Where a role is in one text.
+
+Its words, a token index or several, a slice of characters, or None where the text lacks it.
+"""
 
 
 @final
@@ -80,7 +83,7 @@ class LanguageModel:
         return self.model.dtype
 
     def fingerprint(self) -> str:
-        """What tells these weights from others."""
+        """A text that tells these weights from others (see `iit.network.fingerprint`)."""
         return fingerprint(self.model)
 
     def __repr__(self) -> str:
@@ -171,7 +174,7 @@ class LanguageModel:
         if self.encoder_decoder:
             begins: Any = getattr(self.model, "generation_config", None) or self.model.config
             start: Any = getattr(begins, "decoder_start_token_id", None)
-            # as transformers does
+            # transformers does the same.
             start = getattr(begins, "bos_token_id", None) if start is None else start
             if start is None:
                 raise ValueError(
