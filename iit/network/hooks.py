@@ -60,7 +60,7 @@ def records(hook: Any) -> bool:
 def at_input(module: nn.Module, callback: Callback) -> Attached:
     """Edit the first floating-point tensor of the module's inputs, wherever it is passed.
 
-    In self-attention the same tensor is passed as query, key and value.
+    In self-attention the same tensor may be passed as query, key and value.
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
