@@ -141,7 +141,8 @@ def paired(
         rng: of all draws.
 
     Raises:
-        ValueError: more than half of the bases find no source.
+        ValueError: more than half of the bases find no source; or some still have none after they
+            were replaced by others.
     """
     n = len(bases)
     # Which variables each pair interchanges, as an index of `wanted.patterns`: int[n], evenly
@@ -192,9 +193,9 @@ def paired(
         todo, rest = np.split(rest, [round(n * wanted.changing_share)])
         stuck = rest[:0]
         while len(todo):
-            none = fill(todo, True)
-            todo, rest = np.split(rest, [len(none)])
-            stuck = np.concatenate([stuck, none])
+            failed = fill(todo, True)
+            todo, rest = np.split(rest, [len(failed)])
+            stuck = np.concatenate([stuck, failed])
         rest = fill(np.concatenate([stuck, rest]), False)
     # What is left may be either.
     rest = fill(rest, None)

@@ -1,4 +1,4 @@
-"""Gates: how far each coordinate of an edit is let through, from 0 to 1."""
+"""Gates: how far each coordinate of an edit moves to its target, from 0 (not at all) to 1."""
 
 from abc import abstractmethod
 from math import inf
