@@ -21,7 +21,7 @@ from iit.network.limits import check_limits
 from iit.site import Site
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
-"""What a user passes for a batch: keyword inputs (with `positions`, `answer`) or positional ones."""
+"""What a user passes for a batch: keyword inputs (with `positions`, `answer`), or positional."""
 
 
 @dataclass(frozen=True)
