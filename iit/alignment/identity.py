@@ -18,7 +18,7 @@ def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
             "or start afresh."
         )
     before = _flat(json.loads(checkpoint["run"]))
-    now = _flat(json.loads(json.dumps(config)))  # a tuple is a list there
+    now = _flat(json.loads(json.dumps(config)))  # through JSON: a tuple becomes a list
     differing = sorted(key for key in before.keys() | now if before.get(key) != now.get(key))
     if differing:
         values = "; ".join(
