@@ -39,8 +39,8 @@ def counterparts(
         for v in variables
     }
     after = task.model.do_batch(pairs.bases.inputs, swapped_values)
-    wanted = zip(*(map(repr, after[v]) for v in (*variables, task.model.output)), strict=True)
-    candidates = [groups.get(key) for key in wanted]
+    keys = zip(*(map(repr, after[v]) for v in (*variables, task.model.output)), strict=True)
+    candidates = [groups.get(key) for key in keys]
     if not any(candidates):
         raise ValueError(
             f"data.natural: none of the {len(prompts)} prompts has by itself what an interchange "

@@ -266,8 +266,8 @@ def _check_shape(activations: Tensor, site_edit: SiteEdit, variable: Variable, s
     ):
         return
     names = zip(expected, ("batch", "position", "width"), strict=True)
-    wanted = ", ".join(name if n is None else str(n) for n, name in names)
+    layout = ", ".join(name if n is None else str(n) for n, name in names)
     raise ValueError(
-        f"The activations given for {str(variable)!r} have shape {shape}; expected [{wanted}] "
+        f"The activations given for {str(variable)!r} have shape {shape}; expected [{layout}] "
         f"for site {site}."
     )

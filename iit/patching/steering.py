@@ -232,15 +232,15 @@ def contains(words: Sequence[str]) -> Effect:
     Raises:
         ValueError: for no word.
     """
-    wanted = {word.lower() for word in words}
-    if not wanted:
+    lowered = {word.lower() for word in words}
+    if not lowered:
         raise ValueError("There is no word to look for.")
 
     def effect(texts: Sequence[str]) -> list[float]:
         shares = []
         for text in texts:
             text_words = {word.strip(".,!;:?()'\"").lower() for word in text.split()}
-            shares.append(float(bool(text_words & wanted)))
+            shares.append(float(bool(text_words & lowered)))
         return shares
 
     return effect

@@ -16,9 +16,9 @@ class Control(NamedTuple):
         label: what people read for its IIA.
         short: its name in the labels of other metrics. People are shown these only where it has a
             short name.
-        kind: "null" cannot realise the variable, so an accuracy that it also reaches says nothing.
-            "reference" may well realise it. "shown" is printed, and not compared with the alignment
-            pair by pair.
+        kind: "null" lacks what the hypothesis claims. An accuracy that it reaches, too, says
+            nothing. "reference" may well have it. "shown" is printed, and not compared with
+            the alignment pair by pair.
     """
 
     label: str
