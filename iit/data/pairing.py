@@ -1,7 +1,7 @@
 """Pairing: bases with sources, labelled by interchange in the causal model.
 
-The label of a pair is what the causal model answers to the base after the variable took the value
-that it has in the source. A pair is changing where the label differs from the base's own answer.
+In a pair, the variable of the base takes the value that it has in the source. The label is what the
+causal model then answers. A pair is changing where the label differs from the base's own answer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

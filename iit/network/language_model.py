@@ -105,17 +105,18 @@ class LanguageModel:
 
         Arguments:
             texts: the prompts; a single one may stand alone.
-            positions: role → one place for each text; for a single text the place may stand alone.
-                A place is words (their last mention), a token index or a list of them (over the
-                prompt's real tokens; negative counts from the end), a slice of characters, or None
-                where the text lacks the role. `last` is always the text's last token.
-            answers: one for each text, as it continues the prompt (" John"), or for each text
-                several of one token, each of them right. The answers of a masked language model
+            positions: {role: one place for each text}; for a single text the place may stand alone.
+                A place is words (their last mention), a slice of characters, or None where the text
+                lacks the role. It may also be a token index, or a list of them, over the prompt's
+                real tokens; a negative one counts from the end. `last` is always the text's last
+                token.
+            answers: one for each text, as it continues the prompt (" John"). It may be several
+                answers of one token, each of them right. The answers of a masked language model
                 stand at the masks (the role `mask`). Those of an encoder-decoder begin the
                 decoder's text.
             special_tokens: True puts all of the tokenizer's special tokens around each text, False
-                none. By default a decoder's texts get no end, and a text that begins with special
-                tokens gets no second ones.
+                none. By default a decoder's texts get no end token, and a text that begins with
+                special tokens gets no second ones.
 
         Returns:
             `input_ids`, `attention_mask`: LongTensor[batch, seq].
