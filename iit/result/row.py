@@ -15,7 +15,7 @@ class Row:
         component, layer, head, position: the site.
         rank: how many dimensions are edited. With a learned gate it is how many coordinates the
             gate lets through. None where the intervention has no rank of its own.
-        seed: of the run.
+        seed: of the run; in a job that varies the seed, of the cell.
         split: train | validation | test.
         subset: the pairs that count. "all". "changing": the label differs from the base's own
             answer. "unchanging": the others, and of these "unchanging/another_asked" (the base asks
