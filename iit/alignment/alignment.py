@@ -25,7 +25,7 @@ class Alignment(IntervenedModel):
 
     It does everything that an `IntervenedModel` does. `iit.fit` trains its interventions and
     `iit.evaluate` scores them. Its saved folder has `alignment.json` beside an intervened model's
-    files: the variables, the inert parts, and the rows of its last evaluation.
+    files: the variables, the inert parts, and `rows`.
 
     Arguments:
         network, edits, source_grad: as in `IntervenedModel`.
@@ -35,7 +35,8 @@ class Alignment(IntervenedModel):
             a control edits them.
 
     Attributes:
-        rows: the rows of the last evaluation, where they were set.
+        rows: what an evaluation returned, for the saved folder. The user, or a job, sets it; `fit`
+            empties it.
 
     Raises:
         ValueError: an inert part has the name of a variable, has weights of its own, reads no

@@ -28,16 +28,16 @@ class IIT(Cells):
     three parts:
 
     - `behaviour`: the unedited network should give the base's own answer. The loss is
-      unchanged(network(base), the base's own answer).
+      `unchanged(network(base), the base's own answer)`.
     - `interchange`: the edited network should give the label. The loss is
-      objective(edited(base, source), label).
+      `objective(edited(base, source), label)`.
     - `strict`: the base's own answer should stay where an inert part takes its activation from the
-      source. The loss is unchanged(that run, the base's own answer). Each pair draws one inert
+      source. The loss is `unchanged(that run, the base's own answer)`. Each pair draws one inert
       part.
 
-    Here unchanged is `objective.on_own_answer()`, for most objectives the objective itself. A step
-    is one run of the sources and one run of the bases, which are stacked once for each part. An
-    alignment without edits leaves only the behaviour: plain training on the task.
+    Here `unchanged` is `objective.on_own_answer()`, for most objectives the objective itself. A
+    step is one run of the sources and one run of the bases, which are stacked once for each part.
+    An alignment without edits leaves only the behaviour: plain training on the task.
 
     It logs `train/loss` and its parts in each step. In each epoch it logs `val/loss`,
     `val/task_accuracy` and, with edits, `val/iia`, `val/iia_changing` and `val/strict`, the share

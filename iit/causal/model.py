@@ -207,6 +207,7 @@ class CausalModel:
             raise ValueError(
                 f"{self.name}: {computed} are computed, not given; hold their values with `do`."
             )
+        # Values that the inputs already hold stay, unless they are given anew.
         held = {
             v: _column(column) for v, column in {**getattr(inputs, "held", {}), **values}.items()
         }

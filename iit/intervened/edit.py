@@ -43,6 +43,7 @@ class Edit:
         joint: bool = False,
     ):
         sites = (sites,) if isinstance(sites, Site) else tuple(sites)
+        # The same sites; their positions are resolved on the source.
         if source_sites is None:
             source_sites = sites
         source_sites = (source_sites,) if isinstance(source_sites, Site) else tuple(source_sites)

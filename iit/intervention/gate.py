@@ -79,6 +79,7 @@ class SoftGate(Gate):
     def forward(self) -> Tensor | None:
         """sigmoid(logits / temperature) in training, logits > 0 in evaluation."""
         logits = self.logits()
+        # A hard gate does not depend on the temperature.
         return (
             torch.sigmoid(logits / self.temperature)
             if self.training
@@ -120,6 +121,7 @@ class Boundary(SoftGate):
             )
         super().__init__(temperature, n=n, start=start)
         self.boundary = nn.Parameter(torch.tensor(float(start)))
+        # The middles of the coordinates: a boundary of k/n lets exactly the first k through.
         self.register_buffer("steps", torch.arange(n) + 0.5, persistent=False)
         self.steps: Tensor
 

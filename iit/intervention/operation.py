@@ -136,6 +136,7 @@ class Noise(Operation):
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
         """The base's coordinates with noise."""
+        # A new generator in each run, so that every run has the same noise.
         generator = torch.Generator().manual_seed(self.seed)
         # One column after another, so that a longer span begins with the noise of a shorter one.
         noise = torch.stack(

@@ -43,7 +43,7 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
     Raises ValueError for a part of the user's own class that its config does not make again.
     """
     config, kind = part.config(), type(part)
-    # All of iit's own parts can be made again from their arguments. A user's class is tried below.
+    # The parts of the table can be made again from their arguments. A user's class is tried below.
     if table.get(kind.__name__) is kind:
         return config
     if kind.__name__ in table:

@@ -131,6 +131,7 @@ class Classifier:
             with torch.no_grad():
                 classes: Any = logits_of(self.model(**rows))
             logits.append(classes.cpu())
+        # [n, classes] → [n, 1, classes]: a class is an answer of one token.
         return correct(torch.cat(logits).unsqueeze(1), answer).numpy()
 
     @cached_property

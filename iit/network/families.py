@@ -85,6 +85,7 @@ _BERT = Family(
     attention="attention.self",
     qkv=_under("attention.self", "query", "key", "value"),
     attention_out="attention.output.dense",
+    # Its MLP is no module of its own: it begins at `intermediate` and ends at `output.dense`.
     mlp="intermediate",
     mlp_out="output.dense",
     causal=False,
@@ -133,6 +134,7 @@ FAMILIES: dict[str, Family] = {
         attention="self_attn",
         qkv=_under("self_attn", "q_proj", "k_proj", "v_proj"),
         attention_out="self_attn.out_proj",
+        # Its MLP is no module of its own: it begins at `fc1` and ends at `fc2`.
         mlp="fc1",
         mlp_out="fc2",
         flat_mlp=True,
@@ -141,6 +143,7 @@ FAMILIES: dict[str, Family] = {
     "falcon": replace(_BLOOM, layout="falcon"),
     "bert": _BERT,
     "esm": replace(_BERT, norm="encoder.emb_layer_norm_after"),
+    # The parts of its encoder; its decoder has no components.
     "t5": Family(
         blocks="encoder.block",
         norm="encoder.final_layer_norm",

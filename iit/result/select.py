@@ -79,6 +79,7 @@ def scores_of(rows: Iterable[Row]) -> list[Row]:
     The value of each is then the mean over the variables.
     """
     scores = where(rows, **SCORE)
+    # One variable: its figure is the job's.
     if len({row.variable for row in scores}) < 2:
         return scores
     mean = sum(row.value for row in scores) / len(scores)
