@@ -45,8 +45,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     - "changing": BoolTensor[batch].
     - "row": LongTensor[batch], rows of this split.
     - "base_answer": LongTensor[batch, n], where the pairs know it.
-    - "natural": {the inputs, positions} of the natural counterparts, and "has_natural":
-        BoolTensor[batch], where the pairs have such a column.
+    - "natural": {the inputs, positions} of the natural counterparts, where the pairs have such a
+        column. Where answers are longer than one token, the label is their answer.
+    - "has_natural": BoolTensor[batch], beside "natural".
 
     Arguments:
         pairs: the split's table.

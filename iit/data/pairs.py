@@ -47,18 +47,19 @@ class Pairs:
         dataset: a `datasets.Dataset` with columns of `COLUMNS`.
         variables: the variables whose values are interchanged; one may be a string. () for prompts
             alone, whose label is their own answer.
-        task: the task that the pairs were sampled from. None for pairs from a file, which have no
-            causal model.
+        task: the task that the pairs were sampled from. None for pairs that were not sampled: they
+            have no causal model.
         facts: counts: prompts that were drawn and that are used, dropped words, changing and
             separating pairs, …
         again: epoch → training pairs that are sampled anew; None where all epochs have the same.
         sampled: calls `sample` with the arguments of these pairs; some may be replaced, as in
             `sampled(variable="io_name")`. The entries of each split stay the same. None for pairs
-            from a file.
-        values: {variable: its value in each training pair's base}; None for pairs from a file.
+            that were not sampled.
+        values: {variable: its value in each training pair's base}; None for pairs that were not
+            sampled.
         prompts: (split, n, seed) → n distinct prompts made of that split's entries, or fewer where
-            the pools are exhausted. The network need not answer them rightly. None for pairs from a
-            file.
+            the pools are exhausted. The network need not answer them rightly. None for pairs that
+            were not sampled.
     """
 
     dataset: Dataset

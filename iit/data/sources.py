@@ -91,7 +91,7 @@ def sources(
                     else [inputs[name][i] for i in left]
                     for name in inputs
                 }
-                # Not every mixture of two prompts is made of entries of these pools: bool[mixture].
+                # Not every mixture of two prompts is made of entries of these pools: bool[n].
                 ok = inside(mixture)
                 for name in from_other:
                     for i, value, fits in zip(left.tolist(), mixture[name], ok, strict=True):
