@@ -9,7 +9,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from iit.data.table import source_column
-from iit.result.vocabulary import RIVAL
 
 IGNORED = -100
 
@@ -150,7 +149,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         for name, column in rival_labels.items():
             rows = zip(column, columns["label"], strict=True)
             filled = [label if answer is None else answer for answer, label in rows]
-            self.alternatives[f"{RIVAL}{name}"] = _answers(network, columns["base"], filled)
+            self.alternatives[f"rival/{name}"] = _answers(network, columns["base"], filled)
         self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
         # Answers that are written in different ways may be the same tokens.
         if self._base_answer is not None:

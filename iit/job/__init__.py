@@ -1,4 +1,4 @@
-"""What a run can do: one function a job, (config, folder, loggers) → rows and facts."""
+"""What a run can do. Each job is one function: (config, folder, loggers) → (rows, facts)."""
 
 from iit.job.align import align
 from iit.job.atlas import atlas

@@ -1,5 +1,6 @@
-"""The job `steer`: generation under directions and trained edits; strengths are chosen on
-validation prompts and measured on others.
+"""The job `steer`: generation under directions and trained edits.
+
+Strengths are chosen on validation prompts and measured on test prompts.
 """
 
 import json
@@ -33,7 +34,7 @@ from iit.site import Site, resolve
 log = logging.getLogger(__name__)
 
 EFFECT = "about"
-"""What the figure of the effect is called: the share of generations that hold one of the words."""
+"""The name of the effect's metric: the share of generations that hold one of the words."""
 
 
 def steer(
@@ -53,26 +54,48 @@ def steer(
     max_ratio: float | int = 2.0,
     max_new_tokens: int = 20,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Steer `cfg.network` at `cfg.site`, at every token, from texts like `away` to texts like
-    `towards`.
+    """Steer `cfg.network` at `cfg.site` from texts like `away` to texts like `towards`.
 
-    Methods: `difference_of_means`; `das`, the direction of a rank-1 frame trained so that a
-    sentence of `away`, followed by `probe`, is answered with `answer` when its last token is given
-    that of a sentence of `towards`, as long as the difference of means; `loreft`, trained to
-    continue `towards`, at every token; and `random`, the mean over `n_random` directions as long as
-    the difference of means. The last quarter of the sentences chooses the epochs.
-    words: a generation that has one of them is about what is steered to. prompts: {"validation": …,
-        "test": …}. strengths: of each method.
-    max_ratio: of each method the strength of largest effect is taken whose perplexity is at most so
-        many times that without an edit.
+    Activations are edited at every token. The methods:
 
-    Writes the sweep's curves with their data, both alignments, and `generations.json`. Returns the
-    rows (all strengths on validation; on test the chosen ones, frozen in `choice.json`) and the
-    facts. Raises ValueError for prompts that are in both splits, and a network without text.
+    - difference_of_means: adds the mean activation over `towards` minus that over `away`.
+    - das: adds the direction of a trained frame of rank 1, as long as the difference of means. The
+      frame is trained on sentences of `away` that are followed by `probe`. At the last token it
+      swaps in what a sentence of `towards` has there. The network should then give `answer`.
+    - loreft: applies an edit that was trained, at every token, to continue the sentences of
+      `towards`.
+    - random: adds a random direction as long as the difference of means. Its figures are means over
+      `n_random` directions.
+
+    The last quarter of the sentences chooses the epochs. The job writes the sweep's curves with
+    their data, both alignments, and `generations.json`.
+
+    Arguments:
+        folder: the run's folder.
+        towards: sentences like what is steered to.
+        away: sentences like what is steered from.
+        words: a generation that has one of them is about what is steered to.
+        probe: what follows a sentence in the training of `das`.
+        answer: what should follow the probe after a sentence of `towards`.
+        prompts: {"validation": …, "test": …}, which the network continues.
+        strengths: {method: the strengths that are tried}.
+        rank: of LoReFT.
+        n_random: how many random directions there are.
+        max_ratio: for each method, the strength of largest effect is chosen whose perplexity is at
+            most this many times the one without an edit.
+        max_new_tokens: tokens that are generated for each prompt.
+
+    Returns:
+        The rows, and the run's facts. On validation prompts there are rows for all strengths. On
+        test prompts there are rows for the chosen ones, which are frozen in `choice.json`.
+
+    Raises:
+        ValueError: for a prompt in both splits, for a network without text, and for what
+            `iit.patching.steer` refuses.
     """
-    both = sorted(set(prompts["validation"]) & set(prompts["test"]))
-    if both:
-        raise ValueError(f"A prompt is both for validation and for test: {both[0]!r}.")
+    shared = sorted(set(prompts["validation"]) & set(prompts["test"]))
+    if shared:
+        raise ValueError(f"A prompt is both for validation and for test: {shared[0]!r}.")
     frozen = frozen_network(cfg)
     network = frozen.network
     if not isinstance(network, LanguageModel):
@@ -80,6 +103,7 @@ def steer(
             f"Steering generates text; {cfg.network._target_} gives no language model."
         )
     site = instantiate(cfg.site)
+    # Tensor[width]
     direction = difference_of_means(
         network, network.encode(list(towards)), network.encode(list(away)), site
     )
@@ -87,10 +111,10 @@ def steer(
         "difference_of_means": AdditionIntervention(direction)
     }
     fitted = {}
-    for name, (place, intervention, pairs) in _trained(
+    for name, (trained_site, intervention, pairs) in _trained(
         network, site, towards, away, probe, answer, rank
     ).items():
-        alignment = Alignment(network, {name: Edit(place, intervention)})
+        alignment = Alignment(network, {name: Edit(trained_site, intervention)})
         options = {
             "trainer": instantiate(cfg.trainer.trainer),
             "batch_size": 8,
@@ -108,17 +132,18 @@ def steer(
         fitted[name] = best._asdict()
         alignment.save_pretrained(folder / name)
         methods[name] = intervention
+    # The swap that was trained needs a source, and generation has none: its direction is added.
     frame = methods["das"]
     assert isinstance(frame, Intervention)
     methods["das"] = AdditionIntervention(frame_direction(frame, direction))
     methods["random"] = [
-        AdditionIntervention(each) for each in random_directions(direction, n_random, cfg.seed)
+        AdditionIntervention(vector) for vector in random_directions(direction, n_random, cfg.seed)
     ]
     effects, facts = (
         {EFFECT: contains(words)},
         {"experiment": cfg.name, "network": network.name, "seed": cfg.seed},
     )
-    found = steered(
+    swept = steered(
         network,
         list(prompts["validation"]),
         site,
@@ -127,39 +152,44 @@ def steer(
         effects,
         max_new_tokens=max_new_tokens,
     )
-    rows = found.rows(site, split="validation", **facts)
-    unedited, lines = found.table()[: len(found.metrics)], found.table()[len(found.metrics) :]
+    rows = swept.rows(site, split="validation", **facts)
+    # The table begins with the network without an edit, a line for each metric.
+    unedited, lines = swept.table()[: len(swept.metrics)], swept.table()[len(swept.metrics) :]
     # A strength of 0 is the network without an edit, whatever the method.
     lines += [line | {"method": method} for line in unedited for method in methods]
-    picture = curves(lines, x="strength", metrics=list(found.metrics), title="validation prompts")
-    save_figure(picture, folder / "steering", found.table())
-    chosen = found.chosen(EFFECT, max_ratio)
+    picture = curves(lines, x="strength", metrics=list(swept.metrics), title="validation prompts")
+    save_figure(picture, folder / "steering", swept.table())
+    # {method: its strength}; a method without a fluent strength is not there.
+    chosen = swept.chosen(EFFECT, max_ratio)
     freeze(folder, {"strengths": chosen, "max_ratio": max_ratio})
-    told = {"validation": found.generations()}
+    generations = {"validation": swept.generations()}
     examples = []
+    # If no method is fluent at any strength, nothing is measured on test.
     if chosen:
-        measured = {name: methods[name] for name in chosen}
-        once = {name: [strength] for name, strength in chosen.items()}
+        chosen_methods = {name: methods[name] for name in chosen}
+        chosen_strengths = {name: [strength] for name, strength in chosen.items()}
         tested = steered(
             network,
             list(prompts["test"]),
             site,
-            measured,
-            once,
+            chosen_methods,
+            chosen_strengths,
             effects,
             max_new_tokens=max_new_tokens,
         )
         rows += tested.rows(site, split="test", **facts)
-        told["test"], examples = tested.generations(), _examples(tested)
+        generations["test"], examples = tested.generations(), _examples(tested)
     frozen.check()
-    write_text(folder / "generations.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_text(
+        folder / "generations.json", json.dumps(generations, indent=1, ensure_ascii=False) + "\n"
+    )
     return rows, {
         "steering": {
             "chosen": chosen,
             "max_ratio": max_ratio,
             "examples": examples,
             "fit": fitted,
-            "metrics": list(found.metrics),
+            "metrics": list(swept.metrics),
         },
         "network": network_facts(network),
     }
@@ -174,18 +204,21 @@ def _trained(
     answer: str,
     rank: int,
 ) -> dict[str, tuple[Site, Intervention, Pairs]]:
-    """Of what is trained: where, what, and on which pairs."""
+    """What each trained method trains: {method: (its site, its intervention, its pairs)}."""
     width = resolve(network.model, site).width
     assert width is not None
 
     def split(number: int, texts: Sequence[str]) -> str:
+        # The last quarter of the sentences is for validation.
         return "validation" if number >= len(texts) * 3 // 4 else "train"
 
+    # Every sentence of `away` with every one of `towards`, within a split.
     probed = [
         {"split": split(i, away), "base": base + probe, "source": source + probe, "label": answer}
         for (i, base), (j, source) in product(enumerate(away), enumerate(towards))
         if split(i, away) == split(j, towards)
     ]
+    # Every beginning of two words or more; the label is the word that follows.
     continued = [
         {
             "split": split(i, towards),
@@ -196,6 +229,7 @@ def _trained(
         for n in range(2, len(text.split()))
     ]
     frame, target = LowRankRotatedSpaceIntervention(width, 1), LoReFTIntervention(width, rank)
+    # The frame is trained at the last token alone; `loreft` edits where the site says.
     return {
         "das": (replace(site, position="last"), frame, Pairs.of(probed, "das")),
         "loreft": (site, target, Pairs.of(continued)),
@@ -203,7 +237,7 @@ def _trained(
 
 
 def _examples(tested: Steered) -> list[dict[str, Any]]:
-    """The first two test prompts under each method."""
+    """The first two test prompts and what each method makes of them, as facts of the run."""
     return [
         {
             "method": method,
@@ -211,6 +245,7 @@ def _examples(tested: Steered) -> list[dict[str, Any]]:
             "prompt": tested.prompts[row],
             "text": tested.texts[point][row],
         }
+        # The first point is the network without an edit.
         for row in range(min(2, len(tested.prompts)))
         for point, (method, strength) in enumerate(tested.points)
     ]
