@@ -87,6 +87,11 @@ def load_network(
         revision = source.name
     assert source is not None
     if isinstance(source, Path) and is_classifier(source):
+        if attention is not None:
+            raise ValueError(
+                f"attention={attention!r} is for networks of transformers; the folder {source} "
+                "holds a classifier made here: leave it out."
+            )
         classifier = load_classifier(source)
         classifier.model.to(torch_device, DTYPES[dtype])
         return classifier
