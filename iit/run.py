@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from iit.job.declared import check_numbers
+from iit.job.declared import check_chosen, check_numbers
 from iit.report import print_results
 from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
 
@@ -42,9 +42,10 @@ def run(cfg: DictConfig) -> float | None:
     At the start it writes `config.yaml` to the run's folder, at the very end `metrics.json`: a
     folder without `metrics.json` holds no result. The same rows go to every logger.
 
-    Raises OSError when the folder cannot be written, and ValueError where the config has another
-    value in place of a number.
+    Raises OSError when the folder cannot be written, and ValueError where the config lacks what an
+    experiment sets, or has another value in place of a number.
     """
+    check_chosen(cfg)
     check_numbers(cfg)
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ def ground_truth(
         units}: what the claim declares not to matter, wrong_site, truth: units "first:stop", or
         null for `network.model.truth`}, over what is `common`. A network without a truth for the
         variable realises no such claim.
-    methods: files of the config group `method`, {intervention, module, trained}; all by default.
+    methods: entries of conf/methods.yaml, {intervention, module, trained}; all by default.
 
     Rows: network is the case, method the method's name. Test IIA pooled over seeds (control null).
     Control `truth`: how far the found subspace is from the true one
@@ -61,25 +61,20 @@ def ground_truth(
 
     Raises ValueError for unknown methods.
     """
-    known = {
-        Path(f.name).stem: f
-        for f in files("iit.conf").joinpath("method").iterdir()
-        if f.name.endswith(".yaml")
-    }
+    file = files("iit").joinpath("conf/methods.yaml")
+    known: Any = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
     unknown = sorted(set(methods or ()) - set(known))
     if unknown:
         raise ValueError(
-            f"job.methods: {unknown} are no files of conf/method; there are {sorted(known)}."
+            f"job.methods: {unknown} are no entries of conf/methods.yaml; there are "
+            f"{sorted(known)}."
         )
     rows: list[Row] = []
     verdicts: dict[str, Any] = {}
     for case, own in cases.items():
         told: Any = OmegaConf.merge(common, own)
         for name in methods or sorted(known):
-            method: Any = OmegaConf.merge(
-                {"rank": told.rank, "trained": True},
-                OmegaConf.create(known[name].read_text(encoding="utf-8")),
-            )
+            method: Any = OmegaConf.merge({"rank": told.rank, "trained": True}, known[name])
             with _one_thread():
                 found, judged = _scored(cfg, folder, told, method, seeds)
             rows += [replace(row, network=case, method=name) for row in found]
