@@ -40,8 +40,8 @@ class Finding:
     """The outcome of one criterion.
 
     outcome: "pass" where the whole interval passes, "fail" where the whole interval fails, "open"
-        in between; "not judged" where the figure has fewer than 20 pairs
-        (but `same_subspace`, whose n counts pairs of trainings).
+        in between; "not judged" where the figure has fewer than 20 pairs.
+        `same_subspace` is judged all the same: its n counts pairs of trainings.
     value, low, high, n: the figure, its 95% interval, and the pairs behind it.
     reason: the outcome in words, with the figures that were compared.
     """
