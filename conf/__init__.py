@@ -4,9 +4,11 @@ Hydra imports this package to find them. It then knows the networks of `networks
 """
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-for name, network in OmegaConf.load(Path(__file__).with_name("networks.yaml")).items():
-    ConfigStore.instance().store(group="network", name=str(name), node=network)
+networks: Any = OmegaConf.load(Path(__file__).with_name("networks.yaml"))
+for name, network in networks.items():
+    ConfigStore.instance().store(group="network", name=name, node=network)

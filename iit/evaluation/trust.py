@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -21,8 +21,8 @@ class NotApplicableError(ValueError):
 def _thresholds() -> dict[str, tuple[float, float]]:
     """The thresholds of `conf/trust/quick.yaml`, where they stand for runs, too."""
     # `iit.conf` itself is not imported: it imports Hydra.
-    file = files("iit").joinpath("conf/trust/quick.yaml")
-    entries: Any = OmegaConf.create(file.read_text(encoding="utf-8")).thresholds
+    config: Any = OmegaConf.load(Path(__file__).parents[1] / "conf/trust/quick.yaml")
+    entries = config.thresholds
     return {str(criterion): (float(good), float(bad)) for criterion, (good, bad) in entries.items()}
 
 

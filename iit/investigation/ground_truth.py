@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +78,8 @@ def ground_truth(
     Raises:
         ValueError: for unknown methods.
     """
-    file = files("iit").joinpath("conf/methods.yaml")
-    known: Any = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+    table = OmegaConf.load(Path(__file__).parents[1] / "conf/methods.yaml")
+    known: Any = OmegaConf.to_container(table)
     unknown = sorted(set(methods or ()) - set(known))
     if unknown:
         raise ValueError(

@@ -29,9 +29,9 @@ def check_chosen(cfg: DictConfig) -> None:
     are one's own.
     """
     nodes: Any = OmegaConf.to_container(cfg)
-    nodes.pop("site", None)
+    nodes["site"] = None
     if "path" in nodes["data"]:
-        nodes.pop("causal", None)
+        nodes["causal"] = None
     check_set(_unset(nodes))
 
 

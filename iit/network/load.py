@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,7 @@ def load_network(
 def _known() -> dict[str, Any]:
     """The networks of conf/networks.yaml by name, {name: its entry}."""
     # `iit.conf` itself is not imported: it imports Hydra.
-    file = files("iit").joinpath("conf/networks.yaml")
-    entries: Any = OmegaConf.create(file.read_text(encoding="utf-8"))
+    entries: Any = OmegaConf.load(Path(__file__).parents[1] / "conf/networks.yaml")
     # An entry whose name is still missing, such as the hub's, needs one from its user.
     return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
