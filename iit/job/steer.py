@@ -1,11 +1,12 @@
-"""The job `steer`: generation under directions and trained edits; strengths are chosen on
-validation prompts and measured on others.
+"""The job `steer`: generation under directions and trained edits.
+
+Strengths are chosen on validation prompts and measured on test prompts.
 """
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,14 @@ from iit.intervention import (
 )
 from iit.job.setup import frozen_network, network_facts
 from iit.network import LanguageModel
-from iit.patching import Steered, contains, difference_of_means, frame_direction, random_directions
-from iit.patching import steer as steered
+from iit.patching import (
+    Steered,
+    contains,
+    difference_of_means,
+    frame_direction,
+    random_directions,
+    steer,
+)
 from iit.report import curves, save_figure
 from iit.result import Row, write_text
 from iit.site import Site, resolve
@@ -33,177 +40,217 @@ from iit.site import Site, resolve
 log = logging.getLogger(__name__)
 
 EFFECT = "about"
-"""What the figure of the effect is called: the share of generations that hold one of the words."""
+"""The name of the effect's metric: the share of generations that hold one of the words."""
 
 
-def steer(
-    cfg: DictConfig,
-    folder: Path,
-    loggers: list[Any],
-    *,
-    towards: Sequence[str],
-    away: Sequence[str],
-    words: Sequence[str],
-    probe: str,
-    answer: str,
-    prompts: Mapping[str, Sequence[str]],
-    strengths: Mapping[str, Sequence[float | int]],
-    rank: int = 4,
-    n_random: int = 5,
-    max_ratio: float | int = 2.0,
-    max_new_tokens: int = 20,
-) -> tuple[list[Row], dict[str, Any]]:
-    """Steer `cfg.network` at `cfg.site`, at every token, from texts like `away` to texts like
-    `towards`.
+@dataclass(frozen=True)
+class Steering:
+    """Steer `cfg.network` at `cfg.site` from texts like `away` to texts like `towards`.
 
-    Methods: `difference_of_means`; `das`, the direction of a rank-1 frame trained so that a
-    sentence of `away`, followed by `probe`, is answered with `answer` when its last token is given
-    that of a sentence of `towards`, as long as the difference of means; `loreft`, trained to
-    continue `towards`, at every token; and `random`, the mean over `n_random` directions as long as
-    the difference of means. The last quarter of the sentences chooses the epochs.
-    words: a generation that has one of them is about what is steered to. prompts: {"validation": …,
-        "test": …}. strengths: of each method.
-    max_ratio: of each method the strength of largest effect is taken whose perplexity is at most so
-        many times that without an edit.
+    Activations are edited at every token. The methods:
 
-    Writes the sweep's curves with their data, both alignments, and `generations.json`. Returns the
-    rows (all strengths on validation; on test the chosen ones, frozen in `choice.json`) and the
-    facts. Raises ValueError for prompts that are in both splits, and a network without text.
+    - difference_of_means: adds the mean activation over `towards` minus that over `away`.
+    - das: adds the direction of a trained frame of rank 1, as long as the difference of means. The
+      frame is trained on sentences of `away` that are followed by `probe`. At the last token it
+      swaps in what a sentence of `towards` has there. The network should then give `answer`.
+    - loreft: applies an edit that was trained, at every token, to continue the sentences of
+      `towards`.
+    - random: adds a random direction as long as the difference of means. Its figures are means over
+      `n_random` directions.
+
+    The last quarter of the sentences chooses the epochs.
+
+    Arguments:
+        towards: sentences like what is steered to.
+        away: sentences like what is steered from.
+        words: a generation that has one of them is about what is steered to.
+        probe: what follows a sentence in the training of `das`.
+        answer: what should follow the probe after a sentence of `towards`.
+        prompts: {"validation": …, "test": …}, which the network continues.
+        strengths: {method: the strengths that are tried}.
+        rank: of LoReFT.
+        n_random: how many random directions there are.
+        max_ratio: for each method, the strength of largest effect is chosen whose perplexity is at
+            most this many times the one without an edit.
+        max_new_tokens: tokens that are generated for each prompt.
     """
-    both = sorted(set(prompts["validation"]) & set(prompts["test"]))
-    if both:
-        raise ValueError(f"A prompt is both for validation and for test: {both[0]!r}.")
-    frozen = frozen_network(cfg)
-    network = frozen.network
-    if not isinstance(network, LanguageModel):
-        raise ValueError(
-            f"Steering generates text; {cfg.network._target_} gives no language model."
+
+    towards: Sequence[str]
+    away: Sequence[str]
+    words: Sequence[str]
+    probe: str
+    answer: str
+    prompts: Mapping[str, Sequence[str]]
+    strengths: Mapping[str, Sequence[float | int]]
+    rank: int = 4
+    n_random: int = 5
+    max_ratio: float | int = 2.0
+    max_new_tokens: int = 20
+
+    def __call__(
+        self, cfg: DictConfig, folder: Path, loggers: list[Any]
+    ) -> tuple[list[Row], dict[str, Any]]:
+        """Run the job.
+
+        It writes the sweep's curves with their data, both alignments, and `generations.json`.
+
+        Arguments:
+            folder: the run's folder.
+
+        Returns:
+            The rows, and the run's facts. On validation prompts there are rows for all strengths.
+            On test prompts there are rows for the chosen ones, which are frozen in `choice.json`.
+
+        Raises:
+            ValueError: for a prompt in both splits, for a network without text, and for what
+                `iit.patching.steer` refuses.
+        """
+        shared = sorted(set(self.prompts["validation"]) & set(self.prompts["test"]))
+        if shared:
+            raise ValueError(f"A prompt is both for validation and for test: {shared[0]!r}.")
+        frozen = frozen_network(cfg)
+        network = frozen.network
+        if not isinstance(network, LanguageModel):
+            raise ValueError(
+                f"Steering generates text; {cfg.network._target_} gives no language model."
+            )
+        site = instantiate(cfg.site)
+        # Tensor[width]
+        direction = difference_of_means(
+            network, network.encode(list(self.towards)), network.encode(list(self.away)), site
         )
-    site = instantiate(cfg.site)
-    direction = difference_of_means(
-        network, network.encode(list(towards)), network.encode(list(away)), site
-    )
-    methods: dict[str, Intervention | list[Intervention]] = {
-        "difference_of_means": AdditionIntervention(direction)
-    }
-    fitted = {}
-    for name, (place, intervention, pairs) in _trained(
-        network, site, towards, away, probe, answer, rank
-    ).items():
-        alignment = Alignment(network, {name: Edit(place, intervention)})
-        options = {
-            "trainer": instantiate(cfg.trainer.trainer),
-            "batch_size": 8,
-            "max_epochs": cfg.trainer.max_epochs,
-            "seed": cfg.seed,
+        methods: dict[str, Intervention | list[Intervention]] = {
+            "difference_of_means": AdditionIntervention(direction)
         }
-        best = fit(alignment, pairs, folder=folder, monitor="val/loss", **options)
-        log.info(
-            "%s: epoch %d of %d kept, validation loss %.3f",
-            name,
-            best.epoch + 1,
-            best.n_epochs,
-            best.value,
+        fitted = {}
+        for name, (trained_site, intervention, pairs) in self._trained(network, site).items():
+            alignment = Alignment(network, {name: Edit(trained_site, intervention)})
+            options = {
+                "trainer": instantiate(cfg.trainer.trainer),
+                "batch_size": 8,
+                "max_epochs": cfg.trainer.max_epochs,
+                "seed": cfg.seed,
+            }
+            best = fit(alignment, pairs, folder=folder, monitor="val/loss", **options)
+            log.info(
+                "%s: epoch %d of %d kept, validation loss %.3f",
+                name,
+                best.epoch + 1,
+                best.n_epochs,
+                best.value,
+            )
+            fitted[name] = best._asdict()
+            alignment.save_pretrained(folder / name)
+            methods[name] = intervention
+        # The swap that was trained needs a source, and generation has none: its direction is added.
+        frame = methods["das"]
+        assert isinstance(frame, Intervention)
+        methods["das"] = AdditionIntervention(frame_direction(frame, direction))
+        methods["random"] = [
+            AdditionIntervention(vector)
+            for vector in random_directions(direction, self.n_random, cfg.seed)
+        ]
+        effects, facts = (
+            {EFFECT: contains(self.words)},
+            {"experiment": cfg.name, "network": network.name, "seed": cfg.seed},
         )
-        fitted[name] = best._asdict()
-        alignment.save_pretrained(folder / name)
-        methods[name] = intervention
-    frame = methods["das"]
-    assert isinstance(frame, Intervention)
-    methods["das"] = AdditionIntervention(frame_direction(frame, direction))
-    methods["random"] = [
-        AdditionIntervention(each) for each in random_directions(direction, n_random, cfg.seed)
-    ]
-    effects, facts = (
-        {EFFECT: contains(words)},
-        {"experiment": cfg.name, "network": network.name, "seed": cfg.seed},
-    )
-    found = steered(
-        network,
-        list(prompts["validation"]),
-        site,
-        methods,
-        strengths,
-        effects,
-        max_new_tokens=max_new_tokens,
-    )
-    rows = found.rows(site, split="validation", **facts)
-    unedited, lines = found.table()[: len(found.metrics)], found.table()[len(found.metrics) :]
-    # A strength of 0 is the network without an edit, whatever the method.
-    lines += [line | {"method": method} for line in unedited for method in methods]
-    picture = curves(lines, x="strength", metrics=list(found.metrics), title="validation prompts")
-    save_figure(picture, folder / "steering", found.table())
-    chosen = found.chosen(EFFECT, max_ratio)
-    freeze(folder, {"strengths": chosen, "max_ratio": max_ratio})
-    told = {"validation": found.generations()}
-    examples = []
-    if chosen:
-        measured = {name: methods[name] for name in chosen}
-        once = {name: [strength] for name, strength in chosen.items()}
-        tested = steered(
+        swept = steer(
             network,
-            list(prompts["test"]),
+            list(self.prompts["validation"]),
             site,
-            measured,
-            once,
+            methods,
+            self.strengths,
             effects,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=self.max_new_tokens,
         )
-        rows += tested.rows(site, split="test", **facts)
-        told["test"], examples = tested.generations(), _examples(tested)
-    frozen.check()
-    write_text(folder / "generations.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    return rows, {
-        "steering": {
-            "chosen": chosen,
-            "max_ratio": max_ratio,
-            "examples": examples,
-            "fit": fitted,
-            "metrics": list(found.metrics),
-        },
-        "network": network_facts(network),
-    }
-
-
-def _trained(
-    network: LanguageModel,
-    site: Site,
-    towards: Sequence[str],
-    away: Sequence[str],
-    probe: str,
-    answer: str,
-    rank: int,
-) -> dict[str, tuple[Site, Intervention, Pairs]]:
-    """Of what is trained: where, what, and on which pairs."""
-    width = resolve(network.model, site).width
-    assert width is not None
-
-    def split(number: int, texts: Sequence[str]) -> str:
-        return "validation" if number >= len(texts) * 3 // 4 else "train"
-
-    probed = [
-        {"split": split(i, away), "base": base + probe, "source": source + probe, "label": answer}
-        for (i, base), (j, source) in product(enumerate(away), enumerate(towards))
-        if split(i, away) == split(j, towards)
-    ]
-    continued = [
-        {
-            "split": split(i, towards),
-            "base": " ".join(text.split()[:n]),
-            "label": " " + text.split()[n],
+        rows = swept.rows(site, split="validation", **facts)
+        # The table begins with the network without an edit, a line for each metric.
+        unedited, lines = swept.table()[: len(swept.metrics)], swept.table()[len(swept.metrics) :]
+        # A strength of 0 is the network without an edit, whatever the method.
+        lines += [line | {"method": method} for line in unedited for method in methods]
+        picture = curves(
+            lines, x="strength", metrics=list(swept.metrics), title="validation prompts"
+        )
+        save_figure(picture, folder / "steering", swept.table())
+        # {method: its strength}; a method without a fluent strength is not there.
+        chosen = swept.chosen(EFFECT, self.max_ratio)
+        freeze(folder, {"strengths": chosen, "max_ratio": self.max_ratio})
+        generations = {"validation": swept.generations()}
+        examples = []
+        # If no method is fluent at any strength, nothing is measured on test.
+        if chosen:
+            chosen_methods = {name: methods[name] for name in chosen}
+            chosen_strengths = {name: [strength] for name, strength in chosen.items()}
+            tested = steer(
+                network,
+                list(self.prompts["test"]),
+                site,
+                chosen_methods,
+                chosen_strengths,
+                effects,
+                max_new_tokens=self.max_new_tokens,
+            )
+            rows += tested.rows(site, split="test", **facts)
+            generations["test"], examples = tested.generations(), _examples(tested)
+        frozen.check()
+        write_text(
+            folder / "generations.json",
+            json.dumps(generations, indent=1, ensure_ascii=False) + "\n",
+        )
+        return rows, {
+            "steering": {
+                "chosen": chosen,
+                "max_ratio": self.max_ratio,
+                "examples": examples,
+                "fit": fitted,
+                "metrics": list(swept.metrics),
+            },
+            "network": network_facts(network),
         }
-        for i, text in enumerate(towards)
-        for n in range(2, len(text.split()))
-    ]
-    frame, target = LowRankRotatedSpaceIntervention(width, 1), LoReFTIntervention(width, rank)
-    return {
-        "das": (replace(site, position="last"), frame, Pairs.of(probed, "das")),
-        "loreft": (site, target, Pairs.of(continued)),
-    }
+
+    def _trained(
+        self, network: LanguageModel, site: Site
+    ) -> dict[str, tuple[Site, Intervention, Pairs]]:
+        """What each trained method trains: {method: (its site, its intervention, its pairs)}."""
+        width = resolve(network.model, site).width
+        assert width is not None
+
+        def split(number: int, texts: Sequence[str]) -> str:
+            # The last quarter of the sentences is for validation.
+            return "validation" if number >= len(texts) * 3 // 4 else "train"
+
+        # Every sentence of `away` with every one of `towards`, within a split.
+        probed = [
+            {
+                "split": split(i, self.away),
+                "base": base + self.probe,
+                "source": source + self.probe,
+                "label": self.answer,
+            }
+            for (i, base), (j, source) in product(enumerate(self.away), enumerate(self.towards))
+            if split(i, self.away) == split(j, self.towards)
+        ]
+        # Every beginning of two words or more; the label is the word that follows.
+        continued = [
+            {
+                "split": split(i, self.towards),
+                "base": " ".join(text.split()[:n]),
+                "label": " " + text.split()[n],
+            }
+            for i, text in enumerate(self.towards)
+            for n in range(2, len(text.split()))
+        ]
+        frame = LowRankRotatedSpaceIntervention(width, 1)
+        target = LoReFTIntervention(width, self.rank)
+        # The frame is trained at the last token alone; `loreft` edits where the site says.
+        return {
+            "das": (replace(site, position="last"), frame, Pairs.of(probed, "das")),
+            "loreft": (site, target, Pairs.of(continued)),
+        }
 
 
 def _examples(tested: Steered) -> list[dict[str, Any]]:
-    """The first two test prompts under each method."""
+    """The first two test prompts and what each method makes of them, as facts of the run."""
     return [
         {
             "method": method,
@@ -211,6 +258,7 @@ def _examples(tested: Steered) -> list[dict[str, Any]]:
             "prompt": tested.prompts[row],
             "text": tested.texts[point][row],
         }
+        # The first point is the network without an edit.
         for row in range(min(2, len(tested.prompts)))
         for point, (method, strength) in enumerate(tested.points)
     ]
