@@ -78,16 +78,15 @@ class Paired:
         """Pairs that have no sources and labels yet."""
         none = [None] * len(bases)
         sources, answers, values = ({v: [*none] for v in wanted.variables} for _ in range(3))
-        pairs = cls(
+        return cls(
             bases,
             sources,
             answers,
             [*none],
             {r: [*none] for r in rivals},
             [*none] if wanted.kinds else None,
+            values if wanted.natural else None,
         )
-        pairs.source_values = values if wanted.natural else None
-        return pairs
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Paired":
         """The pairs of these rows, in this order."""
@@ -113,6 +112,47 @@ class Paired:
     def changing(self) -> np.ndarray:
         """Whether the label differs from the base's own answer, bool[n]."""
         return _differ(self.labels, self.bases.answers)
+
+    @property
+    def separating(self) -> dict[str, int]:
+        """{rival: number of pairs on which its label differs from the causal model's}.
+
+        Only rivals count that have a label for every pair.
+        """
+        return {
+            name: sum(rival != label for rival, label in zip(labels, self.labels, strict=True))
+            for name, labels in self.rivals.items()
+            if all(rival is not None for rival in labels)
+        }
+
+
+def base_rows(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarray:
+    """The rows of the prompts that are bases, int[n].
+
+    Each prompt is as often a base as the others. Where a task asks, this holds in two groups: two
+    thirds of the bases ask for a variable that is wanted, one third does not. Half of all pairs can
+    then change, and in the others the value can stay.
+    """
+    rows = np.arange(len(prompts))
+    if task.asks is not None:
+        asking = np.array([name in wanted.variables for name in prompts.inputs[task.asks]])
+        if 0 < asking.sum() < len(prompts):
+            return np.concatenate(
+                [np.resize(rows[asking], n - n // 3), np.resize(rows[~asking], n // 3)]
+            )
+    return np.resize(rows, n)
+
+
+def n_prompts(wanted: Wanted, strategy: str, n: int) -> int:
+    """How many prompts make `n` pairs.
+
+    As many as pairs; where each is paired with each, the most that do not make more pairs than `n`.
+    """
+    if strategy != "exhaustive":
+        return n
+    # p prompts make p · (p − 1) pairs for each pattern; p is the largest number that stays within
+    # n.
+    return max(2, int((1 + np.sqrt(1 + 4 * (n // len(wanted.patterns)))) // 2))
 
 
 def paired(

@@ -83,7 +83,9 @@ def train_network(
         except ValueError as error:  # how few it answers is a result all the same
             log.warning("%s Only the task accuracy is reported, of all prompts.", error)
             is_answered = False
-            pairs, held_out = hold_out(sample(right_only=False))
+            pairs, held_out = hold_out(
+                instantiate(cfg.data, right_only=False)(task=task, network=network)
+            )
     options = {"trust": trust, "seed": cfg.seed, **scoring(cfg)}
     rows = evaluate(alignment, pairs, split="validation", **options)
     told = {
