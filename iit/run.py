@@ -1,4 +1,4 @@
-"""A run: compose → seed → provenance → job → write."""
+"""A run: compose the config, seed, do the job, write the rows with their provenance."""
 
 import logging
 import platform
@@ -24,6 +24,7 @@ from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metric
 
 log = logging.getLogger(__name__)
 
+# The packages whose versions are recorded: figures may depend on them.
 PACKAGES = (
     "torch",
     "transformers",
@@ -37,13 +38,20 @@ PACKAGES = (
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Run the job that the config describes, and return the validation IIA on changing pairs.
+    """Run the job that the config describes, and write its rows.
 
-    At the start it writes `config.yaml` to the run's folder, at the very end `metrics.json`: a
-    folder without `metrics.json` holds no result. The same rows go to every logger.
+    At the start it writes `config.yaml` to the run's folder, at the very end `metrics.json`. A
+    folder without `metrics.json` holds no result. Every logger gets rows, too (see `_log`).
 
-    Raises OSError when the folder cannot be written, and ValueError where the config has another
-    value in place of a number.
+    Arguments:
+        cfg: a composed config. `cfg.job` names the job's function, `cfg.paths.run` the folder.
+
+    Returns:
+        The validation IIA on changing pairs (see `validation_iia`).
+
+    Raises:
+        OSError: when the folder cannot be written.
+        ValueError: where the config has another value in place of a number.
     """
     check_numbers(cfg)
     folder = Path(cfg.paths.run)
@@ -58,6 +66,7 @@ def run(cfg: DictConfig) -> float | None:
         # At the very end: only a finished run has this file.
         write_metrics(folder, rows, **facts, **provenance())
     finally:
+        # Jobs of a multirun may share a process, and each has a W&B run of its own.
         wandb.finish()
     if not _in_multirun():
         print_results(folder)
@@ -67,9 +76,9 @@ def run(cfg: DictConfig) -> float | None:
 def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
     """Give the rows to every logger.
 
-    For one variable these are the chosen cell's rows on validation and test. For several variables
-    they are all rows, each under its variable's name. W&B also gets all rows as a table, and the
-    figures.
+    With one variable these are the chosen cell's rows on validation and test. With several
+    variables they are all rows, each under its variable's name. A job without a validation IIA
+    gives all its rows, too. W&B also gets all rows as a table, and the figures.
     """
     scored = scores_of(rows)
     several = len({row.variable for row in scored}) > 1
@@ -81,20 +90,19 @@ def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
             for row in rows_of(rows, select(rows), split=split)
         ]
     for logger in loggers:
-        # A row's name, such as test/changing/trained/iia.
-        names = [
-            f"{row.split}/{row.subset}/{row.control or 'trained'}/{row.metric}" for row in shown
-        ]
+        # A row's name, such as test/changing/trained/iia. Rows of several cells may share a name:
+        # the logger then gets the last of them.
+        names = [f"{row.split}/{row.subset}/{row.arm}/{row.metric}" for row in shown]
         names = [
             f"{row.variable}/{name}" if several else name
             for row, name in zip(shown, names, strict=True)
         ]
         logger.log_metrics({name: row.value for name, row in zip(names, shown, strict=True)})
         if isinstance(logger, WandbLogger):
-            # A column of a W&B table has one type.
+            # A column of a W&B table has one type, but these hold numbers, texts or lists.
             lines = [
                 [
-                    str(v) if k in ("position", "head", "layer") else v
+                    str(v) if k in ("position", "head", "layer", "draw") else v
                     for k, v in row.to_dict().items()
                 ]
                 for row in rows
@@ -115,15 +123,23 @@ def _in_multirun() -> bool:
 
 
 def validation_iia(rows: list[Row]) -> float | None:
-    """The validation IIA on changing pairs of the best cell; None for a job without such a figure.
+    """The validation IIA on changing pairs of the best cell.
 
-    Of several variables it is their mean.
+    With several variables it is the mean over them.
+
+    Returns:
+        A share between 0 and 1; None for a job without such a figure.
     """
     return max((row.value for row in scores_of(rows)), default=None)
 
 
 def provenance() -> dict[str, Any]:
-    """What a repeat of the run needs beside its config."""
+    """What a repeat of the run needs beside its config.
+
+    Returns:
+        The command, the git revision (None without a checkout) and whether files differed from it,
+        versions, the number of threads, and the processor.
+    """
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": {
@@ -140,8 +156,9 @@ def provenance() -> dict[str, Any]:
 def processor() -> str:
     """The processor, and the vector instructions that torch uses on it.
 
-    Another processor rounds otherwise, and training magnifies that.
+    Another processor rounds differently, and training magnifies the difference.
     """
+    # Only Linux has this file; elsewhere Python says what it knows.
     lines: list[str] = []
     information = Path("/proc/cpuinfo")
     if information.is_file():

@@ -4,7 +4,7 @@ import logging
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -79,7 +79,7 @@ class Training:
     seed: int = 0
     folder: str | Path = "."
     ckpt_path: str | Path | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
     monitor: str | None = None
     start: str = "random"
 
@@ -145,7 +145,7 @@ def fit(
     if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {path}.")
     lightning_module: Any = training.module(alignment)
-    lightning_module.config = training.config
+    lightning_module.config = training.config or {}
     metric = training.monitor or lightning_module.monitor
     lightning_module.monitor = checked_monitor(metric, lightning_module.monitors)
     data = PairsDataModule(

@@ -9,7 +9,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from iit.data.table import SOURCE, names_of, source_column
-from iit.result.vocabulary import RIVAL
 
 IGNORED = -100
 
@@ -103,14 +102,12 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         # If one base lacks its own answer, the split has none.
         if None not in base_answers:
             self._base_answer = _answers(network, columns["base"], base_answers)
-        natural = columns.get("natural")
-        # A natural counterpart has the answer that the interchange asks for.
-        natural_answers = None if self._base["answer"].shape[1] == 1 else columns["label"]
-        self._natural = (
-            None
-            if natural is None
-            else _encode(network, natural, columns.get("natural_roles"), natural_answers)
-        )
+        self._natural = None
+        if "natural" in columns:
+            # A natural counterpart has the answer that the interchange asks for.
+            answers = None if self._base["answer"].shape[1] == 1 else columns["label"]
+            roles = columns.get("natural_roles")
+            self._natural = _encode(network, columns["natural"], roles, answers)
         self._has_natural = torch.tensor(columns.get("has_natural") or [True] * n)
         rivals = columns.get("rival_labels") or [{}]
         # A rival that lacks a variable says nothing of some pairs: there the label stands in, and
@@ -123,7 +120,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             if bool(self.speaks[name].any()):
                 rows = zip(answers, columns["label"], strict=True)
                 filled = [label if answer is None else answer for answer, label in rows]
-                self.alternatives[f"{RIVAL}{name}"] = _answers(network, columns["base"], filled)
+                self.alternatives[f"rival/{name}"] = _answers(network, columns["base"], filled)
         self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
         if self._base_answer is not None:  # what is written otherwise may be the same tokens
             self.alternatives["base"] = self._base_answer
@@ -161,11 +158,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
                 "natural": _cut(self._natural, index),
                 "has_natural": self._has_natural[index],
             }
-        return (
-            batch
-            if self._base_answer is None
-            else batch | {"base_answer": _narrow(self._base_answer[index])}
-        )
+        if self._base_answer is not None:
+            batch["base_answer"] = _narrow(self._base_answer[index])
+        return batch
 
     def costs(self, cost: Cost | None) -> Tensor:
         """The cost of running each pair, LongTensor[n]; pairs of equal cost should share a batch.

@@ -54,7 +54,7 @@ def sources(
 
     Raises ValueError for an unknown name.
     """
-    if strategy in ("random", "exhaustive"):
+    if strategy == "random":
         return Sources(
             # It may draw the base itself; `paired` then draws again.
             lambda variable, bases, rng: prompts.take(rng.integers(len(prompts), size=len(bases))),

@@ -123,10 +123,10 @@ def abstraction_error(
         {"up": …, "down": …}.
 
     Raises:
-        NotApplicableError: a ValueError, for pairs without a causal model, networks of more than 10
-            million parameters, edits that swap no coordinates, variables of the alignment that the
-            causal model lacks, variables of one value or of more than 64, and prompts of which some
-            have fewer positions at a site than others.
+        NotApplicableError: a ValueError; for pairs without a causal model; for networks of more
+            than 10 million parameters; for edits that swap no coordinates; for variables of the
+            alignment that the causal model lacks; for variables of one value or of more than 64;
+            and for prompts that differ in how many positions they have at a site.
 
     References:
         arXiv 2607.00267.

@@ -1,6 +1,7 @@
 """The controls: alignments and answers to compare with, each made in one place.
 
-`RECIPES` is the table of them. What makes a control says what it needs, and why it is missing.
+`RECIPES` is the table of them. A function that makes a control raises NotApplicableError where
+there is none, and the message says why.
 """
 
 from collections import Counter
@@ -38,13 +39,14 @@ from iit.intervention import (
     Subset,
 )
 from iit.network import Network, untrained
-from iit.result.vocabulary import RANK, draw
+from iit.result import Arm
 from iit.site import Site
 
-Made = Mapping[str, Alignment | Outcomes | np.ndarray]
-"""{name of a control: what is scored in the alignment's place}.
+Made = Mapping[Arm, Alignment | Outcomes | np.ndarray]
+"""What is scored in the alignment's place, for each control.
 
-Scored already are outcomes, and bool[n], the pairs in which the label is the answer.
+An alignment has yet to be scored. Outcomes are scored already, and so is bool[n]: the pairs in
+which the label is the answer.
 """
 
 
@@ -98,7 +100,12 @@ def fresh(
 ) -> Alignment:
     """The same claim with weights drawn anew; if asked, on another network or at other sites.
 
-    Nothing of it is inert. It shares the alignment's store unless it is on another network.
+    It declares nothing inert. It shares the alignment's store unless it is on another network.
+
+    Arguments:
+        seed: draws the weights.
+        network: by default the alignment's own.
+        moved: says for each site of the alignment where it is now.
 
     Raises:
         ValueError: for sites the network lacks, or of another width.
@@ -110,7 +117,8 @@ def fresh(
 
 def _redrawn(trained: Intervention) -> Intervention:
     redrawn = Intervention.from_config(trained.config(), trained.custom_parts)
-    if isinstance(trained.basis, Autoencoder):  # which is loaded, not drawn
+    # The weights of an autoencoder were loaded, not drawn: they stay.
+    if isinstance(trained.basis, Autoencoder):
         redrawn.basis.load_state_dict(trained.basis.state_dict())
     return redrawn
 
@@ -122,6 +130,7 @@ def _exchanged(
     network: Network | None = None,
 ) -> Alignment:
     """The same edits with other interventions; edits that share one still share one."""
+    # {trained intervention: the other one}
     others: dict[Intervention, Intervention] = {}
     edits = {}
     for key, edit in alignment.edits.items():
@@ -129,7 +138,7 @@ def _exchanged(
             others[edit.intervention] = make(edit.intervention)
         sites, source_sites = (list(map(moved, s)) for s in (edit.sites, edit.source_sites))
         edits[key] = Edit(sites, others[edit.intervention], source_sites, edit.joint)
-    # A store is of one network.
+    # `beside` shares the store, which is of one network.
     return beside(alignment, edits) if network is None else Alignment(network, edits)
 
 
@@ -180,10 +189,10 @@ def pca_subspace(scoring: Scoring) -> Made:
     if len(scoring.training_pairs) <= n_needed:
         raise NotApplicableError("there are no more training pairs than dimensions")
     initialise(other, pairs, batch_size=scoring.batch_size)
-    return {"pca_subspace": other}
+    return {Arm("pca_subspace"): other}
 
 
-def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
+def placebos(alignment: Alignment, seed: int) -> dict[Arm, Alignment]:
     """Alignments that move activations about as far as the edit does, but elsewhere.
 
     With Δ = h' − h the edit's move, `placebo_direction` is h + u·‖Δ‖ with a random direction u.
@@ -210,15 +219,18 @@ def placebos(alignment: Alignment, seed: int) -> dict[str, Alignment]:
 
     # `roll` gives each pair the move of the pair before it, and the first one the last's.
     changes = {"placebo_direction": turned, "placebo_pair": lambda move: move.roll(1, 0)}
-    return {name: _exchanged(alignment, partial(placebo, change=changes[name])) for name in changes}
+    return {
+        Arm(name): _exchanged(alignment, partial(placebo, change=change))
+        for name, change in changes.items()
+    }
 
 
-def lower_ranks(scoring: Scoring) -> dict[str, Alignment]:
-    """The same claim with a random frame of a lower rank, as {control: alignment}.
+def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
+    """The same claim with a random frame of a lower rank.
 
-    `least_rank` has the variable's number of values less one: a linear code of the values needs so
-    many dimensions. An interchange that needs more swaps more than the variable. `rank/K` have four
-    times as many dimensions, sixteen times, …, below the claim's own rank.
+    `least_rank` has one dimension less than the variable has values. A linear code of the values
+    needs that many. An interchange that needs more swaps more than the variable. `lower_rank` has
+    4, 16, … times the least rank, as long as that is below the claim's own; the rank is the draw.
 
     Raises:
         NotApplicableError: for a claim that has no more than the least rank, is of several
@@ -231,11 +243,11 @@ def lower_ranks(scoring: Scoring) -> dict[str, Alignment]:
     own_rank = trained.learned_rank() or 0
     if len(alignment.edits) > 1 or not any(p.requires_grad for p in trained.parameters()):
         raise NotApplicableError("the claim is of several variables, or is not trained")
-    # −1 where the pairs do not know the values.
+    # Values may be unhashable, so their texts are counted. −1 where the pairs do not know them.
     least = len(set(map(repr, values.get(str(key), ())))) - 1
     if not subspaces(alignment) or not 0 < least < own_rank:
         raise NotApplicableError("the claim has no more dimensions than the values need")
-    lower: dict[str, Alignment] = {}
+    lower: dict[Arm, Alignment] = {}
     rank = least
     while rank < own_rank:
         with torch.random.fork_rng(devices=[]):
@@ -243,20 +255,20 @@ def lower_ranks(scoring: Scoring) -> dict[str, Alignment]:
             basis = Frame(trained.width or 0, rank)
             frame = Intervention(trained.name, basis, All(), trained.operation)
         # The first of them is the least.
-        name = f"{RANK}{rank}" if lower else "least_rank"
-        lower[name] = _exchanged(alignment, {trained: frame}.__getitem__)
+        arm = Arm("lower_rank", rank) if lower else Arm("least_rank")
+        lower[arm] = _exchanged(alignment, {trained: frame}.__getitem__)
         rank *= 4
     return lower
 
 
 def majority(scoring: Scoring) -> Made:
-    """Is the most frequent label of the training pairs a right one?"""
+    """For each pair: is the most frequent label of the training pairs a right answer?"""
     labels = scoring.training_pairs["label"]
     frequencies = Counter(answer for label in labels for answer in _each(label))
     # Of equally frequent labels the one whose text comes first.
     common = min(frequencies, key=lambda answer: (-frequencies[answer], str(answer)))
     right = np.array([common in _each(label) for label in scoring.encoded.labels])
-    return {"majority": right}
+    return {Arm("majority"): right}
 
 
 def _each(label: Any) -> list[Any]:
@@ -312,7 +324,7 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = {name: list(pairs.dataset[name]) for name in ("split", "label")}
     labels = list(columns["label"])
-    # a set of texts has another order in each process
+    # Not a set: a set of texts has another order in each process.
     for split in dict.fromkeys(columns["split"]):
         rows = [i for i, s in enumerate(columns["split"]) if s == split]
         for row, other in zip(rows, rng.permutation(rows).tolist(), strict=True):
@@ -324,6 +336,7 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
             for label, base_answer in zip(labels, pairs.dataset["base_answer"], strict=True)
         ]
         dataset = _with_column(dataset, "changing", changing)
+    # Without `again` the training pairs are not sampled anew, with right labels.
     return replace(pairs, dataset=dataset, again=None)
 
 
@@ -337,7 +350,7 @@ def _random_subspaces(scoring: Scoring) -> Made:
         raise NotApplicableError("no random subspace of equal rank differs from the trained one")
     # `read_controls` draws with the same seed, so it splits these very subspaces.
     draws = random_subspaces(alignment, scoring.seed, n)
-    return {draw("random_subspace", number): other for number, other in enumerate(draws)}
+    return {Arm("random_subspace", number): other for number, other in enumerate(draws)}
 
 
 def _placebos(scoring: Scoring) -> Made:
@@ -345,8 +358,8 @@ def _placebos(scoring: Scoring) -> Made:
     # A pair alone in its batch would be its own placebo. A pair of another variable has no
     # difference to give. Hence `apart`.
     return {
-        name: outcomes(other, scoring.encoded, apart=True)
-        for name, other in placebos(scoring.alignment, scoring.seed).items()
+        arm: outcomes(other, scoring.encoded, apart=True)
+        for arm, other in placebos(scoring.alignment, scoring.seed).items()
     }
 
 
@@ -354,7 +367,7 @@ def _seeds(scoring: Scoring) -> Made:
     """Other draws of the start, on the same pairs in the same order."""
     # The alignment itself is the first of the seeds.
     return {
-        draw("seeds", number): fresh(scoring.alignment, scoring.seed + number)
+        Arm("seeds", number): fresh(scoring.alignment, scoring.seed + number)
         for number in range(1, scoring.trust.seeds)
     }
 
@@ -375,14 +388,14 @@ def _wrong_site(scoring: Scoring) -> Made:
             f"at {elsewhere or 'the first tokens'} stands what the variable depends on; set "
             "trust.wrong_site"
         )
-    return {"wrong_site": wrong}
+    return {Arm("wrong_site"): wrong}
 
 
 def _shuffled_label(scoring: Scoring) -> Made:
     """The same claim; the labels of its training and validation pairs are permuted."""
     if not any(p.requires_grad for p in scoring.alignment.parameters()):
         raise NotApplicableError("nothing is trained, so the labels have no part in it")
-    return {"shuffled_label": fresh(scoring.alignment, scoring.seed)}
+    return {Arm("shuffled_label"): fresh(scoring.alignment, scoring.seed)}
 
 
 def _untrained_network(scoring: Scoring) -> Made:
@@ -397,21 +410,21 @@ def _untrained_network(scoring: Scoring) -> Made:
     other = fresh(scoring.alignment, scoring.seed, network=network)
     # A store is of one network.
     other.store = ActivationStore(network.model)
-    return {"untrained_network": other}
+    return {Arm("untrained_network"): other}
 
 
 def read_controls(
     alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int
-) -> dict[str, Alignment]:
+) -> dict[Arm, Alignment]:
     """Alignments to compare a read part with.
 
-    `read_part/vanilla` swaps all that is read. `read_part/random_subspace/0`, … are the read parts
-    of the controls `random_subspace/0`, … .
+    `read_part/vanilla` swaps all that is read. The draws of `read_part/random_subspace` are the
+    read parts of the same draws of `random_subspace`.
     """
-    others = {"read_part/vanilla": swapping(alignment, read)}
+    others = {Arm("read_part/vanilla"): swapping(alignment, read)}
     for number, random in enumerate(random_subspaces(alignment, seed, n_random)):
         part = split_by_reading(random, read)["read_part"]
-        others[draw("read_part/random_subspace", number)] = part
+        others[Arm("read_part/random_subspace", number)] = part
     return others
 
 
@@ -423,14 +436,15 @@ def _read_parts(scoring: Scoring) -> Made:
             f"{alignment.interventions} swap no linear subspace of one position at a time"
         )
     controls = read_controls(alignment, read, scoring.seed, trust.random_subspaces)
-    return split_by_reading(alignment, read) | controls
+    parts = split_by_reading(alignment, read)
+    return {Arm(name): part for name, part in parts.items()} | controls
 
 
 def _inert_resampled(scoring: Scoring) -> Made:
     right = inert_resampled(
         scoring.alignment, scoring.encoded, seed=scoring.seed, batch_size=scoring.batch_size
     )
-    return {"inert_resampled": right}
+    return {Arm("inert_resampled"): right}
 
 
 class Recipe(NamedTuple):
@@ -447,12 +461,12 @@ class Recipe(NamedTuple):
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "vanilla": Recipe(lambda scoring: {"vanilla": vanilla(scoring.alignment)}),
+    "vanilla": Recipe(lambda scoring: {Arm("vanilla"): vanilla(scoring.alignment)}),
     "random_subspace": Recipe(_random_subspaces),
     "pca_subspace": Recipe(pca_subspace),
     "placebos": Recipe(_placebos),
     "no_intervention": Recipe(
-        lambda scoring: {"no_intervention": scoring.outcomes(scoring.alignment, edited=False)}
+        lambda scoring: {Arm("no_intervention"): scoring.outcomes(scoring.alignment, edited=False)}
     ),
     "seeds": Recipe(_seeds, "trained"),
     "lower_ranks": Recipe(lower_ranks, "trained"),
@@ -472,10 +486,11 @@ def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
     Controls that share their network and their pairs are trained side by side.
 
     Returns:
-        ({name: the control}, {kind of controls: why there is none}).
+        ({arm: the control}, {kind of controls: why there is none}).
     """
-    made: dict[str, Any] = {}
+    controls: dict[Arm, Any] = {}
     missing: dict[str, str] = {}
+    # {(needs, network): {name: control}}, which are trained side by side.
     trainings: dict[Any, dict[str, Alignment]] = {}
     for kind, (make, needs) in RECIPES.items():
         if needs != "quick" and not scoring.is_full:
@@ -484,19 +499,19 @@ def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
         try:
             if is_trained:
                 _check_trainable(scoring)
-            controls: dict[str, Any] = dict(make(scoring))
+            of_kind: dict[Arm, Any] = dict(make(scoring))
         except NotApplicableError as error:
             missing[kind] = str(error)
             continue
-        made |= controls
-        for name, control in controls.items() if is_trained else ():
-            trainings.setdefault((needs, control.network), {})[name] = control
+        controls |= of_kind
+        for arm, control in of_kind.items() if is_trained else ():
+            trainings.setdefault((needs, control.network), {})[str(arm)] = control
     for (needs, _), side_by_side in trainings.items():
         pairs = scoring.pairs
         if needs == "shuffled":
             pairs = shuffled(pairs, scoring.seed)
         scoring.refit(side_by_side, pairs, scoring.seed)
-    return made, missing
+    return controls, missing
 
 
 def _check_trainable(scoring: Scoring) -> None:

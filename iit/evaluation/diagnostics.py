@@ -1,7 +1,7 @@
 """Rows of further questions about a trained alignment.
 
-They are about other seeds, its distance from natural activations, and whether the causal model
-abstracts the network.
+Do other seeds find the same subspace? Are edited activations like natural ones? Does the causal
+model abstract the network?
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from iit.evaluation.rows import row_of
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.subspace import pairwise_angles, random_angles, subspaces
 from iit.evaluation.trust import NotApplicableError
-from iit.result import Interval, Row, clustered_interval
+from iit.result import Arm, Interval, Row, clustered_interval
 
 
 def spread(values: Sequence[float]) -> Interval:
@@ -57,12 +57,14 @@ def angle_rows(
             if len(not_empty) < 2:
                 continue
             metric = f"principal_angle{suffix}"
-            rows.append(row_of(facts, spread(pairwise_angles(not_empty)), metric, "all", "seeds"))
+            rows.append(
+                row_of(facts, spread(pairwise_angles(not_empty)), metric, "all", Arm("seeds"))
+            )
             # A view is in coordinates of its space: its rows are that space's dimensions.
             null = random_angles(len(view[0]), [frame.shape[1] for frame in not_empty])
             low, high = np.quantile(null, (0.025, 0.975)).tolist()
             random = Interval(float(np.mean(null)), low, high, len(null))
-            rows.append(row_of(facts, random, metric, "all", "random_subspace"))
+            rows.append(row_of(facts, random, metric, "all", Arm("random_subspace")))
     return rows
 
 

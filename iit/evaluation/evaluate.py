@@ -18,13 +18,13 @@ from iit.evaluation.rows import Group, readout, scores, task_accuracy
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError, Refit, Trust, level, train_alike
 from iit.intervened.store import ActivationStore
-from iit.result import Row, where
-from iit.result.vocabulary import DRAW_PREFIXES, RIVAL, draws_of, pool_of
+from iit.result import TRAINED, Arm, Row, where
+from iit.result.vocabulary import POOLED, draws_of, is_single_draw
 
 log = logging.getLogger(__name__)
 
-Arms = Mapping[str | None, np.ndarray]
-"""{control: a figure of each pair, [n], or [n, draws]}; None is the alignment itself."""
+Arms = Mapping[Arm, np.ndarray]
+"""A figure of each pair, [n], or [n, draws], for each arm."""
 
 
 def evaluate(
@@ -45,22 +45,22 @@ def evaluate(
     95% intervals are clustered by base prompt, or by template where the pairs know it.
 
     With pairs for several variables there are rows for each set of variables that pairs interchange
-    ("a", "b", "a+b"). Then there is the off-target matrix, too: `off_target/a` among the rows of b
-    is the edit of a where the value of b is to be swapped.
+    ("a", "b", "a+b"). Then there is the off-target matrix, too: control `off_target` with draw a,
+    among the rows of b, is the edit of a where the value of b is to be swapped.
 
     The controls stand beside the alignment, whose own rows have control None. They are scored on
     the same pairs, and nothing is filtered again.
 
     - vanilla: swaps the sites' whole vectors.
     - placebo_direction, placebo_pair: see `placebos`.
-    - random_subspace: random subspaces of equal rank, pooled over the draws; the single draws are
-      `random_subspace/0`, … .
+    - random_subspace: random subspaces of equal rank, pooled over the draws; the rows of single
+      draws have draw 0, 1, … .
     - pca_subspace: principal components of equal rank.
     - majority: always the most frequent training label.
     - no_intervention: the network itself.
     - inert_resampled: only where the alignment declares inert parts.
-    - `rival/NAME`: the alignment, scored by what another causal model of the task says of the same
-      pairs.
+    - rival: the alignment, scored by what another causal model of the task says of the same pairs.
+      Its name is the draw.
 
     The metrics:
 
@@ -77,19 +77,19 @@ def evaluate(
     variable (prompts alone) give a single row, the `task_accuracy` of the network itself.
 
     Arguments:
-        trust: "full" adds on the test split the controls that are trained as the alignment was
-            (see `RECIPES`), the edit on the pairs of the task's other variables, and diagnostics.
-            These are `read_part` (also of the whole vector and of random subspaces), `null_part`,
-            `divergence`, `principal_angle` and, in small networks, `abstraction_error`. `verdict`
-            draws the conclusion from all of this.
+        trust: "full" adds further rows on the test split. It trains controls as the alignment was
+            trained (see `RECIPES`), runs the edit on the pairs of the task's other variables, and
+            adds diagnostics. These are `read_part` (also of the whole vector and of random
+            subspaces), `null_part`, `divergence`, `principal_angle` and, in small networks,
+            `abstraction_error`. `verdict` draws the conclusion from all of this.
         controls: False scores the alignment alone.
         refit: trains the controls as the alignment was trained; by default `fit` with its own
             defaults.
 
     Raises:
-        ValueError: for an unknown level of trust, an alignment on a bare module, which cannot
-            tokenize the pairs, pairs of other variables, and labels that are none of the network's
-            answers.
+        ValueError: for an unknown level of trust; for an alignment on a bare module, which cannot
+            tokenize the pairs; for pairs of other variables; and for labels that are none of the
+            network's answers.
     """
     scoring = Scoring(alignment, pairs, split, level(trust), refit, batch_size, seed, experiment)
     _check(alignment, pairs)
@@ -139,6 +139,7 @@ def _drawn_answers(scoring: Scoring) -> np.ndarray | None:
     if facts.get("answered_by") not in (None, scoring.network.fingerprint()):
         return None
     n = facts.get("drawn", {}).get(scoring.split)
+    # Only the number of right answers is on record, so the first ones stand for them.
     return np.arange(n) < facts["right"][scoring.split] if n else None
 
 
@@ -152,34 +153,36 @@ def _prompts_rows(scoring: Scoring) -> list[Row]:
 
 def _alignment_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment alone."""
-    own = scoring.outcomes(scoring.alignment)
-    return _rows(scoring, {None: own.right[None]}, _figures({None: own}), {}, {})
+    trained = scoring.outcomes(scoring.alignment)
+    return _rows(scoring, {TRAINED: trained.right[None]}, _figures({TRAINED: trained}), {}, {})
 
 
 def _all_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment and of its controls, diagnostics, and rows of the training pairs."""
-    own = scoring.outcomes(scoring.alignment)
-    made, missing = controls_of(scoring)
+    trained = scoring.outcomes(scoring.alignment)
+    controls, missing = controls_of(scoring)
     for reason in dict.fromkeys(missing.values()):
         kinds = ", ".join(kind for kind, why in missing.items() if why == reason)
         log.info("Not run: %s: %s", kinds, reason)
-    scored: dict[str | None, Outcomes] = {None: own}
-    arms: dict[str | None, np.ndarray] = {None: own.right[None]}
-    for name, control in made.items():
+    scored: dict[Arm, Outcomes] = {TRAINED: trained}
+    arms: dict[Arm, np.ndarray] = {TRAINED: trained.right[None]}
+    for arm, control in controls.items():
+        # Such a control says only which pairs are right: it has no other figures.
         if isinstance(control, np.ndarray):
-            arms[name] = control
+            arms[arm] = control
             continue
-        scored[name] = control if isinstance(control, Outcomes) else scoring.outcomes(control)
-        arms[name] = scored[name].right[None]
+        scored[arm] = control if isinstance(control, Outcomes) else scoring.outcomes(control)
+        arms[arm] = scored[arm].right[None]
     figures = _figures(scored)
-    figures["cut"] = {None: cut(scoring.alignment, scoring.encoded, scored["vanilla"])}
+    figures["cut"] = {TRAINED: cut(scoring.alignment, scoring.encoded, scored[Arm("vanilla")])}
+    # {variable: bool[n]}; empty where there is no other variable.
     others = off_target(scoring.alignment, scoring.encoded, scoring.batch_size)
-    rows = _rows(scoring, _with_pools(arms), figures, own.right, others)
+    rows = _rows(scoring, _with_pools(arms), figures, trained.right, others)
     if scoring.is_full:
-        rows += _diagnostics(scoring, draws_of(made, "seeds"))
+        rows += _diagnostics(scoring, draws_of(controls, "seeds"))
     answers = _drawn_answers(scoring)
     if answers is None:
-        answers = scored["no_intervention"].right.get("base")
+        answers = scored[Arm("no_intervention")].right.get("base")
     if answers is not None:
         rows.append(task_accuracy(answers, scoring.facts(scoring.pairs.variables)))
     if scoring.split == "test" and scoring.has_training:
@@ -200,18 +203,19 @@ def _diagnostics(scoring: Scoring, seeds: Sequence[Alignment]) -> list[Row]:
     return rows
 
 
-def _with_pools(arms: Arms) -> dict[str | None, np.ndarray]:
+def _with_pools(arms: Arms) -> dict[Arm, np.ndarray]:
     """The arms, and behind them bool[n, draws] of each control that pools draws."""
     pools = {}
-    for pool in DRAW_PREFIXES:
-        draws = draws_of(arms, pool)
+    for control in POOLED:
+        draws = draws_of(arms, control)
         if draws:
             # The alignment itself is one of the seeds.
-            pools[pool] = np.stack([arms[None], *draws] if pool == "seeds" else draws, 1)
+            draws = [arms[TRAINED], *draws] if control == "seeds" else draws
+            pools[Arm(control)] = np.stack(draws, 1)
     return {**arms, **pools}
 
 
-def _rivals(right: Arms, group: Group) -> dict[str | None, np.ndarray]:
+def _rivals(right: Mapping[str | None, np.ndarray], group: Group) -> dict[Arm, np.ndarray]:
     """The rivals that say something of each pair of the group.
 
     A rival is no other edit: it scores what the alignment does by other labels.
@@ -221,20 +225,28 @@ def _rivals(right: Arms, group: Group) -> dict[str | None, np.ndarray]:
     """
     rivals = {}
     for name, speaks in group.encoded.speaks.items():
-        rival = f"{RIVAL}{name}"
-        if rival in right and speaks.numpy()[group.among].all():
-            rivals[rival] = right[rival]
+        answers = f"rival/{name}"
+        # Where a rival says nothing of a pair, the label stands in: that would flatter it.
+        if answers in right and speaks.numpy()[group.among].all():
+            rivals[Arm("rival", name)] = right[answers]
     return rivals
 
 
-def _figures(scored: Mapping[str | None, Outcomes]) -> dict[str, Arms]:
+def _figures(scored: Mapping[Arm, Outcomes]) -> dict[str, Arms]:
     """{metric: the figure of each arm}; random subspaces are pooled."""
     figures: dict[str, Arms] = {}
     for metric, field in (("logit_difference", "difference"), ("iia_forced", "forced")):
-        arms = {name: getattr(arm, field) for name, arm in scored.items()}
+        arms = {arm: getattr(outcomes, field) for arm, outcomes in scored.items()}
+        # Seeds keep a figure each; the draws of random subspaces have one together, [n, draws].
+        shown = {
+            arm: figure
+            for arm, figure in arms.items()
+            if not is_single_draw(arm) or arm.control == "seeds"
+        }
         draws = draws_of(arms, "random_subspace")
-        pooled = {name: figure for name, figure in arms.items() if pool_of(name) in (None, "seeds")}
-        figures[metric] = pooled | ({"random_subspace": np.stack(draws, 1)} if draws else {})
+        if draws:
+            shown[Arm("random_subspace")] = np.stack(draws, 1)
+        figures[metric] = shown
     return figures
 
 
@@ -242,7 +254,7 @@ def _rows(
     scoring: Scoring,
     arms: Arms,
     figures: Mapping[str, Arms],
-    rivals: Arms,
+    rivals: Mapping[str | None, np.ndarray],
     others: Mapping[str, np.ndarray],
 ) -> list[Row]:
     """The rows of each set of variables that pairs interchange.
@@ -253,6 +265,7 @@ def _rows(
     """
     rows = []
     for variables, group in scoring.groups():
+        # A rival may speak of the pairs of one group and not of another's.
         rows += scores({**arms, **_rivals(rivals, group)}, group)
         if len(variables) == 1:
             for name, right in others.items():

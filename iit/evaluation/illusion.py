@@ -39,16 +39,18 @@ VARIANCE = 0.999
 def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[str, Alignment]:
     """The same sites, each swapping one part of the trained subspace.
 
-    Q are the columns that a variable's edit swaps, and P is the projection on the read space behind
-    the site. Principal directions q of which more than half is read (‖Pq‖² > 1/2; see `within`) are
-    in the read part: it swaps the span of their projections Pq. Those of which more than half is
-    not read are in the null part: it swaps the span of (1 − P)q. A direction of which less is read
-    has a projection of another direction and a small length. Scaled up to length 1, it would be a
-    piece of the read space, whatever the subspace.
+    Q holds the columns that a variable's edit swaps. P projects on the space that is read behind
+    the site. Each principal direction q between the two (see `within`) may go to a part:
+
+    - read part: it swaps the span of Pq, for every q with ‖Pq‖² > 1/2 (more than half is read).
+    - null part: it swaps the span of (1 − P)q, for every q with ‖(1 − P)q‖² > 1/2.
+
+    Where less than half of q is read, Pq is short and points elsewhere. Scaled up to length 1, it
+    would be a piece of the read space, whatever the subspace.
 
     Where the whole subspace works and the read part alone does much less, the effect is an
     illusion. A direction that nothing reads carries the variable. It steers, by its correlation,
-    another direction that is read and does not vary by itself. Compare it with the read parts of
+    another direction that is read and does not vary by itself. Compare the read part with those of
     the whole vector and of random subspaces (`read_controls`). A gap says less in two cases. The
     read part of the whole vector may have one, too. And few directions may be read, each for
     several variables: then no part that is read holds one variable alone.
@@ -82,8 +84,8 @@ def read_spaces(
 ) -> dict[str, Tensor]:
     """The space that is read behind each edit (`read_space`), {variable: Tensor[width, n]}.
 
-    It is given for the variables of edits of which these pairs interchange any. Of an edit with
-    several sites, it is what any of them reads.
+    An edit is left out if these pairs interchange none of its variables. For an edit with several
+    sites, it is the space that is read behind any of them.
 
     There are two ways to know what is read:
 
@@ -93,11 +95,11 @@ def read_spaces(
       changes no logit.
     - Elsewhere it is the span of the leading right singular vectors of G that carry `energy` of its
       squared norm. The rows of G, Tensor[pair·position, width], are gradients with respect to the
-      activation of the unedited base. They are of the logit of the label minus that of the base's
-      own answer where the two first differ. Where they do not differ, or the base's answer is not
-      known, they are of the label's log-probability at the first answer token. This is first order
-      and estimated from these pairs: what only larger changes bring about counts as not read, and
-      so does what the gradients have little of.
+      activation of the unedited base. What is differentiated is the logit of the label minus that
+      of the base's own answer, where the two first differ. Where they do not differ, or the base's
+      answer is not known, it is the label's log-probability at the first answer token. This is
+      first order and estimated from these pairs: what only larger changes bring about counts as not
+      read, and so does what the gradients have little of.
 
     Arguments:
         pairs: one split of the alignment's pairs.

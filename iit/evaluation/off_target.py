@@ -13,8 +13,7 @@ from iit.evaluation.outcomes import evaluating
 from iit.evaluation.rows import Group
 from iit.evaluation.scoring import Scoring
 from iit.intervened.sources import variables_of
-from iit.result import Row, correct
-from iit.result.vocabulary import OFF_TARGET
+from iit.result import Arm, Row, correct
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def off_target(
 def off_target_rows(variable: str, right: np.ndarray, group: Group) -> list[Row]:
     """IIA of a variable's edit where another variable is to be swapped.
 
-    The rows are the other variable's, with the control `off_target/VARIABLE`.
+    The rows are the other variable's, with the control `off_target` and the draw VARIABLE.
 
     Arguments:
         right: bool[n], what `off_target` found.
@@ -78,14 +77,14 @@ def off_target_rows(variable: str, right: np.ndarray, group: Group) -> list[Row]
     alone = replace(group, among=group.among & (kinds == group.facts["variable"]))
     group = alone if alone.changing.any() else group
     return [
-        group.row("iia", right, chosen, subset, f"{OFF_TARGET}{variable}")
+        group.row("iia", right, chosen, subset, Arm("off_target", variable))
         for subset, chosen in (("all", group.among), ("changing", group.changing))
         if chosen.any()
     ]
 
 
 def task_off_target_rows(scoring: Scoring) -> list[Row]:
-    """Rows of the edit on pairs that interchange the task's other variables: `off_target/VARIABLE`.
+    """Rows of the edit on pairs that interchange the task's other variables: control `off_target`.
 
     They are for alignments of one variable. The pairs are sampled as the alignment's were, from the
     same split's words.

@@ -8,7 +8,7 @@ import numpy as np
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
-from iit.result import Interval, Row, clustered_interval
+from iit.result import TRAINED, Arm, Interval, Row, clustered_interval
 from iit.result.vocabulary import COMPARED, KIND
 
 
@@ -60,10 +60,10 @@ def row_of(
     interval: Interval,
     metric: str,
     subset: str = "all",
-    control: str | None = None,
+    arm: Arm = TRAINED,
 ) -> Row:
     """The row of one figure; `facts` are the columns that say which cell it belongs to."""
-    return Row(**facts, subset=subset, control=control, metric=metric, **interval._asdict())
+    return Row(**facts, subset=subset, **arm._asdict(), metric=metric, **interval._asdict())
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Group:
         values: np.ndarray,
         chosen: np.ndarray,
         subset: str = "all",
-        control: str | None = None,
+        arm: Arm = TRAINED,
         **options: Any,
     ) -> Row:
         """The mean of a figure over some pairs.
@@ -110,10 +110,10 @@ class Group:
         clusters = self.encoded.clusters[chosen]
         figures = values[chosen].astype(float)
         interval = clustered_interval(figures, clusters, resamples=self.resamples, **options)
-        return row_of(self.facts, interval, metric, subset, control)
+        return row_of(self.facts, interval, metric, subset, arm)
 
 
-def scores(arms: Mapping[str | None, np.ndarray], group: Group) -> list[Row]:
+def scores(arms: Mapping[Arm, np.ndarray], group: Group) -> list[Row]:
     """The IIA of each arm, and how the alignment differs from its controls.
 
     IIA is given on all, on changing and on unchanging pairs. Of the alignment itself it is also
@@ -125,8 +125,7 @@ def scores(arms: Mapping[str | None, np.ndarray], group: Group) -> list[Row]:
     (isolate), where there are both.
 
     Arguments:
-        arms: control → bool[n], or bool[n, draws] whose mean over draws counts. None is the
-            alignment itself.
+        arms: bool[n] of each, or bool[n, draws] whose mean over draws counts.
 
     References:
         The disentangle score: arXiv 2402.17700.
@@ -135,37 +134,36 @@ def scores(arms: Mapping[str | None, np.ndarray], group: Group) -> list[Row]:
     rows = []
     for name, chosen in _parts(group).items():
         if chosen.any():
-            rows.append(group.row("iia", arms[None], chosen, name))
+            rows.append(group.row("iia", arms[TRAINED], chosen, name))
     for subset, chosen in subsets.items():
         if not chosen.any():
             continue
-        for control, right in arms.items():
+        for arm, right in arms.items():
             # Single draws, rivals and controls that are only shown have no row on unchanging pairs.
-            if subset != "unchanging" or control in (None, *COMPARED):
+            has_row = arm.draw is None and arm.control in (None, *COMPARED)
+            if subset != "unchanging" or has_row:
                 # The figure of the seeds is about other seeds, so its interval resamples them.
-                rows.append(
-                    group.row("iia", right, chosen, subset, control, over_draws=control == "seeds")
-                )
+                over_draws = arm == Arm("seeds")
+                rows.append(group.row("iia", right, chosen, subset, arm, over_draws=over_draws))
         # On unchanging pairs an edit has to do nothing: no control is to be beaten there.
         for control in COMPARED if subset != "unchanging" else ():
-            if control in arms:
-                right = arms[control].astype(float)
+            arm = Arm(control)
+            if arm in arms:
+                right = arms[arm].astype(float)
                 # [n, draws]: a pooled control stands for a pair by its mean over draws.
                 mean = right if right.ndim == 1 else right.mean(1)
                 rows.append(
                     group.row(
-                        "iia_difference", arms[None] - mean, chosen, subset, control, paired=True
+                        "iia_difference", arms[TRAINED] - mean, chosen, subset, arm, paired=True
                     )
                 )
     if not (group.changing.any() and group.unchanging.any()):
         return rows
     # There are changing and unchanging pairs; as groups they weigh the same.
     kinds = group.changing[group.among]
-    for control in (None, "vanilla", "random_subspace"):
-        if control in arms:
-            rows.append(
-                group.row("disentangle", arms[control], group.among, "all", control, groups=kinds)
-            )
+    for arm in (TRAINED, Arm("vanilla"), Arm("random_subspace")):
+        if arm in arms:
+            rows.append(group.row("disentangle", arms[arm], group.among, "all", arm, groups=kinds))
     return rows
 
 
@@ -187,22 +185,22 @@ def _parts(group: Group) -> dict[str, np.ndarray]:
 
 
 def readout(
-    arms: Mapping[str | None, np.ndarray], group: Group, metric: str = "logit_difference"
+    arms: Mapping[Arm, np.ndarray], group: Group, metric: str = "logit_difference"
 ) -> list[Row]:
     """The mean of a figure over the changing pairs (`cut`: all pairs) in which it is known.
 
     Arguments:
-        arms: control → float[n] or float[n, draws]; NaN where the figure is not known.
+        arms: float[n] or float[n, draws] of each; NaN where the figure is not known.
     """
     subset, pairs = ("all", group.among) if metric == "cut" else ("changing", group.changing)
-    chosen = pairs & ~np.isnan(arms[None])
+    chosen = pairs & ~np.isnan(arms[TRAINED])
     if not chosen.any():
         return []
     # All metrics but this one are shares.
     bounded = metric != "logit_difference"
     return [
-        group.row(metric, values, chosen, subset, control, bounded=bounded)
-        for control, values in arms.items()
+        group.row(metric, values, chosen, subset, arm, bounded=bounded)
+        for arm, values in arms.items()
     ]
 
 

@@ -50,6 +50,7 @@ class Scoring:
         """Whether there are training pairs."""
         return "train" in set(self.pairs.dataset["split"])
 
+    # A cached property may stand in a frozen dataclass: it goes around `__setattr__`.
     @cached_property
     def encoded(self) -> EncodedPairs:
         """The pairs of the split."""
@@ -69,6 +70,7 @@ class Scoring:
     @cached_property
     def training(self) -> "Scoring":
         """The same on the training split."""
+        # A new object, with pairs that are encoded once for all who read it.
         return replace(self, split="train")
 
     @cached_property
@@ -84,7 +86,9 @@ class Scoring:
     def groups(self) -> Iterator[tuple[tuple[str, ...], Group]]:
         """Each set of variables that pairs interchange, with its pairs."""
         interchanged = self.encoded.interchanged
+        # Groups come in the order of their first pair.
         for variables in dict.fromkeys(interchanged):
+            # bool[n], over all pairs of the split.
             among = np.array([names == variables for names in interchanged])
             facts = self.facts(variables)
             yield variables, Group(self.encoded, among, facts, self.trust.resamples)

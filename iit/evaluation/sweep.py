@@ -12,7 +12,7 @@ from iit.intervention import VanillaIntervention
 from iit.network import Network
 from iit.patching import Contrast, patched
 from iit.patching.grid import grid, whole_sites
-from iit.result import Row
+from iit.result import TRAINED, Row
 
 
 def sweep(
@@ -47,6 +47,7 @@ def sweep(
     """
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
     variable = variable or pairs.variable
+    # For the grid alone: `patched` makes a contrast of its own.
     contrast = Contrast.of(network, encoded, variable=variable, every=True)
     by_site = patched(
         network,
@@ -57,8 +58,10 @@ def sweep(
         batch_size=batch_size,
         progress=progress,
     )
+    # bool[n]: only pairs that interchange the variable count.
     among = np.array([variable in names for names in encoded.interchanged])
     rows = []
+    # Both are of all pairs: bool[n] and float[n].
     for site, (right, difference) in by_site.items():
         # Only `describe` reads it: it says which cell the rows belong to.
         cell = Alignment(network, {variable: Edit(site, VanillaIntervention())})
@@ -68,6 +71,6 @@ def sweep(
             "experiment": experiment,
         }
         group = Group(encoded, among, facts, resamples)
-        rows += scores({None: right}, group)
-        rows += readout({None: difference}, group)
+        rows += scores({TRAINED: right}, group)
+        rows += readout({TRAINED: difference}, group)
     return rows

@@ -50,6 +50,7 @@ def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         raise ValueError(f"thresholds: {unknown} are no criteria; they are {sorted(THRESHOLDS)}.")
     thresholds = dict(THRESHOLDS)
     for name, pair in given.items():
+        # Which of the two numbers has to be larger follows from the defaults.
         higher = higher_is_better(name)
         try:
             good, bad = map(float, pair)
@@ -77,6 +78,7 @@ def train_alike(
     trainable = {
         name: a for name, a in alignments.items() if any(p.requires_grad for p in a.parameters())
     }
+    # Nothing trains these, but principal components have to be fitted.
     for name in alignments.keys() - trainable.keys():
         initialise(alignments[name], pairs)
     if trainable:
@@ -92,9 +94,9 @@ class Trust:
 
     random_subspaces: draws of a random subspace of equal rank.
     resamples: of the bootstrap behind every interval.
-    full: also run what has to be trained again (labels shuffled, an untrained network, a wrong
-        site, other seeds, lower ranks), the other variables' pairs, the diagnostics of illusion and
-        divergence, and, in small networks, the abstraction error.
+    full: also run what has to be trained again: labels shuffled, an untrained network, a wrong
+        site, other seeds, lower ranks. Run the other variables' pairs, too, and the diagnostics of
+        illusion and divergence. In small networks run the abstraction error.
     seeds: with `full`, how many trainings are compared, the alignment's own among them.
     wrong_site: with `full`, what is different at the wrong site, {"position": 0} or {"module": …};
         by default the first tokens of the prompt. It is left out where it sees a token that the
@@ -129,6 +131,7 @@ class Trust:
             )
 
 
+# The names that `evaluate` takes for a trust.
 TRUST = {"quick": Trust(), "full": Trust(full=True)}
 
 

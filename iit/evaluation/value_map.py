@@ -27,7 +27,7 @@ class ValueMap:
 
     d²(c, x) = (c − mₓ)ᵀ (W + ρ·v·1)⁻¹ (c − mₓ)
 
-    mₓ is the mean of the coordinates of inputs that have the value x, W the covariance within
+    mₓ is the mean of the coordinates of inputs that have the value x. W is the covariance within
     values, v the mean variance of a coordinate, ρ = 1e-3. All coordinates have a value. Rotated
     coordinates have the same value. So, but for ρ, have all linear coordinates of one subspace.
 

@@ -6,8 +6,8 @@ from math import hypot
 from typing import Any
 
 from iit.evaluation.trust import higher_is_better, thresholds_with
-from iit.result import Interval, Row, where
-from iit.result.vocabulary import KIND, NULLS, OFF_TARGET, RANK, pool_of
+from iit.result import TRAINED, Interval, Row, where
+from iit.result.vocabulary import KIND, NULLS
 
 OUTCOMES = ("pass", "open", "fail")
 NEEDS = {
@@ -163,7 +163,7 @@ class _Rows:
             if members <= set(str(row.variable).split("+"))
         ]
         # These rows are another variable's: its label, with this variable's edit.
-        self.off_target = where(test, control=f"{OFF_TARGET}{variable}")
+        self.off_target = where(test, control="off_target", draw=variable)
         self.subset = "changing"
         if self.row() is None:
             self.subset = "all"
@@ -174,10 +174,16 @@ class _Rows:
         metric: str = "iia",
         subset: str | None = None,
         split: str = "test",
+        draw: int | None = None,
     ) -> Row | None:
         """The row of a figure, on changing pairs by default (on all where none is changing)."""
         rows = where(
-            self.rows, control=control, metric=metric, subset=subset or self.subset, split=split
+            self.rows,
+            control=control,
+            draw=draw,
+            metric=metric,
+            subset=subset or self.subset,
+            split=split,
         )
         return rows[0] if rows else None
 
@@ -324,10 +330,9 @@ def _excess_rank(rows: _Rows) -> Reading:
         return None
     figure, words = reading
     # Also say what the ranks in between reach.
-    controls = {row.control or "" for row in rows.rows}
-    ranks = sorted(int(name.removeprefix(RANK)) for name in controls if name.startswith(RANK))
-    for rank in ranks:
-        row = rows.row(f"{RANK}{rank}")
+    ranks = {int(row.draw or 0) for row in where(rows.rows, control="lower_rank")}
+    for rank in sorted(ranks):
+        row = rows.row("lower_rank", draw=rank)
         words += f"; rank {rank} reaches {row.value:.3f}" if row else ""
     return figure, words
 
@@ -335,7 +340,11 @@ def _excess_rank(rows: _Rows) -> Reading:
 def _seed_spread(rows: _Rows) -> Reading:
     scores = where(rows.rows, split="test", subset=rows.subset, metric="iia")
     # The alignment itself is one of the seeds.
-    trained = [row for row in scores if row.control is None or pool_of(row.control) == "seeds"]
+    trained = [
+        row
+        for row in scores
+        if row.arm == TRAINED or (row.control == "seeds" and row.draw is not None)
+    ]
     if len(trained) < 2:
         return None
     trained.sort(key=lambda row: row.value)

@@ -103,7 +103,7 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
         scored = where(split_rows, variable=variable, task=task, seed=seed)
         arms = []
         for control in ARMS:
-            iia = where(scored, metric="iia", control=control)
+            iia = where(scored, metric="iia", control=control, draw=None)
             figures = {subset: _figure(where(iia, subset=subset)) for subset in ("all", "changing")}
             arms.append({"name": CONTROLS[control].label, **figures})
 

@@ -27,7 +27,7 @@ from iit.intervention import VanillaIntervention
 from iit.investigation.ground_truth_report import ground_truth_figure, ground_truth_tables
 from iit.job.setup import scoring, trainer_options
 from iit.report import save_figure
-from iit.result import Row, where
+from iit.result import TRAINED, Arm, Row, where
 from iit.site import resolve
 
 log = logging.getLogger(__name__)
@@ -43,46 +43,67 @@ def ground_truth(
     methods: Sequence[str] | None = None,
     seeds: int = 3,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Fit each method in each case from several seeds, and say how far its subspace is from the
-    truth and what the verdict says.
+    """Fit each method in each case, and compare its subspace with the true one.
 
-    cases: name → {network, causal, variable, site, rank: of the true subspace, inert: {site,
-        units}: what the claim declares not to matter, wrong_site, truth: units "first:stop", or
-        null for `network.model.truth`}, over what is `common`. A network without a truth for the
-        variable realises no such claim.
-    methods: files of the config group `method`, {intervention, module, trained}; all by default.
+    A method is fitted from several seeds. The rows say how far its subspaces are from the truth.
+    The facts hold the verdict on it.
 
-    Rows: network is the case, method the method's name. Test IIA pooled over seeds (control null).
-    Control `truth`: how far the found subspace is from the true one
-    (`iit.evaluation.subspace.distances`; value: mean over seeds; low and high: their extremes;
-    n: seeds), also /natural and /read, in the space in which natural activations vary and in what
-    is read behind the site. The rows of the first seed's `trust=full`. Facts: the verdict of each
-    case and method.
+    Arguments:
+        folder: the run's folder.
+        cases: {name: case}. A case has these keys, which stand over those of `common`:
+            network, causal, site: what `_target_` makes.
+            variable: the variable that is claimed.
+            rank: of the true subspace.
+            inert: {site, units}, what the claim declares not to matter.
+            wrong_site: as `Trust.wrong_site`.
+            truth: the true units as "first:stop"; null for the network's own `model.truth`. A
+            network without a truth for the variable does not realise the claim.
+        common: the keys that cases share.
+        methods: names of files in `conf/method`, each with {intervention, module, trained}; all
+            by default.
+        seeds: how many starts each method has.
 
-    Raises ValueError for unknown methods.
+    Returns:
+        The rows and the facts. A row's network is the case, its method the method's name. There
+        are three kinds of rows:
+
+        - Test IIA, pooled over the seeds (no control).
+        - Control `truth`: the `distances` of the subspaces from the true one. Value is the mean
+          over seeds, low and high are the extremes, n counts the seeds. Metrics that end with
+          /natural are taken in the space in which natural activations vary. Those that end with
+          /read are taken in what is read behind the site.
+        - The rows of the first seed with `trust=full`.
+
+        The facts are the verdict on the first seed, for each case and method, and the tables.
+
+    Raises:
+        ValueError: for unknown methods.
     """
-    known = {
+    # Read as files, not composed: one run goes through all of them.
+    method_files = {
         Path(f.name).stem: f
         for f in files("iit.conf").joinpath("method").iterdir()
         if f.name.endswith(".yaml")
     }
-    unknown = sorted(set(methods or ()) - set(known))
+    unknown = sorted(set(methods or ()) - set(method_files))
     if unknown:
         raise ValueError(
-            f"job.methods: {unknown} are no files of conf/method; there are {sorted(known)}."
+            f"job.methods: {unknown} are no files of conf/method; there are {sorted(method_files)}."
         )
     rows: list[Row] = []
     verdicts: dict[str, Any] = {}
-    for case, own in cases.items():
-        told: Any = OmegaConf.merge(common, own)
-        for name in methods or sorted(known):
+    for case, entries in cases.items():
+        merged: Any = OmegaConf.merge(common, entries)
+        for name in methods or sorted(method_files):
+            # A method's file may refer to ${rank}, and says `trained: false` if nothing is.
             method: Any = OmegaConf.merge(
-                {"rank": told.rank, "trained": True},
-                OmegaConf.create(known[name].read_text(encoding="utf-8")),
+                {"rank": merged.rank, "trained": True},
+                OmegaConf.create(method_files[name].read_text(encoding="utf-8")),
             )
             with _one_thread():
-                found, judged = _scored(cfg, folder, told, method, seeds)
-            rows += [replace(row, network=case, method=name) for row in found]
+                scored, judged = _scored(cfg, folder, merged, method, seeds)
+            # The names that `describe` gives would be the same for several cases and methods.
+            rows += [replace(row, network=case, method=name) for row in scored]
             verdicts[f"{case}/{name}"] = judged
             log.info("%s, %s: %s", case, name, judged["line"])
     save_figure(ground_truth_figure(rows, verdicts), folder / "ground_truth", rows)
@@ -92,7 +113,7 @@ def ground_truth(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """These networks are so small that threads would only wait for each other."""
+    """Let torch use one thread: these networks are so small that threads would only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,23 +125,32 @@ def _one_thread() -> Iterator[None]:
 def _scored(
     cfg: DictConfig, folder: Path, case: Any, method: Any, seeds: int
 ) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of one method in one case, and the verdict with its line.
+
+    Arguments:
+        case: the case, over what is common.
+        method: the method's file, with the rank of the true subspace.
+    """
     task, network = instantiate(case.causal), instantiate(case.network)
     pairs, held_out = hold_out(
         instantiate(cfg.data, variable=case.variable)(task=task, network=network)
     )
     site = instantiate(case.site)
     width = resolve(network.model, site).width
-    part = instantiate(case.inert.site)
+    # The claim is that these units do not matter; `units: null` stands for the whole site.
+    inert_site = instantiate(case.inert.site)
     inert = {
         "rest": Edit(
-            part, VanillaIntervention(resolve(network.model, part).width, case.inert.units)
+            inert_site,
+            VanillaIntervention(resolve(network.model, inert_site).width, case.inert.units),
         )
     }
+    # One claim for each seed, which draws its weights.
     claims = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        made = instantiate(method.intervention)(width=width).requires_grad_(method.trained)
-        claims.append(Alignment(network, {case.variable: Edit(site, made)}, inert=inert))
+        intervention = instantiate(method.intervention)(width=width).requires_grad_(method.trained)
+        claims.append(Alignment(network, {case.variable: Edit(site, intervention)}, inert=inert))
     refit = partial(
         _trained,
         trained=method.trained,
@@ -129,8 +159,10 @@ def _scored(
         **trainer_options(cfg),
     )
     refit({str(seed): claim for seed, claim in enumerate(claims)}, pairs, 0)
+    # Nothing is chosen: everything that was fitted is reported.
     pairs = held_out.opened(freeze(folder, {"reported": "every case, method and seed"}))
     encoded = EncodedPairs(pairs.split("test"), pairs.variables, network)
+    # bool[n, seeds]
     right = np.stack([outcomes(claim, encoded).right[None] for claim in claims], 1)
     facts = describe(claims[0], pairs, pairs.variables) | {
         "seed": None,
@@ -138,18 +170,25 @@ def _scored(
         "experiment": cfg.name,
     }
     every = np.ones(len(encoded), dtype=bool)
-    scored = scores({None: right[:, 0], "seeds": right}, Group(encoded, every, facts, 2000))
+    # The pooled seeds become the claim's own figure; the first seed has its rows in `full`.
+    scored = scores({TRAINED: right[:, 0], Arm("seeds"): right}, Group(encoded, every, facts, 2000))
     pooled = [replace(row, control=None) for row in where(scored, control="seeds")]
     truth = _truth(case, network, width)
-    frames = [found[case.variable] for found in map(subspaces, claims) if case.variable in found]
+    # A method that swaps no linear subspace has no frames, and no distance.
+    frames = [
+        by_variable[case.variable]
+        for by_variable in map(subspaces, claims)
+        if case.variable in by_variable
+    ]
     if truth is not None and frames:
         # What varies and what is read at the site depends on no claim.
         spaces = spans(claims[0], pairs, encoded, cfg.trainer.eval_batch_size)
-        for suffix, (known, *seen) in views([truth, *frames], case.variable, spaces).items():
-            figures = [distances(frame, known) for frame in seen]
-            for metric in figures[0]:
-                figure = spread([each[metric] for each in figures])
-                pooled.append(row_of(facts, figure, metric + suffix, "all", "truth"))
+        for suffix, (true_view, *view) in views([truth, *frames], case.variable, spaces).items():
+            by_seed = [distances(frame, true_view) for frame in view]
+            for metric in by_seed[0]:
+                figure = spread([figures[metric] for figures in by_seed])
+                pooled.append(row_of(facts, figure, metric + suffix, "all", Arm("truth")))
+    # As `trust=full` does it, with the case's wrong site and the job's number of seeds.
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
     full = evaluate(claims[0], pairs, trust, refit=refit, **scoring(cfg))
@@ -160,13 +199,17 @@ def _scored(
 def _trained(
     alignments: Mapping[str, Alignment], pairs: Any, seed: int, *, trained: bool, **options: Any
 ) -> None:
-    """`train_alike`, or nothing at all where a method trains nothing."""
+    """Call `train_alike`; the weights of a method that trains nothing are frozen first.
+
+    The weights of controls are drawn anew, and drawn weights are trainable.
+    """
     for alignment in alignments.values():
         alignment.requires_grad_(trained)
     train_alike(alignments, pairs, seed, **options)
 
 
 def _truth(case: Any, network: Any, width: int | None) -> Tensor | None:
+    """Orthonormal columns of the true subspace, Tensor[width, rank]; None where there is none."""
     if case.truth is None:
         return network.model.truth.get(case.variable)
     first, _, stop = case.truth.partition(":")

@@ -1,6 +1,4 @@
-"""Methods on networks whose true subspaces are known: accuracy, distance from the truth,
-verdict.
-"""
+"""What is shown of methods where the truth is known: accuracy, distance from it, verdict."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle, zip_longest
@@ -12,6 +10,7 @@ from matplotlib.lines import Line2D
 from iit.report.table import Table, with_interval
 from iit.result import Row, where
 
+# Metric of `distances` → the header of its column.
 DISTANCES = {
     "principal_angle": "largest angle to the truth (°)",
     "found_in_truth": "of what is found to the truth (°)",
@@ -27,32 +26,38 @@ HEADER = (
     "fails, open",
 )
 REASONS = ("case", "method", "criterion", "outcome", "why")
-# Okabe and Ito's colours; methods have a marker each.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Methods differ in markers.
 COLOURS = {"pass": "#009E73", "open": "#E69F00", "fail": "#D55E00"}
 MARKERS = "osD^vPX*<>hp"
 NOWHERE = 1.2
-"""Where what has no distance stands."""
+"""The place on the x axis of what has no distance. The distance of projections is at most 1."""
 
 
 def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Row, dict[str, Row]]]:
-    """(case, method) → (test IIA over seeds on changing pairs, {metric: how far from the truth, if
-    there is a truth}).
+    """The test IIA of each case and method, and the distances of its subspaces from the truth.
+
+    Returns:
+        {(case, method): (row, {metric: row})}. The first row is IIA on changing pairs, over seeds.
+        The others are distances; there are none without a true or without a linear subspace.
     """
     distances: dict[Any, dict[str, Row]] = {}
     for row in where(rows, control="truth"):
         distances.setdefault((row.network, row.method), {})[row.metric] = row
-    found = {}
+    figures = {}
+    # Only pooled rows have no seed.
     for row in where(rows, seed=None, control=None, metric="iia", subset="changing"):
         key = str(row.network), str(row.method)
-        found[key] = row, distances.get(key, {})
-    return found
+        figures[key] = row, distances.get(key, {})
+    return figures
 
 
 def ground_truth_tables(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> list[Table]:
-    """A line for each case and method; and, for the page, each criterion that does not pass, and
-    why.
+    """Two tables: a line for each case and method, and one for each criterion that does not pass.
 
-    verdicts: CASE/METHOD → the verdict.
+    The second is for the page only, and says why.
+
+    Arguments:
+        verdicts: {"CASE/METHOD": the verdict as a dict}.
     """
     lines = []
     for (case, method), (iia, distances) in pooled(rows).items():
@@ -75,6 +80,7 @@ def ground_truth_tables(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> lis
             if finding["outcome"] != "pass":
                 why = finding["criterion"], finding["outcome"], finding["reason"]
                 reasons.append((*name.split("/"), *why))
+    # A page shows the second table folded: its title opens the HTML element, its caption closes it.
     summary = "<details><summary>Why: each criterion that does not pass</summary>"
     return [
         Table("Methods where the truth is known", HEADER, lines, n_words=2),
@@ -83,15 +89,14 @@ def ground_truth_tables(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> lis
 
 
 def _criteria(verdict: Mapping[str, Any], outcome: str) -> str:
+    """The names of the criteria with this outcome."""
     return ", ".join(
         finding["criterion"] for finding in verdict["findings"] if finding["outcome"] == outcome
     )
 
 
 def _distance(distances: Mapping[str, Row], metric: str) -> str:
-    """A figure with its range, and what it is where natural activations vary and in what is
-    read.
-    """
+    """A distance with its range over seeds, and its values in the natural and in the read space."""
     row = distances.get(metric)
     if row is None:
         return "—"
@@ -104,22 +109,25 @@ def _distance(distances: Mapping[str, Row], metric: str) -> str:
 
 
 def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Figure:
-    """A panel for each case: test IIA against the distance from the truth; a marker for each
-    method, coloured by the verdict.
+    """A panel for each case: test IIA against the distance from the truth.
 
-    What has no distance (nothing is true, or the method has no linear subspace) stands at the
-    right.
+    Each method has its marker, coloured by the verdict. A method without a distance stands at the
+    right: the claim is not true of the network, or the method has no linear subspace.
     """
-    found = pooled(rows)
-    cases = list(dict.fromkeys(case for case, _ in found))
-    markers = dict(zip(dict.fromkeys(method for _, method in found), cycle(MARKERS), strict=False))
+    figures = pooled(rows)
+    cases = list(dict.fromkeys(case for case, _ in figures))
+    markers = dict(
+        zip(dict.fromkeys(method for _, method in figures), cycle(MARKERS), strict=False)
+    )
     n_columns = min(4, len(cases))
+    # Rounded up.
     n_rows = -(-len(cases) // n_columns)
     figure = Figure(figsize=(3.4 * n_columns, 3.1 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for (case, method), (iia, distances) in found.items():
+    for (case, method), (iia, distances) in figures.items():
         distance = distances.get("projection_distance")
         x = NOWHERE if distance is None else distance.value
+        # How far the interval reaches below and above the value, as matplotlib takes it.
         reach = [[iia.value - iia.low], [iia.high - iia.value]]
         style = {
             "marker": markers[method],
@@ -127,6 +135,7 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
         }
         panels[cases.index(case)].errorbar(x, iia.value, reach, capsize=2, alpha=0.8, **style)
     for axes, case in zip_longest(panels, cases):
+        # A panel behind the last case stays empty.
         if case is None:
             axes.set_visible(False)
             continue

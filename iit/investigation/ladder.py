@@ -1,5 +1,6 @@
-"""The investigation `ladder`: accuracy by the capacity of the map, in the network and in
-untrained ones.
+"""The investigation `ladder`: accuracy by the capacity of the map.
+
+It is measured in the network and in untrained ones.
 """
 
 import logging
@@ -43,25 +44,41 @@ def ladder(
     metric: str = "iia",
     keep_ends: bool = False,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Fit a subspace of each rank and a reversible map of each depth at `cfg.site`, in the network
-    and in untrained ones of the same architecture; score them on training pairs (seen) and on test
-    pairs (unseen).
+    """Fit maps of growing capacity at `cfg.site`, in the network and in untrained ones.
 
-    An expressive enough map reaches any accuracy in any network (arXiv 2507.08802): what counts is
-    the accuracy above the untrained networks' (`METRIC_difference`, control `untrained_network`).
-    They have the trained one's prompts; nothing is filtered for them.
+    A rung is a linear subspace of some rank, or a reversible map of some depth. It is fitted in the
+    network and in untrained networks of the same architecture. It is scored on training pairs
+    (seen) and on test pairs (unseen).
 
-    ranks: of linear subspaces; "full" for the site's width. depths: of reversible maps of which
-    `depth_rank` coordinates are swapped, each coupling with `hidden` units.
-    seeds: how many starts, each beside an untrained network of its own, on the same pairs.
-        Intervals are then about other seeds, too.
-    metric: "iia", or "iia_forced" (see `Outcomes.forced`), which an untrained language model can
-        pass. Its chance is `no_intervention`, in the untrained networks
-        `untrained_network/no_intervention`.
-    keep_ends: untrained language models keep the trained embedding and head.
+    An expressive enough map reaches any accuracy in any network. So what counts is the accuracy
+    above that of the untrained networks: `METRIC_difference`, with control `untrained_network`. The
+    untrained networks get the trained one's prompts; nothing is filtered for them.
 
-    Every rung is reported; which they are is frozen before test is opened. Writes the figure.
-    Returns rows (validation, train, test) and the run's facts.
+    Every rung is reported. The validation figures of all rungs are frozen in `choice.json` before
+    test is opened. The job writes the figure.
+
+    Arguments:
+        folder: the run's folder.
+        ranks: of linear subspaces; "full" is the site's width.
+        depths: of reversible maps, in coupling blocks.
+        depth_rank: how many coordinates of a reversible map are swapped.
+        hidden: hidden units of each coupling block.
+        seeds: how many starts a rung has, on the same pairs. Each is beside an untrained network of
+            its own. With several, intervals are about other seeds, too.
+        metric: "iia" or "iia_forced" (see `Outcomes.forced`). An untrained language model can pass
+            the latter. Its chance is given as `no_intervention`, and for the untrained networks as
+            `untrained_network/no_intervention`.
+        keep_ends: whether untrained language models keep the trained embedding and head.
+
+    Returns:
+        The rows (validation, train, test), and the run's facts.
+
+    Raises:
+        ValueError: for `ckpt_path`, as there is no checkpoint to go on from; for any other metric;
+            for less than one seed; and for what `check_config` and `pairs_held_out` refuse.
+
+    References:
+        arXiv 2507.08802.
     """
     if cfg.ckpt_path is not None:
         raise ValueError("ckpt_path: a ladder has no checkpoint to go on from; run it afresh.")
@@ -73,6 +90,7 @@ def ladder(
     frozen = frozen_network(cfg)
     network = frozen.network
     site = instantiate(cfg.site)
+    # {rung: what makes its intervention from the site's width}
     maps: dict[str, Callable[..., Any]] = {
         f"rank {rank}": partial(_frame, rank=rank) for rank in ranks
     }
@@ -80,34 +98,42 @@ def ladder(
         maps[f"depth {depth}"] = partial(
             RevNetIntervention, rank=depth_rank, depth=depth, hidden=hidden
         )
+    # {rung: an alignment for each seed}
     rungs: dict[str, list[Alignment]] = {name: [] for name in maps}
-    for name, made in maps.items():
+    for name, make in maps.items():
         for seed in range(cfg.seed, cfg.seed + seeds):
+            # The seed draws the weights.
             torch.manual_seed(seed)
-            rungs[name].append(one(network, cfg.variable, site, made))
+            rungs[name].append(one(network, cfg.variable, site, make))
     first = next(iter(rungs.values()))[0]
     pairs, held_out = pairs_held_out(cfg, first)
     train = alike(cfg, folder)
+    # All rungs and seeds of the trained network are fitted side by side.
     trained = {
         f"{name}, {number}": rung
-        for name, each in rungs.items()
-        for number, rung in enumerate(each)
+        for name, alignments in rungs.items()
+        for number, rung in enumerate(alignments)
     }
     store = instantiate(cfg.store)(network.model)
     for rung in trained.values():
         rung.store = store
     train(trained, pairs, cfg.seed)
-    beside: dict[str, list[Alignment]] = {name: [] for name in maps}
+    # The same in the untrained networks; a seed has a network of its own.
+    untrained_rungs: dict[str, list[Alignment]] = {name: [] for name in maps}
     for number in range(seeds):
         seed = cfg.seed + number
         other = untrained(network, seed, keep_ends=keep_ends)
+        # A store is of one network.
         other_store = ActivationStore(other.model)
-        alone = {name: fresh(each[number], seed, network=other) for name, each in rungs.items()}
-        for name, rung in alone.items():
+        side_by_side = {
+            name: fresh(alignments[number], seed, network=other)
+            for name, alignments in rungs.items()
+        }
+        for name, rung in side_by_side.items():
             rung.store = other_store
-            beside[name].append(rung)
-        train(alone, pairs, seed)
-    score = partial(_scored, cfg, rungs, beside, metric)
+            untrained_rungs[name].append(rung)
+        train(side_by_side, pairs, seed)
+    score = partial(_scored, cfg, rungs, untrained_rungs, metric)
     rows = score(pairs, "validation") + score(pairs, "train")
     validation = {row.method: row.value for row in where(rows, **{**SCORE, "metric": metric})}
     opened = held_out.opened(
@@ -132,8 +158,14 @@ def _scored(
     pairs: Pairs,
     split: str,
 ) -> list[Row]:
-    """Of each rung the figures in the network, in untrained ones, and their paired difference; its
-    method is the rung's name.
+    """The rows of each rung on one split: in the network, in untrained ones, and the difference.
+
+    The difference is paired: it is taken pair by pair and seed by seed. A row's method ends with
+    the rung's name.
+
+    Arguments:
+        rungs: {rung: an alignment for each seed}, in the network.
+        beside: likewise, in the untrained networks.
     """
     rows: list[Row] = []
     network = next(iter(rungs.values()))[0].studied
@@ -143,36 +175,45 @@ def _scored(
     def right(alignments: Sequence[Alignment], *, edited: bool = True) -> np.ndarray:
         """Float[n, seeds]; NaN where `iia_forced` does not count a pair."""
         size = cfg.trainer.eval_batch_size
-        each = [outcomes(one_of, encoded, batch_size=size, edited=edited) for one_of in alignments]
+        by_seed = [
+            outcomes(alignment, encoded, batch_size=size, edited=edited) for alignment in alignments
+        ]
         return np.stack(
-            [o.right[None].astype(float) if metric == "iia" else o.forced for o in each], 1
+            [o.right[None].astype(float) if metric == "iia" else o.forced for o in by_seed], 1
         )
 
+    # Without an edit all rungs are the same network, so the chance is measured once.
     chance = {}
     if metric == "iia_forced":
         chance = {
-            name: right(each, edited=False) for name, each in _unedited(rungs, beside).items()
+            name: right(by_seed, edited=False) for name, by_seed in _unedited(rungs, beside).items()
         }
-    for name, each in rungs.items():
-        arms = {None: right(each), CONTROL: right(beside[name])} | chance
-        facts = describe(each[0], pairs, pairs.variables) | {
+    for name, by_seed in rungs.items():
+        # {control: Float[n, seeds]}
+        arms = {None: right(by_seed), CONTROL: right(beside[name])} | chance
+        facts = describe(by_seed[0], pairs, pairs.variables) | {
             "seed": cfg.seed,
             "split": split,
             "experiment": cfg.name,
         }
         facts["method"] += f", {name}"
         for subset in ("all", "changing"):
+            # bool[n]: pairs of the subset that have a figure.
             counted = ~np.isnan(arms[None]).any(1) & (encoded.changing.numpy() | (subset == "all"))
             if not counted.any():
                 continue
+            # With several seeds these are resampled, too.
             interval = partial(
-                clustered_interval, clusters=encoded.clusters[counted], over_draws=len(each) > 1
+                clustered_interval,
+                clusters=encoded.clusters[counted],
+                over_draws=len(by_seed) > 1,
             )
             for control, values in arms.items():
                 figure = interval(values[counted])
                 rows.append(
                     Row(**facts, subset=subset, control=control, metric=metric, **figure._asdict())
                 )
+            # [n, seeds]: each seed minus the untrained network beside it.
             gap = interval((arms[None] - arms[CONTROL])[counted], paired=True)
             rows.append(
                 Row(
@@ -193,8 +234,9 @@ def _scored(
 
 
 def _unedited(*groups: Mapping[str, list[Alignment]]) -> dict[str, list[Alignment]]:
-    """Control → the alignments of any rung: without edits they are networks, the trained one and
-    the untrained ones.
+    """{control: the alignments of some rung}, to be run without their edits.
+
+    Without edits they are the networks themselves: the trained one, and the untrained ones.
     """
     names = ("no_intervention", f"{CONTROL}/no_intervention")
     return {name: next(iter(group.values())) for name, group in zip(names, groups, strict=True)}

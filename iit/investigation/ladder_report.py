@@ -8,11 +8,14 @@ from matplotlib.figure import Figure
 from iit.report.table import Table, with_interval
 from iit.result import Row, where
 
+# Split → (its name, colour, marker). Okabe and Ito's colours, which colour-blind readers can tell
+# apart.
 _STYLES = {"train": ("seen", "#D55E00", "o"), "test": ("unseen", "#0072B2", "s")}
 
 
 def _panels(rows: Sequence[Row]) -> list[tuple[str | None, str, str]]:
     """(control, metric, title) of the three figures of each rung."""
+    # "iia" or "iia_forced": a ladder has one metric.
     metric = where(rows, control=None)[0].metric
     return [
         (None, metric, "in the network"),
@@ -22,13 +25,19 @@ def _panels(rows: Sequence[Row]) -> list[tuple[str | None, str, str]]:
 
 
 def rungs(rows: Sequence[Row]) -> dict[str | None, str]:
-    """Method → what it is called on the axis, in the rows' order: "rank 4", "depth 2"."""
+    """{method: its name on the axis, such as "rank 4" or "depth 2"}, in the rows' order."""
+    # The rung's name is what follows the last comma of the method.
     return {row.method: str(row.method).rpartition(", ")[2] for row in rows}
 
 
 def ladder_tables(rows: Sequence[Row]) -> list[Table]:
-    """A line for each rung: IIA on changing pairs in the network, in the untrained one, and their
-    difference. A single rung has no such table.
+    """A table of IIA on changing pairs, with a line for each rung.
+
+    The columns are the network, the untrained networks and the difference, on seen and on unseen
+    pairs.
+
+    Returns:
+        One table; none for a single rung.
     """
     rows = where(rows, subset="changing")
     names = rungs(where(rows, split="validation", control="untrained_network"))
@@ -55,8 +64,12 @@ def ladder_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def _caption(rows: Sequence[Row]) -> str:
-    """The number of unseen pairs, and where pairs are scored among their own answers, what no edit
-    reaches there.
+    """The number of unseen pairs and, where pairs are scored among their own answers, the chance.
+
+    The chance is the accuracy without an edit.
+
+    Arguments:
+        rows: those on changing test pairs.
     """
     metric = _panels(rows)[0][1]
     caption = f"Unseen: n = {where(rows, control=None)[0].n} changing test pairs."
@@ -66,16 +79,17 @@ def _caption(rows: Sequence[Row]) -> str:
     }
     chance = []
     for control, network in words.items():
+        # The chance stands in the rows of every rung; all of them say the same.
         for row in where(rows, control=control, metric=metric)[:1]:
             chance.append(f"{row.value:.3f} in {network}")
     return f"{caption} Without an edit (chance): {', '.join(chance)}." if chance else caption
 
 
 def ladder_figure(rows: Sequence[Row]) -> Figure:
-    """Three panels: IIA on changing pairs in the network, in an untrained one, and the difference,
-    with 95% intervals.
+    """Three panels of IIA on changing pairs: in the network, in untrained ones, and the difference.
 
-    Lines join what is one family: ranks of linear subspaces, depths of reversible maps.
+    Bars are 95% intervals. A line joins the rungs of one family: ranks of linear subspaces, or
+    depths of reversible maps.
     """
     names = rungs(rows)
     order = list(names)
@@ -88,8 +102,10 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
                 line = [row for row in figures if names[row.method].startswith(family)]
                 if not line:
                     continue
+                # Seen and unseen stand side by side, so that their bars do not cover each other.
                 x = [order.index(row.method) + 0.12 * number for row in line]
                 value, low, high = np.array([(row.value, row.low, row.high) for row in line]).T
+                # Both families look alike, and the legend names a style once.
                 legend = label if family == "rank" else None
                 axes.errorbar(
                     x,
@@ -106,6 +122,7 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     labels = {"iia": "IIA on changing pairs", "iia_forced": "right among the pair's answers"}
     panels[0].set_ylabel(labels[_panels(rows)[0][1]])
-    panels[0].set_ylim(top=1.02)  # All three share it; the lowest figure is in sight.
+    # The panels share this axis. Its lower end follows the figures.
+    panels[0].set_ylim(top=1.02)
     panels[0].legend(frameon=False, loc="lower right")
     return figure

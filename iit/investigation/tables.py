@@ -11,7 +11,8 @@ from iit.result import Metrics, read_metrics, write_text
 
 
 def tables_of(metrics: Metrics) -> list[Table]:
-    """The tables of a ladder or of ground truth; the latter alone has `verdicts` in its facts."""
+    """The tables of a ladder or of ground truth, from its rows and facts."""
+    # Only ground truth has verdicts under this name.
     verdicts = metrics.facts.get("verdicts")
     if verdicts:
         return ground_truth_tables(metrics.rows, verdicts)
@@ -19,9 +20,13 @@ def tables_of(metrics: Metrics) -> list[Table]:
 
 
 def main(paths: list[str]) -> None:
-    """`python -m iit.investigation.tables FILE …`: make the tables of results again.
+    """Write the tables of results anew: `python -m iit.investigation.tables FILE …`.
 
-    A result of an earlier version keeps no tables, and a report reads nothing else.
+    A result of an earlier version holds no tables, and a report does not make those of an
+    investigation.
+
+    Arguments:
+        paths: files of the form of `metrics.json`, which are changed in place.
     """
     for path in map(Path, paths):
         tables = [table.to_dict() for table in tables_of(read_metrics(path))]

@@ -1,4 +1,4 @@
-"""What a run can do: one callable a job, (config, folder, loggers) → rows and facts."""
+"""What a run can do. Each job is called: (config, folder, loggers) → (rows, facts)."""
 
 from iit.job.align import align
 from iit.job.atlas import atlas

@@ -27,9 +27,9 @@ from iit.result import SCORE, Cell, Row, select, where
 
 log = logging.getLogger(__name__)
 
-# What may differ between a run and the run it resumes.
+# Keys of the config that may differ between a run and the run that it resumes.
 _FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "store", "name")
-# What may not, of Lightning's trainer: what decides a step.
+# Options of Lightning's trainer that may not differ: they decide what an optimizer step does.
 _BOUND = (
     "gradient_clip_val",
     "gradient_clip_algorithm",
@@ -40,11 +40,23 @@ _BOUND = (
 
 
 def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row], dict[str, Any]]:
-    """Fit `cfg.alignment` on `cfg.data` and score validation, then, the choice being frozen in
-    `choice.json`, test.
+    """Fit `cfg.alignment` on `cfg.data`, and score it on validation and test pairs.
 
-    Writes the alignment, the checkpoints, the training curve and a picture of the causal model to
-    `folder`. Returns the rows and the facts of the run.
+    Validation is scored first. Then the choice is frozen in `choice.json`, and the test split is
+    opened. An alignment with nothing to train is scored as it is.
+
+    The job writes the alignment, the checkpoints, the training curve and a picture of the causal
+    model to `folder`.
+
+    Arguments:
+        folder: the run's folder.
+        loggers: where the training curves go.
+
+    Returns:
+        The rows, and the facts of the run.
+
+    Raises:
+        ValueError: for what `check_config` and `pairs_held_out` refuse.
     """
     check_config(cfg, trains_network=False)
     frozen = frozen_network(cfg)
@@ -56,13 +68,16 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
         log.info("%s", _separating_text(pairs))
     fitted = None
     if any(p.requires_grad for p in alignment.parameters()):
+        # Checkpoints carry it, so that a run resumes only its own kind, on the same pairs.
         identity = _identity(cfg) | {"data_fingerprint": pairs.fingerprint}
         fitted = fitting(cfg, alignment, pairs, folder, loggers=loggers, config=identity)
-    else:  # scored as it is
+    else:
+        # Principal components are computed from activations, not trained.
         initialise(alignment, pairs)
     trust = instantiate(cfg.trust)
     options = {"trust": trust, "seed": cfg.seed, **scoring(cfg)}
     rows = evaluate(alignment, pairs, split="validation", **options)
+    # From here on the pairs have their test split.
     pairs = held_out.opened(freeze_choice(folder, rows, alignment, fitted))
     rows += evaluate(alignment, pairs, split="test", refit=alike(cfg, folder), **options)
     frozen.check()
@@ -81,12 +96,27 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
 def freeze_choice(
     folder: Path, rows: list[Row], alignment: Alignment, fitted: Fitted | None
 ) -> Choice:
-    """Record the choice that validation has made: the cell of each of the alignment's variables,
-    its figure, the epoch, how many alignments were compared, and the weights."""
+    """Record the choice that validation has made, in `choice.json`.
+
+    The file holds the epoch, how many alignments were compared, and a sha256 of the weights. It
+    also holds the cell of each of the alignment's variables, with its validation IIA on changing
+    pairs.
+
+    Arguments:
+        folder: the run's folder.
+        rows: the rows of all alignments that were compared.
+        alignment: the chosen one.
+        fitted: how its fit went; None where nothing was trained.
+
+    Returns:
+        What opens the test split.
+    """
     figures = {Cell.of(row): row for row in where(rows, **SCORE)}
+    # An alignment of several variables has a cell for each, and is not compared with others.
     cells = list(figures) if len(alignment.variables) > 1 else [select(rows)]
     digest = hashlib.sha256()
     for name, tensor in alignment.state_dict().items():
+        # NumPy has no bfloat16, so every tensor is read as float32.
         digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
     choice = {
         "cells": [cell._asdict() for cell in cells],
@@ -105,16 +135,17 @@ def freeze_choice(
 
 
 def _identity(cfg: DictConfig) -> dict[str, Any]:
-    """What a run and the run that it goes on from have to share, of the config."""
+    """The part of the config that a run has to share with the run that it resumes."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: value for key, value in resolved.items() if key not in _FREE}
+    # The rest of the group may differ, `max_epochs` for one: a resumed run may train longer.
     steps = {key: value for key, value in resolved["trainer"]["trainer"].items() if key in _BOUND}
     identity["trainer"] = steps | {"batch_size": resolved["trainer"]["batch_size"]}
     return identity
 
 
 def _answered_text(facts: Any) -> str:
-    """The share of prompts that were kept, in words."""
+    """How many of the drawn prompts the network answers rightly in each split, in words."""
     shares = ", ".join(
         f"{split} {facts['right'][split]}/{drawn}"
         for split, drawn in facts.get("drawn", {}).items()
@@ -126,7 +157,7 @@ def _answered_text(facts: Any) -> str:
 
 
 def _separating_text(pairs: Pairs) -> str:
-    """On which share of the validation pairs each rival says something else."""
+    """The share of validation pairs on which each rival has another label, in words."""
     n = len(pairs.split("validation"))
     shares = ", ".join(
         f"{name} {differ / n:.0%}"

@@ -44,46 +44,56 @@ def atlas(
     seeds: Sequence[int] | None = None,
     screen: float | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Fit a cell at every layer × position × rank × seed; score all of them on validation, the
-    chosen one also on test.
+    """Fit a cell at every layer × position × rank × seed, and choose one on validation.
 
-    The component, the intervention and all else are the config's. The cells of a layer are trained
-    side by side, and every prompt is run once for all layers.
+    All cells are scored on validation; the chosen one is also scored on test. The component, the
+    intervention and all else are the config's. The cells of a layer are trained side by side, and
+    every prompt is run once for all layers.
 
-    positions: roles or token indices. layers: all by default. ranks, seeds: the config's own by
-        default.
-    screen: sites whose whole vector gives a lower validation IIA on changing pairs are not trained;
-        None trains all.
+    The job writes every trained cell to `folder / "cells"`, the chosen one to
+    `folder / "alignment"`, and the heatmap with its table.
 
-    Writes every trained cell to `folder / "cells"`, the chosen one to `folder / "alignment"`, and
-    the heatmap with its table. Returns the rows (each cell's, the whole vector's as
-    `control="vanilla"`; of sites that were screened the latter alone) and the run's facts.
+    Arguments:
+        folder: the run's folder.
+        positions: roles or token indices.
+        layers: block numbers; all blocks by default.
+        ranks: of the interventions; by default the config's own.
+        seeds: of the cells' weights; by default the config's own.
+        screen: a validation IIA on changing pairs. Sites whose whole vector gives a lower one are
+            not trained. None trains all sites.
 
-    Raises ValueError where the screen leaves no site, for a layer, position, rank or seed that is
-    named twice, and for `ckpt_path`: there is no checkpoint to go on from.
+    Returns:
+        The rows, and the run's facts. Each cell has rows of its own and, as control `vanilla`, of
+        its site's whole vector. A site that was screened out has the latter alone.
+
+    Raises:
+        ValueError: where the screen leaves no site; for a layer, position, rank or seed that is
+            named twice; for `ckpt_path`, as there is no checkpoint to go on from; and for what
+            `check_config` and `pairs_held_out` refuse.
     """
     if cfg.ckpt_path is not None:
         raise ValueError("ckpt_path: an atlas has no checkpoint to go on from; run it afresh.")
-    for name, given in {
+    for name, axis in {
         "layers": layers,
         "positions": positions,
         "ranks": ranks,
         "seeds": seeds,
     }.items():
-        twice = [
-            value for number, value in enumerate(given or ()) if value in (given or ())[:number]
+        repeats = [
+            value for number, value in enumerate(axis or ()) if value in (axis or ())[:number]
         ]
-        if twice:
+        if repeats:
             raise ValueError(
-                f"job.{name}={list(given or ())} names {twice[0]!r} twice; its cells would be one."
+                f"job.{name}={list(axis or ())} names {repeats[0]!r} twice; its cells would be one."
             )
     check_config(cfg, trains_network=False)
-    # it greets for every layer
+    # Lightning would print its greeting again for every layer.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     frozen = frozen_network(cfg)
     network = frozen.network
     layers = range(len(blocks_of(network.model)[1])) if layers is None else layers
-    made = {
+    # {site: [(seed, cell)]}: every cell is made before any is trained.
+    cells_at = {
         _site(cfg, layer, position): [
             _cell(cfg, network, layer, position, rank, seed)
             for rank in ranks or (None,)
@@ -92,13 +102,16 @@ def atlas(
         for layer in layers
         for position in positions
     }
-    every = [cell for cells in made.values() for _, cell in cells]
-    store = instantiate(cfg.store)(network.model, layers={cell.first_block for cell in every})
-    for cell in every:
+    all_cells = [cell for cells in cells_at.values() for _, cell in cells]
+    # The cells share one store. It knows at which blocks their runs will resume, so a prompt is run
+    # once for all of them.
+    store = instantiate(cfg.store)(network.model, layers={cell.first_block for cell in all_cells})
+    for cell in all_cells:
         cell.store = store
-    pairs, held_out = pairs_held_out(cfg, every[0])
+    pairs, held_out = pairs_held_out(cfg, all_cells[0])
     options = scoring(cfg)
-    whole = sweep(
+    # Vanilla patching at every site, on validation.
+    vanilla_rows = sweep(
         network,
         pairs,
         components=[cfg.site.component],
@@ -115,24 +128,26 @@ def atlas(
     names: dict[Cell, str] = {}
     skipped: list[str] = []
     for layer in layers:
-        here = {site: cells for site, cells in made.items() if site.layer == layer}
-        for site, cells in list(here.items()):
-            beside = where(whole, layer=layer, position=site.position)
-            vanilla = where(beside, metric="iia", subset="changing")[0].value
+        in_layer = {site: cells for site, cells in cells_at.items() if site.layer == layer}
+        for site, cells in list(in_layer.items()):
+            at_site = where(vanilla_rows, layer=layer, position=site.position)
+            vanilla = where(at_site, metric="iia", subset="changing")[0].value
             if screen is not None and vanilla < screen:
                 skipped.append(str(site))
-                del here[site]
+                del in_layer[site]
             for seed, cell in cells:
                 intervention = cell.edits[cfg.variable].intervention
-                own = {
+                # `sweep` knows sites only; these columns say that the row is the cell's control.
+                columns = {
                     "method": intervention.name,
                     "rank": intervention.rank,
                     "seed": seed,
                     "control": "vanilla",
                 }
-                rows += [replace(row, **own) for row in beside]
+                rows += [replace(row, **columns) for row in at_site]
+        # {name of the cell's folder: (seed, cell)}
         running = {
-            _name(cell, seed): (seed, cell) for cells in here.values() for seed, cell in cells
+            _name(cell, seed): (seed, cell) for cells in in_layer.values() for seed, cell in cells
         }
         if not running:
             continue
@@ -147,10 +162,11 @@ def atlas(
             trained[Cell.of(cell.rows[0])] = cell
             names[Cell.of(cell.rows[0])] = name
             rows += cell.rows
-        told = "; ".join(
-            f"{name}: {found.monitor} {found.value:.3f}" for name, found in fitted.items()
+        # A name begins with its layer.
+        figures = "; ".join(
+            f"{name}: {fit.monitor} {fit.value:.3f}" for name, fit in fitted.items()
         )
-        log.info("Layer %s", told)
+        log.info("Layer %s", figures)
     if skipped:
         log.info(
             "Not trained, for the whole vector does less than %s there: %s",
@@ -162,8 +178,10 @@ def atlas(
             f"screen={screen} leaves no site to train; the whole vector does less at all of them."
         )
     frozen.check()
+    # By validation alone: the test split is still closed.
     chosen = trained[select(rows)]
     seed = chosen.rows[0].seed
+    # From here on the pairs have their test split.
     pairs = held_out.opened(freeze_choice(folder, rows, chosen, fits[names[select(rows)]]))
     trust = instantiate(cfg.trust)
     rows += evaluate(
@@ -175,6 +193,7 @@ def atlas(
         refit=alike(cfg, folder),
         **options,
     )
+    # The chosen cell's file also holds its controls' rows, which share its columns.
     chosen.rows = [row for row in rows if Cell.of(row) == Cell.of(chosen.rows[0])]
     chosen.save_pretrained(folder / "alignment")
     save_figure(atlas_figure(rows), folder / "atlas", atlas_cells(rows))
@@ -190,7 +209,7 @@ def atlas(
 def _cell(
     cfg: DictConfig, network: Network, layer: int, position: str | int, rank: int | None, seed: int
 ) -> tuple[int, Alignment]:
-    """The config's alignment at another place, with weights drawn by the seed."""
+    """The seed, and the config's alignment at this layer and position, its weights drawn by it."""
     torch.manual_seed(seed)
     intervention = instantiate(cfg.intervention)
     if rank is not None:

@@ -1,4 +1,4 @@
-"""What a config declares, checked before weights load."""
+"""Checks of what a config declares, before weights load."""
 
 import re
 from contextlib import suppress
@@ -13,23 +13,35 @@ from iit.alignment.cells import checked_monitor
 from iit.alignment.initial import STARTS
 from iit.alignment.overlap import check_declared
 
-# Keys of no `_target_` whose annotation would tell.
+# Keys that take whole numbers and belong to no `_target_`, so that no annotation says so.
 _WHOLE = ("rank", "seed", "trainer.max_epochs", "trainer.batch_size", "trainer.eval_batch_size")
+# Parts of an annotation → words for the error.
 _WORDS = {"collections.abc.": "", "int": "a whole number", "float": "a number", "None": "null"}
+# The type of a config's value → what the annotation has to hold. A float takes an int, too.
 _FITS = {int: r"\b(int|float)\b", float: r"\bfloat\b", str: r"\bstr\b", bool: r"\bbool\b"}
 
 
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
-    """Raises ValueError (Hydra's InstantiationException, from within a `_target_`) for what cannot
-    be, whatever the network: sites, objective, schedules, trust, a start, a monitor, a number of
-    epochs, units that overlap, and a module that trains what the job does not.
+    """Refuse what cannot be, whatever the network.
 
-    trains_network: whether the job trains the network, and not an alignment on a frozen one.
+    It checks the site, the trust, the module with its objective and schedules, the monitor, the
+    start, and the number of epochs. The module has to train what the job trains. Units of edits
+    must not overlap.
+
+    Arguments:
+        trains_network: whether the job trains the network, and not an alignment on a frozen one.
+
+    Raises:
+        ValueError: for any of these. An error from within a `_target_` is an
+            InstantiationException of Hydra.
     """
+    # Objects check themselves when they are made: site, trust, objective, schedules.
     instantiate(cfg.site)
     instantiate(cfg.trust)
     module: Any = instantiate(cfg.module)
+    # `_partial_` gives a `functools.partial`; its `func` is the class.
     kind = getattr(module, "func", module)
+    # A module of one's own that does not say what it trains is let through.
     if getattr(kind, "trains_network", trains_network) != trains_network:
         job, other = (
             ("train_network", "iit")
@@ -50,15 +62,21 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
         raise ValueError(
             f"trainer.max_epochs={epochs}: training needs an epoch at least (-1: no end)."
         )
+    # Only `several` takes edits side by side, so only they can overlap.
     declared: Any = instantiate(cfg.alignment)
     if getattr(declared, "func", None) is several:
         check_declared(declared.keywords["edits"], declared.keywords.get("inert"))
 
 
 def check_numbers(node: DictConfig, path: str = "") -> None:
-    """Raises ValueError for a key that takes numbers, by its target's annotation, and has none.
+    """Check that every key that takes a number has one, by the annotation of its `_target_`.
 
-    path: where the node is, with a dot at the end.
+    Arguments:
+        node: a part of the config; the parts within it are checked, too.
+        path: where the node is, with a dot at the end.
+
+    Raises:
+        ValueError: for a key that has another value in place of a number.
     """
     parameters: Any = {}
     if "_target_" in node:
@@ -67,11 +85,14 @@ def check_numbers(node: DictConfig, path: str = "") -> None:
     for key in node:
         name, parameter = f"{path}{key}", parameters.get(str(key))
         kind = "int" if name in _WHOLE else formatannotation(getattr(parameter, "annotation", None))
+        # A mandatory key without a value (`???`) cannot be read.
         if OmegaConf.is_missing(node, key):
             continue
         value = node[key]
         if isinstance(value, DictConfig):
             check_numbers(value, f"{name}.")
+        # Only annotations with a number in them are checked. A mapping is read like a list of its
+        # values.
         if re.search(_FITS[int], kind) and not _admits(kind.replace("Mapping[str, ", "["), value):
             for word, plain in _WORDS.items():
                 kind = kind.replace(word, plain)
@@ -79,13 +100,18 @@ def check_numbers(node: DictConfig, path: str = "") -> None:
 
 
 def _admits(kind: str, value: Any, *, listed: bool = False) -> bool:
-    """Whether a config's value fits an annotation, as an object (with a `_target_`) always does.
+    """Whether a config's value fits an annotation; an object (with a `_target_`) always does.
 
-    listed: whether it is an entry of a list.
+    Arguments:
+        kind: the annotation as text.
+        listed: whether the value is an entry of a list or mapping.
     """
     if not OmegaConf.is_config(value):
-        if not listed:  # `float` of `Sequence[float]` is of entries alone
+        # `Sequence[float]` takes floats as entries, not a float by itself. What stands in the
+        # brackets of a Union or an Optional counts by itself.
+        if not listed:
             kind = re.sub(r"(?<!Union)(?<!Optional)\[[^\[\]]*\]", "", kind)
+        # null, and any type without a rule of its own, fits where None does.
         return bool(re.search(_FITS.get(type(value), "None|Optional"), kind))
     entries = value.values() if isinstance(value, DictConfig) else value
     return "_target_" in value or (

@@ -1,5 +1,6 @@
-"""The job `patch`: maps of what edits do, without any training; the strongest cells of each are
-measured again on test.
+"""The job `patch`: maps of what edits do, without any training.
+
+The strongest cells of each map are measured again on test.
 """
 
 import logging
@@ -22,10 +23,9 @@ from iit.result import Row
 log = logging.getLogger(__name__)
 
 Map = Callable[..., Effects]
-"""(network, contrast, cells=…, metric=…, …) → Effects, as `iit.patching.patch` and its siblings
-are.
+"""(network, contrast, cells=…, metric=…, …) → Effects, such as `iit.patching.patch`.
 
-It is given those of metric, batch_size, store and progress that its signature names.
+It gets those of metric, batch_size, store and progress that its signature names.
 """
 
 
@@ -41,18 +41,29 @@ def patch(
     top: int = 5,
     batch_size: int = 64,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Each map on validation; of each the cells that change the first metric most on test.
+    """Measure each map on validation, and its strongest cells again on test.
 
-    maps: name → a function of `iit.patching`, its cells given. examples: maps that are drawn and no
-        more, of single prompts say.
-    estimates: {map: the map of the same cells that it estimates}; the facts tell how far they
-        agree, and how long each took.
-    metrics: what is measured; the first one ranks and is drawn. top: cells of each map that are
-    measured on test, frozen in `choice.json` before it is opened.
+    The strongest cells are those that change the first metric most, in either direction. They are
+    frozen in `choice.json` before the test split is opened.
 
-    Writes a heatmap (or curve) of each map with its data, and the causal model's graph. Returns the
-    rows, whose `experiment` is EXPERIMENT/MAP, and the run's facts. Raises ValueError for estimates
-    of maps that are not there, or of other cells.
+    The job writes a heatmap (or curve) of each map with its data, and the causal model's graph.
+
+    Arguments:
+        folder: the run's folder.
+        maps: name → a function of `iit.patching` that has its cells already.
+        examples: name → a map that is drawn, but neither ranked nor measured on test; of a single
+            prompt, for example.
+        estimates: {map: the exact map of the same cells}. The facts say how far the two agree.
+        metrics: what is measured; the first one ranks the cells and is drawn.
+        top: how many cells of each map are measured on test.
+        batch_size: pairs in a batch, for maps that take it.
+
+    Returns:
+        The rows, and the run's facts. A row's `experiment` is EXPERIMENT/MAP. The facts also say
+        how many seconds each map took.
+
+    Raises:
+        ValueError: for estimates of maps that are not there, or of other cells.
     """
     unknown = [name for pair in estimates.items() for name in pair if name not in maps]
     if unknown:
@@ -61,6 +72,7 @@ def patch(
     network = frozen.network
     store = instantiate(cfg.store)(network.model)
     pairs, held_out = pairs_held_out(cfg, network)
+    # The changing pairs of validation.
     contrast = Contrast.of(network, pairs, variable=cfg.variable)
     facts = {
         "network": network.name,
@@ -68,54 +80,63 @@ def patch(
         "variable": cfg.variable,
         "seed": cfg.seed,
     }
+    # A map gets those that its signature names (`accepted`).
     options = {"metric": tuple(metrics), "batch_size": batch_size, "store": store}
     rows: list[Row] = []
     effects: dict[str, Effects] = {}
     seconds: dict[str, float] = {}
     for name, run in {**maps, **examples}.items():
         log.info("Map %s", name)
-        begun = time.perf_counter()
-        found = run(network, contrast, **accepted(run, options | {"progress": True}))
-        seconds[name] = round(time.perf_counter() - begun, 1)
-        table = found.table()
-        positions = list(dict.fromkeys(cell.site.position for cell in found.cells))
+        start = time.perf_counter()
+        measured = run(network, contrast, **accepted(run, options | {"progress": True}))
+        seconds[name] = round(time.perf_counter() - start, 1)
+        table = measured.table()
+        positions = list(dict.fromkeys(cell.site.position for cell in measured.cells))
+        # Labels are examples of tokens, which stand below the names on an axis.
         picture = map_figure(
             table,
             metric=metrics[0],
-            labels=found.labels or contrast.tokens(positions),
-            centre=found.baseline(metrics[0]),
+            labels=measured.labels or contrast.tokens(positions),
+            centre=measured.baseline(metrics[0]),
             title=f"{name}: validation, changing pairs",
         )
         save_figure(picture, folder / name, table)
+        # Examples have no rows: they are drawn and no more.
         if name in maps:
-            rows += found.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
-            effects[name] = found
+            rows += measured.rows(experiment=f"{cfg.name}/{name}", split="validation", **facts)
+            effects[name] = measured
+    # {map: its cells that change the first metric most}
     strongest = {}
-    for name, found in effects.items():
-        strongest[name] = [found.cells[i] for i in found.top(top, metrics[0])]
+    for name, measured in effects.items():
+        strongest[name] = [measured.cells[i] for i in measured.top(top, metrics[0])]
     named = {name: list(map(str, cells)) for name, cells in strongest.items()}
+    # From here on the test split is open.
     opened = held_out.opened(freeze(folder, {"ranked by": metrics[0], "cells": named}))
     contrast = Contrast.of(network, opened, split="test", variable=cfg.variable)
     for name, run in maps.items():
-        again = run(network, contrast, cells=strongest[name], **accepted(run, options))
-        rows += again.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
+        # `cells` stands in place of the components, layers and positions that the map names.
+        tested = run(network, contrast, cells=strongest[name], **accepted(run, options))
+        rows += tested.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
     frozen.check()
     save_causal_model(folder, pairs)
-    told: dict[str, Any] = {"maps": {}, "estimates": {}}
-    for name, found in effects.items():
-        told["maps"][name] = {
+    map_facts: dict[str, Any] = {"maps": {}, "estimates": {}}
+    for name, measured in effects.items():
+        map_facts["maps"][name] = {
             "metric": metrics[0],
-            "n_cells": len(found),
+            "n_cells": len(measured),
             "top": named[name],
             "seconds": seconds[name],
         }
     for name, exact in estimates.items():
         agreed = agreement(effects[name], effects[exact], metrics[0])
-        told["estimates"][name] = {"of": exact} | agreed._asdict()
-    return rows, facts_of(opened, network) | told
+        map_facts["estimates"][name] = {"of": exact} | agreed._asdict()
+    return rows, facts_of(opened, network) | map_facts
 
 
 def accepted(run: Map, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that a map takes: not all read a store, or show how far they are."""
-    taken = signature(run).parameters
-    return {name: value for name, value in options.items() if name in taken}
+    """The options that a map takes.
+
+    Not all maps read a store, or show a progress bar.
+    """
+    parameters = signature(run).parameters
+    return {name: value for name, value in options.items() if name in parameters}

@@ -1,4 +1,4 @@
-"""What jobs have in common: network, pairs held out, training and scoring as configured, facts."""
+"""What jobs have in common: network, pairs held out, options of training and scoring, facts."""
 
 import logging
 from collections.abc import Mapping
@@ -26,43 +26,58 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Frozen:
-    """The network of a job that leaves it as it is, and its fingerprint before the job."""
+    """A network that a job studies, and must not change.
+
+    Arguments:
+        network: the network.
+        fingerprint: that of its weights before the job.
+    """
 
     network: Network
     fingerprint: str
 
     def check(self) -> None:
-        """No job that studies a network changes it."""
+        """Assert that the network is as it was before the job."""
         assert fingerprint(self.network.model) == self.fingerprint, "the frozen network has changed"
 
 
 def frozen_network(cfg: DictConfig) -> Frozen:
-    """Load `cfg.network`."""
+    """Load `cfg.network`, and take its fingerprint."""
     network = instantiate(cfg.network)
     return Frozen(network, fingerprint(network.model))
 
 
 def pairs_held_out(cfg: DictConfig, network: Alignment | Network) -> tuple[Pairs, HeldOut]:
-    """The pairs of the config without their test split, and that split, still closed.
+    """The pairs of the config without their test split, and what opens that split.
 
-    The pairs are sampled from the causal model; one's own need none. An alignment answers for its
-    network and keeps what it ran.
+    The pairs are sampled from the causal model. One's own pairs come from a file (`data.path`) and
+    need no causal model.
 
-    Raises ValueError for what one's own pairs do not take, and for a label among them that is none
-    of the network's answers, of whichever split: no run is needed to see it.
+    Arguments:
+        network: answers the prompts. An alignment stands for its network, and its store holds what
+            was run.
+
+    Returns:
+        The pairs, and the test split, still closed.
+
+    Raises:
+        ValueError: for options that one's own pairs do not take; and for a label among these pairs,
+            in any split, that is none of the network's answers.
     """
     make = instantiate(cfg.data)
     if "path" not in cfg.data:
         return hold_out(make(task=instantiate(cfg.causal), network=network))
-    more = sorted(set(make.keywords) - set(signature(Pairs.load).parameters))
-    if more:
+    # `make` is a partial of `Pairs.load`. An experiment may have left options of sampling in it.
+    surplus = sorted(set(make.keywords) - set(signature(Pairs.load).parameters))
+    if surplus:
         raise ValueError(
-            f"data=file reads pairs as they are, and takes no data.{more[0]} (set by an "
-            f"experiment?): leave it out, {' '.join(f'~data.{key}' for key in more)}."
+            f"data=file reads pairs as they are, and takes no data.{surplus[0]} (set by an "
+            f"experiment?): leave it out, {' '.join(f'~data.{key}' for key in surplus)}."
         )
     pairs = make(network=network)
     studied = network if isinstance(network, Network) else network.studied
     if studied is not None:
+        # Labels are checked in every split, also in test: that needs no run.
         for split in dict.fromkeys(pairs.dataset["split"]):
             check_labels(studied, EncodedPairs(pairs.split(split), pairs.variables, studied), split)
     return hold_out(pairs)
@@ -71,6 +86,7 @@ def pairs_held_out(cfg: DictConfig, network: Alignment | Network) -> tuple[Pairs
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     """The options of `fit` that hold for any module: the trainer, batch sizes, epochs, monitor."""
     settings = cfg.trainer
+    # `trainer` is a partial: `fit` calls it with what it decides itself.
     return {
         "trainer": instantiate(settings.trainer),
         "batch_size": settings.batch_size,
@@ -82,6 +98,7 @@ def trainer_options(cfg: DictConfig) -> dict[str, Any]:
 
 def training(cfg: DictConfig) -> dict[str, Any]:
     """All options of `fit` that say how `cfg.module` is trained."""
+    # Callbacks have names in the config, so that one of them can be changed or left out.
     return {
         "module": instantiate(cfg.module),
         "callbacks": list(instantiate(cfg.callbacks).values()) if cfg.callbacks else [],
@@ -97,9 +114,17 @@ def fitting(
     folder: Path,
     **options: Any,
 ) -> Any:
-    """`fit` as the config says, from `cfg.ckpt_path` on; which epoch is kept stands in the log.
+    """Call `fit` as the config says; the log says which epoch was kept.
 
-    options: of `fit`, those that only some jobs give.
+    With `cfg.ckpt_path` the training goes on from that checkpoint.
+
+    Arguments:
+        alignment: one, or {name: alignment} for several that are trained side by side.
+        folder: the run's folder.
+        options: of `fit`, those that only some jobs give.
+
+    Returns:
+        A `Fitted`, or {name: Fitted} for several alignments.
     """
     fitted = fit(
         alignment,
@@ -111,16 +136,24 @@ def fitting(
         **options,
     )
     if isinstance(fitted, Fitted):
-        kept = fitted.epoch + 1, fitted.n_epochs, fitted.monitor, fitted.value
-        log.info("Kept epoch %d of %d: %s %.4f", *kept)
+        # Epochs are counted from 0 in files, and from 1 in the log.
+        figures = fitted.epoch + 1, fitted.n_epochs, fitted.monitor, fitted.value
+        log.info("Kept epoch %d of %d: %s %.4f", *figures)
     return fitted
 
 
 def alike(cfg: DictConfig, folder: Path) -> Refit:
-    """Trains controls as the alignment is trained, but for checkpoints and loggers."""
+    """A function that trains controls as the config trains the alignment.
+
+    It writes no checkpoints and no curves.
+
+    Arguments:
+        folder: the run's folder.
+    """
 
     def refit(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int) -> None:
         options = training(cfg)
+        # A control's checkpoint would overwrite the alignment's.
         options["callbacks"] = [
             callback for callback in options["callbacks"] if not isinstance(callback, Checkpoint)
         ]
@@ -136,7 +169,7 @@ def scoring(cfg: DictConfig) -> dict[str, Any]:
 
 
 def judged(rows: list[Row], trust: Trust) -> list[dict[str, Any]]:
-    """The verdicts as facts of the run; a line of each stands in the log."""
+    """The verdicts as facts of the run; the log has a line for each."""
     verdicts = verdict(rows, trust.thresholds)
     for outcome in verdicts:
         log.info("%s", outcome.line())
@@ -144,7 +177,7 @@ def judged(rows: list[Row], trust: Trust) -> list[dict[str, Any]]:
 
 
 def facts_of(pairs: Pairs, network: Network) -> dict[str, Any]:
-    """What a run reports of its pairs and of its network."""
+    """What a run reports about its pairs and its network."""
     return {
         "data": {
             **pairs.facts,
@@ -156,7 +189,7 @@ def facts_of(pairs: Pairs, network: Network) -> dict[str, Any]:
 
 
 def network_facts(network: Network) -> dict[str, Any]:
-    """What a run reports of its network."""
+    """What a run reports about its network: name, revision, fingerprint."""
     return {
         "name": network.name,
         "revision": network.revision,
@@ -165,16 +198,17 @@ def network_facts(network: Network) -> dict[str, Any]:
 
 
 def save_training_curve(folder: Path) -> None:
-    """Draw what the CSV logger has kept, where there is one."""
+    """Draw the curves that the CSV logger has written; without that logger there is no figure."""
     curves = folder / "csv" / "metrics.csv"
     if curves.is_file():
         save_figure(training_curve(curves), folder / "training_curve")
 
 
 def save_causal_model(folder: Path, pairs: Pairs, places: Mapping[str, str] | None = None) -> None:
-    """Draw the causal model; pairs from a file have none.
+    """Draw the causal model of the pairs; pairs from a file have none.
 
-    places: {variable: where it is aligned}.
+    Arguments:
+        places: {variable: where it is aligned, in words}.
     """
     if pairs.task is not None:
         save_figure(figure(pairs.task.model, places), folder / "causal_model")

@@ -29,8 +29,9 @@ from iit.result import Row, where
 
 log = logging.getLogger(__name__)
 
+# A network that another run asks for is trained without checkpoints and without early stopping.
 OVERRIDES = ("callbacks=progress",)
-# What the trained weights depend on.
+# The keys of the config that the trained weights depend on.
 _DECIDES = (
     *("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks"),
     *("seed", "start", "monitor"),
@@ -40,20 +41,27 @@ _DECIDES = (
 def train_network(
     cfg: DictConfig, folder: Path, loggers: list[Any]
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Train `cfg.network`, which is untrained, on `cfg.causal`, and measure its accuracy on
-    held-out inputs.
+    """Train the untrained `cfg.network` on `cfg.causal`, and measure its accuracy.
 
-    With an alignment that has edits the interchanges are trained, too (`module=iit`), and scored
-    beside their controls; the alignment is written to `folder / "alignment"`.
+    The accuracy is measured on inputs that were held out. If the alignment has edits, their
+    interchanges are trained, too (`module=iit`), and scored beside their controls. If the trained
+    network answers too few prompts, the task accuracy is all that is reported.
 
-    Writes the network to `folder / "network"`, from where `load_network` reads it, and to the cache
-    of `trained_network`, and the training curve to `folder`. Returns the rows (task accuracy on
-    validation and, the choice being frozen in `choice.json`, on test) and the facts of the run.
+    The job writes the network to `folder / "network"`, where `load_network` reads it, and to the
+    cache of `trained_network`. It writes the training curve to `folder`. An alignment that has
+    edits goes to `folder / "alignment"`.
 
-    Where the trained network answers too few prompts, the task accuracy is all that is reported.
+    Arguments:
+        folder: the run's folder.
+        loggers: where the training curves go.
 
-    Raises ValueError for `trust=full`, whose controls are trained in a frozen network, and for what
-    `check_config` refuses.
+    Returns:
+        The rows, and the facts of the run. The rows have the task accuracy on validation and on
+        test. The choice is frozen in `choice.json` before test is opened.
+
+    Raises:
+        ValueError: for `trust=full`, whose controls are trained in a frozen network, and for what
+            `check_config` refuses.
     """
     check_config(cfg, trains_network=True)
     trust = instantiate(cfg.trust)
@@ -64,6 +72,7 @@ def train_network(
             "with trust=full."
         )
     task = instantiate(cfg.causal)
+    # A small language model has a token for each word of the task.
     network = instantiate(
         cfg.network,
         **({"vocabulary": list(task.vocabulary)} if "vocabulary" in cfg.network else {}),
@@ -71,16 +80,19 @@ def train_network(
     alignment = instantiate(cfg.alignment)(network=network)
     sample = partial(instantiate(cfg.data), task=task, network=network)
     pairs, held_out = hold_out(sample())
+    # Counts of drawn prompts are there if prompts were filtered by the network's answers.
     is_filtered = bool(pairs.facts["drawn"])
     fitted = fitting(cfg, alignment, pairs, folder, loggers=loggers, config=decisive(cfg))
     network.name = cfg.name
     save_network(network, folder / "network")
     is_answered = True
     if is_filtered:
-        # By what the network answered before it was trained.
+        # The pairs so far were filtered by what the network answered before it was trained. The
+        # test split was closed until now, and still is.
         try:
             pairs, held_out = hold_out(sample())
-        except ValueError as error:  # how few it answers is a result all the same
+        except ValueError as error:
+            # Too few right answers for pairs: how few they are is a result all the same.
             log.warning("%s Only the task accuracy is reported, of all prompts.", error)
             is_answered = False
             pairs, held_out = hold_out(
@@ -88,14 +100,16 @@ def train_network(
             )
     options = {"trust": trust, "seed": cfg.seed, **scoring(cfg)}
     rows = evaluate(alignment, pairs, split="validation", **options)
-    told = {
+    choice = {
         "epoch": fitted.epoch,
         "validation": {fitted.monitor: fitted.value},
         "weights": fingerprint(network.model),
     }
-    pairs = held_out.opened(freeze(folder, told))
+    # From here on the pairs have their test split.
+    pairs = held_out.opened(freeze(folder, choice))
     rows += evaluate(alignment, pairs, split="test", **options)
     if not is_answered:
+        # An interchange is scored only on prompts that the network answers rightly.
         rows = where(rows, metric="task_accuracy")
     if alignment.edits:
         alignment.rows = rows
@@ -115,11 +129,20 @@ def train_network(
 
 
 def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -> Network:
-    """The network of a `train_network` experiment ("train_equality"): from the user's cache, or
-    trained first.
+    """The network of a `train_network` experiment, from the user's cache or trained first.
 
-    The cache is keyed by the part of the experiment's config that decides the weights, and by this
-    package's version. Raises ValueError for an experiment that trains no network.
+    The key in the cache is made from the part of the experiment's config that decides the weights,
+    and from this package's version.
+
+    Arguments:
+        experiment: the name of a file in `conf/experiment`, such as "train_equality".
+        device, dtype: as `load_network` takes them.
+
+    Returns:
+        The network, frozen; its name is the experiment's, its revision the key in the cache.
+
+    Raises:
+        ValueError: for an experiment that trains no network.
     """
     cfg = _composed(experiment)
     if cfg.job._target_ != "iit.job.train_network":
@@ -128,6 +151,7 @@ def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -
         )
     if not is_whole(_cached(cfg)):
         log.info("Training the network of %s first (once; some minutes)", experiment)
+        # It leaves the random generators and torch's algorithms as they were.
         with tempfile.TemporaryDirectory() as run, isolate_rng(), _same_algorithms():
             L.seed_everything(cfg.seed, verbose=False)
             rows, _ = train_network(cfg, Path(run), [])
@@ -140,8 +164,9 @@ def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -
 
 @contextmanager
 def _same_algorithms() -> Iterator[None]:
-    """Lightning chooses torch's algorithms for the whole process. A run is to go on as if the
-    network had been there.
+    """Put back the kind of torch's algorithms, which Lightning chooses for the whole process.
+
+    A run then goes on as if the network had been in the cache.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -152,13 +177,13 @@ def _same_algorithms() -> Iterator[None]:
 
 
 def _cached(cfg: DictConfig) -> Path:
-    """Where the trained network is kept: named by what decides its weights."""
-    told = json.dumps([decisive(cfg), version("iit")], sort_keys=True)
-    return cache_folder() / "trained" / hashlib.sha256(told.encode()).hexdigest()[:32]
+    """The network's folder in the cache, which is named by what decides the weights."""
+    key = json.dumps([decisive(cfg), version("iit")], sort_keys=True)
+    return cache_folder() / "trained" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
-    """What the trained weights depend on, resolved."""
+    """The part of the config that the trained weights depend on, resolved, as plain dicts."""
     return {
         k: OmegaConf.to_container(cfg[k], resolve=True)
         if isinstance(cfg[k], DictConfig)
@@ -168,8 +193,9 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _composed(experiment: str) -> DictConfig:
-    """The experiment's own config; how its progress is shown is all that differs."""
+    """The experiment's own config, with the callbacks of `OVERRIDES`."""
     overrides = [f"+experiment={experiment}", *OVERRIDES]
+    # Within a run Hydra is initialised already, and would refuse to be again.
     if GlobalHydra.instance().is_initialized():
         return compose("config", overrides)
     with initialize_config_module("iit.conf", version_base="1.3"):

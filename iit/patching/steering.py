@@ -73,7 +73,7 @@ class Steered:
     def rows(self, site: Site, **facts: Any) -> list[Row]:
         """The figures as rows of `metrics.json`.
 
-        The strength stands in the method (`difference_of_means, strength 2`).
+        The strength is the draw.
         """
         common = {
             "variable": None,
@@ -92,9 +92,9 @@ class Steered:
             if method == NO_INTERVENTION:
                 # A run without an edit is of no site.
                 site_facts = dict.fromkeys(site_facts)
-                line |= {"method": None, "control": NO_INTERVENTION}
+                line |= {"method": None, "control": NO_INTERVENTION, "draw": None}
             else:
-                line |= {"method": f"{method}, strength {strength:g}", "control": None}
+                line |= {"method": method, "control": None, "draw": strength}
             rows.append(Row(**common, **site_facts, **line))
         return rows
 

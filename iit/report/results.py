@@ -11,7 +11,7 @@ from iit.report.steering_table import steering_tables
 from iit.report.table import Table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Metrics, Row, read_metrics, where
-from iit.result.vocabulary import CONTROLS, KIND, OFF_TARGET, SUBSETS, figure_label, table_order
+from iit.result.vocabulary import CONTROLS, KIND, SUBSETS, figure_label, table_order
 
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
@@ -64,16 +64,14 @@ def results_table(
     """The test figures of a run, changing pairs first.
 
     Figures with a name come in the order of the vocabulary, then the others. Some are left to
-    `metrics.json`: the single draws of a pooled control (`random_subspace/0`, `seed/1`, …), and
+    `metrics.json`: the single draws of a pooled control (a random subspace, a seed), and
     figures that the vocabulary gives no label (see `figure_label`). Figures of several cells say
     whose they are.
 
     brief: of controls and differences the changing pairs alone, where there are any.
     """
     shown = [
-        row
-        for row in where(rows, split="test")
-        if figure_label(row.control, row.metric) is not None
+        row for row in where(rows, split="test") if figure_label(row.arm, row.metric) is not None
     ]
     if brief and where(shown, subset="changing"):
         shown = [
@@ -85,7 +83,7 @@ def results_table(
         ]
 
     # Off-target rows describe a cell of this run, but name another variable.
-    edited = {Cell.of(row): None for row in shown if not (row.control or "").startswith(OFF_TARGET)}
+    edited = {Cell.of(row): None for row in shown if row.control != "off_target"}
     cells = list(edited | {Cell.of(row): None for row in shown})
 
     # Cells that differ in their variable only are told apart by its name.
@@ -94,11 +92,11 @@ def results_table(
     def order(row: Row) -> tuple[int, int, int]:
         # A subset that is not named comes behind all that are.
         subset = [*SUBSETS, row.subset].index(row.subset)
-        return cells.index(Cell.of(row)), table_order(row.control, row.metric), subset
+        return cells.index(Cell.of(row)), table_order(row.arm, row.metric), subset
 
     lines = []
     for row in sorted(shown, key=order):
-        name = str(figure_label(row.control, row.metric))
+        name = str(figure_label(row.arm, row.metric))
         if len(edited) > 1 or Cell.of(row) not in edited:
             name = f"{row.variable if same_site else cell_text(row)}: {name}"
         pairs = "prompts"

@@ -23,11 +23,10 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     # Rows of one method stand together, so `groupby` needs no sorting.
     for method, figures in groupby(test, lambda row: row.method):
         rows = {row.metric: row for row in figures}
-        name, _, strength = (method or "no intervention, strength 0").partition(", strength ")
         shown = [rows[metric] for metric in steering["metrics"]]
-        lines.append(
-            [name.replace("_", " "), strength, *map(with_interval, shown), str(shown[0].n)]
-        )
+        name = (method or "no intervention").replace("_", " ")
+        strength = f"{shown[0].draw or 0:g}"
+        lines.append([name, strength, *map(with_interval, shown), str(shown[0].n)])
 
     caption = (
         "Of each method the strength of largest effect on validation prompts whose perplexity "

@@ -15,7 +15,7 @@ import jsonschema
 
 from iit.result.row import Row
 
-SCHEMA = "iit.metrics/1"
+SCHEMA = "iit.metrics/2"
 FILE = "metrics.json"
 
 
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_metrics(path: str | Path) -> Metrics:
-    """Read a `metrics.json`, or the one in a run's folder.
+    """Read a `metrics.json`, or the one in a run's folder; also one of the first schema.
 
     Raises:
         FileNotFoundError: where there is none: the run did not finish.

@@ -2,7 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Arm(NamedTuple):
+    """What is scored: the alignment itself, or a control in its place.
+
+    control, draw: as the columns of a row have them.
+    """
+
+    control: str | None = None
+    draw: int | float | str | None = None
+
+    def __str__(self) -> str:
+        name = self.control or "trained"
+        return name if self.draw is None else f"{name}/{self.draw}"
+
+
+TRAINED = Arm()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +38,9 @@ class Row:
         variable) and unchanging/same_value.
     control: None for the alignment itself. Else the control that was scored in its place or, in
         differences, that it is compared with.
+    draw: which one of the control's. A number: of a random draw, a seed or a rank. A name: of a
+        rival or of another variable. Of a method that is steered with, the strength. None: the
+        control has one figure, or this one pools its draws.
     metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference |
         answer_agreement | task_accuracy | divergence | principal_angle | found_in_truth |
         projection_distance | abstraction_error/up | abstraction_error/down, or a metric of a map.
@@ -42,6 +62,7 @@ class Row:
     split: str
     subset: str
     control: str | None
+    draw: int | float | str | None = None
     metric: str
     value: float
     low: float
@@ -69,13 +90,23 @@ class Row:
         _, _, unit = (self.method or "").partition("[")
         return f"{text}, unit {unit.rstrip(']')}" if unit else text
 
+    @property
+    def arm(self) -> Arm:
+        """What was scored: the alignment itself, or a control in its place."""
+        return Arm(self.control, self.draw)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Row":
         """The inverse of `to_dict`.
 
+        A row of the first schema has no column `draw`: there it stands in the control's name, or in
+        the method's.
+
         Raises:
             ValueError: for unknown and missing columns, which it names.
         """
+        if "draw" not in values:
+            values = _with_draw(values)
         unknown = sorted(set(values) - set(ROW_FIELDS))
         missing = [name for name in ROW_FIELDS if name not in values]
         if unknown or missing:
@@ -86,3 +117,29 @@ class Row:
 
 
 ROW_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Row))
+
+# In the first schema, how the name of a control with draws began → the control.
+_FIRST_SCHEMA = {
+    "random_subspace/": "random_subspace",
+    "read_part/random_subspace/": "read_part/random_subspace",
+    "seed/": "seeds",
+    "rank/": "lower_rank",
+    "rival/": "rival",
+    "off_target/": "off_target",
+}
+
+
+def _with_draw(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the first schema, with its draw in a column of its own."""
+    row = dict(values) | {"draw": None}
+    control = row.get("control") or ""
+    for start, name in _FIRST_SCHEMA.items():
+        if control.startswith(start):
+            draw = control.removeprefix(start)
+            row["control"] = name
+            row["draw"] = int(draw) if draw.isdecimal() else draw
+    method, _, strength = (row.get("method") or "").partition(", strength ")
+    if strength:
+        row["method"] = method
+        row["draw"] = float(strength)
+    return row

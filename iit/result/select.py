@@ -35,6 +35,7 @@ SCORE: Mapping[str, Any] = {
     "split": "validation",
     "subset": "changing",
     "control": None,
+    "draw": None,
     "metric": "iia",
 }
 """The columns of the figure that cells are chosen by."""

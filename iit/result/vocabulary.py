@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
+from iit.result.row import Arm
+
 
 class Control(NamedTuple):
     """What is scored in an alignment's place.
 
-    label: of its IIA.
+    label: of its IIA; {} stands for the draw, where it names something.
     short: within the label of another metric; such figures are shown where there is one.
     kind: "null" does not have what the hypothesis claims: an accuracy that it reaches, too, says
         nothing. "reference" may well have it. "shown" is not compared with the alignment pair by
@@ -32,6 +34,7 @@ CONTROLS: Mapping[str | None, Control] = {
     "untrained_network": Control("trained in an untrained network", "untrained network", "null"),
     "wrong_site": Control("trained at a wrong site", kind="null"),
     "least_rank": Control("trained at the least rank that the variable's values need"),
+    "lower_rank": Control("trained at rank {}", kind="shown"),
     "placebo_direction": Control("moved as far in a random direction"),
     "placebo_pair": Control("moved by another pair's difference"),
     "seeds": Control("all seeds", "the seeds' subspaces", "shown"),
@@ -41,6 +44,8 @@ CONTROLS: Mapping[str | None, Control] = {
         "the part of random subspaces that downstream reads", kind="shown"
     ),
     "null_part": Control("the part that downstream does not read", kind="shown"),
+    "rival": Control("trained, scored by the rival {!r}", kind="shown"),
+    "off_target": Control("the edit of {!r} instead (off target)", kind="shown"),
 }
 """In the order of tables; None is the alignment itself."""
 METRIC_LABELS = {
@@ -72,66 +77,38 @@ NULLS = [name for name, control in CONTROLS.items() if name is not None and cont
 COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
 """The controls that the alignment is compared with, pair by pair."""
 
-RIVAL = "rival/"
-OFF_TARGET = "off_target/"
-RANK = "rank/"
 KIND = "kind/"
-"""How some names begin.
-
-Those of controls: a rival's label, another variable's edit, a lower rank. That of a subset: one
-kind of pair.
-"""
-DRAW_PREFIXES = {
-    "random_subspace": "random_subspace/",
-    "read_part/random_subspace": "read_part/random_subspace/",
-    "seeds": "seed/",
-}
-"""Pooled control → how the names of its single draws begin."""
+"""How the name of a subset of one kind of pairs begins."""
+POOLED = ("random_subspace", "read_part/random_subspace", "seeds")
+"""Controls of several draws. Their figure pools the draws, of which each has a row of its own."""
 # (metric, control) → its number in the order of a table.
 _ORDER = {pair: number for number, pair in enumerate(product(METRIC_LABELS, CONTROLS))}
 
 
-def pool_of(control: str | None) -> str | None:
-    """The pooled control that a single draw belongs to; None for what is no draw."""
-    return next(
-        (
-            pool
-            for pool, start in DRAW_PREFIXES.items()
-            if control is not None and control.startswith(start)
-        ),
-        None,
-    )
+def is_single_draw(arm: Arm) -> bool:
+    """Whether an arm is one draw of a control whose figure pools them."""
+    return arm.control in POOLED and arm.draw is not None
 
 
-def draw(pool: str, number: int) -> str:
-    """The name of a pooled control's single draw."""
-    return f"{DRAW_PREFIXES[pool]}{number}"
+def draws_of(scored: Mapping[Arm, Any], control: str) -> list[Any]:
+    """The figures of a pooled control's single draws."""
+    return [
+        figure for arm, figure in scored.items() if arm.control == control and is_single_draw(arm)
+    ]
 
 
-def draws_of(scored: Mapping[Any, Any], pool: str) -> list[Any]:
-    """The figures of a pooled control's single draws, from {control: figure}."""
-    return [figure for control, figure in scored.items() if pool_of(control) == pool]
-
-
-def figure_label(control: str | None, metric: str) -> str | None:
+def figure_label(arm: Arm, metric: str) -> str | None:
     """The words that people read for a figure; None for a figure that only `metrics.json` has."""
-    name = control or ""
-    if pool_of(control) is not None:
+    if is_single_draw(arm):
         return None
-    if name.startswith(RIVAL):
-        return f"trained, scored by the rival {name.removeprefix(RIVAL)!r}"
-    if name.startswith(OFF_TARGET):
-        return f"the edit of {name.removeprefix(OFF_TARGET)!r} instead (off target)"
-    if name.startswith(RANK) and metric == "iia":
-        return f"trained at rank {name.removeprefix(RANK)}"
-    if (metric, control) not in _ORDER:
-        return f"{metric}, {control or 'trained'}"
+    if (metric, arm.control) not in _ORDER:
+        return f"{metric}, {arm.control or 'trained'}"
     if metric == "iia":
-        return CONTROLS[control].label
-    short = CONTROLS[control].short
+        return CONTROLS[arm.control].label.format(arm.draw)
+    short = CONTROLS[arm.control].short
     return METRIC_LABELS[metric].format(short) if short else None
 
 
-def table_order(control: str | None, metric: str) -> int:
+def table_order(arm: Arm, metric: str) -> int:
     """Where a figure stands in a table; one without a label of its own comes last."""
-    return _ORDER.get((metric, control), len(_ORDER))
+    return _ORDER.get((metric, arm.control), len(_ORDER))

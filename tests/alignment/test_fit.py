@@ -504,12 +504,12 @@ def test_evaluate_rows(toy):
     network, pairs = toy
     alignment = alignment_of(network)
     rows = iit.evaluate(alignment, pairs, experiment="e", seed=5)
-    told = {(row.control, row.metric, row.subset): row for row in rows if row.split == "test"}
+    told = {(str(row.arm), row.metric, row.subset): row for row in rows if row.split == "test"}
     assert {(row.control, row.metric) for row in rows if row.split != "test"} == {(None, "iia")}
     assert {row.split for row in rows} == {"train", "test"}
     for subset, n in (("all", 16), ("changing", 8)):
         for control in (
-            None,
+            "trained",
             "vanilla",
             "random_subspace",
             *(f"random_subspace/{i}" for i in range(5)),
@@ -519,11 +519,11 @@ def test_evaluate_rows(toy):
             assert row.n == n
             assert row.low <= row.value <= row.high
         for control in ("vanilla", "random_subspace", "no_intervention"):
-            gap = told[None, "iia", subset].value - told[control, "iia", subset].value
+            gap = told["trained", "iia", subset].value - told[control, "iia", subset].value
             assert told[control, "iia_difference", subset].value == pytest.approx(gap)
     draws = np.mean([told[f"random_subspace/{i}", "iia", "all"].value for i in range(5)])
     assert told["random_subspace", "iia", "all"].value == pytest.approx(draws)
-    assert told[None, "task_accuracy", "all"].value == 1.0
+    assert told["trained", "task_accuracy", "all"].value == 1.0
     assert (rows[0].network, rows[0].layer, rows[0].position, rows[0].rank, rows[0].seed) == (
         "toy",
         0,

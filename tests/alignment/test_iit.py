@@ -415,8 +415,8 @@ def test_blocks_are_scored_beside_their_controls(network):
         "left_equal",
         "right_equal",
     }
-    assert {row.control for row in rows if row.variable == "left_equal"} >= {
+    assert {str(row.arm) for row in rows if row.variable == "left_equal"} >= {
         "rival/left_only",
         "random_subspace",
     }
-    assert "rival/left_only" not in {row.control for row in rows if row.variable == "right_equal"}
+    assert "rival/left_only" not in {str(row.arm) for row in rows if row.variable == "right_equal"}

@@ -74,7 +74,7 @@ def judged(claim, seed):
     (found,) = verdict(rows)
     return found.to_dict() | {
         "line": found.line(),
-        "controls": sorted({row.control for row in rows if row.control}),
+        "controls": sorted({str(row.arm) for row in rows if row.control}),
     }
 
 

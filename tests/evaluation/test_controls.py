@@ -16,7 +16,8 @@ from iit.evaluation.controls import controls_of, displaced, fresh, lower_ranks, 
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError
 from iit.network import planted
-from iit.result.vocabulary import CONTROLS, pool_of
+from iit.result import Arm
+from iit.result.vocabulary import CONTROLS
 from iit.tasks import ioi, modular_sum
 from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
 from tests.seeds import shifted
@@ -40,13 +41,13 @@ def test_a_placebo_moves_by_another_pairs_difference():
     )
     assert outcomes(claim, pairs).right[None].tolist() == [True, True, False, False]
     found = placebos(claim, 0)
-    assert outcomes(found["placebo_pair"], pairs).right[None].tolist() == [
+    assert outcomes(found[Arm("placebo_pair")], pairs).right[None].tolist() == [
         False,
         False,
         True,
         False,
     ]
-    assert outcomes(found["placebo_pair"], pairs).right["base"].tolist() == [
+    assert outcomes(found[Arm("placebo_pair")], pairs).right["base"].tolist() == [
         True,
         False,
         True,
@@ -77,8 +78,8 @@ def test_a_placebo_moves_as_far_in_another_direction():
     trained = iit.LowRankRotatedSpaceIntervention(32, 2)
     claim = iit.Alignment(planted(), {"first": iit.Edit(READ, trained)})
     base, source = torch.randn(6, 3, 32), torch.randn(6, 3, 32)
-    placebo = placebos(claim, 1)["placebo_direction"].edits["first"].intervention
-    other = placebos(claim, 2)["placebo_direction"].edits["first"].intervention
+    placebo = placebos(claim, 1)[Arm("placebo_direction")].edits["first"].intervention
+    other = placebos(claim, 2)[Arm("placebo_direction")].edits["first"].intervention
     with torch.no_grad():
         move, moved, again, drawn = (
             made(base, source) - base for made in (trained, placebo, placebo, other)
@@ -115,10 +116,10 @@ def test_as_many_dimensions_as_the_variable_has_values_less_one():
     assert found.edits["first"].intervention.rank == 2
     assert found.edits["first"].sites == (READ,)
     ranks = {
-        name: lower.edits["first"].intervention.rank
-        for name, lower in lower_ranks(scoring(claim(20), pairs)).items()
+        str(arm): lower.edits["first"].intervention.rank
+        for arm, lower in lower_ranks(scoring(claim(20), pairs)).items()
     }
-    assert ranks == {"least_rank": 2, "rank/8": 8}
+    assert ranks == {"least_rank": 2, "lower_rank/8": 8}
     fixed = claim(5).requires_grad_(False)
     for none in (
         fixed,
@@ -154,10 +155,10 @@ def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
     assert sees(at({"position": "object"}), pairs), "in most templates the names come before"
     assert sees(at({"layer": 0}), pairs)
     made, _ = controls_of(scoring(claim, pairs, Trust(full=True)))
-    assert "wrong_site" in made
-    assert {pool_of(name) or name for name in made} <= set(CONTROLS), "each has its words"
+    assert Arm("wrong_site") in made
+    assert {arm.control for arm in made} <= set(CONTROLS), "each has its words"
     made, missing = controls_of(scoring(claim, pairs, Trust(full=True, wrong_site={"layer": 0})))
-    assert "wrong_site" not in made
+    assert Arm("wrong_site") not in made
     assert "stands what the variable depends on" in missing["wrong_site"]
     with pytest.raises(ValueError, match="no causal model"):
         sees(at(None), Pairs(pairs.dataset, "subject_position"))

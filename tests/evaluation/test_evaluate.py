@@ -80,12 +80,10 @@ def test_an_edit_that_is_one_variable_is_right_on_target_and_not_off_target(netw
             "where the source has another value of the edit's own variable, too"
         )
         chosen &= torch.tensor([kind == variable for kind in encoded.kinds])
-        value = found(rows, **of, control=f"off_target/{other}", subset="changing")
+        value = found(rows, **of, control="off_target", draw=other, subset="changing")
         assert value == float(right[chosen].float().mean()) == 0
         assert not [
-            row
-            for row in rows
-            if row.variable == variable and row.control == f"off_target/{variable}"
+            row for row in rows if row.variable == variable and row.arm == ("off_target", variable)
         ]
     assert found(rows, metric="task_accuracy", split="test") == 1
     for verdict in iit.verdict(rows):

@@ -14,6 +14,7 @@ from iit.evaluation.subspace import swapped
 from iit.intervention import All, Frame, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
 from iit.network import Classifier, equality_by_hand, planted
+from iit.result import Arm
 from iit.tasks import equality, modular_sum
 from tests.families import make, prompts
 from tests.seeds import shifted
@@ -143,7 +144,7 @@ def test_a_direction_is_read_when_more_than_half_of_it_is(degrees, rank):
     read = read_spaces(alignment, pairs)
     part = illusion.split_by_reading(alignment, read)["read_part"]
     assert part.edits["first"].intervention.learned_rank() == rank
-    whole = read_controls(alignment, read, 0, 0)["read_part/vanilla"]
+    whole = read_controls(alignment, read, 0, 0)[Arm("read_part/vanilla")]
     # All that is read holds both sums: the label is right where the second sums are alike.
     assert 0.15 < iia(whole, pairs) < 0.55
     assert iia(part, pairs) == (iia(whole, pairs) if rank else 0)
@@ -153,16 +154,16 @@ def test_what_is_read_of_random_subspaces_of_high_rank_does_nothing():
     network, pairs = sums(64)
     alignment = at(network, iit.LowRankRotatedSpaceIntervention(64, 8))
     parts = read_controls(alignment, read_spaces(alignment, pairs), 0, 3)
-    names = [f"read_part/random_subspace/{number}" for number in range(3)]
-    assert list(parts) == ["read_part/vanilla", *names]
-    assert [iia(parts[name], pairs) for name in names] == [0, 0, 0]
+    draws = [Arm("read_part/random_subspace", number) for number in range(3)]
+    assert list(parts) == [Arm("read_part/vanilla"), *draws]
+    assert [iia(parts[draw], pairs) for draw in draws] == [0, 0, 0]
     # A trace of all four read directions is in every one of them.
     weight = network.model.read.weight
     for number in range(3):
         frame = swapped(random_subspace(alignment, number).edits["first"].intervention)
         assert torch.linalg.matrix_rank(weight @ frame, rtol=1e-3) == 4
     assert (
-        iia(parts["read_part/vanilla"], pairs)
+        iia(parts[Arm("read_part/vanilla")], pairs)
         == iia(at(network, iit.VanillaIntervention()), pairs)
         > 0.1
     )

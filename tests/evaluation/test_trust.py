@@ -49,7 +49,7 @@ def test_a_valid_claim_passes(verdicts, seed):
     # A perceptron's layers see all inputs, and the rank is what the values need.
     assert {name.partition(" ")[0] for name in found["not_run"]} == {"wrong_site", "excess_rank"}
     assert found["cannot_fail"] == ["no_intervention"]
-    trained_again = {"shuffled_label", "untrained_network", "seeds", "seed/1", "seed/2"}
+    trained_again = {"shuffled_label", "untrained_network", "seeds", "seeds/1", "seeds/2"}
     others = {"placebo_direction", "placebo_pair", "pca_subspace", "majority", "random_subspace"}
     others |= {"inert_resampled", "read_part", "off_target/first"}
     others |= {"read_part/vanilla", "read_part/random_subspace", "read_part/random_subspace/0"}

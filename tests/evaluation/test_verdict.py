@@ -66,15 +66,15 @@ GOOD = {
         n=1000,
     ),
     "down": row(0.01, None, "all", metric="abstraction_error/down", variable="v+w", n=1000),
-    "off_target": row(0.03, "off_target/v", variable="w"),
-    "seed": row(0.87, "seed/1"),
+    "off_target": row(0.03, "off_target", draw="v", variable="w"),
+    "seed": row(0.87, "seeds", draw=1),
     "seeds": row(0.9, "seeds"),
     "angles": row(10.0, "seeds", "all", metric="principal_angle", low=8.0, high=12.0, n=3),
     "random_angles": row(
         82.0, "random_subspace", "all", metric="principal_angle", low=80.0, high=84.0, n=50
     ),
     "least": row(0.88, "least_rank"),
-    "four": row(0.89, "rank/4"),
+    "four": row(0.89, "lower_rank", draw=4),
     "read": row(0.89, "read_part"),
     "divergence": row(0.06, metric="divergence"),
     **{name: row(0.05, name) for name in NULLS},
@@ -88,8 +88,8 @@ def judged(**changed):
 
 
 def test_a_few_pairs_of_one_variable_do_not_hide_anothers_many():
-    few = row(1.0, "off_target/v", variable="u", n=3)
-    found = judged(off_target=row(0.9, "off_target/v", variable="w"), few=few)
+    few = row(1.0, "off_target", draw="v", variable="u", n=3)
+    found = judged(off_target=row(0.9, "off_target", draw="v", variable="w"), few=few)
     assert next(f for f in found.findings if f.criterion == "off_target").outcome == "fail"
     found = judged(off_target=None, few=few)
     assert next(f for f in found.findings if f.criterion == "off_target").outcome == "not judged"
@@ -165,19 +165,19 @@ def test_where_everything_is_good_everything_passes_and_nothing_was_left_out():
         ),
         (
             "off_target",
-            row(0.6, "off_target/v", variable="w"),
+            row(0.6, "off_target", draw="v", variable="w"),
             "off_target",
             "fail",
             "w's interchange",
         ),
         (
             "off_target",
-            row(0.3, "off_target/v", variable="w", low=0.1, high=0.4),
+            row(0.3, "off_target", draw="v", variable="w", low=0.1, high=0.4),
             "off_target",
             "open",
             "n = 100",
         ),
-        ("seed", row(0.5, "seed/1"), "seed_spread", "fail", "0.500 to 0.900"),
+        ("seed", row(0.5, "seeds", draw=1), "seed_spread", "fail", "0.500 to 0.900"),
         (
             "angles",
             row(41.0, "seeds", "all", metric="principal_angle", low=38.0, high=42.0, n=3),

@@ -74,7 +74,8 @@ def of_job(*overrides: str) -> Figures:
             }
 
     for row in rows:
-        names = (row.variable, row.split, row.subset, row.control, row.method, row.metric)
+        control = str(row.control) if row.draw is None else f"{row.control}/{row.draw}"
+        names = (row.variable, row.split, row.subset, control, row.method, row.metric)
         key = " ".join(str(name) for name in names)
         figures[_free(figures, key)] = " ".join(
             exact(number) for number in (row.value, row.low, row.high, row.n)

@@ -122,11 +122,9 @@ def test_a_network_is_trained_with_the_start_and_scored_with_the_trust_of_the_co
     assert seen["start"] == "pca"
     metrics = read_metrics(tmp_path / "run")
     draws = {
-        row.control
-        for row in metrics.rows
-        if row.split == "test" and (row.control or "").startswith("random_subspace/")
+        row.draw for row in metrics.rows if row.split == "test" and row.control == "random_subspace"
     }
-    assert draws == {"random_subspace/0", "random_subspace/1", "random_subspace/2"}
+    assert draws == {0, 1, 2, None}
     (judged,) = metrics.facts["verdict"]
     assert [
         found["outcome"] for found in judged["findings"] if found["criterion"] == "accuracy"

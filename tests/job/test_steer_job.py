@@ -38,8 +38,9 @@ def test_strengths_are_chosen_on_validation(configured_on_either, tmp_path, caps
     folder, metrics = tmp_path / "run", read_metrics(tmp_path / "run")
     chosen = json.loads((folder / "choice.json").read_text())["strengths"]
     assert set(chosen) == {"difference_of_means", "das", "loreft", "random"}
-    assert {r.method for r in metrics.rows if r.split == "test"} == {None} | {
-        f"{m}, strength {s:g}" for m, s in chosen.items()
+    assert {(r.method, r.draw) for r in metrics.rows if r.split == "test"} == {
+        (None, None),
+        *chosen.items(),
     }
     assert sum(r.split == "validation" and r.metric == "about" for r in metrics.rows) == 1 + 5
     told = json.loads((folder / "generations.json").read_text())

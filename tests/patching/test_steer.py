@@ -81,7 +81,7 @@ def test_each_strength_equals_raw_hooks(network):
     rows = found.rows(SITE, experiment="e", network="toy", split="validation")
     assert len(rows) == 4 * 3
     assert {row.control for row in rows[:3]} == {"no_intervention"}
-    assert rows[-1].method == "v, strength 4"
+    assert (rows[-1].method, rows[-1].draw) == ("v", 4)
     assert len(found.generations()) == 8
 
 

@@ -27,7 +27,7 @@ CONTROLS = [
     TEST,
     replace(TEST, control="vanilla", value=0.7),
     replace(TEST, control="random_subspace", value=0.01),
-    replace(TEST, control="random_subspace/0", value=0.02),
+    replace(TEST, control="random_subspace", draw=0, value=0.02),
     replace(TEST, control="vanilla", metric="iia_difference", value=0.05),
 ]
 

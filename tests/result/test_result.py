@@ -47,10 +47,38 @@ ROW = Row(
 
 def test_the_row_has_the_columns_of_the_house():
     identity = "experiment network task variable method component layer head position rank seed"
-    assert " ".join(ROW_FIELDS) == f"{identity} split subset control metric value low high n"
+    assert " ".join(ROW_FIELDS) == f"{identity} split subset control draw metric value low high n"
     assert Row.from_dict(ROW.to_dict()) == ROW
     with pytest.raises(ValueError, match=r"unknown: \['lyer'\], missing: \['layer'\]"):
         Row.from_dict({("lyer" if k == "layer" else k): v for k, v in ROW.to_dict().items()})
+
+
+@pytest.mark.parametrize(
+    ("control", "method", "expected"),
+    [
+        (None, "m", (None, None, "m")),
+        ("vanilla", "m", ("vanilla", None, "m")),
+        ("read_part/vanilla", "m", ("read_part/vanilla", None, "m")),
+        ("random_subspace", "m", ("random_subspace", None, "m")),
+        ("random_subspace/3", "m", ("random_subspace", 3, "m")),
+        ("read_part/random_subspace/0", "m", ("read_part/random_subspace", 0, "m")),
+        ("seed/2", "m", ("seeds", 2, "m")),
+        ("rank/16", "m", ("lower_rank", 16, "m")),
+        ("rival/left_only", "m", ("rival", "left_only", "m")),
+        ("off_target/io_name", "m", ("off_target", "io_name", "m")),
+        (None, "loreft, strength 0.5", (None, 0.5, "loreft")),
+    ],
+)
+def test_a_file_of_the_first_schema_is_read(tmp_path, control, method, expected):
+    row = ROW.to_dict() | {"control": control, "method": method}
+    del row["draw"]
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"schema": "iit.metrics/1", "facts": {}, "rows": [row]}))
+    (read,) = read_metrics(path).rows
+    assert (read.control, read.draw, read.method) == expected
+    write_metrics(tmp_path, [read])
+    assert json.loads(path.read_text())["schema"] == "iit.metrics/2"
+    assert read_metrics(path).rows == (read,)
 
 
 def test_correct_needs_every_token_to_be_the_argmax():
