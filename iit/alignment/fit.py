@@ -57,7 +57,7 @@ class Training:
         loggers: where the curves go; none by default.
         batch_size: pairs a training batch.
         eval_batch_size: pairs a validation batch.
-        max_epochs: at least 1; -1 for no end but the callbacks'.
+        max_epochs: at least 1; -1 where only callbacks end the training.
         seed: of the order of the training pairs.
         folder: the trainer's root folder.
         ckpt_path: a checkpoint to go on from. It must belong to a run with the same `config`.
@@ -146,8 +146,8 @@ def fit(
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {path}.")
     lightning_module: Any = training.module(alignment)
     lightning_module.config = training.config or {}
-    metric = training.monitor or lightning_module.monitor
-    lightning_module.monitor = checked_monitor(metric, lightning_module.monitors)
+    monitor = training.monitor or lightning_module.monitor
+    lightning_module.monitor = checked_monitor(monitor, lightning_module.monitors)
     data = PairsDataModule(
         pairs,
         network,
@@ -161,10 +161,10 @@ def fit(
         check_labels(network, encoded)
     lightning_module.check(data.train.batch([0]))
     trained = set(lightning_module.trained or pairs.variables)
-    # Only a changing pair can show that an interchange works. Pairs of variables that are not
-    # trained say nothing about this training.
-    counts = [trained.issuperset(names) for names in data.validation.interchanged]
-    if pairs.variables and not bool(data.validation.changing[torch.tensor(counts)].any()):
+    # Only a changing pair can show that an interchange works. A pair counts where all that it
+    # interchanges is trained.
+    is_counted = [trained.issuperset(names) for names in data.validation.interchanged]
+    if pairs.variables and not bool(data.validation.changing[torch.tensor(is_counted)].any()):
         raise ValueError(
             f"No validation pair that interchanges only {sorted(trained)} is changing: there is "
             "nothing to choose the best epoch by."
@@ -190,7 +190,7 @@ def fit(
             "batch of it run."
         )
     for cell in cells.values():
-        cell.rows = ()  # they were of other weights
+        cell.rows = ()  # the rows of earlier weights
         initialise(cell, pairs, training.start, batch_size=training.eval_batch_size)
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)

@@ -51,7 +51,7 @@ class NetworkSnapshot:
         # A module's parameters, buffers and submodules lie in dicts inside its own dict.
         held = [module[name] for module in dicts for name in _MEMBERS]
         # Each live dict beside a copy of it as it is now.
-        self._attributes = [(now, dict(now)) for now in (*dicts, *held)]
+        self._attributes = [(live, dict(live)) for live in (*dicts, *held)]
 
         # Modules share configs; each is copied once.
         configs = {
@@ -96,10 +96,10 @@ class NetworkSnapshot:
         """
         if self._offloaded:
             return None
-        for now, before in self._attributes:
-            if not _same(now, before) and not _same(now, before | _WRITTEN_BY_TRANSFORMERS):
+        for live, before in self._attributes:
+            if not _same(live, before) and not _same(live, before | _WRITTEN_BY_TRANSFORMERS):
                 return "a module, or an attribute of one"
-        if any(not _same(now, before) for now, before in self._entries):
+        if any(not _same(live, before) for live, before in self._entries):
             return "its config"
         if self._tensor_addresses != self._addresses():
             return "its weights"

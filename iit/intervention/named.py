@@ -1,4 +1,11 @@
-"""The interventions by their usual names: each a choice of basis, gate and operation."""
+"""The interventions by their usual names: each is a choice of basis, gate and operation.
+
+They are functions that make an `Intervention`. They are written like classes, because configs, rows
+and saved files name them as types.
+
+In the formulas h is the base's activation, s the source's, and h' the new one. c and c_s are the
+coordinates of h and s, and Q has orthonormal columns.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 

