@@ -175,7 +175,9 @@ class DAS(Cells):
                 # then the weighted sum of the means over the kinds.
                 share = self.data.validation.changing.float().mean()
                 cause, isolate = self.last("cause") / share, self.last("isolate") / (1 - share)
-                losses = losses * torch.where(changing.cpu(), cause, isolate).to(losses.device)
+                weights = torch.where(changing.cpu(), cause, isolate).to(losses.device)
+                # A pair that does not count may have an infinite loss.
+                losses = torch.where(weights == 0, 0.0, losses * weights)
             self.count("loss", name, rows, losses)
             self.count("iia", name, rows, right)
             self.count("iia_changing", name, rows[changing], right[changing])
@@ -209,14 +211,14 @@ class DAS(Cells):
         """The mean over pairs, or the weighted sum of the means over changing and other pairs."""
         if not self._kinds:
             return losses.mean()
-        # Zero, but with a graph: there may be no pair that counts.
-        total = losses.sum() * 0.0
+        parts = []
         for kind, of_kind in zip(KINDS, (changing, ~changing), strict=True):
             if bool(of_kind.any()) and self.now(kind):
                 mean = losses[of_kind].mean()
                 self.log(of_cell(f"train/{kind}", name), mean, batch_size=int(of_kind.sum()))
-                total = total + self.now(kind) * mean
-        return total
+                parts.append(self.now(kind) * mean)
+        # Where no pair counts the loss is zero, but with a graph.
+        return torch.stack(parts).sum() if parts else losses.sum() * 0.0
 
     def _predictions(self, batch: dict[str, Any]) -> list[Prediction]:
         """What each cell that is still in training makes of a batch."""

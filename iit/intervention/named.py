@@ -26,7 +26,6 @@ from iit.intervention.operation import (
     Swap,
     Zero,
 )
-from iit.intervention.part import checked_rank
 from iit.intervention.reversible import Reversible
 
 
@@ -269,7 +268,6 @@ def LoReFTIntervention(width: int, rank: int) -> Intervention:
 
 def LoRAIntervention(width: int, rank: int, scale: float = 1.0) -> Intervention:
     """h' = h + scale·B A h on the activation, trained, without a source."""
-    checked_rank(rank, width)
     return Intervention(
         "LoRAIntervention", Identity(width), All(), LowRankUpdate(width, rank, scale)
     )

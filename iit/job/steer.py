@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import Alignment, fit
 from iit.data import Pairs, freeze
@@ -23,6 +23,7 @@ from iit.intervention import (
     LoReFTIntervention,
     LowRankRotatedSpaceIntervention,
 )
+from iit.job.declared import check_set
 from iit.job.setup import frozen_network, network_facts
 from iit.network import LanguageModel
 from iit.patching import (
@@ -108,6 +109,7 @@ class Steering:
         shared = sorted(set(self.prompts["validation"]) & set(self.prompts["test"]))
         if shared:
             raise ValueError(f"A prompt is both for validation and for test: {shared[0]!r}.")
+        check_set(OmegaConf.missing_keys(cfg.site))
         frozen = frozen_network(cfg)
         network = frozen.network
         if not isinstance(network, LanguageModel):

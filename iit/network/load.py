@@ -1,4 +1,4 @@
-"""Loading a network: by a name of conf/network, from the hub, or from a folder."""
+"""Loading a network: by a name of conf/networks.yaml, from the hub, or from a folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def load_network(
     It is a causal language model, or a `Classifier` that was saved in a folder.
 
     Arguments:
-        name: an entry of conf/network ("smollm2"), a hub id, or a local folder.
+        name: an entry of conf/networks.yaml ("smollm2"), a hub id, or a local folder.
         dtype: fp32 | bf16 | fp16.
         device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
         revision: branch, tag or commit of a hub id.
@@ -87,6 +87,11 @@ def load_network(
         revision = source.name
     assert source is not None
     if isinstance(source, Path) and is_classifier(source):
+        if attention is not None:
+            raise ValueError(
+                f"attention={attention!r} is for networks of transformers; the folder {source} "
+                "holds a classifier made here: leave it out."
+            )
         classifier = load_classifier(source)
         classifier.model.to(torch_device, DTYPES[dtype])
         return classifier
@@ -118,13 +123,10 @@ def load_network(
 
 
 def _known() -> dict[str, Any]:
-    """The entries of conf/network that name a network, {entry: its content}."""
-    folder = files("iit.conf").joinpath("network")
-    entries = {
-        Path(f.name).stem: OmegaConf.create(f.read_text(encoding="utf-8"))
-        for f in folder.iterdir()
-        if f.name.endswith(".yaml")
-    }
+    """The networks of conf/networks.yaml by name, {name: its entry}."""
+    # `iit.conf` itself is not imported: it imports Hydra.
+    file = files("iit").joinpath("conf/networks.yaml")
+    entries: Any = OmegaConf.create(file.read_text(encoding="utf-8"))
     # An entry whose name is still missing, such as the hub's, needs one from its user.
     return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
@@ -143,8 +145,8 @@ def _source(name: str, known: dict[str, Any]) -> str | Path:
 
 def _unknown(name: str, known: dict[str, Any]) -> str:
     return (
-        f"There is no network {name!r}: it is no entry of conf/network ({', '.join(known)}), no "
-        "folder, and was not loaded from the hub."
+        f"There is no network {name!r}: it is no entry of conf/networks.yaml ({', '.join(known)}), "
+        "no folder, and was not loaded from the hub."
     )
 
 
