@@ -14,7 +14,7 @@ CORE_TOKENS = 86_500  # the aim: 57,000
 TOKENS_A_LINE = 9.0  # the aim: 9.0
 DENSE = 9.1  # comprehensions and ternaries in 100 code lines; the aim: 6
 WIDE_LINES = 0  # of more than 100 columns; the aim: none
-ARGUMENTS = 18  # of the longest signature; the aim: 10
+ARGUMENTS = 10  # of the longest signature
 CONFIGS = 90  # YAML files of conf/; the aim: 90
 
 ROOT = Path(__file__).parent.parent

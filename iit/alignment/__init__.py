@@ -20,7 +20,7 @@ from iit.alignment.schedule import Schedule
 if TYPE_CHECKING:
     from iit.alignment.best import BestWeights
     from iit.alignment.das import DAS
-    from iit.alignment.fit import Fitted, fit
+    from iit.alignment.fit import Fitted, Training, fit
     from iit.alignment.iit import IIT
     from iit.alignment.stopping import EarlyStopping
 
@@ -28,6 +28,7 @@ _TRAINING = {
     "BestWeights": "best",
     "DAS": "das",
     "Fitted": "fit",
+    "Training": "fit",
     "fit": "fit",
     "IIT": "iit",
     "EarlyStopping": "stopping",
@@ -49,6 +50,7 @@ __all__ = [
     "Objective",
     "Prediction",
     "Schedule",
+    "Training",
     "fit",
     "initialise",
     "none",

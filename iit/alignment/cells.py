@@ -34,6 +34,7 @@ class Cells(L.LightningModule):
         trains_network: whether the network itself is trained.
         monitors: the validation metrics that may choose a cell's epoch.
         monitor: the one that does.
+        config: identifies the run; a checkpoint of another run is refused.
         stopped: {cell: number of epochs} for cells that are no longer trained.
 
     Arguments:
@@ -42,7 +43,6 @@ class Cells(L.LightningModule):
         scheduler: makes a learning rate schedule from the optimizer and `total_steps`.
         numbers: {name: number or schedule}, such as weights of the loss. A schedule's value is
             logged as `schedule/NAME`.
-        config: identifies the run; a checkpoint of another run is refused.
         compared: {name: alignment}, whose references are logged (see `iit.alignment.references`).
         trained: as in `IIT`.
     """
@@ -57,7 +57,6 @@ class Cells(L.LightningModule):
         optimizer: Optimizer,
         scheduler: Scheduler | None,
         numbers: Mapping[str, Number],
-        config: Mapping[str, Any] | None,
         compared: Mapping[str, Alignment],
         trained: Collection[str] | None = None,
     ):
@@ -65,7 +64,8 @@ class Cells(L.LightningModule):
         self.names = names
         self.stopped: dict[str, int] = {}
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._numbers, self._config = dict(numbers), dict(config or {})
+        self._numbers = dict(numbers)
+        self.config: Mapping[str, Any] = {}
         # {(metric, cell): [(rows, values)]} of the epoch that is validated.
         self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
         self._compared, self.trained = dict(compared), trained
@@ -237,7 +237,7 @@ class Cells(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what identifies the run, which cells have stopped, and the references."""
-        identity.mark(checkpoint, self._config)
+        identity.mark(checkpoint, self.config)
         # References of a frozen network are measured once, so a resumed run takes them over.
         checkpoint["stopped"], checkpoint["references"] = self.stopped, self._references
 
@@ -246,7 +246,7 @@ class Cells(L.LightningModule):
 
         Raises ValueError, naming what differs, for a checkpoint of another run.
         """
-        identity.check(checkpoint, self._config)
+        identity.check(checkpoint, self.config)
         self.stopped, self._references = dict(checkpoint["stopped"]), dict(checkpoint["references"])
 
 

@@ -65,7 +65,6 @@ class DAS(Cells):
         scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by
             default.
         gate_lr: the learning rate of learned gates; the optimizer's by default.
-        config: identifies the run; a checkpoint of another run is refused.
 
     Raises:
         ValueError: there is nothing to train; alignments share weights, or are of different
@@ -90,7 +89,6 @@ class DAS(Cells):
         optimizer: Optimizer | None = None,
         scheduler: Scheduler | None = None,
         gate_lr: float | None = None,
-        config: Mapping[str, Any] | None = None,
     ):
         cells = dict(alignments) if isinstance(alignments, Mapping) else {"": alignments}
         # Whether the loss weighs kinds of pairs (MDAS).
@@ -102,7 +100,7 @@ class DAS(Cells):
             raise ValueError(
                 f"gate_lr={gate_lr}: no intervention has a learned gate. Leave it out."
             )
-        super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, config, cells)
+        super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, cells)
         _check(cells)
         self._gate_lr = gate_lr
         # Registered here, so that checkpoints hold their weights. An alignment does not register

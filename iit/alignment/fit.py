@@ -4,6 +4,7 @@ import logging
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -44,45 +45,14 @@ class Fitted(NamedTuple):
     n_steps: int
 
 
-@overload
-def fit(alignment: Alignment, pairs: Pairs, **options: Any) -> Fitted: ...
-@overload
-def fit(alignment: Mapping[str, Alignment], pairs: Pairs, **options: Any) -> dict[str, Fitted]: ...
-# The overloads say what comes out; the options are written once, here.
-def fit(  # pyright: ignore[reportInconsistentOverload]
-    alignment: Alignment | Mapping[str, Alignment],
-    pairs: Pairs,
-    *,
-    module: Callable[..., L.LightningModule] = DAS,
-    trainer: Callable[..., L.Trainer] = L.Trainer,
-    callbacks: Sequence[L.Callback] = (),
-    loggers: Sequence[Logger] = (),
-    batch_size: int = 32,
-    eval_batch_size: int = 64,
-    max_epochs: int = 10,
-    seed: int = 0,
-    folder: str | Path = ".",
-    ckpt_path: str | Path | None = None,
-    config: Mapping[str, Any] | None = None,
-    monitor: str | None = None,
-    start: str = "random",
-) -> Fitted | dict[str, Fitted]:
-    """Train an alignment on the training pairs, and choose the best epoch on the validation pairs.
-
-    The alignment ends with the weights of the epoch that validation chose. It is then in eval mode,
-    in which its gates are hard (0 or 1). The network is frozen and in eval mode again when this
-    function returns or raises.
+@dataclass(frozen=True)
+class Training:
+    """How an alignment is trained: the options of `fit`.
 
     Arguments:
-        alignment: an alignment, or {name: alignment} for several that are trained side by side (see
-            `DAS`). On the same batches each becomes what it would become alone. A batch holds pairs
-            whose runs cost about the same, summed over all alignments. Alignments at other
-            positions therefore see other batches than each would see alone.
-        pairs: the training and validation pairs; the test split is not read.
-        module: makes the Lightning module from the alignment (and `config`). `DAS` trains the
-            interventions, `IIT` the network.
-        trainer: called with what this function decides (epochs, device, callbacks, loggers,
-            folder).
+        module: makes the Lightning module from the alignment. `DAS` trains the interventions,
+            `IIT` the network.
+        trainer: called with what `fit` decides (epochs, device, callbacks, loggers, folder).
         callbacks: further callbacks of the trainer.
         loggers: where the curves go; none by default.
         batch_size: pairs a training batch.
@@ -97,6 +67,43 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
             "val/loss" decides alone. By default it is the module's own: `val/iia_changing`, for
             MDAS `val/disentangle`, for a training without interchanges `val/task_accuracy`.
         start: where trained frames begin: random | pca | difference_of_means (see `initialise`).
+    """
+
+    module: Callable[..., L.LightningModule] = DAS
+    trainer: Callable[..., L.Trainer] = L.Trainer
+    callbacks: Sequence[L.Callback] = ()
+    loggers: Sequence[Logger] = ()
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    max_epochs: int = 10
+    seed: int = 0
+    folder: str | Path = "."
+    ckpt_path: str | Path | None = None
+    config: Mapping[str, Any] | None = None
+    monitor: str | None = None
+    start: str = "random"
+
+
+@overload
+def fit(alignment: Alignment, pairs: Pairs, **options: Any) -> Fitted: ...
+@overload
+def fit(alignment: Mapping[str, Alignment], pairs: Pairs, **options: Any) -> dict[str, Fitted]: ...
+def fit(
+    alignment: Alignment | Mapping[str, Alignment], pairs: Pairs, **options: Any
+) -> Fitted | dict[str, Fitted]:
+    """Train an alignment on the training pairs, and choose the best epoch on the validation pairs.
+
+    The alignment ends with the weights of the epoch that validation chose. It is then in eval mode,
+    in which its gates are hard (0 or 1). The network is frozen and in eval mode again when this
+    function returns or raises.
+
+    Arguments:
+        alignment: an alignment, or {name: alignment} for several that are trained side by side (see
+            `DAS`). On the same batches each becomes what it would become alone. A batch holds pairs
+            whose runs cost about the same, summed over all alignments. Alignments at other
+            positions therefore see other batches than each would see alone.
+        pairs: the training and validation pairs; the test split is not read.
+        options: as in `Training`.
 
     Returns:
         A `Fitted`, or {name: Fitted} for several alignments.
@@ -111,10 +118,11 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
         FileNotFoundError: there is no such checkpoint.
         KeyboardInterrupt: on Ctrl-C. Its message says how to go on.
     """
+    training = Training(**options)
     # A single alignment is a cell without a name: its metrics are logged under the plain names.
     cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
     network = next((cell.studied for cell in cells.values()), None)
-    callbacks = [*callbacks, _StartState()]
+    callbacks = [*training.callbacks, _StartState()]
     if network is None:
         raise ValueError(
             "fit tokenizes the pairs: make the alignment with the LanguageModel from "
@@ -127,23 +135,25 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
                 f"The pairs are for variable {pairs.variable!r}, the alignment for "
                 f"{list(map(str, cell.variables))}."
             )
-    if max_epochs < 1 and max_epochs != -1:
+    if training.max_epochs < 1 and training.max_epochs != -1:
         raise ValueError(
-            f"max_epochs={max_epochs}: training needs an epoch at least (-1: no end). To score "
-            "what there is, use evaluate."
+            f"max_epochs={training.max_epochs}: training needs an epoch at least (-1: no end). "
+            "To score what there is, use evaluate."
         )
-    checkpoint = None if ckpt_path is None else Path(ckpt_path).expanduser()
+    path = training.ckpt_path
+    checkpoint = None if path is None else Path(path).expanduser()
     if checkpoint is not None and not checkpoint.is_file():
-        raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
-    lightning_module: Any = module(alignment, config=config)
-    monitor_name = monitor or lightning_module.monitor
-    lightning_module.monitor = checked_monitor(monitor_name, lightning_module.monitors)
+        raise FileNotFoundError(f"ckpt_path: there is no checkpoint {path}.")
+    lightning_module: Any = training.module(alignment)
+    lightning_module.config = training.config or {}
+    monitor = training.monitor or lightning_module.monitor
+    lightning_module.monitor = checked_monitor(monitor, lightning_module.monitors)
     data = PairsDataModule(
         pairs,
         network,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        seed=seed,
+        batch_size=training.batch_size,
+        eval_batch_size=training.eval_batch_size,
+        seed=training.seed,
         # A network in training never resumes, so every pair costs its length.
         cost=None if lightning_module.trains_network else partial(_cost, list(cells.values())),
     )
@@ -161,32 +171,32 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
         )
     best = BestWeights()
     device = network.device
-    runner = trainer(
-        max_epochs=max_epochs,
+    trainer = training.trainer(
+        max_epochs=training.max_epochs,
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=[device.index or 0] if device.type == "cuda" else 1,
         callbacks=[best, *callbacks],
-        logger=list(loggers) or False,
-        default_root_dir=str(folder),
+        logger=list(training.loggers) or False,
+        default_root_dir=str(training.folder),
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         # Pairs that are sampled anew need a new loader in each epoch.
         reload_dataloaders_every_n_epochs=int(pairs.again is not None),
     )
-    if runner.limit_val_batches == 0:
+    if trainer.limit_val_batches == 0:
         raise ValueError(
             "limit_val_batches=0: the epoch is chosen on validation; let at least one "
             "batch of it run."
         )
     for cell in cells.values():
         cell.rows = ()  # the rows of earlier weights
-        initialise(cell, pairs, start, batch_size=eval_batch_size)
+        initialise(cell, pairs, training.start, batch_size=training.eval_batch_size)
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with _in_training(cells.values(), device, network=lightning_module.trains_network):
-            runner.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)
+            trainer.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)
     except SystemExit as leaving:
         # Lightning makes this of Ctrl-C, and leaves Ctrl-C without effect.
         if not isinstance(leaving.__context__, KeyboardInterrupt):
@@ -197,9 +207,9 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
     for name in cells:
         epoch = best.kept(name)
         value = epoch.loss if lightning_module.monitor == LOSS else epoch.value
-        n_epochs = lightning_module.stopped.get(name, runner.current_epoch)
+        n_epochs = lightning_module.stopped.get(name, trainer.current_epoch)
         # A cell that stopped early took part in its share of the steps only.
-        n_steps = runner.global_step * n_epochs // max(runner.current_epoch, 1)
+        n_steps = trainer.global_step * n_epochs // max(trainer.current_epoch, 1)
         fits[name] = Fitted(epoch.epoch, lightning_module.monitor, value, n_epochs, n_steps)
     return fits if isinstance(alignment, Mapping) else fits[""]
 

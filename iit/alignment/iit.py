@@ -61,7 +61,6 @@ class IIT(Cells):
             default.
         scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by
             default.
-        config: identifies the run; a checkpoint of another run is refused.
 
     Raises:
         ValueError: several alignments; an unknown part or variable; no variable in `trained`; a
@@ -88,7 +87,6 @@ class IIT(Cells):
         penalty: Number = 0.0,
         optimizer: Optimizer | None = None,
         scheduler: Scheduler | None = None,
-        config: Mapping[str, Any] | None = None,
     ):
         if isinstance(alignment, Mapping):
             raise ValueError(
@@ -121,7 +119,7 @@ class IIT(Cells):
         gated = any(is_gated(i) for i in alignment.interventions)
         numbers |= of_gates(temperature, penalty, gated)
         compared = {"": alignment} if numbers["interchange"] != 0 else {}
-        super().__init__(("",), optimizer or _adamw, scheduler, numbers, config, compared, trained)
+        super().__init__(("",), optimizer or _adamw, scheduler, numbers, compared, trained)
         self.alignment = alignment
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
         logged = [f"val/{FIGURES[part]}" for part in FIGURES if numbers[part] != 0]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from iit.data.encoded import EncodedPairs
 from iit.data.held_out import Choice, HeldOut, freeze, hold_out
-from iit.data.pairs import Pairs
+from iit.data.pairs import Pairs, Sampler, Sampling
 from iit.data.prompts import Kept, Prompts, draw_prompts, one_token_words
 from iit.data.sources import STRATEGIES
 from iit.data.splits import SPLITS, disjoint_pools
@@ -24,6 +24,8 @@ __all__ = [
     "Pairs",
     "PairsDataModule",
     "Prompts",
+    "Sampler",
+    "Sampling",
     "disjoint_pools",
     "draw_prompts",
     "freeze",

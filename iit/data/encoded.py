@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from iit.data.table import source_column
+from iit.data.table import SOURCE, names_of, source_column
 
 IGNORED = -100
 
@@ -71,7 +71,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             columns |= pairs.select_columns(
                 [c for c in columns if c.partition("[")[0] in ("base", "source", "natural")]
             ).with_format("numpy")[:]
-        self.variables = (variables,) if isinstance(variables, str) else tuple(variables)
+        self.variables = names_of(variables)
         n = len(pairs)
         swapped_names = columns.get("interchanged")
         self.interchanged = (
@@ -85,25 +85,19 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self.alternatives: dict[str, Tensor] = {}
         for variable in self.variables:
             swapped = [variable in names for names in self.interchanged]
-            sources = columns[source_column("source", variable, self.variables)]
-            roles = columns.get(source_column("source_roles", variable, self.variables))
-            # Where a pair leaves the variable alone, its base stands in for the source.
-            prompts = [
-                (sources if is_swapped else columns["base"])[i]
-                for i, is_swapped in enumerate(swapped)
-            ]
-            if roles is not None:
-                roles = [
-                    (roles if is_swapped else columns["base_roles"])[i]
-                    for i, is_swapped in enumerate(swapped)
-                ]
-            answers = columns.get(source_column("source_answer", variable, self.variables))
-            if answers is not None:  # where the base stands in, so does its label
-                answers = [
-                    (answers if is_swapped else columns["label"])[i]
-                    for i, is_swapped in enumerate(swapped)
-                ]
-                answers = None if None in answers else answers
+            # Where a pair leaves the variable alone, its base and label stand in.
+            parts = []
+            for name, stand_in in zip(SOURCE, ("base", "label", "base_roles"), strict=True):
+                part = columns.get(source_column(name, variable, self.variables))
+                if part is not None:
+                    part = [
+                        (part if is_swapped else columns[stand_in])[i]
+                        for i, is_swapped in enumerate(swapped)
+                    ]
+                parts.append(part)
+            prompts, answers, roles = parts
+            if None in (answers or ()):
+                answers = None
             source = self._sources[variable] = _encode(network, prompts, roles, answers)
             if answers is not None:
                 self.alternatives[f"source/{variable}"] = source["answer"]
@@ -113,43 +107,30 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
                     del source["answer"]
             if not all(swapped):
                 self._active[variable] = torch.tensor(swapped)
-        base_answers = columns.get("base_answer")
+        self._base_answer = None
+        base_answers = columns.get("base_answer", [None])
         # If one base lacks its own answer, the split has none.
-        base_answers = (
-            None
-            if base_answers is None or any(answer is None for answer in base_answers)
-            else base_answers
-        )
-        self._base_answer = (
-            None if base_answers is None else _answers(network, columns["base"], base_answers)
-        )
-        natural = columns.get("natural")
-        # A natural counterpart has the answer that the interchange asks for.
-        natural_answers = None if self._base["answer"].shape[1] == 1 else columns["label"]
-        self._natural = (
-            None
-            if natural is None
-            else _encode(network, natural, columns.get("natural_roles"), natural_answers)
-        )
+        if None not in base_answers:
+            self._base_answer = _answers(network, columns["base"], base_answers)
+        self._natural = None
+        if "natural" in columns:
+            # A natural counterpart has the answer that the interchange asks for.
+            answers = None if self._base["answer"].shape[1] == 1 else columns["label"]
+            roles = columns.get("natural_roles")
+            self._natural = _encode(network, columns["natural"], roles, answers)
         self._has_natural = torch.tensor(columns.get("has_natural") or [True] * n)
-        rivals = columns.get("rival_labels") or []
+        rivals = columns.get("rival_labels") or [{}]
         # A rival that lacks a variable says nothing of some pairs: there the label stands in, and
         # `speaks` is False.
-        rival_labels = {
-            name: [row[name] for row in rivals] for name in (rivals[0] if rivals else ())
-        }
-        self.speaks = {
-            name: torch.tensor([answer is not None for answer in column])
-            for name, column in rival_labels.items()
-        }
-        # A rival without any label here has no alternative answers.
-        rival_labels = {
-            name: column for name, column in rival_labels.items() if bool(self.speaks[name].any())
-        }
-        for name, column in rival_labels.items():
-            rows = zip(column, columns["label"], strict=True)
-            filled = [label if answer is None else answer for answer, label in rows]
-            self.alternatives[f"rival/{name}"] = _answers(network, columns["base"], filled)
+        self.speaks: dict[str, Tensor] = {}
+        for name in rivals[0]:
+            answers = [row[name] for row in rivals]
+            self.speaks[name] = torch.tensor([answer is not None for answer in answers])
+            # A rival without any label here has no alternative answers.
+            if bool(self.speaks[name].any()):
+                rows = zip(answers, columns["label"], strict=True)
+                filled = [label if answer is None else answer for answer, label in rows]
+                self.alternatives[f"rival/{name}"] = _answers(network, columns["base"], filled)
         self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
         # Answers that are written in different ways may be the same tokens.
         if self._base_answer is not None:
@@ -188,11 +169,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
                 "natural": _cut(self._natural, index),
                 "has_natural": self._has_natural[index],
             }
-        return (
-            batch
-            if self._base_answer is None
-            else batch | {"base_answer": _narrow(self._base_answer[index])}
-        )
+        if self._base_answer is not None:
+            batch["base_answer"] = _narrow(self._base_answer[index])
+        return batch
 
     def costs(self, cost: Cost | None) -> Tensor:
         """The cost of running each pair, LongTensor[n]; pairs of equal cost should share a batch.

@@ -61,7 +61,7 @@ def hold_out(pairs: Pairs) -> tuple[Pairs, HeldOut]:
     rows = [i for i, split in enumerate(pairs.dataset["split"]) if split != "test"]
     # A copy: a selection of a dataset would still hold all rows.
     rest: Any = pairs.dataset.select(rows).with_format("arrow")[:]
-    return replace(pairs, dataset=from_table(rest), sampled=None, prompts=None), HeldOut(pairs)
+    return replace(pairs, dataset=from_table(rest), sampler=None), HeldOut(pairs)
 
 
 def freeze(folder: str | Path, choice: Mapping[str, Any]) -> Choice:

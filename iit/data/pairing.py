@@ -83,41 +83,61 @@ class Paired:
         """Pairs that have no sources and labels yet."""
         none = [None] * len(bases)
         sources, answers, values = ({v: [*none] for v in wanted.variables} for _ in range(3))
-        pairs = cls(
+        return cls(
             bases,
             sources,
             answers,
             [*none],
             {r: [*none] for r in rivals},
             [*none] if wanted.kinds else None,
-        )
-        pairs.source_values = values if wanted.natural else None
-        return pairs
-
-    def take(self, rows: Sequence[int] | np.ndarray) -> "Paired":
-        """The pairs of these rows, in this order."""
-        index = [int(i) for i in rows]
-
-        def columns(of: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-            return {name: [column[i] for i in index] for name, column in of.items()}
-
-        labels = [self.labels[i] for i in index]
-        kinds = None if self.kinds is None else [self.kinds[i] for i in index]
-        values = None if self.source_values is None else columns(self.source_values)
-        return Paired(
-            self.bases.take(index),
-            columns(self.sources),
-            columns(self.source_answers),
-            labels,
-            columns(self.rivals),
-            kinds,
-            values,
+            values if wanted.natural else None,
         )
 
     @property
     def changing(self) -> np.ndarray:
         """Whether the label differs from the base's own answer, bool[n]."""
         return _differ(self.labels, self.bases.answers)
+
+    @property
+    def separating(self) -> dict[str, int]:
+        """{rival: number of pairs on which its label differs from the causal model's}.
+
+        Only rivals count that have a label for every pair.
+        """
+        return {
+            name: sum(rival != label for rival, label in zip(labels, self.labels, strict=True))
+            for name, labels in self.rivals.items()
+            if all(rival is not None for rival in labels)
+        }
+
+
+def base_rows(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarray:
+    """The rows of the prompts that are bases, int[n].
+
+    Each prompt is as often a base as the others. Where a task asks, this holds in two groups: two
+    thirds of the bases ask for a variable that is wanted, one third does not. Half of all pairs can
+    then change, and in the others the value can stay.
+    """
+    rows = np.arange(len(prompts))
+    if task.asks is not None:
+        asking = np.array([name in wanted.variables for name in prompts.inputs[task.asks]])
+        if 0 < asking.sum() < len(prompts):
+            return np.concatenate(
+                [np.resize(rows[asking], n - n // 3), np.resize(rows[~asking], n // 3)]
+            )
+    return np.resize(rows, n)
+
+
+def n_prompts(wanted: Wanted, strategy: str, n: int) -> int:
+    """How many prompts make `n` pairs.
+
+    As many as pairs; where each is paired with each, the most that do not make more pairs than `n`.
+    """
+    if strategy != "exhaustive":
+        return n
+    # p prompts make p · (p − 1) pairs for each pattern; p is the largest number that stays within
+    # n.
+    return max(2, int((1 + np.sqrt(1 + 4 * (n // len(wanted.patterns)))) // 2))
 
 
 def paired(
@@ -225,28 +245,30 @@ def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> Paired:
     Pairs on which a rival in `separate` agrees are left out. Raises ValueError when no pair is
     left.
     """
-    first, second = (index.ravel() for index in np.indices((len(prompts), len(prompts))))
-    apart = first != second
+    # Rows of the prompts, off the diagonal of first × second.
+    first, second = np.nonzero(~np.eye(len(prompts), dtype=bool))
+    bases, sources = prompts.take(first), prompts.take(second)
     # All pairs once for each pattern of variables.
-    first, second = (np.tile(index[apart], len(wanted.patterns)) for index in (first, second))
-    pattern = np.repeat(np.arange(len(wanted.patterns)), int(apart.sum()))
-    pairs = Paired.empty(prompts.take(first), wanted, task.rivals)
-    separated = np.zeros(len(first), dtype=bool)
-    for number, variables in enumerate(wanted.patterns):
-        part = np.flatnonzero(pattern == number)
-        chosen = dict.fromkeys(variables, prompts.take(second[part]))
-        bases = pairs.bases.take(part)
+    parts = []
+    for variables in wanted.patterns:
+        chosen = dict.fromkeys(variables, sources)
         labels = label(task, task.model, bases, chosen)
-        separated[part] = True
+        ok = np.ones(len(first), dtype=bool)
         for name in wanted.separate:
-            separated[part] &= _differ(labels, label(task, task.rivals[name], bases, chosen))
-        _put(pairs, task, part, separated[part], chosen, labels)
-    if not separated.any():
+            ok &= _differ(labels, label(task, task.rivals[name], bases, chosen))
+        parts.append((ok, chosen, labels))
+    rows = np.concatenate([np.flatnonzero(ok) for ok, _, _ in parts])
+    if not len(rows):
         raise ValueError(
-            f"Task {task.name!r}: none of the {len(first)} pairs of {len(prompts)} prompts "
-            f"separates {wanted.separate}."
+            f"Task {task.name!r}: none of the {len(first) * len(parts)} pairs of {len(prompts)} "
+            f"prompts separates {wanted.separate}."
         )
-    return pairs.take(np.flatnonzero(separated))
+    pairs, start = Paired.empty(bases.take(rows), wanted, task.rivals), 0
+    for ok, chosen, labels in parts:
+        # Each pair that is left stands behind those before it.
+        _put(pairs, task, start + ok.cumsum() - 1, ok, chosen, labels)
+        start += ok.sum()
+    return pairs
 
 
 def _put(
@@ -268,10 +290,8 @@ def _put(
     """
     inside = np.flatnonzero(ok)
     rows = part[inside].tolist()
-    bases, sources = (
-        found.bases.take(rows),
-        {variable: prompts.take(inside) for variable, prompts in chosen.items()},
-    )
+    bases = found.bases.take(rows)
+    sources = {variable: prompts.take(inside) for variable, prompts in chosen.items()}
     # (column of `found`, its values in `rows`)
     into = [(found.labels, [labels[j] for j in inside.tolist()])]
     if found.kinds is not None:
@@ -308,19 +328,15 @@ def _kinds(task: Task, bases: Prompts, sources: Sequence[Prompts]) -> list[str]:
     """Which of the task's variables differ between each base and its sources, joined by "+"."""
     base_settings = task.model.run_batch(bases.inputs)
     source_settings = [task.model.run_batch(prompts.inputs) for prompts in sources]
-    differ = {
-        v: np.array(
-            [
-                any(not same(base_settings[v][i], settings[v][i]) for settings in source_settings)
-                for i in range(len(bases))
-            ]
-        )
-        for v in task.variables
-    }
-    return [
-        "+".join(v for v, differs in differ.items() if differs[i]) or "none"
-        for i in range(len(bases))
-    ]
+    kinds = []
+    for i in range(len(bases)):
+        names = [
+            v
+            for v in task.variables
+            if any(not same(base_settings[v][i], settings[v][i]) for settings in source_settings)
+        ]
+        kinds.append("+".join(names) or "none")
+    return kinds
 
 
 def _answered(

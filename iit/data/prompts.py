@@ -1,6 +1,6 @@
 """Prompts: drawn from a task, and kept where the network gives the causal model's answer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,14 +171,8 @@ def draw_prompts(
         # At least a quarter of `n` a round, so 40 rounds are ten times `n`.
         size = max(n - n_kept, n // 4, 1)
         drawn = write(task, _new(task.draw(rng, pools, size), drawn_inputs))
-        # Only prompts that are new. `add` returns None, so a key passes once.
-        drawn = drawn.take(
-            [
-                i
-                for i, key in enumerate(drawn.keys)
-                if not (key in drawn_keys or drawn_keys.add(key))
-            ]
-        )
+        # Only prompts that are new.
+        drawn = drawn.take(_unseen(drawn.keys, drawn_keys))
         if len(drawn):
             ok = (
                 np.ones(len(drawn), dtype=bool)
@@ -209,11 +203,13 @@ def _new(inputs: Mapping[str, list[Any]], before: set[Any]) -> Mapping[str, list
         before: the rows that were drawn before. The new rows are added.
     """
     try:
-        rows = [
-            row
-            for row in zip(*inputs.values(), strict=True)
-            if not (row in before or before.add(row))
-        ]
+        rows = _unseen(zip(*inputs.values(), strict=True), before)
     except TypeError:  # inputs that cannot be hashed
         return inputs
-    return {name: [row[i] for row in rows] for i, name in enumerate(inputs)}
+    return {name: [column[i] for i in rows] for name, column in inputs.items()}
+
+
+def _unseen(keys: Iterable[Any], seen: set[Any]) -> list[int]:
+    """Where each key that has not been seen stands first. All keys are added to `seen`."""
+    # `add` returns None: a key passes once, when it is new.
+    return [i for i, key in enumerate(keys) if not (key in seen or seen.add(key))]

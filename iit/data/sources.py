@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from iit.causal import CausalModel, Task
+from iit.causal import Task
 from iit.data.prompts import Prompts, write
 
 STRATEGIES = {
@@ -59,14 +60,21 @@ def sources(
 
     Raises ValueError for an unknown name.
     """
-    if strategy in ("random", "exhaustive"):
+    if strategy == "random":
         return Sources(
             # It may draw the base itself; `paired` then draws again.
             lambda variable, bases, rng: prompts.take(rng.integers(len(prompts), size=len(bases))),
             new=False,
         )
     if strategy == "balanced":
-        groups = _groups(task.model, prompts)
+
+        @cache
+        def groups(variable: str) -> list[np.ndarray]:
+            """For each value of the variable the rows that have it."""
+            values = [repr(value) for value in task.model.run_batch(prompts.inputs)[variable]]
+            numbers = np.unique(values, return_inverse=True)[1]
+            return [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
+
         return Sources(
             lambda variable, bases, rng: prompts.take(_balanced(groups(variable), len(bases), rng)),
             new=False,
@@ -154,22 +162,6 @@ def _inside(
         )
 
     return inside
-
-
-def _groups(model: CausalModel, prompts: Prompts) -> Callable[[str], list[np.ndarray]]:
-    """variable → [the rows that have a value, for each of its values], computed once a variable."""
-    by_variable: dict[str, list[np.ndarray]] = {}
-
-    def groups(variable: str) -> list[np.ndarray]:
-        if variable not in by_variable:
-            values = [repr(value) for value in model.run_batch(prompts.inputs)[variable]]
-            value_numbers = np.unique(values, return_inverse=True)[1]
-            by_variable[variable] = [
-                np.flatnonzero(value_numbers == number) for number in range(value_numbers.max() + 1)
-            ]
-        return by_variable[variable]
-
-    return groups
 
 
 def _balanced(groups: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:

@@ -62,6 +62,11 @@ variable there is no source.
 SOURCE = ("source", "source_answer", "source_roles")
 
 
+def names_of(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Several names, or one, as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def source_column(name: str, variable: str, variables: Sequence[str]) -> str:
     """The name of a source's column: the plain name where there is one variable."""
     return name if len(variables) == 1 else f"{name}[{variable}]"

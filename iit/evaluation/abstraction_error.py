@@ -162,7 +162,7 @@ def abstraction_error(
 
 
 def _checked(alignment: Alignment, pairs: Pairs) -> Task:
-    if pairs.task is None or pairs.prompts is None:
+    if pairs.task is None or pairs.sampler is None:
         raise NotApplicableError("the pairs have no causal model to intervene on")
     size = sum(parameter.numel() for parameter in alignment.network.parameters())
     if size > SMALL:
@@ -186,10 +186,9 @@ def _checked(alignment: Alignment, pairs: Pairs) -> Task:
 def _natural(
     alignment: Alignment, pairs: Pairs, split: str, n: int, seed: int, batch_size: int
 ) -> _Natural:
-    assert pairs.task is not None
-    assert pairs.prompts is not None
-    prompts = pairs.prompts(split, n, seed)
-    settings = pairs.task.model.run_batch(prompts.inputs)
+    assert pairs.sampler is not None
+    prompts = pairs.sampler.prompts(split, n, seed)
+    settings = pairs.sampler.task.model.run_batch(prompts.inputs)
     values = {str(v): settings[str(v)] for v in alignment.variables}
     for variable, column in values.items():
         n_values = _distinct(column)

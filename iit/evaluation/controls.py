@@ -292,10 +292,10 @@ def sees(alignment: Alignment, pairs: Pairs) -> bool:
     Raises:
         ValueError: for pairs without a causal model.
     """
-    task, network = pairs.task, alignment.studied
-    if task is None or pairs.prompts is None or network is None:
+    sampler, network = pairs.sampler, alignment.studied
+    if sampler is None or network is None:
         raise ValueError("the pairs have no causal model that says what the variable depends on")
-    prompts = pairs.prompts("test", 100, 0)
+    task, prompts = sampler.task, sampler.prompts("test", 100, 0)
     causes = set(map(str, alignment.variables))
     causes = causes.union(*map(task.model.ancestors, causes))
     inputs = dict(prompts.inputs)

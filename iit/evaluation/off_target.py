@@ -90,18 +90,19 @@ def task_off_target_rows(scoring: Scoring) -> list[Row]:
     same split's words.
     """
     alignment, pairs = scoring.alignment, scoring.pairs
-    if len(alignment.variables) != 1 or pairs.sampled is None or pairs.task is None:
+    if len(alignment.variables) != 1 or pairs.sampler is None:
         return []
-    rows = []
+    rows, sampler = [], pairs.sampler
     # Only the test pairs are used, so the other splits are small.
     sizes = {"n": None, "n_train": 2, "n_val": 2, "n_test": min(len(scoring.encoded), 200)}
-    for other in pairs.task.variables:
+    alike = replace(
+        sampler.options, **sizes, separate=(), together=False, fresh=False, natural=False
+    )
+    for other in sampler.task.variables:
         if other in pairs.variables:
             continue
         try:
-            sampled = pairs.sampled(
-                **sizes, variable=other, separate=(), together=False, fresh=False, natural=False
-            )
+            sampled = replace(alike, variable=other)(sampler.task, sampler.network)
         except ValueError as error:  # a variable that cannot be interchanged by itself in this way
             log.info("off_target: no pairs for %s: %s", other, error)
             continue

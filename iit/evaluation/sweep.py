@@ -1,6 +1,6 @@
 """Vanilla patching at every component, layer, head and position, as rows."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from iit.intervened import ActivationStore, Edit
 from iit.intervention import VanillaIntervention
 from iit.network import Network
 from iit.patching import Contrast, patched
-from iit.patching.grid import Position, grid
+from iit.patching.grid import grid, whole_sites
 from iit.result import TRAINED, Row
 
 
@@ -19,10 +19,6 @@ def sweep(
     network: Network,
     pairs: Pairs,
     *,
-    components: Sequence[str] = ("block_output",),
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int | Sequence[int]] | None = None,
-    positions: Sequence[Position] | None = None,
     split: str = "validation",
     variable: str | None = None,
     store: ActivationStore | None = None,
@@ -31,6 +27,7 @@ def sweep(
     seed: int | None = None,
     experiment: str | None = None,
     progress: bool = False,
+    **where: Any,
 ) -> list[Row]:
     """The IIA of vanilla patching at every component × layer × head × position, on one split.
 
@@ -38,14 +35,12 @@ def sweep(
     trained. Choose by validation rows.
 
     Arguments:
-        layers: all blocks by default.
-        heads: of the components that have any, one at a time (or several as one site); none by
-            default.
-        positions: roles or token indices; by default every index that all prompts of the split
-            have. It is the same index in base and source, which suits prompts of one template.
         variable: whose source is read; by default the pairs' variable.
         store, batch_size, progress: as `patched` takes them.
         resamples: of the bootstrap behind the intervals.
+        where: components, layers, heads and positions, as `grid` takes them. By default the
+            position is every index that all prompts of the split have. It is the same index in base
+            and source, which suits prompts of one template.
 
     Raises:
         ValueError: for sites the network lacks, and positions a prompt lacks.
@@ -54,12 +49,10 @@ def sweep(
     variable = variable or pairs.variable
     # For the grid alone: `patched` makes a contrast of its own.
     contrast = Contrast.of(network, encoded, variable=variable, every=True)
-    cells = grid(contrast, components=components, layers=layers, heads=heads, positions=positions)
-    sites = [cell.site for cell in cells]
     by_site = patched(
         network,
         encoded,
-        sites,
+        whole_sites(grid(contrast, **where)),
         variable=variable,
         store=store,
         batch_size=batch_size,

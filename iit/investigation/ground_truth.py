@@ -126,7 +126,7 @@ def _scored(
     """
     task, network = instantiate(case.causal), instantiate(case.network)
     pairs, held_out = hold_out(
-        instantiate(cfg.data)(task=task, network=network, variable=case.variable)
+        instantiate(cfg.data, variable=case.variable)(task=task, network=network)
     )
     site = instantiate(case.site)
     width = resolve(network.model, site).width

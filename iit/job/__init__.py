@@ -1,16 +1,16 @@
-"""What a run can do. Each job is one function: (config, folder, loggers) → (rows, facts)."""
+"""What a run can do. Each job is called: (config, folder, loggers) → (rows, facts)."""
 
 from iit.job.align import align
 from iit.job.atlas import atlas
 from iit.job.patch import patch
-from iit.job.steer import steer
+from iit.job.steer import Steering
 from iit.job.train_network import train_network, trained_network
 
 __all__ = [
+    "Steering",
     "align",
     "atlas",
     "patch",
-    "steer",
     "train_network",
     "trained_network",
 ]

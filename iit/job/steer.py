@@ -6,7 +6,7 @@ Strengths are chosen on validation prompts and measured on test prompts.
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,14 @@ from iit.intervention import (
 from iit.job.declared import check_set
 from iit.job.setup import frozen_network, network_facts
 from iit.network import LanguageModel
-from iit.patching import Steered, contains, difference_of_means, frame_direction, random_directions
-from iit.patching import steer as steered
+from iit.patching import (
+    Steered,
+    contains,
+    difference_of_means,
+    frame_direction,
+    random_directions,
+    steer,
+)
 from iit.report import curves, save_figure
 from iit.result import Row, write_text
 from iit.site import Site, resolve
@@ -38,23 +44,8 @@ EFFECT = "about"
 """The name of the effect's metric: the share of generations that hold one of the words."""
 
 
-def steer(
-    cfg: DictConfig,
-    folder: Path,
-    loggers: list[Any],
-    *,
-    towards: Sequence[str],
-    away: Sequence[str],
-    words: Sequence[str],
-    probe: str,
-    answer: str,
-    prompts: Mapping[str, Sequence[str]],
-    strengths: Mapping[str, Sequence[float | int]],
-    rank: int = 4,
-    n_random: int = 5,
-    max_ratio: float | int = 2.0,
-    max_new_tokens: int = 20,
-) -> tuple[list[Row], dict[str, Any]]:
+@dataclass(frozen=True)
+class Steering:
     """Steer `cfg.network` at `cfg.site` from texts like `away` to texts like `towards`.
 
     Activations are edited at every token. The methods:
@@ -68,11 +59,9 @@ def steer(
     - random: adds a random direction as long as the difference of means. Its figures are means over
       `n_random` directions.
 
-    The last quarter of the sentences chooses the epochs. The job writes the sweep's curves with
-    their data, both alignments, and `generations.json`.
+    The last quarter of the sentences chooses the epochs.
 
     Arguments:
-        folder: the run's folder.
         towards: sentences like what is steered to.
         away: sentences like what is steered from.
         words: a generation that has one of them is about what is steered to.
@@ -85,157 +74,181 @@ def steer(
         max_ratio: for each method, the strength of largest effect is chosen whose perplexity is at
             most this many times the one without an edit.
         max_new_tokens: tokens that are generated for each prompt.
-
-    Returns:
-        The rows, and the run's facts. On validation prompts there are rows for all strengths. On
-        test prompts there are rows for the chosen ones, which are frozen in `choice.json`.
-
-    Raises:
-        ValueError: for a prompt in both splits, for a network without text, and for what
-            `iit.patching.steer` refuses.
     """
-    shared = sorted(set(prompts["validation"]) & set(prompts["test"]))
-    if shared:
-        raise ValueError(f"A prompt is both for validation and for test: {shared[0]!r}.")
-    check_set(OmegaConf.missing_keys(cfg.site))
-    frozen = frozen_network(cfg)
-    network = frozen.network
-    if not isinstance(network, LanguageModel):
-        raise ValueError(
-            f"Steering generates text; {cfg.network._target_} gives no language model."
+
+    towards: Sequence[str]
+    away: Sequence[str]
+    words: Sequence[str]
+    probe: str
+    answer: str
+    prompts: Mapping[str, Sequence[str]]
+    strengths: Mapping[str, Sequence[float | int]]
+    rank: int = 4
+    n_random: int = 5
+    max_ratio: float | int = 2.0
+    max_new_tokens: int = 20
+
+    def __call__(
+        self, cfg: DictConfig, folder: Path, loggers: list[Any]
+    ) -> tuple[list[Row], dict[str, Any]]:
+        """Run the job.
+
+        It writes the sweep's curves with their data, both alignments, and `generations.json`.
+
+        Arguments:
+            folder: the run's folder.
+
+        Returns:
+            The rows, and the run's facts. On validation prompts there are rows for all strengths.
+            On test prompts there are rows for the chosen ones, which are frozen in `choice.json`.
+
+        Raises:
+            ValueError: for a prompt in both splits, for a network without text, and for what
+                `iit.patching.steer` refuses.
+        """
+        shared = sorted(set(self.prompts["validation"]) & set(self.prompts["test"]))
+        if shared:
+            raise ValueError(f"A prompt is both for validation and for test: {shared[0]!r}.")
+        check_set(OmegaConf.missing_keys(cfg.site))
+        frozen = frozen_network(cfg)
+        network = frozen.network
+        if not isinstance(network, LanguageModel):
+            raise ValueError(
+                f"Steering generates text; {cfg.network._target_} gives no language model."
+            )
+        site = instantiate(cfg.site)
+        # Tensor[width]
+        direction = difference_of_means(
+            network, network.encode(list(self.towards)), network.encode(list(self.away)), site
         )
-    site = instantiate(cfg.site)
-    # Tensor[width]
-    direction = difference_of_means(
-        network, network.encode(list(towards)), network.encode(list(away)), site
-    )
-    methods: dict[str, Intervention | list[Intervention]] = {
-        "difference_of_means": AdditionIntervention(direction)
-    }
-    fitted = {}
-    for name, (trained_site, intervention, pairs) in _trained(
-        network, site, towards, away, probe, answer, rank
-    ).items():
-        alignment = Alignment(network, {name: Edit(trained_site, intervention)})
-        options = {
-            "trainer": instantiate(cfg.trainer.trainer),
-            "batch_size": 8,
-            "max_epochs": cfg.trainer.max_epochs,
-            "seed": cfg.seed,
+        methods: dict[str, Intervention | list[Intervention]] = {
+            "difference_of_means": AdditionIntervention(direction)
         }
-        best = fit(alignment, pairs, folder=folder, monitor="val/loss", **options)
-        log.info(
-            "%s: epoch %d of %d kept, validation loss %.3f",
-            name,
-            best.epoch + 1,
-            best.n_epochs,
-            best.value,
+        fitted = {}
+        for name, (trained_site, intervention, pairs) in self._trained(network, site).items():
+            alignment = Alignment(network, {name: Edit(trained_site, intervention)})
+            options = {
+                "trainer": instantiate(cfg.trainer.trainer),
+                "batch_size": 8,
+                "max_epochs": cfg.trainer.max_epochs,
+                "seed": cfg.seed,
+            }
+            best = fit(alignment, pairs, folder=folder, monitor="val/loss", **options)
+            log.info(
+                "%s: epoch %d of %d kept, validation loss %.3f",
+                name,
+                best.epoch + 1,
+                best.n_epochs,
+                best.value,
+            )
+            fitted[name] = best._asdict()
+            alignment.save_pretrained(folder / name)
+            methods[name] = intervention
+        # The swap that was trained needs a source, and generation has none: its direction is added.
+        frame = methods["das"]
+        assert isinstance(frame, Intervention)
+        methods["das"] = AdditionIntervention(frame_direction(frame, direction))
+        methods["random"] = [
+            AdditionIntervention(vector)
+            for vector in random_directions(direction, self.n_random, cfg.seed)
+        ]
+        effects, facts = (
+            {EFFECT: contains(self.words)},
+            {"experiment": cfg.name, "network": network.name, "seed": cfg.seed},
         )
-        fitted[name] = best._asdict()
-        alignment.save_pretrained(folder / name)
-        methods[name] = intervention
-    # The swap that was trained needs a source, and generation has none: its direction is added.
-    frame = methods["das"]
-    assert isinstance(frame, Intervention)
-    methods["das"] = AdditionIntervention(frame_direction(frame, direction))
-    methods["random"] = [
-        AdditionIntervention(vector) for vector in random_directions(direction, n_random, cfg.seed)
-    ]
-    effects, facts = (
-        {EFFECT: contains(words)},
-        {"experiment": cfg.name, "network": network.name, "seed": cfg.seed},
-    )
-    swept = steered(
-        network,
-        list(prompts["validation"]),
-        site,
-        methods,
-        strengths,
-        effects,
-        max_new_tokens=max_new_tokens,
-    )
-    rows = swept.rows(site, split="validation", **facts)
-    # The table begins with the network without an edit, a line for each metric.
-    unedited, lines = swept.table()[: len(swept.metrics)], swept.table()[len(swept.metrics) :]
-    # A strength of 0 is the network without an edit, whatever the method.
-    lines += [line | {"method": method} for line in unedited for method in methods]
-    picture = curves(lines, x="strength", metrics=list(swept.metrics), title="validation prompts")
-    save_figure(picture, folder / "steering", swept.table())
-    # {method: its strength}; a method without a fluent strength is not there.
-    chosen = swept.chosen(EFFECT, max_ratio)
-    freeze(folder, {"strengths": chosen, "max_ratio": max_ratio})
-    generations = {"validation": swept.generations()}
-    examples = []
-    # If no method is fluent at any strength, nothing is measured on test.
-    if chosen:
-        chosen_methods = {name: methods[name] for name in chosen}
-        chosen_strengths = {name: [strength] for name, strength in chosen.items()}
-        tested = steered(
+        swept = steer(
             network,
-            list(prompts["test"]),
+            list(self.prompts["validation"]),
             site,
-            chosen_methods,
-            chosen_strengths,
+            methods,
+            self.strengths,
             effects,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=self.max_new_tokens,
         )
-        rows += tested.rows(site, split="test", **facts)
-        generations["test"], examples = tested.generations(), _examples(tested)
-    frozen.check()
-    write_text(
-        folder / "generations.json", json.dumps(generations, indent=1, ensure_ascii=False) + "\n"
-    )
-    return rows, {
-        "steering": {
-            "chosen": chosen,
-            "max_ratio": max_ratio,
-            "examples": examples,
-            "fit": fitted,
-            "metrics": list(swept.metrics),
-        },
-        "network": network_facts(network),
-    }
-
-
-def _trained(
-    network: LanguageModel,
-    site: Site,
-    towards: Sequence[str],
-    away: Sequence[str],
-    probe: str,
-    answer: str,
-    rank: int,
-) -> dict[str, tuple[Site, Intervention, Pairs]]:
-    """What each trained method trains: {method: (its site, its intervention, its pairs)}."""
-    width = resolve(network.model, site).width
-    assert width is not None
-
-    def split(number: int, texts: Sequence[str]) -> str:
-        # The last quarter of the sentences is for validation.
-        return "validation" if number >= len(texts) * 3 // 4 else "train"
-
-    # Every sentence of `away` with every one of `towards`, within a split.
-    probed = [
-        {"split": split(i, away), "base": base + probe, "source": source + probe, "label": answer}
-        for (i, base), (j, source) in product(enumerate(away), enumerate(towards))
-        if split(i, away) == split(j, towards)
-    ]
-    # Every beginning of two words or more; the label is the word that follows.
-    continued = [
-        {
-            "split": split(i, towards),
-            "base": " ".join(text.split()[:n]),
-            "label": " " + text.split()[n],
+        rows = swept.rows(site, split="validation", **facts)
+        # The table begins with the network without an edit, a line for each metric.
+        unedited, lines = swept.table()[: len(swept.metrics)], swept.table()[len(swept.metrics) :]
+        # A strength of 0 is the network without an edit, whatever the method.
+        lines += [line | {"method": method} for line in unedited for method in methods]
+        picture = curves(
+            lines, x="strength", metrics=list(swept.metrics), title="validation prompts"
+        )
+        save_figure(picture, folder / "steering", swept.table())
+        # {method: its strength}; a method without a fluent strength is not there.
+        chosen = swept.chosen(EFFECT, self.max_ratio)
+        freeze(folder, {"strengths": chosen, "max_ratio": self.max_ratio})
+        generations = {"validation": swept.generations()}
+        examples = []
+        # If no method is fluent at any strength, nothing is measured on test.
+        if chosen:
+            chosen_methods = {name: methods[name] for name in chosen}
+            chosen_strengths = {name: [strength] for name, strength in chosen.items()}
+            tested = steer(
+                network,
+                list(self.prompts["test"]),
+                site,
+                chosen_methods,
+                chosen_strengths,
+                effects,
+                max_new_tokens=self.max_new_tokens,
+            )
+            rows += tested.rows(site, split="test", **facts)
+            generations["test"], examples = tested.generations(), _examples(tested)
+        frozen.check()
+        write_text(
+            folder / "generations.json",
+            json.dumps(generations, indent=1, ensure_ascii=False) + "\n",
+        )
+        return rows, {
+            "steering": {
+                "chosen": chosen,
+                "max_ratio": self.max_ratio,
+                "examples": examples,
+                "fit": fitted,
+                "metrics": list(swept.metrics),
+            },
+            "network": network_facts(network),
         }
-        for i, text in enumerate(towards)
-        for n in range(2, len(text.split()))
-    ]
-    frame, target = LowRankRotatedSpaceIntervention(width, 1), LoReFTIntervention(width, rank)
-    # The frame is trained at the last token alone; `loreft` edits where the site says.
-    return {
-        "das": (replace(site, position="last"), frame, Pairs.of(probed, "das")),
-        "loreft": (site, target, Pairs.of(continued)),
-    }
+
+    def _trained(
+        self, network: LanguageModel, site: Site
+    ) -> dict[str, tuple[Site, Intervention, Pairs]]:
+        """What each trained method trains: {method: (its site, its intervention, its pairs)}."""
+        width = resolve(network.model, site).width
+        assert width is not None
+
+        def split(number: int, texts: Sequence[str]) -> str:
+            # The last quarter of the sentences is for validation.
+            return "validation" if number >= len(texts) * 3 // 4 else "train"
+
+        # Every sentence of `away` with every one of `towards`, within a split.
+        probed = [
+            {
+                "split": split(i, self.away),
+                "base": base + self.probe,
+                "source": source + self.probe,
+                "label": self.answer,
+            }
+            for (i, base), (j, source) in product(enumerate(self.away), enumerate(self.towards))
+            if split(i, self.away) == split(j, self.towards)
+        ]
+        # Every beginning of two words or more; the label is the word that follows.
+        continued = [
+            {
+                "split": split(i, self.towards),
+                "base": " ".join(text.split()[:n]),
+                "label": " " + text.split()[n],
+            }
+            for i, text in enumerate(self.towards)
+            for n in range(2, len(text.split()))
+        ]
+        frame = LowRankRotatedSpaceIntervention(width, 1)
+        target = LoReFTIntervention(width, self.rank)
+        # The frame is trained at the last token alone; `loreft` edits where the site says.
+        return {
+            "das": (replace(site, position="last"), frame, Pairs.of(probed, "das")),
+            "loreft": (site, target, Pairs.of(continued)),
+        }
 
 
 def _examples(tested: Steered) -> list[dict[str, Any]]:

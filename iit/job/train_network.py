@@ -95,7 +95,9 @@ def train_network(
             # Too few right answers for pairs: how few they are is a result all the same.
             log.warning("%s Only the task accuracy is reported, of all prompts.", error)
             is_answered = False
-            pairs, held_out = hold_out(sample(right_only=False))
+            pairs, held_out = hold_out(
+                instantiate(cfg.data, right_only=False)(task=task, network=network)
+            )
     options = {"trust": trust, "seed": cfg.seed, **scoring(cfg)}
     rows = evaluate(alignment, pairs, split="validation", **options)
     choice = {

@@ -56,13 +56,12 @@ def test_temperature_penalty_and_weights_act_as_declared_and_are_logged(toy, tmp
     network, pairs = toy
     seen = Seen()
 
-    def module(alignment, config):
+    def module(alignment):
         return DAS(
             alignment,
             temperature=Schedule(1.0, 0.25, 6, "exponential"),
             penalty=Schedule(0.0, 2.0),
             weights={"cause": Schedule(1.0, 3.0, 2), "isolate": 0.5},
-            config=config,
         )
 
     def trainer(**kwargs):  # an optimizer step every two batches
@@ -98,7 +97,7 @@ def test_learned_gates_may_have_a_rate_of_their_own(toy):
     alignment = boundless(network)
     gate = alignment.interventions[0].gate
     frame = alignment.interventions[0].basis
-    groups = DAS(alignment, gate_lr=1e-2, config={}).configure_optimizers().param_groups
+    groups = DAS(alignment, gate_lr=1e-2).configure_optimizers().param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert {rates.pop(id(p)) for p in gate.parameters()} == {1e-2}
     assert {rates.pop(id(p)) for p in frame.parameters()} == {5e-3}
@@ -111,7 +110,7 @@ def test_learned_gates_may_have_a_rate_of_their_own(toy):
         lambda width: iit.LowRankRotatedSpaceIntervention(width, 2),
     )
     with pytest.raises(ValueError, match="no intervention has a learned gate"):
-        DAS(ungated, gate_lr=1e-2, config={})
+        DAS(ungated, gate_lr=1e-2)
 
 
 def test_isolate_is_held_by_a_margin_under_the_logit_difference(toy):
@@ -134,12 +133,11 @@ def test_isolate_is_held_by_a_margin_under_the_logit_difference(toy):
 def test_a_resumed_run_has_the_schedule_of_an_uninterrupted_one(toy, tmp_path):
     network, pairs = toy
 
-    def module(alignment, config):
+    def module(alignment):
         return DAS(
             alignment,
             temperature=Schedule(1.0, 0.01, 16, "exponential"),
             penalty=Schedule(0.0, 1.0, 16),
-            config=config,
         )
 
     options = {"module": module, "trainer": quiet, "batch_size": 12, "folder": tmp_path}

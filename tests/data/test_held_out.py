@@ -1,6 +1,7 @@
 """The test split opens for a frozen choice, and not before."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,8 +24,7 @@ def test_what_is_trained_and_chosen_on_has_no_test_rows(pairs):
 
 def test_nothing_in_it_leads_to_test_rows(pairs, tmp_path):
     rest, _ = hold_out(pairs)
-    assert rest.sampled is None
-    assert rest.prompts is None
+    assert rest.sampler is None
     rest.save(tmp_path / "rest.parquet")
     assert set(Pairs.load(tmp_path / "rest.parquet", variable=rest.variables).dataset["split"]) == {
         "train",
@@ -68,7 +68,8 @@ def test_pairs_say_which_variables_differ_and_are_sampled_again_for_others(pairs
             if one != other
         ]
         assert kind == ("+".join(differ) or "none")
-    other = pairs.sampled(variable="right_equal")
+    other = replace(pairs.sampler.options, variable="right_equal")(task)
     assert other.variables == ("right_equal",)
     assert len(other.dataset) == len(pairs.dataset)
-    assert other.sampled(variable="left_equal").fingerprint == pairs.fingerprint
+    back = replace(other.sampler.options, variable="left_equal")(task)
+    assert back.fingerprint == pairs.fingerprint == pairs.sampler.pairs().fingerprint
