@@ -389,7 +389,10 @@ class StoreContents(dict[Key, Tensor]):
 
         Raises OSError where there is no space for a shard.
         """
-        new = {key: t.contiguous().clone() for key, t in self._longer(new).items()}
+        new = {
+            key: tensor.clone(memory_format=torch.contiguous_format)
+            for key, tensor in self._longer(new).items()
+        }
         sizes = {key: tensor.nbytes for key, tensor in new.items()}
         fits = sum(self._sizes.values()) + sum(sizes.values()) <= self._budget
         if self._limit is not None or not fits:

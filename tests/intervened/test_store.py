@@ -200,7 +200,8 @@ def test_the_oldest_shards_go_beyond_the_limit(tmp_path):
     assert sum(path.stat().st_size for path in new) <= limit
     assert bystander.exists()
 
-    answers(second, SITES[0], ActivationStore(second, shelf=tmp_path, limit=0))
+    more = prompts((9, 6), 3), prompts((9, 6), 4)
+    answers(second, SITES[0], ActivationStore(second, shelf=tmp_path, limit=0), *more)
     assert not list(tmp_path.rglob("activations-*"))
     again = answers(second, SITES[0], store)
     torch.testing.assert_close(again, logits, atol=0, rtol=0, msg="what is mapped stays")
@@ -331,7 +332,7 @@ def test_beyond_the_budget_tensors_are_mapped(tmp_path):
     cache = torch.randn(2, 2, 1, 0, 4)
     contents.add({KEY: first})
     contents.add({(KEY[0], (5,)): second, (None, (5,)): cache})
-    kept = list(contents.values())
+    kept = [contents[KEY], contents[KEY[0], (5,)], contents[None, (5,)]]
     for one, other in zip(kept, (first, second, cache), strict=True):
         assert torch.equal(one, other)
         assert one.dtype == other.dtype
