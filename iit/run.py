@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from iit.job.declared import check_numbers
+from iit.job.declared import check_chosen, check_numbers
 from iit.report import print_results
 from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
 
@@ -51,8 +51,10 @@ def run(cfg: DictConfig) -> float | None:
 
     Raises:
         OSError: when the folder cannot be written.
-        ValueError: where the config has another value in place of a number.
+        ValueError: where the config lacks what an experiment sets, or has another value in place of
+            a number.
     """
+    check_chosen(cfg)
     check_numbers(cfg)
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)

@@ -111,35 +111,37 @@ class Site:
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles in the position; () where it is counted."""
-        several = (self.position,) if isinstance(self.position, str | int) else self.position or ()
-        return tuple(place for place in several if isinstance(place, str))
+        positions = (
+            (self.position,) if isinstance(self.position, str | int) else self.position or ()
+        )
+        return tuple(item for item in positions if isinstance(item, str))
 
     def __str__(self) -> str:
-        where = f"{self.module}:{self.side}" if self.component is None else self.component
+        name = f"{self.module}:{self.side}" if self.component is None else self.component
         layer = "" if self.layer is None else f"[{self.layer}]"
         head = "" if self.head is None else f".head[{', '.join(map(str, self.heads or ()))}]"
         position = (
             self.position if isinstance(self.position, str | int) else list(self.position or ())
         )
-        return f"{where}{layer}{head}" + ("" if self.position is None else f" @ {position}")
+        return f"{name}{layer}{head}" + ("" if self.position is None else f" @ {position}")
 
 
 @dataclass(frozen=True, eq=False)
 class ResolvedSite:
-    """A site found in a network.
+    """A site that was found in a network.
 
     Arguments:
         site: the site.
-        module: the module whose input, output or inner call it is.
-        side: "input", "output", or the name of the torch function inside the module whose result is
-            meant.
+        module: the module at which it is read and written.
+        side: "input" or "output" of the module, or the name of a torch function inside it. The site
+            is then what the function returns.
         width: of the last dimension; None where only a run tells.
         above: the modules around it, the closest first.
-        columns: which of the last dimension are meant; None = all.
-        heads: which heads of [batch, head, query, key] are meant; None = all.
-        shaper: the block whose input has the batch's shape, where `module` may see (batch·tokens,
-            width).
-        encoder: the `nn.TransformerEncoder` around it.
+        columns: which columns of the last dimension belong to the site; None for all.
+        heads: which heads of [batch, head, query, key] belong to the site; None for all.
+        shaper: the block around the module, where the module may see (batch·tokens, width). The
+            block's input has the batch's shape.
+        encoder: the `nn.TransformerEncoder` around it; None where there is none.
         batch_first: whether the batch comes before the sequence; None where nothing tells.
         axes: what the dimensions are, where they are not [batch, position, width]. Three are
             "steps", [batch, channel, step]. Four are "pixels", [batch, channel, height, width],
@@ -201,10 +203,9 @@ class ResolvedSite:
             handles.append(self.shaper.register_forward_pre_hook(noted, with_kwargs=True))
 
         def edit(activation: Tensor) -> Tensor | None:
-            # `laid` is the site as [batch, position, width]; `back` puts a new one into the whole
-            # activation.
-            laid, back = self._as_positions(activation)
-            new = callback(laid)
+            # The site as [batch, position, width], and what puts a new one into the activation.
+            by_position, back = self._as_positions(activation)
+            new = callback(by_position)
             return None if new is None else back(new)
 
         if self.side == "output":
@@ -237,20 +238,21 @@ class ResolvedSite:
     def _as_positions(
         self, activation: Tensor
     ) -> tuple[Float[Tensor, "batch position width"], Callable[[Tensor], Tensor]]:
-        """The part of the activation that is meant, as [batch, position, width], and the way back.
+        """The site's part of an activation as [batch, position, width], and the way back.
 
-        The way back gives the whole activation, with another part in place of this one.
+        The way back takes a new part, and returns the whole activation with it.
         """
         if self.columns is not None or self.heads is not None:
             # Columns are in the last dimension; heads are in [batch, head, query, key].
             dim, index = (-1, self.columns) if self.columns is not None else (1, self.heads)
             assert index is not None
             index = index.to(activation.device)
-            laid, back = self._laid(activation.index_select(dim, index))
-            return laid, lambda new: activation.index_copy(dim, index, back(new))
+            by_position, back = self._laid(activation.index_select(dim, index))
+            return by_position, lambda new: activation.index_copy(dim, index, back(new))
         return self._laid(activation)
 
     def _laid(self, activation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """`_as_positions` of an activation that belongs to the site as a whole."""
         shape = activation.shape
         if self.axes == "keys":
             # [batch, head, query, key] → [batch, query, head·key]
@@ -296,8 +298,8 @@ class ResolvedSite:
 def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     """Find a site in a network, before anything runs.
 
-    Raises ValueError for a component, layer, head or module that the network lacks, naming what is
-    close. Raises it too for compiled networks.
+    Raises ValueError for a component, layer, head or module that the network lacks; the message
+    says what it has. Raises it too for compiled networks.
     """
     modules = dict(network.named_modules())
     _refuse_compiled(modules)

@@ -249,6 +249,7 @@ def test_own_pairs_run_the_whole_job_without_a_causal_model(kind, configured, tm
     ]
     if kind == "texts":
         sampled = Pairs.sample(ioi(), smollm2, **sizes)
+        overrides += ["site.layer=17", "site.position=s2"]
     else:
         sampled = Pairs.sample(equality(), equality_by_hand(), **sizes)
         overrides += [
@@ -368,6 +369,27 @@ def test_bad_input_is_explained_and_leaves_no_result(
         run(configured_on_either("+experiment=das_ioi", *SMALL, *overrides))
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not (tmp_path / "run" / "alignment").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], r"Nothing sets causal, variable\. Choose an experiment .*--help lists all"),
+        (["data=file", "network=hub"], r"Nothing sets data\.path, network\.name, variable\."),
+        (
+            ["causal=ioi", "variable=subject_position"],
+            r"Nothing sets site\.layer, site\.position\.",
+        ),
+        (["+experiment=steering", "site.layer=???"], r"Nothing sets site\.layer\."),
+    ],
+)
+def test_what_nothing_sets_is_named_before_weights_load(
+    configured, monkeypatch, tmp_path, overrides, said
+):
+    monkeypatch.setattr("iit.network.load_network", lambda *_, **__: pytest.fail("weights load"))
+    with pytest.raises(ValueError, match=said):
+        run(configured(*overrides, *SMALL))
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def _command(*arguments, cwd=None):

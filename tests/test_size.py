@@ -15,6 +15,7 @@ TOKENS_A_LINE = 9.0  # the aim: 9.0
 DENSE = 9.1  # comprehensions and ternaries in 100 code lines; the aim: 6
 WIDE_LINES = 0  # of more than 100 columns; the aim: none
 ARGUMENTS = 18  # of the longest signature; the aim: 10
+CONFIGS = 90  # YAML files of conf/; the aim: 90
 
 ROOT = Path(__file__).parent.parent
 LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
@@ -119,6 +120,14 @@ def test_density(house):
 def test_lines_and_signatures(house):
     assert house.wide_lines <= WIDE_LINES
     assert house.longest_signature <= ARGUMENTS
+
+
+def test_configs():
+    files = sorted((ROOT / "conf").rglob("*.yaml"))
+    assert len(files) <= CONFIGS
+    for file in files:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert max(map(len, lines)) <= 100, file
 
 
 def test_every_module_is_in_the_core_or_in_a_wing(contract):

@@ -1,4 +1,4 @@
-"""The alignment: which edit realises which variable."""
+"""The alignment: the claim that an edit of the network realises a variable of the causal model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,13 +25,18 @@ class Alignment(IntervenedModel):
 
     It does everything that an `IntervenedModel` does. `iit.fit` trains its interventions and
     `iit.evaluate` scores them. Its saved folder has `alignment.json` beside an intervened model's
-    files: the variables, the inert parts, and the rows of its last evaluation.
+    files: the variables, the inert parts, and `rows`.
 
     Arguments:
         network, edits, source_grad: as in `IntervenedModel`.
-        inert: {name: Edit}, the parts of the network that the claim declares not to matter. They
-            are other positions, other units, or the rest of a site beside a variable's subspace
-            (`intervention.complement()`). Only a loss or a control edits them.
+        inert: {name: Edit}, the inert parts: what the claim declares not to matter. They are other
+            positions, other units, or the rest of a site beside a variable's subspace
+            (`intervention.complement()`). The alignment's own runs leave them alone. Only a loss or
+            a control edits them.
+
+    Attributes:
+        rows: what an evaluation returned, for the saved folder. The user, or a job, sets it; `fit`
+            empties it.
 
     Raises:
         ValueError: an inert part has the name of a variable, has weights of its own, reads no
@@ -50,8 +55,8 @@ class Alignment(IntervenedModel):
     ):
         super().__init__(network, edits, source_grad=source_grad)
         self.inert = dict(inert or {})
-        # A complement shares its weights with a variable's edit. Weights of its own would never be
-        # trained.
+        # An inert part may share the weights of a variable's edit, as a complement does. Weights of
+        # its own would never be trained.
         weights = set(self.parameters())
         for name, part in self.inert.items():
             if name in self.variables:
@@ -121,7 +126,7 @@ class Alignment(IntervenedModel):
         )
 
     def places(self) -> dict[str, str]:
-        """The sites of each variable's edit, in words: {variable: "block_output[17] @ s2"}."""
+        """The sites of each variable's edit as text: {variable: "block_output[17] @ s2"}."""
         return {
             str(variable): " + ".join(map(str, edit.sites))
             for name, edit in self.edits.items()
@@ -237,6 +242,7 @@ def _edit(
     site: Site | Sequence[Site],
     intervention: Callable[..., Intervention],
 ) -> Edit:
+    """An edit of these sites, whose width completes the intervention."""
     sites = [site] if isinstance(site, Site) else list(site)
     # A `functools.partial` that already has its width needs no width from the network.
     if getattr(intervention, "keywords", {}).get("width") is not None:
@@ -250,7 +256,7 @@ def _edit(
 
 
 def _width(module: nn.Module, site: Site) -> int:
-    """The site's width: the network's own word, else the width that one run shows.
+    """The width of a site: as the network's modules say, else as one run shows.
 
     The run is on a transformer's dummy tokens, or on zeros for the first linear module.
     """

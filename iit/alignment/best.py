@@ -1,4 +1,4 @@
-"""The epoch that is chosen: of those as accurate as the best one, the one with the least loss."""
+"""The epoch that is chosen: the one with the least loss among those as accurate as the best."""
 
 from collections.abc import Sequence
 from math import inf, isnan
@@ -86,11 +86,11 @@ class BestWeights(L.Callback):
 
 
 def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
-    """The epochs that may be chosen, by rising loss; for now the first is the choice.
+    """The epochs that may still be chosen, by rising loss. For now the first one is the choice.
 
-    An epoch is out where its interval does not reach the highest accuracy. It is also out where an
-    epoch with a lower loss reaches as far. Whatever accuracy comes, that other epoch is chosen
-    before it.
+    An epoch is out where its interval does not reach the highest accuracy. It is also out where the
+    interval of an epoch with a lower loss reaches as high. Whatever accuracy comes later, that
+    other epoch is chosen before it.
     """
     candidates: list[Epoch] = []
     for epoch in sorted(epochs, key=lambda epoch: epoch.loss):  # equal losses stay in their order

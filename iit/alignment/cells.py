@@ -1,4 +1,8 @@
-"""What the Lightning modules share: named cells, each with its own weights and metrics."""
+"""What the Lightning modules share: named cells, each with its own weights and metrics.
+
+Here a cell is an alignment (or, for `IIT`, a network) that is trained beside others. `fit` gives a
+single alignment the empty name.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,10 +40,10 @@ class Cells(L.LightningModule):
         names: of the cells.
         optimizer: makes the optimizer from the parameters.
         scheduler: makes a learning rate schedule from the optimizer and `total_steps`.
-        numbers: {name: number} that may be schedules. A schedule's value is logged as
-            `schedule/NAME`.
+        numbers: {name: number or schedule}, such as weights of the loss. A schedule's value is
+            logged as `schedule/NAME`.
         config: identifies the run; a checkpoint of another run is refused.
-        compared: {name: alignment} that references are logged beside.
+        compared: {name: alignment}, whose references are logged (see `iit.alignment.references`).
         trained: as in `IIT`.
     """
 
@@ -62,7 +66,7 @@ class Cells(L.LightningModule):
         self.stopped: dict[str, int] = {}
         self._optimizer, self._scheduler = optimizer, scheduler
         self._numbers, self._config = dict(numbers), dict(config or {})
-        # (metric, cell) → [(rows, values)] of the epoch that is validated.
+        # {(metric, cell): [(rows, values)]} of the epoch that is validated.
         self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
         self._compared, self.trained = dict(compared), trained
         self._references: dict[str, float] = {}
@@ -82,7 +86,7 @@ class Cells(L.LightningModule):
         """
 
     def now(self, number: str) -> float:
-        """A declared number at this optimizer step."""
+        """The value of one of `numbers` at this optimizer step."""
         # Without `max_epochs` the number of steps is infinite; `on_fit_start` refuses schedules
         # over it.
         value = self._numbers[number]
@@ -93,9 +97,9 @@ class Cells(L.LightningModule):
         )
 
     def last(self, number: str) -> float:
-        """A declared number at the end of its schedule.
+        """The value of one of `numbers` at the end of its schedule.
 
-        Validation uses it, so that epochs can be compared.
+        Validation uses it, so that the losses of all epochs can be compared.
         """
         return ends(self._numbers[number])[1]
 
@@ -131,9 +135,9 @@ class Cells(L.LightningModule):
         return clustered_interval(values, bases, groups=kinds, resamples=resamples)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means of what was counted, and the references.
+        """Log the mean of each figure that was counted, and the references.
 
-        For several cells the plain names are means over the cells.
+        With several cells, the metrics without a cell's name are means over the cells.
         """
         over_cells: dict[str, list[float]] = {}
         for (metric, name), counted in self._counted.items():
@@ -171,14 +175,15 @@ class Cells(L.LightningModule):
                 )
 
     def anneal(self, interventions: Iterable[Any]) -> None:
-        """Set the temperature of learned gates to the declared one of this step."""
+        """Set the temperature of learned gates to that of this step."""
         for intervention in filter(is_gated, interventions):
             intervention.anneal(self.now("temperature"))
 
     def penalty(self, interventions: Iterable[Any], name: str = "") -> Tensor | float:
-        """The declared weight · the share of coordinates that learned gates let through.
+        """The penalty of this step: its weight · the share of coordinates that gates let through.
 
-        The share is a sum over gates. It is logged, unweighted, as `train/penalty`.
+        The share is a sum over the learned gates. It is logged as `train/penalty`, without the
+        weight.
         """
         gated = list(filter(is_gated, interventions))
         if not gated or not self.now("penalty"):
@@ -285,7 +290,7 @@ def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> di
 
 
 def of_gates(temperature: Number, penalty: Number, gated: bool) -> dict[str, Number]:
-    """The numbers of learned gates; without such a gate, ones that have no effect.
+    """{"temperature": …, "penalty": …}; without a learned gate these have no effect.
 
     Raises ValueError for a temperature that is not above 0, and for a negative penalty.
     """

@@ -25,6 +25,7 @@ from iit.intervention import SoftGate
 from iit.result import correct
 
 KINDS = ("cause", "isolate")
+"""The kinds of pairs that `weights` tells apart: changing ones, and the others."""
 
 
 class DAS(Cells):
@@ -49,15 +50,15 @@ class DAS(Cells):
             Each is stopped by itself. Where their passes over the network coincide, they share
             them.
         objective: the loss of a pair; cross-entropy by default.
-        weights: {"cause": …, "isolate": …}, as in MDAS. The loss is then a weighted sum of two
-            means, in place of the mean over pairs. "cause" weighs changing pairs, where the edit
-            has to cause the label. "isolate" weighs the others, where it must leave the answer
-            alone; their loss is `objective.on_own_answer()`. Either may be a schedule, and 0 leaves
-            its pairs out. The two means are logged as `train/cause` and `train/isolate`. `val/loss`
-            is weighted likewise, by the last values of schedules. Where both weights count, the
-            disentangle score chooses the epoch.
-        temperature: of learned gates, as a multiple of the one that each was made with; 1 by
-            default. It may be a schedule.
+        weights: {"cause": …, "isolate": …}, as in MDAS (multi-task DAS). The loss is then a
+            weighted sum of two means, in place of the mean over pairs. "cause" weighs changing
+            pairs, where the edit has to cause the label. "isolate" weighs the others, where it must
+            leave the answer alone; their loss is `objective.on_own_answer()`. Either may be a
+            schedule, and 0 leaves its pairs out. The two means are logged as `train/cause` and
+            `train/isolate`. `val/loss` is weighted likewise, by the last values of schedules. Where
+            both weights count, `val/disentangle` chooses the epoch.
+        temperature: of learned gates, as a multiple of the temperature that each was made with; 1
+            by default. It may be a schedule.
         penalty: the weight of the share above; 0 by default. It may be a schedule.
         optimizer: makes the optimizer from the parameters; Adam with learning rate 5e-3 by default.
             Each of several alignments is a group of parameters.
@@ -166,16 +167,19 @@ class DAS(Cells):
         """Count the loss, and the pairs on which the edited network gives the label."""
         rows, changing = batch["row"], batch["changing"]
         for name, prediction in zip(self.running, self._predictions(batch), strict=True):
-            # Correct pairs and losses, Tensor[batch] each.
+            # Whether each pair is right, and its loss: Tensor[batch] each.
             right, losses = (
                 correct(prediction.logits, prediction.answer),
                 self._losses(prediction, changing),
             )
             if self._kinds:
-                # The mean over all pairs is then the sum of the weighted means over the kinds.
+                # Each pair is weighed by the inverse share of its kind. The mean over all pairs is
+                # then the weighted sum of the means over the kinds.
                 share = self.data.validation.changing.float().mean()
                 cause, isolate = self.last("cause") / share, self.last("isolate") / (1 - share)
-                losses = losses * torch.where(changing.cpu(), cause, isolate).to(losses.device)
+                weights = torch.where(changing.cpu(), cause, isolate).to(losses.device)
+                # A pair that does not count may have an infinite loss.
+                losses = torch.where(weights == 0, 0.0, losses * weights)
             self.count("loss", name, rows, losses)
             self.count("iia", name, rows, right)
             self.count("iia_changing", name, rows[changing], right[changing])
@@ -196,7 +200,7 @@ class DAS(Cells):
     def _losses(self, made: Prediction, changing: Tensor) -> Tensor:
         """The loss of each pair, Tensor[batch].
 
-        With `weights`, pairs that are not to change have the objective's stand-in for own answers.
+        With `weights`, pairs that are not to change have the loss `objective.on_own_answer()`.
         """
         losses, on_own_answer = self.objective(made), self.objective.on_own_answer()
         return (
@@ -209,15 +213,17 @@ class DAS(Cells):
         """The mean over pairs, or the weighted sum of the means over changing and other pairs."""
         if not self._kinds:
             return losses.mean()
-        total = losses.sum() * 0.0  # also of a batch in which nothing counts
+        parts = []
         for kind, of_kind in zip(KINDS, (changing, ~changing), strict=True):
             if bool(of_kind.any()) and self.now(kind):
                 mean = losses[of_kind].mean()
                 self.log(of_cell(f"train/{kind}", name), mean, batch_size=int(of_kind.sum()))
-                total = total + self.now(kind) * mean
-        return total
+                parts.append(self.now(kind) * mean)
+        # Where no pair counts the loss is zero, but with a graph.
+        return torch.stack(parts).sum() if parts else losses.sum() * 0.0
 
     def _predictions(self, batch: dict[str, Any]) -> list[Prediction]:
+        """What each cell that is still in training makes of a batch."""
         cells = [self.weights_of(name) for name in self.running]
         all_logits = together(cells, batch["base"], batch["sources"], batch["active"])
         has_natural = "natural" in batch

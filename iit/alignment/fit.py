@@ -87,7 +87,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
         loggers: where the curves go; none by default.
         batch_size: pairs a training batch.
         eval_batch_size: pairs a validation batch.
-        max_epochs: at least 1; -1 for no end but the callbacks'.
+        max_epochs: at least 1; -1 where only callbacks end the training.
         seed: of the order of the training pairs.
         folder: the trainer's root folder.
         ckpt_path: a checkpoint to go on from. It must belong to a run with the same `config`.
@@ -136,8 +136,8 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
     if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}.")
     lightning_module: Any = module(alignment, config=config)
-    metric = monitor or lightning_module.monitor
-    lightning_module.monitor = checked_monitor(metric, lightning_module.monitors)
+    monitor_name = monitor or lightning_module.monitor
+    lightning_module.monitor = checked_monitor(monitor_name, lightning_module.monitors)
     data = PairsDataModule(
         pairs,
         network,
@@ -151,10 +151,10 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
         check_labels(network, encoded)
     lightning_module.check(data.train.batch([0]))
     trained = set(lightning_module.trained or pairs.variables)
-    # Only a changing pair can show that an interchange works. Pairs of variables that are not
-    # trained say nothing about this training.
-    counts = [trained.issuperset(names) for names in data.validation.interchanged]
-    if pairs.variables and not bool(data.validation.changing[torch.tensor(counts)].any()):
+    # Only a changing pair can show that an interchange works. A pair counts where all that it
+    # interchanges is trained.
+    is_counted = [trained.issuperset(names) for names in data.validation.interchanged]
+    if pairs.variables and not bool(data.validation.changing[torch.tensor(is_counted)].any()):
         raise ValueError(
             f"No validation pair that interchanges only {sorted(trained)} is changing: there is "
             "nothing to choose the best epoch by."
@@ -180,7 +180,7 @@ def fit(  # pyright: ignore[reportInconsistentOverload]
             "batch of it run."
         )
     for cell in cells.values():
-        cell.rows = ()  # they were of other weights
+        cell.rows = ()  # the rows of earlier weights
         initialise(cell, pairs, start, batch_size=eval_batch_size)
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)

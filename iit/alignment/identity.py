@@ -17,12 +17,12 @@ def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
             "ckpt_path: this checkpoint was not written by iit.fit as it is now. Give another, "
             "or start afresh."
         )
-    before = _flat(json.loads(checkpoint["run"]))
-    now = _flat(json.loads(json.dumps(config)))  # a tuple is a list there
-    differing = sorted(key for key in before.keys() | now if before.get(key) != now.get(key))
+    saved = _flat(json.loads(checkpoint["run"]))
+    current = _flat(json.loads(json.dumps(config)))  # through JSON: a tuple becomes a list
+    differing = sorted(key for key in saved.keys() | current if saved.get(key) != current.get(key))
     if differing:
         values = "; ".join(
-            f"{key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now"
+            f"{key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now"
             for key in differing
         )
         raise ValueError(

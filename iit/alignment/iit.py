@@ -16,9 +16,9 @@ from iit.intervened.sources import variables_of
 from iit.result import correct
 
 FIGURES = {"interchange": "iia", "behaviour": "task_accuracy", "strict": "strict"}
-"""The validation accuracy that belongs to each part of the loss."""
+"""{part of the loss: the validation accuracy that belongs to it}"""
 WEIGHTS: dict[str, Number] = {"behaviour": 1.0, "interchange": 1.0, "strict": 0.0}
-"""The weight of each part that a user leaves unsaid."""
+"""{part of the loss: its weight, where a user gives none}"""
 
 
 class IIT(Cells):
@@ -27,14 +27,17 @@ class IIT(Cells):
     It minimises Σ weight · loss over the network's and the interventions' parameters. The loss has
     three parts:
 
-    - `behaviour`: own(network(base), the base's own answer).
-    - `interchange`: objective(edited(base, source), label).
-    - `strict`: own(base with an inert part from the source, the base's own answer). Parts that the
-        alignment declares `inert` must not matter. Each pair draws one of them.
+    - `behaviour`: the unedited network should give the base's own answer. The loss is
+      `unchanged(network(base), the base's own answer)`.
+    - `interchange`: the edited network should give the label. The loss is
+      `objective(edited(base, source), label)`.
+    - `strict`: the base's own answer should stay where an inert part takes its activation from the
+      source. The loss is `unchanged(that run, the base's own answer)`. Each pair draws one inert
+      part.
 
-    Here own is `objective.on_own_answer()`, for most objectives the objective itself. A step is one
-    run of the sources and one run of the bases, which are stacked once for each part. An alignment
-    without edits leaves only the behaviour: plain training on the task.
+    Here `unchanged` is `objective.on_own_answer()`, for most objectives the objective itself. A
+    step is one run of the sources and one run of the bases, which are stacked once for each part.
+    An alignment without edits leaves only the behaviour: plain training on the task.
 
     It logs `train/loss` and its parts in each step. In each epoch it logs `val/loss`,
     `val/task_accuracy` and, with edits, `val/iia`, `val/iia_changing` and `val/strict`, the share
@@ -52,7 +55,8 @@ class IIT(Cells):
         trained: the variables whose interchanges are trained; all by default. Pairs of other
             variables train the behaviour only.
         source_grad: let gradients flow through the source runs, too.
-        temperature, penalty: as in `DAS`, for interventions that are trained along.
+        temperature, penalty: as in `DAS`, for learned gates of the interventions, which are trained
+            with the network.
         optimizer: makes the optimizer from the parameters; AdamW with learning rate 1e-3 by
             default.
         scheduler: makes a learning rate schedule from the optimizer and `total_steps`; none by
@@ -132,7 +136,8 @@ class IIT(Cells):
                 "objective=cross_entropy."
             )
         edits = {**alignment.edits, **alignment.inert}
-        # its weights are the alignment's
+        # The alignment with its inert parts as further edits; the weights are the alignment's. A
+        # tuple keeps it from being registered a second time.
         self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)
 
     def weights_of(self, name: str) -> "IIT":
@@ -219,7 +224,7 @@ class IIT(Cells):
         rows = {name: index for name, index in rows.items() if len(index)}
         if not rows:
             return {}
-        # Each part has its own copy of its bases, with the answer that it is to give.
+        # Each part has its own copy of its bases, with the answer that the network is to give.
         answers = {
             name: base["answer"] if name == "interchange" else batch["base_answer"] for name in rows
         }

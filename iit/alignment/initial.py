@@ -1,4 +1,7 @@
-"""Where trained bases begin, and what fixed ones are fitted to: activations of training bases."""
+"""Where trained frames begin, and what principal components are fitted to.
+
+Both come from activations of the network on the base prompts of the training pairs.
+"""
 
 from typing import Any
 
@@ -105,6 +108,9 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
 def _between(key: Any, edit: Edit, found: list[Tensor], pairs: Pairs, frame: Frame) -> Tensor:
     """For each variable: the leading directions between the means of its values, then random ones.
 
+    Arguments:
+        found: [Tensor[position, width]], the activations of each training pair's base.
+
     Returns Tensor[width, rank] with orthonormal columns, one block of columns after another.
     """
     if pairs.values is None:
@@ -112,10 +118,11 @@ def _between(key: Any, edit: Edit, found: list[Tensor], pairs: Pairs, frame: Fra
             "start=difference_of_means needs the variable's values: sample the pairs from "
             "a causal model."
         )
-    columns = found[0].new_zeros(found[0].shape[-1], 0)
+    vectors = found[0].new_zeros(found[0].shape[-1], 0)
     for variable, size in (edit.intervention.block_sizes or {key: frame.rank or 1}).items():
         values = pairs.values[variable]
-        # In the order of the pairs: that of a set of texts differs from process to process.
+        # [the mean activation of each value]. The values are in the order of the pairs: the order
+        # of a set of texts differs from process to process.
         by_value = [
             torch.cat([x for x, w in zip(found, values, strict=True) if w == v]).mean(0)
             for v in dict.fromkeys(values)
@@ -127,10 +134,10 @@ def _between(key: Any, edit: Edit, found: list[Tensor], pairs: Pairs, frame: Fra
         # No more directions than the means span, and no more than the block has.
         directions = directions_by_strength[strength > 1e-5 * strength.max()][:size].T
         # Drawn on the CPU: the same on every device.
-        beyond = torch.randn(len(columns), size).to(columns)
+        beyond = torch.randn(len(vectors), size).to(vectors)
         # QR keeps the span of the first k columns for every k: earlier blocks keep their span, and
         # the random directions only fill what is missing.
-        columns = torch.linalg.qr(torch.cat([columns, directions, beyond], 1))[0][
-            :, : columns.shape[1] + size
+        vectors = torch.linalg.qr(torch.cat([vectors, directions, beyond], 1))[0][
+            :, : vectors.shape[1] + size
         ]
-    return columns
+    return vectors

@@ -1,4 +1,4 @@
-"""Edited activations beside natural ones."""
+"""Edited activations beside natural ones, for the objective `CounterfactualLatent`."""
 
 from typing import Any
 
@@ -10,10 +10,13 @@ from iit.intervention import VanillaIntervention
 
 
 def latents(alignment: Alignment, batch: dict[str, Any]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """What each edit makes of the base, and the natural activation: see `Prediction.latents`.
+    """For each edit: the edited activations, the natural ones, and which pairs have natural ones.
 
-    Each edit is applied by itself to the unedited base. With a store this takes no pass over the
-    network.
+    Each edit is applied by itself to the unedited base. The natural activation is that of a prompt
+    that has by itself the values that the interchange asks for. With a store this takes no pass
+    over the network.
+
+    Returns a list, as `Prediction.latents` describes it.
     """
     natural = IntervenedModel(
         alignment.studied or alignment.network,

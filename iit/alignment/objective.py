@@ -16,14 +16,14 @@ IGNORED = -100
 
 
 class Prediction(NamedTuple):
-    """What an edited run gave, and what it was to give.
+    """The logits of an edited run, and the answers that they are compared with.
 
     Arguments:
         logits: Tensor[batch, n_answer, vocab], at the answer's tokens; the answer is
             teacher-forced.
         answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter. Or
             LongTensor[batch, 1, n_right], where each of several tokens is right.
-        own: the base's own answer, in the same form; None where the pairs do not know it.
+        own: the base's own answer, in the form of `answer`; None where the pairs do not know it.
         latents: () → [(edited activation, natural activation, BoolTensor[batch] of pairs that have
             a natural one)], one entry for each edit. Activations are Tensor[batch, position,
             width]. None where the pairs have no natural counterparts.
@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
 
 
 class Objective(ABC):
-    """A loss of each pair; the Lightning module takes the mean.
+    """A loss of each pair, of which the Lightning module takes the mean.
 
     Attributes:
         needs_natural: whether it reads the pairs' natural counterparts.
@@ -56,10 +56,10 @@ class Objective(ABC):
         """
 
     def on_own_answer(self) -> "Objective":
-        """The objective of pairs whose label is the base's own answer.
+        """The objective of pairs whose right answer is the base's own: nothing is to change.
 
-        MDAS's isolate, and IIT's behaviour and strict, are made of such pairs. By default it is
-        this objective itself.
+        The part `isolate` of MDAS has such pairs, and so have the parts `behaviour` and `strict` of
+        `IIT`. By default it is this objective itself.
         """
         return self
 
@@ -125,8 +125,8 @@ class KLDivergence(Objective):
 class LogitDifference(Objective):
     """−(logit of the label − logit of the base's own answer), where their tokens first differ.
 
-    It is 0 where they are the same, or where one begins with the other. For pairs whose label is
-    the base's own answer, `AnswerMargin` with the same margin is its objective.
+    It is 0 where they are the same, or where one begins with the other. For pairs whose right
+    answer is the base's own, `AnswerMargin` with the same margin takes its place.
 
     Arguments:
         margin: the difference that is enough. The loss is then max(0, margin − difference). With
@@ -260,7 +260,7 @@ class CounterfactualLatent(Objective):
         self.objective.check(batch)
 
     def on_own_answer(self) -> "CounterfactualLatent":
-        """The distance, added to the stand-in of its objective."""
+        """The distance, added to what takes the place of its objective."""
         objective = self.objective.on_own_answer()
         return self if objective is self.objective else CounterfactualLatent(objective, self.weight)
 

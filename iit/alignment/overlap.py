@@ -1,4 +1,8 @@
-"""Claims that overlap: edits and inert parts that cover the same units, or too many dimensions."""
+"""Claims that overlap: they take the same units, or together more dimensions than there are.
+
+A claim is what an edit of a variable takes at a site, or what an inert part takes there. Inert
+parts are declared not to matter (see `Alignment`).
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +25,7 @@ from iit.site import ResolvedSite, Site
 
 
 class _Claim(NamedTuple):
-    """What an edit takes at one of its sites.
+    """What an edit, or an inert part, takes at one of its sites.
 
     Arguments:
         name: the edit's key, or the inert part's name.
@@ -29,8 +33,8 @@ class _Claim(NamedTuple):
         site: the site.
         intervention: what acts there.
         joint: whether the site's positions are concatenated.
-        units: the module's units that the site shows; None where only a run tells how many there
-            are.
+        units: the units of the site, counted as its module counts them. None where only a run tells
+            how many there are.
     """
 
     name: str
@@ -49,8 +53,8 @@ def check_apart(
 ) -> None:
     """Check that edits and inert parts claim different subspaces.
 
-    Inert parts may overlap each other. Nobody knows what a learned gate will let through: it counts
-    as one dimension.
+    Inert parts may overlap each other. A learned gate may close all coordinates but one, so it
+    counts as one dimension.
 
     Raises ValueError where two of them take the same units (components, features) of a site, or
     together more dimensions than it has. The two are the edits of two variables, or an edit and an
@@ -67,8 +71,9 @@ def check_apart(
                 ]
                 for other in meeting:
                     _refuse_common(other, claim)
-                # Dimensions are counted at each position by itself, with all claims that reach it.
-                # A site without a position reaches all of them.
+                # Dimensions are counted at each position by itself, over all claims that reach it.
+                # A site without a position reaches all of them. If no claim names a position, all
+                # are counted at once (None).
                 for place in {
                     place for one in (*meeting, claim) for place in _positions(one.site) or ()
                 } or {None}:
@@ -109,20 +114,23 @@ def _declared(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Edit]:
 def _claims(
     name: str, inert: bool, edit: Edit, resolved: Mapping[Site, ResolvedSite]
 ) -> Iterator[_Claim]:
+    """The claims of an edit, one for each site; none where the edit reads no source."""
     if not edit.intervention.needs_source:
         return
     for site in edit.sites:
-        place = resolved.get(site)
+        resolved_site = resolved.get(site)
         # A joint edit concatenates positions, so the site's own width says nothing about it.
-        width = edit.intervention.width or (None if place is None or edit.joint else place.width)
+        width = edit.intervention.width or (
+            None if resolved_site is None or edit.joint else resolved_site.width
+        )
         # A site with heads shows some columns of its module: claims are compared in the module's
         # units.
         units = (
             None
             if width is None
             else range(width)
-            if place is None or place.columns is None
-            else place.columns.tolist()
+            if resolved_site is None or resolved_site.columns is None
+            else resolved_site.columns.tolist()
         )
         yield _Claim(name, inert, site, edit.intervention, edit.joint, units)
 

@@ -1,4 +1,8 @@
-"""References beside a training: the whole vector, and a random subspace of equal rank."""
+"""References beside a training: the whole vector, and a random subspace of equal rank.
+
+They are scored on validation pairs during a training, where there is a logger. The controls of an
+evaluation are made in `iit.evaluation.controls`, which takes `vanilla` and `beside` from here.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -22,13 +26,15 @@ def measured(
     """The IIA of each cell's references on validation pairs, {name in the log: value}.
 
     Arguments:
-        cells: {name: alignment}.
+        cells: {name: alignment}; a single one has the empty name.
         pairs: the validation pairs.
         batch_size: pairs a batch.
         trained: the variables whose pairs count; all by default.
     """
-    # A pair counts where all that it interchanges is trained.
-    counts = torch.tensor([trained is None or set(v) <= set(trained) for v in pairs.interchanged])
+    # A pair is_counted where all that it interchanges is trained.
+    is_counted = torch.tensor(
+        [trained is None or set(v) <= set(trained) for v in pairs.interchanged]
+    )
     lines: dict[str, float] = {}
     for name, cell in cells.items():
         for control, reference in references(cell).items():
@@ -38,7 +44,10 @@ def measured(
                 base = batch["base"]
                 logits = reference.answer_logits(base, batch["sources"], batch["active"]).cpu()
                 right[batch["row"]] = correct(logits, base["answer"]).float()
-            for metric, selected in (("iia", counts), ("iia_changing", counts & pairs.changing)):
+            for metric, selected in (
+                ("iia", is_counted),
+                ("iia_changing", is_counted & pairs.changing),
+            ):
                 logged = f"val/{control}/{metric}" + (f"/{name}" if name else "")
                 lines[logged] = float(right[selected].mean())
     return lines
@@ -54,8 +63,12 @@ def references(alignment: Alignment) -> dict[str, Alignment]:
     if not all(edit.intervention.needs_source for edit in alignment.edits.values()):
         return {}
     alignments = {"vanilla": vanilla(alignment)}
-    frames = random_frames(alignment)
-    return alignments if frames is None else alignments | {"random_subspace": frames}
+    with_random_frames = random_frames(alignment)
+    return (
+        alignments
+        if with_random_frames is None
+        else alignments | {"random_subspace": with_random_frames}
+    )
 
 
 def vanilla(alignment: Alignment) -> Alignment:

@@ -58,6 +58,7 @@ class Schedule:
                 "A schedule over the whole training needs its length: set max_epochs (or "
                 "max_steps), or its `steps`."
             )
+        # Behind its last step the number stays where it is.
         share = min(step / steps, 1.0)
         if self.shape == "exponential":
             return self.start * (self.stop / self.start) ** share

@@ -1,4 +1,4 @@
-"""Batches below one another: several runs in one pass over the network."""
+"""Batches that are stacked along their rows, so that several runs are one pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ IGNORED = -100
 def stacked(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One batch with the rows of the first, then the rows of the second, and so on.
 
-    Shorter prompts, answers and roles are padded on the right: with −100 where that means "absent",
-    else with 0.
+    Shorter prompts, answers and roles are padded on the right. Answers and roles are padded with
+    −100, which means "absent", and all else with 0.
     """
     first = batches[0]
     stack: dict[str, Any] = {}

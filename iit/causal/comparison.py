@@ -12,19 +12,23 @@ Interchange = tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]
 def separating_share(a: CausalModel, b: CausalModel, pairs: Iterable[Interchange]) -> float:
     """The share of pairs on which two models' outputs differ after the same interchange; in [0, 1].
 
-    Only such pairs can tell which of the two describes a network. pairs: (base, {variable:
-    source}), as `interchange` takes them. An input that only one of them reads may be there; the
-    other one is not given it. Raises ValueError for no pairs, for variables that either model
-    lacks, and for inputs that both do.
+    Only such pairs can tell which of the two describes a network.
+
+    Arguments:
+        pairs: (base, {variable: source}), as `interchange` takes them. They may hold an input that
+            only one of the models has. The other model does not get it.
+
+    Raises ValueError for no pairs, for variables that either model lacks, and for inputs that both
+    lack.
     """
     pairs = list(pairs)
     if not pairs:
         raise ValueError("There are no pairs to compare the models on.")
-    said = []
+    outputs = []
     for model, other in ((a, b), (b, a)):
         unread = {name for name in other.inputs if name not in model.inputs}
-        said.append([_answer(model, unread, base, sources) for base, sources in pairs])
-    return sum(not same(one, other) for one, other in zip(*said, strict=True)) / len(pairs)
+        outputs.append([_answer(model, unread, base, sources) for base, sources in pairs])
+    return sum(not same(one, other) for one, other in zip(*outputs, strict=True)) / len(pairs)
 
 
 def _answer(

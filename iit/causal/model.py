@@ -13,16 +13,19 @@ Mechanism = Callable[..., Any]
 Column = Sequence[Any] | np.ndarray
 """The values of one variable in many settings."""
 ASKED_TWICE = 16
-"""Rows of a batch on which each mechanism is asked a second time."""
+"""How many rows of a batch are computed a second time, to notice what is not deterministic."""
 
 
 @final
 class Setting(dict[str, Any]):
-    """One value for every variable of a causal model, parents before children; in a batch, one
-    column of values.
+    """One value for every variable of a causal model, parents before children.
 
-    held: the variables that were intervened on, and the values they hold. A setting that is run
-    again, as base or as source, keeps them: so interchanges nest.
+    A setting of many examples holds a column of values for each variable.
+
+    Arguments:
+        values: {variable: value}.
+        held: {variable: value} of the variables that were intervened on. A setting that is run
+            again, as base or as source, keeps these values. Interchanges can therefore be nested.
     """
 
     def __init__(self, values: Mapping[str, Any], held: Mapping[str, Any] | None = None):
@@ -32,29 +35,34 @@ class Setting(dict[str, Any]):
 
 @final
 class CausalModel:
-    """A hypothesis: exogenous inputs, and variables each computed from its parents by a mechanism.
+    """A hypothesis: inputs, and variables that are each computed from their parents by a mechanism.
 
-    inputs: name → its domain, or None where any value may occur.
-    mechanisms: name → plain function; its arguments' names are the variable's parents.
-    output: the variable whose value is the label.
-    domains: of computed variables, where they are to be checked.
+    Mechanisms see one example at a time. The methods whose names end in `_batch` do the same for n
+    examples: they take and return columns, {name: n values}.
 
-    Mechanisms see one example at a time. The `_batch` verbs take and give columns, name → n values,
-    and do the same n times.
+    Arguments:
+        inputs: {name: domain}. None stands for a domain of any values.
+        mechanisms: {name: plain function}. The names of its arguments are the variable's parents.
+        output: the variable whose value is the answer. After an interchange it is the label.
+        name: of the model, for messages.
+        domains: {computed variable: its domain}, for the variables whose values are to be checked.
 
-    Raises ValueError for cycles, unknown parents, mechanisms whose arguments are not plain names,
-    names that are both input and mechanism, an output that does not exist; when run, for values
-    outside their domain and for a mechanism that gives two answers to the same question.
+    Raises:
+        ValueError: cycles; unknown parents; mechanisms whose arguments are not plain names; a name
+            that is both an input and a mechanism; an output that does not exist. When the model is
+            run: values outside their domain, and a mechanism that gives two values for the same
+            parents.
 
-    >>> model = CausalModel(
-    ...     inputs={"x": range(10), "y": range(10)},
-    ...     mechanisms={"sum": lambda x, y: x + y, "even": lambda sum: sum % 2 == 0},
-    ...     output="even",
-    ... )
-    >>> model.run({"x": 1, "y": 2})
-    {'x': 1, 'y': 2, 'sum': 3, 'even': False}
-    >>> model.interchange({"x": 1, "y": 2}, {"sum": {"x": 2, "y": 2}})["even"]
-    True
+    Example:
+        >>> model = CausalModel(
+        ...     inputs={"x": range(10), "y": range(10)},
+        ...     mechanisms={"sum": lambda x, y: x + y, "even": lambda sum: sum % 2 == 0},
+        ...     output="even",
+        ... )
+        >>> model.run({"x": 1, "y": 2})
+        {'x': 1, 'y': 2, 'sum': 3, 'even': False}
+        >>> model.interchange({"x": 1, "y": 2}, {"sum": {"x": 2, "y": 2}})["even"]
+        True
     """
 
     def __init__(
@@ -66,8 +74,8 @@ class CausalModel:
         domains: Mapping[str, Sequence[Any]] | None = None,
     ):
         self.mechanisms, self.output, self.name = dict(mechanisms), output, name
-        # A tuple: in a string, "ab" would be found within "abc". A range is kept, it tells
-        # membership at once.
+        # Domains become tuples: in the string "abc", the value "ab" would be found. A range stays
+        # one, because it tells membership without a search.
         self.inputs = {v: _listed(domain) for v, domain in inputs.items()}
         both = sorted(set(inputs) & set(mechanisms))
         if both:
@@ -92,7 +100,7 @@ class CausalModel:
             )
         self._check_known(domains or {})
         self.domains = self.inputs | {v: _listed(domain) for v, domain in (domains or {}).items()}
-        """Of every variable whose values are checked; None, or no entry, where any may occur."""
+        """{variable: domain}. Variables that are missing, or have None, may take any value."""
         self._members = {
             v: _members(domain) for v, domain in self.domains.items() if domain is not None
         }
@@ -105,8 +113,9 @@ class CausalModel:
         return (*self.inputs, *self.mechanisms)
 
     def parents(self, variable: str) -> tuple[str, ...]:
-        """What the variable's mechanism reads; nothing for an input. Raises ValueError for an
-        unknown variable.
+        """The variables that a variable's mechanism reads; none for an input.
+
+        Raises ValueError for an unknown variable.
         """
         self._check_known([variable])
         return self._parents.get(variable, ())
@@ -121,30 +130,37 @@ class CausalModel:
             ) from error
 
     def ancestors(self, variable: str) -> set[str]:
-        """All that the variable is computed from, directly or not. Raises ValueError for an unknown
-        variable.
+        """All variables that a variable is computed from, directly or not.
+
+        Raises ValueError for an unknown variable.
         """
-        found: set[str] = set()
+        reached: set[str] = set()
         waiting = list(self.parents(variable))
         while waiting:
             parent = waiting.pop()
-            if parent not in found:
-                found.add(parent)
+            if parent not in reached:
+                reached.add(parent)
                 waiting += self.parents(parent)
-        return found
+        return reached
 
     def run(self, inputs: Mapping[str, Any]) -> Setting:
-        """The setting that follows from inputs; of a `Setting`, from its inputs and what is held in
-        it.
+        """The setting that follows from inputs.
 
-        Raises ValueError for missing or unknown inputs and for values outside their domain.
+        A `Setting` may stand for them: its inputs are run, and the variables that it holds keep
+        their values.
+
+        Raises ValueError for missing or unknown inputs, and for values outside their domain.
         """
         return self.do(inputs, {})
 
     def do(self, inputs: Mapping[str, Any], values: Mapping[str, Any]) -> Setting:
         """The setting with some variables held at given values, whatever their parents say.
 
-        Raises ValueError as `run` does; an input that is held may be missing from inputs.
+        Arguments:
+            inputs: as `run` takes them. An input that is held may be missing here.
+            values: {variable: the value that it is held at}.
+
+        Raises ValueError as `run` does.
         """
         columns = self.do_batch(_one_row(inputs), _one_row(values))
         return Setting(
@@ -155,12 +171,18 @@ class CausalModel:
     def interchange(
         self, base: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]
     ) -> Setting:
-        """The base's setting after each variable took the value it has in its own source's run
-        (arXiv 2106.02997).
+        """The base's setting after each variable took the value that it has in its source's run.
 
-        Everything downstream of them is computed anew. sources: variable → inputs of its source, or
-        the setting of an interchange, whose values are then taken: so interchanges nest. Raises
-        ValueError for a variable the model lacks, and as `run` does.
+        What these variables cause is computed anew.
+
+        Arguments:
+            base: the inputs of the base, or a setting.
+            sources: {variable: the inputs of its source}. The setting of another interchange may
+                stand for inputs. Its values are then taken, so interchanges can be nested.
+
+        Raises ValueError for a variable that the model lacks, and as `run` does.
+
+        References: arXiv 2106.02997.
         """
         self._check_known(sources)
         return self.do(
@@ -172,8 +194,9 @@ class CausalModel:
         return self.do_batch(inputs, {})
 
     def do_batch(self, inputs: Mapping[str, Column], values: Mapping[str, Column]) -> Setting:
-        """`do` of many inputs, each with its own values, in columns. Raises ValueError as `do`, and
-        for columns of other lengths.
+        """`do` of many inputs, each with its own values, in columns.
+
+        Raises ValueError as `do` does, and for columns that differ in length.
         """
         self._check_known(values)
         if isinstance(inputs, Setting):  # perhaps of a model with other variables
@@ -184,6 +207,7 @@ class CausalModel:
             raise ValueError(
                 f"{self.name}: {computed} are computed, not given; hold their values with `do`."
             )
+        # Values that the inputs already hold stay, unless they are given anew.
         held = {
             v: _column(column) for v, column in {**getattr(inputs, "held", {}), **values}.items()
         }
@@ -191,7 +215,7 @@ class CausalModel:
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{self.name}: the columns differ in length: {lengths}.")
         columns: dict[str, list[Any]] = {}
-        # all inputs come first, so they are checked before any mechanism runs
+        # All inputs come first in this order, so they are checked before any mechanism runs.
         for variable in self.order:
             if variable in held:
                 columns[variable] = held[variable]
@@ -218,7 +242,7 @@ class CausalModel:
         return self.do_batch(base, {v: self.run_batch(source)[v] for v, source in sources.items()})
 
     def all_inputs(self, *, most: int = 1_000_000) -> dict[str, list[Any]]:
-        """Every combination of the inputs' values, in columns, the last input changing fastest.
+        """Every combination of the inputs' values, in columns. The last input changes fastest.
 
         Raises ValueError where an input has no domain, and for more than `most` combinations.
         """
@@ -239,14 +263,14 @@ class CausalModel:
         mechanism = self.mechanisms[variable]
         column = list(map(mechanism, *parents))
         for row, value in enumerate(column[:ASKED_TWICE]):
-            given = [parent[row] for parent in parents]
-            again = mechanism(*given)
+            arguments = [parent[row] for parent in parents]
+            again = mechanism(*arguments)
             if not same(value, again):
-                told = ", ".join(
-                    f"{p}={v!r}" for p, v in zip(self._parents[variable], given, strict=True)
+                shown = ", ".join(
+                    f"{p}={v!r}" for p, v in zip(self._parents[variable], arguments, strict=True)
                 )
                 raise ValueError(
-                    f"{self.name}: the mechanism of {variable!r} is not deterministic: at {told} "
+                    f"{self.name}: the mechanism of {variable!r} is not deterministic: at {shown} "
                     f"it gives {value!r}, then {again!r}. What is random belongs into an input."
                 )
         return column
@@ -261,15 +285,15 @@ class CausalModel:
         try:
             if all(map(members.__contains__, column)):
                 return
-        # values that cannot be hashed, or compared at once, are looked for one by one
+        # Values that cannot be hashed, or compared at once, are looked for one by one.
         except (TypeError, ValueError):
             pass
         for value in column:
             if not _inside(value, members):
                 domain = self.domains[variable] or ()
-                told = ", ".join(map(repr, domain[:6])) + (", …" if len(domain) > 6 else "")
+                shown = ", ".join(map(repr, domain[:6])) + (", …" if len(domain) > 6 else "")
                 raise ValueError(
-                    f"{self.name}: {variable}={value!r} is outside its domain ({told})."
+                    f"{self.name}: {variable}={value!r} is outside its domain ({shown})."
                 )
 
     def _check_known(self, names: Iterable[str]) -> None:
@@ -282,16 +306,18 @@ class CausalModel:
             )
 
     def __repr__(self) -> str:
-        told = [f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms]
+        lines = [f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms]
         return (
-            f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(told)}; output "
+            f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(lines)}; output "
             f"{self.output})"
         )
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal: arrays and tensors in every entry, collections in every member,
-    NaN with itself.
+    """Whether two values are equal.
+
+    Arrays and tensors are equal where all entries are, collections where all members are. NaN is
+    equal to NaN.
     """
     if isinstance(one, tuple | list) and type(one) is type(other):
         return len(one) == len(other) and all(map(same, one, other))
@@ -299,6 +325,7 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if hasattr(one, "__array__") and hasattr(other, "__array__"):
         one, other = np.asarray(one), np.asarray(other)
+        # Only NaN differs from itself.
         return one.shape == other.shape and bool(
             ((one == other) | ((one != one) & (other != other))).all()
         )
@@ -315,7 +342,7 @@ def _one_row(values: Mapping[str, Any]) -> Mapping[str, list[Any]]:
 
 
 def _column(values: Column) -> list[Any]:
-    """Of an array, Python's own numbers: a range finds only these at once."""
+    """The column as a list. An array gives Python's own numbers, which a range finds at once."""
     return values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
 
 
@@ -324,7 +351,7 @@ def _listed(domain: Sequence[Any] | None) -> Sequence[Any] | None:
 
 
 def _members(domain: Sequence[Any]) -> Sequence[Any] | frozenset[Any]:
-    """What tells membership fastest."""
+    """The domain in the form that tells membership fastest."""
     if isinstance(domain, range):
         return domain
     try:
@@ -334,6 +361,7 @@ def _members(domain: Sequence[Any]) -> Sequence[Any] | frozenset[Any]:
 
 
 def _inside(value: Any, members: Sequence[Any] | frozenset[Any]) -> bool:
+    # A domain whose values cannot be hashed stays a tuple (see `_members`).
     if isinstance(members, tuple):
         return any(same(value, member) for member in members)
     try:

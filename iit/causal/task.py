@@ -9,20 +9,22 @@ import numpy as np
 from iit.causal.model import CausalModel
 
 Pools = Mapping[str, Sequence[Any]]
-"""What inputs are drawn from: name → entries."""
+"""{pool: entries}: what inputs are drawn from, such as names, objects and templates."""
 Inputs = Mapping[str, Any]
 """One value for each input of the causal model."""
 Columns = Mapping[str, list[Any]]
 """The inputs of n examples: name → n values."""
 Counterfactual = Callable[[np.random.Generator, Pools, Columns], Columns]
-"""(rng, pools, the bases' columns) → the sources' columns."""
+"""(rng, pools, the bases' columns) → the sources' columns: one source for each base."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text with marked spans.
+    """A text with roles: named spans, such as `s2` for the second mention of the subject.
 
-    roles: name → (start, stop) in characters of the text.
+    Arguments:
+        text: the text. It ends where the answer begins.
+        roles: {role: (start, stop)}, in characters of the text.
     """
 
     text: str
@@ -30,7 +32,11 @@ class Prompt:
 
 
 def by_name(inputs: Inputs, *names: str) -> dict[str, list[Any]]:
-    """The values of these inputs, or of all, as entries of the pools that have their names."""
+    """{input: [its value]}, for inputs that are entries of the pools of their names.
+
+    Arguments:
+        names: the inputs; by default all.
+    """
     return {name: [inputs[name]] for name in names or inputs}
 
 
@@ -39,26 +45,32 @@ def by_name(inputs: Inputs, *names: str) -> dict[str, list[Any]]:
 class Task:
     """A causal model, its rivals, and how inputs are drawn, written and answered.
 
-    name: of the task.
-    model: the causal model.
-    variables: the variables that may be aligned.
-    pools: name → the entries that inputs are drawn from. A split restricts them.
-    draw: (rng, pools, n) → n inputs, as columns. Raises ValueError for a pool with too few entries.
-    write: inputs → a prompt that ends where the answer begins, or a float32 tensor.
-    answer: setting → the text that continues the prompt, or for a tensor the class. It depends on
-        the output's value alone. Where it is several texts, each of them is right: the network is
-        right when its argmax is one of them.
-    uses: inputs → pool → the entries that the inputs are made of. By default each input is an entry
-        of the pool that has its name.
-    rivals: other hypotheses about some of the variables. They have the same inputs, and outputs of
-        the same kind.
-    splits: the pools that are divided among the splits, unless `Pairs.sample` is told otherwise.
-    test_only: pool → further entries. The test split alone gets them, where the pool is divided.
-    words: the pools whose entries should be one token after a space.
-    vocabulary: all words of the texts and answers, for a network that is trained on them from
-        scratch. It is empty where the texts are natural language, and where there are none.
-    counterfactuals: name → the task's own way to make sources from bases.
-    asks: the input that names the variable whose value is the answer, where there is such an input.
+    Arguments:
+        name: of the task.
+        model: the causal model.
+        variables: the variables that may be aligned.
+        pools: {pool: the entries that inputs are drawn from}. In a split some pools hold only a
+            part of their entries.
+        draw: (rng, pools, n) → n inputs, as columns. It raises ValueError for a pool with too few
+            entries.
+        write: inputs → a prompt that ends where the answer begins, or a float32 tensor.
+        answer: setting → the text that continues the prompt, or for a tensor the class. It depends
+            on the output's value alone. It may be several texts, each of which is right: the
+            network is right when its argmax is one of them.
+        uses: inputs → {pool: the entries that the inputs are made of}. By default each input is an
+            entry of the pool that has its name.
+        rivals: {rival: another hypothesis about some of the variables}. Rivals have the same
+            inputs, and outputs of the same kind.
+        splits: the pools that are divided among train, validation and test. `Pairs.sample` may name
+            others.
+        test_only: {pool: further entries}. Only the test split gets them, and only where the pool
+            is divided.
+        words: the pools whose entries should be one token after a space.
+        vocabulary: all words of the texts and answers, for a network that is trained on them from
+            scratch. It is empty where the texts are natural language, and where there are none.
+        counterfactuals: {name: the task's own way to make sources from bases}.
+        asks: the input that names the variable whose value is the answer. None where there is no
+            such input.
     """
 
     name: str

@@ -12,7 +12,7 @@ from iit.data.encoded import Cost, EncodedPairs, Encoder
 from iit.data.pairs import Pairs
 
 WINDOW = 4
-"""How many batches' worth of shuffled pairs are sorted by cost before they are cut into batches."""
+"""How many batches are cut from a window of shuffled pairs, which is sorted by cost first."""
 
 
 class PairsDataModule(L.LightningDataModule):
@@ -78,9 +78,10 @@ class PairsDataModule(L.LightningDataModule):
 
 
 class AlikeBatches(Sampler[list[int]]):
-    """Shuffled batches of rows that cost about the same.
+    """Batches of rows that cost about the same, in an order that is shuffled anew in each epoch.
 
-    Within every few batches' worth of shuffled rows, the cheap ones go together.
+    The rows are shuffled and cut into windows of a few batches. Rows of about equal cost in a
+    window become a batch.
 
     Arguments:
         costs: LongTensor[n], of the rows.

@@ -14,7 +14,10 @@ IGNORED = -100
 
 
 Cost = Callable[[Any, Any], Tensor | None]
-"""(base, active) → the cost of running each example, LongTensor[batch]; None if unknown."""
+"""(base, active) → what each example costs to run, LongTensor[batch]; None where it is unknown.
+
+A cost is a number of positions. A batch of examples of equal cost holds the least padding.
+"""
 
 
 @runtime_checkable
@@ -36,13 +39,14 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
     - "base": {the network's inputs, positions, answer}. The answer is the pair's label.
     - "sources": {variable: {the inputs, positions}}. Where answers are longer than one token, a
         source has its own answer, too.
-    - "active": {variable: BoolTensor[batch]}, for variables that some pairs leave alone. Their
-        sources are then the bases.
+    - "active": {variable: BoolTensor[batch]}, only for variables that some pairs leave alone. Where
+        it is False, the base stands in for the source.
     - "changing": BoolTensor[batch].
     - "row": LongTensor[batch], rows of this split.
     - "base_answer": LongTensor[batch, n], where the pairs know it.
-    - "natural": likewise, and "has_natural": BoolTensor[batch], where the pairs have natural
-        counterparts.
+    - "natural": {the inputs, positions} of the natural counterparts, where the pairs have such a
+        column. Where answers are longer than one token, the label is their answer.
+    - "has_natural": BoolTensor[batch], beside "natural".
 
     Arguments:
         pairs: the split's table.
@@ -51,11 +55,12 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
 
     Attributes:
         interchanged: the variables that each pair swaps.
-        labels, kinds, asked: their columns (see `COLUMNS`); None where there is none.
-        alternatives: other answers to the base, as far as the pairs know them, LongTensor[n,
-            n_answer]. "base" is its own answer, "source/VARIABLE" the source's, "rival/NAME" a
-            rival's. Where there is none the label stands in.
-        speaks: {rival: BoolTensor[n]}, whether the rival has a label.
+        labels, kinds, asked: the columns `label`, `kind` and `asked` (see `COLUMNS`). The last two
+            are None where the pairs have no such column.
+        alternatives: {name: LongTensor[n, n_answer]}, answers to the base other than the label, as
+            far as the pairs know them. "base" is its own answer, "source/VARIABLE" the source's,
+            "rival/NAME" what a rival answers. In a pair without such an answer the label stands in.
+        speaks: {rival: BoolTensor[n]}, whether the rival has a label for the pair.
         clusters: int[n], equal for pairs of one template where the pairs know it, else of one base.
     """
 
@@ -68,9 +73,11 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             ).with_format("numpy")[:]
         self.variables = (variables,) if isinstance(variables, str) else tuple(variables)
         n = len(pairs)
-        several = columns.get("interchanged")
+        swapped_names = columns.get("interchanged")
         self.interchanged = (
-            [self.variables] * n if several is None else [tuple(names) for names in several]
+            [self.variables] * n
+            if swapped_names is None
+            else [tuple(names) for names in swapped_names]
         )
         self._base = _encode(network, columns["base"], columns.get("base_roles"), columns["label"])
         self._sources: dict[str, dict[str, Any]] = {}
@@ -82,23 +89,26 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             roles = columns.get(source_column("source_roles", variable, self.variables))
             # Where a pair leaves the variable alone, its base stands in for the source.
             prompts = [
-                (sources if there else columns["base"])[i] for i, there in enumerate(swapped)
+                (sources if is_swapped else columns["base"])[i]
+                for i, is_swapped in enumerate(swapped)
             ]
             if roles is not None:
                 roles = [
-                    (roles if there else columns["base_roles"])[i]
-                    for i, there in enumerate(swapped)
+                    (roles if is_swapped else columns["base_roles"])[i]
+                    for i, is_swapped in enumerate(swapped)
                 ]
             answers = columns.get(source_column("source_answer", variable, self.variables))
             if answers is not None:  # where the base stands in, so does its label
                 answers = [
-                    (answers if there else columns["label"])[i] for i, there in enumerate(swapped)
+                    (answers if is_swapped else columns["label"])[i]
+                    for i, is_swapped in enumerate(swapped)
                 ]
                 answers = None if None in answers else answers
             source = self._sources[variable] = _encode(network, prompts, roles, answers)
             if answers is not None:
                 self.alternatives[f"source/{variable}"] = source["answer"]
-                # Only sites at the answer's own tokens read it: where it is longer than one.
+                # A source's answer is read only by sites at the answer's own tokens. An answer of
+                # one token has none: it is predicted, and never an input.
                 if self._base["answer"].shape[1] == 1:
                     del source["answer"]
             if not all(swapped):
@@ -141,7 +151,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             filled = [label if answer is None else answer for answer, label in rows]
             self.alternatives[f"rival/{name}"] = _answers(network, columns["base"], filled)
         self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
-        if self._base_answer is not None:  # what is written otherwise may be the same tokens
+        # Answers that are written in different ways may be the same tokens.
+        if self._base_answer is not None:
             self.alternatives["base"] = self._base_answer
             self.changing &= torch.tensor(differ(self._base["answer"], self._base_answer))
         self.labels, self.kinds, self.asked = (
@@ -199,8 +210,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         if cost is None:
             return lengths
         whole = self.batch(range(len(self)))
-        known_costs = cost(whole["base"], whole["active"])
-        return lengths if known_costs is None else known_costs.cpu()
+        costs = cost(whole["base"], whole["active"])
+        return lengths if costs is None else costs.cpu()
 
     def batches(
         self, size: int, cost: Cost | None = None, *, apart: bool = False
@@ -243,7 +254,7 @@ def _answers(network: Encoder, given: Any, answers: Sequence[Any]) -> Tensor:
 def differ(answers: Tensor, others: Tensor) -> list[bool]:
     """Whether each answer has other tokens than its counterpart.
 
-    Several right answers have no order.
+    Where several tokens are right, their order does not matter.
     """
 
     def said(answer: Tensor) -> list[list[int]]:

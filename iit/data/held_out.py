@@ -39,6 +39,7 @@ class HeldOut:
 
         Raises ValueError where the choice is not on disk as it was frozen.
         """
+        # A choice that was not written to disk, or was changed since, opens nothing.
         if (
             not isinstance(choice, Choice)
             or not choice.path.is_file()

@@ -15,7 +15,9 @@ def counterparts(
     """For each pair a written prompt that has by itself what the interchange asks for, or None.
 
     It is drawn from the prompts in which the pairs' variables and the output have the values that
-    they have after the interchange. Raises ValueError where no pair has a counterpart.
+    they have after the interchange.
+
+    Raises ValueError where no pair has a counterpart.
     """
     variables = list(pairs.sources)
     prompt_settings = task.model.run_batch(prompts.inputs)
@@ -28,7 +30,7 @@ def counterparts(
         groups.setdefault(key, []).append(row)
     base_settings = task.model.run_batch(pairs.bases.inputs)
     assert pairs.source_values is not None
-    # A variable that the pair leaves alone keeps the base's value.
+    # {variable: its value after the interchange}. One that the pair leaves alone keeps the base's.
     swapped_values = {
         v: [
             base_settings[v][i] if source is None else pairs.source_values[v][i]
@@ -37,8 +39,8 @@ def counterparts(
         for v in variables
     }
     after = task.model.do_batch(pairs.bases.inputs, swapped_values)
-    wanted = zip(*(map(repr, after[v]) for v in (*variables, task.model.output)), strict=True)
-    candidates = [groups.get(key) for key in wanted]
+    keys = zip(*(map(repr, after[v]) for v in (*variables, task.model.output)), strict=True)
+    candidates = [groups.get(key) for key in keys]
     if not any(candidates):
         raise ValueError(
             f"data.natural: none of the {len(prompts)} prompts has by itself what an interchange "

@@ -1,4 +1,4 @@
-"""One's own pairs: read from a file, split by base prompt, filtered by a network's answers."""
+"""Pairs from a user's file: read, checked, split by base, filtered by a network's answers."""
 
 import json
 import reprlib
@@ -136,7 +136,7 @@ def _fits(
     shape: tuple[int, ...] | None,
     variables: Sequence[str],
 ) -> bool:
-    """Whether a column may hold the value.
+    """Whether a column may hold a value.
 
     Arguments:
         kind: the column's name, without the variable in brackets.
@@ -203,8 +203,12 @@ def answered(
 ) -> list[dict[str, Any]]:
     """Leave out pairs whose prompts the network answers otherwise, and flag the changing pairs.
 
-    A pair stays where the network gives every answer that the file names. The counts go into
-    `facts`.
+    A pair stays where the network gives every answer that the file names.
+
+    Arguments:
+        rows: of one split.
+        network: None asks nobody, and keeps all pairs.
+        facts: gets the counts of the split.
 
     Raises ValueError where only a network could say which pairs are changing, and none is given.
     """
@@ -220,7 +224,7 @@ def answered(
         return {(_key(p), _key(a)): (p, a) for p, a in pairs if p is not None and a is not None}
 
     answers_of_file: dict[tuple[str, str], tuple[Any, Any]] = {}
-    # Labels whose pairs have no base_answer: does the network give them on the unedited base?
+    # For pairs without base_answer: does the network give the label on the unedited base?
     asked: dict[tuple[str, str], tuple[Any, Any]] = {}
     for row in rows:
         answers_of_file |= answers_in(row)

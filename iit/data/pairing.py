@@ -1,4 +1,8 @@
-"""Pairing: bases with sources, labelled by interchange in the causal model."""
+"""Pairing: bases with sources, labelled by interchange in the causal model.
+
+In a pair, the variable of the base takes the value that it has in the source. The label is what the
+causal model then answers. A pair is changing where the label differs from the base's own answer.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +26,14 @@ class Wanted:
     """What pairs are to be like.
 
     Arguments:
-        variables: whose values are interchanged.
-        together: whether all of them are in every pair, each from its own source; else one of them
-            in each pair.
-        changing_share: the share of pairs whose label differs from the base's own answer; None
-            takes them as they come.
+        variables: the variables whose values are interchanged.
+        together: whether every pair interchanges all of them, each from a source of its own.
+            Otherwise each pair interchanges one of them.
+        changing_share: the share of changing pairs; None takes pairs as they come.
         separate: rivals whose labels must all differ from the label.
-        natural: whether natural counterparts will be looked for.
-        kinds: whether anybody asks for the pairs' kinds.
+        natural: whether natural counterparts will be looked for (see `iit.data.natural`). They need
+            the variables' values in the sources.
+        kinds: whether the pairs' kinds are wanted (see `Paired`).
     """
 
     variables: tuple[str, ...]
@@ -55,14 +59,15 @@ class Paired:
 
     Arguments:
         bases: the prompts that are edited.
-        sources: {variable: the prompts its value is taken from}; None in a pair that leaves it
-            alone.
-        source_answers: {variable: the sources' own answers}, likewise.
+        sources: {variable: the prompt that its value is taken from, in each pair}. It is None in a
+            pair that leaves the variable alone.
+        source_answers: {variable: the source's own answer}, likewise.
         labels: what the causal model answers after the interchange.
-        rivals: {rival: what that causal model answers}; None where it lacks a variable.
+        rivals: {rival: what that causal model answers}. It is None where the rival lacks a
+            variable.
         kinds: which of the task's variables have another value in a source than in the base, joined
-            by "+" ("none" where none has). None where nobody asks.
-        source_values: {variable: its value in the source}; None where nobody asks.
+            by "+" ("none" where none has). The whole column is None where it is not wanted.
+        source_values: {variable: its value in the source}; None where it is not wanted.
     """
 
     bases: Prompts
@@ -126,18 +131,18 @@ def paired(
 ) -> Paired:
     """One labelled pair for each base; its source is drawn anew until the pair is as wanted.
 
-    Where a base has no changing (or no unchanging) pair, another base gets one in its place, as far
-    as possible. Where a base finds no source at all, another base stands in for it.
+    Some bases have no changing pair, or no unchanging one. As far as possible another base gets one
+    in their place. A base that finds no source at all is replaced by another base.
 
     Arguments:
         bases: the prompts that are edited, one a pair.
         sources: the way to choose sources.
-        right: whether the network gives the answers of prompts that this way writes anew; None does
-            not ask.
+        right: asks the network whether it answers new prompts rightly; None does not ask.
         rng: of all draws.
 
     Raises:
-        ValueError: more than half of the bases find no source.
+        ValueError: more than half of the bases find no source; or some still have none after they
+            were replaced by others.
     """
     n = len(bases)
     # Which variables each pair interchanges, as an index of `wanted.patterns`: int[n], evenly
@@ -175,8 +180,7 @@ def paired(
                     ok &= _answered(right, chosen, ok, asked)
                 _put(pairs, task, part, ok, chosen, labels)
                 left = np.setdiff1d(left, part[ok], assume_unique=True)
-            # After 8 rounds a round in which at most 1% find a pair is the last: the others seem to
-            # have none.
+            # After 8 rounds, a round in which at most 1% of the rows find a pair is the last one.
             hopeless = changing is not None and number >= 8 and before - len(left) <= before // 100
             if not len(left) or hopeless:
                 break
@@ -184,13 +188,14 @@ def paired(
 
     rest = rng.permutation(n)
     if wanted.changing_share is not None and wanted.variables:
-        # As many pairs as wanted are to change. For each that cannot, another of the others tries.
+        # `todo` are rows that are to get changing pairs, `rest` the others. For each row that finds
+        # none, a row of the others tries.
         todo, rest = np.split(rest, [round(n * wanted.changing_share)])
         stuck = rest[:0]
         while len(todo):
-            none = fill(todo, True)
-            todo, rest = np.split(rest, [len(none)])
-            stuck = np.concatenate([stuck, none])
+            failed = fill(todo, True)
+            todo, rest = np.split(rest, [len(failed)])
+            stuck = np.concatenate([stuck, failed])
         rest = fill(np.concatenate([stuck, rest]), False)
     # What is left may be either.
     rest = fill(rest, None)
@@ -252,10 +257,10 @@ def _put(
     chosen: Mapping[str, Prompts],
     labels: list[Any],
 ) -> None:
-    """Enter those pairs of `part` that are as wanted.
+    """Enter those pairs of `part` that are as wanted into the columns of all pairs.
 
     Arguments:
-        found: the pairs to enter them in.
+        found: all pairs.
         part: rows of `found`.
         ok: bool[len(part)], which pairs are as wanted.
         chosen: {variable: the sources of these rows}.
@@ -337,4 +342,5 @@ def _answered(
 
 
 def _differ(one: Sequence[Any], other: Sequence[Any]) -> np.ndarray:
+    """Whether the entries of two columns differ, bool[n]."""
     return np.array([a != b for a, b in zip(one, other, strict=True)], dtype=bool)

@@ -44,21 +44,22 @@ class Pairs:
     """Pairs of all splits, for one variable or several.
 
     Arguments:
-        dataset: a `datasets.Dataset` with the columns of `COLUMNS`.
-        variables: those whose values are interchanged; one may be a string. () for prompts alone,
-            whose label is their own answer.
-        task: where the pairs were sampled from; None for one's own pairs, which have no causal
-            model.
-        facts: counts of how they came about: drawn and kept prompts, dropped words, changing and
+        dataset: a `datasets.Dataset` with columns of `COLUMNS`.
+        variables: the variables whose values are interchanged; one may be a string. () for prompts
+            alone, whose label is their own answer.
+        task: the task that the pairs were sampled from. None for pairs that were not sampled: they
+            have no causal model.
+        facts: counts: prompts that were drawn and that are used, dropped words, changing and
             separating pairs, …
-        again: epoch → training pairs sampled anew; None where they stay.
-        sampled: `sample` with the arguments of these pairs, and others in their place, as in
-            `sampled(variable="io_name")`. The words of each split stay the same. None for one's own
-            pairs.
+        again: epoch → training pairs that are sampled anew; None where all epochs have the same.
+        sampled: calls `sample` with the arguments of these pairs; some may be replaced, as in
+            `sampled(variable="io_name")`. The entries of each split stay the same. None for pairs
+            that were not sampled.
         values: {variable: its value in each training pair's base}; None for pairs that were not
-            sampled from a causal model.
-        prompts: (split, n, seed) → n distinct prompts of that split's words, or all that exist. The
-            task draws them, answered rightly or not. None for one's own pairs.
+            sampled.
+        prompts: (split, n, seed) → n distinct prompts made of that split's entries, or fewer where
+            the pools are exhausted. The network need not answer them rightly. None for pairs that
+            were not sampled.
     """
 
     dataset: Dataset
@@ -118,12 +119,13 @@ class Pairs:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], variable: str | Sequence[str] = ()) -> "Pairs":
-        """Pairs that are written down.
+        """Pairs from rows in Python.
+
+        All count as changing, and all stay: no network is asked.
 
         Arguments:
-            rows: of split, base and label, and for one variable of source. All count as changing.
-                None is left out for what a network answers.
-            variable: its name; () for prompts alone.
+            rows: mappings with split, base and label; with a variable also source.
+            variable: the variable's name, or several; () for prompts alone.
         """
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return cls(
@@ -155,10 +157,10 @@ class Pairs:
     ) -> "Pairs":
         """Sample prompts, pair them, and label the pairs by interchange.
 
-        Each split has as many distinct base prompts as pairs. Where its pools give fewer, it has
-        all of them, each in as many pairs as the others. The prompts of a task may ask for one
-        variable (`Task.asks`). The base then asks for one of these variables in two thirds of the
-        pairs.
+        Each split has as many distinct base prompts as pairs. Where its pools are exhausted earlier
+        (see `draw_prompts`), each prompt is the base of about as many pairs as the others. The
+        prompts of a task may each ask for one variable (`Task.asks`). In two thirds of the pairs
+        the base then asks for a variable that is interchanged.
 
         Arguments:
             task: the causal model, and how its inputs are written.
@@ -374,15 +376,15 @@ class Pairs:
     ) -> "Pairs":
         """Read one's own pairs, without a causal model, from Parquet, JSON lines or a JSON array.
 
-        It also reads what `save` wrote. Needed columns are base, source, label and, for texts,
-        base_roles and source_roles ({role: [start, stop]} in characters). Optional are the others
-        of `COLUMNS`, each in every row or in none. Further columns stay in the dataset and are not
-        used.
+        It also reads what `save` wrote. The columns base, source and label are needed, and for
+        texts base_roles and source_roles ({role: [start, stop]} in characters). The other columns
+        of `COLUMNS` are optional; each is in every row or in none. Further columns stay in the
+        dataset and are not used.
 
-        Without the column split, base prompts are divided by `shares`. Where base_answer and
-        source_answer stand, pairs are left out whose prompts the network answers otherwise. Without
-        base_answer, a pair is changing when the network does not give the label on the unedited
-        base, so a network is needed. With several variables the source columns are called
+        Without the column split, base prompts are divided by `shares`. With base_answer or
+        source_answer, pairs are left out whose prompts the network answers otherwise. Without
+        base_answer a network is needed: a pair is changing where the network does not give the
+        label on the unedited base. With several variables the source columns are called
         `source[VARIABLE]` and so on, and `interchanged` says which variables a pair swaps.
 
         Arguments:
@@ -465,6 +467,7 @@ def _pairs(
     right: Answers | None,
     rng: np.random.Generator,
 ) -> Paired:
+    """The labelled pairs of one split, made of its prompts."""
     way = sources(task, strategy, prompts, pools, apart)
     if strategy == "exhaustive":
         return each_with_each(task, wanted, prompts)

@@ -1,4 +1,4 @@
-"""Prompts: drawn from a task, and kept where the network answers them."""
+"""Prompts: drawn from a task, and kept where the network gives the causal model's answer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from iit.causal import Prompt, Task
 Written = Prompt | np.ndarray
 """An input as it is written: a text with marked roles, or a tensor."""
 Answers = Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
-"""(prompts, answers) → bool[n]: whether the network gives each answer.
+"""(prompts, answers) → bool[n]: whether the network answers each prompt with that answer.
 
-It gives an answer that is the argmax over its whole vocabulary (or all classes).
+It does where the answer is the argmax over its whole vocabulary, or over all classes.
 """
 
 
@@ -22,9 +22,9 @@ class Prompts:
     """Prompts, and the inputs that they were written from, in columns.
 
     Arguments:
-        inputs: {name: the causal model's inputs}.
-        written: the prompts.
-        answers: what the causal model answers, one a prompt.
+        inputs: {input of the causal model: its value in each prompt}.
+        written: each prompt as the task writes it.
+        answers: the causal model's answer to each prompt.
     """
 
     inputs: Mapping[str, list[Any]]
@@ -46,12 +46,12 @@ class Prompts:
 
     @property
     def given(self) -> list[Any]:
-        """What the network gets: texts, or tensors."""
+        """What the network gets of each prompt: its text, or the tensor."""
         return [prompt.text if isinstance(prompt, Prompt) else prompt for prompt in self.written]
 
     @property
     def keys(self) -> list[Any]:
-        """What tells prompts apart: equal for equal texts and for equal tensors."""
+        """A value for each prompt that is equal for equal texts, and for equal tensors."""
         return [
             prompt.text if isinstance(prompt, Prompt) else prompt.tobytes()
             for prompt in self.written
@@ -60,11 +60,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Kept:
-    """Prompts of one split, and how many were drawn to get them.
+    """Prompts of one split that are used, and how many were drawn to get them.
 
     Arguments:
         prompts: the prompts that are used.
-        n_right: how many distinct prompts the network answered rightly.
+        n_right: how many distinct prompts the network answered rightly; it may be more than are
+            used.
         n_drawn: how many distinct prompts were drawn.
     """
 
@@ -74,7 +75,10 @@ class Kept:
 
 
 def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
-    """Write the inputs as prompts, with the causal model's answers.
+    """Write inputs as prompts, with the causal model's answers.
+
+    Arguments:
+        inputs: {input: its value in each prompt}.
 
     Raises TypeError for a task that writes neither a `Prompt` nor an array.
     """
@@ -88,9 +92,13 @@ def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
 
 
 def answers(task: Task, settings: Mapping[str, list[Any]], output: str) -> list[Any]:
-    """The task's answer in each setting (settings are columns).
+    """The task's answer in each setting, as text or class.
 
-    Settings with the same output are answered once.
+    Settings with the same output have the same answer, which is asked for once.
+
+    Arguments:
+        settings: {variable: its value in each setting}.
+        output: the variable that is the output of the causal model.
     """
 
     def said(row: int) -> Any:
@@ -143,7 +151,7 @@ def draw_prompts(
 ) -> Kept:
     """Draw distinct prompts until `n` of them are answered rightly.
 
-    Pools that give fewer distinct prompts give all of them.
+    There may be fewer: pools count as exhausted where at most 2% of a round's draws are new.
 
     Arguments:
         pools: of the split, {name: entries}.
@@ -163,7 +171,7 @@ def draw_prompts(
         # At least a quarter of `n` a round, so 40 rounds are ten times `n`.
         size = max(n - n_kept, n // 4, 1)
         drawn = write(task, _new(task.draw(rng, pools, size), drawn_inputs))
-        # `add` returns None: a key passes once, when it is new.
+        # Only prompts that are new. `add` returns None, so a key passes once.
         drawn = drawn.take(
             [
                 i
@@ -178,8 +186,8 @@ def draw_prompts(
                 else right(drawn.given, drawn.answers)
             )
             n_drawn, n_right = n_drawn + len(drawn), n_right + int(ok.sum())
-            fitting = drawn.take(np.flatnonzero(ok))
-            prompts = fitting if prompts is None else prompts + fitting
+            answered = drawn.take(np.flatnonzero(ok))
+            prompts = answered if prompts is None else prompts + answered
             n_kept = len(prompts)
         # Hardly a new prompt among the draws: the pools have given what they have.
         exhausted = len(drawn) <= size // 50
@@ -193,9 +201,12 @@ def draw_prompts(
 
 
 def _new(inputs: Mapping[str, list[Any]], before: set[Any]) -> Mapping[str, list[Any]]:
-    """The inputs without rows that came before, as far as inputs can tell.
+    """The inputs without the rows that were drawn before. This saves writing them again.
 
-    Rows are added to `before`. Writing a prompt takes longer than drawing it.
+    Inputs that cannot be hashed are all returned; their prompts are compared later.
+
+    Arguments:
+        before: the rows that were drawn before. The new rows are added.
     """
     try:
         rows = [

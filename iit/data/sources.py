@@ -20,18 +20,18 @@ STRATEGIES = {
 """The ways that every task has; the task's own `counterfactuals` are further names."""
 
 TRIES = 20
-"""How often `minimal` draws another prompt for a base that does not fit."""
+"""How many prompts `minimal` tries for a base."""
 Choose = Callable[[str, Prompts, np.random.Generator], Prompts]
 """(variable, bases, rng) → one source for each base."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """A way to choose sources.
+    """A way to choose a source for each base.
 
     Arguments:
-        choose: the way.
-        new: whether it writes prompts that the network has not been asked yet.
+        choose: (variable, bases, rng) → sources.
+        new: whether it writes new prompts. The network has not been asked for their answers yet.
     """
 
     choose: Choose
@@ -45,11 +45,17 @@ def sources(
     pools: Mapping[str, Sequence[Any]],
     apart: Sequence[str] = (),
 ) -> Sources:
-    """The way to choose sources of that name, on these prompts and pools.
+    """The way to choose sources that has a name, on the prompts and pools of one split.
 
-    What is written anew keeps to the pools: `minimal` to all of them, a task's own counterfactuals
-    to those that are `apart` between splits. A base for which nothing else is found is its own
-    source.
+    A prompt that is written anew is made of entries of the split's pools. `minimal` keeps to all
+    pools, a task's own counterfactuals keep to those that are divided among the splits. A base for
+    which no other source is found is its own source, which `paired` then refuses.
+
+    Arguments:
+        strategy: a name in `STRATEGIES`, or in the task's `counterfactuals`.
+        prompts: the prompts of the split, from which sources are taken.
+        pools: the pools of the split, {pool: entries}.
+        apart: the pools that are divided among the splits.
 
     Raises ValueError for an unknown name.
     """
@@ -79,16 +85,16 @@ def sources(
             left = np.arange(len(bases))
             for _ in range(TRIES):
                 others = prompts.take(rng.integers(len(prompts), size=len(left)))
-                row = {
+                mixture = {
                     name: others.inputs[name]
                     if name in from_other
                     else [inputs[name][i] for i in left]
                     for name in inputs
                 }
-                # Not every mixture of two prompts is made of entries of these pools.
-                ok = inside(row)
+                # Not every mixture of two prompts is made of entries of these pools: bool[n].
+                ok = inside(mixture)
                 for name in from_other:
-                    for i, value, fits in zip(left.tolist(), row[name], ok, strict=True):
+                    for i, value, fits in zip(left.tolist(), mixture[name], ok, strict=True):
                         if fits:
                             inputs[name][i] = value
                 left = left[~ok]
@@ -151,7 +157,7 @@ def _inside(
 
 
 def _groups(model: CausalModel, prompts: Prompts) -> Callable[[str], list[np.ndarray]]:
-    """Variable → for each of its values the rows that have it, made once for each variable."""
+    """variable → [the rows that have a value, for each of its values], computed once a variable."""
     by_variable: dict[str, list[np.ndarray]] = {}
 
     def groups(variable: str) -> list[np.ndarray]:
@@ -167,6 +173,7 @@ def _groups(model: CausalModel, prompts: Prompts) -> Callable[[str], list[np.nda
 
 
 def _balanced(groups: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
+    """n rows, int[n], drawn so that each group is as frequent as the others."""
     sizes = np.array([len(rows) for rows in groups])
     # A value first, then a prompt that has it: each value is as frequent as the others.
     group = rng.integers(len(groups), size=n)

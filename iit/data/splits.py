@@ -43,7 +43,7 @@ def disjoint_pools(
                 parts[split][name] = tuple(pool)
             continue
         order = [pool[i] for i in rng.permutation(len(pool))]
-        # Rounded shares of the running sum: the last cut is the pool's size.
+        # The running sums of the shares, rounded; the last cut is the pool's size.
         cuts = [0, *(round(len(pool) * share) for share in np.cumsum(shares))]
         for split, start, stop in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
             if start == stop:

@@ -53,11 +53,11 @@ COLUMNS = {
         "rival → what that causal model answers to the same interchange; tasks with rivals only"
     ),
 }
-"""The columns of `Pairs.dataset` and of saved files.
+"""{column of `Pairs.dataset` and of saved files: what it holds}.
 
-With several variables each has its own source: `source[VARIABLE]`, `source_answer[VARIABLE]`,
-`source_roles[VARIABLE]`, null in a pair that leaves the variable alone. Without a variable there is
-no source.
+With several variables each has columns of its own: `source[VARIABLE]`, `source_answer[VARIABLE]`
+and `source_roles[VARIABLE]`. They are null in a pair that leaves the variable alone. Without a
+variable there is no source.
 """
 SOURCE = ("source", "source_answer", "source_roles")
 
@@ -80,7 +80,7 @@ def columns_of(
     Arguments:
         pairs: the pairs.
         split: the split that they are for.
-        natural: for each pair a written prompt, or None.
+        natural: for each pair its natural counterpart as it is written, or None.
         unseen_templates: whether no template occurs in two splits; the templates then get a column.
         asks: as in `Task`.
     """
@@ -169,6 +169,11 @@ def _roles(prompt: Any) -> Mapping[str, Any] | None:
 
 
 def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
+    """A column as an Arrow array; None where it holds nothing.
+
+    Arguments:
+        kind: the name of the column, without the variable in brackets.
+    """
     if kind in ("base", "source", "natural"):
         first = next((value for value in values if value is not None), None)
         return pa.array(values, pa.string()) if isinstance(first, str) else _tensors(values)

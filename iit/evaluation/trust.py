@@ -19,9 +19,10 @@ class NotApplicableError(ValueError):
 
 
 def _thresholds() -> dict[str, tuple[float, float]]:
-    """The thresholds of `conf/trust/thresholds/default.yaml`, where they stand for runs, too."""
-    file = files("iit.conf").joinpath("trust/thresholds/default.yaml")
-    entries: Any = OmegaConf.create(file.read_text(encoding="utf-8"))
+    """The thresholds of `conf/trust/quick.yaml`, where they stand for runs, too."""
+    # `iit.conf` itself is not imported: it imports Hydra.
+    file = files("iit").joinpath("conf/trust/quick.yaml")
+    entries: Any = OmegaConf.create(file.read_text(encoding="utf-8")).thresholds
     return {str(criterion): (float(good), float(bad)) for criterion, (good, bad) in entries.items()}
 
 

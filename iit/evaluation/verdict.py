@@ -6,7 +6,7 @@ from math import hypot
 from typing import Any
 
 from iit.evaluation.trust import higher_is_better, thresholds_with
-from iit.result import TRAINED, Interval, Row, where
+from iit.result import TRAINED, Cell, Interval, Row, where
 from iit.result.vocabulary import KIND, NULLS
 
 OUTCOMES = ("pass", "open", "fail")
@@ -136,11 +136,17 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
             `THRESHOLDS`. A criterion whose higher figures are better has the larger number first.
 
     Raises:
-        ValueError: for thresholds that `thresholds_with` refuses.
+        ValueError: for thresholds that `thresholds_with` refuses, and for rows of several cells.
     """
     limits = thresholds_with(thresholds or {})
     accuracies = where(rows, split="test", control=None, metric="iia", subset="all")
     scored = dict.fromkeys(row.variable for row in accuracies if row.variable is not None)
+    cells = {Cell.of(row) for row in accuracies}
+    if len(cells) > len({cell.variable for cell in cells}):
+        raise ValueError(
+            f"A verdict is of one alignment; these rows are of {len(cells)} cells. Give the rows "
+            "of one, by iit.result.Cell.of(row)."
+        )
     # "a+b" are variables that are interchanged together.
     alone = [variable for variable in scored if "+" not in variable]
     return [_judged(variable, _Rows(rows, variable), limits) for variable in alone or scored]

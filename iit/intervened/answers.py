@@ -1,4 +1,7 @@
-"""Logits at the answers of edited runs: from the whole network, or from what is left to run."""
+"""Logits at the answers of edited runs: from the whole network, or from a resumed run.
+
+A resumed run takes what lies before its first block and position from an `ActivationStore`.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +28,7 @@ def logits_at_answers(
         runs: the runs that share the forward. Its rows are those of the first run, then those of
             the second, and so on.
         read: Tensor[batch, n_answer] of columns; None for a network without tokens.
-        rest: what is left to run of these rows; by default the whole network runs.
+        rest: what is left to run, where the runs are resumed; by default the whole network runs.
 
     Returns Tensor[batch, n_answer, vocab], or Tensor[batch, 1, classes] without tokens.
 
@@ -74,6 +77,8 @@ def resumed_logits(
     Arguments:
         runs: runs of one batch and one network.
         read: Tensor[batch, n_answer], the same columns for every run.
+        layer: the first block that runs. No edit of these runs is before it.
+        store: has what comes before, or runs it.
 
     Returns a Tensor[batch, n_answer, vocab] for each run.
     """
@@ -105,7 +110,8 @@ def why_whole(
     refusal = store.refuses(network, run.batch)
     if refusal is not None:
         return refusal
-    # The cached tokens (at most max(first)) and the longest suffix stand side by side.
+    # In a resumed batch the cached tokens (as many as the latest start) stand beside the longest
+    # rest. Together they may be longer than any prompt is.
     first, stop = run.span(read)
     limit = getattr(transformer_in(network).config, "max_position_embeddings", None)
     if limit is not None and int(first.max()) + int((stop - first).max()) > limit:

@@ -1,6 +1,7 @@
-"""One batch of inputs, as the engine sees it.
+"""One batch of inputs, as runs take it.
 
-It is right-padded and on the network's device, with its roles and its answer set apart.
+It is right-padded and on the network's device. Its roles and its answer are kept apart from the
+inputs of the network.
 """
 
 import inspect
@@ -20,8 +21,7 @@ from iit.network.limits import check_limits
 from iit.site import Site
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
-"""What a user passes for one batch: keyword inputs (plus `positions`, `answer`) or positional ones.
-"""
+"""What a user passes for a batch: keyword inputs (with `positions`, `answer`), or positional."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,19 @@ class Batch:
     """One batch of inputs.
 
     Arguments:
-        args, kwargs: what the network's forward receives.
-        positions: role → Tensor[batch, n] of columns of the tokens in `kwargs`, −100 where absent.
-        answer: Tensor[batch, n_answer] of tokens or class indices, or None.
-        lengths: Tensor[batch] of real tokens, or None for inputs without tokens.
-        order: Tensor[batch, seq], for each column the caller's column that stands there; None where
+        args, kwargs: what the network's forward gets.
+        positions: {role: Tensor[batch, n]}, columns of the tokens in `kwargs`, −100 where absent.
+        answer: Tensor[batch, n_answer], tokens or class indices; None where there is no answer.
+        lengths: Tensor[batch], how many real tokens each example has; None for inputs without
+            tokens.
+        order: Tensor[batch, seq], which of the caller's columns stands in each column; None where
             the layout is the caller's.
-        axis: the dimension of the inputs that is the batch: 1 for positional inputs of a network
-            that has the sequence first, else 0.
-        encoder_decoder: whether the network runs two sequences. What stands outside of its encoder
-            sees the decoder's tokens.
-        decoder_lengths: Tensor[batch] of the decoder's tokens, where they are given.
+        axis: which dimension of the inputs is the batch. It is 1 for positional inputs of a network
+            that has the sequence first, and 0 otherwise.
+        encoder_decoder: whether the network runs two sequences. Modules outside of its encoder see
+            the decoder's tokens.
+        decoder_lengths: Tensor[batch], how many tokens the decoder gets; None where they are not
+            given.
     """
 
     args: tuple[Any, ...]
@@ -72,7 +74,7 @@ class Batch:
 
     @property
     def tokens(self) -> Tensor:
-        """The token-shaped input: ids, or embeddings given in their place."""
+        """The token ids, Tensor[batch, seq], or the embeddings that stand in their place."""
         return (
             self.kwargs["input_ids"]
             if self.kwargs.get("input_ids") is not None
@@ -80,7 +82,7 @@ class Batch:
         )
 
     def through(self, network: nn.Module) -> Any:
-        """Run the network on copies of the inputs: it may write to them."""
+        """Run the network on copies of the inputs, because a network may write to its inputs."""
         args, kwargs = each_tensor((self.args, self.kwargs), lambda tensor, _: tensor.clone())
         return network(*args, **kwargs)
 
@@ -110,7 +112,7 @@ class Batch:
         return {f"answer[{k}]": columns[:, k : k + 1] for k in range(columns.shape[1])}
 
     def at_answer(self, network: nn.Module, sites: Iterable[Site]) -> "Batch":
-        """The batch, with its answer teacher-forced where a site is at one of its tokens."""
+        """The batch; where a site is at a token of the answer, the answer is teacher-forced."""
         roles = {role for site in sites for role in site.roles}
         if any(ANSWER_ROLE.fullmatch(role) for role in roles - set(self.positions)):
             return self.with_answer(network)[0]
@@ -138,7 +140,7 @@ def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str =
 
 
 def prepare(network: nn.Module, inputs: Inputs) -> Batch:
-    """Make a `Batch` of what the user passed, right-padded where the padding was elsewhere.
+    """Make a `Batch` of what a user passed. It is right-padded, also where the user's is not.
 
     Raises ValueError for these inputs:
 
@@ -177,7 +179,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     if answer is not None:
         answer = _of_rows(answer, device)
         if answer.ndim == 3:
-            # Of several right tokens the first one stands for all: where they are read is the same.
+            # The first of several right tokens stands for all: all are read in the same column.
             answer = answer[..., 0]
 
     _check_keywords(network, inputs)
@@ -197,7 +199,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
 
     if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
         return batch
-    # From here on a role's position is also its column: the prompts begin at column 0.
+    # From here on the prompts begin at column 0, so a role's position is also its column.
     batch = _counted(_right_padded(batch))
     assert batch.lengths is not None
     if not _APART & set(inputs):  # a picture's placeholders may be beyond the embedding
@@ -332,7 +334,7 @@ def _right_padded(batch: Batch) -> Batch:
 
 
 def _counted(batch: Batch) -> Batch:
-    """The batch with its roles counted from the start, which right-padded is the column."""
+    """The batch with the positions of its roles as columns, also where they count from the end."""
     lengths, positions = batch.lengths, {}
     assert lengths is not None
     for role, index in batch.positions.items():

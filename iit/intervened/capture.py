@@ -26,9 +26,10 @@ def capture(
     """{site: Tensor[batch, position, width]} of one run; entries of absent positions are zero.
 
     Arguments:
-        network: with an `IntervenedModel` the run is an edited one. A site that is edited is read
-            after its edit. Serial interchanges hand the result on as a source.
-        sources, active: those of the `IntervenedModel`.
+        network: a network; or an `IntervenedModel`, whose edits are then applied. A site that is
+            edited is read after its edit. The result may be a source of a further run, for
+            interchanges one after another.
+        sources, active: as the `IntervenedModel` takes them.
         grad: whether the graph is kept; by default the run is under `no_grad`.
 
     Raises ValueError for sites the network lacks, roles and positions the batch lacks, and sources

@@ -9,6 +9,7 @@ from iit.intervention import Intervention
 from iit.site import Site
 
 Variable = str | Site
+"""The name of a variable, or the site of an edit that serves no named variable."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,8 +17,8 @@ class Edit:
     """Sites, and the intervention that acts on them.
 
     Arguments:
-        sites: where the base run is edited. Several sites (or positions) share the intervention's
-            weights; each has its own activations.
+        sites: where the base's run is edited. Several sites (or positions) share the weights of the
+            intervention; each has activations of its own.
         source_sites: where the source run is read, one for each site. By default these are the same
             sites, with their positions resolved on the source.
         joint: whether the positions of the site are concatenated into one vector of width
@@ -42,6 +43,7 @@ class Edit:
         joint: bool = False,
     ):
         sites = (sites,) if isinstance(sites, Site) else tuple(sites)
+        # The same sites; their positions are resolved on the source.
         if source_sites is None:
             source_sites = sites
         source_sites = (source_sites,) if isinstance(source_sites, Site) else tuple(source_sites)
@@ -64,7 +66,7 @@ class Edit:
                 "`_partial_` one is completed by `iit.alignment.one`)."
             )
 
-        # A frozen dataclass with a constructor of its own sets its fields in this way.
+        # The dataclass is frozen, so its own constructor cannot assign to fields either.
         for name, value in (
             ("sites", sites),
             ("intervention", intervention),
@@ -103,12 +105,12 @@ class Edit:
 
 
 def variables_of(key: Variable, edit: Edit) -> tuple[Variable, ...]:
-    """The variables an edit serves: its intervention's blocks, or its own key."""
+    """The variables that an edit serves: the blocks of its intervention, or the edit's own key."""
     return edit.intervention.blocks or (key,)
 
 
 def block_input(site: Site) -> Site:
-    """What a skipped block would have read.
+    """The input of the block whose output the site is: what `SkipIntervention` puts there.
 
     Raises ValueError for a site that is not the output of a block.
     """

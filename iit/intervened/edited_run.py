@@ -1,4 +1,8 @@
-"""One run under edits: what is hooked where, and with which source."""
+"""One run under edits: what is hooked where, and with which source.
+
+Either the whole network runs, or only a rest of it: the run is resumed at the first block and the
+first position that its edits change. `iit.intervened.resume` calls that rest a suffix.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,7 +20,7 @@ from iit.network.answering import IGNORED
 from iit.site import ResolvedSite, Site, Sites
 
 Flags = Mapping[Variable, Tensor | None]
-"""Variable → Tensor[batch] of bool, None where every example is active."""
+"""{variable: Tensor[batch] of bool}, which examples its edit touches; None for every example."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +28,13 @@ class SiteEdit:
     """What an edit does at one of its sites in one batch.
 
     Arguments:
+        edit: the edit.
+        resolved: the site, as it was found in the network.
         columns: where the base is edited.
         source_site: where the source is read.
-        flags: which examples are active, by variable.
-        sources: {variable: Tensor[batch, position, width]}, what is read of its source.
+        flags: {variable: which examples it is active in}, for the variables of the edit.
+        sources: {variable: Tensor[batch, position, width]}, what is read of its source. It is empty
+            until `read_sources` has filled it.
     """
 
     edit: Edit
@@ -48,9 +55,11 @@ class SiteEdit:
 
 
 Editor = Callable[[SiteEdit, list[Tensor]], Callable[[Tensor], Tensor | None]]
-"""Makes what a site's hook does with an activation.
+"""(site edit, skipped) → what the site's hook does with an activation.
 
-Where the edit skips the block, the list holds the block's input by the time the hook runs."""
+For an edit that skips a block, the list `skipped` holds the block's input when the hook runs. For
+other edits it stays empty.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,10 @@ class EditedRun:
     """The edits of one batch, checked and with their sources read.
 
     Arguments:
+        batch: the base.
         resolved: the sites of the network that runs.
         sites: {key: what its edit does at each of its sites}, with the keys of the model's edits.
-        flags: which examples are active, by variable.
+        flags: {variable: which examples it is active in}, for all variables.
         trains: whether a backward through the run would reach weights.
     """
 
@@ -84,13 +94,13 @@ class EditedRun:
         """The columns of each example that a resumed run has to run.
 
         They begin at the first column that is edited or read, and end with the last one that is
-        read. They are all columns where an edit takes every position, or is as wide as the run has
-        keys.
+        read. An edit of every position, or of attention weights (whose width is the number of
+        keys), needs all columns.
 
         Arguments:
             read: Tensor[batch, n_read], the columns where the answer is read.
 
-        Returns (first, stop), Tensor[batch] each; `stop` is behind the last column.
+        Returns (first, stop), Tensor[batch] each; `stop` is the column behind the last one.
         """
         first, stop = read.min(1).values, read.max(1).values + 1
         for site_edit in self.site_edits:
@@ -112,11 +122,11 @@ class EditedRun:
         """Within the context the network's next forward (or the rest of it) is edited.
 
         Arguments:
-            rest: what is left to run, where the run is resumed.
+            rest: what is left to run, where the run is resumed; its columns count from its start.
             rows: which rows of the forward are this run's, where several runs share it.
 
-        Yields {site edit: Tensor[batch, position, width]}, what each one saw before it acted; it is
-        filled by the forward.
+        Yields {site edit: Tensor[batch, position, width]}, the activations before the edit. The
+        forward fills it.
 
         Raises RuntimeError where a site's module runs twice or never, and where a backward would
         miss the edit.
@@ -137,7 +147,7 @@ class EditedRun:
                 refuse_recomputed(site, outside)
                 activation = whole[rows]
 
-                # A copy, so that what was seen stays as it was before the edit.
+                # `read` copies, so this stays the activation before the edit.
                 activations[site_edit] = columns.read(activation)
                 if idle or site_edit.edit.intervention.collects:
                     return None

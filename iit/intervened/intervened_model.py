@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
     output: the network's own output object, with the edits.
     base_output: the network's own output object, without the edits.
-    activations: {variable: Tensor[batch, position, width]}, what each edit saw before it acted.
+    activations: {key of an edit: Tensor[batch, position, width]}, the activation before the edit.
         Several sites are concatenated along positions.
     """
 
@@ -58,12 +58,16 @@ class IntervenedModel(nn.Module):
         edits: {variable: Edit}, or {site: intervention}, which is short for one edit a site. An
             edit whose intervention has blocks serves the variables that its blocks name.
         source_grad: whether gradients also flow through the source runs.
-        stored: variables whose edits of `embedding_output` are part of the runs that the store
-            keeps. Where the other edits begin at block 1 or later, a run resumes behind them.
+        stored: variables whose edits act in all runs that the store keeps (see the argument `under`
+            of `ActivationStore`). They are edits of `embedding_output`. Where the other edits begin
+            at block 1 or later, a run resumes behind the stored ones, and does not repeat them.
 
-    The attribute `store` is None unless it is set. With an `ActivationStore`, `answer_logits` reads
-    what earlier runs have left: source activations, and the base's residual stream before the first
-    edited block.
+    Attributes:
+        store: an `ActivationStore`, or None, which it is unless it is set. `answer_logits` then
+            reads what earlier runs have left: activations of sources, and the base's residual
+            stream before the first edited block.
+        variables: the variables that the edits serve.
+        first_block: the block at which runs resume; None where the whole network has to run.
 
     Raises ValueError before anything runs: for a site the network lacks, an intervention of another
     width, a variable that is named twice, and `stored` edits elsewhere than at the embedding.
@@ -78,8 +82,8 @@ class IntervenedModel(nn.Module):
         stored: Collection[Variable] = (),
     ):
         super().__init__()
-        # A tuple is not registered by nn.Module: the network stays outside of parameters(),
-        # state_dict() and train().
+        # (the network that was given, its module). nn.Module does not register what a tuple holds,
+        # so the network stays outside of parameters(), state_dict() and train().
         self._held = (network, network.model if isinstance(network, Network) else network)
         self.edits: dict[Variable, Edit] = {key: _edit(key, edit) for key, edit in edits.items()}
         self.source_grad = source_grad
@@ -126,7 +130,7 @@ class IntervenedModel(nn.Module):
 
     @property
     def studied(self) -> Network | None:
-        """The `LanguageModel` or `Classifier` this was made with; None for a bare module."""
+        """The `LanguageModel` or `Classifier` that was given; None where it was a bare module."""
         return self._held[0] if isinstance(self._held[0], Network) else None
 
     @property
@@ -149,7 +153,7 @@ class IntervenedModel(nn.Module):
         return restored(output, batch)
 
     def run(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Run:
-        """Run the base without and with the edits, and keep what each edit saw.
+        """Run the base without and with the edits, and return what each edit acted on.
 
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
@@ -190,10 +194,8 @@ class IntervenedModel(nn.Module):
         for options under which edits would be missed (an assistant, a static cache, …), and for
         edits that make no sense token by token.
 
-        An example, after block 10 of SmolLM2-135M with scope "all": the edit adds twice the
-        difference between the mean residual streams of sentences about the sea and of others. It
-        turned 8 of 8 greedy continuations of unrelated prompts to the sea (0 of 8 without it). It
-        costs fluency.
+        An example is the experiment `steering`: an edit adds the difference between the mean
+        residual streams of texts about a subject and of other texts. Its page has the figures.
         """
         batch = prepare(self.network, base)
         check_generation(self.network, self.edits.values(), batch, scope, options)
@@ -207,9 +209,10 @@ class IntervenedModel(nn.Module):
     def edited_activations(
         self, base: Inputs, sources: SourceInputs = None, active: Active = None
     ) -> dict[Variable, Tensor]:
-        """{variable: Tensor[batch, position, width]}: each edit alone, on the unedited base.
+        """{key of an edit: Tensor[batch, position, width]}, the activation after that edit alone.
 
-        Several sites of an edit are concatenated along positions.
+        Each edit acts on activations of the unedited base. Several sites of an edit are
+        concatenated along positions.
 
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
@@ -229,7 +232,11 @@ class IntervenedModel(nn.Module):
     def read(
         self, batch: Batch, places: dict[Site, SiteColumns], *, grad: bool = False
     ) -> Activations:
-        """Activations of the unedited network, from the `store` where it has them."""
+        """Activations of the unedited network, from the `store` where it has them.
+
+        Arguments:
+            places: {site: its columns in the batch}.
+        """
         read = observe if self.store is None else self.store.read
         return read(self.network, batch, places, grad=grad, resolved=self._resolved)
 
@@ -280,8 +287,10 @@ class IntervenedModel(nn.Module):
 
         The answer is teacher-forced, and a language model's head runs at these columns only.
         Without an answer the next token is read, or the tokens at the masks of a masked language
-        model. With a `store`, only what the edits can change runs; the first batch is compared with
-        the whole network.
+        model.
+
+        With a `store`, only what the edits can change runs. Examples of the first batch that
+        resumes at a block are also run whole, and compared.
 
         Returns Tensor[batch, n_answer, vocab]; Tensor[batch, 1, classes] on a network without
         tokens.
@@ -294,7 +303,7 @@ class IntervenedModel(nn.Module):
         if store is None:
             return logits_at_answers([run], read)
 
-        # The store's runs already hold the edits of `stored`.
+        # The edits of `stored` are already in the store's runs.
         rest = run.without(self.stored)
         why = why_whole(rest, read, layer, store)
         if why is not None or read is None or layer is None:
@@ -325,9 +334,9 @@ class IntervenedModel(nn.Module):
         return whole_model.answer_logits(base, sources, active)
 
     def n_columns(self, base: Inputs, active: Active = None) -> Tensor | None:
-        """How many positions of each example a resumed run runs.
+        """What each example costs: how many positions of it a resumed run runs.
 
-        A batch costs least where its examples are alike in this number.
+        A batch holds least padding where its examples are alike in this number.
 
         Returns LongTensor[batch]; None where runs do not resume.
         """

@@ -12,12 +12,14 @@ from iit.site import ResolvedSite, Site, Sites
 
 
 class Activations(dict[Site, Tensor]):
-    """{site: Tensor[batch, position, width]}, as `capture` returns them.
+    """{site: Tensor[batch, position, width]}, what `capture` returns.
 
-    An edit takes them as its sources.
+    An edit takes them in place of a source batch.
 
-    counts: {site: Tensor[batch]}, how many of the positions each example has, where that is known.
-        The others are zero.
+    Arguments:
+        found: the activations.
+        counts: {site: Tensor[batch]}, how many positions each example has, where that is known. An
+            activation is zero at the positions beyond.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ def observe(
     """Run the network once, and read every site.
 
     Arguments:
+        places: {site: its columns in the batch}.
         grad: whether the graph is kept.
         resolved: the sites of this network, where they were resolved before.
         stop_early: whether the run ends once every site is read. This is only done where every

@@ -17,12 +17,13 @@ class SiteColumns:
     """The columns of an activation's position axis that a site selects.
 
     Arguments:
-        index: Tensor[batch, n], −100 where an example has fewer; or a tuple of ints, the same in
-            each example; or None for every position.
-        counted: whether the index counts from 0 and is known to be inside. On networks without
+        site: the site.
+        index: Tensor[batch, n] of columns, −100 where an example has fewer positions; or a tuple of
+            ints, the same in each example; or None for every position.
+        counted: whether the index is known to count from 0 and to be inside. On networks without
             tokens only the run can tell.
-        tokens: (batch, seq) of the tokens that the index counts, to compare activations with; None
-            where there is nothing to compare.
+        tokens: (batch, seq), the shape of the tokens that the index counts. The shape of an
+            activation is compared with it. None where there are no tokens.
     """
 
     site: Site
@@ -32,13 +33,13 @@ class SiteColumns:
 
     @property
     def n_positions(self) -> int | None:
-        """The longest selection; None where only the run can tell."""
+        """The largest number of positions of an example; None where only the run can tell."""
         if self.index is None:
             return None if self.tokens is None else self.tokens[1]
         return self.index.shape[1] if isinstance(self.index, Tensor) else len(self.index)
 
     def _by_token(self, activation: Tensor) -> Tensor:
-        """The activation with the prompts' tokens for positions.
+        """The activation as [batch, token, width], if its positions are the prompts' tokens.
 
         An activation that its module sees as (batch·tokens, width) is unflattened. A whole
         activation of a module with positions of its own (pooled, or of another sequence) stays as
@@ -61,6 +62,7 @@ class SiteColumns:
         )
 
     def _index(self, activation: Tensor) -> Tensor | None:
+        """The columns of this activation, Tensor[batch, n]; None for all of them."""
         # A module with positions of its own is taken whole (`_by_token` has refused all else).
         if self.tokens is not None and activation.shape[:2] != self.tokens:
             return None
@@ -71,7 +73,7 @@ class SiteColumns:
             )
         if self.index is None or (self.counted and isinstance(self.index, Tensor)):
             return self.index
-        # The same positions in every example, counted on the activation itself.
+        # The same positions in every example; the activation itself says how many there are.
         index = torch.as_tensor(self.index, device=activation.device).expand(len(activation), -1)
         lengths = torch.full((len(activation),), activation.shape[1], device=activation.device)
         return from_start(index, lengths, index == IGNORED, f"Site {self.site}")
@@ -116,7 +118,7 @@ class SiteColumns:
 
 
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> SiteColumns:
-    """Resolve the site's position in a batch.
+    """The columns of a site's position in a batch.
 
     Arguments:
         active: the examples in which a role has to be present; None for every one.

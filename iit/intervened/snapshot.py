@@ -87,10 +87,10 @@ class NetworkSnapshot:
         """
         if self._offloaded:
             return None
-        for now, before in self._attributes:
-            if not _same(now, before) and not _same(now, before | _WRITTEN_BY_TRANSFORMERS):
+        for live, before in self._attributes:
+            if not _same(live, before) and not _same(live, before | _WRITTEN_BY_TRANSFORMERS):
                 return "a module, or an attribute of one"
-        if not all(_same(now, before) for now, before in self._entries.values()):
+        if not all(_same(live, before) for live, before in self._entries.values()):
             return "its config"
         now = self._state()
         return next((what for what in now if now[what] != self._before[what]), None)

@@ -117,13 +117,12 @@ def activity(
 
 @dataclass
 class _UserSource:
-    """One source that the user gave: a batch or activations.
-
-    A batch is run once, for all sites that are read.
+    """One source that the user gave: a batch, which is run once for all its sites, or activations.
 
     Arguments:
-        activations: those that the user gave, or those of the batch after its run.
-        places: the sites that are read of a batch.
+        batch: the batch; None where the user gave activations.
+        activations: the user's, or those of the batch after its run.
+        places: {site: its columns in the batch}, for the sites that are read.
     """
 
     batch: Batch | None = None
@@ -161,7 +160,7 @@ class _UserSource:
             _check_shape(self.activations[site], site_edit, variable, base.size)
 
     def laid_out(self, site_edit: SiteEdit, variable: Variable, base: Batch) -> Tensor:
-        """Tensor[batch, position, width], laid out as the site of the base that reads it."""
+        """What is read at a site, with the base's positions: Tensor[batch, position, width]."""
         site = site_edit.source_site
         tensor = self.activations[site_edit.source_site]
         if self.batch is not None and site.component == "attention_weight":
@@ -175,16 +174,18 @@ def read_sources(
     named_sources: Mapping[Variable, Any],
     read: Callable[[Batch, dict[Site, SiteColumns]], Activations],
 ) -> None:
-    """Fill in what each site of a run reads; each distinct batch is run once.
+    """Fill in `SiteEdit.sources` of a run; each distinct batch is run once.
 
     Arguments:
-        named_sources: the sources, as `by_variable` returns them.
+        run: the run, whose site edits have no sources yet.
+        named_sources: {variable: source}, as `by_variable` returns them.
         read: runs a batch and returns its activations.
 
     Raises ValueError for a source that does not fit the base, before a batch is run.
     """
     distinct: dict[int, _UserSource] = {}
     sites = [site_edit.source_site for site_edit in run.site_edits]
+    # (site edit, variable that it reads)
     readings = []
     for site_edit in run.site_edits:
         readings += [(site_edit, v) for v in site_edit.flags if v in named_sources]
@@ -211,6 +212,7 @@ def _source(
     sites: Sequence[Site],
     variable: Variable,
 ) -> _UserSource:
+    """What the user gave for a variable, as a batch or as activations."""
     if isinstance(source, Tensor) and base.kwargs:
         # A network fed by keyword never takes a bare tensor as its batch.
         source = Activations(dict.fromkeys(sites, source))
@@ -264,8 +266,8 @@ def _check_shape(activations: Tensor, site_edit: SiteEdit, variable: Variable, s
     ):
         return
     names = zip(expected, ("batch", "position", "width"), strict=True)
-    wanted = ", ".join(name if n is None else str(n) for n, name in names)
+    layout = ", ".join(name if n is None else str(n) for n, name in names)
     raise ValueError(
-        f"The activations given for {str(variable)!r} have shape {shape}; expected [{wanted}] "
+        f"The activations given for {str(variable)!r} have shape {shape}; expected [{layout}] "
         f"for site {site}."
     )

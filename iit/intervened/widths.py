@@ -1,4 +1,4 @@
-"""Whether sites are as wide as the interventions that are to act on them."""
+"""Checks that sites are as wide as the interventions that are to act on them."""
 
 from collections.abc import Mapping
 

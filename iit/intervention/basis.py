@@ -1,4 +1,8 @@
-"""Bases: the coordinates an edit acts on. What a basis does not span is left untouched."""
+"""Bases: the coordinates that an edit acts on. What a basis does not span is left untouched.
+
+In the formulas h is the base's activation, s the source's, and h' the new one. c are the
+coordinates of h, and c' the new coordinates.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -19,10 +23,11 @@ WORST_CONDITION = 1e5
 
 
 class Coordinates(NamedTuple):
-    """The coordinates of a basis, ready for one forward.
+    """The two functions of a basis: from an activation to its coordinates, and back.
 
-    encode: activation [..., width] → coordinates [..., n].
-    write: (activation, its coordinates, new coordinates) → new activation.
+    Arguments:
+        encode: h → c, from [..., width] to [..., n].
+        write: (h, c, c') → h'.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -30,10 +35,11 @@ class Coordinates(NamedTuple):
 
 
 class Basis(Part):
-    """Coordinates of an activation.
+    """A way to describe an activation by coordinates.
 
-    width: the width of the activation; None for any.
-    rank: the number of coordinates; None for as many as the activation has.
+    Attributes:
+        width: the width of the activation; None for any.
+        rank: the number of coordinates; None for as many as the activation has.
     """
 
     width: int | None = None
@@ -42,15 +48,15 @@ class Basis(Part):
 
     @abstractmethod
     def coordinates(self) -> Coordinates:
-        """Compute the coordinates, with whatever depends on the weights alone."""
+        """The two functions, with everything computed that depends on the weights alone."""
 
     @contextmanager
     def caching(self) -> Iterator[None]:
-        """Within the context `ready` computes the coordinates at most once.
+        """Within the context, `ready` calls `coordinates` at most once.
 
-        One run's sites and positions share them.
+        All sites and positions of a run share the result, such as an orthonormal frame.
         """
-        # A context inside of another shares its coordinates.
+        # A context inside of another shares the result.
         if self._cached is not None:
             yield
             return
@@ -61,7 +67,7 @@ class Basis(Part):
             self._cached = None
 
     def ready(self) -> Coordinates:
-        """The coordinates; within `caching`, those that were computed first."""
+        """What `coordinates` returns; within `caching`, what it returned first."""
         if self._cached is None:
             return self.coordinates()
         if not self._cached:
@@ -78,7 +84,7 @@ class Identity(Basis):
         self.width = width
 
     def coordinates(self) -> Coordinates:
-        """The activation h itself."""
+        """c = h, and h' = c'."""
         return Coordinates(lambda h: h, lambda h, old, new: new)
 
 

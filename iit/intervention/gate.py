@@ -1,4 +1,4 @@
-"""Gates: how far each coordinate of an edit is let through, from 0 to 1."""
+"""Gates: how far each coordinate of an edit moves to its target, from 0 (not at all) to 1."""
 
 from abc import abstractmethod
 from math import inf
@@ -79,6 +79,7 @@ class SoftGate(Gate):
     def forward(self) -> Tensor | None:
         """sigmoid(logits / temperature) in training, logits > 0 in evaluation."""
         logits = self.logits()
+        # A hard gate does not depend on the temperature.
         return (
             torch.sigmoid(logits / self.temperature)
             if self.training
@@ -120,6 +121,7 @@ class Boundary(SoftGate):
             )
         super().__init__(temperature, n=n, start=start)
         self.boundary = nn.Parameter(torch.tensor(float(start)))
+        # The middles of the coordinates: a boundary of k/n lets exactly the first k through.
         self.register_buffer("steps", torch.arange(n) + 0.5, persistent=False)
         self.steps: Tensor
 

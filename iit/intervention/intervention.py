@@ -30,7 +30,7 @@ PARTS: dict[str, type[Part]] = {
         *(operation.LearnedTarget, operation.LowRankUpdate),
     )
 }
-"""What a saved intervention may be made of."""
+"""{class name: class}: what a saved intervention may be made of."""
 
 SourceActivations = Tensor | Mapping[str, Tensor] | None
 """Tensor[batch, position, width], or {block: such a tensor}."""
@@ -53,9 +53,9 @@ class Intervention(nn.Module):
         name: what it is called in configs, rows and prints.
         blocks: {variable: number of coordinates}. The first coordinates are those of the first
             variable, and so on; each block has its own source.
-        kind: "edit"; "collect" (the activation is only read); "skip" (its source is the block's own
-            input, which the engine supplies); or "complement" (everything but the edited space is
-            taken from the source).
+        kind: "edit". "collect": the activation is only read. "skip": at the output of a transformer
+            block, the source is that block's input, and no source is given. "complement": all that
+            the edit would leave is taken from the source.
 
     Raises ValueError for blocks that do not fill the basis.
     """
@@ -123,7 +123,7 @@ class Intervention(nn.Module):
     def complement(self) -> "Intervention":
         """The interchange of everything that this one leaves: h' = s + Q(Qᵀh − Qᵀs) for a frame Q.
 
-        It shares this one's weights.
+        The two share their weights.
 
         Raises ValueError for an intervention that reads no source, and for one that leaves nothing.
         """
@@ -172,7 +172,7 @@ class Intervention(nn.Module):
         shape than the base.
         """
         self._check(base, source, active)
-        # The complement edits the source towards the base: the two change places.
+        # A complement edits the source, and takes the edited space from the base.
         unedited = base
         if self.kind == "complement":
             assert isinstance(source, Tensor)
@@ -207,8 +207,8 @@ class Intervention(nn.Module):
             )
 
         if isinstance(active, Tensor):
-            # [batch] → [batch, 1, 1]; in a complement `base` is the source by now, `unedited` is
-            # not.
+            # [batch] → [batch, 1, 1]. In a complement `base` is the source by now, so inactive
+            # examples come from `unedited`.
             edited = torch.where(active.view(-1, 1, 1), edited, unedited)
         # An example in which no block is active comes back bit by bit.
         elif active is not None and set(active) == set(self._blocks or ()):
@@ -303,7 +303,7 @@ class Intervention(nn.Module):
                 )
 
     def config(self) -> dict[str, Any]:
-        """JSON from which `from_config` makes a fresh intervention.
+        """A JSON object from which `from_config` makes a fresh intervention.
 
         Raises ValueError for what cannot be saved: functions, a subclass of `Intervention`, and the
         user's own parts that their arguments do not make again.

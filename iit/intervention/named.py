@@ -1,4 +1,11 @@
-"""The interventions by their usual names: each a choice of basis, gate and operation."""
+"""The interventions by their usual names: each is a choice of basis, gate and operation.
+
+They are functions that make an `Intervention`. They are written like classes, because configs, rows
+and saved files name them as types.
+
+In the formulas h is the base's activation, s the source's, and h' the new one. c and c_s are the
+coordinates of h and s, and Q has orthonormal columns.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,7 +26,6 @@ from iit.intervention.operation import (
     Swap,
     Zero,
 )
-from iit.intervention.part import checked_rank
 from iit.intervention.reversible import Reversible
 
 
@@ -262,7 +268,6 @@ def LoReFTIntervention(width: int, rank: int) -> Intervention:
 
 def LoRAIntervention(width: int, rank: int, scale: float = 1.0) -> Intervention:
     """h' = h + scale·B A h on the activation, trained, without a source."""
-    checked_rank(rank, width)
     return Intervention(
         "LoRAIntervention", Identity(width), All(), LowRankUpdate(width, rank, scale)
     )

@@ -1,4 +1,4 @@
-"""Operations: what a coordinate becomes."""
+"""Operations: what a coordinate becomes, its target."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -13,14 +13,23 @@ from iit.intervention.part import Part, checked_rank
 class Operation(Part):
     """(coordinates, the source's coordinates, the base activation) → target coordinates.
 
-    All coordinates are Tensor[batch, position, n].
+    Coordinates are Tensor[batch, position, n].
+
+    Attributes:
+        needs_source: whether `forward` reads the source.
     """
 
     needs_source: bool = False
 
     @abstractmethod
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
-        """The target coordinates."""
+        """The target coordinates.
+
+        Arguments:
+            base: the base's coordinates.
+            source: the source's coordinates; None where there is no source.
+            activation: the base's whole activation, Tensor[batch, position, width].
+        """
 
 
 @final
@@ -127,6 +136,7 @@ class Noise(Operation):
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
         """The base's coordinates with noise."""
+        # A new generator in each run, so that every run has the same noise.
         generator = torch.Generator().manual_seed(self.seed)
         # One column after another, so that a longer span begins with the noise of a shorter one.
         noise = torch.stack(
@@ -189,6 +199,7 @@ class Function(Operation):
 
     def forward(self, base: Tensor, source: Tensor | None, activation: Tensor) -> Tensor:
         """function(base, source), or function(base) where it needs no source."""
-        # Copies: a function may write to its arguments.
+        # `LambdaIntervention` has the identity as its basis, so these are activations. They are
+        # copied, because a function may write to its arguments.
         activations = (base, source) if self.needs_source else (base,)
         return self.function(*(tensor.clone() for tensor in activations if tensor is not None))

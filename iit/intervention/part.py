@@ -13,8 +13,9 @@ from torch import nn
 class Part(nn.Module, ABC):
     """A basis, gate or operation.
 
-    arguments: what its constructor was called with, as JSON. Weights and buffers are in the state
-        dict.
+    Arguments:
+        arguments: {name: value}, what the constructor of the subclass was called with. The values
+            are as JSON has them. Weights and buffers are in the state dict.
     """
 
     def __init__(self, **arguments: Any):
@@ -34,12 +35,15 @@ Kind = TypeVar("Kind", bound=Part)
 
 
 def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
-    """The config of a part.
+    """The config of a part, for a saved file.
+
+    Arguments:
+        table: {class name: class} of iit's own parts.
 
     Raises ValueError for a part of the user's own class that its config does not make again.
     """
     config, kind = part.config(), type(part)
-    # iit's own parts are made again from their arguments; a user's class has to show that it is.
+    # The parts of the table can be made again from their arguments. A user's class is tried below.
     if table.get(kind.__name__) is kind:
         return config
     if kind.__name__ in table:
@@ -95,12 +99,15 @@ def joined_table(
 def fresh_part(
     role: type[Kind], config: Mapping[str, Any], table: Mapping[str, type[Part]]
 ) -> Kind:
-    """A fresh part, made from its config.
+    """A fresh part, made from its config: the inverse of `Part.config`, but for the weights.
+
+    Arguments:
+        role: Basis, Gate or Operation.
+        table: {class name: class} of all parts.
 
     Raises ValueError for a type that is not in the table or has another role, and for arguments
     that it does not take.
     """
-    # The inverse of `Part.config`.
     name = config["type"]
     arguments = {key: value for key, value in config.items() if key != "type"}
     if name not in table:

@@ -116,11 +116,11 @@ def load_autoencoder(
 
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    wanted = set(_NAMES) - (set() if architecture == "jumprelu" else {"threshold"})
-    if set(tensors) != wanted:
+    expected = set(_NAMES) - (set() if architecture == "jumprelu" else {"threshold"})
+    if set(tensors) != expected:
         raise ValueError(
             f"{folder / WEIGHTS} holds {sorted(tensors)}; a {architecture} autoencoder has "
-            f"{sorted(wanted)}."
+            f"{sorted(expected)}."
         )
 
     weights: dict[str, Any] = {_NAMES[name]: tensor for name, tensor in tensors.items()}

@@ -59,7 +59,7 @@ def ground_truth(
             truth: the true units as "first:stop"; null for the network's own `model.truth`. A
             network without a truth for the variable does not realise the claim.
         common: the keys that cases share.
-        methods: names of files in `conf/method`, each with {intervention, module, trained}; all
+        methods: entries of `conf/methods.yaml`, each {intervention, module, trained}; all
             by default.
         seeds: how many starts each method has.
 
@@ -79,27 +79,21 @@ def ground_truth(
     Raises:
         ValueError: for unknown methods.
     """
-    # Read as files, not composed: one run goes through all of them.
-    method_files = {
-        Path(f.name).stem: f
-        for f in files("iit.conf").joinpath("method").iterdir()
-        if f.name.endswith(".yaml")
-    }
-    unknown = sorted(set(methods or ()) - set(method_files))
+    file = files("iit").joinpath("conf/methods.yaml")
+    known: Any = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+    unknown = sorted(set(methods or ()) - set(known))
     if unknown:
         raise ValueError(
-            f"job.methods: {unknown} are no files of conf/method; there are {sorted(method_files)}."
+            f"job.methods: {unknown} are no entries of conf/methods.yaml; there are "
+            f"{sorted(known)}."
         )
     rows: list[Row] = []
     verdicts: dict[str, Any] = {}
     for case, entries in cases.items():
         merged: Any = OmegaConf.merge(common, entries)
-        for name in methods or sorted(method_files):
-            # A method's file may refer to ${rank}, and says `trained: false` if nothing is.
-            method: Any = OmegaConf.merge(
-                {"rank": merged.rank, "trained": True},
-                OmegaConf.create(method_files[name].read_text(encoding="utf-8")),
-            )
+        for name in methods or sorted(known):
+            # An entry may refer to ${rank}, and says `trained: false` if nothing is.
+            method: Any = OmegaConf.merge({"rank": merged.rank, "trained": True}, known[name])
             with _one_thread():
                 scored, judged = _scored(cfg, folder, merged, method, seeds)
             # The names that `describe` gives would be the same for several cases and methods.

@@ -1,6 +1,7 @@
 """Checks of what a config declares, before weights load."""
 
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from inspect import formatannotation, signature
 from typing import Any
@@ -21,6 +22,37 @@ _WORDS = {"collections.abc.": "", "int": "a whole number", "float": "a number", 
 _FITS = {int: r"\b(int|float)\b", float: r"\bfloat\b", str: r"\bstr\b", bool: r"\bbool\b"}
 
 
+def check_chosen(cfg: DictConfig) -> None:
+    """Raises ValueError for keys that are `???`, such as those that only an experiment sets.
+
+    A site may have such keys: not every job reads it. A causal model is not asked for where pairs
+    are one's own.
+    """
+    nodes: Any = OmegaConf.to_container(cfg)
+    nodes.pop("site", None)
+    if "path" in nodes["data"]:
+        nodes.pop("causal", None)
+    check_set(_unset(nodes))
+
+
+def check_set(unset: Iterable[str]) -> None:
+    """Raises ValueError where there are keys that nothing sets."""
+    if names := ", ".join(sorted(unset)):
+        raise ValueError(
+            f"Nothing sets {names}. Choose an experiment (python train.py +experiment=das_ioi; "
+            "python train.py --help lists all), or set every key yourself, such as causal=ioi "
+            "variable=subject_position site.layer=17 site.position=s2."
+        )
+
+
+def _unset(node: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if value == "???":
+            yield f"{path}{key}"
+        elif isinstance(value, dict):
+            yield from _unset(value, f"{path}{key}.")
+
+
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     """Refuse what cannot be, whatever the network.
 
@@ -35,8 +67,8 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
         ValueError: for any of these. An error from within a `_target_` is an
             InstantiationException of Hydra.
     """
-    # Objects check themselves when they are made: site, trust, objective, schedules.
-    instantiate(cfg.site)
+    # The site is one of them, where the alignment has no sites of its own.
+    check_set(OmegaConf.missing_keys(cfg.alignment))
     instantiate(cfg.trust)
     module: Any = instantiate(cfg.module)
     # `_partial_` gives a `functools.partial`; its `func` is the class.

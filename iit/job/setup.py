@@ -37,8 +37,12 @@ class Frozen:
     fingerprint: str
 
     def check(self) -> None:
-        """Assert that the network is as it was before the job."""
-        assert fingerprint(self.network.model) == self.fingerprint, "the frozen network has changed"
+        """Raise RuntimeError where the network is not as it was before the job."""
+        if fingerprint(self.network.model) != self.fingerprint:
+            raise RuntimeError(
+                f"The job has changed the weights of {self.network.name}, which it should only "
+                "study: its figures are of no one network. Please report this."
+            )
 
 
 def frozen_network(cfg: DictConfig) -> Frozen:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import Alignment, fit
 from iit.data import Pairs, freeze
@@ -23,6 +23,7 @@ from iit.intervention import (
     LoReFTIntervention,
     LowRankRotatedSpaceIntervention,
 )
+from iit.job.declared import check_set
 from iit.job.setup import frozen_network, network_facts
 from iit.network import LanguageModel
 from iit.patching import Steered, contains, difference_of_means, frame_direction, random_directions
@@ -96,6 +97,7 @@ def steer(
     shared = sorted(set(prompts["validation"]) & set(prompts["test"]))
     if shared:
         raise ValueError(f"A prompt is both for validation and for test: {shared[0]!r}.")
+    check_set(OmegaConf.missing_keys(cfg.site))
     frozen = frozen_network(cfg)
     network = frozen.network
     if not isinstance(network, LanguageModel):

@@ -1,4 +1,8 @@
-"""Reading a language model at its answer: teacher forcing, and the head at few columns."""
+"""Reading a language model at its answer: teacher forcing, and the head at few columns.
+
+The first token of an answer is predicted by the prompt alone. For the second one the first has to
+stand behind the prompt, and so on: all answer tokens but the last are appended ("teacher-forced").
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +17,7 @@ from torch.nn.functional import pad
 from iit.network.limits import check_limits, unwrapped
 
 IGNORED = -100
-"""In `answer`: no token. In `positions`: the role is absent."""
+"""−100: in `answer` there is no token, in `positions` the role is absent."""
 ANSWER_ROLE = re.compile(r"answer\[(\d+)\]")
 """Roles of the answer's own tokens, which the prompt does not hold: `answer[0]`, `answer[1]`, …"""
 
@@ -45,11 +49,12 @@ def with_answer(
 
     Arguments:
         kwargs: the network's keyword inputs, right-padded.
-        positions: {role: LongTensor[batch, n]}.
+        positions: {role: LongTensor[batch, n]}; only the role `mask` is read.
         answer: LongTensor[batch, n_answer], −100 padded; or None.
 
     Returns:
-        The inputs, and LongTensor[batch, n_read], the columns of the output.
+        The inputs, and LongTensor[batch, n_read], the columns of the output at which the answer's
+        tokens are predicted.
 
     Raises:
         ValueError: inputs lack what is read; masks are not as many as the answer's tokens; the
@@ -63,7 +68,7 @@ def with_answer(
         masks = pad(masks, (0, longest - masks.shape[1]), value=IGNORED)
         padded = pad(expected, (0, longest - expected.shape[1]), value=IGNORED)
         absent = masks == IGNORED
-        # There is to be a mask exactly where the answer has a token, and at least one.
+        # A prompt needs as many masks as its answer has tokens, and at least one.
         wrong = (absent != (padded == IGNORED)).any(1) | absent.all(1)
         if bool(wrong.any()):
             raise ValueError(
@@ -152,15 +157,15 @@ def logits_of(output: Any) -> Tensor | None:
 def head_at(
     network: nn.Module, read: Int[Tensor, "batch n_read"], edited: Iterable[nn.Module] = ()
 ) -> Iterator[bool]:
-    """Let the output head see some columns only, within the context.
+    """Within the context, the output head sees only the columns where the answer is read.
 
     A forward pre-hook gathers the head's input. The logits then come out as Tensor[batch, n_read,
     vocab], equal to the full logits at these columns.
 
     Arguments:
-        read: the columns.
-        edited: modules that are edited. Edits count every column, so nothing is gathered where one
-            of these modules is in the head or around it.
+        read: these columns.
+        edited: modules that are edited. An edit's positions count all columns. Where one of these
+            modules is in the head or around it, nothing is gathered.
 
     Yields whether the columns are gathered. They are not where the network has no head, either.
     """

@@ -1,4 +1,4 @@
-"""A network fed with tensors that answers with a class."""
+"""A network without tokens: it gets tensors, and answers with a class."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,7 +20,12 @@ from iit.result import correct
 class Classifier:
     """A network under study, frozen and in eval mode: Tensor[batch, …] → Tensor[batch, classes].
 
-    The counterpart of `LanguageModel` for networks without tokens.
+    It is the counterpart of `LanguageModel` for networks without tokens.
+
+    Arguments:
+        model: any module whose output is, or holds, Tensor[batch, classes] (see `logits_of`).
+        name: by default the name of the module's class.
+        revision: of a network that was loaded.
     """
 
     tokenizer = None
@@ -29,6 +34,7 @@ class Classifier:
         self.model = model.eval().requires_grad_(False)
         self.name = name or type(model).__name__
         self.revision = revision
+        # Whether integer inputs stay integers; None until `encode` has tried.
         self._takes_integers: bool | None = None
 
     @property
@@ -38,12 +44,12 @@ class Classifier:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are; quantised ones aside."""
+        """The dtype of the weights. Quantised weights, which are integers, do not count."""
         dtypes = (parameter.dtype for parameter in self.model.parameters())
         return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
     def fingerprint(self) -> str:
-        """What tells its weights from others."""
+        """A text that tells these weights from others (see `iit.network.fingerprint`)."""
         return fingerprint(self.model)
 
     def __repr__(self) -> str:
@@ -56,14 +62,22 @@ class Classifier:
     def encode(
         self, inputs: Any, /, positions: Any = None, answers: Sequence[int | None] | None = None
     ) -> dict[str, Any]:
-        """`{name of the network's input: Tensor[batch, …], "answer": LongTensor[batch, 1]}` (the
-        answer where it is given).
+        """Stack inputs into a batch.
 
-        inputs: tensors of one shape, or numbers from which they are made; or a dictionary of such
-            for each example, by the names of the network's inputs. Integers stay integers where the
-            network runs on them.
-        Raises ValueError for roles, which tensors do not have, for no inputs, and for numbers that
-        do not fit.
+        Arguments:
+            inputs: one for each example: a tensor, or numbers that make one, all of one shape. A
+                network with several inputs takes {name of the input: tensor} for each example.
+                Integers stay integers where the network runs on them.
+            positions: roles, which tensors do not have.
+            answers: a class for each example; None where there is none.
+
+        Returns:
+            {name of the network's input: Tensor[batch, …]}, with "answer": LongTensor[batch, 1]
+            where answers are given (−100 for None).
+
+        Raises:
+            ValueError: for roles, for no inputs, for examples whose inputs differ in names or
+                shapes, and for another number of answers than of inputs.
         """
         if positions:
             raise ValueError(
@@ -78,16 +92,17 @@ class Classifier:
                     f"Example {number} has the inputs {sorted(row)}; example 0 has "
                     f"{sorted(named[0])}."
                 )
+        # {name of the input: Tensor[batch, …]}
         batch: dict[str, Any] = {
             name: self._stacked([row[name] for row in named]) for name in named[0]
         }
         if self._takes_integers is None and not all(
             value.is_floating_point() for value in batch.values()
         ):
-            one = {name: value[:1] for name, value in batch.items()}
-            numbers = {name: value.to(self.dtype) for name, value in one.items()}
+            example = {name: value[:1] for name, value in batch.items()}
+            as_floats = {name: value.to(self.dtype) for name, value in example.items()}
             # Where neither runs, the inputs are at fault, and the run itself says so.
-            self._takes_integers = self._runs(one) or (False if self._runs(numbers) else None)
+            self._takes_integers = self._runs(example) or (False if self._runs(as_floats) else None)
         if self._takes_integers is False:
             batch = {name: value.to(self.dtype) for name, value in batch.items()}
         if answers is not None:
@@ -101,7 +116,11 @@ class Classifier:
     def answers_right(
         self, inputs: Any, answers: Sequence[int], *, batch_size: int = 1024
     ) -> np.ndarray:
-        """bool[n]: is each answer the class with the highest logit?"""
+        """Whether each answer is the class with the highest logit: bool[n].
+
+        Arguments:
+            batch_size: examples a run.
+        """
         batch = self.encode(inputs, answers=answers)
         answer, logits = batch.pop("answer"), []
         for start in range(0, len(answer), batch_size):
@@ -112,12 +131,14 @@ class Classifier:
             with torch.no_grad():
                 classes: Any = logits_of(self.model(**rows))
             logits.append(classes.cpu())
+        # [n, classes] → [n, 1, classes]: a class is an answer of one token.
         return correct(torch.cat(logits).unsqueeze(1), answer).numpy()
 
     @cached_property
     def input_name(self) -> str:
-        """What the network calls its one input. Raises ValueError for a network that has no name
-        for it.
+        """The name of the network's first input.
+
+        Raises ValueError for a network whose forward names none.
         """
         parameters = signature(self.model.forward).parameters.values()
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -144,4 +165,4 @@ class Classifier:
 
 
 Network = LanguageModel | Classifier
-"""A network under study, with what encodes its inputs and asks for its answers."""
+"""A network under study, with the methods that encode its inputs and ask for its answers."""

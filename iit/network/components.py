@@ -45,6 +45,7 @@ COMPONENTS = {
 }
 """Every component, and what it means."""
 
+# Components that are there once, and those that have one part for each head.
 UNLAYERED = ("embedding_output", "final_norm_output")
 HEADED = (
     "attention_value_output",
@@ -57,17 +58,17 @@ HEADED = (
 
 @dataclass(frozen=True)
 class Place:
-    """One component in one network.
+    """Where one component is in one network.
 
     Arguments:
-        module: path from the network's root.
-        side: its input, its output, or the torch function inside it whose result is meant.
-        width: how many columns; None where it is the number of keys.
-        columns: which of the last dimension are meant; None = all.
-        heads: which heads of [batch, head, query, key] are meant, where that is the shape; None =
-            all.
-        flat: path of the block that knows the batch's shape, where the module itself sees
-            (batch·tokens, width).
+        module: the path of a module, from the network's root.
+        side: "input" or "output" of that module, or the name of a torch function inside it. The
+            component is then what the function returns.
+        width: the number of columns; None where it is the number of keys, which a run decides.
+        columns: which columns of the last dimension belong to the component; None for all.
+        heads: which heads belong to it, where the shape is [batch, head, query, key]; None for all.
+        flat: the path of the block around the module, where the module sees (batch·tokens, width).
+            Only the block then knows the batch's shape.
     """
 
     module: str
@@ -79,7 +80,7 @@ class Place:
 
 
 def blocks_of(network: nn.Module) -> tuple[Family, nn.ModuleList]:
-    """The network's family, and its blocks.
+    """The network's family, and its blocks in order.
 
     Raises ValueError for a network of an unknown family.
     """
@@ -154,7 +155,7 @@ def locate(
                 network, component, f"block {layer} has {_WHY.get(component, f'no {path}')}", layer
             )
         )
-    # These modules see all tokens of the batch in one dimension.
+    # The modules of these components see all tokens of the batch in one dimension.
     flat = (
         root
         if component == "router_output" or (family.flat_mlp and component.startswith("mlp_"))
@@ -178,11 +179,11 @@ def locate(
         # Heads that cover the module's width in order need no columns.
         whole = columns == tuple(range(width(module, side) or 0))
         return Place(f"{root}.{path}", side, len(columns), None if whole else columns)
-    # The residual stream's width, unless the module or the config says another.
-    wide = hidden
+    # These components are as wide as the residual stream, unless module or config says otherwise.
+    n_columns = hidden
     if component in _CONFIGURED:
-        wide = width(module, side) or getattr(config, _CONFIGURED[component], None)
-    return Place(f"{root}.{path}", side, wide, flat=flat)
+        n_columns = width(module, side) or getattr(config, _CONFIGURED[component], None)
+    return Place(f"{root}.{path}", side, n_columns, flat=flat)
 
 
 # The path inside a block, and the side. The softmax inside attention and the router's first product
@@ -203,8 +204,9 @@ _PATHS = {
     "attention_weight": lambda f: (f.attention, "softmax"),
     "router_output": lambda f: (f.router or "router", "linear"),
 }
-# What the config calls their width.
+# {component: what the config calls its width}
 _CONFIGURED = {"mlp_activation": "intermediate_size", "router_output": "num_experts"}
+# {component: why a network may lack it}
 _WHY = {
     "mlp_activation": "experts, and no single down projection",
     "router_output": "no router: it is no mixture of experts",
@@ -244,12 +246,12 @@ def _head_columns(
     """The columns of heads in the projection's layout, in the order that was asked for."""
     queries, keys, size = _heads(config)
     n = keys if component in ("key_output", "value_output") else queries
-    wanted = tuple(range(n)) if head is None else _checked(config, component, head)
+    heads = tuple(range(n)) if head is None else _checked(config, component, head)
     fused = component != "attention_value_output" and len(family.qkv) == 1
     # In units of a head's width. A fused projection holds queries, keys and values.
     starts = [
         _start_in_fused(config, family.layout, component, h, queries, keys) if fused else h
-        for h in wanted
+        for h in heads
     ]
     return tuple(start * size + i for start in starts for i in range(size))
 

@@ -8,15 +8,16 @@ class Family:
     """Module paths of a family of transformers.
 
     Arguments:
-        blocks, norm: the blocks and the norm behind them, inside the backbone. All other paths are
-            inside a block.
+        blocks, norm: the list of blocks, and the norm behind the last one. Their paths are inside
+            the backbone (the transformer without its head); all other paths are inside a block.
         attention, mlp: modules that receive the normed residual stream.
-        qkv: the query, key and value projections, or one that is all three, in the `layout`.
+        qkv: the query, key and value projections, or one module that is all three (see `layout`).
         attention_out, mlp_out: output projections.
-        layout: contiguous (all queries, all keys, all values), per_head (query, key and value of
-            each head in turn), or falcon (its config tells).
-        attention_post, mlp_post: norms between sublayer and residual stream.
-        router: chooses the experts of a mixture. Its `mlp_out` is then the whole mixture.
+        layout: how a projection that is all three orders its columns. contiguous: all queries, then
+            all keys, then all values. per_head: query, key and value of each head in turn. falcon:
+            as the network's config says.
+        attention_post, mlp_post: norms between a sublayer and the residual stream.
+        router: chooses the experts of a mixture. `mlp_out` is then the whole mixture.
         embedding: the token embedding inside the backbone, where `get_input_embeddings` gives
             another one than the one that runs.
         flat_mlp: whether the MLP's modules see (batch·tokens, width).
@@ -84,6 +85,7 @@ _BERT = Family(
     attention="attention.self",
     qkv=_under("attention.self", "query", "key", "value"),
     attention_out="attention.output.dense",
+    # Its MLP is no module of its own: it begins at `intermediate` and ends at `output.dense`.
     mlp="intermediate",
     mlp_out="output.dense",
     causal=False,
@@ -132,6 +134,7 @@ FAMILIES: dict[str, Family] = {
         attention="self_attn",
         qkv=_under("self_attn", "q_proj", "k_proj", "v_proj"),
         attention_out="self_attn.out_proj",
+        # Its MLP is no module of its own: it begins at `fc1` and ends at `fc2`.
         mlp="fc1",
         mlp_out="fc2",
         flat_mlp=True,
@@ -140,6 +143,7 @@ FAMILIES: dict[str, Family] = {
     "falcon": replace(_BLOOM, layout="falcon"),
     "bert": _BERT,
     "esm": replace(_BERT, norm="encoder.emb_layer_norm_after"),
+    # The parts of its encoder; its decoder has no components.
     "t5": Family(
         blocks="encoder.block",
         norm="encoder.final_layer_norm",

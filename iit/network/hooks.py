@@ -44,7 +44,8 @@ def at_output(module: nn.Module, callback: Callback) -> Attached:
     handle = module.register_forward_hook(hook)
     for key, other in list(hooks.items()):
         if records(other):
-            hooks.move_to_end(key)  # what it records is what came of the edit
+            # Behind the edit, so that transformers records the edited activation.
+            hooks.move_to_end(key)
     return Attached((handle, order))
 
 
@@ -59,7 +60,7 @@ def records(hook: Any) -> bool:
 def at_input(module: nn.Module, callback: Callback) -> Attached:
     """Edit the first floating-point tensor of the module's inputs, wherever it is passed.
 
-    A query may be key and value, too.
+    In self-attention the same tensor may be passed as query, key and value.
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -69,7 +70,7 @@ def at_input(module: nn.Module, callback: Callback) -> Attached:
 
 
 def at_call(module: nn.Module, function: str, callback: Callback) -> Attached:
-    """Edit what the first call of a torch function returns inside the module's forward.
+    """Edit what a torch function returns when the module's forward first calls it.
 
     Arguments:
         function: the torch function's name.
@@ -152,6 +153,8 @@ class _Entered:
 
 
 class _FirstCall(TorchFunctionMode):
+    """Within it, the first call of a torch function is edited."""
+
     def __init__(self, function: str, callback: Callback):
         super().__init__()
         self._function, self._edit, self._waits = function, callback, True

@@ -1,4 +1,4 @@
-"""A frozen language model with its tokenizer."""
+"""A frozen language model with its tokenizer: prompts, roles and answers become batches."""
 
 import re
 import warnings
@@ -28,7 +28,10 @@ from iit.network.tokens import Tokens, with_special_tokens
 from iit.result import correct
 
 Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
-"""Where a role is in one text: its words, token indices, a slice of characters, or nowhere."""
+"""Where a role is in one text.
+
+Its words, a token index or several, a slice of characters, or None where the text lacks it.
+"""
 
 
 @final
@@ -80,7 +83,7 @@ class LanguageModel:
         return self.model.dtype
 
     def fingerprint(self) -> str:
-        """What tells these weights from others."""
+        """A text that tells these weights from others (see `iit.network.fingerprint`)."""
         return fingerprint(self.model)
 
     def __repr__(self) -> str:
@@ -102,17 +105,18 @@ class LanguageModel:
 
         Arguments:
             texts: the prompts; a single one may stand alone.
-            positions: role → one place for each text; for a single text the place may stand alone.
-                A place is words (their last mention), a token index or a list of them (over the
-                prompt's real tokens; negative counts from the end), a slice of characters, or None
-                where the text lacks the role. `last` is always the text's last token.
-            answers: one for each text, as it continues the prompt (" John"), or for each text
-                several of one token, each of them right. The answers of a masked language model
+            positions: {role: one place for each text}; for a single text the place may stand alone.
+                A place is words (their last mention), a slice of characters, or None where the text
+                lacks the role. It may also be a token index, or a list of them, over the prompt's
+                real tokens; a negative one counts from the end. `last` is always the text's last
+                token.
+            answers: one for each text, as it continues the prompt (" John"). It may be several
+                answers of one token, each of them right. The answers of a masked language model
                 stand at the masks (the role `mask`). Those of an encoder-decoder begin the
                 decoder's text.
             special_tokens: True puts all of the tokenizer's special tokens around each text, False
-                none. By default a decoder's texts get no end, and a text that begins with special
-                tokens gets no second ones.
+                none. By default a decoder's texts get no end token, and a text that begins with
+                special tokens gets no second ones.
 
         Returns:
             `input_ids`, `attention_mask`: LongTensor[batch, seq].
@@ -171,7 +175,7 @@ class LanguageModel:
         if self.encoder_decoder:
             begins: Any = getattr(self.model, "generation_config", None) or self.model.config
             start: Any = getattr(begins, "decoder_start_token_id", None)
-            # as transformers does
+            # transformers does the same.
             start = getattr(begins, "bos_token_id", None) if start is None else start
             if start is None:
                 raise ValueError(

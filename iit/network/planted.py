@@ -89,15 +89,15 @@ class Planted(nn.Module):
         z[3 * r : 3 * r + len(loud)] = LOUD * loud
         self.write, self.site = _linear(rotation @ z), nn.Identity()
         # One-hot of both values, from the state.
-        seen = torch.zeros(2 * m, width)
+        read_out = torch.zeros(2 * m, width)
         offset = torch.full((2 * m,), 1 / m)
         start = 2 * r if encoding == "illusion" else 0
-        seen[:m, start : start + r] = codes
+        read_out[:m, start : start + r] = codes
         if encoding == "illusion":
-            seen[:m] *= DORMANT
+            read_out[:m] *= DORMANT
             offset[:m] = 0.0
-        seen[m:, r : 2 * r] = codes
-        self.read = _linear(seen @ rotation.T, offset)
+        read_out[m:, r : 2 * r] = codes
+        self.read = _linear(read_out @ rotation.T, offset)
         self.bypass = _linear(torch.cat([sums[0], sums[1], plain[m : 2 * m]]))
         both, out = torch.zeros(m * m, 2 * m), torch.zeros(m, m * m)
         for i in range(m):
@@ -148,9 +148,9 @@ def planted(
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> Any:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     with torch.no_grad():
-        made.weight.copy_(weight)
+        linear.weight.copy_(weight)
         if bias is not None:
-            made.bias.copy_(bias)
-    return made
+            linear.bias.copy_(bias)
+    return linear

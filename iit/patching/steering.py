@@ -111,10 +111,11 @@ class Steered:
         return lines
 
     def chosen(self, effect: str, max_ratio: float | int) -> dict[str, float]:
-        """For each method, the strength of largest effect that is fluent.
+        """{method: its strength with the largest effect, among those that leave the text fluent}.
 
-        Fluent is a perplexity of at most `max_ratio` times that without an edit. Of equal effects
-        the smallest strength counts. Methods without a fluent strength are left out.
+        A text is fluent where its perplexity is at most `max_ratio` times that without an edit.
+        Among equal effects the smallest strength counts. Methods without a fluent strength are left
+        out.
         """
         bound = max_ratio * self.interval(0, "perplexity").value
         best: dict[str, tuple[float, float]] = {}
@@ -150,9 +151,9 @@ def steer(
     earlier pair. Loops have a low perplexity, too, but few distinct pairs.
 
     Arguments:
-        methods: name → f, an intervention without a source: `AdditionIntervention(direction)`, a
-            trained `LoReFTIntervention`. Of several under one name (random directions, say) the
-            figures are averaged, prompt by prompt.
+        methods: {name: an intervention without a source}, such as `AdditionIntervention(direction)`
+            or a trained `LoReFTIntervention`. A name may have several (random directions, say);
+            their figures are averaged, prompt by prompt.
         strengths: of all methods, or of each. 0 changes nothing; 1 is the intervention itself.
         effects: name → what is read from the generated texts, as `contains` gives it.
         scope, options: as `IntervenedModel.generate` takes them; greedy by default.
@@ -232,15 +233,15 @@ def contains(words: Sequence[str]) -> Effect:
     Raises:
         ValueError: for no word.
     """
-    wanted = {word.lower() for word in words}
-    if not wanted:
+    lowered = {word.lower() for word in words}
+    if not lowered:
         raise ValueError("There is no word to look for.")
 
     def effect(texts: Sequence[str]) -> list[float]:
         shares = []
         for text in texts:
             text_words = {word.strip(".,!;:?()'\"").lower() for word in text.split()}
-            shares.append(float(bool(text_words & wanted)))
+            shares.append(float(bool(text_words & lowered)))
         return shares
 
     return effect
@@ -252,8 +253,8 @@ def difference_of_means(
     """mean of h over `towards` − mean of h over `away`, at every token that the site names.
 
     Arguments:
-        towards, away: batches as `encode` gives them. Of a site at all positions each prompt's
-            first token is left out: there networks keep activations far larger than elsewhere.
+        towards, away: batches as `encode` gives them. Where the site has all positions, the first
+            token of each prompt is left out: networks keep far larger activations there.
 
     Raises:
         ValueError: where no token is left.

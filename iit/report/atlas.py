@@ -17,8 +17,8 @@ PANELS: dict[str | None, str] = {"vanilla": "whole vector", None: "trained"}
 def atlas_cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A line for each layer and position, with its validation IIA on changing pairs.
 
-    The lines are of the whole vector and of the trained cells. Of several ranks and seeds at one
-    place the highest figure is taken.
+    The lines are of the whole vector and of the trained cells. A line has the highest figure of all
+    ranks and seeds at its layer and position.
     """
     cells = []
     for control, panel in PANELS.items():

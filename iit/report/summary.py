@@ -52,13 +52,13 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
     """A record for each cell of each job, and the chosen cell's test rows.
 
     A record has the cell's validation IIA on changing pairs. The cell is chosen by
-    `iit.result.select`. Of a job with several variables all cells are chosen, or none, by their
-    mean. Jobs may repeat a cell (a sweep over the learning rate). Of these the one with the highest
-    validation IIA is chosen, of equal ones the first. A job without a readable figure is listed
-    with its failure.
+    `iit.result.select`. A job with several variables has a cell for each; they are chosen together,
+    by their mean. Jobs may repeat a cell (a sweep over the learning rate). Among these the job with
+    the highest validation IIA is chosen, and among equal ones the first. A job without a readable
+    figure is listed with its failure.
     """
     jobs = {folder: _read(folder) for folder in folders}
-    # Of a job with several variables each row has their mean.
+    # In a job with several variables each row has their mean.
     candidates = [(folder, row) for folder, (rows, _) in jobs.items() for row in scores_of(rows)]
     best, chosen, test = None, set(), []
     if candidates:
@@ -120,7 +120,7 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
     for variable in dict.fromkeys(row.variable for row in rows):
         for metric, subset in _OVER_SEEDS:
             figures = {
-                # Of a seed that was run twice, the later job counts.
+                # Where a seed was run twice, the later job counts.
                 row.seed: row
                 for row in where(rows, variable=variable, metric=metric, subset=subset)
             }

@@ -47,7 +47,7 @@ def attention_figure(
 
     for axes, (name, matrix) in zip(panels, weights.items(), strict=False):
         hatch(axes)
-        # Of a network that is not causal all keys are shown.
+        # A network that is not causal is shown with all its keys.
         is_causal = not matrix[behind].any()
         axes.imshow(
             np.ma.masked_where(behind & is_causal, matrix),

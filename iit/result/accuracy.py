@@ -1,4 +1,8 @@
-"""When a pair counts as right."""
+"""When a pair counts as right: the network gives the label at every answer token.
+
+`logits` are read where the answer stands; the answer itself is teacher-forced, so the logits of its
+second token are those behind its first one.
+"""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,15 +20,17 @@ def correct(
     Logits that hold a NaN are never right.
 
     Arguments:
-        answer: −100 where an answer is shorter. Of three dimensions, the last holds several tokens,
-            any of which is right.
+        logits: at the columns where the answer's tokens are read.
+        answer: the tokens, −100 behind an answer that is shorter than others. With three
+            dimensions an answer is one token, and the last dimension holds several tokens of which
+            any is right.
 
     Raises:
         ValueError: for an example without any answer token.
     """
     # [batch, n_answer, n_right]
     alternatives = answer if answer.ndim == 3 else answer.unsqueeze(-1)
-    # [batch, n_answer]: padding, which is never wrong.
+    # [batch, n_answer], True at padding, which is never wrong.
     absent = (alternatives == _IGNORED).all(-1)
     if bool(absent.all(1).any()):
         raise ValueError(
@@ -40,12 +46,14 @@ def correct(
 def log_probability(
     logits: Float[Tensor, "batch n_answer vocab"], answer: Int[Tensor, "batch n_answer"]
 ) -> Float[Tensor, " batch"]:
-    """The log-probability of a teacher-forced answer, in fp32.
+    """The log-probability of a teacher-forced answer: the sum over its tokens, in nats and fp32.
 
-    It is the sum over all the answer's tokens. No token that would end the answer is counted.
+    Whether the text ends behind the answer is not asked: no end token is counted.
     """
-    logs = logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return logs.masked_fill(answer == _IGNORED, 0).sum(1)
+    token_log_probabilities = (
+        logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    )
+    return token_log_probabilities.masked_fill(answer == _IGNORED, 0).sum(1)
 
 
 def logit_difference(
@@ -53,13 +61,15 @@ def logit_difference(
     label: Int[Tensor, "batch n_answer"],
     other: Int[Tensor, "batch n_other"],
 ) -> Float[Tensor, " batch"]:
-    """logit(label) − logit(other), where their tokens first differ, in fp32.
+    """logit(label) − logit(other), where the two answers first_difference differ, in fp32.
 
     Arguments:
         logits: of a run in which the label is teacher-forced.
+        label: the tokens of the label, −100 padded.
+        other: the tokens of another answer, such as the base's own, −100 padded.
 
     Returns:
-        NaN where the tokens do not differ, or one answer begins the other.
+        NaN where the answers are the same, or one is the beginning of the other.
     """
     # Both get the same width, so that they can be compared token by token.
     width = max(label.shape[1], other.shape[1])
@@ -68,19 +78,23 @@ def logit_difference(
         for answer in (label, other)
     )
 
-    # [batch, 1]; up to this token the other answer's run is the label's, too.
-    first = (label_tokens != other_tokens).float().argmax(1, keepdim=True)
-    label_tokens = label_tokens.gather(1, first)
-    other_tokens = other_tokens.gather(1, first)
+    # [batch, 1]: the first token that differs. Before it both answers are the same tokens, so the
+    # label's run serves both.
+    first_difference = (label_tokens != other_tokens).float().argmax(1, keepdim=True)
+    label_tokens = label_tokens.gather(1, first_difference)
+    other_tokens = other_tokens.gather(1, first_difference)
 
-    # A token against padding means that one answer begins the other.
+    # A token against padding: one answer is the beginning of the other.
     is_padding = (label_tokens == _IGNORED) | (other_tokens == _IGNORED)
     is_known = ((label_tokens != other_tokens) & ~is_padding).squeeze(1)
 
     # [batch, vocab]: the logits at that token.
     at_first = (
         logits.gather(
-            1, first.clamp(max=logits.shape[1] - 1).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+            1,
+            first_difference.clamp(max=logits.shape[1] - 1)
+            .unsqueeze(-1)
+            .expand(-1, -1, logits.shape[-1]),
         )
         .squeeze(1)
         .float()

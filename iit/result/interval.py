@@ -1,6 +1,7 @@
 """Intervals of means.
 
-They know which pairs share a base prompt, and which figures differ in their seed alone.
+Pairs that share a base prompt are not independent of each other, nor are figures that differ in
+their seed alone. The intervals respect both.
 """
 
 from collections.abc import Sequence
@@ -35,21 +36,23 @@ def clustered_interval(
 
     Clusters (base prompts) are resampled with replacement.
 
-    Where all clusters have the same mean (a single cluster, say, or nothing but right pairs) the
-    bootstrap has no width. The interval then reaches as far from that mean as the exact binomial
-    one does from m right of m: 1 − (α/2)^(1/m), twice that for differences, cut to the range. m is
-    the number of clusters; with groups, of the kind that has the fewest. For unbounded values it is
-    the range of the values.
+    Where all clusters have the same mean (a single cluster, say, or nothing but right pairs), the
+    bootstrap has no width. The interval then reaches from the mean as far as the exact binomial
+    interval of m right pairs among m does: 1 − (α/2)^(1/m). For differences it reaches twice as
+    far. It is cut to the range of the values. m is the number of clusters; with groups it is the
+    number of clusters of the kind that has the fewest. For unbounded values the interval goes from
+    the least to the largest value.
 
     Arguments:
-        values: [n], or [n, draws] whose mean over draws stands for the pair. Outcomes in 0..1, in
-            −1..1 if `paired`, any numbers if not `bounded`.
+        values: [n], a value for each pair; or [n, draws], whose mean over draws stands for the
+            pair. They are outcomes in 0..1, in −1..1 if `paired`, any numbers if not `bounded`.
         clusters: [n], which base prompt a pair belongs to.
         groups: [n], kinds of pairs. The figure is then the mean of the kinds' means, and each kind
             has the same weight.
-        paired: the values are differences of outcomes on the same pairs.
-        over_draws: draws (seeds, say) are resampled, too. The interval is then about other draws
-            than these.
+        paired: whether the values are differences of outcomes on the same pairs.
+        bounded: whether the values have a range.
+        over_draws: whether draws (seeds, say) are resampled, too. The interval is then about other
+            draws than these.
         confidence: 1 − α.
         resamples, seed: of the bootstrap.
 
@@ -95,7 +98,7 @@ def clustered_interval(
     )
     mean = float((sums.sum(1) / sizes.sum(1)).mean())
 
-    # Draws that are not resampled give no width, whatever they are.
+    # Draws add width only where they are resampled, and differ.
     alike = np.ptp(draws.mean(1)) < 1e-12 or not over_draws
     if alike and all(
         # A cluster without a pair of the kind has no mean.

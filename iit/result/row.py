@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 class Arm(NamedTuple):
     """What is scored: the alignment itself, or a control in its place.
 
-    control, draw: as the columns of a row have them.
+    Arguments:
+        control, draw: as the columns of a row have them.
     """
 
     control: str | None = None
@@ -26,26 +27,29 @@ TRAINED = Arm()
 class Row:
     """One figure, with everything that says what it is a figure of.
 
-    experiment, network, task, variable: what was asked, of what.
-    method: the intervention's type.
-    component, layer, head, position: the site.
-    rank: dimensions of the edited space; of a learned gate, how many it lets through. None: the
-        intervention has no rank of its own.
-    seed: of the run.
-    split: train | validation | test.
-    subset: the pairs. all | changing | unchanging, or `kind/NAME`: those whose source differs in
-        NAME. Of the unchanging ones also unchanging/another_asked (the base asks for another
-        variable) and unchanging/same_value.
-    control: None for the alignment itself. Else the control that was scored in its place or, in
-        differences, that it is compared with.
-    draw: which one of the control's. A number: of a random draw, a seed or a rank. A name: of a
-        rival or of another variable. Of a method that is steered with, the strength. None: the
-        control has one figure, or this one pools its draws.
-    metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference |
-        answer_agreement | task_accuracy | divergence | principal_angle | found_in_truth |
-        projection_distance | abstraction_error/up | abstraction_error/down, or a metric of a map.
-    value, low, high: the figure and its 95% interval.
-    n: pairs (or prompts) behind it.
+    Arguments:
+        experiment, network, task, variable: what was asked, and of which network.
+        method: the name of the intervention.
+        component, layer, head, position: the site.
+        rank: how many dimensions are edited. With a learned gate it is how many coordinates the
+            gate lets through. None where the intervention has no rank of its own.
+        seed: of the run; in a job that varies the seed, of the cell.
+        split: train | validation | test.
+        subset: the pairs that count. "all". "changing": the label differs from the base's own
+            answer. "unchanging": the others, and of these "unchanging/another_asked" (the base asks
+            for another variable) and "unchanging/same_value". "kind/NAMES": the source differs from
+            the base in exactly these variables.
+        control: None for the alignment itself. Otherwise the control that was scored in its place.
+            In a difference it is the control that the alignment is compared with.
+        draw: which one of a control's figures this is. It is a number for a random draw, a seed or
+            a rank; a name for a rival or another variable; the strength of a method that steers.
+            None where the control has one figure, or where this one pools its draws.
+        metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference |
+            answer_agreement | task_accuracy | divergence | principal_angle | found_in_truth |
+            projection_distance | abstraction_error/up | abstraction_error/down, or a metric of a
+            map. `iit.result.vocabulary` has their names in words.
+        value, low, high: the figure and its 95% interval.
+        n: how many pairs (or prompts) are behind it.
     """
 
     experiment: str | None
@@ -74,9 +78,9 @@ class Row:
         return asdict(self)
 
     def site_text(self) -> str:
-        """Where the cell is, as a site prints itself: component[layer].head[k] @ position.
+        """The row's site as a site prints itself: component[layer].head[k] @ position.
 
-        A cell of one unit says which.
+        The row of a single unit (of a map) also says which unit.
         """
         text = str(self.component)
         if self.layer is not None:

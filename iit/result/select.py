@@ -1,4 +1,4 @@
-"""Choosing a cell. This is the only way, and it sees validation rows only."""
+"""Choosing a cell. All comparisons of cells choose here, and see validation rows only."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -8,7 +8,10 @@ from iit.result.row import Row
 
 
 class Cell(NamedTuple):
-    """What identifies one point of a study among others."""
+    """One point of a study: site × intervention × rank × seed, …; what tells it from others.
+
+    The fields are columns of `Row`.
+    """
 
     network: str | None
     task: str | None
@@ -49,13 +52,13 @@ def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
 
 
 def select(rows: Iterable[Row]) -> Cell:
-    """The cell with the highest validation figure.
+    """The cell with the highest validation IIA on changing pairs (see `SCORE`).
 
-    Of equal ones it is the one of the lowest rank, then of the lowest layer, then the first by
-    name. Rows of other splits and of controls are not looked at.
+    Among equal cells it is the one with the lowest rank, then with the lowest layer, then the first
+    by name. Rows of other splits and of controls are not looked at.
 
     Raises:
-        ValueError: where no row is left.
+        ValueError: where there is no validation row to choose by.
     """
     scores = where(rows, **SCORE)
     if not scores:
@@ -71,12 +74,13 @@ def select(rows: Iterable[Row]) -> Cell:
 
 
 def scores_of(rows: Iterable[Row]) -> list[Row]:
-    """The rows that one job is chosen by, one for each cell.
+    """The rows that a job is compared with others by: its validation IIA on changing pairs.
 
-    They hold its validation IIA on changing pairs. One alignment holds all the variables of a job.
-    Where there are several, each row has the mean over them.
+    There is one row for each cell. An alignment of several variables has a row for each of them.
+    The value of each is then the mean over the variables.
     """
     scores = where(rows, **SCORE)
+    # One variable: its figure is the job's.
     if len({row.variable for row in scores}) < 2:
         return scores
     mean = sum(row.value for row in scores) / len(scores)

@@ -1,4 +1,8 @@
-"""One table of controls and one of metrics: their names in rows, and in words for people."""
+"""The names of controls, metrics and subsets: as rows have them, and in words for people.
+
+This file only names them. `iit.evaluation.controls` makes the controls, and says what each is;
+`iit.evaluation.evaluate` lists the metrics.
+"""
 
 from collections.abc import Mapping
 from itertools import product
@@ -8,13 +12,15 @@ from iit.result.row import Arm
 
 
 class Control(NamedTuple):
-    """What is scored in an alignment's place.
+    """What is scored in an alignment's place, on the same pairs.
 
-    label: of its IIA; {} stands for the draw, where it names something.
-    short: within the label of another metric; such figures are shown where there is one.
-    kind: "null" does not have what the hypothesis claims: an accuracy that it reaches, too, says
-        nothing. "reference" may well have it. "shown" is not compared with the alignment pair by
-        pair.
+    Arguments:
+        label: what people read for its IIA; {} stands for the draw, where it names something.
+        short: its name in the labels of other metrics. People are shown these only where it has a
+            short name.
+        kind: "null" lacks what the hypothesis claims. An accuracy that it reaches, too, says
+            nothing. "reference" may well have it. "shown" is printed, and not compared with
+            the alignment pair by pair.
     """
 
     label: str
@@ -47,7 +53,7 @@ CONTROLS: Mapping[str | None, Control] = {
     "rival": Control("trained, scored by the rival {!r}", kind="shown"),
     "off_target": Control("the edit of {!r} instead (off target)", kind="shown"),
 }
-"""In the order of tables; None is the alignment itself."""
+"""{control: its words}, in the order of tables; None is the alignment itself."""
 METRIC_LABELS = {
     "iia": "",
     "abstraction_error/down": "error as an abstraction, interventions from the causal model",
@@ -64,7 +70,7 @@ METRIC_LABELS = {
     "answer_agreement": "label and source's answer agree up to the site",
     "task_accuracy": "task accuracy, before filtering",
 }
-"""In the order of tables; {} stands for the control."""
+"""{metric: its words}, in the order of tables; {} stands for the short name of the control."""
 SUBSETS = {
     "changing": "changing",
     "unchanging": "unchanging",
@@ -72,15 +78,15 @@ SUBSETS = {
     "unchanging/same_value": "unchanging, of the same value",
     "all": "all",
 }
-"""In the order of tables; kinds of pairs come after them."""
+"""{subset: its words}, in the order of tables; kinds of pairs come after them."""
 NULLS = [name for name, control in CONTROLS.items() if name is not None and control.kind == "null"]
 COMPARED = [name for name, control in CONTROLS.items() if control.kind != "shown"]
 """The controls that the alignment is compared with, pair by pair."""
 
 KIND = "kind/"
-"""How the name of a subset of one kind of pairs begins."""
+"""Subset `kind/NAMES`: the pairs whose source differs from the base in exactly these variables."""
 POOLED = ("random_subspace", "read_part/random_subspace", "seeds")
-"""Controls of several draws. Their figure pools the draws, of which each has a row of its own."""
+"""Controls that are drawn several times. Their figure pools the draws; each has a row, too."""
 # (metric, control) → its number in the order of a table.
 _ORDER = {pair: number for number, pair in enumerate(product(METRIC_LABELS, CONTROLS))}
 

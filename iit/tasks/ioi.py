@@ -202,7 +202,7 @@ def _unseen(rng: np.random.Generator, pools: Pools, base: Columns, k: int) -> li
     number = {name: i for i, name in enumerate(names)}
     rows = zip(base["first"], base["second"], strict=True)
     # A name that is not in the pool forbids nothing.
-    seen = [[number.get(name, len(names)) for name in row] for row in rows]
-    gone = np.array(seen).reshape(-1, 2)
-    index = distinct(rng, len(names), len(seen), k, gone)
+    base_numbers = [[number.get(name, len(names)) for name in row] for row in rows]
+    excluded = np.array(base_numbers).reshape(-1, 2)
+    index = distinct(rng, len(names), len(base_numbers), k, excluded)
     return [taken(names, column) for column in index.T]

@@ -14,7 +14,7 @@ from iit.evaluation.controls import random_subspace, shuffled
 from iit.evaluation.rows import Group, scores
 from iit.intervention import Frame, Identity, Subset
 from iit.network import equality_by_hand
-from iit.result import ROW_FIELDS, clustered_interval
+from iit.result import ROW_FIELDS, TRAINED, clustered_interval
 from iit.tasks import equality
 from tests.seeds import shifted
 
@@ -116,7 +116,7 @@ def test_unchanging_pairs_are_told_apart_where_they_know_what_is_asked():
     facts = dict.fromkeys(ROW_FIELDS[: ROW_FIELDS.index("split")]) | {"split": "test"}
     among = np.array([True, True, True, True, False])
     rows = scores(
-        {None: np.array([True, True, False, True, False])}, Group(encoded, among, facts, 100)
+        {TRAINED: np.array([True, True, False, True, False])}, Group(encoded, among, facts, 100)
     )
     values = {row.subset: (row.value, row.n) for row in rows if row.metric == "iia"}
     assert values["unchanging/another_asked"] == (0.5, 2)
@@ -124,7 +124,7 @@ def test_unchanging_pairs_are_told_apart_where_they_know_what_is_asked():
     assert values["unchanging"] == (pytest.approx(2 / 3), 3)
     encoded.asked = None
     rows = scores(
-        {None: np.array([True, True, False, True, False])}, Group(encoded, among, facts, 100)
+        {TRAINED: np.array([True, True, False, True, False])}, Group(encoded, among, facts, 100)
     )
     assert {row.subset for row in rows} == {"all", "changing", "unchanging"}
 

@@ -87,6 +87,14 @@ def judged(**changed):
     return found
 
 
+def test_rows_of_several_cells_are_refused():
+    """The first row of each criterion would decide, whichever cell it is of."""
+    rows = list(GOOD.values())
+    rows += [replace(row, layer=3) for row in rows]
+    with pytest.raises(ValueError, match="these rows are of 2 cells"):
+        iit.verdict(rows)
+
+
 def test_a_few_pairs_of_one_variable_do_not_hide_anothers_many():
     few = row(1.0, "off_target", draw="v", variable="u", n=3)
     found = judged(off_target=row(0.9, "off_target", draw="v", variable="w"), few=few)

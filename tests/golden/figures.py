@@ -234,6 +234,7 @@ def pairs_of_a_file() -> Figures:
     return of_job(
         "data=file",
         f"data.path={SAVED / 'pairs.jsonl'}",
+        "variable=subject_position",
         "network=hub",
         f"network.name={SAVED / 'network'}",
         "site={component: block_output, layer: 0, position: noun}",

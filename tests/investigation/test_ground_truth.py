@@ -1,10 +1,11 @@
-"""Ground truth: methods join by a file; what is near the truth is told apart from what only
+"""Ground truth: methods join by an entry; what is near the truth is told apart from what only
 works.
 """
 
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import iit
 from iit.report.results import tables
@@ -73,10 +74,9 @@ def test_methods_beside_the_truth(cases, configured, tmp_path, capsys):
     assert (tmp_path / "run" / "choice.json").is_file()
 
 
-def test_a_method_is_a_file(configured):
+def test_a_method_is_an_entry(configured):
     with pytest.raises(ValueError, match=r"dsa.*'das'"):
         run(configured("+experiment=ground_truth", *SMALL, "job.methods=[dsa]"))
-    folder = Path(iit.__file__).parent / "conf" / "method"
-    assert {"das", "boundless", "unit_mask", "rotated_mask", "pca", "mdas", "revnet", "random"} <= {
-        f.stem for f in folder.iterdir()
-    }
+    entries = OmegaConf.load(Path(iit.__file__).parent / "conf" / "methods.yaml")
+    names = {"das", "boundless", "unit_mask", "rotated_mask", "pca", "mdas", "revnet", "random"}
+    assert names <= set(entries)

@@ -127,7 +127,7 @@ def test_what_is_no_number_is_named_before_anything_loads(
 ):
     monkeypatch.setattr("iit.run.instantiate", lambda *_: pytest.fail("something loads"))
     key = override.lstrip("+").partition("=")[0]
-    cfg = configured(override, f"paths.run={tmp_path}/run")
+    cfg = configured("+experiment=das_ioi", override, f"paths.run={tmp_path}/run")
     with pytest.raises(
         ValueError, match=rf"^{re.escape(key)}=.*: this key has to be .*{re.escape(possible)}"
     ):
@@ -206,4 +206,4 @@ def test_no_experiment_is_refused(experiment):
     ids=str,
 )
 def test_what_the_code_allows_is_allowed(overrides):
-    check_numbers(configured(*overrides, "paths.run=run"))
+    check_numbers(configured("variable=subject_position", *overrides, "paths.run=run"))

@@ -17,9 +17,7 @@ from iit.network import embedded, fingerprint
 from tests.families import make
 from tests.seeds import shifted
 
-ENTRIES = {
-    path.stem: path for path in (Path(iit.__file__).parent / "conf" / "network").glob("*.yaml")
-}
+ENTRIES: Any = OmegaConf.load(Path(iit.__file__).parent / "conf" / "networks.yaml")
 
 
 def read(name) -> Any:
@@ -54,9 +52,15 @@ def test_every_entry_that_is_loaded_has_the_same_choices(name):
     assert OmegaConf.is_missing(config, "name") == (name == "hub")
 
 
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_hydra_knows_every_entry_by_its_name(name):
+    composed, entry = OmegaConf.to_container(read(name)), OmegaConf.to_container(ENTRIES[name])
+    assert composed == entry
+
+
 def test_what_is_trained_here_is_not_loaded_by_its_entry():
     with pytest.raises(
-        ValueError, match=r"no network 'mlp': it is no entry of conf/network \(gemma3, gpt2"
+        ValueError, match=r"no network 'mlp': it is no entry of conf/networks.yaml \(gemma3, gpt2"
     ):
         iit.load_network("mlp")
 

@@ -1,5 +1,6 @@
 import json
-import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,10 +159,8 @@ def test_conf_entries_instantiate(folder):
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    config = (
-        OmegaConf.load("conf/network/hub.yaml") if os.path.exists("conf/network/hub.yaml") else None
-    )
-    assert config is not None
+    entries: Any = OmegaConf.load(Path(iit.__file__).parent / "conf" / "networks.yaml")
+    config = entries.hub
     config.name, config.attention = str(folder), "eager"
     network = instantiate(config)
     assert network.model.config._attn_implementation == "eager"
@@ -172,8 +171,8 @@ def test_conf_entries_instantiate(folder):
     [
         ({"name": "smollm2", "dtype": "fp8"}, "'fp8' is none of fp32"),
         ({"name": "smollm2", "device": "cuda:7"}, "'cuda:7' is not there; this machine has cpu"),
-        ({"name": "no-such-network"}, "no entry of conf/network .*gpt2.*smollm2.*no folder"),
-        ({"name": "./no/such/folder"}, "no entry of conf/network"),
+        ({"name": "no-such-network"}, "no entry of conf/networks.yaml .*gpt2.*smollm2.*no folder"),
+        ({"name": "./no/such/folder"}, "no entry of conf/networks.yaml"),
     ],
 )
 def test_what_cannot_be_loaded_names_the_choices(kwargs, said):
