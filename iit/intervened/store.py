@@ -1,55 +1,79 @@
 """A store of activations: a prompt that occurs in many pairs is run once."""
 
+import json
 import logging
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
+from filelock import FileLock
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
 from iit.intervened.batch import Batch, Inputs, prepare
-from iit.intervened.contents import PromptTokens, StoreContents
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Prefix
 from iit.intervened.snapshot import NetworkSnapshot
 from iit.network.answering import IGNORED, head_at
 from iit.network.components import blocks_of
-from iit.site import ResolvedSite, Site, resolve
+from iit.site import ResolvedSite, Site, Sites
 
 log = logging.getLogger(__name__)
 
-N_CHANGES = 16
-"""After so many changes of the network its runs are no longer kept."""
+SHARDS = "activations-*.safetensors"
+"""The shards of a shared folder; nothing else is read or deleted there."""
+
+PromptTokens = tuple[int, ...]
+"""The real tokens of a prompt."""
+
+Key = tuple[Site | None, PromptTokens]
+"""What a kept tensor is of.
+
+With a site (without its position): the prompt's activations, Tensor[column, width]. With None: its
+keys and values in the last blocks, Tensor[block, 2, head, column, width], at all columns but the
+last.
+"""
 
 
 class ActivationStore:
-    """Activations of one frozen network, keyed by prompt, site and columns.
+    """Activations of one frozen network, keyed by prompt and site.
 
     It is filled as prompts come, or up front by `fill`. Reading equals `observe` on the same batch;
     only prompts that are not kept are run. Everything is forgotten when the network has changed.
     Most changes are noticed with every batch, and any change of the weights by `check`.
-    `NetworkSnapshot` says what neither notices: methods that were replaced on a class, insides of
-    objects that modules hold, settings of libraries.
+    `NetworkSnapshot` says what a batch does not notice (writes through `.data`), and what neither
+    does: methods that were replaced on a class, insides of objects that modules hold, settings of
+    libraries.
 
     Arguments:
         budget: how many bytes are kept where the network is. What comes beyond goes to
-            memory-mapped files, which vanish with the store.
+            memory-mapped files, which vanish with the store. With a shelf it lies there.
         folder: where these files lie; by default the system's folder for temporary files.
         shelf: a folder in which everything that was run is kept, for the other jobs of a sweep and
-            for later processes. Values are those of the batch in which a prompt was first run.
-            Figures may differ in the last bits from a run without a shelf.
+            for later processes. One process at a time runs what the shelf lacks. Values are those
+            of the batch in which a prompt was first run. Figures may differ in the last bits from a
+            run without a shelf.
+        limit: how many bytes the shelf may take, for all networks together. Beyond them the oldest
+            files are deleted.
         layers: the blocks at which the runs of a sweep will resume. A prompt is then run once for
             all of them.
         under: the context in which prompts are run, where all runs share edits of the embedding
             (`stored` of an `IntervenedModel`). What `read` returns is of runs without this context,
             and is not kept.
+
+    Raises ValueError for a negative budget, and for a shelf with `under`.
     """
 
     def __init__(
@@ -59,18 +83,23 @@ class ActivationStore:
         budget: int = 4 * 2**30,
         folder: str | Path | None = None,
         shelf: str | Path | None = None,
+        limit: int = 64 * 2**30,
         layers: Iterable[int] = (),
         under: Callable[[Batch], AbstractContextManager[Any]] | None = None,
     ):
+        if budget < 0:
+            raise ValueError(f"budget={budget} is a number of bytes; it cannot be negative.")
+        if shelf is not None and under is not None:
+            raise ValueError("A shelf holds runs without any edit; leave `shelf` or `under` out.")
         self._network = network
-        self._under = under
+        self._budget = budget
+        self._folder = Path(folder or tempfile.gettempdir())
+        self._shelf = None if shelf is None else Path(shelf).expanduser()
+        self._limit = limit
         self.layers = frozenset(layers)
-        self._contents = StoreContents(budget, folder, shelf)
-        self._resolved: dict[Site, ResolvedSite] = {}
+        self._under = under
         self._messages: set[str] = set()
-        self._trusted: set[tuple[int, bool]] = set()
         self._refusal: str | None = None
-        self._n_changes = 0
         self._begin()
 
     def __len__(self) -> int:
@@ -150,43 +179,26 @@ class ActivationStore:
         whole = any(site.component in (None, "attention_weight") for site in places)
         if grad or whole or self._under is not None or self.refuses(network, batch) is not None:
             return observe(network, batch, places, grad=grad, resolved=resolved)
-        prompts = _prompts(batch)
 
-        # Columns are counted from the start, so they mean the same in every batch.
-        places = {site: _explicit(site_columns, batch) for site, site_columns in places.items()}
-        wanted = {site: _columns(site_columns) for site, site_columns in places.items()}
-        for site in places:
-            layer = next(
-                (layer for layer in self.layers if _before(layer) == replace(site, position=None)),
-                None,
-            )
+        sites = {site: replace(site, position=None) for site in places}
+        if not set(sites.values()).isdisjoint(map(_before, self.layers)):
             # A prompt that is a source in this run is a base in others of the sweep: it is run
             # whole now, once for both.
-            if layer is not None:
-                self._run_new(network, batch, layer, prompts, [0] * batch.size, wanted[site])
+            self._run_whole(batch, self.layers)
+        self._run_missing(batch, sites.values())
 
-        # One row for each prompt and choice of columns that is not kept, however often it occurs.
-        new = {
-            (prompts[i], *(wanted[site][i] for site in places)): i
-            for i in range(batch.size)
-            if not all(self._contents.has(site, prompts[i], wanted[site][i]) for site in places)
-        }
-        if new:
-            rows = list(new.values())
-            part = _rows(batch, rows)
-            part_places = {s: SiteColumns(s, _index(p)[rows]) for s, p in places.items()}
-            activations = observe(network, part, part_places, resolved=resolved)
-            for site, activation in activations.items():
-                for i, values in zip(rows, activation, strict=True):
-                    self._contents.add(site, prompts[i], wanted[site][i], values)
-            self._contents.shelve()
-
-        return Activations(
-            {
-                site: self._stacked(site, prompts, wanted[site], _index(site_columns))
-                for site, site_columns in places.items()
-            }
-        )
+        activations = {}
+        prompts = _prompts(batch)
+        for site, site_columns in places.items():
+            values = [self._contents[sites[site], prompt] for prompt in prompts]
+            n = batch.tokens.shape[1]
+            # Any other index stands for every column.
+            if isinstance(site_columns.index, Tensor):
+                n = site_columns.index.shape[1]
+                for i, row in enumerate(site_columns.index.tolist()):
+                    values[i] = values[i][[column for column in row if column != IGNORED]]
+            activations[site] = _stacked(values, n, batch.tokens.device)
+        return Activations(activations)
 
     def prefix(
         self, network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor
@@ -199,17 +211,29 @@ class ActivationStore:
             first, stop: Tensor[batch], columns of the batch.
         """
         prompts, starts = _prompts(batch), first.tolist()
-        spans = zip(starts, stop.tolist(), prompts, strict=True)
-        # A span may end behind its prompt, where another in the batch is longer.
-        wanted = [tuple(range(start, min(end, len(prompt)))) for start, end, prompt in spans]
         # Where no block runs, nothing attends to earlier tokens.
-        begins = starts if layer < len(blocks_of(network)[1]) else [0] * batch.size
-        self._run_new(network, batch, layer, prompts, begins, wanted)
-        site = _before(layer)
-        index = first.unsqueeze(1).expand(-1, int((stop - first).max()))
+        n_blocks = len(blocks_of(network)[1]) - layer
+        longest = max(starts) if n_blocks else 0
+        self._run_whole(batch, {layer}, cached=longest > 0)
+
+        hidden = cache = None
         # Before the first block there is no stream to put in: it embeds the tokens itself.
-        hidden = None if site is None else self._stacked(site, prompts, wanted, index)
-        return Prefix(hidden, self._contents.stacked_caches(layer, prompts, begins, first.device))
+        if layer:
+            rows = []
+            for prompt, start, end in zip(prompts, starts, stop.tolist(), strict=True):
+                # A span may end behind its prompt, where another in the batch is longer.
+                rows.append(self._contents[_before(layer), prompt][start:end])
+            hidden = _stacked(rows, int((stop - first).max()), first.device)
+
+        if longest:
+            like = self._contents[None, prompts[0]]
+            # [block, 2, batch, head, column, width], right-aligned and zero before.
+            shape = (n_blocks, 2, len(prompts), like.shape[2], longest, like.shape[-1])
+            cache = like.new_zeros(shape, device=first.device)
+            for i, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+                values = self._contents[None, prompt][-n_blocks:, ..., :start, :]
+                cache[:, :, i, :, longest - start :] = values
+        return Prefix(hidden, cache)
 
     def fill(self, batches: Iterable[Inputs], *, told: str = "Running prompts") -> None:
         """Run every prompt of the batches that is not kept, once for all `layers`.
@@ -224,98 +248,75 @@ class ActivationStore:
                 "Nothing says what to keep: make the store with `layers`, the blocks at which "
                 "runs will resume."
             )
-
         for inputs in track(list(batches), told, transient=True):
             batch = prepare(self._network, inputs)
             why = self.refuses(self._network, batch)
             if why is not None:
                 raise ValueError(f"Prompts cannot be run up front: {why}.")
-            prompts = _prompts(batch)
+            self._run_whole(batch, self.layers)
 
-            for layer in sorted(self.layers):
-                columns = [tuple(range(len(prompt))) for prompt in prompts]
-                self._run_new(
+    def _run_whole(self, batch: Batch, layers: Iterable[int], *, cached: bool = True) -> None:
+        """Run the prompts that lack what runs from these blocks on, or `self.layers`, need.
+
+        They need the residual stream before each block and, where `cached`, keys and values.
+        """
+        layers = {*layers, *self.layers}
+        n_blocks = len(blocks_of(self._network)[1]) - min(layers)
+        sites = [site for site in map(_before, sorted(layers)) if site is not None]
+        self._run_missing(batch, sites, n_blocks if cached or self.layers else 0)
+
+    def _run_missing(self, batch: Batch, sites: Iterable[Site], n_blocks: int = 0) -> None:
+        """Run, once each, the prompts of which something is missing, and keep it.
+
+        Arguments:
+            sites: where activations are read, at every column: others may read elsewhere.
+            n_blocks: how many of the last blocks need keys and values.
+        """
+        prompts = _prompts(batch)
+        needs: dict[Site | None, int] = dict.fromkeys(sites, 1) | {None: n_blocks}
+        if not self._contents.missing(prompts, needs):
+            return
+        # Other processes will read what is put on the shelf.
+        if self._shelf is not None and self._snapshot.sample_changed():
+            self._renew("its weights")
+
+        with self._contents.filling():
+            rows = self._contents.missing(prompts, needs)
+            if not rows:
+                return
+            part = Batch((), {key: value[rows] for key, value in batch.kwargs.items()})
+            steps = torch.arange(part.tokens.shape[1], device=part.tokens.device)
+            steps = steps.expand(part.size, -1)
+            places = {site: SiteColumns(site, steps) for site in sites}
+            cache = DynamicCache()
+            if n_blocks:
+                # transformers fills the cache with keys and values as the blocks run.
+                part.kwargs.update(past_key_values=cache, use_cache=True)
+            under = nullcontext() if self._under is None else self._under(part)
+            # Nothing reads the logits: the head runs at one column only.
+            with under, head_at(self._network, steps[:, :1]):
+                activations = observe(
                     self._network,
-                    batch,
-                    layer,
-                    prompts,
-                    # Later runs may begin at any column up to the last token.
-                    [len(prompt) - 1 for prompt in prompts],
-                    columns,
+                    part,
+                    places,
+                    resolved=self._resolved,
+                    stop_early=not n_blocks,
                 )
 
-    def _run_new(
-        self,
-        network: nn.Module,
-        batch: Batch,
-        layer: int,
-        prompts: list[PromptTokens],
-        begins: list[int],
-        wanted: list[tuple[int, ...]],
-    ) -> None:
-        """Run whole, and once, each prompt that lacks what a run from block `layer` on needs.
-
-        It needs the keys and values before `begins`, and the residual stream before the block at
-        the columns `wanted`. The residual stream is kept at every column, because others may read a
-        source there. What `self.layers` will need is kept, too.
-        """
-        site = _before(layer)
-        new: dict[PromptTokens, int] = {}
-        for i, (prompt, begin) in enumerate(zip(prompts, begins, strict=True)):
-            if not self._contents.has_cache(layer, prompt, begin) or (
-                site and not self._contents.has(site, prompt, wanted[i])
-            ):
-                # A prompt that occurs in several rows is run once.
-                new[prompt] = i
-
-        if not new:
-            return
-        rows = list(new.values())
-        part, cache = _rows(batch, rows), DynamicCache()
-
-        # transformers fills the cache with keys and values as the blocks run.
-        part.kwargs.update(past_key_values=cache, use_cache=True)
-        steps = torch.arange(part.tokens.shape[1], device=part.tokens.device).expand(part.size, -1)
-        sites = [site for site in map(_before, sorted({layer, *self.layers})) if site is not None]
-        for site in sites:
-            self._resolved.setdefault(site, resolve(network, site))
-
-        # Nothing reads the logits: the head runs at one column only.
-        with self._under(part) if self._under else nullcontext(), head_at(network, steps[:, :1]):
-            places = {site: SiteColumns(site, steps) for site in sites}
-            activations = observe(network, part, places, resolved=self._resolved, stop_early=False)
-
-        for site in sites:
-            for prompt, values in zip(new, activations[site], strict=True):
-                self._contents.add(site, prompt, tuple(range(len(prompt))), values)
-
-        # What is kept of a prompt only grows. Otherwise edits that take turns would run it again
-        # and again. `start` is the first block whose keys and values are kept; `before` says of
-        # how many columns.
-        start = min({layer, *self.layers})
-        before = dict.fromkeys(new, 0)
-        for prompt, begin in zip(prompts, begins, strict=True):
-            if prompt in before:
-                before[prompt] = len(prompt) - 1 if self.layers else max(begin, before[prompt])
-
-        for prompt in new:
-            stored = self._contents.caches.get(prompt)
-            if stored is not None:
-                start = min(start, stored.first)
-                before[prompt] = max(before[prompt], stored.n_columns)
-
-        if any(before.values()) and start < len(_layers(cache)):
-            # Tensor[block, 2, prompt, head, seq, width]
-            keys_values = torch.stack(
-                [
-                    torch.stack((cache_layer.keys, cache_layer.values))
-                    for cache_layer in _layers(cache)[start:]
-                ]
-            )
-            for n, (prompt, begin) in enumerate(before.items()):
-                if begin:
-                    self._contents.add_cache(start, prompt, keys_values[:, :, n, :, :begin])
-        self._contents.shelve()
+            new: dict[Key, Tensor] = {}
+            for site, activation in activations.items():
+                for i, values in zip(rows, activation, strict=True):
+                    new[site, prompts[i]] = values[: len(prompts[i])]
+            if n_blocks:
+                blocks: list[Any] = cache.layers[-n_blocks:]
+                # Tensor[block, 2, prompt, head, column, width]
+                keys_values = torch.stack(
+                    [torch.stack((block.keys, block.values)) for block in blocks]
+                )
+                for n, i in enumerate(rows):
+                    # A run resumes at the last column at the latest, and runs that one itself.
+                    new[None, prompts[i]] = keys_values[:, :, n, :, : len(prompts[i]) - 1]
+            self._contents.add(new)
 
     def _renew(self, change: str | None) -> None:
         """Forget everything where something has changed."""
@@ -323,28 +324,160 @@ class ActivationStore:
             log.info(
                 "The network has changed (%s): what was kept of its runs is forgotten.", change
             )
-            self._n_changes += 1
-            if self._n_changes == N_CHANGES:
-                self._refusal = f"the network has changed {N_CHANGES} times (at last {change})"
-            # What was kept is of the network before its change.
             self._begin()
 
     def _begin(self) -> None:
+        """Begin with nothing kept but what is on the network's shelf."""
         self._snapshot = NetworkSnapshot(self._network)
-        self._contents.begin(self._snapshot)
+        if self._shelf is None:
+            self._contents = StoreContents(self._budget, self._folder)
+        else:
+            folder = self._shelf / self._snapshot.run_fingerprint()
+            self._contents = StoreContents(self._budget, folder, self._limit)
         # Modules may have been replaced, and comparisons were made before the change.
-        self._resolved.clear()
-        self._trusted.clear()
+        self._resolved = Sites(self._network)
+        self._trusted: set[tuple[int, bool]] = set()
 
-    def _stacked(
-        self, site: Site, prompts: list[PromptTokens], wanted: list[tuple[int, ...]], index: Tensor
-    ) -> Tensor:
-        """Tensor[batch, position, width], with as many positions as the index has.
 
-        An example that has fewer gets zeros.
+class StoreContents(dict[Key, Tensor]):
+    """Tensors by what they are of: in memory up to a budget, and in memory-mapped shards.
+
+    A shard is a safetensors file. A tensor's name in it is its key, as JSON. In a folder that is
+    not shared, shards hold what is beyond the budget. They lose their name once they are mapped, so
+    they vanish with the last tensor in them, also when the process is killed. In a shared folder,
+    shards hold everything, and appear by a rename: whole or not at all.
+
+    Arguments:
+        limit: how many bytes a shared folder may take, together with the folders beside it; None
+            for a folder that is not shared.
+    """
+
+    def __init__(self, budget: int, folder: Path, limit: int | None = None):
+        super().__init__()
+        self._budget, self._folder, self._limit = budget, folder, limit
+        # The bytes of each tensor in memory; 0 where it is mapped.
+        self._sizes: dict[Key, int] = {}
+        self._known_shards: set[Path] = set()
+        if limit is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._map_new()
+
+    def missing(self, prompts: list[PromptTokens], needs: Mapping[Site | None, int]) -> list[int]:
+        """The numbers of the prompts of which a tensor is missing or too short; each prompt once.
+
+        Arguments:
+            needs: the sites (None: keys and values), and how long the tensors have to be.
         """
-        stacked = self._contents.stacked(site, prompts, wanted, index.device)
-        return torch.nn.functional.pad(stacked, (0, 0, 0, index.shape[1] - stacked.shape[1]))
+        numbers = []
+        for prompt, number in {prompt: n for n, prompt in enumerate(prompts)}.items():
+            if any(len(self.get((site, prompt), ())) < needs[site] for site in needs):
+                numbers.append(number)
+        return numbers
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Within the context no other process fills the folder, and what others left is mapped."""
+        if self._limit is None:
+            yield
+            return
+        with FileLock(self._folder / ".lock"):
+            self._map_new()
+            yield
+
+    def add(self, new: dict[Key, Tensor]) -> None:
+        """Keep copies of tensors.
+
+        Raises OSError where there is no space for a shard.
+        """
+        new = {
+            key: tensor.clone(memory_format=torch.contiguous_format)
+            for key, tensor in self._longer(new).items()
+        }
+        sizes = {key: tensor.nbytes for key, tensor in new.items()}
+        fits = sum(self._sizes.values()) + sum(sizes.values()) <= self._budget
+        if self._limit is not None or not fits:
+            mapped = self._shard(new)
+            if not fits:
+                new, sizes = mapped, dict.fromkeys(mapped, 0)
+        self.update(new)
+        self._sizes.update(sizes)
+
+    def _longer(self, new: dict[Key, Tensor]) -> dict[Key, Tensor]:
+        """Those that are not kept yet, and keys and values of more blocks than those that are.
+
+        What is kept of a prompt only grows. Otherwise edits that take turns would run it again and
+        again.
+        """
+        return {key: tensor for key, tensor in new.items() if len(tensor) > len(self.get(key, ()))}
+
+    def _shard(self, tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
+        """The tensors, memory-mapped from a new shard."""
+        content = save({json.dumps(key, default=asdict): t.cpu() for key, t in tensors.items()})
+        try:
+            if self._limit is None:
+                with tempfile.NamedTemporaryFile(prefix="iit-", dir=self._folder) as file:
+                    file.write(content)
+                    file.flush()
+                    return _mapped(Path(file.name))
+            # Only the holder of the lock writes here. What a killed one has left is overwritten.
+            writing = self._folder / ".writing"
+            writing.write_bytes(content)
+            shard = writing.rename(self._folder / SHARDS.replace("*", uuid4().hex))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"Beyond its budget of {self._budget} bytes the activation store wanted "
+                f"{len(content)} more of {self._folder} ({error.strerror}). Give it another folder "
+                "(store.folder=…, store.shelf=…), or more memory (store.budget=…).",
+            ) from error
+
+        self._known_shards.add(shard)
+        mapped = _mapped(shard)
+        self._delete_oldest(self._limit)
+        return mapped
+
+    def _map_new(self) -> None:
+        """Map the shards that other processes have left since the last time."""
+        for shard in set(self._folder.glob(SHARDS)) - self._known_shards:
+            self._known_shards.add(shard)
+            try:
+                new = self._longer(_mapped(shard))
+            except FileNotFoundError:
+                # Another process has deleted it.
+                continue
+            except SafetensorError:
+                log.warning("%s is damaged and removed; what it held is run again.", shard)
+                shard.unlink(missing_ok=True)
+                continue
+            self.update(new)
+            self._sizes.update(dict.fromkeys(new, 0))
+
+    def _delete_oldest(self, limit: int) -> None:
+        """Delete the oldest shards beyond the limit, of this network and of others.
+
+        Tensors that are mapped stay, wherever the system lets a file without a name be read.
+        """
+        shards = []
+        for shard in self._folder.parent.glob(f"*/{SHARDS}"):
+            # Another process may delete at the same time.
+            with suppress(FileNotFoundError):
+                stat = shard.stat()
+                shards.append((stat.st_mtime_ns, stat.st_size, shard))
+        n_bytes = 0
+        for _, size, shard in sorted(shards, reverse=True):
+            n_bytes += size
+            if n_bytes > limit:
+                shard.unlink(missing_ok=True)
+
+
+def _mapped(shard: Path) -> dict[Key, Tensor]:
+    """The tensors of a shard, memory-mapped."""
+    tensors = {}
+    with safe_open(shard, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 — a file is no mapping
+            site, prompt = json.loads(name)
+            tensors[site and Site(**site), tuple(prompt)] = file.get_tensor(name)
+    return tensors
 
 
 def _before(layer: int) -> Site | None:
@@ -352,37 +485,9 @@ def _before(layer: int) -> Site | None:
     return Site("block_output", layer=layer - 1) if layer else None
 
 
-def _layers(cache: DynamicCache) -> list[Any]:
-    return cache.layers
-
-
 def _edits(flags: Mapping[Any, Tensor | None]) -> bool:
     """Whether any edit is active in any example."""
     return any(flag is None or bool(flag.any()) for flag in flags.values())
-
-
-def _rows(batch: Batch, rows: list[int]) -> Batch:
-    return Batch((), {key: value[rows] for key, value in batch.kwargs.items()})
-
-
-def _explicit(site_columns: SiteColumns, batch: Batch) -> SiteColumns:
-    """The same columns with every position written out as one.
-
-    Columns of tokens come first and absent ones last in any case.
-    """
-    if isinstance(site_columns.index, Tensor):
-        return site_columns
-    steps = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-    return SiteColumns(site_columns.site, steps.expand(batch.size, -1))
-
-
-def _index(site_columns: SiteColumns) -> Tensor:
-    assert isinstance(site_columns.index, Tensor)
-    return site_columns.index
-
-
-def _columns(site_columns: SiteColumns) -> list[tuple[int, ...]]:
-    return [tuple(c for c in row if c != IGNORED) for row in _index(site_columns).tolist()]
 
 
 def _prompts(batch: Batch) -> list[PromptTokens]:
@@ -391,3 +496,14 @@ def _prompts(batch: Batch) -> list[PromptTokens]:
     mask = batch.kwargs.get("attention_mask")
     lengths = [len(row) for row in ids] if mask is None else mask.sum(1).tolist()
     return [tuple(row[:n]) for row, n in zip(ids, lengths, strict=True)]
+
+
+def _stacked(rows: list[Tensor], n: int, device: torch.device) -> Tensor:
+    """Tensor[batch, position, width] of n positions.
+
+    Arguments:
+        rows: Tensor[position, width] of each example. One that has fewer gets zeros.
+    """
+    # What is mapped lies on the CPU.
+    stacked = pad_sequence([row.to(device) for row in rows], batch_first=True)
+    return pad(stacked, (0, 0, 0, n - stacked.shape[1]))
