@@ -28,7 +28,7 @@ def fingerprint(network: nn.Module) -> str:
         index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)
         values = flat[index.to(flat.device)].cpu()
         # NumPy has no bfloat16.
-        values = values.double() if values.is_floating_point() else values
+        values = values.to(torch.float64) if values.is_floating_point() else values
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
