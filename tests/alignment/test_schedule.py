@@ -158,12 +158,12 @@ def test_a_resumed_run_has_the_schedule_of_an_uninterrupted_one(toy, tmp_path):
 def test_boundless_has_the_numbers_of_its_paper(configured, toy):
     cfg = configured("+experiment=das_equality", "module=boundless", "module.optimizer.lr=1e-3")
     module = instantiate(cfg.module)(boundless(toy[0]))
-    own = instantiate(configured("intervention=boundless").intervention)(width=4).gate.temperature
-    schedule = module.numbers["temperature"]
-    assert [float(own) * schedule.at(step, 10) for step in (0, 5, 10)] == pytest.approx(
-        [50.0, 25.05, 0.1]
-    )
-    assert module.numbers["penalty"] == 1.0
+    intervention = instantiate(configured("intervention=boundless").intervention)(width=4)
+    schedule = module._numbers["temperature"]
+    assert [
+        float(intervention.gate.temperature) * schedule.at(step, 10) for step in (0, 5, 10)
+    ] == pytest.approx([50.0, 25.05, 0.1])
+    assert module._numbers["penalty"] == 1.0
     groups = module.configure_optimizers().param_groups
     assert sorted(group["lr"] for group in groups) == [1e-3, 1e-2]
 
