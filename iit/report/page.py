@@ -56,22 +56,20 @@ def main(arguments: list[str]) -> int:
 
     The command is `python -m iit.report.page [--write] [FOLDER]`.
 
-    A result that cannot be traced to a revision is a warning.
+    With `--write` a result that cannot be traced to a revision is a warning.
 
     Returns:
-        1 where a page is stale, else 0.
+        1 where a page is stale, or its result cannot be traced to a revision; else 0.
     """
     write = "--write" in arguments
     root = Path(next((a for a in arguments if not a.startswith("-")), "experiments"))
 
-    stale = 0
+    failed = 0
     for folder in sorted(path.parent for path in root.glob("*/result.json")):
         reason = unclean(folder / "result.json")
         if reason is not None:
-            print(
-                f"warning: {folder}/result.json {reason}; run the experiment again "
-                "from a clean tree."
-            )
+            print(f"{folder}/result.json {reason}; run the experiment again from a clean tree.")
+            failed = 0 if write else 1
         page = page_with_table(folder)
         if page != (folder / "README.md").read_text(encoding="utf-8"):
             if write:
@@ -81,8 +79,8 @@ def main(arguments: list[str]) -> int:
                     f"{folder}/README.md does not show what its result.json holds; run: python -m "
                     "iit.report.page --write"
                 )
-                stale = 1
-    return stale
+                failed = 1
+    return failed
 
 
 if __name__ == "__main__":

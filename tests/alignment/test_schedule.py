@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import iit
@@ -152,6 +153,19 @@ def test_a_resumed_run_has_the_schedule_of_an_uninterrupted_one(toy, tmp_path):
     part = boundless(network, seed=7)
     iit.fit(part, pairs, max_epochs=4, callbacks=[later], ckpt_path=checkpoint, **options)
     assert later.steps == seen.steps[8:]
+
+
+def test_boundless_has_the_numbers_of_its_paper(configured, toy):
+    cfg = configured("+experiment=das_equality", "module=boundless", "module.optimizer.lr=1e-3")
+    module = instantiate(cfg.module)(boundless(toy[0]))
+    intervention = instantiate(configured("intervention=boundless").intervention)(width=4)
+    schedule = module._numbers["temperature"]
+    assert [
+        float(intervention.gate.temperature) * schedule.at(step, 10) for step in (0, 5, 10)
+    ] == pytest.approx([50.0, 25.05, 0.1])
+    assert module._numbers["penalty"] == 1.0
+    groups = module.configure_optimizers().param_groups
+    assert sorted(group["lr"] for group in groups) == [1e-3, 1e-2]
 
 
 def test_schedules_that_cannot_be_are_refused(toy, tmp_path):

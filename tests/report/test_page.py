@@ -7,11 +7,13 @@ from iit.report.page import END, START, main
 from iit.result import write_metrics
 from tests.report.test_report import CONTROLS, TEST
 
+CLEAN = {"revision": "abc", "dirty": False}
+
 
 def test_a_page_shows_what_its_result_holds(tmp_path, capsys):
     folder = tmp_path / "das"
     folder.mkdir()
-    write_metrics(folder, CONTROLS).rename(folder / "result.json")
+    write_metrics(folder, CONTROLS, git=CLEAN).rename(folder / "result.json")
     (folder / "README.md").write_text(f"# Question\n{START}\nold\n{END}\nWhat it does not show.\n")
     assert main([str(tmp_path)]) == 1
     assert "--write" in capsys.readouterr().out
@@ -32,7 +34,8 @@ def test_a_page_tells_the_shares_of_changing_and_separating_pairs(tmp_path):
     n = 10
     data = {"changing": {"test": n // 2}, "separating": {"test": {"copy": n, "first": 0}}}
     rows = [*CONTROLS, replace(TEST, subset="all", n=n)]
-    write_metrics(tmp_path / "das", rows, data=data).rename(tmp_path / "das" / "result.json")
+    metrics = write_metrics(tmp_path / "das", rows, data=data, git=CLEAN)
+    metrics.rename(tmp_path / "das" / "result.json")
     page.write_text(f"{START}\n{END}\n")
     main(["--write", str(tmp_path)])
     expected = (
@@ -45,7 +48,7 @@ def test_a_page_tells_the_shares_of_changing_and_separating_pairs(tmp_path):
 def test_a_script_brings_its_own_table(tmp_path):
     table = {
         "schema": "iit.table/1",
-        "facts": {},
+        "facts": {"git": CLEAN},
         "columns": ["head", "change"],
         "lines": [["1.2", "−0.5"], ["3.4", "0.1"]],
     }
@@ -71,19 +74,23 @@ def test_a_script_brings_its_own_table(tmp_path):
 @pytest.mark.parametrize(
     ("git", "reason"),
     [
-        ({"revision": "abc", "dirty": False}, None),
+        (CLEAN, None),
         ({"revision": "abc", "dirty": True}, "is from a tree with uncommitted changes"),
         ({"revision": None, "dirty": False}, "names no revision"),
         (None, "names no revision"),
     ],
 )
-def test_a_result_that_cannot_be_traced_is_a_warning(tmp_path, capsys, git, reason):
+def test_a_result_that_cannot_be_traced_is_refused(tmp_path, capsys, git, reason):
     (tmp_path / "das").mkdir()
     facts = {} if git is None else {"git": git}
     write_metrics(tmp_path / "das", CONTROLS, **facts).rename(tmp_path / "das" / "result.json")
     (tmp_path / "das" / "README.md").write_text(f"{START}\n{END}\n")
     assert main(["--write", str(tmp_path)]) == 0
-    warning = capsys.readouterr().out
-    assert (
-        warning == "" if reason is None else f"{tmp_path}/das/result.json {reason}; run" in warning
-    )
+    when_written = capsys.readouterr().out
+    assert main([str(tmp_path)]) == (0 if reason is None else 1)
+    when_checked = capsys.readouterr().out
+    assert when_written == when_checked
+    if reason is None:
+        assert when_checked == ""
+    else:
+        assert f"{tmp_path}/das/result.json {reason}; run" in when_checked
