@@ -23,7 +23,7 @@ from benchmarks.floor import matmul_rate, of_sweep
 from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import of_one_length
 from iit.data import EncodedPairs
-from iit.patching import patched
+from iit.patching import Contrast, patch
 
 N_PAIRS, BATCH = 100, 50
 # the layers of the cells that slow contenders are measured on; positions are spread
@@ -34,12 +34,11 @@ Right = list[int]
 
 def ours(network: iit.LanguageModel, pairs: EncodedPairs, cells: list[Cell]) -> dict[Cell, Right]:
     """This framework: all cells in one call, from an empty store on."""
-    sites = {
-        iit.Site("block_output", layer=layer, position=position): (layer, position)
-        for layer, position in cells
-    }
-    found = patched(network, pairs, list(sites), batch_size=BATCH)
-    return {cell: found[site].right.astype(int).tolist() for site, cell in sites.items()}
+    sites = [iit.Site("block_output", layer=layer, position=position) for layer, position in cells]
+    contrast = Contrast.of(network, pairs, every=True)
+    metric = ("iia", "logit_difference")
+    effects = patch(network, contrast, cells=sites, metric=metric, batch_size=BATCH)
+    return dict(zip(cells, effects.of("iia").astype(int).tolist(), strict=True))
 
 
 def hooks(network: iit.LanguageModel, pairs: EncodedPairs, cells: list[Cell]) -> dict[Cell, Right]:

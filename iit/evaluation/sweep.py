@@ -10,7 +10,7 @@ from iit.evaluation.rows import Group, describe, readout, scores
 from iit.intervened import ActivationStore, Edit
 from iit.intervention import VanillaIntervention
 from iit.network import Network
-from iit.patching import Contrast, patched
+from iit.patching import Contrast, patch
 from iit.patching.grid import grid, whole_sites
 from iit.result import TRAINED, Row
 
@@ -36,7 +36,7 @@ def sweep(
 
     Arguments:
         variable: whose source is read; by default the pairs' variable.
-        store, batch_size, progress: as `patched` takes them.
+        store, batch_size, progress: as `iit.patching.patch` takes them.
         resamples: of the bootstrap behind the intervals.
         where: components, layers, heads and positions, as `grid` takes them. By default the
             position is every index that all prompts of the split have. It is the same index in base
@@ -47,22 +47,24 @@ def sweep(
     """
     encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
     variable = variable or pairs.variable
-    # For the grid alone: `patched` makes a contrast of its own.
+    # All pairs are run, changing or not.
     contrast = Contrast.of(network, encoded, variable=variable, every=True)
-    by_site = patched(
+    sites = whole_sites(grid(contrast, **where))
+    effects = patch(
         network,
-        encoded,
-        whole_sites(grid(contrast, **where)),
-        variable=variable,
+        contrast,
+        cells=sites,
+        metric=("iia", "logit_difference"),
         store=store,
         batch_size=batch_size,
         progress=progress,
     )
     # bool[n]: only pairs that interchange the variable count.
     among = np.array([variable in names for names in encoded.interchanged])
+    # Both are of all pairs: bool[site, pair] and float[site, pair].
+    figures = effects.of("iia").astype(bool), effects.of("logit_difference")
     rows = []
-    # Both are of all pairs: bool[n] and float[n].
-    for site, (right, difference) in by_site.items():
+    for site, right, difference in zip(sites, *figures, strict=True):
         # Only `describe` reads it: it says which cell the rows belong to.
         cell = Alignment(network, {variable: Edit(site, VanillaIntervention())})
         facts = describe(cell, pairs, (variable,)) | {

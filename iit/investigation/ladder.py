@@ -91,9 +91,9 @@ def ladder(
     network = frozen.network
     site = instantiate(cfg.site)
     # {rung: what makes its intervention from the site's width}
-    maps: dict[str, Callable[..., Any]] = {
-        f"rank {rank}": partial(_frame, rank=rank) for rank in ranks
-    }
+    maps: dict[str, Callable[..., Any]] = {}
+    for rank in ranks:
+        maps[f"rank {rank}"] = partial(_frame, rank=rank)
     for depth in depths:
         maps[f"depth {depth}"] = partial(
             RevNetIntervention, rank=depth_rank, depth=depth, hidden=hidden
@@ -109,14 +109,12 @@ def ladder(
     pairs, held_out = pairs_held_out(cfg, first)
     train = alike(cfg, folder)
     # All rungs and seeds of the trained network are fitted side by side.
-    trained = {
-        f"{name}, {number}": rung
-        for name, alignments in rungs.items()
-        for number, rung in enumerate(alignments)
-    }
     store = instantiate(cfg.store)(network.model)
-    for rung in trained.values():
-        rung.store = store
+    trained = {}
+    for name, alignments in rungs.items():
+        for number, rung in enumerate(alignments):
+            rung.store = store
+            trained[f"{name}, {number}"] = rung
     train(trained, pairs, cfg.seed)
     # The same in the untrained networks; a seed has a network of its own.
     untrained_rungs: dict[str, list[Alignment]] = {name: [] for name in maps}
@@ -125,11 +123,9 @@ def ladder(
         other = untrained(network, seed, keep_ends=keep_ends)
         # A store is of one network.
         other_store = ActivationStore(other.model)
-        side_by_side = {
-            name: fresh(alignments[number], seed, network=other)
-            for name, alignments in rungs.items()
-        }
-        for name, rung in side_by_side.items():
+        side_by_side = {}
+        for name, alignments in rungs.items():
+            rung = side_by_side[name] = fresh(alignments[number], seed, network=other)
             rung.store = other_store
             untrained_rungs[name].append(rung)
         train(side_by_side, pairs, seed)
@@ -175,19 +171,18 @@ def _scored(
     def right(alignments: Sequence[Alignment], *, edited: bool = True) -> np.ndarray:
         """Float[n, seeds]; NaN where `iia_forced` does not count a pair."""
         size = cfg.trainer.eval_batch_size
-        by_seed = [
-            outcomes(alignment, encoded, batch_size=size, edited=edited) for alignment in alignments
-        ]
-        return np.stack(
-            [o.right[None].astype(float) if metric == "iia" else o.forced for o in by_seed], 1
-        )
+        by_seed = []
+        for alignment in alignments:
+            scored = outcomes(alignment, encoded, batch_size=size, edited=edited)
+            by_seed.append(scored.right[None].astype(float) if metric == "iia" else scored.forced)
+        return np.stack(by_seed, 1)
 
     # Without an edit all rungs are the same network, so the chance is measured once.
     chance = {}
     if metric == "iia_forced":
-        chance = {
-            name: right(by_seed, edited=False) for name, by_seed in _unedited(rungs, beside).items()
-        }
+        for control, by_name in {"": rungs, f"{CONTROL}/": beside}.items():
+            some_rung = next(iter(by_name.values()))
+            chance[f"{control}no_intervention"] = right(some_rung, edited=False)
     for name, by_seed in rungs.items():
         # {control: Float[n, seeds]}
         arms = {None: right(by_seed), CONTROL: right(beside[name])} | chance
@@ -208,22 +203,15 @@ def _scored(
                 clusters=encoded.clusters[counted],
                 over_draws=len(by_seed) > 1,
             )
+            figures: dict[Any, Any] = {}
             for control, values in arms.items():
-                figure = interval(values[counted])
-                rows.append(
-                    Row(**facts, subset=subset, control=control, metric=metric, **figure._asdict())
-                )
+                figures[control, metric] = interval(values[counted])
             # [n, seeds]: each seed minus the untrained network beside it.
-            gap = interval((arms[None] - arms[CONTROL])[counted], paired=True)
-            rows.append(
-                Row(
-                    **facts,
-                    subset=subset,
-                    control=CONTROL,
-                    metric=f"{metric}_difference",
-                    **gap._asdict(),
-                )
-            )
+            gap = (arms[None] - arms[CONTROL])[counted]
+            figures[CONTROL, f"{metric}_difference"] = interval(gap, paired=True)
+            for (control, measure), figure in figures.items():
+                line = {"subset": subset, "control": control, "metric": measure}
+                rows.append(Row(**facts, **line, **figure._asdict()))
         log.info(
             "%s, %s: %s",
             split,
@@ -231,12 +219,3 @@ def _scored(
             {k or "trained network": round(float(np.nanmean(v)), 3) for k, v in arms.items()},
         )
     return rows
-
-
-def _unedited(*groups: Mapping[str, list[Alignment]]) -> dict[str, list[Alignment]]:
-    """{control: the alignments of some rung}, to be run without their edits.
-
-    Without edits they are the networks themselves: the trained one, and the untrained ones.
-    """
-    names = ("no_intervention", f"{CONTROL}/no_intervention")
-    return {name: next(iter(group.values())) for name, group in zip(names, groups, strict=True)}

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +74,14 @@ def atlas(
     """
     if cfg.ckpt_path is not None:
         raise ValueError("ckpt_path: an atlas has no checkpoint to go on from; run it afresh.")
-    for name, axis in {
-        "layers": layers,
-        "positions": positions,
-        "ranks": ranks,
-        "seeds": seeds,
-    }.items():
-        repeats = [
-            value for number, value in enumerate(axis or ()) if value in (axis or ())[:number]
-        ]
-        if repeats:
-            raise ValueError(
-                f"job.{name}={list(axis or ())} names {repeats[0]!r} twice; its cells would be one."
-            )
+    axes = {"layers": layers, "positions": positions, "ranks": ranks, "seeds": seeds}
+    for name, axis in axes.items():
+        values = list(axis or ())
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(
+                    f"job.{name}={values} names {value!r} twice; its cells would be one."
+                )
     check_config(cfg, trains_network=False)
     # Lightning would print its greeting again for every layer.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -93,16 +89,15 @@ def atlas(
     network = frozen.network
     layers = range(len(blocks_of(network.model)[1])) if layers is None else layers
     # {site: [(seed, cell)]}: every cell is made before any is trained.
-    cells_at = {
-        _site(cfg, layer, position): [
-            _cell(cfg, network, layer, position, rank, seed)
-            for rank in ranks or (None,)
-            for seed in seeds or (cfg.seed,)
-        ]
-        for layer in layers
-        for position in positions
-    }
-    all_cells = [cell for cells in cells_at.values() for _, cell in cells]
+    cells_at: dict[Site, list[tuple[int, Alignment]]] = {}
+    all_cells = []
+    for layer, position, rank, seed in product(
+        layers, positions, ranks or (None,), seeds or (cfg.seed,)
+    ):
+        site = Site(cfg.site.component, layer=layer, head=cfg.site.get("head"), position=position)
+        cell = _cell(cfg, network, site, rank, seed)
+        cells_at.setdefault(site, []).append((seed, cell))
+        all_cells.append(cell)
     # The cells share one store. It knows at which blocks their runs will resume, so a prompt is run
     # once for all of them.
     store = instantiate(cfg.store)(network.model, layers={cell.first_block for cell in all_cells})
@@ -124,17 +119,21 @@ def atlas(
     )
     rows: list[Row] = []
     fits: dict[str, Fitted] = {}
-    trained: dict[Cell, Alignment] = {}
-    names: dict[Cell, str] = {}
+    # {cell: (the name of its folder, its alignment)}
+    trained: dict[Cell, tuple[str, Alignment]] = {}
     skipped: list[str] = []
     for layer in layers:
-        in_layer = {site: cells for site, cells in cells_at.items() if site.layer == layer}
-        for site, cells in list(in_layer.items()):
+        # {name of the cell's folder: (seed, cell)}
+        running: dict[str, tuple[int, Alignment]] = {}
+        for site, cells in cells_at.items():
+            if site.layer != layer:
+                continue
             at_site = where(vanilla_rows, layer=layer, position=site.position)
             vanilla = where(at_site, metric="iia", subset="changing")[0].value
             if screen is not None and vanilla < screen:
                 skipped.append(str(site))
-                del in_layer[site]
+            else:
+                running |= {_name(cell, seed): (seed, cell) for seed, cell in cells}
             for seed, cell in cells:
                 intervention = cell.edits[cfg.variable].intervention
                 # `sweep` knows sites only; these columns say that the row is the cell's control.
@@ -145,22 +144,16 @@ def atlas(
                     "control": "vanilla",
                 }
                 rows += [replace(row, **columns) for row in at_site]
-        # {name of the cell's folder: (seed, cell)}
-        running = {
-            _name(cell, seed): (seed, cell) for cells in in_layer.values() for seed, cell in cells
-        }
         if not running:
             continue
-        cells = {name: cell for name, (_, cell) in running.items()}
-        fitted = fitting(cfg, cells, pairs, folder)
+        fitted = fitting(cfg, {name: cell for name, (_, cell) in running.items()}, pairs, folder)
         fits |= fitted
         for name, (seed, cell) in running.items():
             cell.rows = evaluate(
                 cell, pairs, split="validation", controls=False, seed=seed, **options
             )
             cell.save_pretrained(folder / "cells" / name)
-            trained[Cell.of(cell.rows[0])] = cell
-            names[Cell.of(cell.rows[0])] = name
+            trained[Cell.of(cell.rows[0])] = name, cell
             rows += cell.rows
         # A name begins with its layer.
         figures = "; ".join(
@@ -179,10 +172,10 @@ def atlas(
         )
     frozen.check()
     # By validation alone: the test split is still closed.
-    chosen = trained[select(rows)]
+    name, chosen = trained[select(rows)]
     seed = chosen.rows[0].seed
     # From here on the pairs have their test split.
-    pairs = held_out.opened(freeze_choice(folder, rows, chosen, fits[names[select(rows)]]))
+    pairs = held_out.opened(freeze_choice(folder, rows, chosen, fits[name]))
     trust = instantiate(cfg.trust)
     rows += evaluate(
         chosen,
@@ -206,20 +199,13 @@ def atlas(
     return rows, facts
 
 
-def _cell(
-    cfg: DictConfig, network: Network, layer: int, position: str | int, rank: int | None, seed: int
-) -> tuple[int, Alignment]:
-    """The seed, and the config's alignment at this layer and position, its weights drawn by it."""
+def _cell(cfg: DictConfig, network: Network, site: Site, rank: int | None, seed: int) -> Alignment:
+    """The config's alignment at this site, its weights drawn by the seed."""
     torch.manual_seed(seed)
     intervention = instantiate(cfg.intervention)
     if rank is not None:
         intervention = partial(intervention, rank=rank)
-    site = _site(cfg, layer, position)
-    return seed, instantiate(cfg.alignment)(network=network, site=site, intervention=intervention)
-
-
-def _site(cfg: DictConfig, layer: int, position: str | int) -> Site:
-    return Site(cfg.site.component, layer=layer, head=cfg.site.get("head"), position=position)
+    return instantiate(cfg.alignment)(network=network, site=site, intervention=intervention)
 
 
 def _name(cell: Alignment, seed: int) -> str:

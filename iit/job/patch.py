@@ -91,12 +91,12 @@ def patch(
         measured = run(network, contrast, **accepted(run, options | {"progress": True}))
         seconds[name] = round(time.perf_counter() - start, 1)
         table = measured.table()
-        positions = list(dict.fromkeys(cell.site.position for cell in measured.cells))
         # Labels are examples of tokens, which stand below the names on an axis.
+        labels = measured.labels or contrast.tokens([c.site.position for c in measured.cells])
         picture = map_figure(
             table,
             metric=metrics[0],
-            labels=measured.labels or contrast.tokens(positions),
+            labels=labels,
             centre=measured.baseline(metrics[0]),
             title=f"{name}: validation, changing pairs",
         )

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -152,28 +153,24 @@ class Steering:
             AdditionIntervention(vector)
             for vector in random_directions(direction, self.n_random, cfg.seed)
         ]
-        effects, facts = (
-            {EFFECT: contains(self.words)},
-            {"experiment": cfg.name, "network": network.name, "seed": cfg.seed},
-        )
-        swept = steer(
+        measured = partial(
+            steer,
             network,
-            list(self.prompts["validation"]),
-            site,
-            methods,
-            self.strengths,
-            effects,
+            site=site,
+            effects={EFFECT: contains(self.words)},
             max_new_tokens=self.max_new_tokens,
         )
+        facts = {"experiment": cfg.name, "network": network.name, "seed": cfg.seed}
+        swept = measured(self.prompts["validation"], methods=methods, strengths=self.strengths)
         rows = swept.rows(site, split="validation", **facts)
+        table, metrics = swept.table(), list(swept.metrics)
         # The table begins with the network without an edit, a line for each metric.
-        unedited, lines = swept.table()[: len(swept.metrics)], swept.table()[len(swept.metrics) :]
-        # A strength of 0 is the network without an edit, whatever the method.
-        lines += [line | {"method": method} for line in unedited for method in methods]
-        picture = curves(
-            lines, x="strength", metrics=list(swept.metrics), title="validation prompts"
-        )
-        save_figure(picture, folder / "steering", swept.table())
+        lines = table[len(metrics) :]
+        for unedited, method in product(table[: len(metrics)], methods):
+            # A strength of 0 is the network without an edit, whatever the method.
+            lines.append(unedited | {"method": method})
+        picture = curves(lines, x="strength", metrics=metrics, title="validation prompts")
+        save_figure(picture, folder / "steering", table)
         # {method: its strength}; a method without a fluent strength is not there.
         chosen = swept.chosen(EFFECT, self.max_ratio)
         freeze(folder, {"strengths": chosen, "max_ratio": self.max_ratio})
@@ -181,16 +178,10 @@ class Steering:
         examples = []
         # If no method is fluent at any strength, nothing is measured on test.
         if chosen:
-            chosen_methods = {name: methods[name] for name in chosen}
-            chosen_strengths = {name: [strength] for name, strength in chosen.items()}
-            tested = steer(
-                network,
-                list(self.prompts["test"]),
-                site,
-                chosen_methods,
-                chosen_strengths,
-                effects,
-                max_new_tokens=self.max_new_tokens,
+            tested = measured(
+                self.prompts["test"],
+                methods={name: methods[name] for name in chosen},
+                strengths={name: [strength] for name, strength in chosen.items()},
             )
             rows += tested.rows(site, split="test", **facts)
             generations["test"], examples = tested.generations(), _examples(tested)
@@ -205,7 +196,7 @@ class Steering:
                 "max_ratio": self.max_ratio,
                 "examples": examples,
                 "fit": fitted,
-                "metrics": list(swept.metrics),
+                "metrics": metrics,
             },
             "network": network_facts(network),
         }

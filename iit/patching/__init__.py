@@ -18,7 +18,6 @@ from iit.patching.steering import (
     random_directions,
     steer,
 )
-from iit.patching.sweep import Patched, patched
 from iit.patching.trace import SPANS, trace
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "Contrast",
     "Effects",
     "MapCell",
-    "Patched",
     "Patterns",
     "Steered",
     "ablate",
@@ -44,7 +42,6 @@ __all__ = [
     "lens_map",
     "logit_lens",
     "patch",
-    "patched",
     "path_patch",
     "random_directions",
     "steer",

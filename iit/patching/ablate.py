@@ -84,41 +84,29 @@ def ablate(
     # The map is run once for each source.
     sources: Sequence[Mapping[Any, Any]]
     if kind == "zero":
-        sources = [_zeros(contrast, sites)]
+        zeros = activations(contrast.network, contrast.base, sites)
+        for site, tensor in zeros.items():
+            # Expanded from a single 0, they take no memory.
+            zeros[site] = tensor.new_zeros(1).expand_as(tensor)
+        sources = [zeros]
     elif kind == "mean":
         sources = [_means(contrast, sites, reference)]
     else:
         sources = _other_prompts(contrast, sites, reference, draws, seed)
 
-    parts = []
+    method = f"Ablation, {kind}"
+    maps = []
     for source in sources:
-        replacement = Replacement(contrast, cells, source)
-        parts.append(
-            effects_of(
-                contrast,
-                cells,
-                replacement.edit_of,
-                metric,
-                f"Ablation, {kind}",
-                store,
-                batch_size,
-                progress,
-            )
+        edit_of = Replacement(contrast, cells, source).edit_of
+        maps.append(
+            effects_of(contrast, cells, edit_of, method, metric, store, batch_size, progress)
         )
 
     values = {}
-    for name in parts[0].values:
-        # One part for each draw; the other kinds have a single one.
-        values[name] = np.mean([part.values[name] for part in parts], 0)
-    return replace(parts[0], values=values)
-
-
-def _zeros(contrast: Contrast, sites: Sequence[Site]) -> Activations:
-    """Zeros for every site, {site: Tensor[pair, position, width]}."""
-    of_bases = activations(contrast.network, contrast.base, sites)
-    # Expanded from a single 0, they take no memory.
-    zeros = {site: of_bases[site].new_zeros(1).expand_as(of_bases[site]) for site in sites}
-    return Activations(zeros, of_bases.counts)
+    for name in maps[0].values:
+        # One map for each draw; the other kinds have a single one.
+        values[name] = np.mean([effects.values[name] for effects in maps], 0)
+    return replace(maps[0], values=values)
 
 
 def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, Any]) -> Activations:
@@ -135,10 +123,10 @@ def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, An
         tensor = of_reference[site]
         n_positions = tensor.shape[1]
         n_tokens = of_reference.counts[site]
+        if n_tokens is None:
+            n_tokens = torch.full((len(tensor),), n_positions)
         # How many prompts have each position, [position].
-        n_prompts = torch.full((n_positions,), len(tensor))
-        if n_tokens is not None:
-            n_prompts = (torch.arange(n_positions) < n_tokens.cpu().unsqueeze(1)).sum(0)
+        n_prompts = (torch.arange(n_positions) < n_tokens.unsqueeze(1)).sum(0)
         # Absent positions hold zeros, so the sum is over the prompts that have them.
         mean = tensor.sum(0) / n_prompts.to(tensor).unsqueeze(1)
         # [position, width] → [pair, position, width]
@@ -167,7 +155,6 @@ def _other_prompts(
     prompts = _prompts(contrast, reference, sites)
     fitting = []
     for row, (base, shape) in enumerate(_prompts(contrast, contrast.base, sites)):
-        # A prompt is (its inputs, its tokens at each position): other inputs, same numbers.
         fits = [i for i, other in enumerate(prompts) if other[0] != base and other[1] == shape]
         if not fits:
             raise ValueError(
@@ -186,21 +173,19 @@ def _other_prompts(
 
 def _prompts(
     contrast: Contrast, batch: Mapping[str, Any], sites: Sequence[Site]
-) -> list[tuple[bytes, tuple[int, ...]]]:
+) -> list[tuple[bytes, list[int]]]:
     """Each prompt's inputs without padding, and how many tokens it has at each position."""
     prepared = prepare(contrast.module, prompts_of(batch))
-    prompts = []
     # One site stands for all that share its position.
     by_position = {site.position: site for site in sites}.values()
     numbers = [counts(columns(site, prepared), prepared) for site in by_position]
-    inputs = [*prepared.args, *prepared.kwargs.values()]
+    prompts = []
     for row in range(prepared.size):
         n = None if prepared.lengths is None else int(prepared.lengths[row])
         text = b""
-        for value in inputs:
+        for value in prepared.kwargs.values():
             if isinstance(value, Tensor):
                 # As bytes, prompts can be compared whatever their inputs are.
                 text += value[row][:n].cpu().numpy().tobytes()
-        shape = tuple(int(number[row]) for number in numbers if number is not None)
-        prompts.append((text, shape))
+        prompts.append((text, [int(number[row]) for number in numbers if number is not None]))
     return prompts

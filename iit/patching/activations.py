@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened import Activations, capture
-from iit.intervened.batch import Batch, prepare
+from iit.intervened.batch import prepare
 from iit.intervened.positions import columns
 from iit.patching.contrast import AnyNetwork, batch_rows, module_of
 from iit.site import Site, resolve
@@ -21,13 +21,14 @@ class ActivationReader:
     hold. So a map over all layers runs its sources once, and not once for each layer. What was read
     before is dropped.
 
+    batch: the inputs, or the activations at all sites.
     sites: all that will be asked for, in that order.
     """
 
     def __init__(
         self,
         network: AnyNetwork,
-        batch: Mapping[str, Any],
+        batch: Mapping[Any, Any],
         sites: Sequence[Site],
         *,
         budget: int = 2**29,
@@ -36,7 +37,7 @@ class ActivationReader:
         self._batch = batch
         self._sites = list(dict.fromkeys(sites))
         self._budget = budget
-        self._read = Activations({})
+        self._read = batch if isinstance(batch, Activations) else Activations({})
 
     def at(self, sites: Sequence[Site]) -> Activations:
         """{site: Tensor[row, position, width]}, of these sites at least."""
@@ -48,27 +49,24 @@ class ActivationReader:
 
     def _next(self, sites: Sequence[Site]) -> list[Site]:
         """These sites and the following ones, as far as the budget goes."""
-        prompts = prepare(module_of(self._network), self._batch)
-        together = list(dict.fromkeys(sites))
-        size = sum(self._bytes(site, prompts) for site in together)
-        # Sites are asked for in this order, so these are the next ones.
-        for site in self._sites[self._sites.index(together[0]) :]:
-            if site in together:
-                continue
-            size += self._bytes(site, prompts)
-            if size > self._budget:
+        module = module_of(self._network)
+        prompts = prepare(module, self._batch)
+        following = self._sites[self._sites.index(sites[0]) :]
+        together: list[Site] = []
+        size = 0
+        for site in dict.fromkeys([*sites, *following]):
+            width = resolve(module, site).width
+            n_positions = columns(site, prompts).n_positions
+            if width is None or n_positions is None:
+                # Only a run can tell the size, so the site takes all that is left.
+                size += self._budget
+            else:
+                # Four bytes for each number, as in fp32.
+                size += prompts.size * n_positions * width * 4
+            if size > self._budget and site not in sites:
                 break
             together.append(site)
         return together
-
-    def _bytes(self, site: Site, prompts: Batch) -> int:
-        """The bytes that all rows take at a site; the budget where only a run can tell."""
-        width = resolve(module_of(self._network), site).width
-        n_positions = columns(site, prompts).n_positions
-        if width is None or n_positions is None:
-            return self._budget
-        # Four bytes for each number, as in fp32.
-        return prompts.size * n_positions * width * 4
 
 
 def activations(
@@ -83,13 +81,8 @@ def activations(
     counts: dict[Site, Tensor | None] = {}
     for site in sites:
         # Batches differ in their longest prompt, and so in positions.
-        values[site] = torch.cat(padded([part[site] for part in parts]))
+        tensors = [row for part in parts for row in part[site]]
+        values[site] = pad_sequence(tensors, batch_first=True)
         site_counts = [count for part in parts if (count := part.counts[site]) is not None]
-        counts[site] = torch.cat(site_counts) if site_counts else None
+        counts[site] = torch.cat(site_counts).cpu() if site_counts else None
     return Activations(values, counts)
-
-
-def padded(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, each [row, position, width], with zeros up to the longest one's positions."""
-    longest = max(tensor.shape[1] for tensor in tensors)
-    return [pad(tensor, (0, 0, 0, longest - tensor.shape[1])) for tensor in tensors]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, final
 
@@ -64,21 +64,13 @@ class Patterns:
         Columns: layer, head, query, key (numbers of tokens), query_token, key_token (their texts),
             weight.
         """
-        texts = self.tokens[row]
-        numbers = range(len(texts))
+        texts = list(enumerate(self.tokens[row]))
+        names = ("layer", "head", "query", "key", "query_token", "key_token", "weight")
         lines = []
-        for ((layer, head), of_head), query, key in product(self.weights.items(), numbers, numbers):
-            lines.append(
-                {
-                    "layer": layer,
-                    "head": head,
-                    "query": query,
-                    "key": key,
-                    "query_token": texts[query],
-                    "key_token": texts[key],
-                    "weight": float(of_head[row, query, key]),
-                }
-            )
+        for (layer, head), (query, asking), (key, asked) in product(self.weights, texts, texts):
+            weight = float(self.weights[layer, head][row, query, key])
+            line = (layer, head, query, key, asking, asked, weight)
+            lines.append(dict(zip(names, line, strict=True)))
         return lines
 
 
@@ -103,27 +95,29 @@ def attention_patterns(
         ValueError: for layers and heads that do not exist, for pairs beside layers, and for a
             network whose attention cannot be switched: load it with attention="eager".
     """
-    module: Any = module_of(network)
-    layer_heads = _layers_and_heads(module, layers, heads)
-    sites = {layer: Site("attention_weight", layer=layer) for layer, _ in layer_heads}
+    module = module_of(network)
+    heads = range(heads_of(module, "attention_weight")) if heads is None else heads
+    layer_heads: Any = heads
+    if not any(isinstance(head, Sequence) for head in heads):
+        layer_heads = product(range(n_blocks(module)) if layers is None else layers, heads)
+    elif layers is not None:
+        raise ValueError(
+            "heads=[(layer, head), …] say their layers themselves; leave `layers` out."
+        )
+
+    sites: dict[Any, Site] = {}
+    for layer, head in layer_heads:
+        sites[layer, head] = Site("attention_weight", layer=layer, head=head)
     with _eager(module):
         activations = capture(network, batch, list(sites.values()))
-    n_heads = heads_of(module, "attention_weight")
-    weights = {}
-    for layer, head in layer_heads:
-        # [batch, query, head·key] → [batch, query, head, key]
-        by_head = activations[sites[layer]].unflatten(-1, (n_heads, -1))
-        weights[layer, head] = by_head[:, :, head]
+    weights = {layer_head: activations[site] for layer_head, site in sites.items()}
 
     prompts = prepare(module, batch)
-    tokenizer: Any = network.tokenizer if isinstance(network, LanguageModel) else None
+    assert prompts.lengths is not None
+    decode: Any = network.tokenizer.decode if isinstance(network, LanguageModel) else str
     texts = []
-    for row, ids in enumerate(prompts.tokens):
-        n = None if prompts.lengths is None else int(prompts.lengths[row])
-        real_ids = ids[:n].tolist()
-        texts.append(
-            tuple(str(i) if tokenizer is None else tokenizer.decode([i]) for i in real_ids)
-        )
+    for ids, n in zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True):
+        texts.append(tuple(map(decode, ids[:n])))
     return Patterns(weights, tuple(texts))
 
 
@@ -158,34 +152,32 @@ def attention_map(
     where.setdefault("heads", "all")
     cells = grid(contrast, components="attention_weight", **where)
     sites = whole_sites(cells)
-    layer_heads: list[tuple[int, int]] = []
+    # {site: the same head at the query}
+    asking = {site: replace(site, position=query) for site in sites}
     for site in sites:
         if not isinstance(site.layer, int) or not isinstance(site.head, int):
             raise ValueError(
                 f"{site}: attention is mapped head by head; give each site one layer and one head."
             )
-        layer_heads.append((site.layer, site.head))
 
-    # Only its position is used, to find the query's columns.
-    asking_site = Site("block_output", layer=0, position=query)
     values = np.zeros((len(sites), len(contrast)))
     batches = torch.arange(len(contrast)).split(batch_size)
     for rows in track(batches, "Attention", disable=not progress):
         batch = batch_rows(contrast.base, rows)
-        weights = attention_patterns(network, batch, heads=list(dict.fromkeys(layer_heads))).weights
         prompts = prepare(contrast.module, batch)
-        asking = column_index(asking_site, prompts)
-        if asking.shape[1] != 1:
-            raise ValueError(
-                f"query={query!r} has {asking.shape[1]} tokens in some prompt; attention "
-                "is read at one."
-            )
-        for number, (site, layer_head) in enumerate(zip(sites, layer_heads, strict=True)):
+        with _eager(contrast.module):
+            weights = capture(network, batch, list(dict.fromkeys(asking.values())))
+        for number, site in enumerate(sites):
+            # [row, query, key]
+            of_query = weights[asking[site]].cpu()
+            if of_query.shape[1] != 1:
+                raise ValueError(
+                    f"query={query!r} has {of_query.shape[1]} tokens in some prompt; attention "
+                    "is read at one."
+                )
             keys = column_index(site, prompts)
-            # [row, key], the row of each prompt's query.
-            of_query = weights[layer_head].cpu()[torch.arange(len(rows)), asking[:, 0]]
             # Absent keys read column 0 and count as 0.
-            shares = of_query.gather(1, keys.clamp(min=0)).masked_fill(keys == IGNORED, 0)
+            shares = of_query[:, 0].gather(1, keys.clamp(min=0)).masked_fill(keys == IGNORED, 0)
             values[number, rows.numpy()] = shares.double().sum(1).numpy()
 
     # There is no edit, and so no runs to compare with.
@@ -194,28 +186,6 @@ def attention_map(
     return Effects(
         tuple(cells), {METRIC: values}, zeros, zeros, contrast.clusters, method, controls=()
     )
-
-
-def _layers_and_heads(
-    module: nn.Module, layers: Sequence[int] | None, heads: Any
-) -> list[tuple[int, int]]:
-    n_heads = heads_of(module, "attention_weight")
-    heads = range(n_heads) if heads is None else heads
-    if any(isinstance(head, Sequence) for head in heads):
-        if layers is not None:
-            raise ValueError(
-                "heads=[(layer, head), …] say their layers themselves; leave `layers` out."
-            )
-        layer_heads = [(int(layer), int(head)) for layer, head in heads]
-    else:
-        layers = range(n_blocks(module)) if layers is None else layers
-        layer_heads = [(layer, head) for layer in layers for head in heads]
-    for _, head in layer_heads:
-        if not 0 <= head < n_heads:
-            raise ValueError(
-                f"head={head} is out of range: this network has heads 0 to {n_heads - 1}."
-            )
-    return layer_heads
 
 
 @contextmanager

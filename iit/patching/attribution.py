@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iit.intervened import Edit, IntervenedModel
 from iit.intervened.batch import Batch, prepare
@@ -27,7 +27,14 @@ from iit.patching.contrast import (
 )
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell, grid
-from iit.patching.metric import NORMALISED, Metric, MetricChoice, figures_of, metrics_of
+from iit.patching.metric import (
+    NORMALISED,
+    Metric,
+    MetricChoice,
+    blank,
+    metrics_of,
+    record,
+)
 from iit.site import Site, resolve
 
 EMBEDDING = Site("embedding_output")
@@ -72,14 +79,14 @@ def attribute(
 
     # Metrics without a useful gradient: `iia` is a step, and `kl` is least at the base.
     flat = ("iia",) if steps else ("iia", "kl")
-    asked = metrics_of(metric)
-    metrics = {
-        n: function for n, function in asked.items() if n.removeprefix(NORMALISED) not in flat
-    }
+    metrics = metrics_of(metric)
+    for name in list(metrics):
+        if name.removeprefix(NORMALISED) in flat:
+            del metrics[name]
     if not metrics:
         raise ValueError(
-            f"None of the metrics {list(asked)} has a gradient; take logit_difference, probability "
-            "or, with steps, kl."
+            f"metric={metric!r} has no gradient; take logit_difference, probability or, with "
+            "steps, kl."
         )
 
     contrast = contrast_of(network, pairs, direction)
@@ -91,27 +98,27 @@ def attribute(
                 "`patch` patches them."
             )
 
-    # Figures of the bases and of the sources, float[pair], and estimates, float[cell, pair].
-    before, after, changes = {}, {}, {}
-    for name in metrics:
-        before[name] = np.full(len(contrast), np.nan)
-        after[name] = np.full(len(contrast), np.nan)
-        changes[name] = np.full((len(cells), len(contrast)), np.nan)
-
+    before, after = blank(metrics, len(contrast)), blank(metrics, len(contrast))
+    values = blank(metrics, len(cells), len(contrast))
     for rows in torch.arange(len(contrast)).split(batch_size):
-        runs = _PairActivations(contrast, rows, cells, steps)
-        plain = runs.logits.detach().cpu()
+        runs = _PairRuns(contrast, rows, cells)
+        with torch.no_grad():
+            source_logits, of_source = runs.run(runs.source)
+        # With steps, the gradients come from runs of their own.
+        with torch.set_grad_enabled(steps is None):
+            logits, of_base = runs.run(runs.base)
+        plain = logits.detach().cpu()
         answers = contrast.answers(rows, plain)
-        figures = figures_of(metrics, plain, answers)
-        of_sources = figures_of(metrics, runs.source_logits.cpu(), answers)
-        gradients = runs.gradients(metrics)
-        for name in metrics:
-            before[name][rows.numpy()] = figures[name]
-            after[name][rows.numpy()] = of_sources[name]
-            for number, cell in enumerate(cells):
-                changes[name][number, rows.numpy()] = runs.change(cell, gradients[name])
+        index = rows.numpy()
+        record(before, index, metrics, plain, answers)
+        record(after, index, metrics, source_logits.cpu(), answers)
 
-    values = {name: before[name] + changes[name] for name in metrics}
+        gradients = runs.gradients(metrics, steps, logits, of_base)
+        for number, cell in enumerate(cells):
+            changes = runs.changes(cell, of_base, of_source, gradients)
+            for name, change in changes.items():
+                values[name][number, index] = before[name][index] + change
+
     method = "AttributionPatching"
     if steps is not None:
         method += f", integrated gradients, {steps} steps"
@@ -121,90 +128,23 @@ def attribute(
 
 
 @final
-class _PairActivations:
-    """Activations and gradients of some pairs, at whole components.
+class _PairRuns:
+    """Runs of some pairs in which whole components are read.
 
-    The activations are of the bases and of the sources. The gradients are of metrics with respect
-    to the activations of the bases.
-
-    logits, source_logits: of the bases and of the sources, Tensor[pair, n_answer, vocab].
+    base, source: the pairs' bases and sources, both with the label as their answer.
     """
 
-    def __init__(
-        self, contrast: Contrast, rows: Tensor, cells: Sequence[MapCell], steps: int | None
-    ):
+    def __init__(self, contrast: Contrast, rows: Tensor, cells: Sequence[MapCell]):
         self._contrast = contrast
         self._rows = rows
-        self._steps = steps
-        self._base = batch_rows(contrast.base, rows, contrast.label)
-        self._source = batch_rows(contrast.source, rows, contrast.label)
-        self._bases = prepare(contrast.module, prompts_of(self._base))
-        self._sources = prepare(contrast.module, prompts_of(self._source))
         self._sites = list(dict.fromkeys(_whole(cell.site) for cell in cells))
-        with torch.no_grad():
-            self.source_logits, self._source_activations = self._run(self._source)
-        # With steps, the gradients come from runs of their own.
-        with torch.set_grad_enabled(steps is None):
-            self.logits, self._base_activations = self._run(self._base)
+        self.base = batch_rows(contrast.base, rows, contrast.label)
+        self.source = batch_rows(contrast.source, rows, contrast.label)
+        # Activations at all positions are those of the prompts, without the answer's columns.
+        self._bases = prepare(contrast.module, prompts_of(self.base))
+        self._sources = prepare(contrast.module, prompts_of(self.source))
 
-    def gradients(self, metrics: Mapping[str, Metric]) -> dict[str, dict[Site, Tensor]]:
-        """∂metric/∂activation, {metric: {site: Tensor[pair, position, width]}}.
-
-        It is taken at the base, or is the mean on the way to the source.
-        """
-        n_steps = self._steps or 1
-        total = {}
-        for name in metrics:
-            total[name] = {
-                site: torch.zeros_like(activation)
-                for site, activation in self._base_activations.items()
-            }
-
-        for step in range(n_steps):
-            with torch.enable_grad():
-                logits, activations = self.logits, self._base_activations
-                if self._steps is not None:
-                    logits, activations = self._run(self._base, (step + 0.5) / n_steps)
-                plain = self.logits.detach()
-                answers = self._contrast.answers(self._rows, plain, logits.device)
-                values = [
-                    # The sum over pairs has each pair's own gradient; a pair without a value gives
-                    # 0.
-                    torch.nan_to_num(function(logits, answers)).sum()
-                    for function in metrics.values()
-                ]
-
-            for number, (name, value) in enumerate(zip(metrics, values, strict=True), 1):
-                # The graph is freed with the last metric.
-                gradients = torch.autograd.grad(
-                    value,
-                    list(activations.values()),
-                    allow_unused=True,
-                    retain_graph=number < len(values),
-                )
-                for site, gradient in zip(activations, gradients, strict=True):
-                    # None: the metric does not depend on the site.
-                    if gradient is not None:
-                        total[name][site] += gradient / n_steps
-        return total
-
-    def change(self, cell: MapCell, gradients: Mapping[Site, Tensor]) -> np.ndarray:
-        """The estimated change of each pair, float[pair].
-
-        Σ (source's − base's activation) · gradient, over the cell's positions and coordinates
-        """
-        site = _whole(cell.site)
-        of_base, n_base = self._at(cell, self._base_activations[site], self._bases)
-        of_source, n_source = self._at(cell, self._source_activations[site], self._sources)
-        if n_base is not None and n_source is not None and not torch.equal(n_base, n_source):
-            raise ValueError(
-                f"{cell.site} selects other numbers of positions in bases and sources; they "
-                "must be equal."
-            )
-        gradient, _ = self._at(cell, gradients[site], self._bases)
-        return widened((of_source - of_base).detach() * gradient).sum((1, 2)).cpu().numpy()
-
-    def _run(
+    def run(
         self, batch: Mapping[str, Any], share: float | None = None
     ) -> tuple[Tensor, dict[Site, Tensor]]:
         """The logits, Tensor[pair, n_answer, vocab], and the activations at the sites.
@@ -213,52 +153,113 @@ class _PairActivations:
         """
         activations: dict[Site, Tensor] = {}
 
-        edits: dict[Any, Edit] = {}
+        def note(site: Site, activation: Tensor) -> Tensor:
+            # The parameters are frozen: the first site on the way has to start the graph itself.
+            if torch.is_grad_enabled() and not activation.requires_grad:
+                activation = activation.detach().requires_grad_()
+            activations[site] = activation
+            return activation
+
+        edits: dict[Any, Any] = {}
         sources = None
         if share is not None:
             way = LambdaIntervention(
                 lambda base, source: base + share * (source - base), needs_source=True
             )
             edits["way"] = Edit(EMBEDDING, way)
-            sources = {"way": prompts_of(self._source)}
+            sources = {"way": prompts_of(self.source)}
         for site in self._sites:
-            # An edit that changes nothing: `_note` keeps the activation, with its graph.
-            edits[f"activation at {site}"] = Edit(
-                site, LambdaIntervention(partial(_note, activations, site))
-            )
+            # An edit that changes nothing: `note` keeps the activation, with its graph.
+            edits[site] = LambdaIntervention(partial(note, site))
         model = IntervenedModel(self._contrast.network, edits)
-        logits = model.answer_logits(batch, sources)
-        return logits, {site: activations[site] for site in self._sites}
+        return model.answer_logits(batch, sources), activations
 
-    def _at(self, cell: MapCell, values: Tensor, prompts: Batch) -> tuple[Tensor, Tensor | None]:
-        """A whole component's values at the cell, Tensor[pair, position, coordinate].
+    def gradients(
+        self,
+        metrics: Mapping[str, Metric],
+        steps: int | None,
+        logits: Tensor,
+        activations: Mapping[Site, Tensor],
+    ) -> dict[str, dict[Site, Tensor]]:
+        """∂metric/∂activation, {metric: {site: Tensor[pair, position, width]}}.
 
-        They are 0 where a pair has fewer positions. The second result is how many each pair has.
+        It is taken at the base, or is the mean over the steps on the way to the source.
+
+        logits, activations: of the run of the bases.
         """
-        site_columns = columns(cell.site, prompts)
-        if site_columns.tokens is not None:
-            values = values[:, : site_columns.tokens[1]]  # without the answer's columns
-        values = site_columns.read(values)
-        # Columns of one head; None for the whole component.
-        units = resolve(self._contrast.module, cell.site).columns
-        if units is not None:
-            values = values[..., units]
-        if cell.unit is not None:
-            if not 0 <= cell.unit < values.shape[-1]:
-                raise ValueError(
-                    f"There is no unit {cell.unit} at {cell.site}; it has units 0 to "
-                    f"{values.shape[-1] - 1}."
+        plain = logits.detach()
+        answers = self._contrast.answers(self._rows, plain)
+        n_steps = steps or 1
+        total: dict[str, dict[Site, Tensor]] = {name: {} for name in metrics}
+        for step in range(n_steps):
+            with torch.enable_grad():
+                if steps is not None:
+                    logits, activations = self.run(self.base, (step + 0.5) / n_steps)
+                values = []
+                for metric in metrics.values():
+                    # The sum over pairs has each pair's own gradient; a pair without a value gives
+                    # 0.
+                    values.append(torch.nan_to_num(metric(logits, answers)).sum())
+            for number, (name, value) in enumerate(zip(metrics, values, strict=True), 1):
+                # The graph is freed with the last metric. Where a metric does not depend on a site,
+                # its gradient is 0.
+                gradients = torch.autograd.grad(
+                    value,
+                    list(activations.values()),
+                    materialize_grads=True,
+                    retain_graph=number < len(values),
                 )
-            values = values[..., cell.unit : cell.unit + 1]
-        return values, counts(site_columns, prompts)
+                for site, gradient in zip(activations, gradients, strict=True):
+                    total[name][site] = total[name].get(site, 0) + gradient / n_steps
+        return total
+
+    def changes(
+        self,
+        cell: MapCell,
+        of_base: Mapping[Site, Tensor],
+        of_source: Mapping[Site, Tensor],
+        gradients: Mapping[str, Mapping[Site, Tensor]],
+    ) -> dict[str, np.ndarray]:
+        """The estimated change of each pair, {metric: float[pair]}.
+
+        Σ (source's − base's activation) · gradient, over the cell's positions and coordinates
+        """
+        n_base = counts(columns(cell.site, self._bases), self._bases)
+        n_source = counts(columns(cell.site, self._sources), self._sources)
+        if n_base is not None and n_source is not None and not torch.equal(n_base, n_source):
+            raise ValueError(
+                f"{cell.site} selects other numbers of positions in bases and sources; they must "
+                "be equal."
+            )
+        site, module = _whole(cell.site), self._contrast.module
+        old = _at(module, cell, of_base[site], self._bases)
+        new = _at(module, cell, of_source[site], self._sources)
+        changes = {}
+        for name, by_site in gradients.items():
+            gradient = _at(module, cell, by_site[site], self._bases)
+            product = widened((new - old).detach() * gradient)
+            changes[name] = product.sum((1, 2)).cpu().numpy()
+        return changes
 
 
-def _note(activations: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
-    # The parameters are frozen: the first site on the way has to start the graph itself.
-    if torch.is_grad_enabled() and not activation.requires_grad:
-        activation = activation.detach().requires_grad_()
-    activations[site] = activation
-    return activation
+def _at(network: nn.Module, cell: MapCell, values: Tensor, prompts: Batch) -> Tensor:
+    """A whole component's values at the cell, Tensor[pair, position, coordinate].
+
+    They are 0 where a pair has fewer positions.
+    """
+    values = columns(cell.site, prompts).read(values)
+    # Columns of one head; None for the whole component.
+    units = resolve(network, cell.site).columns
+    if units is not None:
+        values = values[..., units]
+    if cell.unit is None:
+        return values
+    if not 0 <= cell.unit < values.shape[-1]:
+        raise ValueError(
+            f"There is no unit {cell.unit} at {cell.site}; it has units 0 to "
+            f"{values.shape[-1] - 1}."
+        )
+    return values[..., cell.unit : cell.unit + 1]
 
 
 def _whole(site: Site) -> Site:
@@ -307,17 +308,10 @@ def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> 
 
     numbers = {cell: number for number, cell in enumerate(estimate.cells)}
     order = [numbers[cell] for cell in exact.cells]
-    exact_change = exact.mean(metric)
-    estimated_change = estimate.mean(metric)[order]
-
-    # A normalised metric is a change already: 0 where an edit does nothing.
-    if not metric.startswith(NORMALISED):
-        exact_change = exact_change - np.nanmean(exact.unedited[metric])
-        estimated_change = estimated_change - np.nanmean(estimate.unedited[metric])
-
+    exact_change = exact.mean(metric) - exact.baseline(metric)
+    estimated_change = (estimate.mean(metric) - estimate.baseline(metric))[order]
     top = min(top, len(exact))
-    best_exact = np.argsort(-np.abs(exact_change), kind="stable")[:top]
-    best_estimated = np.argsort(-np.abs(estimated_change), kind="stable")[:top]
-    recall = len(set(best_exact) & set(best_estimated)) / top
+    strongest = np.argsort(-np.abs(estimated_change), kind="stable")[:top]
+    recall = len(set(exact.top(top, metric)) & set(strongest.tolist())) / top
     correlation: Any = spearmanr(estimated_change, exact_change)
     return Agreement(float(correlation.statistic), recall, top, len(exact))

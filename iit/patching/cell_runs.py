@@ -6,13 +6,13 @@ Cells that differ in position or unit only share their batches.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
-from rich.progress import Progress
+from rich.progress import track
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened import ActivationStore, IntervenedModel
 from iit.intervened.batch import prepare
@@ -20,7 +20,7 @@ from iit.network.answering import IGNORED
 from iit.patching.contrast import Contrast, batch_rows, column_index
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell
-from iit.patching.metric import LIGHT, Metric, MetricChoice, figures_of, metrics_of
+from iit.patching.metric import Metric, MetricChoice, blank, metrics_of, record
 from iit.site import Site
 
 CELL = "cell"
@@ -68,11 +68,10 @@ class CellGroup:
         prepared = prepare(self.contrast.module, batch)
         index: dict[Site, Tensor] = {}
         for site in dict.fromkeys(self.sites):
-            index[site] = column_index(site, prepared)
-        widest = max(columns.shape[1] for columns in index.values())
-        for site, columns in index.items():
-            index[site] = pad(columns, (0, widest - columns.shape[1]), value=IGNORED)
-        return torch.stack([index[site] for site in self.sites])
+            # [position, row], because `pad_sequence` pads the first dimension.
+            index[site] = column_index(site, prepared).T
+        by_cell = [index[site] for site in self.sites]
+        return pad_sequence(by_cell, batch_first=True, padding_value=IGNORED).mT
 
     @cached_property
     def _columns(self) -> Tensor:
@@ -97,13 +96,9 @@ class CellGroup:
         Each batch has about as many positions as `size` of the longest rows.
         """
         every = torch.arange(len(self.cells) * len(self.contrast))
-        # What each row costs to run, LongTensor[row]; None where the network does not say.
+        # What each row costs to run, LongTensor[row]; all the same where the network does not say.
         costs = model.n_columns(self.rows(every).base)
-        if costs is None:
-            for numbers in every.split(size):
-                yield self.rows(numbers)
-            return
-        costs = costs.cpu()
+        costs = torch.ones_like(every) if costs is None else costs.cpu()
         order = costs.argsort(stable=True)
         budget = size * int(costs.max())
         while len(order):
@@ -115,17 +110,11 @@ class CellGroup:
             order = order[n:]
 
 
-class EditedCells(NamedTuple):
-    """The cells of a group, edited.
+EditedCells = tuple[IntervenedModel, Callable[[CellRows], Tensor]]
+"""The intervened network, which is given the store; and rows → logits of their edited runs.
 
-    model: the intervened network, which is given the store.
-    logits: rows → Tensor[row, n_answer, vocab], those of the edited runs.
-    """
-
-    model: IntervenedModel
-    logits: Callable[[CellRows], Tensor]
-
-
+The logits are Tensor[row, n_answer, vocab].
+"""
 EditOf = Callable[[CellGroup], EditedCells]
 
 
@@ -133,8 +122,8 @@ def effects_of(
     contrast: Contrast,
     cells: Sequence[MapCell],
     edit_of: EditOf,
-    metric: MetricChoice,
     method: str,
+    metric: MetricChoice,
     store: ActivationStore | None,
     batch_size: int,
     progress: bool,
@@ -144,8 +133,8 @@ def effects_of(
     store, batch_size, progress: as `cell_values` takes them.
     """
     metrics = metrics_of(metric)
-    before, logits = unedited(contrast, contrast.base, metrics)
-    after, _ = unedited(contrast, contrast.source, metrics, logits)
+    before, logits = contrast.unedited(contrast.base, metrics)
+    after, _ = contrast.unedited(contrast.source, metrics, logits)
     values = cell_values(contrast, cells, edit_of, metrics, logits, store, batch_size, progress)
     return Effects(tuple(cells), values, before, after, contrast.clusters, method)
 
@@ -178,68 +167,39 @@ def cell_values(
         key = replace(cell.site, position=position), cell.unit is None
         groups.setdefault(key, []).append(number)
 
-    values = {name: np.full((len(cells), len(contrast)), np.nan) for name in metrics}
-    with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("Patching", total=len(cells))
-        if store is None:
-            store = ActivationStore(contrast.module)
-        else:
-            store.check()
+    if store is None:
+        store = ActivationStore(contrast.module)
+    else:
+        store.check()
 
-        runs = []
-        for (site, _), numbers in groups.items():
-            group = CellGroup(contrast, site, [cells[number] for number in numbers])
-            edited = edit_of(group)
-            edited.model.store = store
-            # All groups are made before any runs, so the first run of a prompt stores every layer
-            # that a later group resumes from.
-            if edited.model.first_block is not None:
-                store.layers |= {edited.model.first_block}
-            runs.append((group, edited, np.array(numbers)))
+    runs = []
+    for (site, _), numbers in groups.items():
+        group = CellGroup(contrast, site, [cells[number] for number in numbers])
+        model, logits_of = edit_of(group)
+        model.store = store
+        # All groups are made before any runs, so the first run of a prompt stores every layer that
+        # a later group resumes from.
+        if model.first_block is not None:
+            store.layers |= {model.first_block}
+        runs.append((group, model, logits_of, np.array(numbers)))
 
-        for group, edited, numbers in runs:
-            for rows in group.batches(edited.model, batch_size):
-                plain = None if base_logits is None else base_logits[rows.pair]
-                answers = contrast.answers(rows.pair, plain)
-                figures = figures_of(metrics, edited.logits(rows).cpu(), answers)
-                for name, column in figures.items():
-                    # The rows of a batch are scattered to [cell, pair].
-                    values[name][numbers[rows.cell.numpy()], rows.pair.numpy()] = column
-            bar.advance(task, len(numbers))
+    values = blank(metrics, len(cells), len(contrast))
+    for group, model, logits_of, numbers in track(
+        runs, "Patching", transient=True, disable=not progress
+    ):
+        for rows in group.batches(model, batch_size):
+            with torch.no_grad():
+                logits = logits_of(rows).cpu()
+            plain = None if base_logits is None else base_logits[rows.pair]
+            # The rows of a batch are scattered to [cell, pair].
+            index = numbers[rows.cell.numpy()], rows.pair.numpy()
+            record(values, index, metrics, logits, contrast.answers(rows.pair, plain))
     return values
-
-
-def unedited(
-    contrast: Contrast,
-    batch: Mapping[str, Any],
-    metrics: Mapping[str, Metric],
-    base_logits: Tensor | None = None,
-) -> tuple[dict[str, np.ndarray], Tensor | None]:
-    """The figures of a batch's runs without an edit, {metric: float[pair]}, and their logits.
-
-    The logits are None where no metric asks for those of the bases.
-    """
-    model = IntervenedModel(contrast.network, {})
-    light = all(metric in LIGHT for metric in metrics.values())
-    values = {name: np.full(len(contrast), np.nan) for name in metrics}
-    parts = []
-    for rows in torch.arange(len(contrast)).split(64):
-        with torch.no_grad():
-            logits = model.answer_logits(batch_rows(batch, rows, contrast.label)).cpu()
-        # Without base logits, either the batch holds the bases or no metric reads them.
-        plain = logits if base_logits is None else base_logits[rows]
-        figures = figures_of(metrics, logits, contrast.answers(rows, plain))
-        for name, column in figures.items():
-            values[name][rows.numpy()] = column
-        if not light:
-            parts.append(logits)
-    return values, None if light else torch.cat(parts)
 
 
 def _behind(batch: Mapping[str, Any], cell: Tensor) -> Tensor:
     """Every token from the first of the row's cell on, LongTensor[row, n], −100 padded."""
-    n = batch["input_ids"].shape[1]
-    first = cell.masked_fill(cell == IGNORED, n).min(1, keepdim=True).values
-    index = first + torch.arange(n)
+    columns = torch.arange(batch["input_ids"].shape[1])
+    first = cell.masked_fill(cell == IGNORED, len(columns)).min(1, keepdim=True).values
     lengths = batch["attention_mask"].sum(1, keepdim=True)
-    return torch.where(index < lengths, index, IGNORED)
+    return torch.where((columns >= first) & (columns < lengths), columns, IGNORED)

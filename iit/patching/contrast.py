@@ -5,6 +5,7 @@ A contrast has bases, sources, and the answers that tell them apart.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, final
 
 import numpy as np
@@ -18,8 +19,7 @@ from iit.intervened.batch import Batch
 from iit.intervened.positions import columns
 from iit.network import LanguageModel, Network
 from iit.network.answering import IGNORED
-from iit.patching.metric import Answers
-from iit.result import correct
+from iit.patching.metric import LIGHT, METRICS, Answers, Metric, blank, record
 from iit.site import Site
 
 AnyNetwork = Network | nn.Module
@@ -32,7 +32,7 @@ class Contrast:
     """Bases and sources, row by row, with the answer of each.
 
     network: runs both.
-    base, source: batches as `encode` gives them (inputs, `positions`); their `answer` is left out.
+    base, source: batches as `encode` gives them (inputs, `positions`), without an `answer`.
     label: LongTensor[n, n_answer], −100 padded, the answer that moves the base towards the source.
     own: LongTensor[n, n_answer], −100 padded, the base's own answer; None where it is not known.
     clusters: int[n], which pairs share a base.
@@ -52,11 +52,6 @@ class Contrast:
     own: Tensor | None
     clusters: np.ndarray
     interchanged: bool = False
-
-    def __post_init__(self) -> None:
-        for side in ("base", "source"):
-            # A frozen dataclass sets its own fields like this.
-            object.__setattr__(self, side, prompts_of(getattr(self, side)))
 
     @classmethod
     def of_batches(
@@ -85,7 +80,8 @@ class Contrast:
                 # Equal rows of all inputs are the same base.
                 inputs.append(value.flatten(1).cpu().double())
         clusters = torch.unique(torch.cat(inputs, 1), dim=0, return_inverse=True)[1]
-        return cls(network, base, source, label, base_answer, clusters.numpy())
+        prompts = prompts_of(base), prompts_of(source)
+        return cls(network, *prompts, label, base_answer, clusters.numpy())
 
     @classmethod
     def of(
@@ -117,24 +113,23 @@ class Contrast:
             pairs = EncodedPairs(pairs.split(split), pairs.variables, network)
 
         variables = list(pairs.variables)
-        if variable is None and len(variables) > 1:
-            raise ValueError(
-                f"The pairs are of the variables {variables}; say whose source is to be patched in."
-            )
-
-        variable = variable or variables[0]
+        if variable is None and len(variables) == 1:
+            variable = variables[0]
         if variable not in variables:
-            raise ValueError(f"The pairs are of the variables {variables}, not {variable!r}.")
+            raise ValueError(
+                f"variable={variable!r}: say whose source is patched in. The pairs are of the "
+                f"variables {variables}, not {variable!r}."
+            )
         swapped = np.array([variable in names for names in pairs.interchanged])
         taken_rows = swapped & pairs.changing.numpy() | every
         if not taken_rows.any():
             raise ValueError(f"No changing pair interchanges {variable!r}.")
         batch = pairs.batch(taken_rows.nonzero()[0].tolist())
-        base, source = batch["base"], batch["sources"][variable]
-        base_answer = batch.get("base_answer")
+        prompts = prompts_of(batch["base"]), prompts_of(batch["sources"][variable])
+        label, base_answer = batch["base"]["answer"], batch.get("base_answer")
         # Maps cluster by base, also where the pairs know their templates.
         clusters = np.unique(pairs.bases, return_inverse=True)[1][taken_rows]
-        return cls(network, base, source, base["answer"], base_answer, clusters, interchanged=True)
+        return cls(network, *prompts, label, base_answer, clusters, interchanged=True)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -144,10 +139,35 @@ class Contrast:
         """The network as a module."""
         return module_of(self.network)
 
-    def answers(self, rows: Tensor, unedited: Tensor | None, device: Any = "cpu") -> Answers:
+    def answers(self, rows: Tensor, unedited: Tensor | None) -> Answers:
         """The answers that metrics of these rows read. unedited: the logits of their bases."""
+        device = "cpu" if unedited is None else unedited.device
         base_answer = None if self.own is None else self.own[rows].to(device)
         return Answers(self.label[rows].to(device), base_answer, unedited)
+
+    def unedited(
+        self,
+        batch: Mapping[str, Any],
+        metrics: Mapping[str, Metric],
+        base_logits: Tensor | None = None,
+    ) -> tuple[dict[str, np.ndarray], Tensor | None]:
+        """The figures of a batch's runs without an edit, {metric: float[pair]}, and their logits.
+
+        The logits are None where no metric asks for those of the bases.
+        """
+        model = IntervenedModel(self.network, {})
+        light = all(metric in LIGHT for metric in metrics.values())
+        values = blank(metrics, len(self))
+        parts = []
+        for rows in torch.arange(len(self)).split(64):
+            with torch.no_grad():
+                logits = model.answer_logits(batch_rows(batch, rows, self.label)).cpu()
+            # Without base logits, either the batch holds the bases or no metric reads them.
+            plain = logits if base_logits is None else base_logits[rows]
+            record(values, rows.numpy(), metrics, logits, self.answers(rows, plain))
+            if not light:
+                parts.append(logits)
+        return values, None if light else torch.cat(parts)
 
     def swapped(self) -> "Contrast":
         """Sources as bases, for denoising.
@@ -162,7 +182,8 @@ class Contrast:
                 "are moved towards."
             )
         if self.interchanged:
-            wrong = len(self) - self._n_right()
+            right, _ = self.unedited(self.source, {"iia": METRICS["iia"]})
+            wrong = len(self) - int(right["iia"].sum())
             if wrong:
                 raise ValueError(
                     f"Denoising: {wrong} of {len(self)} sources do not give the label by "
@@ -172,16 +193,6 @@ class Contrast:
                 )
         # Each side's answer is what the other side is moved towards.
         return replace(self, base=self.source, source=self.base, label=self.own, own=self.label)
-
-    def _n_right(self) -> int:
-        """How many sources give the label by themselves."""
-        plain = IntervenedModel(self.network, {})
-        n_right = 0
-        for rows in torch.arange(len(self)).split(64):
-            with torch.no_grad():
-                logits = plain.answer_logits(batch_rows(self.source, rows, self.label)).cpu()
-            n_right += int(correct(logits, self.label[rows]).sum())
-        return n_right
 
     def tokens(self, places: Sequence[Any]) -> dict[Any, str]:
         """{role or token index: its text in the first base that has it}, for axes.
@@ -194,17 +205,16 @@ class Contrast:
         tokenizer: Any = self.network.tokenizer
         roles = self.base.get("positions") or {}
         texts: dict[Any, str] = {}
-        for row, mask in enumerate(self.base["attention_mask"]):
-            n = int(mask.sum())
-            for position in places:
-                index = []
-                if isinstance(position, int) and -n <= position < n:
-                    # Negative indices count from the prompt's end.
-                    index = [position % n]
-                elif position in roles:
-                    index = roles[position][row][roles[position][row] != IGNORED].tolist()
-                if index and position not in texts:
-                    texts[position] = tokenizer.decode(self.base["input_ids"][row, index].tolist())
+        lengths = self.base["attention_mask"].sum(1).tolist()
+        for position, (row, n) in product(dict.fromkeys(places), enumerate(lengths)):
+            index = []
+            if isinstance(position, int) and -n <= position < n:
+                # Negative indices count from the prompt's end.
+                index = [position % n]
+            elif position in roles:
+                index = [column for column in roles[position][row].tolist() if column != IGNORED]
+            if index and position not in texts:
+                texts[position] = tokenizer.decode(self.base["input_ids"][row, index].tolist())
         return texts
 
 
@@ -215,11 +225,7 @@ Pairs stand for their changing pairs of the validation split, which interchange 
 """
 
 
-def contrast_of(
-    network: AnyNetwork,
-    pairs: Contrasted,
-    direction: str = "noising",
-) -> Contrast:
+def contrast_of(network: AnyNetwork, pairs: Contrasted, direction: str = "noising") -> Contrast:
     """The contrast that a map is made of.
 
     Arguments:
@@ -270,9 +276,8 @@ def batch_rows(
             part[key] = value[rows]
     mask = part.get("attention_mask")
     if mask is not None and bool((mask.diff(dim=1) <= 0).all()):  # padded on the right
-        longest = int(mask.sum(1).max())
         for key in {"input_ids", "attention_mask"} & set(part):
-            part[key] = part[key][:, :longest]
+            part[key] = part[key][:, : int(mask.sum(1).max())]
     if batch.get("positions"):
         # Only columns on the right were cut, so positions stay what they are.
         part["positions"] = {role: index[rows] for role, index in batch["positions"].items()}

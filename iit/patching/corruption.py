@@ -8,13 +8,14 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened import Activations, Edit, IntervenedModel
 from iit.intervened.batch import Batch, prepare
 from iit.intervention import AdditionIntervention
 from iit.intervention.precision import widened
 from iit.network.answering import IGNORED
-from iit.patching.cell_runs import CellGroup, CellRows, EditedCells
+from iit.patching.cell_runs import CellGroup, EditedCells
 from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
@@ -35,43 +36,34 @@ class Corruption:
     """One draw of noise on the subject of each prompt.
 
     model: the network under the noise alone, an edit called "noise".
-    values: Tensor[prompt, position, width], 0 at tokens other than the subject's.
-    numbers: the tokens of each prompt → its number.
+    values: the tokens of each prompt → Tensor[position, width], 0 at tokens other than the
+        subject's.
     """
 
     model: IntervenedModel
-    values: Tensor
-    numbers: Mapping[tuple[int, ...], int]
+    values: Mapping[tuple[int, ...], Tensor]
 
-    def source(self, prompts: Tensor, lengths: Tensor) -> Activations:
+    def source(self, inputs: Mapping[str, Any]) -> Activations:
         """The values that the edit "noise" adds to some prompts, at the embedding.
 
         They are Tensor[batch, position, width], as long as the longest of the prompts.
-
-        prompts, lengths: LongTensor[batch], the numbers of the prompts and how many tokens they
-            have.
         """
-        values = self.values[prompts][:, : int(lengths.max())]
-        return Activations({EMBEDDING: values}, {EMBEDDING: lengths})
+        lengths = inputs["attention_mask"].sum(1)
+        values = []
+        for ids, n in zip(inputs["input_ids"].tolist(), lengths.tolist(), strict=True):
+            values.append(self.values[tuple(ids[:n])])
+        return Activations(
+            {EMBEDDING: pad_sequence(values, batch_first=True)}, {EMBEDDING: lengths}
+        )
 
     def applied(self, batch: Batch) -> AbstractContextManager[Any]:
         """The context in which the network's next forward is the corrupted run of these prompts."""
-        lengths = batch.kwargs["attention_mask"].sum(1)
-        numbers = []
-        # The batch knows its prompts by their tokens, and not by their numbers.
-        for ids, n in zip(batch.tokens.tolist(), lengths.tolist(), strict=True):
-            numbers.append(self.numbers[tuple(ids[:n])])
-        source = self.source(torch.tensor(numbers), lengths)
-        return self.model.edited_run(batch, {"noise": source}).applied()
+        return self.model.edited_run(batch, {"noise": self.source(batch.kwargs)}).applied()
 
     def edit_of(self, group: CellGroup) -> EditedCells:
         """Corrupted runs of the prompts with nothing else done to them."""
-
-        def logits(rows: CellRows) -> Tensor:
-            lengths = rows.base["attention_mask"].sum(1)
-            return self.model.answer_logits(rows.base, {"noise": self.source(rows.pair, lengths)})
-
-        return EditedCells(self.model, logits)
+        model = self.model
+        return model, lambda rows: model.answer_logits(rows.base, self.source(rows.base))
 
 
 def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> Contrast:
@@ -85,16 +77,12 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
     """
     if isinstance(prompts, Contrasted):
         contrast = contrast_of(network, prompts)
-        base = contrast.base
-        answer = contrast.own
-        other = contrast.label
+        base, answer, other = contrast.base, contrast.own, contrast.label
         # The first pair of each base, in the order of the pairs.
         first = np.unique(contrast.clusters, return_index=True)[1]
         rows = torch.from_numpy(np.sort(first))
     else:
-        base = prompts_of(prompts)
-        answer = prompts.get("answer")
-        other = None
+        base, answer, other = prompts_of(prompts), prompts.get("answer"), None
         rows = torch.arange(0 if answer is None else len(answer))
 
     if answer is None:
@@ -134,20 +122,18 @@ def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: 
     """
     model = IntervenedModel(clean.network, {"noise": Edit(EMBEDDING, AdditionIntervention())})
     embedding: Any = resolve(clean.module, EMBEDDING).module
-    weight = embedding.weight
-    ids = clean.base["input_ids"]
+    width = embedding.weight.shape[1]
     lengths = clean.base["attention_mask"].sum(1).tolist()
-    values = torch.zeros(*ids.shape, weight.shape[1], dtype=weight.dtype)
-    numbers: dict[tuple[int, ...], int] = {}
-    for number, columns in enumerate(subject):
-        prompt = tuple(ids[number, : lengths[number]].tolist())
-        numbers[prompt] = number
+    values: dict[tuple[int, ...], Tensor] = {}
+    for ids, n, columns in zip(clean.base["input_ids"].tolist(), lengths, subject, strict=True):
+        prompt = tuple(ids[:n])
         columns = columns[columns != IGNORED]
         # The prompt's tokens are part of the seed, so neither its row nor its batch matters.
         generator = np.random.default_rng([seed, draw, *prompt])
-        noise = scale * generator.standard_normal((len(columns), weight.shape[1]))
-        values[number, columns] = torch.from_numpy(noise).to(weight.dtype)
-    return Corruption(model, values.to(weight.device), numbers)
+        noise = torch.zeros(n, width, dtype=torch.float64)
+        noise[columns] = torch.from_numpy(scale * generator.standard_normal((len(columns), width)))
+        values[prompt] = noise.to(embedding.weight.dtype).to(embedding.weight.device)
+    return Corruption(model, values)
 
 
 def subject_deviation(clean: Contrast, subject: Tensor) -> float:

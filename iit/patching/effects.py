@@ -115,23 +115,21 @@ class Effects:
         facts: experiment, network, task, variable, split, seed. A unit stands in the method:
             `VanillaIntervention[12]`.
         """
-        common = {"variable": None, "seed": None, "rank": None, "subset": "changing"} | facts
+        # A run without an edit is of no site.
+        names = ("component", "layer", "head", "position", "method")
+        common: dict[str, Any] = dict.fromkeys((*names, "variable", "seed", "rank", "control"))
+        common |= {"subset": "changing"} | facts
         rows = []
         for control, run in zip(self.controls, (self.unedited, self.source), strict=False):
             for metric, values in run.items():
-                if metric.startswith(NORMALISED):
-                    continue
-                # A run without an edit is of no site.
-                line: dict[str, Any] = dict.fromkeys(
-                    ("component", "layer", "head", "position", "method")
-                )
-                line |= self._interval(metric, values)._asdict()
-                rows.append(Row(**common, **line, control=control, metric=metric))
+                if not metric.startswith(NORMALISED):
+                    line = common | {"control": control, "metric": metric}
+                    rows.append(Row(**line, **self._interval(metric, values)._asdict()))
         for line in self.table():
             unit = line.pop("unit")
             if unit is not None:
                 line["method"] += f"[{unit}]"
-            rows.append(Row(**common, **line, control=None))
+            rows.append(Row(**common | line))
         return rows
 
     def top(self, n: int, metric: str) -> list[int]:

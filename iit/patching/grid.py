@@ -74,7 +74,9 @@ def grid(
         for component in components:
             # A component without layers has its cells once, not once for each layer.
             blocks = [None] if component in UNLAYERED else layers
-            parts = _heads(contrast, component, heads)
+            parts: Iterable[Any] = [None]
+            if heads is not None and component in HEADED:
+                parts = range(heads_of(contrast.module, component)) if heads == "all" else heads
             for layer, head, position, unit in product(blocks, parts, positions, units):
                 site = Site(component, layer=layer, head=head, position=position)
                 cells.append(MapCell(site, unit))
@@ -109,9 +111,3 @@ def common_positions(contrast: Contrast) -> range:
     """Every token index that all bases and sources have."""
     masks = (contrast.base["attention_mask"], contrast.source["attention_mask"])
     return range(min(int(mask.sum(1).min()) for mask in masks))
-
-
-def _heads(contrast: Contrast, component: str, heads: Any) -> Iterable[Any]:
-    if heads is None or component not in HEADED:
-        return [None]
-    return range(heads_of(contrast.module, component)) if heads == "all" else heads

@@ -1,8 +1,6 @@
 """The logit lens: what the network would answer if a layer's residual stream were its last."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from iit.intervened import ActivationStore
+from iit.intervened import ActivationStore, capture
 from iit.intervened.batch import Inputs, prepare
-from iit.intervened.positions import columns
 from iit.network import LanguageModel
 from iit.network.answering import IGNORED
 from iit.patching.cell_runs import effects_of
@@ -36,7 +33,7 @@ def logit_lens(
 
     logits_ℓ = head(norm(block_output_ℓ))
 
-    Norm and head are the network's own code behind its last block. One forward serves all layers.
+    Norm and head are the network's own code behind its last block. Two forwards serve all layers.
     At the last layer these are the network's own logits. Entries of absent positions are zero.
 
     Arguments:
@@ -51,40 +48,37 @@ def logit_lens(
         nostalgebraist, 2020; arXiv 2303.08112.
     """
     module = module_of(network)
-    top = n_blocks(module) - 1
-    layers = range(top + 1) if layers is None else layers
-    prepared = prepare(module, batch)
-    last = Site("block_output", layer=top, position=position)
-    site_columns = columns(last, prepared)
-    streams: dict[int, Tensor] = {}
+    layers = range(n_blocks(module)) if layers is None else layers
+    sites = [Site("block_output", layer=layer, position=position) for layer in layers]
+    captured = capture(module, batch, sites)
+    # [layer, batch, position, width]
+    streams = torch.stack([captured[site] for site in sites])
 
-    def read(layer: int, activation: Tensor) -> Tensor | None:
-        streams[layer] = site_columns.read(activation)
-        # Layers below the last are only read, and the run goes on as it is.
-        if layer < top:
-            return None
+    def all_layers(activation: Tensor) -> Tensor:
         # What comes behind the last block acts on each column by itself. So all layers pass through
         # it at once: [layer, batch, position, width] becomes rows as long as the prompts.
-        rows = torch.stack([streams[number] for number in layers]).flatten(0, 2)
+        rows = streams.flatten(0, 2)
         # Columns that fill up the last row; they are cut off below.
         missing = -len(rows) % activation.shape[1]
         return pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, activation.shape[1]))
 
-    # The stack removes the hooks, also after an error.
-    with torch.no_grad(), ExitStack() as stack:
-        for layer in sorted({*layers, top}):
-            site = resolve(module, Site("block_output", layer=layer))
-            stack.callback(site.attach(partial(read, layer)).remove)
-        output = prepared.through(module)
-
+    last = resolve(module, Site("block_output", layer=n_blocks(module) - 1))
+    attached = last.attach(all_layers)
+    try:
+        with torch.no_grad():
+            output = prepare(module, batch).through(module)
+    finally:
+        attached.remove()
     if getattr(output, "logits", None) is None:
         raise ValueError(f"{type(module).__name__} has no output head to read a layer by.")
+
+    shape = streams.shape[:3]
     # [layer, batch, position, vocab]
-    shape = (len(layers), *streams[top].shape[:2], -1)
-    n_rows = len(layers) * streams[top].shape[:2].numel()
-    logits = output.logits.flatten(0, 1)[:n_rows].view(shape)
-    if isinstance(site_columns.index, Tensor):
-        logits = logits.masked_fill((site_columns.index == IGNORED)[..., None], 0)
+    logits = output.logits.flatten(0, 1)[: shape.numel()].unflatten(0, shape)
+    n = captured.counts[sites[0]]
+    if n is not None:
+        absent = torch.arange(shape[2], device=n.device) >= n.unsqueeze(1)
+        logits = logits.masked_fill(absent.unsqueeze(-1), 0)
     return logits
 
 
@@ -128,14 +122,7 @@ def lens_map(
     # The base is its own source: its layer ℓ goes in place of its last block's output.
     replacement = Replacement(contrast, cells, contrast.base, at=last)
     return effects_of(
-        contrast,
-        cells,
-        replacement.edit_of,
-        metric,
-        "LogitLens",
-        store,
-        batch_size,
-        progress,
+        contrast, cells, replacement.edit_of, "LogitLens", metric, store, batch_size, progress
     )
 
 
@@ -153,26 +140,28 @@ def top_tokens(
         token (the prompt's own token there), rank (from 1), top (the likely token's text),
         probability.
     """
-    likeliest = logit_lens(network, batch, layers=layers, position=position).softmax(-1).topk(n, -1)
+    probabilities = logit_lens(network, batch, layers=layers, position=position).softmax(-1)
+    values, tokens = probabilities.topk(n, -1)
     prompts = prepare(network.model, batch)
     index = column_index(Site("block_output", layer=0, position=position), prompts)
-    layer_numbers = range(len(likeliest.values)) if layers is None else layers
+    layers = range(len(values)) if layers is None else layers
     tokenizer: Any = network.tokenizer
 
     lines = []
-    for layer_index, row, entry, rank in product(*map(range, likeliest.values.shape)):
-        column = index[row, entry]
+    for entry in product(*map(range, values.shape)):
+        layer, row, place, rank = entry
+        column = index[row, place]
         if column == IGNORED:
             continue
         lines.append(
             {
-                "layer": layer_numbers[layer_index],
+                "layer": layers[layer],
                 "row": row,
-                "position": entry,
+                "position": place,
                 "token": tokenizer.decode([int(prompts.tokens[row, column])]),
                 "rank": rank + 1,
-                "top": tokenizer.decode([int(likeliest.indices[layer_index, row, entry, rank])]),
-                "probability": float(likeliest.values[layer_index, row, entry, rank]),
+                "top": tokenizer.decode([int(tokens[entry])]),
+                "probability": float(values[entry]),
             }
         )
     return lines

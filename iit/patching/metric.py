@@ -1,7 +1,7 @@
 """Metrics: what is read from the logits of an edited run."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -114,21 +114,28 @@ def metrics_of(metric: MetricChoice) -> dict[str, Metric]:
     return metrics
 
 
-def figures_of(
-    metrics: Mapping[str, Metric], logits: Tensor, answers: Answers
-) -> dict[str, np.ndarray]:
-    """The figures that metrics read from logits, {metric: float[row]}.
+def blank(metrics: Iterable[str], *shape: int) -> dict[str, np.ndarray]:
+    """{metric: float[shape]}, to be filled by `record`; NaN until then."""
+    return {name: np.full(shape, np.nan) for name in metrics}
+
+
+def record(
+    values: Mapping[str, np.ndarray],
+    index: Any,
+    metrics: Mapping[str, Metric],
+    logits: Tensor,
+    answers: Answers,
+) -> None:
+    """Write what the metrics read from logits, a figure for each row, to values[metric][index].
 
     Raises:
         ValueError: for a metric that does not give one value for each row.
     """
-    figures = {}
     for name, metric in metrics.items():
-        values = torch.as_tensor(metric(logits, answers))
-        if values.shape != (len(logits),):
+        figures = torch.as_tensor(metric(logits, answers))
+        if figures.shape != (len(logits),):
             raise ValueError(
-                f"The metric {name!r} gave shape {tuple(values.shape)}; expected one value for "
+                f"The metric {name!r} gave shape {tuple(figures.shape)}; expected one value for "
                 f"each of {len(logits)} rows."
             )
-        figures[name] = widened(values.cpu()).numpy()
-    return figures
+        values[name][index] = widened(figures.cpu()).numpy()

@@ -46,13 +46,7 @@ def patch(
     contrast = contrast_of(network, pairs, direction)
     cells = grid(contrast, **where)
     replacement = Replacement(contrast, cells, contrast.source)
+    method = "VanillaIntervention" + ("" if direction == "noising" else ", denoising")
     return effects_of(
-        contrast,
-        cells,
-        replacement.edit_of,
-        metric,
-        "VanillaIntervention" + ("" if direction == "noising" else ", denoising"),
-        store,
-        batch_size,
-        progress,
+        contrast, cells, replacement.edit_of, method, metric, store, batch_size, progress
     )

@@ -4,10 +4,9 @@ All other paths are held at the base's values.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,11 @@ from iit.patching.replacement import Replacement
 from iit.site import Site
 
 SUBLAYERS = ("attention", "mlp")
-SENDERS = {"components": "attention_value_output", "heads": "all", "positions": ("last",)}
+SENDERS: dict[str, Any] = {
+    "components": "attention_value_output",
+    "heads": "all",
+    "positions": ("last",),
+}
 """The senders of a path by default: every head at the last token."""
 
 # When each component is computed inside its block.
@@ -93,91 +96,72 @@ def path_patch(
         )
 
     receivers = (receivers,) if isinstance(receivers, Site) else tuple(receivers)
-    for name, default in SENDERS.items():
-        where.setdefault(name, default)
-    senders = grid(contrast, **where)
     early = []
     late = []
-    for site in whole_sites(senders):
+    for site in whole_sites(grid(contrast, **SENDERS | where)):
         before = not receivers or any(_when(site) < _when(receiver) for receiver in receivers)
-        (early if before else late).append(site)
+        (early if before else late).append(MapCell(site))
 
     # A product may hold senders that lead nowhere. Cells that were named may not.
     if late and (where.get("cells") is not None or not early):
         reached = ", ".join(map(str, receivers))
         raise ValueError(f"The sender {late[0]} lies before none of the receivers {reached}.")
 
-    cells = list(map(MapCell, early))
-    paths = _Paths(Replacement(contrast, cells, contrast.source), receivers, through)
-    return effects_of(
-        contrast,
-        cells,
-        paths.edit_of,
-        metric,
-        "PathPatching",
-        store,
-        batch_size,
-        progress,
-    )
+    senders = Replacement(contrast, early, contrast.source)
+    edit_of = partial(_two_runs, senders, receivers, through)
+    return effects_of(contrast, early, edit_of, "PathPatching", metric, store, batch_size, progress)
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Paths:
-    """The two runs of each sender."""
+def _two_runs(
+    senders: Replacement, receivers: Sequence[Site], through: Sequence[str], group: CellGroup
+) -> EditedCells:
+    """The first run of each sender, followed by the second where there are receivers."""
+    network = group.contrast.network
+    held = _held(group, through)
+    received: dict[Site, Tensor] = {}
 
-    senders: Replacement
-    receivers: Sequence[Site]
-    through: Sequence[str]
+    def keep(site: Site, activation: Tensor) -> Tensor:
+        # A checked batch runs several times, all alike; the last run stays.
+        received[site] = activation.detach().clone()
+        return activation
 
-    def edit_of(self, group: CellGroup) -> EditedCells:
-        """The first run, followed by the second where there are receivers."""
-        received_values: dict[Site, Tensor] = {}
-        held = self._held(group)
-        edits: dict[Any, Edit] = {"cell": Edit(group.site, VanillaIntervention())}
-        for site in held:
-            edits[str(site)] = Edit(site, VanillaIntervention())
-        for site in self.receivers:
-            keeper = LambdaIntervention(partial(_keep, received_values, site))
-            # An edit that changes nothing: it notes what the receiver gets.
-            edits[f"activation at {site}"] = Edit(site, keeper)
+    swap = VanillaIntervention()
+    edits: dict[Any, Any] = {"cell": Edit(group.site, swap)} | dict.fromkeys(held, swap)
+    for site in receivers:
+        # An edit that changes nothing: it notes what the receiver gets.
+        edits[f"activation at {site}"] = Edit(site, LambdaIntervention(partial(keep, site)))
+    first = IntervenedModel(network, edits)
+    second = IntervenedModel(network, dict.fromkeys(receivers, swap))
 
-        first = IntervenedModel(group.contrast.network, edits)
-        received: dict[Any, Edit] = {
-            site: Edit(site, VanillaIntervention()) for site in self.receivers
-        }
-        second = IntervenedModel(group.contrast.network, received)
+    def logits(rows: CellRows) -> Tensor:
+        prompts = prompts_of(rows.base)
+        # What is held swaps in the base's own activations.
+        sources: dict[Any, Any] = dict.fromkeys(held, prompts)
+        sources["cell"] = senders.of(group, rows)
+        direct = first.answer_logits(rows.base, sources)
+        if not receivers:
+            return direct
 
-        def logits(rows: CellRows) -> Tensor:
-            prompts = prompts_of(rows.base)
-            # What is held swaps in the base's own activations.
-            sources: dict[str, Any] = dict.fromkeys(map(str, held), prompts)
-            sources["cell"] = self.senders.of(group, rows)
-            direct = first.answer_logits(rows.base, sources)
-            if not self.receivers:
-                return direct
-            # The store is given to the first network only after this one is made.
-            second.store = first.store
-            batch = prepare(first.network, prompts)
-            sources_of: dict[Any, Activations] = {}
-            for site in self.receivers:
-                n = counts(columns(site, batch), batch)
-                sources_of[site] = Activations({site: received_values[site]}, {site: n})
-            return second.answer_logits(rows.base, sources_of)
+        # The store is given to the first network only after this one is made.
+        second.store = first.store
+        batch = prepare(first.network, prompts)
+        n_received = {site: counts(columns(site, batch), batch) for site in receivers}
+        return second.answer_logits(rows.base, Activations(received, n_received))
 
-        return EditedCells(first, logits)
+    return first, logits
 
-    def _held(self, group: CellGroup) -> list[Site]:
-        """The writes behind the sender that are kept at the base's values."""
-        sender = group.site
-        # Tokens before the sender's position do not see it, and need not be held.
-        position = None if sender.position is None else BEHIND
-        sites = []
-        for block, name in product(range(n_blocks(group.contrast.module)), SUBLAYERS):
-            site = Site(f"{name}_write", layer=block, position=position)
-            if name not in self.through and _when(sender) < _when(site):
-                sites.append(site)
-        return sites
+
+def _held(group: CellGroup, through: Sequence[str]) -> list[Site]:
+    """The writes behind the sender that are kept at the base's values."""
+    sender = group.site
+    # Tokens before the sender's position do not see it, and need not be held.
+    position = None if sender.position is None else BEHIND
+    sites = []
+    for block, name in product(range(n_blocks(group.contrast.module)), SUBLAYERS):
+        site = Site(f"{name}_write", layer=block, position=position)
+        if name not in through and _when(sender) < _when(site):
+            sites.append(site)
+    return sites
 
 
 def _when(site: Site) -> tuple[float | int, int]:
@@ -191,12 +175,3 @@ def _when(site: Site) -> tuple[float | int, int]:
         # Components without a layer stand at the network's ends.
         layer = -1 if site.component == "embedding_output" else torch.inf
     return layer, _ORDER[site.component]
-
-
-def _keep(activations: dict[Site, Tensor], site: Site, activation: Tensor) -> Tensor:
-    """Note what a receiver sees and leave it as it is.
-
-    A checked batch runs several times, all alike; the last run stays.
-    """
-    activations[site] = activation.detach().clone()
-    return activation

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened import Activations, Edit, IntervenedModel
 from iit.intervention import VanillaIntervention
-from iit.patching.activations import ActivationReader, padded
+from iit.patching.activations import ActivationReader
 from iit.patching.cell_runs import CELL, CellGroup, CellRows, EditedCells
 from iit.patching.contrast import Contrast, batch_rows
 from iit.patching.grid import MapCell
@@ -41,11 +42,7 @@ class Replacement:
         """The base's runs with each cell replaced."""
         edit = Edit(self._at or group.site, VanillaIntervention(), source_sites=group.site)
         model = IntervenedModel(group.contrast.network, {"cell": edit})
-
-        def logits(rows: CellRows) -> Any:
-            return model.answer_logits(rows.base, self.of(group, rows))
-
-        return EditedCells(model, logits)
+        return model, lambda rows: model.answer_logits(rows.base, self.of(group, rows))
 
     def of(self, group: CellGroup, rows: CellRows) -> Mapping[Any, Any]:
         """What replaces each row's cell: activations at the group's site, or a batch to be run.
@@ -55,22 +52,19 @@ class Replacement:
                 number of positions at a unit's site.
         """
         first = group.cells[0]
-        if isinstance(self._source, Activations):
-            values = self._source
-        elif _by_batch(first):
+        if _by_batch(first) and not isinstance(self._source, Activations):
             batch = batch_rows(self._source, rows.pair)
             if group.site.position is not None:
                 columns = group.columns(self._source)
                 # The source is read at the cell's position in the source itself.
                 batch["positions"] = {CELL: columns[rows.cell, rows.pair]}
             return batch
-        else:
-            values = self._source_reader.at(group.sites)
-        source_values = _in_rows(values, group, rows)
+
+        replacements = _in_rows(self._source_reader.at(group.sites), group, rows)
         if first.unit is None:
-            return source_values
-        base_values = _in_rows(self._base_reader.at(group.sites), group, rows)
-        return _with_source_unit(base_values, source_values, group, rows)
+            return replacements
+        originals = _in_rows(self._base_reader.at(group.sites), group, rows)
+        return _with_source_unit(originals, replacements, group, rows)
 
 
 def _by_batch(cell: MapCell) -> bool:
@@ -84,10 +78,10 @@ def _by_batch(cell: MapCell) -> bool:
 
 def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activations:
     """The activation of each row's cell and pair, as {the group's site: [row, position, width]}."""
-    # [cell, pair, position, width]
-    stacked = torch.stack(padded([values[site] for site in group.sites]))
-    of_rows = stacked[rows.cell, rows.pair]
-    counts = [n for site in group.sites if (n := values.counts[site]) is not None]
+    sites = group.sites
+    tensors = [values[sites[c]][pair] for c, pair in zip(rows.cell, rows.pair, strict=True)]
+    of_rows = pad_sequence(tensors, batch_first=True)
+    counts = [n for site in sites if (n := values.counts[site]) is not None]
     if not counts:
         return Activations({group.site: of_rows}, {group.site: None})
     n = torch.stack(counts)[rows.cell, rows.pair]
@@ -96,22 +90,23 @@ def _in_rows(values: Activations, group: CellGroup, rows: CellRows) -> Activatio
 
 
 def _with_source_unit(
-    base_values: Activations, source_values: Activations, group: CellGroup, rows: CellRows
+    originals: Activations, replacements: Activations, group: CellGroup, rows: CellRows
 ) -> Activations:
     """The base's activations with one unit of the source's in each row."""
     site = group.site
-    width = base_values[site].shape[-1]
+    old, new = originals[site], replacements[site]
     units = torch.tensor([cell.unit for cell in group.cells])
     low, high = int(units.min()), int(units.max())
-    if low < 0 or high >= width:
+    if low < 0 or high >= old.shape[-1]:
         raise ValueError(
-            f"units reach from {low} to {high}; {site.component} has units 0 to {width - 1}."
+            f"units reach from {low} to {high}; {site.component} has units 0 to "
+            f"{old.shape[-1] - 1}."
         )
-    if base_values[site].shape != source_values[site].shape:
+    if old.shape != new.shape:
         raise ValueError(f"{site}: base and source have other numbers of positions there.")
-    row = torch.arange(len(units[rows.cell]))
+    row = torch.arange(len(old))
     unit = units[rows.cell]
     # [row, position]: in each row the unit of its own cell, at all positions. `_in_rows` has made a
     # copy, so the base's activations stay.
-    base_values[site][row, :, unit] = source_values[site][row, :, unit]
-    return Activations(base_values, source_values.counts)
+    old[row, :, unit] = new[row, :, unit]
+    return Activations(originals, replacements.counts)

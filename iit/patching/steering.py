@@ -5,7 +5,7 @@ Its effect is measured beside what it costs in fluency.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, final
 
 import numpy as np
@@ -64,10 +64,9 @@ class Steered:
     def table(self) -> list[dict[str, Any]]:
         """A line for each point and metric: method, strength, metric, value, low, high, n."""
         lines = []
-        for point, (method, strength) in enumerate(self.points):
-            for metric in self.metrics:
-                line = {"method": method, "strength": strength, "metric": metric}
-                lines.append(line | self.interval(point, metric)._asdict())
+        for (point, (method, strength)), metric in product(enumerate(self.points), self.metrics):
+            line = {"method": method, "strength": strength, "metric": metric}
+            lines.append(line | self.interval(point, metric)._asdict())
         return lines
 
     def rows(self, site: Site, **facts: Any) -> list[Row]:
@@ -75,27 +74,19 @@ class Steered:
 
         The strength is the draw.
         """
-        common = {
-            "variable": None,
-            "seed": None,
-            "rank": None,
-            "task": None,
-            "subset": "all",
-        } | facts
+        names = ("component", "layer", "head", "position")
+        common = dict.fromkeys(("variable", "seed", "rank", "task", *names))
+        common |= {"subset": "all"} | facts
 
         rows = []
         for line in self.table():
-            site_facts = {
-                name: getattr(site, name) for name in ("component", "layer", "head", "position")
-            }
-            method, strength = line.pop("method"), line.pop("strength")
-            if method == NO_INTERVENTION:
-                # A run without an edit is of no site.
-                site_facts = dict.fromkeys(site_facts)
+            line["draw"] = line.pop("strength")
+            if line["method"] == NO_INTERVENTION:
+                # A run without an edit is of no site, and has no strength.
                 line |= {"method": None, "control": NO_INTERVENTION, "draw": None}
             else:
-                line |= {"method": method, "control": None, "draw": strength}
-            rows.append(Row(**common, **site_facts, **line))
+                line |= {name: getattr(site, name) for name in names} | {"control": None}
+            rows.append(Row(**common | line))
         return rows
 
     def generations(self) -> list[dict[str, Any]]:
@@ -179,10 +170,9 @@ def steer(
         if name not in methods:
             raise ValueError(f"strengths names {name!r}; the methods are {list(methods)}.")
 
-    # The first point is the network without an edit, to compare with.
-    points = [(NO_INTERVENTION, 0.0)]
-    # For each point, an edit for each intervention under its name.
-    edits: list[list[dict[Any, Intervention]]] = [[{}]]
+    # {point: its edits, one for each intervention under its name}. The first point is the network
+    # without an edit, to compare with.
+    edits: dict[tuple[str, float], list[dict[Any, Intervention]]] = {(NO_INTERVENTION, 0.0): [{}]}
     for name, method in methods.items():
         interventions = [method] if isinstance(method, Intervention) else method
         if any(item.needs_source for item in interventions):
@@ -190,34 +180,23 @@ def steer(
                 f"{name!r} reads a source: steering takes interventions without one, such as "
                 "AdditionIntervention."
             )
-        for strength in strengths.get(name, ()):
-            points.append((name, float(strength)))
-            edits.append([{site: scaled(item, float(strength))} for item in interventions])
+        for strength in map(float, strengths.get(name, ())):
+            edits[name, strength] = [{site: scaled(item, strength)} for item in interventions]
 
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
     texts = []
-    columns = []
-    for edits_of_point in edits:
+    means = []
+    for edits_of_point in edits.values():
         runs = []
         for edit in edits_of_point:
-            generated, figures = _generated(network, edit, prompts, batch_size, options)
-            for name, effect in effects.items():
-                column = np.asarray(effect(generated), dtype=float)
-                if column.shape != (len(prompts),):
-                    raise ValueError(
-                        f"The effect {name!r} gave shape {column.shape}; expected one value for "
-                        f"each of {len(prompts)} texts."
-                    )
-                figures[name] = column
-            runs.append((generated, figures))
+            model = IntervenedModel(network, edit)
+            runs.append(_generated(model, network, prompts, effects, batch_size, options))
         texts.append(runs[0][0])
-        columns.append([figures for _, figures in runs])
+        # The interventions of one name are averaged, prompt by prompt.
+        means.append({name: np.mean([run[1][name] for run in runs], 0) for name in runs[0][1]})
 
-    values = {}
-    for name in (*effects, LOSS, "distinct"):
-        # [point, prompt]; the interventions of one name are averaged.
-        values[name] = np.stack([np.mean([item[name] for item in point], 0) for point in columns])
-    return Steered(tuple(points), values, tuple(prompts), tuple(texts))
+    values = {name: np.stack([mean[name] for mean in means]) for name in means[0]}
+    return Steered(tuple(edits), values, tuple(prompts), tuple(texts))
 
 
 def scaled(intervention: Intervention, strength: float) -> Intervention:
@@ -240,8 +219,8 @@ def contains(words: Sequence[str]) -> Effect:
     def effect(texts: Sequence[str]) -> list[float]:
         shares = []
         for text in texts:
-            text_words = {word.strip(".,!;:?()'\"").lower() for word in text.split()}
-            shares.append(float(bool(text_words & lowered)))
+            text_words = {word.strip(".,!;:?()'\"") for word in text.lower().split()}
+            shares.append(float(not lowered.isdisjoint(text_words)))
         return shares
 
     return effect
@@ -267,11 +246,12 @@ def difference_of_means(
         captured = capture(network, batch, site)
         activation = captured[site].float()
         n = captured.counts[site]
-        columns = torch.arange(activation.shape[1], device=activation.device)
         # [prompt, position]: which tokens count.
-        real = columns.expand(len(activation), -1) >= (1 if site.position is None else 0)
+        real = torch.ones_like(activation[..., 0], dtype=torch.bool)
+        if site.position is None:
+            real[:, 0] = False
         if n is not None:
-            real = real & (columns < n.unsqueeze(1))
+            real &= torch.arange(real.shape[1], device=real.device) < n.unsqueeze(1)
         if not bool(real.any()):
             raise ValueError(
                 "The prompts have no token beside their first: there is no mean to take."
@@ -310,18 +290,18 @@ def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> l
 
 
 def _generated(
+    model: IntervenedModel,
     network: LanguageModel,
-    edit: Mapping[Any, Intervention],
     prompts: Sequence[str],
+    effects: Mapping[str, Effect],
     batch_size: int,
     options: Mapping[str, Any],
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The text that is generated for each prompt, and two figures of each text.
+    """The text that an edited network generates for each prompt, and the figures of each text.
 
-    They are −log p per token without an edit, and the share of distinct pairs of neighbouring
-    tokens.
+    They are the effects, −log p per token without an edit, and the share of distinct pairs of
+    neighbouring tokens.
     """
-    model = IntervenedModel(network, edit)
     plain = IntervenedModel(network, {})
     tokenizer: Any = network.tokenizer
     options = {"do_sample": False, **options, "pad_token_id": tokenizer.pad_token_id}
@@ -346,8 +326,16 @@ def _generated(
         for row in range(len(answer)):
             ids = answer[row, real[row]].tolist()
             texts.append(tokenizer.decode(ids, skip_special_tokens=True))
-            # A text of one token has no pairs, and repeats nothing.
             neighbours = list(pairwise(ids))
-            n_distinct = len(set(neighbours))
-            distinct.append(n_distinct / len(neighbours) if neighbours else 1.0)
-    return tuple(texts), {LOSS: np.concatenate(losses), "distinct": np.array(distinct)}
+            # A text of one token has no pairs, and repeats nothing.
+            distinct.append(len(set(neighbours)) / len(neighbours) if neighbours else 1.0)
+
+    figures: dict[str, np.ndarray] = {}
+    for name, effect in effects.items():
+        figures[name] = np.asarray(effect(texts), dtype=float)
+        if figures[name].shape != (len(prompts),):
+            raise ValueError(
+                f"The effect {name!r} gave shape {figures[name].shape}; expected one value for "
+                f"each of {len(prompts)} texts."
+            )
+    return tuple(texts), figures | {LOSS: np.concatenate(losses), "distinct": np.array(distinct)}

@@ -5,19 +5,28 @@ What is measured is which states restore the answer.
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
+from iit.intervened.batch import prepare
 from iit.intervention import AdditionIntervention, VanillaIntervention
 from iit.network.answering import IGNORED
 from iit.patching.activations import activations
-from iit.patching.cell_runs import CELL, CellGroup, CellRows, EditedCells, cell_values, unedited
-from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, batch_rows
+from iit.patching.cell_runs import CellGroup, CellRows, EditedCells, cell_values
+from iit.patching.contrast import (
+    AnyNetwork,
+    Contrast,
+    Contrasted,
+    batch_rows,
+    column_index,
+    prompts_of,
+)
 from iit.patching.corruption import EMBEDDING, Corruption, corruption, questions, subject_deviation
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell, common_positions, grid, n_blocks, whole_sites
@@ -31,7 +40,7 @@ SPANS = ("subject_first", "subject_middle", "subject_last", "after_subject", "fu
 
 A subject's only token is `subject_last`; a prompt's last one is `last`.
 """
-TOKEN = "token"
+TOKEN = "a token of a span"
 """The role of the one token that a row restores."""
 
 
@@ -88,44 +97,53 @@ def trace(
     clean, columns, deviation = _traced(network, prompts, subject, only)
     sites = _sites(clean, where)
     n_layers = n_blocks(clean.module)
-    _check_window(window, n_layers, sites)
+    without_layer = window > 1 and any(site.layer is None for site in sites)
+    if window % 2 == 0 or not 0 < window <= n_layers or without_layer:
+        raise ValueError(
+            f"window={window}: a window has a layer in its middle, so it is odd, and at most the "
+            f"network's {n_layers} layers; of sites without a layer it is 1."
+        )
 
     # The clean run's states are read once, at all positions, for every layer of any window.
-    restored: list[Site] = []
+    restored: dict[Site, None] = {}
     for site in sites:
-        restored += _window(replace(site, position=None), window, n_layers)
-    states = activations(network, clean.base, list(dict.fromkeys(restored)))
+        restored |= dict.fromkeys(_window(replace(site, position=None), window, n_layers))
+    states = activations(network, clean.base, list(restored))
 
     # Each token of a span is restored by itself, so it is a row of its own in a second contrast.
-    in_spans = [site for site in sites if site.position in SPANS]
-    one_token = dict.fromkeys(replace(site, position=TOKEN) for site in in_spans)
-    tokens = _SpanTokens.of(clean, {str(site.position) for site in in_spans})
-    others = [MapCell(site) for site in sites if site.position not in SPANS]
-    every = torch.arange(len(clean))
+    # span, prompt: LongTensor[row], the number of each token's span and of its prompt.
+    tokens, span, prompt = _tokens(clean, {site.position for site in sites})
+    others = [site for site in sites if site.position not in SPANS]
+    of_tokens = [replace(site, position=TOKEN) for site in sites if site.position in SPANS]
 
-    # (contrast, the number of each row's prompt, the cells): whole prompts, then single tokens.
-    runs = [(clean, every, others), (tokens.contrast, tokens.prompt, list(map(MapCell, one_token)))]
+    # (contrast, the number of each row's prompt, its cells): whole prompts, then single tokens.
+    runs = [
+        (clean, torch.arange(len(clean)), list(map(MapCell, others))),
+        (tokens, prompt, list(map(MapCell, dict.fromkeys(of_tokens)))),
+    ]
     metrics = metrics_of(metric)
-    before, logits = unedited(clean, clean.base, metrics)
+    before, logits = clean.unedited(clean.base, metrics)
 
     drawn = []
     for draw in range(draws):
         log.info("Draw %d of %d", draw + 1, draws)
         noise = corruption(clean, columns, multiple * deviation, seed, draw)
-        embedding = [MapCell(EMBEDDING)]
+        values: dict[Any, np.ndarray] = {}
 
         # The corrupted run without any state put back: the one cell only carries the noise.
+        embedding = [MapCell(EMBEDDING)]
         alone = cell_values(clean, embedding, noise.edit_of, metrics, logits, None, batch_size)
-        values: dict[Any, np.ndarray] = {(name, None): column for name, (column,) in alone.items()}
+        for name, (column,) in alone.items():
+            values[name, None] = column
 
         # Runs resume from the corrupted run below their layer: the noise is the same for all cells.
         under = ActivationStore(clean.module, layers=range(1, n_layers + 1), under=noise.applied)
-        for contrast, prompt, cells in runs:
+        for contrast, prompt_of_row, cells in runs:
             if not cells:
                 continue
-            edit_of = _Restoration(noise, prompt, window, states).edit_of
+            edit_of = partial(_restoration, noise, prompt_of_row, window, states)
             # Logits of the clean run, row by row.
-            plain = None if logits is None else logits[prompt]
+            plain = None if logits is None else logits[prompt_of_row]
             figures = cell_values(contrast, cells, edit_of, metrics, plain, under, batch_size)
             for name, by_cell in figures.items():
                 for cell, column in zip(cells, by_cell, strict=True):
@@ -139,9 +157,10 @@ def trace(
     for name in metrics:
         by_site = []
         for site in sites:
-            if site in in_spans:
-                by_token = mean[name, replace(site, position=TOKEN)]
-                by_site.append(tokens.averaged(by_token, site.position, len(clean)))
+            if site.position in SPANS:
+                inside = (span == SPANS.index(str(site.position))).numpy()
+                by_token = mean[name, replace(site, position=TOKEN)][inside]
+                by_site.append(_by_prompt(by_token, prompt.numpy()[inside], len(clean)))
             else:
                 by_site.append(mean[name, site])
         effects[name] = np.stack(by_site)
@@ -154,100 +173,67 @@ def trace(
         clean.clusters,
         "CausalTracing" + ("" if window == 1 else f", window {window}"),
         controls=("corrupted", "no_intervention"),
-        labels=clean.tokens(list(dict.fromkeys(site.position for site in sites))),
+        labels=clean.tokens([site.position for site in sites]),
     )
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _SpanTokens:
-    """Single tokens as rows.
+def _tokens(clean: Contrast, positions: Collection[Any]) -> tuple[Contrast, Tensor, Tensor]:
+    """A row for each token of the spans among the positions, with its column at the role `TOKEN`.
 
-    contrast: a row for each token, with its column at the role `TOKEN`.
-    prompt: LongTensor[row], the number of each token's prompt.
-    span: str[row], the span that each token belongs to.
+    The two tensors are LongTensor[row], the number in `SPANS` and the number of the prompt.
     """
-
-    contrast: Contrast
-    prompt: Tensor
-    span: np.ndarray
-
-    @classmethod
-    def of(cls, clean: Contrast, spans: Collection[str]) -> "_SpanTokens":
-        """The tokens of some spans."""
-        # An empty start, so that `cat` works without any span.
-        prompts = [torch.empty(0, dtype=torch.long)]
-        columns = [torch.empty(0, dtype=torch.long)]
-        names: list[str] = []
-        for span in SPANS:
-            if span not in spans:
-                continue
-            index = clean.base["positions"][span]
-            prompt, entry = (index != IGNORED).nonzero(as_tuple=True)
-            prompts.append(prompt)
-            columns.append(index[prompt, entry])
-            names += [span] * len(prompt)
-        prompt = torch.cat(prompts)
-        base = {name: clean.base[name][prompt] for name in ("input_ids", "attention_mask")}
-        base["positions"] = {TOKEN: torch.cat(columns).unsqueeze(1)}
-        return cls(_rows(clean, prompt, base), prompt, np.array(names, dtype=str))
-
-    def averaged(self, values: np.ndarray, span: Any, n: int) -> np.ndarray:
-        """The mean over a span's tokens, float[prompt]; NaN where there is none.
-
-        values: float[row].
-        """
-        inside = self.span == span
-        prompt = self.prompt.numpy()[inside]
-        count = np.bincount(prompt, minlength=n)
-        total = np.bincount(prompt, weights=values[inside], minlength=n)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    by_span = [clean.base["positions"][span] != IGNORED for span in SPANS]
+    wanted = torch.tensor([span in positions for span in SPANS])
+    # [span, prompt, column]
+    is_token = torch.stack(by_span) & wanted.view(-1, 1, 1)
+    span, prompt, column = is_token.nonzero(as_tuple=True)
+    base = {name: clean.base[name][prompt] for name in ("input_ids", "attention_mask")}
+    base["positions"] = {TOKEN: column.unsqueeze(1)}
+    return _rows(clean, prompt, base), span, prompt
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Restoration:
+def _by_prompt(values: np.ndarray, prompt: np.ndarray, n: int) -> np.ndarray:
+    """The mean over each prompt's tokens, float[prompt] of n; NaN where there is none."""
+    count = np.bincount(prompt, minlength=n)
+    total = np.bincount(prompt, weights=values, minlength=n)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _restoration(
+    noise: Corruption,
+    prompt: Tensor,
+    window: int,
+    states: Mapping[Site, Tensor],
+    group: CellGroup,
+) -> EditedCells:
     """Corrupted runs in which the cell has its state of the clean run, in all layers of its window.
 
     prompt: LongTensor[pair], which prompt each pair's is.
     states: {site: Tensor[prompt, position, width]}, of sites at all positions.
     """
+    module = group.contrast.module
+    sites = _window(group.site, window, n_blocks(module))
+    edits: dict[Any, Edit] = {
+        "noise": Edit(EMBEDDING, AdditionIntervention()),
+        "restored": Edit(sites, VanillaIntervention()),
+    }
+    model = IntervenedModel(group.contrast.network, edits, stored=["noise"])
 
-    noise: Corruption
-    prompt: Tensor
-    window: int
-    states: Mapping[Site, Tensor]
+    def logits(rows: CellRows) -> Tensor:
+        index = column_index(group.site, prepare(module, prompts_of(rows.base)))
+        counts = (index != IGNORED).sum(1)
+        # [row, 1], beside the index [row, position]
+        numbers = prompt[rows.pair].unsqueeze(1)
+        values = {}
+        for site in sites:
+            of_prompts = states[replace(site, position=None)]
+            # Absent columns read column 0, and `counts` leaves them out.
+            values[site] = of_prompts[numbers, index.clamp(min=0)]
+        restored = Activations(values, dict.fromkeys(sites, counts))
+        sources = {"noise": noise.source(rows.base), "restored": restored}
+        return model.answer_logits(rows.base, sources)
 
-    def edit_of(self, group: CellGroup) -> EditedCells:
-        """Noise, followed by the clean state."""
-        sites = _window(group.site, self.window, n_blocks(group.contrast.module))
-        edits: dict[Any, Edit] = {
-            "noise": Edit(EMBEDDING, AdditionIntervention()),
-            "restored": Edit(sites, VanillaIntervention()),
-        }
-        model = IntervenedModel(group.contrast.network, edits, stored=["noise"])
-
-        def logits(rows: CellRows) -> Tensor:
-            prompt = self.prompt[rows.pair]
-            lengths = rows.base["attention_mask"].sum(1)
-            if group.site.position is None:
-                counts = lengths
-                index = torch.arange(int(lengths.max())).expand(len(prompt), -1)
-            else:
-                index = rows.base["positions"][CELL]
-                counts = (index != IGNORED).sum(1)
-                # Absent columns read column 0, and `counts` leaves them out.
-                index = index[:, : int(counts.max())].clamp(min=0)
-            values = {}
-            for site in sites:
-                states = self.states[replace(site, position=None)]
-                # [row, position, width]
-                values[site] = states[prompt.unsqueeze(1), index]
-            restored = Activations(values, dict.fromkeys(sites, counts))
-            sources = {"noise": self.noise.source(prompt, lengths), "restored": restored}
-            return model.answer_logits(rows.base, sources)
-
-        return EditedCells(model, logits)
+    return model, logits
 
 
 def _traced(
@@ -261,53 +247,31 @@ def _traced(
     σ is of all prompts.
     """
     clean = questions(network, prompts)
-    columns = _subject(clean, subject)
+    subject_site = replace(EMBEDDING, position=subject)
+    columns = column_index(subject_site, prepare(clean.module, clean.base))
     # Before `only` is applied: σ is of all prompts.
     deviation = subject_deviation(clean, columns)
+    spans = _spans(columns, clean.base["attention_mask"].sum(1))
+    base = {**clean.base, "positions": clean.base["positions"] | spans}
+    rows = torch.arange(len(clean))
     if only is not None:
-        if not set(only) <= set(range(len(clean))):
+        if not set(only) <= set(rows.tolist()):
             raise ValueError(
                 f"only={list(only)}: the prompts have the numbers 0 to {len(clean) - 1}."
             )
         rows = torch.tensor(list(only))
-        columns = columns[rows]
-        clean = _rows(clean, rows, batch_rows(clean.base, rows))
-    spans = _spans(columns, clean.base["attention_mask"].sum(1))
-    base = {**clean.base, "positions": clean.base["positions"] | spans}
-    return _rows(clean, torch.arange(len(clean)), base), columns, deviation
+    return _rows(clean, rows, batch_rows(base, rows)), columns[rows], deviation
 
 
 def _rows(clean: Contrast, rows: Tensor, base: Mapping[str, Any]) -> Contrast:
     """A contrast of some prompts, with this base."""
-    other_answer = None if clean.own is None else clean.own[rows]
-    return Contrast(
-        clean.network, base, base, clean.label[rows], other_answer, np.arange(len(rows))
-    )
-
-
-def _subject(clean: Contrast, subject: str) -> Tensor:
-    """The columns of the subjects, LongTensor[prompt, position].
-
-    Raises:
-        ValueError: for a role that does not exist, or is absent in a prompt.
-    """
-    roles = clean.base["positions"]
-    if subject not in roles:
-        names = ", ".join(map(repr, roles)) or "none"
-        raise ValueError(
-            f"The prompts have no role {subject!r} to corrupt; their roles are: {names}."
-        )
-    absent = (roles[subject] == IGNORED).all(1)
-    if bool(absent.any()):
-        raise ValueError(
-            f"Role {subject!r}, which is to be corrupted, is absent in prompt "
-            f"{int(absent.nonzero()[0])}."
-        )
-    return roles[subject]
+    label = clean.label[rows]
+    other = None if clean.own is None else clean.own[rows]
+    return Contrast(clean.network, base, base, label, other, np.arange(len(rows)))
 
 
 def _spans(subject: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-    """Span → LongTensor[prompt, token], the columns of its tokens, −100 elsewhere."""
+    """Span → LongTensor[prompt, column], each column of the span itself, −100 elsewhere."""
     columns = torch.arange(int(lengths.max()))
     end = lengths.unsqueeze(1) - 1
     # [prompt, 1]; padding must not be the least column.
@@ -333,33 +297,17 @@ def _sites(clean: Contrast, where: dict[str, Any]) -> list[Site]:
     """The sites that are restored.
 
     Raises:
-        ValueError: for a span that no prompt has, and positions that are a single one.
+        ValueError: for a span that no prompt has.
     """
-    absent = [span for span in SPANS if not (clean.base["positions"][span] != IGNORED).any()]
-    positions = where.get("positions", SPANS)
-    if positions is SPANS:
-        where["positions"] = [span for span in SPANS if span not in absent]
-    elif positions == "tokens":
+    absent = [span for span in SPANS if bool((clean.base["positions"][span] == IGNORED).all())]
+    positions = where.setdefault("positions", [span for span in SPANS if span not in absent])
+    if positions == "tokens":
         where["positions"] = common_positions(clean)
-    elif isinstance(positions, str):
-        raise ValueError(
-            f"positions={positions!r}: give a list of roles or token indices, or 'tokens' for "
-            "each by itself."
-        )
     sites = whole_sites(grid(clean, **where))
     for site in sites:
         if site.position in absent:
             raise ValueError(f"No prompt has a token of the span {site.position!r}.")
     return sites
-
-
-def _check_window(window: int, n_layers: int, sites: Sequence[Site]) -> None:
-    without_layer = window > 1 and any(site.layer is None for site in sites)
-    if window % 2 == 0 or not 0 < window <= n_layers or without_layer:
-        raise ValueError(
-            f"window={window}: a window has a layer in its middle, so it is odd, and at most the "
-            f"network's {n_layers} layers; of sites without a layer it is 1."
-        )
 
 
 def _window(site: Site, window: int, n_layers: int) -> list[Site]:

@@ -17,9 +17,9 @@ from iit import Site
 from iit.data import EncodedPairs
 from iit.intervened import ActivationStore
 from iit.intervened.store import StoreContents
-from iit.patching import patched
 from tests.alignment.test_fit import alignment_of, quiet
 from tests.families import make, prompts
+from tests.patching.contrasts import patched
 from tests.seeds import shifted
 
 

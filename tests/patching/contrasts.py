@@ -2,7 +2,7 @@
 
 import torch
 
-from iit.patching import Contrast
+from iit.patching import Contrast, patch
 from tests.families import V, make
 from tests.oracles import raw_hook
 from tests.seeds import shifted
@@ -71,3 +71,11 @@ def swapped(theirs, position=None):
 def difference(logits, found):
     label, own = found.label[:, :1], found.own[:, :1]
     return (logits.gather(1, label) - logits.gather(1, own)).squeeze(1).double().numpy()
+
+
+def patched(network, pairs, sites, **options):
+    """{site: (bool[pair], float[pair])}, what is right and the logit difference of all pairs."""
+    every = Contrast.of(network, pairs, every=True)
+    effects = patch(network, every, cells=sites, metric=("iia", "logit_difference"), **options)
+    right, difference = effects.of("iia").astype(bool), effects.of("logit_difference")
+    return dict(zip(sites, zip(right, difference, strict=True), strict=True))

@@ -6,8 +6,8 @@ import torch
 import iit
 from iit.data import EncodedPairs
 from iit.intervened import ActivationStore
-from iit.patching import patched
 from iit.result import correct, logit_difference
+from tests.patching.contrasts import patched
 
 SITES = [
     iit.Site(component, layer=layer, head=head, position=position)

@@ -227,7 +227,7 @@ def test_pairs_and_prompts_with_text(toy):
 def test_what_cannot_be_traced():
     network, prompts = make("llama"), batch()
     for options, match in (
-        ({"subject": "nobody"}, "no role 'nobody' to corrupt; their roles are: 'subject'"),
+        ({"subject": "nobody"}, "no role 'nobody'; its `positions` are: 'subject'"),
         ({"window": 2}, "window=2: a window has a layer in its middle"),
         ({"window": 3}, "at most the network's 2 layers"),
         ({"positions": "all"}, "positions='all'"),
@@ -240,7 +240,7 @@ def test_what_cannot_be_traced():
         with pytest.raises(ValueError, match=match):
             trace(network, prompts, **options)
     absent = {**prompts, "positions": {"subject": torch.tensor([[1], [-100]])}}
-    with pytest.raises(ValueError, match="absent in prompt 1"):
+    with pytest.raises(ValueError, match="role 'subject' is absent in example 1"):
         trace(network, absent)
     with pytest.raises(ValueError, match="own answer"):
         trace(network, {key: value for key, value in prompts.items() if key != "answer"})
