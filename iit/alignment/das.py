@@ -187,14 +187,14 @@ class DAS(Cells):
 
     def _predictions(self, batch: dict[str, Any]) -> dict[str, Prediction]:
         """{cell that is still in training: what it makes of a batch}."""
-        base, own = batch["base"], batch.get("base_answer")
+        base, base_answer = batch["base"], batch.get("base_answer")
         cells = [self.cells[name] for name in self.running]
         all_logits = together(cells, base, batch["sources"], batch["active"])
         predictions = {}
         for name, cell, logits in zip(self.running, cells, all_logits, strict=True):
             # An objective that compares activations calls this; the others save the reads.
             read = partial(latents, cell, batch) if "natural" in batch else None
-            predictions[name] = Prediction(logits, base["answer"], own, read)
+            predictions[name] = Prediction(logits, base["answer"], base_answer, read)
         return predictions
 
 

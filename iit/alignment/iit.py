@@ -36,7 +36,7 @@ class IIT(Cells):
       source. The loss is `unchanged(that run, the base's own answer)`. Each pair draws one inert
       part.
 
-    Here `unchanged` is `objective.on_own_answer()`, for most objectives the objective itself. A
+    Here `unchanged` is `objective.on_base_answer()`, for most objectives the objective itself. A
     step is one run of the sources and one run of the bases, which are stacked once for each part.
     An alignment without edits leaves only the behaviour: plain training on the task.
 
@@ -196,7 +196,7 @@ class IIT(Cells):
         for part, (prediction, _) in predictions.items():
             objective = self.objective
             if part != "interchange":
-                objective = objective.on_own_answer()
+                objective = objective.on_base_answer()
             losses[part] = objective(prediction).mean()
         return losses
 
@@ -210,7 +210,7 @@ class IIT(Cells):
 
         All parts share one run of the network.
         """
-        base, own_answers = batch["base"], batch.get("base_answer")
+        base, base_answers = batch["base"], batch.get("base_answer")
         rows = dict.fromkeys(self._parts, torch.arange(len(batch["row"])))
         if "interchange" in rows and self.trained is not None:
             # A pair counts where all that it interchanges is trained.
@@ -223,7 +223,7 @@ class IIT(Cells):
         # Each part has its own copy of its bases, with the answer that the network is to give.
         runs = []
         for part, index in rows.items():
-            answer = base["answer"] if part == "interchange" else own_answers
+            answer = base["answer"] if part == "interchange" else base_answers
             runs.append(rows_of(base | {"answer": answer}, index))
         # The flags are stacked in the same order as the runs: BoolTensor[sum of the parts' rows].
         active = {}
@@ -240,8 +240,9 @@ class IIT(Cells):
             # Stacked answers are padded to the widest part; each part is cut back to its own
             # answers.
             width = run["answer"].shape[1] if run["answer"].ndim == 2 else 1
-            own = None if own_answers is None else own_answers[index]
-            predictions[part] = Prediction(part_logits[:, :width], run["answer"], own), index
+            base_answer = None if base_answers is None else base_answers[index]
+            prediction = Prediction(part_logits[:, :width], run["answer"], base_answer)
+            predictions[part] = prediction, index
         return predictions
 
     def _flags(self, part: str, batch: dict[str, Any]) -> dict[Any, Tensor]:

@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
             teacher-forced.
         answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter. Or
             LongTensor[batch, 1, n_right], where each of several tokens is right.
-        own: the base's own answer, in the form of `answer`; None where the pairs do not know it.
+        base_answer: the base's own answer, in the form of `answer`; None where it is not known.
         latents: () → [(edited activation, natural activation, BoolTensor[batch] of pairs that have
             a natural one)], one entry for each edit. Activations are Tensor[batch, position,
             width]. None where the pairs have no natural counterparts.
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
 
     logits: Tensor
     answer: Tensor
-    own: Tensor | None = None
+    base_answer: Tensor | None = None
     latents: Callable[[], list[tuple[Tensor, Tensor, Tensor]]] | None = None
 
 
@@ -153,7 +153,9 @@ class LogitDifference(Objective):
     def __call__(self, prediction: Prediction) -> Tensor:
         """The negative logit difference, or what it lacks of the margin."""
         difference = logit_difference(
-            prediction.logits, prediction.answer, _checked_own(prediction.answer, prediction.own)
+            prediction.logits,
+            prediction.answer,
+            _checked(prediction.answer, prediction.base_answer),
         )
         # The logit difference is NaN where the answers do not differ, or where one begins the
         # other.
@@ -161,7 +163,7 @@ class LogitDifference(Objective):
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raises ValueError for pairs without own answers, or with several right ones."""
-        _checked_own(batch["base"]["answer"], batch.get("base_answer"))
+        _checked(batch["base"]["answer"], batch.get("base_answer"))
 
     def on_own_answer(self) -> "AnswerMargin":
         """The same margin, against the best other token."""
@@ -275,13 +277,13 @@ _UNNATURAL = (
 )
 
 
-def _checked_own(answer: Tensor, own: Tensor | None) -> Tensor:
-    if own is None or own.ndim != 2 or answer.ndim != 2:
+def _checked(answer: Tensor, base_answer: Tensor | None) -> Tensor:
+    if base_answer is None or base_answer.ndim != 2 or answer.ndim != 2:
         raise ValueError(
             "The objective LogitDifference compares the label with the base's own answer: the "
             "pairs need the column base_answer, and one right answer each."
         )
-    return own
+    return base_answer
 
 
 def _right_tokens(answer: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from iit.network.spans import last_mention, tokens_of_span
 from iit.network.tokens import Tokens, with_special_tokens
 from iit.result import correct
 
-Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
+RolePlace = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
 """Where a role is in one text.
 
 Its words, a token index or several, a slice of characters, or None where the text lacks it.
@@ -96,7 +96,7 @@ class LanguageModel:
     def encode(
         self,
         texts: str | Sequence[str],
-        positions: Mapping[str, Place | Sequence[Place] | Tensor] | None = None,
+        positions: Mapping[str, RolePlace | Sequence[RolePlace] | Tensor] | None = None,
         answers: str | Sequence[str | Sequence[str]] | None = None,
         *,
         special_tokens: bool | None = None,
@@ -242,7 +242,7 @@ class LanguageModel:
         Raises ValueError for an answer that changes the prompt's own tokens. Warns of an answer
         that lacks its space.
         """
-        prompts = [row.own for row in tokens or self._tokens(texts)]
+        prompts = [row.text_ids for row in tokens or self._tokens(texts)]
         if self.encoder_decoder or self.masked:
             answers = [answer.strip() for answer in answers]
         if self.encoder_decoder:  # the decoder's text begins with its answer
@@ -392,7 +392,7 @@ class LanguageModel:
         return logits if at_answer else at_columns(logits, read)
 
 
-def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
+def _one_a_text(places: Any, n: int, role: str) -> list[RolePlace]:
     if isinstance(places, Tensor):
         places = places.tolist()
     # The place of a single text may stand alone.
@@ -403,7 +403,9 @@ def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
     return list(listed)
 
 
-def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: str) -> list[int]:
+def _tokens(
+    text: str, place: RolePlace, offsets: Sequence[tuple[int, int]], role: str
+) -> list[int]:
     if place is None:
         return []
     if isinstance(place, str):
