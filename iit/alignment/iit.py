@@ -36,7 +36,7 @@ class IIT(Cells):
       source. The loss is `unchanged(that run, the base's own answer)`. Each pair draws one inert
       part.
 
-    Here `unchanged` is `objective.on_base_answer()`, for most objectives the objective itself. A
+    Here `unchanged` is `objective.on_own_answer()`, for most objectives the objective itself. A
     step is one run of the sources and one run of the bases, which are stacked once for each part.
     An alignment without edits leaves only the behaviour: plain training on the task.
 
@@ -196,7 +196,7 @@ class IIT(Cells):
         for part, (prediction, _) in predictions.items():
             objective = self.objective
             if part != "interchange":
-                objective = objective.on_base_answer()
+                objective = objective.on_own_answer()
             losses[part] = objective(prediction).mean()
         return losses
 

@@ -333,10 +333,15 @@ class LanguageModel:
         unique = list(dict.fromkeys(texts))
         encoding = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
         continues = not self.masked and not self.encoder_decoder
-        columns = ("input_ids", "offset_mapping", "special_tokens_mask")
-        rows = zip(unique, *(encoding[column] for column in columns), strict=True)
-        tokens = {text: with_special_tokens(*row, continues, special_tokens) for text, *row in rows}
-        return [tokens[text] for text in texts]
+        rows = zip(
+            encoding["input_ids"],
+            encoding["offset_mapping"],
+            encoding["special_tokens_mask"],
+            strict=True,
+        )
+        tokens = [with_special_tokens(*row, continues, special_tokens) for row in rows]
+        tokens_of = dict(zip(unique, tokens, strict=True))
+        return [tokens_of[text] for text in texts]
 
     def _read(self, texts: list[str], **options: Any) -> Any:
         try:
