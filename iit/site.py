@@ -2,8 +2,9 @@
 
 import difflib
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -100,30 +101,27 @@ class Site:
     @property
     def heads(self) -> tuple[int, ...] | None:
         """The heads as a tuple; None for all."""
-        return (
-            (self.head,)
-            if isinstance(self.head, int)
-            else None
-            if self.head is None
-            else tuple(self.head)
-        )
+        if self.head is None:
+            return None
+        return (self.head,) if isinstance(self.head, int) else tuple(self.head)
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles in the position; () where it is counted."""
-        positions = (
-            (self.position,) if isinstance(self.position, str | int) else self.position or ()
-        )
+        position = self.position
+        positions = (position,) if isinstance(position, str | int) else position or ()
         return tuple(item for item in positions if isinstance(item, str))
 
     def __str__(self) -> str:
-        name = f"{self.module}:{self.side}" if self.component is None else self.component
-        layer = "" if self.layer is None else f"[{self.layer}]"
-        head = "" if self.head is None else f".head[{', '.join(map(str, self.heads or ()))}]"
-        position = (
-            self.position if isinstance(self.position, str | int) else list(self.position or ())
-        )
-        return f"{name}{layer}{head}" + ("" if self.position is None else f" @ {position}")
+        text = self.component or f"{self.module}:{self.side}"
+        if self.layer is not None:
+            text += f"[{self.layer}]"
+        if self.heads is not None:
+            text += f".head[{', '.join(map(str, self.heads))}]"
+        position = self.position
+        if position is None:
+            return text
+        return f"{text} @ {list(position) if isinstance(position, tuple) else position}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +140,7 @@ class ResolvedSite:
         shaper: the block around the module, where the module may see (batch·tokens, width). The
             block's input has the batch's shape.
         encoder: the `nn.TransformerEncoder` around it; None where there is none.
-        batch_first: whether the batch comes before the sequence; None where nothing tells.
-        axes: what the dimensions are, where they are not [batch, position, width]. Three are
-            "steps", [batch, channel, step]. Four are "pixels", [batch, channel, height, width],
-            "keys", [batch, head, query, key], or "heads", [batch, position, head, width]. "unclear"
-            is an error.
+        axes: {number of dimensions: what they are}, as `iit.network.layout.axes` says.
     """
 
     site: Site
@@ -158,8 +152,7 @@ class ResolvedSite:
     heads: Tensor | None = None
     shaper: nn.Module | None = None
     encoder: nn.Module | None = None
-    batch_first: bool | None = True
-    axes: str | None = None
+    axes: Mapping[int, str] = field(default_factory=dict)
 
     def refuse_recomputed(self) -> None:
         """Raises ValueError for a site inside a gradient-checkpointed layer.
@@ -167,15 +160,14 @@ class ResolvedSite:
         There the backward pass runs the forward again without hooks. Hooks on the layer itself
         stand outside of what is run again.
         """
-        if any(
-            isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing and m.training
-            for m in self.above
-        ):
-            raise ValueError(
-                f"Site {self.site} is inside a layer under gradient checkpointing, whose backward "
-                "would run it again unedited. Use block_input or block_output, put the network in "
-                "eval mode, or call its `gradient_checkpointing_disable()`."
-            )
+        for layer in self.above:
+            is_layer = isinstance(layer, GradientCheckpointingLayer)
+            if is_layer and layer.gradient_checkpointing and layer.training:
+                raise ValueError(
+                    f"Site {self.site} is inside a layer under gradient checkpointing, whose "
+                    "backward would run it again unedited. Use block_input or block_output, put "
+                    "the network in eval mode, or call its `gradient_checkpointing_disable()`."
+                )
 
     def attach(self, callback: Callback) -> Attached:
         """Call back with Tensor[batch, position, width] whenever the module runs.
@@ -194,19 +186,29 @@ class ResolvedSite:
 
         From tuples and dicts the first floating-point tensor is taken.
         """
-        handles = []
+        undo: list[Callable[[], None]] = []
         if self.encoder is not None:
             # Fused attention would hand nested tensors to the layers.
-            handles += within(self.encoder, plain_attention).handles
+            undo += within(self.encoder, plain_attention).undo
+        # The shape of the batch, where the module may see (batch·tokens, width).
+        shape: list[int] = []
         if self.shaper is not None:
-            callback, noted = self._unflattened(callback)
-            handles.append(self.shaper.register_forward_pre_hook(noted, with_kwargs=True))
+
+            def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                shape[:] = first_tensor((args, kwargs)).shape[:2]
+
+            handle = self.shaper.register_forward_pre_hook(note, with_kwargs=True)
+            undo.append(handle.remove)
 
         def edit(activation: Tensor) -> Tensor | None:
-            # The site as [batch, position, width], and what puts a new one into the activation.
             by_position, back = self._as_positions(activation)
-            new = callback(by_position)
-            return None if new is None else back(new)
+            laid = by_position.shape
+            # A flat activation arrives as [batch·tokens, 1, width]; any other is left as it is.
+            is_flat = bool(shape) and laid[:2] == (prod(shape), 1)
+            new = callback(by_position.reshape(*shape, -1) if is_flat else by_position)
+            if new is None:
+                return None
+            return back(new.reshape(laid) if is_flat else new)
 
         if self.side == "output":
             attached = at_output(self.module, edit)
@@ -214,26 +216,7 @@ class ResolvedSite:
             attached = at_input(self.module, edit)
         else:
             attached = at_call(self.module, self.side, edit)
-        return Attached((*handles, *attached.handles))
-
-    def _unflattened(self, callback: Callback) -> tuple[Callback, Callable[..., None]]:
-        """A callback that sees [batch, tokens, width] where the module sees (batch·tokens, width).
-
-        The second value is a pre-hook for the block around it, which notes the batch's shape.
-        """
-        shape: list[torch.Size] = []
-
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            shape[:] = [first_tensor((args, kwargs)).shape]
-
-        def unflattened(activation: Tensor) -> Tensor | None:
-            # A flat activation arrives as [batch·tokens, 1, width]; any other one is left as it is.
-            if not shape or activation.shape[:2] != (shape[0][:2].numel(), 1):
-                return callback(activation)
-            new = callback(activation.reshape(*shape[0][:2], -1))
-            return None if new is None else new.reshape(activation.shape)
-
-        return unflattened, note
+        return Attached((*undo, *attached.undo))
 
     def _as_positions(
         self, activation: Tensor
@@ -242,57 +225,45 @@ class ResolvedSite:
 
         The way back takes a new part, and returns the whole activation with it.
         """
-        if self.columns is not None or self.heads is not None:
-            # Columns are in the last dimension; heads are in [batch, head, query, key].
-            dim, index = (-1, self.columns) if self.columns is not None else (1, self.heads)
-            assert index is not None
-            index = index.to(activation.device)
-            by_position, back = self._laid(activation.index_select(dim, index))
-            return by_position, lambda new: activation.index_copy(dim, index, back(new))
-        return self._laid(activation)
+        # Columns are in the last dimension; heads are in [batch, head, query, key].
+        dim, index = (1, self.heads) if self.columns is None else (-1, self.columns)
+        if index is None:
+            return self._laid(activation)
+        index = index.to(activation.device)
+        by_position, back = self._laid(activation.index_select(dim, index))
+        return by_position, lambda new: activation.index_copy(dim, index, back(new))
 
     def _laid(self, activation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """`_as_positions` of an activation that belongs to the site as a whole."""
         shape = activation.shape
-        if self.axes == "keys":
-            # [batch, head, query, key] → [batch, query, head·key]
-            return activation.transpose(1, 2).flatten(2), lambda new: new.unflatten(
-                2, (shape[1], -1)
-            ).transpose(1, 2)
         if len(shape) == 2:
-            # [batch, width] → [batch, 1, width]
+            # [batch, width]
             return activation.unsqueeze(1), lambda new: new.squeeze(1)
-        if len(shape) == 3 and self.axes == "steps":
-            # [batch, channel, step] → [batch, step, channel]
-            return activation.transpose(1, 2), lambda new: new.transpose(1, 2)
-        if len(shape) == 3 and (self.batch_first is None or self.axes == "unclear"):
-            which = "the batch" if self.batch_first is None else "the positions"
-            raise ValueError(
-                f"Site {self.site}: activations of shape {tuple(shape)} do not say which dimension "
-                f"has {which}, beside modules that have the sequence first, or channels; name the "
-                "recurrent, linear or convolutional module before or after it."
-            )
-        if len(shape) == 3 and self.batch_first:
+        axes = self.axes.get(len(shape))
+        if axes == "batch position width":
             return activation, lambda new: new
-        if len(shape) == 3:
-            # [position, batch, width] → [batch, position, width]
+        if axes == "position batch width":
             return activation.transpose(0, 1), lambda new: new.transpose(0, 1)
-        if len(shape) == 4 and self.axes == "heads":
-            # [batch, position, head, width] → [batch, position, head·width]
+        if axes == "batch channel step":
+            return activation.transpose(1, 2), lambda new: new.transpose(1, 2)
+        if axes == "batch position head width":
             return activation.flatten(2), lambda new: new.reshape(shape)
-        if len(shape) == 4 and self.axes == "pixels":
-            # [batch, channel, height, width] → [batch, height·width, channel]
-            return activation.flatten(2).transpose(1, 2), lambda new: new.transpose(1, 2).reshape(
-                shape
-            )
-        why = (
-            "do not say which dimension has the positions"
-            if len(shape) == 4
-            else "have no positions"
-        )
+        if axes == "batch channel height width":
+            pixels = activation.flatten(2).transpose(1, 2)
+            return pixels, lambda new: new.transpose(1, 2).reshape(shape)
+        if axes == "batch head query key":
+            by_query = activation.transpose(1, 2).flatten(2)
+            return by_query, lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2)
         raise ValueError(
-            f"Site {self.site}: activations of shape {tuple(shape)} {why}; name another module."
+            f"Site {self.site}: activations of shape {tuple(shape)} do not say which dimension has "
+            "the batch, and which the positions. Name the recurrent, linear or convolutional "
+            "module before or after it."
         )
+
+
+# What the dimensions of components are.
+_RESIDUAL = {3: "batch position width"}
+_SOFTMAX = {4: "batch head query key"}
 
 
 def resolve(network: nn.Module, site: Site) -> ResolvedSite:
@@ -305,23 +276,16 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     _refuse_compiled(modules)
     if site.component is not None:
         place = locate(network, site.component, site.layer, site.heads)
-        columns, heads = (
-            None if index is None else torch.tensor(index) for index in (place.columns, place.heads)
-        )
-        shaper = None if place.flat is None else modules[place.flat]
-        # The softmax inside attention gives [batch, head, query, key].
-        axes = "keys" if place.side == "softmax" else None
-        above = tuple(modules[name] for name in _ancestors(place.module))
         return ResolvedSite(
             site,
             modules[place.module],
             place.side,
             place.width,
-            above,
-            columns,
-            heads,
-            shaper,
-            axes=axes,
+            tuple(modules[name] for name in _ancestors(place.module)),
+            None if place.columns is None else torch.tensor(place.columns),
+            None if place.heads is None else torch.tensor(place.heads),
+            None if place.flat is None else modules[place.flat],
+            axes=_SOFTMAX if place.side == "softmax" else _RESIDUAL,
         )
     assert site.module is not None
     assert site.side is not None
@@ -335,15 +299,17 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     above = [modules[name] for name in _ancestors(site.module)]
     # Its fused attention has to be switched off while hooks stand.
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
-    layout = {
-        "batch_first": layouts.batch_first([module, *above], network),
-        "axes": layouts.axes(site.module, modules),
-    }
     # A module inside a transformers block may see (batch·tokens, width).
     block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
-    width = layouts.width(module, site.side)
     return ResolvedSite(
-        site, module, site.side, width, tuple(above), shaper=block, encoder=encoder, **layout
+        site,
+        module,
+        site.side,
+        layouts.width(module, site.side),
+        tuple(above),
+        shaper=block,
+        encoder=encoder,
+        axes=layouts.axes(site.module, modules, above),
     )
 
 
@@ -359,6 +325,13 @@ class Sites(dict[Site, ResolvedSite]):
         return self[site]
 
 
+_KINDS = {
+    "layer": "an int",
+    "head": "an int or several",
+    "position": "a role, an int, or several of one kind",
+}
+
+
 def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
     """An int, or several ints or roles as a tuple.
 
@@ -370,14 +343,9 @@ def _indices(name: str, value: Any) -> int | tuple[int, ...] | tuple[str, ...]:
         if name == "layer" or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return operator.index(value)
         roles = name == "position" and all(isinstance(item, str) for item in value)
-        entries = tuple(value) if roles else tuple(operator.index(item) for item in value)
+        entries = tuple(value if roles else map(operator.index, value))
     except TypeError:
-        kinds = {
-            "layer": "an int",
-            "head": "an int or several",
-            "position": "a role, an int, or several of one kind",
-        }[name]
-        raise ValueError(f"{name} is {kinds}; got {value!r}.") from None
+        raise ValueError(f"{name} is {_KINDS[name]}; got {value!r}.") from None
     if not entries:
         raise ValueError(f"{name} is empty; leave it out for all.")
     if len(set(entries)) < len(entries):
@@ -389,19 +357,14 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
     for name, module in modules.items():
         # `torch.compile(module)` wraps a module; `module.compile()` changes it in place.
         outside = hasattr(module, "_orig_mod")
-        in_place = getattr(module, "_compiled_call_impl", None) or hasattr(
-            vars(module).get("forward"), "_torchdynamo_orig_callable"
-        )
+        in_place = getattr(module, "_compiled_call_impl", None) is not None
+        in_place |= hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
         if outside or in_place:
             what = f"Its module {name!r}" if name else "The network"
-            mend = (
-                "Give the network inside of it (`compiled._orig_mod`)"
-                if outside
-                else "It was compiled in place: load it again"
-            )
             raise ValueError(
                 f"{what} is compiled. Compiled code may run past hooks that come later: nothing "
-                f"would be read or edited. {mend}, and compile nothing."
+                "would be read or edited. Give the network inside of it (`compiled._orig_mod`); if "
+                "it was compiled in place: load it again, and compile nothing."
             )
 
 

@@ -65,10 +65,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # All at once: importing the module `fit` by itself would leave it where the function of that
     # name belongs.
-    globals().update(
-        {
-            public: getattr(import_module(f"{__name__}.{module}"), public)
-            for public, module in _TRAINING.items()
-        }
-    )
+    for public, module in _TRAINING.items():
+        globals()[public] = getattr(import_module(f"{__name__}.{module}"), public)
     return globals()[name]

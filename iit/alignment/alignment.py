@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from iit.intervened.saving import SaveContent
 from iit.intervened.widths import check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
-from iit.network.components import transformer_in
+from iit.network.limits import unwrapped
 from iit.result import Row
 from iit.site import Site, resolve
 
@@ -63,10 +64,8 @@ class Alignment(IntervenedModel):
                 raise ValueError(
                     f"The inert part {name!r} is called as a variable is; give it another name."
                 )
-            if (
-                not part.intervention.needs_source
-                or not set(part.intervention.parameters()) <= weights
-            ):
+            untrained = set(part.intervention.parameters()) - weights
+            if untrained or not part.intervention.needs_source:
                 raise ValueError(
                     f"The inert part {name!r} is replaced by a source's: give it a "
                     "VanillaIntervention (of some `units`), or the complement of a variable's "
@@ -117,13 +116,8 @@ class Alignment(IntervenedModel):
         if not isinstance(studied, LanguageModel):
             return studied.answers_right(texts, answers)
         # With all edits inactive this is the unedited run, but it goes through the store.
-        inactive = dict.fromkeys(self.variables, False)
-        return studied.answers_right(
-            texts,
-            answers,
-            batch_size=batch_size,
-            logits=lambda batch: self.answer_logits(batch, active=inactive),
-        )
+        unedited = partial(self.answer_logits, active=dict.fromkeys(self.variables, False))
+        return studied.answers_right(texts, answers, batch_size=batch_size, logits=unedited)
 
     def places(self) -> dict[str, str]:
         """The sites of each variable's edit as text: {variable: "block_output[17] @ s2"}."""
@@ -151,13 +145,11 @@ class Alignment(IntervenedModel):
 
     @classmethod
     def _of(cls, network: Network | nn.Module, saved: SaveContent) -> Self:
-        record = saved.record or {}
+        record = {"inert": {}, "rows": ()} | (saved.record or {})
         # After the edits: a complement is made from its edit's intervention.
-        inert = {
-            name: recalled(part, saved.edits) for name, part in record.get("inert", {}).items()
-        }
+        inert = {name: recalled(part, saved.edits) for name, part in record["inert"].items()}
         alignment = cls(network, saved.edits, inert=inert, source_grad=saved.source_grad)
-        alignment.rows = [Row.from_dict(row) for row in record.get("rows", ())]
+        alignment.rows = [Row.from_dict(row) for row in record["rows"]]
         return alignment
 
 
@@ -188,13 +180,14 @@ def one(
         )
     edit = _edit(network, site, intervention)
     names = [variable] if isinstance(variable, str) else list(variable)
-    if len(names) > 1 and set(edit.intervention.blocks or ()) != set(names):
+    blocks = list(edit.intervention.blocks or ())
+    if len(names) > 1 and set(blocks) != set(names):
         raise ValueError(
             f"One site for the variables {names} takes an intervention with a block for each; this "
-            f"one's are {list(edit.intervention.blocks or ())}. Give intervention.blocks={{NAME: "
-            f"dimensions, …}}, or each variable its own edit (alignment: iit.alignment.several)."
+            f"one's are {blocks}. Give intervention.blocks={{NAME: dimensions, …}}, or each "
+            "variable its own edit (alignment: iit.alignment.several)."
         )
-    parts = {} if inert is None else {"rest": Edit(edit.sites, edit.intervention.complement())}
+    parts = {} if inert is None else {"rest": _complement(edit)}
     # A key such as "a, b" is only a name: the blocks say which variables the edit serves.
     return Alignment(network, {", ".join(names): edit}, inert=parts)
 
@@ -222,16 +215,15 @@ def several(
     parts = {}
     for name, part in (inert or {}).items():
         origin = part.get("complement_of")
-        if origin is not None and origin not in completed:
+        if origin is None:
+            parts[name] = _edit(network, **part)
+        elif origin in completed:
+            parts[name] = _complement(completed[origin])
+        else:
             raise ValueError(
                 f"inert: {name!r} is the complement of {origin!r}, which is no edit; the edits are "
                 f"{list(completed)}."
             )
-        parts[name] = (
-            _edit(network, **part)
-            if origin is None
-            else Edit(completed[origin].sites, completed[origin].intervention.complement())
-        )
     alignment = Alignment(network, completed, inert=parts)
     alignment.check_apart()
     return alignment
@@ -247,12 +239,13 @@ def _edit(
     # A `functools.partial` that already has its width needs no width from the network.
     if getattr(intervention, "keywords", {}).get("width") is not None:
         return Edit(sites, intervention())
-    return Edit(
-        sites,
-        intervention(
-            width=_width(network.model if isinstance(network, Network) else network, sites[0])
-        ),
-    )
+    module = network.model if isinstance(network, Network) else network
+    return Edit(sites, intervention(width=_width(module, sites[0])))
+
+
+def _complement(edit: Edit) -> Edit:
+    """The rest of an edit's sites, beside its subspace."""
+    return Edit(edit.sites, edit.intervention.complement())
 
 
 def _width(module: nn.Module, site: Site) -> int:
@@ -268,17 +261,16 @@ def _width(module: nn.Module, site: Site) -> int:
             f"Site {site} is as wide as its batch is long: no intervention has one width there."
         )
     try:
-        try:
-            # Raises ValueError where the network is no transformers model.
-            inputs = transformer_in(module).dummy_inputs
-        except ValueError:
-            first = next(m.in_features for m in module.modules() if isinstance(m, nn.Linear))
-            inputs = torch.zeros(1, first)
+        inputs = getattr(unwrapped(module), "dummy_inputs", None)
+        if inputs is None:
+            first = next(m for m in module.modules() if isinstance(m, nn.Linear))
+            inputs = torch.zeros(1, first.in_features)
+        # At all positions: the roles and indices of the site may not exist in these inputs.
+        everywhere = replace(site, position=None)
         modes = [(part, part.training) for part in module.modules()]
         module.eval()  # a norm of batches would count this run
         try:
-            # At all positions: the roles and indices of the site may not exist in these inputs.
-            return capture(module, inputs, replace(site, position=None)).popitem()[1].shape[-1]
+            return capture(module, inputs, everywhere)[everywhere].shape[-1]
         finally:
             for part, training in modes:
                 part.training = training

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import lightning as L
 from torch import Tensor
 
-from iit.alignment.cells import Cells, of_cell
+from iit.alignment.cells import of_cell
 
 LOSS = "val/loss"
 
@@ -45,24 +45,32 @@ class BestWeights(L.Callback):
         self.highest: dict[str, float] = {}
         self.epochs: dict[str, list[Epoch]] = {}
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare the epoch just validated with those before."""
-        assert isinstance(pl_module, Cells)
-        if trainer.sanity_checking:
-            return
+        for name in pl_module.stopped:
+            # No later epoch can raise the highest accuracy: the choice is made.
+            self.epochs[name] = self.epochs[name][:1]
         for name in pl_module.running:
-            value, high, loss = figures(trainer, pl_module, name)
+            # A NaN would break the order of the epochs.
+            loss = validated(trainer, LOSS, name)
+            loss = inf if isnan(loss) else loss
+            # Where the loss decides alone, no epoch is more accurate than another.
+            value = high = 0.0
+            if pl_module.monitor != LOSS:
+                validated(trainer, pl_module.monitor, name)  # raises where it is not logged
+                interval = pl_module.interval(pl_module.monitor, name)
+                # Plain floats: checkpoints hold no others.
+                value, high = interval.value, float(max(interval.value, interval.high))
             # A copy: the optimizer goes on to change the weights in place.
             state = pl_module.weights_of(name).state_dict()
             weights = {key: tensor.detach().clone() for key, tensor in state.items()}
             epoch = Epoch(trainer.current_epoch, value, high, loss, weights)
-            highest = max(value, self.highest.get(name, -inf))
-            self.highest[name] = highest
-            self.epochs[name] = in_question([*self.epochs.get(name, ()), epoch], highest)
+            self.highest[name] = max(value, self.highest.get(name, -inf))
+            epochs = [*self.epochs.get(name, ()), epoch]
+            self.epochs[name] = in_question(epochs, self.highest[name])
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put the chosen weights back."""
-        assert isinstance(pl_module, Cells)
         for name in self.epochs:
             pl_module.weights_of(name).load_state_dict(self.kept(name).weights)
 
@@ -72,10 +80,7 @@ class BestWeights(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        epochs = {
-            name: [epoch._asdict() for epoch in candidates]
-            for name, candidates in self.epochs.items()
-        }
+        epochs = {name: [epoch._asdict() for epoch in e] for name, e in self.epochs.items()}
         return {"highest": self.highest, "epochs": epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -91,6 +96,9 @@ def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
     An epoch is out where its interval does not reach the highest accuracy. It is also out where the
     interval of an epoch with a lower loss reaches as high. Whatever accuracy comes later, that
     other epoch is chosen before it.
+
+    None of the others can go. Each is chosen where a later epoch of a higher loss raises the
+    highest accuracy beyond the intervals before it.
     """
     candidates: list[Epoch] = []
     for epoch in sorted(epochs, key=lambda epoch: epoch.loss):  # equal losses stay in their order
@@ -98,22 +106,6 @@ def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
         if epoch.high >= highest and reaches_further:
             candidates.append(epoch)
     return candidates
-
-
-def figures(trainer: L.Trainer, module: Cells, name: str) -> tuple[float, float, float]:
-    """(accuracy, upper end of its interval, loss) of a cell in the epoch just validated.
-
-    Where the loss decides alone, no epoch is more accurate than another.
-    """
-    loss = validated(trainer, LOSS, name)
-    # A NaN would break the order of the epochs.
-    loss = inf if isnan(loss) else loss
-    if module.monitor == LOSS:
-        return 0.0, 0.0, loss
-    validated(trainer, module.monitor, name)  # raises where it is not logged
-    interval = module.interval(module.monitor, name)
-    # Plain floats: checkpoints hold no others.
-    return interval.value, float(max(interval.value, interval.high)), loss
 
 
 def validated(trainer: L.Trainer, metric: str, name: str) -> float:

@@ -5,7 +5,7 @@ single alignment the empty name.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, isfinite
 from statistics import fmean
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from iit.alignment import identity
 from iit.alignment.alignment import Alignment
+from iit.alignment.objective import CrossEntropy, Objective
 from iit.alignment.references import measured
 from iit.alignment.schedule import Number, Schedule, ends
 from iit.data import PairsDataModule
@@ -36,15 +37,19 @@ class Cells(L.LightningModule):
         monitor: the one that does.
         config: identifies the run; a checkpoint of another run is refused.
         stopped: {cell: number of epochs} for cells that are no longer trained.
+        compared: {name: alignment}, whose references are logged (see `iit.alignment.references`).
 
     Arguments:
-        names: of the cells.
+        cells: {name: alignment}.
+        objective: the loss of a pair; cross-entropy by default.
         optimizer: makes the optimizer from the parameters.
         scheduler: makes a learning rate schedule from the optimizer and `total_steps`.
-        numbers: {name: number or schedule}, such as weights of the loss. A schedule's value is
-            logged as `schedule/NAME`.
-        compared: {name: alignment}, whose references are logged (see `iit.alignment.references`).
+        weights: {part of the loss: number or schedule}. A schedule's value is logged as
+            `schedule/NAME`.
+        temperature, penalty: as in `DAS`. Without a learned gate they have no effect.
         trained: as in `IIT`.
+
+    Raises ValueError for a temperature that is not above 0, and for a negative penalty.
     """
 
     trains_network = False
@@ -53,22 +58,39 @@ class Cells(L.LightningModule):
 
     def __init__(
         self,
-        names: tuple[str, ...],
+        cells: Mapping[str, Alignment],
+        objective: Objective | None,
         optimizer: Optimizer,
         scheduler: Scheduler | None,
-        numbers: Mapping[str, Number],
-        compared: Mapping[str, Alignment],
-        trained: Collection[str] | None = None,
+        weights: Mapping[str, Number],
+        temperature: Number,
+        penalty: Number,
+        trained: Sequence[str] | None = None,
     ):
         super().__init__()
-        self.names = names
+        if not all(0 < end < inf for end in ends(temperature)):
+            raise ValueError(
+                f"temperature={temperature}: it multiplies the gates' own, and stays above 0."
+            )
+        if not all(0 <= end < inf for end in ends(penalty)):
+            raise ValueError(
+                f"penalty={penalty}: it weighs what gates let through, and cannot be negative; "
+                "0 is none."
+            )
+        # Plain dicts do not register what they hold.
+        self.cells = dict(cells)
+        self.compared = dict(cells)
+        self.objective = objective or CrossEntropy()
+        self.trained = trained
+        self.config: Mapping[str, Any] = {}
         self.stopped: dict[str, int] = {}
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._numbers = dict(numbers)
-        self.config: Mapping[str, Any] = {}
+        self._numbers = dict(weights)
+        if self.gated():
+            self._numbers |= {"temperature": temperature, "penalty": penalty}
+        self._schedules = {k: v for k, v in self._numbers.items() if isinstance(v, Schedule)}
         # {(metric, cell): [(rows, values)]} of the epoch that is validated.
         self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
-        self._compared, self.trained = dict(compared), trained
         self._references: dict[str, float] = {}
 
     @abstractmethod
@@ -82,19 +104,22 @@ class Cells(L.LightningModule):
     def check(self, batch: Mapping[str, Any]) -> None:
         """Check a batch before the training.
 
-        Raises ValueError for pairs that lack what the loss reads.
+        Raises ValueError for pairs that lack what the objective reads.
         """
+        self.objective.check(batch)
+
+    def gated(self, name: str | None = None) -> list[Any]:
+        """The interventions that learn which coordinates to let through: of a cell, or of all."""
+        cells = self.cells.values() if name is None else [self.cells[name]]
+        interventions: list[Any] = [i for cell in cells for i in cell.interventions]
+        return [i for i in interventions if isinstance(i.gate, SoftGate)]
 
     def now(self, number: str) -> float:
         """The value of one of `numbers` at this optimizer step."""
-        # Without `max_epochs` the number of steps is infinite; `on_fit_start` refuses schedules
-        # over it.
         value = self._numbers[number]
-        return (
-            value.at(self.global_step, self.trainer.estimated_stepping_batches)
-            if isinstance(value, Schedule)
-            else value
-        )
+        if isinstance(value, Schedule):
+            return value.at(self.global_step, self.trainer.estimated_stepping_batches)
+        return value
 
     def last(self, number: str) -> float:
         """The value of one of `numbers` at the end of its schedule.
@@ -127,8 +152,7 @@ class Cells(L.LightningModule):
     def interval(self, monitor: str, name: str, resamples: int = 500) -> Interval:
         """A cell's accuracy in the epoch just validated, with its interval over base prompts."""
         metric = monitor.removeprefix("val/")
-        counted = zip(*self._counted[metric, name], strict=True)
-        rows, values = (torch.cat(parts) for parts in counted)
+        rows, values = map(torch.cat, zip(*self._counted[metric, name], strict=True))
         bases = np.array(self.data.validation.bases)[rows.numpy()]
         # The disentangle score is the mean of two means, over changing and over other pairs.
         kinds = self.data.validation.changing[rows] if metric == "disentangle" else None
@@ -149,43 +173,37 @@ class Cells(L.LightningModule):
                 # The resamples would only give the interval, which nobody reads here.
                 mean = self.interval(metric, name, resamples=1).value
             self.log(of_cell(f"val/{metric}", name), mean, prog_bar=not name and metric != "loss")
-            over_cells.setdefault(metric, []).append(mean)
-        if len(self.names) > 1:
-            means = {f"val/{metric}": fmean(values) for metric, values in over_cells.items()}
-            self.log_dict(means, prog_bar=True)
+            over_cells.setdefault(f"val/{metric}", []).append(mean)
+        if len(self.cells) > 1:
+            self.log_dict({k: fmean(means) for k, means in over_cells.items()}, prog_bar=True)
         # Nothing about a frozen network changes from epoch to epoch.
         if self.trainer.loggers and (self.trains_network or not self._references):
             pairs, size = self.data.validation, self.data.eval_batch_size
-            self._references = measured(self._compared, pairs, size, self.trained)
+            self._references = measured(self.compared, pairs, size, self.trained)
         self.log_dict(self._references)
 
     def on_fit_start(self) -> None:
         """Raises ValueError for a schedule that takes as long as a training without end."""
-        for name, number in self._numbers.items():
-            if (
-                isinstance(number, Schedule)
-                and number.steps is None
-                and not isfinite(self.trainer.estimated_stepping_batches)
-            ):
+        for name, schedule in self._schedules.items():
+            if schedule.steps is None and not isfinite(self.trainer.estimated_stepping_batches):
                 path = name if name in ("temperature", "penalty") else f"weights.{name}"
-                key = f"module.{path}.steps"
                 raise ValueError(
                     f"The schedule of {name} goes by the length of the training, which has none: "
-                    f"set its steps ({key}), or max_epochs."
+                    f"set its steps (module.{path}.steps), or max_epochs."
                 )
 
-    def anneal(self, interventions: Iterable[Any]) -> None:
+    def anneal(self) -> None:
         """Set the temperature of learned gates to that of this step."""
-        for intervention in filter(is_gated, interventions):
+        for intervention in self.gated():
             intervention.anneal(self.now("temperature"))
 
-    def penalty(self, interventions: Iterable[Any], name: str = "") -> Tensor | float:
-        """The penalty of this step: its weight · the share of coordinates that gates let through.
+    def penalty(self, name: str) -> Tensor | float:
+        """A cell's penalty in this step: its weight · the share of coordinates let through.
 
         The share is a sum over the learned gates. It is logged as `train/penalty`, without the
         weight.
         """
-        gated = list(filter(is_gated, interventions))
+        gated = self.gated(name)
         if not gated or not self.now("penalty"):
             return 0.0
         share = torch.stack([intervention.penalty() for intervention in gated]).sum()
@@ -194,13 +212,7 @@ class Cells(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Log the values of schedules."""
-        values = {
-            f"schedule/{name}": self.now(name)
-            for name, number in self._numbers.items()
-            if isinstance(number, Schedule)
-        }
-        if values:
-            self.log_dict(values)
+        self.log_dict({f"schedule/{name}": self.now(name) for name in self._schedules})
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule."""
@@ -215,7 +227,7 @@ class Cells(L.LightningModule):
     @property
     def running(self) -> tuple[str, ...]:
         """The cells that are still in training."""
-        return tuple(name for name in self.names if name not in self.stopped)
+        return tuple(name for name in self.cells if name not in self.stopped)
 
     def configure_gradient_clipping(
         self,
@@ -226,11 +238,9 @@ class Cells(L.LightningModule):
         """Clip each cell's gradient by itself."""
         if not gradient_clip_val:
             return
-        clip = (
-            torch.nn.utils.clip_grad_value_
-            if gradient_clip_algorithm == "value"
-            else torch.nn.utils.clip_grad_norm_
-        )
+        clip = nn.utils.clip_grad_norm_
+        if gradient_clip_algorithm == "value":
+            clip = nn.utils.clip_grad_value_
         # One norm over all cells would let one cell's gradient shrink another's.
         for name in self.running:
             clip(self.weights_of(name).parameters(), gradient_clip_val)
@@ -248,11 +258,6 @@ class Cells(L.LightningModule):
         """
         identity.check(checkpoint, self.config)
         self.stopped, self._references = dict(checkpoint["stopped"]), dict(checkpoint["references"])
-
-
-def is_gated(intervention: Any) -> bool:
-    """Whether an intervention learns which coordinates to let through."""
-    return isinstance(intervention.gate, SoftGate)
 
 
 def of_cell(metric: str, name: str) -> str:
@@ -279,33 +284,9 @@ def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> di
     if unknown:
         raise ValueError(f"weights: {unknown} are no parts of the loss; they are {list(parts)}.")
     # A schedule stays between its ends: checking both checks all its values.
-    ranges = {name: ends(w) for name, w in weights.items()}
-    if not all(0 <= end < inf for range_ in ranges.values() for end in range_) or not max(
-        map(max, ranges.values()), default=0
-    ):
+    values = [end for weight in weights.values() for end in ends(weight)]
+    if not all(0 <= value < inf for value in values) or not any(values):
         raise ValueError(
             f"weights: none may be negative, and one part has to count; got {dict(weights)}."
         )
     return dict.fromkeys(parts, 0.0) | dict(weights)
-
-
-def of_gates(temperature: Number, penalty: Number, gated: bool) -> dict[str, Number]:
-    """{"temperature": …, "penalty": …}; without a learned gate these have no effect.
-
-    Raises ValueError for a temperature that is not above 0, and for a negative penalty.
-    """
-    if not all(0 < end < inf for end in ends(temperature)):
-        raise ValueError(
-            f"temperature={temperature}: it multiplies the gates' own, and stays above 0."
-        )
-    if not all(0 <= end < inf for end in ends(penalty)):
-        raise ValueError(
-            f"penalty={penalty}: it weighs what gates let through, and cannot be "
-            "negative; 0 is none."
-        )
-    # Without a gate they are constants, so that no schedule without effect is logged.
-    return (
-        {"temperature": temperature, "penalty": penalty}
-        if gated
-        else {"temperature": 1.0, "penalty": 0.0}
-    )

@@ -8,20 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import (
-    Cells,
-    Optimizer,
-    Scheduler,
-    checked_weights,
-    is_gated,
-    of_cell,
-    of_gates,
-)
+from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, of_cell
 from iit.alignment.latents import latents
-from iit.alignment.objective import CrossEntropy, Objective, Prediction
+from iit.alignment.objective import Objective, Prediction
 from iit.alignment.schedule import Number
 from iit.intervened.passes import together
-from iit.intervention import SoftGate
 from iit.result import correct
 
 KINDS = ("cause", "isolate")
@@ -94,82 +85,62 @@ class DAS(Cells):
         # Whether the loss weighs kinds of pairs (MDAS).
         self._kinds = weights is not None
         numbers = checked_weights(KINDS, weights or dict.fromkeys(KINDS, 1.0))
-        gated = any(is_gated(i) for cell in cells.values() for i in cell.interventions)
-        numbers |= of_gates(temperature, penalty, gated)
-        if gate_lr is not None and not gated:
+        optimizer = optimizer or partial(torch.optim.Adam, lr=5e-3)
+        super().__init__(cells, objective, optimizer, scheduler, numbers, temperature, penalty)
+        if gate_lr is not None and not self.gated():
             raise ValueError(
                 f"gate_lr={gate_lr}: no intervention has a learned gate. Leave it out."
             )
-        super().__init__(tuple(cells), optimizer or _adam, scheduler, numbers, cells)
         _check(cells)
         self._gate_lr = gate_lr
         # Registered here, so that checkpoints hold their weights. An alignment does not register
         # its network.
-        self.alignments: Any = nn.ModuleList(cells.values())
-        self.objective = objective or CrossEntropy()
+        self.alignments = nn.ModuleList(cells.values())
         if self._kinds and all(numbers[kind] != 0 for kind in KINDS):
             self.monitor = "val/disentangle"
 
     def weights_of(self, name: str) -> Alignment:
         """The cell's alignment."""
-        return self.alignments[self.names.index(name)]
+        return self.cells[name]
 
     def trainable(self) -> Iterable[Any]:
-        """The interventions' parameters.
-
-        They are in groups for several cells, and for gates with a learning rate of their own.
-        """
+        """The interventions' parameters in groups: a cell, or gates of a rate of their own."""
         groups: list[dict[str, Any]] = []
-        for cell in self.alignments:
-            # Gates with a learning rate of their own leave their cell's group for another.
-            gates = [module for module in cell.modules() if isinstance(module, SoftGate)]
-            gate_parameters = (
-                list(nn.ModuleList(gates).parameters()) if self._gate_lr is not None else []
-            )
-            gate_weights = set(gate_parameters)
-            groups.append(
-                {
-                    "params": [
-                        p for p in cell.parameters() if p.requires_grad and p not in gate_weights
-                    ]
-                }
-            )
-            if gate_parameters:
-                groups.append({"params": gate_parameters, "lr": self._gate_lr})
-        return groups[0]["params"] if len(groups) == 1 else groups
-
-    def check(self, batch: Mapping[str, Any]) -> None:
-        """Raises ValueError for pairs that lack what the objective reads."""
-        self.objective.check(batch)
+        for name, cell in self.cells.items():
+            group = {"params": [p for p in cell.parameters() if p.requires_grad]}
+            groups.append(group)
+            gates = nn.ModuleList([intervention.gate for intervention in self.gated(name)])
+            if self._gate_lr is not None and gates:
+                # Gates with a learning rate of their own leave their cell's group for another.
+                of_gates = set(gates.parameters())
+                group["params"] = [p for p in group["params"] if p not in of_gates]
+                groups.append({"params": list(gates.parameters()), "lr": self._gate_lr})
+        return groups
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The loss of one batch: the sum over cells, whose gradients are independent."""
-        n = len(batch["row"])
-        self.anneal(i for cell in self.alignments for i in cell.interventions)
+        changing, n = batch["changing"], len(batch["row"])
+        self.anneal()
         losses = []
-        for name, prediction in zip(self.running, self._predictions(batch), strict=True):
-            loss = self._weighed(
-                self._losses(prediction, batch["changing"]), batch["changing"], name
-            )
-            loss = loss + self.penalty(self.weights_of(name).interventions, name)
+        for name, prediction in self._predictions(batch).items():
+            loss = self._weighed(self._losses(prediction, changing), changing, name)
+            loss = loss + self.penalty(name)
             losses.append(loss)
             # The progress bar shows the loss of a single cell (its name is empty), or the mean
             # below.
             self.log(of_cell("train/loss", name), loss, prog_bar=not name, batch_size=n)
         total = torch.stack(losses).sum()
-        if len(self.names) > 1:
+        if len(self.cells) > 1:
             self.log("train/loss", total / len(losses), prog_bar=True, batch_size=n)
         return total
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Count the loss, and the pairs on which the edited network gives the label."""
         rows, changing = batch["row"], batch["changing"]
-        for name, prediction in zip(self.running, self._predictions(batch), strict=True):
+        for name, prediction in self._predictions(batch).items():
             # Whether each pair is right, and its loss: Tensor[batch] each.
-            right, losses = (
-                correct(prediction.logits, prediction.answer),
-                self._losses(prediction, changing),
-            )
+            right = correct(prediction.logits, prediction.answer)
+            losses = self._losses(prediction, changing)
             if self._kinds:
                 # Each pair is weighed by the inverse share of its kind. The mean over all pairs is
                 # then the weighted sum of the means over the kinds.
@@ -187,25 +158,19 @@ class DAS(Cells):
         """Log the epoch's figures, and the number of coordinates that learned gates let through."""
         super().on_validation_epoch_end()
         for name in self.running:
-            interventions: Any = self.weights_of(name).interventions
-            gated = list(filter(is_gated, interventions))
-            if gated:
-                self.log(
-                    of_cell("val/rank", name),
-                    float(sum(intervention.learned_rank() for intervention in gated)),
-                )
+            ranks = [intervention.learned_rank() for intervention in self.gated(name)]
+            if ranks:
+                self.log(of_cell("val/rank", name), float(sum(ranks)))
 
-    def _losses(self, made: Prediction, changing: Tensor) -> Tensor:
+    def _losses(self, prediction: Prediction, changing: Tensor) -> Tensor:
         """The loss of each pair, Tensor[batch].
 
         With `weights`, pairs that are not to change have the loss `objective.on_own_answer()`.
         """
-        losses, on_own_answer = self.objective(made), self.objective.on_own_answer()
-        return (
-            losses
-            if not self._kinds or on_own_answer is self.objective
-            else torch.where(changing.to(losses.device), losses, on_own_answer(made))
-        )
+        losses, on_own_answer = self.objective(prediction), self.objective.on_own_answer()
+        if not self._kinds or on_own_answer is self.objective:
+            return losses
+        return torch.where(changing.to(losses.device), losses, on_own_answer(prediction))
 
     def _weighed(self, losses: Tensor, changing: Tensor, name: str) -> Tensor:
         """The mean over pairs, or the weighted sum of the means over changing and other pairs."""
@@ -220,21 +185,17 @@ class DAS(Cells):
         # Where no pair counts the loss is zero, but with a graph.
         return torch.stack(parts).sum() if parts else losses.sum() * 0.0
 
-    def _predictions(self, batch: dict[str, Any]) -> list[Prediction]:
-        """What each cell that is still in training makes of a batch."""
-        cells = [self.weights_of(name) for name in self.running]
-        all_logits = together(cells, batch["base"], batch["sources"], batch["active"])
-        has_natural = "natural" in batch
-        return [
-            Prediction(
-                logits,
-                batch["base"]["answer"],
-                batch.get("base_answer"),
-                # An objective that compares activations calls this; the others save the reads.
-                partial(latents, cell, batch) if has_natural else None,
-            )
-            for cell, logits in zip(cells, all_logits, strict=True)
-        ]
+    def _predictions(self, batch: dict[str, Any]) -> dict[str, Prediction]:
+        """{cell that is still in training: what it makes of a batch}."""
+        base, base_answer = batch["base"], batch.get("base_answer")
+        cells = [self.cells[name] for name in self.running]
+        all_logits = together(cells, base, batch["sources"], batch["active"])
+        predictions = {}
+        for name, cell, logits in zip(self.running, cells, all_logits, strict=True):
+            # An objective that compares activations calls this; the others save the reads.
+            read = partial(latents, cell, batch) if "natural" in batch else None
+            predictions[name] = Prediction(logits, base["answer"], base_answer, read)
+        return predictions
 
 
 def _check(cells: Mapping[str, Alignment]) -> None:
@@ -252,10 +213,9 @@ def _check(cells: Mapping[str, Alignment]) -> None:
                 "Evaluate it as it is."
             )
         # One step of one cell would change the other cell, too.
-        shared = next((owners[p] for p in trained if p in owners), None)
-        if shared is not None:
+        for parameter in owners.keys() & trained:
             raise ValueError(
-                f"The alignments {shared!r} and {name!r} share weights; each needs "
+                f"The alignments {owners[parameter]!r} and {name!r} share weights; each needs "
                 "interventions of its own."
             )
         owners |= dict.fromkeys(trained, name)
@@ -264,7 +224,3 @@ def _check(cells: Mapping[str, Alignment]) -> None:
                 f"The alignment {name!r} is of another network; alignments trained side by "
                 "side share one."
             )
-
-
-def _adam(parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=5e-3)

@@ -2,8 +2,8 @@
 
 import logging
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,6 @@ def fit(
     # A single alignment is a cell without a name: its metrics are logged under the plain names.
     cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
     network = next((cell.studied for cell in cells.values()), None)
-    callbacks = [*training.callbacks, _StartState()]
     if network is None:
         raise ValueError(
             "fit tokenizes the pairs: make the alignment with the LanguageModel from "
@@ -140,10 +139,11 @@ def fit(
             f"max_epochs={training.max_epochs}: training needs an epoch at least (-1: no end). "
             "To score what there is, use evaluate."
         )
-    path = training.ckpt_path
-    checkpoint = None if path is None else Path(path).expanduser()
-    if checkpoint is not None and not checkpoint.is_file():
-        raise FileNotFoundError(f"ckpt_path: there is no checkpoint {path}.")
+    checkpoint = None
+    if training.ckpt_path is not None:
+        checkpoint = Path(training.ckpt_path).expanduser()
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"ckpt_path: there is no checkpoint {checkpoint}.")
     lightning_module: Any = training.module(alignment)
     lightning_module.config = training.config or {}
     monitor = training.monitor or lightning_module.monitor
@@ -163,19 +163,19 @@ def fit(
     trained = set(lightning_module.trained or pairs.variables)
     # Only a changing pair can show that an interchange works. A pair counts where all that it
     # interchanges is trained.
-    is_counted = [trained.issuperset(names) for names in data.validation.interchanged]
-    if pairs.variables and not bool(data.validation.changing[torch.tensor(is_counted)].any()):
+    pairs_of_trained = map(trained.issuperset, data.validation.interchanged)
+    if pairs.variables and not data.validation.changing[list(pairs_of_trained)].any():
         raise ValueError(
             f"No validation pair that interchanges only {sorted(trained)} is changing: there is "
             "nothing to choose the best epoch by."
         )
-    best = BestWeights()
-    device = network.device
+    best, device = BestWeights(), network.device
+    callbacks = [best, *training.callbacks, _StartState()]
     trainer = training.trainer(
         max_epochs=training.max_epochs,
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        callbacks=[best, *callbacks],
+        callbacks=callbacks,
         logger=list(training.loggers) or False,
         default_root_dir=str(training.folder),
         num_sanity_val_steps=0,
@@ -192,10 +192,19 @@ def fit(
     for cell in cells.values():
         cell.rows = ()  # the rows of earlier weights
         initialise(cell, pairs, training.start, batch_size=training.eval_batch_size)
+    if not lightning_module.trains_network:
+        _share_a_store(list(cells.values()))
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _in_training(cells.values(), device, network=lightning_module.trains_network):
+        with ExitStack() as stack:
+            for cell in cells.values():
+                cell.train()
+                # In eval mode learned masks and boundaries are hard. Lightning leaves what it has
+                # trained on the CPU.
+                stack.callback(lambda cell=cell: cell.eval().to(device))
+                if lightning_module.trains_network:
+                    stack.enter_context(_trainable(cell, device))
             trainer.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)
     except SystemExit as leaving:
         # Lightning makes this of Ctrl-C, and leaves Ctrl-C without effect.
@@ -203,14 +212,14 @@ def fit(
             raise
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt(_how_to_go_on(callbacks)) from None
-    fits = {}
+    fits, monitor = {}, lightning_module.monitor
     for name in cells:
         epoch = best.kept(name)
-        value = epoch.loss if lightning_module.monitor == LOSS else epoch.value
+        value = epoch.loss if monitor == LOSS else epoch.value
         n_epochs = lightning_module.stopped.get(name, trainer.current_epoch)
         # A cell that stopped early took part in its share of the steps only.
         n_steps = trainer.global_step * n_epochs // max(trainer.current_epoch, 1)
-        fits[name] = Fitted(epoch.epoch, lightning_module.monitor, value, n_epochs, n_steps)
+        fits[name] = Fitted(epoch.epoch, monitor, value, n_epochs, n_steps)
     return fits if isinstance(alignment, Mapping) else fits[""]
 
 
@@ -219,13 +228,13 @@ class _StartState(L.Callback):
 
     best_model_path = ""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
         if folder is not None and trainer.global_step == 0:
             self.best_model_path = f"{folder}/start.ckpt"
             trainer.save_checkpoint(self.best_model_path)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.best_model_path:
             Path(self.best_model_path).unlink(missing_ok=True)
 
@@ -251,50 +260,25 @@ def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
     None where a run does not resume.
     """
     # `n_columns` counts the positions that a resumed run computes.
-    costs = [cell.n_columns(base, active) for cell in cells]
-    return (
-        None
-        if any(cost is None for cost in costs)
-        else torch.stack([cost for cost in costs if cost is not None]).sum(0)
-    )
+    costs = [cost for cell in cells if (cost := cell.n_columns(base, active)) is not None]
+    return torch.stack(costs).sum(0) if len(costs) == len(cells) else None
 
 
-@contextmanager
-def _in_training(
-    cells: Collection[Alignment], device: torch.device, *, network: bool
-) -> Iterator[None]:
-    """Put the alignments into train mode, and afterwards into eval mode on the network's device.
-
-    In eval mode learned masks and boundaries are hard. Lightning leaves what it has trained on the
-    CPU.
-    """
-    for cell in cells:
-        cell.train()
-    try:
-        with _trainable(*cells) if network else _remembering(cells):
-            yield
-    finally:
-        for cell in cells:
-            cell.eval().to(device)
-            if network:
-                cell.network.to(device)
-
-
-@contextmanager
-def _remembering(cells: Collection[Alignment]) -> Iterator[None]:
+def _share_a_store(cells: Sequence[Alignment]) -> None:
     """Give all cells one activation store: a frozen network computes the same in every epoch."""
-    store = next((cell.store for cell in cells if cell.store is not None), None)
-    if store is not None:
+    stores = [cell.store for cell in cells if cell.store is not None]
+    if stores:
         # The network may have changed since this store was filled.
-        store.check()
+        stores[0].check()
+    else:
+        stores = [ActivationStore(cells[0].network)]
     for cell in cells:
-        cell.store = store = ActivationStore(cell.network) if store is None else store
-    yield
+        cell.store = stores[0]
 
 
 @contextmanager
-def _trainable(alignment: Alignment) -> Iterator[None]:
-    """Make the network trainable, and restore its modes and `requires_grad` afterwards."""
+def _trainable(alignment: Alignment, device: torch.device) -> Iterator[None]:
+    """Make the network trainable, and restore its modes, `requires_grad` and device afterwards."""
     log.info("The whole network runs: it is trained.")
     # Activations of a network that changes are of no use to later runs.
     alignment.store = None
@@ -310,3 +294,4 @@ def _trainable(alignment: Alignment) -> Iterator[None]:
         for parameter, trained in frozen:
             parameter.requires_grad_(trained)
             parameter.grad = None
+        network.to(device)

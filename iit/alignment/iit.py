@@ -1,14 +1,15 @@
 """Interchange intervention training: the network itself is trained."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_gates
-from iit.alignment.objective import CrossEntropy, Objective, Prediction
+from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights
+from iit.alignment.objective import Objective, Prediction
 from iit.alignment.schedule import Number
 from iit.alignment.stacked import rows_of, stacked
 from iit.intervened import Activations, IntervenedModel, capture
@@ -94,39 +95,39 @@ class IIT(Cells):
                 "by side in it."
             )
         declared = WEIGHTS | dict(weights or {})
-        numbers = checked_weights(
-            tuple(WEIGHTS),
-            declared | ({} if alignment.edits else {"interchange": 0.0, "strict": 0.0}),
-        )
+        if not alignment.edits:
+            declared |= {"interchange": 0.0, "strict": 0.0}
+        numbers = checked_weights(tuple(WEIGHTS), declared)
         if numbers["strict"] != 0 and not alignment.inert:
             raise ValueError(
                 "weights: a strict loss needs parts of the network that are declared not to "
                 "matter, and the alignment declares none: give it `inert`, or leave the weight "
                 "of strict at 0."
             )
+        variables = list(map(str, alignment.variables))
         if trained is not None and not len(trained):
             raise ValueError(
-                "trained=[] names no variable. Name some of "
-                f"{list(map(str, alignment.variables))}, or None (null) for all; the behaviour "
-                "alone is trained with weights.interchange=0."
+                f"trained=[] names no variable. Name some of {variables}, or None (null) for all; "
+                "the behaviour alone is trained with weights.interchange=0."
             )
-        unknown = sorted(set(trained or ()) - set(map(str, alignment.variables)))
+        unknown = sorted(set(trained or ()) - set(variables))
         if unknown:
             raise ValueError(
-                f"trained: the alignment has no variable {unknown}; it has "
-                f"{list(map(str, alignment.variables))}."
+                f"trained: the alignment has no variable {unknown}; it has {variables}."
             )
-        gated = any(is_gated(i) for i in alignment.interventions)
-        numbers |= of_gates(temperature, penalty, gated)
-        compared = {"": alignment} if numbers["interchange"] != 0 else {}
-        super().__init__(("",), optimizer or _adamw, scheduler, numbers, compared, trained)
+        cells, optimizer = {"": alignment}, optimizer or partial(torch.optim.AdamW, lr=1e-3)
+        super().__init__(
+            cells, objective, optimizer, scheduler, numbers, temperature, penalty, trained
+        )
         self.alignment = alignment
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
         logged = [f"val/{FIGURES[part]}" for part in FIGURES if numbers[part] != 0]
         if numbers["interchange"] != 0:
             logged = ["val/iia_changing", *logged]
+        else:
+            self.compared = {}
         self.monitor, self.monitors = logged[0], ("val/loss", *logged)
-        self._source_grad, self.objective = source_grad, objective or CrossEntropy()
+        self._source_grad = source_grad
         if self.objective.needs_natural:
             raise ValueError(
                 f"objective: {type(self.objective).__name__} compares edited activations with "
@@ -134,9 +135,9 @@ class IIT(Cells):
                 "objective=cross_entropy."
             )
         edits = {**alignment.edits, **alignment.inert}
-        # The alignment with its inert parts as further edits; the weights are the alignment's. A
-        # tuple keeps it from being registered a second time.
-        self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)
+        # The alignment with its inert parts as further edits; the weights are the alignment's. In a
+        # dict it is not registered a second time.
+        self._edited = {"all": IntervenedModel(alignment.studied or alignment.network, edits)}
 
     def weights_of(self, name: str) -> "IIT":
         """The network and the interventions."""
@@ -152,42 +153,34 @@ class IIT(Cells):
         Raises ValueError for pairs without own answers where these are trained, and for pairs that
         lack what the objective reads.
         """
-        if (
-            self._numbers["behaviour"] != 0 or self._numbers["strict"] != 0
-        ) and "base_answer" not in batch:
+        if "base_answer" not in batch and {"behaviour", "strict"} & set(self._parts):
             raise ValueError(
                 "The behaviour is trained by the bases' own answers: the pairs need the "
                 "column base_answer."
             )
-        if self._numbers["interchange"] != 0:
-            self.objective.check(batch)
+        if "interchange" in self._parts:
+            super().check(batch)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
         """The loss of one batch; None where no pair in it trains anything."""
-        self.anneal(self.alignment.interventions)
-        parts = {
-            name: self._loss(name, prediction)
-            for name, (prediction, _) in self._predictions(batch).items()
-        }
-        if not parts:
+        self.anneal()
+        losses, n = self._losses(self._predictions(batch)), len(batch["row"])
+        if not losses:
             # Lightning skips the step.
             return None
-        loss = self._total(parts, self.now) + self.penalty(self.alignment.interventions)
-        self.log_dict(
-            {f"train/{name}": part for name, part in parts.items()}, batch_size=len(batch["row"])
-        )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["row"]))
-        return loss
+        weighed = [self.now(part) * loss for part, loss in losses.items()]
+        total = torch.stack(weighed).sum() + self.penalty("")
+        self.log_dict({f"train/{part}": loss for part, loss in losses.items()}, batch_size=n)
+        self.log("train/loss", total, prog_bar=True, batch_size=n)
+        return total
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Count right answers, and pairs on which the edited network gives the label."""
         predictions = self._predictions(batch)
         if not predictions:
             return
-        parts = {
-            name: self._loss(name, prediction) for name, (prediction, _) in predictions.items()
-        }
-        total = self._total(parts, self.last)
+        losses = self._losses(predictions)
+        total = torch.stack([self.last(part) * loss for part, loss in losses.items()]).sum()
         # A part is a mean over its rows, so each pair counts with the loss of its batch.
         self.count("loss", "", batch["row"], total.expand(len(batch["row"])))
         for part, (prediction, index) in predictions.items():
@@ -197,71 +190,72 @@ class IIT(Cells):
                 changing = batch["changing"][index]
                 self.count("iia_changing", "", rows[changing], right[changing])
 
-    def _loss(self, part: str, made: Prediction) -> Tensor:
-        # Behaviour and strict are about the base's own answer.
-        return (self.objective if part == "interchange" else self.objective.on_own_answer())(
-            made
-        ).mean()
+    def _losses(self, predictions: Mapping[str, tuple[Prediction, Tensor]]) -> dict[str, Tensor]:
+        """{part: its mean loss}. Behaviour and strict are about the base's own answer."""
+        losses = {}
+        for part, (prediction, _) in predictions.items():
+            objective = self.objective
+            if part != "interchange":
+                objective = objective.on_own_answer()
+            losses[part] = objective(prediction).mean()
+        return losses
 
-    def _total(self, parts: Mapping[str, Tensor], weight: Callable[[str], float]) -> Tensor:
-        return torch.stack([weight(name) * part for name, part in parts.items()]).sum()
+    @property
+    def _parts(self) -> list[str]:
+        """The parts of the loss that have a weight."""
+        return [part for part in WEIGHTS if self._numbers[part] != 0]
 
     def _predictions(self, batch: dict[str, Any]) -> dict[str, tuple[Prediction, Tensor]]:
         """{part: (prediction, rows of the batch that it is about)} for each part that has a weight.
 
         All parts share one run of the network.
         """
-        base, n = batch["base"], len(batch["row"])
-        every = torch.arange(n)
-        rows = {name: every for name in WEIGHTS if self._numbers[name] != 0}
+        base, base_answers = batch["base"], batch.get("base_answer")
+        rows = dict.fromkeys(self._parts, torch.arange(len(batch["row"])))
         if "interchange" in rows and self.trained is not None:
             # A pair counts where all that it interchanges is trained.
-            untrained = [v for v in batch["sources"] if v not in self.trained]
-            flags = [_active(batch, v) for v in untrained]
-            rows["interchange"] = every[~torch.stack(flags).any(0)] if flags else every
-        rows = {name: index for name, index in rows.items() if len(index)}
+            for variable in set(batch["sources"]) - set(self.trained):
+                index = rows["interchange"]
+                rows["interchange"] = index[~_active(batch, variable)[index]]
+        rows = {part: index for part, index in rows.items() if len(index)}
         if not rows:
             return {}
         # Each part has its own copy of its bases, with the answer that the network is to give.
-        answers = {
-            name: base["answer"] if name == "interchange" else batch["base_answer"] for name in rows
-        }
-        runs = [rows_of(base | {"answer": answers[name]}, index) for name, index in rows.items()]
-        (edited,) = self._edited
+        runs = []
+        for part, index in rows.items():
+            answer = base["answer"] if part == "interchange" else base_answers
+            runs.append(rows_of(base | {"answer": answer}, index))
         # The flags are stacked in the same order as the runs: BoolTensor[sum of the parts' rows].
-        active = {
-            v: torch.cat([self._flags(v, name, batch)[index] for name, index in rows.items()])
-            for v in edited.variables
-        }
+        active = {}
+        flags = {part: self._flags(part, batch) for part in rows}
+        idle = torch.zeros(len(batch["row"]), dtype=torch.bool)
+        for variable in self._edited["all"].variables:
+            parts = [flags[part].get(variable, idle)[index] for part, index in rows.items()]
+            active[variable] = torch.cat(parts)
         sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
-        logits = edited.answer_logits(stacked(runs), sources, active)
-        own_answers = batch.get("base_answer")
-        predictions, start = {}, 0
-        for (name, index), run in zip(rows.items(), runs, strict=True):
+        logits = self._edited["all"].answer_logits(stacked(runs), sources, active)
+        predictions = {}
+        by_part = logits.split([len(index) for index in rows.values()])
+        for (part, index), run, part_logits in zip(rows.items(), runs, by_part, strict=True):
             # Stacked answers are padded to the widest part; each part is cut back to its own
             # answers.
             width = run["answer"].shape[1] if run["answer"].ndim == 2 else 1
-            part = logits[start : start + len(index), :width]
-            predictions[name] = (
-                Prediction(
-                    part, run["answer"], None if own_answers is None else own_answers[index]
-                ),
-                index,
-            )
-            start += len(index)
+            base_answer = None if base_answers is None else base_answers[index]
+            prediction = Prediction(part_logits[:, :width], run["answer"], base_answer)
+            predictions[part] = prediction, index
         return predictions
 
-    def _flags(self, variable: Any, part: str, batch: dict[str, Any]) -> Tensor:
-        """For which pairs a part of the loss edits a variable or inert part, BoolTensor[batch]."""
-        n = len(batch["row"])
-        if part == "interchange" and variable in batch["sources"]:
-            return _active(batch, variable)
-        if part == "strict" and variable in self.alignment.inert:
-            # Seeded by the step: a resumed run draws what an uninterrupted one draws.
-            drawn = torch.Generator().manual_seed(self.global_step)
-            which = torch.randint(len(self.alignment.inert), (n,), generator=drawn)
-            return which == list(self.alignment.inert).index(variable)
-        return torch.zeros(n, dtype=torch.bool)
+    def _flags(self, part: str, batch: dict[str, Any]) -> dict[Any, Tensor]:
+        """{variable or inert part that a part of the loss edits: for which pairs}."""
+        if part == "interchange":
+            return {variable: _active(batch, variable) for variable in batch["sources"]}
+        if part == "behaviour":
+            return {}
+        # Seeded by the step: a resumed run draws what an uninterrupted one draws.
+        generator = torch.Generator().manual_seed(self.global_step)
+        inert = self.alignment.inert
+        drawn = torch.randint(len(inert), (len(batch["row"]),), generator=generator)
+        return {name: drawn == number for number, name in enumerate(inert)}
 
     def _sources(self, batch: dict[str, Any], rows: Mapping[str, Tensor]) -> dict[Any, Activations]:
         """{variable or inert part: what its edit reads}, for the rows of all parts.
@@ -269,47 +263,41 @@ class IIT(Cells):
         All sources that some row needs are run in one run, each once. Inert parts read the source
         of the pair's first variable.
         """
-        n, sources = len(batch["row"]), batch["sources"]
-        read = torch.zeros(n, dtype=torch.bool)
+        edited, sources = self._edited["all"], batch["sources"]
+        is_read = torch.zeros(len(batch["row"]), dtype=torch.bool)
         # The behaviour reads no source.
-        read[torch.cat([index for name, index in rows.items() if name != "behaviour"])] = True
-        needed = {v: (_active(batch, v) & read).nonzero().flatten() for v in sources}
-        stacked_rows = torch.cat(list(rows.values()))
-        (edited,) = self._edited
-        sites = list(
-            dict.fromkeys(site for edit in edited.edits.values() for site in edit.source_sites)
+        is_read[torch.cat([index for part, index in rows.items() if part != "behaviour"])] = True
+        # BoolTensor[variable, batch]: the run has a row for each True, in this order.
+        needed = torch.stack([_active(batch, v) & is_read for v in sources])
+        run = [rows_of(s, is_needed) for s, is_needed in zip(sources.values(), needed, strict=True)]
+        sites = [site for edit in edited.edits.values() for site in edit.source_sites]
+        captured = capture(
+            edited.studied or edited.network,
+            stacked(run),
+            list(dict.fromkeys(sites)),
+            grad=self._source_grad,
         )
-        run = stacked([rows_of(sources[v], index) for v, index in needed.items()])
-        captured = capture(edited.studied or edited.network, run, sites, grad=self._source_grad)
-        # Row of the batch → row of the run that holds its source, LongTensor[batch]. Where a pair
-        # leaves the variable alone, the entry is a placeholder: the edit is not active there. Inert
-        # parts have the source of the pair's first variable, −1 until it is known.
-        rows_in_run: dict[Any, Tensor] = {}
-        first, start = torch.full((n,), -1), 0
-        for variable, index in needed.items():
-            rows_in_run[variable] = torch.zeros(n, dtype=torch.long)
-            rows_in_run[variable][index] = torch.arange(start, start + len(index))
-            first[index] = torch.where(first[index] < 0, rows_in_run[variable][index], first[index])
-            start += len(index)
-        rows_in_run |= dict.fromkeys(self.alignment.inert, first)
+        # Which row of the run has the source. Where a pair leaves the variable alone, it is a
+        # placeholder: the edit is not active there.
+        row_in_run = (needed.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed)
+        first = row_in_run.gather(0, needed.int().argmax(0, keepdim=True)).squeeze(0)
+        by_variable = dict(zip(sources, row_in_run, strict=True))
+        by_variable |= dict.fromkeys(self.alignment.inert, first)
+        # From rows of the batch to rows of the stacked parts.
+        stacked_rows = torch.cat(list(rows.values()))
         activations = {}
         for key, edit in edited.edits.items():
             for variable in variables_of(key, edit):
-                row_in_run = rows_in_run.get(variable)
-                if row_in_run is None or not edit.intervention.needs_source:
-                    continue
-                # From rows of the batch to rows of the stacked parts.
-                index = row_in_run[stacked_rows]
-                counts = {s: None if c is None else c[index] for s, c in captured.counts.items()}
-                activations[variable] = Activations(
-                    {site: captured[site][index] for site in edit.source_sites}, counts
-                )
+                if variable in by_variable and edit.intervention.needs_source:
+                    index = by_variable[variable][stacked_rows]
+                    tensors = {site: captured[site][index] for site in edit.source_sites}
+                    counts = {
+                        site: None if count is None else count[index]
+                        for site, count in captured.counts.items()
+                    }
+                    activations[variable] = Activations(tensors, counts)
         return activations
 
 
 def _active(batch: dict[str, Any], variable: str) -> Tensor:
     return batch["active"].get(variable, torch.ones(len(batch["row"]), dtype=torch.bool)).cpu()
-
-
-def _adamw(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3)

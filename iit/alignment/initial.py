@@ -3,10 +3,12 @@
 Both come from activations of the network on the base prompts of the training pairs.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import unpad_sequence
 
 from iit.alignment.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
@@ -14,7 +16,7 @@ from iit.intervened import Edit
 from iit.intervened.batch import prepare
 from iit.intervened.positions import columns, counts
 from iit.intervention import Frame, PrincipalComponents
-from iit.intervention.basis import Basis, leading
+from iit.intervention.basis import leading
 
 STARTS = ("random", "pca", "difference_of_means")
 
@@ -45,10 +47,10 @@ def initialise(
     if start not in STARTS:
         raise ValueError(f"start={start!r} is none of {list(STARTS)}.")
     for key, edit in alignment.edits.items():
-        frames, components = _parts(edit.intervention.basis)
-        components = [basis for basis in components if not bool(basis.fitted)]
-        if start == "random":
-            frames = []
+        # A basis may be made of others.
+        bases: list[Any] = list(edit.intervention.basis.modules())
+        components = [b for b in bases if isinstance(b, PrincipalComponents) and not b.fitted]
+        frames = [b for b in bases if isinstance(b, Frame) and start != "random"]
         if not frames and not components:
             continue
         activations = _activations(alignment, edit, pairs, batch_size)
@@ -57,20 +59,12 @@ def initialise(
         for basis in components:
             basis.fit(all_activations)
         for frame in frames:
-            frame.start(
-                leading(all_activations, frame.rank or 1)
-                if start == "pca"
-                else _between(key, edit, activations, pairs, frame)
-            )
-
-
-def _parts(basis: Basis) -> tuple[list[Frame], list[PrincipalComponents]]:
-    """The frames, and the principal components, of a basis."""
-    # A basis may be made of others.
-    modules = list(basis.modules())
-    return [m for m in modules if isinstance(m, Frame)], [
-        m for m in modules if isinstance(m, PrincipalComponents)
-    ]
+            rank = frame.rank or 1
+            if start == "pca":
+                frame.start(leading(all_activations, rank))
+            else:
+                sizes = edit.intervention.block_sizes or {key: rank}
+                frame.start(_between(sizes, activations, pairs))
 
 
 def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int) -> list[Tensor]:
@@ -91,25 +85,25 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
         prepared = prepare(network.model, batch["base"]).at_answer(network.model, edit.sites)
         places = {site: columns(site, prepared) for site in edit.sites}
         captured = alignment.read(prepared, places)
-        lengths = {site: counts(place, prepared) for site, place in places.items()}
-        for number, row in enumerate(batch["row"].tolist()):
-            # Beyond its own length an example's positions are padding.
-            stops = {
-                site: None if length is None else int(length[number])
-                for site, length in lengths.items()
-            }
-            vectors = torch.cat(
-                [captured[site][number, :stop] for site, stop in stops.items()]
-            ).float()
+        by_site = []
+        for site, place in places.items():
+            activation, lengths = captured[site].float(), counts(place, prepared)
+            if lengths is not None:
+                # Beyond its own length an example's positions are padding.
+                activation = unpad_sequence(activation, lengths, batch_first=True)
+            by_site.append(activation)
+        for row, *parts in zip(batch["row"].tolist(), *by_site, strict=True):
+            vectors = torch.cat(parts)
             by_row[row] = vectors.reshape(1, -1) if edit.joint else vectors
     return [by_row[row] for row in range(len(by_row))]
 
 
-def _between(key: Any, edit: Edit, found: list[Tensor], pairs: Pairs, frame: Frame) -> Tensor:
+def _between(sizes: Mapping[Any, int], activations: list[Tensor], pairs: Pairs) -> Tensor:
     """For each variable: the leading directions between the means of its values, then random ones.
 
     Arguments:
-        found: [Tensor[position, width]], the activations of each training pair's base.
+        sizes: {variable: number of directions}.
+        activations: [Tensor[position, width]], those of each training pair's base.
 
     Returns Tensor[width, rank] with orthonormal columns, one block of columns after another.
     """
@@ -118,26 +112,21 @@ def _between(key: Any, edit: Edit, found: list[Tensor], pairs: Pairs, frame: Fra
             "start=difference_of_means needs the variable's values: sample the pairs from "
             "a causal model."
         )
-    vectors = found[0].new_zeros(found[0].shape[-1], 0)
-    for variable, size in (edit.intervention.block_sizes or {key: frame.rank or 1}).items():
-        values = pairs.values[variable]
-        # [the mean activation of each value]. The values are in the order of the pairs: the order
-        # of a set of texts differs from process to process.
-        by_value = [
-            torch.cat([x for x, w in zip(found, values, strict=True) if w == v]).mean(0)
-            for v in dict.fromkeys(values)
-        ]
-        means = torch.stack(by_value)
-        _, strength, directions_by_strength = torch.linalg.svd(
-            means - means.mean(0), full_matrices=False
-        )
+    vectors = activations[0].new_zeros(activations[0].shape[-1], 0)
+    for variable, size in sizes.items():
+        # The values are in the order of the pairs: the order of a set of texts differs from process
+        # to process.
+        by_value: dict[Any, list[Tensor]] = {}
+        for value, activation in zip(pairs.values[variable], activations, strict=True):
+            by_value.setdefault(value, []).append(activation)
+        means = torch.stack([torch.cat(group).mean(0) for group in by_value.values()])
+        _, strength, directions = torch.linalg.svd(means - means.mean(0), full_matrices=False)
         # No more directions than the means span, and no more than the block has.
-        directions = directions_by_strength[strength > 1e-5 * strength.max()][:size].T
+        directions = directions[strength > 1e-5 * strength.max()][:size].T
         # Drawn on the CPU: the same on every device.
         beyond = torch.randn(len(vectors), size).to(vectors)
         # QR keeps the span of the first k columns for every k: earlier blocks keep their span, and
         # the random directions only fill what is missing.
-        vectors = torch.linalg.qr(torch.cat([vectors, directions, beyond], 1))[0][
-            :, : vectors.shape[1] + size
-        ]
+        frame = torch.linalg.qr(torch.cat([vectors, directions, beyond], 1))[0]
+        vectors = frame[:, : vectors.shape[1] + size]
     return vectors

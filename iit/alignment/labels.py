@@ -23,22 +23,17 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
     batch = encoded.batch(range(len(encoded)))
     n = n_answers(network, batch["base"])
     what = "tokens" if isinstance(network, LanguageModel) else "classes"
-    for name, answer in (
-        ("label", batch["base"]["answer"]),
-        ("base_answer", batch.get("base_answer")),
-    ):
-        if answer is None:
-            continue
+    label = batch["base"]["answer"]
+    for name, answer in {"label": label, "base_answer": batch.get("base_answer", label)}.items():
         # −100 is padding, and no answer.
-        wrong = answer[((answer < 0) & (answer != IGNORED)) | (answer >= n)]
-        if len(wrong):
+        is_wrong = ((answer < 0) & (answer != IGNORED)) | (answer >= n)
+        if bool(is_wrong.any()):
+            pair = int(is_wrong.nonzero()[0, 0])
             where = "" if split is None else f" of the {split} split"
-            # The pair that has the first wrong token: Tensor[n, …] → [n, tokens] → [n].
-            row = int(((answer == wrong[0]).flatten(1)).any(1).nonzero()[0])
             raise ValueError(
-                f"{name}: {int(wrong[0])} (pair {row}{where}) is none of the {n} {what} that "
-                f"{network.name} answers with, 0 to {n - 1}. Change the {name}s, or take a network "
-                f"with as many {what}."
+                f"{name}: {int(answer[is_wrong][0])} (pair {pair}{where}) is none of the {n} "
+                f"{what} that {network.name} answers with, 0 to {n - 1}. Change the {name}s, or "
+                f"take a network with as many {what}."
             )
 
 
@@ -50,8 +45,6 @@ def n_answers(network: Network, inputs: Mapping[str, Any]) -> int:
     if isinstance(network, LanguageModel):
         head: Any = network.model.get_output_embeddings()
         return width(head, "output") or network.model.config.vocab_size
+    first = {name: value[:1] for name, value in inputs.items()}
     with torch.no_grad():
-        logits = IntervenedModel(network, {}).answer_logits(
-            {name: value[:1] for name, value in inputs.items()}
-        )
-    return logits.shape[-1]
+        return IntervenedModel(network, {}).answer_logits(first).shape[-1]

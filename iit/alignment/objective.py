@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from iit.result import logit_difference
@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
             teacher-forced.
         answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter. Or
             LongTensor[batch, 1, n_right], where each of several tokens is right.
-        own: the base's own answer, in the form of `answer`; None where the pairs do not know it.
+        base_answer: the base's own answer, in the form of `answer`; None where it is not known.
         latents: () → [(edited activation, natural activation, BoolTensor[batch] of pairs that have
             a natural one)], one entry for each edit. Activations are Tensor[batch, position,
             width]. None where the pairs have no natural counterparts.
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
 
     logits: Tensor
     answer: Tensor
-    own: Tensor | None = None
+    base_answer: Tensor | None = None
     latents: Callable[[], list[tuple[Tensor, Tensor, Tensor]]] | None = None
 
 
@@ -45,7 +45,7 @@ class Objective(ABC):
     needs_natural = False
 
     @abstractmethod
-    def __call__(self, made: Prediction) -> Float[Tensor, " batch"]:
+    def __call__(self, prediction: Prediction) -> Float[Tensor, " batch"]:
         """The loss of each pair, in fp32; a mean over the answer's tokens."""
 
     # Not abstract: most objectives read nothing but the label.
@@ -71,9 +71,18 @@ class CrossEntropy(Objective):
     Where several tokens are right, p is the sum of their probabilities.
     """
 
-    def __call__(self, made: Prediction) -> Tensor:
+    def __call__(self, prediction: Prediction) -> Tensor:
         """The cross-entropy of each pair."""
-        return cross_entropy(made.logits, made.answer)
+        logits, answer = prediction.logits.float(), prediction.answer
+        if answer.ndim == 3:
+            right, present = _right_tokens(answer)
+            chosen = logits.log_softmax(-1).gather(-1, right)
+            # log Σ p over the right tokens; n_answer is 1 here.
+            return -chosen.masked_fill(~present, -torch.inf).logsumexp(-1).squeeze(1)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), answer.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return _over_tokens(losses.view_as(answer), answer != IGNORED)
 
 
 @final
@@ -104,20 +113,21 @@ class KLDivergence(Objective):
             )
         self.smoothing = smoothing
 
-    def __call__(self, made: Prediction) -> Tensor:
+    def __call__(self, prediction: Prediction) -> Tensor:
         """The KL divergence of each pair."""
-        log_p, right, present = _log_probabilities(made)
+        log_p = prediction.logits.float().log_softmax(-1)
+        right, present = _right_tokens(prediction.answer)
         n_right, n = present.sum(-1), log_p.shape[-1]
         # q is `on_label + even` on a right token, and `even` on any other.
         even = self.smoothing / n
         on_label = (1 - self.smoothing) / n_right.clamp(min=1)
+        on_right = (log_p.gather(-1, right) * present).sum(-1)
         # −Σ q · log p, the cross-entropy of the two distributions: Tensor[batch, n_answer].
-        against = -(on_label * (right * present).sum(-1) + even * log_p.sum(-1))
+        against = -(on_label * on_right + even * log_p.sum(-1))
         q = on_label + even
         # The entropy of q, which the network cannot change; 0 · log 0 counts as 0.
-        entropy = -(
-            n_right * q * q.log() + (n - n_right) * (even * math.log(even) if even else 0.0)
-        )
+        of_others = even * math.log(even) if even else 0.0
+        entropy = -(n_right * q * q.log() + (n - n_right) * of_others)
         return _over_tokens(against - entropy, present.any(-1))
 
 
@@ -140,18 +150,20 @@ class LogitDifference(Objective):
     def __init__(self, margin: float | None = None):
         self.margin = margin
 
-    def __call__(self, made: Prediction) -> Tensor:
+    def __call__(self, prediction: Prediction) -> Tensor:
         """The negative logit difference, or what it lacks of the margin."""
-        difference = logit_difference(made.logits, made.answer, _checked_own(made.answer, made.own))
+        difference = logit_difference(
+            prediction.logits,
+            prediction.answer,
+            _checked(prediction.answer, prediction.base_answer),
+        )
         # The logit difference is NaN where the answers do not differ, or where one begins the
         # other.
-        same = difference.isnan()
-        lacking = -difference if self.margin is None else F.relu(self.margin - difference)
-        return torch.where(same, 0.0, lacking)
+        return torch.where(difference.isnan(), 0.0, _lacking(difference, self.margin))
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raises ValueError for pairs without own answers, or with several right ones."""
-        _checked_own(batch["base"]["answer"], batch.get("base_answer"))
+        _checked(batch["base"]["answer"], batch.get("base_answer"))
 
     def on_own_answer(self) -> "AnswerMargin":
         """The same margin, against the best other token."""
@@ -172,23 +184,17 @@ class AnswerMargin(Objective):
     def __init__(self, margin: float | None = None):
         self.margin = margin
 
-    def __call__(self, made: Prediction) -> Tensor:
+    def __call__(self, prediction: Prediction) -> Tensor:
         """The negative logit difference, or what it lacks of the margin."""
-        logits = made.logits.float()
-        # Tensor[batch, n_answer, n_right]
-        right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)
-        present = right != IGNORED
-        # Padding (−100) is clamped to token 0, and adds nothing there.
-        is_right = torch.zeros_like(logits).scatter_add(-1, right.clamp(min=0), present.float()) > 0
+        logits, (right, present) = prediction.logits.float(), _right_tokens(prediction.answer)
+        # Padding adds nothing to the token 0 that stands in for it.
+        is_right = torch.zeros_like(logits).scatter_add(-1, right, present.float()) > 0
         # The highest logit among right tokens, and among all others: Tensor[batch, n_answer].
-        best, other = (
-            logits.masked_fill(mask, -torch.inf).amax(-1) for mask in (~is_right, is_right)
-        )
-        difference = torch.where(present.any(-1), best, 0.0) - other
-        return _over_tokens(
-            -difference if self.margin is None else F.relu(self.margin - difference),
-            present.any(-1),
-        )
+        best = logits.masked_fill(~is_right, -torch.inf).amax(-1)
+        other = logits.masked_fill(is_right, -torch.inf).amax(-1)
+        has_answer = present.any(-1)
+        difference = torch.where(has_answer, best, 0.0) - other
+        return _over_tokens(_lacking(difference, self.margin), has_answer)
 
 
 @final
@@ -198,15 +204,15 @@ class MeanSquaredError(Objective):
     q is 1 on the right token, or spread evenly over several.
     """
 
-    def __call__(self, made: Prediction) -> Tensor:
+    def __call__(self, prediction: Prediction) -> Tensor:
         """The squared error of the probabilities (the Brier score)."""
-        log_p, right, present = _log_probabilities(made)
+        log_p = prediction.logits.float().log_softmax(-1)
+        right, present = _right_tokens(prediction.answer)
         share = 1 / present.sum(-1).clamp(min=1)
-        on_right = (right.exp() * present).sum(-1)
+        on_right = (log_p.gather(-1, right).exp() * present).sum(-1)
         # Σ p² − 2 Σ p·q + Σ q²; the last sum is n · (1/n)² = 1/n for n right tokens.
-        return _over_tokens(
-            log_p.exp().square().sum(-1) - 2 * share * on_right + share, present.any(-1)
-        )
+        errors = log_p.exp().square().sum(-1) - 2 * share * on_right + share
+        return _over_tokens(errors, present.any(-1))
 
 
 @final
@@ -240,18 +246,18 @@ class CounterfactualLatent(Objective):
             )
         self.objective, self.weight = objective, weight
 
-    def __call__(self, made: Prediction) -> Tensor:
+    def __call__(self, prediction: Prediction) -> Tensor:
         """The objective and the weighted distance."""
-        if made.latents is None:
+        if prediction.latents is None:
             raise ValueError(_UNNATURAL)
         distances = []
-        for edited, natural, has_natural in made.latents():
+        for edited, natural, has_natural in prediction.latents():
             edited, natural = edited.float(), natural.float()
             # Tensor[batch, position] each: relative squared distance, and 1 − cosine.
             apart = (edited - natural).square().sum(-1) / natural.square().sum(-1).clamp(min=1e-12)
             turned = 1 - F.cosine_similarity(edited, natural, dim=-1)
             distances.append(torch.where(has_natural, (0.5 * (apart + turned)).mean(1), 0.0))
-        return self.objective(made) + self.weight * torch.stack(distances).mean(0)
+        return self.objective(prediction) + self.weight * torch.stack(distances).mean(0)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raises ValueError for pairs without natural counterparts, and as its objective does."""
@@ -271,38 +277,27 @@ _UNNATURAL = (
 )
 
 
-def _checked_own(answer: Tensor, own: Tensor | None) -> Tensor:
-    if own is None or own.ndim != 2 or answer.ndim != 2:
+def _checked(answer: Tensor, base_answer: Tensor | None) -> Tensor:
+    if base_answer is None or base_answer.ndim != 2 or answer.ndim != 2:
         raise ValueError(
             "The objective LogitDifference compares the label with the base's own answer: the "
             "pairs need the column base_answer, and one right answer each."
         )
-    return own
+    return base_answer
 
 
-def cross_entropy(
-    logits: Float[Tensor, "batch n_answer vocab"],
-    answer: Int[Tensor, "batch n_answer"] | Int[Tensor, "batch 1 n_right"],
-) -> Float[Tensor, " batch"]:
-    """−log p(answer) of each example: a mean over its answer's tokens, in nats and fp32."""
-    if answer.ndim == 3:
-        chosen = logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0))
-        # log Σ p over the right tokens; n_answer is 1 here.
-        return -chosen.masked_fill(answer == IGNORED, -torch.inf).logsumexp(-1).squeeze(1)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), answer.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return _over_tokens(losses.view_as(answer), answer != IGNORED)
+def _right_tokens(answer: Tensor) -> tuple[Tensor, Tensor]:
+    """The right tokens, Tensor[batch, n_answer, n_right], and which of them exist.
 
-
-def _log_probabilities(made: Prediction) -> tuple[Tensor, Tensor, Tensor]:
-    """(log p of the whole vocabulary, log p of the right tokens, which of these tokens exist).
-
-    The first is Tensor[batch, n_answer, vocab], the others are [batch, n_answer, n_right].
+    Padding (−100) becomes token 0, which can be gathered.
     """
-    log_p = made.logits.float().log_softmax(-1)
-    right = made.answer if made.answer.ndim == 3 else made.answer.unsqueeze(-1)
-    return log_p, log_p.gather(-1, right.clamp(min=0)), right != IGNORED
+    right = answer if answer.ndim == 3 else answer.unsqueeze(-1)
+    return right.clamp(min=0), right != IGNORED
+
+
+def _lacking(difference: Tensor, margin: float | None) -> Tensor:
+    """What a difference lacks of the margin; without a margin its negative."""
+    return -difference if margin is None else F.relu(margin - difference)
 
 
 def _over_tokens(losses: Tensor, present: Tensor) -> Tensor:

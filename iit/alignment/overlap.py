@@ -5,6 +5,7 @@ parts are declared not to matter (see `Alignment`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,18 +31,16 @@ class _Claim(NamedTuple):
     Arguments:
         name: the edit's key, or the inert part's name.
         inert: whether it is an inert part.
+        edit: the edit.
         site: the site.
-        intervention: what acts there.
-        joint: whether the site's positions are concatenated.
         units: the units of the site, counted as its module counts them. None where only a run tells
             how many there are.
     """
 
     name: str
     inert: bool
+    edit: Edit
     site: Site
-    intervention: Intervention
-    joint: bool
     units: Sequence[int] | None
 
     def __str__(self) -> str:
@@ -61,30 +60,19 @@ def check_apart(
     inert part.
     """
     claims: list[_Claim] = []
-    for is_inert, parts in ((False, edits), (True, inert)):
-        for name, edit in parts.items():
-            for claim in _claims(str(name), is_inert, edit, resolved):
-                meeting = [
-                    other
-                    for other in claims
-                    if not other.inert and other.name != claim.name and _meet(claim, other)
-                ]
-                for other in meeting:
-                    _refuse_common(other, claim)
-                # Dimensions are counted at each position by itself, over all claims that reach it.
-                # A site without a position reaches all of them. If no claim names a position, all
-                # are counted at once (None).
-                for place in {
-                    place for one in (*meeting, claim) for place in _positions(one.site) or ()
-                } or {None}:
-                    _refuse_excess(
-                        [
-                            one
-                            for one in (*meeting, claim)
-                            if place in (_positions(one.site) or (place,))
-                        ]
-                    )
-                claims.append(claim)
+    for claim in (*_claims(edits, False, resolved), *_claims(inert, True, resolved)):
+        # Claims of other edits on the same activations.
+        rivals = [c for c in claims if not c.inert and c.name != claim.name and _meet(claim, c)]
+        for rival in rivals:
+            _refuse_common(rival, claim)
+        # Dimensions are counted at each position by itself, over all claims that reach it. A site
+        # without a position reaches all of them. If no claim names a position, all are counted at
+        # once (None).
+        together = [*rivals, claim]
+        positions = {position for c in together for position in _positions(c.site) or ()}
+        for position in positions or {None}:
+            _refuse_excess([c for c in together if position in (_positions(c.site) or (position,))])
+        claims.append(claim)
 
 
 def check_declared(
@@ -112,27 +100,24 @@ def _declared(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Edit]:
 
 
 def _claims(
-    name: str, inert: bool, edit: Edit, resolved: Mapping[Site, ResolvedSite]
+    parts: Mapping[Any, Edit], inert: bool, resolved: Mapping[Site, ResolvedSite]
 ) -> Iterator[_Claim]:
-    """The claims of an edit, one for each site; none where the edit reads no source."""
-    if not edit.intervention.needs_source:
-        return
-    for site in edit.sites:
-        resolved_site = resolved.get(site)
-        # A joint edit concatenates positions, so the site's own width says nothing about it.
-        width = edit.intervention.width or (
-            None if resolved_site is None or edit.joint else resolved_site.width
-        )
-        # A site with heads shows some columns of its module: claims are compared in the module's
-        # units.
-        units = (
-            None
-            if width is None
-            else range(width)
-            if resolved_site is None or resolved_site.columns is None
-            else resolved_site.columns.tolist()
-        )
-        yield _Claim(name, inert, site, edit.intervention, edit.joint, units)
+    """The claims of edits, one for each site; none where an edit reads no source."""
+    for name, edit in parts.items():
+        for site in edit.sites if edit.intervention.needs_source else ():
+            resolved_site = resolved.get(site)
+            width, columns = edit.intervention.width, None
+            if resolved_site is not None:
+                columns = resolved_site.columns
+                # A joint edit concatenates positions, so the site's width says nothing about it.
+                if width is None and not edit.joint:
+                    width = resolved_site.width
+            units = None if width is None else range(width)
+            # A site with heads shows some columns of its module: claims are compared in the
+            # module's units.
+            if units is not None and columns is not None:
+                units = columns.tolist()
+            yield _Claim(str(name), inert, edit, site, units)
 
 
 def _meet(one: _Claim, other: _Claim) -> bool:
@@ -141,13 +126,13 @@ def _meet(one: _Claim, other: _Claim) -> bool:
     They are at one place of the network, with positions and heads in common.
     """
     a, b = one.site, other.site
-    if one.joint or other.joint:
-        return one.joint and other.joint and a == b
-    if (a.component, a.layer, a.module, a.side) != (b.component, b.layer, b.module, b.side):
-        return False
-    places = (_positions(a), _positions(b)), (a.heads, b.heads)
+    if one.edit.joint or other.edit.joint:
+        return one.edit.joint and other.edit.joint and a == b
     # None stands for all positions, or all heads.
-    return all(x is None or y is None or bool({*x} & {*y}) for x, y in places)
+    for some, others in ((_positions(a), _positions(b)), (a.heads, b.heads)):
+        if some is not None and others is not None and {*some}.isdisjoint(others):
+            return False
+    return replace(a, position=None, head=None) == replace(b, position=None, head=None)
 
 
 def _positions(site: Site) -> Sequence[str | int] | None:
@@ -156,11 +141,11 @@ def _positions(site: Site) -> Sequence[str | int] | None:
 
 
 def _refuse_common(one: _Claim, other: _Claim) -> None:
-    kind = _shared(one.intervention.basis, other.intervention.basis)
-    units, other_units = _taken(one, other), _taken(other, one)
-    if kind is None or units is None or other_units is None or not units & other_units:
+    """Raises ValueError where two claims take the same coordinates."""
+    kind = _shared(one.edit.intervention.basis, other.edit.intervention.basis)
+    common = sorted(_taken(one, other) & _taken(other, one))
+    if kind is None or not common:
         return
-    common = sorted(units & other_units)
     listed = f"{', '.join(map(str, common[:8]))}{', …' if len(common) > 8 else ''}"
     raise ValueError(
         f"{str(one).capitalize()} and {other} overlap at {other.site}: both take {kind} {listed}. "
@@ -175,14 +160,13 @@ def _refuse_excess(claims: Sequence[_Claim]) -> None:
     # The units that the claims show together; 0 where no claim knows its width, and each takes the
     # whole site.
     n_units = len({unit for claim in claims for unit in claim.units or ()})
-    ranks = [
-        _least(claim.intervention, n_units if claim.units is None else len(claim.units))
-        for claim in claims
-    ]
+    ranks = []
+    for claim in claims:
+        width = n_units if claim.units is None else len(claim.units)
+        ranks.append(_least(claim.edit.intervention, width))
     if len(claims) > 1 and sum(ranks) > n_units:
-        summands = " + ".join(
-            f"{rank} ({claim.name})" for rank, claim in zip(ranks, claims, strict=True)
-        )
+        names = [claim.name for claim in claims]
+        summands = " + ".join(map("{} ({})".format, ranks, names))
         raise ValueError(
             f"The edits at {claims[-1].site} take {summands} = {sum(ranks)} dimensions of the "
             f"{n_units} that are there. Lower their ranks, or move one of them to another site."
@@ -191,42 +175,46 @@ def _refuse_excess(claims: Sequence[_Claim]) -> None:
 
 def _shared(one: Basis, other: Basis) -> str | None:
     """The kind of coordinates that two bases have in common; None where none is known."""
-    if isinstance(one, Identity) and isinstance(other, Identity):
-        return "units"
-    if isinstance(one, PrincipalComponents) and isinstance(other, PrincipalComponents):
-        # Principal components come in order: a shorter frame is compared with the start of a longer
-        # one.
-        n = min(one.frame.shape[1], other.frame.shape[1])
-        return "components" if torch.equal(one.frame[:, :n], other.frame[:, :n]) else None
-    if isinstance(one, Autoencoder) and isinstance(other, Autoencoder):
-        return "features" if torch.equal(one.encoder, other.encoder) else None
+    match one, other:
+        case Identity(), Identity():
+            return "units"
+        case PrincipalComponents(), PrincipalComponents():
+            # Principal components come in order: a shorter frame is compared with the start of a
+            # longer one.
+            n = min(one.frame.shape[1], other.frame.shape[1])
+            return "components" if torch.equal(one.frame[:, :n], other.frame[:, :n]) else None
+        case Autoencoder(), Autoencoder():
+            return "features" if torch.equal(one.encoder, other.encoder) else None
     return "coordinates" if one is other else None
 
 
-def _taken(claim: _Claim, other: _Claim) -> set[int] | None:
-    """The coordinates that a claim takes; None where a gate learns them."""
-    intervention, gate = claim.intervention, claim.intervention.gate
+def _taken(claim: _Claim, other: _Claim) -> set[int]:
+    """The coordinates that a claim surely takes: none where a gate learns them."""
+    intervention, gate = claim.edit.intervention, claim.edit.intervention.gate
     if isinstance(gate, SoftGate):
-        return None
+        return set()
     units = claim.units or other.units or (0,)
-    all_coordinates = range(intervention.rank or len(units))
-    taken = set(gate.arguments["indices"]) if isinstance(gate, Subset) else set(all_coordinates)
+    coordinates = set(range(intervention.rank or len(units)))
+    taken = set(gate.arguments["indices"]) if isinstance(gate, Subset) else coordinates
     if intervention.kind == "complement":
-        taken = set(all_coordinates) - taken
+        taken = coordinates - taken
     return {units[i] for i in taken} if isinstance(intervention.basis, Identity) else taken
 
 
 def _least(intervention: Intervention, width: int) -> int:
-    """The least number of dimensions that an intervention takes."""
-    gate, basis = intervention.gate, intervention.basis
+    """The least number of dimensions that an intervention takes at a site of this width."""
+    rest = intervention.kind == "complement"
     # A learned gate may close almost all coordinates, and an autoencoder's features are no
     # dimensions.
-    learned = isinstance(gate, SoftGate) or isinstance(basis, Autoencoder)
-    rank = (
-        1
-        if learned
-        else len(gate.arguments["indices"])
-        if isinstance(gate, Subset)
-        else intervention.rank or width
-    )
-    return rank if intervention.kind != "complement" else 0 if learned else width - rank
+    if isinstance(intervention.gate, SoftGate) or isinstance(intervention.basis, Autoencoder):
+        return 0 if rest else 1
+    rank = swapped_rank(intervention) or width
+    return width - rank if rest else rank
+
+
+def swapped_rank(intervention: Intervention) -> int | None:
+    """How many dimensions an intervention swaps; None where that is learned or unknown."""
+    gate = intervention.gate
+    if isinstance(gate, SoftGate):
+        return None
+    return len(gate.arguments["indices"]) if isinstance(gate, Subset) else intervention.rank

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from iit.alignment.alignment import Alignment
+from iit.alignment.overlap import swapped_rank
 from iit.data import EncodedPairs
 from iit.intervened import Edit
-from iit.intervention import All, Frame, Intervention, SoftGate, Subset, VanillaIntervention
+from iit.intervention import All, Frame, Intervention, VanillaIntervention
 from iit.intervention.operation import Swap
 from iit.result import correct
 
@@ -31,7 +32,7 @@ def measured(
         batch_size: pairs a batch.
         trained: the variables whose pairs count; all by default.
     """
-    # A pair is_counted where all that it interchanges is trained.
+    # A pair counts where all that it interchanges is trained.
     is_counted = torch.tensor(
         [trained is None or set(v) <= set(trained) for v in pairs.interchanged]
     )
@@ -44,12 +45,10 @@ def measured(
                 base = batch["base"]
                 logits = reference.answer_logits(base, batch["sources"], batch["active"]).cpu()
                 right[batch["row"]] = correct(logits, base["answer"]).float()
-            for metric, selected in (
-                ("iia", is_counted),
-                ("iia_changing", is_counted & pairs.changing),
-            ):
-                logged = f"val/{control}/{metric}" + (f"/{name}" if name else "")
-                lines[logged] = float(right[selected].mean())
+            suffix = f"/{name}" if name else ""
+            lines[f"val/{control}/iia{suffix}"] = float(right[is_counted].mean())
+            changing = right[is_counted & pairs.changing]
+            lines[f"val/{control}/iia_changing{suffix}"] = float(changing.mean())
     return lines
 
 
@@ -62,13 +61,8 @@ def references(alignment: Alignment) -> dict[str, Alignment]:
     # Without a source there is nothing to swap.
     if not all(edit.intervention.needs_source for edit in alignment.edits.values()):
         return {}
-    alignments = {"vanilla": vanilla(alignment)}
-    with_random_frames = random_frames(alignment)
-    return (
-        alignments
-        if with_random_frames is None
-        else alignments | {"random_subspace": with_random_frames}
-    )
+    both = {"vanilla": vanilla(alignment), "random_subspace": random_frames(alignment)}
+    return {name: reference for name, reference in both.items() if reference is not None}
 
 
 def vanilla(alignment: Alignment) -> Alignment:
@@ -96,7 +90,7 @@ def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
         torch.manual_seed(seed)
         for key, edit in alignment.edits.items():
             trained = edit.intervention
-            rank, width = _rank(trained), trained.width
+            rank, width = swapped_rank(trained), trained.width
             if rank is None or width is None or rank >= width:
                 return None
             # Frozen: this subspace is never trained.
@@ -111,11 +105,3 @@ def beside(alignment: Alignment, edits: Mapping[Any, Edit]) -> Alignment:
     other = Alignment(alignment.studied or alignment.network, edits)
     other.store = alignment.store
     return other
-
-
-def _rank(intervention: Intervention) -> int | None:
-    """How many dimensions an intervention swaps; None where that is learned or unknown."""
-    gate = intervention.gate
-    if isinstance(gate, SoftGate):
-        return None
-    return len(gate.arguments["indices"]) if isinstance(gate, Subset) else intervention.rank

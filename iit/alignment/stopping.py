@@ -6,7 +6,6 @@ from typing import Any
 import lightning as L
 
 from iit.alignment.best import LOSS, validated
-from iit.alignment.cells import Cells
 
 
 class EarlyStopping(L.Callback):
@@ -25,23 +24,19 @@ class EarlyStopping(L.Callback):
         self._best: dict[str, dict[str, float]] = {}
         self._waited: dict[str, int] = {}
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Count the epochs without an improvement, and stop the cells that waited too long."""
-        assert isinstance(pl_module, Cells)
-        if trainer.sanity_checking:
-            return
         for name in pl_module.running:
             best = self._best.setdefault(name, {})
-            waited = self._waited.get(name, 0) + 1
+            self._waited[name] = self._waited.get(name, 0) + 1
             # One metric where the monitor is the loss itself.
             for metric in {pl_module.monitor, LOSS}:
                 value = validated(trainer, metric, name)
                 sign = -1 if metric == LOSS else 1
                 if sign * value > sign * best.get(metric, -sign * inf):
                     best[metric] = value
-                    waited = 0
-            self._waited[name] = waited
-            if waited >= self.patience:
+                    self._waited[name] = 0
+            if self._waited[name] >= self.patience:
                 # Epochs count from 0, and this one has been trained.
                 pl_module.stopped[name] = trainer.current_epoch + 1
         if not pl_module.running:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -64,12 +64,12 @@ def with_answer(
     if is_masked(network) and (answer is not None or "mask" in positions):
         expected = positions["mask"] if answer is None else answer
         masks = positions.get("mask", torch.full_like(expected, IGNORED))
-        longest = max(masks.shape[1], expected.shape[1])
-        masks = pad(masks, (0, longest - masks.shape[1]), value=IGNORED)
-        padded = pad(expected, (0, longest - expected.shape[1]), value=IGNORED)
+        n_more = expected.shape[1] - masks.shape[1]
+        masks = pad(masks, (0, max(n_more, 0)), value=IGNORED)
         absent = masks == IGNORED
         # A prompt needs as many masks as its answer has tokens, and at least one.
-        wrong = (absent != (padded == IGNORED)).any(1) | absent.all(1)
+        needless = pad(expected, (0, max(-n_more, 0)), value=IGNORED) == IGNORED
+        wrong = (absent != needless).any(1) | absent.all(1)
         if bool(wrong.any()):
             raise ValueError(
                 f"Prompt {int(wrong.nonzero()[0])}: {name} is read at its masks: the role `mask` "
@@ -92,11 +92,8 @@ def with_answer(
     if answer is None or answer.shape[1] == 1:
         return dict(kwargs), teacher_forced(tokens, mask, answer)[2]
     # Other inputs of this side, such as position ids, would have to grow with the answer.
-    extra = sorted(
-        key
-        for key in set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"}
-        if key.startswith(side)
-    )
+    others = set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"}
+    extra = sorted(key for key in others if key.startswith(side))
     if extra:
         raise ValueError(
             f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; give "
@@ -123,21 +120,19 @@ def teacher_forced(
     lengths = attention_mask.sum(1)
     if answer is None:
         return input_ids, attention_mask, (lengths - 1).unsqueeze(1)
-    n_answer = answer.shape[1]
-    # How many tokens of each answer are appended: an answer of n tokens is read at n columns.
-    n_forced = (answer[:, : n_answer - 1] != IGNORED).sum(1)
+    n_answer, forced = answer.shape[1], answer[:, :-1]
+    is_forced = forced != IGNORED
+    # An answer of n tokens is read at n columns.
     steps = torch.arange(n_answer, device=input_ids.device)
-    read = lengths.unsqueeze(1) - 1 + torch.minimum(steps, n_forced.unsqueeze(1))
+    read = lengths.unsqueeze(1) - 1 + steps.minimum(is_forced.sum(1, keepdim=True))
     if n_answer == 1:
         return input_ids, attention_mask, read
-    extra = n_answer - 1
-    ids = torch.cat([input_ids, input_ids.new_zeros(len(input_ids), extra)], 1)
-    mask = torch.cat([attention_mask, attention_mask.new_zeros(len(input_ids), extra)], 1)
-    forced = answer[:, :extra]
-    rows, cols = torch.nonzero(forced != IGNORED, as_tuple=True)
+    ids, mask = pad(input_ids, (0, n_answer - 1)), pad(attention_mask, (0, n_answer - 1))
+    rows, steps = is_forced.nonzero(as_tuple=True)
     # Each prompt's answer starts right behind the prompt, in its padding.
-    ids[rows, lengths[rows] + cols] = forced[rows, cols]
-    mask[rows, lengths[rows] + cols] = 1
+    columns = lengths[rows] + steps
+    ids[rows, columns] = forced[rows, steps]
+    mask[rows, columns] = 1
     return ids, mask, read
 
 
@@ -177,12 +172,17 @@ def head_at(
         return
 
     def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]
-        # [batch, seq, width] → [batch, n_read, width]
-        return (hidden.gather(1, read.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), *args[1:])
+        return (at_columns(args[0], read), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
         yield True
     finally:
         handle.remove()
+
+
+def at_columns(
+    tensor: Float[Tensor, "batch seq width"], columns: Int[Tensor, "batch n"]
+) -> Float[Tensor, "batch n width"]:
+    """What a tensor holds at some columns of each example."""
+    return tensor.gather(1, columns.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))

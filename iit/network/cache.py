@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from platformdirs import user_cache_dir
@@ -20,7 +21,7 @@ def cache_folder(*parts: str) -> Path:
     return Path(os.environ.get("IIT_CACHE") or user_cache_dir("iit"), *parts)
 
 
-def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
+def made_once(folder: Path, make: Callable[[Path], None], message: str) -> Path:
     """The folder; it is made if it does not exist or is damaged.
 
     It appears whole or not at all. Its content is checked against checksums that were written when
@@ -28,7 +29,7 @@ def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
 
     Arguments:
         make: writes the content into the empty folder that it gets.
-        told: what a line on stderr says before it is made; the folder's path follows.
+        message: what a line on stderr says before it is made; the folder's path follows.
     """
     if is_whole(folder):
         return folder
@@ -36,10 +37,8 @@ def made_once(folder: Path, make: Callable[[Path], None], told: str) -> Path:
     # Beside the folder: a rename works within one file system only.
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        print(
-            f"{told} in {folder}{' (the copy there is damaged)' if folder.exists() else ''}",
-            file=sys.stderr,
-        )
+        damaged = " (the copy there is damaged)" if folder.exists() else ""
+        print(f"{message} in {folder}{damaged}", file=sys.stderr)
         make(temporary)
         sums = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")
@@ -61,29 +60,21 @@ def is_whole(folder: Path) -> bool:
     """Whether the folder holds what was made, unchanged."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        # Folders of earlier versions list sha256, which takes seconds where xxh3 takes a tenth of
-        # one.
-        return bool(sums) and all(
-            (sha256 if len(value) == 64 else checksum)(folder / name) == value
-            for name, value in sums.items()
-        )
+        for name, value in sums.items():
+            # Folders of earlier versions list sha256.
+            digest = "sha256" if len(value) == 64 else xxhash.xxh3_128
+            if checksum(folder / name, digest) != value:
+                return False
+        return bool(sums)
     except (OSError, ValueError):
         return False
 
 
-def sha256(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def checksum(path: Path, digest: Any = xxhash.xxh3_128) -> str:
+    """A digest of a file's content, in hexadecimal digits.
 
-
-def checksum(path: Path) -> str:
-    """xxh3 (128 bits) of a file's content, in hexadecimal digits.
-
-    It finds damage, at the speed of reading.
+    Arguments:
+        digest: by default xxh3 (128 bits), which finds damage at the speed of reading.
     """
-    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, digest).hexdigest()

@@ -93,12 +93,11 @@ class Classifier:
                     f"{sorted(named[0])}."
                 )
         # {name of the input: Tensor[batch, …]}
-        batch: dict[str, Any] = {
-            name: self._stacked([row[name] for row in named]) for name in named[0]
-        }
-        if self._takes_integers is None and not all(
-            value.is_floating_point() for value in batch.values()
-        ):
+        batch: dict[str, Any] = {}
+        for name in named[0]:
+            batch[name] = self._stacked([row[name] for row in named])
+        all_floats = all(value.is_floating_point() for value in batch.values())
+        if self._takes_integers is None and not all_floats:
             example = {name: value[:1] for name, value in batch.items()}
             as_floats = {name: value.to(self.dtype) for name, value in example.items()}
             # Where neither runs, the inputs are at fault, and the run itself says so.
@@ -108,9 +107,8 @@ class Classifier:
         if answers is not None:
             if len(answers) != len(inputs):
                 raise ValueError(f"{len(inputs)} inputs need as many answers; got {len(answers)}.")
-            batch["answer"] = torch.as_tensor(
-                [IGNORED if a is None else int(a) for a in answers]
-            ).unsqueeze(1)
+            classes = [[IGNORED if answer is None else int(answer)] for answer in answers]
+            batch["answer"] = torch.tensor(classes)
         return batch
 
     def answers_right(
@@ -122,17 +120,15 @@ class Classifier:
             batch_size: examples a run.
         """
         batch = self.encode(inputs, answers=answers)
-        answer, logits = batch.pop("answer"), []
-        for start in range(0, len(answer), batch_size):
-            rows = {
-                name: value[start : start + batch_size].to(self.device)
-                for name, value in batch.items()
-            }
+        answer = batch.pop("answer")
+        right = []
+        for rows in torch.arange(len(answer)).split(batch_size):
+            part = {name: value[rows].to(self.device) for name, value in batch.items()}
             with torch.no_grad():
-                classes: Any = logits_of(self.model(**rows))
-            logits.append(classes.cpu())
-        # [n, classes] → [n, 1, classes]: a class is an answer of one token.
-        return correct(torch.cat(logits).unsqueeze(1), answer).numpy()
+                classes: Any = logits_of(self.model(**part))
+            # [batch, classes] → [batch, 1, classes]: a class is an answer of one token.
+            right.append(correct(classes.cpu().unsqueeze(1), answer[rows]))
+        return torch.cat(right).numpy()
 
     @cached_property
     def input_name(self) -> str:
@@ -141,13 +137,13 @@ class Classifier:
         Raises ValueError for a network whose forward names none.
         """
         parameters = signature(self.model.forward).parameters.values()
-        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not names:
-            raise ValueError(
-                f"{type(self.model).__name__}.forward names no input; give it one by name: "
-                "forward(self, x)."
-            )
-        return names[0]
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                return parameter.name
+        raise ValueError(
+            f"{type(self.model).__name__}.forward names no input; give it one by name: "
+            "forward(self, x)."
+        )
 
     def _stacked(self, values: Sequence[Any]) -> Tensor:
         stacked = torch.as_tensor(np.stack([np.asarray(value) for value in values]))

@@ -114,10 +114,9 @@ def locate(
     # A module's path from the root of whatever wraps the transformer.
     names = {id(module): name for name, module in network.named_modules()}
     if component == "embedding_output":
-        path = family.embedding
-        embedding: Any = (
-            transformer.get_input_embeddings() if path is None else backbone.get_submodule(path)
-        )
+        embedding: Any = transformer.get_input_embeddings()
+        if family.embedding is not None:
+            embedding = backbone.get_submodule(family.embedding)
         return Place(names[id(embedding)], "output", width(embedding, "output") or hidden)
     if component == "final_norm_output":
         norm = None if family.norm is None else _find(backbone, family.norm)
@@ -130,60 +129,49 @@ def locate(
         raise ValueError(
             f"layer={layer} is out of range: this network has layers 0 to {len(blocks) - 1}."
         )
-    block = blocks[layer]
-    root = names[id(block)]
+    root = names[id(blocks[layer])]
     # The component's name says the side.
     if component in ("block_input", "block_output"):
         return Place(root, component.removeprefix("block_"), hidden)
     # With this option the norm's output is the residual stream, too: one edit would change both.
-    if component in ("attention_input", "mlp_input") and getattr(
-        config, "apply_residual_connection_post_layernorm", False
-    ):
-        raise ValueError(
-            _lacks(
-                network,
-                component,
-                "its norm's output is the residual stream, too (post-layernorm residual)",
-                layer,
-            )
-        )
+    post_normed = getattr(config, "apply_residual_connection_post_layernorm", False)
+    if post_normed and component in ("attention_input", "mlp_input"):
+        why = "its norm's output is the residual stream, too (post-layernorm residual)"
+        raise ValueError(_lacks(network, component, why, layer))
     path, side = _PATHS[component](family)
-    module = _find(block, path)
+    module = _find(blocks[layer], path)
     if module is None:
-        raise ValueError(
-            _lacks(
-                network, component, f"block {layer} has {_WHY.get(component, f'no {path}')}", layer
-            )
-        )
-    # The modules of these components see all tokens of the batch in one dimension.
-    flat = (
-        root
-        if component == "router_output" or (family.flat_mlp and component.startswith("mlp_"))
-        else None
-    )
-    if component == "attention_weight":
-        if config._attn_implementation != "eager":
-            raise ValueError(
-                "'attention_weight' exists under eager attention only; this network runs "
-                f"{config._attn_implementation!r}. Load it with attention='eager' (in "
-                "transformers: attn_implementation='eager')."
-            )
-        return Place(
-            f"{root}.{path}",
-            side,
-            None,
-            heads=None if head is None else _checked(config, component, head),
-        )
+        why = f"block {layer} has {_WHY.get(component, f'no {path}')}"
+        raise ValueError(_lacks(network, component, why, layer))
+    path = f"{root}.{path}"
     if component in HEADED:
-        columns = _head_columns(config, family, component, head)
+        n_heads = heads_of(network, component)
+        for one in head or ():
+            if not 0 <= one < n_heads:
+                raise ValueError(
+                    f"head={one} is out of range: {component!r} has heads 0 to {n_heads - 1} here."
+                )
+        if component == "attention_weight":
+            if config._attn_implementation != "eager":
+                raise ValueError(
+                    "'attention_weight' exists under eager attention only; this network runs "
+                    f"{config._attn_implementation!r}. Load it with attention='eager' (in "
+                    "transformers: attn_implementation='eager')."
+                )
+            return Place(path, side, None, heads=head)
+        heads = tuple(range(n_heads)) if head is None else head
+        columns = _head_columns(config, family, component, heads)
         # Heads that cover the module's width in order need no columns.
         whole = columns == tuple(range(width(module, side) or 0))
-        return Place(f"{root}.{path}", side, len(columns), None if whole else columns)
+        return Place(path, side, len(columns), None if whole else columns)
     # These components are as wide as the residual stream, unless module or config says otherwise.
     n_columns = hidden
     if component in _CONFIGURED:
         n_columns = width(module, side) or getattr(config, _CONFIGURED[component], None)
-    return Place(f"{root}.{path}", side, n_columns, flat=flat)
+    # The modules of these components see all tokens of the batch in one dimension.
+    flat_mlp = family.flat_mlp and component.startswith("mlp_")
+    flat = root if flat_mlp or component == "router_output" else None
+    return Place(path, side, n_columns, flat=flat)
 
 
 # The path inside a block, and the side. The softmax inside attention and the router's first product
@@ -216,93 +204,64 @@ _WHY = {
 def _lacks(network: nn.Module, component: str, why: str, layer: int = 0) -> str:
     """The message for a component that a network lacks, with those that it has."""
     family, blocks = blocks_of(network)
-    lacking = {
-        component,
-        *(name for name, path in _PATHS.items() if _find(blocks[layer], path(family)[0]) is None),
-    }
-    lacking |= set() if family.norm else {"final_norm_output"}
-    config = transformer_in(network).config.get_text_config()
+    lacking = {component}
+    if family.norm is None:
+        lacking.add("final_norm_output")
+    for name, path in _PATHS.items():
+        if _find(blocks[layer], path(family)[0]) is None:
+            lacking.add(name)
+    kind = transformer_in(network).config.get_text_config().model_type
     return (
-        f"This network of the family {config.model_type!r} has no {component!r}: {why}. It has: "
+        f"This network of the family {kind!r} has no {component!r}: {why}. It has: "
         f"{', '.join(name for name in COMPONENTS if name not in lacking)}."
     )
 
 
-def _checked(config: Any, component: str, head: tuple[int, ...]) -> tuple[int, ...]:
-    queries, keys, _ = _heads(config)
-    n = keys if component in ("key_output", "value_output") else queries
-    wrong = [h for h in head if not 0 <= h < n]
-    if wrong:
-        kind = "key-value heads" if n != queries else "heads"
-        raise ValueError(
-            f"head={wrong[0]} is out of range: {component!r} has {kind} 0 to {n - 1} here."
-        )
-    return head
-
-
 def _head_columns(
-    config: Any, family: Family, component: str, head: tuple[int, ...] | None
+    config: Any, family: Family, component: str, heads: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The columns of heads in the projection's layout, in the order that was asked for."""
-    queries, keys, size = _heads(config)
-    n = keys if component in ("key_output", "value_output") else queries
-    heads = tuple(range(n)) if head is None else _checked(config, component, head)
-    fused = component != "attention_value_output" and len(family.qkv) == 1
-    # In units of a head's width. A fused projection holds queries, keys and values.
-    starts = [
-        _start_in_fused(config, family.layout, component, h, queries, keys) if fused else h
-        for h in heads
-    ]
+    _, _, size = _heads(config)
+    # In units of a head's width.
+    starts = list(heads)
+    if component != "attention_value_output" and len(family.qkv) == 1:
+        part = ("query_output", "key_output", "value_output").index(component)
+        starts = [_start_in_fused(config, family.layout, part, head) for head in heads]
     return tuple(start * size + i for start in starts for i in range(size))
 
 
-def _start_in_fused(
-    config: Any, layout: str, component: str, head: int, queries: int, keys: int
-) -> int:
-    """Where a head starts in a fused projection, in units of a head's width."""
-    part = ("query_output", "key_output", "value_output").index(component)
+def _start_in_fused(config: Any, layout: str, part: int, head: int) -> int:
+    """Where a head starts in a fused projection, in units of a head's width.
+
+    Arguments:
+        part: 0 for queries, 1 for keys, 2 for values.
+    """
+    queries, keys, _ = _heads(config)
+    is_contiguous = layout == "contiguous"
     if layout == "falcon":
-        layout = (
-            "grouped"
-            if config.new_decoder_architecture
-            else "contiguous"
-            if config.multi_query
-            else "per_head"
-        )
-    if layout == "per_head":
-        # q0 k0 v0 q1 k1 v1 …
-        return 3 * head + part
-    if layout == "contiguous":
+        is_contiguous = config.multi_query and not config.new_decoder_architecture
+    if is_contiguous:
         # All queries, then all keys, then all values.
         return (0, queries, queries + keys)[part] + head
-    group = queries // keys  # each group: its queries, then one key and one value
-    return (
-        head // group * (group + 2) + head % group
-        if part == 0
-        else head * (group + 2) + group + part - 1
-    )
+    # Groups of queries, each with one key and one value behind it. By head ("per_head") a group has
+    # a single query: q0 k0 v0 q1 k1 v1 …
+    group = queries // keys
+    if part == 0:
+        return head // group * (group + 2) + head % group
+    return head * (group + 2) + group + part - 1
 
 
 def _heads(config: Any) -> tuple[int, int, int]:
     """(number of query heads, number of key-value heads, width of a head)."""
     queries = int(config.num_attention_heads)
-    size = (
-        getattr(config, "d_kv", None)
-        or getattr(config, "head_dim", None)
-        or config.hidden_size // queries
-    )
+    size = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    keys = getattr(config, "num_key_value_heads", None)
     if config.model_type == "falcon":
         # Falcon's config says it in three ways.
-        keys = (
-            config.num_kv_heads
-            if config.new_decoder_architecture
-            else 1
-            if config.multi_query
-            else queries
-        )
-    else:
-        keys = getattr(config, "num_key_value_heads", None) or queries
-    return queries, int(keys), int(size)
+        keys = 1 if config.multi_query else None
+        if config.new_decoder_architecture:
+            keys = config.num_kv_heads
+    return queries, int(keys or queries), int(size or config.hidden_size // queries)
 
 
 _ELSEWHERE = 'Name a module instead: Site(module="…", side="output").'
@@ -331,17 +290,17 @@ def _family(network: nn.Module) -> tuple[Family, nn.Module]:
     # The config of a multimodal model has another one for its text.
     kind = transformer.config.get_text_config().model_type
     if kind not in FAMILIES:
-        families = ", ".join(FAMILIES)
         raise ValueError(
-            f"Components are not known for the family {kind!r} (known: {families}). {_ELSEWHERE}"
+            f"Components are not known for the family {kind!r} (known: {', '.join(FAMILIES)}). "
+            f"{_ELSEWHERE}"
         )
     family = FAMILIES[kind]
     backbone: Any = transformer.base_model
     # Multimodal models keep the language model inside their backbone.
     for inner in ("", "language_model", "text_model"):
-        backbone_part = _find(backbone, inner)
-        if backbone_part is not None and _find(backbone_part, family.blocks) is not None:
-            return family, backbone_part
+        text = _find(backbone, inner)
+        if text is not None and _find(text, family.blocks) is not None:
+            return family, text
     raise ValueError(
         f"{type(network).__name__} has no blocks at {family.blocks!r}; it is not laid out as the "
         f"family {kind!r}."

@@ -5,11 +5,12 @@ It is dequantised once, to safetensors in the user's cache.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from iit.network.cache import cache_folder, made_once, sha256
+from iit.network.cache import cache_folder, checksum, made_once
 
 
 def gguf_in_wheel(package: str, file: str, requirement: str) -> Path:
@@ -33,21 +34,6 @@ def gguf_in_wheel(package: str, file: str, requirement: str) -> Path:
     return path
 
 
-def dequantised(gguf: Path, convert: Callable[[Path, Path], None] | None = None) -> Path:
-    """The folder with a file's weights as safetensors, and its tokenizer.
-
-    It is named by the file's sha256, and made if it does not exist.
-
-    Arguments:
-        convert: writes the folder from the file; by default through transformers.
-    """
-    return made_once(
-        cache_folder() / "gguf" / sha256(gguf)[:32],
-        lambda folder: (convert or _convert)(gguf, folder),
-        f"Keeping {gguf.name}, dequantised (once; about half a minute),",
-    )
-
-
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,3 +52,18 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def dequantised(gguf: Path, convert: Callable[[Path, Path], None] = _convert) -> Path:
+    """The folder with a file's weights as safetensors, and its tokenizer.
+
+    It is named by the file's sha256, and made if it does not exist.
+
+    Arguments:
+        convert: writes the folder from the file; by default through transformers.
+    """
+    return made_once(
+        cache_folder() / "gguf" / checksum(gguf, "sha256")[:32],
+        partial(convert, gguf),
+        f"Keeping {gguf.name}, dequantised (once; about half a minute),",
+    )

@@ -1,7 +1,7 @@
 """What tells one set of weights from another: a sample of the values, or all bytes."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,20 +17,7 @@ def fingerprint(network: nn.Module) -> str:
     It is the same on every device and in every process. Another dtype has another fingerprint. A
     change between the sampled values leaves it as it is; `content` sees every byte.
     """
-    digest = hashlib.sha256()
-    for name, tensor in _named(network, sorted(network.state_dict().items())):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.is_meta:
-            continue
-        flat = computable(tensor.detach()).reshape(-1)
-        n = min(N_VALUES, flat.numel())
-        # In whole numbers: `linspace` rounds differently elsewhere.
-        index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)
-        values = flat[index.to(flat.device)].cpu()
-        # NumPy has no bfloat16.
-        values = values.to(torch.float64) if values.is_floating_point() else values
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return _digest(hashlib.sha256(), network, sorted(network.state_dict().items()), _sample)
 
 
 def content(network: nn.Module) -> str:
@@ -39,12 +26,8 @@ def content(network: nn.Module) -> str:
     Buffers count whether or not they are saved with the network. Tensors are read one after another
     where they are; from another device than the CPU they are copied one at a time.
     """
-    digest = xxhash.xxh3_128()
-    for name, tensor in _named(network, (*network.named_parameters(), *network.named_buffers())):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if not tensor.is_meta:
-            digest.update(_bytes(tensor))
-    return digest.hexdigest()
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return _digest(xxhash.xxh3_128(), network, tensors, _bytes)
 
 
 def plain_parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -72,26 +55,38 @@ def plain_parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         yield from plain_parts(f"{name}.{part}", inside)
 
 
-def computable(tensor: Tensor) -> Tensor:
-    """The same values in a dtype that torch can index and join.
-
-    Not all dtypes of one byte can; their bytes are read as whole numbers.
-    """
-    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
-
-
-def _named(network: nn.Module, tensors: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
-    """The plain parts of named tensors.
-
-    An offloaded tensor waits on the meta device; in its place stand the weights that accelerate's
-    hook has for it.
-    """
+def _digest(
+    digest: Any,
+    network: nn.Module,
+    tensors: Iterable[tuple[str, Any]],
+    values: Callable[[Tensor], Any],
+) -> str:
+    """The digest of names, shapes, dtypes and values of all plain parts of named tensors."""
     for name, tensor in tensors:
         if isinstance(tensor, Tensor) and tensor.is_meta:
+            # An offloaded tensor; accelerate's hook has its weights.
             path, _, leaf = name.rpartition(".")
             hook: Any = getattr(network.get_submodule(path), "_hf_hook", None)
             tensor = (getattr(hook, "weights_map", None) or {leaf: tensor})[leaf]
-        yield from plain_parts(name, tensor)
+        for part, plain in plain_parts(name, tensor):
+            digest.update(f"{part} {tuple(plain.shape)} {plain.dtype}".encode())
+            if not plain.is_meta:
+                digest.update(values(plain))
+    return digest.hexdigest()
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.detach().reshape(-1)
+    if tensor.dtype.itemsize == 1:
+        # Torch cannot index all dtypes of one byte: their bytes are read as whole numbers.
+        flat = flat.view(torch.uint8)
+    n = min(N_VALUES, flat.numel())
+    # In whole numbers: `linspace` rounds differently elsewhere.
+    index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)
+    values = flat[index.to(flat.device)].cpu()
+    # NumPy has no bfloat16.
+    values = values.to(torch.float64) if values.is_floating_point() else values
+    return values.contiguous().numpy().tobytes()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

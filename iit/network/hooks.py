@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,15 @@ Callback = Callable[[Tensor], Tensor | None]
 """Called with an activation; a returned tensor takes its place, None leaves it."""
 
 
-class Handle(Protocol):
-    """What undoes one attachment."""
-
-    def remove(self) -> None:
-        """Leave everything as it was."""
-        ...
-
-
 class Attached(NamedTuple):
-    """Attachments that stand until they are removed."""
+    """Attachments that stand until they are removed; `undo` takes each away."""
 
-    handles: tuple[Handle, ...]
+    undo: tuple[Callable[[], None], ...]
 
     def remove(self) -> None:
         """Leave the modules as they were."""
-        for handle in self.handles:
-            handle.remove()
+        for take_away in self.undo:
+            take_away()
 
 
 def at_output(module: nn.Module, callback: Callback) -> Attached:
@@ -39,14 +31,19 @@ def at_output(module: nn.Module, callback: Callback) -> Attached:
         return _edited(output, callback)
 
     hooks: Any = module._forward_hooks
-    # Removing the edit restores the order that the module's hooks had.
-    order = _Order(hooks, tuple(hooks))
+    order = list(hooks)
+
+    def in_order() -> None:
+        for key in order:
+            if key in hooks:
+                hooks.move_to_end(key)
+
     handle = module.register_forward_hook(hook)
-    for key, other in list(hooks.items()):
-        if records(other):
+    for key in order:
+        if records(hooks[key]):
             # Behind the edit, so that transformers records the edited activation.
             hooks.move_to_end(key)
-    return Attached((handle, order))
+    return Attached((handle.remove, in_order))
 
 
 def records(hook: Any) -> bool:
@@ -66,7 +63,7 @@ def at_input(module: nn.Module, callback: Callback) -> Attached:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _edited((args, kwargs), callback)
 
-    return Attached((module.register_forward_pre_hook(hook, with_kwargs=True),))
+    return Attached((module.register_forward_pre_hook(hook, with_kwargs=True).remove,))
 
 
 def at_call(module: nn.Module, function: str, callback: Callback) -> Attached:
@@ -83,11 +80,25 @@ def within(module: nn.Module, context: Callable[[], AbstractContextManager[Any]]
 
     It is left also when the forward raises.
     """
-    entered = _Entered(context)
-    before = module.register_forward_pre_hook(entered.enter)
-    return Attached(
-        (before, module.register_forward_hook(entered.leave, always_call=True), entered)
-    )
+    # The contexts of forwards that are under way. Forwards may be nested.
+    stack: list[AbstractContextManager[Any]] = []
+
+    def enter(*_: Any) -> None:
+        stack.append(context())
+        stack[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        if stack:
+            stack.pop().__exit__(None, None, None)
+
+    def leave_all() -> None:
+        # Torch skips its hooks after a KeyboardInterrupt.
+        while stack:
+            leave()
+
+    before = module.register_forward_pre_hook(enter)
+    after = module.register_forward_hook(leave, always_call=True)
+    return Attached((before.remove, after.remove, leave_all))
 
 
 @contextmanager
@@ -116,40 +127,6 @@ def first_tensor(value: Any) -> Tensor:
             "name another module."
         )
     return tensor
-
-
-class _Order(NamedTuple):
-    """The order that a module's hooks had."""
-
-    hooks: Any
-    keys: tuple[int, ...]
-
-    def remove(self) -> None:
-        for key in self.keys:
-            if key in self.hooks:
-                self.hooks.move_to_end(key)
-
-
-class _Entered:
-    """The contexts of forwards that are under way."""
-
-    def __init__(self, context: Callable[[], AbstractContextManager[Any]]):
-        self._context = context
-        self._open: list[AbstractContextManager[Any]] = []
-
-    def enter(self, *_: Any) -> None:
-        # A stack: forwards may be nested.
-        self._open.append(self._context())
-        self._open[-1].__enter__()
-
-    def leave(self, *_: Any) -> None:
-        if self._open:
-            self._open.pop().__exit__(None, None, None)
-
-    def remove(self) -> None:
-        # Torch skips its hooks after a KeyboardInterrupt.
-        while self._open:
-            self.leave()
 
 
 class _FirstCall(TorchFunctionMode):
@@ -183,14 +160,13 @@ def _first(value: Any) -> Tensor | None:
         )
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else None
-    items = (
-        value.values()
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, tuple | list)
-        else ()
-    )
-    return next((tensor for item in items if (tensor := _first(item)) is not None), None)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    for item in value if isinstance(value, tuple | list) else ():
+        tensor = _first(item)
+        if tensor is not None:
+            return tensor
+    return None
 
 
 def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:

@@ -3,23 +3,23 @@
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from operator import index
 from typing import Any, SupportsIndex, final
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iit.network.answering import (
     ANSWER_ROLE,
     IGNORED,
+    at_columns,
     head_at,
     is_encoder_decoder,
     is_masked,
     with_answer,
 )
-from iit.network.batches import TextBatches
 from iit.network.fingerprint import fingerprint
 from iit.network.layout import device_of
 from iit.network.limits import check_limits, n_embeddings
@@ -27,7 +27,7 @@ from iit.network.spans import last_mention, tokens_of_span
 from iit.network.tokens import Tokens, with_special_tokens
 from iit.result import correct
 
-Place = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
+RolePlace = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
 """Where a role is in one text.
 
 Its words, a token index or several, a slice of characters, or None where the text lacks it.
@@ -96,7 +96,7 @@ class LanguageModel:
     def encode(
         self,
         texts: str | Sequence[str],
-        positions: Mapping[str, Place | Sequence[Place] | Tensor] | None = None,
+        positions: Mapping[str, RolePlace | Sequence[RolePlace] | Tensor] | None = None,
         answers: str | Sequence[str | Sequence[str]] | None = None,
         *,
         special_tokens: bool | None = None,
@@ -134,62 +134,66 @@ class LanguageModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("There are no texts to encode.")
+        positions = dict(positions or {})
         # These roles are filled in below, or by the answer.
-        for role in positions or {}:
+        for role in positions:
             if role == "last" or (role == "mask" and self.masked) or ANSWER_ROLE.fullmatch(role):
-                owner = "answer's own" if ANSWER_ROLE.fullmatch(role) else f"prompt's {role}"
+                owner = "answer's own" if role.startswith("answer") else f"prompt's {role}"
                 raise ValueError(
                     f"The role {role!r} is always the {owner} token; give another name to "
                     "another place."
                 )
         tokens = self._tokens(texts, special_tokens)
         ids = [row.ids for row in tokens]
-        for number, row in enumerate(ids):
-            if not row:
-                raise ValueError(f"Text {number} is empty: {texts[number]!r}.")
+        if [] in ids:
+            number = ids.index([])
+            raise ValueError(f"Text {number} is empty: {texts[number]!r}.")
+        roles: dict[str, Tensor] = {}
+        for role, places in positions.items():
+            listed = _one_a_text(places, len(texts), role)
+            # The tokens of the role in each text; [] where it is absent.
+            indices = [
+                _tokens(text, place, row.offsets, role)
+                for text, place, row in zip(texts, listed, tokens, strict=True)
+            ]
+            roles[role] = _padded(indices, IGNORED)
+            # A role of that name that was given wins.
+            if f"{role}_last" not in positions:
+                roles[f"{role}_last"] = _padded([row[-1:] for row in indices], IGNORED)
+        # The last token of the text itself, not a special token behind it.
+        roles["last"] = torch.tensor([[row.stop - 1] for row in tokens])
+        if self.masked:
+            mask = self.tokenizer.mask_token_id
+            masks = [[i for i, token in enumerate(row) if token == mask] for row in ids]
+            roles["mask"] = _padded(masks, IGNORED)
         pad: Any = self.tokenizer.pad_token_id or 0
         batch: dict[str, Any] = {
             # A padding token that was added to the tokenizer alone has no embedding.
             "input_ids": _padded(ids, pad if pad < n_embeddings(self.model) else 0),
             "attention_mask": _padded([[1] * len(row) for row in ids], 0),
-            "positions": {},
+            "positions": roles,
         }
-        for role, places in (positions or {}).items():
-            listed = _one_a_text(places, len(texts), role)
-            # The tokens of the role in each text; [] where it is absent.
-            indices = [
-                _tokens(t, p, row.offsets, role)
-                for t, p, row in zip(texts, listed, tokens, strict=True)
-            ]
-            batch["positions"][role] = _padded(indices, IGNORED)
-            # A role of that name that was given wins.
-            if f"{role}_last" not in (positions or {}):
-                batch["positions"][f"{role}_last"] = _padded([row[-1:] for row in indices], IGNORED)
-        # The last token of the text itself, not a special token behind it.
-        batch["positions"]["last"] = torch.tensor([[row.stop - 1] for row in tokens])
-        if self.masked:
-            mask = self.tokenizer.mask_token_id
-            batch["positions"]["mask"] = _padded(
-                [[i for i, t in enumerate(row) if t == mask] for row in ids], IGNORED
-            )
         if self.encoder_decoder:
-            begins: Any = getattr(self.model, "generation_config", None) or self.model.config
-            start: Any = getattr(begins, "decoder_start_token_id", None)
-            # transformers does the same.
-            start = getattr(begins, "bos_token_id", None) if start is None else start
-            if start is None:
-                raise ValueError(
-                    f"{self.name} does not say how its decoder's text begins: set "
-                    "`generation_config.decoder_start_token_id` of the network."
-                )
-            # Some decoders force a first token behind the start, such as a language's.
-            forced: Any = getattr(begins, "forced_bos_token_id", None)
-            begin = [start] if forced is None else [start, forced]
-            batch["decoder_input_ids"] = torch.tensor([begin] * len(texts))
+            batch["decoder_input_ids"] = torch.tensor([self._decoder_start()] * len(texts))
         if answers is not None:
             batch["answer"] = self._answers(answers, texts, tokens)
         check_limits(self.model, batch["input_ids"], batch["attention_mask"].sum(1))
         return batch
+
+    def _decoder_start(self) -> list[int]:
+        """The tokens that begin the decoder's text, as transformers chooses them."""
+        settings: Any = getattr(self.model, "generation_config", None) or self.model.config
+        start = getattr(settings, "decoder_start_token_id", None)
+        if start is None:
+            start = getattr(settings, "bos_token_id", None)
+        if start is None:
+            raise ValueError(
+                f"{self.name} does not say how its decoder's text begins: set "
+                "`generation_config.decoder_start_token_id` of the network."
+            )
+        # Some decoders force a first token behind the start, such as a language's.
+        forced = getattr(settings, "forced_bos_token_id", None)
+        return [start] if forced is None else [start, forced]
 
     def batches(
         self,
@@ -197,7 +201,7 @@ class LanguageModel:
         positions: Mapping[str, Sequence[Any]] | None = None,
         *,
         size: int = 64,
-    ) -> TextBatches:
+    ) -> DataLoader[int]:
         """The texts in batches, as `encode` gives them; each is tokenized when it is asked for.
 
         `iit.capture_dataset` reads them.
@@ -210,7 +214,20 @@ class LanguageModel:
             ValueError: a size below 1; places that are not as many as the texts. While it is read:
                 as `encode`.
         """
-        return TextBatches(self.encode, texts, positions or {}, size)
+        listed = {
+            role: _one_a_text(places, len(texts), role)
+            for role, places in (positions or {}).items()
+        }
+
+        def encoded(rows: list[int]) -> dict[str, Any]:
+            places = {role: [column[row] for row in rows] for role, column in listed.items()}
+            return self.encode([texts[row] for row in rows], places)
+
+        # With a generator of its own it draws nothing from everybody's.
+        loader: Any = DataLoader
+        return loader(
+            range(len(texts)), batch_size=size, collate_fn=encoded, generator=torch.Generator()
+        )
 
     def answer_tokens(
         self, texts: Sequence[str], answers: Sequence[str], tokens: Sequence[Tokens] | None = None
@@ -225,10 +242,11 @@ class LanguageModel:
         Raises ValueError for an answer that changes the prompt's own tokens. Warns of an answer
         that lacks its space.
         """
-        prompts = [row.own for row in tokens or self._tokens(texts)]
-        if self.encoder_decoder:  # the decoder's text begins with its answer
-            texts, prompts = [""] * len(texts), [[] for _ in texts]
+        prompts = [row.text_ids for row in tokens or self._tokens(texts)]
+        if self.encoder_decoder or self.masked:
             answers = [answer.strip() for answer in answers]
+        if self.encoder_decoder:  # the decoder's text begins with its answer
+            texts, prompts = [""] * len(texts), [[]] * len(texts)
         if self.masked:
             mask = str(self.tokenizer.mask_token)
             mask_id: Any = self.tokenizer.mask_token_id
@@ -240,13 +258,11 @@ class LanguageModel:
             # The answer replaces the mask, so the prompt is what stands before it.
             texts = [text.partition(mask)[0] for text in texts]
             prompts = [ids[: ids.index(mask_id)] for ids in prompts]
-            answers = [answer.strip() for answer in answers]
-        whole = [text + answer for text, answer in zip(texts, answers, strict=True)]
+        whole = list(map("{}{}".format, texts, answers))
         # Many pairs share a prompt and answer: each text is tokenized once.
         unique = list(dict.fromkeys(whole))
-        ids = dict(
-            zip(unique, self._read(unique, add_special_tokens=False)["input_ids"], strict=True)
-        )
+        encoding = self._read(unique, add_special_tokens=False)
+        ids = dict(zip(unique, encoding["input_ids"], strict=True))
         continuations = []
         lacking = ""
         for text, prompt, answer in zip(texts, prompts, answers, strict=True):
@@ -264,10 +280,8 @@ class LanguageModel:
                 lacking = answer
         if lacking:
             warnings.warn(
-                (
-                    f"Answers lack the space before them: probably ' {lacking}' is meant, "
-                    f"not {lacking!r}."
-                ),
+                f"Answers lack the space before them: probably ' {lacking}' is meant, not "
+                f"{lacking!r}.",
                 stacklevel=2,
             )
         return continuations
@@ -282,19 +296,19 @@ class LanguageModel:
         answers = [answers] if isinstance(answers, str) else answers
         if len(answers) != len(texts):
             raise ValueError(f"{len(texts)} texts need as many answers; got {len(answers)}.")
-        not_text = next(
-            (answer for answer in answers if not isinstance(answer, str | list | tuple)), None
-        )
-        if not_text is not None:
-            raise ValueError(
-                f"A text is answered by a text, or by several that are right; got {not_text!r}."
-            )
         several = any(not isinstance(answer, str) for answer in answers)
-        sets = [[answer] if isinstance(answer, str) else answer for answer in answers]
         # Flat lists of all answers, and the text that each belongs to.
-        rows = [row for row, right in enumerate(sets) for _ in right]
-        flat = [answer for right in sets for answer in right]
-        padded: list[list[int]] = [[] for _ in sets]
+        rows: list[int] = []
+        flat: list[str] = []
+        for row, right in enumerate(answers):
+            if not isinstance(right, str | list | tuple):
+                raise ValueError(
+                    f"A text is answered by a text, or by several that are right; got {right!r}."
+                )
+            right = [right] if isinstance(right, str) else right
+            rows += [row] * len(right)
+            flat += right
+        padded: list[list[int]] = [[] for _ in answers]
         unknown: Any = self.tokenizer.unk_token_id
         ids = self.answer_tokens([texts[row] for row in rows], flat, [tokens[row] for row in rows])
         for row, answer, answer_ids in zip(rows, flat, ids, strict=True):
@@ -307,10 +321,12 @@ class LanguageModel:
                 raise ValueError(f"The answer {answer!r} has no token.")
             if several and len(answer_ids) > 1:
                 raise ValueError(
-                    f"Of several right answers each is one token; {answer!r} of {sets[row]} is not."
+                    f"Of several right answers each is one token; {answer!r} of {answers[row]} "
+                    "is not."
                 )
             padded[row] += answer_ids
-        return _padded(padded, IGNORED).unsqueeze(1) if several else _padded(padded, IGNORED)
+        tensor = _padded(padded, IGNORED)
+        return tensor.unsqueeze(1) if several else tensor
 
     def _tokens(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
         """The tokens of each text; equal texts are tokenized once."""
@@ -327,20 +343,13 @@ class LanguageModel:
         tokens_of = dict(zip(unique, tokens, strict=True))
         return [tokens_of[text] for text in texts]
 
-    def _read(self, texts: Any, **options: Any) -> Any:
+    def _read(self, texts: list[str], **options: Any) -> Any:
         try:
             return self.tokenizer(texts, **options)
         # A tokenizer of whole words has no narrower error for a word that it does not know.
         except Exception as error:
-            vocabulary = set(self.tokenizer.get_vocab())
-            words = {
-                word
-                for text in ([texts] if isinstance(texts, str) else texts)
-                for word in text.split()
-            }
-            raise ValueError(
-                f"{self.name} cannot read {sorted(words - vocabulary)[:5]}: {error}."
-            ) from error
+            unknown = set(" ".join(texts).split()) - set(self.tokenizer.get_vocab())
+            raise ValueError(f"{self.name} cannot read {sorted(unknown)[:5]}: {error}.") from error
 
     def answers_right(
         self,
@@ -359,14 +368,15 @@ class LanguageModel:
             logits: batch → Tensor[batch, n_answer, vocab]; by default the network's own.
         """
         encoded = self.encode(texts, answers=answers)
+        roles = encoded.pop("positions")
         right = torch.zeros(len(texts), dtype=torch.bool)
         lengths = encoded["attention_mask"].sum(1)
         # Prompts of about the same length share a batch, cut to its longest.
         for rows in lengths.argsort(stable=True).split(batch_size):
-            batch = {key: value[rows] for key, value in encoded.items() if key != "positions"}
-            batch["positions"] = {role: index[rows] for role, index in encoded["positions"].items()}
+            batch: dict[str, Any] = {key: value[rows] for key, value in encoded.items()}
             for key in ("input_ids", "attention_mask"):
                 batch[key] = batch[key][:, : int(lengths[rows].max())]
+            batch["positions"] = {role: index[rows] for role, index in roles.items()}
             with torch.no_grad():
                 scores = (logits or self._logits)(batch)
             right[rows] = correct(scores.cpu(), batch["answer"])
@@ -377,21 +387,17 @@ class LanguageModel:
         inputs = {key: value.to(self.device) for key, value in batch.items() if key != "positions"}
         positions = {role: index.to(self.device) for role, index in batch["positions"].items()}
         answer = inputs.pop("answer")
-        # Several right answers are of one token each: any of them shows where it is read.
-        inputs, read = with_answer(
-            self.model, inputs, positions, answer[..., 0] if answer.ndim == 3 else answer
-        )
+        if answer.ndim == 3:
+            # Several right answers are of one token each: any of them shows where it is read.
+            answer = answer[..., 0]
+        inputs, read = with_answer(self.model, inputs, positions, answer)
         with head_at(self.model, read) as at_answer:
             logits = self.model(**inputs, use_cache=False).logits
         # Without a head to restrict, the columns are taken from all logits.
-        return (
-            logits
-            if at_answer
-            else logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        )
+        return logits if at_answer else at_columns(logits, read)
 
 
-def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
+def _one_a_text(places: Any, n: int, role: str) -> list[RolePlace]:
     if isinstance(places, Tensor):
         places = places.tolist()
     # The place of a single text may stand alone.
@@ -402,7 +408,9 @@ def _one_a_text(places: Any, n: int, role: str) -> list[Place]:
     return list(listed)
 
 
-def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: str) -> list[int]:
+def _tokens(
+    text: str, place: RolePlace, offsets: Sequence[tuple[int, int]], role: str
+) -> list[int]:
     if place is None:
         return []
     if isinstance(place, str):
@@ -412,15 +420,18 @@ def _tokens(text: str, place: Place, offsets: Sequence[tuple[int, int]], role: s
             raise ValueError(f"Role {role!r}: a slice of characters has no step; got {place}.")
         start, stop = place.start or 0, len(text) if place.stop is None else place.stop
         return tokens_of_span(text, (start, stop), offsets, role=role)
-    indices = [index(i) for i in (place if isinstance(place, Sequence) else [place])]
-    wrong = [i for i in indices if not -len(offsets) <= i < len(offsets)]
-    if wrong:
-        raise ValueError(
-            f"Role {role!r}: token {wrong[0]} is outside the prompt's {len(offsets)} tokens.\n  "
-            f"{text}"
-        )
-    # Negative indices count from the end.
-    return [i % len(offsets) for i in indices]
+    columns = range(len(offsets))
+    tokens = []
+    for number in place if isinstance(place, Sequence) else [place]:
+        try:
+            # Negative indices count from the end.
+            tokens.append(columns[number])
+        except IndexError:
+            raise ValueError(
+                f"Role {role!r}: token {number} is outside the prompt's {len(offsets)} tokens.\n"
+                f"  {text}"
+            ) from None
+    return tokens
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -7,24 +7,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 _TRANSFORMERS = (
-    *(
-        nn.TransformerEncoder,
-        nn.TransformerDecoder,
-        nn.TransformerEncoderLayer,
-        nn.TransformerDecoderLayer,
-    ),
     nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
 )
 _CHANNELS_FIRST = (
-    *(
-        nn.Conv1d,
-        nn.ConvTranspose1d,
-        nn.MaxPool1d,
-        nn.AvgPool1d,
-        nn.AdaptiveAvgPool1d,
-        nn.AdaptiveMaxPool1d,
-    ),
-    *(nn.BatchNorm1d, nn.InstanceNorm1d),
+    nn.Conv1d,
+    nn.ConvTranspose1d,
+    nn.MaxPool1d,
+    nn.AvgPool1d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveMaxPool1d,
+    nn.BatchNorm1d,
+    nn.InstanceNorm1d,
 )
 _CHANNELS_LAST = (
     nn.Linear,
@@ -71,40 +68,38 @@ def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
         return bool(modules[0].batch_first)
     for around in modules:
         if isinstance(around, _TRANSFORMERS):
-            return all(
-                bool(m.batch_first)
-                for m in around.modules()
-                if isinstance(m, nn.MultiheadAttention)
-            )
+            inside = (m for m in around.modules() if isinstance(m, nn.MultiheadAttention))
+            return all(bool(m.batch_first) for m in inside)
     # A transformers model has the batch first.
     if isinstance(network, PreTrainedModel):
         return True
-    return (
-        None if any(getattr(m, "batch_first", True) is False for m in network.modules()) else True
-    )
+    says = [getattr(m, "batch_first", True) for m in network.modules()]
+    return None if False in says else True
 
 
-def axes(path: str, modules: dict[str, nn.Module]) -> str | None:
-    """What a module's dimensions are, where they are not [batch, position, width].
+def axes(path: str, modules: dict[str, nn.Module], around: list[nn.Module]) -> dict[int, str]:
+    """{number of dimensions: what they are}; a number is missing where nothing tells.
 
-    Four dimensions: TransformerLens's hook points say by name what they are ("keys" or "heads").
-    Elsewhere only convolutions make them "pixels". Three dimensions: a module for sequences of
-    channels has channels first ("steps"). Beside such modules, a module that works on any shape
-    does not say what it gets ("unclear").
+    Four dimensions: TransformerLens's hook points say by name what they are. Elsewhere only
+    convolutions make them pixels. Three dimensions: a module for sequences of channels has channels
+    first. Beside such modules, a module that works on any shape does not say what it gets.
+
+    Arguments:
+        path: of the module.
+        modules: all modules of the network, by path.
+        around: the modules around it, the closest first.
     """
-    module = modules[path]
-    if type(module).__name__ == "HookPoint":
-        return "keys" if path.endswith(("hook_pattern", "hook_attn_scores")) else "heads"
+    module, network = modules[path], modules[""]
     if isinstance(module, _CHANNELS_FIRST):
-        return "steps"
+        return {3: "batch channel step"}
+    orders = {True: "batch position width", False: "position batch width", None: ""}
+    order = {3: orders[batch_first([module, *around], network)]}
+    if type(module).__name__ == "HookPoint":
+        weights = path.endswith(("hook_pattern", "hook_attn_scores"))
+        return order | {4: "batch head query key" if weights else "batch position head width"}
     if any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules.values()):
-        return "pixels"
+        return order | {4: "batch channel height width"}
     # In a transformers model only modules without weights are in doubt.
-    in_doubt = not isinstance(modules[""], PreTrainedModel) or not list(module.parameters())
-    if (
-        in_doubt
-        and not isinstance(module, _CHANNELS_LAST)
-        and any(isinstance(m, _CHANNELS_FIRST) for m in modules.values())
-    ):
-        return "unclear"
-    return None
+    in_doubt = not isinstance(network, PreTrainedModel) or not list(module.parameters())
+    beside = any(isinstance(m, _CHANNELS_FIRST) for m in modules.values())
+    return {} if beside and in_doubt and not isinstance(module, _CHANNELS_LAST) else order

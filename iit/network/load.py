@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers.utils import logging as notes
 
 from iit.network.classifier import Network
 from iit.network.embedded import dequantised, gguf_in_wheel
@@ -77,14 +77,12 @@ def load_network(
             f"{'folder' if source else 'wheel'}."
         )
     if wheel is not None:
+        gguf = gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
         # What comes after must not depend on whether the cache was there.
         with torch.random.fork_rng(devices=[]):
-            source = dequantised(
-                gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
-            )
+            source = dequantised(gguf)
         # The folder is named by the file's sha256, which stands in for a revision.
         revision = source.name
-    assert source is not None
     if isinstance(source, Path) and is_classifier(source):
         if attention is not None:
             raise ValueError(
@@ -94,14 +92,15 @@ def load_network(
         classifier = load_classifier(source)
         classifier.model.to(torch_device, DTYPES[dtype])
         return classifier
-    where = {"revision": revision} if isinstance(source, str) else {}
-    options = {} if attention is None else {"attn_implementation": attention}
+    # In a folder there are no revisions.
+    where: Any = {"revision": revision} if isinstance(source, str) else {}
+    options = where if attention is None else where | {"attn_implementation": attention}
     loader: Any = AutoModelForCausalLM
     try:
         # Loading may draw random numbers; what comes after must not depend on that.
         with _quiet(progress=isinstance(source, str)), torch.random.fork_rng(devices=[]):
             model, report = loader.from_pretrained(
-                source, dtype=DTYPES[dtype], output_loading_info=True, **where, **options
+                source, dtype=DTYPES[dtype], output_loading_info=True, **options
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, HFValidationError) as error:
@@ -110,7 +109,7 @@ def load_network(
                 f"The folder {source} holds no network that transformers can load: {error}"
             ) from error
         raise ValueError(
-            _unknown(name, entries) + f" The hub said: {str(error).splitlines()[0]}"
+            _unknown(name, entries) + " The hub said: " + str(error).partition("\n")[0]
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would go on with random ones
@@ -165,16 +164,13 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
     """Silence transformers' notes, and its progress bars unless a download may take long."""
-    before, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    transformers_logging.set_verbosity_error()
+    verbosity, bars = notes.get_verbosity(), notes.is_progress_bar_enabled()
+    notes.set_verbosity_error()
     if not progress:
-        transformers_logging.disable_progress_bar()
+        notes.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        notes.set_verbosity(verbosity)
         if bars:
-            transformers_logging.enable_progress_bar()
+            notes.enable_progress_bar()

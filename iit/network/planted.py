@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from iit.network.classifier import Classifier
 
@@ -58,29 +59,23 @@ class Planted(nn.Module):
                 f"width={width}: {m} values and {n_noise} numbers of noise need a width of {least}."
             )
         self.n_values, self.encoding = m, encoding
-        draw = torch.Generator().manual_seed(seed)
-        into, rotation = (
-            torch.linalg.qr(torch.randn(width, width, generator=draw))[0] for _ in range(2)
-        )
+        generator = torch.Generator().manual_seed(seed)
+        into = torch.linalg.qr(torch.randn(width, width, generator=generator))[0][:, :n_inputs]
+        rotation = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
         codes = simplex(m)
-        self.embedding = _linear(into[:, :n_inputs])
-        # Indicators of (a, b) and of (c, d), from the one-hot numbers.
-        pairs = torch.zeros(2 * m * m, n_inputs)
-        for pair in range(2):
-            for i in range(m):
-                for j in range(m):
-                    row = pair * m * m + i * m + j
-                    pairs[row, 2 * pair * m + i] = pairs[row, (2 * pair + 1) * m + j] = 1.0
-        self.pairs = _linear(pairs @ into[:, :n_inputs].T, -torch.ones(len(pairs)))
-        n_features = len(pairs) + width
-        sums = torch.zeros(2, m, n_features)  # one-hot of both sums, from the indicators
-        for pair in range(2):
-            for i in range(m):
-                for j in range(m):
-                    sums[pair, (i + j) % m, pair * m * m + i * m + j] = 1.0
-        # the inputs again
-        plain = torch.cat([torch.zeros(n_inputs, len(pairs)), into[:, :n_inputs].T], 1)
-        z = torch.zeros(width, n_features)
+        self.embedding = _linear(into)
+        # From one-hot i and j: indicators of (i, j), in the order of i·m + j. From these: one-hot
+        # of (i + j) mod m.
+        eye = torch.eye(m)
+        both = torch.cat([eye.repeat_interleave(m, 0), eye.repeat(m, 1)], 1)
+        added = torch.cat([eye.roll(-i, 1) for i in range(m)], 1)
+        # Indicators of (a, b) and of (c, d), from the inputs.
+        pairs = pad(torch.block_diag(both, both), (0, n_noise))
+        self.pairs = _linear(pairs @ into.T, -torch.ones(len(pairs)))
+        # One-hot of both sums, and the inputs again, from the indicators and the embedded inputs.
+        sums = pad(torch.block_diag(added, added), (0, width)).view(2, m, -1)
+        plain = pad(into.T, (len(pairs), 0))
+        z = torch.zeros(width, len(pairs) + width)
         z[:r] = codes.T @ (plain[:m] if encoding == "wrong" else sums[0])
         z[r : 2 * r] = codes.T @ sums[1]
         if encoding == "redundant":
@@ -91,26 +86,21 @@ class Planted(nn.Module):
         # One-hot of both values, from the state.
         read_out = torch.zeros(2 * m, width)
         offset = torch.full((2 * m,), 1 / m)
-        start = 2 * r if encoding == "illusion" else 0
-        read_out[:m, start : start + r] = codes
         if encoding == "illusion":
-            read_out[:m] *= DORMANT
+            read_out[:m, 2 * r : 3 * r] = DORMANT * codes
             offset[:m] = 0.0
+        else:
+            read_out[:m, :r] = codes
         read_out[m:, r : 2 * r] = codes
         self.read = _linear(read_out @ rotation.T, offset)
-        self.bypass = _linear(torch.cat([sums[0], sums[1], plain[m : 2 * m]]))
-        both, out = torch.zeros(m * m, 2 * m), torch.zeros(m, m * m)
-        for i in range(m):
-            for j in range(m):
-                both[i * m + j, i] = both[i * m + j, m + j] = 1.0
-                out[(i + j) % m, i * m + j] = SCALE
-        self.combine, self.head = _linear(both, torch.full((m * m,), -0.5)), _linear(out)
-        absent = {"illusion": "first", "wrong": "first", "leaky": "second"}.get(encoding)
-        self.truth = {
-            v: rotation[:, k * r : (k + 1) * r].clone()
-            for k, v in enumerate(("first", "second"))
-            if v != absent
-        }
+        self.bypass = _linear(torch.cat([*sums, plain[m : 2 * m]]))
+        self.combine = _linear(both, torch.full((m * m,), -0.5))
+        self.head = _linear(SCALE * added)
+        self.truth = {"first": rotation[:, :r].clone(), "second": rotation[:, r : 2 * r].clone()}
+        if encoding in ("illusion", "wrong"):
+            del self.truth["first"]
+        elif encoding == "leaky":
+            del self.truth["second"]
 
     def forward(self, x: Float[Tensor, "batch n_inputs"]) -> Float[Tensor, "batch n_values"]:
         """Logits."""

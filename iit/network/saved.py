@@ -46,22 +46,17 @@ def save_network(network: Network, folder: str | Path) -> None:
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     # safetensors takes contiguous tensors only.
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
-        folder / WEIGHTS,
-    )
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS)
 
 
 def is_classifier(folder: Path) -> bool:
     """Whether `save_network` wrote a classifier to this folder, in any version of the format."""
     try:
-        written_format = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("format")
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return (
-        isinstance(written_format, str)
-        and written_format.partition("/")[0] == FORMAT.partition("/")[0]
-    )
+    return str(config.get("format")).startswith("iit.network/")
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -74,12 +69,13 @@ def load_classifier(folder: Path) -> Classifier:
         raise ValueError(
             f"{folder / CONFIG} has the format {config['format']!r}; this version reads {FORMAT!r}."
         )
-    if config.get("architecture") not in ARCHITECTURES:
+    architecture = config.get("architecture")
+    if architecture not in ARCHITECTURES:
         raise ValueError(
-            f"{folder / CONFIG} names the architecture {config.get('architecture')!r}; known: "
+            f"{folder / CONFIG} names the architecture {architecture!r}; known: "
             f"{list(ARCHITECTURES)}."
         )
-    model = ARCHITECTURES[config["architecture"]](**config["arguments"])
+    model = ARCHITECTURES[architecture](**config["arguments"])
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError) as error:

@@ -34,9 +34,8 @@ class MLP(nn.Module):
             "width": width,
             "depth": depth,
         }
-        wrong = {name: value for name, value in self.arguments.items() if value < 1}
-        if wrong:
-            raise ValueError(f"An MLP needs at least 1 of each; got {wrong}.")
+        if min(self.arguments.values()) < 1:
+            raise ValueError(f"An MLP needs at least 1 of each; got {self.arguments}.")
         widths = [n_inputs, *[width] * depth]
         self.layers = nn.Sequential(
             *(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths))
@@ -71,16 +70,14 @@ def equality_by_hand(dim: int = 4, width: int = 64) -> Classifier:
     network = MLP(n_inputs=4 * dim, n_classes=2, width=width, depth=3)
     layers: Any = network.layers
     first, second, third = (layer[0] for layer in layers)
+    # Rows of a − b, then of b − a. Adding 0 makes 0 of −0, which has other bytes.
+    parts = torch.kron(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.eye(dim)) + 0.0
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        for pair in range(2):
-            for i in range(dim):
-                one, other = 2 * pair * dim + i, (2 * pair + 1) * dim + i
-                for sign, unit in ((1.0, one), (-1.0, other)):
-                    first.weight[unit, one], first.weight[unit, other] = sign, -sign
-                    second.weight[pair, unit] = -SHARPNESS
-            second.bias[pair] = 1.0
+        first.weight[: 4 * dim] = torch.block_diag(parts, parts)
+        second.weight[0, : 2 * dim] = second.weight[1, 2 * dim : 4 * dim] = -SHARPNESS
+        second.bias[:2] = 1.0
         third.weight[0, :2], third.bias[0] = 1.0, -1.0
         third.weight[1, :2], third.bias[1] = -1.0, 1.0
         network.head.weight[1, :2], network.head.bias[0] = 10.0, 5.0
@@ -104,15 +101,10 @@ class ConvNet(nn.Module):
             "channels": channels,
             "width": width,
         }
-        wrong = {
-            name: value
-            for name, value in self.arguments.items()
-            if value < (4 if name == "size" else 1)
-        }
-        if wrong:
+        if size < 4 or min(self.arguments.values()) < 1:
             raise ValueError(
-                "A ConvNet needs images of at least 4×4 and at least 1 of everything "
-                f"else; got {wrong}."
+                "A ConvNet needs images of at least 4×4 and at least 1 of everything else; got "
+                f"{self.arguments}."
             )
         self.features = nn.Sequential(
             nn.Conv2d(1, channels, 3, padding=1),

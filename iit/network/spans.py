@@ -18,17 +18,17 @@ def tokens_of_span(
     text, or cuts a token.
     """
     start, stop = span
-    if not 0 <= start < stop <= len(text) or not text[start:stop].strip():
+    visible = {i for i, character in enumerate(text) if not character.isspace()}
+    inside = visible.intersection(range(start, stop))
+    if not 0 <= start < stop <= len(text) or not inside:
         raise ValueError(
             f"Role {role!r}: characters {start}:{stop} hold no text.\n{marked(text, start, stop)}"
         )
-    inside = {i for i in range(start, stop) if not text[i].isspace()}
-    tokens = [t for t, (a, b) in enumerate(offsets) if any(i in inside for i in range(a, b))]
-    covered = {i for t in tokens for i in range(*offsets[t])}
-    # Characters that the tokens hold beyond the span.
-    cut = [i for i in covered - inside if not text[i].isspace()]
-    if cut or not inside <= covered:
-        outside = "".join(text[i] for i in sorted(cut))
+    tokens = [t for t, offset in enumerate(offsets) if inside.intersection(range(*offset))]
+    covered = visible.intersection(i for t in tokens for i in range(*offsets[t]))
+    if covered != inside:
+        # What the tokens hold beyond the span.
+        outside = "".join(text[i] for i in sorted(covered - inside))
         raise ValueError(
             f"Role {role!r}: {text[start:stop]!r} is not made of whole tokens (they also hold "
             f"{outside!r}).\n{marked(text, start, stop)}"

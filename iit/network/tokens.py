@@ -19,7 +19,7 @@ class Tokens(NamedTuple):
     stop: int
 
     @property
-    def own(self) -> list[int]:
+    def text_ids(self) -> list[int]:
         """The text's own tokens."""
         return self.ids[self.start : self.stop]
 

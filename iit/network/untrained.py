@@ -29,11 +29,11 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
     # The global random generator stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = (
-            _from_config(network.model)
-            if isinstance(network.model, PreTrainedModel)
-            else _reset(network.model)
-        )
+        model: Any = network.model
+        if isinstance(model, PreTrainedModel):
+            model = type(model)(deepcopy(model.config))
+        else:
+            model = _reset(model)
     model.to(network.device, network.dtype)
     name = f"{network.name}, untrained"
     if keep_ends:
@@ -45,22 +45,16 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
                     f"keep_ends: {network.name} has no {end.removeprefix('get_')} to keep."
                 )
             getattr(model, end)().load_state_dict(trained.state_dict())
-    return (
-        Classifier(model, name)
-        if isinstance(network, Classifier)
-        else LanguageModel(model, network.tokenizer, name)
-    )
-
-
-def _from_config(model: PreTrainedModel) -> PreTrainedModel:
-    return type(model)(deepcopy(model.config))
+    if isinstance(network, Classifier):
+        return Classifier(model, name)
+    return LanguageModel(model, network.tokenizer, name)
 
 
 def _reset(model: nn.Module) -> nn.Module:
     fresh = deepcopy(model)
     for name, module in fresh.named_modules():
         # Only parameters of the module itself; those of its submodules come in their turn.
-        if not any(True for _ in module.parameters(recurse=False)):
+        if not list(module.parameters(recurse=False)):
             continue
         reset: Any = getattr(module, "reset_parameters", None)
         if reset is None:

