@@ -82,6 +82,9 @@ def vanilla(alignment: Alignment) -> Alignment:
 def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
     """An alignment whose edits swap random subspaces of their ranks.
 
+    It is one draw, the same in every run. The control `random_subspace` of an evaluation has draws
+    of its own, which depend on the run's seed: the two figures may differ.
+
     None where an edit has no fixed rank below its width. The global random generator is left as it
     was.
     """

@@ -2,11 +2,12 @@
 
 from iit.alignment.references import vanilla
 from iit.evaluation.abstraction_error import abstraction_error
+from iit.evaluation.angles import principal_angles
 from iit.evaluation.controls import fresh, random_subspace
 from iit.evaluation.evaluate import evaluate
 from iit.evaluation.outcomes import outcomes
 from iit.evaluation.rows import describe
-from iit.evaluation.subspace import principal_angles, subspaces
+from iit.evaluation.subspace import subspaces
 from iit.evaluation.sweep import sweep
 from iit.evaluation.trust import TRUST, Trust, train_alike
 from iit.evaluation.verdict import Verdict, verdict

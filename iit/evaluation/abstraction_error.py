@@ -3,7 +3,7 @@
 Both get the same interventions, which are drawn from either side.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +17,13 @@ from iit.data.pairing import Paired
 from iit.data.prompts import answers
 from iit.data.table import columns_of, dataset
 from iit.evaluation.outcomes import evaluating
+from iit.evaluation.scoring import encoded_prompts
 from iit.evaluation.trust import NotApplicableError
 from iit.evaluation.value_map import ValueMap, coordinates
 from iit.intervened import IntervenedModel, capture
-from iit.intervened.sources import Variable
 from iit.intervention.operation import Swap
 from iit.result import correct
-from iit.site import Site
 
-DIRECTIONS = ("up", "down")
 SMALL = 10_000_000
 """Parameters of the largest network in which the error is computed."""
 MOST_VALUES = 64
@@ -50,11 +48,8 @@ class Compared(NamedTuple):
     @property
     def error(self) -> float:
         """The share of comparisons that differ, as the mean over variables and output."""
-        return float(
-            np.mean(
-                [self.wrong[self.variable == number].mean() for number in np.unique(self.variable)]
-            )
-        )
+        numbers = np.unique(self.variable)
+        return float(np.mean([self.wrong[self.variable == number].mean() for number in numbers]))
 
 
 class _Natural(NamedTuple):
@@ -65,26 +60,24 @@ class _Natural(NamedTuple):
     """
 
     prompts: Prompts
-    values: Mapping[str, list[Any]]
-    coordinates: Mapping[Variable, Tensor]
+    values: dict[str, list[Any]]
+    coordinates: dict[str, Tensor]
 
 
 class _Drawn(NamedTuple):
-    """n interventions.
+    """n interventions on variables and inert parts, which are targets.
 
-    base, third: int[n], numbers of inputs; the two are never the same.
-    held: {variable: bool[n]}, does the intervention hold the variable?
-    inert: bool[n], does it hold the inert parts?
-    source: {variable: int[n]}, the input whose coordinates the variable gets.
+    base: int[n], numbers of inputs.
+    held: {target: bool[n]}, does the intervention hold it?
+    source: {target: int[n]}, the input from which the target is taken in the network. That of an
+        inert part is never the base.
     value: {variable: what the causal model holds it at}.
     """
 
     base: np.ndarray
-    third: np.ndarray
-    held: dict[Variable, np.ndarray]
-    inert: np.ndarray
-    source: dict[Variable, np.ndarray]
-    value: dict[Variable, list[Any]]
+    held: dict[str, np.ndarray]
+    source: dict[str, np.ndarray]
+    value: dict[str, list[Any]]
 
 
 def abstraction_error(
@@ -137,28 +130,22 @@ def abstraction_error(
         fitted, natural = (
             _natural(alignment, pairs, part, n, seed, batch_size) for part in ("train", split)
         )
-        maps = {
-            v: ValueMap(fitted.coordinates[v], fitted.values[str(v)]) for v in alignment.variables
-        }
+        maps = {}
         # {variable: the value that τ reads in each natural input}
-        read_values = {
-            v: [value_map.values[i] for i in value_map(natural.coordinates[v]).tolist()]
-            for v, value_map in maps.items()
-        }
+        read_values = {}
+        for variable, values in fitted.values.items():
+            maps[variable] = ValueMap(fitted.coordinates[variable], values)
+            read_values[variable] = maps[variable](natural.coordinates[variable])
+        compared = {}
         # The two directions differ in the values that their sources stand for, and in nothing else.
-        values_of = {
-            "up": read_values,
-            "down": {v: natural.values[str(v)] for v in alignment.variables},
-        }
-        drawn = {
+        for number, values in enumerate((read_values, natural.values)):
             # A generator for each direction, so neither depends on what the other draws.
-            d: _draw(alignment, values_of[d], n, np.random.default_rng([seed, k]))
-            for k, d in enumerate(DIRECTIONS)
-        }
-        return {
-            d: _compared(alignment, task, natural.prompts, maps, drawn[d], batch_size)
-            for d in DIRECTIONS
-        }
+            drawn = _draw(alignment, values, n, np.random.default_rng([seed, number]))
+            direction = ("up", "down")[number]
+            compared[direction] = _compared(
+                alignment, task, natural.prompts, maps, drawn, batch_size
+            )
+    return compared
 
 
 def _checked(alignment: Alignment, pairs: Pairs) -> Task:
@@ -168,12 +155,10 @@ def _checked(alignment: Alignment, pairs: Pairs) -> Task:
     if size > SMALL:
         raise NotApplicableError(f"the network has {size:,} parameters, more than {SMALL:,}")
     for edit in alignment.edits.values():
-        if (
-            not isinstance(edit.intervention.operation, Swap)
-            or edit.intervention.learned_rank() == 0
-        ):
+        intervention = edit.intervention
+        if not isinstance(intervention.operation, Swap) or intervention.learned_rank() == 0:
             raise NotApplicableError(
-                f"{edit.intervention} swaps no coordinates that could be read as a value"
+                f"{intervention} swaps no coordinates that could be read as a value"
             )
     strange = [str(v) for v in alignment.variables if v not in pairs.task.model.variables]
     if strange:
@@ -186,180 +171,125 @@ def _checked(alignment: Alignment, pairs: Pairs) -> Task:
 def _natural(
     alignment: Alignment, pairs: Pairs, split: str, n: int, seed: int, batch_size: int
 ) -> _Natural:
-    assert pairs.sampler is not None
-    prompts = pairs.sampler.prompts(split, n, seed)
-    settings = pairs.sampler.task.model.run_batch(prompts.inputs)
+    sampler, network = pairs.sampler, alignment.studied
+    assert sampler is not None
+    assert network is not None
+    prompts = sampler.prompts(split, n, seed)
+    settings = sampler.task.model.run_batch(prompts.inputs)
     values = {str(v): settings[str(v)] for v in alignment.variables}
     for variable, column in values.items():
-        n_values = _distinct(column)
+        try:
+            n_values = len(set(column))
+        except TypeError:  # values that cannot be hashed
+            n_values = 0
         if not 1 < n_values <= MOST_VALUES:
             raise NotApplicableError(
                 f"{variable} has {n_values or 'uncountable'} values, not 2 to {MOST_VALUES}, "
                 "among the inputs"
             )
-    # The table of pairs takes prompts alone, too: no source and no label are needed here.
-    no_sources = Paired(prompts, {}, {}, prompts.answers, {})
-    assert alignment.studied is not None
-    encoded = EncodedPairs(dataset(columns_of(no_sources, split)), (), alignment.studied)
-    read_sites = _sites(edit.source_sites for edit in alignment.edits.values())
-    inert_sites = _sites(edit.source_sites for edit in alignment.inert.values())
-    parts: dict[Variable, list[Tensor]] = {v: [] for v in alignment.variables}
-    lengths: dict[Site, set[int]] = {site: set() for site in (*read_sites, *inert_sites)}
+    encoded = encoded_prompts(prompts, network)
+    lengths: dict[Any, set[int]] = {}
+    for edit in (*alignment.edits.values(), *alignment.inert.values()):
+        lengths |= {site: set() for site in edit.source_sites}
+    parts: dict[str, list[Tensor]] = {variable: [] for variable in values}
     for rows in torch.arange(len(encoded)).split(batch_size):
-        activations = capture(
-            alignment.studied, encoded.batch(rows.tolist())["base"], list(lengths)
-        )
+        base = encoded.batch(rows.tolist())["base"]
+        activations = capture(network, base, list(lengths))
         for site, counts in activations.counts.items():
             # None: no count is known, and nothing counts as padding.
-            lengths[site] |= set() if counts is None else set(counts.tolist())
-        # Coordinates of all positions make one vector, so inputs need the same number of them.
-        ragged = [str(site) for site, numbers in lengths.items() if len(numbers) > 1]
-        if ragged:
-            raise NotApplicableError(
-                f"prompts differ in how many positions they have at {ragged[0]}"
-            )
+            if counts is not None:
+                lengths[site].update(counts.tolist())
         for variable, tensor in coordinates(alignment, activations, source=True).items():
             parts[variable].append(tensor)
-    return _Natural(prompts, values, {v: torch.cat(tensor) for v, tensor in parts.items()})
-
-
-def _sites(groups: Iterable[Sequence[Site]]) -> list[Site]:
-    return list(dict.fromkeys(site for sites in groups for site in sites))
-
-
-def _distinct(column: Sequence[Any]) -> int:
-    """How many different values there are; 0 where that cannot be told."""
-    try:
-        return len(set(column))
-    except TypeError:  # values that cannot be hashed
-        return 0
+    for site, numbers in lengths.items():
+        # Coordinates of all positions make one vector, so inputs need the same number of them.
+        if len(numbers) > 1:
+            raise NotApplicableError(f"prompts differ in how many positions they have at {site}")
+    return _Natural(prompts, values, {v: torch.cat(tensors) for v, tensors in parts.items()})
 
 
 def _draw(
-    alignment: Alignment, values: Mapping[Variable, list[Any]], n: int, rng: np.random.Generator
+    alignment: Alignment, values: Mapping[str, list[Any]], n: int, rng: np.random.Generator
 ) -> _Drawn:
     """Draw n interventions. Sources are uniform over values, then over inputs of that value.
 
     values: variable → the value that each natural input stands for.
     """
     n_inputs = len(next(iter(values.values())))
-    n_targets = len(alignment.variables) + bool(alignment.inert)
-    # Targets are the variables, and behind them the inert parts as one.
+    # Held are the variables, and behind them the inert parts as one.
+    n_targets = len(values) + bool(alignment.inert)
     size = rng.integers(1, n_targets + 1, size=n)
     # bool[n, target]: `size` of them in each row, in random places.
-    held = rng.permuted(np.arange(n_targets)[None].repeat(n, 0) < size[:, None], axis=1)
+    is_held = rng.permuted(np.arange(n_targets)[None].repeat(n, 0) < size[:, None], axis=1)
+    held = dict(zip(values, is_held.T, strict=False))
     source, value = {}, {}
     for variable, column in values.items():
         rows: dict[Any, list[int]] = {}
         for row, natural_value in enumerate(column):
             rows.setdefault(natural_value, []).append(row)
         distinct = sorted(rows, key=str)
-        chosen = [distinct[i] for i in rng.integers(len(distinct), size=n)]
+        value[variable] = [distinct[i] for i in rng.integers(len(distinct), size=n)]
         # A random input among those that have the chosen value.
-        source[variable] = np.array(
-            [rows[x][int(u * len(rows[x]))] for x, u in zip(chosen, rng.random(n), strict=True)]
-        )
-        value[variable] = chosen
-    inert = held[:, -1] if alignment.inert else np.zeros(n, dtype=bool)
+        draws = zip(value[variable], rng.random(n), strict=True)
+        source[variable] = np.array([rows[x][int(u * len(rows[x]))] for x, u in draws])
     base = rng.integers(n_inputs, size=n)
     # A shift by 1 to n_inputs − 1, so the third input is never the base.
     third = (base + rng.integers(1, n_inputs, size=n)) % n_inputs
-    return _Drawn(
-        base,
-        third,
-        {v: held[:, k] for k, v in enumerate(alignment.variables)},
-        inert,
-        source,
-        value,
-    )
+    for part in alignment.inert:
+        held[part], source[part] = is_held[:, -1], third
+    return _Drawn(base, held, source, value)
 
 
 def _compared(
     alignment: Alignment,
     task: Task,
     prompts: Prompts,
-    maps: Mapping[Variable, ValueMap],
+    maps: Mapping[str, ValueMap],
     drawn: _Drawn,
     batch_size: int,
 ) -> Compared:
-    n, settings = len(drawn.base), _settings(task, prompts, drawn)
-    encoded = _encoded(alignment, task, prompts, drawn, settings)
-    perturbed = IntervenedModel(
-        alignment.studied or alignment.network, {**alignment.edits, **alignment.inert}
-    ).eval()
-    sites = _sites(edit.sites for edit in alignment.edits.values())
-    # A variable is compared where it is not held.
-    free = {v: ~held for v, held in drawn.held.items()}
-    # {number of the variable, −1 for the output: bool[n]}
-    wrong = {number: np.zeros(n, dtype=bool) for number in (*range(len(free)), -1)}
-    for batch in encoded.batches(batch_size):
-        rows = batch["row"].numpy()
-        base, sources, active = batch["base"], batch["sources"], batch["active"]
-        # The label of these pairs is the causal model's output: −1 stands for it.
-        wrong[-1][rows] = ~correct(
-            perturbed.answer_logits(base, sources, active).cpu(), base["answer"]
-        ).numpy()
-        # Activations are not needed where all variables of the batch are held.
-        if not any(mask[rows].any() for mask in free.values()):
-            continue
-        activations = capture(perturbed, base, sites, sources=sources, active=active)
-        for number, (variable, tensor) in enumerate(coordinates(alignment, activations).items()):
-            value_map = maps[variable]
-            expected = [settings[row][str(variable)] for row in rows]
-            wrong[number][rows] = [
-                value_map.values[i] != x
-                for i, x in zip(value_map(tensor).tolist(), expected, strict=True)
-            ]
-    # Kept are the comparisons that count: free variables, and every output.
-    counts = dict(enumerate(free.values())) | {-1: np.ones(n, dtype=bool)}
-    return Compared(
-        np.concatenate([wrong[number][mask] for number, mask in counts.items()]),
-        np.concatenate([np.full(int(mask.sum()), number) for number, mask in counts.items()]),
-        np.concatenate([drawn.base[mask] for mask in counts.values()]),
-        n,
-    )
-
-
-def _settings(task: Task, prompts: Prompts, drawn: _Drawn) -> list[Mapping[str, Any]]:
-    """The setting of the causal model under each intervention."""
-    settings = []
+    n, network = len(drawn.base), alignment.studied
+    assert network is not None
+    # The causal model's settings under the interventions, {variable: its values}.
+    settings: dict[str, list[Any]] = {}
     for number, row in enumerate(drawn.base.tolist()):
-        values = {str(v): drawn.value[v][number] for v, held in drawn.held.items() if held[number]}
-        settings.append(
-            task.model.do({name: column[row] for name, column in prompts.inputs.items()}, values)
-        )
-    return settings
-
-
-def _encoded(
-    alignment: Alignment,
-    task: Task,
-    prompts: Prompts,
-    drawn: _Drawn,
-    settings: Sequence[Mapping[str, Any]],
-) -> EncodedPairs:
-    """The interventions as pairs whose label is the causal model's answer.
-
-    Inert parts are further variables.
-    """
-    assert alignment.studied is not None
-    columns = {name: [setting[name] for setting in settings] for name in settings[0]}
-    # {variable or inert part: (numbers of its source inputs, is it held?)}
-    held_rows = {str(v): (drawn.source[v], drawn.held[v]) for v in drawn.held} | dict.fromkeys(
-        alignment.inert, (drawn.third, drawn.inert)
-    )
-    sources = {
-        name: [
-            prompts.written[row] if held else None for row, held in zip(rows, active, strict=True)
+        inputs = {name: column[row] for name, column in prompts.inputs.items()}
+        values = {v: x[number] for v, x in drawn.value.items() if drawn.held[v][number]}
+        for name, value in task.model.do(inputs, values).items():
+            settings.setdefault(name, []).append(value)
+    # The interventions are pairs, whose label is the causal model's answer.
+    sources, source_answers = {}, {}
+    for target, rows in drawn.source.items():
+        held_rows = [
+            row if held else None for row, held in zip(rows, drawn.held[target], strict=True)
         ]
-        for name, (rows, active) in held_rows.items()
-    }
-    paired = Paired(
-        prompts.take(drawn.base),
-        sources,
-        {name: [None] * len(settings) for name in held_rows},
-        [],
-        {},
-    )
-    paired.labels = answers(task, columns, task.model.output)
-    return EncodedPairs(dataset(columns_of(paired, "test")), tuple(held_rows), alignment.studied)
+        sources[target] = [None if row is None else prompts.written[row] for row in held_rows]
+        source_answers[target] = [
+            None if row is None else prompts.answers[row] for row in held_rows
+        ]
+    labels = answers(task, settings, task.model.output)
+    paired = Paired(prompts.take(drawn.base), sources, source_answers, labels, {})
+    encoded = EncodedPairs(dataset(columns_of(paired, "test")), tuple(sources), network)
+
+    perturbed = IntervenedModel(network, {**alignment.edits, **alignment.inert}).eval()
+    sites = [site for edit in alignment.edits.values() for site in edit.sites]
+    # bool[variable, n]: compared are variables that are not held and, behind them, every output.
+    compared = np.stack([*(~drawn.held[variable] for variable in maps), np.ones(n, dtype=bool)])
+    wrong = np.zeros_like(compared)
+    for batch in encoded.batches(batch_size):
+        rows, base = batch["row"].numpy(), batch["base"]
+        logits = perturbed.answer_logits(base, batch["sources"], batch["active"]).cpu()
+        wrong[-1, rows] = ~correct(logits, base["answer"]).numpy()
+        # Activations are not needed where all variables of the batch are held.
+        if not compared[:-1, rows].any():
+            continue
+        activations = capture(
+            perturbed, base, sites, sources=batch["sources"], active=batch["active"]
+        )
+        read = coordinates(alignment, activations)
+        for number, variable in enumerate(maps):
+            values = zip(maps[variable](read[variable]), rows, strict=True)
+            wrong[number, rows] = [value != settings[variable][row] for value, row in values]
+    number, row = np.nonzero(compared)
+    number[number == len(maps)] = -1
+    return Compared(wrong[compared], number, drawn.base[row], n)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from iit.alignment import Alignment
+from iit.evaluation.outcomes import edits_of, last_answer_token
 from iit.evaluation.rows import Group
-from iit.intervened.sources import variables_of
-from iit.network.answering import ANSWER_ROLE, IGNORED
+from iit.network.answering import IGNORED
 from iit.result import Row
 
 
@@ -23,18 +23,14 @@ def agreement_rows(alignment: Alignment, variables: Sequence[str], group: Group)
         variables: those that the group's pairs interchange.
     """
     encoded = group.encoded
-    # The largest k among the sites at `answer[k]`; −1 where there is none.
-    last = -1
-    for key, edit in alignment.edits.items():
-        if set(variables) & set(variables_of(key, edit)):
-            matches = (ANSWER_ROLE.fullmatch(role) for site in edit.sites for role in site.roles)
-            last = max([last, *(int(match[1]) for match in matches if match)])
-    answers = [encoded.alternatives.get(f"source/{variable}") for variable in variables]
+    edits = edits_of(alignment)
+    last = last_answer_token(edits[variable] for variable in variables)
     if last < 0:
         return []
     label = encoded.batch(range(len(encoded)))["base"]["answer"]
     agree = np.ones(len(encoded), dtype=bool)
-    for answer in answers:
+    for variable in variables:
+        answer = encoded.alternatives.get(f"source/{variable}")
         if answer is None:
             return []
         for k in range(min(last + 1, label.shape[1], answer.shape[1])):

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +17,14 @@ from torch import Tensor
 
 from iit.alignment import Alignment, initialise
 from iit.alignment.references import beside, vanilla
-from iit.data import EncodedPairs, Pairs
-from iit.data.pairing import Paired
-from iit.data.prompts import write
-from iit.data.table import columns_of, dataset
+from iit.data import Pairs
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.illusion import split_by_reading, swapping
 from iit.evaluation.outcomes import Outcomes, outcomes
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.subspace import subspaces
 from iit.evaluation.trust import NotApplicableError
-from iit.intervened import Edit, capture
+from iit.evaluation.wrong_site import displaced, sees
 from iit.intervened.store import ActivationStore
 from iit.intervention import (
     All,
@@ -40,14 +38,11 @@ from iit.intervention import (
 )
 from iit.network import Network, untrained
 from iit.result import Arm
-from iit.site import Site
 
-Made = Mapping[Arm, Alignment | Outcomes | np.ndarray]
-"""What is scored in the alignment's place, for each control.
-
-An alignment has yet to be scored. Outcomes are scored already, and so is bool[n]: the pairs in
-which the label is the answer.
-"""
+Made = Mapping[Arm, Alignment | Outcomes]
+"""What stands in the alignment's place, for each control; outcomes are scored already."""
+TRAINED_AGAIN = ("trained", "shuffled")
+"""The needs of controls that are trained."""
 
 
 def random_subspace(alignment: Alignment, seed: int) -> Alignment:
@@ -69,50 +64,47 @@ def has_random_subspace(alignment: Alignment) -> bool:
 
     They do where every edit swaps some coordinates, and not all.
     """
-    return all(_has_random_subspace(edit.intervention) for edit in alignment.edits.values())
+    for edit in alignment.edits.values():
+        basis, gate = edit.intervention.basis, edit.intervention.gate
+        # Features of an autoencoder are chosen by a gate, or there is nothing to draw.
+        n = 0 if isinstance(basis, Autoencoder) else edit.intervention.width or 0
+        if isinstance(gate, SoftGate):
+            n = len(gate.logits())
+        # Without a rank of its own an intervention edits the whole activation.
+        if not 0 < (edit.intervention.learned_rank() or 0) < n:
+            return False
+    return True
 
 
-def _has_random_subspace(intervention: Intervention) -> bool:
-    rank, gate = intervention.learned_rank(), intervention.gate
-    if isinstance(gate, SoftGate):
-        return 0 < gate.learned_rank() < len(gate.logits())
-    if rank is None or intervention.width is None or isinstance(intervention.basis, Autoencoder):
-        return False
-    return rank < intervention.width
-
-
-def random_subspaces(alignment: Alignment, seed: int, n: int) -> list[Alignment]:
-    """`random_subspace` n times; nothing for an alignment without one.
+def random_subspaces(scoring: Scoring) -> dict[Arm, Alignment]:
+    """`random_subspace` several times; nothing for an alignment without one.
 
     Equal seeds give equal subspaces.
     """
-    if not has_random_subspace(alignment):
-        return []
-    return [random_subspace(alignment, seed * 1000 + number) for number in range(n)]
+    if not has_random_subspace(scoring.alignment):
+        return {}
+    draws = {}
+    for number in range(scoring.trust.random_subspaces):
+        draw = random_subspace(scoring.alignment, scoring.seed * 1000 + number)
+        draws[Arm("random_subspace", number)] = draw
+    return draws
 
 
-def fresh(
-    alignment: Alignment,
-    seed: int,
-    *,
-    network: Network | None = None,
-    moved: Callable[[Site], Site] = lambda site: site,
-) -> Alignment:
-    """The same claim with weights drawn anew; if asked, on another network or at other sites.
+def fresh(alignment: Alignment, seed: int, *, network: Network | None = None) -> Alignment:
+    """The same claim with weights drawn anew; if asked, on another network.
 
     It declares nothing inert. It shares the alignment's store unless it is on another network.
 
     Arguments:
         seed: draws the weights.
         network: by default the alignment's own.
-        moved: says for each site of the alignment where it is now.
 
     Raises:
         ValueError: for sites the network lacks, or of another width.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _exchanged(alignment, _redrawn, moved, network)
+        return _exchanged(alignment, _redrawn, network)
 
 
 def _redrawn(trained: Intervention) -> Intervention:
@@ -126,38 +118,32 @@ def _redrawn(trained: Intervention) -> Intervention:
 def _exchanged(
     alignment: Alignment,
     make: Callable[[Intervention], Intervention],
-    moved: Callable[[Site], Site] = lambda site: site,
     network: Network | None = None,
 ) -> Alignment:
     """The same edits with other interventions; edits that share one still share one."""
-    # {trained intervention: the other one}
-    others: dict[Intervention, Intervention] = {}
+    interventions: Any = alignment.interventions
+    others = {trained: make(trained) for trained in interventions}
     edits = {}
     for key, edit in alignment.edits.items():
-        if edit.intervention not in others:
-            others[edit.intervention] = make(edit.intervention)
-        sites, source_sites = (list(map(moved, s)) for s in (edit.sites, edit.source_sites))
-        edits[key] = Edit(sites, others[edit.intervention], source_sites, edit.joint)
+        edits[key] = replace(edit, intervention=others[edit.intervention])
     # `beside` shares the store, which is of one network.
     return beside(alignment, edits) if network is None else Alignment(network, edits)
 
 
 def _drawn(trained: Intervention) -> Intervention:
-    rank, basis = trained.learned_rank(), trained.basis
+    rank, basis, gate = trained.learned_rank(), trained.basis, trained.gate
     if rank is None:
         raise ValueError(f"{trained} has no rank: there is no random subspace to compare with.")
     # Its frames start at random, as before any training.
     redrawn = Intervention.from_config(trained.config(), trained.custom_parts)
-    if isinstance(basis, PrincipalComponents) or (
-        isinstance(basis, Frame) and isinstance(trained.gate, SoftGate)
-    ):
-        assert basis.width is not None
-        return Intervention(trained.name, Frame(basis.width, rank), All(), redrawn.operation)
-    if isinstance(trained.gate, SoftGate):
-        n = len(trained.gate.logits())
-        return Intervention(
-            trained.name, basis, Subset(n, torch.randperm(n)[:rank].tolist()), redrawn.operation
-        )
+    is_gated = isinstance(gate, SoftGate)
+    if isinstance(basis, PrincipalComponents) or (is_gated and isinstance(basis, Frame)):
+        frame = Frame(basis.arguments["width"], rank)
+        return Intervention(trained.name, frame, All(), redrawn.operation)
+    if is_gated:
+        n = len(gate.logits())
+        chosen = Subset(n, torch.randperm(n)[:rank].tolist())
+        return Intervention(trained.name, basis, chosen, redrawn.operation)
     return redrawn
 
 
@@ -171,24 +157,23 @@ def pca_subspace(scoring: Scoring) -> Made:
             blocks, or is made of principal components itself; and where there are no more training
             pairs than the rank.
     """
-    alignment, pairs = scoring.alignment, scoring.pairs
+    alignment = scoring.alignment
     if not has_random_subspace(alignment):
         raise NotApplicableError("an edit has no rank below its width")
     edits = {}
+    n_needed = 0
     for key, edit in alignment.edits.items():
         trained = edit.intervention
-        rank, width = trained.learned_rank(), trained.width
-        is_pca = isinstance(trained.basis, PrincipalComponents)
-        if trained.blocks or is_pca or rank is None or width is None:
+        if trained.blocks or isinstance(trained.basis, PrincipalComponents):
             raise NotApplicableError("an edit has blocks, or is made of principal components")
-        basis = PrincipalComponents(width, rank)
+        basis = PrincipalComponents(trained.width or 0, trained.learned_rank() or 0)
         components = Intervention(trained.name, basis, All(), trained.operation)
         edits[key] = replace(edit, intervention=components)
-    other = beside(alignment, edits)
-    n_needed = max(edit.intervention.rank or 0 for edit in edits.values())
-    if len(scoring.training_pairs) <= n_needed:
+        n_needed = max(n_needed, basis.rank or 0)
+    if len(scoring.training.table) <= n_needed:
         raise NotApplicableError("there are no more training pairs than dimensions")
-    initialise(other, pairs, batch_size=scoring.batch_size)
+    other = beside(alignment, edits)
+    initialise(other, scoring.pairs, batch_size=scoring.batch_size)
     return {Arm("pca_subspace"): other}
 
 
@@ -211,17 +196,19 @@ def placebos(alignment: Alignment, seed: int) -> dict[Arm, Alignment]:
         noise = torch.randn(move.shape, generator=torch.Generator().manual_seed(seed)).to(move)
         return noise * move.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
 
-    def placebo(trained: Intervention, change: Callable[[Tensor], Tensor]) -> Intervention:
+    def shifted(move: Tensor) -> Tensor:
+        # Each pair gets the move of the pair before it, and the first one the last's.
+        return move.roll(1, 0)
+
+    def placebo(change: Callable[[Tensor], Tensor], trained: Intervention) -> Intervention:
         def moved(h: Tensor, *source: Tensor) -> Tensor:
             return h + change(trained(h, *source) - h)
 
         return LambdaIntervention(moved, trained.needs_source)
 
-    # `roll` gives each pair the move of the pair before it, and the first one the last's.
-    changes = {"placebo_direction": turned, "placebo_pair": lambda move: move.roll(1, 0)}
     return {
-        Arm(name): _exchanged(alignment, partial(placebo, change=change))
-        for name, change in changes.items()
+        Arm("placebo_direction"): _exchanged(alignment, partial(placebo, turned)),
+        Arm("placebo_pair"): _exchanged(alignment, partial(placebo, shifted)),
     }
 
 
@@ -253,104 +240,54 @@ def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(scoring.seed)
             basis = Frame(trained.width or 0, rank)
-            frame = Intervention(trained.name, basis, All(), trained.operation)
+        frame = Intervention(trained.name, basis, All(), trained.operation)
         # The first of them is the least.
         arm = Arm("lower_rank", rank) if lower else Arm("least_rank")
-        lower[arm] = _exchanged(alignment, {trained: frame}.__getitem__)
+        lower[arm] = beside(alignment, {key: replace(edit, intervention=frame)})
         rank *= 4
     return lower
 
 
 def majority(scoring: Scoring) -> Made:
     """For each pair: is the most frequent label of the training pairs a right answer?"""
-    labels = scoring.training_pairs["label"]
-    frequencies = Counter(answer for label in labels for answer in _each(label))
+    frequencies = Counter(chain.from_iterable(map(_each, scoring.training.table["label"])))
     # Of equally frequent labels the one whose text comes first.
     common = min(frequencies, key=lambda answer: (-frequencies[answer], str(answer)))
-    right = np.array([common in _each(label) for label in scoring.encoded.labels])
-    return {Arm("majority"): right}
+    right = [common in _each(label) for label in scoring.encoded.labels]
+    return {Arm("majority"): Outcomes.of(np.array(right))}
 
 
 def _each(label: Any) -> list[Any]:
     """The answers that a label says are right."""
-    return list(label) if isinstance(label, list | tuple) else [label]
-
-
-def displaced(site: Site, elsewhere: Mapping[str, Any] | None) -> Site:
-    """Where the variable should not be: as `elsewhere` says, else at the prompt's first tokens."""
-    # As many tokens as the site has positions; of a role, one.
-    n = len(site.position) if isinstance(site.position, tuple) else 1
-    return replace(site, **(elsewhere or {"position": tuple(range(n))}))
-
-
-def sees(alignment: Alignment, pairs: Pairs) -> bool:
-    """Whether an alignment's sites follow the inputs that its variables depend on.
-
-    Among test prompts these inputs are exchanged while all others stay. Sites that follow them then
-    have other activations.
-
-    Raises:
-        ValueError: for pairs without a causal model.
-    """
-    sampler, network = pairs.sampler, alignment.studied
-    if sampler is None or network is None:
-        raise ValueError("the pairs have no causal model that says what the variable depends on")
-    task, prompts = sampler.task, sampler.prompts("test", 100, 0)
-    causes = set(map(str, alignment.variables))
-    causes = causes.union(*map(task.model.ancestors, causes))
-    inputs = dict(prompts.inputs)
-    for name in causes.intersection(inputs):
-        # Every prompt gets the value of the next one.
-        inputs[name] = [*inputs[name][1:], inputs[name][0]]
-    sites = [
-        site for edit in alignment.edits.values() for site in (*edit.sites, *edit.source_sites)
-    ]
-    runs = []
-    for version in (prompts, write(task, inputs)):
-        table = dataset(columns_of(Paired(version, {}, {}, version.answers, {}), "test"))
-        base = EncodedPairs(table, (), network).batch(range(len(version)))["base"]
-        runs.append(capture(network, base, sites))
-    for site in sites:
-        before, after = (activations[site] for activations in runs)
-        # The same tokens in a batch of another length give other floats.
-        near = 1e-4 * float(before.abs().max())
-        if before.shape != after.shape or not torch.allclose(before, after, atol=near):
-            return True
-    return False
+    return label if isinstance(label, list) else [label]
 
 
 def shuffled(pairs: Pairs, seed: int) -> Pairs:
     """The pairs with labels permuted within each split; which pairs are changing follows."""
     rng = np.random.default_rng(seed)
-    columns: dict[str, Any] = {name: list(pairs.dataset[name]) for name in ("split", "label")}
-    labels = list(columns["label"])
+    dataset = pairs.dataset
+    splits = np.array(dataset["split"])
+    order = np.arange(len(splits))
     # Not a set: a set of texts has another order in each process.
-    for split in dict.fromkeys(columns["split"]):
-        rows = [i for i, s in enumerate(columns["split"]) if s == split]
-        for row, other in zip(rows, rng.permutation(rows).tolist(), strict=True):
-            labels[row] = columns["label"][other]
-    dataset = _with_column(pairs.dataset, "label", labels)
-    if "base_answer" in pairs.dataset.column_names:
-        changing = [
-            label != base_answer
-            for label, base_answer in zip(labels, pairs.dataset["base_answer"], strict=True)
-        ]
-        dataset = _with_column(dataset, "changing", changing)
+    for split in dict.fromkeys(splits.tolist()):
+        rows = np.flatnonzero(splits == split)
+        order[rows] = rng.permutation(rows)
+    labels = list(dataset["label"])
+    columns: dict[str, Any] = {"label": [labels[row] for row in order]}
+    if "base_answer" in dataset.column_names:
+        both = zip(columns["label"], dataset["base_answer"], strict=True)
+        columns["changing"] = [label != base_answer for label, base_answer in both]
+    for name, values in columns.items():
+        dataset = dataset.remove_columns(name).add_column(name, values)
     # Without `again` the training pairs are not sampled anew, with right labels.
     return replace(pairs, dataset=dataset, again=None)
 
 
-def _with_column(dataset: Any, name: str, values: list[Any]) -> Any:
-    return dataset.remove_columns(name).add_column(name, values)
-
-
 def _random_subspaces(scoring: Scoring) -> Made:
-    alignment, n = scoring.alignment, scoring.trust.random_subspaces
-    if not has_random_subspace(alignment):
+    draws = random_subspaces(scoring)
+    if not draws:
         raise NotApplicableError("no random subspace of equal rank differs from the trained one")
-    # `read_controls` draws with the same seed, so it splits these very subspaces.
-    draws = random_subspaces(alignment, scoring.seed, n)
-    return {Arm("random_subspace", number): other for number, other in enumerate(draws)}
+    return draws
 
 
 def _placebos(scoring: Scoring) -> Made:
@@ -375,9 +312,8 @@ def _seeds(scoring: Scoring) -> Made:
 def _wrong_site(scoring: Scoring) -> Made:
     """The same intervention at a site that sees no token that the variable depends on."""
     elsewhere = scoring.trust.wrong_site
-    moved = partial(displaced, elsewhere=elsewhere)
     try:
-        wrong = fresh(scoring.alignment, scoring.seed, moved=moved)
+        wrong = fresh(displaced(scoring.alignment, elsewhere), scoring.seed)
         # Edits that are apart at their own sites may overlap at the wrong one.
         wrong.check_apart()
         is_seen = sees(wrong, scoring.pairs)
@@ -413,71 +349,59 @@ def _untrained_network(scoring: Scoring) -> Made:
     return {Arm("untrained_network"): other}
 
 
-def read_controls(
-    alignment: Alignment, read: Mapping[str, Tensor], seed: int, n_random: int
-) -> dict[Arm, Alignment]:
-    """Alignments to compare a read part with.
+def read_parts(scoring: Scoring) -> Made:
+    """The parts of the trained subspace (see `split_by_reading`), and what they compare with.
 
     `read_part/vanilla` swaps all that is read. The draws of `read_part/random_subspace` are the
     read parts of the same draws of `random_subspace`.
     """
-    others = {Arm("read_part/vanilla"): swapping(alignment, read)}
-    for number, random in enumerate(random_subspaces(alignment, seed, n_random)):
-        part = split_by_reading(random, read)["read_part"]
-        others[Arm("read_part/random_subspace", number)] = part
-    return others
-
-
-def _read_parts(scoring: Scoring) -> Made:
-    alignment, trust = scoring.alignment, scoring.trust
-    read = scoring.spaces.get("read")
+    alignment, read = scoring.alignment, scoring.spaces.get("read")
     if not read:
         raise NotApplicableError(
             f"{alignment.interventions} swap no linear subspace of one position at a time"
         )
-    controls = read_controls(alignment, read, scoring.seed, trust.random_subspaces)
     parts = split_by_reading(alignment, read)
-    return {Arm(name): part for name, part in parts.items()} | controls
+    controls = {Arm(name): part for name, part in parts.items()}
+    controls[Arm("read_part/vanilla")] = swapping(alignment, read)
+    for arm, random in random_subspaces(scoring).items():
+        part = split_by_reading(random, read)["read_part"]
+        controls[Arm("read_part/random_subspace", arm.draw)] = part
+    return controls
 
 
-def _inert_resampled(scoring: Scoring) -> Made:
-    right = inert_resampled(
-        scoring.alignment, scoring.encoded, seed=scoring.seed, batch_size=scoring.batch_size
-    )
-    return {Arm("inert_resampled"): right}
+def _rivals(scoring: Scoring) -> Made:
+    """The alignment itself, scored by what other causal models say of the same pairs."""
+    rivals = {}
+    for name, speaks in scoring.encoded.speaks.items():
+        right = scoring.trained.right.get(f"rival/{name}")
+        if right is not None:
+            # Where a rival says nothing of a pair, the label stands in: that would flatter it.
+            rivals[Arm("rival", name)] = Outcomes.of(np.where(speaks, right, np.nan))
+    return rivals
 
 
-class Recipe(NamedTuple):
-    """How a kind of controls is made.
-
-    make: gives one or several; raises NotApplicableError, which says why, where there is none.
-    needs: "quick", made at every level of trust. "full", made on the test split with full trust.
-        "trained", made as "full" and trained on the alignment's pairs. "shuffled", trained on pairs
-        with shuffled labels.
-    """
-
-    make: Callable[[Scoring], Made]
-    needs: str = "quick"
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "vanilla": Recipe(lambda scoring: {Arm("vanilla"): vanilla(scoring.alignment)}),
-    "random_subspace": Recipe(_random_subspaces),
-    "pca_subspace": Recipe(pca_subspace),
-    "placebos": Recipe(_placebos),
-    "no_intervention": Recipe(
-        lambda scoring: {Arm("no_intervention"): scoring.outcomes(scoring.alignment, edited=False)}
-    ),
-    "seeds": Recipe(_seeds, "trained"),
-    "lower_ranks": Recipe(lower_ranks, "trained"),
-    "wrong_site": Recipe(_wrong_site, "trained"),
-    "shuffled_label": Recipe(_shuffled_label, "shuffled"),
-    "untrained_network": Recipe(_untrained_network, "trained"),
-    "read_parts": Recipe(_read_parts, "full"),
-    "majority": Recipe(majority),
-    "inert_resampled": Recipe(_inert_resampled),
+RECIPES: Mapping[str, tuple[Callable[[Scoring], Made], str]] = {
+    "vanilla": (lambda scoring: {Arm("vanilla"): vanilla(scoring.alignment)}, "quick"),
+    "random_subspace": (_random_subspaces, "quick"),
+    "pca_subspace": (pca_subspace, "quick"),
+    "placebos": (_placebos, "quick"),
+    "no_intervention": (lambda scoring: {Arm("no_intervention"): scoring.unedited}, "quick"),
+    "seeds": (_seeds, "trained"),
+    "lower_ranks": (lower_ranks, "trained"),
+    "wrong_site": (_wrong_site, "trained"),
+    "shuffled_label": (_shuffled_label, "shuffled"),
+    "untrained_network": (_untrained_network, "trained"),
+    "read_parts": (read_parts, "full"),
+    "majority": (majority, "quick"),
+    "inert_resampled": (inert_resampled, "quick"),
+    "rivals": (_rivals, "quick"),
 }
-"""In the order of rows; a key is the kind, and what makes it names the rows."""
+"""{kind of controls: (what makes them, what they need)}, in the order of rows.
+
+They need one of these: "quick", made at every level of trust. "full", made on the test split with
+full trust. "trained", made as "full" and trained on the alignment's pairs. "shuffled", trained on
+pairs with shuffled labels.
+"""
 
 
 def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
@@ -495,17 +419,16 @@ def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
     for kind, (make, needs) in RECIPES.items():
         if needs != "quick" and not scoring.is_full:
             continue
-        is_trained = needs in ("trained", "shuffled")
         try:
-            if is_trained:
+            if needs in TRAINED_AGAIN:
                 _check_trainable(scoring)
-            of_kind: dict[Arm, Any] = dict(make(scoring))
+            of_kind: Any = make(scoring)
         except NotApplicableError as error:
             missing[kind] = str(error)
             continue
         controls |= of_kind
-        for arm, control in of_kind.items() if is_trained else ():
-            trainings.setdefault((needs, control.network), {})[str(arm)] = control
+        for arm in of_kind if needs in TRAINED_AGAIN else ():
+            trainings.setdefault((needs, of_kind[arm].network), {})[str(arm)] = of_kind[arm]
     for (needs, _), side_by_side in trainings.items():
         pairs = scoring.pairs
         if needs == "shuffled":

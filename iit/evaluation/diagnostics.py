@@ -12,13 +12,14 @@ from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.evaluation.abstraction_error import abstraction_error
+from iit.evaluation.angles import pairwise_angles, random_angles
 from iit.evaluation.divergence import divergence
 from iit.evaluation.illusion import views
-from iit.evaluation.rows import row_of
+from iit.evaluation.rows import readout, row_of
 from iit.evaluation.scoring import Scoring
-from iit.evaluation.subspace import pairwise_angles, random_angles, subspaces
+from iit.evaluation.subspace import subspaces
 from iit.evaluation.trust import NotApplicableError
-from iit.result import Arm, Interval, Row, clustered_interval
+from iit.result import TRAINED, Arm, Interval, Row, clustered_interval
 
 
 def spread(values: Sequence[float]) -> Interval:
@@ -56,15 +57,14 @@ def angle_rows(
             not_empty = [frame for frame in view if frame.shape[1]]
             if len(not_empty) < 2:
                 continue
-            metric = f"principal_angle{suffix}"
-            rows.append(
-                row_of(facts, spread(pairwise_angles(not_empty)), metric, "all", Arm("seeds"))
-            )
             # A view is in coordinates of its space: its rows are that space's dimensions.
             null = random_angles(len(view[0]), [frame.shape[1] for frame in not_empty])
             low, high = np.quantile(null, (0.025, 0.975)).tolist()
             random = Interval(float(np.mean(null)), low, high, len(null))
-            rows.append(row_of(facts, random, metric, "all", Arm("random_subspace")))
+            figures = {"seeds": spread(pairwise_angles(not_empty)), "random_subspace": random}
+            for control, figure in figures.items():
+                metric = f"principal_angle{suffix}"
+                rows.append(row_of(facts, figure, metric, arm=Arm(control)))
     return rows
 
 
@@ -79,16 +79,15 @@ def divergence_rows(scoring: Scoring) -> list[Row]:
             weights.
     """
     alignment = scoring.alignment
-    if not scoring.has_training or not alignment.needs_source:
-        raise NotApplicableError("there are no training pairs, or no edit reads a source")
+    if not alignment.needs_source:
+        raise NotApplicableError("no edit reads a source")
     natural = scoring.training.encoded
     # 1 is the distance that 95% of the unedited activations stay within.
     far = divergence(alignment, scoring.encoded, natural, batch_size=scoring.batch_size) > 1
-    return [
-        group.row("divergence", far, group.changing, "changing")
-        for _, group in scoring.groups()
-        if group.changing.any()
-    ]
+    rows = []
+    for _, group in scoring.groups():
+        rows += readout({TRAINED: far}, group, "divergence")
+    return rows
 
 
 def abstraction_rows(scoring: Scoring) -> list[Row]:

@@ -12,7 +12,6 @@ from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating, inputs_of
 from iit.evaluation.trust import NotApplicableError
 from iit.intervened.batch import prepare
-from iit.intervened.edited_run import EditedRun
 from iit.intervened.positions import counts
 from iit.intervened.sources import Variable, variables_of
 
@@ -28,7 +27,7 @@ FLOOR = 1e-6
 """The least distance of reference, as a share of the natural activations' mean norm."""
 
 
-class _Here(NamedTuple):
+class _Seen(NamedTuple):
     """One batch at one site of an edit.
 
     base, edited: Tensor[batch, position, width].
@@ -86,36 +85,30 @@ def divergence(
     ratios = np.full(len(pairs), -np.inf)
     with evaluating(alignment):
         near = natural_activations(alignment, natural, batch_size)
-        # {place: float[2, n pairs]}: distances of the unedited and of the edited activations.
-        distances = {place: np.zeros((2, len(pairs))) for place in near}
-        # {place: bool[n pairs]}: does the edit touch the pair?
-        touched = {place: np.zeros(len(pairs), dtype=bool) for place in near}
+        # {place: float[2, n pairs]}: distances of the unedited and of the edited activations. They
+        # are NaN where the edit does not touch the pair.
+        distances = {place: np.full((2, len(pairs)), np.nan) for place in near}
         for batch in pairs.batches(batch_size):
-            rows = batch["row"].numpy()
-            for place, at_site in _seen(alignment, batch).items():
+            for place, seen in _seen(alignment, batch).items():
                 if place not in near:
                     raise ValueError(
                         f"None of the natural pairs interchanges {place[0]!s}: there is nothing "
                         "to compare with."
                     )
-                for number, points in enumerate((at_site.base, at_site.edited)):
+                rows = batch["row"][seen.active.cpu()].numpy()
+                for number, points in enumerate((seen.base, seen.edited)):
                     # [batch·position] → [batch, position]
-                    nearest = _nearest(points.flatten(0, 1), near[place]).view(
-                        at_site.present.shape
-                    )
-                    distances[place][number, rows] = (
-                        nearest.masked_fill(~at_site.present, 0).amax(1).cpu().numpy()
-                    )
-                touched[place][rows] = at_site.active.cpu().numpy()
+                    nearest = _nearest(points.flatten(0, 1), near[place]).view(seen.present.shape)
+                    farthest = nearest.masked_fill(~seen.present, 0).amax(1)
+                    distances[place][number, rows] = farthest[seen.active].cpu().numpy()
     for place, (unedited, edited) in distances.items():
-        chosen = touched[place]
-        if chosen.any():
+        touched = ~np.isnan(unedited)
+        if touched.any():
             # Natural activations may all be 0, so the floor has a floor of its own.
-            floor = max(
-                FLOOR * float(near[place].norm(dim=1).mean()), float(np.finfo(np.float32).tiny)
-            )
-            ratio = edited[chosen] / max(float(np.quantile(unedited[chosen], USUAL)), floor)
-            ratios[chosen] = np.maximum(ratios[chosen], ratio)
+            floor = FLOOR * float(near[place].norm(dim=1).mean())
+            usual = float(np.quantile(unedited[touched], USUAL))
+            scale = max(usual, floor, float(np.finfo(np.float32).tiny))
+            ratios[touched] = np.maximum(ratios[touched], edited[touched] / scale)
     # Still −inf: no edit touches the pair.
     return np.where(np.isinf(ratios), 1.0, ratios)
 
@@ -131,69 +124,55 @@ def natural_activations(
         (key, n): [] for key, edit in alignment.edits.items() for n in range(len(edit.sites))
     }
     for rows in torch.arange(len(natural)).split(batch_size):
-        for place, at_site in _seen(alignment, natural.batch(rows.tolist())).items():
-            read_there = [(at_site.base, at_site.active), *at_site.sources]
+        for place, seen in _seen(alignment, natural.batch(rows.tolist())).items():
+            read_there = [(seen.base, seen.active), *seen.sources]
             # [batch, read, position, width], and which of them are real: [batch, read, position]
             points = torch.stack([activation for activation, _ in read_there], 1)
-            is_real = torch.stack(
-                [at_site.present & has_them.unsqueeze(1) for _, has_them in read_there], 1
-            )
+            is_real = torch.stack([seen.present & flag.unsqueeze(1) for _, flag in read_there], 1)
             by_place[place].append(points[is_real])
-        if all(sum(map(len, at_site)) >= N_NATURAL for at_site in by_place.values()):
+        if all(sum(map(len, points)) >= N_NATURAL for points in by_place.values()):
             break
-    return {place: torch.cat(at_site)[:N_NATURAL] for place, at_site in by_place.items() if at_site}
+    return {place: torch.cat(points)[:N_NATURAL] for place, points in by_place.items() if points}
 
 
-def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Here]:
+def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Seen]:
     """What a batch has at each site of the edits that touch some of its examples."""
     sites = [site for edit in alignment.edits.values() for site in edit.sites]
     prepared = prepare(alignment.network, batch["base"]).at_answer(alignment.network, sites)
     run = alignment.edited_run(prepared, *inputs_of(alignment, batch))
+    # A flag of None stands for every example.
+    everywhere = torch.ones(prepared.size, dtype=torch.bool, device=prepared.device)
+    flags = {v: everywhere if flag is None else flag for v, flag in run.flags.items()}
     by_place = {}
     for key, edit in alignment.edits.items():
-        variables = variables_of(key, edit)
-        active = torch.stack([_active(run, variable, prepared.size) for variable in variables]).any(
-            0
-        )
+        active = torch.stack([flags[variable] for variable in variables_of(key, edit)]).any(0)
         if not bool(active.any()):
             continue
-        activations = alignment.read(
-            prepared, {site_edit.columns.site: site_edit.columns for site_edit in run.sites[key]}
-        )
+        places = {site_edit.columns.site: site_edit.columns for site_edit in run.sites[key]}
+        activations = alignment.read(prepared, places)
         for number, site_edit in enumerate(run.sites[key]):
             site = site_edit.columns.site
-            base, edited = activations[site], site_edit.apply(activations[site])
-            length = counts(site_edit.columns, prepared)
-            steps = torch.arange(base.shape[1], device=base.device).expand(base.shape[:2])
-            present = (
-                torch.ones_like(steps, dtype=torch.bool)
-                if length is None
-                else steps < length.to(base.device).unsqueeze(1)
-            )
+            base = activations[site]
+            points = [base, site_edit.apply(base)]
+            source_flags = []
             # A source that is read at another site is not natural at this one.
-            sources = [
-                (source, _active(run, variable, prepared.size).to(base.device))
-                for variable, source in site_edit.sources.items()
-                if edit.source_sites[number] == site
-            ]
-            # [batch, position, width] → [batch, 1, position·width]
+            if edit.source_sites[number] == site:
+                points += site_edit.sources.values()
+                source_flags = [flags[variable].to(base.device) for variable in site_edit.sources]
+            present = torch.ones(base.shape[:2], dtype=torch.bool, device=base.device)
+            length = counts(site_edit.columns, prepared)
+            if length is not None:
+                steps = torch.arange(base.shape[1], device=base.device)
+                present = steps < length.to(base.device).unsqueeze(1)
             if edit.joint:
+                # [batch, position, width] → [batch, 1, position·width]
                 present = present.any(1, keepdim=True)
-                base, edited = (activation.flatten(1).unsqueeze(1) for activation in (base, edited))
-                sources = [
-                    (activation.flatten(1).unsqueeze(1), has_source)
-                    for activation, has_source in sources
-                ]
-            read_there = [(activation.float(), has_source) for activation, has_source in sources]
-            by_place[key, number] = _Here(
-                base.float(), edited.float(), read_there, present, active.to(base.device)
-            )
+                points = [activation.flatten(1).unsqueeze(1) for activation in points]
+            base, edited, *sources = (activation.float() for activation in points)
+            read_there = list(zip(sources, source_flags, strict=True))
+            seen = _Seen(base, edited, read_there, present, active.to(base.device))
+            by_place[key, number] = seen
     return by_place
-
-
-def _active(run: EditedRun, variable: Any, size: int) -> Bool[Tensor, " batch"]:
-    flag = run.flags[variable]
-    return torch.ones(size, dtype=torch.bool) if flag is None else flag.cpu()
 
 
 def _nearest(

@@ -1,8 +1,8 @@
 """Scoring an alignment beside its controls."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
 
@@ -12,19 +12,16 @@ from iit.data import Pairs
 from iit.evaluation.agreement import agreement_rows
 from iit.evaluation.controls import controls_of
 from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows
-from iit.evaluation.off_target import off_target, off_target_rows, task_off_target_rows
+from iit.evaluation.off_target import off_target_rows, task_off_target_rows
 from iit.evaluation.outcomes import Outcomes, cut
-from iit.evaluation.rows import Group, readout, scores, task_accuracy
+from iit.evaluation.rows import readout, row_of, scores
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError, Refit, Trust, level, train_alike
 from iit.intervened.store import ActivationStore
-from iit.result import TRAINED, Arm, Row, where
+from iit.result import TRAINED, Arm, Row, clustered_interval, where
 from iit.result.vocabulary import POOLED, draws_of, is_single_draw
 
 log = logging.getLogger(__name__)
-
-Arms = Mapping[Arm, np.ndarray]
-"""A figure of each pair, [n], or [n, draws], for each arm."""
 
 
 def evaluate(
@@ -86,22 +83,15 @@ def evaluate(
         refit: trains the controls as the alignment was trained; by default `fit` with its own
             defaults.
 
+    Returns:
+        The rows. `alignment.rows`, which a saved folder holds, is the user's to set:
+        `alignment.rows = iit.evaluate(alignment, pairs)`.
+
     Raises:
         ValueError: for an unknown level of trust; for an alignment on a bare module, which cannot
             tokenize the pairs; for pairs of other variables; and for labels that are none of the
             network's answers.
     """
-    scoring = Scoring(alignment, pairs, split, level(trust), refit, batch_size, seed, experiment)
-    _check(alignment, pairs)
-    with _stored(alignment, pairs):
-        check_labels(scoring.network, scoring.encoded)
-        if not pairs.variables:
-            return _prompts_rows(scoring)
-        return _all_rows(scoring) if controls else _alignment_rows(scoring)
-
-
-def _check(alignment: Alignment, pairs: Pairs) -> None:
-    """Raise ValueError for an alignment that cannot be scored on these pairs."""
     if alignment.studied is None:
         raise ValueError(
             "evaluate tokenizes the pairs: make the alignment with the LanguageModel from "
@@ -112,84 +102,83 @@ def _check(alignment: Alignment, pairs: Pairs) -> None:
             f"The pairs are for variable {pairs.variable!r}, the alignment for "
             f"{list(map(str, alignment.variables))}."
         )
-
-
-@contextmanager
-def _stored(alignment: Alignment, pairs: Pairs) -> Iterator[None]:
-    """An alignment without a store has one for this evaluation, and none after it."""
-    store = alignment.store
-    if store is not None:
+    if alignment.store is not None:
         # The weights may have changed since the store was filled.
-        store.check()
+        alignment.store.check()
     elif pairs.variables:
+        # The copy has the same weights; the user's alignment stays without a store.
+        alignment = copy(alignment)
         alignment.store = ActivationStore(alignment.network)
-    try:
-        yield
-    finally:
-        alignment.store = store
+    scoring = Scoring(alignment, pairs, split, level(trust), refit, batch_size, seed, experiment)
+    check_labels(scoring.network, scoring.encoded)
+    if not pairs.variables:
+        return _task_accuracy(scoring)
+    if not controls:
+        return _rows(scoring, {TRAINED: scoring.trained})
+    return _controlled_rows(scoring)
 
 
-def _drawn_answers(scoring: Scoring) -> np.ndarray | None:
-    """bool[n]: was each drawn prompt of the split answered rightly, before filtering?
-
-    None where that is not known. Of a network that was trained since, what it answered before says
-    nothing.
-    """
-    facts = scoring.pairs.facts
-    if facts.get("answered_by") not in (None, scoring.network.fingerprint()):
-        return None
-    n = facts.get("drawn", {}).get(scoring.split)
-    # Only the number of right answers is on record, so the first ones stand for them.
-    return np.arange(n) < facts["right"][scoring.split] if n else None
-
-
-def _prompts_rows(scoring: Scoring) -> list[Row]:
-    """The task accuracy on prompts alone."""
-    answers = _drawn_answers(scoring)
-    if answers is None:
-        answers = scoring.outcomes(scoring.alignment, edited=False).right[None]
-    return [task_accuracy(answers, scoring.facts(()))]
-
-
-def _alignment_rows(scoring: Scoring) -> list[Row]:
-    """Rows of the alignment alone."""
-    trained = scoring.outcomes(scoring.alignment)
-    return _rows(scoring, {TRAINED: trained.right[None]}, _figures({TRAINED: trained}), {}, {})
-
-
-def _all_rows(scoring: Scoring) -> list[Row]:
+def _controlled_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment and of its controls, diagnostics, and rows of the training pairs."""
-    trained = scoring.outcomes(scoring.alignment)
+    scored = {TRAINED: scoring.trained}
     controls, missing = controls_of(scoring)
-    for reason in dict.fromkeys(missing.values()):
-        kinds = ", ".join(kind for kind, why in missing.items() if why == reason)
-        log.info("Not run: %s: %s", kinds, reason)
-    scored: dict[Arm, Outcomes] = {TRAINED: trained}
-    arms: dict[Arm, np.ndarray] = {TRAINED: trained.right[None]}
+    for kind, reason in missing.items():
+        log.info("Not run: %s: %s", kind, reason)
     for arm, control in controls.items():
-        # Such a control says only which pairs are right: it has no other figures.
-        if isinstance(control, np.ndarray):
-            arms[arm] = control
-            continue
-        scored[arm] = control if isinstance(control, Outcomes) else scoring.outcomes(control)
-        arms[arm] = scored[arm].right[None]
-    figures = _figures(scored)
-    figures["cut"] = {TRAINED: cut(scoring.alignment, scoring.encoded, scored[Arm("vanilla")])}
-    # {variable: bool[n]}; empty where there is no other variable.
-    others = off_target(scoring.alignment, scoring.encoded, scoring.batch_size)
-    rows = _rows(scoring, _with_pools(arms), figures, trained.right, others)
+        is_scored = isinstance(control, Outcomes)
+        scored[arm] = control if is_scored else scoring.outcomes(control)
+    rows = _rows(scoring, scored)
+    passes = cut(scoring.alignment, scoring.encoded, scored[Arm("vanilla")])
+    for _, group in scoring.groups():
+        rows += readout({TRAINED: passes}, group, "cut")
+    rows += off_target_rows(scoring)
     if scoring.is_full:
         rows += _diagnostics(scoring, draws_of(controls, "seeds"))
-    answers = _drawn_answers(scoring)
-    if answers is None:
-        answers = scored[Arm("no_intervention")].right.get("base")
-    if answers is not None:
-        rows.append(task_accuracy(answers, scoring.facts(scoring.pairs.variables)))
+    rows += _task_accuracy(scoring)
     if scoring.split == "test" and scoring.has_training:
         # The verdict reads the gap between training and test pairs.
-        check_labels(scoring.network, scoring.training.encoded)
-        rows += where(_alignment_rows(scoring.training), metric="iia")
+        training = scoring.training
+        check_labels(training.network, training.encoded)
+        rows += where(_rows(training, {TRAINED: training.trained}), metric="iia")
     return rows
+
+
+def _rows(scoring: Scoring, scored: Mapping[Arm, Outcomes]) -> list[Row]:
+    """The rows of each set of variables that pairs interchange."""
+    right = {arm: outcomes.right[None] for arm, outcomes in scored.items()}
+    arms = _with_pools(right, POOLED)
+    figures = {}
+    for metric, field in (("logit_difference", "difference"), ("iia_forced", "forced")):
+        by_arm = {arm: getattr(outcomes, field) for arm, outcomes in scored.items()}
+        by_arm = _with_pools(by_arm, ["random_subspace"])
+        # Seeds keep a figure each; the draws of random subspaces have one together.
+        figures[metric] = {
+            arm: figure
+            for arm, figure in by_arm.items()
+            if arm.control == "seeds" or not is_single_draw(arm)
+        }
+    rows = []
+    for variables, group in scoring.groups():
+        rows += scores(arms, group)
+        for metric, by_arm in figures.items():
+            rows += readout(by_arm, group, metric)
+        rows += agreement_rows(scoring.alignment, variables, group)
+    return rows
+
+
+def _with_pools(
+    figures: Mapping[Arm, np.ndarray], controls: Sequence[str]
+) -> dict[Arm, np.ndarray]:
+    """The figures, and behind them those that pool the draws of these controls, [n, draws]."""
+    pools = {}
+    for control in controls:
+        draws = draws_of(figures, control)
+        if draws and control == "seeds":
+            # The alignment itself is one of the seeds.
+            draws.insert(0, figures[TRAINED])
+        if draws:
+            pools[Arm(control)] = np.stack(draws, 1)
+    return {**figures, **pools}
 
 
 def _diagnostics(scoring: Scoring, seeds: Sequence[Alignment]) -> list[Row]:
@@ -203,76 +192,19 @@ def _diagnostics(scoring: Scoring, seeds: Sequence[Alignment]) -> list[Row]:
     return rows
 
 
-def _with_pools(arms: Arms) -> dict[Arm, np.ndarray]:
-    """The arms, and behind them bool[n, draws] of each control that pools draws."""
-    pools = {}
-    for control in POOLED:
-        draws = draws_of(arms, control)
-        if draws:
-            # The alignment itself is one of the seeds.
-            draws = [arms[TRAINED], *draws] if control == "seeds" else draws
-            pools[Arm(control)] = np.stack(draws, 1)
-    return {**arms, **pools}
-
-
-def _rivals(right: Mapping[str | None, np.ndarray], group: Group) -> dict[Arm, np.ndarray]:
-    """The rivals that say something of each pair of the group.
-
-    A rival is no other edit: it scores what the alignment does by other labels.
-
-    Arguments:
-        right: `Outcomes.right` of the alignment.
-    """
-    rivals = {}
-    for name, speaks in group.encoded.speaks.items():
-        answers = f"rival/{name}"
-        # Where a rival says nothing of a pair, the label stands in: that would flatter it.
-        if answers in right and speaks.numpy()[group.among].all():
-            rivals[Arm("rival", name)] = right[answers]
-    return rivals
-
-
-def _figures(scored: Mapping[Arm, Outcomes]) -> dict[str, Arms]:
-    """{metric: the figure of each arm}; random subspaces are pooled."""
-    figures: dict[str, Arms] = {}
-    for metric, field in (("logit_difference", "difference"), ("iia_forced", "forced")):
-        arms = {arm: getattr(outcomes, field) for arm, outcomes in scored.items()}
-        # Seeds keep a figure each; the draws of random subspaces have one together, [n, draws].
-        shown = {
-            arm: figure
-            for arm, figure in arms.items()
-            if not is_single_draw(arm) or arm.control == "seeds"
-        }
-        draws = draws_of(arms, "random_subspace")
-        if draws:
-            shown[Arm("random_subspace")] = np.stack(draws, 1)
-        figures[metric] = shown
-    return figures
-
-
-def _rows(
-    scoring: Scoring,
-    arms: Arms,
-    figures: Mapping[str, Arms],
-    rivals: Mapping[str | None, np.ndarray],
-    others: Mapping[str, np.ndarray],
-) -> list[Row]:
-    """The rows of each set of variables that pairs interchange.
-
-    Arguments:
-        rivals: bool[n] of each rival, as `Outcomes.right` has them.
-        others: what `off_target` gives.
-    """
-    rows = []
-    for variables, group in scoring.groups():
-        # A rival may speak of the pairs of one group and not of another's.
-        rows += scores({**arms, **_rivals(rivals, group)}, group)
-        if len(variables) == 1:
-            for name, right in others.items():
-                # A variable's own edit is on target in its own pairs.
-                if name not in variables:
-                    rows += off_target_rows(name, right, group)
-        for metric, by_arm in figures.items():
-            rows += readout(by_arm, group, metric)
-        rows += agreement_rows(scoring.alignment, variables, group)
-    return rows
+def _task_accuracy(scoring: Scoring) -> list[Row]:
+    """The share of prompts that the network answers, as a row; nothing where it is not known."""
+    facts, variables = scoring.pairs.facts, scoring.pairs.variables
+    n = facts.get("drawn", {}).get(scoring.split)
+    # Of a network that was trained since, what it answered before says nothing.
+    if n and facts.get("answered_by") in (None, scoring.network.fingerprint()):
+        # Only the number of right answers is on record, so the first ones stand for them.
+        right = np.arange(n) < facts["right"][scoring.split]
+    else:
+        # Of prompts alone, the label is the answer.
+        right = scoring.unedited.right.get("base" if variables else None)
+    if right is None:
+        return []
+    # Each prompt is its own cluster.
+    interval = clustered_interval(right, np.arange(len(right)))
+    return [row_of(scoring.facts(variables), interval, "task_accuracy")]

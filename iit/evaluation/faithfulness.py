@@ -2,46 +2,41 @@
 
 import numpy as np
 
-from iit.alignment import Alignment
 from iit.data import EncodedPairs
-from iit.evaluation.outcomes import evaluating, inputs_of
+from iit.evaluation.outcomes import Outcomes, evaluating, inputs_of
+from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError
 from iit.intervened import IntervenedModel
-from iit.result import correct
+from iit.result import Arm, correct
 
 
-def inert_resampled(
-    alignment: Alignment, pairs: EncodedPairs, *, seed: int = 0, batch_size: int = 64
-) -> np.ndarray:
+def inert_resampled(scoring: Scoring) -> dict[Arm, Outcomes]:
     """Is the label still the answer when all inert parts come from a third input?
 
     The interchange itself is done as always. The third input of a pair is another pair's base,
     other than its own base (see `third_inputs`). Only figures that also perturb what is declared
     unaligned tell valid hypotheses from invalid ones (arXiv 2607.00267).
 
-    Returns:
-        bool[n].
-
     Raises:
         NotApplicableError: a ValueError, for an alignment that declares nothing inert, and for
             pairs of one base.
     """
+    alignment, pairs = scoring.alignment, scoring.encoded
     if not alignment.inert:
         raise NotApplicableError("The alignment declares nothing inert (`inert`).")
-    perturbed = IntervenedModel(
-        alignment.studied or alignment.network, {**alignment.edits, **alignment.inert}
-    ).eval()
-    third = third_inputs(pairs, seed)
+    edits = {**alignment.edits, **alignment.inert}
+    perturbed = IntervenedModel(scoring.network, edits).eval()
+    third = third_inputs(pairs, scoring.seed)
     right = np.zeros(len(pairs), dtype=bool)
     with evaluating(alignment):
-        for batch in pairs.batches(batch_size):
+        for batch in pairs.batches(scoring.batch_size):
             rows = batch["row"].numpy()
             other = pairs.batch(third[rows].tolist())["base"]
             sources, active = inputs_of(alignment, batch)
             sources = (sources or {}) | dict.fromkeys(alignment.inert, other)
             logits = perturbed.answer_logits(batch["base"], sources, active).cpu()
-            right[rows] = correct(logits, batch["base"]["answer"]).numpy()
-    return right
+            right[rows] = correct(logits, batch["base"]["answer"])
+    return {Arm("inert_resampled"): Outcomes.of(right)}
 
 
 def third_inputs(pairs: EncodedPairs, seed: int) -> np.ndarray:

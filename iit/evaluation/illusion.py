@@ -4,7 +4,6 @@ Its read part and its null part are each swapped alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 from iit.alignment import Alignment
 from iit.alignment.references import beside
-from iit.data import EncodedPairs, Pairs
+from iit.data import EncodedPairs
+from iit.evaluation.angles import MOSTLY, span_of_rows, within
 from iit.evaluation.divergence import natural_activations
-from iit.evaluation.outcomes import evaluating
-from iit.evaluation.subspace import MOSTLY, span_of_rows, subspaces, within
+from iit.evaluation.outcomes import edits_of, evaluating, inputs_of
+from iit.evaluation.subspace import subspaces
 from iit.intervened import Edit, IntervenedModel
 from iit.intervened.sources import Variable, variables_of
 from iit.intervention import (
@@ -51,9 +51,9 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
     Where the whole subspace works and the read part alone does much less, the effect is an
     illusion. A direction that nothing reads carries the variable. It steers, by its correlation,
     another direction that is read and does not vary by itself. Compare the read part with those of
-    the whole vector and of random subspaces (`read_controls`). A gap says less in two cases. The
-    read part of the whole vector may have one, too. And few directions may be read, each for
-    several variables: then no part that is read holds one variable alone.
+    the whole vector and of random subspaces (the control `read_parts`). A gap says less in two
+    cases. The read part of the whole vector may have one, too. And few directions may be read, each
+    for several variables: then no part that is read holds one variable alone.
 
     Arguments:
         read: {variable: Tensor[width, n]}, of `read_spaces`. Variables that it lacks are left out.
@@ -113,11 +113,11 @@ def read_spaces(
         raise ValueError(
             f"energy={energy} is a share of the gradients' squared norm: above 0, at most 1."
         )
-    linear = set(subspaces(alignment))
+    linear = subspaces(alignment)
     interchanged = {variable for variables in pairs.interchanged for variable in variables}
     spaces = {}
     for key, edit in alignment.edits.items():
-        variables = variables_of(key, edit)
+        variables = [str(variable) for variable in variables_of(key, edit)]
         if not interchanged & set(variables):
             continue
         if edit.joint:
@@ -125,18 +125,18 @@ def read_spaces(
                 f"{edit.intervention} edits several positions as one vector: nothing reads "
                 "these together."
             )
-        if not {str(variable) for variable in variables} <= linear:
+        if not linear.keys() >= set(variables):
             raise ValueError(
                 f"{edit.intervention} swaps no linear subspace of its sites: there is "
                 "nothing to split."
             )
         space = read_space(alignment, key, pairs, energy=energy, batch_size=batch_size)
-        spaces |= {str(variable): space for variable in variables}
+        spaces |= dict.fromkeys(variables, space)
     return spaces
 
 
 def spans(
-    alignment: Alignment, pairs: Pairs, encoded: EncodedPairs, batch_size: int
+    alignment: Alignment, pairs: EncodedPairs, training: EncodedPairs | None, batch_size: int
 ) -> dict[str, dict[str, Tensor]]:
     """Two spaces at each variable's sites, as {name: {variable: columns}}.
 
@@ -151,24 +151,20 @@ def spans(
     joint = any(edit.joint for edit in alignment.edits.values())
     if joint or len(subspaces(alignment)) < len(alignment.variables):
         return {}
-    spaces = {"read": read_spaces(alignment, encoded, batch_size=batch_size)}
-    if "train" not in set(pairs.dataset["split"]):
+    spaces = {"read": read_spaces(alignment, pairs, batch_size=batch_size)}
+    if training is None:
         return spaces
-    assert alignment.studied is not None
-    train = EncodedPairs(pairs.split("train"), pairs.variables, alignment.studied)
     with evaluating(alignment):
-        activations = natural_activations(alignment, train, batch_size)
+        activations = natural_activations(alignment, training, batch_size)
+    # Sites of one edit share the subspace, but each varies about a mean of its own.
+    centred: dict[Variable, list[Tensor]] = {}
+    for (key, _), points in activations.items():
+        centred.setdefault(key, []).append(points.cpu() - points.cpu().mean(0))
     spaces["natural"] = {}
-    for key, edit in alignment.edits.items():
-        # Sites of one edit share the subspace, but each varies about a mean of its own.
-        centred = [
-            points.cpu() - points.cpu().mean(0)
-            for place, points in activations.items()
-            if place[0] == key
-        ]
-        if centred:
-            span = span_of_rows(torch.cat(centred), VARIANCE)
-            spaces["natural"] |= {str(variable): span for variable in variables_of(key, edit)}
+    for key, points in centred.items():
+        span = span_of_rows(torch.cat(points), VARIANCE)
+        for variable in variables_of(key, alignment.edits[key]):
+            spaces["natural"][str(variable)] = span
     return spaces
 
 
@@ -204,15 +200,11 @@ def read_space(
     edit = alignment.edits[key]
     spaces = []
     for site in edit.sites:
-        weight = _reader(alignment.network, site)
-        if weight is None:
-            spaces.append(
-                span_of_rows(
-                    _gradients(alignment, variables_of(key, edit), site, pairs, batch_size), energy
-                )
-            )
-        else:
-            spaces.append(span_of_rows(weight))
+        rows, share = _reader(alignment.network, site), 1.0
+        if rows is None:
+            variables = variables_of(key, edit)
+            rows, share = _gradients(alignment, variables, site, pairs, batch_size), energy
+        spaces.append(span_of_rows(rows, share))
     # Of several sites, the span of all their columns together.
     return span_of_rows(torch.cat(spaces, 1).T) if len(spaces) > 1 else spaces[0]
 
@@ -252,14 +244,10 @@ def _gradients(
     )
     rows = []
     for batch in pairs.batches(batch_size):
-        everywhere = torch.ones(len(batch["row"]), dtype=torch.bool)
-        flags = [
-            batch["active"].get(variable, everywhere)
-            for variable in variables
-            if variable in pairs.variables
-        ]
-        # Without any flag `stack` would fail, so a row of False comes first.
-        active = torch.stack([~everywhere, *flags]).any(0)
+        flags = inputs_of(alignment, batch)[1]
+        active = torch.zeros(len(batch["row"]), dtype=torch.bool)
+        for variable in variables:
+            active = active | torch.as_tensor(flags.get(variable, True))
         if not bool(active.any()):
             continue
         with torch.enable_grad():
@@ -298,13 +286,12 @@ def _readout(
 
 def swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
     """The alignment's edits, each variable's with fixed columns of its own."""
-    edits: dict[Any, Edit] = {}
-    for key, edit in alignment.edits.items():
-        for variable in variables_of(key, edit):
-            if str(variable) in spans:
-                # Blocks of one edit become edits of their own.
-                part = _fixed(edit.intervention.name, spans[str(variable)])
-                edits[variable] = Edit(edit.sites, part, edit.source_sites)
+    edits = {}
+    for variable, edit in edits_of(alignment).items():
+        if variable in spans:
+            # Blocks of one edit become edits of their own.
+            part = _fixed(edit.intervention.name, spans[variable])
+            edits[variable] = Edit(edit.sites, part, edit.source_sites)
     return beside(alignment, edits).eval()
 
 

@@ -9,17 +9,34 @@ import torch
 from iit.alignment import Alignment
 from iit.alignment.stacked import rows_of
 from iit.data import EncodedPairs
-from iit.evaluation.outcomes import evaluating
+from iit.evaluation.outcomes import edits_of, evaluating
 from iit.evaluation.rows import Group
 from iit.evaluation.scoring import Scoring
-from iit.intervened.sources import variables_of
 from iit.result import Arm, Row, correct
 
 log = logging.getLogger(__name__)
 
 
-def off_target(
-    alignment: Alignment, pairs: EncodedPairs, batch_size: int = 64
+def off_target_rows(scoring: Scoring) -> list[Row]:
+    """IIA of each variable's edit where another variable is to be swapped.
+
+    The rows are the other variable's, with the control `off_target` and the draw VARIABLE. There
+    are none where the pairs are of a single variable.
+    """
+    rows = []
+    if len(scoring.pairs.variables) == 1:
+        return rows
+    right = _off_target(scoring.alignment, scoring.encoded, scoring.batch_size)
+    for variables, group in scoring.groups():
+        for variable in right if len(variables) == 1 else ():
+            # A variable's own edit is on target in its own pairs.
+            if variable not in variables:
+                rows += _rows(variable, right[variable], group)
+    return rows
+
+
+def _off_target(
+    alignment: Alignment, pairs: EncodedPairs, batch_size: int
 ) -> dict[str, np.ndarray]:
     """Is the label the answer when another variable's edit is done with the pair's source?
 
@@ -28,56 +45,44 @@ def off_target(
     variable, too.
 
     Returns:
-        {the edit's variable: bool[n]}, False in pairs that do not count. Nothing where the pairs
-        are of a single variable, and the alignment has it.
+        {the edit's variable: bool[n]}, False in pairs that do not count.
     """
-    right = {str(variable): np.zeros(len(pairs), dtype=bool) for variable in alignment.variables}
-    if set(right) >= set(pairs.variables) and len(pairs.variables) == 1:
-        return {}
-    # Edits that read no source are given none.
-    reads = {
-        str(v): e.intervention.needs_source
-        for key, e in alignment.edits.items()
-        for v in variables_of(key, e)
-    }
+    edits = edits_of(alignment)
+    right = {variable: np.zeros(len(pairs), dtype=bool) for variable in edits}
     # The one variable that a pair interchanges; "" where there are several.
     alone = np.array([names[0] if len(names) == 1 else "" for names in pairs.interchanged])
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns):
             swapped = alone[batch["row"].numpy()]
-            for variable, is_right in right.items():
+            for variable, edit in edits.items():
+                active = {name: name == variable for name in alignment.variables}
                 for other in sorted({*swapped} - {variable, ""}):
                     rows = torch.from_numpy(np.flatnonzero(swapped == other))
                     base = rows_of(batch["base"], rows)
-                    # The other variable's source, although it is this variable's edit that reads
-                    # it.
-                    source = (
-                        {variable: rows_of(batch["sources"][other], rows)}
-                        if reads[variable]
-                        else None
-                    )
-                    active = {name: name == variable for name in alignment.variables}
+                    source = None
+                    if edit.intervention.needs_source:
+                        # This variable's edit reads the other variable's source.
+                        source = {variable: rows_of(batch["sources"][other], rows)}
                     logits = alignment.answer_logits(base, source, active).cpu()
-                    is_right[batch["row"][rows].numpy()] = correct(logits, base["answer"]).numpy()
+                    right[variable][batch["row"][rows]] = correct(logits, base["answer"])
     return right
 
 
-def off_target_rows(variable: str, right: np.ndarray, group: Group) -> list[Row]:
-    """IIA of a variable's edit where another variable is to be swapped.
-
-    The rows are the other variable's, with the control `off_target` and the draw VARIABLE.
+def _rows(variable: str, right: np.ndarray, group: Group) -> list[Row]:
+    """The rows of a variable's edit among the pairs of another variable.
 
     Arguments:
-        right: bool[n], what `off_target` found.
+        right: bool[n], what `_off_target` gives.
         group: pairs that interchange the other variable. Of these only those count in which no
             other variable differs: there an edit that carries its own variable alone changes
             nothing. Where none of those is changing, the whole group counts.
     """
-    kinds = np.array(group.encoded.kinds or [""] * len(group.encoded))
-    alone = replace(group, among=group.among & (kinds == group.facts["variable"]))
-    group = alone if alone.changing.any() else group
+    alone = replace(group, among=group.among & (group.kinds == group.facts["variable"]))
+    if alone.changing.any():
+        group = alone
+    arm = Arm("off_target", variable)
     return [
-        group.row("iia", right, chosen, subset, Arm("off_target", variable))
+        group.row("iia", right, chosen, subset, arm)
         for subset, chosen in (("all", group.among), ("changing", group.changing))
         if chosen.any()
     ]
@@ -94,9 +99,16 @@ def task_off_target_rows(scoring: Scoring) -> list[Row]:
         return []
     rows, sampler = [], pairs.sampler
     # Only the test pairs are used, so the other splits are small.
-    sizes = {"n": None, "n_train": 2, "n_val": 2, "n_test": min(len(scoring.encoded), 200)}
     alike = replace(
-        sampler.options, **sizes, separate=(), together=False, fresh=False, natural=False
+        sampler.options,
+        n=None,
+        n_train=2,
+        n_val=2,
+        n_test=min(len(scoring.encoded), 200),
+        separate=(),
+        together=False,
+        fresh=False,
+        natural=False,
     )
     for other in sampler.task.variables:
         if other in pairs.variables:
@@ -107,11 +119,11 @@ def task_off_target_rows(scoring: Scoring) -> list[Row]:
             log.info("off_target: no pairs for %s: %s", other, error)
             continue
         encoded = EncodedPairs(sampled.split("test"), other, scoring.network)
-        ((variable, right),) = off_target(alignment, encoded, scoring.batch_size).items()
         # The rows are the other variable's, but the edit that they describe is this one's.
         facts = scoring.facts(pairs.variables) | {"variable": other}
         every = np.ones(len(encoded), dtype=bool)
-        rows += off_target_rows(
-            variable, right, Group(encoded, every, facts, scoring.trust.resamples)
-        )
+        group = Group(encoded, every, facts, scoring.trust.resamples)
+        right = _off_target(alignment, encoded, scoring.batch_size)
+        for variable in right:
+            rows += _rows(variable, right[variable], group)
     return rows

@@ -1,6 +1,6 @@
 """Which pairs an alignment gets right, by the label of the causal model and by other answers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from iit.alignment import Alignment
 from iit.data import EncodedPairs
 from iit.data.encoded import differ
+from iit.intervened import Edit
 from iit.intervened.sources import variables_of
 from iit.network.answering import ANSWER_ROLE, IGNORED
 from iit.result import correct, log_probability, logit_difference
@@ -36,6 +37,12 @@ class Outcomes(NamedTuple):
     difference: np.ndarray
     forced: np.ndarray
 
+    @classmethod
+    def of(cls, right: np.ndarray) -> "Outcomes":
+        """Outcomes of which nothing is known but whether the label is right, [n]."""
+        unknown = np.full(len(right), np.nan)
+        return cls({None: right}, unknown, unknown)
+
 
 def outcomes(
     alignment: Alignment,
@@ -55,48 +62,50 @@ def outcomes(
         apart: as `EncodedPairs.batches` takes it, for interventions that read another pair of their
             batch.
     """
+    n = len(pairs)
     names = (None, *pairs.alternatives)
-    right: dict[str | None, np.ndarray] = {name: np.zeros(len(pairs), dtype=bool) for name in names}
-    difference, forced = (np.full(len(pairs), np.nan) for _ in range(2))
-    sites = [site for edit in alignment.edits.values() for site in edit.sites]
-    at_answer = any(ANSWER_ROLE.fullmatch(role) for site in sites for role in site.roles)
+    right = {name: np.zeros(n, dtype=bool) for name in names}
+    difference, forced = np.full((2, n), np.nan)
+    at_answer = last_answer_token(alignment.edits.values()) >= 0
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns, apart=apart):
-            rows, label = batch["row"], batch["base"]["answer"]
-            # [batch, n_answer, vocab]; `batches` has another order than the pairs: `rows` says
-            # which.
-            logits = _logits(alignment, batch, label, edited).cpu()
-            right[None][rows.numpy()] = correct(logits, label).numpy()
+            # `batches` has another order than the pairs: `rows` says which.
+            rows, label = batch["row"].numpy(), batch["base"]["answer"]
+            # [batch, n_answer, vocab]
+            logits = _logits(alignment, batch, label, edited)
+            right[None][rows] = correct(logits, label)
             # The log-probability of the likeliest alternative; −inf where none counts.
             best = torch.full((len(rows),), -torch.inf)
             for name, answers in pairs.alternatives.items():
                 alternative = answers[rows]
-                longer = alternative.shape[1] > 1 or label.shape[1] > 1
-                # Answers of one token are read from the same run.
                 their_logits = logits
-                if longer:
-                    forced_answer = _continued(alternative, label) if at_answer else alternative
-                    their_logits = _logits(alignment, batch, forced_answer, edited)[
-                        :, : alternative.shape[1]
-                    ].cpu()
-                right[name][rows.numpy()] = correct(their_logits, alternative).numpy()
+                # Answers of one token are read from the same run.
+                if alternative.shape[1] > 1 or label.shape[1] > 1:
+                    behind = _continued(alternative, label) if at_answer else alternative
+                    their_logits = _logits(alignment, batch, behind, edited)
+                    their_logits = their_logits[:, : alternative.shape[1]]
+                right[name][rows] = correct(their_logits, alternative)
                 # Three dimensions hold several right answers, which have no one probability.
-                if label.ndim == alternative.ndim == 2:
-                    # NaN where one answer is the other or begins it: such an alternative does not
-                    # count.
-                    gap = logit_difference(logits, label, alternative)
-                    likely = log_probability(their_logits, alternative).masked_fill(
-                        gap.isnan(), -torch.inf
-                    )
-                    best = best.maximum(likely)
-                    if name == "base":
-                        difference[rows.numpy()] = gap.numpy()
-            if bool((best > -torch.inf).any()):
+                if label.ndim == 3 or alternative.ndim == 3:
+                    continue
+                # NaN where one answer is the other or begins it: then it is no alternative.
+                gap = logit_difference(logits, label, alternative)
+                likely = log_probability(their_logits, alternative)
+                best = best.maximum(likely.masked_fill(gap.isnan(), -torch.inf))
+                if name == "base":
+                    difference[rows] = gap
+            alone = best == -torch.inf
+            if not bool(alone.all()):
                 is_likeliest = (log_probability(logits, label) > best).float()
-                forced[rows.numpy()] = is_likeliest.masked_fill(
-                    best == -torch.inf, torch.nan
-                ).numpy()
+                forced[rows] = is_likeliest.masked_fill(alone, torch.nan)
     return Outcomes(right, difference, forced)
+
+
+def last_answer_token(edits: Iterable[Edit]) -> int:
+    """The largest k among the edits' sites at `answer[k]`; −1 where there is none."""
+    roles = [role for edit in edits for site in edit.sites for role in site.roles]
+    matches = filter(None, map(ANSWER_ROLE.fullmatch, roles))
+    return max((int(match[1]) for match in matches), default=-1)
 
 
 def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarray:
@@ -115,23 +124,25 @@ def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarra
         float[n], 1 or 0; NaN in pairs that do not count.
     """
     passes = np.full(len(pairs), np.nan)
-    inputs = pairs.batch(range(len(pairs)))["base"]
+    base = pairs.batch(range(len(pairs)))["base"]
     base_answers = pairs.alternatives.get("base")
-    if base_answers is None:
-        return passes
-    for variable in pairs.variables:
-        name = f"source/{variable}"
-        # Without the source's answers no pair counts: nothing differs from itself.
-        answers = pairs.alternatives.get(name, base_answers)
-        edits = [
-            edit for key, edit in alignment.edits.items() if variable in variables_of(key, edit)
-        ]
-        covered = any(_holds_all(site, inputs) for edit in edits for site in edit.sites)
+    for variable, edit in edits_of(alignment).items():
+        answers = pairs.alternatives.get(f"source/{variable}")
+        # Without both answers nothing says whether they differ.
+        if answers is None or base_answers is None:
+            continue
+        covered = any(_holds_all(site, base) for site in edit.sites)
         counted = np.array(differ(answers, base_answers))
-        counted &= ~np.array(differ(answers, inputs["answer"])) | covered
+        counted &= ~np.array(differ(answers, base["answer"])) | covered
         counted &= [names == (variable,) for names in pairs.interchanged]
-        passes[counted] = whole.right.get(name, passes)[counted]
+        passes[counted] = whole.right[f"source/{variable}"][counted]
     return passes
+
+
+def edits_of(alignment: Alignment) -> dict[str, Edit]:
+    """{variable: the edit that serves it}."""
+    edits = alignment.edits.items()
+    return {str(name): edit for key, edit in edits for name in variables_of(key, edit)}
 
 
 RESIDUAL = ("embedding_output", "block_input", "block_output")
@@ -143,9 +154,11 @@ def _holds_all(site: Site, inputs: Mapping[str, Any]) -> bool:
     # A site of a module has no component.
     if site.component not in (None, *RESIDUAL):
         return False
+    if site.position is None:
+        return True
     n_held = len(site.position) if isinstance(site.position, tuple) else 1
-    n_tokens = inputs.get("attention_mask", torch.zeros(1, 1)).sum(1)
-    return site.position is None or bool((n_tokens == n_held).all())
+    mask = inputs.get("attention_mask")
+    return mask is not None and bool((mask.sum(1) == n_held).all())
 
 
 @contextmanager
@@ -166,18 +179,20 @@ def _continued(answers: Tensor, label: Tensor) -> Tensor:
     A site at `answer[k]` has to be there in every pair. Tokens behind an answer do not change how
     likely its own tokens are.
     """
-    width = max(answers.shape[1], label.shape[1])
-    padded_answers, padded_label = (
-        pad(tokens, (0, width - tokens.shape[1]), value=IGNORED) for tokens in (answers, label)
-    )
-    return torch.where(padded_answers == IGNORED, padded_label, padded_answers)
+    n_more = label.shape[1] - answers.shape[1]
+    if n_more > 0:
+        answers = pad(answers, (0, n_more), value=IGNORED)
+    else:
+        label = pad(label, (0, -n_more), value=IGNORED)
+    return torch.where(answers == IGNORED, label, answers)
 
 
 def _logits(alignment: Alignment, batch: dict[str, Any], answer: Tensor, edited: bool) -> Tensor:
-    base = batch["base"] | {"answer": answer}
-    if not edited:
-        return alignment.answer_logits(base, active=dict.fromkeys(alignment.variables, False))
-    return alignment.answer_logits(base, *inputs_of(alignment, batch))
+    """Logits at the answer, on the CPU: Tensor[batch, n_answer, vocab]."""
+    sources, active = None, dict.fromkeys(alignment.variables, False)
+    if edited:
+        sources, active = inputs_of(alignment, batch)
+    return alignment.answer_logits(batch["base"] | {"answer": answer}, sources, active).cpu()
 
 
 def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
@@ -185,5 +200,6 @@ def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict
 
     Variables of the alignment that the pairs do not know have no source: they are inactive.
     """
-    idle = {variable: False for variable in alignment.variables if variable not in batch["sources"]}
-    return batch["sources"] if alignment.needs_source else None, batch["active"] | idle
+    sources = batch["sources"]
+    idle = dict.fromkeys(set(alignment.variables) - set(sources), False)
+    return sources if alignment.needs_source else None, batch["active"] | idle

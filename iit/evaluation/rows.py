@@ -8,46 +8,38 @@ import numpy as np
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
-from iit.result import TRAINED, Arm, Interval, Row, clustered_interval
+from iit.evaluation.outcomes import edits_of
+from iit.result import TRAINED, Arm, Cell, Interval, Row, clustered_interval
 from iit.result.vocabulary import COMPARED, KIND
 
 
 def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> dict[str, Any]:
-    """The columns of a row that say which cell it belongs to.
+    """The columns of a row that say which cell it belongs to; the seed is left to the caller.
 
     Of several variables the first one's edit is described. Without variables all columns but
     network and task are None.
     """
-    common = {
-        "network": alignment.studied.name
-        if alignment.studied
-        else type(alignment.network).__name__,
-        "task": pairs.task.name if pairs.task else "file",
-    }
+    studied, task = alignment.studied, pairs.task
+    columns: dict[str, Any] = dict.fromkeys(Cell._fields)
+    columns["network"] = studied.name if studied else type(alignment.network).__name__
+    columns["task"] = task.name if task else "file"
     if not variables:
-        return (
-            dict.fromkeys(("variable", "method", "component", "layer", "head", "position", "rank"))
-            | common
-        )
-    edit = next(
-        e
-        for key, e in alignment.edits.items()
-        # A variable is an edit's key, or one of its blocks.
-        if variables[0] in (key, *(e.intervention.blocks or ()))
-    )
-    site = edit.sites[0]
-    # Several sites have no one layer, head or position.
-    has_several = len(edit.sites) > 1
-    return common | {
+        return columns
+    edit = edits_of(alignment)[variables[0]]
+    columns |= {
         "variable": "+".join(variables),
         "method": edit.intervention.name,
-        "component": "+".join(str(s) for s in edit.sites)
-        if has_several
-        else site.component or f"{site.module}:{site.side}",
-        "layer": None if has_several else site.layer,
-        "head": None if has_several else _plain(site.head),
-        "position": None if has_several else _plain(site.position),
         "rank": edit.intervention.learned_rank(),
+    }
+    site, *others = edit.sites
+    if others:
+        # Several sites have no one layer, head or position.
+        return columns | {"component": "+".join(map(str, edit.sites))}
+    return columns | {
+        "component": site.component or f"{site.module}:{site.side}",
+        "layer": site.layer,
+        "head": _plain(site.head),
+        "position": _plain(site.position),
     }
 
 
@@ -91,6 +83,11 @@ class Group:
         """bool[n], the other pairs of the group."""
         return self.among & ~self.encoded.changing.numpy()
 
+    @property
+    def kinds(self) -> np.ndarray:
+        """str[n], the kinds of all pairs; "" where they have none."""
+        return np.array(self.encoded.kinds or [""] * len(self.among))
+
     def row(
         self,
         metric: str,
@@ -125,41 +122,38 @@ def scores(arms: Mapping[Arm, np.ndarray], group: Group) -> list[Row]:
     (isolate), where there are both.
 
     Arguments:
-        arms: bool[n] of each, or bool[n, draws] whose mean over draws counts.
+        arms: bool[n] of each, or bool[n, draws] whose mean over draws counts. A rival has NaN in
+            pairs of which it says nothing.
 
     References:
         The disentangle score: arXiv 2402.17700.
     """
-    subsets = {"all": group.among, "changing": group.changing, "unchanging": group.unchanging}
     rows = []
     for name, chosen in _parts(group).items():
         if chosen.any():
             rows.append(group.row("iia", arms[TRAINED], chosen, name))
+    subsets = {"all": group.among, "changing": group.changing, "unchanging": group.unchanging}
     for subset, chosen in subsets.items():
         if not chosen.any():
             continue
         for arm, right in arms.items():
-            # Single draws, rivals and controls that are only shown have no row on unchanging pairs.
-            has_row = arm.draw is None and arm.control in (None, *COMPARED)
-            if subset != "unchanging" or has_row:
+            # A rival that says nothing of some pair of the group has no figure there.
+            if np.isnan(right[group.among]).any():
+                continue
+            # Single draws, rivals and controls that are only shown are not compared.
+            is_compared = arm.control in COMPARED and arm.draw is None
+            if subset != "unchanging" or is_compared or arm == TRAINED:
                 # The figure of the seeds is about other seeds, so its interval resamples them.
                 over_draws = arm == Arm("seeds")
                 rows.append(group.row("iia", right, chosen, subset, arm, over_draws=over_draws))
-        # On unchanging pairs an edit has to do nothing: no control is to be beaten there.
-        for control in COMPARED if subset != "unchanging" else ():
-            arm = Arm(control)
-            if arm in arms:
-                right = arms[arm].astype(float)
-                # [n, draws]: a pooled control stands for a pair by its mean over draws.
-                mean = right if right.ndim == 1 else right.mean(1)
-                rows.append(
-                    group.row(
-                        "iia_difference", arms[TRAINED] - mean, chosen, subset, arm, paired=True
-                    )
-                )
+            # On unchanging pairs an edit has to do nothing: no control is to be beaten there.
+            if subset != "unchanging" and is_compared:
+                # A pooled control, [n, draws], stands for a pair by its mean over draws.
+                gap = arms[TRAINED] - right.reshape(len(right), -1).mean(1)
+                rows.append(group.row("iia_difference", gap, chosen, subset, arm, paired=True))
     if not (group.changing.any() and group.unchanging.any()):
         return rows
-    # There are changing and unchanging pairs; as groups they weigh the same.
+    # Changing and unchanging pairs weigh the same.
     kinds = group.changing[group.among]
     for arm in (TRAINED, Arm("vanilla"), Arm("random_subspace")):
         if arm in arms:
@@ -169,18 +163,16 @@ def scores(arms: Mapping[Arm, np.ndarray], group: Group) -> list[Row]:
 
 def _parts(group: Group) -> dict[str, np.ndarray]:
     """Parts of the pairs in which only the alignment itself is scored, {subset: bool[n]}."""
-    encoded = group.encoded
     parts = {}
-    if encoded.asked is not None:
-        asked = np.array(encoded.asked)
+    if group.encoded.asked is not None:
+        asked = np.array(group.encoded.asked)
         parts = {
             "unchanging/another_asked": group.unchanging & ~asked,
             "unchanging/same_value": group.unchanging & asked,
         }
-    kinds = np.array(encoded.kinds or [""] * len(encoded))
-    names = np.unique(kinds[group.among])
+    names = np.unique(group.kinds[group.among])
     if len(names) > 1:
-        parts |= {f"{KIND}{kind}": group.among & (kinds == kind) for kind in names}
+        parts |= {f"{KIND}{kind}": group.among & (group.kinds == kind) for kind in names}
     return parts
 
 
@@ -190,7 +182,8 @@ def readout(
     """The mean of a figure over the changing pairs (`cut`: all pairs) in which it is known.
 
     Arguments:
-        arms: float[n] or float[n, draws] of each; NaN where the figure is not known.
+        arms: float[n] or float[n, draws] of each; NaN where the figure is not known. Arms of which
+            it is never known are left out.
     """
     subset, pairs = ("all", group.among) if metric == "cut" else ("changing", group.changing)
     chosen = pairs & ~np.isnan(arms[TRAINED])
@@ -201,9 +194,5 @@ def readout(
     return [
         group.row(metric, values, chosen, subset, arm, bounded=bounded)
         for arm, values in arms.items()
+        if not np.isnan(values).all()
     ]
-
-
-def task_accuracy(right: np.ndarray, facts: Mapping[str, Any]) -> Row:
-    """The share of prompts that are answered rightly, as a row. Each prompt is its own cluster."""
-    return row_of(facts, clustered_interval(right, np.arange(len(right))), "task_accuracy")

@@ -10,7 +10,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from iit.alignment import Alignment
-from iit.data import EncodedPairs, Pairs
+from iit.data import EncodedPairs, Pairs, Prompts
+from iit.data.pairing import Paired
+from iit.data.table import columns_of, dataset
 from iit.evaluation.illusion import spans
 from iit.evaluation.outcomes import Outcomes, outcomes
 from iit.evaluation.rows import Group, describe
@@ -50,38 +52,49 @@ class Scoring:
         """Whether there are training pairs."""
         return "train" in set(self.pairs.dataset["split"])
 
+    @property
+    def table(self) -> Dataset:
+        """The table of the split."""
+        return self.pairs.split(self.split)
+
     # A cached property may stand in a frozen dataclass: it goes around `__setattr__`.
     @cached_property
     def encoded(self) -> EncodedPairs:
         """The pairs of the split."""
-        return EncodedPairs(self.pairs.split(self.split), self.pairs.variables, self.network)
-
-    @property
-    def training_pairs(self) -> Dataset:
-        """The pairs of the training split.
-
-        Raises:
-            NotApplicableError: where there are none.
-        """
-        if not self.has_training:
-            raise NotApplicableError("the pairs have no training split")
-        return self.pairs.split("train")
+        return EncodedPairs(self.table, self.pairs.variables, self.network)
 
     @cached_property
     def training(self) -> "Scoring":
-        """The same on the training split."""
+        """The same on the training split.
+
+        Raises:
+            NotApplicableError: where there is none.
+        """
+        if not self.has_training:
+            raise NotApplicableError("the pairs have no training split")
         # A new object, with pairs that are encoded once for all who read it.
         return replace(self, split="train")
 
     @cached_property
+    def trained(self) -> Outcomes:
+        """What the alignment itself does."""
+        return self.outcomes(self.alignment)
+
+    @cached_property
+    def unedited(self) -> Outcomes:
+        """What the network does without an edit."""
+        return self.outcomes(self.alignment, edited=False)
+
+    @cached_property
     def spaces(self) -> dict[str, dict[str, Tensor]]:
         """The spaces behind the alignment's sites (see `spans`)."""
-        return spans(self.alignment, self.pairs, self.encoded, self.batch_size)
+        natural = self.training.encoded if self.has_training else None
+        return spans(self.alignment, self.encoded, natural, self.batch_size)
 
     def facts(self, variables: Sequence[str]) -> dict[str, Any]:
         """The columns of a row that say which cell, run and split it belongs to."""
-        run_facts = {"seed": self.seed, "split": self.split, "experiment": self.experiment}
-        return describe(self.alignment, self.pairs, variables) | run_facts
+        run = {"seed": self.seed, "split": self.split, "experiment": self.experiment}
+        return describe(self.alignment, self.pairs, variables) | run
 
     def groups(self) -> Iterator[tuple[tuple[str, ...], Group]]:
         """Each set of variables that pairs interchange, with its pairs."""
@@ -96,3 +109,9 @@ class Scoring:
     def outcomes(self, alignment: Alignment, *, edited: bool = True) -> Outcomes:
         """What an alignment does on the pairs of the split."""
         return outcomes(alignment, self.encoded, batch_size=self.batch_size, edited=edited)
+
+
+def encoded_prompts(prompts: Prompts, network: Network) -> EncodedPairs:
+    """Prompts alone, without sources, as pairs."""
+    paired = Paired(prompts, {}, {}, prompts.answers, {})
+    return EncodedPairs(dataset(columns_of(paired, "test")), (), network)

@@ -67,11 +67,8 @@ def sweep(
     for site, right, difference in zip(sites, *figures, strict=True):
         # Only `describe` reads it: it says which cell the rows belong to.
         cell = Alignment(network, {variable: Edit(site, VanillaIntervention())})
-        facts = describe(cell, pairs, (variable,)) | {
-            "seed": seed,
-            "split": split,
-            "experiment": experiment,
-        }
+        run = {"seed": seed, "split": split, "experiment": experiment}
+        facts = describe(cell, pairs, (variable,)) | run
         group = Group(encoded, among, facts, resamples)
         rows += scores({TRAINED: right}, group)
         rows += readout({TRAINED: difference}, group)

@@ -76,12 +76,13 @@ def train_alike(
     Alignments with nothing to train are set by the activations of the training bases (see
     `initialise`).
     """
-    trainable = {
-        name: a for name, a in alignments.items() if any(p.requires_grad for p in a.parameters())
-    }
-    # Nothing trains these, but principal components have to be fitted.
-    for name in alignments.keys() - trainable.keys():
-        initialise(alignments[name], pairs)
+    trainable = {}
+    for name, alignment in alignments.items():
+        if any(p.requires_grad for p in alignment.parameters()):
+            trainable[name] = alignment
+        else:
+            # Nothing trains it, but principal components have to be fitted.
+            initialise(alignment, pairs)
     if trainable:
         # This imports Lightning, which evaluation without these controls does not need.
         from iit.alignment import fit

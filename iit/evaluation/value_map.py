@@ -5,12 +5,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.intervened import Activations
-from iit.intervened.sources import Variable, variables_of
+from iit.intervened.sources import variables_of
 
 RIDGE = 1e-3
 """The share of the whole variance that is added to the variance within values.
@@ -39,61 +39,56 @@ class ValueMap:
         self.values = sorted(set(values), key=str)
         index = torch.tensor([self.values.index(value) for value in values])
         points = coordinates.double()
-        self._means = torch.stack(
-            [points[index == number].mean(0) for number in range(len(self.values))]
-        )
+        means = [points[index == number].mean(0) for number in range(len(self.values))]
+        self._means = torch.stack(means)
         spread = points - self._means[index]
-        floor = max(
-            RIDGE * float((points - points.mean(0)).square().mean()),
-            float(np.finfo(np.float32).tiny),
-        )
-        within = spread.T @ spread / len(points) + floor * torch.eye(
-            points.shape[1], dtype=torch.float64
-        )
+        ridge = RIDGE * float((points - points.mean(0)).square().mean())
+        floor = max(ridge, float(np.finfo(np.float32).tiny))
+        within = spread.T @ spread / len(points)
+        within += floor * torch.eye(len(within), dtype=torch.float64)
         # W + ρ·v·1 = LLᵀ: distances between L⁻¹c are those of the class docstring.
         self._factor = torch.linalg.cholesky(within)
 
-    def __call__(self, coordinates: Float[Tensor, "n k"]) -> Int[Tensor, " n"]:
-        """The number among `values` of each row's value, LongTensor[n]."""
+    def __call__(self, coordinates: Float[Tensor, "n k"]) -> list[Any]:
+        """The value of each row."""
         points, means = (
             torch.linalg.solve_triangular(self._factor, c.T, upper=False).T
             for c in (coordinates.double(), self._means)
         )
-        return torch.cdist(points, means).argmin(1)
+        return [self.values[number] for number in torch.cdist(points, means).argmin(1).tolist()]
 
 
 def coordinates(
-    alignment: Alignment, seen: Activations, *, source: bool = False
-) -> dict[Variable, Float[Tensor, "n k"]]:
+    alignment: Alignment, activations: Activations, *, source: bool = False
+) -> dict[str, Float[Tensor, "n k"]]:
     """The coordinates that each variable's edit swaps, {variable: Tensor[n, k]}.
 
     Those of all sites and positions of an edit stand one after the other. Learned gates are as they
     are in evaluation.
 
     Arguments:
-        seen: activations of one run at the edits' sites, or, with `source`, at their source sites.
+        activations: of one run at the edits' sites, or, with `source`, at their source sites.
     """
-    by_variable: dict[Variable, Tensor] = {}
+    by_variable: dict[str, Tensor] = {}
     for key, edit in alignment.edits.items():
         intervention, names = edit.intervention, variables_of(key, edit)
         encode, weights = intervention.basis.coordinates().encode, intervention.gate()
         encoded = []
         for site in edit.source_sites if source else edit.sites:
             # [n, position, width]; a joint edit takes all positions as one vector.
-            activation = seen[site].float()
-            encoded.append(
-                encode(activation.flatten(1).unsqueeze(1) if edit.joint else activation).cpu()
-            )
-        gate_open = (
-            torch.ones(encoded[0].shape[-1], dtype=torch.bool)
-            if weights is None
-            else weights.cpu() > 0
-        )
+            activation = activations[site].float()
+            if edit.joint:
+                activation = activation.flatten(1).unsqueeze(1)
+            encoded.append(encode(activation).cpu())
+        is_open = torch.ones(encoded[0].shape[-1], dtype=torch.bool)
+        if weights is not None:
+            is_open = weights.cpu() > 0
         # Each block is a variable's; an edit without blocks is one variable's.
-        sizes = list((intervention.block_sizes or {str(names[0]): len(gate_open)}).values())
-        for name, part in zip(names, torch.arange(len(gate_open)).split(sizes), strict=True):
+        sizes = intervention.block_sizes or {names[0]: len(is_open)}
+        parts = torch.arange(len(is_open)).split(list(sizes.values()))
+        for name, part in zip(names, parts, strict=True):
+            chosen = part[is_open[part]]
             # [n, position, part] → [n, position·part], site after site.
-            by_variable[name] = torch.cat(
-                [tensor[..., part[gate_open[part]]].flatten(1) for tensor in encoded], 1
-            )
+            swapped = [tensor[..., chosen].flatten(1) for tensor in encoded]
+            by_variable[str(name)] = torch.cat(swapped, 1)
     return by_variable

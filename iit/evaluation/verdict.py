@@ -6,7 +6,7 @@ from math import hypot
 from typing import Any
 
 from iit.evaluation.trust import higher_is_better, thresholds_with
-from iit.result import TRAINED, Cell, Interval, Row, where
+from iit.result import Cell, Interval, Row, where
 from iit.result.vocabulary import KIND, NULLS
 
 OUTCOMES = ("pass", "open", "fail")
@@ -174,23 +174,10 @@ class _Rows:
         if self.row() is None:
             self.subset = "all"
 
-    def row(
-        self,
-        control: str | None = None,
-        metric: str = "iia",
-        subset: str | None = None,
-        split: str = "test",
-        draw: int | None = None,
-    ) -> Row | None:
+    def row(self, control: str | None = None, metric: str = "iia", **columns: Any) -> Row | None:
         """The row of a figure, on changing pairs by default (on all where none is changing)."""
-        rows = where(
-            self.rows,
-            control=control,
-            draw=draw,
-            metric=metric,
-            subset=subset or self.subset,
-            split=split,
-        )
+        columns = {"subset": self.subset, "split": "test", "draw": None} | columns
+        rows = where(self.rows, control=control, metric=metric, **columns)
         return rows[0] if rows else None
 
     def cannot_fail(self) -> list[str]:
@@ -262,15 +249,15 @@ def _gap(one: Row | None, other: Row | None, paired: Row | None, words: str) -> 
     high = value + hypot(one.high - one.value, other.value - other.low)
     # The paired interval is of the same pairs, so it is the better one.
     figure = paired or Interval(value, low, high, min(one.n, other.n))
-    return figure, f"{words.format(one.value, other.value)}: {_told(figure)}"
+    return figure, f"{words.format(one.value, other.value)}: {_in_words(figure)}"
 
 
-def _stated(metric: str, words: str, subset: str | None = None) -> Callable[[_Rows], Reading]:
+def _stated(metric: str, words: str, **columns: Any) -> Callable[[_Rows], Reading]:
     """Read a figure of the alignment itself; `words` have a place for the figure."""
 
     def read(rows: _Rows) -> Reading:
-        row = rows.row(metric=metric, subset=subset)
-        return None if row is None else (row, words.format(_told(row), row.subset))
+        row = rows.row(metric=metric, **columns)
+        return row and (row, words.format(_in_words(row), row.subset))
 
     return read
 
@@ -279,7 +266,7 @@ def _above_best(rows: _Rows, names: Sequence[str]) -> Reading:
     controls = [row for row in map(rows.row, names) if row is not None]
     if not controls:
         return None
-    best = max(controls, key=lambda row: row.value).control or ""
+    best = str(max(controls, key=_value).control)
     return _above(best, f"of the best control, {best}")(rows)
 
 
@@ -298,8 +285,11 @@ def _worst_kind(rows: _Rows) -> Reading:
     kinds = [row for row in alignment_rows if row.subset.startswith(KIND) and row.n >= LEAST]
     if not kinds:
         return None
-    worst = min(kinds, key=lambda row: row.value)
-    return worst, f"IIA {_told(worst)} on pairs that differ in {worst.subset.removeprefix(KIND)}"
+    worst = min(kinds, key=_value)
+    return (
+        worst,
+        f"IIA {_in_words(worst)} on pairs that differ in {worst.subset.removeprefix(KIND)}",
+    )
 
 
 def _abstraction(rows: _Rows) -> Reading:
@@ -307,9 +297,10 @@ def _abstraction(rows: _Rows) -> Reading:
         return None
     sides = {"up": "network", "down": "causal model"}
     phrases = [
-        f"{_told(row)} from the {sides[row.metric.rpartition('/')[2]]}" for row in rows.abstraction
+        f"{_in_words(row)} from the {sides[row.metric.rpartition('/')[2]]}"
+        for row in rows.abstraction
     ]
-    worst = max(rows.abstraction, key=lambda row: row.value)
+    worst = max(rows.abstraction, key=_value)
     return worst, f"causal model and network differ, under interventions {' and '.join(phrases)}"
 
 
@@ -319,19 +310,13 @@ def _off_target(rows: _Rows) -> Reading:
         return None
     # A few pairs, which are not judged, do not hide another variable's many.
     worst = max(changing, key=lambda row: (row.n >= LEAST, row.value))
-    return (
-        worst,
-        (
-            f"this edit gives the label of {worst.variable}'s interchange on {_told(worst)} of its "
-            "changing pairs"
-        ),
-    )
+    words = f"this edit gives the label of {worst.variable}'s interchange on {_in_words(worst)}"
+    return worst, f"{words} of its changing pairs"
 
 
 def _excess_rank(rows: _Rows) -> Reading:
-    reading = _above("least_rank", "with as many dimensions as the variable has values, less one")(
-        rows
-    )
+    least = _above("least_rank", "with as many dimensions as the variable has values, less one")
+    reading = least(rows)
     if reading is None:
         return None
     figure, words = reading
@@ -345,23 +330,19 @@ def _excess_rank(rows: _Rows) -> Reading:
 
 def _seed_spread(rows: _Rows) -> Reading:
     scores = where(rows.rows, split="test", subset=rows.subset, metric="iia")
-    # The alignment itself is one of the seeds.
-    trained = [
-        row
-        for row in scores
-        if row.arm == TRAINED or (row.control == "seeds" and row.draw is not None)
-    ]
+    # The alignment itself is one of the seeds; the row without a draw pools them.
+    trained = where(scores, control=None)
+    trained += [row for row in where(scores, control="seeds") if row.draw is not None]
     if len(trained) < 2:
         return None
-    trained.sort(key=lambda row: row.value)
+    trained.sort(key=_value)
     words = f"{len(trained)} trainings reach {{1:.3f}} to {{0:.3f}}"
     return _gap(trained[-1], trained[0], None, words)
 
 
 def _same_subspace(rows: _Rows) -> Reading:
-    row, null = (
-        rows.row(control, "principal_angle", "all") for control in ("seeds", "random_subspace")
-    )
+    row = rows.row("seeds", "principal_angle", subset="all")
+    null = rows.row("random_subspace", "principal_angle", subset="all")
     if row is None or null is None:
         return None
     seeds, random = (
@@ -372,17 +353,23 @@ def _same_subspace(rows: _Rows) -> Reading:
     return share, f"subspaces of different seeds are {seeds}, random ones of this rank {random}"
 
 
-def _told(figure: Row | Interval) -> str:
+def _value(row: Row) -> float:
+    return row.value
+
+
+def _in_words(figure: Row | Interval) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
 
 
 CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
-    "task": _stated("task_accuracy", "the network answers {} of the prompts", "all"),
+    "task": _stated("task_accuracy", "the network answers {} of the prompts", subset="all"),
     "accuracy": _stated("iia", "IIA {} on {} pairs"),
-    "isolation": _stated("iia", "IIA {} on pairs whose answer should stay", "unchanging"),
+    "isolation": _stated("iia", "IIA {} on pairs whose answer should stay", subset="unchanging"),
     "selectivity": lambda rows: _above_best(rows, sorted({*NULLS} - {*rows.cannot_fail()})),
     "placebo": lambda rows: _above_best(rows, ("placebo_direction", "placebo_pair")),
-    "cut": _stated("cut", "all that the sites hold gives the source's own answer on {}", "all"),
+    "cut": _stated(
+        "cut", "all that the sites hold gives the source's own answer on {}", subset="all"
+    ),
     "beyond_pca": _above("pca_subspace", "of principal components of equal rank"),
     "generalisation": lambda rows: _gap(
         rows.row(split="train"), rows.row(), None, "{:.3f} on training pairs, {:.3f} on test pairs"

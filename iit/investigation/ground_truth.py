@@ -17,10 +17,10 @@ from torch import Tensor
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, freeze, hold_out
 from iit.evaluation import describe, evaluate, outcomes, subspaces, train_alike, verdict
+from iit.evaluation.angles import distances
 from iit.evaluation.diagnostics import spread
 from iit.evaluation.illusion import spans, views
 from iit.evaluation.rows import Group, row_of, scores
-from iit.evaluation.subspace import distances
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
 from iit.investigation.ground_truth_report import ground_truth_figure, ground_truth_tables
@@ -175,7 +175,8 @@ def _scored(
     ]
     if truth is not None and frames:
         # What varies and what is read at the site depends on no claim.
-        spaces = spans(claims[0], pairs, encoded, cfg.trainer.eval_batch_size)
+        training = EncodedPairs(pairs.split("train"), pairs.variables, network)
+        spaces = spans(claims[0], encoded, training, cfg.trainer.eval_batch_size)
         for suffix, (true_view, *view) in views([truth, *frames], case.variable, spaces).items():
             by_seed = [distances(frame, true_view) for frame in view]
             for metric in by_seed[0]:

@@ -28,10 +28,10 @@ from iit.result import (
     read_metrics,
     rows_of,
     scores_of,
-    select,
     where,
     write_text,
 )
+from iit.result.select import best_row
 
 _CELL = Cell._fields
 _COLUMNS: tuple[str, ...] = (
@@ -52,17 +52,17 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
     """A record for each cell of each job, and the chosen cell's test rows.
 
     A record has the cell's validation IIA on changing pairs. The cell is chosen by
-    `iit.result.select`. A job with several variables has a cell for each; they are chosen together,
-    by their mean. Jobs may repeat a cell (a sweep over the learning rate). Among these the job with
-    the highest validation IIA is chosen, and among equal ones the first. A job without a readable
-    figure is listed with its failure.
+    `iit.result.select.best_row`. A job with several variables has a cell for each; they are chosen
+    together, by their mean. Jobs may repeat a cell (a sweep over the learning rate). Among these
+    the job with the highest validation IIA is chosen, and among equal ones the first. A job without
+    a readable figure is listed with its failure.
     """
     jobs = {folder: _read(folder) for folder in folders}
     # In a job with several variables each row has their mean.
     candidates = [(folder, row) for folder, (rows, _) in jobs.items() for row in scores_of(rows)]
     best, chosen, test = None, set(), []
     if candidates:
-        cell = select(row for _, row in candidates)
+        cell = Cell.of(best_row(row for _, row in candidates))
         repeats = [(row.value, folder) for folder, row in candidates if Cell.of(row) == cell]
         # `max` keeps the first of equal ones.
         _, best = max(repeats, key=itemgetter(0))

@@ -54,15 +54,30 @@ def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
 def select(rows: Iterable[Row]) -> Cell:
     """The cell with the highest validation IIA on changing pairs (see `SCORE`).
 
-    Among equal cells it is the one with the lowest rank, then with the lowest layer, then the first
-    by name. Rows of other splits and of controls are not looked at.
+    Rows of other splits and of controls are not looked at.
 
     Raises:
-        ValueError: where there is no validation row to choose by.
+        ValueError: where there is no validation row to choose by, and for cells of several
+            variables: an alignment of all of them is chosen by their mean (see `scores_of`).
     """
     scores = where(rows, **SCORE)
     if not scores:
         raise ValueError("There is no validation row of IIA on changing pairs to choose by.")
+    variables = sorted({str(row.variable) for row in scores})
+    if len(variables) > 1:
+        raise ValueError(
+            f"The IIA of one variable says nothing of another's; these rows are of {variables}. "
+            "Give the rows of one, where(rows, variable=…)."
+        )
+    return Cell.of(best_row(scores))
+
+
+def best_row(scores: Iterable[Row]) -> Row:
+    """The row with the highest value.
+
+    Among equal ones it is that with the lowest rank, then with the lowest layer, then the first by
+    name.
+    """
 
     def order(row: Row) -> tuple[Any, ...]:
         # Cells without a rank or a layer come last among equals.
@@ -70,7 +85,7 @@ def select(rows: Iterable[Row]) -> Cell:
         layer = float("inf") if row.layer is None else row.layer
         return (-row.value, rank, layer, repr(Cell.of(row)))
 
-    return Cell.of(min(scores, key=order))
+    return min(scores, key=order)
 
 
 def scores_of(rows: Iterable[Row]) -> list[Row]:

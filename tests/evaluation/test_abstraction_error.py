@@ -17,8 +17,9 @@ from iit.evaluation import abstraction_error
 from iit.evaluation.abstraction_error import NotApplicableError
 from iit.evaluation.illusion import _fixed
 from iit.evaluation.value_map import ValueMap
-from iit.network import equality_by_hand, planted
-from iit.tasks import equality, modular_sum
+from iit.network import equality_by_hand, planted, small_transformer
+from iit.tasks import addition, equality, modular_sum
+from tests.conftest import Everything
 from tests.seeds import shifted
 
 READ, BYPASS = iit.Site(module="read", side="input"), iit.Site(module="bypass")
@@ -228,15 +229,11 @@ def test_every_coordinates_have_a_value_whatever_their_scale():
     ) * torch.tensor([0.3, 3.0])
     to = ValueMap(points, values)
     # by plain distance the second coordinate would decide
-    assert [to.values[i] for i in to(points).tolist()] == values
+    assert to(points) == values
     mixed = points @ torch.tensor([[1.0, 2.0], [0.5, -1.0]])
-    assert ValueMap(mixed, values)(mixed).tolist() == to(points).tolist()
+    assert ValueMap(mixed, values)(mixed) == to(points)
     exact = ValueMap(torch.tensor([[0.0], [1.0], [1.0]]), [False, True, True])  # no spread at all
-    assert [exact.values[i] for i in exact(torch.tensor([[0.4], [0.6], [9.0]])).tolist()] == [
-        False,
-        True,
-        True,
-    ]
+    assert exact(torch.tensor([[0.4], [0.6], [9.0]])) == [False, True, True]
 
 
 @pytest.mark.parametrize(("swapped", "error"), [(False, 0.0), (True, 0.4)])
@@ -272,6 +269,18 @@ def test_texts_and_positions(toy):
         iit.Alignment(network, {"subject_position": edit}, inert=inert), pairs, n=60, batch_size=7
     )
     assert all((found[d].wrong == again[d].wrong).all() for d in found)
+
+
+def test_a_site_at_an_answers_token_reads_the_sources_own_answer():
+    torch.manual_seed(shifted(0))
+    task = addition()
+    network = small_transformer(task.vocabulary, n_layers=1, n_heads=2, width=16)
+    sizes = {"n_train": 16, "n_val": 8, "n_test": 8}
+    pairs = Pairs.sample(task, Everything(network), variable="ones_carry", **sizes)
+    site = iit.Site("block_output", layer=0, position="answer[0]")
+    edit = iit.Edit(site, iit.LowRankRotatedSpaceIntervention(16, 2))
+    found = abstraction_error(iit.Alignment(network, {"ones_carry": edit}), pairs, n=40)
+    assert found["up"].n == found["down"].n == 40
 
 
 def test_where_it_does_not_apply_it_says_why(monkeypatch, toy):

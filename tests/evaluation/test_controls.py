@@ -12,9 +12,10 @@ import torch
 import iit
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import Trust, outcomes
-from iit.evaluation.controls import controls_of, displaced, fresh, lower_ranks, placebos, sees
+from iit.evaluation.controls import controls_of, fresh, lower_ranks, placebos
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError
+from iit.evaluation.wrong_site import displaced, sees
 from iit.network import planted
 from iit.result import Arm
 from iit.result.vocabulary import CONTROLS
@@ -148,7 +149,7 @@ def test_a_wrong_site_sees_no_token_that_the_variable_depends_on(toy):
     claim = iit.Alignment(network, {"subject_position": edit})
 
     def at(elsewhere):
-        return fresh(claim, 0, moved=partial(displaced, elsewhere=elsewhere))
+        return fresh(displaced(claim, elsewhere), 0)
 
     assert at(None).edits["subject_position"].sites[0].position == (0,)
     assert not sees(at(None), pairs), "the first word is the template's"

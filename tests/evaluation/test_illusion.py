@@ -7,9 +7,10 @@ from torch import nn
 
 import iit
 from iit.data import EncodedPairs, Pairs
-from iit.evaluation import illusion, outcomes
-from iit.evaluation.controls import random_subspace, read_controls
-from iit.evaluation.illusion import read_space, read_spaces
+from iit.evaluation import Trust, illusion, outcomes
+from iit.evaluation.controls import random_subspace, read_parts
+from iit.evaluation.illusion import read_space, read_spaces, swapping
+from iit.evaluation.scoring import Scoring
 from iit.evaluation.subspace import swapped
 from iit.intervention import All, Frame, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
@@ -126,7 +127,7 @@ def sums(width):
     pairs = Pairs.sample(
         modular_sum(3), network, n_train=4, n_val=4, n_test=200, variable="first", right_only=False
     )
-    return network, EncodedPairs(pairs.split("test"), "first", network)
+    return network, pairs, EncodedPairs(pairs.split("test"), "first", network)
 
 
 def at(network, intervention):
@@ -138,24 +139,25 @@ def test_a_direction_is_read_when_more_than_half_of_it_is(degrees, rank):
     """Each of four columns is turned by so much from a read direction to one that is not read: cos²
     40° = 0.59, cos² 60° = 0.25.
     """
-    network, pairs = sums(32)
+    network, _, pairs = sums(32)
     rows = torch.linalg.svd(network.model.read.weight)[2]
     alignment = at(network, fixed(tilted(degrees, rows[:4].T, rows[4:8].T)))
     read = read_spaces(alignment, pairs)
     part = illusion.split_by_reading(alignment, read)["read_part"]
     assert part.edits["first"].intervention.learned_rank() == rank
-    whole = read_controls(alignment, read, 0, 0)[Arm("read_part/vanilla")]
+    whole = swapping(alignment, read)
     # All that is read holds both sums: the label is right where the second sums are alike.
     assert 0.15 < iia(whole, pairs) < 0.55
     assert iia(part, pairs) == (iia(whole, pairs) if rank else 0)
 
 
 def test_what_is_read_of_random_subspaces_of_high_rank_does_nothing():
-    network, pairs = sums(64)
+    network, data, pairs = sums(64)
     alignment = at(network, iit.LowRankRotatedSpaceIntervention(64, 8))
-    parts = read_controls(alignment, read_spaces(alignment, pairs), 0, 3)
+    trust = Trust(random_subspaces=3)
+    parts = read_parts(Scoring(alignment, data, "test", trust, lambda *_: None))
     draws = [Arm("read_part/random_subspace", number) for number in range(3)]
-    assert list(parts) == [Arm("read_part/vanilla"), *draws]
+    assert [arm for arm in parts if "/" in str(arm.control)] == [Arm("read_part/vanilla"), *draws]
     assert [iia(parts[draw], pairs) for draw in draws] == [0, 0, 0]
     # A trace of all four read directions is in every one of them.
     weight = network.model.read.weight

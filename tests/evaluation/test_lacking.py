@@ -75,15 +75,17 @@ def test_a_claim_of_which_nothing_is_trained_is_not_held_against_itself(network)
     assert "shuffled_label" not in judged(trained, sampled(network))[1]
 
 
-def test_a_store_that_evaluate_makes_is_gone_after_it_and_a_given_one_stays(network):
+def test_evaluate_makes_a_store_of_its_own_and_a_given_one_stays(network):
     alignment, pairs = claim(network), sampled(network)
+    stores = []
 
-    def interrupted(*_):
-        assert alignment.store is not None
-        raise KeyboardInterrupt
+    def kept(controls, *_):
+        assert alignment.store is None
+        stores.extend(control.store for control in controls.values())
 
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(alignment, pairs, FULL, refit=interrupted)
+    evaluate(alignment, pairs, FULL, refit=kept)
+    assert stores
+    assert None not in stores
     assert alignment.store is None
     alignment.store = store = ActivationStore(network.model)
     evaluate(alignment, pairs, controls=False)

@@ -6,10 +6,10 @@ import torch
 
 import iit
 from iit.data import EncodedPairs, Pairs
+from iit.evaluation.angles import distances, pairwise_angles, random_angles, within
 from iit.evaluation.diagnostics import angle_rows
 from iit.evaluation.illusion import spans, views
 from iit.evaluation.rows import describe
-from iit.evaluation.subspace import distances, pairwise_angles, random_angles, within
 from iit.network import planted
 from iit.result import Row
 from iit.tasks import modular_sum
@@ -130,7 +130,8 @@ def test_where_inputs_vary_and_what_is_read(sums):
     network, pairs = sums
     encoded = EncodedPairs(pairs.split("test"), "first", network)
     truth = network.model.truth["first"]
-    spaces = spans(claim(network, truth), pairs, encoded, 100)
+    training = EncodedPairs(pairs.split("train"), "first", network)
+    spaces = spans(claim(network, truth), encoded, training, 100)
     natural, read = (spaces[name]["first"] for name in ("natural", "read"))
     assert (natural.shape[1], read.shape[1]) == (10, 2)
     assert distances(read, truth)["principal_angle"] == pytest.approx(0, abs=1e-2)

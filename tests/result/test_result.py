@@ -18,6 +18,7 @@ from iit.result import (
     read_metrics,
     rows_of,
     select,
+    where,
     write_metrics,
 )
 from tests.seeds import shifted
@@ -217,6 +218,15 @@ def test_select_sees_validation_only():
     assert [row.layer for row in rows_of(test, select(rows))] == [2]
     with pytest.raises(ValueError, match="no validation row"):
         select(test)
+
+
+def test_variables_are_not_compared_with_each_other():
+    rows = [
+        replace(ROW, variable=variable, value=value) for variable, value in (("v", 1), ("w", 0))
+    ]
+    with pytest.raises(ValueError, match=r"rows are of \['v', 'w'\]"):
+        select(rows)
+    assert select(where(rows, variable="w")).variable == "w"
 
 
 def test_ties_go_to_the_smaller_claim():
