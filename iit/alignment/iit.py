@@ -10,7 +10,7 @@ from iit.alignment.alignment import Alignment
 from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, is_gated, of_gates
 from iit.alignment.objective import CrossEntropy, Objective, Prediction
 from iit.alignment.schedule import Number
-from iit.alignment.stacked import rows_of, stacked
+from iit.batch import at_rows, stacked
 from iit.intervened import Activations, IntervenedModel, capture
 from iit.intervened.sources import variables_of
 from iit.result import correct
@@ -226,7 +226,7 @@ class IIT(Cells):
         answers = {
             name: base["answer"] if name == "interchange" else batch["base_answer"] for name in rows
         }
-        runs = [rows_of(base | {"answer": answers[name]}, index) for name, index in rows.items()]
+        runs = [at_rows(base | {"answer": answers[name]}, index) for name, index in rows.items()]
         (edited,) = self._edited
         # The flags are stacked in the same order as the runs: BoolTensor[sum of the parts' rows].
         active = {
@@ -279,7 +279,7 @@ class IIT(Cells):
         sites = list(
             dict.fromkeys(site for edit in edited.edits.values() for site in edit.source_sites)
         )
-        run = stacked([rows_of(sources[v], index) for v, index in needed.items()])
+        run = stacked([at_rows(sources[v], index) for v, index in needed.items()])
         captured = capture(edited.studied or edited.network, run, sites, grad=self._source_grad)
         # Row of the batch → row of the run that holds its source, LongTensor[batch]. Where a pair
         # leaves the variable alone, the entry is a placeholder: the edit is not active there. Inert

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from iit.alignment import Alignment
+from iit.batch import IGNORED
 from iit.evaluation.rows import Group
 from iit.intervened.sources import variables_of
-from iit.network.answering import ANSWER_ROLE, IGNORED
+from iit.network.answering import ANSWER_ROLE
 from iit.result import Row
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from iit.alignment import Alignment
-from iit.alignment.stacked import rows_of
+from iit.batch import at_rows
 from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating
 from iit.evaluation.rows import Group
@@ -48,11 +48,11 @@ def off_target(
             for variable, is_right in right.items():
                 for other in sorted({*swapped} - {variable, ""}):
                     rows = torch.from_numpy(np.flatnonzero(swapped == other))
-                    base = rows_of(batch["base"], rows)
+                    base = at_rows(batch["base"], rows)
                     # The other variable's source, although it is this variable's edit that reads
                     # it.
                     source = (
-                        {variable: rows_of(batch["sources"][other], rows)}
+                        {variable: at_rows(batch["sources"][other], rows)}
                         if reads[variable]
                         else None
                     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iit.intervened.batch import Batch
+from iit.batch import Batch
 from iit.intervened.edited_run import EditedRun
 from iit.intervened.observe import Activations
 from iit.intervened.resume import Suffix, resumed, suffix

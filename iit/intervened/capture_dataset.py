@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from iit.batch import IGNORED, Batch, Inputs
 from iit.intervened.activation_dataset import Captured, mapped, write_index
-from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.folder import written_folder
 from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import observe
@@ -24,7 +24,7 @@ from iit.intervened.positions import SiteColumns, columns
 from iit.intervened.saving import describe_network
 from iit.intervened.stream import DTYPE_NAMES, RowFile
 from iit.network import Network
-from iit.network.answering import IGNORED
+from iit.network.inputs import prepare
 from iit.site import Site, Sites
 
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from iit.intervened.batch import Batch
+from iit.batch import IGNORED, Batch
 from iit.intervened.checkpointing import autograd_state, refuse_recomputed
 from iit.intervened.edit import Edit, Variable, block_input
 from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Suffix
-from iit.network.answering import IGNORED
 from iit.site import ResolvedSite, Site, Sites
 
 Flags = Mapping[Variable, Tensor | None]

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iit.intervened.batch import Batch
+from iit.batch import IGNORED, Batch
 from iit.intervened.edit import Edit, Variable
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.positions import SiteColumns
-from iit.network.answering import IGNORED
 from iit.network.components import transformer_in
 
 SCOPES = ("prompt", "generated", "all")
@@ -121,17 +120,9 @@ class Generation:
     """
 
     def __init__(self, batch: Batch, scope: str):
-        assert batch.lengths is not None
         self._batch, self._scope = batch, scope
         self._n_prompt = batch.tokens.shape[1]
-        self._shift = self._n_prompt - batch.lengths
-        steps = torch.arange(self._n_prompt, device=batch.tokens.device)
-        # Each right-padded row is turned by its number of padding columns: [batch, seq].
-        rolled = (steps - self._shift.unsqueeze(1)) % self._n_prompt
-        self.inputs = {
-            "input_ids": batch.kwargs["input_ids"].gather(1, rolled),
-            "attention_mask": (steps >= self._shift.unsqueeze(1)).long(),
-        }
+        self.inputs, self._shift = batch.left_padded()
         # How many forwards ran; the first column and the number of columns of the one that runs.
         self._forwards, self._start, self._n_columns = 0, 0, 0
 

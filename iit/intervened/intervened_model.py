@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iit.batch import Batch, Inputs
 from iit.intervened import saving, sharing
 from iit.intervened.answers import first_examples, logits_at_answers, resumed_logits, why_whole
-from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
-from iit.intervened.positions import SiteColumns, columns
+from iit.intervened.positions import SiteColumns, columns, prepare_at
 from iit.intervened.pyvene import read_pyvene
 from iit.intervened.resume import first_block
 from iit.intervened.sources import Active, SourceInputs, activity, by_variable, read_sources
@@ -25,6 +25,8 @@ from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
+from iit.network.answering import with_answer
+from iit.network.inputs import prepare
 from iit.network.layout import device_of
 from iit.site import Index, Site, Sites
 
@@ -150,7 +152,7 @@ class IntervenedModel(nn.Module):
         batch = prepare(self.network, base)
         with self.edited_run(batch, sources, active).applied():
             output = batch.through(self.network)
-        return restored(output, batch)
+        return batch.restored(output)
 
     def run(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Run:
         """Run the base without and with the edits, and return what each edit acted on.
@@ -158,10 +160,10 @@ class IntervenedModel(nn.Module):
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
         batch = prepare(self.network, base)
-        base_output = restored(batch.through(self.network), batch)
+        base_output = batch.restored(batch.through(self.network))
         run = self.edited_run(batch, sources, active)
         with run.applied() as per_site:
-            output = restored(batch.through(self.network), batch)
+            output = batch.restored(batch.through(self.network))
         activations = {}
         for key, site_edits in run.sites.items():
             # Keyed as the edits are: an edit with blocks has one entry.
@@ -217,7 +219,7 @@ class IntervenedModel(nn.Module):
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
         # A site may be at a token of the base's answer.
-        batch = prepare(self.network, base).at_answer(self.network, self._resolved)
+        batch = prepare_at(self.network, base, self._resolved)
         run = self.edited_run(batch, sources, active)
         edited = {}
         for key, site_edits in run.sites.items():
@@ -297,7 +299,7 @@ class IntervenedModel(nn.Module):
 
         Raises ValueError as `iit.network.answering.with_answer` does.
         """
-        batch, read = prepare(self.network, base).with_answer(self.network)
+        batch, read = with_answer(self.network, prepare(self.network, base))
         run = self.edited_run(batch, sources, active)
         store, layer = self.store, self.first_block
         if store is None:
@@ -343,7 +345,7 @@ class IntervenedModel(nn.Module):
         batch = prepare(self.network, base)
         if self.first_block is None or batch.lengths is None:
             return None
-        batch, read = batch.with_answer(self.network)
+        batch, read = with_answer(self.network, batch)
         assert read is not None
         first, stop = self.placed(batch, active).without(self.stored).span(read)
         return stop - first

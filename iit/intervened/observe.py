@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 import torch
 from torch import Tensor, nn
 
-from iit.intervened.batch import Batch
+from iit.batch import Batch
 from iit.intervened.positions import SiteColumns, counts
 from iit.site import ResolvedSite, Site, Sites
 

@@ -1,14 +1,16 @@
 """Where a site's positions lie in a batch, and how activations are read and written there."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from iit.intervened.batch import Batch, from_start
-from iit.network.answering import ANSWER_ROLE, IGNORED
+from iit.batch import IGNORED, Batch, Inputs, from_start
+from iit.network.answering import ANSWER_ROLE, with_answer
+from iit.network.inputs import prepare
 from iit.site import Site
 
 
@@ -115,6 +117,15 @@ class SiteColumns:
         written = longer.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :-1]
         # Modules may call `view`, which needs contiguous memory.
         return written.contiguous().reshape(activation.shape)
+
+
+def prepare_at(network: nn.Module, inputs: Inputs, sites: Iterable[Site]) -> Batch:
+    """The batch; where a site is at a token of the answer, the answer is teacher-forced."""
+    batch = prepare(network, inputs)
+    roles = {role for site in sites for role in site.roles}
+    if any(ANSWER_ROLE.fullmatch(role) for role in roles - set(batch.positions)):
+        return with_answer(network, batch)[0]
+    return batch
 
 
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> SiteColumns:

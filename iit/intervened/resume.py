@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from iit.intervened.batch import Batch
+from iit.batch import IGNORED, Batch
 from iit.intervened.edit import Edit
 from iit.intervened.positions import SiteColumns
-from iit.network.answering import IGNORED
 from iit.network.components import UNLAYERED, blocks_of, transformer_in
 
 

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from iit.intervened.batch import Batch
+from iit.batch import IGNORED, Batch
 from iit.intervened.positions import SiteColumns
-from iit.network.answering import IGNORED
 
 
 def as_base(tensor: Tensor, base_columns: SiteColumns, source_columns: SiteColumns) -> Tensor:

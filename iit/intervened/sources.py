@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iit.intervened.batch import Batch, Inputs, prepare
+from iit.batch import Batch, Inputs
 from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, Flags, SiteEdit
 from iit.intervened.observe import Activations
-from iit.intervened.positions import SiteColumns, columns, counts
+from iit.intervened.positions import SiteColumns, columns, counts, prepare_at
 from iit.intervened.source_layout import as_base, keys_as_base
 from iit.site import Site
 
@@ -221,7 +221,7 @@ def _source(
     if isinstance(source, Tensor):
         _check_is_input(source, sites, base)
     # A site at an answer token needs the source's own answer in its prompt.
-    batch = prepare(network, source).at_answer(network, sites)
+    batch = prepare_at(network, source, sites)
     if batch.size != base.size:
         raise ValueError(
             f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; "

@@ -21,13 +21,14 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
-from iit.intervened.batch import Batch, Inputs, prepare
+from iit.batch import IGNORED, Batch, Inputs
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Prefix
 from iit.intervened.snapshot import NetworkSnapshot
-from iit.network.answering import IGNORED, head_at
+from iit.network.answering import head_at
 from iit.network.components import blocks_of
+from iit.network.inputs import prepare
 from iit.site import ResolvedSite, Site, Sites
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from iit.batch import IGNORED
 from iit.intervened.edit import Edit, Variable, block_input
 from iit.intervened.edited_run import SiteEdit
-from iit.network.answering import IGNORED
 from iit.site import ResolvedSite, Site
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iit.network.answering import IGNORED, logits_of
+from iit.batch import IGNORED, at_rows
+from iit.network.answering import logits_of
 from iit.network.fingerprint import fingerprint
+from iit.network.inputs import prepare
 from iit.network.language_model import LanguageModel
 from iit.network.layout import device_of
 from iit.result import correct
@@ -124,12 +126,9 @@ class Classifier:
         batch = self.encode(inputs, answers=answers)
         answer, logits = batch.pop("answer"), []
         for start in range(0, len(answer), batch_size):
-            rows = {
-                name: value[start : start + batch_size].to(self.device)
-                for name, value in batch.items()
-            }
+            inputs = at_rows(batch, slice(start, start + batch_size))
             with torch.no_grad():
-                classes: Any = logits_of(self.model(**rows))
+                classes: Any = logits_of(prepare(self.model, inputs).through(self.model))
             logits.append(classes.cpu())
         # [n, classes] → [n, 1, classes]: a class is an answer of one token.
         return correct(torch.cat(logits).unsqueeze(1), answer).numpy()

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from iit.batch import Batch
 from iit.intervened import Activations, capture
-from iit.intervened.batch import Batch, prepare
 from iit.intervened.positions import columns
+from iit.network.inputs import prepare
 from iit.patching.contrast import AnyNetwork, batch_rows, module_of
 from iit.site import Site, resolve
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iit.batch import IGNORED, Batch
 from iit.intervened import Activations, Edit, IntervenedModel
-from iit.intervened.batch import Batch, prepare
 from iit.intervention import AdditionIntervention
 from iit.intervention.precision import widened
-from iit.network.answering import IGNORED
+from iit.network.inputs import prepare
 from iit.patching.cell_runs import CellGroup, CellRows, EditedCells
 from iit.patching.contrast import (
     AnyNetwork,

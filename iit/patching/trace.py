@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iit.batch import IGNORED
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
 from iit.intervention import AdditionIntervention, VanillaIntervention
-from iit.network.answering import IGNORED
 from iit.patching.activations import activations
 from iit.patching.cell_runs import CELL, CellGroup, CellRows, EditedCells, cell_values, unedited
 from iit.patching.contrast import AnyNetwork, Contrast, Contrasted, batch_rows
