@@ -43,10 +43,9 @@ def capture(
                 "here is not one."
             )
         network = IntervenedModel(network, {})
-    module = network.network
     edited = [site for edit in network.edits.values() for site in edit.sites]
-    prepared = prepare_at(module, batch, [*sites, *edited])
+    prepared = prepare_at(network.network, batch, [*sites, *edited])
     places = {site: columns(site, prepared) for site in sites}
     # The edits' hooks come first, so the hooks that read see what the edits wrote.
     with torch.set_grad_enabled(grad), network.edited_run(prepared, sources, active).applied():
-        return observe(module, prepared, places, grad=grad, stop_early=not edited)
+        return observe(network.resolved, prepared, places, grad=grad, stop_early=not edited)
