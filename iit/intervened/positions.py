@@ -66,14 +66,16 @@ class SiteColumns:
         index = self.index
         if index is None:
             return activation, None
-        if len(index) not in (1, len(activation)):
+        if not self.counted and len(index) == 1:
+            index = index.expand(n_rows, -1)
+        if len(index) != len(activation):
             raise ValueError(
                 f"Site {self.site}: its module sees {n_rows} rows where the batch has "
                 f"{len(index)} examples; name a module that sees one row an example."
             )
         if not self.counted:
             # The activation itself says how many positions there are.
-            index = index.to(activation.device).expand(n_rows, -1)
+            index = index.to(activation.device)
             lengths = torch.full((n_rows,), n_columns, device=activation.device)
             index = from_start(index, lengths, index == IGNORED, f"Site {self.site}")
         return activation, index

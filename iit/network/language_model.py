@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iit.batch import IGNORED, at_rows, trimmed
+from iit.batch import IGNORED, at_rows
 from iit.network.answering import (
     ANSWER_ROLE,
     head_at,
@@ -364,7 +364,9 @@ class LanguageModel:
         lengths = encoded["attention_mask"].sum(1)
         # Prompts of about the same length share a batch, cut to its longest.
         for rows in lengths.argsort(stable=True).split(batch_size):
-            batch = trimmed(at_rows(encoded, rows))
+            batch = at_rows(encoded, rows)
+            for key in ("input_ids", "attention_mask"):
+                batch[key] = batch[key][:, : int(lengths[rows].max())]
             with torch.no_grad():
                 scores = (logits or self._logits)(batch)
             right[rows] = correct(scores.cpu(), batch["answer"])
