@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -127,9 +126,11 @@ def _representations(folder: Path, network: nn.Module) -> list[dict[str, Any]]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         for values in config["representations"]:
-            values = values if isinstance(values, dict) else dict(zip(FIELDS, values, strict=True))
+            by_field: Any = values
+            if not isinstance(values, dict):
+                by_field = dict(zip(FIELDS, values, strict=True))
             # A mapping may leave fields out.
-            representations.append(dict.fromkeys(FIELDS) | values)
+            representations.append(dict.fromkeys(FIELDS) | by_field)
         for name in LISTS:
             if len(config[name]) != len(representations):
                 raise ValueError(
@@ -232,7 +233,8 @@ def _site(
     # pyvene rotates all n positions of a representation as one vector.
     kind = _class_name(representation["intervention_types"])
     joint = kind in DISTRIBUTED and n > 1 and not by_head
-    if joint and not isinstance(position, str) and np.size(position) != n:
+    indices = position if isinstance(position, Sequence) else ()
+    if joint and not isinstance(position, str) and len(indices) != n:
         raise ValueError(
             f"it edits {n} positions as one vector; its position is a role or {n} indices, not "
             f"{position!r}."

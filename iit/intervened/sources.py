@@ -44,8 +44,8 @@ def by_variable(
             raise ValueError("A source is given, but no intervention reads one. Leave it out.")
         # One batch (or its activations) serves all variables that read one.
         sources = {variable: sources for variable in reads if reads[variable]}
-    assert isinstance(sources, Mapping)
-    for variable, source in sources.items():
+    by_name: Any = sources
+    for variable, source in by_name.items():
         if variable not in reads:
             raise ValueError(
                 f"Sources are given for {[str(variable)]}; the variables are "
@@ -60,7 +60,7 @@ def by_variable(
     for variable, needs_source in reads.items():
         # A variable that is active in no example needs no source.
         if needs_source and any_active(flags[variable]):
-            chosen[variable] = sources.get(variable)
+            chosen[variable] = by_name.get(variable)
             if chosen[variable] is None:
                 raise ValueError(
                     f"Variable {str(variable)!r} is active and its intervention needs a source; "
