@@ -71,7 +71,7 @@ class Alignment(IntervenedModel):
                     "VanillaIntervention (of some `units`), or the complement of a variable's "
                     f"intervention; got {part.intervention}."
                 )
-            check_width(name, part, self._resolved)
+            check_width(name, part, self.resolved)
 
     def check_apart(self) -> None:
         """Check that edits and inert parts claim different subspaces; `fit` calls this.
@@ -80,7 +80,7 @@ class Alignment(IntervenedModel):
         together more dimensions than it has. Raises it too where an inert part overlaps a
         variable's edit.
         """
-        check_apart(self.edits, self.inert, self._resolved)
+        check_apart(self.edits, self.inert, self.resolved)
 
     @property
     def tokenizer(self) -> Any:

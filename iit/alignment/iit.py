@@ -11,7 +11,7 @@ from iit.alignment.alignment import Alignment
 from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights
 from iit.alignment.objective import Objective, Prediction
 from iit.alignment.schedule import Number
-from iit.alignment.stacked import rows_of, stacked
+from iit.batch import at_rows, stacked
 from iit.intervened import Activations, IntervenedModel, capture
 from iit.intervened.sources import variables_of
 from iit.result import correct
@@ -224,7 +224,7 @@ class IIT(Cells):
         runs = []
         for part, index in rows.items():
             answer = base["answer"] if part == "interchange" else base_answers
-            runs.append(rows_of(base | {"answer": answer}, index))
+            runs.append(at_rows(base | {"answer": answer}, index))
         # The flags are stacked in the same order as the runs: BoolTensor[sum of the parts' rows].
         active = {}
         flags = {part: self._flags(part, batch) for part in rows}
@@ -269,7 +269,7 @@ class IIT(Cells):
         is_read[torch.cat([index for part, index in rows.items() if part != "behaviour"])] = True
         # BoolTensor[variable, batch]: the run has a row for each True, in this order.
         needed = torch.stack([_active(batch, v) & is_read for v in sources])
-        run = [rows_of(s, is_needed) for s, is_needed in zip(sources.values(), needed, strict=True)]
+        run = [at_rows(s, is_needed) for s, is_needed in zip(sources.values(), needed, strict=True)]
         sites = [site for edit in edited.edits.values() for site in edit.source_sites]
         captured = capture(
             edited.studied or edited.network,

@@ -13,8 +13,7 @@ from torch.nn.utils.rnn import unpad_sequence
 from iit.alignment.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
 from iit.intervened import Edit
-from iit.intervened.batch import prepare
-from iit.intervened.positions import columns, counts
+from iit.intervened.positions import columns, counts, prepare_at
 from iit.intervention import Frame, PrincipalComponents
 from iit.intervention.basis import leading
 
@@ -82,7 +81,7 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
     encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
     by_row: dict[int, Tensor] = {}
     for batch in encoded.batches(batch_size):
-        prepared = prepare(network.model, batch["base"]).at_answer(network.model, edit.sites)
+        prepared = prepare_at(network.model, batch["base"], edit.sites)
         places = {site: columns(site, prepared) for site in edit.sites}
         captured = alignment.read(prepared, places)
         by_site = []

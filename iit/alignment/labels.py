@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from iit.batch import IGNORED
 from iit.data import EncodedPairs
 from iit.intervened import IntervenedModel
 from iit.network import LanguageModel, Network
-from iit.network.answering import IGNORED
 from iit.network.layout import width
 
 

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from iit.batch import IGNORED
 from iit.result import logit_difference
-
-IGNORED = -100
 
 
 class Prediction(NamedTuple):

@@ -1,6 +1,6 @@
 """Pairs as tensors: a split is encoded once, and batches are cut from it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -8,10 +8,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from iit.batch import IGNORED, at_rows, narrowed, trimmed
 from iit.data.table import SOURCE, names_of, source_column
-
-IGNORED = -100
-
 
 Cost = Callable[[Any, Any], Tensor | None]
 """(base, active) → what each example costs to run, LongTensor[batch]; None where it is unknown.
@@ -156,9 +154,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         """The pairs of these rows, padded to the longest prompt among them."""
         index = torch.as_tensor(list(rows))
         batch = {
-            "base": _cut(self._base, index),
+            "base": trimmed(at_rows(self._base, index)),
             "sources": {
-                variable: _cut(source, index) for variable, source in self._sources.items()
+                name: trimmed(at_rows(source, index)) for name, source in self._sources.items()
             },
             "active": {variable: active[index] for variable, active in self._active.items()},
             "changing": self.changing[index],
@@ -166,11 +164,11 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         }
         if self._natural is not None:
             batch |= {
-                "natural": _cut(self._natural, index),
+                "natural": trimmed(at_rows(self._natural, index)),
                 "has_natural": self._has_natural[index],
             }
         if self._base_answer is not None:
-            batch["base_answer"] = _narrow(self._base_answer[index])
+            batch["base_answer"] = narrowed(self._base_answer[index])
         return batch
 
     def costs(self, cost: Cost | None) -> Tensor:
@@ -242,31 +240,3 @@ def differ(answers: Tensor, others: Tensor) -> list[bool]:
         return [sorted(set(row)) for row in rows] if answer.ndim == 3 else rows
 
     return [one != other for one, other in zip(said(answers), said(others), strict=True)]
-
-
-def _cut(encoded: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
-    # Prompts are right-padded: what lies beyond the longest of them is padding in all.
-    longest = (
-        int(encoded["attention_mask"][index].sum(1).max()) if "attention_mask" in encoded else None
-    )
-    cut: dict[str, Any] = {}
-    for key, value in encoded.items():
-        if key == "positions":
-            cut[key] = {role: _narrow(column[index]) for role, column in value.items()}
-        elif key == "answer":
-            cut[key] = _narrow(value[index])
-        else:
-            cut[key] = (
-                value[index]
-                if longest is None or key == "decoder_input_ids"
-                else value[index, :longest]
-            )
-    return cut
-
-
-def _narrow(index: Tensor) -> Tensor:
-    """The columns up to the last one that some row uses; at least one column stays."""
-    if index.ndim == 3:
-        return index
-    used = (index != IGNORED).any(0).nonzero()
-    return index[:, : int(used.max()) + 1 if len(used) else 1]

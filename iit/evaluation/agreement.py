@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from iit.alignment import Alignment
+from iit.batch import IGNORED
 from iit.evaluation.outcomes import edits_of, last_answer_token
 from iit.evaluation.rows import Group
-from iit.network.answering import IGNORED
 from iit.result import Row
 
 

@@ -11,8 +11,7 @@ from iit.alignment import Alignment
 from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating, inputs_of
 from iit.evaluation.trust import NotApplicableError
-from iit.intervened.batch import prepare
-from iit.intervened.positions import counts
+from iit.intervened.positions import counts, prepare_at
 from iit.intervened.sources import Variable, variables_of
 
 N_NATURAL = 4096
@@ -138,7 +137,7 @@ def natural_activations(
 def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Seen]:
     """What a batch has at each site of the edits that touch some of its examples."""
     sites = [site for edit in alignment.edits.values() for site in edit.sites]
-    prepared = prepare(alignment.network, batch["base"]).at_answer(alignment.network, sites)
+    prepared = prepare_at(alignment.network, batch["base"], sites)
     run = alignment.edited_run(prepared, *inputs_of(alignment, batch))
     # A flag of None stands for every example.
     everywhere = torch.ones(prepared.size, dtype=torch.bool, device=prepared.device)

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from iit.alignment import Alignment
 from iit.alignment.references import beside
+from iit.batch import IGNORED
 from iit.data import EncodedPairs
 from iit.evaluation.angles import MOSTLY, span_of_rows, within
 from iit.evaluation.divergence import natural_activations
@@ -28,7 +29,6 @@ from iit.intervention import (
     SigmoidMask,
 )
 from iit.intervention.operation import Swap
-from iit.network.answering import IGNORED
 from iit.result import logit_difference
 from iit.site import Site, resolve
 

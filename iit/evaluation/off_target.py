@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from iit.alignment import Alignment
-from iit.alignment.stacked import rows_of
+from iit.batch import at_rows
 from iit.data import EncodedPairs
 from iit.evaluation.outcomes import edits_of, evaluating
 from iit.evaluation.rows import Group
@@ -58,11 +58,11 @@ def _off_target(
                 active = {name: name == variable for name in alignment.variables}
                 for other in sorted({*swapped} - {variable, ""}):
                     rows = torch.from_numpy(np.flatnonzero(swapped == other))
-                    base = rows_of(batch["base"], rows)
+                    base = at_rows(batch["base"], rows)
                     source = None
                     if edit.intervention.needs_source:
                         # This variable's edit reads the other variable's source.
-                        source = {variable: rows_of(batch["sources"][other], rows)}
+                        source = {variable: at_rows(batch["sources"][other], rows)}
                     logits = alignment.answer_logits(base, source, active).cpu()
                     right[variable][batch["row"][rows]] = correct(logits, base["answer"])
     return right

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from iit.alignment import Alignment
+from iit.batch import IGNORED
 from iit.data import EncodedPairs
 from iit.data.encoded import differ
 from iit.intervened import Edit
 from iit.intervened.sources import variables_of
-from iit.network.answering import ANSWER_ROLE, IGNORED
+from iit.network.answering import ANSWER_ROLE
 from iit.result import correct, log_probability, logit_difference
 from iit.site import Site
 

@@ -110,35 +110,25 @@ class Captured(Mapping[Site, Tensor]):
 
             for site, entry in sites.items():
                 # The files have to be those that the index was written with.
-                measured = [
-                    list(rows[site].shape),
-                    str(rows[site].dtype),
-                    len(offsets[site]) - 1,
-                    # The last offset is the number of rows.
-                    int(offsets[site][-1]),
-                ]
-                if measured != [
-                    entry["shape"],
-                    index["dtype"],
-                    index["n_examples"],
-                    entry["shape"][0],
-                ]:
+                shape, n_examples = entry["shape"], len(offsets[site]) - 1
+                # The last offset is the number of rows.
+                measured = [*rows[site].shape, rows[site].dtype, n_examples, int(offsets[site][-1])]
+                expected = [*shape, index["dtype"], index["n_examples"], shape[0]]
+                if list(map(str, measured)) != list(map(str, expected)):
                     raise ValueError(f"{entry['file']} is not the file it was written with")
             captured = cls(rows, offsets, index["network"], index["inputs_sha256"])
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise ValueError(f"The capture in {folder} is damaged or altered: {error}.") from error
 
-        if (
-            network is not None
+        if network is not None:
+            current, saved = describe_network(network), captured.network
             # The fingerprint alone decides: the same weights may have another name.
-            and (current := describe_network(network))["fingerprint"]
-            != captured.network["fingerprint"]
-        ):
-            raise ValueError(
-                f"{folder} holds activations of another network: {captured.network['name']!r} "
-                f"({captured.network['class']}), not of {current['name']!r} ({current['class']}), "
-                "or of one with other weights or dtype."
-            )
+            if current["fingerprint"] != saved["fingerprint"]:
+                raise ValueError(
+                    f"{folder} holds activations of another network: {saved['name']!r} "
+                    f"({saved['class']}), not of {current['name']!r} ({current['class']}), or of "
+                    "one with other weights or dtype."
+                )
         return captured
 
 
@@ -155,11 +145,7 @@ def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> 
         "dtype": str(next(iter(captured.values())).dtype),
         "inputs_sha256": captured.inputs_sha256,
         "sites": [
-            {
-                "site": site_to_json(site),
-                "file": file,
-                "shape": list(captured[site].shape),
-            }
+            {"site": site_to_json(site), "file": file, "shape": list(captured[site].shape)}
             for site, file in files.items()
         ],
     }

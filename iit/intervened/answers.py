@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iit.intervened.batch import Batch
+from iit.batch import Batch
 from iit.intervened.edited_run import EditedRun
 from iit.intervened.observe import Activations
 from iit.intervened.resume import Suffix, resumed, suffix
@@ -39,13 +39,10 @@ def logits_at_answers(
     # Components never lie in the head or around it; an arbitrary module may.
     edited = [resolved.module for resolved in hooked if resolved.site.component is None]
     with ExitStack() as stack:
-        if len(runs) == 1:
-            # One run has all rows of the forward.
-            stack.enter_context(runs[0].applied(rest))
-        else:
-            for number, run in enumerate(runs):
-                rows = slice(number * batch.size, (number + 1) * batch.size)
-                stack.enter_context(run.applied(rest, rows))
+        for number, run in enumerate(runs):
+            rows = slice(number * batch.size, (number + 1) * batch.size)
+            # One run has all rows of the forward, however a module counts them.
+            stack.enter_context(run.applied(rest, rows if len(runs) > 1 else slice(None)))
         if rest is not None and read is not None:
             stack.enter_context(resumed(network, rest))
             # The suffix counts its columns from its own start.
@@ -82,9 +79,7 @@ def resumed_logits(
 
     Returns a Tensor[batch, n_answer, vocab] for each run.
     """
-    n = len(runs)
-    batch = runs[0].batch
-    network = runs[0].resolved.network
+    n, batch, network = len(runs), runs[0].batch, runs[0].resolved.network
     # Each run resumes at its own columns: its edits may be at other positions.
     spans = [run.span(read) for run in runs]
     first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
@@ -107,8 +102,7 @@ def why_whole(
     if layer is None:
         return "the sites are not components of a decoder's blocks"
     network = run.resolved.network
-    refusal = store.refuses(network, run.batch)
-    if refusal is not None:
+    if (refusal := store.refuses(network, run.batch)) is not None:
         return refusal
     # In a resumed batch the cached tokens (as many as the latest start) stand beside the longest
     # rest. Together they may be longer than any prompt is.
@@ -122,11 +116,13 @@ def why_whole(
 def first_examples(argument: Any, n: int) -> Any:
     """The first n examples of what was given for a batch: inputs, sources or flags."""
     if isinstance(argument, Activations):
-        counts = {site: count[:n] for site, count in argument.counts.items() if count is not None}
-        # Positions that only later examples have are cut off.
-        stops = {site: int(count.max()) for site, count in counts.items()}
-        first = {site: tensor[:n, : stops.get(site)] for site, tensor in argument.items()}
-        return Activations(first, counts)
+        first = Activations({})
+        for site, tensor in argument.items():
+            count = argument.counts.get(site)
+            first.counts[site] = None if count is None else count[:n]
+            # Positions that only later examples have are cut off.
+            first[site] = tensor[:n, : None if count is None else int(count[:n].max())]
+        return first
     if isinstance(argument, Mapping):
         return {key: first_examples(value, n) for key, value in argument.items()}
     if isinstance(argument, list) or (isinstance(argument, Tensor) and argument.ndim):

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from iit.intervened.batch import Inputs, prepare
+from iit.batch import Inputs
 from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import Activations, observe
-from iit.intervened.positions import columns
+from iit.intervened.positions import columns, prepare_at
 from iit.intervened.sources import Active, SourceInputs
 from iit.network import Network
 from iit.site import Site
@@ -43,10 +43,9 @@ def capture(
                 "here is not one."
             )
         network = IntervenedModel(network, {})
-    module = network.network
     edited = [site for edit in network.edits.values() for site in edit.sites]
-    prepared = prepare(module, batch).at_answer(module, [*sites, *edited])
+    prepared = prepare_at(network.network, batch, [*sites, *edited])
     places = {site: columns(site, prepared) for site in sites}
     # The edits' hooks come first, so the hooks that read see what the edits wrote.
     with torch.set_grad_enabled(grad), network.edited_run(prepared, sources, active).applied():
-        return observe(module, prepared, places, grad=grad, stop_early=not edited)
+        return observe(network.resolved, prepared, places, grad=grad, stop_early=not edited)

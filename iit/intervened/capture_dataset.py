@@ -1,6 +1,7 @@
 """`capture_dataset`: the activations of many batches, streamed to memory or to a folder."""
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -15,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from iit.batch import IGNORED, Batch, Inputs
 from iit.intervened.activation_dataset import Captured, mapped, write_index
-from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.folder import written_folder
 from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import observe
@@ -24,7 +25,7 @@ from iit.intervened.positions import SiteColumns, columns
 from iit.intervened.saving import describe_network
 from iit.intervened.stream import DTYPE_NAMES, RowFile
 from iit.network import Network
-from iit.network.answering import IGNORED
+from iit.network.inputs import prepare
 from iit.site import Site, Sites
 
 
@@ -57,7 +58,7 @@ def capture_dataset(
     `capture` does, and where there is no batch at all.
     """
     sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
-    _check(network, sites, folder, dtype)
+    _check(network, sites, dtype)
     module = network.model if isinstance(network, Network) else network
 
     # Sites that the network lacks are found out before anything runs.
@@ -72,15 +73,18 @@ def capture_dataset(
     with ExitStack() as stack:
         bar = stack.enter_context(_bar(progress))
         task = bar.add_task("capture", total=length_hint(batches) or None, n=0)
-        temporary = (
-            None if folder is None else stack.enter_context(written_folder(folder, _anything))
-        )
+        temporary = None
+        if folder is not None:
+            # A capture replaces nothing.
+            temporary = stack.enter_context(written_folder(folder, os.listdir))
         names = {site: f"{number}.safetensors" for number, site in enumerate(sites)}
 
         # A list in memory or a file: both have `append`.
         sinks: dict[Site, Any] = {site: [] for site in sites}
         if temporary is not None:
-            sinks = {site: stack.enter_context(RowFile(temporary / names[site])) for site in sites}
+            for site in sites:
+                file = stack.enter_context((temporary / names[site]).open("wb"))
+                sinks[site] = RowFile(file)
         for inputs in batches:
             batch = prepare(module, inputs)
             places = {site: columns(site, batch) for site in sites}
@@ -124,14 +128,7 @@ def capture_dataset(
     return Captured.load(folder)
 
 
-def _anything(folder: Path) -> list[str]:
-    """Every name in the folder: a capture replaces nothing."""
-    return sorted(path.name for path in folder.iterdir())
-
-
-def _check(
-    network: Any, sites: Sequence[Site], folder: str | Path | None, dtype: torch.dtype | None
-) -> None:
+def _check(network: Any, sites: Sequence[Site], dtype: torch.dtype | None) -> None:
     if isinstance(network, IntervenedModel):
         raise ValueError(
             "A dataset is captured from a network as it is; for edited runs call `capture` "
@@ -149,15 +146,6 @@ def _check(
         raise ValueError(
             f"Activations are kept as one of {', '.join(map(str, DTYPE_NAMES))}; got {dtype}."
         )
-    if (
-        folder is not None
-        and Path(folder).exists()
-        and (not Path(folder).is_dir() or any(Path(folder).iterdir()))
-    ):
-        raise FileExistsError(
-            f"{folder} is not empty. `Captured.load` reads a finished capture; else "
-            "choose a new folder."
-        )
 
 
 def _rows(
@@ -168,12 +156,12 @@ def _rows(
 ) -> dict[Site, tuple[Float[Tensor, "row width"], list[int]]]:
     """The rows of one batch, on the CPU, and how many each example has."""
     rows = {}
-    for site, activation in observe(resolved.network, batch, places, resolved=resolved).items():
+    for site, activation in observe(resolved, batch, places).items():
         index = places[site].index
         present = activation.new_ones(activation.shape[:2], dtype=torch.bool)
         # Absent positions are zeros in an activation, and are no rows. A module may have positions
         # of its own, of which all are present.
-        if isinstance(index, Tensor) and index.shape == present.shape:
+        if index is not None and index.shape == present.shape:
             present = index != IGNORED
         rows[site] = (activation[present].to("cpu", dtype), present.sum(1).tolist())
     return rows
@@ -184,12 +172,10 @@ def _hash_examples(hasher: Any, batch: Batch, places: dict[Site, SiteColumns]) -
     # Positional inputs are named by their number.
     inputs = (*enumerate(batch.args), *sorted(batch.kwargs.items()))
     tensors = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
-    indices = {
-        site.position: site_columns.index
-        for site, site_columns in places.items()
-        if isinstance(site.position, str)
-    }
-    roles = {role: index.tolist() for role, index in indices.items() if isinstance(index, Tensor)}
+    roles = {}
+    for site, site_columns in places.items():
+        if isinstance(site.position, str) and site_columns.index is not None:
+            roles[site.position] = site_columns.index.tolist()
     lengths = [None] * batch.size if batch.lengths is None else batch.lengths.tolist()
 
     for number, length in enumerate(lengths):

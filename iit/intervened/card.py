@@ -35,25 +35,22 @@ def card(saved: SaveContent, address: str) -> str:
     type_names = sorted(
         {name for edit in saved.edits.values() for name in edit.intervention.custom_parts}
     )
+    kind, name = ("IntervenedModel", "edited") if rows is None else ("Alignment", "alignment")
+    template = files("iit.intervened").joinpath("model_card.md.jinja")
     text = ModelCard.from_template(
         ModelCardData(
             library_name="iit",
             tags=["causal-abstraction", "interpretability", "interchange-intervention"],
         ),
-        template_str=files("iit.intervened")
-        .joinpath("model_card.md.jinja")
-        .read_text(encoding="utf-8"),
-        title=f"{', '.join(v['name'] for v in variables)} in {network['name'] or network['class']}",
-        kind="IntervenedModel" if rows is None else "Alignment",
-        name="edited" if rows is None else "alignment",
+        template_str=template.read_text(encoding="utf-8"),
+        kind=kind,
+        name=name,
         network=network,
         variables=variables,
         scored=None if rows is None else _tables(rows),
         loading=_loading(network),
         address=address,
-        types=""
-        if not type_names
-        else f", types={{{', '.join(f'{name!r}: {name}' for name in type_names)}}}",
+        types=type_names,
     ).content
     return str(text).rstrip("\n") + "\n"
 
@@ -73,22 +70,16 @@ def _loading(network: Mapping[str, Any]) -> str:
 def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
     intervention = edit.intervention
     blocks = intervention.config()["blocks"]
-    # A block's rank is its number of coordinates.
-    rank = intervention.learned_rank() if blocks is None else blocks[variable]
-    width = intervention.width
-    same = edit.source_sites == edit.sites
-    notes = "".join(
-        [
-            ", a block of it" if blocks is not None else "",
-            ", positions joined" if edit.joint else "",
-        ]
-    )
     return {
-        "name": _cell(str(variable)),
-        "sites": _cell("; ".join(map(str, edit.sites))),
-        "source_sites": "the same" if same else _cell("; ".join(map(str, edit.source_sites))),
-        "intervention": _cell(intervention.name + notes),
-        "rank": "whole" if rank is None else f"{rank}" if width is None else f"{rank} of {width}",
+        "name": str(variable),
+        "sites": "; ".join(map(str, edit.sites)),
+        "source_sites": "; ".join(map(str, edit.source_sites)),
+        "intervention": intervention.name,
+        "is_block": blocks is not None,
+        "joint": edit.joint,
+        # A block's rank is its number of coordinates.
+        "rank": intervention.learned_rank() if blocks is None else blocks[variable],
+        "width": intervention.width,
     }
 
 
@@ -97,39 +88,14 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
     split_rows = where(rows, split="test") or where(rows, split=rows[0].split if rows else "")
     tables = []
     # In the order of the rows, each once.
-    for variable, task, seed in dict.fromkeys(
-        (row.variable, row.task, row.seed) for row in split_rows
-    ):
+    for variable, task, seed in dict.fromkeys((r.variable, r.task, r.seed) for r in split_rows):
         scored = where(split_rows, variable=variable, task=task, seed=seed)
         arms = []
         for control in ARMS:
             iia = where(scored, metric="iia", control=control, draw=None)
-            figures = {subset: _figure(where(iia, subset=subset)) for subset in ("all", "changing")}
-            arms.append({"name": CONTROLS[control].label, **figures})
-
-        tables.append(
-            {
-                "variable": _cell(str(variable)),
-                "task": task,
-                "seed": seed,
-                "split": scored[0].split,
-                "arms": arms,
-                "task_accuracy": _figure(
-                    where(scored, metric="task_accuracy", subset="all", control=None)
-                ),
-            }
-        )
+            # A later row of the same figure replaces an earlier one.
+            arms.append({"name": CONTROLS[control].label, **{row.subset: row for row in iia}})
+        accuracy = where(scored, metric="task_accuracy", subset="all", control=None)
+        table = {"variable": variable, "task": task, "seed": seed, "split": scored[0].split}
+        tables.append(table | {"arms": arms, "task_accuracy": accuracy[-1] if accuracy else None})
     return tables
-
-
-def _figure(rows: Sequence[Row]) -> str:
-    if not rows:
-        return "not measured"
-    # A later row of the same figure replaces an earlier one.
-    row = rows[-1]
-    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}], n = {row.n}"
-
-
-def _cell(text: str) -> str:
-    # What would end a cell or a row of a Markdown table.
-    return text.replace("|", r"\|").replace("\n", " ")

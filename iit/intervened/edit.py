@@ -67,13 +67,9 @@ class Edit:
             )
 
         # The dataclass is frozen, so its own constructor cannot assign to fields either.
-        for name, value in (
-            ("sites", sites),
-            ("intervention", intervention),
-            ("source_sites", source_sites),
-            ("joint", joint),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(
+            sites=sites, intervention=intervention, source_sites=source_sites, joint=joint
+        )
 
     def apply(
         self,

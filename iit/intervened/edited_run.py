@@ -7,20 +7,25 @@ first position that its edits change. `iit.intervened.resume` calls that rest a 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from iit.intervened.batch import Batch
-from iit.intervened.checkpointing import autograd_state, refuse_recomputed
+from iit.batch import IGNORED, Batch
+from iit.intervened.checkpointing import autograd_state
 from iit.intervened.edit import Edit, Variable, block_input
 from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Suffix
-from iit.network.answering import IGNORED
 from iit.site import ResolvedSite, Site, Sites
 
 Flags = Mapping[Variable, Tensor | None]
 """{variable: Tensor[batch] of bool}, which examples its edit touches; None for every example."""
+
+
+def any_active(flag: Tensor | None) -> bool:
+    """Whether an edit touches any example."""
+    return flag is None or bool(flag.any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +52,22 @@ class SiteEdit:
     @property
     def idle(self) -> bool:
         """Whether no example is active."""
-        return all(flag is not None and not bool(flag.any()) for flag in self.flags.values())
+        return not any(map(any_active, self.flags.values()))
 
-    def apply(self, base: Tensor) -> Tensor:
-        """The new activation at these columns, Tensor[batch, position, width]."""
-        return self.edit.apply(base, self.sources, self.flags)
+    def apply(self, base: Tensor, skipped: Tensor | None = None) -> Tensor:
+        """The new activation at these columns, Tensor[batch, position, width].
+
+        Arguments:
+            skipped: the input of a skipped block at these columns, in place of a source.
+        """
+        sources = self.sources if skipped is None else dict.fromkeys(self.flags, skipped)
+        return self.edit.apply(base, sources, self.flags)
 
 
-Editor = Callable[[SiteEdit, list[Tensor]], Callable[[Tensor], Tensor | None]]
-"""(site edit, skipped) → what the site's hook does with an activation.
+Hook = Callable[[SiteEdit, Tensor, Tensor | None], Tensor | None]
+"""(site edit, activation, skipped) → the new activation; None leaves the activation as it is.
 
-For an edit that skips a block, the list `skipped` holds the block's input when the hook runs. For
-other edits it stays empty.
+For an edit that skips a block, `skipped` is the block's input; for other edits it is None.
 """
 
 
@@ -105,10 +114,7 @@ class EditedRun:
         first, stop = read.min(1).values, read.max(1).values + 1
         for site_edit in self.site_edits:
             index = site_edit.columns.index
-            if (
-                not isinstance(index, Tensor)
-                or site_edit.columns.site.component == "attention_weight"
-            ):
+            if index is None or site_edit.columns.site.component == "attention_weight":
                 return torch.zeros_like(first), torch.full_like(stop, self.batch.tokens.shape[1])
             # An absent entry (−100) is replaced by a column that does not change the minimum.
             present = torch.where(index == IGNORED, first.unsqueeze(1), index)
@@ -134,72 +140,69 @@ class EditedRun:
         activations: dict[SiteEdit, Tensor] = {}
         outside = autograd_state() if self.trains else (False, None)
 
-        def editor(site_edit: SiteEdit, skipped: list[Tensor]) -> Callable[[Tensor], Tensor | None]:
-            site, idle = site_edit.columns.site, site_edit.idle
-            columns = site_edit.columns if rest is None else rest.shifted(site_edit.columns, rows)
-
-            def edited(whole: Tensor) -> Tensor | None:
-                if site_edit in activations:
-                    raise RuntimeError(
-                        f"Site {site} was run more than once in one forward; name a module "
-                        "that runs once."
-                    )
-                refuse_recomputed(site, outside)
-                activation = whole[rows]
-
-                # `read` copies, so this stays the activation before the edit.
-                activations[site_edit] = columns.read(activation)
-                if idle or site_edit.edit.intervention.collects:
-                    return None
-                sources: Mapping[Variable, Tensor] = site_edit.sources
-                if skipped:
-                    # The block's own input, of the same run, is the source of a skipped block.
-                    sources = dict.fromkeys(site_edit.flags, columns.read(skipped[0][rows]))
-
-                new = columns.write(
-                    activation,
-                    site_edit.edit.apply(activations[site_edit], sources, site_edit.flags),
+        def edited(site_edit: SiteEdit, whole: Tensor, skipped: Tensor | None) -> Tensor | None:
+            site, columns = site_edit.columns.site, site_edit.columns
+            if site_edit in activations:
+                raise RuntimeError(
+                    f"Site {site} was run more than once in one forward; name a module that runs "
+                    "once."
                 )
-                if len(new) == len(whole):
-                    return new
-                # The rows of other runs pass unchanged.
-                return torch.cat([whole[: rows.start], new, whole[rows.stop :]])
+            if outside[0] and autograd_state() != outside:
+                raise RuntimeError(
+                    f"Site {site} is inside a checkpointed (or gradient-free) part of the network: "
+                    "a backward would not see the edit. Take a site outside of it, switch the "
+                    "checkpointing off, or run under torch.no_grad()."
+                )
+            if rest is not None:
+                columns = rest.shifted(columns, rows)
 
-            return edited
+            activation = whole[rows]
+            # `read` copies, so this stays the activation before the edit.
+            activations[site_edit] = columns.read(activation)
+            if site_edit.idle or site_edit.edit.intervention.collects:
+                return None
+            if skipped is not None:
+                skipped = columns.read(skipped[rows])
+            edit = site_edit.apply(activations[site_edit], skipped)
+            new = columns.write(activation, edit)
+            if len(new) == len(whole):
+                return new
+            # The rows of other runs pass unchanged.
+            return torch.cat([whole[: rows.start], new, whole[rows.stop :]])
 
-        with self.attached(editor):
+        with self.attached(edited):
             # The forward runs here.
             yield activations
-            missed = [
-                str(site_edit.columns.site)
-                for site_edit in self.site_edits
-                if site_edit not in activations
-            ]
-            if missed:
-                raise RuntimeError(
-                    f"The forward never ran the module of {', '.join(missed)}: nothing "
-                    "was edited there."
-                )
+            for site_edit in self.site_edits:
+                if site_edit not in activations:
+                    raise RuntimeError(
+                        f"The forward never ran the module of {site_edit.columns.site}: nothing "
+                        "was edited there."
+                    )
 
     @contextmanager
-    def attached(self, editor: Editor) -> Iterator[None]:
-        """Within the context every site's hook does what `editor` makes for it."""
+    def attached(self, hook: Hook) -> Iterator[None]:
+        """Within the context `hook` sees the activation of every site."""
         with ExitStack() as stack:
             for site_edit in self.site_edits:
-                skipped: list[Tensor] = []
                 # A rotation is computed once for all sites of the run.
                 stack.enter_context(site_edit.edit.intervention.basis.caching())
+                inputs: list[Tensor] = []
                 if site_edit.edit.intervention.skips:
                     before = self.resolved[block_input(site_edit.columns.site)]
                     # The block's input is hooked first, so it is there when the output's hook runs.
-                    stack.callback(before.attach(_holder(skipped)).remove)
-                stack.callback(site_edit.resolved.attach(editor(site_edit, skipped)).remove)
+                    stack.callback(before.attach(partial(_hold, inputs)).remove)
+                edited = partial(_edited, hook, site_edit, inputs)
+                stack.callback(site_edit.resolved.attach(edited).remove)
             yield
 
 
-def _holder(held: list[Tensor]) -> Callable[[Tensor], None]:
-    def hold(activation: Tensor) -> None:
-        # A copy: some blocks add to their input in place.
-        held[:] = [activation.clone()]
+def _hold(inputs: list[Tensor], activation: Tensor) -> None:
+    # A copy: some blocks add to their input in place.
+    inputs.append(activation.clone())
 
-    return hold
+
+def _edited(
+    hook: Hook, site_edit: SiteEdit, inputs: list[Tensor], activation: Tensor
+) -> Tensor | None:
+    return hook(site_edit, activation, inputs.pop() if inputs else None)

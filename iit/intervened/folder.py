@@ -27,10 +27,9 @@ def written_folder(folder: str | Path, foreign: Callable[[Path], list[str]]) -> 
 
     others = foreign(folder) if folder.exists() else []
     if others:
-        names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         raise FileExistsError(
-            f"{folder} holds other files ({names}); choose a folder that is new, empty, or "
-            "an earlier save."
+            f"{folder} holds other files ({', '.join(sorted(others)[:3])}); choose a folder that "
+            "is new, empty, or an earlier save. (`Captured.load` reads a finished capture.)"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
 

@@ -4,7 +4,7 @@ It decides on which columns of a step's forward an edit acts, and returns the to
 layout.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iit.intervened.batch import Batch
-from iit.intervened.edit import Edit, Variable
+from iit.batch import IGNORED, Batch
+from iit.intervened.edit import Edit
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.positions import SiteColumns
-from iit.network.answering import IGNORED
 from iit.network.components import transformer_in
 
 SCOPES = ("prompt", "generated", "all")
@@ -43,10 +42,7 @@ def check_generation(
     """Raises ValueError for what generation under edits cannot do, before anything runs."""
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is none of {', '.join(SCOPES)}.")
-    config: Any = getattr(network, "config", None)
-    if not callable(getattr(network, "generate", None)) or getattr(
-        config, "is_encoder_decoder", False
-    ):
+    if not callable(getattr(network, "generate", None)) or batch.encoder_decoder:
         raise ValueError(f"{type(network).__name__} is no transformers decoder that can generate.")
 
     config_option = options.get("generation_config")
@@ -59,9 +55,8 @@ def check_generation(
                 f"give {name}=None."
             )
 
-    cache = options.get(
-        "cache_implementation", getattr(config_option, "cache_implementation", None)
-    )
+    cache = getattr(config_option, "cache_implementation", None)
+    cache = options.get("cache_implementation", cache)
     if cache not in (None, "dynamic", "hybrid"):
         raise ValueError(
             "generate under edits does not go together with "
@@ -96,20 +91,36 @@ def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, An
     Arguments:
         prompts: LongTensor[batch, seq], as the caller laid them out.
         options: what transformers' `generate` takes.
+
+    Raises ValueError where new tokens are edited and a source has several positions.
     """
     network: Any = run.resolved.network
-    if (
-        getattr(getattr(network, "generation_config", None), "cache_implementation", None)
-        is not None
-    ):
+    settings = getattr(network, "generation_config", None)
+    if getattr(settings, "cache_implementation", None) is not None:
         # A static cache that the network's own settings ask for is a matter of speed.
         options["cache_implementation"] = "dynamic"
+    if scope != "prompt":
+        for site_edit in run.site_edits:
+            for source in site_edit.sources.values():
+                if source.shape[1] != 1:
+                    raise ValueError(
+                        f"Site {site_edit.columns.site} reads {source.shape[1]} positions of the "
+                        f"source; for scope={scope!r} it must be one, which is used for every new "
+                        "token."
+                    )
     process = Generation(run.batch, scope)
     with ExitStack() as stack:
-        stack.enter_context(run.attached(process.editor))
+        stack.enter_context(run.attached(process.edited))
         stack.callback(process.follow(transformer_in(network)).remove)
         ids = network.generate(**process.inputs, **options)
-    return process.restored(ids, prompts)
+    sequences = ids if isinstance(ids, Tensor) else ids.sequences
+    # [batch · num_return_sequences, seq], each prompt as the caller laid it out.
+    prompts = prompts.to(sequences.device).repeat_interleave(len(sequences) // len(prompts), 0)
+    sequences = torch.cat([prompts, sequences[:, prompts.shape[1] :]], 1)
+    if isinstance(ids, Tensor):
+        return sequences
+    ids.sequences = sequences
+    return ids
 
 
 class Generation:
@@ -121,17 +132,9 @@ class Generation:
     """
 
     def __init__(self, batch: Batch, scope: str):
-        assert batch.lengths is not None
-        self._batch, self._scope = batch, scope
+        self._scope = scope
         self._n_prompt = batch.tokens.shape[1]
-        self._shift = self._n_prompt - batch.lengths
-        steps = torch.arange(self._n_prompt, device=batch.tokens.device)
-        # Each right-padded row is turned by its number of padding columns: [batch, seq].
-        rolled = (steps - self._shift.unsqueeze(1)) % self._n_prompt
-        self.inputs = {
-            "input_ids": batch.kwargs["input_ids"].gather(1, rolled),
-            "attention_mask": (steps >= self._shift.unsqueeze(1)).long(),
-        }
+        self.inputs, self._shift = batch.left_padded()
         # How many forwards ran; the first column and the number of columns of the one that runs.
         self._forwards, self._start, self._n_columns = 0, 0, 0
 
@@ -154,93 +157,53 @@ class Generation:
 
         return network.register_forward_pre_hook(begins, with_kwargs=True)
 
-    def left(self, site_columns: SiteColumns) -> SiteColumns:
-        """Columns of the right-padded batch as columns of the left-padded one."""
-        if isinstance(site_columns.index, Tensor):
-            index = torch.where(
-                site_columns.index == IGNORED,
-                IGNORED,
-                site_columns.index + self._shift.unsqueeze(1),
+    def edited(
+        self, site_edit: SiteEdit, activation: Tensor, skipped: Tensor | None
+    ) -> Tensor | None:
+        """What a site's hook does with an activation, as a `Hook`."""
+        if site_edit.idle:
+            return None
+        if activation.shape[1] != self._n_columns:
+            raise RuntimeError(
+                f"Site {site_edit.columns.site} has {activation.shape[1]} positions in a step over "
+                f"{self._n_columns} tokens: it cannot be edited in generate."
             )
-        else:
-            # No index means that no prompt is padded: every column is a position.
-            index = torch.arange(self._n_prompt, device=self._shift.device).expand(
-                self._batch.size, -1
-            )
-        return replace(site_columns, index=index, tokens=None)
+        # Beams or samples of each example.
+        repeated = self._repeated(site_edit, len(activation) // len(self._shift))
 
-    def editor(
-        self, site_edit: SiteEdit, skipped: list[Tensor]
-    ) -> Callable[[Tensor], Tensor | None]:
-        """What a site's hook does with an activation, as an `Editor`.
+        # The forward begins at the prompt, so the sites in it are edited.
+        if self._scope != "generated" and self._start == 0:
+            columns = repeated.columns
+            at_columns = None if skipped is None else columns.read(skipped)
+            new = repeated.apply(columns.read(activation), at_columns)
+            activation = columns.write(activation, new)
 
-        Raises ValueError where new tokens are edited and a source has several positions.
-        """
-        site, edit = site_edit.columns.site, site_edit.edit
-        for source in site_edit.sources.values():
-            if self._scope != "prompt" and source.shape[1] != 1:
-                raise ValueError(
-                    f"Site {site} reads {source.shape[1]} positions of the source; for "
-                    f"scope={self._scope!r} it must be one, which is used for every new token."
-                )
+        # How many of this forward's columns belong to the prompt.
+        n_old = max(self._n_prompt - self._start, 0)
+        if self._scope != "prompt" and n_old < self._n_columns:
+            old, new = activation[:, :n_old], activation[:, n_old:]
+            # The one position of a source is used for each of the new tokens.
+            sources = {v: source.expand(new.shape) for v, source in repeated.sources.items()}
+            new_skipped = None if skipped is None else skipped[:, n_old:]
+            edit = replace(repeated, sources=sources).apply(new, new_skipped)
+            activation = torch.cat([old, edit], 1)
+        return activation
 
-        prompt, idle = self.left(site_edit.columns), site_edit.idle
+    def _repeated(self, site_edit: SiteEdit, copies: int) -> SiteEdit:
+        """The site edit for each row of a forward, with columns of the left-padded prompts."""
 
-        def edited(activation: Tensor) -> Tensor | None:
-            if idle:
-                return None
-            if activation.shape[1] != self._n_columns:
-                raise RuntimeError(
-                    f"Site {site} has {activation.shape[1]} positions in a step over "
-                    f"{self._n_columns} tokens: it cannot be edited in generate."
-                )
+        def repeated(tensor: Any) -> Any:
+            return None if tensor is None else tensor.repeat_interleave(copies, 0)
 
-            # Beams or samples of each example.
-            copies = activation.shape[0] // self._batch.size
-            sources = _repeated(site_edit.sources, copies)
-            flags = _repeated(site_edit.flags, copies)
-
-            # The forward begins at the prompt, so the sites in it are edited.
-            if self._scope != "generated" and self._start == 0:
-                index = prompt.index
-                if isinstance(index, Tensor):
-                    index = index.repeat_interleave(copies, 0)
-                columns = replace(prompt, index=index)
-                values = (
-                    dict.fromkeys(site_edit.flags, columns.read(skipped[0])) if skipped else sources
-                )
-                activation = columns.write(
-                    activation, edit.apply(columns.read(activation), values, flags)
-                )
-
-            # How many of this forward's columns belong to the prompt.
-            n_old = max(self._n_prompt - self._start, 0)
-            if self._scope != "prompt" and n_old < self._n_columns:
-                new = activation[:, n_old:]
-                values = (
-                    dict.fromkeys(site_edit.flags, skipped[0][:, n_old:]) if skipped else sources
-                )
-                # The one position of a source is used for each of the new tokens.
-                values = {variable: source.expand(new.shape) for variable, source in values.items()}
-                activation = torch.cat([activation[:, :n_old], edit.apply(new, values, flags)], 1)
-            return activation
-
-        return edited
-
-    def restored(self, ids: Any, prompts: Tensor) -> Any:
-        """What `generate` returned, with each prompt as the caller laid it out."""
-        sequences = ids if isinstance(ids, Tensor) else ids.sequences
-        # [batch · num_return_sequences, seq]
-        prompts = prompts.to(sequences.device).repeat_interleave(len(sequences) // len(prompts), 0)
-        sequences = torch.cat([prompts, sequences[:, self._n_prompt :]], 1)
-        if isinstance(ids, Tensor):
-            return sequences
-        ids.sequences = sequences
-        return ids
-
-
-def _repeated(by_variable: Mapping[Variable, Tensor | None], copies: int) -> dict[Variable, Any]:
-    return {
-        v: None if tensor is None else tensor.repeat_interleave(copies, 0)
-        for v, tensor in by_variable.items()
-    }
+        index = site_edit.columns.index
+        if index is None:
+            # No prompt is padded: every column is a position.
+            steps = torch.arange(self._n_prompt, device=self._shift.device)
+            index = steps.expand(len(self._shift), -1)
+        index = torch.where(index == IGNORED, index, index + self._shift.unsqueeze(1))
+        return replace(
+            site_edit,
+            columns=SiteColumns(site_edit.columns.site, repeated(index)),
+            flags={v: repeated(flag) for v, flag in site_edit.flags.items()},
+            sources={v: repeated(source) for v, source in site_edit.sources.items()},
+        )

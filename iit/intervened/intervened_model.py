@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iit.batch import Batch, Inputs
 from iit.intervened import saving, sharing
 from iit.intervened.answers import first_examples, logits_at_answers, resumed_logits, why_whole
-from iit.intervened.batch import Batch, Inputs, prepare, restored
 from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
-from iit.intervened.positions import SiteColumns, columns
+from iit.intervened.positions import SiteColumns, columns, prepare_at
 from iit.intervened.pyvene import read_pyvene
 from iit.intervened.resume import first_block
 from iit.intervened.sources import Active, SourceInputs, activity, by_variable, read_sources
@@ -25,6 +25,8 @@ from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
+from iit.network.answering import with_answer
+from iit.network.inputs import prepare
 from iit.network.layout import device_of
 from iit.site import Index, Site, Sites
 
@@ -95,9 +97,9 @@ class IntervenedModel(nn.Module):
         twice = sorted({str(v) for v in named if named.count(v) > 1})
         if twice:
             raise ValueError(f"Variables {twice} are named by more than one edit or block.")
-        self._resolved = Sites(self.network)
+        self.resolved = Sites(self.network)
         for key, edit in self.edits.items():
-            check_width(key, edit, self._resolved)
+            check_width(key, edit, self.resolved)
         if any(
             site.component != "embedding_output" for key in stored for site in self.edits[key].sites
         ):
@@ -150,7 +152,7 @@ class IntervenedModel(nn.Module):
         batch = prepare(self.network, base)
         with self.edited_run(batch, sources, active).applied():
             output = batch.through(self.network)
-        return restored(output, batch)
+        return batch.restored(output)
 
     def run(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Run:
         """Run the base without and with the edits, and return what each edit acted on.
@@ -158,15 +160,11 @@ class IntervenedModel(nn.Module):
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
         batch = prepare(self.network, base)
-        base_output = restored(batch.through(self.network), batch)
+        base_output = batch.restored(batch.through(self.network))
         run = self.edited_run(batch, sources, active)
         with run.applied() as per_site:
-            output = restored(batch.through(self.network), batch)
-        activations = {}
-        for key, site_edits in run.sites.items():
-            # Keyed as the edits are: an edit with blocks has one entry.
-            activations[key] = _side_by_side(key, [per_site[site_edit] for site_edit in site_edits])
-        return Run(output, base_output, activations)
+            output = batch.restored(batch.through(self.network))
+        return Run(output, base_output, _by_key(run, per_site))
 
     def generate(
         self,
@@ -217,17 +215,15 @@ class IntervenedModel(nn.Module):
         Raises ValueError where one edit's sites differ in width, and whatever a call raises.
         """
         # A site may be at a token of the base's answer.
-        batch = prepare(self.network, base).at_answer(self.network, self._resolved)
+        batch = prepare_at(self.network, base, self.resolved)
         run = self.edited_run(batch, sources, active)
         edited = {}
-        for key, site_edits in run.sites.items():
-            unedited = self.read(
-                batch, {site_edit.columns.site: site_edit.columns for site_edit in site_edits}
-            )
-            edited[key] = _side_by_side(
-                key, [site_edit.apply(unedited[site_edit.columns.site]) for site_edit in site_edits]
-            )
-        return edited
+        for site_edits in run.sites.values():
+            places = {site_edit.columns.site: site_edit.columns for site_edit in site_edits}
+            unedited = self.read(batch, places)
+            for site_edit in site_edits:
+                edited[site_edit] = site_edit.apply(unedited[site_edit.columns.site])
+        return _by_key(run, edited)
 
     def read(
         self, batch: Batch, places: dict[Site, SiteColumns], *, grad: bool = False
@@ -238,28 +234,24 @@ class IntervenedModel(nn.Module):
             places: {site: its columns in the batch}.
         """
         read = observe if self.store is None else self.store.read
-        return read(self.network, batch, places, grad=grad, resolved=self._resolved)
+        return read(self.resolved, batch, places, grad=grad)
 
     def placed(self, batch: Batch, active: Active = None) -> EditedRun:
         """The edits of one batch, without the source activations that they read."""
         flags = activity(self.variables, active, batch)
-        sites = {}
+        sites: dict[Variable, list[SiteEdit]] = {}
         for key, edit in self.edits.items():
             edit_flags = {variable: flags[variable] for variable in variables_of(key, edit)}
+            partly = [flag for flag in edit_flags.values() if flag is not None]
             # A role may be absent in an example that no variable of this edit touches.
-            touched = _any_active(list(edit_flags.values()))
-            sites[key] = [
-                SiteEdit(
-                    edit,
-                    self._resolved[site],
-                    columns(site, batch, touched),
-                    source_site,
-                    edit_flags,
-                )
-                for site, source_site in zip(edit.sites, edit.source_sites, strict=True)
-            ]
+            touched = torch.stack(partly).any(0) if len(partly) == len(edit_flags) else None
+            sites[key] = []
+            for site, source in zip(edit.sites, edit.source_sites, strict=True):
+                place = columns(site, batch, touched)
+                resolved = self.resolved[site]
+                sites[key].append(SiteEdit(edit, resolved, place, source, edit_flags))
         trains = any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
-        return EditedRun(batch, self._resolved, sites, flags, trains)
+        return EditedRun(batch, self.resolved, sites, flags, trains)
 
     def edited_run(
         self, batch: Batch, sources: SourceInputs = None, active: Active = None
@@ -297,7 +289,7 @@ class IntervenedModel(nn.Module):
 
         Raises ValueError as `iit.network.answering.with_answer` does.
         """
-        batch, read = prepare(self.network, base).with_answer(self.network)
+        batch, read = with_answer(self.network, prepare(self.network, base))
         run = self.edited_run(batch, sources, active)
         store, layer = self.store, self.first_block
         if store is None:
@@ -314,22 +306,20 @@ class IntervenedModel(nn.Module):
         # The whole run below must draw the same random numbers as the resumed one.
         rng_state = torch.get_rng_state()
         logits = resumed_logits([rest], read, layer, store)[0]
-        if store.is_trusted(layer, flags := run.flags):
+        if store.is_trusted(layer, run.flags):
             return logits
 
         # A shallow copy shares the edits; only its `store` differs.
         whole_model = copy(self)
         whole_model.store = None
-
         # A user's own function may act otherwise on a part of the batch, so all of it is compared.
         user_defined = any(edit.intervention.custom_parts for edit in self.edits.values())
-        n = batch.size if user_defined else min(N_COMPARED, batch.size)
+        n = batch.size if user_defined else N_COMPARED
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(rng_state)
             examples = (first_examples(argument, n) for argument in (base, sources, active))
             whole = whole_model.answer_logits(*examples)
-
-        if store.trusts(layer, flags, logits.detach()[:n], whole):
+        if store.trusts(layer, run.flags, logits.detach()[:n], whole):
             return logits
         return whole_model.answer_logits(base, sources, active)
 
@@ -343,7 +333,7 @@ class IntervenedModel(nn.Module):
         batch = prepare(self.network, base)
         if self.first_block is None or batch.lengths is None:
             return None
-        batch, read = batch.with_answer(self.network)
+        batch, read = with_answer(self.network, batch)
         assert read is not None
         first, stop = self.placed(batch, active).without(self.stored).span(read)
         return stop - first
@@ -469,22 +459,19 @@ def _edit(key: Variable, edit: Edit | Intervention) -> Edit:
     return Edit([key], edit)
 
 
-def _any_active(flags: Sequence[Tensor | None]) -> Tensor | None:
-    """Which examples any of the variables touches; None for every example."""
-    # A flag of None stands for every example, so one None means that every example is touched.
-    partial_flags = [flag for flag in flags if flag is not None]
-    return torch.stack(partial_flags).any(0) if len(partial_flags) == len(flags) else None
+def _by_key(run: EditedRun, per_site: Mapping[SiteEdit, Tensor]) -> dict[Variable, Tensor]:
+    """{key of an edit: activations of its sites}, concatenated along positions.
 
-
-def _side_by_side(key: Variable, parts: list[Tensor]) -> Tensor:
-    """The sites of an edit, concatenated along positions.
-
-    Raises ValueError where they differ in width.
+    Raises ValueError where the sites of an edit differ in width.
     """
-    widths = {part.shape[-1] for part in parts}
-    if len(widths) > 1:
-        raise ValueError(
-            f"The sites of {str(key)!r} differ in width {widths}; use `capture`, which "
-            "keeps them apart."
-        )
-    return torch.cat(parts, 1)
+    by_key = {}
+    for key, site_edits in run.sites.items():
+        parts = [per_site[site_edit] for site_edit in site_edits]
+        widths = {part.shape[-1] for part in parts}
+        if len(widths) > 1:
+            raise ValueError(
+                f"The sites of {str(key)!r} differ in width {widths}; use `capture`, which keeps "
+                "them apart."
+            )
+        by_key[key] = torch.cat(parts, 1)
+    return by_key

@@ -1,14 +1,15 @@
 """Reading activations: one run, any sites."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from iit.intervened.batch import Batch
+from iit.batch import Batch
 from iit.intervened.positions import SiteColumns, counts
-from iit.site import ResolvedSite, Site, Sites
+from iit.site import Site, Sites
 
 
 class Activations(dict[Site, Tensor]):
@@ -34,59 +35,50 @@ class _Enough(Exception):  # noqa: N818 — a signal, not an error
 
 
 def observe(
-    network: nn.Module,
+    resolved: Sites,
     batch: Batch,
     places: dict[Site, SiteColumns],
     *,
     grad: bool = False,
-    resolved: dict[Site, ResolvedSite] | None = None,
     stop_early: bool = True,
 ) -> Activations:
     """Run the network once, and read every site.
 
     Arguments:
+        resolved: the sites of the network.
         places: {site: its columns in the batch}.
         grad: whether the graph is kept.
-        resolved: the sites of this network, where they were resolved before.
         stop_early: whether the run ends once every site is read. This is only done where every
             site is a component: an arbitrary module may be run twice, and that has to be noticed.
 
     Raises RuntimeError when a site's module was not run, or was run more than once.
     """
     activations: dict[Site, Tensor] = {}
-    resolved = Sites(network) if resolved is None else resolved
-    if grad:
-        for site in places:
-            resolved[site].refuse_recomputed()
-
     stop_early = stop_early and all(site.component is not None for site in places)
 
-    def reader(site: Site) -> Callable[[Tensor], None]:
-        def read(activation: Tensor) -> None:
-            if site in activations:
-                raise RuntimeError(
-                    f"Site {site} was run more than once in one forward; name a module "
-                    "that runs once."
-                )
-            activations[site] = places[site].read(activation)
-            # An exception leaves the forward from inside of a hook.
-            if stop_early and len(activations) == len(places):
-                raise _Enough
-
-        return read
+    def read(site: Site, activation: Tensor) -> None:
+        if site in activations:
+            raise RuntimeError(
+                f"Site {site} was run more than once in one forward; name a module that runs once."
+            )
+        activations[site] = places[site].read(activation)
+        # An exception leaves the forward from inside of a hook.
+        if stop_early and len(activations) == len(places):
+            raise _Enough
 
     with ExitStack() as stack, torch.set_grad_enabled(grad):
         for site in places:
-            stack.callback(resolved[site].attach(reader(site)).remove)
+            if grad:
+                resolved[site].refuse_recomputed()
+            stack.callback(resolved[site].attach(partial(read, site)).remove)
         with suppress(_Enough):
-            batch.through(network)
-
-    missing = [str(site) for site in places if site not in activations]
-    if missing:
-        raise RuntimeError(f"The forward never ran the module of {', '.join(missing)}.")
+            batch.through(resolved.network)
 
     # In the order of `places`, not in the order of the run.
-    return Activations(
-        {site: activations[site] for site in places},
-        {site: counts(site_columns, batch) for site, site_columns in places.items()},
-    )
+    in_order = Activations({})
+    for site, site_columns in places.items():
+        if site not in activations:
+            raise RuntimeError(f"The forward never ran the module of {site}.")
+        in_order[site] = activations[site]
+        in_order.counts[site] = counts(site_columns, batch)
+    return in_order

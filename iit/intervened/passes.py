@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
+from iit.batch import Batch, Inputs
 from iit.intervened.answers import resumed_logits, why_whole
-from iit.intervened.batch import Batch, Inputs, prepare
 from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.sources import Active, SourceInputs
+from iit.network.answering import with_answer
+from iit.network.inputs import prepare
 
 
 def together(
@@ -24,7 +26,7 @@ def together(
     """
     if len(cells) == 1:
         return [cells[0].answer_logits(base, sources, active)]
-    batch, read = prepare(cells[0].network, base).with_answer(cells[0].network)
+    batch, read = with_answer(cells[0].network, prepare(cells[0].network, base))
     alike: dict[Any, list[IntervenedModel]] = {}
     for cell in cells:
         alike.setdefault(_shared(cell, batch, read, active), []).append(cell)

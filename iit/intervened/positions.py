@@ -1,14 +1,16 @@
 """Where a site's positions lie in a batch, and how activations are read and written there."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from iit.intervened.batch import Batch, from_start
-from iit.network.answering import ANSWER_ROLE, IGNORED
+from iit.batch import IGNORED, Batch, Inputs, from_start
+from iit.network.answering import ANSWER_ROLE, with_answer
+from iit.network.inputs import prepare
 from iit.site import Site
 
 
@@ -18,8 +20,8 @@ class SiteColumns:
 
     Arguments:
         site: the site.
-        index: Tensor[batch, n] of columns, −100 where an example has fewer positions; or a tuple of
-            ints, the same in each example; or None for every position.
+        index: LongTensor[batch, n] of columns, −100 where an example has fewer positions, or
+            LongTensor[1, n], the same in each example; None for every position.
         counted: whether the index is known to count from 0 and to be inside. On networks without
             tokens only the run can tell.
         tokens: (batch, seq), the shape of the tokens that the index counts. The shape of an
@@ -27,71 +29,68 @@ class SiteColumns:
     """
 
     site: Site
-    index: Tensor | tuple[int, ...] | None
+    index: Tensor | None
     counted: bool = True
     tokens: tuple[int, int] | None = None
 
     @property
     def n_positions(self) -> int | None:
         """The largest number of positions of an example; None where only the run can tell."""
-        if self.index is None:
-            return None if self.tokens is None else self.tokens[1]
-        return self.index.shape[1] if isinstance(self.index, Tensor) else len(self.index)
+        if self.index is not None:
+            return self.index.shape[1]
+        return None if self.tokens is None else self.tokens[1]
 
-    def _by_token(self, activation: Tensor) -> Tensor:
-        """The activation as [batch, token, width], if its positions are the prompts' tokens.
+    def _located(self, activation: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The activation as [batch, token, width], and its columns, LongTensor[batch, n].
 
-        An activation that its module sees as (batch·tokens, width) is unflattened. A whole
-        activation of a module with positions of its own (pooled, or of another sequence) stays as
-        it is.
+        An activation that its module sees as (batch·tokens, width) is unflattened. The columns are
+        None for all of them, and for a module with positions of its own (pooled, or of another
+        sequence), which is taken whole.
 
         Raises ValueError where tokens are to be picked from an activation with other positions.
         """
-        if self.tokens is None or activation.shape[:2] == self.tokens:
-            return activation
-        if activation.shape[:2] == (self.tokens[0] * self.tokens[1], 1):
-            # [batch·tokens, 1, width] → [batch, token, width]
-            return activation.reshape(*self.tokens, -1)
-        if self.site.position is None:
-            return activation
-        raise ValueError(
-            f"Site {self.site}: the module's activations are "
-            f"{activation.shape[0]}×{activation.shape[1]}, the batch holds "
-            f"{self.tokens[0]}×{self.tokens[1]} tokens: its positions are not the prompt's. Leave "
-            "`position` out."
-        )
-
-    def _index(self, activation: Tensor) -> Tensor | None:
-        """The columns of this activation, Tensor[batch, n]; None for all of them."""
-        # A module with positions of its own is taken whole (`_by_token` has refused all else).
-        if self.tokens is not None and activation.shape[:2] != self.tokens:
-            return None
-        if isinstance(self.index, Tensor) and len(self.index) != len(activation):
+        n_rows, n_columns = activation.shape[:2]
+        if self.tokens not in (None, (n_rows, n_columns)):
+            n_prompts, n_tokens = self.tokens
+            if (n_rows, n_columns) == (n_prompts * n_tokens, 1):
+                # [batch·tokens, 1, width] → [batch, token, width]
+                activation = activation.reshape(n_prompts, n_tokens, -1)
+            elif self.site.position is None:
+                return activation, None
+            else:
+                raise ValueError(
+                    f"Site {self.site}: the module's activations are {n_rows}×{n_columns}, the "
+                    f"batch holds {n_prompts}×{n_tokens} tokens: its positions are not the "
+                    "prompt's. Leave `position` out."
+                )
+        index = self.index
+        if index is None:
+            return activation, None
+        if not self.counted and len(index) == 1:
+            index = index.expand(n_rows, -1)
+        if len(index) != len(activation):
             raise ValueError(
-                f"Site {self.site}: its module sees {len(activation)} rows where the batch has "
-                f"{len(self.index)} examples; name a module that sees one row an example."
+                f"Site {self.site}: its module sees {n_rows} rows where the batch has "
+                f"{len(index)} examples; name a module that sees one row an example."
             )
-        if self.index is None or (self.counted and isinstance(self.index, Tensor)):
-            return self.index
-        # The same positions in every example; the activation itself says how many there are.
-        index = torch.as_tensor(self.index, device=activation.device).expand(len(activation), -1)
-        lengths = torch.full((len(activation),), activation.shape[1], device=activation.device)
-        return from_start(index, lengths, index == IGNORED, f"Site {self.site}")
+        if not self.counted:
+            # The activation itself says how many positions there are.
+            index = index.to(activation.device)
+            lengths = torch.full((n_rows,), n_columns, device=activation.device)
+            index = from_start(index, lengths, index == IGNORED, f"Site {self.site}")
+        return activation, index
 
     def read(
         self, activation: Float[Tensor, "row column width"]
     ) -> Float[Tensor, "batch position width"]:
         """A copy of the activation at these columns; zeros where an example has fewer."""
-        activation = self._by_token(activation)
-        index = self._index(activation)
+        activation, index = self._located(activation)
         if index is None:
             # The network may later change its own activation in place.
             return activation.clone()
         # −100 is no column, so absent entries read column 0 and are zeroed below.
-        picked = activation.gather(
-            1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, activation.shape[-1])
-        )
-        return picked.masked_fill((index == IGNORED).unsqueeze(-1), 0)
+        columns = index.clamp(min=0).unsqueeze(-1).expand(-1, -1, activation.shape[-1])
+        return activation.gather(1, columns).masked_fill((index == IGNORED).unsqueeze(-1), 0)
 
     def write(
         self,
@@ -99,22 +98,28 @@ class SiteColumns:
         new: Float[Tensor, "batch position width"],
     ) -> Float[Tensor, "row column width"]:
         """A copy of the activation with `new` at these columns, in the activation's own shape."""
-        by_token = self._by_token(activation)
-        index = self._index(by_token)
+        by_token, index = self._located(activation)
         if index is None:
             # `new` may be the source itself, which the network must not change.
             return new.clone().reshape(activation.shape)
+        n_columns = by_token.shape[1]
         absent = index == IGNORED
-        if not bool(absent.any()):
-            return by_token.scatter(1, index.unsqueeze(-1).expand_as(new), new).reshape(
-                activation.shape
-            )
-        # Absent entries land in a column that is cut off again.
-        longer = torch.cat([by_token, torch.zeros_like(by_token[:, :1])], 1)
-        index = torch.where(absent, by_token.shape[1], index)
-        written = longer.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :-1]
+        if bool(absent.any()):
+            # Absent entries land in a column that is cut off again.
+            by_token = torch.cat([by_token, torch.zeros_like(by_token[:, :1])], 1)
+            index = index.masked_fill(absent, n_columns)
+        written = by_token.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :n_columns]
         # Modules may call `view`, which needs contiguous memory.
         return written.contiguous().reshape(activation.shape)
+
+
+def prepare_at(network: nn.Module, inputs: Inputs, sites: Iterable[Site]) -> Batch:
+    """The batch; where a site is at a token of the answer, the answer is teacher-forced."""
+    batch = prepare(network, inputs)
+    roles = {role for site in sites for role in site.roles}
+    if any(ANSWER_ROLE.fullmatch(role) for role in roles - set(batch.positions)):
+        return with_answer(network, batch)[0]
+    return batch
 
 
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> SiteColumns:
@@ -132,29 +137,28 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     - a position outside an example's real tokens.
     """
     batch = _sequence(site, batch)
-    tokens = None if batch.lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
+    lengths = batch.lengths
+    tokens = None if lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
     if site.position is None:
         return SiteColumns(site, _every(batch), tokens=tokens)
-    positions = (site.position,) if isinstance(site.position, str | int) else site.position
     if site.roles:
         role_columns = [_role(site, role, batch, active) for role in site.roles]
-        wide = [
-            role for role, index in zip(site.roles, role_columns, strict=True) if index.shape[1] > 1
-        ]
-        if wide and len(role_columns) > 1:
-            raise ValueError(
-                f"Site {site}: of several roles each must be one token; {wide[0]!r} has more "
-                "in this batch."
-            )
         index = torch.cat(role_columns, 1)
-    elif batch.lengths is None:
-        # Only the activation says how many positions there are.
-        return SiteColumns(site, tuple(int(i) for i in positions), counted=False)
+        if len(role_columns) > 1 and index.shape[1] > len(role_columns):
+            n_tokens = [columns.shape[1] for columns in role_columns]
+            wide = site.roles[n_tokens.index(max(n_tokens))]
+            raise ValueError(
+                f"Site {site}: of several roles each must be one token; {wide!r} has more in this "
+                "batch."
+            )
     else:
-        index = torch.tensor(positions, device=batch.lengths.device).expand(len(batch.lengths), -1)
-        index = from_start(
-            index, batch.lengths, torch.zeros_like(index, dtype=torch.bool), f"Site {site}"
-        )
+        positions = [site.position] if isinstance(site.position, int) else site.position
+        index = torch.tensor([positions])
+        if lengths is None:
+            # Only the activation says how many positions there are.
+            return SiteColumns(site, index, counted=False)
+        index = index.to(lengths.device).expand(len(lengths), -1)
+        index = from_start(index, lengths, torch.zeros_like(index).bool(), f"Site {site}")
 
     # A position that occurs twice would be written twice, in no certain order.
     ordered = index.sort(dim=1).values
@@ -164,7 +168,7 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         raise ValueError(
             f"Site {site}: a position occurs twice in example {row}: {index[row].tolist()}."
         )
-    return SiteColumns(site, index, counted=batch.lengths is not None, tokens=tokens)
+    return SiteColumns(site, index, counted=lengths is not None, tokens=tokens)
 
 
 # Paths of modules that see the encoder's tokens: those of the encoder, and the decoder's key and
@@ -203,9 +207,7 @@ def counts(site_columns: SiteColumns, batch: Batch) -> Int[Tensor, "batch"] | No
     """Tensor[batch]: how many positions each example has there; None where only a run can tell."""
     if site_columns.index is None:
         return _sequence(site_columns.site, batch).lengths
-    if isinstance(site_columns.index, tuple):
-        return torch.full((batch.size,), len(site_columns.index))
-    return (site_columns.index != IGNORED).sum(1)
+    return (site_columns.index != IGNORED).sum(1).expand(batch.size)
 
 
 def _every(batch: Batch) -> Tensor | None:

@@ -6,7 +6,8 @@ pyvene itself is not needed.
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ FIELDS = (
     "hidden_source_representation latent_dim"
 ).split()
 """The fields of a representation, which is saved as a list of their values."""
+LISTS = ("intervention_types", "intervention_dimensions", "intervention_constant_sources")
+"""Lists of `config.json` with an entry for each representation."""
 # Components that are called the same here and there, without and with heads.
 PLAIN_COMPONENTS = (
     "block_input",
@@ -37,6 +40,7 @@ PLAIN_COMPONENTS = (
     "mlp_output",
     "attention_input",
     "attention_output",
+    "mlp_activation",
 )
 HEAD_COMPONENTS = ("attention_value_output", "query_output", "key_output", "value_output")
 # Families whose components of these names are in the same places here and there.
@@ -67,14 +71,12 @@ def read_pyvene(
     """
     folder = Path(folder).expanduser()
     module = network.model if isinstance(network, Network) else network
-    config = _config(folder, module)
-    representations: list[dict[str, Any]] = config["representations"]
-    names: list[VariableNames] = (
-        list(positions) if isinstance(positions, Mapping) else [None] * len(positions)
-    )
-    places = list(positions.values()) if isinstance(positions, Mapping) else list(positions)
-    chosen_heads = [None] * len(representations) if heads is None else list(heads)
-    for what, values in (("positions", places), ("heads", chosen_heads)):
+    representations = _representations(folder, module)
+    names: list[VariableNames] = [None] * len(positions)
+    if isinstance(positions, Mapping):
+        names, positions = list(positions), list(positions.values())
+    heads = [None] * len(representations) if heads is None else heads
+    for what, values in (("positions", positions), ("heads", heads)):
         if len(values) != len(representations):
             raise ValueError(
                 f"{folder} has {len(representations)} representations and needs as many {what}; "
@@ -83,82 +85,65 @@ def read_pyvene(
 
     edits: dict[Variable, Edit] = {}
     linked: dict[Any, Intervention] = {}
-    for number, (key, representation) in enumerate(
-        zip(_keys(representations), representations, strict=True)
-    ):
-        prefix = f"{folder}, representation {number} ({representation['component']})"
-        # The class is saved as its repr, such as "<class 'pyvene.models….VanillaIntervention'>".
-        kind = re.sub(r".*\.|'>$", "", config["intervention_types"][number])
-        constant = bool(config["intervention_constant_sources"][number])
-        site, joint = _site(
-            prefix, module, representation, kind, places[number], chosen_heads[number]
-        )
-        subspaces = _subspaces(prefix, representation["subspace_partition"], names[number])
-
-        # Without a link key an intervention has weights of its own.
-        link = (
-            key
-            if representation["intervention_link_key"] is None
-            else representation["intervention_link_key"]
-        )
-        if link not in linked:
-            # Only these have tensors; the files of others are not read.
-            state = (
-                _state(folder / f"intkey_{key}.bin")
-                if kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS)
-                else {}
-            )
-            dimension = config["intervention_dimensions"][number]
-            width = _unit_width(module, representation, site)
-            linked[link] = intervention_of(prefix, kind, state, dimension, width, subspaces)
-        elif subspaces is not None:
-            raise ValueError(
-                f"{prefix} has a subspace partition of the rotation of another one (link key "
-                f"{link!r}): here all blocks of a rotation belong to one edit. Load a folder with "
-                "one of the two."
-            )
-
-        # A tuple of names goes to the blocks; the edit itself is then called by its site.
-        name = names[number]
-        variable = name if isinstance(name, str) else site
-        if variable in edits:
-            raise ValueError(
-                f"{prefix} is at the site of another one, {site}; name them: "
-                f"positions={{name: position}}."
-            )
+    rows = zip(representations, names, positions, heads, strict=True)
+    for number, (representation, name, position, head) in enumerate(rows):
+        try:
+            site, joint = _site(module, representation, position, head)
+            # A tuple of names goes to the blocks; the edit itself is then called by its site.
+            variable = name if isinstance(name, str) else site
+            if variable in edits:
+                raise ValueError(
+                    f"it is at the site of another one, {site}; name them: "
+                    "positions={name: position}."
+                )
+            subspaces = _subspaces(representation["subspace_partition"], name)
+            # Without a link key an intervention has weights of its own.
+            link = representation["intervention_link_key"]
+            link = representation["key"] if link is None else link
+            if link not in linked:
+                width = _unit_width(module, representation, site)
+                linked[link] = _intervention(folder, representation, width, subspaces)
+            elif subspaces is not None:
+                raise ValueError(
+                    "it has a subspace partition of the rotation of another one (link key "
+                    f"{link!r}): here all blocks of a rotation belong to one edit. Load a folder "
+                    "with one of the two."
+                )
+        except ValueError as error:
+            component = representation["component"]
+            raise ValueError(f"{folder}, representation {number} ({component}): {error}") from error
         edits[variable] = Edit(site, linked[link], joint=joint)
     return edits
 
 
-def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
+def _representations(folder: Path, network: nn.Module) -> list[dict[str, Any]]:
+    """The fields of each representation, with those of `LISTS` and the `key` of its file."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no folder that pyvene saved: config.json is missing.")
 
+    representations: list[dict[str, Any]] = []
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        representations = [
-            values if isinstance(values, dict) else dict(zip(FIELDS, values, strict=True))
-            for values in config["representations"]
-        ]
-        # A mapping may leave fields out.
-        config["representations"] = [dict.fromkeys(FIELDS) | values for values in representations]
-        for name in (
-            "intervention_types",
-            "intervention_dimensions",
-            "intervention_constant_sources",
-        ):
+        for values in config["representations"]:
+            by_field: Any = values
+            if not isinstance(values, dict):
+                by_field = dict(zip(FIELDS, values, strict=True))
+            # A mapping may leave fields out.
+            representations.append(dict.fromkeys(FIELDS) | by_field)
+        for name in LISTS:
             if len(config[name]) != len(representations):
                 raise ValueError(
                     f"{name} has {len(config[name])} entries for {len(representations)} "
                     "representations"
                 )
+            for representation, value in zip(representations, config[name], strict=True):
+                representation[name] = value
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not as pyvene 0.1 saves it: {error!r}.") from error
 
-    # The class of the network, saved as its repr.
-    network_class = re.sub(r".*\.|'>$", "", config.get("model_type") or "")
-    if network_class and network_class != type(network).__name__:
+    network_class = _class_name(config.get("model_type") or "")
+    if network_class not in ("", type(network).__name__):
         raise ValueError(
             f"{folder} was saved for {network_class}, the network is {type(network).__name__}."
         )
@@ -167,22 +152,37 @@ def _config(folder: Path, network: nn.Module) -> dict[str, Any]:
             f"{folder} was saved in the mode {config['mode']!r}: one source's edit changes the "
             "next source. Load its representations one by one and chain them with iit.capture."
         )
-    return config
 
-
-def _keys(representations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The names of pyvene's files, without `intkey_` and `.bin`."""
-    counts: dict[str, int] = {}
+    n_alike = Counter[str]()
     for r in representations:
-        component = r["component"].replace(".", "_")
-        unit = r["unit"].replace(".", "_")
-        where = (
-            f"comp_{component}" if "." in r["component"] else f"layer_{r['layer']}_comp_{component}"
-        )
-        key = f"{where}_unit_{unit}_nunit_{r['max_number_of_units']}"
+        # The names of pyvene's files, without `intkey_` and `.bin`.
+        layer = "" if "." in r["component"] else f"layer_{r['layer']}_"
+        key = f"{layer}comp_{r['component']}_unit_{r['unit']}_nunit_{r['max_number_of_units']}"
+        key = key.replace(".", "_")
         # Representations that are otherwise alike are numbered.
-        yield f"{key}#{counts.setdefault(key, 0)}"
-        counts[key] += 1
+        r["key"] = f"{key}#{n_alike[key]}"
+        n_alike[key] += 1
+    return representations
+
+
+def _class_name(saved: str) -> str:
+    """The name in a class's repr, such as "<class 'pyvene.models….VanillaIntervention'>"."""
+    return re.sub(r".*\.|'>$", "", saved)
+
+
+def _intervention(
+    folder: Path,
+    representation: Mapping[str, Any],
+    width: int | None,
+    subspaces: Mapping[str, list[int]] | None,
+) -> Intervention:
+    kind = _class_name(representation["intervention_types"])
+    constant = representation["intervention_constant_sources"]
+    # Only these have tensors; the files of others are not read.
+    has_tensors = kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS)
+    state = _state(folder / f"intkey_{representation['key']}.bin") if has_tensors else {}
+    dimension = representation["intervention_dimensions"]
+    return intervention_of(kind, state, dimension, width, subspaces)
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -203,97 +203,76 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _site(
-    prefix: str,
-    network: nn.Module,
-    representation: Mapping[str, Any],
-    kind: str,
-    position: PyvenePosition,
-    head: Index,
+    network: nn.Module, representation: Mapping[str, Any], position: PyvenePosition, head: Index
 ) -> tuple[Site, bool]:
     """The site of a representation, and whether its positions are edited as one vector.
 
     Raises ValueError for units, heads and positions that are not carried over.
     """
-    component = representation["component"]
-    unit = representation["unit"]
+    component, unit = representation["component"], representation["unit"]
     n = int(representation["max_number_of_units"])
     if representation["moe_key"] is not None:
-        raise ValueError(f"{prefix} is inside an expert (moe_key); that is not carried over.")
+        raise ValueError("it is inside an expert (moe_key); that is not carried over.")
     by_head = component.startswith("head_")
 
     # A unit is a position ("pos"), a head ("h"), or a head at a position ("h.pos").
     if unit not in (("h", "h.pos") if by_head else ("pos",)):
         raise ValueError(
-            f"{prefix} has the unit {unit!r}; carried over are 'pos', and 'h' and 'h.pos' for "
-            "components by head."
+            f"it has the unit {unit!r}; carried over are 'pos', and 'h' and 'h.pos' for components "
+            "by head."
         )
     if by_head != (head is not None):
         raise ValueError(
-            f"{prefix} has the unit {unit!r} and {'needs' if by_head else 'has no'} heads; "
-            f"heads: {head}."
+            f"it has the unit {unit!r} and {'needs' if by_head else 'has no'} heads; heads: {head}."
         )
     if unit == "h" and position is not None:
         raise ValueError(
-            f"{prefix} has the unit 'h', all positions: its position is None; got {position!r}."
+            f"it has the unit 'h', all positions: its position is None; got {position!r}."
         )
 
     # pyvene rotates all n positions of a representation as one vector.
+    kind = _class_name(representation["intervention_types"])
     joint = kind in DISTRIBUTED and n > 1 and not by_head
-    if (
-        joint
-        and not isinstance(position, str)
-        and (position is None or isinstance(position, int) or len(position) != n)
-    ):
+    indices = position if isinstance(position, Sequence) else ()
+    if joint and not isinstance(position, str) and len(indices) != n:
         raise ValueError(
-            f"{prefix} edits {n} positions as one vector; its position is a role or {n} indices, "
-            f"not {position!r}."
+            f"it edits {n} positions as one vector; its position is a role or {n} indices, not "
+            f"{position!r}."
         )
-    return _named(prefix, network, representation, position, head), joint
+    return _named(network, representation, position, head), joint
 
 
 def _named(
-    prefix: str,
-    network: nn.Module,
-    representation: Mapping[str, Any],
-    position: PyvenePosition,
-    head: Index,
+    network: nn.Module, representation: Mapping[str, Any], position: PyvenePosition, head: Index
 ) -> Site:
-    component = representation["component"]
-    layer = representation["layer"]
+    component, layer = representation["component"], representation["layer"]
     if "." in component:
         # "h[3].mlp.output" → "h.3.mlp" and "output"
         path, _, side = re.sub(r"\[(\d+)\]", r".\1", component).rpartition(".")
-        if side not in ("input", "output"):
-            raise ValueError(f"{prefix}: a module's path ends in .input or .output.")
         return Site(module=path, side=side, position=position)
 
-    text_config: Any = getattr(network, "config", None)
-    family = (
-        text_config.get_text_config().model_type
-        if hasattr(text_config, "get_text_config")
-        else type(network).__name__
-    )
+    config: Any = getattr(network, "config", None)
+    is_text = hasattr(config, "get_text_config")
+    family = config.get_text_config().model_type if is_text else type(network).__name__
     if family not in GPT + LLAMA:
         raise ValueError(
-            f"{prefix}: pyvene's components of the family {family!r} are not carried over; those "
-            f"of {GPT + LLAMA} are."
+            f"pyvene's components of the family {family!r} are not carried over; those of "
+            f"{GPT + LLAMA} are."
         )
-    if component in PLAIN_COMPONENTS or component.removeprefix("head_") in HEAD_COMPONENTS:
-        return Site(component.removeprefix("head_"), layer=layer, head=head, position=position)
-    if component == "mlp_activation" and family in GPT:
-        return Site(component, layer=layer, position=position)
-
-    # In gated families pyvene reads it before the gate, at the activation function. Here the name
-    # is for what comes after the gate.
-    if component == "mlp_activation":
+    if component == "mlp_activation" and family in LLAMA:
+        # In gated families pyvene reads it before the gate, at the activation function. Here the
+        # name is for what comes after the gate.
         blocks = blocks_of(network)[1]
         # The path of the list of blocks.
         root = next(name for name, module in network.named_modules() if module is blocks)
         return Site(module=f"{root}.{layer}.mlp.act_fn", side="output", position=position)
-    raise ValueError(
-        f"{prefix}: this component is not carried over; those that are: "
-        f"{', '.join((*PLAIN_COMPONENTS, 'mlp_activation', *HEAD_COMPONENTS))}."
-    )
+    name = component.removeprefix("head_")
+    if component not in PLAIN_COMPONENTS and name not in HEAD_COMPONENTS:
+        raise ValueError(
+            "this component is not carried over; those that are: "
+            f"{', '.join(PLAIN_COMPONENTS + HEAD_COMPONENTS)}."
+        )
+    return Site(name, layer=layer, head=head, position=position)
 
 
 def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Site) -> int | None:
@@ -301,30 +280,27 @@ def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Sit
 
     Returns None where only a run can tell.
     """
-    # The activation function does not tell its width; the MLP's activation has the same.
-    like = (
-        Site("mlp_activation", layer=representation["layer"])
-        if representation["component"] == "mlp_activation"
-        else site
-    )
-    width = resolve(network, like).width
+    if representation["component"] == "mlp_activation":
+        # The activation function does not tell its width; the MLP's activation has the same.
+        site = Site("mlp_activation", layer=representation["layer"])
+    width = resolve(network, site).width
     # Several heads lie side by side in the site.
     return width if width is None or site.heads is None else width // len(site.heads)
 
 
-def _subspaces(prefix: str, partition: Any, name: VariableNames) -> dict[str, list[int]] | None:
+def _subspaces(partition: Any, name: VariableNames) -> dict[str, list[int]] | None:
     """{name: columns of the rotation}; a pair of numbers is a range of columns.
 
     Raises ValueError for names that do not fit the partition.
     """
     if partition is None:
         if isinstance(name, tuple):
-            raise ValueError(f"{prefix} has no subspace partition: it is one variable, not {name}.")
+            raise ValueError(f"it has no subspace partition: it is one variable, not {name}.")
         return None
     if not isinstance(name, tuple) or len(name) != len(partition) or len(set(name)) != len(name):
         raise ValueError(
-            f"{prefix} has {len(partition)} subspaces: give as many different names, "
-            f"positions={{(name, …): position}}."
+            f"it has {len(partition)} subspaces: give as many different names, "
+            "positions={(name, …): position}."
         )
     columns = [list(range(*part)) if len(part) == 2 else list(part) for part in partition]
     return dict(zip(name, columns, strict=True))

@@ -49,7 +49,6 @@ REFUSED = {
 
 
 def intervention_of(
-    prefix: str,
     kind: str,
     state: Mapping[str, Any],
     dimension: Any,
@@ -59,7 +58,6 @@ def intervention_of(
     """The intervention that pyvene's class `kind` stands for.
 
     Arguments:
-        prefix: how errors begin: where it was saved.
         state: its saved tensors.
         dimension: its interchange dimension, which is the number of first coordinates that are
             edited; None for all.
@@ -68,71 +66,66 @@ def intervention_of(
 
     Raises ValueError for what is not carried over exactly, saying why.
     """
-    if kind not in (*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS):
-        names = ", ".join((*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS))
+    names = (*DISTRIBUTED, *HOLDS_TENSORS, *SOURCELESS)
+    if kind not in names:
         why = REFUSED.get(kind, "it is not known here")
-        raise ValueError(f"{prefix}: {kind} is not carried over: {why}. Those that are: {names}.")
-    if not (dimension is None or isinstance(dimension, int)) or int(
-        state.get("interchange_dim", dimension or 0)
-    ) != (dimension or 0):
+        raise ValueError(f"{kind} is not carried over: {why}. Those that are: {', '.join(names)}.")
+    saved_dimension = state.get("interchange_dim", dimension or 0)
+    if not isinstance(dimension, int | None) or int(saved_dimension) != (dimension or 0):
         raise ValueError(
-            f"{prefix}: its interchange dimension is {dimension} in config.json, "
+            f"its interchange dimension is {dimension} in config.json, "
             f"{state.get('interchange_dim')} in the weights."
         )
 
     # Fresh weights are drawn and then replaced: the user's own draws stay the same.
     with torch.random.fork_rng(devices=[]):
         if kind in DISTRIBUTED:
-            frame = _rotation(prefix, state)
+            frame = _rotation(state)
             # Low rank and subspaces say which columns are swapped. Else the interchange dimension
             # does: the first ones.
             whole = kind.startswith("LowRank") or subspaces is not None
-            return _rotated(prefix, frame if whole else frame[:, :dimension], subspaces)
+            return _rotated(frame if whole else frame[:, :dimension], subspaces)
         if subspaces is not None:
             raise ValueError(
-                f"{prefix}: a subspace partition is carried over for {' and '.join(DISTRIBUTED)} "
+                f"a subspace partition is carried over for {' and '.join(DISTRIBUTED)} "
                 f"only, not for {kind}."
             )
 
-        # An interchange dimension of the whole width edits everything.
-        units = (
-            None
-            if dimension is None or (width is not None and dimension >= width)
-            else list(range(dimension))
-        )
+        units = None if dimension is None else list(range(dimension))
+        if units is not None and width is not None and len(units) >= width:
+            # An interchange dimension of the whole width edits everything.
+            units = None
         vector = state.get("source_representation")
         if kind == "VanillaIntervention" and vector is None:
             if units is not None and width is None:
                 raise ValueError(
-                    f"{prefix}: it edits the first {dimension} units of a module whose width only "
+                    f"it edits the first {dimension} units of a module whose width only "
                     "a run can tell."
                 )
             return VanillaIntervention(None if units is None else width, units)
         if units is not None:
             raise ValueError(
-                f"{prefix}: {kind} of only the first {dimension} units (of {width}) is "
-                "not carried over."
+                f"{kind} of only the first {dimension} units (of {width}) is not carried over."
             )
         if vector is None:
             return SOURCELESS[kind]() if kind in SOURCELESS else HOLDS_TENSORS[kind]()
         if vector.numel() != vector.shape[-1] or not bool(torch.isfinite(vector).all()):
             raise ValueError(
-                f"{prefix}: its constant source has shape {tuple(vector.shape)}; a finite vector "
+                f"its constant source has shape {tuple(vector.shape)}; a finite vector "
                 "is carried over."
             )
         return HOLDS_TENSORS[kind](vector.flatten())
 
 
 def _rotated(
-    prefix: str, frame: Float[Tensor, "width rank"], subspaces: Mapping[str, list[int]] | None
+    frame: Float[Tensor, "width rank"], subspaces: Mapping[str, list[int]] | None
 ) -> Intervention:
     width, rank = frame.shape
     if subspaces is not None:
         chosen = [column for columns in subspaces.values() for column in columns]
         if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(rank)):
             raise ValueError(
-                f"{prefix}: its subspaces {list(subspaces.values())} are not disjoint columns "
-                f"of its {rank}."
+                f"its subspaces {list(subspaces.values())} are not disjoint columns of its {rank}."
             )
         intervention = RotatedSpaceIntervention(
             width, blocks={name: len(columns) for name, columns in subspaces.items()}
@@ -151,7 +144,7 @@ def _rotated(
     return intervention
 
 
-def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
+def _rotation(state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
     """R of x ↦ xR, from what torch's `orthogonal` keeps of it: Tensor[width, rank].
 
     Raises ValueError for weights that are damaged, or whose columns are not orthonormal.
@@ -170,8 +163,7 @@ def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width ran
         weight = layer.weight
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{prefix}: its weights are not as torch's orthogonal parametrization "
-            f"keeps them: {error}"
+            f"its weights are not as torch's orthogonal parametrization keeps them: {error}"
         ) from error
 
     assert isinstance(weight, Tensor)
@@ -179,7 +171,7 @@ def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width ran
     dead = int((frame.abs().amax(0) == 0).sum())
     if dead:
         raise ValueError(
-            f"{prefix}: {dead} of the {frame.shape[1]} columns of its rotation are zero, in "
+            f"{dead} of the {frame.shape[1]} columns of its rotation are zero, in "
             "pyvene, too. torch's Householder parametrization rounds the signs on its diagonal "
             "towards zero, and training (weight decay) has moved them."
         )
@@ -188,7 +180,7 @@ def _rotation(prefix: str, state: Mapping[str, Any]) -> Float[Tensor, "width ran
     # NaN is not below, either.
     if not bool(off < 1e-4):
         raise ValueError(
-            f"{prefix}: the columns of its rotation are not orthonormal (off by {float(off):.1e}), "
+            f"the columns of its rotation are not orthonormal (off by {float(off):.1e}), "
             "or not finite."
         )
     return frame

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from iit.intervened.batch import Batch
+from iit.batch import IGNORED, Batch
 from iit.intervened.edit import Edit
 from iit.intervened.positions import SiteColumns
-from iit.network.answering import IGNORED
 from iit.network.components import UNLAYERED, blocks_of, transformer_in
 
 
@@ -56,11 +55,9 @@ class Suffix:
 
     def shifted(self, site_columns: SiteColumns, rows: slice) -> SiteColumns:
         """Columns of (some rows of) the whole batch as columns of the suffix."""
-        return (
-            SiteColumns(site_columns.site, self.of(site_columns.index, rows))
-            if isinstance(site_columns.index, Tensor)
-            else site_columns
-        )
+        if site_columns.index is None:
+            return site_columns
+        return SiteColumns(site_columns.site, self.of(site_columns.index, rows))
 
     def of(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
         """Indices into (some rows of) the suffix; −100 stays."""
@@ -79,15 +76,10 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
         return None
     family, blocks = blocks_of(network)
     config = transformer_in(network).config
-
+    is_causal = family.causal and not getattr(config, "use_bidirectional_attention", False)
     # A wrapper of one's own may not pass a cache on.
-    passes_cache = inspect.signature(network.forward).parameters.keys() & {
-        "past_key_values",
-        "kwargs",
-    }
-    if not (family.causal and passes_cache) or getattr(
-        config, "use_bidirectional_attention", False
-    ):
+    parameters = inspect.signature(network.forward).parameters
+    if not is_causal or not parameters.keys() & {"past_key_values", "kwargs"}:
         return None
 
     layers = []
@@ -133,9 +125,7 @@ def suffix(
 
 def _lengths(batch: Batch) -> Tensor:
     mask = batch.kwargs.get("attention_mask")
-    return (
-        batch.tokens.new_full((batch.size,), batch.tokens.shape[1]) if mask is None else mask.sum(1)
-    )
+    return torch.ones_like(batch.tokens).sum(1) if mask is None else mask.sum(1)
 
 
 def _filled(cache: Tensor, layer: int) -> DynamicCache:

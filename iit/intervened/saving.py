@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from iit.intervened.edit import Edit, Variable
 from iit.intervention import Intervention
@@ -47,13 +47,11 @@ def write_save(folder: Path, saved: SaveContent) -> None:
     # An intervention that several edits share is written once; edits name it by its number.
     interventions = list(dict.fromkeys(edit.intervention for edit in saved.edits.values()))
     descriptions = [intervention.config() for intervention in interventions]
-
-    tensors = {
-        # A clone: safetensors refuses tensors that share memory.
-        f"{number}.{name}": tensor.detach().cpu().contiguous().clone()
-        for number, intervention in enumerate(interventions)
-        for name, tensor in intervention.state_dict().items()
-    }
+    tensors = {}
+    for number, intervention in enumerate(interventions):
+        for name, tensor in intervention.state_dict().items():
+            # A clone: safetensors refuses tensors that share memory.
+            tensors[f"{number}.{name}"] = tensor.cpu().contiguous().clone()
     save_file(tensors, folder / WEIGHTS)
 
     if saved.record is not None:
@@ -93,10 +91,9 @@ def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveConte
         interventions = _interventions(folder / WEIGHTS, config["interventions"], types)
         edits: dict[Variable, Edit] = {}
         for edit in config["edits"]:
-            key = (
-                # A variable is a name, or a site that stands for its own edit.
-                Site(**edit["variable"]) if isinstance(edit["variable"], dict) else edit["variable"]
-            )
+            key = edit["variable"]
+            # A variable is a name, or a site that stands for its own edit.
+            key = Site(**key) if isinstance(key, dict) else key
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
         record = _read_json(folder / RECORD) if (folder / RECORD).exists() else None
         return SaveContent(edits, config["network"], config["source_grad"], record)
@@ -109,14 +106,12 @@ def foreign(folder: Path) -> list[str]:
 
     These are all names, unless the folder's `config.json` is one of ours.
     """
-    names = sorted(path.name for path in folder.iterdir())
     try:
-        ours = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"]).startswith(
-            "iit.intervened/"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    return [name for name in names if not ours or name not in (*LOADED, CARD)]
+        written = _read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        written = {}
+    ours = (*LOADED, CARD) if str(written.get("format")).startswith("iit.intervened/") else ()
+    return [path.name for path in folder.iterdir() if path.name not in ours]
 
 
 def describe_network(network: Network | nn.Module) -> dict[str, Any]:
@@ -130,12 +125,14 @@ def describe_network(network: Network | nn.Module) -> dict[str, Any]:
     config: Any = getattr(module, "config", None)
     # The text part of a composite model.
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    name = network.name if isinstance(network, Network) else getattr(config, "_name_or_path", None)
+    name, revision = getattr(config, "_name_or_path", None), None
+    if isinstance(network, Network):
+        name, revision = network.name, network.revision
     # The dtype of the first parameter stands for the network's.
     dtype = next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), None)
     return {
         "name": Path(name).name if name and Path(name).is_dir() else name or None,
-        "revision": network.revision if isinstance(network, Network) else None,
+        "revision": revision,
         "class": type(module).__name__,
         "width": getattr(config, "hidden_size", None),
         "n_layers": getattr(config, "num_hidden_layers", None),
@@ -152,13 +149,10 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
     current = describe_network(network)
     if current["fingerprint"] == saved.get("fingerprint"):
         return
-    differing = [
-        key
+    facts = "; ".join(
+        f"{key}: saved for {saved.get(key)!r}, given {current[key]!r}"
         for key in ("class", "width", "n_layers", "dtype", "name", "revision")
         if current[key] != saved.get(key)
-    ]
-    facts = "; ".join(
-        f"{key}: saved for {saved.get(key)!r}, given {current[key]!r}" for key in differing
     )
     raise ValueError(
         f"This was saved for another network ({facts or 'same shape, other weights'}). Load that "
@@ -176,29 +170,27 @@ def _interventions(
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
 
-    states: list[dict[str, Tensor]] = [{} for _ in descriptions]
-    for name, tensor in tensors.items():
-        # Names are NUMBER.NAME, as `write_save` gives them.
-        number, _, leaf = name.partition(".")
-        states[int(number)][leaf] = tensor
-
     interventions = []
-    for description, state in zip(descriptions, states, strict=True):
-        for name, tensor in state.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    for number, description in enumerate(descriptions):
+        # Names are NUMBER.NAME, as `write_save` gives them.
+        prefix, state, dtype = f"{number}.", {}, None
+        for name, tensor in tensors.items():
+            if not name.startswith(prefix):
+                continue
+            state[name.removeprefix(prefix)] = tensor
+            dtype = tensor.dtype if tensor.is_floating_point() else dtype
+            if not bool(tensor.isfinite().all()):
                 raise ValueError(
-                    f"{path}: {name} of {description['type']} has values that are not finite."
+                    f"{path}: {name.removeprefix(prefix)} of {description['type']} has values "
+                    "that are not finite."
                 )
 
         # Fresh weights are drawn and then replaced: the user's own draws stay the same.
         with torch.random.fork_rng(devices=[]):
             intervention = Intervention.from_config(description, types)
-
-        # Weights that were saved in another precision keep it.
-        dtype = next(
-            (tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None
-        )
-        intervention = intervention if dtype is None else intervention.to(dtype)
+        if dtype is not None:
+            # Weights that were saved in another precision keep it.
+            intervention = intervention.to(dtype)
         try:
             intervention.load_state_dict(state)
         except RuntimeError as error:
@@ -225,9 +217,8 @@ def edit_to_json(edit: Edit) -> dict[str, Any]:
 
 def edit_from_json(record: Mapping[str, Any], intervention: Intervention) -> Edit:
     """The inverse of `edit_to_json`."""
-    sites, source_sites = (
-        [Site(**site) for site in record[name]] for name in ("sites", "source_sites")
-    )
+    sites = [Site(**site) for site in record["sites"]]
+    source_sites = [Site(**site) for site in record["source_sites"]]
     return Edit(sites, intervention, source_sites, record["joint"])
 
 

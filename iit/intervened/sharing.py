@@ -13,8 +13,6 @@ from iit.intervened.card import card
 from iit.intervened.folder import written_folder
 from iit.intervened.saving import CARD, LOADED, SaveContent, foreign, write_save
 
-OURS = [*LOADED, CARD]
-"""The files of a save."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -62,9 +60,9 @@ def push(
             folder_path=folder,
             commit_message=commit_message,
             revision=revision,
-            allow_patterns=OURS,
+            allow_patterns=[*LOADED, CARD],
             # Files of an earlier save that this one lacks go.
-            delete_patterns=OURS,
+            delete_patterns=[*LOADED, CARD],
         )
     return str(commit.commit_url)
 

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from iit.intervened.batch import Batch
+from iit.batch import IGNORED, Batch
 from iit.intervened.positions import SiteColumns
-from iit.network.answering import IGNORED
 
 
 def as_base(tensor: Tensor, base_columns: SiteColumns, source_columns: SiteColumns) -> Tensor:
@@ -30,11 +29,12 @@ def as_base(tensor: Tensor, base_columns: SiteColumns, source_columns: SiteColum
         return tensor
     # Zeros behind the last position; a negative number cuts positions off.
     tensor = pad(tensor, (0, 0, 0, n_positions - tensor.shape[1]))
-    index = base_columns.index
-    if not isinstance(index, Tensor) or not bool((absent := index == IGNORED).any()):
+    if base_columns.index is None:
         return tensor
     # [batch, position, 1]
-    present = ~absent.unsqueeze(-1)
+    present = (base_columns.index != IGNORED).unsqueeze(-1)
+    if bool(present.all()):
+        return tensor
     mean = (tensor * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
     return torch.where(present, tensor, mean)
 
@@ -49,15 +49,14 @@ def keys_as_base(weights: Tensor, base: Batch, source: Batch, active: Tensor | N
     Raises ValueError where the source attends to a token that the base lacks.
     """
     assert base.lengths is not None
-    n_source = source.tokens.shape[1]
-    n_base = base.tokens.shape[1]
+    n_source, n_base = source.tokens.shape[1], base.tokens.shape[1]
     # [batch, query, head, key]
     by_key = weights.unflatten(-1, (-1, n_source))
     beyond = torch.arange(n_source, device=weights.device) >= base.lengths.unsqueeze(1)
     # Weight on keys that the base lacks would be lost: the rest would not sum to 1.
-    lost = ((by_key != 0) & beyond[:, None, None]).flatten(1).any(1) & (
-        True if active is None else active
-    )
+    lost = ((by_key != 0) & beyond[:, None, None]).flatten(1).any(1)
+    if active is not None:
+        lost &= active
     if bool(lost.any()):
         row = int(lost.nonzero()[0])
         raise ValueError(

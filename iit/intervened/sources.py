@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from iit.intervened.batch import Batch, Inputs, prepare
+from iit.batch import Batch, Inputs
 from iit.intervened.edit import Edit, Variable, variables_of
-from iit.intervened.edited_run import EditedRun, Flags, SiteEdit
+from iit.intervened.edited_run import EditedRun, Flags, SiteEdit, any_active
 from iit.intervened.observe import Activations
-from iit.intervened.positions import SiteColumns, columns, counts
+from iit.intervened.positions import SiteColumns, columns, counts, prepare_at
 from iit.intervened.source_layout import as_base, keys_as_base
 from iit.site import Site
 
@@ -39,37 +39,28 @@ def by_variable(
         # Each block is a variable of its own.
         reads |= dict.fromkeys(variables_of(key, edit), edit.intervention.needs_source)
 
-    variables = [str(variable) for variable in reads]
-    if (
-        isinstance(sources, Mapping)
-        and not isinstance(sources, Activations)
-        and _is_by_variable(sources, reads)
-    ):
-        unknown = [str(v) for v in sources if v not in reads]
-        if unknown:
-            raise ValueError(f"Sources are given for {unknown}; the variables are {variables}.")
-        needless = [str(v) for v, source in sources.items() if source is not None and not reads[v]]
-        if needless:
-            names = ", ".join(needless)
+    if not _is_by_variable(sources, reads):
+        if sources is not None and not any(reads.values()):
+            raise ValueError("A source is given, but no intervention reads one. Leave it out.")
+        # One batch (or its activations) serves all variables that read one.
+        sources = {variable: sources for variable in reads if reads[variable]}
+    by_name: Any = sources
+    for variable, source in by_name.items():
+        if variable not in reads:
             raise ValueError(
-                f"{names}: a source is given, but the intervention reads none. Leave it out."
+                f"Sources are given for {[str(variable)]}; the variables are "
+                f"{list(map(str, reads))}."
             )
-    elif sources is not None and not any(reads.values()):
-        raise ValueError(
-            "A source is given, but no intervention reads one (variables: "
-            f"{variables}). Leave it out."
-        )
-    else:
-        # One batch (or its activations) serves all variables.
-        sources = dict.fromkeys(reads, sources)
+        if source is not None and not reads[variable]:
+            raise ValueError(
+                f"{variable}: a source is given, but the intervention reads none. Leave it out."
+            )
 
     chosen = {}
     for variable, needs_source in reads.items():
-        flag = flags[variable]
         # A variable that is active in no example needs no source.
-        if needs_source and (flag is None or bool(flag.any())):
-            # The keys are variables, as checked above.
-            chosen[variable] = sources.get(variable)  # pyright: ignore[reportArgumentType]
+        if needs_source and any_active(flags[variable]):
+            chosen[variable] = by_name.get(variable)
             if chosen[variable] is None:
                 raise ValueError(
                     f"Variable {str(variable)!r} is active and its intervention needs a source; "
@@ -78,11 +69,13 @@ def by_variable(
     return chosen
 
 
-def _is_by_variable(sources: Mapping[Any, Any], known: Mapping[Variable, bool]) -> bool:
-    """Whether a mapping holds sources by variable, rather than the inputs of one batch.
+def _is_by_variable(sources: Any, known: Mapping[Variable, bool]) -> bool:
+    """Whether sources are given by variable, rather than as the inputs of one batch.
 
     A mapping of mappings counts as such, so that a variable's wrong name is an error.
     """
+    if not isinstance(sources, Mapping) or isinstance(sources, Activations):
+        return False
     if any(key in known or isinstance(key, Site) for key in sources):
         return True
     return all(isinstance(value, Mapping) for value in sources.values())
@@ -102,16 +95,15 @@ def activity(
                 f"`active` names {str(variable)!r}; the variables are {[str(v) for v in known]}."
             )
         tensor = torch.as_tensor(flag, dtype=torch.bool)
-        if tensor.ndim == 0:
-            # One bool for the whole batch.
-            tensor = tensor.expand(batch.size)
-        if tensor.shape != (batch.size,):
+        if tensor.shape not in ((), (batch.size,)):
             raise ValueError(
                 f"`active[{variable}]` has shape {tuple(tensor.shape)}; the batch holds "
                 f"{batch.size} examples."
             )
         # None is the short form of all True.
-        flags[variable] = None if bool(tensor.all()) else tensor.to(batch.device)
+        if not bool(tensor.all()):
+            # One bool is for the whole batch.
+            flags[variable] = tensor.expand(batch.size).to(batch.device)
     return flags
 
 
@@ -125,8 +117,8 @@ class _UserSource:
         places: {site: its columns in the batch}, for the sites that are read.
     """
 
-    batch: Batch | None = None
-    activations: Activations = field(default_factory=lambda: Activations({}))
+    batch: Batch | None
+    activations: Activations
     places: dict[Site, SiteColumns] = field(default_factory=dict)
 
     def check(self, site_edit: SiteEdit, variable: Variable, base: Batch) -> None:
@@ -139,9 +131,9 @@ class _UserSource:
         elif site in self.activations:
             n_read = self.activations.counts.get(site)
         else:
-            sites = [str(s) for s in self.activations]
             raise ValueError(
-                f"The activations given as a source hold {sites}, not the source site {site}."
+                f"The activations given as a source hold {list(map(str, self.activations))}, not "
+                f"the source site {site}."
             )
 
         n_base = counts(base_columns, base)
@@ -155,14 +147,13 @@ class _UserSource:
                     f"{int(n_base[row])} positions in the base and {int(n_read[row])} in the "
                     "source; spans must be of equal length."
                 )
-
         if self.batch is None:
             _check_shape(self.activations[site], site_edit, variable, base.size)
 
     def laid_out(self, site_edit: SiteEdit, variable: Variable, base: Batch) -> Tensor:
         """What is read at a site, with the base's positions: Tensor[batch, position, width]."""
         site = site_edit.source_site
-        tensor = self.activations[site_edit.source_site]
+        tensor = self.activations[site]
         if self.batch is not None and site.component == "attention_weight":
             # Its width is the number of keys, which may differ between base and source.
             tensor = keys_as_base(tensor, base, self.batch, site_edit.flags[variable])
@@ -184,50 +175,45 @@ def read_sources(
     Raises ValueError for a source that does not fit the base, before a batch is run.
     """
     distinct: dict[int, _UserSource] = {}
+    readings: list[tuple[SiteEdit, Variable, _UserSource]] = []
     sites = [site_edit.source_site for site_edit in run.site_edits]
-    # (site edit, variable that it reads)
-    readings = []
     for site_edit in run.site_edits:
-        readings += [(site_edit, v) for v in site_edit.flags if v in named_sources]
-    for site_edit, variable in readings:
-        # Variables that were given the same object share one run.
-        key = id(named_sources[variable])
-        if key not in distinct:
-            network = run.resolved.network
-            distinct[key] = _source(network, named_sources[variable], run.batch, sites, variable)
-        distinct[key].check(site_edit, variable, run.batch)
+        for variable in site_edit.flags:
+            if variable not in named_sources:
+                continue
+            # Variables that were given the same object share one run.
+            key = id(named_sources[variable])
+            if key not in distinct:
+                distinct[key] = _source(run, named_sources[variable], sites, variable)
+            source = distinct[key]
+            source.check(site_edit, variable, run.batch)
+            readings.append((site_edit, variable, source))
     # Everything is checked by now: only what fits is run.
     for source in distinct.values():
         if source.batch is not None:
             source.activations = read(source.batch, source.places)
-    for site_edit, variable in readings:
-        source = distinct[id(named_sources[variable])]
+    for site_edit, variable, source in readings:
         site_edit.sources[variable] = source.laid_out(site_edit, variable, run.batch)
 
 
-def _source(
-    network: nn.Module,
-    source: Any,
-    base: Batch,
-    sites: Sequence[Site],
-    variable: Variable,
-) -> _UserSource:
+def _source(run: EditedRun, source: Any, sites: Sequence[Site], variable: Variable) -> _UserSource:
     """What the user gave for a variable, as a batch or as activations."""
+    base, network = run.batch, run.resolved.network
     if isinstance(source, Tensor) and base.kwargs:
         # A network fed by keyword never takes a bare tensor as its batch.
         source = Activations(dict.fromkeys(sites, source))
     if isinstance(source, Activations):
-        return _UserSource(activations=source)
+        return _UserSource(None, source)
     if isinstance(source, Tensor):
         _check_is_input(source, sites, base)
     # A site at an answer token needs the source's own answer in its prompt.
-    batch = prepare(network, source).at_answer(network, sites)
+    batch = prepare_at(network, source, sites)
     if batch.size != base.size:
         raise ValueError(
             f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; "
             "they must be paired."
         )
-    return _UserSource(batch)
+    return _UserSource(batch, Activations({}))
 
 
 def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
@@ -238,12 +224,12 @@ def _check_is_input(source: Tensor, sites: Sequence[Site], base: Batch) -> None:
     like = base.args[0]
     if not isinstance(like, Tensor):
         return
-    same_kind = source.is_floating_point() == like.is_floating_point()
+    is_alike = source.ndim == like.ndim
+    is_alike &= source.is_floating_point() == like.is_floating_point()
     # Prompts of token ids may differ in length.
-    same_shape = source.ndim == like.ndim and (
-        not like.is_floating_point() or source.shape[1:] == like.shape[1:]
-    )
-    if not (same_kind and same_shape):
+    if like.is_floating_point():
+        is_alike &= source.shape[1:] == like.shape[1:]
+    if not is_alike:
         raise ValueError(
             f"The source is a bare tensor of shape {tuple(source.shape)}, and this network takes "
             f"bare tensors as inputs, of shape {tuple(like.shape)}. Give activations as "
@@ -260,14 +246,13 @@ def _check_shape(activations: Tensor, site_edit: SiteEdit, variable: Variable, s
         # The module may have positions of its own.
         n_positions = None
     expected = (size, n_positions, site_edit.resolved.width)
-    shape = tuple(activations.shape)
-    if len(shape) == 3 and all(
-        n in (None, length) for n, length in zip(expected, shape, strict=True)
-    ):
-        return
-    names = zip(expected, ("batch", "position", "width"), strict=True)
-    layout = ", ".join(name if n is None else str(n) for n, name in names)
-    raise ValueError(
-        f"The activations given for {str(variable)!r} have shape {shape}; expected [{layout}] "
-        f"for site {site}."
-    )
+    fits = activations.ndim == 3
+    for length, n in zip(activations.shape, expected, strict=False):
+        fits &= n in (None, length)
+    if not fits:
+        names = zip(expected, ("batch", "position", "width"), strict=True)
+        layout = ", ".join(name if n is None else str(n) for n, name in names)
+        raise ValueError(
+            f"The activations given for {str(variable)!r} have shape {tuple(activations.shape)}; "
+            f"expected [{layout}] for site {site}."
+        )

@@ -21,14 +21,15 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
-from iit.intervened.batch import Batch, Inputs, prepare
+from iit.batch import IGNORED, Batch, Inputs
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Prefix
 from iit.intervened.snapshot import NetworkSnapshot
-from iit.network.answering import IGNORED, head_at
+from iit.network.answering import head_at
 from iit.network.components import blocks_of
-from iit.site import ResolvedSite, Site, Sites
+from iit.network.inputs import prepare
+from iit.site import Site, Sites
 
 log = logging.getLogger(__name__)
 
@@ -166,19 +167,19 @@ class ActivationStore:
 
     def read(
         self,
-        network: nn.Module,
+        resolved: Sites,
         batch: Batch,
         places: dict[Site, SiteColumns],
         *,
         grad: bool = False,
-        resolved: dict[Site, ResolvedSite] | None = None,
     ) -> Activations:
         """{site: Tensor[batch, position, width]} of the batch, with the arguments of `observe`."""
         # These are not kept by token: attention weights are as wide as their batch is long, and an
         # arbitrary module may have positions of its own.
         whole = any(site.component in (None, "attention_weight") for site in places)
-        if grad or whole or self._under is not None or self.refuses(network, batch) is not None:
-            return observe(network, batch, places, grad=grad, resolved=resolved)
+        kept = not grad and not whole and self._under is None
+        if not kept or self.refuses(resolved.network, batch) is not None:
+            return observe(resolved, batch, places, grad=grad)
 
         sites = {site: replace(site, position=None) for site in places}
         if not set(sites.values()).isdisjoint(map(_before, self.layers)):
@@ -295,13 +296,7 @@ class ActivationStore:
             under = nullcontext() if self._under is None else self._under(part)
             # Nothing reads the logits: the head runs at one column only.
             with under, head_at(self._network, steps[:, :1]):
-                activations = observe(
-                    self._network,
-                    part,
-                    places,
-                    resolved=self._resolved,
-                    stop_early=not n_blocks,
-                )
+                activations = observe(self._resolved, part, places, stop_early=not n_blocks)
 
             new: dict[Key, Tensor] = {}
             for site, activation in activations.items():

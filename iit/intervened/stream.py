@@ -1,7 +1,7 @@
 """A safetensors file that grows by rows: memory holds no more than one chunk of them."""
 
 import json
-from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from jaxtyping import Float
@@ -22,22 +22,19 @@ _HEADER = 256
 
 
 class RowFile:
-    """Tensor[row, width] that rows are appended to; a context manager.
+    """Tensor[row, width] that rows are appended to.
 
     It is a safetensors file once it is finished, and no such file before.
+
+    Arguments:
+        file: an empty file, open for writing. Whoever opened it closes it.
     """
 
-    def __init__(self, path: Path):
-        self._file = path.open("wb")
+    def __init__(self, file: BinaryIO):
+        self._file = file
         self._file.write(bytes(_HEADER))
         self._n_rows = 0
         self._like: Tensor | None = None
-
-    def __enter__(self) -> "RowFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def append(self, rows: Float[Tensor, "row width"]) -> None:
         """Write more rows, which are on the CPU and of the first rows' width and dtype."""
@@ -47,24 +44,20 @@ class RowFile:
         self._like = rows[:0]
 
     def finish(self) -> None:
-        """Write the header, which makes the file readable, and close it.
+        """Write the header, which makes the file readable.
 
         Raises ValueError where nothing was appended.
         """
         if self._like is None:
             raise ValueError("A file of rows needs at least one.")
         width, dtype = self._like.shape[1], self._like.dtype
-        n_bytes = self._n_rows * width * dtype.itemsize
-        header = {
-            NAME: {
-                "dtype": DTYPE_NAMES[dtype],
-                "shape": [self._n_rows, width],
-                "data_offsets": [0, n_bytes],
-            }
+        entry = {
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": [self._n_rows, width],
+            "data_offsets": [0, self._n_rows * width * dtype.itemsize],
         }
+        header = json.dumps({NAME: entry}).encode().ljust(_HEADER - 8)
         # The format: 8 bytes with the header's length, the header as JSON, then the data.
         self._file.seek(0)
-        self._file.write(
-            (_HEADER - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(_HEADER - 8)
-        )
-        self._file.close()
+        self._file.write((_HEADER - 8).to_bytes(8, "little") + header)
+        self._file.flush()

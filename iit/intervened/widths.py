@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
+from iit.batch import IGNORED
 from iit.intervened.edit import Edit, Variable, block_input
 from iit.intervened.edited_run import SiteEdit
-from iit.network.answering import IGNORED
 from iit.site import ResolvedSite, Site
 
 
@@ -30,12 +28,11 @@ def check_width(key: Variable, edit: Edit, resolved: Mapping[Site, ResolvedSite]
             )
 
     for site, source in zip(edit.sites, edit.source_sites, strict=True):
-        w_base = resolved[site].width
-        w_source = resolved[source].width
-        if edit.intervention.needs_source and None not in (w_base, w_source) and w_base != w_source:
+        widths = {resolved[site].width, resolved[source].width}
+        if edit.intervention.needs_source and None not in widths and len(widths) == 2:
             raise ValueError(
-                f"Variable {str(key)!r}: site {site} has width {w_base}, its source site "
-                f"{source} {w_source}."
+                f"Variable {str(key)!r}: site {site} has width {resolved[site].width}, its source "
+                f"site {source} {resolved[source].width}."
             )
 
 
@@ -45,12 +42,11 @@ def check_joint(site_edit: SiteEdit) -> None:
     Raises ValueError unless every example selects as many positions as the edit was made for, or
     none (an inactive example).
     """
-    site_columns = site_edit.columns
-    n_positions = site_edit.columns.n_positions
+    site, n_positions = site_edit.columns.site, site_edit.columns.n_positions
     if not site_edit.edit.joint or n_positions is None:
         return
-    if isinstance(site_columns.index, Tensor):
-        selected = site_columns.index.ne(IGNORED).sum(1)
+    if site_edit.columns.index is not None:
+        selected = site_edit.columns.index.ne(IGNORED).sum(1)
         # Inactive examples may select none.
         selected = selected[selected > 0]
         if not len(selected):
@@ -58,14 +54,13 @@ def check_joint(site_edit: SiteEdit) -> None:
         fewest = int(selected.min())
         if fewest < n_positions:
             raise ValueError(
-                f"The edit of {site_columns.site} is joint: it must select as many positions in "
-                f"every example; here it selects {fewest} to {n_positions}."
+                f"The edit of {site} is joint: it must select as many positions in every example; "
+                f"here it selects {fewest} to {n_positions}."
             )
 
-    width = site_edit.resolved.width
-    expected = site_edit.edit.intervention.width
-    if None not in (width, expected) and n_positions * (width or 0) != expected:
+    width, expected = site_edit.resolved.width, site_edit.edit.intervention.width
+    if width is not None and expected not in (None, n_positions * width):
         raise ValueError(
-            f"The edit of {site_columns.site} is joint: it selects {n_positions} positions of "
-            f"width {width}; its intervention was made for width {expected}."
+            f"The edit of {site} is joint: it selects {n_positions} positions of width {width}; "
+            f"its intervention was made for width {expected}."
         )

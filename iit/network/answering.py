@@ -7,6 +7,7 @@ stand behind the prompt, and so on: all answer tokens but the last are appended 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from iit.batch import IGNORED, Batch
 from iit.network.limits import check_limits, unwrapped
 
-IGNORED = -100
-"""−100: in `answer` there is no token, in `positions` the role is absent."""
 ANSWER_ROLE = re.compile(r"answer\[(\d+)\]")
 """Roles of the answer's own tokens, which the prompt does not hold: `answer[0]`, `answer[1]`, …"""
 
@@ -36,31 +36,29 @@ def is_masked(network: nn.Module) -> bool:
 
 
 def with_answer(
-    network: nn.Module,
-    kwargs: Mapping[str, Any],
-    positions: Mapping[str, Tensor],
-    answer: Tensor | None,
-) -> tuple[dict[str, Any], Int[Tensor, "batch n_read"]]:
-    """The inputs with the answer teacher-forced, and where each of its tokens is read.
+    network: nn.Module, batch: Batch
+) -> tuple[Batch, Int[Tensor, "batch n_read"] | None]:
+    """The batch with its answer teacher-forced, and where each of its tokens is read.
 
     A decoder is read behind the prompt, a masked language model at its masks (the role `mask`), an
     encoder-decoder behind its `decoder_input_ids`. Without an answer and without masks the prompt's
     last token is read.
 
-    Arguments:
-        kwargs: the network's keyword inputs, right-padded.
-        positions: {role: LongTensor[batch, n]}; only the role `mask` is read.
-        answer: LongTensor[batch, n_answer], −100 padded; or None.
+    Tokens of the answer become roles `answer[0]`, `answer[1]`, … where they are inputs behind the
+    prompt. The last one is only read, so it has no role.
 
     Returns:
-        The inputs, and LongTensor[batch, n_read], the columns of the output at which the answer's
-        tokens are predicted.
+        The batch, and LongTensor[batch, n_read], the columns of the output at which the answer's
+        tokens are predicted; None for inputs without tokens.
 
     Raises:
         ValueError: inputs lack what is read; masks are not as many as the answer's tokens; the
             inputs cannot be teacher-forced.
     """
+    if batch.lengths is None and batch.decoder_lengths is None:
+        return batch, None
     name = type(network).__name__
+    kwargs, positions, answer = batch.kwargs, batch.positions, batch.answer
     if is_masked(network) and (answer is not None or "mask" in positions):
         expected = positions["mask"] if answer is None else answer
         masks = positions.get("mask", torch.full_like(expected, IGNORED))
@@ -76,8 +74,8 @@ def with_answer(
                 "must have one for each token of the answer. `LanguageModel.encode` finds "
                 "those of a text."
             )
-        return dict(kwargs), masks[:, : expected.shape[1]].clamp(min=0)
-    side = "decoder_" if is_encoder_decoder(network) else ""
+        return batch, masks[:, : expected.shape[1]].clamp(min=0)
+    side = "decoder_" if batch.encoder_decoder else ""
     names = [f"{side}input_ids", f"{side}attention_mask", f"{side}inputs_embeds"]
     ids, mask, embedded = (kwargs.get(key) for key in names)
     tokens = embedded if ids is None else ids
@@ -90,7 +88,7 @@ def with_answer(
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
     # A single token is predicted by the prompt alone: nothing is forced.
     if answer is None or answer.shape[1] == 1:
-        return dict(kwargs), teacher_forced(tokens, mask, answer)[2]
+        return batch, teacher_forced(tokens, mask, answer)[2]
     # Other inputs of this side, such as position ids, would have to grow with the answer.
     others = set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"}
     extra = sorted(key for key in others if key.startswith(side))
@@ -101,7 +99,12 @@ def with_answer(
         )
     ids, mask, read = teacher_forced(tokens, mask, answer)
     check_limits(network, ids, mask.sum(1), decoder=bool(side))
-    return {**kwargs, names[0]: ids, names[1]: mask}, read
+    kwargs = {**kwargs, names[0]: ids, names[1]: mask}
+    if not batch.encoder_decoder:
+        # Answer token k stands in the column where token k + 1 is read: Tensor[batch, 1] each.
+        columns = torch.where(answer[:, 1:] != IGNORED, read[:, 1:], IGNORED).split(1, 1)
+        positions = positions | {f"answer[{k}]": column for k, column in enumerate(columns)}
+    return replace(batch, kwargs=kwargs, positions=positions), read
 
 
 def teacher_forced(

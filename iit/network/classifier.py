@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iit.network.answering import IGNORED, logits_of
+from iit.batch import IGNORED, at_rows
+from iit.network.answering import logits_of
 from iit.network.fingerprint import fingerprint
+from iit.network.inputs import prepare
 from iit.network.language_model import LanguageModel
 from iit.network.layout import device_of
 from iit.result import correct
@@ -123,9 +125,9 @@ class Classifier:
         answer = batch.pop("answer")
         right = []
         for rows in torch.arange(len(answer)).split(batch_size):
-            part = {name: value[rows].to(self.device) for name, value in batch.items()}
+            inputs = prepare(self.model, at_rows(batch, rows))
             with torch.no_grad():
-                classes: Any = logits_of(self.model(**part))
+                classes: Any = logits_of(inputs.through(self.model))
             # [batch, classes] → [batch, 1, classes]: a class is an answer of one token.
             right.append(correct(classes.cpu().unsqueeze(1), answer[rows]))
         return torch.cat(right).numpy()

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from iit.batch import IGNORED, at_rows
 from iit.network.answering import (
     ANSWER_ROLE,
-    IGNORED,
     at_columns,
     head_at,
     is_encoder_decoder,
@@ -21,6 +21,7 @@ from iit.network.answering import (
     with_answer,
 )
 from iit.network.fingerprint import fingerprint
+from iit.network.inputs import prepare
 from iit.network.layout import device_of
 from iit.network.limits import check_limits, n_embeddings
 from iit.network.spans import last_mention, tokens_of_span
@@ -368,31 +369,24 @@ class LanguageModel:
             logits: batch → Tensor[batch, n_answer, vocab]; by default the network's own.
         """
         encoded = self.encode(texts, answers=answers)
-        roles = encoded.pop("positions")
         right = torch.zeros(len(texts), dtype=torch.bool)
         lengths = encoded["attention_mask"].sum(1)
         # Prompts of about the same length share a batch, cut to its longest.
         for rows in lengths.argsort(stable=True).split(batch_size):
-            batch: dict[str, Any] = {key: value[rows] for key, value in encoded.items()}
+            batch = at_rows(encoded, rows)
             for key in ("input_ids", "attention_mask"):
                 batch[key] = batch[key][:, : int(lengths[rows].max())]
-            batch["positions"] = {role: index[rows] for role, index in roles.items()}
             with torch.no_grad():
                 scores = (logits or self._logits)(batch)
             right[rows] = correct(scores.cpu(), batch["answer"])
         return right.numpy()
 
-    def _logits(self, batch: dict[str, Any]) -> Tensor:
+    def _logits(self, encoded: dict[str, Any]) -> Tensor:
         """The network's logits where the answer is read, Tensor[batch, n_answer, vocab]."""
-        inputs = {key: value.to(self.device) for key, value in batch.items() if key != "positions"}
-        positions = {role: index.to(self.device) for role, index in batch["positions"].items()}
-        answer = inputs.pop("answer")
-        if answer.ndim == 3:
-            # Several right answers are of one token each: any of them shows where it is read.
-            answer = answer[..., 0]
-        inputs, read = with_answer(self.model, inputs, positions, answer)
+        batch, read = with_answer(self.model, prepare(self.model, encoded))
+        assert read is not None
         with head_at(self.model, read) as at_answer:
-            logits = self.model(**inputs, use_cache=False).logits
+            logits = self.model(**batch.kwargs, use_cache=False).logits
         # Without a head to restrict, the columns are taken from all logits.
         return logits if at_answer else at_columns(logits, read)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from iit.intervened import Activations, ActivationStore
-from iit.intervened.batch import prepare
 from iit.intervened.positions import columns, counts
+from iit.network.inputs import prepare
 from iit.patching.activations import activations
 from iit.patching.cell_runs import effects_of
 from iit.patching.contrast import (

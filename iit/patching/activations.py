@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from iit.intervened import Activations, capture
-from iit.intervened.batch import prepare
 from iit.intervened.positions import columns
+from iit.network.inputs import prepare
 from iit.patching.contrast import AnyNetwork, batch_rows, module_of
 from iit.site import Site, resolve
 

@@ -13,11 +13,11 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from iit.batch import IGNORED, Inputs
 from iit.intervened import capture
-from iit.intervened.batch import Inputs, prepare
 from iit.network import LanguageModel
-from iit.network.answering import IGNORED
 from iit.network.components import heads_of
+from iit.network.inputs import prepare
 from iit.patching.contrast import (
     AnyNetwork,
     Contrasted,

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from iit.batch import Batch
 from iit.intervened import Edit, IntervenedModel
-from iit.intervened.batch import Batch, prepare
 from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention
 from iit.intervention.precision import widened
+from iit.network.inputs import prepare
 from iit.patching.contrast import (
     AnyNetwork,
     Contrast,

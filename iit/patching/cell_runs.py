@@ -14,9 +14,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from iit.batch import IGNORED
 from iit.intervened import ActivationStore, IntervenedModel
-from iit.intervened.batch import prepare
-from iit.network.answering import IGNORED
+from iit.network.inputs import prepare
 from iit.patching.contrast import Contrast, batch_rows, column_index
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell

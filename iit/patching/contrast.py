@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from iit.batch import IGNORED, Batch
 from iit.data import EncodedPairs, Pairs
 from iit.intervened import IntervenedModel
-from iit.intervened.batch import Batch
 from iit.intervened.positions import columns
 from iit.network import LanguageModel, Network
-from iit.network.answering import IGNORED
 from iit.patching.metric import LIGHT, METRICS, Answers, Metric, blank, record
 from iit.site import Site
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from iit.batch import IGNORED, Batch
 from iit.intervened import Activations, Edit, IntervenedModel
-from iit.intervened.batch import Batch, prepare
 from iit.intervention import AdditionIntervention
 from iit.intervention.precision import widened
-from iit.network.answering import IGNORED
+from iit.network.inputs import prepare
 from iit.patching.cell_runs import CellGroup, EditedCells
 from iit.patching.contrast import (
     AnyNetwork,

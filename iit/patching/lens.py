@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from iit.batch import IGNORED, Inputs
 from iit.intervened import ActivationStore, capture
-from iit.intervened.batch import Inputs, prepare
 from iit.network import LanguageModel
-from iit.network.answering import IGNORED
+from iit.network.inputs import prepare
 from iit.patching.cell_runs import effects_of
 from iit.patching.contrast import AnyNetwork, Contrasted, column_index, contrast_of, module_of
 from iit.patching.effects import Effects

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from iit.batch import IGNORED
 from iit.intervention.precision import widened
-from iit.network.answering import IGNORED
 from iit.result import correct, logit_difference
 
 NORMALISED = "normalised_"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
-from iit.intervened.batch import prepare
 from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention, VanillaIntervention
+from iit.network.inputs import prepare
 from iit.patching.cell_runs import BEHIND, CellGroup, CellRows, EditedCells, effects_of
 from iit.patching.contrast import AnyNetwork, Contrasted, contrast_of, prompts_of
 from iit.patching.effects import Effects

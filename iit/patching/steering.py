@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iit.batch import IGNORED
 from iit.intervened import IntervenedModel, capture
 from iit.intervention import Frame, Intervention, LambdaIntervention
 from iit.network import LanguageModel, Network
-from iit.network.answering import IGNORED
 from iit.result import Interval, Row, clustered_interval
 from iit.site import Site
 
@@ -75,7 +75,7 @@ class Steered:
         The strength is the draw.
         """
         names = ("component", "layer", "head", "position")
-        common = dict.fromkeys(("variable", "seed", "rank", "task", *names))
+        common: dict[str, Any] = dict.fromkeys(("variable", "seed", "rank", "task", *names))
         common |= {"subset": "all"} | facts
 
         rows = []

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iit.batch import IGNORED
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
-from iit.intervened.batch import prepare
 from iit.intervention import AdditionIntervention, VanillaIntervention
-from iit.network.answering import IGNORED
+from iit.network.inputs import prepare
 from iit.patching.activations import activations
 from iit.patching.cell_runs import CellGroup, CellRows, EditedCells, cell_values
 from iit.patching.contrast import (

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_IGNORED = -100
+from iit.batch import IGNORED
 
 
 def correct(
@@ -31,7 +31,7 @@ def correct(
     # [batch, n_answer, n_right]
     alternatives = answer if answer.ndim == 3 else answer.unsqueeze(-1)
     # [batch, n_answer], True at padding, which is never wrong.
-    absent = (alternatives == _IGNORED).all(-1)
+    absent = (alternatives == IGNORED).all(-1)
     if bool(absent.all(1).any()):
         raise ValueError(
             f"Example {int(absent.all(1).nonzero()[0])} has no answer token: nothing can be "
@@ -53,7 +53,7 @@ def log_probability(
     token_log_probabilities = (
         logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     )
-    return token_log_probabilities.masked_fill(answer == _IGNORED, 0).sum(1)
+    return token_log_probabilities.masked_fill(answer == IGNORED, 0).sum(1)
 
 
 def logit_difference(
@@ -74,7 +74,7 @@ def logit_difference(
     # Both get the same width, so that they can be compared token by token.
     width = max(label.shape[1], other.shape[1])
     label_tokens, other_tokens = (
-        torch.nn.functional.pad(answer, (0, width - answer.shape[1]), value=_IGNORED)
+        torch.nn.functional.pad(answer, (0, width - answer.shape[1]), value=IGNORED)
         for answer in (label, other)
     )
 
@@ -85,7 +85,7 @@ def logit_difference(
     other_tokens = other_tokens.gather(1, first_difference)
 
     # A token against padding: one answer is the beginning of the other.
-    is_padding = (label_tokens == _IGNORED) | (other_tokens == _IGNORED)
+    is_padding = (label_tokens == IGNORED) | (other_tokens == IGNORED)
     is_known = ((label_tokens != other_tokens) & ~is_padding).squeeze(1)
 
     # [batch, vocab]: the logits at that token.

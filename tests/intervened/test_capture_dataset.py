@@ -240,8 +240,8 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path):
     edited = iit.IntervenedModel(network, {EVERY: iit.ZeroIntervention()})
     refused(ValueError, "call `capture`", network=edited)
     (tmp_path / "mine.txt").write_text("mine")
-    refused(FileExistsError, "not empty", folder=tmp_path)
-    refused(FileExistsError, "not empty", folder=tmp_path / "mine.txt")
+    refused(FileExistsError, "holds other files", folder=tmp_path)
+    refused(FileExistsError, "is a file", folder=tmp_path / "mine.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 

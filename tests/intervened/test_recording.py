@@ -84,7 +84,7 @@ def test_recording_hooks_are_not_foreign():
     want = edited.answer_logits(base, source)
     known = len(store)
     network(**asked)
-    assert store.refuses(network, iit.intervened.batch.prepare(network, base)) is None
+    assert store.refuses(network, iit.network.inputs.prepare(network, base)) is None
     assert len(store) == known, "nothing was forgotten"
     torch.testing.assert_close(edited.answer_logits(base, source), want)
     snapshot = NetworkSnapshot(network)

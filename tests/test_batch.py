@@ -7,7 +7,7 @@ from torch import nn
 
 import iit
 from iit import Site
-from iit.intervened.batch import prepare
+from iit.network.inputs import prepare
 from tests.families import SIZES, V, make, prompts
 from tests.seeds import shifted
 
