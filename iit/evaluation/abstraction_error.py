@@ -13,9 +13,8 @@ from torch import Tensor
 from iit.alignment import Alignment
 from iit.causal import Task
 from iit.data import EncodedPairs, Pairs, Prompts
-from iit.data.pairing import Paired
 from iit.data.prompts import answers
-from iit.data.table import columns_of, dataset
+from iit.data.table import columns_of, dataset, source_columns
 from iit.evaluation.outcomes import evaluating
 from iit.evaluation.trust import NotApplicableError
 from iit.evaluation.value_map import ValueMap, coordinates
@@ -198,9 +197,9 @@ def _natural(
                 "among the inputs"
             )
     # The table of pairs takes prompts alone, too: no source and no label are needed here.
-    no_sources = Paired(prompts, {}, {}, prompts.answers, {})
+    no_sources = dataset(columns_of(split, prompts, prompts.answers))
     assert alignment.studied is not None
-    encoded = EncodedPairs(dataset(columns_of(no_sources, split)), (), alignment.studied)
+    encoded = EncodedPairs(no_sources, (), alignment.studied)
     read_sites = _sites(edit.source_sites for edit in alignment.edits.values())
     inert_sites = _sites(edit.source_sites for edit in alignment.inert.values())
     parts: dict[Variable, list[Tensor]] = {v: [] for v in alignment.variables}
@@ -348,18 +347,16 @@ def _encoded(
     held_rows = {str(v): (drawn.source[v], drawn.held[v]) for v in drawn.held} | dict.fromkeys(
         alignment.inert, (drawn.third, drawn.inert)
     )
-    sources = {
-        name: [
+    variables = tuple(held_rows)
+    table = columns_of("test", prompts.take(drawn.base), answers(task, columns))
+    if len(variables) > 1:
+        held_by_row = zip(*(active for _, active in held_rows.values()), strict=True)
+        table["interchanged"] = [
+            [name for name, held in zip(variables, row, strict=True) if held] for row in held_by_row
+        ]
+    for name, (rows, active) in held_rows.items():
+        sources = [
             prompts.written[row] if held else None for row, held in zip(rows, active, strict=True)
         ]
-        for name, (rows, active) in held_rows.items()
-    }
-    paired = Paired(
-        prompts.take(drawn.base),
-        sources,
-        {name: [None] * len(settings) for name in held_rows},
-        [],
-        {},
-    )
-    paired.labels = answers(task, columns, task.model.output)
-    return EncodedPairs(dataset(columns_of(paired, "test")), tuple(held_rows), alignment.studied)
+        table |= source_columns(name, variables, sources, [None] * len(settings))
+    return EncodedPairs(dataset(table), variables, alignment.studied)

@@ -17,7 +17,6 @@ from torch import Tensor
 from iit.alignment import Alignment, initialise
 from iit.alignment.references import beside, vanilla
 from iit.data import EncodedPairs, Pairs
-from iit.data.pairing import Paired
 from iit.data.prompts import write
 from iit.data.table import columns_of, dataset
 from iit.evaluation.faithfulness import inert_resampled
@@ -307,7 +306,7 @@ def sees(alignment: Alignment, pairs: Pairs) -> bool:
     ]
     runs = []
     for version in (prompts, write(task, inputs)):
-        table = dataset(columns_of(Paired(version, {}, {}, version.answers, {}), "test"))
+        table = dataset(columns_of("test", version, version.answers))
         base = EncodedPairs(table, (), network).batch(range(len(version)))["base"]
         runs.append(capture(network, base, sites))
     for site in sites:
