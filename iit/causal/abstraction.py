@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from iit.causal.model import CausalModel, Mechanism
@@ -47,45 +48,23 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
         raise ValueError(f"{model.name}: the name {name!r} is taken by another variable.")
     # The members in the order of computation, and what they read from outside.
     inside = [v for v in model.order if v in members]
-    outside = tuple(dict.fromkeys(p for v in inside for p in model.parents(v) if p not in members))
-    slot = {member: index for index, member in enumerate(members)}
+    outside = dict.fromkeys(p for v in inside for p in model.parents(v) if p not in members)
 
-    # The mechanism of the merged variable.
-    def joint(*values: Any) -> tuple[Any, ...]:
-        by_name = dict(zip(outside, values, strict=True))
+    def joint(setting: dict[str, Any]) -> tuple[Any, ...]:
         for v in inside:
-            by_name[v] = model.mechanisms[v](*(by_name[p] for p in model.parents(v)))
-        return tuple(by_name[v] for v in members)
+            setting[v] = _computed(model, v, setting)
+        return tuple(setting[v] for v in members)
 
-    # The mechanism of a variable that reads members: it takes them out of the tuple.
-    def reading(variable: str) -> Mechanism:
-        parents = model.parents(variable)
-        new_parents = tuple(dict.fromkeys(name if p in slot else p for p in parents))
+    def taken_apart(setting: dict[str, Any]) -> dict[str, Any]:
+        return setting | dict(zip(members, setting[name], strict=True))
 
-        def mechanism(*values: Any) -> Any:
-            by_name = dict(zip(new_parents, values, strict=True))
-            return model.mechanisms[variable](
-                *(by_name[name][slot[p]] if p in slot else by_name[p] for p in parents)
-            )
-
-        return _with_parents(mechanism, new_parents)
-
-    domains = [model.domains.get(v) for v in members]
-    domain = (
-        None if any(d is None for d in domains) else tuple(product(*(d or () for d in domains)))
-    )
-    mechanisms = {
-        v: reading(v) if any(p in slot for p in model.parents(v)) else f
-        for v, f in model.mechanisms.items()
-        if v not in members
-    }
-    return _rebuilt(
-        model,
-        {v: d for v, d in model.inputs.items() if v not in members}
-        | ({name: domain} if inputs else {}),
-        mechanisms if inputs else {name: _with_parents(joint, outside)} | mechanisms,
-        {} if inputs or domain is None else {name: domain},
-    )
+    stand_ins = dict.fromkeys(members, (name,))
+    domains = [d for v in members if (d := model.domains.get(v)) is not None]
+    domain = {name: tuple(product(*domains)) if len(domains) == len(members) else None}
+    if inputs:
+        return _without(model, stand_ins, taken_apart, inputs=domain)
+    merged = {name: _mechanism(tuple(outside), joint)}
+    return _without(model, stand_ins, taken_apart, mechanisms=merged, domains=domain)
 
 
 def marginalise(model: CausalModel, variable: str) -> CausalModel:
@@ -104,27 +83,10 @@ def marginalise(model: CausalModel, variable: str) -> CausalModel:
     if variable == model.output:
         raise ValueError(f"{model.name}: {variable!r} is the output; it has to stay.")
 
-    # The mechanism of a child. In its place among the child's parents stand the variable's own.
-    def through(child: str) -> Mechanism:
-        reads = model.parents(child)
-        new_parents = tuple(
-            dict.fromkeys(q for p in reads for q in (parents if p == variable else (p,)))
-        )
+    def completed(setting: dict[str, Any]) -> dict[str, Any]:
+        return setting | {variable: _computed(model, variable, setting)}
 
-        def mechanism(*values: Any) -> Any:
-            setting = dict(zip(new_parents, values, strict=True))
-            if variable in reads:
-                setting[variable] = model.mechanisms[variable](*(setting[p] for p in parents))
-            return model.mechanisms[child](*(setting[p] for p in reads))
-
-        return _with_parents(mechanism, new_parents)
-
-    mechanisms = {
-        v: through(v) if variable in model.parents(v) else f
-        for v, f in model.mechanisms.items()
-        if v != variable
-    }
-    return _rebuilt(model, model.inputs, mechanisms)
+    return _without(model, {variable: parents}, completed)
 
 
 def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel:
@@ -151,46 +113,61 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
     # A variable whose parents are all fixed is fixed, too.
     for v in model.order:
         if v in model.mechanisms and v not in fixed and all(p in fixed for p in model.parents(v)):
-            fixed[v] = model.mechanisms[v](*(fixed[p] for p in model.parents(v)))
+            fixed[v] = _computed(model, v, fixed)
     if model.output in fixed:
         raise ValueError(
             f"{model.name}: without {variable!r} the output {model.output!r} does not "
             "depend on anything."
         )
 
-    def reading(child: str) -> Mechanism:
-        reads = model.parents(child)
-
-        def mechanism(*values: Any) -> Any:
-            # The parents that are not fixed, in their order.
-            unfixed = iter(values)
-            return model.mechanisms[child](
-                *(fixed[p] if p in fixed else next(unfixed) for p in reads)
-            )
-
-        return _with_parents(mechanism, tuple(p for p in reads if p not in fixed))
-
-    mechanisms = {
-        v: reading(v) if any(p in fixed for p in model.parents(v)) else f
-        for v, f in model.mechanisms.items()
-        if v not in fixed
-    }
-    return _rebuilt(model, {v: d for v, d in model.inputs.items() if v not in fixed}, mechanisms)
+    return _without(model, dict.fromkeys(fixed, ()), lambda setting: setting | fixed)
 
 
-def _rebuilt(
+def _computed(model: CausalModel, variable: str, setting: Mapping[str, Any]) -> Any:
+    """What the variable's mechanism makes of its parents' values in a setting."""
+    return model.mechanisms[variable](*(setting[p] for p in model.parents(variable)))
+
+
+def _without(
     model: CausalModel,
-    inputs: Mapping[str, Sequence[Any] | None],
-    mechanisms: Mapping[str, Mechanism],
-    domains: Mapping[str, Sequence[Any]] | None = None,
+    stand_ins: Mapping[str, Sequence[str]],
+    completed: Callable[[dict[str, Any]], dict[str, Any]],
+    inputs: Mapping[str, Sequence[Any] | None] = MappingProxyType({}),
+    mechanisms: Mapping[str, Mechanism] = MappingProxyType({}),
+    domains: Mapping[str, Sequence[Any] | None] = MappingProxyType({}),
 ) -> CausalModel:
-    # Domains of variables that are still there.
-    rest = {v: d for v, d in model.domains.items() if v in mechanisms and d is not None}
-    return CausalModel(inputs, mechanisms, model.output, model.name, rest | dict(domains or {}))
+    """The model without some variables.
+
+    Arguments:
+        model: the finer model.
+        stand_ins: {variable that goes: what its children read in its place}.
+        completed: adds the values of the variables that go to a setting of their stand-ins.
+        inputs, mechanisms, domains: of variables that are new.
+    """
+    kept_inputs = {v: domain for v, domain in model.inputs.items() if v not in stand_ins}
+    new_mechanisms = dict(mechanisms)
+    for variable, mechanism in model.mechanisms.items():
+        if variable in stand_ins:
+            continue
+        parents = model.parents(variable)
+        if not stand_ins.keys().isdisjoint(parents):
+            reads = dict.fromkeys(q for p in parents for q in stand_ins.get(p, (p,)))
+            mechanism = _mechanism(
+                tuple(reads),
+                lambda setting, v=variable: _computed(model, v, completed(setting)),
+            )
+        new_mechanisms[variable] = mechanism
+    # The domains of computed variables.
+    known = {v: d for v, d in {**model.domains, **domains}.items() if v in new_mechanisms}
+    return CausalModel(kept_inputs | dict(inputs), new_mechanisms, model.output, model.name, known)
 
 
-def _with_parents(mechanism: Callable[..., Any], parents: Sequence[str]) -> Mechanism:
-    """The function, with these parents as the names of its arguments."""
+def _mechanism(parents: Sequence[str], value: Callable[[dict[str, Any]], Any]) -> Mechanism:
+    """The mechanism with these parents whose value is a function of {parent: its value}."""
+
+    def mechanism(*values: Any) -> Any:
+        return value(dict(zip(parents, values, strict=True)))
+
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     # `inspect.signature` reads this attribute, of which the type of a function knows nothing.
     signature = inspect.Signature([inspect.Parameter(parent, kind) for parent in parents])

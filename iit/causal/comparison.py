@@ -26,26 +26,17 @@ def separating_share(a: CausalModel, b: CausalModel, pairs: Iterable[Interchange
         raise ValueError("There are no pairs to compare the models on.")
     outputs = []
     for model, other in ((a, b), (b, a)):
-        unread = {name for name in other.inputs if name not in model.inputs}
-        outputs.append([_answer(model, unread, base, sources) for base, sources in pairs])
+        unread = other.inputs.keys() - model.inputs.keys()
+        column = []
+        for base, sources in pairs:
+            read = {variable: _read(source, unread) for variable, source in sources.items()}
+            column.append(model.interchange(_read(base, unread), read)[model.output])
+        outputs.append(column)
     return sum(not same(one, other) for one, other in zip(*outputs, strict=True)) / len(pairs)
 
 
-def _answer(
-    model: CausalModel,
-    unread: set[str],
-    base: Mapping[str, Any],
-    sources: Mapping[str, Mapping[str, Any]],
-) -> Any:
-    """The model's output; inputs that only the other model reads are left out."""
-
-    def own(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        return (
-            inputs
-            if isinstance(inputs, Setting)
-            else {k: v for k, v in inputs.items() if k not in unread}
-        )
-
-    return model.interchange(
-        own(base), {variable: own(source) for variable, source in sources.items()}
-    )[model.output]
+def _read(inputs: Mapping[str, Any], unread: set[str]) -> Mapping[str, Any]:
+    """The inputs without those that only the other model reads. A setting stays as it is."""
+    if isinstance(inputs, Setting):
+        return inputs
+    return {name: value for name, value in inputs.items() if name not in unread}

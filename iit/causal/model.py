@@ -71,7 +71,7 @@ class CausalModel:
         mechanisms: Mapping[str, Mechanism],
         output: str,
         name: str = "causal model",
-        domains: Mapping[str, Sequence[Any]] | None = None,
+        domains: Mapping[str, Sequence[Any] | None] | None = None,
     ):
         self.mechanisms, self.output, self.name = dict(mechanisms), output, name
         # Domains become tuples: in the string "abc", the value "ab" would be found. A range stays
@@ -281,15 +281,8 @@ class CausalModel:
             self._check_inside(variable, [value])
 
     def _check_inside(self, variable: str, column: list[Any]) -> None:
-        members = self._members[variable]
-        try:
-            if all(map(members.__contains__, column)):
-                return
-        # Values that cannot be hashed, or compared at once, are looked for one by one.
-        except (TypeError, ValueError):
-            pass
         for value in column:
-            if not _inside(value, members):
+            if not _inside(value, self._members[variable]):
                 domain = self.domains[variable] or ()
                 shown = ", ".join(map(repr, domain[:6])) + (", …" if len(domain) > 6 else "")
                 raise ValueError(

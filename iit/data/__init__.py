@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from iit.data.encoded import EncodedPairs
 from iit.data.held_out import Choice, HeldOut, freeze, hold_out
-from iit.data.pairs import Pairs, Sampler, Sampling
-from iit.data.prompts import Kept, Prompts, draw_prompts, one_token_words
+from iit.data.pairs import Pairs, Sampling
+from iit.data.prompts import Prompts, draw_prompts
 from iit.data.sources import STRATEGIES
 from iit.data.splits import SPLITS, disjoint_pools
 from iit.data.table import COLUMNS
@@ -20,17 +20,14 @@ __all__ = [
     "Choice",
     "EncodedPairs",
     "HeldOut",
-    "Kept",
     "Pairs",
     "PairsDataModule",
     "Prompts",
-    "Sampler",
     "Sampling",
     "disjoint_pools",
     "draw_prompts",
     "freeze",
     "hold_out",
-    "one_token_words",
 ]
 
 

@@ -51,12 +51,8 @@ class PairsDataModule(L.LightningDataModule):
         self.pairs, self.network = pairs, network
         self.train = EncodedPairs(pairs.split("train"), pairs.variables, network)
         self.validation = EncodedPairs(pairs.split("validation"), pairs.variables, network)
-        self.batch_size, self.eval_batch_size, self.seed, self.cost = (
-            batch_size,
-            eval_batch_size,
-            seed,
-            cost,
-        )
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.cost = seed, cost
 
     def train_dataloader(self) -> DataLoader[int]:
         """Training pairs, shuffled anew or sampled anew (`Pairs.again`) in each epoch."""

@@ -66,82 +66,73 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         columns: Any = pairs[:]
         # Tensors are read as NumPy arrays, not as nested lists.
         if not isinstance(columns["base"][0], str):
-            columns |= pairs.select_columns(
-                [c for c in columns if c.partition("[")[0] in ("base", "source", "natural")]
-            ).with_format("numpy")[:]
+            tensors = [c for c in columns if c.partition("[")[0] in ("base", "source", "natural")]
+            columns |= pairs.select_columns(tensors).with_format("numpy")[:]
+        base = columns["base"]
         self.variables = names_of(variables)
-        n = len(pairs)
-        swapped_names = columns.get("interchanged")
-        self.interchanged = (
-            [self.variables] * n
-            if swapped_names is None
-            else [tuple(names) for names in swapped_names]
+        self.interchanged = list(
+            map(tuple, columns.get("interchanged", [self.variables] * len(pairs)))
         )
-        self._base = _encode(network, columns["base"], columns.get("base_roles"), columns["label"])
+        self.labels = columns["label"]
+        self.kinds = columns.get("kind")
+        self.asked = columns.get("asked")
+        self._base = _encode(network, base, self.labels, columns.get("base_roles"))
+        # An answer of one token is predicted, and never an input.
+        is_read = self._base["answer"].shape[1] > 1
         self._sources: dict[str, dict[str, Any]] = {}
         self._active: dict[str, Tensor] = {}
         self.alternatives: dict[str, Tensor] = {}
         for variable in self.variables:
             swapped = [variable in names for names in self.interchanged]
             # Where a pair leaves the variable alone, its base and label stand in.
-            parts = []
-            for name, stand_in in zip(SOURCE, ("base", "label", "base_roles"), strict=True):
-                part = columns.get(source_column(name, variable, self.variables))
-                if part is not None:
-                    part = [
-                        (part if is_swapped else columns[stand_in])[i]
-                        for i, is_swapped in enumerate(swapped)
-                    ]
-                parts.append(part)
-            prompts, answers, roles = parts
-            if None in (answers or ()):
+            prompts, answers, roles = (
+                _filled(
+                    columns.get(source_column(name, variable, self.variables)),
+                    columns.get(stand_in),
+                    swapped,
+                )
+                for name, stand_in in zip(SOURCE, ("base", "label", "base_roles"), strict=True)
+            )
+            if answers is not None and None in answers:
                 answers = None
-            source = self._sources[variable] = _encode(network, prompts, roles, answers)
+            source = self._sources[variable] = _encode(network, prompts, answers, roles)
             if answers is not None:
                 self.alternatives[f"source/{variable}"] = source["answer"]
-                # A source's answer is read only by sites at the answer's own tokens. An answer of
-                # one token has none: it is predicted, and never an input.
-                if self._base["answer"].shape[1] == 1:
+                # Only sites at the answer's own tokens read a source's answer.
+                if not is_read:
                     del source["answer"]
             if not all(swapped):
                 self._active[variable] = torch.tensor(swapped)
-        self._base_answer = None
-        base_answers = columns.get("base_answer", [None])
-        # If one base lacks its own answer, the split has none.
-        if None not in base_answers:
-            self._base_answer = _answers(network, columns["base"], base_answers)
-        self._natural = None
+        self._natural: dict[str, Any] | None = None
         if "natural" in columns:
             # A natural counterpart has the answer that the interchange asks for.
-            answers = None if self._base["answer"].shape[1] == 1 else columns["label"]
+            answers = self.labels if is_read else None
             roles = columns.get("natural_roles")
-            self._natural = _encode(network, columns["natural"], roles, answers)
-        self._has_natural = torch.tensor(columns.get("has_natural") or [True] * n)
-        rivals = columns.get("rival_labels") or [{}]
+            self._natural = _encode(network, columns["natural"], answers, roles)
+            self._has_natural = torch.tensor(columns.get("has_natural", [True] * len(pairs)))
+        rivals = columns.get("rival_labels", [{}])
         # A rival that lacks a variable says nothing of some pairs: there the label stands in, and
         # `speaks` is False.
         self.speaks: dict[str, Tensor] = {}
         for name in rivals[0]:
             answers = [row[name] for row in rivals]
-            self.speaks[name] = torch.tensor([answer is not None for answer in answers])
+            speaks = [answer is not None for answer in answers]
+            self.speaks[name] = torch.tensor(speaks)
             # A rival without any label here has no alternative answers.
-            if bool(self.speaks[name].any()):
-                rows = zip(answers, columns["label"], strict=True)
-                filled = [label if answer is None else answer for answer, label in rows]
-                self.alternatives[f"rival/{name}"] = _answers(network, columns["base"], filled)
-        self.changing = torch.tensor([bool(changing) for changing in columns["changing"]])
-        # Answers that are written in different ways may be the same tokens.
-        if self._base_answer is not None:
-            self.alternatives["base"] = self._base_answer
-            self.changing &= torch.tensor(differ(self._base["answer"], self._base_answer))
-        self.labels, self.kinds, self.asked = (
-            columns["label"],
-            columns.get("kind"),
-            columns.get("asked"),
-        )
-        self.bases = [base if isinstance(base, str) else base.tobytes() for base in columns["base"]]
+            if any(speaks):
+                answers = _filled(answers, self.labels, speaks)
+                self.alternatives[f"rival/{name}"] = _encode(network, base, answers)["answer"]
+        self.changing = torch.tensor(columns["changing"], dtype=torch.bool)
+        base_answers = columns.get("base_answer", [None])
+        # If one base lacks its own answer, the split has none.
+        if None not in base_answers:
+            answer = _encode(network, base, base_answers)["answer"]
+            self.alternatives["base"] = answer
+            # Answers that are written in different ways may be the same tokens.
+            self.changing &= torch.tensor(differ(self._base["answer"], answer))
+        self.bases = [prompt if isinstance(prompt, str) else prompt.tobytes() for prompt in base]
         # Numbers in place of templates or bases: pairs with the same number belong together.
-        self.clusters = np.unique(columns.get("template") or self.bases, return_inverse=True)[1]
+        self.clusters = np.unique(columns.get("template", self.bases), return_inverse=True)[1]
 
     def __len__(self) -> int:
         return len(self.bases)
@@ -163,12 +154,10 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             "row": index,
         }
         if self._natural is not None:
-            batch |= {
-                "natural": trimmed(at_rows(self._natural, index)),
-                "has_natural": self._has_natural[index],
-            }
-        if self._base_answer is not None:
-            batch["base_answer"] = narrowed(self._base_answer[index])
+            batch["natural"] = trimmed(at_rows(self._natural, index))
+            batch["has_natural"] = self._has_natural[index]
+        if "base" in self.alternatives:
+            batch["base_answer"] = narrowed(self.alternatives["base"][index])
         return batch
 
     def costs(self, cost: Cost | None) -> Tensor:
@@ -178,17 +167,18 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             cost: says the cost from bases and `active`. Where it is None or says nothing, prompts
                 cost their lengths.
         """
-        lengths = torch.zeros(len(self), dtype=torch.long)
+        if cost is not None:
+            whole = self.batch(range(len(self)))
+            costs = cost(whole["base"], whole["active"])
+            if costs is not None:
+                return costs.cpu()
+        lengths = [torch.zeros(len(self), dtype=torch.long)]
         for encoded in (self._base, *self._sources.values()):
             if "attention_mask" in encoded:
-                # Base and source lengths in one number, as digits to the base 10,000: rows of equal
-                # lengths sort together.
-                lengths = lengths * 10_000 + encoded["attention_mask"].sum(1)
-        if cost is None:
-            return lengths
-        whole = self.batch(range(len(self)))
-        costs = cost(whole["base"], whole["active"])
-        return lengths if costs is None else costs.cpu()
+                lengths.append(encoded["attention_mask"].sum(1))
+        # LongTensor[n, prompts]. The cost is the place of a row of lengths among all such rows in
+        # lexicographic order: pairs of equal lengths cost the same.
+        return torch.stack(lengths, 1).unique(dim=0, return_inverse=True)[1]
 
     def batches(
         self, size: int, cost: Cost | None = None, *, apart: bool = False
@@ -211,21 +201,22 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
 
 
 def _encode(
-    network: Encoder, given: Any, roles: Any, answers: Sequence[Any] | None
+    network: Encoder, prompts: Any, answers: Sequence[Any] | None, roles: Any = None
 ) -> dict[str, Any]:
     positions = None
     if roles is not None:
-        names = dict.fromkeys(name for row in roles for name in row)
-        spans = {name: [row.get(name) for row in roles] for name in names}
         positions = {
-            name: [None if span is None else slice(*span) for span in column]
-            for name, column in spans.items()
+            name: [slice(*row[name]) if row.get(name) else None for row in roles]
+            for name in dict.fromkeys(name for row in roles for name in row)
         }
-    return network.encode(list(given), positions=positions, answers=answers)
+    return network.encode(list(prompts), positions=positions, answers=answers)
 
 
-def _answers(network: Encoder, given: Any, answers: Sequence[Any]) -> Tensor:
-    return network.encode(list(given), answers=answers)["answer"]
+def _filled(column: Any, stand_ins: Any, present: Sequence[bool]) -> Any:
+    """The column with stand-ins in the rows that have no value; None where there is no column."""
+    if column is None or all(present):
+        return column
+    return [(column if here else stand_ins)[row] for row, here in enumerate(present)]
 
 
 def differ(answers: Tensor, others: Tensor) -> list[bool]:
@@ -233,10 +224,10 @@ def differ(answers: Tensor, others: Tensor) -> list[bool]:
 
     Where several tokens are right, their order does not matter.
     """
+    return [one != other for one, other in zip(_tokens(answers), _tokens(others), strict=True)]
 
-    def said(answer: Tensor) -> list[list[int]]:
-        rows = [[token for token in row if token != IGNORED] for row in answer.flatten(1).tolist()]
-        # [batch, 1, n_right] holds a set of right tokens, [batch, n_answer] a sequence.
-        return [sorted(set(row)) for row in rows] if answer.ndim == 3 else rows
 
-    return [one != other for one, other in zip(said(answers), said(others), strict=True)]
+def _tokens(answers: Tensor) -> list[list[int]]:
+    rows = [[token for token in row if token != IGNORED] for row in answers.flatten(1).tolist()]
+    # [batch, 1, n_right] holds a set of right tokens, [batch, n_answer] a sequence.
+    return [sorted(set(row)) for row in rows] if answers.ndim == 3 else rows

@@ -1,51 +1,61 @@
 """Natural counterparts: prompts whose own values are those that an interchange asks for."""
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from iit.causal import Task
-from iit.data.pairing import Paired
+from iit.data.pairing import Part
 from iit.data.prompts import Prompts
+from iit.data.table import prompt_columns
 
 
 def counterparts(
-    task: Task, pairs: Paired, prompts: Prompts, rng: np.random.Generator
-) -> list[Any]:
-    """For each pair a written prompt that has by itself what the interchange asks for, or None.
+    task: Task,
+    variables: Sequence[str],
+    bases: Prompts,
+    parts: Sequence[Part],
+    prompts: Prompts,
+    rng: np.random.Generator,
+) -> dict[str, list[Any]]:
+    """For each pair a prompt that has by itself what the interchange asks for, as table columns.
 
-    It is drawn from the prompts in which the pairs' variables and the output have the values that
-    they have after the interchange.
+    It is drawn from the prompts in which the variables and the output have the values that they
+    have after the interchange. The base stands in where there is none.
+
+    Arguments:
+        bases, parts: the pairs, as `paired` returns them.
+        prompts: of the pairs' split.
 
     Raises ValueError where no pair has a counterpart.
     """
-    variables = list(pairs.sources)
-    prompt_settings = task.model.run_batch(prompts.inputs)
-    # {(values of the variables and the output): rows of `prompts`}; `repr` makes any value
-    # hashable.
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for row, key in enumerate(
-        zip(*(map(repr, prompt_settings[v]) for v in (*variables, task.model.output)), strict=True)
-    ):
-        groups.setdefault(key, []).append(row)
-    base_settings = task.model.run_batch(pairs.bases.inputs)
-    assert pairs.source_values is not None
-    # {variable: its value after the interchange}. One that the pair leaves alone keeps the base's.
-    swapped_values = {
-        v: [
-            base_settings[v][i] if source is None else pairs.source_values[v][i]
-            for i, source in enumerate(pairs.sources[v])
-        ]
-        for v in variables
-    }
-    after = task.model.do_batch(pairs.bases.inputs, swapped_values)
-    keys = zip(*(map(repr, after[v]) for v in (*variables, task.model.output)), strict=True)
-    candidates = [groups.get(key) for key in keys]
+    names = (*variables, task.model.output)
+    # {values of the variables and the output: rows of `prompts`}
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, key in enumerate(_keys(task.model.run_batch(prompts.inputs), names)):
+        groups[key].append(row)
+    candidates: list[list[int]] = [[]] * len(bases)
+    for part_rows, sources in parts:
+        part = bases.take(part_rows)
+        # A variable that a pair leaves alone is held at the base's value.
+        inputs = {v: sources.get(v, part).inputs for v in variables}
+        after = task.model.interchange_batch(part.inputs, inputs)
+        for i, key in zip(part_rows, _keys(after, names), strict=True):
+            candidates[i] = groups.get(key, [])
     if not any(candidates):
         raise ValueError(
             f"data.natural: none of the {len(prompts)} prompts has by itself what an interchange "
-            f"of {variables} asks for; give more prompts, or leave it out."
+            f"of {list(variables)} asks for; give more prompts, or leave it out."
         )
-    return [
-        prompts.written[rows[int(rng.integers(len(rows)))]] if rows else None for rows in candidates
-    ]
+    natural = list(bases.written)
+    for i, rows in enumerate(candidates):
+        if rows:
+            natural[i] = prompts.written[rows[rng.integers(len(rows))]]
+    return prompt_columns("natural", natural) | {"has_natural": list(map(bool, candidates))}
+
+
+def _keys(settings: Mapping[str, list[Any]], names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """For each setting the values of these variables; `repr` makes any value hashable."""
+    return zip(*(map(repr, settings[name]) for name in names), strict=True)

@@ -6,23 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from iit.data.encoded import Encoder, differ
+from iit.data.prompts import Network
 from iit.data.splits import SPLITS, disjoint_pools
 from iit.data.table import COLUMNS, SOURCE, source_column
-
-
-@runtime_checkable
-class Answering(Protocol):
-    """What filtering asks of a network."""
-
-    def answers_right(self, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        """Whether each answer is the argmax, token by token: bool[n]."""
-        ...
 
 
 def read_rows(path: Path) -> list[Any]:
@@ -76,7 +68,8 @@ def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
     Raises ValueError for a key that stands twice: json would keep the last one.
     """
-    twins = sorted(name for name, n in Counter(name for name, _ in items).items() if n > 1)
+    names = Counter(name for name, _ in items)
+    twins = sorted(names - Counter(set(names)))
     if twins:
         raise ValueError(f"one object has {twins} more than once")
     return dict(items)
@@ -89,90 +82,90 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
     column that stands in some rows only is missing in the others. Further columns are the user's
     own, and not checked.
     """
-    first = rows[0].get("base")
-    texts = isinstance(first, str)
-    shape = None if texts else _shape(first) or ()
+    texts = isinstance(rows[0].get("base"), str)
+    shape = None if texts else _shape(rows[0].get("base")) or ()
+    prompts = ["source", "source_roles"] if texts else ["source"]
+    # What one row has, every row has.
+    needed = {name for row in rows for name in row if name in COLUMNS and row[name] is not None}
+    needed |= {"base", "label"}
+    if texts:
+        needed.add("base_roles")
     several = len(variables) > 1
-    read = ("source", "source_roles") if texts else ("source",)
-    needed = (
-        {"base", "label"}
-        | ({"base_roles"} if texts else set())
-        | ({"interchanged"} if several else set())
-    )
-    # What one row has, every row has. With several variables only the source columns differ from
-    # pair to pair: a pair lacks those of a variable that it leaves alone.
-    needed |= {name for row in rows for name in row if name in COLUMNS and row[name] is not None}
     if several:
+        # Only the source columns differ from pair to pair: a pair lacks those of a variable that
+        # it leaves alone.
         needed -= set(SOURCE)
+        needed.add("interchanged")
     for number, row in enumerate(rows):
-        swapped = row.get("interchanged") or () if several else variables
-        columns = needed | {
-            source_column(name, variable, variables) for variable in swapped for name in read
-        }
+        named = row.get("interchanged")
+        swapped = named if several and isinstance(named, list) else variables
+        columns = needed | {source_column(name, v, variables) for v in swapped for name in prompts}
         missing = sorted(name for name in columns if row.get(name) is None)
         if missing:
             raise ValueError(
                 f"{path}, row {number}: {missing} missing. This row needs {sorted(columns)}: a "
                 f"column stands in every row, or in none. The columns are {list(COLUMNS)}."
             )
-        for name, value in sorted(row.items()):  # a prompt before its roles
-            kind = name.partition("[")[0]
-            prompt = row.get(name.replace("_roles", "", 1))
-            if value is None or kind not in COLUMNS:
-                continue
-            # Templates are all texts, or all numbers.
-            mixed = kind == "template" and type(value) is not type(rows[0][name])
-            if mixed or not _fits(kind, value, prompt, shape, variables):
+        for name in sorted(row):  # a prompt before its roles
+            if row[name] is not None and not _fits(name, row, rows[0], shape, variables):
                 raise ValueError(
-                    f"{path}, row {number}: {name}={reprlib.repr(value)} cannot be. In this column "
-                    f"stands: {COLUMNS[kind]}."
+                    f"{path}, row {number}: {name}={reprlib.repr(row[name])} cannot be. In this "
+                    f"column stands: {COLUMNS[name.partition('[')[0]]}."
                 )
 
 
 def _fits(
-    kind: str,
-    value: Any,
-    prompt: Any,
+    name: str,
+    row: dict[str, Any],
+    first: dict[str, Any],
     shape: tuple[int, ...] | None,
     variables: Sequence[str],
 ) -> bool:
-    """Whether a column may hold a value.
+    """Whether a column may hold what it holds in a row.
 
     Arguments:
-        kind: the column's name, without the variable in brackets.
-        value: the value.
-        prompt: the prompt that roles are places of.
+        name: of the column.
+        row: the row.
+        first: the first row of the file.
         shape: of the file's tensors; None where its prompts are texts.
         variables: the pairs' variables.
     """
-    texts = shape is None
-    if kind in ("base", "source", "natural"):
-        return isinstance(value, str) if texts else _shape(value) == shape
-    if kind in ("label", "base_answer", "source_answer"):
-        answers = value if texts and isinstance(value, list) else [value]
-        # Not `isinstance`: True is an int.
-        return bool(answers) and all(
-            answer != "" and type(answer) is (str if texts else int) for answer in answers
-        )
-    if kind.endswith("_roles"):
-        if not isinstance(value, dict):
-            return False
-        return all(span is None or _is_span(span, prompt) for span in value.values())
-    if kind in ("kind", "template"):
-        return type(value) is str or (kind == "template" and type(value) is int)
-    if kind == "split":
-        return isinstance(value, str) and value in SPLITS
-    if kind == "interchanged":
-        return isinstance(value, list) and all(variable in variables for variable in value)
-    if kind in ("asked", "has_natural"):
-        return isinstance(value, bool)
-    # What is left is `changing`, which is worked out anew, or rival_labels.
-    return kind != "rival_labels" or isinstance(value, dict)
+    value = row[name]
+    match name.partition("[")[0]:
+        case "base" | "source" | "natural":
+            return isinstance(value, str) if shape is None else _shape(value) == shape
+        case "label" | "base_answer" | "source_answer":
+            several = shape is None and isinstance(value, list)
+            answers = value if several else [value]
+            # Not `isinstance`: True is an int.
+            kind = str if shape is None else int
+            return bool(answers) and all(type(a) is kind and a != "" for a in answers)
+        case "base_roles" | "source_roles" | "natural_roles":
+            prompt = row.get(name.replace("_roles", "", 1))
+            length = len(prompt) if isinstance(prompt, str) else inf
+            return isinstance(value, dict) and all(
+                span is None or _is_span(span, length) for span in value.values()
+            )
+        case "template":
+            # All texts, or all numbers.
+            return type(value) in (str, int) and type(value) is type(first.get(name))
+        case "kind":
+            return isinstance(value, str)
+        case "split":
+            return value in SPLITS
+        case "interchanged":
+            return isinstance(value, list) and all(v in variables for v in value)
+        case "asked" | "has_natural":
+            return isinstance(value, bool)
+        case "rival_labels":
+            return isinstance(value, dict)
+    # `changing` is worked out anew. Further columns are the user's own.
+    return True
 
 
-def _is_span(span: Any, prompt: Any) -> bool:
+def _is_span(span: Any, length: float) -> bool:
     is_pair = isinstance(span, list) and [type(end) for end in span] == [int, int]
-    return is_pair and 0 <= span[0] < span[1] <= (len(prompt) if isinstance(prompt, str) else inf)
+    return is_pair and 0 <= span[0] < span[1] <= length
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
@@ -188,8 +181,8 @@ def assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int
     """Give each row a split; all rows of one base prompt get the same."""
     # Sorted: the splits do not depend on the order of the rows.
     bases = sorted({_key(row["base"]) for row in rows})
-    parts = disjoint_pools({"base": bases}, ["base"], shares, rng=np.random.default_rng(seed))
-    split_of = {base: split for split, pools in parts.items() for base in pools["base"]}
+    pools = disjoint_pools({"base": bases}, ["base"], shares, rng=np.random.default_rng(seed))
+    split_of = {base: split for split in SPLITS for base in pools[split]["base"]}
     for row in rows:
         row["split"] = split_of[_key(row["base"])]
 
@@ -197,7 +190,7 @@ def assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int
 def answered(
     rows: list[dict[str, Any]],
     variables: Sequence[str],
-    network: Answering | None,
+    network: Network | None,
     facts: dict[str, Any],
     split: str,
 ) -> list[dict[str, Any]]:
@@ -212,60 +205,60 @@ def answered(
 
     Raises ValueError where only a network could say which pairs are changing, and none is given.
     """
-    names = [("base", "base_answer")]
-    names += [
-        (source_column("source", v, variables), source_column("source_answer", v, variables))
-        for v in variables
-    ]
-
-    def answers_in(row: dict[str, Any]) -> dict[tuple[str, str], tuple[Any, Any]]:
-        """The row's prompts with the answers that the file names: {keys: (prompt, answer)}."""
-        pairs = [(row.get(prompt), row.get(answer)) for prompt, answer in names]
-        return {(_key(p), _key(a)): (p, a) for p, a in pairs if p is not None and a is not None}
-
-    answers_of_file: dict[tuple[str, str], tuple[Any, Any]] = {}
-    # For pairs without base_answer: does the network give the label on the unedited base?
-    asked: dict[tuple[str, str], tuple[Any, Any]] = {}
-    for row in rows:
-        answers_of_file |= answers_in(row)
-        if row.get("base_answer") is None:
-            asked[_key(row["base"]), _key(row["label"])] = row["base"], row["label"]
-    right: dict[tuple[str, str], bool] = {}
-    if network is not None:
-        # Each question is asked once, in an order that does not depend on the file's.
-        questions = dict(sorted((answers_of_file | asked).items()))
-        prompts, answers = map(list, zip(*questions.values(), strict=True))
-        outcomes = network.answers_right(prompts, answers)
-        right = dict(zip(questions, map(bool, outcomes), strict=True))
-    elif set(asked) - set(answers_of_file):
+    columns = [("base", "base_answer")]
+    for variable in variables:
+        prompt, answer = (source_column(name, variable, variables) for name in SOURCE[:2])
+        columns.append((prompt, answer))
+    has_base_answer = rows[0].get("base_answer") is not None
+    if network is None and not has_base_answer:
         raise ValueError(
             "Pairs without the column base_answer need a network to tell which pairs are changing: "
             "load(path, network)."
         )
-    if answers_of_file and network is not None:
-        facts["drawn"][split], facts["right"][split] = (
-            len(answers_of_file),
-            sum(right[item] for item in answers_of_file),
-        )
-    rows_left = []
+    questions: dict[tuple[str, str], tuple[Any, Any]] = {}
     for row in rows:
-        if all(right.get(question, True) for question in answers_in(row)):
-            answer = row.get("base_answer")
-            changing = row["label"] != answer
-            if answer is None:
-                changing = not right[_key(row["base"]), _key(row["label"])]
-            rows_left.append({**row, "changing": changing})
-    rows_with_answer = [row for row in rows_left if row.get("base_answer") is not None]
-    # Tokens decide, however the file writes the answers.
-    if rows_with_answer and isinstance(network, Encoder):
-        bases = [row["base"] for row in rows_with_answer]
+        questions |= _questions(row, columns)
+    right = dict.fromkeys(questions, True)
+    if network is not None:
+        of_file = list(questions)
+        # Does the network give the label on the unedited base?
+        if not has_base_answer:
+            for row in rows:
+                questions |= _questions(row, [("base", "label")])
+        # Each question is asked once, in an order that does not depend on the file's.
+        questions = dict(sorted(questions.items()))
+        prompts, answers = map(list, zip(*questions.values(), strict=True))
+        outcomes = network.answers_right(prompts, answers)
+        right = dict(zip(questions, map(bool, outcomes), strict=True))
+        if of_file:
+            facts["drawn"][split] = len(of_file)
+            facts["right"][split] = sum(right[question] for question in of_file)
+    rows = [row for row in rows if all(right[question] for question in _questions(row, columns))]
+    if not has_base_answer:
+        changing = [not right[_key(row["base"]), _key(row["label"])] for row in rows]
+    elif rows and isinstance(network, Encoder):
+        # Tokens decide, however the file writes the answers.
+        bases = [row["base"] for row in rows]
         labels, answers = (
-            network.encode(bases, answers=[row[c] for row in rows_with_answer])["answer"]
-            for c in ("label", "base_answer")
+            network.encode(bases, answers=[row[name] for row in rows])["answer"]
+            for name in ("label", "base_answer")
         )
-        for row, changing in zip(rows_with_answer, differ(labels, answers), strict=True):
-            row["changing"] = changing
-    return rows_left
+        changing = differ(labels, answers)
+    else:
+        changing = [row["label"] != row["base_answer"] for row in rows]
+    return [{**row, "changing": value} for row, value in zip(rows, changing, strict=True)]
+
+
+def _questions(
+    row: dict[str, Any], columns: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """The row's prompts with their answers: {keys of both: (prompt, answer)}.
+
+    Arguments:
+        columns: the names of prompts and of their answers.
+    """
+    pairs = [(row.get(prompt), row.get(answer)) for prompt, answer in columns]
+    return {(_key(p), _key(a)): (p, a) for p, a in pairs if p is not None and a is not None}
 
 
 def _key(prompt: Any) -> str:

@@ -4,7 +4,8 @@ In a pair, the variable of the base takes the value that it has in the source. T
 causal model then answers. A pair is changing where the label differs from the base's own answer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 
 from iit.causal import CausalModel, Task
 from iit.causal.model import same
-from iit.data.prompts import Answers, Prompts, answers
+from iit.data.prompts import Answers, Prompts, answers, rows_of
 from iit.data.sources import Sources
+from iit.data.table import columns_of, source_columns
 
 ROUNDS = 200
 """How often sources are drawn anew for bases whose pairs do not fit."""
 STAND_IN = 3
 """How often other bases stand in for those that find no source."""
+Part = tuple[np.ndarray, Mapping[str, Prompts]]
+"""Rows of the bases, and {variable: their sources}."""
 
 
 @dataclass(frozen=True)
@@ -31,84 +35,19 @@ class Wanted:
             Otherwise each pair interchanges one of them.
         changing_share: the share of changing pairs; None takes pairs as they come.
         separate: rivals whose labels must all differ from the label.
-        natural: whether natural counterparts will be looked for (see `iit.data.natural`). They need
-            the variables' values in the sources.
-        kinds: whether the pairs' kinds are wanted (see `Paired`).
     """
 
     variables: tuple[str, ...]
     together: bool = False
     changing_share: float | None = 0.5
     separate: tuple[str, ...] = ()
-    natural: bool = False
-    kinds: bool = True
 
     @property
     def patterns(self) -> list[tuple[str, ...]]:
         """The sets of variables that a pair may interchange."""
-        return (
-            [self.variables]
-            if self.together or not self.variables
-            else [(variable,) for variable in self.variables]
-        )
-
-
-@dataclass
-class Paired:
-    """Labelled pairs in columns, each as long as the bases.
-
-    Arguments:
-        bases: the prompts that are edited.
-        sources: {variable: the prompt that its value is taken from, in each pair}. It is None in a
-            pair that leaves the variable alone.
-        source_answers: {variable: the source's own answer}, likewise.
-        labels: what the causal model answers after the interchange.
-        rivals: {rival: what that causal model answers}. It is None where the rival lacks a
-            variable.
-        kinds: which of the task's variables have another value in a source than in the base, joined
-            by "+" ("none" where none has). The whole column is None where it is not wanted.
-        source_values: {variable: its value in the source}; None where it is not wanted.
-    """
-
-    bases: Prompts
-    sources: dict[str, list[Any]]
-    source_answers: dict[str, list[Any]]
-    labels: list[Any]
-    rivals: dict[str, list[Any]]
-    kinds: list[Any] | None = None
-    source_values: dict[str, list[Any]] | None = None
-
-    @classmethod
-    def empty(cls, bases: Prompts, wanted: Wanted, rivals: Iterable[str]) -> "Paired":
-        """Pairs that have no sources and labels yet."""
-        none = [None] * len(bases)
-        sources, answers, values = ({v: [*none] for v in wanted.variables} for _ in range(3))
-        return cls(
-            bases,
-            sources,
-            answers,
-            [*none],
-            {r: [*none] for r in rivals},
-            [*none] if wanted.kinds else None,
-            values if wanted.natural else None,
-        )
-
-    @property
-    def changing(self) -> np.ndarray:
-        """Whether the label differs from the base's own answer, bool[n]."""
-        return _differ(self.labels, self.bases.answers)
-
-    @property
-    def separating(self) -> dict[str, int]:
-        """{rival: number of pairs on which its label differs from the causal model's}.
-
-        Only rivals count that have a label for every pair.
-        """
-        return {
-            name: sum(rival != label for rival, label in zip(labels, self.labels, strict=True))
-            for name, labels in self.rivals.items()
-            if all(rival is not None for rival in labels)
-        }
+        if self.together or not self.variables:
+            return [self.variables]
+        return [(variable,) for variable in self.variables]
 
 
 def base_rows(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarray:
@@ -120,24 +59,12 @@ def base_rows(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarra
     """
     rows = np.arange(len(prompts))
     if task.asks is not None:
-        asking = np.array([name in wanted.variables for name in prompts.inputs[task.asks]])
+        asking = np.isin(prompts.inputs[task.asks], wanted.variables)
         if 0 < asking.sum() < len(prompts):
             return np.concatenate(
                 [np.resize(rows[asking], n - n // 3), np.resize(rows[~asking], n // 3)]
             )
     return np.resize(rows, n)
-
-
-def n_prompts(wanted: Wanted, strategy: str, n: int) -> int:
-    """How many prompts make `n` pairs.
-
-    As many as pairs; where each is paired with each, the most that do not make more pairs than `n`.
-    """
-    if strategy != "exhaustive":
-        return n
-    # p prompts make p · (p − 1) pairs for each pattern; p is the largest number that stays within
-    # n.
-    return max(2, int((1 + np.sqrt(1 + 4 * (n // len(wanted.patterns)))) // 2))
 
 
 def paired(
@@ -148,8 +75,8 @@ def paired(
     right: Answers | None,
     *,
     rng: np.random.Generator,
-) -> Paired:
-    """One labelled pair for each base; its source is drawn anew until the pair is as wanted.
+) -> tuple[Prompts, list[Part]]:
+    """One pair for each base; its source is drawn anew until the pair is as wanted.
 
     Some bases have no changing pair, or no unchanging one. As far as possible another base gets one
     in their place. A base that finds no source at all is replaced by another base.
@@ -160,6 +87,9 @@ def paired(
         right: asks the network whether it answers new prompts rightly; None does not ask.
         rng: of all draws.
 
+    Returns:
+        The bases, and for parts of their rows the sources.
+
     Raises:
         ValueError: more than half of the bases find no source; or some still have none after they
             were replaced by others.
@@ -168,8 +98,9 @@ def paired(
     # Which variables each pair interchanges, as an index of `wanted.patterns`: int[n], evenly
     # spread.
     pattern = rng.permutation(np.arange(n) % len(wanted.patterns))
+    parts: list[Part] = []
     # What the network has been asked: {prompt's key: answered rightly}.
-    pairs, asked = Paired.empty(bases, wanted, task.rivals), {}
+    asked: dict[Any, bool] = {}
 
     def fill(left: np.ndarray, changing: bool | None) -> np.ndarray:
         """Choose sources for some rows until their pairs are changing (or not).
@@ -179,27 +110,24 @@ def paired(
         for number in range(ROUNDS):
             before = len(left)
             for index, variables in enumerate(wanted.patterns):
-                part = left[pattern[left] == index]
-                if not len(part):
+                rows = left[pattern[left] == index]
+                if not len(rows):
                     continue
-                part_bases = bases.take(part)
-                chosen = {
-                    variable: sources.choose(variable, part_bases, rng) for variable in variables
-                }
-                labels = label(task, task.model, part_bases, chosen)
-                ok = np.ones(len(part), dtype=bool)
-                for name in wanted.separate:
-                    ok &= _differ(labels, label(task, task.rivals[name], part_bases, chosen))
+                some = bases.take(rows)
+                chosen = {variable: sources.choose(variable, some, rng) for variable in variables}
+                labels = label(task, task.model, some, chosen)
+                fits = _separates(task, wanted, some, chosen, labels)
                 # A base is no source of itself.
                 for prompts in chosen.values():
-                    ok &= _differ(prompts.keys, part_bases.keys)
+                    fits &= _differ(prompts.keys, some.keys)
                 if changing is not None:
-                    ok &= _differ(labels, part_bases.answers) == changing
+                    fits &= _differ(labels, some.answers) == changing
                 # Asked last: only about pairs that fit otherwise.
                 if sources.new and right is not None:
-                    ok &= _answered(right, chosen, ok, asked)
-                _put(pairs, task, part, ok, chosen, labels)
-                left = np.setdiff1d(left, part[ok], assume_unique=True)
+                    fits &= _answered(right, chosen, fits, asked)
+                inside = np.flatnonzero(fits)
+                parts.append((rows[fits], {v: chosen[v].take(inside) for v in variables}))
+                left = np.setdiff1d(left, rows[fits], assume_unique=True)
             # After 8 rounds, a round in which at most 1% of the rows find a pair is the last one.
             hopeless = changing is not None and number >= 8 and before - len(left) <= before // 100
             if not len(left) or hopeless:
@@ -207,7 +135,7 @@ def paired(
         return left
 
     rest = rng.permutation(n)
-    if wanted.changing_share is not None and wanted.variables:
+    if wanted.changing_share is not None:
         # `todo` are rows that are to get changing pairs, `rest` the others. For each row that finds
         # none, a row of the others tries.
         todo, rest = np.split(rest, [round(n * wanted.changing_share)])
@@ -227,132 +155,136 @@ def paired(
         index = np.arange(n)
         index[rest] = rng.choice(np.setdiff1d(index, rest), size=len(rest))
         bases, pattern = bases.take(index), pattern[index]
-        # `fill` reads the new bases where it asks what rivals say and which values differ.
-        pairs.bases = bases
         rest = fill(rest, None)
     if len(rest):
-        apart = f" that separates {list(wanted.separate)}" if wanted.separate else ""
         raise ValueError(
-            f"Task {task.name!r}: no pair{apart} in {ROUNDS} draws for {len(rest)} of {n} bases, "
-            f"such as {bases.given[rest[0]]!r}. Take other data.pairs, or add words to the pools."
+            f"Task {task.name!r}: no pair in {ROUNDS} draws for {len(rest)} of {n} bases, such as "
+            f"{bases.given[rest[0]]!r}. Take other data.pairs, add words to the pools, or leave "
+            "out data.separate."
         )
-    return pairs
+    return bases, parts
 
 
-def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> Paired:
+def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> tuple[Prompts, list[Part]]:
     """Every ordered pair of different prompts; all variables take the same source.
 
-    Pairs on which a rival in `separate` agrees are left out. Raises ValueError when no pair is
-    left.
+    Pairs on which a rival in `separate` agrees are left out. Returns bases and sources as `paired`
+    does. Raises ValueError when no pair is left.
     """
     # Rows of the prompts, off the diagonal of first × second.
     first, second = np.nonzero(~np.eye(len(prompts), dtype=bool))
     bases, sources = prompts.take(first), prompts.take(second)
     # All pairs once for each pattern of variables.
-    parts = []
+    rows: list[int] = []
+    parts: list[Part] = []
     for variables in wanted.patterns:
         chosen = dict.fromkeys(variables, sources)
         labels = label(task, task.model, bases, chosen)
-        ok = np.ones(len(first), dtype=bool)
-        for name in wanted.separate:
-            ok &= _differ(labels, label(task, task.rivals[name], bases, chosen))
-        parts.append((ok, chosen, labels))
-    rows = np.concatenate([np.flatnonzero(ok) for ok, _, _ in parts])
-    if not len(rows):
-        raise ValueError(
-            f"Task {task.name!r}: none of the {len(first) * len(parts)} pairs of {len(prompts)} "
-            f"prompts separates {wanted.separate}."
-        )
-    pairs, start = Paired.empty(bases.take(rows), wanted, task.rivals), 0
-    for ok, chosen, labels in parts:
+        inside = np.flatnonzero(_separates(task, wanted, bases, chosen, labels))
         # Each pair that is left stands behind those before it.
-        _put(pairs, task, start + ok.cumsum() - 1, ok, chosen, labels)
-        start += ok.sum()
-    return pairs
+        part_rows = len(rows) + np.arange(len(inside))
+        parts.append((part_rows, dict.fromkeys(variables, sources.take(inside))))
+        rows += inside.tolist()
+    if not rows:
+        raise ValueError(
+            f"Task {task.name!r}: no pair of {len(prompts)} prompts separates {wanted.separate}."
+        )
+    return bases.take(rows), parts
 
 
-def _put(
-    found: Paired,
-    task: Task,
-    part: np.ndarray,
-    ok: np.ndarray,
-    chosen: Mapping[str, Prompts],
-    labels: list[Any],
-) -> None:
-    """Enter those pairs of `part` that are as wanted into the columns of all pairs.
+def labelled(
+    task: Task, variables: Sequence[str], split: str, bases: Prompts, parts: Sequence[Part]
+) -> dict[str, list[Any]]:
+    """The pairs as columns of the table, with what the causal model and its rivals answer.
 
     Arguments:
-        found: all pairs.
-        part: rows of `found`.
-        ok: bool[len(part)], which pairs are as wanted.
-        chosen: {variable: the sources of these rows}.
-        labels: the rows' labels.
+        parts: the pairs' sources. Each row of the bases is in one of them.
     """
-    inside = np.flatnonzero(ok)
-    rows = part[inside].tolist()
-    bases = found.bases.take(rows)
-    sources = {variable: prompts.take(inside) for variable, prompts in chosen.items()}
-    # (column of `found`, its values in `rows`)
-    into = [(found.labels, [labels[j] for j in inside.tolist()])]
-    if found.kinds is not None:
-        into.append((found.kinds, _kinds(task, bases, list(sources.values()))))
-    for name, rival in task.rivals.items():
-        # A rival that lacks one of these variables says nothing of these pairs.
-        if set(chosen) <= set(rival.variables):
-            into.append((found.rivals[name], label(task, rival, bases, sources)))
-    for variable, prompts in sources.items():
-        into += [
-            (found.sources[variable], prompts.written),
-            (found.source_answers[variable], prompts.answers),
-        ]
-        if found.source_values is not None:
-            into.append(
-                (found.source_values[variable], task.model.run_batch(prompts.inputs)[variable])
-            )
-    for column, values in into:
-        for i, value in zip(rows, values, strict=True):
-            column[i] = value
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for rows, sources in parts:
+        part = bases.take(rows)
+        n = len(rows)
+        labels = label(task, task.model, part, sources)
+        part_columns = columns_of(split, part, labels) | {"kind": _kinds(task, part, sources)}
+        if len(variables) > 1:
+            part_columns["interchanged"] = [list(sources)] * n
+        for variable in variables:
+            prompts = sources.get(variable, Prompts({}, [None] * n, [None] * n))
+            part_columns |= source_columns(variable, variables, prompts.written, prompts.answers)
+        if task.rivals:
+            rivals = {
+                name: label(task, rival, part, sources) for name, rival in task.rivals.items()
+            }
+            part_columns["rival_labels"] = list(rows_of(rivals))
+        for name, column in part_columns.items():
+            columns[name] += column
+    order = np.concatenate([rows for rows, _ in parts]).argsort()
+    return {name: [column[i] for i in order] for name, column in columns.items()}
+
+
+def separating(columns: Mapping[str, list[Any]]) -> dict[str, int]:
+    """{rival: number of pairs on which its label differs from the causal model's}.
+
+    Only rivals count that have a label for every pair.
+    """
+    counts = {}
+    rival_labels = columns.get("rival_labels", [{}])
+    for name in rival_labels[0]:
+        labels = [row[name] for row in rival_labels]
+        if None not in labels:
+            counts[name] = int(_differ(labels, columns["label"]).sum())
+    return counts
 
 
 def label(
     task: Task, model: CausalModel, bases: Prompts, sources: Mapping[str, Prompts]
 ) -> list[Any]:
-    """What a causal model answers after each variable takes its source's value."""
-    settings = model.interchange_batch(
-        bases.inputs, {v: source.inputs for v, source in sources.items()}
-    )
-    return answers(task, settings, model.output)
+    """What a causal model answers after each variable takes its source's value.
+
+    None for all pairs where the model lacks one of the variables.
+    """
+    if not set(sources) <= set(model.variables):
+        return [None] * len(bases)
+    inputs = {variable: prompts.inputs for variable, prompts in sources.items()}
+    return answers(task, model.interchange_batch(bases.inputs, inputs))
 
 
-def _kinds(task: Task, bases: Prompts, sources: Sequence[Prompts]) -> list[str]:
+def _separates(
+    task: Task, wanted: Wanted, bases: Prompts, sources: Mapping[str, Prompts], labels: list[Any]
+) -> np.ndarray:
+    """Whether each pair's label differs from that of every rival in `separate`, bool[n]."""
+    separates = np.ones(len(bases), dtype=bool)
+    for name in wanted.separate:
+        separates &= _differ(labels, label(task, task.rivals[name], bases, sources))
+    return separates
+
+
+def _kinds(task: Task, bases: Prompts, sources: Mapping[str, Prompts]) -> list[str]:
     """Which of the task's variables differ between each base and its sources, joined by "+"."""
-    base_settings = task.model.run_batch(bases.inputs)
-    source_settings = [task.model.run_batch(prompts.inputs) for prompts in sources]
+    settings = [rows_of(task.model.run_batch(p.inputs)) for p in (bases, *sources.values())]
     kinds = []
-    for i in range(len(bases)):
+    for before, *others in zip(*settings, strict=True):
         names = [
-            v
-            for v in task.variables
-            if any(not same(base_settings[v][i], settings[v][i]) for settings in source_settings)
+            v for v in task.variables if not all(same(before[v], other[v]) for other in others)
         ]
         kinds.append("+".join(names) or "none")
     return kinds
 
 
 def _answered(
-    right: Answers, chosen: Mapping[str, Prompts], ok: np.ndarray, asked: dict[Any, bool]
+    right: Answers, sources: Mapping[str, Prompts], fits: np.ndarray, asked: dict[Any, bool]
 ) -> np.ndarray:
     """Whether the network answers every new source rightly, bool[n].
 
     Each source is asked for once, and only where its pair fits otherwise.
     """
-    answered = ok.copy()
-    for prompts in chosen.values():
+    answered = fits.copy()
+    for prompts in sources.values():
         keys = prompts.keys
-        new = list({keys[j]: int(j) for j in np.flatnonzero(ok) if keys[j] not in asked}.values())
+        new = {keys[i]: i for i in np.flatnonzero(fits) if keys[i] not in asked}
         if new:
-            part = prompts.take(new)
-            asked.update(zip(part.keys, map(bool, right(part.given, part.answers)), strict=True))
+            part = prompts.take(list(new.values()))
+            asked.update(zip(new, right(part.given, part.answers), strict=True))
         answered &= np.array([asked.get(key, False) for key in keys])
     return answered
 

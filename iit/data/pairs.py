@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,27 +18,14 @@ from datasets import Dataset
 
 from iit.causal import Task
 from iit.data.natural import counterparts
-from iit.data.own import Answering, answered, assign_splits, check_rows, read_rows
-from iit.data.pairing import Paired, Wanted, base_rows, each_with_each, n_prompts, paired
-from iit.data.prompts import Kept, Prompts, draw_prompts, one_token_words
-from iit.data.sources import sources
+from iit.data.own import answered, assign_splits, check_rows, read_rows
+from iit.data.pairing import Wanted, base_rows, each_with_each, labelled, paired, separating
+from iit.data.prompts import Kept, Network, Prompts, draw_prompts, one_token_words
+from iit.data.sources import STRATEGIES, Sources
 from iit.data.splits import SPLITS, disjoint_pools
-from iit.data.table import columns_of, dataset, names_of
+from iit.data.table import dataset, names_of
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Network(Answering, Protocol):
-    """What sampling asks of a network.
-
-    Where it has `answer_tokens`, as `LanguageModel` has, the tokens of words are counted by that.
-    """
-
-    @property
-    def tokenizer(self) -> Any:
-        """A transformers tokenizer; None for networks fed with tensors."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,7 @@ class Pairs:
     facts: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Sequence[Any]] | None = None
     sampler: "Sampler | None" = None
-    again: "EpochSampler | None" = None
+    again: Callable[[int], Dataset] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variables", names_of(self.variables))
@@ -89,7 +77,7 @@ class Pairs:
     def fingerprint(self) -> str:
         """sha256 of the variables and every column."""
         digest = hashlib.sha256(self.variable.encode())
-        table = self.dataset.data.table
+        table: Any = self.dataset.with_format("arrow")[:]
         for name in table.column_names:
             # One chunk: how a table is cut into chunks says nothing about its values.
             column = table.column(name).combine_chunks()
@@ -99,18 +87,17 @@ class Pairs:
             while pa.types.is_fixed_size_list(column.type):
                 digest.update(str(column.type.list_size).encode())
                 column = column.flatten()
-            numbers = pa.types.is_floating(column.type) and not column.null_count
-            values = (
-                column.to_numpy().tobytes()
-                if numbers
-                else json.dumps(column.to_pylist(), sort_keys=True, default=str).encode()
-            )
-            digest.update(values)
+            if pa.types.is_floating(column.type) and not column.null_count:
+                digest.update(column.to_numpy())
+            else:
+                values = json.dumps(column.to_pylist(), sort_keys=True, default=str)
+                digest.update(values.encode())
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the pairs as Parquet."""
-        pq.write_table(self.dataset.data.table.combine_chunks(), Path(path).expanduser())
+        table: Any = self.dataset.with_format("arrow")[:]
+        pq.write_table(table.combine_chunks(), Path(path).expanduser())
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], variable: str | Sequence[str] = ()) -> "Pairs":
@@ -123,7 +110,8 @@ class Pairs:
             variable: the variable's name, or several; () for prompts alone.
         """
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        return cls(dataset(columns | {"changing": [True] * len(rows)}), names_of(variable))
+        columns["changing"] = [True] * len(rows)
+        return cls(dataset(columns), names_of(variable))
 
     @classmethod
     def sample(
@@ -196,7 +184,7 @@ class Pairs:
             split_rows = [row for row in rows if row["split"] == split]
             if split_rows:
                 split_rows = answered(split_rows, variables, network, facts, split)
-            facts["changing"][split] = sum(bool(row["changing"]) for row in split_rows)
+            facts["changing"][split] = sum(row["changing"] for row in split_rows)
             rows_left += split_rows
         if not rows_left:
             raise ValueError(
@@ -267,10 +255,10 @@ class Sampling:
     @property
     def sizes(self) -> dict[str, int]:
         """{split: number of pairs}."""
-        sizes = (self.n_train, self.n_val, self.n_test)
-        if self.n is not None:
-            sizes = (self.n, self.n // 3, self.n // 3)
-        return dict(zip(SPLITS, sizes, strict=True))
+        n = self.n
+        if n is None:
+            return {"train": self.n_train, "validation": self.n_val, "test": self.n_test}
+        return {"train": n, "validation": n // 3, "test": n // 3}
 
 
 class Sampler:
@@ -297,13 +285,10 @@ class Sampler:
             )
         self.task, self.network, self.options = task, network, options
         variables = task.variables[:1] if options.variable is None else names_of(options.variable)
-        self._wanted = Wanted(
-            variables,
-            options.together,
-            options.changing_share,
-            names_of(options.separate),
-            options.natural and bool(variables),
-        )
+        share = options.changing_share
+        if not variables or options.pairs == "exhaustive":
+            share = None
+        self._wanted = Wanted(variables, options.together, share, names_of(options.separate))
         self._check()
         # None asks nobody, and takes every prompt.
         self.right = network.answers_right if network is not None and options.right_only else None
@@ -312,7 +297,7 @@ class Sampler:
         pools: Mapping[str, Sequence[Any]] = task.pools
         self._dropped: dict[str, int] = {}
         if network is not None and network.tokenizer is not None:
-            pools, self._dropped = one_token_words(task, partial(_token_counts, network))
+            pools, self._dropped = one_token_words(task, network)
         self._rng = np.random.default_rng(options.seed)
         # {split: {pool: entries}}
         self._pools = disjoint_pools(pools, self._apart, options.shares, rng=self._rng)
@@ -329,13 +314,19 @@ class Sampler:
                 f"Task {task.name!r} has no variable {unknown[0]!r} to align; it has "
                 f"{list(task.variables)}."
             )
-        share = wanted.changing_share
+        share = options.changing_share
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"changing_share is a share, from 0 to 1, or None; got {share}.")
         if not wanted.variables and options.pairs != "random":
             raise ValueError(
                 f"data.pairs={options.pairs!r} chooses sources; prompts alone (no variable) have "
                 "none."
+            )
+        ways = [*STRATEGIES, *task.counterfactuals]
+        if options.pairs not in ways:
+            raise ValueError(
+                f"data.pairs={options.pairs!r} is none of {ways} (the latter are task "
+                f"{task.name!r}'s own)."
             )
         unknown = sorted(set(wanted.separate) - set(task.rivals))
         if unknown:
@@ -361,31 +352,29 @@ class Sampler:
         }
         if self.right is not None:
             facts["answered_by"] = weights_of(self.network)
-        asked_share = self._wanted.changing_share
-        if not variables or self.options.pairs == "exhaustive":
-            asked_share = None
-        columns: dict[str, list[Any]] = {}
-        parts: dict[str, tuple[Kept, Paired]] = {}
+        prompts: dict[str, Prompts] = {}
+        bases: dict[str, Prompts] = {}
+        columns: dict[str, list[Any]] = defaultdict(list)
         for split in SPLITS:
-            kept = self.draw(split, rng)
-            pairs, table = self.label(split, kept.prompts, rng)
-            parts[split] = kept, pairs
+            kept = self._draw(split, rng)
+            prompts[split] = kept.prompts
+            bases[split], split_columns = self._label(split, kept.prompts, rng)
             # The splits stand below one another in the columns of one table.
-            for name, column in table.items():
-                columns.setdefault(name, []).extend(column)
+            for name, column in split_columns.items():
+                columns[name] += column
             if self.right is not None:
                 facts["drawn"][split], facts["right"][split] = kept.n_drawn, kept.n_right
             facts["prompts"][split] = len(kept.prompts)
-            facts["changing"][split] = int(pairs.changing.sum())
-            facts["separating"][split] = pairs.separating
-            share = float(pairs.changing.mean())
+            facts["changing"][split] = sum(split_columns["changing"])
+            facts["separating"][split] = separating(split_columns)
+            share, asked_share = np.mean(split_columns["changing"]), self._wanted.changing_share
             if asked_share is not None and abs(share - asked_share) > 0.05:
                 text = "%s: %.0f%% of the pairs are changing; asked were %.0f%%."
                 log.warning(text, split, 100 * share, 100 * asked_share)
-        kept, pairs = parts["train"]
-        settings = task.model.run_batch(pairs.bases.inputs)
+        settings = task.model.run_batch(bases["train"].inputs)
         values = {variable: settings[variable] for variable in variables}
-        again = EpochSampler(self, kept.prompts) if self.options.fresh else None
+        # Hidden in a function, because the sampler reaches the test split.
+        again = partial(self._epoch, prompts["train"]) if self.options.fresh else None
         return Pairs(dataset(columns), variables, task, facts, values, self, again)
 
     def prompts(self, split: str, n: int, seed: int) -> Prompts:
@@ -396,65 +385,48 @@ class Sampler:
         rng = np.random.default_rng([seed, SPLITS.index(split)])
         return draw_prompts(self.task, self._pools[split], n, None, rng=rng, split=split).prompts
 
-    def draw(self, split: str, rng: np.random.Generator) -> Kept:
+    def _draw(self, split: str, rng: np.random.Generator) -> Kept:
         """As many prompts as the pairs of a split need, answered rightly."""
-        n = n_prompts(self._wanted, self.options.pairs, self.options.sizes[split])
+        n = self.options.sizes[split]
+        if self.options.pairs == "exhaustive":
+            # p prompts make p · (p − 1) pairs for each pattern. The largest p that makes at most n.
+            n = max(2, int((1 + np.sqrt(1 + 4 * (n // len(self._wanted.patterns)))) // 2))
         return draw_prompts(self.task, self._pools[split], n, self.right, rng=rng, split=split)
 
-    def label(
-        self, split: str, prompts: Prompts, rng: np.random.Generator, *, kinds: bool = True
-    ) -> tuple[Paired, dict[str, list[Any]]]:
-        """The labelled pairs of one split, made of its prompts; and the columns of their table."""
-        task, strategy, wanted = self.task, self.options.pairs, replace(self._wanted, kinds=kinds)
-        if strategy == "exhaustive":
-            pairs = each_with_each(task, wanted, prompts)
+    def _label(
+        self, split: str, prompts: Prompts, rng: np.random.Generator
+    ) -> tuple[Prompts, dict[str, list[Any]]]:
+        """The bases of one split's pairs, made of its prompts; and the columns of their table."""
+        task, options, wanted = self.task, self.options, self._wanted
+        if options.pairs == "exhaustive":
+            bases, parts = each_with_each(task, wanted, prompts)
         else:
-            way = sources(task, strategy, prompts, self._pools[split], self._apart)
+            sources = Sources(task, options.pairs, prompts, self._pools[split], self._apart)
             # Each base has one pair; a base may be the same prompt several times.
-            bases = prompts.take(base_rows(task, wanted, prompts, self.options.sizes[split]))
-            pairs = paired(task, wanted, bases, way, self.right, rng=rng)
-        natural = counterparts(task, pairs, prompts, rng) if wanted.natural else None
-        unseen = "template" in self._apart
-        return pairs, columns_of(pairs, split, natural, unseen_templates=unseen, asks=task.asks)
+            bases = prompts.take(base_rows(task, wanted, prompts, options.sizes[split]))
+            bases, parts = paired(task, wanted, bases, sources, self.right, rng=rng)
+        columns = labelled(task, wanted.variables, split, bases, parts)
+        if options.natural and wanted.variables:
+            columns |= counterparts(task, wanted.variables, bases, parts, prompts, rng)
+        if "template" in self._apart and "template" in bases.inputs:
+            columns["template"] = bases.inputs["template"]
+        if task.asks is not None:
+            swapped = columns.get("interchanged", [wanted.variables] * len(bases))
+            asked = zip(bases.inputs[task.asks], swapped, strict=True)
+            columns["asked"] = [name in names for name, names in asked]
+        return bases, columns
 
-
-class EpochSampler:
-    """Samples the training pairs of an epoch anew.
-
-    Arguments:
-        sampler: sampled the pairs of the first epoch.
-        prompts: the training prompts of the first epoch.
-    """
-
-    def __init__(self, sampler: Sampler, prompts: Prompts):
-        # Hidden, because the sampler reaches the test split.
-        self._sampler, self._prompts = sampler, prompts
-
-    def __call__(self, epoch: int) -> Dataset:
-        """The training pairs of an epoch."""
-        sampler, prompts = self._sampler, self._prompts
+    def _epoch(self, prompts: Prompts, epoch: int) -> Dataset:
+        """The training pairs of an epoch, sampled anew; `prompts` are those of the first epoch."""
         # The epoch is part of the seed: a resumed run samples what an uninterrupted one samples.
-        rng = np.random.default_rng([sampler.options.seed, epoch])
+        rng = np.random.default_rng([self.options.seed, epoch])
         # Without a network to ask, new prompts are free. Otherwise those that it answers stay.
-        if sampler.right is None:
-            prompts = sampler.draw("train", rng).prompts
-        _, columns = sampler.label("train", prompts, rng, kinds=False)
-        return dataset(columns)
+        if self.right is None:
+            prompts = self._draw("train", rng).prompts
+        return dataset(self._label("train", prompts, rng)[1])
 
 
 def weights_of(network: Any) -> str | None:
     """The fingerprint of the network that answered the prompts; None where it has none."""
-    tell = getattr(network, "fingerprint", None)
-    return None if tell is None else tell()
-
-
-def _token_counts(network: Any, words: Sequence[str]) -> list[int]:
-    """How many tokens of the network each word has."""
-    answer_tokens = getattr(network, "answer_tokens", None)
-    if answer_tokens is None:
-        return [len(network.tokenizer.encode(word, add_special_tokens=False)) for word in words]
-    before = words[0].strip()  # a word's tokens show behind any other word
-    # A masked language model answers at a mask, so the text needs one.
-    if getattr(network, "masked", False):
-        before += f" {network.tokenizer.mask_token}"
-    return [len(tokens) for tokens in answer_tokens([before] * len(words), words)]
+    fingerprint = getattr(network, "fingerprint", None)
+    return None if fingerprint is None else fingerprint()

@@ -1,8 +1,8 @@
 """Prompts: drawn from a task, and kept where the network gives the causal model's answer."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,23 @@ It does where the answer is the argmax over its whole vocabulary, or over all cl
 """
 
 
+@runtime_checkable
+class Network(Protocol):
+    """What sampling asks of a network.
+
+    Where it has `answer_tokens`, as `LanguageModel` has, the tokens of words are counted by that.
+    """
+
+    @property
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer; None for networks fed with tensors."""
+        ...
+
+    def answers_right(self, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """Whether each answer is the argmax, token by token: bool[n]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Prompts:
     """Prompts, and the inputs that they were written from, in columns.
@@ -28,7 +45,7 @@ class Prompts:
     """
 
     inputs: Mapping[str, list[Any]]
-    written: list[Written]
+    written: list[Any]
     answers: list[Any]
 
     def __len__(self) -> int:
@@ -36,26 +53,22 @@ class Prompts:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Prompts":
         """The prompts of these rows, in this order."""
-        index = [int(i) for i in rows]
-        inputs = {name: [column[i] for i in index] for name, column in self.inputs.items()}
-        return Prompts(inputs, [self.written[i] for i in index], [self.answers[i] for i in index])
+        inputs = {name: [column[i] for i in rows] for name, column in self.inputs.items()}
+        return Prompts(inputs, [self.written[i] for i in rows], [self.answers[i] for i in rows])
 
     def __add__(self, other: "Prompts") -> "Prompts":
-        inputs = {name: [*column, *other.inputs[name]] for name, column in self.inputs.items()}
+        inputs = {name: [*self.inputs.get(name, ()), *other.inputs[name]] for name in other.inputs}
         return Prompts(inputs, self.written + other.written, self.answers + other.answers)
 
     @property
     def given(self) -> list[Any]:
         """What the network gets of each prompt: its text, or the tensor."""
-        return [prompt.text if isinstance(prompt, Prompt) else prompt for prompt in self.written]
+        return [getattr(prompt, "text", prompt) for prompt in self.written]
 
     @property
     def keys(self) -> list[Any]:
         """A value for each prompt that is equal for equal texts, and for equal tensors."""
-        return [
-            prompt.text if isinstance(prompt, Prompt) else prompt.tobytes()
-            for prompt in self.written
-        ]
+        return [x if isinstance(x, str) else x.tobytes() for x in self.given]
 
 
 @dataclass(frozen=True)
@@ -82,42 +95,30 @@ def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
 
     Raises TypeError for a task that writes neither a `Prompt` nor an array.
     """
-    settings = task.model.run_batch(inputs)
-    rows = zip(*inputs.values(), strict=True)
-    written = [task.write(dict(zip(inputs, row, strict=True))) for row in rows]
+    written = [task.write(row) for row in rows_of(inputs)]
     if written and not isinstance(written[0], Written):
         advice = "write a Prompt, or several inputs as one array"
         raise TypeError(f"Task {task.name!r} writes a {type(written[0]).__name__}: {advice}.")
-    return Prompts(inputs, written, answers(task, settings, task.model.output))
+    return Prompts(inputs, written, answers(task, task.model.run_batch(inputs)))
 
 
-def answers(task: Task, settings: Mapping[str, list[Any]], output: str) -> list[Any]:
+def answers(task: Task, settings: Mapping[str, list[Any]]) -> list[Any]:
     """The task's answer in each setting, as text or class.
-
-    Settings with the same output have the same answer, which is asked for once.
 
     Arguments:
         settings: {variable: its value in each setting}.
-        output: the variable that is the output of the causal model.
     """
+    return [task.answer(setting) for setting in rows_of(settings)]
 
-    def said(row: int) -> Any:
-        return task.answer({name: column[row] for name, column in settings.items()})
 
-    values = settings[output]
-    try:
-        by_value = {
-            # One row stands for all rows with its output.
-            value: said(row)
-            for value, row in {value: row for row, value in enumerate(values)}.items()
-        }
-    except TypeError:  # values that cannot be hashed
-        return [said(row) for row in range(len(values))]
-    return [by_value[value] for value in values]
+def rows_of(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a table that is given in columns."""
+    for row in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, row, strict=True))
 
 
 def one_token_words(
-    task: Task, count_tokens: Callable[[Sequence[str]], Sequence[int]]
+    task: Task, network: Network
 ) -> tuple[dict[str, Sequence[Any]], dict[str, int]]:
     """The task's pools with only those words that are one token after a space.
 
@@ -128,7 +129,7 @@ def one_token_words(
     dropped = {}
     for name in task.words:
         # In a text a word stands behind a space.
-        counts = count_tokens([f" {word}" for word in pools[name]])
+        counts = _token_counts(network, [f" {word}" for word in pools[name]])
         words = tuple(word for word, n in zip(pools[name], counts, strict=True) if n == 1)
         dropped[name] = len(pools[name]) - len(words)
         if not words:
@@ -138,6 +139,18 @@ def one_token_words(
             )
         pools[name] = words
     return pools, dropped
+
+
+def _token_counts(network: Any, words: Sequence[str]) -> list[int]:
+    """How many tokens of the network each word has."""
+    tokenizer = network.tokenizer
+    if not hasattr(network, "answer_tokens"):
+        return [len(tokenizer.encode(word, add_special_tokens=False)) for word in words]
+    before = words[0].strip()  # a word's tokens show behind any other word
+    # A masked language model answers at a mask, so the text needs one.
+    if getattr(network, "masked", False):
+        before += f" {tokenizer.mask_token}"
+    return [len(tokens) for tokens in network.answer_tokens([before] * len(words), words)]
 
 
 def draw_prompts(
@@ -163,53 +176,32 @@ def draw_prompts(
     Raises:
         ValueError: ten times as many draws do not give enough: the network answers too few.
     """
-    prompts: Prompts | None = None
-    drawn_keys: set[Any] = set()
-    drawn_inputs: set[Any] = set()
-    n_drawn = n_right = n_kept = 0
+    prompts = Prompts({}, [], [])
+    seen: set[Any] = set()
+    n_drawn = n_right = 0
     for _ in range(40):
         # At least a quarter of `n` a round, so 40 rounds are ten times `n`.
-        size = max(n - n_kept, n // 4, 1)
-        drawn = write(task, _new(task.draw(rng, pools, size), drawn_inputs))
-        # Only prompts that are new.
-        drawn = drawn.take(_unseen(drawn.keys, drawn_keys))
-        if len(drawn):
-            ok = (
-                np.ones(len(drawn), dtype=bool)
-                if right is None
-                else right(drawn.given, drawn.answers)
-            )
-            n_drawn, n_right = n_drawn + len(drawn), n_right + int(ok.sum())
-            answered = drawn.take(np.flatnonzero(ok))
-            prompts = answered if prompts is None else prompts + answered
-            n_kept = len(prompts)
+        size = max(n - len(prompts), n // 4, 1)
+        drawn = write(task, task.draw(rng, pools, size))
+        new_rows = []
+        for row, key in enumerate(drawn.keys):
+            if key not in seen:
+                seen.add(key)
+                new_rows.append(row)
+        if new_rows:
+            drawn = drawn.take(new_rows)
+            is_right = np.ones(len(drawn), dtype=bool)
+            if right is not None:
+                is_right = right(drawn.given, drawn.answers)
+            n_drawn += len(drawn)
+            n_right += int(is_right.sum())
+            prompts += drawn.take(np.flatnonzero(is_right))
         # Hardly a new prompt among the draws: the pools have given what they have.
-        exhausted = len(drawn) <= size // 50
-        if prompts is not None and (n_kept >= n or (exhausted and n_kept > 1)):
-            return Kept(prompts.take(range(min(n, n_kept))), n_right, n_drawn)
+        exhausted = len(new_rows) <= size // 50
+        if len(prompts) >= n or (exhausted and len(prompts) > 1):
+            return Kept(prompts.take(range(min(n, len(prompts)))), n_right, n_drawn)
     raise ValueError(
-        f"No prompts left for task {task.name!r}, split {split!r}: {n_kept} of the {n} needed. The "
+        f"No prompts left for task {task.name!r}, split {split!r}: {len(prompts)} of {n}. The "
         f"network answers {n_right} of {n_drawn} distinct prompts rightly. Ask for fewer pairs, "
         "add words to the pools, or take another network."
     )
-
-
-def _new(inputs: Mapping[str, list[Any]], before: set[Any]) -> Mapping[str, list[Any]]:
-    """The inputs without the rows that were drawn before. This saves writing them again.
-
-    Inputs that cannot be hashed are all returned; their prompts are compared later.
-
-    Arguments:
-        before: the rows that were drawn before. The new rows are added.
-    """
-    try:
-        rows = _unseen(zip(*inputs.values(), strict=True), before)
-    except TypeError:  # inputs that cannot be hashed
-        return inputs
-    return {name: [column[i] for i in rows] for name, column in inputs.items()}
-
-
-def _unseen(keys: Iterable[Any], seen: set[Any]) -> list[int]:
-    """Where each key that has not been seen stands first. All keys are added to `seen`."""
-    # `add` returns None: a key passes once, when it is new.
-    return [i for i, key in enumerate(keys) if not (key in seen or seen.add(key))]

@@ -36,15 +36,14 @@ def disjoint_pools(
             f"data.shares must be {len(SPLITS)} positive numbers that sum to 1 "
             f"({', '.join(SPLITS)}); got {list(shares)}."
         )
-    parts: dict[str, dict[str, tuple[Any, ...]]] = {split: {} for split in SPLITS}
+    parts = {split: {name: tuple(pools[name]) for name in pools} for split in SPLITS}
+    # The running sums of the shares; the last is 1.
+    sums = np.cumsum(shares)
     for name, pool in pools.items():
         if name not in names:
-            for split in SPLITS:
-                parts[split][name] = tuple(pool)
             continue
         order = [pool[i] for i in rng.permutation(len(pool))]
-        # The running sums of the shares, rounded; the last cut is the pool's size.
-        cuts = [0, *(round(len(pool) * share) for share in np.cumsum(shares))]
+        cuts = [0, *(round(len(pool) * share) for share in sums)]
         for split, start, stop in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
             if start == stop:
                 raise ValueError(

@@ -1,18 +1,16 @@
 """The table of pairs: its columns, and how it stores prompts, tensors and roles."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from iit.causal import Prompt
-from iit.data.pairing import Paired
+from iit.data.prompts import Prompts
 
 COLUMNS = {
     "split": "train | validation | test",
@@ -72,105 +70,49 @@ def source_column(name: str, variable: str, variables: Sequence[str]) -> str:
     return name if len(variables) == 1 else f"{name}[{variable}]"
 
 
-def columns_of(
-    pairs: Paired,
-    split: str,
-    natural: Sequence[Any] | None = None,
-    *,
-    unseen_templates: bool = False,
-    asks: str | None = None,
-) -> dict[str, list[Any]]:
-    """Sampled pairs as columns of the table.
-
-    Arguments:
-        pairs: the pairs.
-        split: the split that they are for.
-        natural: for each pair its natural counterpart as it is written, or None.
-        unseen_templates: whether no template occurs in two splits; the templates then get a column.
-        asks: as in `Task`.
-    """
-    variables = tuple(pairs.sources)
-    n = len(pairs.bases)
-    columns: dict[str, list[Any]] = {
-        "split": [split] * n,
-        "base": pairs.bases.given,
-        "base_roles": [_roles(prompt) for prompt in pairs.bases.written],
-        "label": pairs.labels,
-        "base_answer": pairs.bases.answers,
-        "changing": pairs.changing.tolist(),
+def columns_of(split: str, bases: Prompts, labels: list[Any]) -> dict[str, list[Any]]:
+    """Pairs as columns of the table, without their sources."""
+    return prompt_columns("base", bases.written) | {
+        "split": [split] * len(bases),
+        "label": labels,
+        "base_answer": bases.answers,
+        "changing": [a != b for a, b in zip(labels, bases.answers, strict=True)],
     }
-    if unseen_templates and "template" in pairs.bases.inputs:
-        columns["template"] = pairs.bases.inputs["template"]
-    if pairs.kinds is not None:
-        columns["kind"] = pairs.kinds
-    if asks is not None:
-        # A pair asks for a swapped variable where the variable that its base names has a source.
-        nothing = [None] * n
-        names = enumerate(pairs.bases.inputs[asks])
-        columns["asked"] = [pairs.sources.get(name, nothing)[i] is not None for i, name in names]
-    if natural is not None:
-        # A pair without a counterpart has its base in the column; `has_natural` tells.
-        written = [
-            base if prompt is None else prompt
-            for prompt, base in zip(natural, pairs.bases.written, strict=True)
-        ]
-        columns |= {
-            "natural": [_given(prompt) for prompt in written],
-            "natural_roles": [_roles(prompt) for prompt in written],
-        }
-        columns["has_natural"] = [prompt is not None for prompt in natural]
-    if pairs.rivals:
-        columns["rival_labels"] = [
-            dict(zip(pairs.rivals, row, strict=True))
-            for row in zip(*pairs.rivals.values(), strict=True)
-        ]
-    if len(variables) > 1:
-        columns["interchanged"] = [
-            [v for v in variables if pairs.sources[v][i] is not None] for i in range(n)
-        ]
-    for variable, prompts in pairs.sources.items():
-        parts = [
-            [_given(prompt) for prompt in prompts],
-            pairs.source_answers[variable],
-            [_roles(prompt) for prompt in prompts],
-        ]
-        for name, part in zip(SOURCE, parts, strict=True):
-            columns[source_column(name, variable, variables)] = part
-    return columns
+
+
+def source_columns(
+    variable: str, variables: Sequence[str], written: Sequence[Any], answers: list[Any]
+) -> dict[str, list[Any]]:
+    """The columns of a variable's sources. A pair that leaves the variable alone has None."""
+    columns = prompt_columns("source", written) | {"source_answer": answers}
+    return {source_column(name, variable, variables): column for name, column in columns.items()}
+
+
+def prompt_columns(name: str, written: Sequence[Any]) -> dict[str, list[Any]]:
+    """The columns of prompts: the text or the tensor of each, and its roles."""
+    return {
+        name: [getattr(prompt, "text", prompt) for prompt in written],
+        f"{name}_roles": [getattr(prompt, "roles", None) for prompt in written],
+    }
 
 
 def dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
     """A dataset of these columns, in the order of `COLUMNS`, without those that hold nothing."""
     # Columns such as `source[a]` stand where `source` does; columns of the user's own come last.
-    order = [*COLUMNS, *(name.partition("[")[0] for name in columns)]
-    names = sorted(columns, key=lambda name: (order.index(name.partition("[")[0]), name))
-    arrays = {name: _array(name.partition("[")[0], columns[name]) for name in names}
-    return from_table(
-        pa.table({name: array for name, array in arrays.items() if array is not None})
-    )
+    kinds = {name: name.partition("[")[0] for name in columns}
+    order = [*COLUMNS, *kinds.values()]
+    arrays = {}
+    for name in sorted(columns, key=lambda name: (order.index(kinds[name]), name)):
+        array = _array(kinds[name], columns[name])
+        if array is not None:
+            arrays[name] = array
+    return from_table(pa.table(arrays))
 
 
 def from_table(table: pa.Table) -> Dataset:
     """A dataset that holds this table."""
     # Left alone, datasets would pickle the whole table to name it.
-    digest = hashlib.sha256(repr(table.schema).encode())
-    for buffer in (
-        b
-        for column in table.columns
-        for chunk in column.chunks
-        for b in chunk.buffers()
-        if b is not None
-    ):
-        digest.update(buffer)
-    return Dataset(table, fingerprint=digest.hexdigest())
-
-
-def _given(prompt: Any) -> Any:
-    return prompt.text if isinstance(prompt, Prompt) else prompt
-
-
-def _roles(prompt: Any) -> Mapping[str, Any] | None:
-    return prompt.roles if isinstance(prompt, Prompt) else None
+    return Dataset(table, fingerprint=uuid4().hex)
 
 
 def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
@@ -179,26 +121,18 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     Arguments:
         kind: the name of the column, without the variable in brackets.
     """
-    if kind in ("base", "source", "natural"):
-        first = next((value for value in values if value is not None), None)
-        return pa.array(values, pa.string()) if isinstance(first, str) else _tensors(values)
-    if kind in ("base_answer", "source_answer", "label", "split", "kind", "template"):
-        return _answers(values)
     if kind not in COLUMNS:
         return _kept(values)
-    if kind in ("changing", "asked", "has_natural", "interchanged"):
-        return pa.array(values, pa.list_(pa.string()) if kind == "interchanged" else pa.bool_())
-    # Roles and rivals: the keys that some row has, each a field of a struct.
-    names = sorted({key for keys in {tuple(value) for value in values if value} for key in keys})
-    if not names:
-        return None
-    if kind == "rival_labels":
-        return pa.StructArray.from_arrays(
-            [_answers([v.get(rival) if v else None for v in values]) for rival in names], names
-        )
-    return pa.StructArray.from_arrays(
-        [_spans([v.get(role) if v else None for v in values]) for role in names], names
-    )
+    is_text = any(isinstance(value, str) for value in values)
+    if kind in ("base", "source", "natural") and not is_text:
+        return _tensors(values)
+    if kind != "rival_labels" and not kind.endswith("_roles"):
+        return _uniform(values)
+    # The keys that some row has are the fields of a struct.
+    rows = [value or {} for value in values]
+    names = sorted({key for row in rows for key in row})
+    arrays = [_uniform([row.get(name) for row in rows]) for name in names]
+    return pa.StructArray.from_arrays(arrays, names) if names else None
 
 
 def _kept(values: Sequence[Any]) -> pa.Array:
@@ -210,40 +144,11 @@ def _kept(values: Sequence[Any]) -> pa.Array:
     return pa.array([json.dumps(value, default=str) for value in values])
 
 
-def _answers(answers: Sequence[Any]) -> pa.Array:
-    """An array of texts, of lists of texts each of which is right, or of classes."""
-    if any(isinstance(answer, list) for answer in answers):
-        # One list is enough to make lists of all.
-        answers = [[answer] if isinstance(answer, str) else answer for answer in answers]
-    first = next((answer for answer in answers if answer is not None), "")
-    if isinstance(first, str | int):
-        return pa.array(answers, pa.string() if isinstance(first, str) else pa.int64())
-    # Many pairs have few different lists: each list is built once, and then taken by its number.
-    index = {
-        answer: number
-        for number, answer in enumerate(
-            dict.fromkeys(None if a is None else tuple(a) for a in answers)
-        )
-    }
-    table = pa.array(
-        [None if answer is None else list(answer) for answer in index], pa.list_(pa.string())
-    )
-    return table.take(
-        pa.array([index[None if answer is None else tuple(answer)] for answer in answers])
-    )
-
-
-def _spans(spans: Sequence[Sequence[int] | None]) -> pa.Array:
-    """An array of [start, stop], null where there is none."""
-    present = np.array([span is not None for span in spans])
-    flat = np.fromiter(
-        chain.from_iterable(span for span in spans if span is not None), dtype=np.int64
-    )
-    # A list array is flat values and offsets: each span that is present takes two values.
-    offsets = np.concatenate([[0], 2 * present.cumsum()])
-    return pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32(), mask=np.append(~present, False)), pa.array(flat)
-    )
+def _uniform(values: Sequence[Any]) -> pa.Array:
+    """An array of values. If one is a list of right answers, a text becomes a list as well."""
+    if any(isinstance(value, list | tuple) for value in values):
+        values = [[value] if isinstance(value, str) else value for value in values]
+    return pa.array(values)
 
 
 def _tensors(values: Sequence[Any]) -> pa.Array:

@@ -13,9 +13,8 @@ from torch import Tensor
 from iit.alignment import Alignment
 from iit.causal import Task
 from iit.data import EncodedPairs, Pairs, Prompts
-from iit.data.pairing import Paired
 from iit.data.prompts import answers
-from iit.data.table import columns_of, dataset
+from iit.data.table import columns_of, dataset, source_columns
 from iit.evaluation.outcomes import evaluating
 from iit.evaluation.scoring import encoded_prompts
 from iit.evaluation.trust import NotApplicableError
@@ -258,18 +257,23 @@ def _compared(
         for name, value in task.model.do(inputs, values).items():
             settings.setdefault(name, []).append(value)
     # The interventions are pairs, whose label is the causal model's answer.
-    sources, source_answers = {}, {}
+    targets = tuple(drawn.source)
+    labels = answers(task, settings)
+    columns = columns_of("test", prompts.take(drawn.base), labels)
+    if len(targets) > 1:
+        held_by_row = zip(*(drawn.held[target] for target in targets), strict=True)
+        columns["interchanged"] = [
+            [target for target, is_held in zip(targets, row, strict=True) if is_held]
+            for row in held_by_row
+        ]
     for target, rows in drawn.source.items():
         held_rows = [
             row if held else None for row, held in zip(rows, drawn.held[target], strict=True)
         ]
-        sources[target] = [None if row is None else prompts.written[row] for row in held_rows]
-        source_answers[target] = [
-            None if row is None else prompts.answers[row] for row in held_rows
-        ]
-    labels = answers(task, settings, task.model.output)
-    paired = Paired(prompts.take(drawn.base), sources, source_answers, labels, {})
-    encoded = EncodedPairs(dataset(columns_of(paired, "test")), tuple(sources), network)
+        written = [None if row is None else prompts.written[row] for row in held_rows]
+        source_answers = [None if row is None else prompts.answers[row] for row in held_rows]
+        columns |= source_columns(target, targets, written, source_answers)
+    encoded = EncodedPairs(dataset(columns), targets, network)
 
     perturbed = IntervenedModel(network, {**alignment.edits, **alignment.inert}).eval()
     sites = [site for edit in alignment.edits.values() for site in edit.sites]

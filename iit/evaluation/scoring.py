@@ -11,7 +11,6 @@ from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs, Prompts
-from iit.data.pairing import Paired
 from iit.data.table import columns_of, dataset
 from iit.evaluation.illusion import spans
 from iit.evaluation.outcomes import Outcomes, outcomes
@@ -113,5 +112,4 @@ class Scoring:
 
 def encoded_prompts(prompts: Prompts, network: Network) -> EncodedPairs:
     """Prompts alone, without sources, as pairs."""
-    paired = Paired(prompts, {}, {}, prompts.answers, {})
-    return EncodedPairs(dataset(columns_of(paired, "test")), (), network)
+    return EncodedPairs(dataset(columns_of("test", prompts, prompts.answers)), (), network)

@@ -303,3 +303,21 @@ def test_columns_of_sampled_pairs_hold_what_sampling_writes(tmp_path, column, va
 def test_an_answer_of_one_source_is_the_answer_of_every_source(tmp_path):
     with pytest.raises(ValueError, match=r"row 0: \['source_answer'\] missing"):
         load_text(tmp_path, lines([*ROWS[:5], ROWS[5] | {"source_answer": " c"}]))
+
+
+def test_only_a_network_can_tell_which_pairs_without_a_base_answer_change(tmp_path):
+    """Also where the file says of the same prompt, as a source, that the label is its answer."""
+    rows = [
+        without(columns, "base_answer") | {"source": columns["base"], "source_answer": " a"}
+        for columns in ROWS
+    ]
+    rows = [columns | {"source_roles": {"noun": [0, 4]}} for columns in rows]
+    with pytest.raises(ValueError, match="base_answer need a network"):
+        load_text(tmp_path, lines(rows))
+
+
+def test_a_name_in_place_of_the_variables_that_are_swapped_is_refused(tmp_path):
+    both = without(ROWS[0], "source", "source_roles")
+    both |= {f"{name}[{v}]": ROWS[0][name] for name in ("source", "source_roles") for v in "vw"}
+    with pytest.raises(ValueError, match="row 0: interchanged=5 cannot be"):
+        load_text(tmp_path, lines([both | {"interchanged": 5}]), variable=["v", "w"])

@@ -8,9 +8,9 @@ import torch
 
 from iit import tasks
 from iit.data import STRATEGIES, EncodedPairs, Pairs, disjoint_pools
-from iit.data.pairing import Wanted, label, paired
+from iit.data.pairing import Wanted, label, labelled, paired
 from iit.data.prompts import draw_prompts, write
-from iit.data.sources import Sources, sources
+from iit.data.sources import Sources
 from iit.network import mlp
 from iit.tasks import addition, equality, greater_than, ioi, mcqa, price_tag, pvr
 from iit.tasks.attribute import COUNTRIES
@@ -250,7 +250,7 @@ def test_minimal_sources_keep_to_the_pools_of_their_split(make):
     rng = np.random.default_rng(shifted(0))
     pools = disjoint_pools(task.pools, task.splits, (0.5, 0.2, 0.3), rng=rng)["validation"]
     prompts = write(task, task.draw(rng, pools, 100))
-    way = sources(task, "minimal", prompts, pools)
+    way = Sources(task, "minimal", prompts, pools)
     for variable in task.variables:
         found = way.choose(variable, prompts, rng)
         for row in zip(*found.inputs.values(), strict=True):
@@ -351,20 +351,25 @@ def test_rivals_and_kinds_of_bases_that_stand_in_are_of_these_bases():
     prompts = drawn.prompts
     lonely = set(prompts.keys[::3])
 
-    def choose(variable, bases, rng):
-        others = rng.integers(len(prompts), size=len(bases))
-        alone = [i for i, key in enumerate(bases.keys) if key in lonely]
-        others[alone] = [prompts.keys.index(bases.keys[i]) for i in alone]
-        return prompts.take(others)
+    def choose(rng, pools, inputs):
+        others = rng.integers(len(prompts), size=len(inputs["template"]))
+        keys = write(task, inputs).keys
+        alone = [i for i, key in enumerate(keys) if key in lonely]
+        others[alone] = [prompts.keys.index(keys[i]) for i in alone]
+        return prompts.take(others).inputs
 
+    own = replace(task, counterfactuals={"lonely": choose})
     wanted = Wanted(("subject_position",), changing_share=None)
-    pairs = paired(task, wanted, prompts, Sources(choose, new=False), None, rng=rng)
-    assert not lonely & set(pairs.bases.keys)
-    texts = [prompt.text for prompt in pairs.sources["subject_position"]]
-    source = prompts.take([prompts.keys.index(text) for text in texts])
-    said = label(task, task.rivals["subject_token"], pairs.bases, {"subject_position": source})
-    assert pairs.rivals["subject_token"] == said
-    before, after = (task.model.run_batch(p.inputs) for p in (pairs.bases, source))
-    for row, kind in enumerate(pairs.kinds):
+    bases, parts = paired(
+        own, wanted, prompts, Sources(own, "lonely", prompts, task.pools), None, rng=rng
+    )
+    assert not lonely & set(bases.keys)
+    pairs = labelled(own, wanted.variables, "train", bases, parts)
+    assert pairs["base"] == bases.keys
+    source = prompts.take([prompts.keys.index(text) for text in pairs["source"]])
+    said = label(task, task.rivals["subject_token"], bases, {"subject_position": source})
+    assert [row["subject_token"] for row in pairs["rival_labels"]] == said
+    before, after = (task.model.run_batch(p.inputs) for p in (bases, source))
+    for row, kind in enumerate(pairs["kind"]):
         differs = [v for v in task.variables if before[v][row] != after[v][row]]
         assert kind == ("+".join(differs) or "none")

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from iit.data import COLUMNS, EncodedPairs, Pairs, draw_prompts
 from iit.tasks import ioi
@@ -194,3 +195,31 @@ def test_batches_hold_every_pair_once_and_are_cut_to_length(pairs, smollm2):
             label = batch["base"]["answer"][i]
             assert smollm2.tokenizer.decode(label[label >= 0]) == pair["label"]
     assert sorted(rows) == list(range(30))
+
+
+class Letters:
+    """A network with a token for each letter, as far as encoding goes."""
+
+    def encode(self, texts, positions=None, answers=None):
+        lengths = torch.tensor([len(text) for text in texts])
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        answer = torch.zeros(len(texts), 1, dtype=torch.long)
+        return {"attention_mask": mask, "positions": {}, "answer": answer}
+
+
+@pytest.mark.parametrize("n_variables", [1, 7])
+def test_pairs_are_sorted_by_the_lengths_of_the_base_and_then_of_the_sources(n_variables):
+    variables = [f"v{i}" for i in range(n_variables)]
+    names = ["source"] if n_variables == 1 else [f"source[{v}]" for v in variables]
+    rng = np.random.default_rng(shifted(0))
+    lengths = rng.integers(1, 3, size=(40, n_variables + 1)).tolist()
+    rows = []
+    for row in lengths:
+        base, *sources = ("a" * length for length in row)
+        rows.append({"split": "train", "base": base, "label": "b", "interchanged": variables})
+        rows[-1] |= dict(zip(names, sources, strict=True))
+    encoded = EncodedPairs(Pairs.of(rows, variables).split("train"), variables, Letters())
+    order = encoded.costs(None).argsort(stable=True).tolist()
+    assert order == sorted(range(40), key=lengths.__getitem__)
+    same = [lengths.index(row) for row in lengths]
+    assert torch.equal(encoded.costs(None), encoded.costs(None)[same])

@@ -80,9 +80,7 @@ def test_words_of_one_token_are_found(kind):
     lm, task = network(KINDS[kind]()), ioi()
     pools = dict.fromkeys(task.words, ("milk", "left")) | {"name": ("Mary", "John", "Zoe")}
     task = replace(task, pools={**task.pools, **pools})
-    pools, dropped = one_token_words(
-        task, lambda words: [len(x) for x in lm.answer_tokens(["John"] * len(words), words)]
-    )
+    pools, dropped = one_token_words(task, lm)
     assert pools["name"] == ("Mary", "John")
     assert dropped["name"] == 1
 
