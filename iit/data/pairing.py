@@ -281,7 +281,7 @@ def _answered(
     answered = fits.copy()
     for prompts in sources.values():
         keys = prompts.keys
-        new = {keys[i]: i for i in np.flatnonzero(fits) if keys[i] not in asked}
+        new = {keys[i]: i for i in np.flatnonzero(fits).tolist() if keys[i] not in asked}
         if new:
             part = prompts.take(list(new.values()))
             asked.update(zip(new, right(part.given, part.answers), strict=True))
