@@ -39,8 +39,7 @@ def counterparts(
     candidates: list[list[int]] = [[]] * len(bases)
     for part_rows, sources in parts:
         part = bases.take(part_rows)
-        # A variable that a pair leaves alone is held at the base's value.
-        inputs = {v: sources.get(v, part).inputs for v in variables}
+        inputs = {variable: source.inputs for variable, source in sources.items()}
         after = task.model.interchange_batch(part.inputs, inputs)
         for i, key in zip(part_rows, _keys(after, names), strict=True):
             candidates[i] = groups.get(key, [])

@@ -79,6 +79,21 @@ def test_the_distance_is_that_of_the_edited_activation_from_the_counterparts(toy
     assert batch["has_natural"].float().mean() > 0
 
 
+def test_of_several_variables_the_counterpart_has_the_label_as_its_answer():
+    """The name that is not repeated depends on the position of the subject, which is swapped."""
+    task = ioi()
+    task = replace(task, pools={**task.pools, "name": task.pools["name"][:12]})
+    both = ["subject_position", "io_name"]
+    pairs = Pairs.sample(
+        task, variable=both, n_train=300, n_val=20, n_test=20, splits=[], natural=True
+    )
+    rows = [row for row in pairs.split("train") if row["has_natural"]]
+    assert {tuple(row["interchanged"]) for row in rows} == {(name,) for name in both}
+    for row in rows:
+        start, stop = row["natural_roles"]["io"]
+        assert row["natural"][start:stop].strip() == row["label"].strip()
+
+
 def test_no_counterpart_at_all_is_an_error():
     task = ioi()
     with pytest.raises(ValueError, match=r"data\.natural"):
