@@ -233,7 +233,7 @@ def _site(
     # pyvene rotates all n positions of a representation as one vector.
     kind = _class_name(representation["intervention_types"])
     joint = kind in DISTRIBUTED and n > 1 and not by_head
-    indices = position if isinstance(position, Sequence) else ()
+    indices: Any = position if hasattr(position, "__len__") else ()
     if joint and not isinstance(position, str) and len(indices) != n:
         raise ValueError(
             f"it edits {n} positions as one vector; its position is a role or {n} indices, not "

@@ -48,6 +48,5 @@ def test_a_prompt_is_seldom_tokenized_and_run(narrow, tmp_path, monkeypatch):
     monkeypatch.setattr(type(first), "forward", begun)
     configured = composing(narrow, tmp_path, monkeypatch)
     run(configured("+experiment=das_ioi", *SMALL, *OVERRIDES))
-    print("COUNTS", sorted(tokenized.values()), sorted(runs.values()))
     assert max(tokenized.values()) <= TOKENIZED
     assert max(runs.values()) <= RUN
