@@ -16,27 +16,33 @@ def test_the_python_examples_run(capsys):
 
 def test_the_table_of_alignments_holds_the_pages_figures():
     rows = re.findall(
-        r"^\| \[(\w+)\]\(experiments/(\w+)/README.md\) \|(.*?)\| (.*?) \| (.*?) \|$",
+        r"^\| \[(\w+)\]\(experiments/(\w+)/README.md\) \|(.*?)\| (.*?) \| (.*?) \| (.*?) \|$",
         README.read_text("utf-8"),
         re.MULTILINE,
     )
     assert {name for name, *_ in rows} == {
         path.stem for path in (ROOT / "conf" / "experiment").glob("das_*.yaml")
     }
-    for name, folder, what, trained, whole in rows:
+    for name, folder, what, trained, whole, verdict in rows:
         assert folder == name
-        rows_of_page = json.loads(
+        result = json.loads(
             (ROOT / "experiments" / name / "result.json").read_text(encoding="utf-8")
-        )["rows"]
-        found = {
+        )
+        facts = result["facts"]
+        variable = next(iter(re.findall(r"`(\w+)`", what)), result["rows"][0]["variable"])
+        figures = {
             row["control"]: row
-            for row in rows_of_page
+            for row in result["rows"]
             if (row["split"], row["subset"], row["metric"]) == ("test", "changing", "iia")
-            and row["variable"] == next(iter(re.findall(r"`(\w+)`", what)), row["variable"])
+            and row["variable"] == variable
         }
-        own = found[None]
-        assert trained == f"{own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f})"
-        assert whole == f"{found['vanilla']['value']:.3f}"
+        alignment = figures[None]
+        low, high = alignment["low"], alignment["high"]
+        assert trained == f"{alignment['value']:.3f} ({low:.3f} to {high:.3f})"
+        assert whole == f"{figures['vanilla']['value']:.3f}"
+        (outcome,) = (v["outcome"] for v in facts["verdict"] if v["variable"] == variable)
+        level = "full" if "trust=full" in facts["command"] else "quick"
+        assert verdict == f"{outcome}, {level}"
 
 
 def test_the_examples_of_the_documentation_run():
