@@ -48,7 +48,8 @@ class Compared(NamedTuple):
     def error(self) -> float:
         """The share of comparisons that differ, as the mean over variables and output."""
         numbers = np.unique(self.variable)
-        return float(np.mean([self.wrong[self.variable == number].mean() for number in numbers]))
+        shares = [self.wrong[self.variable == number].mean() for number in numbers]
+        return float(np.mean(shares))
 
 
 class _Natural(NamedTuple):
@@ -219,7 +220,8 @@ def _draw(
     n_targets = len(values) + bool(alignment.inert)
     size = rng.integers(1, n_targets + 1, size=n)
     # bool[n, target]: `size` of them in each row, in random places.
-    is_held = rng.permuted(np.arange(n_targets)[None].repeat(n, 0) < size[:, None], axis=1)
+    is_leading = np.arange(n_targets)[None].repeat(n, 0) < size[:, None]
+    is_held = rng.permuted(is_leading, axis=1)
     held = dict(zip(values, is_held.T, strict=False))
     source, value = {}, {}
     for variable, column in values.items():
@@ -229,8 +231,11 @@ def _draw(
         distinct = sorted(rows, key=str)
         value[variable] = [distinct[i] for i in rng.integers(len(distinct), size=n)]
         # A random input among those that have the chosen value.
-        draws = zip(value[variable], rng.random(n), strict=True)
-        source[variable] = np.array([rows[x][int(u * len(rows[x]))] for x, u in draws])
+        chosen = []
+        for chosen_value, share in zip(value[variable], rng.random(n), strict=True):
+            candidates = rows[chosen_value]
+            chosen.append(candidates[int(share * len(candidates))])
+        source[variable] = np.array(chosen)
     base = rng.integers(n_inputs, size=n)
     # A shift by 1 to n_inputs − 1, so the third input is never the base.
     third = (base + rng.integers(1, n_inputs, size=n)) % n_inputs
@@ -253,7 +258,10 @@ def _compared(
     settings: dict[str, list[Any]] = {}
     for number, row in enumerate(drawn.base.tolist()):
         inputs = {name: column[row] for name, column in prompts.inputs.items()}
-        values = {v: x[number] for v, x in drawn.value.items() if drawn.held[v][number]}
+        values = {}
+        for variable, drawn_values in drawn.value.items():
+            if drawn.held[variable][number]:
+                values[variable] = drawn_values[number]
         for name, value in task.model.do(inputs, values).items():
             settings.setdefault(name, []).append(value)
     # The interventions are pairs, whose label is the causal model's answer.
@@ -278,7 +286,8 @@ def _compared(
     perturbed = IntervenedModel(network, {**alignment.edits, **alignment.inert}).eval()
     sites = [site for edit in alignment.edits.values() for site in edit.sites]
     # bool[variable, n]: compared are variables that are not held and, behind them, every output.
-    compared = np.stack([*(~drawn.held[variable] for variable in maps), np.ones(n, dtype=bool)])
+    not_held = [~drawn.held[variable] for variable in maps]
+    compared = np.stack([*not_held, np.ones(n, dtype=bool)])
     wrong = np.zeros_like(compared)
     for batch in encoded.batches(batch_size):
         rows, base = batch["row"].numpy(), batch["base"]

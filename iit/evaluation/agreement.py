@@ -34,8 +34,9 @@ def agreement_rows(alignment: Alignment, variables: Sequence[str], group: Group)
         if answer is None:
             return []
         for k in range(min(last + 1, label.shape[1], answer.shape[1])):
+            is_equal = label[:, k] == answer[:, k]
             # The label's padding counts as equal: it has no token there that could differ.
-            agree &= ((label[:, k] == answer[:, k]) | (label[:, k] == IGNORED)).numpy()
+            agree &= (is_equal | (label[:, k] == IGNORED)).numpy()
     return [
         group.row("answer_agreement", agree, chosen, subset)
         for subset, chosen in (("all", group.among), ("changing", group.changing))

@@ -29,9 +29,11 @@ def principal_angles(one: Subspace, other: Space) -> Float[Tensor, " angles"]:
     """
     small, large = sorted((widened(one), widened(other)), key=lambda q: q.shape[1])
     cosines = torch.linalg.svdvals(large.T @ small).clamp(max=1)
+    outside = small - large @ (large.T @ small)
     # Singular values descend; flipped, the sines ascend with the angles.
-    sines = torch.linalg.svdvals(small - large @ (large.T @ small)).clamp(max=1).flip(0)
-    return torch.rad2deg(torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())).float()
+    sines = torch.linalg.svdvals(outside).clamp(max=1).flip(0)
+    radians = torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())
+    return torch.rad2deg(radians).float()
 
 
 def distances(found: Subspace, truth: Space) -> dict[str, float]:
@@ -49,11 +51,13 @@ def distances(found: Subspace, truth: Space) -> dict[str, float]:
     angles = principal_angles(found, truth)
     largest = max(angles.tolist(), default=0.0)
     more = found.shape[1] - truth.shape[1]
-    squares = 2 * torch.deg2rad(angles).sin().square().sum() + abs(more)
+    squared_sines = torch.deg2rad(angles).sin().square()
+    squares = 2 * squared_sines.sum() + abs(more)
+    n_dimensions = found.shape[1] + truth.shape[1]
     return {
         "principal_angle": 90.0 if more < 0 else largest,
         "found_in_truth": 90.0 if more > 0 else largest,
-        "projection_distance": float((squares / max(1, found.shape[1] + truth.shape[1])).sqrt()),
+        "projection_distance": float((squares / max(1, n_dimensions)).sqrt()),
     }
 
 
@@ -64,7 +68,8 @@ def within(subspace: Subspace, space: Space) -> Float[Tensor, "dimension part"]:
     for every σᵢ² = cos² θᵢ > 1/2. A direction of which less lies in the space has a short
     projection. Stretched to length 1, it would be a piece of the space, whatever the subspace.
     """
-    left, cosines, _ = torch.linalg.svd(widened(space).T @ widened(subspace), full_matrices=False)
+    products = widened(space).T @ widened(subspace)
+    left, cosines, _ = torch.linalg.svd(products, full_matrices=False)
     return left[:, cosines**2 > MOSTLY]
 
 
@@ -77,7 +82,9 @@ def span_of_rows(rows: Float[Tensor, "n width"], energy: float = 1.0) -> Subspac
     squares = strength**2
     # The energy that the vectors before each one carry together.
     before = squares.cumsum(0) - squares
-    return across[(before < energy * squares.sum()) & (strength > ROUNDING * strength.max())].T
+    is_needed = before < energy * squares.sum()
+    is_nonzero = strength > ROUNDING * strength.max()
+    return across[is_needed & is_nonzero].T
 
 
 def pairwise_angles(frames: Sequence[Tensor]) -> list[float]:

@@ -192,9 +192,11 @@ def placebos(alignment: Alignment, seed: int) -> dict[Arm, Alignment]:
 
     def turned(move: Tensor) -> Tensor:
         # The same in every run: a run may be repeated to check it.
+        generator = torch.Generator().manual_seed(seed)
         # [batch, position, width]
-        noise = torch.randn(move.shape, generator=torch.Generator().manual_seed(seed)).to(move)
-        return noise * move.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+        noise = torch.randn(move.shape, generator=generator).to(move)
+        length = move.norm(dim=-1, keepdim=True)
+        return noise * length / noise.norm(dim=-1, keepdim=True)
 
     def shifted(move: Tensor) -> Tensor:
         # Each pair gets the move of the pair before it, and the first one the last's.
@@ -231,7 +233,8 @@ def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
     if len(alignment.edits) > 1 or not any(p.requires_grad for p in trained.parameters()):
         raise NotApplicableError("the claim is of several variables, or is not trained")
     # Values may be unhashable, so their texts are counted. −1 where the pairs do not know them.
-    least = len(set(map(repr, values.get(str(key), ())))) - 1
+    distinct = set(map(repr, values.get(str(key), ())))
+    least = len(distinct) - 1
     if not subspaces(alignment) or not 0 < least < own_rank:
         raise NotApplicableError("the claim has no more dimensions than the values need")
     lower: dict[Arm, Alignment] = {}
@@ -428,7 +431,8 @@ def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
             continue
         controls |= of_kind
         for arm in of_kind if needs in TRAINED_AGAIN else ():
-            trainings.setdefault((needs, of_kind[arm].network), {})[str(arm)] = of_kind[arm]
+            control = of_kind[arm]
+            trainings.setdefault((needs, control.network), {})[str(arm)] = control
     for (needs, _), side_by_side in trainings.items():
         pairs = scoring.pairs
         if needs == "shuffled":

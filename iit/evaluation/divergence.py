@@ -144,7 +144,8 @@ def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Seen]:
     flags = {v: everywhere if flag is None else flag for v, flag in run.flags.items()}
     by_place = {}
     for key, edit in alignment.edits.items():
-        active = torch.stack([flags[variable] for variable in variables_of(key, edit)]).any(0)
+        flags_of_edit = [flags[variable] for variable in variables_of(key, edit)]
+        active = torch.stack(flags_of_edit).any(0)
         if not bool(active.any()):
             continue
         places = {site_edit.columns.site: site_edit.columns for site_edit in run.sites[key]}

@@ -72,7 +72,8 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
         whole = frames[variable].double()
         parts["read_part"][variable] = space @ within(whole, space)
         # The singular values of (1 − P)Q are the sines of the principal angles.
-        left, sines, _ = torch.linalg.svd(whole - space @ (space.T @ whole), full_matrices=False)
+        outside = whole - space @ (space.T @ whole)
+        left, sines, _ = torch.linalg.svd(outside, full_matrices=False)
         parts["null_part"][variable] = left[:, sines**2 > MOSTLY]
     if not any(part.shape[1] for part in parts["null_part"].values()):
         del parts["null_part"]
@@ -159,7 +160,8 @@ def spans(
     # Sites of one edit share the subspace, but each varies about a mean of its own.
     centred: dict[Variable, list[Tensor]] = {}
     for (key, _), points in activations.items():
-        centred.setdefault(key, []).append(points.cpu() - points.cpu().mean(0))
+        on_cpu = points.cpu()
+        centred.setdefault(key, []).append(on_cpu - on_cpu.mean(0))
     spaces["natural"] = {}
     for key, points in centred.items():
         span = span_of_rows(torch.cat(points), VARIANCE)
@@ -253,8 +255,9 @@ def _gradients(
         with torch.enable_grad():
             logits = probed.answer_logits(batch["base"], active={site: active}).cpu()
             readouts = _readout(logits, batch["base"]["answer"], batch.get("base_answer"))
+            gradient = torch.autograd.grad(readouts.sum(), added)[0]
             # [batch, position, width] → [batch·position, width]
-            rows.append(torch.autograd.grad(readouts.sum(), added)[0].flatten(0, 1).cpu())
+            rows.append(gradient.flatten(0, 1).cpu())
     if not rows:
         raise ValueError(
             f"What is read at {site} is estimated from pairs that interchange one of "
@@ -275,7 +278,8 @@ def _readout(
     first = logits[:, 0].float()
     # [batch, n_right]
     right = label[:, 0] if label.ndim == 3 else label[:, :1]
-    among = first.gather(1, right.clamp(min=0)).masked_fill(right == IGNORED, -torch.inf)
+    right_logits = first.gather(1, right.clamp(min=0))
+    among = right_logits.masked_fill(right == IGNORED, -torch.inf)
     # Of several right tokens: the probability that any of them comes.
     likely = among.logsumexp(1) - first.logsumexp(1)
     if own is None or label.ndim == 3 or own.ndim == 3:

@@ -63,4 +63,5 @@ def swapped(intervention: Intervention) -> Subspace | None:
         else:
             return None
         vectors = vectors if chosen is None else vectors[:, chosen.to(vectors.device)]
-    return vectors.detach().float().cpu() if 0 < vectors.shape[1] < vectors.shape[0] else None
+    width, rank = vectors.shape
+    return vectors.detach().float().cpu() if 0 < rank < width else None

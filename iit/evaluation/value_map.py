@@ -55,7 +55,8 @@ class ValueMap:
             torch.linalg.solve_triangular(self._factor, c.T, upper=False).T
             for c in (coordinates.double(), self._means)
         )
-        return [self.values[number] for number in torch.cdist(points, means).argmin(1).tolist()]
+        nearest = torch.cdist(points, means).argmin(1)
+        return [self.values[number] for number in nearest.tolist()]
 
 
 def coordinates(

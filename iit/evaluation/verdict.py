@@ -349,7 +349,8 @@ def _same_subspace(rows: _Rows) -> Reading:
         f"{r.value:.0f}° apart on average ({r.low:.0f}° to {r.high:.0f}°)" for r in (row, null)
     )
     # 1 means: as far apart as the closest 2.5% of random subspaces.
-    share = Interval(row.value / null.low, row.low / null.low, row.high / null.low, row.n)
+    unit = null.low
+    share = Interval(row.value / unit, row.low / unit, row.high / unit, row.n)
     return share, f"subspaces of different seeds are {seeds}, random ones of this rank {random}"
 
 

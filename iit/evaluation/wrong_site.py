@@ -33,7 +33,8 @@ def displaced(alignment: Alignment, elsewhere: Mapping[str, Any] | None) -> Alig
 
     edits = {}
     for key, edit in alignment.edits.items():
-        sites, source_sites = (tuple(map(moved, s)) for s in (edit.sites, edit.source_sites))
+        sites = tuple(map(moved, edit.sites))
+        source_sites = tuple(map(moved, edit.source_sites))
         edits[key] = replace(edit, sites=sites, source_sites=source_sites)
     return beside(alignment, edits)
 

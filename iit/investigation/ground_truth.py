@@ -156,7 +156,8 @@ def _scored(
     pairs = held_out.opened(freeze(folder, {"reported": "every case, method and seed"}))
     encoded = EncodedPairs(pairs.split("test"), pairs.variables, network)
     # bool[n, seeds]
-    right = np.stack([outcomes(claim, encoded).right[None] for claim in claims], 1)
+    by_claim = [outcomes(claim, encoded).right[None] for claim in claims]
+    right = np.stack(by_claim, 1)
     facts = describe(claims[0], pairs, pairs.variables) | {
         "seed": None,
         "split": "test",
@@ -164,7 +165,8 @@ def _scored(
     }
     every = np.ones(len(encoded), dtype=bool)
     # The pooled seeds become the claim's own figure; the first seed has its rows in `full`.
-    scored = scores({TRAINED: right[:, 0], Arm("seeds"): right}, Group(encoded, every, facts, 2000))
+    arms = {TRAINED: right[:, 0], Arm("seeds"): right}
+    scored = scores(arms, Group(encoded, every, facts, 2000))
     pooled = [replace(row, control=None) for row in where(scored, control="seeds")]
     truth = _truth(case, network, width)
     # A method that swaps no linear subspace has no frames, and no distance.

@@ -131,7 +131,8 @@ def ladder(
         train(side_by_side, pairs, seed)
     score = partial(_scored, cfg, rungs, untrained_rungs, metric)
     rows = score(pairs, "validation") + score(pairs, "train")
-    validation = {row.method: row.value for row in where(rows, **{**SCORE, "metric": metric})}
+    validation_rows = where(rows, **{**SCORE, "metric": metric})
+    validation = {row.method: row.value for row in validation_rows}
     opened = held_out.opened(
         freeze(folder, {"reported": "every rung", f"validation_{metric}": validation})
     )
@@ -194,7 +195,9 @@ def _scored(
         facts["method"] += f", {name}"
         for subset in ("all", "changing"):
             # bool[n]: pairs of the subset that have a figure.
-            counted = ~np.isnan(arms[None]).any(1) & (encoded.changing.numpy() | (subset == "all"))
+            has_figure = ~np.isnan(arms[None]).any(1)
+            in_subset = encoded.changing.numpy() | (subset == "all")
+            counted = has_figure & in_subset
             if not counted.any():
                 continue
             # With several seeds these are resampled, too.

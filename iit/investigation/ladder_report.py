@@ -104,7 +104,8 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
                     continue
                 # Seen and unseen stand side by side, so that their bars do not cover each other.
                 x = [order.index(row.method) + 0.12 * number for row in line]
-                value, low, high = np.array([(row.value, row.low, row.high) for row in line]).T
+                bars = [(row.value, row.low, row.high) for row in line]
+                value, low, high = np.array(bars).T
                 # Both families look alike, and the legend names a style once.
                 legend = label if family == "rank" else None
                 axes.errorbar(

@@ -102,8 +102,9 @@ def with_answer(
     kwargs = {**kwargs, names[0]: ids, names[1]: mask}
     if not batch.encoder_decoder:
         # Answer token k stands in the column where token k + 1 is read: Tensor[batch, 1] each.
-        columns = torch.where(answer[:, 1:] != IGNORED, read[:, 1:], IGNORED).split(1, 1)
-        positions = positions | {f"answer[{k}]": column for k, column in enumerate(columns)}
+        columns = torch.where(answer[:, 1:] != IGNORED, read[:, 1:], IGNORED)
+        by_token = columns.split(1, 1)
+        positions = positions | {f"answer[{k}]": column for k, column in enumerate(by_token)}
     return replace(batch, kwargs=kwargs, positions=positions), read
 
 
@@ -130,7 +131,8 @@ def teacher_forced(
     read = lengths.unsqueeze(1) - 1 + steps.minimum(is_forced.sum(1, keepdim=True))
     if n_answer == 1:
         return input_ids, attention_mask, read
-    ids, mask = pad(input_ids, (0, n_answer - 1)), pad(attention_mask, (0, n_answer - 1))
+    ids = pad(input_ids, (0, n_answer - 1))
+    mask = pad(attention_mask, (0, n_answer - 1))
     rows, steps = is_forced.nonzero(as_tuple=True)
     # Each prompt's answer starts right behind the prompt, in its padding.
     columns = lengths[rows] + steps
@@ -188,4 +190,5 @@ def at_columns(
     tensor: Float[Tensor, "batch seq width"], columns: Int[Tensor, "batch n"]
 ) -> Float[Tensor, "batch n width"]:
     """What a tensor holds at some columns of each example."""
-    return tensor.gather(1, columns.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
+    index = columns.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])
+    return tensor.gather(1, index)

@@ -156,7 +156,8 @@ class Classifier:
     def _runs(self, inputs: Mapping[str, Tensor]) -> bool:
         try:
             with torch.no_grad():
-                self.model(**{name: value.to(self.device) for name, value in inputs.items()})
+                on_device = {name: value.to(self.device) for name, value in inputs.items()}
+                self.model(**on_device)
         except (RuntimeError, IndexError):
             return False
         return True

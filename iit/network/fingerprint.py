@@ -81,8 +81,9 @@ def _sample(tensor: Tensor) -> bytes:
         # Torch cannot index all dtypes of one byte: their bytes are read as whole numbers.
         flat = flat.view(torch.uint8)
     n = min(N_VALUES, flat.numel())
+    last = flat.numel() - 1
     # In whole numbers: `linspace` rounds differently elsewhere.
-    index = torch.arange(n) * (flat.numel() - 1) // max(n - 1, 1)
+    index = torch.arange(n) * last // max(n - 1, 1)
     values = flat[index.to(flat.device)].cpu()
     # NumPy has no bfloat16.
     values = values.to(torch.float64) if values.is_floating_point() else values
@@ -90,4 +91,5 @@ def _sample(tensor: Tensor) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -311,7 +311,8 @@ class LanguageModel:
             flat += right
         padded: list[list[int]] = [[] for _ in answers]
         unknown: Any = self.tokenizer.unk_token_id
-        ids = self.answer_tokens([texts[row] for row in rows], flat, [tokens[row] for row in rows])
+        flat_texts = [texts[row] for row in rows]
+        ids = self.answer_tokens(flat_texts, flat, [tokens[row] for row in rows])
         for row, answer, answer_ids in zip(rows, flat, ids, strict=True):
             if unknown in answer_ids and str(self.tokenizer.unk_token) not in answer:
                 raise ValueError(
@@ -431,4 +432,5 @@ def _tokens(
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     # At least one column: a role that is absent everywhere has a shape, too.
     width = max(1, *(len(row) for row in rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
+    filled = [[*row, *[value] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long)

@@ -73,7 +73,8 @@ def check_limits(
         )
     if ids is None:
         return
-    for row, column in ((ids < 0) | (ids >= n_known)).nonzero().tolist():
+    is_unknown = (ids < 0) | (ids >= n_known)
+    for row, column in is_unknown.nonzero().tolist():
         raise ValueError(
             f"Prompt {row} has the token {int(ids[row, column])}; {name} has embeddings for 0 to "
             f"{n_known - 1}. Give the tokenizer that belongs to it, or call its "

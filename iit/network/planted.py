@@ -60,7 +60,8 @@ class Planted(nn.Module):
             )
         self.n_values, self.encoding = m, encoding
         generator = torch.Generator().manual_seed(seed)
-        into = torch.linalg.qr(torch.randn(width, width, generator=generator))[0][:, :n_inputs]
+        input_frame = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+        into = input_frame[:, :n_inputs]
         rotation = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
         codes = simplex(m)
         self.embedding = _linear(into)
@@ -80,7 +81,8 @@ class Planted(nn.Module):
         z[r : 2 * r] = codes.T @ sums[1]
         if encoding == "redundant":
             z[2 * r : 3 * r] = codes.T @ sums[0]
-        loud = torch.cat([plain[4 * m :], plain[: 4 * m]])[: width - 3 * r]
+        noise_first = torch.cat([plain[4 * m :], plain[: 4 * m]])
+        loud = noise_first[: width - 3 * r]
         z[3 * r : 3 * r + len(loud)] = LOUD * loud
         self.write, self.site = _linear(rotation @ z), nn.Identity()
         # One-hot of both values, from the state.
@@ -107,7 +109,8 @@ class Planted(nn.Module):
         m = self.n_values
         embedded = self.embedding(x)
         features = torch.cat([self.pairs(embedded).relu(), embedded], -1)
-        first, second = self.read(self.site(self.write(features))).split(m, -1)
+        state = self.site(self.write(features))
+        first, second = self.read(state).split(m, -1)
         around, second_around, b = self.bypass(features).split(m, -1)
         if self.encoding == "leaky":
             second = second_around
@@ -115,11 +118,13 @@ class Planted(nn.Module):
             first = first + around
         elif self.encoding == "wrong":
             # The cyclic convolution of two one-hot codes is the code of the sum.
-            sums: list[Any] = [
-                sum(first[:, i] * b[:, (k - i) % m] for i in range(m)) for k in range(m)
-            ]
+            sums: list[Any] = []
+            for k in range(m):
+                products = [first[:, i] * b[:, (k - i) % m] for i in range(m)]
+                sums.append(sum(products))
             first = torch.stack(sums, -1)
-        return self.head(self.combine(torch.cat([first, second], -1)).relu())
+        both = torch.cat([first, second], -1)
+        return self.head(self.combine(both).relu())
 
 
 def simplex(n: int) -> Float[Tensor, "n {n}-1"]:
@@ -138,7 +143,8 @@ def planted(
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> Any:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    n_outputs, n_inputs = weight.shape
+    linear = nn.Linear(n_inputs, n_outputs, bias=bias is not None)
     with torch.no_grad():
         linear.weight.copy_(weight)
         if bias is not None:

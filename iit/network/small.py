@@ -37,9 +37,8 @@ class MLP(nn.Module):
         if min(self.arguments.values()) < 1:
             raise ValueError(f"An MLP needs at least 1 of each; got {self.arguments}.")
         widths = [n_inputs, *[width] * depth]
-        self.layers = nn.Sequential(
-            *(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths))
-        )
+        hidden = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
+        self.layers = nn.Sequential(*hidden)
         self.head = nn.Linear(width, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,12 +70,14 @@ def equality_by_hand(dim: int = 4, width: int = 64) -> Classifier:
     layers: Any = network.layers
     first, second, third = (layer[0] for layer in layers)
     # Rows of a − b, then of b − a. Adding 0 makes 0 of −0, which has other bytes.
-    parts = torch.kron(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.eye(dim)) + 0.0
+    signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    parts = torch.kron(signs, torch.eye(dim)) + 0.0
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
         first.weight[: 4 * dim] = torch.block_diag(parts, parts)
-        second.weight[0, : 2 * dim] = second.weight[1, 2 * dim : 4 * dim] = -SHARPNESS
+        second.weight[0, : 2 * dim] = -SHARPNESS
+        second.weight[1, 2 * dim : 4 * dim] = -SHARPNESS
         second.bias[:2] = 1.0
         third.weight[0, :2], third.bias[0] = 1.0, -1.0
         third.weight[1, :2], third.bias[1] = -1.0, 1.0
@@ -168,9 +169,8 @@ def small_transformer(
         eos_token_id=0,
         pad_token_id=0,
     )
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate([PAD, *words])}, unk_token="<unknown>")
-    )
+    ids = {word: i for i, word in enumerate([PAD, *words])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=PAD)
     return LanguageModel(LlamaForCausalLM(config), fast, "transformer")

@@ -155,7 +155,10 @@ def _other_prompts(
     prompts = _prompts(contrast, reference, sites)
     fitting = []
     for row, (base, shape) in enumerate(_prompts(contrast, contrast.base, sites)):
-        fits = [i for i, other in enumerate(prompts) if other[0] != base and other[1] == shape]
+        fits = []
+        for number, (other, other_shape) in enumerate(prompts):
+            if other != base and other_shape == shape:
+                fits.append(number)
         if not fits:
             raise ValueError(
                 f"Base {row} has no other prompt in the reference with as many tokens at "

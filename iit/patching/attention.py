@@ -177,7 +177,8 @@ def attention_map(
                 )
             keys = column_index(site, prompts)
             # Absent keys read column 0 and count as 0.
-            shares = of_query[:, 0].gather(1, keys.clamp(min=0)).masked_fill(keys == IGNORED, 0)
+            at_keys = of_query[:, 0].gather(1, keys.clamp(min=0))
+            shares = at_keys.masked_fill(keys == IGNORED, 0)
             values[number, rows.numpy()] = shares.double().sum(1).numpy()
 
     # There is no edit, and so no runs to compare with.

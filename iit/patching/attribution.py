@@ -313,6 +313,7 @@ def agreement(estimate: Effects, exact: Effects, metric: str, top: int = 10) -> 
     estimated_change = (estimate.mean(metric) - estimate.baseline(metric))[order]
     top = min(top, len(exact))
     strongest = np.argsort(-np.abs(estimated_change), kind="stable")[:top]
-    recall = len(set(exact.top(top, metric)) & set(strongest.tolist())) / top
+    in_both = set(exact.top(top, metric)) & set(strongest.tolist())
+    recall = len(in_both) / top
     correlation: Any = spearmanr(estimated_change, exact_change)
     return Agreement(float(correlation.statistic), recall, top, len(exact))

@@ -275,8 +275,9 @@ def batch_rows(
             part[key] = value[rows]
     mask = part.get("attention_mask")
     if mask is not None and bool((mask.diff(dim=1) <= 0).all()):  # padded on the right
+        longest = int(mask.sum(1).max())
         for key in {"input_ids", "attention_mask"} & set(part):
-            part[key] = part[key][:, : int(mask.sum(1).max())]
+            part[key] = part[key][:, :longest]
     if batch.get("positions"):
         # Only columns on the right were cut, so positions stay what they are.
         part["positions"] = {role: index[rows] for role, index in batch["positions"].items()}

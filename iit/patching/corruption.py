@@ -103,9 +103,10 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
         )
 
     ids = batch.kwargs["input_ids"].cpu()
+    is_token = torch.arange(ids.shape[1]) < batch.lengths.cpu().unsqueeze(1)
     clean = {
         "input_ids": ids,
-        "attention_mask": (torch.arange(ids.shape[1]) < batch.lengths.cpu().unsqueeze(1)).long(),
+        "attention_mask": is_token.long(),
         "positions": {role: index.cpu() for role, index in batch.positions.items()},
     }
     clean = batch_rows(clean, rows)
@@ -143,7 +144,8 @@ def subject_deviation(clean: Contrast, subject: Tensor) -> float:
 
     subject: LongTensor[prompt, position], −100 padded.
     """
-    tokens = clean.base["input_ids"].gather(1, subject.clamp(min=0))[subject != IGNORED]
+    with_padding = clean.base["input_ids"].gather(1, subject.clamp(min=0))
+    tokens = with_padding[subject != IGNORED]
     embedding: Any = resolve(clean.module, EMBEDDING).module
     with torch.no_grad():
         embedded = widened(embedding(tokens.to(embedding.weight.device)))

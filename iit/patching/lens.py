@@ -59,8 +59,9 @@ def logit_lens(
         # it at once: [layer, batch, position, width] becomes rows as long as the prompts.
         rows = streams.flatten(0, 2)
         # Columns that fill up the last row; they are cut off below.
-        missing = -len(rows) % activation.shape[1]
-        return pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, activation.shape[1]))
+        n_columns = activation.shape[1]
+        missing = -len(rows) % n_columns
+        return pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, n_columns))
 
     last = resolve(module, Site("block_output", layer=n_blocks(module) - 1))
     attached = last.attach(all_layers)
@@ -73,8 +74,9 @@ def logit_lens(
         raise ValueError(f"{type(module).__name__} has no output head to read a layer by.")
 
     shape = streams.shape[:3]
+    of_rows = output.logits.flatten(0, 1)[: shape.numel()]
     # [layer, batch, position, vocab]
-    logits = output.logits.flatten(0, 1)[: shape.numel()].unflatten(0, shape)
+    logits = of_rows.unflatten(0, shape)
     n = captured.counts[sites[0]]
     if n is not None:
         absent = torch.arange(shape[2], device=n.device) >= n.unsqueeze(1)

@@ -69,8 +69,9 @@ def kl(logits: Tensor, answers: Answers) -> Tensor:
     new = widened(logits).log_softmax(-1)
     old = widened(answers.unedited).log_softmax(-1)
     by_token = (old.exp() * (old - new)).sum(-1)
+    label = answers.label if answers.label.ndim == 2 else answers.label[..., 0]
     # [batch, n_answer]: 1 at the answer's tokens, 0 at padding.
-    real = widened((answers.label if answers.label.ndim == 2 else answers.label[..., 0]) != IGNORED)
+    real = widened(label != IGNORED)
     return (by_token * real).sum(1) / real.sum(1)
 
 

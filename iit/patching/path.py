@@ -126,7 +126,8 @@ def _two_runs(
         return activation
 
     swap = VanillaIntervention()
-    edits: dict[Any, Any] = {"cell": Edit(group.site, swap)} | dict.fromkeys(held, swap)
+    edits: dict[Any, Any] = {"cell": Edit(group.site, swap)}
+    edits |= dict.fromkeys(held, swap)
     for site in receivers:
         # An edit that changes nothing: it notes what the receiver gets.
         edits[f"activation at {site}"] = Edit(site, LambdaIntervention(partial(keep, site)))

@@ -49,8 +49,9 @@ class Steered:
         For "perplexity" it is the exponential of that of "negative_log_likelihood".
         """
         if metric == "perplexity":
-            value, low, high, n = self.interval(point, LOSS)
-            return Interval(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)), n)
+            *logarithms, n = self.interval(point, LOSS)
+            value, low, high = (float(np.exp(logarithm)) for logarithm in logarithms)
+            return Interval(value, low, high, n)
         values = self.values[metric][point]
         # Zeros and ones are shares, whose interval stays between 0 and 1.
         bounded = bool(np.isin(values, (0.0, 1.0)).all())
@@ -193,7 +194,11 @@ def steer(
             runs.append(_generated(model, network, prompts, effects, batch_size, options))
         texts.append(runs[0][0])
         # The interventions of one name are averaged, prompt by prompt.
-        means.append({name: np.mean([run[1][name] for run in runs], 0) for name in runs[0][1]})
+        figures_of_runs = [figures for _, figures in runs]
+        mean = {}
+        for name in figures_of_runs[0]:
+            mean[name] = np.mean([figures[name] for figures in figures_of_runs], 0)
+        means.append(mean)
 
     values = {name: np.stack([mean[name] for mean in means]) for name in means[0]}
     return Steered(tuple(edits), values, tuple(prompts), tuple(texts))
@@ -285,7 +290,8 @@ def frame_direction(
 def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> list[Tensor]:
     """Directions of the same norm, uniformly random, as a control."""
     # Gaussian vectors point in all directions alike; only their length has to be set.
-    drawn = torch.randn(n, len(like), generator=torch.Generator().manual_seed(seed)).to(like)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(n, len(like), generator=generator).to(like)
     return list(drawn / drawn.norm(dim=1, keepdim=True) * like.norm())
 
 
@@ -321,8 +327,10 @@ def _generated(
             log_p = logits.float().log_softmax(-1).cpu()
 
         real = answer != IGNORED
-        loss = -log_p.gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        losses.append(((loss * real).sum(1) / real.sum(1)).double().numpy())
+        answer_ids = answer.clamp(min=0).unsqueeze(-1)
+        loss = -log_p.gather(-1, answer_ids).squeeze(-1)
+        mean_loss = (loss * real).sum(1) / real.sum(1)
+        losses.append(mean_loss.double().numpy())
         for row in range(len(answer)):
             ids = answer[row, real[row]].tolist()
             texts.append(tokenizer.decode(ids, skip_special_tokens=True))
@@ -338,4 +346,5 @@ def _generated(
                 f"The effect {name!r} gave shape {figures[name].shape}; expected one value for "
                 f"each of {len(prompts)} texts."
             )
-    return tuple(texts), figures | {LOSS: np.concatenate(losses), "distinct": np.array(distinct)}
+    figures |= {LOSS: np.concatenate(losses), "distinct": np.array(distinct)}
+    return tuple(texts), figures

@@ -275,7 +275,8 @@ def _spans(subject: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     columns = torch.arange(int(lengths.max()))
     end = lengths.unsqueeze(1) - 1
     # [prompt, 1]; padding must not be the least column.
-    first = subject.masked_fill(subject == IGNORED, len(columns)).min(1, keepdim=True).values
+    without_padding = subject.masked_fill(subject == IGNORED, len(columns))
+    first = without_padding.min(1, keepdim=True).values
     last = subject.max(1, keepdim=True).values
     kinds = {
         "subject_last": columns == last,

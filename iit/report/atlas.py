@@ -25,7 +25,8 @@ def atlas_cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
         best: dict[Any, Row] = {}
         for row in where(rows, **{**SCORE, "control": control}):
             place = row.layer, str(row.position)
-            best[place] = max(best.get(place, row), row, key=lambda row: row.value)
+            so_far = best.get(place, row)
+            best[place] = max(so_far, row, key=lambda row: row.value)
         for (layer, position), row in best.items():
             if layer is not None:
                 place = {"layer": layer, "position": position}

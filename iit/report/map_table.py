@@ -39,7 +39,8 @@ def _lines(metrics: Metrics, name: str, about: Mapping[str, Any]) -> list[list[s
     # A job names the rows of each map EXPERIMENT/MAP.
     rows = [row for row in metrics.rows if str(row.experiment).endswith(f"/{name}")]
     rows = where(rows, metric=about["metric"])
-    before = {(Cell.of(row), row.control): row for row in where(rows, split="validation")}
+    validation_rows = where(rows, split="validation")
+    before = {(Cell.of(row), row.control): row for row in validation_rows}
     edited = {row.site_text(): row for row in where(rows, split="test", control=None)}
     test = [edited[cell] for cell in about["top"]]
     test += [row for row in where(rows, split="test") if row.control is not None]

@@ -53,7 +53,8 @@ def heatmap(
     """
     table = _table(lines, metric)
     columns, rows = _values(table, x), _values(table, y)
-    grids = {name: _grid(part, x, y, columns, rows) for name, part in _parts(table, panel).items()}
+    parts = _parts(table, panel)
+    grids = {name: _grid(part, x, y, columns, rows) for name, part in parts.items()}
 
     # [panel, row, column]; NaN where a cell has no figure.
     all_values = np.array(list(grids.values()))
@@ -95,7 +96,8 @@ def heatmap(
         axes.spines[:].set_visible(False)
         if not np.isnan(grid).all():
             # The outline of the cell farthest from the centre.
-            row, column = np.unravel_index(np.nanargmax(np.abs(grid - centre)), grid.shape)
+            farthest = np.nanargmax(np.abs(grid - centre))
+            row, column = np.unravel_index(farthest, grid.shape)
             axes.add_patch(
                 Rectangle(
                     (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6
@@ -104,9 +106,8 @@ def heatmap(
 
     panels[0].set_ylabel(y)
     beyond = bool(np.nanmin(all_values) < low), bool(np.nanmax(all_values) > high)
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
-        beyond, "neither"
-    )
+    pointed_ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    extend = pointed_ends.get(beyond, "neither")
     n = max(line["n"] for line in table)
     bar_label = f"{metric.replace('_', ' ')} (n = {n})"
     figure.colorbar(panels[-1].images[0], ax=figure.axes, label=bar_label, extend=extend)
@@ -131,18 +132,16 @@ def curves(
         ValueError: for a metric that no line has.
     """
     figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2), layout="constrained")
-    for axes, metric in zip(
-        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
-    ):
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
         table = _table(lines, metric)
         marks = _values(table, x)
         places = {mark: mark for mark in marks}
         if not _are_numbers(marks):
             # Values that are no numbers stand side by side.
             places = {mark: number for number, mark in enumerate(marks)}
-            axes.set_xticks(
-                range(len(marks)), [str(mark).replace("_", "\n", 1) for mark in marks], fontsize=8
-            )
+            texts = [str(mark).replace("_", "\n", 1) for mark in marks]
+            axes.set_xticks(range(len(marks)), texts, fontsize=8)
 
         for number, (name, part) in enumerate(_parts(table, series).items()):
             points = [(places[line[x]], line["value"], line["low"], line["high"]) for line in part]

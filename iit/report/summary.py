@@ -67,10 +67,11 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
         # `max` keeps the first of equal ones.
         _, best = max(repeats, key=itemgetter(0))
         # The job's other variables were trained in the same alignment.
-        together = {Cell.of(row) for row in where(jobs[best][0], **SCORE)}
+        best_rows, _ = jobs[best]
+        together = {Cell.of(row) for row in where(best_rows, **SCORE)}
         chosen = together if len({cell.variable for cell in together}) > 1 else {cell}
         for cell in sorted(chosen, key=repr):
-            test += rows_of(jobs[best][0], cell)
+            test += rows_of(best_rows, cell)
 
     records = []
     for folder, (rows, failure) in jobs.items():
@@ -137,11 +138,10 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
 def _setting(folder: Path) -> list[str] | None:
     """A job's overrides without its seed; None where Hydra has left none."""
     path = folder / ".hydra" / "overrides.yaml"
-    return (
-        sorted(str(o) for o in OmegaConf.load(path) if not str(o).startswith("seed="))
-        if path.is_file()
-        else None
-    )
+    if not path.is_file():
+        return None
+    overrides = map(str, OmegaConf.load(path))
+    return sorted(override for override in overrides if not override.startswith("seed="))
 
 
 def _seeds_table(means: Sequence[dict[str, Any]]) -> Table:
@@ -213,11 +213,9 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     run.
     """
     sweep = Path(sweep)
-    folders = sorted(
-        (f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()),
-        # Job 10 comes after job 9.
-        key=lambda f: (len(f.name), f.name),
-    )
+    jobs = [f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()]
+    # Job 10 comes after job 9.
+    folders = sorted(jobs, key=lambda f: (len(f.name), f.name))
     records, test = summary(folders)
     write_csv(sweep / "summary.csv", records)
     over = seeds(folders, records)

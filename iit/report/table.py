@@ -57,9 +57,11 @@ class Table:
     def markdown(self) -> str:
         """For a page: title, table and caption, as paragraphs."""
         # Figures are aligned on the right.
-        rule = ["---"] * self.n_words + ["---:"] * (len(self.header) - self.n_words)
+        n_figures = len(self.header) - self.n_words
+        rule = ["---"] * self.n_words + ["---:"] * n_figures
         lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.lines)]
-        return "\n\n".join(filter(None, [self.title, "\n".join(lines), self.caption])) + "\n"
+        paragraphs = filter(None, [self.title, "\n".join(lines), self.caption])
+        return "\n\n".join(paragraphs) + "\n"
 
     def rich(self) -> Group:
         """For the terminal."""

@@ -87,10 +87,12 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
         ValueError: where there are none, and where several stand for one cell.
     """
     first = [line for line in lines if line["rank"] == 1]
-    layers, places = (sorted({line[name] for line in first}) for name in ("layer", "position"))
+    layers = sorted({line["layer"] for line in first})
+    places = sorted({line["position"] for line in first})
     if not first:
         raise ValueError("No line has rank 1: there is nothing to show.")
-    if len(first) > len({(line["layer"], line["position"]) for line in first}):
+    cells = {(line["layer"], line["position"]) for line in first}
+    if len(first) > len(cells):
         raise ValueError("Several lines stand for one cell: give the lines of one prompt.")
     grid = np.full((len(layers), len(places)), np.nan)
     figure = Figure(
