@@ -185,9 +185,11 @@ class Batch:
             if ".image_" in name or ".vision_" in name:
                 return value
             # [batch, head, query, key]. This comes first: there may be as many heads as tokens.
-            if value.ndim == 4 and value.shape[0] == size and value.shape[2:] == (seq, seq):
+            by_query_and_key = value.ndim == 4 and value.shape[2:] == (seq, seq)
+            if by_query_and_key and value.shape[0] == size:
                 rows = back[:, None, :, None].expand(value.shape)
-                return value.gather(2, rows).gather(3, back[:, None, None, :].expand(value.shape))
+                columns = back[:, None, None, :].expand(value.shape)
+                return value.gather(2, rows).gather(3, columns)
             if value.shape[:2] != (size, seq):
                 return value
             if value.ndim == 2 and not name:
@@ -306,7 +308,8 @@ def _permuted(value: Tensor, order: Tensor) -> Tensor:
         value: Tensor[batch, seq, …].
         order: Tensor[batch, seq].
     """
-    return value.gather(1, order.reshape(*order.shape, *[1] * (value.ndim - 2)).expand(value.shape))
+    one_for_each_token = order.reshape(*order.shape, *[1] * (value.ndim - 2))
+    return value.gather(1, one_for_each_token.expand(value.shape))
 
 
 def _under(tensors: Sequence[Tensor], fill: int) -> Tensor:

@@ -279,8 +279,10 @@ class IIT(Cells):
         )
         # Which row of the run has the source. Where a pair leaves the variable alone, it is a
         # placeholder: the edit is not active there.
-        row_in_run = (needed.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed)
-        first = row_in_run.gather(0, needed.int().argmax(0, keepdim=True)).squeeze(0)
+        last_row_so_far = needed.flatten().cumsum(0) - 1
+        row_in_run = last_row_so_far.clamp(min=0).view_as(needed)
+        first_variable = needed.int().argmax(0, keepdim=True)
+        first = row_in_run.gather(0, first_variable).squeeze(0)
         by_variable = dict(zip(sources, row_in_run, strict=True))
         by_variable |= dict.fromkeys(self.alignment.inert, first)
         # From rows of the batch to rows of the stacked parts.
@@ -300,4 +302,5 @@ class IIT(Cells):
 
 
 def _active(batch: dict[str, Any], variable: str) -> Tensor:
-    return batch["active"].get(variable, torch.ones(len(batch["row"]), dtype=torch.bool)).cpu()
+    everywhere = torch.ones(len(batch["row"]), dtype=torch.bool)
+    return batch["active"].get(variable, everywhere).cpu()

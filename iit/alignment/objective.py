@@ -253,7 +253,8 @@ class CounterfactualLatent(Objective):
         for edited, natural, has_natural in prediction.latents():
             edited, natural = edited.float(), natural.float()
             # Tensor[batch, position] each: relative squared distance, and 1 − cosine.
-            apart = (edited - natural).square().sum(-1) / natural.square().sum(-1).clamp(min=1e-12)
+            squared_distance = (edited - natural).square().sum(-1)
+            apart = squared_distance / natural.square().sum(-1).clamp(min=1e-12)
             turned = 1 - F.cosine_similarity(edited, natural, dim=-1)
             distances.append(torch.where(has_natural, (0.5 * (apart + turned)).mean(1), 0.0))
         return self.objective(prediction) + self.weight * torch.stack(distances).mean(0)

@@ -112,7 +112,9 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
     fixed = {variable: value}
     # A variable whose parents are all fixed is fixed, too.
     for v in model.order:
-        if v in model.mechanisms and v not in fixed and all(p in fixed for p in model.parents(v)):
+        if v not in model.mechanisms or v in fixed:
+            continue
+        if all(p in fixed for p in model.parents(v)):
             fixed[v] = _computed(model, v, fixed)
     if model.output in fixed:
         raise ValueError(

@@ -32,7 +32,8 @@ def separating_share(a: CausalModel, b: CausalModel, pairs: Iterable[Interchange
             read = {variable: _read(source, unread) for variable, source in sources.items()}
             column.append(model.interchange(_read(base, unread), read)[model.output])
         outputs.append(column)
-    return sum(not same(one, other) for one, other in zip(*outputs, strict=True)) / len(pairs)
+    n_different = sum(not same(one, other) for one, other in zip(*outputs, strict=True))
+    return n_different / len(pairs)
 
 
 def _read(inputs: Mapping[str, Any], unread: set[str]) -> Mapping[str, Any]:

@@ -76,8 +76,10 @@ def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figur
         )
         boxes[variable] = text.get_bbox_patch()
     for parent, child in drawn.edges:
+        bend = 0.0
         # Longer arrows pass above or below the layers between.
-        bend = 0.0 if depth[child] - depth[parent] == 1 else 0.22 if place[parent][1] > 0 else -0.22
+        if depth[child] - depth[parent] != 1:
+            bend = 0.22 if place[parent][1] > 0 else -0.22
         arrow = {"arrowstyle": "-|>", "color": "#444444", "connectionstyle": f"arc3,rad={bend}"}
         arrow |= {"patchA": boxes[parent], "patchB": boxes[child]}
         axes.annotate("", place[child], place[parent], arrowprops=arrow, zorder=2)

@@ -284,7 +284,8 @@ class CausalModel:
         for value in column:
             if not _inside(value, self._members[variable]):
                 domain = self.domains[variable] or ()
-                shown = ", ".join(map(repr, domain[:6])) + (", …" if len(domain) > 6 else "")
+                ellipsis = ", …" if len(domain) > 6 else ""
+                shown = ", ".join(map(repr, domain[:6])) + ellipsis
                 raise ValueError(
                     f"{self.name}: {variable}={value!r} is outside its domain ({shown})."
                 )
@@ -322,7 +323,9 @@ def same(one: Any, other: Any) -> bool:
         return one.shape == other.shape and bool(
             ((one == other) | ((one != one) & (other != other))).all()
         )
-    return one is other or bool(np.all(one == other)) or bool(one != one and other != other)
+    if one is other or bool(np.all(one == other)):
+        return True
+    return bool(one != one and other != other)
 
 
 def _one_row(values: Mapping[str, Any]) -> Mapping[str, list[Any]]:

@@ -258,7 +258,11 @@ def _questions(
         columns: the names of prompts and of their answers.
     """
     pairs = [(row.get(prompt), row.get(answer)) for prompt, answer in columns]
-    return {(_key(p), _key(a)): (p, a) for p, a in pairs if p is not None and a is not None}
+    questions = {}
+    for prompt, answer in pairs:
+        if prompt is not None and answer is not None:
+            questions[_key(prompt), _key(answer)] = prompt, answer
+    return questions
 
 
 def _key(prompt: Any) -> str:

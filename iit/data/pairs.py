@@ -390,7 +390,8 @@ class Sampler:
         n = self.options.sizes[split]
         if self.options.pairs == "exhaustive":
             # p prompts make p · (p − 1) pairs for each pattern. The largest p that makes at most n.
-            n = max(2, int((1 + np.sqrt(1 + 4 * (n // len(self._wanted.patterns)))) // 2))
+            n_pairs = n // len(self._wanted.patterns)
+            n = max(2, int((1 + np.sqrt(1 + 4 * n_pairs)) // 2))
         return draw_prompts(self.task, self._pools[split], n, self.right, rng=rng, split=split)
 
     def _label(

@@ -112,7 +112,8 @@ class Captured(Mapping[Site, Tensor]):
                 # The files have to be those that the index was written with.
                 shape, n_examples = entry["shape"], len(offsets[site]) - 1
                 # The last offset is the number of rows.
-                measured = [*rows[site].shape, rows[site].dtype, n_examples, int(offsets[site][-1])]
+                n_rows = int(offsets[site][-1])
+                measured = [*rows[site].shape, rows[site].dtype, n_examples, n_rows]
                 expected = [*shape, index["dtype"], index["n_examples"], shape[0]]
                 if list(map(str, measured)) != list(map(str, expected)):
                     raise ValueError(f"{entry['file']} is not the file it was written with")
@@ -137,7 +138,8 @@ def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> 
 
     The index makes the folder a finished capture.
     """
-    save_file({file: captured.offsets[site] for site, file in files.items()}, folder / OFFSETS)
+    offsets_by_file = {file: captured.offsets[site] for site, file in files.items()}
+    save_file(offsets_by_file, folder / OFFSETS)
     index = {
         "format": FORMAT,
         "network": dict(captured.network),

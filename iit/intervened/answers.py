@@ -84,7 +84,8 @@ def resumed_logits(
     spans = [run.span(read) for run in runs]
     first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
     # [runs · batch, seq]: the base once for each run.
-    stacked = Batch((), {key: value.repeat(n, 1) for key, value in batch.kwargs.items()})
+    repeated = {key: value.repeat(n, 1) for key, value in batch.kwargs.items()}
+    stacked = Batch((), repeated)
     before = store.prefix(network, stacked, layer, first, stop)
     rest = suffix(network, stacked, layer, first, stop, before)
     return logits_at_answers(runs, read.repeat(n, 1), rest).chunk(n)

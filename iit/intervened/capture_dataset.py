@@ -163,7 +163,8 @@ def _rows(
         # of its own, of which all are present.
         if index is not None and index.shape == present.shape:
             present = index != IGNORED
-        rows[site] = (activation[present].to("cpu", dtype), present.sum(1).tolist())
+        values = activation[present].to("cpu", dtype)
+        rows[site] = (values, present.sum(1).tolist())
     return rows
 
 
@@ -189,7 +190,8 @@ def _hash_examples(hasher: Any, batch: Batch, places: dict[Site, SiteColumns]) -
             # Name, shape and dtype tell apart inputs whose bytes are equal.
             hasher.update(f"{name} {list(example.shape)} {example.dtype} ".encode())
             # The bytes themselves: numpy has no bfloat16.
-            hasher.update(example.reshape(-1).contiguous().view(torch.uint8).numpy())
+            as_bytes = example.reshape(-1).contiguous().view(torch.uint8)
+            hasher.update(as_bytes.numpy())
         for role, index in roles.items():
             hasher.update(f"{role} {[i for i in index[number] if i != IGNORED]} ".encode())
 

@@ -26,10 +26,12 @@ def card(saved: SaveContent, address: str) -> str:
         address: what `from_pretrained` is to be called with.
     """
     network = saved.network
-    rows = None if saved.record is None else [Row.from_dict(row) for row in saved.record["rows"]]
-    variables = [
-        _described(v, edit) for key, edit in saved.edits.items() for v in variables_of(key, edit)
-    ]
+    rows = None
+    if saved.record is not None:
+        rows = [Row.from_dict(row) for row in saved.record["rows"]]
+    variables = []
+    for key, edit in saved.edits.items():
+        variables += [_described(v, edit) for v in variables_of(key, edit)]
 
     # A reader has to pass these classes to `from_pretrained`.
     type_names = sorted(
@@ -85,16 +87,19 @@ def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
 
 def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One table for each variable, task and seed that was scored."""
-    split_rows = where(rows, split="test") or where(rows, split=rows[0].split if rows else "")
+    first_split = rows[0].split if rows else ""
+    split_rows = where(rows, split="test") or where(rows, split=first_split)
     tables = []
     # In the order of the rows, each once.
-    for variable, task, seed in dict.fromkeys((r.variable, r.task, r.seed) for r in split_rows):
+    headings = dict.fromkeys((row.variable, row.task, row.seed) for row in split_rows)
+    for variable, task, seed in headings:
         scored = where(split_rows, variable=variable, task=task, seed=seed)
         arms = []
         for control in ARMS:
             iia = where(scored, metric="iia", control=control, draw=None)
             # A later row of the same figure replaces an earlier one.
-            arms.append({"name": CONTROLS[control].label, **{row.subset: row for row in iia}})
+            by_subset = {row.subset: row for row in iia}
+            arms.append({"name": CONTROLS[control].label, **by_subset})
         accuracy = where(scored, metric="task_accuracy", subset="all", control=None)
         table = {"variable": variable, "task": task, "seed": seed, "split": scored[0].split}
         tables.append(table | {"arms": arms, "task_accuracy": accuracy[-1] if accuracy else None})

@@ -108,7 +108,8 @@ class SiteColumns:
             # Absent entries land in a column that is cut off again.
             by_token = torch.cat([by_token, torch.zeros_like(by_token[:, :1])], 1)
             index = index.masked_fill(absent, n_columns)
-        written = by_token.scatter(1, index.unsqueeze(-1).expand_as(new), new)[:, :n_columns]
+        columns = index.unsqueeze(-1).expand_as(new)
+        written = by_token.scatter(1, columns, new)[:, :n_columns]
         # Modules may call `view`, which needs contiguous memory.
         return written.contiguous().reshape(activation.shape)
 
@@ -162,7 +163,8 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
 
     # A position that occurs twice would be written twice, in no certain order.
     ordered = index.sort(dim=1).values
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != IGNORED)
+    like_its_neighbour = ordered[:, 1:] == ordered[:, :-1]
+    twice = like_its_neighbour & (ordered[:, 1:] != IGNORED)
     if bool(twice.any()):
         row = int(twice.any(1).nonzero()[0])
         raise ValueError(
@@ -215,7 +217,8 @@ def _every(batch: Batch) -> Tensor | None:
     lengths = batch.lengths
     if lengths is None or bool((lengths == batch.tokens.shape[1]).all()):
         return None
-    steps = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
+    longest = int(lengths.max())
+    steps = torch.arange(longest, device=lengths.device).expand(len(lengths), -1)
     return torch.where(steps < lengths.unsqueeze(1), steps, IGNORED)
 
 

@@ -123,7 +123,8 @@ def _rotated(
     width, rank = frame.shape
     if subspaces is not None:
         chosen = [column for columns in subspaces.values() for column in columns]
-        if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(rank)):
+        overlap = len(set(chosen)) != len(chosen)
+        if overlap or not set(chosen) <= set(range(rank)):
             raise ValueError(
                 f"its subspaces {list(subspaces.values())} are not disjoint columns of its {rank}."
             )
@@ -176,7 +177,8 @@ def _rotation(state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
             "towards zero, and training (weight decay) has moved them."
         )
 
-    off = (frame.T @ frame - torch.eye(frame.shape[1])).abs().max()
+    products = frame.T @ frame
+    off = (products - torch.eye(frame.shape[1])).abs().max()
     # NaN is not below, either.
     if not bool(off < 1e-4):
         raise ValueError(

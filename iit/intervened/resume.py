@@ -104,8 +104,9 @@ def suffix(
     All suffixes of the batch start in one column. What is cached stands before it, right-aligned.
     """
     ids = batch.kwargs["input_ids"]
+    longest = int((stop - first).max())
     # [batch, longest suffix]
-    columns = first.unsqueeze(1) + torch.arange(int((stop - first).max()), device=ids.device)
+    columns = first.unsqueeze(1) + torch.arange(longest, device=ids.device)
     # 0 behind an example's last token that has to run.
     mask = (columns < torch.minimum(stop, _lengths(batch)).unsqueeze(1)).long()
     # A short suffix ends in padding, which still needs a token and a position that exist.
@@ -134,7 +135,8 @@ def _filled(cache: Tensor, layer: int) -> DynamicCache:
     The blocks before `layer` get zeros that take no memory. transformers makes masks for the length
     of the cache, and it may ask any block for it.
     """
-    keys = [torch.zeros_like(cache[0, 0, :, :1, :1, :1]).expand_as(cache[0, 0])] * layer
+    zeros = torch.zeros_like(cache[0, 0, :, :1, :1, :1])
+    keys = [zeros.expand_as(cache[0, 0])] * layer
     filled = DynamicCache()
     for key, value in [*zip(keys, keys, strict=True), *cache]:
         # lazy_initialization sets dtype and device; the tensors come after it.

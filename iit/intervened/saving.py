@@ -128,8 +128,9 @@ def describe_network(network: Network | nn.Module) -> dict[str, Any]:
     name, revision = getattr(config, "_name_or_path", None), None
     if isinstance(network, Network):
         name, revision = network.name, network.revision
+    dtypes = (str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters())
     # The dtype of the first parameter stands for the network's.
-    dtype = next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), None)
+    dtype = next(dtypes, None)
     return {
         "name": Path(name).name if name and Path(name).is_dir() else name or None,
         "revision": revision,

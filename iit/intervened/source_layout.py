@@ -35,7 +35,8 @@ def as_base(tensor: Tensor, base_columns: SiteColumns, source_columns: SiteColum
     present = (base_columns.index != IGNORED).unsqueeze(-1)
     if bool(present.all()):
         return tensor
-    mean = (tensor * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
+    n_present = present.sum(1, keepdim=True).clamp(min=1)
+    mean = (tensor * present).sum(1, keepdim=True) / n_present
     return torch.where(present, tensor, mean)
 
 
@@ -54,7 +55,8 @@ def keys_as_base(weights: Tensor, base: Batch, source: Batch, active: Tensor | N
     by_key = weights.unflatten(-1, (-1, n_source))
     beyond = torch.arange(n_source, device=weights.device) >= base.lengths.unsqueeze(1)
     # Weight on keys that the base lacks would be lost: the rest would not sum to 1.
-    lost = ((by_key != 0) & beyond[:, None, None]).flatten(1).any(1)
+    weight_beyond = (by_key != 0) & beyond[:, None, None]
+    lost = weight_beyond.flatten(1).any(1)
     if active is not None:
         lost &= active
     if bool(lost.any()):

@@ -150,7 +150,8 @@ class ActivationStore:
         """
         # The error is relative to the largest logit.
         scale = float(whole.float().abs().max())
-        error = float((resumed.float() - whole.float()).abs().max()) / max(scale, 1e-30)
+        difference = float((resumed.float() - whole.float()).abs().max())
+        error = difference / max(scale, 1e-30)
         # Half precision rounds far more.
         tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
         if error <= tolerance:
@@ -229,7 +230,8 @@ class ActivationStore:
         if longest:
             like = self._contents[None, prompts[0]]
             # [block, 2, batch, head, column, width], right-aligned and zero before.
-            shape = (n_blocks, 2, len(prompts), like.shape[2], longest, like.shape[-1])
+            n_heads, width = like.shape[2], like.shape[-1]
+            shape = (n_blocks, 2, len(prompts), n_heads, longest, width)
             cache = like.new_zeros(shape, device=first.device)
             for i, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
                 values = self._contents[None, prompt][-n_blocks:, ..., :start, :]
@@ -285,7 +287,8 @@ class ActivationStore:
             rows = self._contents.missing(prompts, needs)
             if not rows:
                 return
-            part = Batch((), {key: value[rows] for key, value in batch.kwargs.items()})
+            kwargs = {key: value[rows] for key, value in batch.kwargs.items()}
+            part = Batch((), kwargs)
             steps = torch.arange(part.tokens.shape[1], device=part.tokens.device)
             steps = steps.expand(part.size, -1)
             places = {site: SiteColumns(site, steps) for site in sites}
@@ -310,7 +313,8 @@ class ActivationStore:
                 )
                 for n, i in enumerate(rows):
                     # A run resumes at the last column at the latest, and runs that one itself.
-                    new[None, prompts[i]] = keys_values[:, :, n, :, : len(prompts[i]) - 1]
+                    last = len(prompts[i]) - 1
+                    new[None, prompts[i]] = keys_values[:, :, n, :, :last]
             self._contents.add(new)
 
     def _renew(self, change: str | None) -> None:
@@ -403,7 +407,11 @@ class StoreContents(dict[Key, Tensor]):
         What is kept of a prompt only grows. Otherwise edits that take turns would run it again and
         again.
         """
-        return {key: tensor for key, tensor in new.items() if len(tensor) > len(self.get(key, ()))}
+        longer = {}
+        for key, tensor in new.items():
+            if len(tensor) > len(self.get(key, ())):
+                longer[key] = tensor
+        return longer
 
     def _shard(self, tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
         """The tensors, memory-mapped from a new shard."""

@@ -109,7 +109,8 @@ class Frame(Basis):
     def __init__(self, width: int, rank: int):
         super().__init__(width=width, rank=checked_rank(rank, width))
         self.width, self.rank = width, rank
-        self.weight = nn.Parameter(torch.linalg.qr(torch.randn(width, rank))[0])
+        frame, _ = torch.linalg.qr(torch.randn(width, rank))
+        self.weight = nn.Parameter(frame)
 
     def vectors(self) -> Float[Tensor, "width rank"]:
         """Q, with columns that are orthonormal to 1e-6, in single precision at least."""
@@ -176,7 +177,8 @@ class Frame(Basis):
         # Drawn on the CPU, so that the numbers are the same on every device.
         rest = torch.randn(width, (self.rank or 0) - n).to(scaled)
         with torch.no_grad():
-            self.weight.copy_(torch.linalg.qr(torch.cat([scaled, rest], 1))[0])
+            frame, _ = torch.linalg.qr(torch.cat([scaled, rest], 1))
+            self.weight.copy_(frame)
 
     def coordinates(self) -> Coordinates:
         """The orthogonal projection on the frame."""

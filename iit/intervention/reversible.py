@@ -48,7 +48,8 @@ class Reversible(Basis):
             mapped = self._map(h)
             # The difference of two ways back. Where nothing changes, the activation stays as it is,
             # however the way back rounds.
-            return h + (self._back(inner.write(mapped, old, new)) - self._back(mapped))
+            edited = self._back(inner.write(mapped, old, new))
+            return h + (edited - self._back(mapped))
 
         return Coordinates(encode, write)
 

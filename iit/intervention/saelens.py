@@ -177,7 +177,10 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
             f"{folder / CONFIG}: architecture={architecture!r} is none of {list(_ACTIVATIONS)}."
         )
 
-    names = {str(config[key]) for key in ("activation_fn", "activation_fn_str") if config.get(key)}
+    names = set()
+    for key in ("activation_fn", "activation_fn_str"):
+        if config.get(key):
+            names.add(str(config[key]))
     supported = set().union(*_ACTIVATIONS.values())
     for name in names - supported:
         raise ValueError(
@@ -186,7 +189,10 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
         )
 
     options = config.get("activation_fn_kwargs") or {}
-    counts = {keys["k"] for keys in (config, options) if keys.get("k") is not None}
+    counts = set()
+    for keys in (config, options):
+        if keys.get("k") is not None:
+            counts.add(keys["k"])
     # Up to version 5 a top-k could stand in the activation alone.
     if architecture == "standard" and names == {"topk"}:
         architecture = "topk"

@@ -117,7 +117,8 @@ def freeze_choice(
     digest = hashlib.sha256()
     for name, tensor in alignment.state_dict().items():
         # NumPy has no bfloat16, so every tensor is read as float32.
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
+        numbers = tensor.detach().cpu().contiguous().float().numpy()
+        digest.update(name.encode() + numbers.tobytes())
     choice = {
         "cells": [cell._asdict() for cell in cells],
         "epoch": None if fitted is None else fitted.epoch,
@@ -139,8 +140,9 @@ def _identity(cfg: DictConfig) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: value for key, value in resolved.items() if key not in _FREE}
     # The rest of the group may differ, `max_epochs` for one: a resumed run may train longer.
-    steps = {key: value for key, value in resolved["trainer"]["trainer"].items() if key in _BOUND}
-    identity["trainer"] = steps | {"batch_size": resolved["trainer"]["batch_size"]}
+    group = resolved["trainer"]
+    steps = {key: value for key, value in group["trainer"].items() if key in _BOUND}
+    identity["trainer"] = steps | {"batch_size": group["batch_size"]}
     return identity
 
 

@@ -94,7 +94,8 @@ def atlas(
     for layer, position, rank, seed in product(
         layers, positions, ranks or (None,), seeds or (cfg.seed,)
     ):
-        site = Site(cfg.site.component, layer=layer, head=cfg.site.get("head"), position=position)
+        head = cfg.site.get("head")
+        site = Site(cfg.site.component, layer=layer, head=head, position=position)
         cell = _cell(cfg, network, site, rank, seed)
         cells_at.setdefault(site, []).append((seed, cell))
         all_cells.append(cell)
@@ -146,7 +147,8 @@ def atlas(
                 rows += [replace(row, **columns) for row in at_site]
         if not running:
             continue
-        fitted = fitting(cfg, {name: cell for name, (_, cell) in running.items()}, pairs, folder)
+        running_cells = {name: cell for name, (_, cell) in running.items()}
+        fitted = fitting(cfg, running_cells, pairs, folder)
         fits |= fitted
         for name, (seed, cell) in running.items():
             cell.rows = evaluate(

@@ -108,7 +108,8 @@ def patch(
     # {map: its cells that change the first metric most}
     strongest = {}
     for name, measured in effects.items():
-        strongest[name] = [measured.cells[i] for i in measured.top(top, metrics[0])]
+        indices = measured.top(top, metrics[0])
+        strongest[name] = [measured.cells[i] for i in indices]
     named = {name: list(map(str, cells)) for name, cells in strongest.items()}
     # From here on the test split is open.
     opened = held_out.opened(freeze(folder, {"ranked by": metrics[0], "cells": named}))

@@ -118,10 +118,10 @@ class Steering:
                 f"Steering generates text; {cfg.network._target_} gives no language model."
             )
         site = instantiate(cfg.site)
+        towards = network.encode(list(self.towards))
+        away = network.encode(list(self.away))
         # Tensor[width]
-        direction = difference_of_means(
-            network, network.encode(list(self.towards)), network.encode(list(self.away)), site
-        )
+        direction = difference_of_means(network, towards, away, site)
         methods: dict[str, Intervention | list[Intervention]] = {
             "difference_of_means": AdditionIntervention(direction)
         }

@@ -38,9 +38,9 @@ def correct(
             "right or wrong."
         )
     best = logits.max(-1)  # argmax alone would take the first NaN for the answer
-    return (
-        ((best.indices.unsqueeze(-1) == alternatives).any(-1) & ~best.values.isnan()) | absent
-    ).all(1)
+    is_answer = (best.indices.unsqueeze(-1) == alternatives).any(-1)
+    is_right = is_answer & ~best.values.isnan()
+    return (is_right | absent).all(1)
 
 
 def log_probability(
@@ -50,9 +50,9 @@ def log_probability(
 
     Whether the text ends behind the answer is not asked: no end token is counted.
     """
-    token_log_probabilities = (
-        logits.float().log_softmax(-1).gather(-1, answer.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    )
+    log_probabilities = logits.float().log_softmax(-1)
+    tokens = answer.clamp(min=0).unsqueeze(-1)
+    token_log_probabilities = log_probabilities.gather(-1, tokens).squeeze(-1)
     return token_log_probabilities.masked_fill(answer == IGNORED, 0).sum(1)
 
 

@@ -107,7 +107,8 @@ def clustered_interval(
     ):
         if not bounded:
             return Interval(mean, float(values.min()), float(values.max()), n)
-        reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / (sizes > 0).sum(1).min()))
+        fewest_clusters = (sizes > 0).sum(1).min()
+        reach = (1 - bottom) * (1 - ((1 - confidence) / 2) ** (1 / fewest_clusters))
         return Interval(mean, max(bottom, mean - reach), min(1.0, mean + reach), n)
 
     rng = np.random.default_rng(seed)
@@ -152,7 +153,8 @@ def over_seeds(figures: Sequence[Interval], *, confidence: float = 0.95) -> Inte
     if n > 1:
         from scipy.stats import t  # takes half a second to import, which no other figure needs
 
-        reach = float(t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / sqrt(n))
+        quantile = t.ppf((1 + confidence) / 2, n - 1)
+        reach = float(quantile * values.std(ddof=1) / sqrt(n))
         low = min(low, max(0.0, mean - reach))
         high = max(high, min(1.0, mean + reach))
     return Interval(mean, low, high, n)
