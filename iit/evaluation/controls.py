@@ -39,7 +39,7 @@ from iit.intervention import (
 from iit.network import Network, untrained
 from iit.result import Arm
 
-Made = Mapping[Arm, Alignment | Outcomes]
+Controls = Mapping[Arm, Alignment | Outcomes]
 """What stands in the alignment's place, for each control; outcomes are scored already."""
 TRAINED_AGAIN = ("trained", "shuffled")
 """The needs of controls that are trained."""
@@ -147,7 +147,7 @@ def _drawn(trained: Intervention) -> Intervention:
     return redrawn
 
 
-def pca_subspace(scoring: Scoring) -> Made:
+def pca_subspace(scoring: Scoring) -> Controls:
     """The same edits with as many leading principal components as the trained rank.
 
     The components are those of the training bases' activations.
@@ -251,7 +251,7 @@ def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
     return lower
 
 
-def majority(scoring: Scoring) -> Made:
+def majority(scoring: Scoring) -> Controls:
     """For each pair: is the most frequent label of the training pairs a right answer?"""
     frequencies = Counter(chain.from_iterable(map(_each, scoring.training.table["label"])))
     # Of equally frequent labels the one whose text comes first.
@@ -286,14 +286,14 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     return replace(pairs, dataset=dataset, again=None)
 
 
-def _random_subspaces(scoring: Scoring) -> Made:
+def _random_subspaces(scoring: Scoring) -> Controls:
     draws = random_subspaces(scoring)
     if not draws:
         raise NotApplicableError("no random subspace of equal rank differs from the trained one")
     return draws
 
 
-def _placebos(scoring: Scoring) -> Made:
+def _placebos(scoring: Scoring) -> Controls:
     # The batches decide which pair is another one's placebo, so their size is always the default.
     # A pair alone in its batch would be its own placebo. A pair of another variable has no
     # difference to give. Hence `apart`.
@@ -303,7 +303,7 @@ def _placebos(scoring: Scoring) -> Made:
     }
 
 
-def _seeds(scoring: Scoring) -> Made:
+def _seeds(scoring: Scoring) -> Controls:
     """Other draws of the start, on the same pairs in the same order."""
     # The alignment itself is the first of the seeds.
     return {
@@ -312,7 +312,7 @@ def _seeds(scoring: Scoring) -> Made:
     }
 
 
-def _wrong_site(scoring: Scoring) -> Made:
+def _wrong_site(scoring: Scoring) -> Controls:
     """The same intervention at a site that sees no token that the variable depends on."""
     elsewhere = scoring.trust.wrong_site
     try:
@@ -330,14 +330,14 @@ def _wrong_site(scoring: Scoring) -> Made:
     return {Arm("wrong_site"): wrong}
 
 
-def _shuffled_label(scoring: Scoring) -> Made:
+def _shuffled_label(scoring: Scoring) -> Controls:
     """The same claim; the labels of its training and validation pairs are permuted."""
     if not any(p.requires_grad for p in scoring.alignment.parameters()):
         raise NotApplicableError("nothing is trained, so the labels have no part in it")
     return {Arm("shuffled_label"): fresh(scoring.alignment, scoring.seed)}
 
 
-def _untrained_network(scoring: Scoring) -> Made:
+def _untrained_network(scoring: Scoring) -> Controls:
     """The same claim on random weights.
 
     It gets the trained network's prompts, which are not filtered again.
@@ -352,7 +352,7 @@ def _untrained_network(scoring: Scoring) -> Made:
     return {Arm("untrained_network"): other}
 
 
-def read_parts(scoring: Scoring) -> Made:
+def read_parts(scoring: Scoring) -> Controls:
     """The parts of the trained subspace (see `split_by_reading`), and what they compare with.
 
     `read_part/vanilla` swaps all that is read. The draws of `read_part/random_subspace` are the
@@ -372,7 +372,7 @@ def read_parts(scoring: Scoring) -> Made:
     return controls
 
 
-def _rivals(scoring: Scoring) -> Made:
+def _rivals(scoring: Scoring) -> Controls:
     """The alignment itself, scored by what other causal models say of the same pairs."""
     rivals = {}
     for name, speaks in scoring.encoded.speaks.items():
@@ -383,7 +383,7 @@ def _rivals(scoring: Scoring) -> Made:
     return rivals
 
 
-RECIPES: Mapping[str, tuple[Callable[[Scoring], Made], str]] = {
+RECIPES: Mapping[str, tuple[Callable[[Scoring], Controls], str]] = {
     "vanilla": (lambda scoring: {Arm("vanilla"): vanilla(scoring.alignment)}, "quick"),
     "random_subspace": (_random_subspaces, "quick"),
     "pca_subspace": (pca_subspace, "quick"),
@@ -407,7 +407,7 @@ pairs with shuffled labels.
 """
 
 
-def controls_of(scoring: Scoring) -> tuple[Made, dict[str, str]]:
+def controls_of(scoring: Scoring) -> tuple[Controls, dict[str, str]]:
     """Make the controls, and train those that need it.
 
     Controls that share their network and their pairs are trained side by side.

@@ -26,7 +26,7 @@ FLOOR = 1e-6
 """The least distance of reference, as a share of the natural activations' mean norm."""
 
 
-class _Seen(NamedTuple):
+class _SiteValues(NamedTuple):
     """One batch at one site of an edit.
 
     base, edited: Tensor[batch, position, width].
@@ -88,18 +88,18 @@ def divergence(
         # are NaN where the edit does not touch the pair.
         distances = {place: np.full((2, len(pairs)), np.nan) for place in near}
         for batch in pairs.batches(batch_size):
-            for place, seen in _seen(alignment, batch).items():
+            for place, values in _site_values(alignment, batch).items():
                 if place not in near:
                     raise ValueError(
                         f"None of the natural pairs interchanges {place[0]!s}: there is nothing "
                         "to compare with."
                     )
-                rows = batch["row"][seen.active.cpu()].numpy()
-                for number, points in enumerate((seen.base, seen.edited)):
+                rows = batch["row"][values.active.cpu()].numpy()
+                for number, points in enumerate((values.base, values.edited)):
                     # [batch·position] → [batch, position]
-                    nearest = _nearest(points.flatten(0, 1), near[place]).view(seen.present.shape)
-                    farthest = nearest.masked_fill(~seen.present, 0).amax(1)
-                    distances[place][number, rows] = farthest[seen.active].cpu().numpy()
+                    nearest = _nearest(points.flatten(0, 1), near[place]).view(values.present.shape)
+                    farthest = nearest.masked_fill(~values.present, 0).amax(1)
+                    distances[place][number, rows] = farthest[values.active].cpu().numpy()
     for place, (unedited, edited) in distances.items():
         touched = ~np.isnan(unedited)
         if touched.any():
@@ -123,18 +123,18 @@ def natural_activations(
         (key, n): [] for key, edit in alignment.edits.items() for n in range(len(edit.sites))
     }
     for rows in torch.arange(len(natural)).split(batch_size):
-        for place, seen in _seen(alignment, natural.batch(rows.tolist())).items():
-            read_there = [(seen.base, seen.active), *seen.sources]
+        for place, values in _site_values(alignment, natural.batch(rows.tolist())).items():
+            read_there = [(values.base, values.active), *values.sources]
             # [batch, read, position, width], and which of them are real: [batch, read, position]
             points = torch.stack([activation for activation, _ in read_there], 1)
-            is_real = torch.stack([seen.present & flag.unsqueeze(1) for _, flag in read_there], 1)
+            is_real = torch.stack([values.present & flag.unsqueeze(1) for _, flag in read_there], 1)
             by_place[place].append(points[is_real])
         if all(sum(map(len, points)) >= N_NATURAL for points in by_place.values()):
             break
     return {place: torch.cat(points)[:N_NATURAL] for place, points in by_place.items() if points}
 
 
-def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Seen]:
+def _site_values(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _SiteValues]:
     """What a batch has at each site of the edits that touch some of its examples."""
     sites = [site for edit in alignment.edits.values() for site in edit.sites]
     prepared = prepare_at(alignment.network, batch["base"], sites)
@@ -170,8 +170,8 @@ def _seen(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Seen]:
                 points = [activation.flatten(1).unsqueeze(1) for activation in points]
             base, edited, *sources = (activation.float() for activation in points)
             read_there = list(zip(sources, source_flags, strict=True))
-            seen = _Seen(base, edited, read_there, present, active.to(base.device))
-            by_place[key, number] = seen
+            values = _SiteValues(base, edited, read_there, present, active.to(base.device))
+            by_place[key, number] = values
     return by_place
 
 
