@@ -59,7 +59,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             far as the pairs know them. "base" is its own answer, "source/VARIABLE" the source's,
             "rival/NAME" what a rival answers. In a pair without such an answer the label stands in.
         speaks: {rival: BoolTensor[n]}, whether the rival has a label for the pair.
-        clusters: int[n], equal for pairs of one template where the pairs know it, else of one base.
+        clusters: int[n], equal for pairs of one case where the pairs know it, else of one base.
     """
 
     def __init__(self, pairs: Dataset, variables: str | Sequence[str], network: Encoder):
@@ -131,8 +131,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             # Answers that are written in different ways may be the same tokens.
             self.changing &= torch.tensor(differ(self._base["answer"], answer))
         self.bases = [prompt if isinstance(prompt, str) else prompt.tobytes() for prompt in base]
-        # Numbers in place of templates or bases: pairs with the same number belong together.
-        self.clusters = np.unique(columns.get("template", self.bases), return_inverse=True)[1]
+        # Numbers in place of cases or bases: pairs with the same number belong together.
+        self.clusters = np.unique(columns.get("case", self.bases), return_inverse=True)[1]
 
     def __len__(self) -> int:
         return len(self.bases)

@@ -34,6 +34,10 @@ def read_rows(path: Path) -> list[Any]:
         raise ValueError(f"{path}: pairs are read from .parquet or .jsonl, not {path.suffix!r}.")
     if not rows:
         raise ValueError(f"{path} holds no pairs.")
+    for row in rows:
+        # Files from before call this column `template`.
+        if "template" in row:
+            row.setdefault("case", row.pop("template"))
     return rows
 
 
@@ -146,7 +150,7 @@ def _fits(
             return isinstance(value, dict) and all(
                 span is None or _is_span(span, length) for span in value.values()
             )
-        case "template":
+        case "case":
             # All texts, or all numbers.
             return type(value) in (str, int) and type(value) is type(first.get(name))
         case "kind":

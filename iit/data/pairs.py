@@ -409,8 +409,12 @@ class Sampler:
         columns = labelled(task, wanted.variables, split, bases, parts)
         if options.natural and wanted.variables:
             columns |= counterparts(task, wanted.variables, bases, parts, prompts, rng)
-        if "template" in self._apart and "template" in bases.inputs:
-            columns["template"] = bases.inputs["template"]
+        divided = [name for name in self._apart if name in bases.inputs]
+        if divided:
+            # Intervals are about other entries of the pool that has the fewest.
+            fewest = min(divided, key=lambda name: len(task.pools[name]))
+            entries = bases.inputs[fewest]
+            columns["case"] = [e if isinstance(e, int) else str(e) for e in entries]
         if task.asks is not None:
             swapped = columns.get("interchanged", [wanted.variables] * len(bases))
             asked = zip(bases.inputs[task.asks], swapped, strict=True)

@@ -35,9 +35,11 @@ COLUMNS = {
         "whether the base asks for a swapped variable: else its answer is to stay whatever the "
         "value. Only of tasks that ask"
     ),
-    "template": "which template the base has: texts, or whole numbers; of sampled pairs only "
-    "where no "
-    "template occurs in two splits. Intervals are then about other templates",
+    "case": (
+        "what of the base no other split has, as its template or its entity: texts, or whole "
+        "numbers. Intervals are then about other cases. Sampled pairs have it where a pool of one "
+        "of their inputs is divided (`template` in older files)"
+    ),
     "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
     "(null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",

@@ -340,7 +340,8 @@ def _shuffled_label(scoring: Scoring) -> Controls:
 def _untrained_network(scoring: Scoring) -> Controls:
     """The same claim on random weights.
 
-    It gets the trained network's prompts, which are not filtered again.
+    It gets the trained network's prompts, which are not filtered again. Beside it stands that
+    network without an edit: the chance level of `iia_forced` there.
     """
     try:
         network = untrained(scoring.network, scoring.seed)
@@ -349,7 +350,11 @@ def _untrained_network(scoring: Scoring) -> Controls:
     other = fresh(scoring.alignment, scoring.seed, network=network)
     # A store is of one network.
     other.store = ActivationStore(network.model)
-    return {Arm("untrained_network"): other}
+    unedited = scoring.outcomes(other, edited=False)
+    return {
+        Arm("untrained_network"): other,
+        Arm("untrained_network/no_intervention"): unedited,
+    }
 
 
 def read_parts(scoring: Scoring) -> Controls:
@@ -430,9 +435,10 @@ def controls_of(scoring: Scoring) -> tuple[Controls, dict[str, str]]:
             missing[kind] = str(error)
             continue
         controls |= of_kind
-        for arm in of_kind if needs in TRAINED_AGAIN else ():
-            control = of_kind[arm]
-            trainings.setdefault((needs, control.network), {})[str(arm)] = control
+        for arm, control in of_kind.items() if needs in TRAINED_AGAIN else ():
+            # What is scored already has nothing to train.
+            if isinstance(control, Alignment):
+                trainings.setdefault((needs, control.network), {})[str(arm)] = control
     for (needs, _), side_by_side in trainings.items():
         pairs = scoring.pairs
         if needs == "shuffled":

@@ -39,7 +39,7 @@ def evaluate(
     """Interchange intervention accuracy (IIA) of an alignment on one split, beside its controls.
 
     IIA is given on all pairs, on changing and on unchanging pairs, and on each kind of pair. Its
-    95% intervals are clustered by base prompt, or by template where the pairs know it.
+    95% intervals are clustered by base prompt, or by case where the pairs know it (see `COLUMNS`).
 
     With pairs for several variables there are rows for each set of variables that pairs interchange
     ("a", "b", "a+b"). Then there is the off-target matrix, too: control `off_target` with draw a,

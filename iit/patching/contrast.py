@@ -34,7 +34,7 @@ class Contrast:
     base, source: batches as `encode` gives them (inputs, `positions`), without an `answer`.
     label: LongTensor[n, n_answer], −100 padded, the answer that moves the base towards the source.
     own: LongTensor[n, n_answer], −100 padded, the base's own answer; None where it is not known.
-    clusters: int[n], which pairs share a base.
+    clusters: int[n], which pairs share a base, or a case where the pairs know it.
     interchanged: whether labels are of interchanges: a source by itself may answer otherwise.
 
     Example:
@@ -73,14 +73,8 @@ class Contrast:
             raise ValueError(
                 f"{len(base_answer)} bases and {len(label)} sources: they must be paired."
             )
-        inputs = []
-        for key, value in base.items():
-            if isinstance(value, Tensor) and key != "answer":
-                # Equal rows of all inputs are the same base.
-                inputs.append(value.flatten(1).cpu().double())
-        clusters = torch.unique(torch.cat(inputs, 1), dim=0, return_inverse=True)[1]
         prompts = prompts_of(base), prompts_of(source)
-        return cls(network, *prompts, label, base_answer, clusters.numpy())
+        return cls(network, *prompts, label, base_answer, prompt_numbers(base))
 
     @classmethod
     def of(
@@ -126,8 +120,7 @@ class Contrast:
         batch = pairs.batch(taken_rows.nonzero()[0].tolist())
         prompts = prompts_of(batch["base"]), prompts_of(batch["sources"][variable])
         label, base_answer = batch["base"]["answer"], batch.get("base_answer")
-        # Maps cluster by base, also where the pairs know their templates.
-        clusters = np.unique(pairs.bases, return_inverse=True)[1][taken_rows]
+        clusters = pairs.clusters[taken_rows]
         return cls(network, *prompts, label, base_answer, clusters, interchanged=True)
 
     def __len__(self) -> int:
@@ -246,6 +239,15 @@ def contrast_of(network: AnyNetwork, pairs: Contrasted, direction: str = "noisin
 def module_of(network: AnyNetwork) -> nn.Module:
     """The network as a module."""
     return network.model if isinstance(network, Network) else network
+
+
+def prompt_numbers(batch: Mapping[str, Any]) -> np.ndarray:
+    """int[n], equal for equal prompts of a batch: those that are alike in all inputs."""
+    inputs = []
+    for value in prompts_of(batch).values():
+        if isinstance(value, Tensor):
+            inputs.append(value.flatten(1).cpu().double())
+    return torch.unique(torch.cat(inputs, 1), dim=0, return_inverse=True)[1].numpy()
 
 
 def column_index(site: Site, batch: Batch) -> Int[Tensor, "batch n"]:

@@ -23,6 +23,7 @@ from iit.patching.contrast import (
     batch_rows,
     contrast_of,
     module_of,
+    prompt_numbers,
     prompts_of,
 )
 from iit.site import Site, resolve
@@ -79,11 +80,13 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
         contrast = contrast_of(network, prompts)
         base, answer, other = contrast.base, contrast.own, contrast.label
         # The first pair of each base, in the order of the pairs.
-        first = np.unique(contrast.clusters, return_index=True)[1]
+        first = np.unique(prompt_numbers(base), return_index=True)[1]
         rows = torch.from_numpy(np.sort(first))
+        clusters = contrast.clusters[rows.numpy()]
     else:
         base, answer, other = prompts_of(prompts), prompts.get("answer"), None
         rows = torch.arange(0 if answer is None else len(answer))
+        clusters = rows.numpy()
 
     if answer is None:
         raise ValueError(
@@ -111,7 +114,7 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
     }
     clean = batch_rows(clean, rows)
     other = None if other is None else other[rows]
-    return Contrast(network, clean, clean, answer[rows], other, np.arange(len(rows)))
+    return Contrast(network, clean, clean, answer[rows], other, clusters)
 
 
 def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: int) -> Corruption:

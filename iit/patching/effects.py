@@ -19,7 +19,7 @@ class Effects:
     cells: in order.
     values: metric → float[cell, pair]; NaN where a pair has no value.
     unedited, source: metric → float[pair], of the runs without an edit.
-    clusters: int[pair], which pairs share a base.
+    clusters: int[pair], which pairs share a base, or a case where the pairs know it.
     method: what was done, as rows call it.
     controls: what rows call the runs without an edit: the unedited one, then the source's.
     labels: position → an example of its token, for axes.
@@ -62,7 +62,7 @@ class Effects:
         return (self.values[metric] - before) / whole
 
     def interval(self, cell: int, metric: str) -> Interval:
-        """The mean over the pairs that have a value, with its interval, clustered by base."""
+        """The mean over the pairs that have a value, with its clustered interval."""
         return self._interval(metric, self.of(metric)[cell])
 
     def _interval(self, metric: str, values: np.ndarray) -> Interval:

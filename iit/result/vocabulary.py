@@ -38,6 +38,9 @@ CONTROLS: Mapping[str | None, Control] = {
     "inert_resampled": Control("trained, inert parts from a third input"),
     "shuffled_label": Control("trained on shuffled labels", kind="null"),
     "untrained_network": Control("trained in an untrained network", "untrained network", "null"),
+    "untrained_network/no_intervention": Control(
+        "no intervention in the untrained network", "the untrained network itself", "shown"
+    ),
     "wrong_site": Control("trained at a wrong site", kind="null"),
     "least_rank": Control("trained at the least rank that the variable's values need"),
     "lower_rank": Control("trained at rank {}", kind="shown"),

@@ -138,17 +138,17 @@ WRONG = {
     ),
     "a label that is a number": ([ROWS[0], ROWS[1] | {"label": 5}], "row 1: label=5 cannot be"),
     "a label that is NaN": ([ROWS[0] | {"label": float("nan")}], "row 0: label=nan cannot be"),
-    "a template that is a fraction": (
-        [ROWS[0] | {"template": 1.5}],
-        "row 0: template=1.5 cannot be",
+    "a case that is a fraction": (
+        [ROWS[0] | {"case": 1.5}],
+        "row 0: case=1.5 cannot be",
     ),
-    "a template that is a list": (
-        [ROWS[0] | {"template": ["a"]}],
-        r"row 0: template=\['a'\] cannot be",
+    "a case that is a list": (
+        [ROWS[0] | {"case": ["a"]}],
+        r"row 0: case=\['a'\] cannot be",
     ),
-    "templates of two types": (
-        [ROWS[0] | {"template": 1}, ROWS[1] | {"template": "a"}],
-        "row 1: template='a' cannot be",
+    "cases of two types": (
+        [ROWS[0] | {"case": 1}, ROWS[1] | {"case": "a"}],
+        "row 1: case='a' cannot be",
     ),
     "a kind that is a number": ([ROWS[0] | {"kind": 1.5}], "row 0: kind=1.5 cannot be"),
     "a label that is null": ([ROWS[0], ROWS[1] | {"label": None}], r"row 1: \['label'\] missing"),
@@ -293,11 +293,18 @@ def test_a_value_of_another_kind_is_named(tmp_path, column, value):
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("template", 1.5), ("kind", ["a"]), ("has_natural", "no")]
+    ("column", "value"), [("case", 1.5), ("kind", ["a"]), ("has_natural", "no")]
 )
 def test_columns_of_sampled_pairs_hold_what_sampling_writes(tmp_path, column, value):
     with pytest.raises(ValueError, match=rf"row 0: {column}=.* cannot be"):
         load_text(tmp_path, lines([columns | {column: value} for columns in ROWS]))
+
+
+def test_older_files_call_the_case_template(tmp_path):
+    rows = [columns | {"template": 3} for columns in ROWS]
+    read = load_text(tmp_path, lines(rows)).dataset
+    assert "template" not in read.column_names
+    assert set(read["case"]) == {3}
 
 
 def test_an_answer_of_one_source_is_the_answer_of_every_source(tmp_path):

@@ -290,7 +290,7 @@ def test_names_are_unseen_or_only_templates_are(splits, shared):
     names, templates = {}, {}
     for split in ("train", "test"):
         part = found.split(split)
-        templates[split] = set(part["template"])
+        templates[split] = set(part["case"])
         names[split] = {
             text[slice(*roles[role])]
             for text, roles in zip(part["base"], part["base_roles"], strict=True)

@@ -8,10 +8,12 @@ import json
 import logging
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
 import torch
+from datasets import concatenate_datasets
 
 import iit
 from iit.alignment import DAS
@@ -29,22 +31,31 @@ RANKS = {"wide": 6, "parents": 4}
 of.
 """
 TRUST = Trust(full=True, resamples=200, random_subspaces=2, interventions=500)
-refit = partial(
-    train_alike,
-    batch_size=64,
-    max_epochs=6,
-    trainer=partial(L.Trainer, enable_progress_bar=False, enable_model_summary=False),
-    module=partial(DAS, optimizer=partial(torch.optim.Adam, lr=5e-2)),
-)
 
 
-def claimed(claim, network, pairs, seed):
+def trained_for(max_epochs, lr):
+    return partial(
+        train_alike,
+        batch_size=64,
+        max_epochs=max_epochs,
+        trainer=partial(L.Trainer, enable_progress_bar=False, enable_model_summary=False),
+        module=partial(DAS, optimizer=partial(torch.optim.Adam, lr=lr)),
+    )
+
+
+REFITS = {"untaught": trained_for(1, 0.0), "memorised": trained_for(60, 1e-2)}
+"""Of claims that are not trained as the others are."""
+
+
+def claimed(claim, network, pairs, seed, refit):
     """The alignment of a claim, trained as far as it is to be."""
     torch.manual_seed(seed)
     site = PARENTS if claim == "parents" else SITE
     intervention = iit.LowRankRotatedSpaceIntervention(WIDTH, RANKS.get(claim, 2))
     if claim == "far":
         intervention = iit.AdditionIntervention(width=WIDTH)
+    if claim == "memorised":
+        intervention = iit.RevNetIntervention(WIDTH, 16, depth=4)
     inert = {"bypass": iit.Edit(AROUND, iit.VanillaIntervention())}
     alignment = iit.Alignment(network, {"first": iit.Edit(site, intervention)}, inert=inert)
     if claim == "other":  # the subspace of the second value, under the first one's name
@@ -55,11 +66,20 @@ def claimed(claim, network, pairs, seed):
     return alignment
 
 
-def sampled(network, variable, seed):
-    sizes = {"n_train": 1280, "n_val": 100, "n_test": 400}
+def sampled(network, variable, seed, n_train=1280):
+    sizes = {"n_train": n_train, "n_val": 100, "n_test": 400}
     return Pairs.sample(
         modular_sum(3), network, variable=variable, right_only=False, seed=seed, **sizes
     )
+
+
+def chosen_on_training(pairs):
+    """The pairs with those of training for validation, too: the epoch is chosen on them."""
+    training = pairs.split("train")
+    renamed = training.remove_columns("split")
+    validation = renamed.add_column("split", ["validation"] * len(training))
+    splits = [training, validation, pairs.split("test")]
+    return replace(pairs, dataset=concatenate_datasets(splits))
 
 
 def judged(claim, seed):
@@ -68,8 +88,12 @@ def judged(claim, seed):
     )
     network = untrained(network, seed) if claim == "random_network" else network
     pairs = sampled(network, "first", seed)
-    pairs = shuffled(pairs, seed) if claim == "shuffled_label" else pairs
-    alignment = claimed(claim, network, pairs, seed)
+    if claim == "memorised":
+        pairs = chosen_on_training(shuffled(sampled(network, "first", seed, n_train=100), seed))
+    if claim == "shuffled_label":
+        pairs = shuffled(pairs, seed)
+    refit = REFITS.get(claim, trained_for(6, 5e-2))
+    alignment = claimed(claim, network, pairs, seed, refit)
     rows = evaluate(alignment, pairs, TRUST, seed=seed, refit=refit, batch_size=200)
     (found,) = verdict(rows)
     return found.to_dict() | {

@@ -17,9 +17,10 @@ from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError
 from iit.evaluation.wrong_site import displaced, sees
 from iit.network import planted
+from iit.patching import Contrast
 from iit.result import Arm
 from iit.result.vocabulary import CONTROLS
-from iit.tasks import ioi, modular_sum
+from iit.tasks import attribute, greater_than, ioi, modular_sum
 from tests.evaluation.test_outcomes import ZERO, encoded, spiked, table
 from tests.seeds import shifted
 
@@ -181,17 +182,35 @@ def test_pairs_of_one_template_are_one_cluster(toy):
     sample = partial(Pairs.sample, ioi(), network, n_train=8, n_val=4, n_test=60, right_only=False)
     unseen, seen = sample(), sample(splits=["name"])
     encoded_pairs = EncodedPairs(unseen.split("test"), "subject_position", network)
-    templates = unseen.split("test")["template"]
+    templates = unseen.split("test")["case"]
     assert len(np.unique(encoded_pairs.clusters)) == len(set(templates)) > 5
     assert all(
         (a == b) == (c == d)
         for a, c in zip(templates, encoded_pairs.clusters, strict=True)
         for b, d in [(templates[0], encoded_pairs.clusters[0])]
     )
-    assert "template" not in seen.dataset.column_names
+    contrast = Contrast.of(network, unseen, split="test", every=True)
+    np.testing.assert_array_equal(contrast.clusters, encoded_pairs.clusters)
+    assert "case" not in seen.dataset.column_names
     assert len(
         np.unique(EncodedPairs(seen.split("test"), "subject_position", network).clusters)
     ) == len(set(seen.split("test")["base"]))
+
+
+def test_the_cases_of_pairs_are_the_entries_that_no_other_split_has():
+    sizes = {"n_train": 40, "n_val": 10, "n_test": 40, "right_only": False}
+    pairs = Pairs.sample(attribute(), None, variable="continent", **sizes)
+    test = pairs.split("test")
+    names = [
+        text[slice(*roles["entity"])]
+        for text, roles in zip(test["base"], test["base_roles"], strict=True)
+    ]
+    assert test["case"] == names
+    assert not set(test["case"]) & set(pairs.split("train")["case"])
+    assert len(set(names)) < len(set(test["base"]))
+    # Of two pools the smaller one counts: five templates, thirty events.
+    both = Pairs.sample(greater_than(), None, splits=["event", "template"], **sizes)
+    assert set(both.split("test")["case"]) < set(range(5))
 
 
 def test_a_placebos_batches_are_of_the_same_variables_and_of_more_than_one_pair(toy):

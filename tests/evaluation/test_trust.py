@@ -50,6 +50,7 @@ def test_a_valid_claim_passes(verdicts, seed):
     assert {name.partition(" ")[0] for name in found["not_run"]} == {"wrong_site", "excess_rank"}
     assert found["cannot_fail"] == ["no_intervention"]
     trained_again = {"shuffled_label", "untrained_network", "seeds", "seeds/1", "seeds/2"}
+    trained_again.add("untrained_network/no_intervention")
     others = {"placebo_direction", "placebo_pair", "pca_subspace", "majority", "random_subspace"}
     others |= {"inert_resampled", "read_part", "off_target/first"}
     others |= {"read_part/vanilla", "read_part/random_subspace", "read_part/random_subspace/0"}
@@ -82,6 +83,8 @@ def test_a_valid_claim_passes(verdicts, seed):
             marks=pytest.mark.long,
         ),
         pytest.param("far", {"divergence"}, marks=pytest.mark.long),
+        pytest.param("memorised", {"accuracy", "generalisation"}, marks=pytest.mark.long),
+        pytest.param("untaught", {"accuracy", "same_subspace"}, marks=pytest.mark.long),
     ],
 )
 def test_an_invalid_claim_fails_for_its_reason(verdicts, claim, criteria, seed):
