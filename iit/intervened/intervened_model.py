@@ -290,8 +290,11 @@ class IntervenedModel(nn.Module):
         Raises ValueError as `iit.network.answering.with_answer` does.
         """
         batch, read = with_answer(self.network, prepare(self.network, base))
-        run = self.edited_run(batch, sources, active)
         store, layer = self.store, self.first_block
+        if store is not None and layer is not None:
+            # A prompt that is a source here may be a base later: it is run once for both.
+            store.layers |= {layer}
+        run = self.edited_run(batch, sources, active)
         if store is None:
             return logits_at_answers([run], read)
 

@@ -25,7 +25,7 @@ from iit.network.inputs import prepare
 from iit.network.layout import device_of
 from iit.network.limits import check_limits, n_embeddings
 from iit.network.spans import last_mention, tokens_of_span
-from iit.network.tokens import Tokens, with_special_tokens
+from iit.network.tokens import ReadTexts, Tokens, with_special_tokens
 from iit.result import correct
 
 RolePlace = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
@@ -70,6 +70,7 @@ class LanguageModel:
         self.name = name or model.config.name_or_path or type(model).__name__
         self.revision = revision
         self.masked, self.encoder_decoder = is_masked(model), is_encoder_decoder(model)
+        self._texts = ReadTexts()
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -260,14 +261,11 @@ class LanguageModel:
             texts = [text.partition(mask)[0] for text in texts]
             prompts = [ids[: ids.index(mask_id)] for ids in prompts]
         whole = list(map("{}{}".format, texts, answers))
-        # Many pairs share a prompt and answer: each text is tokenized once.
-        unique = list(dict.fromkeys(whole))
-        encoding = self._read(unique, add_special_tokens=False)
-        ids = dict(zip(unique, encoding["input_ids"], strict=True))
         continuations = []
         lacking = ""
-        for text, prompt, answer in zip(texts, prompts, answers, strict=True):
-            joined = ids[text + answer]
+        rows = self._read(whole, add_special_tokens=False)
+        for text, prompt, answer, row in zip(texts, prompts, answers, rows, strict=True):
+            joined = row["input_ids"]
             # A tokenizer may merge the end of the prompt with the start of the answer.
             if joined[: len(prompt)] != prompt:
                 raise ValueError(
@@ -331,23 +329,19 @@ class LanguageModel:
         return tensor.unsqueeze(1) if several else tensor
 
     def _tokens(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
-        """The tokens of each text; equal texts are tokenized once."""
-        unique = list(dict.fromkeys(texts))
-        encoding = self._read(unique, return_offsets_mapping=True, return_special_tokens_mask=True)
+        """The tokens of each text."""
         continues = not self.masked and not self.encoder_decoder
-        rows = zip(
-            encoding["input_ids"],
-            encoding["offset_mapping"],
-            encoding["special_tokens_mask"],
-            strict=True,
-        )
-        tokens = [with_special_tokens(*row, continues, special_tokens) for row in rows]
-        tokens_of = dict(zip(unique, tokens, strict=True))
-        return [tokens_of[text] for text in texts]
+        tokens = []
+        for row in self._read(texts, return_offsets_mapping=True, return_special_tokens_mask=True):
+            ids, offsets, added = (
+                row[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask")
+            )
+            tokens.append(with_special_tokens(ids, offsets, added, continues, special_tokens))
+        return tokens
 
-    def _read(self, texts: list[str], **options: Any) -> Any:
+    def _read(self, texts: Sequence[str], **options: Any) -> list[dict[str, Any]]:
         try:
-            return self.tokenizer(texts, **options)
+            return self._texts.of(self.tokenizer, texts, **options)
         # A tokenizer of whole words has no narrower error for a word that it does not know.
         except Exception as error:
             unknown = set(" ".join(texts).split()) - set(self.tokenizer.get_vocab())

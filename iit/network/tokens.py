@@ -1,6 +1,53 @@
 """The tokens of a text, and which special tokens stand around it."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, final
+
+KEPT = 1_000_000
+"""How many tokens are kept of texts that were read."""
+
+
+@final
+class ReadTexts:
+    """What a tokenizer made of the texts that it has read: equal texts are read once."""
+
+    def __init__(self) -> None:
+        self._begin(None)
+
+    def of(self, tokenizer: Any, texts: Sequence[str], **options: Any) -> list[dict[str, Any]]:
+        """What the tokenizer makes of each text, {column: its list}.
+
+        Arguments:
+            options: as the tokenizer takes them.
+        """
+        state = _state(tokenizer)
+        if state is None or state != self._state or self._n_tokens > KEPT:
+            self._begin(state)
+        way = tuple(options.items())
+        new = [text for text in dict.fromkeys(texts) if (way, text) not in self._rows]
+        # Some tokenizers do not take an empty list.
+        encoding = tokenizer(new, **options) if new else {}
+        for number, text in enumerate(new):
+            row = {name: column[number] for name, column in encoding.items()}
+            self._rows[way, text] = row
+            self._n_tokens += len(row["input_ids"])
+        return [self._rows[way, text] for text in texts]
+
+    def _begin(self, state: Any) -> None:
+        self._state, self._n_tokens = state, 0
+        self._rows: dict[tuple[Any, str], dict[str, Any]] = {}
+
+
+def _state(tokenizer: Any) -> Any:
+    """What else decides how a text is read; None where nobody can tell."""
+    backend = tokenizer.backend_tokenizer
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
+    try:
+        written = [part and part.__getstate__() for part in parts]
+    # A part that a user wrote in Python has no state to write down.
+    except Exception:
+        return None
+    return id(tokenizer), len(tokenizer), backend.encode_special_tokens, written
 
 
 class Tokens(NamedTuple):

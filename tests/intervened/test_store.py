@@ -85,7 +85,7 @@ def test_a_prompt_that_is_twice_in_a_batch_is_run_once(monkeypatch):
     store = ActivationStore(network)
     store.is_trusted = lambda *args: True
     found = answers(network, SITES[2], store, twice, twice)
-    assert sum(rows) == 2, "once as a source, at one column, and once as a base"
+    assert sum(rows) == 1, "once for the source and the base"
     torch.testing.assert_close(
         found, answers(network, SITES[2], None, twice, twice), atol=1e-5, rtol=1e-5
     )

@@ -8,23 +8,24 @@ from functools import wraps
 
 import pytest
 
-from iit.network import LanguageModel
+from iit.intervened import IntervenedModel
 from iit.run import run
 from tests.conftest import SMALL, composing
 
-TOKENIZED = 8  # one text, at most; the aim: 1
-RUN = 6  # one prompt, at most; the aim: 1
 OVERRIDES = ("data.n_train=16", "data.n_val=16", "data.n_test=16", "data.right_only=false")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_prompt_is_seldom_tokenized_and_run(narrow, tmp_path, monkeypatch):
-    tokenized, runs, prompts = Counter(), Counter(), []
+def test_a_prompt_is_tokenized_once_and_run_once(narrow, tmp_path, monkeypatch):
+    tokenized, runs, compared, prompts = Counter(), Counter(), Counter(), []
     model, first = narrow.model.model, narrow.model.model.layers[0].mlp
-    read, enter, begin = LanguageModel._read, type(model).forward, type(first).forward
+    kind = type(narrow.tokenizer)
+    read, enter, begin = kind.__call__, type(model).forward, type(first).forward
+    answer_logits, whole = IntervenedModel.answer_logits, []
 
     def counted(self, texts, **options):
-        tokenized.update([texts] if isinstance(texts, str) else texts)
+        # With and without special tokens, a text is read in two ways.
+        tokenized.update((text, *options) for text in texts)
         return read(self, texts, **options)
 
     # Patched on the classes: no run is resumed where a hook is not the engine's.
@@ -40,13 +41,25 @@ def test_a_prompt_is_seldom_tokenized_and_run(narrow, tmp_path, monkeypatch):
     def begun(self, x):
         # The blocks that a resumed run passes over do not call their parts.
         if self is first:
-            runs.update(prompts)
+            (compared if whole else runs).update(prompts)
         return begin(self, x)
 
-    monkeypatch.setattr(LanguageModel, "_read", counted)
+    def told_apart(self, *args):
+        # Without a store, a model runs the first examples whole: a resumed run is compared so.
+        whole.extend([self] if self.store is None else [])
+        try:
+            return answer_logits(self, *args)
+        finally:
+            whole.clear()
+
+    monkeypatch.setattr(kind, "__call__", counted)
     monkeypatch.setattr(type(model), "forward", entered)
     monkeypatch.setattr(type(first), "forward", begun)
+    monkeypatch.setattr(IntervenedModel, "answer_logits", told_apart)
     configured = composing(narrow, tmp_path, monkeypatch)
     run(configured("+experiment=das_ioi", *SMALL, *OVERRIDES))
-    assert max(tokenized.values()) <= TOKENIZED
-    assert max(runs.values()) <= RUN
+    assert set(tokenized.values()) == {1}
+    assert set(runs.values()) == {1}
+    assert len(runs) > 40
+    # The first four examples, as bases and as sources: once with edits, once without.
+    assert 0 < compared.total() <= 2 * 2 * 4

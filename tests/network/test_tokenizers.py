@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers as t
 
@@ -156,16 +157,55 @@ def test_special_tokens_can_be_asked_for_and_left_out():
     assert named(lm, ended["answer"][0]) == ["▁Mary"]
 
 
-def test_equal_prompts_are_read_once_and_lists_at_once(monkeypatch):
-    lm, calls = network(prepend("<s> $A")), []
-    read = LanguageModel._read
-    monkeypatch.setattr(
-        LanguageModel,
-        "_read",
-        lambda self, texts, **options: calls.append(list(texts)) or read(self, texts, **options),
-    )
-    lm.encode([PROMPT, "John left to", PROMPT], answers=[" Mary", " John", " Mary"])
+def count_readings(lm, monkeypatch):
+    """The texts of each call of the tokenizer."""
+    calls = []
+    kind = type(lm.tokenizer)
+    read = kind.__call__
+
+    def counted(self, texts, **options):
+        calls.append(list(texts))
+        return read(self, texts, **options)
+
+    monkeypatch.setattr(kind, "__call__", counted)
+    return calls
+
+
+def test_equal_texts_are_read_once_and_lists_at_once(monkeypatch):
+    lm = network(prepend("<s> $A"))
+    calls = count_readings(lm, monkeypatch)
+    first = lm.encode([PROMPT, "John left to", PROMPT], answers=[" Mary", " John", " Mary"])
     assert calls == [[PROMPT, "John left to"], [PROMPT + " Mary", "John left to John"]]
+    again = lm.encode([PROMPT, "milk to"], answers=[" Mary", " John"])
+    assert calls[2:] == [["milk to"], ["milk to John"]]
+    assert torch.equal(again["input_ids"][0], first["input_ids"][0])
+    assert torch.equal(again["answer"][0], first["answer"][0])
+
+
+def test_a_tokenizer_that_changed_reads_again(monkeypatch):
+    lm = network(prepend("<s> $A"))
+    calls = count_readings(lm, monkeypatch)
+    assert named(lm, lm.encode("milk to")["input_ids"][0]) == ["<s>", "▁milk", "▁to"]
+    backend = lm.tokenizer.backend_tokenizer
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single="$A")
+    assert named(lm, lm.encode("milk to")["input_ids"][0]) == ["▁milk", "▁to"]
+    backend.normalizer = tokenizers.normalizers.Replace("milk", "left")
+    assert "▁milk" not in named(lm, lm.encode("milk to")["input_ids"][0])
+    backend.normalizer = None
+    lm.tokenizer.add_tokens(["milk to"])
+    lm.model.resize_token_embeddings(len(lm.tokenizer))
+    assert "milk to" in named(lm, lm.encode("milk to")["input_ids"][0])
+    assert calls == [["milk to"]] * 4
+
+
+def test_no_more_tokens_are_kept_than_the_limit(monkeypatch):
+    lm = network(prepend("<s> $A"))
+    calls = count_readings(lm, monkeypatch)
+    monkeypatch.setattr("iit.network.tokens.KEPT", 4)
+    texts = ["milk to", "John left to"]
+    for text in (*texts, *texts):
+        lm.encode(text)
+    assert calls == [["milk to"], ["John left to"], ["milk to"], ["John left to"]]
 
 
 @pytest.mark.parametrize(
