@@ -13,6 +13,7 @@ from iit.alignment.latents import latents
 from iit.alignment.objective import Objective, Prediction
 from iit.alignment.schedule import Number
 from iit.intervened.passes import together
+from iit.intervention import Frame
 from iit.result import correct
 
 KINDS = ("cause", "isolate")
@@ -121,6 +122,9 @@ class DAS(Cells):
         """The loss of one batch: the sum over cells, whose gradients are independent."""
         changing, n = batch["changing"], len(batch["row"])
         self.anneal()
+        for module in self.alignments.modules():
+            if isinstance(module, Frame):
+                module.straighten()
         losses = []
         for name, prediction in self._predictions(batch).items():
             loss = self._weighed(self._losses(prediction, changing), changing, name)

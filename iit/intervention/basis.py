@@ -20,6 +20,8 @@ from iit.intervention.precision import widened
 
 WORST_CONDITION = 1e5
 """The largest ratio of singular values that a frame's parameter may have."""
+BENT_CONDITION = 1e3
+"""From this ratio on, training makes the parameter orthonormal again."""
 
 
 class Coordinates(NamedTuple):
@@ -150,6 +152,15 @@ class Frame(Basis):
                 "rate, or a lower rank, keeps them apart."
             )
         return triangle
+
+    def straighten(self) -> None:
+        """Make A orthonormal again, with the same span, where training has bent it far.
+
+        Otherwise weights of a high rank may drift until their rank is lost.
+        """
+        with torch.no_grad():
+            if _condition(self._triangle(widened(self.weight))) > BENT_CONDITION:
+                self.weight.copy_(self.vectors())
 
     def start(self, directions: Float[Tensor, "width n"]) -> None:
         """Begin at these directions.

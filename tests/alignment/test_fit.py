@@ -54,6 +54,18 @@ def checkpoints(folder):
     )
 
 
+def test_a_frame_that_is_bent_far_is_orthonormal_again_after_training(toy):
+    network, pairs = toy
+    alignment = alignment_of(network)
+    (intervention,) = alignment.interventions
+    weight = intervention.basis.weight
+    with torch.no_grad():
+        weight.mul_(torch.tensor([1.0, 1.0, 1.0, 1e-4]))
+    iit.fit(alignment, pairs, trainer=quiet, batch_size=16, max_epochs=1)
+    values = torch.linalg.svdvals(weight.detach())
+    assert float(values[0] / values[-1]) < 2
+
+
 def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
     network, pairs = toy
     common = {"trainer": quiet, "batch_size": 16, "max_epochs": 4, "seed": 3, "config": {"rank": 4}}

@@ -243,6 +243,17 @@ def test_a_frame_that_is_nearly_dependent_is_refused(condition, double):
         conditioned(24, 8, condition).vectors()
 
 
+@pytest.mark.parametrize(("condition", "bent"), [(10.0, False), (5e4, True)])
+def test_a_bent_frame_becomes_orthonormal_and_keeps_its_vectors(condition, bent, double):
+    frame = conditioned(24, 8, condition)
+    weight, vectors = frame.weight.detach().clone(), frame.vectors().detach()
+    frame.straighten()
+    assert bent is not torch.equal(frame.weight, weight)
+    torch.testing.assert_close(frame.vectors(), vectors, atol=2e-6, rtol=0)
+    values = torch.linalg.svdvals(frame.weight.detach())
+    assert float(values[0] / values[-1]) == pytest.approx(1 if bent else condition, rel=1e-3)
+
+
 @pytest.mark.parametrize("condition", [1.0, 1e3])
 def test_a_frame_and_its_gradient_are_those_of_the_qr_decomposition(condition, double):
     frame = conditioned(12, 4, condition)
