@@ -96,19 +96,17 @@ class Batch:
         Raises ValueError for the masks and inputs that `iit.network.inputs.prepare` names.
         """
         tokens, mask = self.tokens, self.kwargs.get("attention_mask")
-        if 0 in tokens.shape[:2]:
-            raise ValueError(
-                f"The batch is empty: its tokens have shape {tuple(tokens.shape[:2])}."
-            )
+        shape = tokens.shape[:2]
+        if 0 in shape:
+            raise ValueError(f"The batch is empty: its tokens have shape {tuple(shape)}.")
 
         # A mask of another shape (by query and key) does not say where padding is.
         if mask is None or mask.ndim != 2:
-            lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
+            lengths = torch.full(shape[:1], shape[1], device=tokens.device)
             return replace(self, lengths=lengths)
-        if mask.shape != tokens.shape[:2]:
+        if mask.shape != shape:
             raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}, the tokens "
-                f"{tuple(tokens.shape[:2])}."
+                f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(shape)}."
             )
 
         is_real = mask.bool()
@@ -143,7 +141,7 @@ class Batch:
         # left-padded layout would be wrong.
         kwargs.pop("position_ids", None)
         for key, value in kwargs.items():
-            is_by_token = isinstance(value, Tensor) and value.shape[:2] == tokens.shape[:2]
+            is_by_token = isinstance(value, Tensor) and value.shape[:2] == shape
             if not is_by_token or key in APART:
                 continue
             if key not in _ALONGSIDE:
@@ -222,7 +220,9 @@ def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str =
         return changed
     if isinstance(value, list | tuple):
         items = [each_tensor(item, change, name) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items)
     return value
 
 
@@ -253,7 +253,7 @@ def from_start(
     return column
 
 
-def at_rows(encoded: Mapping[str, Any], rows: Any) -> dict[str, Any]:
+def at_rows(encoded: Mapping[Any, Any], rows: Any) -> dict[Any, Any]:
     """Some rows of what was encoded.
 
     Arguments:
@@ -270,11 +270,12 @@ def stacked(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     stack: dict[str, Any] = {}
     for key, value in batches[0].items():
-        columns = [batch[key] for batch in batches]
         if key == "positions":
-            stack[key] = {role: _under([c[role] for c in columns], IGNORED) for role in value}
+            positions = [batch[key] for batch in batches]
+            stack[key] = {role: _under(positions, role, IGNORED) for role in value}
         else:
-            stack[key] = _under(columns, IGNORED if key == "answer" else 0)
+            fill = IGNORED if key == "answer" else 0
+            stack[key] = _under(batches, key, fill)
     return stack
 
 
@@ -297,8 +298,9 @@ def narrowed(index: Tensor) -> Tensor:
     """The columns up to the last one that some row uses; at least one column stays."""
     if index.ndim == 3:
         return index
-    used = (index != IGNORED).any(0).nonzero()
-    return index[:, : int(used.max()) + 1 if len(used) else 1]
+    used = (index != IGNORED).any(0).nonzero().flatten()
+    last = max(used.tolist(), default=0)
+    return index[:, : last + 1]
 
 
 def _permuted(value: Tensor, order: Tensor) -> Tensor:
@@ -312,9 +314,14 @@ def _permuted(value: Tensor, order: Tensor) -> Tensor:
     return value.gather(1, one_for_each_token.expand(value.shape))
 
 
-def _under(tensors: Sequence[Tensor], fill: int) -> Tensor:
-    widest = max(tensor.shape[-1] for tensor in tensors)
-    # Columns of one dimension, such as class indices, have nothing to pad.
-    return torch.cat(
-        [pad(t, (0, widest - t.shape[-1]), value=fill) if t.ndim > 1 else t for t in tensors]
-    )
+def _under(batches: Sequence[Mapping[str, Tensor]], key: str, fill: int) -> Tensor:
+    """The rows of one input, one batch under the other."""
+    widest = max(batch[key].shape[-1] for batch in batches)
+    padded = []
+    for batch in batches:
+        tensor = batch[key]
+        # A tensor of one dimension, such as class indices, has nothing to pad.
+        if tensor.ndim > 1:
+            tensor = pad(tensor, (0, widest - tensor.shape[-1]), value=fill)
+        padded.append(tensor)
+    return torch.cat(padded)

@@ -86,29 +86,26 @@ def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
     several = len({row.variable for row in scored}) > 1
     shown = rows
     if scored and not several:
-        shown = [
-            row
-            for split in ("validation", "test")
-            for row in rows_of(rows, select(rows), split=split)
-        ]
+        chosen = select(rows)
+        shown = rows_of(rows, chosen, split="validation") + rows_of(rows, chosen)
+    metrics = {}
+    for row in shown:
+        # Such as test/changing/trained/iia. Rows of several cells may share a name: the logger then
+        # gets the last of them.
+        name = f"{row.split}/{row.subset}/{row.arm}/{row.metric}"
+        if several:
+            name = f"{row.variable}/{name}"
+        metrics[name] = row.value
     for logger in loggers:
-        # A row's name, such as test/changing/trained/iia. Rows of several cells may share a name:
-        # the logger then gets the last of them.
-        names = [f"{row.split}/{row.subset}/{row.arm}/{row.metric}" for row in shown]
-        names = [
-            f"{row.variable}/{name}" if several else name
-            for row, name in zip(shown, names, strict=True)
-        ]
-        logger.log_metrics({name: row.value for name, row in zip(names, shown, strict=True)})
+        logger.log_metrics(metrics)
         if isinstance(logger, WandbLogger):
-            # A column of a W&B table has one type, but these hold numbers, texts or lists.
-            lines = [
-                [
-                    str(v) if k in ("position", "head", "layer", "draw") else v
-                    for k, v in row.to_dict().items()
-                ]
-                for row in rows
-            ]
+            lines = []
+            for row in rows:
+                line = row.to_dict()
+                # A column of a W&B table has one type, but these hold numbers, texts or lists.
+                for name in ("position", "head", "layer", "draw"):
+                    line[name] = str(line[name])
+                lines.append(list(line.values()))
             logger.log_table("rows", columns=list(ROW_FIELDS), data=lines)
             for figure in sorted(folder.glob("*.png")):
                 logger.log_image(figure.stem, [str(figure)])
@@ -160,16 +157,14 @@ def processor() -> str:
 
     Another processor rounds differently, and training magnifies the difference.
     """
+    facts: dict[str, str] = {}
     # Only Linux has this file; elsewhere Python says what it knows.
-    lines: list[str] = []
     information = Path("/proc/cpuinfo")
     if information.is_file():
-        lines = information.read_text(encoding="utf-8").splitlines()
-    facts: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        # The file lists every core; the first one is enough.
-        facts.setdefault(name.strip(), value.strip())
+        for line in information.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            # The file lists every core; the first one is enough.
+            facts.setdefault(name.strip(), value.strip())
     names = ("model name", "cpu family", "model", "stepping")
     parts = [f"{name} {facts[name]}" for name in names if name in facts] or [
         platform.processor() or platform.machine()

@@ -121,7 +121,9 @@ class Site:
         position = self.position
         if position is None:
             return text
-        return f"{text} @ {list(position) if isinstance(position, tuple) else position}"
+        if isinstance(position, tuple):
+            position = list(position)
+        return f"{text} @ {position}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +207,14 @@ class ResolvedSite:
             laid = by_position.shape
             # A flat activation arrives as [batch·tokens, 1, width]; any other is left as it is.
             is_flat = bool(shape) and laid[:2] == (prod(shape), 1)
-            new = callback(by_position.reshape(*shape, -1) if is_flat else by_position)
+            if is_flat:
+                by_position = by_position.reshape(*shape, -1)
+            new = callback(by_position)
             if new is None:
                 return None
-            return back(new.reshape(laid) if is_flat else new)
+            if is_flat:
+                new = new.reshape(laid)
+            return back(new)
 
         if self.side == "output":
             attached = at_output(self.module, edit)
@@ -281,7 +287,7 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
             modules[place.module],
             place.side,
             place.width,
-            tuple(modules[name] for name in _ancestors(place.module)),
+            tuple(_above(modules, place.module)),
             None if place.columns is None else torch.tensor(place.columns),
             None if place.heads is None else torch.tensor(place.heads),
             None if place.flat is None else modules[place.flat],
@@ -296,7 +302,7 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
             f"{close or list(modules)[1:6]}."
         )
     module = modules[site.module]
-    above = [modules[name] for name in _ancestors(site.module)]
+    above = _above(modules, site.module)
     # Its fused attention has to be switched off while hooks stand.
     encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
     # A module inside a transformers block may see (batch·tokens, width).
@@ -368,7 +374,10 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
             )
 
 
-def _ancestors(path: str) -> list[str]:
-    """The paths of the modules around a module, the closest first; the root is ""."""
-    parts = path.split(".") if path else []
-    return [".".join(parts[:n]) for n in reversed(range(len(parts)))]
+def _above(modules: dict[str, nn.Module], path: str) -> list[nn.Module]:
+    """The modules around a module, the closest first."""
+    above = []
+    while path:
+        path = path.rpartition(".")[0]
+        above.append(modules[path])
+    return above

@@ -13,6 +13,7 @@ from iit.alignment.inert import described, recalled
 from iit.alignment.overlap import check_apart
 from iit.intervened import Edit, IntervenedModel, capture
 from iit.intervened.saving import SaveContent
+from iit.intervened.sources import variables_of
 from iit.intervened.widths import check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
@@ -121,11 +122,11 @@ class Alignment(IntervenedModel):
 
     def places(self) -> dict[str, str]:
         """The sites of each variable's edit as text: {variable: "block_output[17] @ s2"}."""
-        return {
-            str(variable): " + ".join(map(str, edit.sites))
-            for name, edit in self.edits.items()
-            for variable in edit.intervention.blocks or (name,)
-        }
+        places = {}
+        for key, edit in self.edits.items():
+            for variable in variables_of(key, edit):
+                places[str(variable)] = " + ".join(map(str, edit.sites))
+        return places
 
     def _encoding(self) -> Network:
         if self.studied is None:
@@ -137,7 +138,7 @@ class Alignment(IntervenedModel):
 
     def _saved(self) -> SaveContent:
         record = {
-            "variables": [str(v) for v in self.variables],
+            "variables": list(map(str, self.variables)),
             "inert": {name: described(part, self.edits) for name, part in self.inert.items()},
             "rows": [row.to_dict() for row in self.rows],
         }
@@ -187,7 +188,9 @@ def one(
             f"one's are {blocks}. Give intervention.blocks={{NAME: dimensions, …}}, or each "
             "variable its own edit (alignment: iit.alignment.several)."
         )
-    parts = {} if inert is None else {"rest": _complement(edit)}
+    parts = {}
+    if inert is not None:
+        parts["rest"] = _complement(edit)
     # A key such as "a, b" is only a name: the blocks say which variables the edit serves.
     return Alignment(network, {", ".join(names): edit}, inert=parts)
 

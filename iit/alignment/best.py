@@ -53,7 +53,8 @@ class BestWeights(L.Callback):
         for name in pl_module.running:
             # A NaN would break the order of the epochs.
             loss = validated(trainer, LOSS, name)
-            loss = inf if isnan(loss) else loss
+            if isnan(loss):
+                loss = inf
             # Where the loss decides alone, no epoch is more accurate than another.
             value = high = 0.0
             if pl_module.monitor != LOSS:
@@ -80,7 +81,9 @@ class BestWeights(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        epochs = {name: [epoch._asdict() for epoch in e] for name, e in self.epochs.items()}
+        epochs = {}
+        for name, epochs_of_cell in self.epochs.items():
+            epochs[name] = list(map(Epoch._asdict, epochs_of_cell))
         return {"highest": self.highest, "epochs": epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

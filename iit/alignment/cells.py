@@ -6,6 +6,7 @@ single alignment the empty name.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from math import inf, isfinite
 from statistics import fmean
 from typing import Any
@@ -111,8 +112,12 @@ class Cells(L.LightningModule):
     def gated(self, name: str | None = None) -> list[Any]:
         """The interventions that learn which coordinates to let through: of a cell, or of all."""
         cells = self.cells.values() if name is None else [self.cells[name]]
-        interventions: list[Any] = [i for cell in cells for i in cell.interventions]
-        return [i for i in interventions if isinstance(i.gate, SoftGate)]
+        gated = []
+        for cell in cells:
+            for intervention in cell.interventions:
+                if isinstance(intervention.gate, SoftGate):
+                    gated.append(intervention)
+        return gated
 
     def now(self, number: str) -> float:
         """The value of one of `numbers` at this optimizer step."""
@@ -168,7 +173,8 @@ class Cells(L.LightningModule):
             # A loss is a mean over pairs; an accuracy may be a mean over kinds of pairs (see
             # `interval`).
             if metric == "loss":
-                mean = float(torch.cat([losses for _, losses in counted]).mean())
+                _, losses = map(torch.cat, zip(*counted, strict=True))
+                mean = float(losses.mean())
             else:
                 # The resamples would only give the interval, which nobody reads here.
                 mean = self.interval(metric, name, resamples=1).value
@@ -178,8 +184,9 @@ class Cells(L.LightningModule):
             self.log_dict({k: fmean(means) for k, means in over_cells.items()}, prog_bar=True)
         # Nothing about a frozen network changes from epoch to epoch.
         if self.trainer.loggers and (self.trains_network or not self._references):
-            pairs, size = self.data.validation, self.data.eval_batch_size
-            self._references = measured(self.compared, pairs, size, self.trained)
+            self._references = measured(
+                self.compared, self.data.validation, self.data.eval_batch_size, self.trained
+            )
         self.log_dict(self._references)
 
     def on_fit_start(self) -> None:
@@ -284,7 +291,7 @@ def checked_weights(parts: tuple[str, ...], weights: Mapping[str, Number]) -> di
     if unknown:
         raise ValueError(f"weights: {unknown} are no parts of the loss; they are {list(parts)}.")
     # A schedule stays between its ends: checking both checks all its values.
-    values = [end for weight in weights.values() for end in ends(weight)]
+    values = list(chain.from_iterable(map(ends, weights.values())))
     if not all(0 <= value < inf for value in values) or not any(values):
         raise ValueError(
             f"weights: none may be negative, and one part has to count; got {dict(weights)}."

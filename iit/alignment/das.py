@@ -182,12 +182,15 @@ class DAS(Cells):
             return losses.mean()
         parts = []
         for kind, of_kind in zip(KINDS, (changing, ~changing), strict=True):
-            if bool(of_kind.any()) and self.now(kind):
+            weight = self.now(kind)
+            if bool(of_kind.any()) and weight:
                 mean = losses[of_kind].mean()
                 self.log(of_cell(f"train/{kind}", name), mean, batch_size=int(of_kind.sum()))
-                parts.append(self.now(kind) * mean)
-        # Where no pair counts the loss is zero, but with a graph.
-        return torch.stack(parts).sum() if parts else losses.sum() * 0.0
+                parts.append(weight * mean)
+        if not parts:
+            # No pair counts: the loss is zero, but with a graph.
+            return losses.sum() * 0.0
+        return torch.stack(parts).sum()
 
     def _predictions(self, batch: dict[str, Any]) -> dict[str, Prediction]:
         """{cell that is still in training: what it makes of a batch}."""

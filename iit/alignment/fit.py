@@ -121,13 +121,14 @@ def fit(
     training = Training(**options)
     # A single alignment is a cell without a name: its metrics are logged under the plain names.
     cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
-    network = next((cell.studied for cell in cells.values()), None)
+    alignments = list(cells.values())
+    network = next((cell.studied for cell in alignments), None)
     if network is None:
         raise ValueError(
             "fit tokenizes the pairs: make the alignment with the LanguageModel from "
             "iit.load_network."
         )
-    for cell in cells.values():
+    for cell in alignments:
         cell.check_apart()
         if cell.edits and not set(pairs.variables) <= set(cell.variables):
             raise ValueError(
@@ -155,7 +156,7 @@ def fit(
         eval_batch_size=training.eval_batch_size,
         seed=training.seed,
         # A network in training never resumes, so every pair costs its length.
-        cost=None if lightning_module.trains_network else partial(_cost, list(cells.values())),
+        cost=None if lightning_module.trains_network else partial(_cost, alignments),
     )
     for encoded in (data.train, data.validation):
         check_labels(network, encoded)
@@ -189,16 +190,16 @@ def fit(
             "limit_val_batches=0: the epoch is chosen on validation; let at least one "
             "batch of it run."
         )
-    for cell in cells.values():
+    for cell in alignments:
         cell.rows = ()  # the rows of earlier weights
         initialise(cell, pairs, training.start, batch_size=training.eval_batch_size)
     if not lightning_module.trains_network:
-        _share_a_store(list(cells.values()))
+        _share_a_store(alignments)
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with ExitStack() as stack:
-            for cell in cells.values():
+            for cell in alignments:
                 cell.train()
                 # In eval mode learned masks and boundaries are hard. Lightning leaves what it has
                 # trained on the CPU.
@@ -212,7 +213,7 @@ def fit(
             raise
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt(_how_to_go_on(callbacks)) from None
-    fits, monitor = {}, lightning_module.monitor
+    fits = {}
     for name in cells:
         epoch = best.kept(name)
         value = epoch.loss if monitor == LOSS else epoch.value
@@ -220,7 +221,9 @@ def fit(
         # A cell that stopped early took part in its share of the steps only.
         n_steps = trainer.global_step * n_epochs // max(trainer.current_epoch, 1)
         fits[name] = Fitted(epoch.epoch, monitor, value, n_epochs, n_steps)
-    return fits if isinstance(alignment, Mapping) else fits[""]
+    if isinstance(alignment, Mapping):
+        return fits
+    return fits[""]
 
 
 class _StartState(L.Callback):
@@ -259,9 +262,14 @@ def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
 
     None where a run does not resume.
     """
-    # `n_columns` counts the positions that a resumed run computes.
-    costs = [cost for cell in cells if (cost := cell.n_columns(base, active)) is not None]
-    return torch.stack(costs).sum(0) if len(costs) == len(cells) else None
+    costs = []
+    for cell in cells:
+        # The number of positions that a resumed run computes.
+        cost = cell.n_columns(base, active)
+        if cost is None:
+            return None
+        costs.append(cost)
+    return torch.stack(costs).sum(0)
 
 
 def _share_a_store(cells: Sequence[Alignment]) -> None:

@@ -19,15 +19,15 @@ def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         )
     saved = _flat(json.loads(checkpoint["run"]))
     current = _flat(json.loads(json.dumps(config)))  # through JSON: a tuple becomes a list
-    differing = sorted(key for key in saved.keys() | current if saved.get(key) != current.get(key))
+    differing = []
+    for key in sorted(saved.keys() | current):
+        before, now = saved.get(key), current.get(key)
+        if before != now:
+            differing.append(f"{key}: {before!r} in the checkpoint, {now!r} now")
     if differing:
-        values = "; ".join(
-            f"{key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now"
-            for key in differing
-        )
         raise ValueError(
-            f"ckpt_path belongs to a run with another configuration ({values}). Give the same, "
-            "or start afresh."
+            f"ckpt_path belongs to a run with another configuration ({'; '.join(differing)}). Give "
+            "the same, or start afresh."
         )
 
 

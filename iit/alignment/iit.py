@@ -1,6 +1,6 @@
 """Interchange intervention training: the network itself is trained."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -168,8 +168,7 @@ class IIT(Cells):
         if not losses:
             # Lightning skips the step.
             return None
-        weighed = [self.now(part) * loss for part, loss in losses.items()]
-        total = torch.stack(weighed).sum() + self.penalty("")
+        total = _weighed(losses, self.now) + self.penalty("")
         self.log_dict({f"train/{part}": loss for part, loss in losses.items()}, batch_size=n)
         self.log("train/loss", total, prog_bar=True, batch_size=n)
         return total
@@ -179,8 +178,7 @@ class IIT(Cells):
         predictions = self._predictions(batch)
         if not predictions:
             return
-        losses = self._losses(predictions)
-        total = torch.stack([self.last(part) * loss for part, loss in losses.items()]).sum()
+        total = _weighed(self._losses(predictions), self.last)
         # A part is a mean over its rows, so each pair counts with the loss of its batch.
         self.count("loss", "", batch["row"], total.expand(len(batch["row"])))
         for part, (prediction, index) in predictions.items():
@@ -214,10 +212,12 @@ class IIT(Cells):
         rows = dict.fromkeys(self._parts, torch.arange(len(batch["row"])))
         if "interchange" in rows and self.trained is not None:
             # A pair counts where all that it interchanges is trained.
+            index = rows["interchange"]
             for variable in set(batch["sources"]) - set(self.trained):
-                index = rows["interchange"]
-                rows["interchange"] = index[~_active(batch, variable)[index]]
-        rows = {part: index for part, index in rows.items() if len(index)}
+                index = index[~_active(batch, variable)[index]]
+            rows["interchange"] = index
+            if not len(index):
+                del rows["interchange"]
         if not rows:
             return {}
         # Each part has its own copy of its bases, with the answer that the network is to give.
@@ -235,7 +235,7 @@ class IIT(Cells):
         sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
         logits = self._edited["all"].answer_logits(stacked(runs), sources, active)
         predictions = {}
-        by_part = logits.split([len(index) for index in rows.values()])
+        by_part = logits.split(list(map(len, rows.values())))
         for (part, index), run, part_logits in zip(rows.items(), runs, by_part, strict=True):
             # Stacked answers are padded to the widest part; each part is cut back to its own
             # answers.
@@ -265,16 +265,20 @@ class IIT(Cells):
         """
         edited, sources = self._edited["all"], batch["sources"]
         is_read = torch.zeros(len(batch["row"]), dtype=torch.bool)
-        # The behaviour reads no source.
-        is_read[torch.cat([index for part, index in rows.items() if part != "behaviour"])] = True
+        for part, index in rows.items():
+            # The behaviour reads no source.
+            if part != "behaviour":
+                is_read[index] = True
         # BoolTensor[variable, batch]: the run has a row for each True, in this order.
         needed = torch.stack([_active(batch, v) & is_read for v in sources])
-        run = [at_rows(s, is_needed) for s, is_needed in zip(sources.values(), needed, strict=True)]
-        sites = [site for edit in edited.edits.values() for site in edit.source_sites]
+        run = list(map(at_rows, sources.values(), needed))
+        sites = {}
+        for edit in edited.edits.values():
+            sites |= dict.fromkeys(edit.source_sites)
         captured = capture(
             edited.studied or edited.network,
             stacked(run),
-            list(dict.fromkeys(sites)),
+            list(sites),
             grad=self._source_grad,
         )
         # Which row of the run has the source. Where a pair leaves the variable alone, it is a
@@ -293,12 +297,13 @@ class IIT(Cells):
                 if variable in by_variable and edit.intervention.needs_source:
                     index = by_variable[variable][stacked_rows]
                     tensors = {site: captured[site][index] for site in edit.source_sites}
-                    counts = {
-                        site: None if count is None else count[index]
-                        for site, count in captured.counts.items()
-                    }
-                    activations[variable] = Activations(tensors, counts)
+                    activations[variable] = Activations(tensors, at_rows(captured.counts, index))
         return activations
+
+
+def _weighed(losses: Mapping[str, Tensor], weight: Callable[[str], float]) -> Tensor:
+    """The sum of the losses, each times the weight of its part."""
+    return torch.stack([weight(part) * loss for part, loss in losses.items()]).sum()
 
 
 def _active(batch: dict[str, Any], variable: str) -> Tensor:

@@ -10,17 +10,12 @@ from iit.intervention import Intervention
 
 def described(part: Edit, edits: Mapping[Any, Edit]) -> dict[str, Any]:
     """An inert part as JSON. A complement is described by the name of its edit."""
-    # A complement shares the basis of its edit, and its weights are saved there.
-    origins = [
-        str(key)
-        for key, edit in edits.items()
-        if edit.intervention.basis is part.intervention.basis
-    ]
-    return {
-        **edit_to_json(part),
-        "complement_of": origins[0] if origins else None,
-        "intervention": None if origins else part.intervention.config(),
-    }
+    record = edit_to_json(part)
+    for key, edit in edits.items():
+        # A complement shares the basis of its edit, and its weights are saved there.
+        if edit.intervention.basis is part.intervention.basis:
+            return record | {"complement_of": str(key), "intervention": None}
+    return record | {"complement_of": None, "intervention": part.intervention.config()}
 
 
 def recalled(part: Mapping[str, Any], edits: Mapping[Any, Edit]) -> Edit:

@@ -93,7 +93,9 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
             by_site.append(activation)
         for row, *parts in zip(batch["row"].tolist(), *by_site, strict=True):
             vectors = torch.cat(parts)
-            by_row[row] = vectors.reshape(1, -1) if edit.joint else vectors
+            if edit.joint:
+                vectors = vectors.reshape(1, -1)
+            by_row[row] = vectors
     return [by_row[row] for row in range(len(by_row))]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from iit.batch import IGNORED
+from iit.batch import IGNORED, at_rows
 from iit.data import EncodedPairs
 from iit.intervened import IntervenedModel
 from iit.network import LanguageModel, Network
@@ -45,6 +45,6 @@ def n_answers(network: Network, inputs: Mapping[str, Any]) -> int:
     if isinstance(network, LanguageModel):
         head: Any = network.model.get_output_embeddings()
         return width(head, "output") or network.model.config.vocab_size
-    first = {name: value[:1] for name, value in inputs.items()}
     with torch.no_grad():
+        first = at_rows(inputs, slice(1))
         return IntervenedModel(network, {}).answer_logits(first).shape[-1]

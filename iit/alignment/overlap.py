@@ -44,7 +44,9 @@ class _Claim(NamedTuple):
     units: Sequence[int] | None
 
     def __str__(self) -> str:
-        return f"the {'inert part' if self.inert else 'edit of'} {self.name!r}"
+        if self.inert:
+            return f"the inert part {self.name!r}"
+        return f"the edit of {self.name!r}"
 
 
 def check_apart(
@@ -69,7 +71,9 @@ def check_apart(
         # without a position reaches all of them. If no claim names a position, all are counted at
         # once (None).
         together = [*rivals, claim]
-        positions = {position for c in together for position in _positions(c.site) or ()}
+        positions = set()
+        for one in together:
+            positions.update(_positions(one.site) or ())
         for position in positions or {None}:
             _refuse_excess([c for c in together if position in (_positions(c.site) or (position,))])
         claims.append(claim)
@@ -104,7 +108,9 @@ def _claims(
 ) -> Iterator[_Claim]:
     """The claims of edits, one for each site; none where an edit reads no source."""
     for name, edit in parts.items():
-        for site in edit.sites if edit.intervention.needs_source else ():
+        if not edit.intervention.needs_source:
+            continue
+        for site in edit.sites:
             resolved_site = resolved.get(site)
             width, columns = edit.intervention.width, None
             if resolved_site is not None:
@@ -146,7 +152,9 @@ def _refuse_common(one: _Claim, other: _Claim) -> None:
     common = sorted(_taken(one, other) & _taken(other, one))
     if kind is None or not common:
         return
-    listed = f"{', '.join(map(str, common[:8]))}{', …' if len(common) > 8 else ''}"
+    listed = ", ".join(map(str, common[:8]))
+    if len(common) > 8:
+        listed += ", …"
     raise ValueError(
         f"{str(one).capitalize()} and {other} overlap at {other.site}: both take {kind} {listed}. "
         f"Give each {kind} of its own; several "
@@ -159,7 +167,10 @@ def _refuse_excess(claims: Sequence[_Claim]) -> None:
     """Raises ValueError where claims on one site take more dimensions than it has."""
     # The units that the claims show together; 0 where no claim knows its width, and each takes the
     # whole site.
-    n_units = len({unit for claim in claims for unit in claim.units or ()})
+    shown = set()
+    for claim in claims:
+        shown.update(claim.units or ())
+    n_units = len(shown)
     ranks = []
     for claim in claims:
         width = n_units if claim.units is None else len(claim.units)
@@ -182,10 +193,14 @@ def _shared(one: Basis, other: Basis) -> str | None:
             # Principal components come in order: a shorter frame is compared with the start of a
             # longer one.
             n = min(one.frame.shape[1], other.frame.shape[1])
-            return "components" if torch.equal(one.frame[:, :n], other.frame[:, :n]) else None
+            if torch.equal(one.frame[:, :n], other.frame[:, :n]):
+                return "components"
         case Autoencoder(), Autoencoder():
-            return "features" if torch.equal(one.encoder, other.encoder) else None
-    return "coordinates" if one is other else None
+            if torch.equal(one.encoder, other.encoder):
+                return "features"
+        case _ if one is other:
+            return "coordinates"
+    return None
 
 
 def _taken(claim: _Claim, other: _Claim) -> set[int]:
@@ -194,11 +209,14 @@ def _taken(claim: _Claim, other: _Claim) -> set[int]:
     if isinstance(gate, SoftGate):
         return set()
     units = claim.units or other.units or (0,)
-    coordinates = set(range(intervention.rank or len(units)))
-    taken = set(gate.arguments["indices"]) if isinstance(gate, Subset) else coordinates
+    taken = coordinates = set(range(intervention.rank or len(units)))
+    if isinstance(gate, Subset):
+        taken = set(gate.arguments["indices"])
     if intervention.kind == "complement":
         taken = coordinates - taken
-    return {units[i] for i in taken} if isinstance(intervention.basis, Identity) else taken
+    if isinstance(intervention.basis, Identity):
+        return {units[i] for i in taken}
+    return taken
 
 
 def _least(intervention: Intervention, width: int) -> int:
@@ -217,4 +235,6 @@ def swapped_rank(intervention: Intervention) -> int | None:
     gate = intervention.gate
     if isinstance(gate, SoftGate):
         return None
-    return len(gate.arguments["indices"]) if isinstance(gate, Subset) else intervention.rank
+    if isinstance(gate, Subset):
+        return len(gate.arguments["indices"])
+    return intervention.rank

@@ -61,8 +61,11 @@ def references(alignment: Alignment) -> dict[str, Alignment]:
     # Without a source there is nothing to swap.
     if not all(edit.intervention.needs_source for edit in alignment.edits.values()):
         return {}
-    both = {"vanilla": vanilla(alignment), "random_subspace": random_frames(alignment)}
-    return {name: reference for name, reference in both.items() if reference is not None}
+    scored = {"vanilla": vanilla(alignment)}
+    random_subspace = random_frames(alignment)
+    if random_subspace is not None:
+        scored["random_subspace"] = random_subspace
+    return scored
 
 
 def vanilla(alignment: Alignment) -> Alignment:

@@ -71,4 +71,6 @@ Number = int | float | Schedule
 
 def ends(number: Number) -> tuple[int | float, int | float]:
     """The first and the last value of a number; all others lie between them."""
-    return (number.start, number.stop) if isinstance(number, Schedule) else (number, number)
+    if isinstance(number, Schedule):
+        return number.start, number.stop
+    return number, number

@@ -170,11 +170,10 @@ def _scored(
     pooled = [replace(row, control=None) for row in where(scored, control="seeds")]
     truth = _truth(case, network, width)
     # A method that swaps no linear subspace has no frames, and no distance.
-    frames = [
-        by_variable[case.variable]
-        for by_variable in map(subspaces, claims)
-        if case.variable in by_variable
-    ]
+    frames = []
+    for by_variable in map(subspaces, claims):
+        if case.variable in by_variable:
+            frames.append(by_variable[case.variable])
     if truth is not None and frames:
         # What varies and what is read at the site depends on no claim.
         training = EncodedPairs(pairs.split("train"), pairs.variables, network)

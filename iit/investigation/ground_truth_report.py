@@ -62,7 +62,7 @@ def ground_truth_tables(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> lis
     lines = []
     for (case, method), (iia, distances) in pooled(rows).items():
         verdict = verdicts[f"{case}/{method}"]
-        failed, unsure = (_criteria(verdict, outcome) for outcome in ("fail", "open"))
+        failed, unsure = _criteria(verdict, "fail"), _criteria(verdict, "open")
         lines.append(
             (
                 case,
@@ -90,9 +90,11 @@ def ground_truth_tables(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> lis
 
 def _criteria(verdict: Mapping[str, Any], outcome: str) -> str:
     """The names of the criteria with this outcome."""
-    return ", ".join(
-        finding["criterion"] for finding in verdict["findings"] if finding["outcome"] == outcome
-    )
+    names = []
+    for finding in verdict["findings"]:
+        if finding["outcome"] == outcome:
+            names.append(finding["criterion"])
+    return ", ".join(names)
 
 
 def _distance(distances: Mapping[str, Row], metric: str) -> str:
@@ -100,12 +102,16 @@ def _distance(distances: Mapping[str, Row], metric: str) -> str:
     row = distances.get(metric)
     if row is None:
         return "—"
-    value, low, high = (f"{round(number, 2):g}" for number in (row.value, row.low, row.high))
-    text = f"{value} ({low} to {high})"
+    text = f"{_rounded(row.value)} ({_rounded(row.low)} to {_rounded(row.high)})"
     for space in ("natural", "read"):
         other = distances.get(f"{metric}/{space}")
-        text += f"; {space} {round(other.value, 2):g}" if other else ""
+        if other:
+            text += f"; {space} {_rounded(other.value)}"
     return text
+
+
+def _rounded(number: float) -> str:
+    return f"{round(number, 2):g}"
 
 
 def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Figure:
@@ -115,10 +121,9 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
     right: the claim is not true of the network, or the method has no linear subspace.
     """
     figures = pooled(rows)
-    cases = list(dict.fromkeys(case for case, _ in figures))
-    markers = dict(
-        zip(dict.fromkeys(method for _, method in figures), cycle(MARKERS), strict=False)
-    )
+    cases_of_figures, methods = zip(*figures, strict=True)
+    cases = list(dict.fromkeys(cases_of_figures))
+    markers = dict(zip(dict.fromkeys(methods), cycle(MARKERS), strict=False))
     n_columns = min(4, len(cases))
     # Rounded up.
     n_rows = -(-len(cases) // n_columns)

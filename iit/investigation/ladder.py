@@ -4,7 +4,7 @@ It is measured in the network and in untrained ones.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def ladder(
     network = frozen.network
     site = instantiate(cfg.site)
     # {rung: what makes its intervention from the site's width}
-    maps: dict[str, Callable[..., Any]] = {}
+    maps = {}
     for rank in ranks:
         maps[f"rank {rank}"] = partial(_frame, rank=rank)
     for depth in depths:

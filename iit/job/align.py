@@ -114,6 +114,12 @@ def freeze_choice(
     figures = {Cell.of(row): row for row in where(rows, **SCORE)}
     # An alignment of several variables has a cell for each, and is not compared with others.
     cells = list(figures) if len(alignment.variables) > 1 else [select(rows)]
+    validation_iia = []
+    for cell in cells:
+        figure = {"subset": "changing"}
+        for name in ("value", "low", "high", "n"):
+            figure[name] = getattr(figures[cell], name)
+        validation_iia.append(figure)
     digest = hashlib.sha256()
     for name, tensor in alignment.state_dict().items():
         # NumPy has no bfloat16, so every tensor is read as float32.
@@ -122,13 +128,7 @@ def freeze_choice(
     choice = {
         "cells": [cell._asdict() for cell in cells],
         "epoch": None if fitted is None else fitted.epoch,
-        "validation_iia": [
-            {
-                "subset": "changing",
-                **{name: getattr(figures[cell], name) for name in ("value", "low", "high", "n")},
-            }
-            for cell in cells
-        ],
+        "validation_iia": validation_iia,
         "compared": len(figures) // len(cells),
         "weights": digest.hexdigest(),
     }

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from iit.alignment import Alignment, Fitted
+from iit.alignment import Alignment
 from iit.evaluation import evaluate, sweep
 from iit.job.align import freeze_choice
 from iit.job.declared import check_config
@@ -91,10 +91,10 @@ def atlas(
     # {site: [(seed, cell)]}: every cell is made before any is trained.
     cells_at: dict[Site, list[tuple[int, Alignment]]] = {}
     all_cells = []
+    head = cfg.site.get("head")
     for layer, position, rank, seed in product(
         layers, positions, ranks or (None,), seeds or (cfg.seed,)
     ):
-        head = cfg.site.get("head")
         site = Site(cfg.site.component, layer=layer, head=head, position=position)
         cell = _cell(cfg, network, site, rank, seed)
         cells_at.setdefault(site, []).append((seed, cell))
@@ -112,20 +112,20 @@ def atlas(
         pairs,
         components=[cfg.site.component],
         layers=layers,
-        heads=None if cfg.site.get("head") is None else [cfg.site.head],
+        heads=None if head is None else [head],
         positions=positions,
         variable=cfg.variable,
         store=store,
         **options,
     )
     rows: list[Row] = []
-    fits: dict[str, Fitted] = {}
+    fits = {}
     # {cell: (the name of its folder, its alignment)}
-    trained: dict[Cell, tuple[str, Alignment]] = {}
-    skipped: list[str] = []
+    trained = {}
+    skipped = []
     for layer in layers:
         # {name of the cell's folder: (seed, cell)}
-        running: dict[str, tuple[int, Alignment]] = {}
+        running = {}
         for site, cells in cells_at.items():
             if site.layer != layer:
                 continue

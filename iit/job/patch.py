@@ -84,7 +84,7 @@ def patch(
     options = {"metric": tuple(metrics), "batch_size": batch_size, "store": store}
     rows: list[Row] = []
     effects: dict[str, Effects] = {}
-    seconds: dict[str, float] = {}
+    seconds = {}
     for name, run in {**maps, **examples}.items():
         log.info("Map %s", name)
         start = time.perf_counter()

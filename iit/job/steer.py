@@ -213,26 +213,23 @@ class Steering:
             return "validation" if number >= len(texts) * 3 // 4 else "train"
 
         # Every sentence of `away` with every one of `towards`, within a split.
-        probed = [
-            {
+        probed = []
+        for (i, base), (j, source) in product(enumerate(self.away), enumerate(self.towards)):
+            pair = {
                 "split": split(i, self.away),
                 "base": base + self.probe,
                 "source": source + self.probe,
                 "label": self.answer,
             }
-            for (i, base), (j, source) in product(enumerate(self.away), enumerate(self.towards))
-            if split(i, self.away) == split(j, self.towards)
-        ]
+            if pair["split"] == split(j, self.towards):
+                probed.append(pair)
         # Every beginning of two words or more; the label is the word that follows.
-        continued = [
-            {
-                "split": split(i, self.towards),
-                "base": " ".join(text.split()[:n]),
-                "label": " " + text.split()[n],
-            }
-            for i, text in enumerate(self.towards)
-            for n in range(2, len(text.split()))
-        ]
+        continued = []
+        for i, text in enumerate(self.towards):
+            words = text.split()
+            for n in range(2, len(words)):
+                base, label = " ".join(words[:n]), " " + words[n]
+                continued.append({"split": split(i, self.towards), "base": base, "label": label})
         frame = LowRankRotatedSpaceIntervention(width, 1)
         target = LoReFTIntervention(width, self.rank)
         # The frame is trained at the last token alone; `loreft` edits where the site says.
@@ -244,14 +241,10 @@ class Steering:
 
 def _examples(tested: Steered) -> list[dict[str, Any]]:
     """The first two test prompts and what each method makes of them, as facts of the run."""
-    return [
-        {
-            "method": method,
-            "strength": strength,
-            "prompt": tested.prompts[row],
-            "text": tested.texts[point][row],
-        }
+    examples = []
+    for row, prompt in enumerate(tested.prompts[:2]):
         # The first point is the network without an edit.
-        for row in range(min(2, len(tested.prompts)))
-        for point, (method, strength) in enumerate(tested.points)
-    ]
+        for (method, strength), texts in zip(tested.points, tested.texts, strict=True):
+            point = {"method": method, "strength": strength}
+            examples.append(point | {"prompt": prompt, "text": texts[row]})
+    return examples

@@ -184,12 +184,13 @@ def _cached(cfg: DictConfig) -> Path:
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
     """The part of the config that the trained weights depend on, resolved, as plain dicts."""
-    return {
-        k: OmegaConf.to_container(cfg[k], resolve=True)
-        if isinstance(cfg[k], DictConfig)
-        else cfg[k]
-        for k in _DECIDES
-    }
+    deciding = {}
+    for key in _DECIDES:
+        value: Any = cfg[key]
+        if isinstance(value, DictConfig):
+            value = OmegaConf.to_container(value, resolve=True)
+        deciding[key] = value
+    return deciding
 
 
 def _composed(experiment: str) -> DictConfig:

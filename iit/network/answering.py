@@ -77,7 +77,7 @@ def with_answer(
         return batch, masks[:, : expected.shape[1]].clamp(min=0)
     side = "decoder_" if batch.encoder_decoder else ""
     names = [f"{side}input_ids", f"{side}attention_mask", f"{side}inputs_embeds"]
-    ids, mask, embedded = (kwargs.get(key) for key in names)
+    ids, mask, embedded = map(kwargs.get, names)
     tokens = embedded if ids is None else ids
     if tokens is None:
         raise ValueError(

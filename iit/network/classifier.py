@@ -47,15 +47,17 @@ class Classifier:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights. Quantised weights, which are integers, do not count."""
-        dtypes = (parameter.dtype for parameter in self.model.parameters())
-        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
+        for parameter in self.model.parameters():
+            if parameter.dtype.is_floating_point:
+                return parameter.dtype
+        return torch.float32
 
     def fingerprint(self) -> str:
         """A text that tells these weights from others (see `iit.network.fingerprint`)."""
         return fingerprint(self.model)
 
     def __repr__(self) -> str:
-        n = sum(p.numel() for p in self.model.parameters())
+        n = sum(map(Tensor.numel, self.model.parameters()))
         return (
             f"Classifier({self.name}, {type(self.model).__name__}, {n:,} parameters, {self.dtype}, "
             f"{self.device})"
@@ -87,8 +89,10 @@ class Classifier:
             )
         if not len(inputs):
             raise ValueError("There are no inputs to encode.")
-        named = [dict(x) if isinstance(x, Mapping) else {self.input_name: x} for x in inputs]
-        for number, row in enumerate(named):
+        named: list[dict[str, Any]] = []
+        for number, example in enumerate(inputs):
+            row = dict(example) if isinstance(example, Mapping) else {self.input_name: example}
+            named.append(row)
             if row.keys() != named[0].keys():
                 raise ValueError(
                     f"Example {number} has the inputs {sorted(row)}; example 0 has "
@@ -100,12 +104,14 @@ class Classifier:
             batch[name] = self._stacked([row[name] for row in named])
         all_floats = all(value.is_floating_point() for value in batch.values())
         if self._takes_integers is None and not all_floats:
-            example = {name: value[:1] for name, value in batch.items()}
-            as_floats = {name: value.to(self.dtype) for name, value in example.items()}
+            first = at_rows(batch, slice(1))
             # Where neither runs, the inputs are at fault, and the run itself says so.
-            self._takes_integers = self._runs(example) or (False if self._runs(as_floats) else None)
+            if self._runs(first):
+                self._takes_integers = True
+            elif self._runs(self._as_floats(first)):
+                self._takes_integers = False
         if self._takes_integers is False:
-            batch = {name: value.to(self.dtype) for name, value in batch.items()}
+            batch = self._as_floats(batch)
         if answers is not None:
             if len(answers) != len(inputs):
                 raise ValueError(f"{len(inputs)} inputs need as many answers; got {len(answers)}.")
@@ -148,10 +154,13 @@ class Classifier:
         )
 
     def _stacked(self, values: Sequence[Any]) -> Tensor:
-        stacked = torch.as_tensor(np.stack([np.asarray(value) for value in values]))
+        stacked = torch.as_tensor(np.stack(list(map(np.asarray, values))))
         if stacked.is_floating_point():
             return stacked.to(self.dtype)
         return stacked if stacked.dtype == torch.bool else stacked.long()
+
+    def _as_floats(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.dtype) for name, value in inputs.items()}
 
     def _runs(self, inputs: Mapping[str, Tensor]) -> bool:
         try:

@@ -85,8 +85,9 @@ def _sample(tensor: Tensor) -> bytes:
     # In whole numbers: `linspace` rounds differently elsewhere.
     index = torch.arange(n) * last // max(n - 1, 1)
     values = flat[index.to(flat.device)].cpu()
-    # NumPy has no bfloat16.
-    values = values.to(torch.float64) if values.is_floating_point() else values
+    if values.is_floating_point():
+        # NumPy has no bfloat16.
+        values = values.to(torch.float64)
     return values.contiguous().numpy().tobytes()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -178,14 +179,18 @@ def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
         return new
     if isinstance(value, Mapping):
         items = {key: _replaced(item, old, new) for key, item in value.items()}
-        if all(items[key] is value[key] for key in items):
+        if all(map(is_, items.values(), value.values())):
             return value
+        if type(value) is dict:
+            return items
         # transformers' outputs are mappings that take their entries by keyword.
-        return items if type(value) is dict else type(value)(**items)
+        return type(value)(**items)
     if isinstance(value, tuple | list):
         items = [_replaced(item, old, new) for item in value]
-        if all(item is before for item, before in zip(items, value, strict=True)):
+        if all(map(is_, items, value)):
             return value
-        # A named tuple takes its items one by one.
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if hasattr(value, "_fields"):
+            # A named tuple takes its items one by one.
+            return type(value)(*items)
+        return type(value)(items)
     return value

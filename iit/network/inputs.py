@@ -40,7 +40,8 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     - left-padded batches with an input of which it is unknown whether it follows the tokens.
     """
     device = device_of(network)
-    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    if isinstance(inputs, Mapping):
+        inputs = dict(inputs)
     inputs = each_tensor(inputs, lambda tensor, _: tensor.to(device))
     if isinstance(inputs, Tensor):
         inputs = (inputs,)

@@ -89,7 +89,7 @@ class LanguageModel:
         return fingerprint(self.model)
 
     def __repr__(self) -> str:
-        n = sum(p.numel() for p in self.model.parameters())
+        n = sum(map(Tensor.numel, self.model.parameters()))
         return (
             f"LanguageModel({self.name}, {type(self.model).__name__}, {n / 1e6:.0f}M parameters, "
             f"{self.dtype}, {self.device})"
@@ -154,10 +154,9 @@ class LanguageModel:
         for role, places in positions.items():
             listed = _one_a_text(places, len(texts), role)
             # The tokens of the role in each text; [] where it is absent.
-            indices = [
-                _tokens(text, place, row.offsets, role)
-                for text, place, row in zip(texts, listed, tokens, strict=True)
-            ]
+            indices = []
+            for text, place, row in zip(texts, listed, tokens, strict=True):
+                indices.append(_tokens(text, place, row.offsets, role))
             roles[role] = _padded(indices, IGNORED)
             # A role of that name that was given wins.
             if f"{role}_last" not in positions:
@@ -166,12 +165,16 @@ class LanguageModel:
         roles["last"] = torch.tensor([[row.stop - 1] for row in tokens])
         if self.masked:
             mask = self.tokenizer.mask_token_id
-            masks = [[i for i, token in enumerate(row) if token == mask] for row in ids]
+            masks = []
+            for row in ids:
+                masks.append([i for i, token in enumerate(row) if token == mask])
             roles["mask"] = _padded(masks, IGNORED)
         pad: Any = self.tokenizer.pad_token_id or 0
-        batch: dict[str, Any] = {
+        if pad >= n_embeddings(self.model):
             # A padding token that was added to the tokenizer alone has no embedding.
-            "input_ids": _padded(ids, pad if pad < n_embeddings(self.model) else 0),
+            pad = 0
+        batch: dict[str, Any] = {
+            "input_ids": _padded(ids, pad),
             "attention_mask": _padded([[1] * len(row) for row in ids], 0),
             "positions": roles,
         }
@@ -195,7 +198,9 @@ class LanguageModel:
             )
         # Some decoders force a first token behind the start, such as a language's.
         forced = getattr(settings, "forced_bos_token_id", None)
-        return [start] if forced is None else [start, forced]
+        if forced is None:
+            return [start]
+        return [start, forced]
 
     def batches(
         self,
@@ -222,8 +227,8 @@ class LanguageModel:
         }
 
         def encoded(rows: list[int]) -> dict[str, Any]:
-            places = {role: [column[row] for row in rows] for role, column in listed.items()}
-            return self.encode([texts[row] for row in rows], places)
+            places = {role: _at(column, rows) for role, column in listed.items()}
+            return self.encode(_at(texts, rows), places)
 
         # With a generator of its own it draws nothing from everybody's.
         loader: Any = DataLoader
@@ -246,7 +251,7 @@ class LanguageModel:
         """
         prompts = [row.text_ids for row in tokens or self._tokens(texts)]
         if self.encoder_decoder or self.masked:
-            answers = [answer.strip() for answer in answers]
+            answers = list(map(str.strip, answers))
         if self.encoder_decoder:  # the decoder's text begins with its answer
             texts, prompts = [""] * len(texts), [[]] * len(texts)
         if self.masked:
@@ -292,7 +297,8 @@ class LanguageModel:
         tokens: Sequence[Tokens],
     ) -> Tensor:
         """LongTensor[batch, n_answer], or [batch, 1, n_right] where several answers are right."""
-        answers = [answers] if isinstance(answers, str) else answers
+        if isinstance(answers, str):
+            answers = [answers]
         if len(answers) != len(texts):
             raise ValueError(f"{len(texts)} texts need as many answers; got {len(answers)}.")
         several = any(not isinstance(answer, str) for answer in answers)
@@ -304,13 +310,13 @@ class LanguageModel:
                 raise ValueError(
                     f"A text is answered by a text, or by several that are right; got {right!r}."
                 )
-            right = [right] if isinstance(right, str) else right
+            if isinstance(right, str):
+                right = [right]
             rows += [row] * len(right)
             flat += right
         padded: list[list[int]] = [[] for _ in answers]
         unknown: Any = self.tokenizer.unk_token_id
-        flat_texts = [texts[row] for row in rows]
-        ids = self.answer_tokens(flat_texts, flat, [tokens[row] for row in rows])
+        ids = self.answer_tokens(_at(texts, rows), flat, _at(tokens, rows))
         for row, answer, answer_ids in zip(rows, flat, ids, strict=True):
             if unknown in answer_ids and str(self.tokenizer.unk_token) not in answer:
                 raise ValueError(
@@ -326,16 +332,17 @@ class LanguageModel:
                 )
             padded[row] += answer_ids
         tensor = _padded(padded, IGNORED)
-        return tensor.unsqueeze(1) if several else tensor
+        if several:
+            return tensor.unsqueeze(1)
+        return tensor
 
     def _tokens(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
         """The tokens of each text."""
         continues = not self.masked and not self.encoder_decoder
         tokens = []
         for row in self._read(texts, return_offsets_mapping=True, return_special_tokens_mask=True):
-            ids, offsets, added = (
-                row[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask")
-            )
+            ids, offsets = row["input_ids"], row["offset_mapping"]
+            added = row["special_tokens_mask"]
             tokens.append(with_special_tokens(ids, offsets, added, continues, special_tokens))
         return tokens
 
@@ -386,6 +393,11 @@ class LanguageModel:
         return logits if at_answer else at_columns(logits, read)
 
 
+def _at(column: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    """The entries of a column in some rows."""
+    return [column[row] for row in rows]
+
+
 def _one_a_text(places: Any, n: int, role: str) -> list[RolePlace]:
     if isinstance(places, Tensor):
         places = places.tolist()
@@ -425,6 +437,6 @@ def _tokens(
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     # At least one column: a role that is absent everywhere has a shape, too.
-    width = max(1, *(len(row) for row in rows))
+    width = max(1, *map(len, rows))
     filled = [[*row, *[value] * (width - len(row))] for row in rows]
     return torch.tensor(filled, dtype=torch.long)

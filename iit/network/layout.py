@@ -1,7 +1,5 @@
 """How modules lay out their activations, as far as they tell: batch, positions, width, device."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -39,8 +37,11 @@ _WIDTHS = {"input": ("in_features", "nx"), "output": ("out_features", "nf", "emb
 
 def width(module: nn.Module, side: str) -> int | None:
     """The width of a module's input or output; None where the module does not tell."""
-    widths = (getattr(module, name, None) for name in _WIDTHS.get(side, ()))
-    return next((width for width in widths if isinstance(width, int)), None)
+    for name in _WIDTHS.get(side, ()):
+        n_columns = getattr(module, name, None)
+        if isinstance(n_columns, int):
+            return n_columns
+    return None
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -49,9 +50,12 @@ def device_of(network: nn.Module) -> torch.device:
     if first is not None and not first.is_meta:
         return first.device
     # Offloaded weights wait on the meta device; accelerate's hooks know where modules run.
-    hooks: list[Any] = [getattr(module, "_hf_hook", None) for module in network.modules()]
-    places = [getattr(hook, "execution_device", None) for hook in hooks]
-    return torch.device(next((place for place in places if place is not None), "cpu"))
+    for module in network.modules():
+        hook = getattr(module, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return torch.device("cpu")
 
 
 def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
@@ -73,8 +77,10 @@ def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
     # A transformers model has the batch first.
     if isinstance(network, PreTrainedModel):
         return True
-    says = [getattr(m, "batch_first", True) for m in network.modules()]
-    return None if False in says else True
+    for module in network.modules():
+        if getattr(module, "batch_first", True) is False:
+            return None
+    return True
 
 
 def axes(path: str, modules: dict[str, nn.Module], around: list[nn.Module]) -> dict[int, str]:
@@ -102,4 +108,6 @@ def axes(path: str, modules: dict[str, nn.Module], around: list[nn.Module]) -> d
     # In a transformers model only modules without weights are in doubt.
     in_doubt = not isinstance(network, PreTrainedModel) or not list(module.parameters())
     beside = any(isinstance(m, _CHANNELS_FIRST) for m in modules.values())
-    return {} if beside and in_doubt and not isinstance(module, _CHANNELS_LAST) else order
+    if beside and in_doubt and not isinstance(module, _CHANNELS_LAST):
+        return {}
+    return order

@@ -24,8 +24,12 @@ def tokens_of_span(
         raise ValueError(
             f"Role {role!r}: characters {start}:{stop} hold no text.\n{marked(text, start, stop)}"
         )
-    tokens = [t for t, offset in enumerate(offsets) if inside.intersection(range(*offset))]
-    covered = visible.intersection(i for t in tokens for i in range(*offsets[t]))
+    tokens, covered = [], set()
+    for token, offset in enumerate(offsets):
+        characters = visible.intersection(range(*offset))
+        if characters & inside:
+            tokens.append(token)
+            covered |= characters
     if covered != inside:
         # What the tokens hold beyond the span.
         outside = "".join(text[i] for i in sorted(covered - inside))
@@ -46,8 +50,9 @@ def last_mention(text: str, wanted: str, *, role: str = "span") -> tuple[int, in
     whole = re.finditer(rf"(?=(?!\B\w){re.escape(wanted)}(?<!\w\B))", text)
     # Scripts without spaces between words have no such ends.
     spaced = re.search(r"[\u2e80-\ua4cf\u0e00-\u0eff\uf900-\ufaff]", wanted) is None
-    last = text.rfind(wanted)
-    start = max((mention.start() for mention in whole), default=last) if spaced else last
+    start = text.rfind(wanted)
+    if spaced:
+        start = max((mention.start() for mention in whole), default=start)
     if start < 0 or not wanted:
         raise ValueError(
             f"Role {role!r}: {wanted!r} does not occur in the "

@@ -89,8 +89,10 @@ def with_special_tokens(
         wanted: True keeps all special tokens, False none; None decides by the text.
     """
     # Where all tokens are special, the text is empty: its first one counts as standing in front.
-    start = added.index(0) if 0 in added else min(1, len(ids))
-    stop = len(ids) - added[::-1].index(0) if 0 in added else start
+    start = stop = min(1, len(ids))
+    if 0 in added:
+        start = added.index(0)
+        stop = len(ids) - added[::-1].index(0)
     first, last = (0, len(ids)) if wanted else (start, stop)
     if wanted is None:
         inner = ids[start:stop]
