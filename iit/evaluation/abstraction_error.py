@@ -4,6 +4,7 @@ Both get the same interventions, which are drawn from either side.
 """
 
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from iit.evaluation.scoring import encoded_prompts
 from iit.evaluation.trust import NotApplicableError
 from iit.evaluation.value_map import ValueMap, coordinates
 from iit.intervened import IntervenedModel, capture
+from iit.intervened.edit import sites_of
 from iit.intervention.operation import Swap
 from iit.result import correct
 
@@ -127,9 +129,8 @@ def abstraction_error(
     task = _checked(alignment, pairs)
     with evaluating(alignment):
         # τ is fitted on training inputs. Interventions are on the inputs of the split.
-        fitted, natural = (
-            _natural(alignment, pairs, part, n, seed, batch_size) for part in ("train", split)
-        )
+        fitted = _natural(alignment, pairs, "train", n, seed, batch_size)
+        natural = _natural(alignment, pairs, split, n, seed, batch_size)
         maps = {}
         # {variable: the value that τ reads in each natural input}
         read_values = {}
@@ -190,8 +191,9 @@ def _natural(
     encoded = encoded_prompts(prompts, network)
     lengths: dict[Any, set[int]] = {}
     for edit in (*alignment.edits.values(), *alignment.inert.values()):
-        lengths |= {site: set() for site in edit.source_sites}
-    parts: dict[str, list[Tensor]] = {variable: [] for variable in values}
+        for site in edit.source_sites:
+            lengths[site] = set()
+    parts: dict[str, list[Tensor]] = {}
     for rows in torch.arange(len(encoded)).split(batch_size):
         base = encoded.batch(rows.tolist())["base"]
         activations = capture(network, base, list(lengths))
@@ -200,7 +202,7 @@ def _natural(
             if counts is not None:
                 lengths[site].update(counts.tolist())
         for variable, tensor in coordinates(alignment, activations, source=True).items():
-            parts[variable].append(tensor)
+            parts.setdefault(variable, []).append(tensor)
     for site, numbers in lengths.items():
         # Coordinates of all positions make one vector, so inputs need the same number of them.
         if len(numbers) > 1:
@@ -269,22 +271,21 @@ def _compared(
     labels = answers(task, settings)
     columns = columns_of("test", prompts.take(drawn.base), labels)
     if len(targets) > 1:
-        held_by_row = zip(*(drawn.held[target] for target in targets), strict=True)
-        columns["interchanged"] = [
-            [target for target, is_held in zip(targets, row, strict=True) if is_held]
-            for row in held_by_row
-        ]
+        # bool[n, target]
+        is_held = np.stack([drawn.held[target] for target in targets], 1)
+        columns["interchanged"] = [list(compress(targets, row)) for row in is_held]
     for target, rows in drawn.source.items():
-        held_rows = [
-            row if held else None for row, held in zip(rows, drawn.held[target], strict=True)
-        ]
-        written = [None if row is None else prompts.written[row] for row in held_rows]
-        source_answers = [None if row is None else prompts.answers[row] for row in held_rows]
+        # An intervention that does not hold the target has no source for it.
+        written: list[Any] = [None] * n
+        source_answers = written.copy()
+        for number in np.flatnonzero(drawn.held[target]):
+            written[number] = prompts.written[rows[number]]
+            source_answers[number] = prompts.answers[rows[number]]
         columns |= source_columns(target, targets, written, source_answers)
     encoded = EncodedPairs(dataset(columns), targets, network)
 
     perturbed = IntervenedModel(network, {**alignment.edits, **alignment.inert}).eval()
-    sites = [site for edit in alignment.edits.values() for site in edit.sites]
+    sites = sites_of(alignment.edits.values())
     # bool[variable, n]: compared are variables that are not held and, behind them, every output.
     not_held = [~drawn.held[variable] for variable in maps]
     compared = np.stack([*not_held, np.ones(n, dtype=bool)])

@@ -37,8 +37,4 @@ def agreement_rows(alignment: Alignment, variables: Sequence[str], group: Group)
             is_equal = label[:, k] == answer[:, k]
             # The label's padding counts as equal: it has no token there that could differ.
             agree &= (is_equal | (label[:, k] == IGNORED)).numpy()
-    return [
-        group.row("answer_agreement", agree, chosen, subset)
-        for subset, chosen in (("all", group.among), ("changing", group.changing))
-        if chosen.any()
-    ]
+    return group.rows("answer_agreement", agree)

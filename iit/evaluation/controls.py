@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from operator import ne
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,15 @@ def has_random_subspace(alignment: Alignment) -> bool:
     They do where every edit swaps some coordinates, and not all.
     """
     for edit in alignment.edits.values():
-        basis, gate = edit.intervention.basis, edit.intervention.gate
-        # Features of an autoencoder are chosen by a gate, or there is nothing to draw.
-        n = 0 if isinstance(basis, Autoencoder) else edit.intervention.width or 0
-        if isinstance(gate, SoftGate):
-            n = len(gate.logits())
+        trained = edit.intervention
+        n = trained.width or 0
+        if isinstance(trained.gate, SoftGate):
+            n = len(trained.gate.logits())
+        elif isinstance(trained.basis, Autoencoder):
+            # Features of an autoencoder are chosen by a gate, or there is nothing to draw.
+            n = 0
         # Without a rank of its own an intervention edits the whole activation.
-        if not 0 < (edit.intervention.learned_rank() or 0) < n:
+        if not 0 < (trained.learned_rank() or 0) < n:
             return False
     return True
 
@@ -238,16 +241,15 @@ def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
     if not subspaces(alignment) or not 0 < least < own_rank:
         raise NotApplicableError("the claim has no more dimensions than the values need")
     lower: dict[Arm, Alignment] = {}
-    rank = least
+    rank, arm = least, Arm("least_rank")
     while rank < own_rank:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(scoring.seed)
             basis = Frame(trained.width or 0, rank)
         frame = Intervention(trained.name, basis, All(), trained.operation)
-        # The first of them is the least.
-        arm = Arm("lower_rank", rank) if lower else Arm("least_rank")
         lower[arm] = beside(alignment, {key: replace(edit, intervention=frame)})
         rank *= 4
+        arm = Arm("lower_rank", rank)
     return lower
 
 
@@ -278,8 +280,7 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     labels = list(dataset["label"])
     columns: dict[str, Any] = {"label": [labels[row] for row in order]}
     if "base_answer" in dataset.column_names:
-        both = zip(columns["label"], dataset["base_answer"], strict=True)
-        columns["changing"] = [label != base_answer for label, base_answer in both]
+        columns["changing"] = list(map(ne, columns["label"], dataset["base_answer"]))
     for name, values in columns.items():
         dataset = dataset.remove_columns(name).add_column(name, values)
     # Without `again` the training pairs are not sampled anew, with right labels.
@@ -435,7 +436,9 @@ def controls_of(scoring: Scoring) -> tuple[Controls, dict[str, str]]:
             missing[kind] = str(error)
             continue
         controls |= of_kind
-        for arm, control in of_kind.items() if needs in TRAINED_AGAIN else ():
+        if needs not in TRAINED_AGAIN:
+            continue
+        for arm, control in of_kind.items():
             # What is scored already has nothing to train.
             if isinstance(control, Alignment):
                 trainings.setdefault((needs, control.network), {})[str(arm)] = control
@@ -451,6 +454,6 @@ def _check_trainable(scoring: Scoring) -> None:
     """Raise NotApplicableError where the pairs lack what a training needs."""
     pairs = scoring.pairs
     lacking = sorted({"train", "validation"} - set(pairs.dataset["split"]))
-    lacking += sorted({str(v) for v in scoring.alignment.variables} - set(pairs.variables))
+    lacking += sorted(set(map(str, scoring.alignment.variables)) - set(pairs.variables))
     if lacking:
         raise NotApplicableError(f"the pairs lack {', '.join(lacking)}")

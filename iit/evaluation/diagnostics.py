@@ -47,7 +47,7 @@ def angle_rows(
         facts_of: variables → the columns that say which cell a row belongs to.
         spaces: what `spans` gives.
     """
-    by_training = [subspaces(alignment) for alignment in alignments]
+    by_training = list(map(subspaces, alignments))
     rows = []
     for variable in by_training[0]:
         facts = facts_of((variable,))
@@ -107,7 +107,7 @@ def abstraction_rows(scoring: Scoring) -> list[Row]:
         seed=scoring.seed,
         batch_size=scoring.batch_size,
     )
-    facts = scoring.facts([str(v) for v in alignment.variables])
+    facts = scoring.facts(list(map(str, alignment.variables)))
     rows = []
     for direction, comparisons in compared.items():
         interval = clustered_interval(

@@ -11,8 +11,8 @@ from iit.alignment import Alignment
 from iit.data import EncodedPairs
 from iit.evaluation.outcomes import evaluating, inputs_of
 from iit.evaluation.trust import NotApplicableError
+from iit.intervened.edit import Variable, sites_of, variables_of
 from iit.intervened.positions import counts, prepare_at
-from iit.intervened.sources import Variable, variables_of
 
 N_NATURAL = 4096
 """The natural activations of a site that edited ones are compared with: the first ones."""
@@ -75,8 +75,8 @@ def divergence(
     References:
         arXiv 2511.04638.
     """
-    for edit in alignment.edits.values():
-        if any(site.component == "attention_weight" for site in edit.sites):
+    for site in sites_of(alignment.edits.values()):
+        if site.component == "attention_weight":
             raise NotApplicableError(
                 "Attention weights are as wide as their prompt is long: there is no distance "
                 "between prompts."
@@ -119,15 +119,16 @@ def natural_activations(
 
     They come pair by pair: the base's positions, then the sources'.
     """
-    by_place: dict[Place, list[Tensor]] = {
-        (key, n): [] for key, edit in alignment.edits.items() for n in range(len(edit.sites))
-    }
+    by_place: dict[Place, list[Tensor]] = {}
+    for key, edit in alignment.edits.items():
+        for number in range(len(edit.sites)):
+            by_place[key, number] = []
     for rows in torch.arange(len(natural)).split(batch_size):
         for place, values in _site_values(alignment, natural.batch(rows.tolist())).items():
-            read_there = [(values.base, values.active), *values.sources]
+            activations, flags = zip((values.base, values.active), *values.sources, strict=True)
             # [batch, read, position, width], and which of them are real: [batch, read, position]
-            points = torch.stack([activation for activation, _ in read_there], 1)
-            is_real = torch.stack([values.present & flag.unsqueeze(1) for _, flag in read_there], 1)
+            points = torch.stack(activations, 1)
+            is_real = torch.stack(flags, 1).unsqueeze(2) & values.present.unsqueeze(1)
             by_place[place].append(points[is_real])
         if all(sum(map(len, points)) >= N_NATURAL for points in by_place.values()):
             break
@@ -136,7 +137,7 @@ def natural_activations(
 
 def _site_values(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _SiteValues]:
     """What a batch has at each site of the edits that touch some of its examples."""
-    sites = [site for edit in alignment.edits.values() for site in edit.sites]
+    sites = sites_of(alignment.edits.values())
     prepared = prepare_at(alignment.network, batch["base"], sites)
     run = alignment.edited_run(prepared, *inputs_of(alignment, batch))
     # A flag of None stands for every example.
@@ -168,7 +169,7 @@ def _site_values(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Si
                 # [batch, position, width] → [batch, 1, position·width]
                 present = present.any(1, keepdim=True)
                 points = [activation.flatten(1).unsqueeze(1) for activation in points]
-            base, edited, *sources = (activation.float() for activation in points)
+            base, edited, *sources = map(Tensor.float, points)
             read_there = list(zip(sources, source_flags, strict=True))
             values = _SiteValues(base, edited, read_there, present, active.to(base.device))
             by_place[key, number] = values

@@ -125,8 +125,9 @@ def _controlled_rows(scoring: Scoring) -> list[Row]:
     for kind, reason in missing.items():
         log.info("Not run: %s: %s", kind, reason)
     for arm, control in controls.items():
-        is_scored = isinstance(control, Outcomes)
-        scored[arm] = control if is_scored else scoring.outcomes(control)
+        if not isinstance(control, Outcomes):
+            control = scoring.outcomes(control)
+        scored[arm] = control
     rows = _rows(scoring, scored)
     passes = cut(scoring.alignment, scoring.encoded, scored[Arm("vanilla")])
     for _, group in scoring.groups():

@@ -4,6 +4,7 @@ Its read part and its null part are each swapped alone.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -115,10 +116,10 @@ def read_spaces(
             f"energy={energy} is a share of the gradients' squared norm: above 0, at most 1."
         )
     linear = subspaces(alignment)
-    interchanged = {variable for variables in pairs.interchanged for variable in variables}
+    interchanged = set(chain.from_iterable(pairs.interchanged))
     spaces = {}
     for key, edit in alignment.edits.items():
-        variables = [str(variable) for variable in variables_of(key, edit)]
+        variables = list(map(str, variables_of(key, edit)))
         if not interchanged & set(variables):
             continue
         if edit.joint:
@@ -207,8 +208,10 @@ def read_space(
             variables = variables_of(key, edit)
             rows, share = _gradients(alignment, variables, site, pairs, batch_size), energy
         spaces.append(span_of_rows(rows, share))
-    # Of several sites, the span of all their columns together.
-    return span_of_rows(torch.cat(spaces, 1).T) if len(spaces) > 1 else spaces[0]
+    if len(spaces) == 1:
+        return spaces[0]
+    # The span of the columns of all sites together.
+    return span_of_rows(torch.cat(spaces, 1).T)
 
 
 def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | None:
@@ -218,9 +221,12 @@ def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | No
     if resolved.side != "input" or not isinstance(module, nn.Linear | Conv1D):
         return None
     weight = module.weight.detach().cpu()
-    # GPT-2's Conv1D stores [width, n_out], where nn.Linear has [n_out, width].
-    weight = weight.T if isinstance(module, Conv1D) else weight
-    return weight if resolved.columns is None else weight[:, resolved.columns]
+    if isinstance(module, Conv1D):
+        # GPT-2's Conv1D stores [width, n_out], where nn.Linear has [n_out, width].
+        weight = weight.T
+    if resolved.columns is not None:
+        weight = weight[:, resolved.columns]
+    return weight
 
 
 def _gradients(

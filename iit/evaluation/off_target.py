@@ -28,7 +28,9 @@ def off_target_rows(scoring: Scoring) -> list[Row]:
         return rows
     right = _off_target(scoring.alignment, scoring.encoded, scoring.batch_size)
     for variables, group in scoring.groups():
-        for variable in right if len(variables) == 1 else ():
+        if len(variables) != 1:
+            continue
+        for variable in right:
             # A variable's own edit is on target in its own pairs.
             if variable not in variables:
                 rows += _rows(variable, right[variable], group)
@@ -80,12 +82,7 @@ def _rows(variable: str, right: np.ndarray, group: Group) -> list[Row]:
     alone = replace(group, among=group.among & (group.kinds == group.facts["variable"]))
     if alone.changing.any():
         group = alone
-    arm = Arm("off_target", variable)
-    return [
-        group.row("iia", right, chosen, subset, arm)
-        for subset, chosen in (("all", group.among), ("changing", group.changing))
-        if chosen.any()
-    ]
+    return group.rows("iia", right, Arm("off_target", variable))
 
 
 def task_off_target_rows(scoring: Scoring) -> list[Row]:

@@ -14,7 +14,7 @@ from iit.batch import IGNORED
 from iit.data import EncodedPairs
 from iit.data.encoded import differ
 from iit.intervened import Edit
-from iit.intervened.sources import variables_of
+from iit.intervened.edit import sites_of, variables_of
 from iit.network.answering import ANSWER_ROLE
 from iit.result import correct, log_probability, logit_difference
 from iit.site import Site
@@ -104,9 +104,12 @@ def outcomes(
 
 def last_answer_token(edits: Iterable[Edit]) -> int:
     """The largest k among the edits' sites at `answer[k]`; −1 where there is none."""
-    roles = [role for edit in edits for site in edit.sites for role in site.roles]
-    matches = filter(None, map(ANSWER_ROLE.fullmatch, roles))
-    return max((int(match[1]) for match in matches), default=-1)
+    last = -1
+    for site in sites_of(edits):
+        for role in site.roles:
+            if match := ANSWER_ROLE.fullmatch(role):
+                last = max(last, int(match[1]))
+    return last
 
 
 def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarray:
@@ -142,8 +145,11 @@ def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarra
 
 def edits_of(alignment: Alignment) -> dict[str, Edit]:
     """{variable: the edit that serves it}."""
-    edits = alignment.edits.items()
-    return {str(name): edit for key, edit in edits for name in variables_of(key, edit)}
+    by_variable = {}
+    for key, edit in alignment.edits.items():
+        for variable in variables_of(key, edit):
+            by_variable[str(variable)] = edit
+    return by_variable
 
 
 RESIDUAL = ("embedding_output", "block_input", "block_output")

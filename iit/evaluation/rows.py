@@ -109,6 +109,14 @@ class Group:
         interval = clustered_interval(figures, clusters, resamples=self.resamples, **options)
         return row_of(self.facts, interval, metric, subset, arm)
 
+    def rows(self, metric: str, values: np.ndarray, arm: Arm = TRAINED) -> list[Row]:
+        """The mean of a figure over all and over changing pairs, where there are any."""
+        rows = []
+        for subset, chosen in (("all", self.among), ("changing", self.changing)):
+            if chosen.any():
+                rows.append(self.row(metric, values, chosen, subset, arm))
+        return rows
+
 
 def scores(arms: Mapping[Arm, np.ndarray], group: Group) -> list[Row]:
     """The IIA of each arm, and how the alignment differs from its controls.

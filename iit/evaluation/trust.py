@@ -51,15 +51,16 @@ def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         raise ValueError(f"thresholds: {unknown} are no criteria; they are {sorted(THRESHOLDS)}.")
     thresholds = dict(THRESHOLDS)
     for name, pair in given.items():
-        # Which of the two numbers has to be larger follows from the defaults.
-        higher = higher_is_better(name)
         try:
             good, bad = map(float, pair)
         except (TypeError, ValueError):
             # NaN fails both comparisons below, so both faults have one error.
             good, bad = float("nan"), float("nan")
-        if not (good >= bad if higher else good <= bad):
-            better = "higher" if higher else "lower"
+        # Which of the two numbers has to be larger follows from the defaults.
+        better, is_ordered = "lower", good <= bad
+        if higher_is_better(name):
+            better, is_ordered = "higher", good >= bad
+        if not is_ordered:
             raise ValueError(
                 f"thresholds: {name} takes [passes up to here, fails beyond], the {better} first, "
                 f"as {better} figures are better; got {pair}."

@@ -37,7 +37,7 @@ class ValueMap:
 
     def __init__(self, coordinates: Float[Tensor, "n k"], values: Sequence[Any]):
         self.values = sorted(set(values), key=str)
-        index = torch.tensor([self.values.index(value) for value in values])
+        index = torch.tensor(list(map(self.values.index, values)))
         points = coordinates.double()
         means = [points[index == number].mean(0) for number in range(len(self.values))]
         self._means = torch.stack(means)

@@ -29,6 +29,8 @@ NEEDS = {
     ),
 }
 """Why a criterion may be missing, where the alignment or the network can be the reason."""
+SIDES = {"abstraction_error/up": "network", "abstraction_error/down": "causal model"}
+"""The metrics of the causal abstraction error, and where their interventions come from."""
 LEAST = 20
 """The fewest pairs with which a figure is judged."""
 Reading = tuple[Row | Interval, str] | None
@@ -141,7 +143,7 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
     limits = thresholds_with(thresholds or {})
     accuracies = where(rows, split="test", control=None, metric="iia", subset="all")
     scored = dict.fromkeys(row.variable for row in accuracies if row.variable is not None)
-    cells = {Cell.of(row) for row in accuracies}
+    cells = set(map(Cell.of, accuracies))
     if len(cells) > len({cell.variable for cell in cells}):
         raise ValueError(
             f"A verdict is of one alignment; these rows are of {len(cells)} cells. Give the rows "
@@ -162,12 +164,11 @@ class _Rows:
         test = where(rows, split="test")
         members = set(variable.split("+"))
         # The abstraction error is of all variables of an alignment at once.
-        self.abstraction = [
-            row
-            for metric in ("abstraction_error/up", "abstraction_error/down")
-            for row in where(test, metric=metric)
-            if members <= set(str(row.variable).split("+"))
-        ]
+        self.abstraction: list[Row] = []
+        for metric in SIDES:
+            for row in where(test, metric=metric):
+                if members <= set(str(row.variable).split("+")):
+                    self.abstraction.append(row)
         # These rows are another variable's: its label, with this variable's edit.
         self.off_target = where(test, control="off_target", draw=variable)
         self.subset = "changing"
@@ -216,8 +217,10 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
         worst = max(worst, outcome, key=OUTCOMES.index)
     # Null controls that were not scored are named, too.
     not_run += [control for control in NULLS if rows.row(control) is None]
-    reasons = [f"{name} ({NEEDS[name]})" if name in NEEDS else name for name in not_run]
-    return Verdict(variable, worst, tuple(findings), tuple(reasons), tuple(rows.cannot_fail()))
+    for number, name in enumerate(not_run):
+        if name in NEEDS:
+            not_run[number] = f"{name} ({NEEDS[name]})"
+    return Verdict(variable, worst, tuple(findings), tuple(not_run), tuple(rows.cannot_fail()))
 
 
 def _outcome(criterion: str, figure: Row | Interval, limits: tuple[float, float]) -> str:
@@ -263,7 +266,7 @@ def _stated(metric: str, words: str, **columns: Any) -> Callable[[_Rows], Readin
 
 
 def _above_best(rows: _Rows, names: Sequence[str]) -> Reading:
-    controls = [row for row in map(rows.row, names) if row is not None]
+    controls = list(filter(None, map(rows.row, names)))
     if not controls:
         return None
     best = str(max(controls, key=_value).control)
@@ -295,11 +298,7 @@ def _worst_kind(rows: _Rows) -> Reading:
 def _abstraction(rows: _Rows) -> Reading:
     if not rows.abstraction:
         return None
-    sides = {"up": "network", "down": "causal model"}
-    phrases = [
-        f"{_in_words(row)} from the {sides[row.metric.rpartition('/')[2]]}"
-        for row in rows.abstraction
-    ]
+    phrases = [f"{_in_words(row)} from the {SIDES[row.metric]}" for row in rows.abstraction]
     worst = max(rows.abstraction, key=_value)
     return worst, f"causal model and network differ, under interventions {' and '.join(phrases)}"
 
@@ -324,7 +323,8 @@ def _excess_rank(rows: _Rows) -> Reading:
     ranks = {int(row.draw or 0) for row in where(rows.rows, control="lower_rank")}
     for rank in sorted(ranks):
         row = rows.row("lower_rank", draw=rank)
-        words += f"; rank {rank} reaches {row.value:.3f}" if row else ""
+        if row:
+            words += f"; rank {rank} reaches {row.value:.3f}"
     return figure, words
 
 
@@ -345,13 +345,16 @@ def _same_subspace(rows: _Rows) -> Reading:
     null = rows.row("random_subspace", "principal_angle", subset="all")
     if row is None or null is None:
         return None
-    seeds, random = (
-        f"{r.value:.0f}° apart on average ({r.low:.0f}° to {r.high:.0f}°)" for r in (row, null)
-    )
     # 1 means: as far apart as the closest 2.5% of random subspaces.
     unit = null.low
     share = Interval(row.value / unit, row.low / unit, row.high / unit, row.n)
-    return share, f"subspaces of different seeds are {seeds}, random ones of this rank {random}"
+    return share, (
+        f"subspaces of different seeds are {_apart(row)}, random ones of this rank {_apart(null)}"
+    )
+
+
+def _apart(row: Row) -> str:
+    return f"{row.value:.0f}° apart on average ({row.low:.0f}° to {row.high:.0f}°)"
 
 
 def _value(row: Row) -> float:

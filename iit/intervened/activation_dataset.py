@@ -102,13 +102,12 @@ class Captured(Mapping[Site, Tensor]):
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if not isinstance(index, dict) or index.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
-            sites = {Site(**entry["site"]): entry for entry in index["sites"]}
-            rows = {site: mapped(folder / entry["file"]) for site, entry in sites.items()}
-            offsets = {
-                site: mapped(folder / OFFSETS, entry["file"]) for site, entry in sites.items()
-            }
+            rows, offsets = {}, {}
+            for entry in index["sites"]:
+                site = Site(**entry["site"])
+                rows[site] = mapped(folder / entry["file"])
+                offsets[site] = mapped(folder / OFFSETS, entry["file"])
 
-            for site, entry in sites.items():
                 # The files have to be those that the index was written with.
                 shape, n_examples = entry["shape"], len(offsets[site]) - 1
                 # The last offset is the number of rows.
@@ -138,18 +137,19 @@ def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> 
 
     The index makes the folder a finished capture.
     """
-    offsets_by_file = {file: captured.offsets[site] for site, file in files.items()}
-    save_file(offsets_by_file, folder / OFFSETS)
+    sites, offsets = [], {}
+    for site, file in files.items():
+        shape = list(captured[site].shape)
+        sites.append({"site": site_to_json(site), "file": file, "shape": shape})
+        offsets[file] = captured.offsets[site]
+    save_file(offsets, folder / OFFSETS)
     index = {
         "format": FORMAT,
         "network": dict(captured.network),
         "n_examples": captured.n_examples,
         "dtype": str(next(iter(captured.values())).dtype),
         "inputs_sha256": captured.inputs_sha256,
-        "sites": [
-            {"site": site_to_json(site), "file": file, "shape": list(captured[site].shape)}
-            for site, file in files.items()
-        ],
+        "sites": sites,
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

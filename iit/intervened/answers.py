@@ -35,14 +35,18 @@ def logits_at_answers(
     Raises ValueError where the output has no classes.
     """
     batch, network = runs[0].batch, runs[0].resolved.network
-    hooked = [site_edit.resolved for run in runs for site_edit in run.site_edits]
-    # Components never lie in the head or around it; an arbitrary module may.
-    edited = [resolved.module for resolved in hooked if resolved.site.component is None]
+    edited = []
     with ExitStack() as stack:
         for number, run in enumerate(runs):
-            rows = slice(number * batch.size, (number + 1) * batch.size)
             # One run has all rows of the forward, however a module counts them.
-            stack.enter_context(run.applied(rest, rows if len(runs) > 1 else slice(None)))
+            rows = slice(None)
+            if len(runs) > 1:
+                rows = slice(number * batch.size, (number + 1) * batch.size)
+            stack.enter_context(run.applied(rest, rows))
+            for site_edit in run.site_edits:
+                # Components never lie in the head or around it; an arbitrary module may.
+                if site_edit.resolved.site.component is None:
+                    edited.append(site_edit.resolved.module)
         if rest is not None and read is not None:
             stack.enter_context(resumed(network, rest))
             # The suffix counts its columns from its own start.
@@ -52,9 +56,11 @@ def logits_at_answers(
 
     logits = logits_of(output)
     if read is not None and logits is not None and logits.ndim == 3:
+        if at_answer:
+            return logits
         # [batch, n_answer] → [batch, n_answer, vocab]
         columns = read.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
-        return logits if at_answer else logits.gather(1, columns)
+        return logits.gather(1, columns)
     if logits is None or logits.ndim != 2:
         raise ValueError(
             "Without `input_ids` the answer is a class: the output must be Tensor[batch, classes] "
@@ -82,7 +88,7 @@ def resumed_logits(
     n, batch, network = len(runs), runs[0].batch, runs[0].resolved.network
     # Each run resumes at its own columns: its edits may be at other positions.
     spans = [run.span(read) for run in runs]
-    first, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
+    first, stop = map(torch.cat, zip(*spans, strict=True))
     # [runs · batch, seq]: the base once for each run.
     repeated = {key: value.repeat(n, 1) for key, value in batch.kwargs.items()}
     stacked = Batch((), repeated)
@@ -119,10 +125,12 @@ def first_examples(argument: Any, n: int) -> Any:
     if isinstance(argument, Activations):
         first = Activations({})
         for site, tensor in argument.items():
-            count = argument.counts.get(site)
-            first.counts[site] = None if count is None else count[:n]
-            # Positions that only later examples have are cut off.
-            first[site] = tensor[:n, : None if count is None else int(count[:n].max())]
+            count, longest = argument.counts.get(site), None
+            if count is not None:
+                count = count[:n]
+                # Positions that only later examples have are cut off.
+                longest = int(count.max())
+            first[site], first.counts[site] = tensor[:n, :longest], count
         return first
     if isinstance(argument, Mapping):
         return {key: first_examples(value, n) for key, value in argument.items()}

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from iit.batch import Inputs
+from iit.intervened.edit import as_sites, sites_of
 from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import columns, prepare_at
@@ -35,7 +36,7 @@ def capture(
     Raises ValueError for sites the network lacks, roles and positions the batch lacks, and sources
     without an intervened model.
     """
-    sites = [sites] if isinstance(sites, Site) else list(sites)
+    sites = as_sites(sites)
     if not isinstance(network, IntervenedModel):
         if sources is not None or active is not None:
             raise ValueError(
@@ -43,7 +44,7 @@ def capture(
                 "here is not one."
             )
         network = IntervenedModel(network, {})
-    edited = [site for edit in network.edits.values() for site in edit.sites]
+    edited = sites_of(network.edits.values())
     prepared = prepare_at(network.network, batch, [*sites, *edited])
     places = {site: columns(site, prepared) for site in sites}
     # The edits' hooks come first, so the hooks that read see what the edits wrote.

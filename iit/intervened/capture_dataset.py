@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from iit.batch import IGNORED, Batch, Inputs
 from iit.intervened.activation_dataset import Captured, mapped, write_index
+from iit.intervened.edit import as_sites
 from iit.intervened.folder import written_folder
 from iit.intervened.intervened_model import IntervenedModel
 from iit.intervened.observe import observe
@@ -57,7 +58,7 @@ def capture_dataset(
     FileExistsError, also before, for a folder that is not empty. On the way, raises ValueError as
     `capture` does, and where there is no batch at all.
     """
-    sites = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
+    sites = tuple(dict.fromkeys(as_sites(sites)))
     _check(network, sites, dtype)
     module = network.model if isinstance(network, Network) else network
 
@@ -77,12 +78,12 @@ def capture_dataset(
         if folder is not None:
             # A capture replaces nothing.
             temporary = stack.enter_context(written_folder(folder, os.listdir))
-        names = {site: f"{number}.safetensors" for number, site in enumerate(sites)}
-
+        names: dict[Site, str] = {}
         # A list in memory or a file: both have `append`.
-        sinks: dict[Site, Any] = {site: [] for site in sites}
-        if temporary is not None:
-            for site in sites:
+        sinks: dict[Site, Any] = {}
+        for number, site in enumerate(sites):
+            names[site], sinks[site] = f"{number}.safetensors", []
+            if temporary is not None:
                 file = stack.enter_context((temporary / names[site]).open("wb"))
                 sinks[site] = RowFile(file)
         for inputs in batches:
@@ -136,12 +137,12 @@ def _check(network: Any, sites: Sequence[Site], dtype: torch.dtype | None) -> No
         )
     if not sites:
         raise ValueError("There is no site to capture; give at least one.")
-    weights = [str(site) for site in sites if site.component == "attention_weight"]
-    if weights:
-        raise ValueError(
-            f"{weights[0]} is as wide as its batch is long: rows of different batches do "
-            "not fit together."
-        )
+    for site in sites:
+        if site.component == "attention_weight":
+            raise ValueError(
+                f"{site} is as wide as its batch is long: rows of different batches do "
+                "not fit together."
+            )
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise ValueError(
             f"Activations are kept as one of {', '.join(map(str, DTYPE_NAMES))}; got {dtype}."
@@ -172,12 +173,16 @@ def _hash_examples(hasher: Any, batch: Batch, places: dict[Site, SiteColumns]) -
     """Take in each example: its inputs without padding, and its roles."""
     # Positional inputs are named by their number.
     inputs = (*enumerate(batch.args), *sorted(batch.kwargs.items()))
-    tensors = {name: value.cpu() for name, value in inputs if isinstance(value, Tensor)}
-    roles = {}
+    tensors, roles = {}, {}
+    for name, value in inputs:
+        if isinstance(value, Tensor):
+            tensors[name] = value.cpu()
     for site, site_columns in places.items():
         if isinstance(site.position, str) and site_columns.index is not None:
-            roles[site.position] = site_columns.index.tolist()
-    lengths = [None] * batch.size if batch.lengths is None else batch.lengths.tolist()
+            roles[site.position] = site_columns.index.cpu()
+    lengths = [None] * batch.size
+    if batch.lengths is not None:
+        lengths = batch.lengths.tolist()
 
     for number, length in enumerate(lengths):
         for name, value in tensors.items():
@@ -193,7 +198,8 @@ def _hash_examples(hasher: Any, batch: Batch, places: dict[Site, SiteColumns]) -
             as_bytes = example.reshape(-1).contiguous().view(torch.uint8)
             hasher.update(as_bytes.numpy())
         for role, index in roles.items():
-            hasher.update(f"{role} {[i for i in index[number] if i != IGNORED]} ".encode())
+            present = index[number][index[number] != IGNORED]
+            hasher.update(f"{role} {present.tolist()} ".encode())
 
 
 def _bar(shown: bool) -> Progress:

@@ -26,18 +26,16 @@ def card(saved: SaveContent, address: str) -> str:
         address: what `from_pretrained` is to be called with.
     """
     network = saved.network
-    rows = None
+    kind, name, scored = "IntervenedModel", "edited", None
     if saved.record is not None:
-        rows = [Row.from_dict(row) for row in saved.record["rows"]]
-    variables = []
+        kind, name = "Alignment", "alignment"
+        scored = _tables(list(map(Row.from_dict, saved.record["rows"])))
+    variables, type_names = [], set()
     for key, edit in saved.edits.items():
-        variables += [_described(v, edit) for v in variables_of(key, edit)]
-
-    # A reader has to pass these classes to `from_pretrained`.
-    type_names = sorted(
-        {name for edit in saved.edits.values() for name in edit.intervention.custom_parts}
-    )
-    kind, name = ("IntervenedModel", "edited") if rows is None else ("Alignment", "alignment")
+        for variable in variables_of(key, edit):
+            variables.append(_described(variable, edit))
+        # A reader has to pass these classes to `from_pretrained`.
+        type_names.update(edit.intervention.custom_parts)
     template = files("iit.intervened").joinpath("model_card.md.jinja")
     text = ModelCard.from_template(
         ModelCardData(
@@ -49,10 +47,10 @@ def card(saved: SaveContent, address: str) -> str:
         name=name,
         network=network,
         variables=variables,
-        scored=None if rows is None else _tables(rows),
+        scored=scored,
         loading=_loading(network),
         address=address,
-        types=type_names,
+        types=sorted(type_names),
     ).content
     return str(text).rstrip("\n") + "\n"
 
@@ -87,8 +85,9 @@ def _described(variable: Variable, edit: Edit) -> dict[str, Any]:
 
 def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One table for each variable, task and seed that was scored."""
-    first_split = rows[0].split if rows else ""
-    split_rows = where(rows, split="test") or where(rows, split=first_split)
+    split_rows = where(rows, split="test")
+    if rows and not split_rows:
+        split_rows = where(rows, split=rows[0].split)
     tables = []
     # In the order of the rows, each once.
     headings = dict.fromkeys((row.variable, row.task, row.seed) for row in split_rows)

@@ -1,6 +1,6 @@
 """The edit: one thing done to one run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,11 +42,11 @@ class Edit:
         source_sites: Site | Sequence[Site] | None = None,
         joint: bool = False,
     ):
-        sites = (sites,) if isinstance(sites, Site) else tuple(sites)
+        sites = as_sites(sites)
         # The same sites; their positions are resolved on the source.
         if source_sites is None:
             source_sites = sites
-        source_sites = (source_sites,) if isinstance(source_sites, Site) else tuple(source_sites)
+        source_sites = as_sites(source_sites)
         if not sites:
             raise ValueError("An edit needs at least one site.")
         if len(source_sites) != len(sites):
@@ -98,6 +98,16 @@ class Edit:
             partly = {block: flag for block, flag in flags.items() if flag is not None}
             new = self.intervention(base, sources, partly or None)
         return new.reshape(shape)
+
+
+def as_sites(sites: Site | Sequence[Site]) -> tuple[Site, ...]:
+    """The sites as a tuple, also where one stands alone."""
+    return (sites,) if isinstance(sites, Site) else tuple(sites)
+
+
+def sites_of(edits: Iterable[Edit]) -> list[Site]:
+    """The sites of all edits, in their order."""
+    return [site for edit in edits for site in edit.sites]
 
 
 def variables_of(key: Variable, edit: Edit) -> tuple[Variable, ...]:

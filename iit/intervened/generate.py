@@ -184,8 +184,9 @@ class Generation:
             old, new = activation[:, :n_old], activation[:, n_old:]
             # The one position of a source is used for each of the new tokens.
             sources = {v: source.expand(new.shape) for v, source in repeated.sources.items()}
-            new_skipped = None if skipped is None else skipped[:, n_old:]
-            edit = replace(repeated, sources=sources).apply(new, new_skipped)
+            if skipped is not None:
+                skipped = skipped[:, n_old:]
+            edit = replace(repeated, sources=sources).apply(new, skipped)
             activation = torch.cat([old, edit], 1)
         return activation
 

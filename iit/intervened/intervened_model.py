@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from iit.batch import Batch, Inputs
 from iit.intervened import saving, sharing
 from iit.intervened.answers import first_examples, logits_at_answers, resumed_logits, why_whole
-from iit.intervened.edit import Edit, Variable, variables_of
+from iit.intervened.edit import Edit, Variable, sites_of, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
@@ -90,7 +90,9 @@ class IntervenedModel(nn.Module):
         self.edits: dict[Variable, Edit] = {key: _edit(key, edit) for key, edit in edits.items()}
         self.source_grad = source_grad
         self.store: ActivationStore | None = None
-        named = [v for key, edit in self.edits.items() for v in variables_of(key, edit)]
+        named: list[Variable] = []
+        for key, edit in self.edits.items():
+            named += variables_of(key, edit)
         self.variables: tuple[Variable, ...] = tuple(named)
 
         # Sources and flags are given by variable, so each name stands for one edit or block.
@@ -100,13 +102,12 @@ class IntervenedModel(nn.Module):
         self.resolved = Sites(self.network)
         for key, edit in self.edits.items():
             check_width(key, edit, self.resolved)
-        if any(
-            site.component != "embedding_output" for key in stored for site in self.edits[key].sites
-        ):
-            raise ValueError(
-                f"stored={sorted(map(str, stored))}: only edits of embedding_output come "
-                "before all blocks."
-            )
+        for site in sites_of(self.edits[key] for key in stored):
+            if site.component != "embedding_output":
+                raise ValueError(
+                    f"stored={sorted(map(str, stored))}: only edits of embedding_output come "
+                    "before all blocks."
+                )
 
         # Stored edits do not count: the store's runs already hold them. Where the other edits begin
         # at block 0, or there are none, all edits count.
@@ -142,10 +143,10 @@ class IntervenedModel(nn.Module):
 
     def extra_repr(self) -> str:
         """Each variable with its sites."""
-        return "\n".join(
-            f"{key}: {', '.join(str(site) for site in edit.sites)}"
-            for key, edit in self.edits.items()
-        )
+        lines = []
+        for key, edit in self.edits.items():
+            lines.append(f"{key}: {', '.join(map(str, edit.sites))}")
+        return "\n".join(lines)
 
     def forward(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Any:
         """Run the edited base; returns the network's own output object, in the caller's layout."""
@@ -244,7 +245,9 @@ class IntervenedModel(nn.Module):
             edit_flags = {variable: flags[variable] for variable in variables_of(key, edit)}
             partly = [flag for flag in edit_flags.values() if flag is not None]
             # A role may be absent in an example that no variable of this edit touches.
-            touched = torch.stack(partly).any(0) if len(partly) == len(edit_flags) else None
+            touched = None
+            if len(partly) == len(edit_flags):
+                touched = torch.stack(partly).any(0)
             sites[key] = []
             for site, source in zip(edit.sites, edit.source_sites, strict=True):
                 place = columns(site, batch, touched)
@@ -315,12 +318,13 @@ class IntervenedModel(nn.Module):
         # A shallow copy shares the edits; only its `store` differs.
         whole_model = copy(self)
         whole_model.store = None
+        n = N_COMPARED
         # A user's own function may act otherwise on a part of the batch, so all of it is compared.
-        user_defined = any(edit.intervention.custom_parts for edit in self.edits.values())
-        n = batch.size if user_defined else N_COMPARED
+        if any(edit.intervention.custom_parts for edit in self.edits.values()):
+            n = batch.size
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(rng_state)
-            examples = (first_examples(argument, n) for argument in (base, sources, active))
+            examples = map(partial(first_examples, n=n), (base, sources, active))
             whole = whole_model.answer_logits(*examples)
         if store.trusts(layer, run.flags, logits.detach()[:n], whole):
             return logits

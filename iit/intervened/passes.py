@@ -33,7 +33,8 @@ def together(
     logits: dict[IntervenedModel, Tensor] = {}
     for shared, group in alike.items():
         if shared is None or len(group) == 1:
-            logits |= {cell: cell.answer_logits(base, sources, active) for cell in group}
+            for cell in group:
+                logits[cell] = cell.answer_logits(base, sources, active)
         else:
             assert read is not None, "cells that share a pass are read at tokens"
             _, store, layer, _ = shared

@@ -117,9 +117,10 @@ class SiteColumns:
 def prepare_at(network: nn.Module, inputs: Inputs, sites: Iterable[Site]) -> Batch:
     """The batch; where a site is at a token of the answer, the answer is teacher-forced."""
     batch = prepare(network, inputs)
-    roles = {role for site in sites for role in site.roles}
-    if any(ANSWER_ROLE.fullmatch(role) for role in roles - set(batch.positions)):
-        return with_answer(network, batch)[0]
+    for site in sites:
+        for role in site.roles:
+            if role not in batch.positions and ANSWER_ROLE.fullmatch(role):
+                return with_answer(network, batch)[0]
     return batch
 
 
@@ -153,8 +154,7 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
                 "batch."
             )
     else:
-        positions = [site.position] if isinstance(site.position, int) else site.position
-        index = torch.tensor([positions])
+        index = torch.tensor(site.position).reshape(1, -1)
         if lengths is None:
             # Only the activation says how many positions there are.
             return SiteColumns(site, index, counted=False)
@@ -245,7 +245,9 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
 
     index = batch.positions[role]
     present = index != IGNORED
-    missing = ~present.any(1) & (True if active is None else active)
+    missing = ~present.any(1)
+    if active is not None:
+        missing &= active
     if bool(missing.any()):
         row = int(missing.nonzero()[0])
         raise ValueError(f"Site {site}: role {role!r} is absent in example {row} of the batch.")

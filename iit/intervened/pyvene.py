@@ -75,7 +75,8 @@ def read_pyvene(
     names: list[VariableNames] = [None] * len(positions)
     if isinstance(positions, Mapping):
         names, positions = list(positions), list(positions.values())
-    heads = [None] * len(representations) if heads is None else heads
+    if heads is None:
+        heads = [None] * len(representations)
     for what, values in (("positions", positions), ("heads", heads)):
         if len(values) != len(representations):
             raise ValueError(
@@ -99,7 +100,8 @@ def read_pyvene(
             subspaces = _subspaces(representation["subspace_partition"], name)
             # Without a link key an intervention has weights of its own.
             link = representation["intervention_link_key"]
-            link = representation["key"] if link is None else link
+            if link is None:
+                link = representation["key"]
             if link not in linked:
                 width = _unit_width(module, representation, site)
                 linked[link] = _intervention(folder, representation, width, subspaces)
@@ -178,9 +180,10 @@ def _intervention(
 ) -> Intervention:
     kind = _class_name(representation["intervention_types"])
     constant = representation["intervention_constant_sources"]
+    state: dict[str, Any] = {}
     # Only these have tensors; the files of others are not read.
-    has_tensors = kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS)
-    state = _state(folder / f"intkey_{representation['key']}.bin") if has_tensors else {}
+    if kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS):
+        state = _state(folder / f"intkey_{representation['key']}.bin")
     dimension = representation["intervention_dimensions"]
     return intervention_of(kind, state, dimension, width, subspaces)
 
@@ -252,8 +255,9 @@ def _named(
         return Site(module=path, side=side, position=position)
 
     config: Any = getattr(network, "config", None)
-    is_text = hasattr(config, "get_text_config")
-    family = config.get_text_config().model_type if is_text else type(network).__name__
+    family = type(network).__name__
+    if hasattr(config, "get_text_config"):
+        family = config.get_text_config().model_type
     if family not in GPT + LLAMA:
         raise ValueError(
             f"pyvene's components of the family {family!r} are not carried over; those of "
@@ -284,8 +288,10 @@ def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Sit
         # The activation function does not tell its width; the MLP's activation has the same.
         site = Site("mlp_activation", layer=representation["layer"])
     width = resolve(network, site).width
+    if width is None or site.heads is None:
+        return width
     # Several heads lie side by side in the site.
-    return width if width is None or site.heads is None else width // len(site.heads)
+    return width // len(site.heads)
 
 
 def _subspaces(partition: Any, name: VariableNames) -> dict[str, list[int]] | None:
@@ -302,5 +308,9 @@ def _subspaces(partition: Any, name: VariableNames) -> dict[str, list[int]] | No
             f"it has {len(partition)} subspaces: give as many different names, "
             "positions={(name, …): position}."
         )
-    columns = [list(range(*part)) if len(part) == 2 else list(part) for part in partition]
-    return dict(zip(name, columns, strict=True))
+    columns = {}
+    for variable, part in zip(name, partition, strict=True):
+        columns[variable] = list(part)
+        if len(part) == 2:
+            columns[variable] = list(range(*part))
+    return columns

@@ -1,6 +1,7 @@
 """pyvene's interventions as ours; what would not give the same numbers is refused."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -83,18 +84,19 @@ def intervention_of(
             frame = _rotation(state)
             # Low rank and subspaces say which columns are swapped. Else the interchange dimension
             # does: the first ones.
-            whole = kind.startswith("LowRank") or subspaces is not None
-            return _rotated(frame if whole else frame[:, :dimension], subspaces)
+            if subspaces is None and not kind.startswith("LowRank"):
+                frame = frame[:, :dimension]
+            return _rotated(frame, subspaces)
         if subspaces is not None:
             raise ValueError(
                 f"a subspace partition is carried over for {' and '.join(DISTRIBUTED)} "
                 f"only, not for {kind}."
             )
 
-        units = None if dimension is None else list(range(dimension))
-        if units is not None and width is not None and len(units) >= width:
-            # An interchange dimension of the whole width edits everything.
-            units = None
+        units = None
+        # An interchange dimension of the whole width edits everything.
+        if dimension is not None and (width is None or dimension < width):
+            units = list(range(dimension))
         vector = state.get("source_representation")
         if kind == "VanillaIntervention" and vector is None:
             if units is not None and width is None:
@@ -108,7 +110,7 @@ def intervention_of(
                 f"{kind} of only the first {dimension} units (of {width}) is not carried over."
             )
         if vector is None:
-            return SOURCELESS[kind]() if kind in SOURCELESS else HOLDS_TENSORS[kind]()
+            return (SOURCELESS | HOLDS_TENSORS)[kind]()
         if vector.numel() != vector.shape[-1] or not bool(torch.isfinite(vector).all()):
             raise ValueError(
                 f"its constant source has shape {tuple(vector.shape)}; a finite vector "
@@ -122,7 +124,7 @@ def _rotated(
 ) -> Intervention:
     width, rank = frame.shape
     if subspaces is not None:
-        chosen = [column for columns in subspaces.values() for column in columns]
+        chosen = list(chain.from_iterable(subspaces.values()))
         overlap = len(set(chosen)) != len(chosen)
         if overlap or not set(chosen) <= set(range(rank)):
             raise ValueError(
@@ -133,12 +135,10 @@ def _rotated(
         )
         # Here the columns of the blocks stand one block after another.
         frame = frame[:, chosen]
+    elif rank == width:
+        intervention = RotatedSpaceIntervention(width)
     else:
-        intervention = (
-            RotatedSpaceIntervention(width)
-            if rank == width
-            else LowRankRotatedSpaceIntervention(width, rank)
-        )
+        intervention = LowRankRotatedSpaceIntervention(width, rank)
 
     assert isinstance(intervention.basis, Frame)
     intervention.basis.weight.data.copy_(frame)
@@ -150,11 +150,10 @@ def _rotation(state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
 
     Raises ValueError for weights that are damaged, or whose columns are not orthonormal.
     """
-    weights = {
-        name.removeprefix("rotate_layer."): t.float()
-        for name, t in state.items()
-        if name.startswith("rotate_layer.")
-    }
+    weights = {}
+    for name, tensor in state.items():
+        if name.startswith("rotate_layer."):
+            weights[name.removeprefix("rotate_layer.")] = tensor.float()
 
     # torch's own parametrization makes R of its saved tensors.
     layer = nn.Module()

@@ -4,7 +4,7 @@ What comes before is the same for every edit, and is not run again.
 """
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from iit.batch import IGNORED, Batch
-from iit.intervened.edit import Edit
+from iit.intervened.edit import Edit, sites_of
 from iit.intervened.positions import SiteColumns
-from iit.network.components import UNLAYERED, blocks_of, transformer_in
+from iit.network.components import blocks_of, transformer_in
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Suffix:
         return torch.where(index == IGNORED, index, index - self.first[rows].unsqueeze(1))
 
 
-def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
+def first_block(network: nn.Module, edits: Collection[Edit]) -> int | None:
     """The first block that an edit touches, or the number of blocks where it touches none of them.
 
     Only components of causal families say which block they are in.
 
     Returns None where only a whole run will do.
     """
-    sites = [(site, edit.intervention.skips) for edit in edits for site in edit.sites]
-    if not sites or any(site.component is None for site, _ in sites):
+    components = {site.component for site in sites_of(edits)}
+    if not components or None in components:
         return None
     family, blocks = blocks_of(network)
     config = transformer_in(network).config
@@ -83,16 +83,19 @@ def first_block(network: nn.Module, edits: Iterable[Edit]) -> int | None:
         return None
 
     layers = []
-    for site, skips in sites:
-        if site.component in UNLAYERED:
-            # The final norm comes after all blocks.
-            layers.append(0 if site.component == "embedding_output" else len(blocks))
-        else:
-            assert site.layer is not None
-            # The output of a block is written behind it, so the next block is the first to run. A
-            # skipped block gives back its own input, so it has to run.
-            inside = site.component != "block_output" or skips
-            layers.append(site.layer if inside else site.layer + 1)
+    for edit in edits:
+        for site in edit.sites:
+            if site.component == "embedding_output":
+                layers.append(0)
+            elif site.component == "final_norm_output":
+                # The final norm comes after all blocks.
+                layers.append(len(blocks))
+            else:
+                assert site.layer is not None
+                # The output of a block is written behind it, so the next block is the first to run.
+                # A skipped block gives back its own input, so it has to run.
+                is_behind = site.component == "block_output" and not edit.intervention.skips
+                layers.append(site.layer + is_behind)
     return min(layers)
 
 

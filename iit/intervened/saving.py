@@ -1,6 +1,7 @@
 """Saving and loading an intervened model as JSON and tensors; no file of a folder can run code."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,18 +57,18 @@ def write_save(folder: Path, saved: SaveContent) -> None:
 
     if saved.record is not None:
         _write_json(folder / RECORD, saved.record)
+    edits = []
+    for key, edit in saved.edits.items():
+        variable = key
+        if isinstance(key, Site):
+            variable = site_to_json(key)
+        number = interventions.index(edit.intervention)
+        edits.append({"variable": variable, **edit_to_json(edit), "intervention": number})
     config = {
         "format": FORMAT,
         "network": saved.network,
         "source_grad": saved.source_grad,
-        "edits": [
-            {
-                "variable": site_to_json(key) if isinstance(key, Site) else key,
-                **edit_to_json(edit),
-                "intervention": interventions.index(edit.intervention),
-            }
-            for key, edit in saved.edits.items()
-        ],
+        "edits": edits,
         "interventions": descriptions,
     }
     _write_json(folder / CONFIG, config)
@@ -93,9 +94,12 @@ def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveConte
         for edit in config["edits"]:
             key = edit["variable"]
             # A variable is a name, or a site that stands for its own edit.
-            key = Site(**key) if isinstance(key, dict) else key
+            if isinstance(key, dict):
+                key = Site(**key)
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
-        record = _read_json(folder / RECORD) if (folder / RECORD).exists() else None
+        record = None
+        if (folder / RECORD).exists():
+            record = _read_json(folder / RECORD)
         return SaveContent(edits, config["network"], config["source_grad"], record)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error!r}.") from error
@@ -110,8 +114,10 @@ def foreign(folder: Path) -> list[str]:
         written = _read_json(folder / CONFIG)
     except (OSError, ValueError):
         written = {}
-    ours = (*LOADED, CARD) if str(written.get("format")).startswith("iit.intervened/") else ()
-    return [path.name for path in folder.iterdir() if path.name not in ours]
+    names = set(os.listdir(folder))
+    if str(written.get("format")).startswith("iit.intervened/"):
+        names -= {*LOADED, CARD}
+    return list(names)
 
 
 def describe_network(network: Network | nn.Module) -> dict[str, Any]:
@@ -124,7 +130,8 @@ def describe_network(network: Network | nn.Module) -> dict[str, Any]:
     module = network.model if isinstance(network, Network) else network
     config: Any = getattr(module, "config", None)
     # The text part of a composite model.
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
     name, revision = getattr(config, "_name_or_path", None), None
     if isinstance(network, Network):
         name, revision = network.name, network.revision
@@ -150,14 +157,14 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
     current = describe_network(network)
     if current["fingerprint"] == saved.get("fingerprint"):
         return
-    facts = "; ".join(
-        f"{key}: saved for {saved.get(key)!r}, given {current[key]!r}"
-        for key in ("class", "width", "n_layers", "dtype", "name", "revision")
-        if current[key] != saved.get(key)
-    )
+    facts = []
+    for key in ("class", "width", "n_layers", "dtype", "name", "revision"):
+        if current[key] != saved.get(key):
+            facts.append(f"{key}: saved for {saved.get(key)!r}, given {current[key]!r}")
     raise ValueError(
-        f"This was saved for another network ({facts or 'same shape, other weights'}). Load that "
-        "network, or pass check_network=False if you mean to carry the interventions over."
+        f"This was saved for another network ({'; '.join(facts) or 'same shape, other weights'}). "
+        "Load that network, or pass check_network=False if you mean to carry the interventions "
+        "over."
     )
 
 
@@ -179,7 +186,8 @@ def _interventions(
             if not name.startswith(prefix):
                 continue
             state[name.removeprefix(prefix)] = tensor
-            dtype = tensor.dtype if tensor.is_floating_point() else dtype
+            if tensor.is_floating_point():
+                dtype = tensor.dtype
             if not bool(tensor.isfinite().all()):
                 raise ValueError(
                     f"{path}: {name.removeprefix(prefix)} of {description['type']} has values "
@@ -210,8 +218,8 @@ def site_to_json(site: Site) -> dict[str, Any]:
 def edit_to_json(edit: Edit) -> dict[str, Any]:
     """All of an edit but its intervention."""
     return {
-        "sites": [site_to_json(site) for site in edit.sites],
-        "source_sites": [site_to_json(site) for site in edit.source_sites],
+        "sites": list(map(site_to_json, edit.sites)),
+        "source_sites": list(map(site_to_json, edit.source_sites)),
         "joint": edit.joint,
     }
 

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from importlib.metadata import version
+from itertools import starmap
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -49,9 +51,9 @@ class NetworkSnapshot:
         self._hooks = [getattr(global_hooks, f"_global{name}") for name in _HOOKS]
         for attributes in map(vars, self._modules.values()):
             # Parameters, buffers and submodules lie in dicts inside the module's own dict.
-            for live in (attributes, *(attributes[name] for name in _MEMBERS)):
+            for live in (attributes, *itemgetter(*_MEMBERS)(attributes)):
                 self._attributes.append((live, dict(live)))
-            self._hooks += [attributes[name] for name in _HOOKS]
+            self._hooks += itemgetter(*_HOOKS)(attributes)
             config = attributes.get("config")
             # Modules share configs; each is copied once.
             if isinstance(config, PreTrainedConfig) and id(config) not in self._entries:
@@ -75,9 +77,10 @@ class NetworkSnapshot:
         if training is not None or any(parameter.requires_grad for parameter in self._parameters):
             where = f" ({training} is in training mode)" if training else ""
             return f"the network is not frozen in eval mode{where}"
-        # transformers' own recording hooks change nothing.
-        if not all(records(hook) for hooks in self._hooks for hook in hooks.values()):
-            return "hooks that are not the engine's are on the network"
+        for hooks in self._hooks:
+            # transformers' own recording hooks change nothing.
+            if not all(map(records, hooks.values())):
+                return "hooks that are not the engine's are on the network"
         return None
 
     def change(self) -> str | None:
@@ -90,10 +93,12 @@ class NetworkSnapshot:
         for live, before in self._attributes:
             if not _same(live, before) and not _same(live, before | _WRITTEN_BY_TRANSFORMERS):
                 return "a module, or an attribute of one"
-        if not all(_same(live, before) for live, before in self._entries.values()):
+        if not all(starmap(_same, self._entries.values())):
             return "its config"
-        now = self._state()
-        return next((what for what in now if now[what] != self._before[what]), None)
+        for what, state in self._state().items():
+            if state != self._before[what]:
+                return what
+        return None
 
     def content_changed(self) -> bool:
         """Whether any byte of a parameter or buffer has changed; takes about 0.1 s a GiB."""
@@ -115,16 +120,22 @@ class NetworkSnapshot:
         """
         left_out = (*_HOOKS, *_WRITTEN_BY_TRANSFORMERS)
         facts: list[Any] = [self._content, self._device, self._before["autocast"]]
-        facts += [version(package) for package in ("torch", "transformers")]
+        facts += map(version, ("torch", "transformers"))
         for name, module in self._modules.items():
-            attributes = {key: value for key, value in vars(module).items() if key not in left_out}
+            attributes = dict(vars(module))
+            for key in left_out:
+                attributes.pop(key, None)
             facts.append((name, _plain_value(type(module)), _plain_value(attributes)))
         return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())
 
     def _state(self) -> dict[str, Any]:
         """Address and version counter of each tensor, and the state of autocast."""
-        # Tensors that were made under `torch.inference_mode` count no versions.
-        weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
+        weights = []
+        for tensor in self._tensors:
+            weights.append(tensor.data_ptr())
+            # Tensors that were made under `torch.inference_mode` count no versions.
+            if not tensor.is_inference():
+                weights.append(tensor._version)
         autocast = torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
         return {"its weights": weights, "autocast": autocast}
 
@@ -145,7 +156,7 @@ def _plain_value(value: Any) -> Any:
     class of anything else.
     """
     if isinstance(value, list | tuple):
-        return [_plain_value(item) for item in value]
+        return list(map(_plain_value, value))
     if isinstance(value, Mapping):
         return {str(key): _plain_value(item) for key, item in value.items()}
     if isinstance(value, PreTrainedConfig):

@@ -92,7 +92,7 @@ def activity(
     for variable, flag in (active or {}).items():
         if variable not in flags:
             raise ValueError(
-                f"`active` names {str(variable)!r}; the variables are {[str(v) for v in known]}."
+                f"`active` names {str(variable)!r}; the variables are {list(map(str, known))}."
             )
         tensor = torch.as_tensor(flag, dtype=torch.bool)
         if tensor.shape not in ((), (batch.size,)):
@@ -138,8 +138,10 @@ class _UserSource:
 
         n_base = counts(base_columns, base)
         if n_base is not None and n_read is not None:
+            differ = n_base != n_read.to(n_base.device)
             # An inactive example is not edited, so its spans may differ.
-            differ = (n_base != n_read.to(n_base.device)) & (True if flag is None else flag)
+            if flag is not None:
+                differ &= flag
             if bool(differ.any()):
                 row = int(differ.nonzero()[0])
                 raise ValueError(

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
 from iit.batch import IGNORED, Batch, Inputs
+from iit.intervened.edited_run import any_active
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Prefix
@@ -126,7 +127,8 @@ class ActivationStore:
         Fits, evaluations and patching check when they begin. `NetworkSnapshot` says which other
         changes are noticed with every batch.
         """
-        self._renew("its weights" if self._snapshot.content_changed() else None)
+        if self._snapshot.content_changed():
+            self._renew("its weights")
 
     def tell(self, message: str) -> None:
         """Log which way runs go; each message once."""
@@ -139,7 +141,7 @@ class ActivationStore:
 
         What counts is a comparison with edits active (or with none active), as they are now.
         """
-        return (layer, _edits(flags)) in self._trusted
+        return (layer, any(map(any_active, flags.values()))) in self._trusted
 
     def trusts(
         self, layer: int, flags: Mapping[Any, Tensor | None], resumed: Tensor, whole: Tensor
@@ -155,7 +157,7 @@ class ActivationStore:
         # Half precision rounds far more.
         tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
         if error <= tolerance:
-            self._trusted.add((layer, _edits(flags)))
+            self._trusted.add((layer, any(map(any_active, flags.values()))))
             return True
         warnings.warn(
             f"Resuming at block {layer} changes the logits by {error:.1e} of the largest: the "
@@ -197,8 +199,8 @@ class ActivationStore:
             # Any other index stands for every column.
             if isinstance(site_columns.index, Tensor):
                 n = site_columns.index.shape[1]
-                for i, row in enumerate(site_columns.index.tolist()):
-                    values[i] = values[i][[column for column in row if column != IGNORED]]
+                for i, row in enumerate(site_columns.index.cpu()):
+                    values[i] = values[i][row[row != IGNORED]]
             activations[site] = _stacked(values, n, batch.tokens.device)
         return Activations(activations)
 
@@ -264,9 +266,11 @@ class ActivationStore:
         They need the residual stream before each block and, where `cached`, keys and values.
         """
         layers = {*layers, *self.layers}
-        n_blocks = len(blocks_of(self._network)[1]) - min(layers)
-        sites = [site for site in map(_before, sorted(layers)) if site is not None]
-        self._run_missing(batch, sites, n_blocks if cached or self.layers else 0)
+        n_blocks = 0
+        if cached or self.layers:
+            n_blocks = len(blocks_of(self._network)[1]) - min(layers)
+        sites = list(filter(None, map(_before, sorted(layers))))
+        self._run_missing(batch, sites, n_blocks)
 
     def _run_missing(self, batch: Batch, sites: Iterable[Site], n_blocks: int = 0) -> None:
         """Run, once each, the prompts of which something is missing, and keep it.
@@ -388,17 +392,16 @@ class StoreContents(dict[Key, Tensor]):
 
         Raises OSError where there is no space for a shard.
         """
-        new = {
-            key: tensor.clone(memory_format=torch.contiguous_format)
-            for key, tensor in self._longer(new).items()
-        }
-        sizes = {key: tensor.nbytes for key, tensor in new.items()}
+        copies, sizes = {}, {}
+        for key, tensor in self._longer(new).items():
+            copies[key] = tensor.clone(memory_format=torch.contiguous_format)
+            sizes[key] = tensor.nbytes
         fits = sum(self._sizes.values()) + sum(sizes.values()) <= self._budget
         if self._limit is not None or not fits:
-            mapped = self._shard(new)
+            mapped = self._shard(copies)
             if not fits:
-                new, sizes = mapped, dict.fromkeys(mapped, 0)
-        self.update(new)
+                copies, sizes = mapped, dict.fromkeys(mapped, 0)
+        self.update(copies)
         self._sizes.update(sizes)
 
     def _longer(self, new: dict[Key, Tensor]) -> dict[Key, Tensor]:
@@ -488,17 +491,13 @@ def _before(layer: int) -> Site | None:
     return Site("block_output", layer=layer - 1) if layer else None
 
 
-def _edits(flags: Mapping[Any, Tensor | None]) -> bool:
-    """Whether any edit is active in any example."""
-    return any(flag is None or bool(flag.any()) for flag in flags.values())
-
-
 def _prompts(batch: Batch) -> list[PromptTokens]:
     """The real tokens of each example."""
     ids = batch.tokens.tolist()
     mask = batch.kwargs.get("attention_mask")
-    lengths = [len(row) for row in ids] if mask is None else mask.sum(1).tolist()
-    return [tuple(row[:n]) for row, n in zip(ids, lengths, strict=True)]
+    if mask is None:
+        return list(map(tuple, ids))
+    return [tuple(row[:n]) for row, n in zip(ids, mask.sum(1).tolist(), strict=True)]
 
 
 def _stacked(rows: list[Tensor], n: int, device: torch.device) -> Tensor:

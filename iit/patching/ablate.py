@@ -79,7 +79,8 @@ def ablate(
     where.setdefault("components", ("attention_output", "mlp_output"))
     cells = grid(contrast, **where)
     sites = list(dict.fromkeys(cell.site for cell in cells))
-    reference = contrast.source if reference is None else reference
+    if reference is None:
+        reference = contrast.source
 
     # The map is run once for each source.
     sources: Sequence[Mapping[Any, Any]]

@@ -96,10 +96,13 @@ def attention_patterns(
             network whose attention cannot be switched: load it with attention="eager".
     """
     module = module_of(network)
-    heads = range(heads_of(module, "attention_weight")) if heads is None else heads
+    if heads is None:
+        heads = range(heads_of(module, "attention_weight"))
     layer_heads: Any = heads
     if not any(isinstance(head, Sequence) for head in heads):
-        layer_heads = product(range(n_blocks(module)) if layers is None else layers, heads)
+        if layers is None:
+            layers = range(n_blocks(module))
+        layer_heads = product(layers, heads)
     elif layers is not None:
         raise ValueError(
             "heads=[(layer, head), …] say their layers themselves; leave `layers` out."

@@ -113,7 +113,8 @@ def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> C
         "positions": {role: index.cpu() for role, index in batch.positions.items()},
     }
     clean = batch_rows(clean, rows)
-    other = None if other is None else other[rows]
+    if other is not None:
+        other = other[rows]
     return Contrast(network, clean, clean, answer[rows], other, clusters)
 
 

@@ -59,7 +59,8 @@ def grid(
             single one.
     """
     if cells is None:
-        components = [components] if isinstance(components, str) else components
+        if isinstance(components, str):
+            components = [components]
         if isinstance(heads, str) and heads != "all":
             raise ValueError(f'heads={heads!r} is neither numbers, "all", nor None.')
         if isinstance(positions, str | int):
@@ -67,9 +68,12 @@ def grid(
                 f"positions={positions!r}: give several, each by itself, as [{positions!r}]."
             )
 
-        layers = range(n_blocks(contrast.module)) if layers is None else layers
-        positions = common_positions(contrast) if positions is None else positions
-        units = (None,) if units is None else units
+        if layers is None:
+            layers = range(n_blocks(contrast.module))
+        if positions is None:
+            positions = common_positions(contrast)
+        if units is None:
+            units = (None,)
         cells = []
         for component in components:
             # A component without layers has its cells once, not once for each layer.

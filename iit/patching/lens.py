@@ -48,7 +48,8 @@ def logit_lens(
         nostalgebraist, 2020; arXiv 2303.08112.
     """
     module = module_of(network)
-    layers = range(n_blocks(module)) if layers is None else layers
+    if layers is None:
+        layers = range(n_blocks(module))
     sites = [Site("block_output", layer=layer, position=position) for layer in layers]
     captured = capture(module, batch, sites)
     # [layer, batch, position, width]
@@ -146,7 +147,8 @@ def top_tokens(
     values, tokens = probabilities.topk(n, -1)
     prompts = prepare(network.model, batch)
     index = column_index(Site("block_output", layer=0, position=position), prompts)
-    layers = range(len(values)) if layers is None else layers
+    if layers is None:
+        layers = range(len(values))
     tokenizer: Any = network.tokenizer
 
     lines = []

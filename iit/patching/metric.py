@@ -50,8 +50,10 @@ def difference(logits: Tensor, answers: Answers) -> Tensor:
 
 def probability(logits: Tensor, answers: Answers) -> Tensor:
     """P(label): the product over its tokens; of several right answers the sum."""
-    # [batch, n_answer, n_right]
-    label = answers.label if answers.label.ndim == 3 else answers.label.unsqueeze(-1)
+    label = answers.label
+    if label.ndim != 3:
+        # [batch, n_answer] → [batch, n_answer, n_right], with one right answer
+        label = label.unsqueeze(-1)
     by_token = (
         widened(logits)
         .softmax(-1)
@@ -69,7 +71,9 @@ def kl(logits: Tensor, answers: Answers) -> Tensor:
     new = widened(logits).log_softmax(-1)
     old = widened(answers.unedited).log_softmax(-1)
     by_token = (old.exp() * (old - new)).sum(-1)
-    label = answers.label if answers.label.ndim == 2 else answers.label[..., 0]
+    label = answers.label
+    if label.ndim != 2:
+        label = label[..., 0]
     # [batch, n_answer]: 1 at the answer's tokens, 0 at padding.
     real = widened(label != IGNORED)
     return (by_token * real).sum(1) / real.sum(1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iit.intervened import Activations, ActivationStore, Edit, IntervenedModel
+from iit.intervened.edit import as_sites
 from iit.intervened.positions import columns, counts
 from iit.intervention import LambdaIntervention, VanillaIntervention
 from iit.network.inputs import prepare
@@ -95,12 +96,13 @@ def path_patch(
             "are not prompts."
         )
 
-    receivers = (receivers,) if isinstance(receivers, Site) else tuple(receivers)
-    early = []
-    late = []
+    receivers = as_sites(receivers)
+    early, late = [], []
     for site in whole_sites(grid(contrast, **SENDERS | where)):
-        before = not receivers or any(_when(site) < _when(receiver) for receiver in receivers)
-        (early if before else late).append(MapCell(site))
+        if not receivers or any(_when(site) < _when(receiver) for receiver in receivers):
+            early.append(MapCell(site))
+        else:
+            late.append(MapCell(site))
 
     # A product may hold senders that lead nowhere. Cells that were named may not.
     if late and (where.get("cells") is not None or not early):

@@ -186,21 +186,19 @@ def steer(
 
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
     texts = []
-    means = []
+    means: dict[str, list[np.ndarray]] = {}
     for edits_of_point in edits.values():
         runs = []
         for edit in edits_of_point:
             model = IntervenedModel(network, edit)
             runs.append(_generated(model, network, prompts, effects, batch_size, options))
         texts.append(runs[0][0])
-        # The interventions of one name are averaged, prompt by prompt.
-        figures_of_runs = [figures for _, figures in runs]
-        mean = {}
-        for name in figures_of_runs[0]:
-            mean[name] = np.mean([figures[name] for figures in figures_of_runs], 0)
-        means.append(mean)
+        for name in runs[0][1]:
+            # The interventions of one name are averaged, prompt by prompt.
+            mean = np.mean([figures[name] for _, figures in runs], 0)
+            means.setdefault(name, []).append(mean)
 
-    values = {name: np.stack([mean[name] for mean in means]) for name in means[0]}
+    values = {name: np.stack(by_point) for name, by_point in means.items()}
     return Steered(tuple(edits), values, tuple(prompts), tuple(texts))
 
 
