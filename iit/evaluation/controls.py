@@ -457,3 +457,6 @@ def _check_trainable(scoring: Scoring) -> None:
     lacking += sorted(set(map(str, scoring.alignment.variables)) - set(pairs.variables))
     if lacking:
         raise NotApplicableError(f"the pairs lack {', '.join(lacking)}")
+    for trained in scoring.alignment.interventions:
+        if not trained.needs_source and any(p.requires_grad for p in trained.parameters()):
+            raise NotApplicableError(f"{trained} reads no source, so interchanges do not train it")
