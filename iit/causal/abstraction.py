@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from functools import partial
+from itertools import chain, product
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +29,6 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
     """
     # Each once, in the order that the caller gave.
     members = tuple(dict.fromkeys(variables))
-    rest = [v for v in model.variables if v not in members]
     if len(members) < 2:
         raise ValueError(
             f"{model.name}: merging takes two variables or more; got {list(variables)}."
@@ -44,27 +45,30 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
         raise ValueError(
             f"{model.name}: the output {model.output!r} cannot be merged; give it a child first."
         )
-    if name in rest:
+    if name in model.variables and name not in members:
         raise ValueError(f"{model.name}: the name {name!r} is taken by another variable.")
     # The members in the order of computation, and what they read from outside.
-    inside = [v for v in model.order if v in members]
-    outside = dict.fromkeys(p for v in inside for p in model.parents(v) if p not in members)
+    inside = sorted(members, key=model.order.index)
+    reads = dict.fromkeys(chain.from_iterable(map(model.parents, inside)))
+    outside = [parent for parent in reads if parent not in members]
 
     def joint(setting: dict[str, Any]) -> tuple[Any, ...]:
         for v in inside:
             setting[v] = _computed(model, v, setting)
-        return tuple(setting[v] for v in members)
+        return itemgetter(*members)(setting)
 
     def taken_apart(setting: dict[str, Any]) -> dict[str, Any]:
         return setting | dict(zip(members, setting[name], strict=True))
 
     stand_ins = dict.fromkeys(members, (name,))
-    domains = [d for v in members if (d := model.domains.get(v)) is not None]
-    domain = {name: tuple(product(*domains)) if len(domains) == len(members) else None}
+    domain = None
+    domains: list[Any] = list(map(model.domains.get, members))
+    if None not in domains:
+        domain = tuple(product(*domains))
     if inputs:
-        return _without(model, stand_ins, taken_apart, inputs=domain)
-    merged = {name: _mechanism(tuple(outside), joint)}
-    return _without(model, stand_ins, taken_apart, mechanisms=merged, domains=domain)
+        return _without(model, stand_ins, taken_apart, inputs={name: domain})
+    merged = {name: _mechanism(outside, joint)}
+    return _without(model, stand_ins, taken_apart, mechanisms=merged, domains={name: domain})
 
 
 def marginalise(model: CausalModel, variable: str) -> CausalModel:
@@ -112,9 +116,7 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
     fixed = {variable: value}
     # A variable whose parents are all fixed is fixed, too.
     for v in model.order:
-        if v not in model.mechanisms or v in fixed:
-            continue
-        if all(p in fixed for p in model.parents(v)):
+        if v in model.mechanisms and v not in fixed and fixed.keys() >= set(model.parents(v)):
             fixed[v] = _computed(model, v, fixed)
     if model.output in fixed:
         raise ValueError(
@@ -153,9 +155,11 @@ def _without(
             continue
         parents = model.parents(variable)
         if not stand_ins.keys().isdisjoint(parents):
-            reads = dict.fromkeys(q for p in parents for q in stand_ins.get(p, (p,)))
+            reads = []
+            for parent in parents:
+                reads += stand_ins.get(parent, (parent,))
             mechanism = _mechanism(
-                tuple(reads),
+                list(dict.fromkeys(reads)),
                 lambda setting, v=variable: _computed(model, v, completed(setting)),
             )
         new_mechanisms[variable] = mechanism
@@ -170,8 +174,8 @@ def _mechanism(parents: Sequence[str], value: Callable[[dict[str, Any]], Any]) -
     def mechanism(*values: Any) -> Any:
         return value(dict(zip(parents, values, strict=True)))
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameter = partial(inspect.Parameter, kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
     # `inspect.signature` reads this attribute, of which the type of a function knows nothing.
-    signature = inspect.Signature([inspect.Parameter(parent, kind) for parent in parents])
+    signature = inspect.Signature(list(map(parameter, parents)))
     mechanism.__signature__ = signature  # type: ignore[attr-defined]
     return mechanism

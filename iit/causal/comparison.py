@@ -32,7 +32,7 @@ def separating_share(a: CausalModel, b: CausalModel, pairs: Iterable[Interchange
             read = {variable: _read(source, unread) for variable, source in sources.items()}
             column.append(model.interchange(_read(base, unread), read)[model.output])
         outputs.append(column)
-    n_different = sum(not same(one, other) for one, other in zip(*outputs, strict=True))
+    n_different = len(pairs) - sum(map(same, *outputs))
     return n_different / len(pairs)
 
 

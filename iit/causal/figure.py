@@ -21,7 +21,8 @@ def graph(model: CausalModel) -> nx.DiGraph:
     drawn: Any = nx.DiGraph(name=model.name)
     drawn.add_nodes_from(model.order, kind="computed")
     for variable in model.mechanisms:
-        drawn.add_edges_from((parent, variable) for parent in model.parents(variable))
+        for parent in model.parents(variable):
+            drawn.add_edge(parent, variable)
     for depth, variables in enumerate(nx.topological_generations(drawn)):
         drawn.add_nodes_from(variables, depth=depth)
     for variable in model.inputs:
@@ -42,14 +43,14 @@ def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figur
         model.parents(variable)  # refuses what does not exist
     drawn = graph(model)
     depth = dict(drawn.nodes(data="depth"))
-    layers: dict[int, list[str]] = {}
+    layers: Any = {}
+    labels: dict[str, str] = {}
     for variable in drawn:
         layers.setdefault(depth[variable], []).append(variable)
+        labels[variable] = f"{variable}\n{places.get(variable, '')}".strip()
     tallest = max(map(len, layers.values()))
     # By the attribute's name networkx would order a layer by hashes, anew in each process.
-    layout = nx.multipartite_layout(drawn, subset_key=layers)  # pyright: ignore[reportArgumentType]
-    place = {variable: (float(x), float(y)) for variable, (x, y) in layout.items()}
-    labels = {variable: f"{variable}\n{places.get(variable, '')}".strip() for variable in drawn}
+    place: Any = nx.multipartite_layout(drawn, subset_key=layers)
     longest = max(map(len, "\n".join(labels.values()).split("\n")))
     size = (
         max(3.0, (0.09 * longest + 1.0) * len(layers)),
@@ -59,14 +60,14 @@ def figure(model: CausalModel, places: Mapping[str, str] | None = None) -> Figur
     axes = picture.add_subplot()
     boxes = {}
     for variable, kind in drawn.nodes(data="kind"):
-        border = (
-            {"edgecolor": _ALIGNED, "linewidth": 2.2}
-            if variable in places
-            else {"edgecolor": "#444444"}
-        )
-        box = {"boxstyle": "round,pad=0.45", "facecolor": _COLOURS[str(kind)], **border}
+        box: dict[str, Any] = {"boxstyle": "round,pad=0.45", "facecolor": _COLOURS[str(kind)]}
+        box["edgecolor"] = "#444444"
+        if variable in places:
+            box |= {"edgecolor": _ALIGNED, "linewidth": 2.2}
+        x, y = place[variable]
         text = axes.text(
-            *place[variable],
+            x,
+            y,
             labels[variable],
             ha="center",
             va="center",

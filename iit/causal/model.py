@@ -3,8 +3,9 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from itertools import product
+from itertools import islice, product
 from math import prod
+from operator import itemgetter
 from typing import Any, final
 
 import numpy as np
@@ -76,19 +77,16 @@ class CausalModel:
         self.mechanisms, self.output, self.name = dict(mechanisms), output, name
         # Domains become tuples: in the string "abc", the value "ab" would be found. A range stays
         # one, because it tells membership without a search.
-        self.inputs = {v: _listed(domain) for v, domain in inputs.items()}
+        self.inputs = _listed(inputs)
         both = sorted(set(inputs) & set(mechanisms))
         if both:
             raise ValueError(f"{name}: {both} are given both as inputs and by a mechanism.")
-        self._parents = {
-            v: _parents(name, v, mechanism) for v, mechanism in self.mechanisms.items()
+        # An input reads nothing.
+        self._parents = dict.fromkeys(inputs, ()) | {
+            v: _parents(name, v, mechanism) for v, mechanism in mechanisms.items()
         }
         for variable, parents in self._parents.items():
-            unknown = [
-                parent
-                for parent in parents
-                if parent not in self.inputs and parent not in self.mechanisms
-            ]
+            unknown = self._unknown(parents)
             if unknown:
                 raise ValueError(
                     f"{name}: the mechanism of {variable!r} reads {unknown}, which do not exist; "
@@ -99,7 +97,7 @@ class CausalModel:
                 f"{name}: the output {output!r} is none of the variables {list(self.variables)}."
             )
         self._check_known(domains or {})
-        self.domains = self.inputs | {v: _listed(domain) for v, domain in (domains or {}).items()}
+        self.domains = self.inputs | _listed(domains or {})
         """{variable: domain}. Variables that are missing, or have None, may take any value."""
         self._members = {
             v: _members(domain) for v, domain in self.domains.items() if domain is not None
@@ -118,12 +116,11 @@ class CausalModel:
         Raises ValueError for an unknown variable.
         """
         self._check_known([variable])
-        return self._parents.get(variable, ())
+        return self._parents[variable]
 
     def _ordered(self) -> tuple[str, ...]:
-        graph = {v: self._parents.get(v, ()) for v in self.variables}
         try:
-            return tuple(TopologicalSorter(graph).static_order())
+            return tuple(TopologicalSorter(self._parents).static_order())
         except CycleError as error:
             raise ValueError(
                 f"{self.name}: the mechanisms form a cycle: {' → '.join(error.args[1])}."
@@ -163,10 +160,7 @@ class CausalModel:
         Raises ValueError as `run` does.
         """
         columns = self.do_batch(_one_row(inputs), _one_row(values))
-        return Setting(
-            {v: column[0] for v, column in columns.items()},
-            {v: column[0] for v, column in columns.held.items()},
-        )
+        return Setting(_first_row(columns), _first_row(columns.held))
 
     def interchange(
         self, base: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]
@@ -208,10 +202,10 @@ class CausalModel:
                 f"{self.name}: {computed} are computed, not given; hold their values with `do`."
             )
         # Values that the inputs already hold stay, unless they are given anew.
-        held = {
-            v: _column(column) for v, column in {**getattr(inputs, "held", {}), **values}.items()
-        }
-        lengths = {name: len(column) for name, column in (*inputs.items(), *held.items())}
+        held = {**getattr(inputs, "held", {}), **values}
+        for variable, column in held.items():
+            held[variable] = _column(column)
+        lengths = {name: len(column) for name, column in {**inputs, **held}.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{self.name}: the columns differ in length: {lengths}.")
         columns: dict[str, list[Any]] = {}
@@ -230,8 +224,7 @@ class CausalModel:
                     f"{self.name}: input {variable!r} is missing; the inputs are "
                     f"{list(self.inputs)}."
                 )
-            if variable in self._members:
-                self._check_inside(variable, columns[variable])
+            self._check_inside(variable, columns[variable])
         return Setting(columns, held)
 
     def interchange_batch(
@@ -246,29 +239,26 @@ class CausalModel:
 
         Raises ValueError where an input has no domain, and for more than `most` combinations.
         """
-        domains = dict(self.inputs)
+        domains: dict[str, Any] = dict(self.inputs)
         open_ended = [name for name, domain in domains.items() if domain is None]
         if open_ended:
             raise ValueError(
                 f"{self.name}: the inputs {open_ended} have no domain, so they cannot "
                 "be enumerated."
             )
-        n = prod(len(domain or ()) for domain in domains.values())
+        n = prod(map(len, domains.values()))
         if n > most:
             raise ValueError(f"{self.name} has {n:,} inputs, more than most={most:,}.")
-        rows = list(product(*(domain or () for domain in domains.values())))
-        return {name: [row[i] for row in rows] for i, name in enumerate(domains)}
+        rows = list(product(*domains.values()))
+        return {name: list(map(itemgetter(i), rows)) for i, name in enumerate(domains)}
 
     def _computed(self, variable: str, parents: list[list[Any]]) -> list[Any]:
         mechanism = self.mechanisms[variable]
         column = list(map(mechanism, *parents))
-        for row, value in enumerate(column[:ASKED_TWICE]):
-            arguments = [parent[row] for parent in parents]
+        for value, *arguments in islice(zip(column, *parents, strict=True), ASKED_TWICE):
             again = mechanism(*arguments)
             if not same(value, again):
-                shown = ", ".join(
-                    f"{p}={v!r}" for p, v in zip(self._parents[variable], arguments, strict=True)
-                )
+                shown = ", ".join(map("{}={!r}".format, self._parents[variable], arguments))
                 raise ValueError(
                     f"{self.name}: the mechanism of {variable!r} is not deterministic: at {shown} "
                     f"it gives {value!r}, then {again!r}. What is random belongs into an input."
@@ -277,23 +267,26 @@ class CausalModel:
 
     def check_value(self, variable: str, value: Any) -> None:
         """Raises ValueError for a value outside the variable's domain."""
-        if variable in self._members:
-            self._check_inside(variable, [value])
+        self._check_inside(variable, [value])
 
     def _check_inside(self, variable: str, column: list[Any]) -> None:
+        if variable not in self._members:
+            return
         for value in column:
             if not _inside(value, self._members[variable]):
                 domain = self.domains[variable] or ()
-                ellipsis = ", …" if len(domain) > 6 else ""
-                shown = ", ".join(map(repr, domain[:6])) + ellipsis
+                shown = ", ".join(map(repr, domain[:6]))
+                if len(domain) > 6:
+                    shown += ", …"
                 raise ValueError(
                     f"{self.name}: {variable}={value!r} is outside its domain ({shown})."
                 )
 
+    def _unknown(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name not in self._parents]
+
     def _check_known(self, names: Iterable[str]) -> None:
-        unknown = [
-            name for name in names if name not in self.inputs and name not in self.mechanisms
-        ]
+        unknown = self._unknown(names)
         if unknown:
             raise ValueError(
                 f"{self.name} has no variable {unknown}; the variables are {list(self.variables)}."
@@ -330,20 +323,28 @@ def same(one: Any, other: Any) -> bool:
 
 def _one_row(values: Mapping[str, Any]) -> Mapping[str, list[Any]]:
     columns = {name: [value] for name, value in values.items()}
-    return (
-        Setting(columns, {v: [value] for v, value in values.held.items()})
-        if isinstance(values, Setting)
-        else columns
-    )
+    if isinstance(values, Setting):
+        return Setting(columns, _one_row(values.held))
+    return columns
+
+
+def _first_row(columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+    return {name: column[0] for name, column in columns.items()}
 
 
 def _column(values: Column) -> list[Any]:
     """The column as a list. An array gives Python's own numbers, which a range finds at once."""
-    return values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        return values.tolist()
+    return list(values)
 
 
-def _listed(domain: Sequence[Any] | None) -> Sequence[Any] | None:
-    return domain if domain is None or isinstance(domain, range) else tuple(domain)
+def _listed(domains: Mapping[str, Sequence[Any] | None]) -> dict[str, Sequence[Any] | None]:
+    listed = dict(domains)
+    for variable, domain in domains.items():
+        if domain is not None and not isinstance(domain, range):
+            listed[variable] = tuple(domain)
+    return listed
 
 
 def _members(domain: Sequence[Any]) -> Sequence[Any] | frozenset[Any]:
@@ -368,13 +369,13 @@ def _inside(value: Any, members: Sequence[Any] | frozenset[Any]) -> bool:
 
 def _parents(name: str, variable: str, mechanism: Mechanism) -> tuple[str, ...]:
     try:
-        parameters = inspect.signature(mechanism).parameters.values()
+        parameters = inspect.signature(mechanism).parameters
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name}: the mechanism of {variable!r} tells no parents: {error}. Write a "
             "function or a lambda."
         ) from error
-    for p in parameters:
+    for p in parameters.values():
         if p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty:
             raise ValueError(
                 f"{name}: the mechanism of {variable!r} has the argument {str(p)!r}; each argument "
@@ -385,4 +386,4 @@ def _parents(name: str, variable: str, mechanism: Mechanism) -> tuple[str, ...]:
             f"{name}: the mechanism of {variable!r} reads nothing; a variable without "
             "parents is an input."
         )
-    return tuple(p.name for p in parameters)
+    return tuple(parameters)

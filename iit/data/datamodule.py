@@ -68,7 +68,7 @@ class PairsDataModule(L.LightningDataModule):
         rows = self.validation.costs(self.cost).argsort(stable=True).split(self.eval_batch_size)
         return DataLoader(
             self.validation,
-            batch_sampler=[r.tolist() for r in rows],
+            batch_sampler=list(map(Tensor.tolist, rows)),
             collate_fn=self.validation.batch,
         )
 
@@ -100,13 +100,13 @@ class AlikeBatches(Sampler[list[int]]):
         order = torch.tensor(list(self.sampler))
         # With equal costs there is nothing to sort.
         if bool((self.costs == self.costs[0]).all()):
-            yield from (batch.tolist() for batch in order.split(self.size))
+            for batch in order.split(self.size):
+                yield batch.tolist()
             return
         # Lightning sets the sampler's epoch, so the order is a function of (seed, epoch).
         shuffle = torch.Generator().manual_seed(self.sampler.seed + self.sampler.epoch)
         # Rows of equal cost come together within a window, whose batches are then shuffled.
         for window in order.split(WINDOW * self.size):
             batches = window[self.costs[window].argsort(stable=True)].split(self.size)
-            yield from (
-                batches[i].tolist() for i in torch.randperm(len(batches), generator=shuffle)
-            )
+            for i in torch.randperm(len(batches), generator=shuffle):
+                yield batches[i].tolist()

@@ -1,6 +1,8 @@
 """Pairs as tensors: a split is encoded once, and batches are cut from it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from operator import ne
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from iit.batch import IGNORED, at_rows, narrowed, trimmed
+from iit.data.prompts import key_of
 from iit.data.table import SOURCE, names_of, source_column
 
 Cost = Callable[[Any, Any], Tensor | None]
@@ -85,14 +88,11 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         for variable in self.variables:
             swapped = [variable in names for names in self.interchanged]
             # Where a pair leaves the variable alone, its base and label stand in.
-            prompts, answers, roles = (
-                _filled(
-                    columns.get(source_column(name, variable, self.variables)),
-                    columns.get(stand_in),
-                    swapped,
-                )
-                for name, stand_in in zip(SOURCE, ("base", "label", "base_roles"), strict=True)
-            )
+            source_columns = []
+            for name, stand_in in zip(SOURCE, ("base", "label", "base_roles"), strict=True):
+                column = columns.get(source_column(name, variable, self.variables))
+                source_columns.append(_filled(column, columns.get(stand_in), swapped))
+            prompts, answers, roles = source_columns
             if answers is not None and None in answers:
                 answers = None
             source = self._sources[variable] = _encode(network, prompts, answers, roles)
@@ -106,8 +106,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self._natural: dict[str, Any] | None = None
         if "natural" in columns:
             # A natural counterpart has the answer that the interchange asks for.
-            answers = self.labels if is_read else None
-            roles = columns.get("natural_roles")
+            answers, roles = None, columns.get("natural_roles")
+            if is_read:
+                answers = self.labels
             self._natural = _encode(network, columns["natural"], answers, roles)
             self._has_natural = torch.tensor(columns.get("has_natural", [True] * len(pairs)))
         rivals = columns.get("rival_labels", [{}])
@@ -130,7 +131,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             self.alternatives["base"] = answer
             # Answers that are written in different ways may be the same tokens.
             self.changing &= torch.tensor(differ(self._base["answer"], answer))
-        self.bases = [prompt if isinstance(prompt, str) else prompt.tobytes() for prompt in base]
+        self.bases = list(map(key_of, base))
         # Numbers in place of cases or bases: pairs with the same number belong together.
         self.clusters = np.unique(columns.get("case", self.bases), return_inverse=True)[1]
 
@@ -149,7 +150,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             "sources": {
                 name: trimmed(at_rows(source, index)) for name, source in self._sources.items()
             },
-            "active": {variable: active[index] for variable, active in self._active.items()},
+            "active": at_rows(self._active, index),
             "changing": self.changing[index],
             "row": index,
         }
@@ -192,7 +193,10 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
                 pair that would be left over joins the others, if there are any.
         """
         order = self.costs(cost).argsort(stable=True).tolist()
-        for variables in dict.fromkeys(self.interchanged) if apart else (None,):
+        groups: Any = [None]
+        if apart:
+            groups = dict.fromkeys(self.interchanged)
+        for variables in groups:
             rows = [row for row in order if variables in (None, self.interchanged[row])]
             # One more a batch, where the last batch would hold a single pair.
             n = size + int(apart and len(rows) % size == 1)
@@ -205,10 +209,9 @@ def _encode(
 ) -> dict[str, Any]:
     positions = None
     if roles is not None:
-        positions = {
-            name: [slice(*row[name]) if row.get(name) else None for row in roles]
-            for name in dict.fromkeys(name for row in roles for name in row)
-        }
+        positions = {}
+        for name in dict.fromkeys(chain.from_iterable(roles)):
+            positions[name] = [slice(*row[name]) if row.get(name) else None for row in roles]
     return network.encode(list(prompts), positions=positions, answers=answers)
 
 
@@ -216,7 +219,10 @@ def _filled(column: Any, stand_ins: Any, present: Sequence[bool]) -> Any:
     """The column with stand-ins in the rows that have no value; None where there is no column."""
     if column is None or all(present):
         return column
-    return [(column if here else stand_ins)[row] for row, here in enumerate(present)]
+    filled = list(stand_ins)
+    for row in np.flatnonzero(present):
+        filled[row] = column[row]
+    return filled
 
 
 def differ(answers: Tensor, others: Tensor) -> list[bool]:
@@ -224,10 +230,15 @@ def differ(answers: Tensor, others: Tensor) -> list[bool]:
 
     Where several tokens are right, their order does not matter.
     """
-    return [one != other for one, other in zip(_tokens(answers), _tokens(others), strict=True)]
+    return list(map(ne, _tokens(answers), _tokens(others)))
 
 
 def _tokens(answers: Tensor) -> list[list[int]]:
-    rows = [[token for token in row if token != IGNORED] for row in answers.flatten(1).tolist()]
-    # [batch, 1, n_right] holds a set of right tokens, [batch, n_answer] a sequence.
-    return [sorted(set(row)) for row in rows] if answers.ndim == 3 else rows
+    rows = []
+    for row in answers.flatten(1).tolist():
+        tokens = [token for token in row if token != IGNORED]
+        # [batch, 1, n_right] holds a set of right tokens, [batch, n_answer] a sequence.
+        if answers.ndim == 3:
+            tokens = sorted(set(tokens))
+        rows.append(tokens)
+    return rows

@@ -1,12 +1,12 @@
 """Natural counterparts: prompts whose own values are those that an interchange asks for."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from iit.causal import Task
+from iit.causal import Columns, Task
 from iit.data.pairing import Part
 from iit.data.prompts import Prompts
 from iit.data.table import prompt_columns
@@ -55,6 +55,6 @@ def counterparts(
     return prompt_columns("natural", natural) | {"has_natural": list(map(bool, candidates))}
 
 
-def _keys(settings: Mapping[str, list[Any]], names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _keys(settings: Columns, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """For each setting the values of these variables; `repr` makes any value hashable."""
     return zip(*(map(repr, settings[name]) for name in names), strict=True)

@@ -4,7 +4,9 @@ import json
 import reprlib
 from collections import Counter
 from collections.abc import Sequence
+from itertools import compress, product
 from math import inf
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from iit.data.encoded import Encoder, differ
 from iit.data.prompts import Network
 from iit.data.splits import SPLITS, disjoint_pools
 from iit.data.table import COLUMNS, SOURCE, source_column
+
+Pair = dict[str, Any]
+"""One row of a file: {column: value}."""
 
 
 def read_rows(path: Path) -> list[Any]:
@@ -49,7 +54,9 @@ def _json_rows(path: Path) -> list[Any]:
         raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
     is_array = text.lstrip().startswith("[")
     # `splitlines` would cut at U+2028, U+2029 and U+0085, too, which may stand inside a string.
-    lines = [text] if is_array else text.split("\n")
+    lines = text.split("\n")
+    if is_array:
+        lines = [text]
     rows: list[Any] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -67,19 +74,19 @@ def _json_rows(path: Path) -> list[Any]:
     return rows
 
 
-def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_twins(items: list[tuple[str, Any]]) -> Pair:
     """An object of a JSON file.
 
     Raises ValueError for a key that stands twice: json would keep the last one.
     """
-    names = Counter(name for name, _ in items)
+    names = Counter(map(itemgetter(0), items))
     twins = sorted(names - Counter(set(names)))
     if twins:
         raise ValueError(f"one object has {twins} more than once")
     return dict(items)
 
 
-def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence[str]) -> None:
+def check_rows(path: str | Path, rows: list[Pair], variables: Sequence[str]) -> None:
     """Check the columns of a file's rows.
 
     Raises ValueError, naming row and column, for a column that is missing or holds a wrong value. A
@@ -87,13 +94,16 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
     own, and not checked.
     """
     texts = isinstance(rows[0].get("base"), str)
-    shape = None if texts else _shape(rows[0].get("base")) or ()
-    prompts = ["source", "source_roles"] if texts else ["source"]
     # What one row has, every row has.
-    needed = {name for row in rows for name in row if name in COLUMNS and row[name] is not None}
-    needed |= {"base", "label"}
+    needed = {"base", "label"}
+    for row in rows:
+        needed |= {name for name in row if name in COLUMNS and row[name] is not None}
+    shape, prompts = None, ["source"]
     if texts:
         needed.add("base_roles")
+        prompts.append("source_roles")
+    else:
+        shape = _shape(rows[0].get("base")) or ()
     several = len(variables) > 1
     if several:
         # Only the source columns differ from pair to pair: a pair lacks those of a variable that
@@ -103,7 +113,9 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
     for number, row in enumerate(rows):
         named = row.get("interchanged")
         swapped = named if several and isinstance(named, list) else variables
-        columns = needed | {source_column(name, v, variables) for v in swapped for name in prompts}
+        columns = set(needed)
+        for name, variable in product(prompts, swapped):
+            columns.add(source_column(name, variable, variables))
         missing = sorted(name for name in columns if row.get(name) is None)
         if missing:
             raise ValueError(
@@ -120,8 +132,8 @@ def check_rows(path: str | Path, rows: list[dict[str, Any]], variables: Sequence
 
 def _fits(
     name: str,
-    row: dict[str, Any],
-    first: dict[str, Any],
+    row: Pair,
+    first: Pair,
     shape: tuple[int, ...] | None,
     variables: Sequence[str],
 ) -> bool:
@@ -137,13 +149,16 @@ def _fits(
     value = row[name]
     match name.partition("[")[0]:
         case "base" | "source" | "natural":
-            return isinstance(value, str) if shape is None else _shape(value) == shape
+            if shape is None:
+                return isinstance(value, str)
+            return _shape(value) == shape
         case "label" | "base_answer" | "source_answer":
-            several = shape is None and isinstance(value, list)
-            answers = value if several else [value]
+            answers, kind = [value], int
+            if shape is None:
+                kind = str
+                answers = value if isinstance(value, list) else [value]
             # Not `isinstance`: True is an int.
-            kind = str if shape is None else int
-            return bool(answers) and all(type(a) is kind and a != "" for a in answers)
+            return set(map(type, answers)) == {kind} and "" not in answers
         case "base_roles" | "source_roles" | "natural_roles":
             prompt = row.get(name.replace("_roles", "", 1))
             length = len(prompt) if isinstance(prompt, str) else inf
@@ -168,7 +183,7 @@ def _fits(
 
 
 def _is_span(span: Any, length: float) -> bool:
-    is_pair = isinstance(span, list) and [type(end) for end in span] == [int, int]
+    is_pair = isinstance(span, list) and list(map(type, span)) == [int, int]
     return is_pair and 0 <= span[0] < span[1] <= length
 
 
@@ -178,26 +193,30 @@ def _shape(value: Any) -> tuple[int, ...] | None:
         tensor = np.asarray(value, np.float32)
     except (ValueError, TypeError):
         return None
-    return tensor.shape if np.isfinite(tensor).all() else None
+    if np.isfinite(tensor).all():
+        return tensor.shape
+    return None
 
 
-def assign_splits(rows: list[dict[str, Any]], shares: Sequence[float], seed: int) -> None:
+def assign_splits(rows: list[Pair], shares: Sequence[float], seed: int) -> None:
     """Give each row a split; all rows of one base prompt get the same."""
     # Sorted: the splits do not depend on the order of the rows.
     bases = sorted({_key(row["base"]) for row in rows})
     pools = disjoint_pools({"base": bases}, ["base"], shares, rng=np.random.default_rng(seed))
-    split_of = {base: split for split in SPLITS for base in pools[split]["base"]}
+    split_of = {}
+    for split in SPLITS:
+        split_of |= dict.fromkeys(pools[split]["base"], split)
     for row in rows:
         row["split"] = split_of[_key(row["base"])]
 
 
 def answered(
-    rows: list[dict[str, Any]],
+    rows: list[Pair],
     variables: Sequence[str],
     network: Network | None,
     facts: dict[str, Any],
     split: str,
-) -> list[dict[str, Any]]:
+) -> list[Pair]:
     """Leave out pairs whose prompts the network answers otherwise, and flag the changing pairs.
 
     A pair stays where the network gives every answer that the file names.
@@ -211,8 +230,8 @@ def answered(
     """
     columns = [("base", "base_answer")]
     for variable in variables:
-        prompt, answer = (source_column(name, variable, variables) for name in SOURCE[:2])
-        columns.append((prompt, answer))
+        prompt = source_column("source", variable, variables)
+        columns.append((prompt, source_column("source_answer", variable, variables)))
     has_base_answer = rows[0].get("base_answer") is not None
     if network is None and not has_base_answer:
         raise ValueError(
@@ -222,9 +241,9 @@ def answered(
     questions: dict[tuple[str, str], tuple[Any, Any]] = {}
     for row in rows:
         questions |= _questions(row, columns)
-    right = dict.fromkeys(questions, True)
+    wrong = set()
     if network is not None:
-        of_file = list(questions)
+        of_file = set(questions)
         # Does the network give the label on the unedited base?
         if not has_base_answer:
             for row in rows:
@@ -232,38 +251,38 @@ def answered(
         # Each question is asked once, in an order that does not depend on the file's.
         questions = dict(sorted(questions.items()))
         prompts, answers = map(list, zip(*questions.values(), strict=True))
-        outcomes = network.answers_right(prompts, answers)
-        right = dict(zip(questions, map(bool, outcomes), strict=True))
+        is_right = network.answers_right(prompts, answers)
+        wrong = set(compress(questions, np.logical_not(is_right)))
         if of_file:
             facts["drawn"][split] = len(of_file)
-            facts["right"][split] = sum(right[question] for question in of_file)
-    rows = [row for row in rows if all(right[question] for question in _questions(row, columns))]
+            facts["right"][split] = len(of_file - wrong)
+    rows = [row for row in rows if wrong.isdisjoint(_questions(row, columns))]
     if not has_base_answer:
-        changing = [not right[_key(row["base"]), _key(row["label"])] for row in rows]
+        changing = [(_key(row["base"]), _key(row["label"])) in wrong for row in rows]
     elif rows and isinstance(network, Encoder):
         # Tokens decide, however the file writes the answers.
-        bases = [row["base"] for row in rows]
-        labels, answers = (
-            network.encode(bases, answers=[row[name] for row in rows])["answer"]
-            for name in ("label", "base_answer")
-        )
-        changing = differ(labels, answers)
+        values = map(itemgetter("base", "label", "base_answer"), rows)
+        bases, labels, answers = map(list, zip(*values, strict=True))
+        label_tokens = network.encode(bases, answers=labels)["answer"]
+        changing = differ(label_tokens, network.encode(bases, answers=answers)["answer"])
     else:
         changing = [row["label"] != row["base_answer"] for row in rows]
-    return [{**row, "changing": value} for row, value in zip(rows, changing, strict=True)]
+    for row, is_changing in zip(rows, changing, strict=True):
+        row["changing"] = is_changing
+    return rows
 
 
 def _questions(
-    row: dict[str, Any], columns: Sequence[tuple[str, str]]
+    row: Pair, columns: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[Any, Any]]:
     """The row's prompts with their answers: {keys of both: (prompt, answer)}.
 
     Arguments:
         columns: the names of prompts and of their answers.
     """
-    pairs = [(row.get(prompt), row.get(answer)) for prompt, answer in columns]
     questions = {}
-    for prompt, answer in pairs:
+    for prompt_column, answer_column in columns:
+        prompt, answer = row.get(prompt_column), row.get(answer_column)
         if prompt is not None and answer is not None:
             questions[_key(prompt), _key(answer)] = prompt, answer
     return questions

@@ -7,13 +7,14 @@ causal model then answers. A pair is changing where the label differs from the b
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import ne
 from typing import Any
 
 import numpy as np
 
-from iit.causal import CausalModel, Task
+from iit.causal import CausalModel, Columns, Task
 from iit.causal.model import same
-from iit.data.prompts import Answers, Prompts, answers, rows_of
+from iit.data.prompts import Answers, Prompts, answers, at, rows_of
 from iit.data.sources import Sources
 from iit.data.table import columns_of, source_columns
 
@@ -219,10 +220,10 @@ def labelled(
         for name, column in part_columns.items():
             columns[name] += column
     order = np.concatenate([rows for rows, _ in parts]).argsort()
-    return {name: [column[i] for i in order] for name, column in columns.items()}
+    return {name: at(column, order) for name, column in columns.items()}
 
 
-def separating(columns: Mapping[str, list[Any]]) -> dict[str, int]:
+def separating(columns: Columns) -> dict[str, int]:
     """{rival: number of pairs on which its label differs from the causal model's}.
 
     Only rivals count that have a label for every pair.
@@ -264,9 +265,10 @@ def _kinds(task: Task, bases: Prompts, sources: Mapping[str, Prompts]) -> list[s
     settings = [rows_of(task.model.run_batch(p.inputs)) for p in (bases, *sources.values())]
     kinds = []
     for before, *others in zip(*settings, strict=True):
-        names = [
-            v for v in task.variables if not all(same(before[v], other[v]) for other in others)
-        ]
+        names = []
+        for name in task.variables:
+            if not all(same(before[name], other[name]) for other in others):
+                names.append(name)
         kinds.append("+".join(names) or "none")
     return kinds
 
@@ -291,4 +293,4 @@ def _answered(
 
 def _differ(one: Sequence[Any], other: Sequence[Any]) -> np.ndarray:
     """Whether the entries of two columns differ, bool[n]."""
-    return np.array([a != b for a, b in zip(one, other, strict=True)], dtype=bool)
+    return np.array(list(map(ne, one, other)), dtype=bool)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from operator import contains, itemgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from iit.causal import Task
+from iit.causal import Pools, Task
 from iit.data.natural import counterparts
 from iit.data.own import answered, assign_splits, check_rows, read_rows
 from iit.data.pairing import Wanted, base_rows, each_with_each, labelled, paired, separating
@@ -109,7 +111,7 @@ class Pairs:
             rows: mappings with split, base and label; with a variable also source.
             variable: the variable's name, or several; () for prompts alone.
         """
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        columns = {name: list(map(itemgetter(name), rows)) for name in rows[0]}
         columns["changing"] = [True] * len(rows)
         return cls(dataset(columns), names_of(variable))
 
@@ -184,7 +186,7 @@ class Pairs:
             split_rows = [row for row in rows if row["split"] == split]
             if split_rows:
                 split_rows = answered(split_rows, variables, network, facts, split)
-            facts["changing"][split] = sum(row["changing"] for row in split_rows)
+            facts["changing"][split] = sum(map(itemgetter("changing"), split_rows))
             rows_left += split_rows
         if not rows_left:
             raise ValueError(
@@ -192,8 +194,9 @@ class Pairs:
                 "answers otherwise."
             )
         # Columns of the user's own may stand in some rows only.
-        names = dict.fromkeys(name for row in rows_left for name in row)
-        columns = {name: [row.get(name) for row in rows_left] for name in names}
+        columns = {}
+        for name in dict.fromkeys(chain.from_iterable(rows_left)):
+            columns[name] = list(map(methodcaller("get", name), rows_left))
         return cls(dataset(columns), variables, facts=facts)
 
 
@@ -284,17 +287,26 @@ class Sampler:
                 f"written; got {task!r}."
             )
         self.task, self.network, self.options = task, network, options
-        variables = task.variables[:1] if options.variable is None else names_of(options.variable)
+        variables = options.variable
+        if variables is None:
+            variables = task.variables[:1]
         share = options.changing_share
         if not variables or options.pairs == "exhaustive":
             share = None
-        self._wanted = Wanted(variables, options.together, share, names_of(options.separate))
+        self._wanted = Wanted(
+            names_of(variables), options.together, share, names_of(options.separate)
+        )
         self._check()
         # None asks nobody, and takes every prompt.
-        self.right = network.answers_right if network is not None and options.right_only else None
+        self.right = None
+        if network is not None and options.right_only:
+            self.right = network.answers_right
         # The pools that are divided among the splits.
-        self._apart = names_of(task.splits if options.splits is None else options.splits)
-        pools: Mapping[str, Sequence[Any]] = task.pools
+        splits = options.splits
+        if splits is None:
+            splits = task.splits
+        self._apart = names_of(splits)
+        pools: Pools = task.pools
         self._dropped: dict[str, int] = {}
         if network is not None and network.tokenizer is not None:
             pools, self._dropped = one_token_words(task, network)
@@ -348,7 +360,11 @@ class Sampler:
         task, variables, rng = self.task, self._wanted.variables, deepcopy(self._rng)
         facts: dict[str, Any] = {
             "dropped_words": self._dropped,
-            **{name: {} for name in ("prompts", "drawn", "right", "changing", "separating")},
+            "prompts": {},
+            "drawn": {},
+            "right": {},
+            "changing": {},
+            "separating": {},
         }
         if self.right is not None:
             facts["answered_by"] = weights_of(self.network)
@@ -414,11 +430,12 @@ class Sampler:
             # Intervals are about other entries of the pool that has the fewest.
             fewest = min(divided, key=lambda name: len(task.pools[name]))
             entries = bases.inputs[fewest]
-            columns["case"] = [e if isinstance(e, int) else str(e) for e in entries]
+            if not isinstance(entries[0], int):
+                entries = list(map(str, entries))
+            columns["case"] = entries
         if task.asks is not None:
             swapped = columns.get("interchanged", [wanted.variables] * len(bases))
-            asked = zip(bases.inputs[task.asks], swapped, strict=True)
-            columns["asked"] = [name in names for name, names in asked]
+            columns["asked"] = list(map(contains, swapped, bases.inputs[task.asks]))
         return bases, columns
 
     def _epoch(self, prompts: Prompts, epoch: int) -> Dataset:
@@ -434,4 +451,6 @@ class Sampler:
 def weights_of(network: Any) -> str | None:
     """The fingerprint of the network that answered the prompts; None where it has none."""
     fingerprint = getattr(network, "fingerprint", None)
-    return None if fingerprint is None else fingerprint()
+    if fingerprint is None:
+        return None
+    return fingerprint()

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from iit.causal import Prompt, Task
+from iit.causal import Columns, Pools, Prompt, Task
 
 Written = Prompt | np.ndarray
 """An input as it is written: a text with marked roles, or a tensor."""
@@ -44,7 +44,7 @@ class Prompts:
         answers: the causal model's answer to each prompt.
     """
 
-    inputs: Mapping[str, list[Any]]
+    inputs: Columns
     written: list[Any]
     answers: list[Any]
 
@@ -53,8 +53,8 @@ class Prompts:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Prompts":
         """The prompts of these rows, in this order."""
-        inputs = {name: [column[i] for i in rows] for name, column in self.inputs.items()}
-        return Prompts(inputs, [self.written[i] for i in rows], [self.answers[i] for i in rows])
+        inputs = {name: at(column, rows) for name, column in self.inputs.items()}
+        return Prompts(inputs, at(self.written, rows), at(self.answers, rows))
 
     def __add__(self, other: "Prompts") -> "Prompts":
         inputs = {name: [*self.inputs.get(name, ()), *other.inputs[name]] for name in other.inputs}
@@ -68,7 +68,7 @@ class Prompts:
     @property
     def keys(self) -> list[Any]:
         """A value for each prompt that is equal for equal texts, and for equal tensors."""
-        return [x if isinstance(x, str) else x.tobytes() for x in self.given]
+        return list(map(key_of, self.given))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,17 @@ class Kept:
     n_drawn: int
 
 
-def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
+def at(column: Sequence[Any], rows: Sequence[int] | np.ndarray) -> list[Any]:
+    """The entries of a column in these rows, in this order."""
+    return [column[i] for i in rows]
+
+
+def key_of(prompt: Any) -> Any:
+    """A value that is equal for equal texts, and for equal tensors."""
+    return prompt if isinstance(prompt, str) else prompt.tobytes()
+
+
+def write(task: Task, inputs: Columns) -> Prompts:
     """Write inputs as prompts, with the causal model's answers.
 
     Arguments:
@@ -95,20 +105,20 @@ def write(task: Task, inputs: Mapping[str, list[Any]]) -> Prompts:
 
     Raises TypeError for a task that writes neither a `Prompt` nor an array.
     """
-    written = [task.write(row) for row in rows_of(inputs)]
+    written = list(map(task.write, rows_of(inputs)))
     if written and not isinstance(written[0], Written):
         advice = "write a Prompt, or several inputs as one array"
         raise TypeError(f"Task {task.name!r} writes a {type(written[0]).__name__}: {advice}.")
     return Prompts(inputs, written, answers(task, task.model.run_batch(inputs)))
 
 
-def answers(task: Task, settings: Mapping[str, list[Any]]) -> list[Any]:
+def answers(task: Task, settings: Columns) -> list[Any]:
     """The task's answer in each setting, as text or class.
 
     Arguments:
         settings: {variable: its value in each setting}.
     """
-    return [task.answer(setting) for setting in rows_of(settings)]
+    return list(map(task.answer, rows_of(settings)))
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -117,9 +127,7 @@ def rows_of(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, row, strict=True))
 
 
-def one_token_words(
-    task: Task, network: Network
-) -> tuple[dict[str, Sequence[Any]], dict[str, int]]:
+def one_token_words(task: Task, network: Network) -> tuple[Pools, dict[str, int]]:
     """The task's pools with only those words that are one token after a space.
 
     Returns the pools, and how many words of each pool were dropped. Raises ValueError when a pool
@@ -129,7 +137,7 @@ def one_token_words(
     dropped = {}
     for name in task.words:
         # In a text a word stands behind a space.
-        counts = _token_counts(network, [f" {word}" for word in pools[name]])
+        counts = _token_counts(network, list(map(" {}".format, pools[name])))
         words = tuple(word for word, n in zip(pools[name], counts, strict=True) if n == 1)
         dropped[name] = len(pools[name]) - len(words)
         if not words:
@@ -150,12 +158,12 @@ def _token_counts(network: Any, words: Sequence[str]) -> list[int]:
     # A masked language model answers at a mask, so the text needs one.
     if getattr(network, "masked", False):
         before += f" {tokenizer.mask_token}"
-    return [len(tokens) for tokens in network.answer_tokens([before] * len(words), words)]
+    return list(map(len, network.answer_tokens([before] * len(words), words)))
 
 
 def draw_prompts(
     task: Task,
-    pools: Mapping[str, Sequence[Any]],
+    pools: Pools,
     n: int,
     right: Answers | None,
     *,

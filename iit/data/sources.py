@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from iit.causal import Task
+from iit.causal import Columns, Pools, Task
 from iit.data.prompts import Prompts, rows_of, write
 
 STRATEGIES = {
@@ -43,7 +43,7 @@ class Sources:
     task: Task
     strategy: str
     prompts: Prompts
-    pools: Mapping[str, Sequence[Any]]
+    pools: Pools
     apart: Sequence[str] = ()
 
     @property
@@ -63,7 +63,7 @@ class Sources:
         left = np.arange(len(bases))
         for _ in range(TRIES if self.strategy == "minimal" else 1):
             candidates = self._candidates(variable, bases.take(left), rng)
-            allowed = np.array([self._is_allowed(row) for row in rows_of(candidates)])
+            allowed = np.array(list(map(self._is_allowed, rows_of(candidates))))
             for name, column in inputs.items():
                 for i in np.flatnonzero(allowed):
                     column[left[i]] = candidates[name][i]
@@ -84,19 +84,17 @@ class Sources:
         # Sorted by value: the rows of each value stand together.
         return numbers.argsort(kind="stable")[starts[value] + place]
 
-    def _candidates(
-        self, variable: str, bases: Prompts, rng: np.random.Generator
-    ) -> Mapping[str, list[Any]]:
+    def _candidates(self, variable: str, bases: Prompts, rng: np.random.Generator) -> Columns:
         """The inputs of a new prompt for each base, in columns."""
         if self.strategy != "minimal":
             return self.task.counterfactuals[self.strategy](rng, self.pools, bases.inputs)
         # What the variable depends on comes from another prompt; all else stays the base's.
         others = self.prompts.take(rng.integers(len(self.prompts), size=len(bases)))
         causes = self.task.model.ancestors(variable) | {variable}
-        return {
-            name: others.inputs[name] if name in causes else column
-            for name, column in bases.inputs.items()
-        }
+        inputs = dict(bases.inputs)
+        for name in causes.intersection(inputs):
+            inputs[name] = others.inputs[name]
+        return inputs
 
     @cached_property
     def _entries(self) -> dict[str, frozenset[Any]]:

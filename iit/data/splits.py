@@ -1,15 +1,18 @@
 """Splits that share no entry: each named pool is cut into disjoint parts, one for each split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from iit.causal import Pools
+from iit.data.prompts import at
 
 SPLITS = ("train", "validation", "test")
 
 
 def disjoint_pools(
-    pools: Mapping[str, Sequence[Any]],
+    pools: Pools,
     names: Sequence[str],
     shares: Sequence[float] = (0.5, 0.2, 0.3),
     *,
@@ -36,13 +39,14 @@ def disjoint_pools(
             f"data.shares must be {len(SPLITS)} positive numbers that sum to 1 "
             f"({', '.join(SPLITS)}); got {list(shares)}."
         )
-    parts = {split: {name: tuple(pools[name]) for name in pools} for split in SPLITS}
+    undivided = dict(zip(pools, map(tuple, pools.values()), strict=True))
+    parts = {split: dict(undivided) for split in SPLITS}
     # The running sums of the shares; the last is 1.
     sums = np.cumsum(shares)
     for name, pool in pools.items():
         if name not in names:
             continue
-        order = [pool[i] for i in rng.permutation(len(pool))]
+        order = at(pool, rng.permutation(len(pool)))
         cuts = [0, *(round(len(pool) * share) for share in sums)]
         for split, start, stop in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
             if start == stop:

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
+from operator import ne
 from typing import Any
 from uuid import uuid4
 
@@ -78,7 +80,7 @@ def columns_of(split: str, bases: Prompts, labels: list[Any]) -> dict[str, list[
         "split": [split] * len(bases),
         "label": labels,
         "base_answer": bases.answers,
-        "changing": [a != b for a, b in zip(labels, bases.answers, strict=True)],
+        "changing": list(map(ne, labels, bases.answers)),
     }
 
 
@@ -132,9 +134,13 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
         return _uniform(values)
     # The keys that some row has are the fields of a struct.
     rows = [value or {} for value in values]
-    names = sorted({key for row in rows for key in row})
-    arrays = [_uniform([row.get(name) for row in rows]) for name in names]
-    return pa.StructArray.from_arrays(arrays, names) if names else None
+    names = sorted(set(chain.from_iterable(rows)))
+    if not names:
+        return None
+    arrays = []
+    for name in names:
+        arrays.append(_uniform([row.get(name) for row in rows]))
+    return pa.StructArray.from_arrays(arrays, names)
 
 
 def _kept(values: Sequence[Any]) -> pa.Array:
@@ -155,12 +161,13 @@ def _uniform(values: Sequence[Any]) -> pa.Array:
 
 def _tensors(values: Sequence[Any]) -> pa.Array:
     """An array of nested lists of fixed sizes, made from one block of memory."""
-    first = np.asarray(next(value for value in values if value is not None))
     # A missing tensor, of a variable that is left alone, is stored as zeros.
-    block = np.stack(
-        [np.zeros_like(first) if value is None else np.asarray(value) for value in values]
-    )
-    block = block.astype(np.int64 if block.dtype.kind in "iu" else np.float32)
+    zeros = np.zeros_like(next(value for value in values if value is not None))
+    block = np.stack([zeros if value is None else value for value in values])
+    dtype = np.float32
+    if block.dtype.kind in "iu":
+        dtype = np.int64
+    block = block.astype(dtype)
     array: pa.Array = pa.array(block.reshape(-1))
     # From the innermost dimension outwards.
     for size in reversed(block.shape[1:]):

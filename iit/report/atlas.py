@@ -1,5 +1,6 @@
 """Many cells at once: validation IIA by layer and position, beside that of the whole vector."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from math import nan
 from typing import Any
@@ -62,21 +63,23 @@ def atlas_tables(rows: Sequence[Row]) -> list[Table]:
     places = {(row.variable, row.layer, str(row.position)) for row in scores}
     if len(places) == len({variable for variable, _, _ in places}):
         return []
-    values = {
-        (cell["panel"], cell["layer"], cell["position"]): cell["value"]
-        for cell in atlas_cells(rows)
-    }
-    positions = list(dict.fromkeys(position for _, _, position in values))
+    # {panel: {(layer, position): value}}
+    panels: dict[str, dict[Any, float]] = defaultdict(dict)
+    positions = []
+    for cell in atlas_cells(rows):
+        panels[cell["panel"]][cell["layer"], cell["position"]] = cell["value"]
+        if cell["position"] not in positions:
+            positions.append(cell["position"])
+    whole, trained = panels["whole vector"], panels["trained"]
 
     lines = []
-    for layer in sorted({layer for panel, layer, _ in values if panel == "trained"}):
+    for layer in sorted({layer for layer, _ in trained}):
         line = [str(layer)]
         for position in positions:
-            whole, trained = (
-                values.get((panel, layer, position), nan) for panel in PANELS.values()
-            )
+            place = layer, position
+            text = f"{trained.get(place, nan):.3f} ({whole.get(place, nan):.3f})"
             # A figure that was not measured is a dash.
-            line.append(f"{trained:.3f} ({whole:.3f})".replace("nan", "—"))
+            line.append(text.replace("nan", "—"))
         lines.append(line)
 
     title = (

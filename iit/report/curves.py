@@ -40,8 +40,9 @@ def training_curve(path: str | Path) -> Figure:
     if "train/loss" not in series:
         raise ValueError(f"{path} holds no 'train/loss'; it logs {sorted(series)}.")
     scored = [line for line in _IIA if f"val/{line[0]}" in series]
-    figure = Figure(figsize=(10, 3.2) if scored else (4, 3.2), layout="constrained")
-    loss = figure.add_subplot(1, 2 if scored else 1, 1)
+    width, n_panels = (10, 2) if scored else (4, 1)
+    figure = Figure(figsize=(width, 3.2), layout="constrained")
+    loss = figure.add_subplot(1, n_panels, 1)
     loss.plot(
         *zip(*series["train/loss"], strict=True),
         color=_BLUE,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from iit.report.maps import Line
-from iit.result import Row, write_text
+from iit.report.maps import Line, columns_of
+from iit.result import write_text
 
 
 def save_figure(figure: Figure, path: str | Path, table: Sequence[Line] = ()) -> None:
@@ -27,9 +27,9 @@ def save_figure(figure: Figure, path: str | Path, table: Sequence[Line] = ()) ->
 
 def write_csv(path: Path, table: Sequence[Line]) -> None:
     """Write the lines of a table atomically; the first line says which columns there are."""
-    lines = [line.to_dict() if isinstance(line, Row) else line for line in table]
+    lines = list(map(columns_of, table))
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer = csv.DictWriter(text, list(next(iter(lines), ())), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     write_text(path, text.getvalue())

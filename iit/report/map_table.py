@@ -4,6 +4,7 @@ They hold the strongest cells of each map, ranked on validation and measured on 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from iit.report.table import Table
@@ -22,32 +23,38 @@ def map_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     maps = metrics.facts.get("maps")
     if not maps:
         return []
-    lines = {name: _lines(metrics, name, about) for name, about in maps.items()}
+    tables, joined = [], []
+    for name, about in maps.items():
+        lines = _lines(metrics, name, about)
+        tables.append(Table(f"{name}: the strongest cells", HEADER, lines))
+        joined += [(name, *line) for line in lines]
+
     caption = _caption(maps, metrics.facts.get("estimates", {}))
     if not brief:
-        joined = [(name, *line) for name in maps for line in lines[name]]
         return [Table("", ("map", *HEADER), joined, caption, n_words=2)]
     # The caption is of all maps, so it stands below the last one.
-    captions = {list(maps)[-1]: caption}
-    return [
-        Table(f"{name}: the strongest cells", HEADER, lines[name], captions.get(name, ""))
-        for name in maps
-    ]
+    tables[-1] = replace(tables[-1], caption=caption)
+    return tables
 
 
 def _lines(metrics: Metrics, name: str, about: Mapping[str, Any]) -> list[list[str]]:
     # A job names the rows of each map EXPERIMENT/MAP.
     rows = [row for row in metrics.rows if str(row.experiment).endswith(f"/{name}")]
     rows = where(rows, metric=about["metric"])
-    validation_rows = where(rows, split="validation")
-    before = {(Cell.of(row), row.control): row for row in validation_rows}
-    edited = {row.site_text(): row for row in where(rows, split="test", control=None)}
-    test = [edited[cell] for cell in about["top"]]
-    test += [row for row in where(rows, split="test") if row.control is not None]
+    ranked = {}
+    for row in where(rows, split="validation"):
+        ranked[Cell.of(row), row.control] = row.value
+    test = where(rows, split="test")
+    edited = {row.site_text(): row for row in where(test, control=None)}
+    shown = [edited[cell] for cell in about["top"]]
+    shown += [row for row in test if row.control is not None]
+
     lines = []
-    for row in test:
-        cell = row.site_text() if row.control is None else row.control.replace("_", " ")
-        validation = before[Cell.of(row), row.control].value
+    for row in shown:
+        cell = row.site_text()
+        if row.control is not None:
+            cell = row.control.replace("_", " ")
+        validation = ranked[Cell.of(row), row.control]
         interval = f"{row.low:+.3f} to {row.high:+.3f}"
         lines.append([cell, f"{validation:+.3f}", f"{row.value:+.3f}", interval, str(row.n)])
     return lines

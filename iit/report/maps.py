@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from iit.result import Row
 
 Line = Row | Mapping[str, Any]
 """A line of a table: a row, or a mapping of its columns."""
+MetricLines = list[dict[str, Any]]
+"""The lines of one metric, as mappings of their columns."""
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. Markers and dashes tell curves
 # apart in print, too.
@@ -54,19 +57,19 @@ def heatmap(
     table = _table(lines, metric)
     columns, rows = _values(table, x), _values(table, y)
     parts = _parts(table, panel)
-    grids = {name: _grid(part, x, y, columns, rows) for name, part in parts.items()}
-
     # [panel, row, column]; NaN where a cell has no figure.
-    all_values = np.array(list(grids.values()))
+    grids = np.array([_grid(part, x, y, columns, rows) for part in parts.values()])
     is_share = metric in SHARES
 
     # A map without any effect would have no range of colours.
-    reach = (
-        1.0
-        if metric.startswith("normalised_")
-        else float(np.nanmax(np.abs(all_values - centre))) or 1.0
-    )
-    low, high = limits or ((0.0, 1.0) if is_share else (centre - reach, centre + reach))
+    reach = float(np.nanmax(np.abs(grids - centre))) or 1.0
+    if metric.startswith("normalised_"):
+        reach = 1.0
+    low, high = centre - reach, centre + reach
+    if limits:
+        low, high = limits
+    elif is_share:
+        low, high = 0.0, 1.0
     colours = "PuOr_r" if low < centre < high and not is_share else "viridis"
     texts = [_label(value, labels) for value in columns]
     longest = max(map(len, "\n".join(texts).split("\n")))
@@ -79,7 +82,7 @@ def heatmap(
 
     # At most about a dozen labels on the y axis.
     step = max(1, len(rows) // 12)
-    for axes, (name, grid) in zip(panels, grids.items(), strict=True):
+    for axes, name, grid in zip(panels, parts, grids, strict=True):
         hatch(axes)
         axes.imshow(
             grid,
@@ -92,7 +95,9 @@ def heatmap(
         )
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
         axes.set_yticks(range(0, len(rows), step), list(map(str, rows[::step])))
-        axes.set(xlabel=x, title="" if name is None else _label(name, labels))
+        axes.set_xlabel(x)
+        if name is not None:
+            axes.set_title(_label(name, labels))
         axes.spines[:].set_visible(False)
         if not np.isnan(grid).all():
             # The outline of the cell farthest from the centre.
@@ -105,10 +110,10 @@ def heatmap(
             )
 
     panels[0].set_ylabel(y)
-    beyond = bool(np.nanmin(all_values) < low), bool(np.nanmax(all_values) > high)
+    beyond = bool(np.nanmin(grids) < low), bool(np.nanmax(grids) > high)
     pointed_ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
     extend = pointed_ends.get(beyond, "neither")
-    n = max(line["n"] for line in table)
+    n = max(map(itemgetter("n"), table))
     bar_label = f"{metric.replace('_', ' ')} (n = {n})"
     figure.colorbar(panels[-1].images[0], ax=figure.axes, label=bar_label, extend=extend)
     if title:
@@ -136,27 +141,28 @@ def curves(
     for axes, metric in zip(panels, metrics, strict=True):
         table = _table(lines, metric)
         marks = _values(table, x)
-        places = {mark: mark for mark in marks}
+        places: Sequence[Any] = marks
         if not _are_numbers(marks):
             # Values that are no numbers stand side by side.
-            places = {mark: number for number, mark in enumerate(marks)}
+            places = range(len(marks))
             texts = [str(mark).replace("_", "\n", 1) for mark in marks]
-            axes.set_xticks(range(len(marks)), texts, fontsize=8)
+            axes.set_xticks(places, texts, fontsize=8)
+        place_of = dict(zip(marks, places, strict=True))
 
         for number, (name, part) in enumerate(_parts(table, series).items()):
-            points = [(places[line[x]], line["value"], line["low"], line["high"]) for line in part]
+            points = [
+                (place_of[line[x]], line["value"], line["low"], line["high"]) for line in part
+            ]
             at, value, low, high = zip(*sorted(points), strict=True)
             # Beyond the six colours the dashes change.
             turn, kind = divmod(number, len(COLOURS))
             colour = COLOURS[kind]
-            marker = MARKERS[kind]
-            dashes = DASHES[turn % len(DASHES)]
             axes.plot(
                 at,
                 value,
-                dashes,
+                DASHES[turn % len(DASHES)],
                 color=colour,
-                marker=marker,
+                marker=MARKERS[kind],
                 markersize=4,
                 linewidth=1.2,
                 label=str(name),
@@ -227,7 +233,7 @@ def map_figure(
 
 
 def _head_panel(
-    table: list[dict[str, Any]], several: Sequence[str], labels: Mapping[Any, str] | None
+    table: MetricLines, several: Sequence[str], labels: Mapping[Any, str] | None
 ) -> str | None:
     """The column that has a panel for each value, in a figure of layer × head.
 
@@ -246,48 +252,55 @@ def _head_panel(
     return None if joins else "component"
 
 
-def _table(lines: Sequence[Line], metric: str) -> list[dict[str, Any]]:
+def _table(lines: Sequence[Line], metric: str) -> MetricLines:
     """The lines of a metric, as mappings.
 
     Lists, as several heads or positions are written, become tuples, which can be keys.
     """
     table, metrics = [], set()
     for line in lines:
-        columns = line.to_dict() if isinstance(line, Row) else line
+        columns = dict(columns_of(line))
         metrics.add(columns["metric"])
-        if columns["metric"] == metric:
-            table.append(
-                {
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in columns.items()
-                }
-            )
+        if columns["metric"] != metric:
+            continue
+        for name, value in columns.items():
+            if isinstance(value, list):
+                columns[name] = tuple(value)
+        table.append(columns)
     if not table:
         raise ValueError(f"No line has the metric {metric!r}; there are {sorted(metrics)}.")
     return table
+
+
+def columns_of(line: Line) -> Mapping[str, Any]:
+    """The line of a table as a mapping of its columns."""
+    return line.to_dict() if isinstance(line, Row) else line
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) for value in values)
 
 
-def _values(table: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+def _values(table: MetricLines, column: str) -> list[Any]:
     """The values of a column: numbers in ascending order, others as they come."""
-    values = list(dict.fromkeys(line[column] for line in table))
-    return sorted(values) if _are_numbers(values) else values
+    values = list(dict.fromkeys(map(itemgetter(column), table)))
+    if _are_numbers(values):
+        values.sort()
+    return values
 
 
-def _parts(table: list[dict[str, Any]], column: str | None) -> dict[Any, list[dict[str, Any]]]:
+def _parts(table: MetricLines, column: str | None) -> dict[Any, MetricLines]:
     """Value of the column → its lines; without a column all lines, at None."""
     if column is None:
         return {None: table}
-    return {
-        value: [line for line in table if line[column] == value] for value in _values(table, column)
-    }
+    parts = {value: [] for value in _values(table, column)}
+    for line in table:
+        parts[line[column]].append(line)
+    return parts
 
 
 def _grid(
-    table: Sequence[Mapping[str, Any]], x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]
+    table: MetricLines, x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]
 ) -> np.ndarray:
     grid = np.full((len(rows), len(columns)), np.nan)
     for line in table:
@@ -302,14 +315,14 @@ def _grid(
 
 
 def _label(value: Any, labels: Mapping[Any, str] | None = None) -> str:
-    name = (
-        "all"
-        if value is None
-        else " ".join(map(str, value))
-        if isinstance(value, tuple)
-        else str(value)
-    )
-    return f"{name}\n{labels[value]!r}" if labels and value in labels else name
+    name = str(value)
+    if value is None:
+        name = "all"
+    elif isinstance(value, tuple):
+        name = " ".join(map(str, value))
+    if labels and value in labels:
+        name += f"\n{labels[value]!r}"
+    return name
 
 
 def hatch(axes: Axes) -> None:

@@ -39,7 +39,7 @@ def _shown(result: Path) -> str:
         return Table("", content["columns"], content["lines"]).markdown()
     first, *others = tables(read_metrics(result), brief=False)
     # The page's own title says what the first table is.
-    return "\n".join(table.markdown() for table in (replace(first, title=""), *others))
+    return "\n".join(map(Table.markdown, (replace(first, title=""), *others)))
 
 
 def unclean(result: Path) -> str | None:
@@ -48,7 +48,9 @@ def unclean(result: Path) -> str | None:
     git = facts.get("git", {})
     if not git.get("revision"):
         return "names no revision"
-    return "is from a tree with uncommitted changes" if git.get("dirty") else None
+    if git.get("dirty"):
+        return "is from a tree with uncommitted changes"
+    return None
 
 
 def main(arguments: list[str]) -> int:
@@ -65,11 +67,12 @@ def main(arguments: list[str]) -> int:
     root = Path(next((a for a in arguments if not a.startswith("-")), "experiments"))
 
     failed = 0
-    for folder in sorted(path.parent for path in root.glob("*/result.json")):
-        reason = unclean(folder / "result.json")
+    for result in sorted(root.glob("*/result.json")):
+        folder = result.parent
+        reason = unclean(result)
         if reason is not None:
-            print(f"{folder}/result.json {reason}; run the experiment again from a clean tree.")
-            failed = 0 if write else 1
+            print(f"{result} {reason}; run the experiment again from a clean tree.")
+            failed = int(not write)
         page = page_with_table(folder)
         if page != (folder / "README.md").read_text(encoding="utf-8"):
             if write:

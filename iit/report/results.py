@@ -24,11 +24,8 @@ def tables(metrics: Metrics, *, brief: bool) -> list[Table]:
     kept = [Table(**fields) for fields in metrics.facts.get("tables", ())]
     if kept:
         return [table for table in kept if not (brief and table.page_only)]
-    for tables_of in (map_tables, steering_tables):
-        special = tables_of(metrics, brief)
-        if special:
-            return special
-    return result_tables(metrics, brief)
+    special = map_tables(metrics, brief) or steering_tables(metrics, brief)
+    return special or result_tables(metrics, brief)
 
 
 def print_results(folder: str | Path) -> None:
@@ -48,14 +45,18 @@ def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     rows = metrics.rows
     if not rows:
         raise ValueError("There is no row to show: the job returned none.")
-    cells = {Cell.of(row): row for row in where(rows, split="test") or rows}
-    subject = f"{len(cells)} cells" if len(cells) > 1 else cell_text(next(iter(cells.values())))
-    results = results_table(
-        rows, f"{rows[0].experiment}: {subject} in {rows[0].network}", shares(metrics), brief=brief
-    )
+    subject_rows = where(rows, split="test") or rows
+    cells = set(map(Cell.of, subject_rows))
+    subject = cell_text(subject_rows[0])
+    if len(cells) > 1:
+        subject = f"{len(cells)} cells"
+    title = f"{rows[0].experiment}: {subject} in {rows[0].network}"
+    results = results_table(rows, title, shares(metrics), brief=brief)
     verdicts = [verdict_table(verdict, brief=brief) for verdict in metrics.facts.get("verdict", ())]
     atlas = atlas_tables(rows)
-    return [*atlas, results, *verdicts] if brief else [results, *verdicts, *atlas]
+    if brief:
+        return [*atlas, results, *verdicts]
+    return [results, *verdicts, *atlas]
 
 
 def results_table(
@@ -74,17 +75,11 @@ def results_table(
         row for row in where(rows, split="test") if figure_label(row.arm, row.metric) is not None
     ]
     if brief and where(shown, subset="changing"):
-        shown = [
-            row
-            for row in shown
-            if row.control is None
-            or row.subset == "changing"
-            or row.metric.startswith("principal_angle")
-        ]
+        shown = list(filter(_is_brief, shown))
 
     # Off-target rows describe a cell of this run, but name another variable.
-    edited = {Cell.of(row): None for row in shown if row.control != "off_target"}
-    cells = list(edited | {Cell.of(row): None for row in shown})
+    edited = dict.fromkeys(Cell.of(row) for row in shown if row.control != "off_target")
+    cells = list(edited | dict.fromkeys(map(Cell.of, shown)))
 
     # Cells that differ in their variable only are told apart by its name.
     same_site = len({cell._replace(variable=None) for cell in cells}) == 1
@@ -94,11 +89,14 @@ def results_table(
         subset = [*SUBSETS, row.subset].index(row.subset)
         return cells.index(Cell.of(row)), table_order(row.arm, row.metric), subset
 
-    lines = []
+    lines, bold = [], []
     for row in sorted(shown, key=order):
         name = str(figure_label(row.arm, row.metric))
+        if name == CONTROLS[None].label:
+            bold.append(len(lines))
         if len(edited) > 1 or Cell.of(row) not in edited:
-            name = f"{row.variable if same_site else cell_text(row)}: {name}"
+            whose = row.variable if same_site else cell_text(row)
+            name = f"{whose}: {name}"
         pairs = "prompts"
         if row.metric != "task_accuracy":
             kind = row.subset.replace(KIND, "differing in ").replace("in none", "in nothing")
@@ -107,16 +105,23 @@ def results_table(
             (name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
         )
 
-    bold = [number for number, line in enumerate(lines) if line[0].endswith(CONTROLS[None].label)]
     return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
+
+
+def _is_brief(row: Row) -> bool:
+    """Whether the terminal shows a figure where there are changing pairs."""
+    is_angle = row.metric.startswith("principal_angle")
+    return row.control is None or row.subset == "changing" or is_angle
 
 
 def cell_text(row: Row) -> str:
     """The cell of a row in words."""
     if row.component is None:
         return f"task {row.task}"
-    rank = "" if row.rank is None else f", rank {row.rank}"
-    return f"{row.variable} at {row.site_text()}{rank}"
+    text = f"{row.variable} at {row.site_text()}"
+    if row.rank is not None:
+        text += f", rank {row.rank}"
+    return text
 
 
 def shares(metrics: Metrics) -> str:
@@ -128,17 +133,17 @@ def shares(metrics: Metrics) -> str:
     changing = data.get("changing", {}).get("test")
     rivals = data.get("separating", {}).get("test")
     test = where(metrics.rows, split="test", subset="all", control=None)
-    pairs = sum(row.n for row in where(test, metric="iia"))
-    n = pairs or sum(row.n for row in where(test, metric="task_accuracy"))
+    unit, counted = "pairs", where(test, metric="iia")
+    if not counted:
+        unit, counted = "prompts", where(test, metric="task_accuracy")
+    n = sum(row.n for row in counted)
     if not n or changing is None or rivals is None:
         return ""
-    phrases = [f"{changing / n:.0%} are changing"] if pairs else []
-    phrases += [
-        f"{count / n:.0%} tell the hypothesis from the rival `{name}`"
-        for name, count in rivals.items()
-    ]
-    return (
-        f"Of the {n} test {'pairs' if pairs else 'prompts'}, {'; '.join(phrases)}."
-        if phrases
-        else ""
-    )
+    phrases = []
+    if unit == "pairs":
+        phrases.append(f"{changing / n:.0%} are changing")
+    for name, count in rivals.items():
+        phrases.append(f"{count / n:.0%} tell the hypothesis from the rival `{name}`")
+    if not phrases:
+        return ""
+    return f"Of the {n} test {unit}, {'; '.join(phrases)}."

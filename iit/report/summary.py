@@ -5,6 +5,7 @@ Test figures are shown for the chosen cell only.
 
 import json
 from collections.abc import Sequence
+from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from iit.result import (
 )
 from iit.result.select import best_row
 
+Record = dict[str, Any]
+"""What is said of one cell of a job, or of one mean over seeds."""
 _CELL = Cell._fields
 _COLUMNS: tuple[str, ...] = (
     "job",
@@ -48,7 +51,7 @@ _OVER_SEEDS = (("iia", "changing"), ("iia", "all"), ("task_accuracy", "all"))
 """The metrics and subsets whose mean over seeds is given."""
 
 
-def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
+def summary(folders: Sequence[Path]) -> tuple[list[Record], list[Row]]:
     """A record for each cell of each job, and the chosen cell's test rows.
 
     A record has the cell's validation IIA on changing pairs. The cell is chosen by
@@ -57,9 +60,11 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
     the job with the highest validation IIA is chosen, and among equal ones the first. A job without
     a readable figure is listed with its failure.
     """
-    jobs = {folder: _read(folder) for folder in folders}
+    jobs = dict(zip(folders, map(_read, folders), strict=True))
     # In a job with several variables each row has their mean.
-    candidates = [(folder, row) for folder, (rows, _) in jobs.items() for row in scores_of(rows)]
+    candidates: list[tuple[Path, Row]] = []
+    for folder, (rows, _) in jobs.items():
+        candidates += zip(repeat(folder), scores_of(rows))
     best, chosen, test = None, set(), []
     if candidates:
         cell = Cell.of(best_row(row for _, row in candidates))
@@ -68,8 +73,9 @@ def summary(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
         _, best = max(repeats, key=itemgetter(0))
         # The job's other variables were trained in the same alignment.
         best_rows, _ = jobs[best]
-        together = {Cell.of(row) for row in where(best_rows, **SCORE)}
-        chosen = together if len({cell.variable for cell in together}) > 1 else {cell}
+        chosen = set(map(Cell.of, where(best_rows, **SCORE)))
+        if len({cell.variable for cell in chosen}) == 1:
+            chosen = {cell}
         for cell in sorted(chosen, key=repr):
             test += rows_of(best_rows, cell)
 
@@ -102,7 +108,7 @@ def _read(folder: Path) -> tuple[Sequence[Row], str]:
         return (), str(error)
 
 
-def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def seeds(folders: Sequence[Path], records: Sequence[Record]) -> list[Record]:
     """Test IIA and task accuracy of the chosen job's setting, each as a mean over its seeds.
 
     Each mean has an interval (see `over_seeds`). The jobs whose overrides differ from the chosen
@@ -110,8 +116,12 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
     """
     chosen = {record["job"] for record in records if record["chosen"]}
     failed = {record["job"] for record in records if record["failure"] is not None}
-    settings = {folder: _setting(folder) for folder in folders if folder.name not in failed}
-    best = next((setting for folder, setting in settings.items() if folder.name in chosen), None)
+    best, settings = None, {}
+    for folder in folders:
+        if folder.name not in failed:
+            settings[folder] = _setting(folder)
+        if folder.name in chosen:
+            best = settings[folder]
     rows: list[Row] = []
     for folder, setting in settings.items():
         if setting is not None and setting == best:
@@ -120,17 +130,14 @@ def seeds(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[di
     means = []
     for variable in dict.fromkeys(row.variable for row in rows):
         for metric, subset in _OVER_SEEDS:
-            figures = {
+            columns = {"variable": variable, "metric": metric, "subset": subset}
+            figures, values = {}, {}
+            for row in where(rows, **columns):
                 # Where a seed was run twice, the later job counts.
-                row.seed: row
-                for row in where(rows, variable=variable, metric=metric, subset=subset)
-            }
+                figures[row.seed] = Interval(row.value, row.low, row.high, row.n)
+                values[str(row.seed)] = row.value
             if len(figures) > 1:
-                mean = over_seeds(
-                    [Interval(row.value, row.low, row.high, row.n) for row in figures.values()]
-                )
-                values = {str(seed): row.value for seed, row in figures.items()}
-                columns = {"variable": variable, "metric": metric, "subset": subset}
+                mean = over_seeds(list(figures.values()))
                 means.append(columns | mean._asdict() | {"values": values})
     return means
 
@@ -144,18 +151,15 @@ def _setting(folder: Path) -> list[str] | None:
     return sorted(override for override in overrides if not override.startswith("seed="))
 
 
-def _seeds_table(means: Sequence[dict[str, Any]]) -> Table:
+def _seeds_table(means: Sequence[Record]) -> Table:
     lines = []
     for mean in means:
-        name = (
-            f"{mean['variable']}: IIA, {mean['subset']} pairs"
-            if mean["metric"] == "iia"
-            else "task accuracy"
-        )
-        values = ", ".join(f"{value:.3f}" for value in mean["values"].values())
-        lines.append(
-            (name, f"{mean['value']:.3f}", f"{mean['low']:.3f} to {mean['high']:.3f}", values)
-        )
+        name = "task accuracy"
+        if mean["metric"] == "iia":
+            name = f"{mean['variable']}: IIA, {mean['subset']} pairs"
+        interval = f"{mean['low']:.3f} to {mean['high']:.3f}"
+        values = ", ".join(map("{:.3f}".format, mean["values"].values()))
+        lines.append((name, f"{mean['value']:.3f}", interval, values))
     return Table(
         "The chosen setting on test, mean over seeds",
         ("figure", "mean", "95% interval", "seeds"),
@@ -163,18 +167,18 @@ def _seeds_table(means: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def summary_table(records: Sequence[dict[str, Any]]) -> Table:
+def summary_table(records: Sequence[Record]) -> Table:
     """The records for the terminal, the chosen one in bold.
 
     What all jobs have in common stands below.
     """
     scored = [record for record in records if record["failure"] is None]
     differing, common = [], []
-    for column in _CELL if scored else ():
+    for column in _CELL:
         # A column is shown where jobs differ; what they share is said once, below.
         if len({repr(record[column]) for record in scored}) > 1:
             differing.append(column)
-        elif scored[0][column] is not None:
+        elif scored and scored[0][column] is not None:
             common.append(f"{column} {scored[0][column]}")
 
     if len(scored) > 1:
@@ -183,8 +187,10 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
             "test figure is not"
         )
 
-    lines = []
-    for record in records:
+    lines, bold = [], []
+    for number, record in enumerate(records):
+        if record["chosen"]:
+            bold.append(number)
         figures = ["failed", "", ""]
         if record["failure"] is None:
             figures = [
@@ -201,7 +207,7 @@ def summary_table(records: Sequence[dict[str, Any]]) -> Table:
         lines,
         ", ".join(common),
         n_words=1 + len(differing),
-        bold=[number for number, record in enumerate(records) if record["chosen"]],
+        bold=bold,
     )
 
 
@@ -213,13 +219,13 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> None:
     run.
     """
     sweep = Path(sweep)
-    jobs = [f for f in sweep.iterdir() if f.is_dir() and (f / ".hydra").is_dir()]
+    jobs = [f for f in sweep.iterdir() if (f / ".hydra").is_dir()]
     # Job 10 comes after job 9.
     folders = sorted(jobs, key=lambda f: (len(f.name), f.name))
     records, test = summary(folders)
     write_csv(sweep / "summary.csv", records)
     over = seeds(folders, records)
-    content = {"jobs": records, "test": [row.to_dict() for row in test], "seeds": over}
+    content = {"jobs": records, "test": list(map(Row.to_dict, test)), "seeds": over}
     write_text(sweep / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     console = console or Console()
     console.print(summary_table(records).rich())

@@ -71,14 +71,18 @@ class Table:
             table.add_column(escape(name), justify=justify, overflow="fold")
         for number, line in enumerate(self.lines):
             table.add_row(*map(_coloured, line), style="bold" if number in self.bold else None)
-        return Group(table, Text(self.caption)) if self.caption else Group(table)
+        if self.caption:
+            return Group(table, Text(self.caption))
+        return Group(table)
 
 
 def _coloured(text: str) -> str:
     """The text as rich markup; an outcome at its end has its colour."""
     before, colon, last = text.rpartition(": ")
     colour = OUTCOME_COLOURS.get(last.lower())
-    return escape(text) if colour is None else f"{escape(before)}{colon}[{colour}]{last}[/]"
+    if colour is None:
+        return escape(text)
+    return f"{escape(before)}{colon}[{colour}]{last}[/]"
 
 
 def with_interval(row: Row) -> str:

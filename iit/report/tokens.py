@@ -42,7 +42,7 @@ def attention_figure(
     size = (side * n_columns + 1.8, (side + 0.25) * n_rows + 1.1)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
-    texts = [_plain(token) for token in tokens]
+    texts = list(map(_plain, tokens))
     behind = np.triu(np.ones((n, n), dtype=bool), 1)
 
     for axes, (name, matrix) in zip(panels, weights.items(), strict=False):
@@ -87,13 +87,13 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
         ValueError: where there are none, and where several stand for one cell.
     """
     first = [line for line in lines if line["rank"] == 1]
-    layers = sorted({line["layer"] for line in first})
-    places = sorted({line["position"] for line in first})
     if not first:
         raise ValueError("No line has rank 1: there is nothing to show.")
     cells = {(line["layer"], line["position"]) for line in first}
     if len(first) > len(cells):
         raise ValueError("Several lines stand for one cell: give the lines of one prompt.")
+    layers, places = map(sorted, map(set, zip(*cells, strict=True)))
+    tokens = [""] * len(places)
     grid = np.full((len(layers), len(places)), np.nan)
     figure = Figure(
         figsize=(0.75 * len(places) + 1.8, 0.24 * len(layers) + 1.4), layout="constrained"
@@ -104,9 +104,12 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
     for line in first:
         row = layers.index(line["layer"])
         column = places.index(line["position"])
+        tokens[column] = _plain(line["token"])
         grid[row, column] = line["probability"]
+        colour = "black"
         # The colour map is dark where the probability is high.
-        colour = "white" if line["probability"] > 0.55 else "black"
+        if line["probability"] > 0.55:
+            colour = "white"
         axes.text(
             column,
             row,
@@ -120,11 +123,8 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
     image = axes.imshow(
         grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="Blues", interpolation="nearest"
     )
-    tokens = {line["position"]: _plain(line["token"]) for line in first}
-    axes.set_xticks(
-        range(len(places)), [tokens[place] for place in places], fontsize=8, rotation=45, ha="right"
-    )
-    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=7)
+    axes.set_xticks(range(len(places)), tokens, fontsize=8, rotation=45, ha="right")
+    axes.set_yticks(range(len(layers)), list(map(str, layers)), fontsize=7)
     axes.set(xlabel="token", ylabel="layer")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -1,6 +1,7 @@
 """The table of a verdict, as it stands in a run's facts."""
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 from iit.report.table import Table
@@ -19,10 +20,7 @@ def verdict_table(verdict: Mapping[str, Any], *, brief: bool = False) -> Table:
     caveat = f"Not run: {', '.join(missing)}." if missing else "Nothing was left out."
     if verdict.get("cannot_fail"):
         caveat += f" Cannot fail, and not counted: {', '.join(verdict['cannot_fail'])}."
-    lines = [
-        (finding["criterion"], finding["outcome"], finding["reason"])
-        for finding in verdict["findings"]
-    ]
+    lines = list(map(itemgetter("criterion", "outcome", "reason"), verdict["findings"]))
     if brief:
         return Table(f"Verdict on {variable}: {outcome.upper()}", HEADER, lines, caveat, n_words=3)
     return Table(f"Verdict on `{variable}`: **{outcome}**. {caveat}", HEADER, lines, n_words=3)

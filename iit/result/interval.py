@@ -5,6 +5,7 @@ their seed alone. The intervals respect both.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ def clustered_interval(
     values = np.asarray(values, dtype=float)
     clusters = np.asarray(clusters)
     # [draw, pair]
-    draws = values.T if values.ndim == 2 else values[None]
+    draws = np.atleast_2d(values.T)
     values = draws.mean(0)
     n = len(values)
     if over_draws and groups is not None:
@@ -84,27 +85,24 @@ def clustered_interval(
     # The number of each pair's cluster, [pair], of m clusters.
     _, index = np.unique(clusters, return_inverse=True)
     m = int(index.max()) + 1
-    kinds = np.zeros(n) if groups is None else np.asarray(groups)
+    # [pair] → [cluster]: the sum of a value over each cluster's pairs.
+    by_cluster = partial(np.bincount, index, minlength=m)
 
+    kinds = np.zeros(n) if groups is None else np.asarray(groups)
+    # [kind, pair]
+    is_kind = kinds == np.unique(kinds)[:, None]
     # [kind, cluster]: how many pairs, and the sum of their values.
-    sizes = np.stack(
-        [np.bincount(index, weights=kinds == kind, minlength=m) for kind in np.unique(kinds)]
-    )
-    sums = np.stack(
-        [
-            np.bincount(index, weights=values * (kinds == kind), minlength=m)
-            for kind in np.unique(kinds)
-        ]
-    )
+    sizes = np.stack(list(map(by_cluster, is_kind)))
+    sums = np.stack(list(map(by_cluster, values * is_kind)))
     mean = float((sums.sum(1) / sizes.sum(1)).mean())
 
     # Draws add width only where they are resampled, and differ.
     alike = np.ptp(draws.mean(1)) < 1e-12 or not over_draws
-    if alike and all(
-        # A cluster without a pair of the kind has no mean.
-        np.ptp(total[size > 0] / size[size > 0]) < 1e-12
-        for total, size in zip(sums, sizes, strict=True)
-    ):
+    # A cluster without a pair of the kind has no mean: NaN.
+    with np.errstate(invalid="ignore"):
+        cluster_means = sums / sizes
+    widths = np.nanmax(cluster_means, 1) - np.nanmin(cluster_means, 1)
+    if alike and (widths < 1e-12).all():
         if not bounded:
             return Interval(mean, float(values.min()), float(values.max()), n)
         fewest_clusters = (sizes > 0).sum(1).min()
@@ -116,11 +114,11 @@ def clustered_interval(
     counts = rng.multinomial(m, np.full(m, 1 / m), size=resamples)
     if over_draws:
         # [draw, cluster]: sums of values.
-        per_draw = np.stack([np.bincount(index, weights=draw, minlength=m) for draw in draws])
+        per_draw = np.stack(list(map(by_cluster, draws)))
         # [resample, draw]: the share that each draw has in a resample.
-        weights = rng.multinomial(
-            len(draws), np.full(len(draws), 1 / len(draws)), size=resamples
-        ) / len(draws)
+        n_draws = len(draws)
+        times_drawn = rng.multinomial(n_draws, np.full(n_draws, 1 / n_draws), size=resamples)
+        weights = times_drawn / n_draws
         means = (weights * (counts @ per_draw.T)).sum(1) / (counts @ sizes.sum(0))
     else:
         with np.errstate(invalid="ignore"):  # a resample may lack a kind
@@ -144,11 +142,8 @@ def over_seeds(figures: Sequence[Interval], *, confidence: float = 0.95) -> Inte
     """
     if not figures:
         raise ValueError("There is no seed to compute an interval over.")
-    values = np.array([figure.value for figure in figures])
-    mean, low, high = (
-        float(np.mean([getattr(figure, end) for figure in figures]))
-        for end in ("value", "low", "high")
-    )
+    values, lows, highs, _ = np.array(figures).T
+    mean, low, high = float(values.mean()), float(lows.mean()), float(highs.mean())
     n = len(figures)
     if n > 1:
         from scipy.stats import t  # takes half a second to import, which no other figure needs

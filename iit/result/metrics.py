@@ -43,7 +43,7 @@ def write_metrics(folder: str | Path, rows: Sequence[Row], **facts: Any) -> Path
     path = Path(folder) / FILE
     # Facts in alphabetical order at every level; rows keep the order of their columns.
     ordered = json.loads(json.dumps(facts, sort_keys=True, allow_nan=False))
-    content = {"schema": SCHEMA, "facts": ordered, "rows": [row.to_dict() for row in rows]}
+    content = {"schema": SCHEMA, "facts": ordered, "rows": list(map(Row.to_dict, rows))}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     _validate(json.loads(text), path)
     write_text(path, text)
@@ -82,7 +82,7 @@ def read_metrics(path: str | Path) -> Metrics:
     except ValueError as error:  # of JSON, of UTF-8, or a NaN
         raise ValueError(f"{path} is damaged: {error}.") from error
     _validate(content, path)
-    return Metrics(tuple(Row.from_dict(row) for row in content["rows"]), content["facts"])
+    return Metrics(tuple(map(Row.from_dict, content["rows"])), content["facts"])
 
 
 def _refuse(constant: str) -> None:

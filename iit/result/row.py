@@ -92,7 +92,9 @@ class Row:
             text += f" @ {self.position}"
         # A unit stands in the method, as in `VanillaIntervention[12]`.
         _, _, unit = (self.method or "").partition("[")
-        return f"{text}, unit {unit.rstrip(']')}" if unit else text
+        if unit:
+            text += f", unit {unit.rstrip(']')}"
+        return text
 
     @property
     def arm(self) -> Arm:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from iit.result.row import Row
@@ -27,7 +28,7 @@ class Cell(NamedTuple):
     @classmethod
     def of(cls, row: Row) -> "Cell":
         """The cell that a row belongs to."""
-        return cls(*(_hashable(getattr(row, name)) for name in cls._fields))
+        return cls(*map(_hashable, attrgetter(*cls._fields)(row)))
 
 
 def _hashable(value: Any) -> Any:
@@ -46,9 +47,9 @@ SCORE: Mapping[str, Any] = {
 
 def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
     """The rows whose columns have these values."""
-    return [
-        row for row in rows if all(getattr(row, name) == value for name, value in columns.items())
-    ]
+    for name, value in columns.items():
+        rows = [row for row in rows if getattr(row, name) == value]
+    return list(rows)
 
 
 def select(rows: Iterable[Row]) -> Cell:
@@ -81,9 +82,9 @@ def best_row(scores: Iterable[Row]) -> Row:
 
     def order(row: Row) -> tuple[Any, ...]:
         # Cells without a rank or a layer come last among equals.
-        rank = float("inf") if row.rank is None else row.rank
-        layer = float("inf") if row.layer is None else row.layer
-        return (-row.value, rank, layer, repr(Cell.of(row)))
+        rank = row.rank is None, row.rank or 0
+        layer = row.layer is None, row.layer or 0
+        return -row.value, rank, layer, repr(Cell.of(row))
 
     return min(scores, key=order)
 

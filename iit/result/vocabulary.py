@@ -5,7 +5,7 @@ This file only names them. `iit.evaluation.controls` makes the controls, and say
 """
 
 from collections.abc import Mapping
-from itertools import product
+from itertools import count, product
 from typing import Any, NamedTuple
 
 from iit.result.row import Arm
@@ -91,7 +91,7 @@ KIND = "kind/"
 POOLED = ("random_subspace", "read_part/random_subspace", "seeds")
 """Controls that are drawn several times. Their figure pools the draws; each has a row, too."""
 # (metric, control) → its number in the order of a table.
-_ORDER = {pair: number for number, pair in enumerate(product(METRIC_LABELS, CONTROLS))}
+_ORDER = dict(zip(product(METRIC_LABELS, CONTROLS), count()))
 
 
 def is_single_draw(arm: Arm) -> bool:
