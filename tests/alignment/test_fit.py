@@ -254,7 +254,7 @@ def test_mdas_weighs_its_validation_loss_as_its_training(toy, tmp_path):
 
     class Watch(L.Callback):
         def on_validation_end(self, trainer, pl_module):
-            logits = pl_module.weights_of("").answer_logits(batch["base"], batch["sources"])
+            logits = pl_module.module_of("").answer_logits(batch["base"], batch["sources"])
             each = (
                 -logits.log_softmax(-1).gather(2, batch["base"]["answer"].unsqueeze(-1)).flatten()
             )

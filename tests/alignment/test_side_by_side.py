@@ -133,7 +133,10 @@ class Told(DAS):
 
     def on_train_epoch_start(self):
         self.sizes.append(
-            {name: next(self.weights_of(name).parameters()).detach().clone() for name in self.cells}
+            {
+                name: next(self.module_of(name).parameters()).detach().clone()
+                for name in self.members
+            }
         )
 
 
