@@ -60,8 +60,8 @@ class Training:
         max_epochs: at least 1; -1 where only callbacks end the training.
         seed: of the order of the training pairs.
         folder: the trainer's root folder.
-        ckpt_path: a checkpoint to go on from. It must belong to a run with the same `config`.
-        config: identifies the run in its checkpoints.
+        ckpt_path: a checkpoint to continue from, of a training with the same `config`.
+        config: identifies the training in its checkpoints.
         monitor: the validation accuracy that chooses the epoch. The epochs whose 95% interval
             contains the highest accuracy count as equal; the one with the least `val/loss` is used.
             "val/loss" decides alone. By default it is the module's own: `val/iia_changing`, for
@@ -114,7 +114,7 @@ def fit(
             `Alignment.check_apart`); `max_epochs` is neither -1 nor at least 1; `start` is unknown;
             the module does not log the monitor; a label is none of the network's answers; the
             validation split has no changing pair; no validation batch may run; the checkpoint is of
-            another run.
+            another training.
         FileNotFoundError: there is no such checkpoint.
         KeyboardInterrupt: on Ctrl-C. Its message says how to go on.
     """

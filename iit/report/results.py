@@ -107,7 +107,7 @@ def results_table(
             (name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
         )
 
-    bold = [number for number, line in enumerate(lines) if line[0].endswith(CONTROLS[None].label)]
+    bold = [number for number, line in enumerate(lines) if line[0].endswith(CONTROLS[None].words)]
     return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
 
 

@@ -111,7 +111,9 @@ def test_training_is_the_same_with_and_without_them(studied, tmp_path):
     assert torch.equal(noise, again), "no number was drawn from the generator of everybody"
 
 
-def test_a_frozen_network_runs_them_once_and_a_resumed_run_never(studied, tmp_path, monkeypatch):
+def test_a_frozen_network_runs_them_once_and_a_continued_one_never(
+    studied, tmp_path, monkeypatch
+):
     network, pairs = studied
     runs = []
     real = side_by_side.reference_iia
@@ -125,13 +127,13 @@ def test_a_frozen_network_runs_them_once_and_a_resumed_run_never(studied, tmp_pa
         alignment_of(network), pairs, tmp_path / "first", callbacks=[saved], max_epochs=2, **options
     )
     assert len(runs) == 1
-    whole, resumed = alignment_of(network), alignment_of(network)
+    whole, continued = alignment_of(network), alignment_of(network)
     again = fitted(
-        resumed, pairs, tmp_path / "again", ckpt_path=kept / "last.ckpt", max_epochs=4, **options
+        continued, pairs, tmp_path / "again", ckpt_path=kept / "last.ckpt", max_epochs=4, **options
     )
     assert len(runs) == 1
     assert again == fitted(whole, pairs, tmp_path / "whole", max_epochs=4, **options)
-    assert torch.equal(next(whole.parameters()), next(resumed.parameters()))
+    assert torch.equal(next(whole.parameters()), next(continued.parameters()))
     expected, lines = logged(tmp_path / "whole"), logged(tmp_path / "again")
     names = [name for name in expected if name.startswith(("val/vanilla", "val/random"))]
     assert len(names) == 4
