@@ -169,7 +169,7 @@ class SideBySide(L.LightningModule):
 
         With several members, the metrics without a member's name are means over the members.
         """
-        over_cells: dict[str, list[float]] = {}
+        over_members: dict[str, list[float]] = {}
         for (metric, name), counted in self._counted.items():
             # A loss is a mean over pairs. The disentangle score is a mean of two means (see
             # `interval`).
@@ -180,9 +180,9 @@ class SideBySide(L.LightningModule):
                 # The resamples would only give the interval, which nobody reads here.
                 mean = self.interval(metric, name, resamples=1).value
             self.log(of_member(f"val/{metric}", name), mean, prog_bar=not name and metric != "loss")
-            over_cells.setdefault(f"val/{metric}", []).append(mean)
+            over_members.setdefault(f"val/{metric}", []).append(mean)
         if len(self.members) > 1:
-            self.log_dict({k: fmean(means) for k, means in over_cells.items()}, prog_bar=True)
+            self.log_dict({k: fmean(means) for k, means in over_members.items()}, prog_bar=True)
         # Nothing about a frozen network changes from epoch to epoch.
         if self.trainer.loggers and (self.trains_network or not self._references):
             self._references = reference_iia(
