@@ -111,9 +111,7 @@ def test_training_is_the_same_with_and_without_them(studied, tmp_path):
     assert torch.equal(noise, again), "no number was drawn from the generator of everybody"
 
 
-def test_a_frozen_network_runs_them_once_and_a_continued_one_never(
-    studied, tmp_path, monkeypatch
-):
+def test_a_frozen_network_runs_them_once_and_a_continued_one_never(studied, tmp_path, monkeypatch):
     network, pairs = studied
     runs = []
     real = side_by_side.reference_iia
