@@ -12,8 +12,8 @@ from torch import nn
 from iit.alignment.inert import described, recalled
 from iit.alignment.overlap import check_apart
 from iit.intervened import Edit, IntervenedModel, capture
+from iit.intervened.edit import variables_of
 from iit.intervened.saving import SaveContent
-from iit.intervened.sources import variables_of
 from iit.intervened.widths import check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
@@ -87,7 +87,7 @@ class Alignment(IntervenedModel):
     def tokenizer(self) -> Any:
         """The network's tokenizer; None for a `Classifier`.
 
-        Raises ValueError when the alignment was made without a `LanguageModel` or `Classifier`.
+        Raises ValueError where the alignment was made with a bare module.
         """
         return self._encoding().tokenizer
 
@@ -120,19 +120,19 @@ class Alignment(IntervenedModel):
         unedited = partial(self.answer_logits, active=dict.fromkeys(self.variables, False))
         return studied.answers_right(texts, answers, batch_size=batch_size, logits=unedited)
 
-    def places(self) -> dict[str, str]:
+    def site_texts(self) -> dict[str, str]:
         """The sites of each variable's edit as text: {variable: "block_output[17] @ s2"}."""
-        places = {}
+        site_texts = {}
         for key, edit in self.edits.items():
             for variable in variables_of(key, edit):
-                places[str(variable)] = " + ".join(map(str, edit.sites))
-        return places
+                site_texts[str(variable)] = " + ".join(map(str, edit.sites))
+        return site_texts
 
     def _encoding(self) -> Network:
         if self.studied is None:
             raise ValueError(
-                "Texts need a tokenizer: make the alignment with the LanguageModel from "
-                "iit.load_network."
+                "A bare module does not encode inputs: make the alignment with a LanguageModel "
+                "(iit.load_network) or a Classifier."
             )
         return self.studied
 

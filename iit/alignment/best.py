@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 import lightning as L
 from torch import Tensor
 
-from iit.alignment.cells import of_cell
+from iit.alignment.side_by_side import of_member
 
 LOSS = "val/loss"
 
 
 class Epoch(NamedTuple):
-    """One epoch of a cell.
+    """One epoch of a member (see `side_by_side`).
 
     Arguments:
         epoch: its number, from 0.
-        value: the cell's accuracy in it.
+        value: the member's accuracy in it.
         high: the upper end of the accuracy's 95% interval.
         loss: the validation loss.
-        weights: the cell's weights, {name: tensor}.
+        weights: the member's weights, {name: tensor}.
     """
 
     epoch: int
@@ -31,14 +31,14 @@ class Epoch(NamedTuple):
 
 
 class BestWeights(L.Callback):
-    """Choose each cell's epoch by the module's `monitor`, and put its weights back at the end.
+    """Choose each alignment's epoch by the module's `monitor`, and put its weights back at the end.
 
     The epochs whose 95% interval contains the highest accuracy count as equally good. The one with
     the least `val/loss` among them is chosen, and among equal losses the earliest. A `monitor` that
     is the loss decides alone.
 
-    A checkpoint holds every epoch that may still be chosen. A resumed run therefore chooses as an
-    uninterrupted one does.
+    A checkpoint holds every epoch that may still be chosen. A training that is continued from it
+    therefore chooses as an uninterrupted one does.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class BestWeights(L.Callback):
                 # Plain floats: checkpoints hold no others.
                 value, high = interval.value, float(max(interval.value, interval.high))
             # A copy: the optimizer goes on to change the weights in place.
-            state = pl_module.weights_of(name).state_dict()
+            state = pl_module.module_of(name).state_dict()
             weights = {key: tensor.detach().clone() for key, tensor in state.items()}
             epoch = Epoch(trainer.current_epoch, value, high, loss, weights)
             self.highest[name] = max(value, self.highest.get(name, -inf))
@@ -73,17 +73,17 @@ class BestWeights(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put the chosen weights back."""
         for name in self.epochs:
-            pl_module.weights_of(name).load_state_dict(self.kept(name).weights)
+            pl_module.module_of(name).load_state_dict(self.kept(name).weights)
 
     def kept(self, name: str) -> Epoch:
-        """The epoch that is chosen for a cell."""
+        """The epoch that is chosen for a member."""
         return self.epochs[name][0]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         epochs = {}
-        for name, epochs_of_cell in self.epochs.items():
-            epochs[name] = list(map(Epoch._asdict, epochs_of_cell))
+        for name, epochs_of_member in self.epochs.items():
+            epochs[name] = list(map(Epoch._asdict, epochs_of_member))
         return {"highest": self.highest, "epochs": epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -100,8 +100,9 @@ def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
     interval of an epoch with a lower loss reaches as high. Whatever accuracy comes later, that
     other epoch is chosen before it.
 
-    None of the others can go. Each is chosen where a later epoch of a higher loss raises the
-    highest accuracy beyond the intervals before it.
+    All others stay: the interval of each reaches higher than those of all epochs with a lower loss.
+    A later epoch may raise the highest accuracy above these intervals, but not above the one that
+    stays. Then the epoch that stays is chosen.
     """
     candidates: list[Epoch] = []
     for epoch in sorted(epochs, key=lambda epoch: epoch.loss):  # equal losses stay in their order
@@ -112,11 +113,11 @@ def in_question(epochs: Sequence[Epoch], highest: float) -> list[Epoch]:
 
 
 def validated(trainer: L.Trainer, metric: str, name: str) -> float:
-    """A cell's validation metric in the epoch just validated.
+    """A member's validation metric in the epoch just validated.
 
     Raises ValueError where it is not logged.
     """
-    logged = of_cell(metric, name)
+    logged = of_member(metric, name)
     if logged not in trainer.callback_metrics:
         raise ValueError(f"Nothing logs {logged!r}; there is {sorted(trainer.callback_metrics)}.")
     return float(trainer.callback_metrics[logged])

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights, of_cell
 from iit.alignment.latents import latents
 from iit.alignment.objective import Objective, Prediction
 from iit.alignment.schedule import Number
+from iit.alignment.side_by_side import Optimizer, Scheduler, SideBySide, checked_weights, of_member
 from iit.intervened.passes import together
 from iit.intervention import Frame
 from iit.result import correct
 
-KINDS = ("cause", "isolate")
-"""The kinds of pairs that `weights` tells apart: changing ones, and the others."""
+PARTS = ("cause", "isolate")
+"""The parts of the loss that `weights` names: of changing pairs, and of the others."""
 
 
-class DAS(Cells):
+class DAS(SideBySide):
     """Train an alignment's interventions so that the edited network gives the label.
 
     It minimises over the interventions' parameters
@@ -82,44 +82,44 @@ class DAS(Cells):
         scheduler: Scheduler | None = None,
         gate_lr: float | None = None,
     ):
-        cells = dict(alignments) if isinstance(alignments, Mapping) else {"": alignments}
-        # Whether the loss weighs kinds of pairs (MDAS).
-        self._kinds = weights is not None
-        numbers = checked_weights(KINDS, weights or dict.fromkeys(KINDS, 1.0))
+        members = dict(alignments) if isinstance(alignments, Mapping) else {"": alignments}
+        # MDAS: changing pairs and the others are parts of the loss, each with a weight.
+        self._weighs_parts = weights is not None
+        numbers = checked_weights(PARTS, weights or dict.fromkeys(PARTS, 1.0))
         optimizer = optimizer or partial(torch.optim.Adam, lr=5e-3)
-        super().__init__(cells, objective, optimizer, scheduler, numbers, temperature, penalty)
+        super().__init__(members, objective, optimizer, scheduler, numbers, temperature, penalty)
         if gate_lr is not None and not self.gated():
             raise ValueError(
                 f"gate_lr={gate_lr}: no intervention has a learned gate. Leave it out."
             )
-        _check(cells)
+        _check(members)
         self._gate_lr = gate_lr
         # Registered here, so that checkpoints hold their weights. An alignment does not register
         # its network.
-        self.alignments = nn.ModuleList(cells.values())
-        if self._kinds and all(numbers[kind] != 0 for kind in KINDS):
+        self.alignments = nn.ModuleList(members.values())
+        if self._weighs_parts and all(numbers[part] != 0 for part in PARTS):
             self.monitor = "val/disentangle"
 
-    def weights_of(self, name: str) -> Alignment:
-        """The cell's alignment."""
-        return self.cells[name]
+    def module_of(self, name: str) -> Alignment:
+        """The member's alignment."""
+        return self.members[name]
 
     def trainable(self) -> Iterable[Any]:
-        """The interventions' parameters in groups: a cell, or gates of a rate of their own."""
+        """The interventions' parameters in groups: a member, or gates of a rate of their own."""
         groups: list[dict[str, Any]] = []
-        for name, cell in self.cells.items():
-            group = {"params": [p for p in cell.parameters() if p.requires_grad]}
+        for name, member in self.members.items():
+            group = {"params": [p for p in member.parameters() if p.requires_grad]}
             groups.append(group)
             gates = nn.ModuleList([intervention.gate for intervention in self.gated(name)])
             if self._gate_lr is not None and gates:
-                # Gates with a learning rate of their own leave their cell's group for another.
+                # Gates with a learning rate of their own leave their member's group for another.
                 of_gates = set(gates.parameters())
                 group["params"] = [p for p in group["params"] if p not in of_gates]
                 groups.append({"params": list(gates.parameters()), "lr": self._gate_lr})
         return groups
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """The loss of one batch: the sum over cells, whose gradients are independent."""
+        """The loss of one batch: the sum over members, whose gradients are independent."""
         changing, n = batch["changing"], len(batch["row"])
         self.anneal()
         for module in self.alignments.modules():
@@ -128,13 +128,13 @@ class DAS(Cells):
         losses = []
         for name, prediction in self._predictions(batch).items():
             loss = self._weighed(self._losses(prediction, changing), changing, name)
-            loss = loss + self.penalty(name)
+            loss = loss + self.penalty_term(name)
             losses.append(loss)
-            # The progress bar shows the loss of a single cell (its name is empty), or the mean
+            # The progress bar shows the loss of a single member (its name is empty), or the mean
             # below.
-            self.log(of_cell("train/loss", name), loss, prog_bar=not name, batch_size=n)
+            self.log(of_member("train/loss", name), loss, prog_bar=not name, batch_size=n)
         total = torch.stack(losses).sum()
-        if len(self.cells) > 1:
+        if len(self.members) > 1:
             self.log("train/loss", total / len(losses), prog_bar=True, batch_size=n)
         return total
 
@@ -145,9 +145,9 @@ class DAS(Cells):
             # Whether each pair is right, and its loss: Tensor[batch] each.
             right = correct(prediction.logits, prediction.answer)
             losses = self._losses(prediction, changing)
-            if self._kinds:
-                # Each pair is weighed by the inverse share of its kind. The mean over all pairs is
-                # then the weighted sum of the means over the kinds.
+            if self._weighs_parts:
+                # Each pair is weighed by the inverse share of its part. The mean over all pairs is
+                # then the weighted sum of the means over the two parts.
                 share = self.data.validation.changing.float().mean()
                 cause, isolate = self.last("cause") / share, self.last("isolate") / (1 - share)
                 weights = torch.where(changing.cpu(), cause, isolate).to(losses.device)
@@ -164,7 +164,7 @@ class DAS(Cells):
         for name in self.running:
             ranks = [intervention.learned_rank() for intervention in self.gated(name)]
             if ranks:
-                self.log(of_cell("val/rank", name), float(sum(ranks)))
+                self.log(of_member("val/rank", name), float(sum(ranks)))
 
     def _losses(self, prediction: Prediction, changing: Tensor) -> Tensor:
         """The loss of each pair, Tensor[batch].
@@ -172,61 +172,61 @@ class DAS(Cells):
         With `weights`, pairs that are not to change have the loss `objective.on_own_answer()`.
         """
         losses, on_own_answer = self.objective(prediction), self.objective.on_own_answer()
-        if not self._kinds or on_own_answer is self.objective:
+        if not self._weighs_parts or on_own_answer is self.objective:
             return losses
         return torch.where(changing.to(losses.device), losses, on_own_answer(prediction))
 
     def _weighed(self, losses: Tensor, changing: Tensor, name: str) -> Tensor:
         """The mean over pairs, or the weighted sum of the means over changing and other pairs."""
-        if not self._kinds:
+        if not self._weighs_parts:
             return losses.mean()
-        parts = []
-        for kind, of_kind in zip(KINDS, (changing, ~changing), strict=True):
-            weight = self.now(kind)
-            if bool(of_kind.any()) and weight:
-                mean = losses[of_kind].mean()
-                self.log(of_cell(f"train/{kind}", name), mean, batch_size=int(of_kind.sum()))
-                parts.append(weight * mean)
-        if not parts:
+        weighed = []
+        for part, is_in_part in zip(PARTS, (changing, ~changing), strict=True):
+            weight = self.now(part)
+            if bool(is_in_part.any()) and weight:
+                mean = losses[is_in_part].mean()
+                self.log(of_member(f"train/{part}", name), mean, batch_size=int(is_in_part.sum()))
+                weighed.append(weight * mean)
+        if not weighed:
             # No pair counts: the loss is zero, but with a graph.
             return losses.sum() * 0.0
-        return torch.stack(parts).sum()
+        return torch.stack(weighed).sum()
 
     def _predictions(self, batch: dict[str, Any]) -> dict[str, Prediction]:
-        """{cell that is still in training: what it makes of a batch}."""
+        """{member that is still in training: what it makes of a batch}."""
         base, base_answer = batch["base"], batch.get("base_answer")
-        cells = [self.cells[name] for name in self.running]
-        all_logits = together(cells, base, batch["sources"], batch["active"])
+        members = [self.members[name] for name in self.running]
+        all_logits = together(members, base, batch["sources"], batch["active"])
         predictions = {}
-        for name, cell, logits in zip(self.running, cells, all_logits, strict=True):
+        for name, member, logits in zip(self.running, members, all_logits, strict=True):
             # An objective that compares activations calls this; the others save the reads.
-            read = partial(latents, cell, batch) if "natural" in batch else None
+            read = partial(latents, member, batch) if "natural" in batch else None
             predictions[name] = Prediction(logits, base["answer"], base_answer, read)
         return predictions
 
 
-def _check(cells: Mapping[str, Alignment]) -> None:
-    if not cells:
+def _check(members: Mapping[str, Alignment]) -> None:
+    if not members:
         raise ValueError("There is nothing to train: no alignment was given.")
     owners: dict[nn.Parameter, str] = {}
-    first = next(iter(cells.values()))
-    for name, cell in cells.items():
-        trained = [p for p in cell.parameters() if p.requires_grad]
-        label = f" ({name})" if name else ""
+    first = next(iter(members.values()))
+    for name, member in members.items():
+        trained = [p for p in member.parameters() if p.requires_grad]
+        shown_name = f" ({name})" if name else ""
         if not trained:
-            names = [type(edit.intervention).__name__ for edit in cell.edits.values()]
+            names = [type(edit.intervention).__name__ for edit in member.edits.values()]
             raise ValueError(
-                f"There is nothing to train{label}: {', '.join(names)} has no parameters. "
+                f"There is nothing to train{shown_name}: {', '.join(names)} has no parameters. "
                 "Evaluate it as it is."
             )
-        # One step of one cell would change the other cell, too.
+        # One step of one member would change the other member, too.
         for parameter in owners.keys() & trained:
             raise ValueError(
                 f"The alignments {owners[parameter]!r} and {name!r} share weights; each needs "
                 "interventions of its own."
             )
         owners |= dict.fromkeys(trained, name)
-        if cell.network is not first.network:
+        if member.network is not first.network:
             raise ValueError(
                 f"The alignment {name!r} is of another network; alignments trained side by "
                 "side share one."

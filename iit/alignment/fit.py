@@ -17,10 +17,10 @@ from torch import Tensor
 
 from iit.alignment.alignment import Alignment
 from iit.alignment.best import LOSS, BestWeights
-from iit.alignment.cells import checked_monitor
 from iit.alignment.das import DAS
 from iit.alignment.initial import initialise
 from iit.alignment.labels import check_labels
+from iit.alignment.side_by_side import checked_monitor
 from iit.data import Pairs, PairsDataModule
 from iit.intervened.store import ActivationStore
 
@@ -60,8 +60,8 @@ class Training:
         max_epochs: at least 1; -1 where only callbacks end the training.
         seed: of the order of the training pairs.
         folder: the trainer's root folder.
-        ckpt_path: a checkpoint to go on from. It must belong to a run with the same `config`.
-        config: identifies the run in its checkpoints.
+        ckpt_path: a checkpoint to continue from, of a training with the same `config`.
+        config: identifies the training in its checkpoints.
         monitor: the validation accuracy that chooses the epoch. The epochs whose 95% interval
             contains the highest accuracy count as equal; the one with the least `val/loss` is used.
             "val/loss" decides alone. By default it is the module's own: `val/iia_changing`, for
@@ -109,31 +109,31 @@ def fit(
         A `Fitted`, or {name: Fitted} for several alignments.
 
     Raises:
-        ValueError: the alignment has no tokenizer because it was made without the `LanguageModel`;
-            the pairs have a variable that the alignment lacks; edits overlap (see
+        ValueError: the alignment was made with a bare module, which cannot encode the pairs; the
+            pairs have a variable that the alignment lacks; edits overlap (see
             `Alignment.check_apart`); `max_epochs` is neither -1 nor at least 1; `start` is unknown;
             the module does not log the monitor; a label is none of the network's answers; the
             validation split has no changing pair; no validation batch may run; the checkpoint is of
-            another run.
+            another training.
         FileNotFoundError: there is no such checkpoint.
         KeyboardInterrupt: on Ctrl-C. Its message says how to go on.
     """
     training = Training(**options)
-    # A single alignment is a cell without a name: its metrics are logged under the plain names.
-    cells = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
-    alignments = list(cells.values())
-    network = next((cell.studied for cell in alignments), None)
+    # A single alignment has the empty name: its metrics are logged under the plain names.
+    members = dict(alignment) if isinstance(alignment, Mapping) else {"": alignment}
+    alignments = list(members.values())
+    network = next((member.studied for member in alignments), None)
     if network is None:
         raise ValueError(
-            "fit tokenizes the pairs: make the alignment with the LanguageModel from "
-            "iit.load_network."
+            "fit encodes the pairs, which a bare module cannot: make the alignment with a "
+            "LanguageModel (iit.load_network) or a Classifier."
         )
-    for cell in alignments:
-        cell.check_apart()
-        if cell.edits and not set(pairs.variables) <= set(cell.variables):
+    for member in alignments:
+        member.check_apart()
+        if member.edits and not set(pairs.variables) <= set(member.variables):
             raise ValueError(
                 f"The pairs are for variable {pairs.variable!r}, the alignment for "
-                f"{list(map(str, cell.variables))}."
+                f"{list(map(str, member.variables))}."
             )
     if training.max_epochs < 1 and training.max_epochs != -1:
         raise ValueError(
@@ -155,7 +155,7 @@ def fit(
         batch_size=training.batch_size,
         eval_batch_size=training.eval_batch_size,
         seed=training.seed,
-        # A network in training never resumes, so every pair costs its length.
+        # Passes over a network in training never resume, so every pair costs its length.
         cost=None if lightning_module.trains_network else partial(_cost, alignments),
     )
     for encoded in (data.train, data.validation):
@@ -190,22 +190,22 @@ def fit(
             "limit_val_batches=0: the epoch is chosen on validation; let at least one "
             "batch of it run."
         )
-    for cell in alignments:
-        cell.rows = ()  # the rows of earlier weights
-        initialise(cell, pairs, training.start, batch_size=training.eval_batch_size)
+    for member in alignments:
+        member.rows = ()  # the rows of earlier weights
+        initialise(member, pairs, training.start, batch_size=training.eval_batch_size)
     if not lightning_module.trains_network:
         _share_a_store(alignments)
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with ExitStack() as stack:
-            for cell in alignments:
-                cell.train()
+            for member in alignments:
+                member.train()
                 # In eval mode learned masks and boundaries are hard. Lightning leaves what it has
                 # trained on the CPU.
-                stack.callback(lambda cell=cell: cell.eval().to(device))
+                stack.callback(lambda member=member: member.eval().to(device))
                 if lightning_module.trains_network:
-                    stack.enter_context(_trainable(cell, device))
+                    stack.enter_context(_trainable(member, device))
             trainer.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)
     except SystemExit as leaving:
         # Lightning makes this of Ctrl-C, and leaves Ctrl-C without effect.
@@ -214,11 +214,11 @@ def fit(
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt(_how_to_go_on(callbacks)) from None
     fits = {}
-    for name in cells:
+    for name in members:
         epoch = best.kept(name)
         value = epoch.loss if monitor == LOSS else epoch.value
         n_epochs = lightning_module.stopped.get(name, trainer.current_epoch)
-        # A cell that stopped early took part in its share of the steps only.
+        # A member that stopped early took part in its share of the steps only.
         n_steps = trainer.global_step * n_epochs // max(trainer.current_epoch, 1)
         fits[name] = Fitted(epoch.epoch, monitor, value, n_epochs, n_steps)
     if isinstance(alignment, Mapping):
@@ -227,8 +227,12 @@ def fit(
 
 
 class _StartState(L.Callback):
-    """Save a checkpoint of the run's start beside those of its epochs; delete it at the end."""
+    """Save a checkpoint of the training's start beside those of its epochs; delete it at the end.
 
+    With it, a training that Ctrl-C interrupts in its first epoch can be continued.
+    """
+
+    # The name is that of `ModelCheckpoint`: `_how_to_go_on` reads both.
     best_model_path = ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -257,31 +261,30 @@ def _how_to_go_on(callbacks: Sequence[Any]) -> str:
     )
 
 
-def _cost(cells: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
-    """The number of positions that each example costs in all cells together, LongTensor[batch].
+def _cost(members: Sequence[Alignment], base: Any, active: Any) -> Tensor | None:
+    """The number of positions that each example costs in all members together, LongTensor[batch].
 
-    None where a run does not resume.
+    None where a pass does not resume at an edited block: it computes all positions.
     """
     costs = []
-    for cell in cells:
-        # The number of positions that a resumed run computes.
-        cost = cell.n_columns(base, active)
+    for member in members:
+        cost = member.n_columns(base, active)
         if cost is None:
             return None
         costs.append(cost)
     return torch.stack(costs).sum(0)
 
 
-def _share_a_store(cells: Sequence[Alignment]) -> None:
-    """Give all cells one activation store: a frozen network computes the same in every epoch."""
-    stores = [cell.store for cell in cells if cell.store is not None]
+def _share_a_store(members: Sequence[Alignment]) -> None:
+    """Give all members one activation store: a frozen network computes the same in every epoch."""
+    stores = [member.store for member in members if member.store is not None]
     if stores:
         # The network may have changed since this store was filled.
         stores[0].check()
     else:
-        stores = [ActivationStore(cells[0].network)]
-    for cell in cells:
-        cell.store = stores[0]
+        stores = [ActivationStore(members[0].network)]
+    for member in members:
+        member.store = stores[0]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What identifies a run in its checkpoints: a checkpoint of another run is refused."""
+"""What identifies a training in its checkpoints: a checkpoint of another one is refused."""
 
 import json
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def mark(checkpoint: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Write the run's config into a checkpoint."""
+    """Write the training's config into a checkpoint."""
     checkpoint["run"] = json.dumps(config, sort_keys=True)
 
 
 def check(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming each key that differs, for a checkpoint of another config's run."""
+    """Raises ValueError, naming each key that differs, for a checkpoint of another config."""
     if "run" not in checkpoint:
         raise ValueError(
             "ckpt_path: this checkpoint was not written by iit.fit as it is now. Give another, "

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.cells import Cells, Optimizer, Scheduler, checked_weights
 from iit.alignment.objective import Objective, Prediction
 from iit.alignment.schedule import Number
+from iit.alignment.side_by_side import Optimizer, Scheduler, SideBySide, checked_weights
 from iit.batch import at_rows, stacked
 from iit.intervened import Activations, IntervenedModel, capture
-from iit.intervened.sources import variables_of
+from iit.intervened.edit import variables_of
 from iit.result import correct
 
 FIGURES = {"interchange": "iia", "behaviour": "task_accuracy", "strict": "strict"}
@@ -22,7 +22,7 @@ WEIGHTS: dict[str, Number] = {"behaviour": 1.0, "interchange": 1.0, "strict": 0.
 """{part of the loss: its weight, where a user gives none}"""
 
 
-class IIT(Cells):
+class IIT(SideBySide):
     """Train a network to answer rightly, and to do so as the causal model does.
 
     It minimises Σ weight · loss over the network's and the interventions' parameters. The loss has
@@ -37,7 +37,7 @@ class IIT(Cells):
       part.
 
     Here `unchanged` is `objective.on_own_answer()`, for most objectives the objective itself. A
-    step is one run of the sources and one run of the bases, which are stacked once for each part.
+    step is one pass over the sources and one over the bases, which are stacked once for each part.
     An alignment without edits leaves only the behaviour: plain training on the task.
 
     It logs `train/loss` and its parts in each step. In each epoch it logs `val/loss`,
@@ -115,9 +115,9 @@ class IIT(Cells):
             raise ValueError(
                 f"trained: the alignment has no variable {unknown}; it has {variables}."
             )
-        cells, optimizer = {"": alignment}, optimizer or partial(torch.optim.AdamW, lr=1e-3)
+        members, optimizer = {"": alignment}, optimizer or partial(torch.optim.AdamW, lr=1e-3)
         super().__init__(
-            cells, objective, optimizer, scheduler, numbers, temperature, penalty, trained
+            members, objective, optimizer, scheduler, numbers, temperature, penalty, trained
         )
         self.alignment = alignment
         self.network = alignment.network  # registered here: it is trained, and part of checkpoints
@@ -139,7 +139,7 @@ class IIT(Cells):
         # dict it is not registered a second time.
         self._edited = {"all": IntervenedModel(alignment.studied or alignment.network, edits)}
 
-    def weights_of(self, name: str) -> "IIT":
+    def module_of(self, name: str) -> "IIT":
         """The network and the interventions."""
         return self
 
@@ -168,7 +168,7 @@ class IIT(Cells):
         if not losses:
             # Lightning skips the step.
             return None
-        total = _weighed(losses, self.now) + self.penalty("")
+        total = _weighed(losses, self.now) + self.penalty_term("")
         self.log_dict({f"train/{part}": loss for part, loss in losses.items()}, batch_size=n)
         self.log("train/loss", total, prog_bar=True, batch_size=n)
         return total
@@ -206,7 +206,7 @@ class IIT(Cells):
     def _predictions(self, batch: dict[str, Any]) -> dict[str, tuple[Prediction, Tensor]]:
         """{part: (prediction, rows of the batch that it is about)} for each part that has a weight.
 
-        All parts share one run of the network.
+        All parts share one pass over the network.
         """
         base, base_answers = batch["base"], batch.get("base_answer")
         rows = dict.fromkeys(self._parts, torch.arange(len(batch["row"])))
@@ -221,11 +221,11 @@ class IIT(Cells):
         if not rows:
             return {}
         # Each part has its own copy of its bases, with the answer that the network is to give.
-        runs = []
+        copies = []
         for part, index in rows.items():
             answer = base["answer"] if part == "interchange" else base_answers
-            runs.append(at_rows(base | {"answer": answer}, index))
-        # The flags are stacked in the same order as the runs: BoolTensor[sum of the parts' rows].
+            copies.append(at_rows(base | {"answer": answer}, index))
+        # The flags are stacked in the order of the copies: BoolTensor[sum of the parts' rows].
         active = {}
         flags = {part: self._flags(part, batch) for part in rows}
         idle = torch.zeros(len(batch["row"]), dtype=torch.bool)
@@ -233,15 +233,16 @@ class IIT(Cells):
             parts = [flags[part].get(variable, idle)[index] for part, index in rows.items()]
             active[variable] = torch.cat(parts)
         sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
-        logits = self._edited["all"].answer_logits(stacked(runs), sources, active)
+        logits = self._edited["all"].answer_logits(stacked(copies), sources, active)
         predictions = {}
         by_part = logits.split(list(map(len, rows.values())))
-        for (part, index), run, part_logits in zip(rows.items(), runs, by_part, strict=True):
+        for (part, index), copy, part_logits in zip(rows.items(), copies, by_part, strict=True):
             # Stacked answers are padded to the widest part; each part is cut back to its own
             # answers.
-            width = run["answer"].shape[1] if run["answer"].ndim == 2 else 1
+            answer = copy["answer"]
+            width = answer.shape[1] if answer.ndim == 2 else 1
             base_answer = None if base_answers is None else base_answers[index]
-            prediction = Prediction(part_logits[:, :width], run["answer"], base_answer)
+            prediction = Prediction(part_logits[:, :width], answer, base_answer)
             predictions[part] = prediction, index
         return predictions
 
@@ -251,7 +252,7 @@ class IIT(Cells):
             return {variable: _active(batch, variable) for variable in batch["sources"]}
         if part == "behaviour":
             return {}
-        # Seeded by the step: a resumed run draws what an uninterrupted one draws.
+        # Seeded by the step: a continued training draws what an uninterrupted one draws.
         generator = torch.Generator().manual_seed(self.global_step)
         inert = self.alignment.inert
         drawn = torch.randint(len(inert), (len(batch["row"]),), generator=generator)
@@ -260,7 +261,7 @@ class IIT(Cells):
     def _sources(self, batch: dict[str, Any], rows: Mapping[str, Tensor]) -> dict[Any, Activations]:
         """{variable or inert part: what its edit reads}, for the rows of all parts.
 
-        All sources that some row needs are run in one run, each once. Inert parts read the source
+        All sources that some pair needs are run in one pass, each once. Inert parts read the source
         of the pair's first variable.
         """
         edited, sources = self._edited["all"], batch["sources"]
@@ -269,27 +270,29 @@ class IIT(Cells):
             # The behaviour reads no source.
             if part != "behaviour":
                 is_read[index] = True
-        # BoolTensor[variable, batch]: the run has a row for each True, in this order.
+        # BoolTensor[variable, pair]: which sources are run. They are stacked variable by variable.
         needed = torch.stack([_active(batch, v) & is_read for v in sources])
-        run = list(map(at_rows, sources.values(), needed))
+        needed_sources = list(map(at_rows, sources.values(), needed))
         sites = {}
         for edit in edited.edits.values():
             sites |= dict.fromkeys(edit.source_sites)
         captured = capture(
             edited.studied or edited.network,
-            stacked(run),
+            stacked(needed_sources),
             list(sites),
             grad=self._source_grad,
         )
-        # Which row of the run has the source. Where a pair leaves the variable alone, it is a
-        # placeholder: the edit is not active there.
-        last_row_so_far = needed.flatten().cumsum(0) - 1
-        row_in_run = last_row_so_far.clamp(min=0).view_as(needed)
+        # LongTensor[variable, pair]: the row of each source among those that are run. The rows of
+        # `needed` [[1, 0], [1, 1]] are [[0, 0], [1, 2]]. A source that is not run repeats the row
+        # before it, or has row 0; no active edit reads it.
+        rows_before = needed.flatten().cumsum(0) - 1
+        row_of_source = rows_before.clamp(min=0).view_as(needed)
+        # LongTensor[pair]: the source of the first variable that the pair interchanges.
         first_variable = needed.int().argmax(0, keepdim=True)
-        first = row_in_run.gather(0, first_variable).squeeze(0)
-        by_variable = dict(zip(sources, row_in_run, strict=True))
-        by_variable |= dict.fromkeys(self.alignment.inert, first)
-        # From rows of the batch to rows of the stacked parts.
+        row_of_first = row_of_source.gather(0, first_variable).squeeze(0)
+        by_variable = dict(zip(sources, row_of_source, strict=True))
+        by_variable |= dict.fromkeys(self.alignment.inert, row_of_first)
+        # The parts of the loss are stacked, too: the pair of each of their rows.
         stacked_rows = torch.cat(list(rows.values()))
         activations = {}
         for key, edit in edited.edits.items():

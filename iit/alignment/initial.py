@@ -63,7 +63,7 @@ def initialise(
                 frame.start(leading(all_activations, rank))
             else:
                 sizes = edit.intervention.block_sizes or {key: rank}
-                frame.start(_between(sizes, activations, pairs))
+                frame.start(_difference_directions(sizes, activations, pairs))
 
 
 def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int) -> list[Tensor]:
@@ -75,18 +75,19 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
     network = alignment.studied
     if network is None:
         raise ValueError(
-            "Bases are set by activations of the pairs: make the alignment with the network from "
-            "iit.load_network."
+            "Activations of the pairs set the bases, and a bare module cannot encode pairs: make "
+            "the alignment with a LanguageModel (iit.load_network) or a Classifier."
         )
     encoded = EncodedPairs(pairs.split("train"), pairs.variables, network)
     by_row: dict[int, Tensor] = {}
     for batch in encoded.batches(batch_size):
         prepared = prepare_at(network.model, batch["base"], edit.sites)
-        places = {site: columns(site, prepared) for site in edit.sites}
-        captured = alignment.read(prepared, places)
+        site_columns = {site: columns(site, prepared) for site in edit.sites}
+        captured = alignment.read(prepared, site_columns)
         by_site = []
-        for site, place in places.items():
-            activation, lengths = captured[site].float(), counts(place, prepared)
+        for site, columns_of_site in site_columns.items():
+            activation = captured[site].float()
+            lengths = counts(columns_of_site, prepared)
             if lengths is not None:
                 # Beyond its own length an example's positions are padding.
                 activation = unpad_sequence(activation, lengths, batch_first=True)
@@ -99,7 +100,9 @@ def _activations(alignment: Alignment, edit: Edit, pairs: Pairs, batch_size: int
     return [by_row[row] for row in range(len(by_row))]
 
 
-def _between(sizes: Mapping[Any, int], activations: list[Tensor], pairs: Pairs) -> Tensor:
+def _difference_directions(
+    sizes: Mapping[Any, int], activations: list[Tensor], pairs: Pairs
+) -> Tensor:
     """For each variable: the leading directions between the means of its values, then random ones.
 
     Arguments:

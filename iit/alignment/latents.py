@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.references import beside
+from iit.alignment.references import with_edits
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
 
@@ -20,7 +20,7 @@ def latents(alignment: Alignment, batch: dict[str, Any]) -> list[tuple[Tensor, T
     Returns a list, as `Prediction.latents` describes it.
     """
     swaps = {key: Edit(edit.sites, VanillaIntervention()) for key, edit in alignment.edits.items()}
-    natural = beside(alignment, swaps)
+    natural = with_edits(alignment, swaps)
     edited = alignment.edited_activations(batch["base"], batch["sources"], batch["active"])
     # A pair without a counterpart has the base in its place; its edit stays inactive.
     has_natural: Any = dict.fromkeys(alignment.edits, batch["has_natural"])

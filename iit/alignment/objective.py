@@ -57,7 +57,7 @@ class Objective(ABC):
     def on_own_answer(self) -> "Objective":
         """The objective of pairs whose right answer is the base's own: nothing is to change.
 
-        The part `isolate` of MDAS has such pairs, and so have the parts `behaviour` and `strict` of
+        Some parts of a loss are of such pairs: `isolate` of `DAS`, and `behaviour` and `strict` of
         `IIT`. By default it is this objective itself.
         """
         return self
@@ -253,10 +253,10 @@ class CounterfactualLatent(Objective):
         for edited, natural, has_natural in prediction.latents():
             edited, natural = edited.float(), natural.float()
             # Tensor[batch, position] each: relative squared distance, and 1 − cosine.
-            squared_distance = (edited - natural).square().sum(-1)
-            apart = squared_distance / natural.square().sum(-1).clamp(min=1e-12)
+            squared = (edited - natural).square().sum(-1)
+            squared = squared / natural.square().sum(-1).clamp(min=1e-12)
             turned = 1 - F.cosine_similarity(edited, natural, dim=-1)
-            distances.append(torch.where(has_natural, (0.5 * (apart + turned)).mean(1), 0.0))
+            distances.append(torch.where(has_natural, (0.5 * (squared + turned)).mean(1), 0.0))
         return self.objective(prediction) + self.weight * torch.stack(distances).mean(0)
 
     def check(self, batch: Mapping[str, Any]) -> None:

@@ -63,14 +63,14 @@ def check_apart(
     """
     claims: list[_Claim] = []
     for claim in (*_claims(edits, False, resolved), *_claims(inert, True, resolved)):
-        # Claims of other edits on the same activations.
-        rivals = [c for c in claims if not c.inert and c.name != claim.name and _meet(claim, c)]
-        for rival in rivals:
-            _refuse_common(rival, claim)
+        # What other edits claim of the same activations.
+        neighbours = [c for c in claims if not c.inert and c.name != claim.name and _meet(claim, c)]
+        for neighbour in neighbours:
+            _refuse_common(neighbour, claim)
         # Dimensions are counted at each position by itself, over all claims that reach it. A site
         # without a position reaches all of them. If no claim names a position, all are counted at
         # once (None).
-        together = [*rivals, claim]
+        together = [*neighbours, claim]
         positions = set()
         for one in together:
             positions.update(_positions(one.site) or ())
@@ -231,7 +231,11 @@ def _least(intervention: Intervention, width: int) -> int:
 
 
 def swapped_rank(intervention: Intervention) -> int | None:
-    """How many dimensions an intervention swaps; None where that is learned or unknown."""
+    """How many dimensions an intervention swaps; None where that is learned or unknown.
+
+    It differs from `learned_rank` for gates: a learned gate has none, and a fixed one as many as
+    it has indices.
+    """
     gate = intervention.gate
     if isinstance(gate, SoftGate):
         return None

@@ -1,7 +1,7 @@
 """References beside a training: the whole vector, and a random subspace of equal rank.
 
 They are scored on validation pairs during a training, where there is a logger. The controls of an
-evaluation are made in `iit.evaluation.controls`, which takes `vanilla` and `beside` from here.
+evaluation are made in `iit.evaluation.controls`, which takes `vanilla` and `with_edits` from here.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,16 +18,16 @@ from iit.intervention.operation import Swap
 from iit.result import correct
 
 
-def measured(
-    cells: Mapping[str, Alignment],
+def reference_iia(
+    members: Mapping[str, Alignment],
     pairs: EncodedPairs,
     batch_size: int,
     trained: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """The IIA of each cell's references on validation pairs, {name in the log: value}.
+    """The IIA of each member's references on validation pairs, {name in the log: value}.
 
     Arguments:
-        cells: {name: alignment}; a single one has the empty name.
+        members: {name: alignment}; a single one has the empty name.
         pairs: the validation pairs.
         batch_size: pairs a batch.
         trained: the variables whose pairs count; all by default.
@@ -37,8 +37,8 @@ def measured(
         [trained is None or set(v) <= set(trained) for v in pairs.interchanged]
     )
     lines: dict[str, float] = {}
-    for name, cell in cells.items():
-        for control, reference in references(cell).items():
+    for name, member in members.items():
+        for control, reference in references(member).items():
             # Batches come in the order of their cost; their rows put the figures back in place.
             right = torch.zeros(len(pairs))
             for batch in pairs.batches(batch_size, reference.n_columns):
@@ -79,7 +79,7 @@ def vanilla(alignment: Alignment) -> Alignment:
         # A whole vector has no blocks: each variable gets an edit of its own.
         for variable in edit.intervention.blocks or (key,):
             edits[variable] = Edit(edit.sites, VanillaIntervention(), edit.source_sites, edit.joint)
-    return beside(alignment, edits)
+    return with_edits(alignment, edits)
 
 
 def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
@@ -103,10 +103,10 @@ def random_frames(alignment: Alignment, seed: int = 0) -> Alignment | None:
             basis = Frame(width, rank).requires_grad_(False)
             frame = Intervention(trained.name, basis, All(), Swap(), blocks=trained.block_sizes)
             edits[key] = Edit(edit.sites, frame, edit.source_sites, edit.joint)
-    return beside(alignment, edits)
+    return with_edits(alignment, edits)
 
 
-def beside(alignment: Alignment, edits: Mapping[Any, Edit]) -> Alignment:
+def with_edits(alignment: Alignment, edits: Mapping[Any, Edit]) -> Alignment:
     """An alignment with other edits on the same network, which shares the activation store."""
     other = Alignment(alignment.studied or alignment.network, edits)
     other.store = alignment.store

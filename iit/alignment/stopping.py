@@ -1,4 +1,4 @@
-"""Early stopping for each cell by itself."""
+"""Early stopping for each alignment by itself."""
 
 from math import inf
 from typing import Any
@@ -9,14 +9,14 @@ from iit.alignment.best import LOSS, validated
 
 
 class EarlyStopping(L.Callback):
-    """Stop training a cell when nothing has improved for some epochs.
+    """Stop training an alignment when nothing has improved for some epochs.
 
     The accuracy that the module's `monitor` names may improve, or `val/loss`. A `monitor` that is
-    the loss decides alone. The last cell that stops ends the training; Lightning's own callback
-    stops all cells at once.
+    the loss decides alone. The last one that stops ends the training; Lightning's own callback
+    stops all of them at once.
 
     Arguments:
-        patience: how many epochs a cell may go without an improvement.
+        patience: how many epochs an alignment may go without an improvement.
     """
 
     def __init__(self, patience: int = 3):
@@ -25,7 +25,7 @@ class EarlyStopping(L.Callback):
         self._waited: dict[str, int] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Count the epochs without an improvement, and stop the cells that waited too long."""
+        """Count the epochs without an improvement, and stop the members that waited too long."""
         for name in pl_module.running:
             best = self._best.setdefault(name, {})
             self._waited[name] = self._waited.get(name, 0) + 1

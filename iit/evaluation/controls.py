@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from iit.alignment import Alignment, initialise
-from iit.alignment.references import beside, vanilla
+from iit.alignment.references import vanilla, with_edits
 from iit.data import Pairs
 from iit.evaluation.faithfulness import inert_resampled
 from iit.evaluation.illusion import split_by_reading, swapping
@@ -79,7 +79,7 @@ def has_random_subspace(alignment: Alignment) -> bool:
     return True
 
 
-def random_subspaces(scoring: Scoring) -> dict[Arm, Alignment]:
+def random_subspace_draws(scoring: Scoring) -> dict[Arm, Alignment]:
     """`random_subspace` several times; nothing for an alignment without one.
 
     Equal seeds give equal subspaces.
@@ -129,8 +129,8 @@ def _exchanged(
     edits = {}
     for key, edit in alignment.edits.items():
         edits[key] = replace(edit, intervention=others[edit.intervention])
-    # `beside` shares the store, which is of one network.
-    return beside(alignment, edits) if network is None else Alignment(network, edits)
+    # `with_edits` shares the store, which is of one network.
+    return with_edits(alignment, edits) if network is None else Alignment(network, edits)
 
 
 def _drawn(trained: Intervention) -> Intervention:
@@ -169,13 +169,14 @@ def pca_subspace(scoring: Scoring) -> Controls:
         trained = edit.intervention
         if trained.blocks or isinstance(trained.basis, PrincipalComponents):
             raise NotApplicableError("an edit has blocks, or is made of principal components")
+        # Both are known here; `or 0` is for the type checker.
         basis = PrincipalComponents(trained.width or 0, trained.learned_rank() or 0)
         components = Intervention(trained.name, basis, All(), trained.operation)
         edits[key] = replace(edit, intervention=components)
         n_needed = max(n_needed, basis.rank or 0)
-    if len(scoring.training.table) <= n_needed:
+    if len(scoring.on_train_split.table) <= n_needed:
         raise NotApplicableError("there are no more training pairs than dimensions")
-    other = beside(alignment, edits)
+    other = with_edits(alignment, edits)
     initialise(other, scoring.pairs, batch_size=scoring.batch_size)
     return {Arm("pca_subspace"): other}
 
@@ -247,7 +248,7 @@ def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
             torch.manual_seed(scoring.seed)
             basis = Frame(trained.width or 0, rank)
         frame = Intervention(trained.name, basis, All(), trained.operation)
-        lower[arm] = beside(alignment, {key: replace(edit, intervention=frame)})
+        lower[arm] = with_edits(alignment, {key: replace(edit, intervention=frame)})
         rank *= 4
         arm = Arm("lower_rank", rank)
     return lower
@@ -255,7 +256,7 @@ def lower_ranks(scoring: Scoring) -> dict[Arm, Alignment]:
 
 def majority(scoring: Scoring) -> Controls:
     """For each pair: is the most frequent label of the training pairs a right answer?"""
-    frequencies = Counter(chain.from_iterable(map(_each, scoring.training.table["label"])))
+    frequencies = Counter(chain.from_iterable(map(_each, scoring.on_train_split.table["label"])))
     # Of equally frequent labels the one whose text comes first.
     common = min(frequencies, key=lambda answer: (-frequencies[answer], str(answer)))
     right = [common in _each(label) for label in scoring.encoded.labels]
@@ -287,8 +288,8 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
     return replace(pairs, dataset=dataset, again=None)
 
 
-def _random_subspaces(scoring: Scoring) -> Controls:
-    draws = random_subspaces(scoring)
+def _random_subspace_recipe(scoring: Scoring) -> Controls:
+    draws = random_subspace_draws(scoring)
     if not draws:
         raise NotApplicableError("no random subspace of equal rank differs from the trained one")
     return draws
@@ -372,7 +373,7 @@ def read_parts(scoring: Scoring) -> Controls:
     parts = split_by_reading(alignment, read)
     controls = {Arm(name): part for name, part in parts.items()}
     controls[Arm("read_part/vanilla")] = swapping(alignment, read)
-    for arm, random in random_subspaces(scoring).items():
+    for arm, random in random_subspace_draws(scoring).items():
         part = split_by_reading(random, read)["read_part"]
         controls[Arm("read_part/random_subspace", arm.draw)] = part
     return controls
@@ -382,7 +383,7 @@ def _rivals(scoring: Scoring) -> Controls:
     """The alignment itself, scored by what other causal models say of the same pairs."""
     rivals = {}
     for name, speaks in scoring.encoded.speaks.items():
-        right = scoring.trained.right.get(f"rival/{name}")
+        right = scoring.own_outcomes.right.get(f"rival/{name}")
         if right is not None:
             # Where a rival says nothing of a pair, the label stands in: that would flatter it.
             rivals[Arm("rival", name)] = Outcomes.of(np.where(speaks, right, np.nan))
@@ -391,7 +392,7 @@ def _rivals(scoring: Scoring) -> Controls:
 
 RECIPES: Mapping[str, tuple[Callable[[Scoring], Controls], str]] = {
     "vanilla": (lambda scoring: {Arm("vanilla"): vanilla(scoring.alignment)}, "quick"),
-    "random_subspace": (_random_subspaces, "quick"),
+    "random_subspace": (_random_subspace_recipe, "quick"),
     "pca_subspace": (pca_subspace, "quick"),
     "placebos": (_placebos, "quick"),
     "no_intervention": (lambda scoring: {Arm("no_intervention"): scoring.unedited}, "quick"),

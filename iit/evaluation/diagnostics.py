@@ -15,7 +15,7 @@ from iit.evaluation.abstraction_error import abstraction_error
 from iit.evaluation.angles import pairwise_angles, random_angles
 from iit.evaluation.divergence import divergence
 from iit.evaluation.illusion import views
-from iit.evaluation.rows import readout, row_of
+from iit.evaluation.rows import mean_rows, row_of
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.subspace import subspaces
 from iit.evaluation.trust import NotApplicableError
@@ -29,7 +29,7 @@ def spread(values: Sequence[float]) -> Interval:
 
 def angle_rows(
     alignments: Sequence[Alignment],
-    facts_of: Callable[[Sequence[str]], dict[str, Any]],
+    cell_columns: Callable[[Sequence[str]], dict[str, Any]],
     spaces: Mapping[str, Mapping[str, Tensor]],
 ) -> list[Row]:
     """Rows `principal_angle`: degrees between the subspaces of several trainings.
@@ -44,13 +44,13 @@ def angle_rows(
     and n counts the draws.
 
     Arguments:
-        facts_of: variables → the columns that say which cell a row belongs to.
+        cell_columns: variables → the columns that say which cell a row belongs to.
         spaces: what `spans` gives.
     """
     by_training = list(map(subspaces, alignments))
     rows = []
     for variable in by_training[0]:
-        facts = facts_of((variable,))
+        columns = cell_columns((variable,))
         frames = [frames_of[variable] for frames_of in by_training if variable in frames_of]
         for suffix, view in views(frames, variable, spaces).items():
             # A part inside of a space may have no dimension, and then no angle.
@@ -64,7 +64,7 @@ def angle_rows(
             figures = {"seeds": spread(pairwise_angles(not_empty)), "random_subspace": random}
             for control, figure in figures.items():
                 metric = f"principal_angle{suffix}"
-                rows.append(row_of(facts, figure, metric, arm=Arm(control)))
+                rows.append(row_of(columns, figure, metric, arm=Arm(control)))
     return rows
 
 
@@ -81,12 +81,12 @@ def divergence_rows(scoring: Scoring) -> list[Row]:
     alignment = scoring.alignment
     if not alignment.needs_source:
         raise NotApplicableError("no edit reads a source")
-    natural = scoring.training.encoded
+    natural = scoring.on_train_split.encoded
     # 1 is the distance that 95% of the unedited activations stay within.
     far = divergence(alignment, scoring.encoded, natural, batch_size=scoring.batch_size) > 1
     rows = []
     for _, group in scoring.groups():
-        rows += readout({TRAINED: far}, group, "divergence")
+        rows += mean_rows({TRAINED: far}, group, "divergence")
     return rows
 
 
@@ -107,7 +107,7 @@ def abstraction_rows(scoring: Scoring) -> list[Row]:
         seed=scoring.seed,
         batch_size=scoring.batch_size,
     )
-    facts = scoring.facts(list(map(str, alignment.variables)))
+    columns = scoring.cell_columns(list(map(str, alignment.variables)))
     rows = []
     for direction, comparisons in compared.items():
         interval = clustered_interval(
@@ -118,5 +118,5 @@ def abstraction_rows(scoring: Scoring) -> list[Row]:
         )
         # Each intervention compares several variables; n counts it once.
         interval = interval._replace(n=comparisons.n)
-        rows.append(row_of(facts, interval, f"abstraction_error/{direction}"))
+        rows.append(row_of(columns, interval, f"abstraction_error/{direction}"))
     return rows

@@ -14,12 +14,12 @@ from iit.evaluation.controls import controls_of
 from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows
 from iit.evaluation.off_target import off_target_rows, task_off_target_rows
 from iit.evaluation.outcomes import Outcomes, cut
-from iit.evaluation.rows import readout, row_of, scores
+from iit.evaluation.rows import mean_rows, row_of, scores
 from iit.evaluation.scoring import Scoring
-from iit.evaluation.trust import NotApplicableError, Refit, Trust, level, train_alike
+from iit.evaluation.trust import NotApplicableError, Refit, Trust, train_alike, trust_named
 from iit.intervened.store import ActivationStore
 from iit.result import TRAINED, Arm, Row, clustered_interval, where
-from iit.result.vocabulary import POOLED, draws_of, is_single_draw
+from iit.result.vocabulary import AVERAGED, is_single_draw, of_single_draws
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def evaluate(
 
     - vanilla: swaps the sites' whole vectors.
     - placebo_direction, placebo_pair: see `placebos`.
-    - random_subspace: random subspaces of equal rank, pooled over the draws; the rows of single
+    - random_subspace: random subspaces of equal rank, a mean over the draws; the rows of single
       draws have draw 0, 1, … .
     - pca_subspace: principal components of equal rank.
     - majority: always the most frequent training label.
@@ -65,7 +65,9 @@ def evaluate(
     - logit_difference: the mean over changing pairs of logit(label) − logit(base's own answer),
       where the pairs know the right answers.
     - iia_forced: scores the label among the pair's own alternatives (see `Outcomes`).
-    - cut: whether the sites pass the source's own answer (see `cut`).
+    - cut: whether swapping the sites' whole vectors gives the source's own answer (see `cut`).
+    - disentangle: the mean of the IIA on changing and the IIA on unchanging pairs.
+    - answer_agreement: for sites at answer tokens (see `agreement_rows`).
     - task_accuracy: where the pairs know the right answers, the share of all drawn prompts that the
       network answers, before filtering. It is of the pairs' bases where nothing was filtered, and
       where the network was trained since.
@@ -88,14 +90,14 @@ def evaluate(
         `alignment.rows = iit.evaluate(alignment, pairs)`.
 
     Raises:
-        ValueError: for an unknown level of trust; for an alignment on a bare module, which cannot
-            tokenize the pairs; for pairs of other variables; and for labels that are none of the
+        ValueError: for an unknown name of a trust; for an alignment on a bare module, which cannot
+            encode the pairs; for pairs of other variables; and for labels that are none of the
             network's answers.
     """
     if alignment.studied is None:
         raise ValueError(
-            "evaluate tokenizes the pairs: make the alignment with the LanguageModel from "
-            "iit.load_network."
+            "evaluate encodes the pairs, which a bare module cannot: make the alignment with a "
+            "LanguageModel (iit.load_network) or a Classifier."
         )
     if not set(pairs.variables) <= set(alignment.variables):
         raise ValueError(
@@ -109,18 +111,20 @@ def evaluate(
         # The copy has the same weights; the user's alignment stays without a store.
         alignment = copy(alignment)
         alignment.store = ActivationStore(alignment.network)
-    scoring = Scoring(alignment, pairs, split, level(trust), refit, batch_size, seed, experiment)
+    scoring = Scoring(
+        alignment, pairs, split, trust_named(trust), refit, batch_size, seed, experiment
+    )
     check_labels(scoring.network, scoring.encoded)
     if not pairs.variables:
         return _task_accuracy(scoring)
     if not controls:
-        return _rows(scoring, {TRAINED: scoring.trained})
+        return _rows(scoring, {TRAINED: scoring.own_outcomes})
     return _controlled_rows(scoring)
 
 
 def _controlled_rows(scoring: Scoring) -> list[Row]:
     """Rows of the alignment and of its controls, diagnostics, and rows of the training pairs."""
-    scored = {TRAINED: scoring.trained}
+    scored = {TRAINED: scoring.own_outcomes}
     controls, missing = controls_of(scoring)
     for kind, reason in missing.items():
         log.info("Not run: %s: %s", kind, reason)
@@ -131,27 +135,27 @@ def _controlled_rows(scoring: Scoring) -> list[Row]:
     rows = _rows(scoring, scored)
     passes = cut(scoring.alignment, scoring.encoded, scored[Arm("vanilla")])
     for _, group in scoring.groups():
-        rows += readout({TRAINED: passes}, group, "cut")
+        rows += mean_rows({TRAINED: passes}, group, "cut")
     rows += off_target_rows(scoring)
     if scoring.is_full:
-        rows += _diagnostics(scoring, draws_of(controls, "seeds"))
+        rows += _diagnostics(scoring, of_single_draws(controls, "seeds"))
     rows += _task_accuracy(scoring)
     if scoring.split == "test" and scoring.has_training:
         # The verdict reads the gap between training and test pairs.
-        training = scoring.training
-        check_labels(training.network, training.encoded)
-        rows += where(_rows(training, {TRAINED: training.trained}), metric="iia")
+        on_train = scoring.on_train_split
+        check_labels(on_train.network, on_train.encoded)
+        rows += where(_rows(on_train, {TRAINED: on_train.own_outcomes}), metric="iia")
     return rows
 
 
 def _rows(scoring: Scoring, scored: Mapping[Arm, Outcomes]) -> list[Row]:
     """The rows of each set of variables that pairs interchange."""
     right = {arm: outcomes.right[None] for arm, outcomes in scored.items()}
-    arms = _with_pools(right, POOLED)
+    arms = _with_averages(right, AVERAGED)
     figures = {}
     for metric, field in (("logit_difference", "difference"), ("iia_forced", "forced")):
         by_arm = {arm: getattr(outcomes, field) for arm, outcomes in scored.items()}
-        by_arm = _with_pools(by_arm, ["random_subspace"])
+        by_arm = _with_averages(by_arm, ["random_subspace"])
         # Seeds keep a figure each; the draws of random subspaces have one together.
         figures[metric] = {
             arm: figure
@@ -162,29 +166,32 @@ def _rows(scoring: Scoring, scored: Mapping[Arm, Outcomes]) -> list[Row]:
     for variables, group in scoring.groups():
         rows += scores(arms, group)
         for metric, by_arm in figures.items():
-            rows += readout(by_arm, group, metric)
+            rows += mean_rows(by_arm, group, metric)
         rows += agreement_rows(scoring.alignment, variables, group)
     return rows
 
 
-def _with_pools(
+def _with_averages(
     figures: Mapping[Arm, np.ndarray], controls: Sequence[str]
 ) -> dict[Arm, np.ndarray]:
-    """The figures, and behind them those that pool the draws of these controls, [n, draws]."""
-    pools = {}
+    """The figures, and behind them those of all draws of these controls, [n, draws].
+
+    The mean over its draws is then the figure of a pair.
+    """
+    averages = {}
     for control in controls:
-        draws = draws_of(figures, control)
+        draws = of_single_draws(figures, control)
         if draws and control == "seeds":
             # The alignment itself is one of the seeds.
             draws.insert(0, figures[TRAINED])
         if draws:
-            pools[Arm(control)] = np.stack(draws, 1)
-    return {**figures, **pools}
+            averages[Arm(control)] = np.stack(draws, 1)
+    return {**figures, **averages}
 
 
 def _diagnostics(scoring: Scoring, seeds: Sequence[Alignment]) -> list[Row]:
     """Rows of further questions; the log says which do not apply."""
-    rows = angle_rows([scoring.alignment, *seeds], scoring.facts, scoring.spaces)
+    rows = angle_rows([scoring.alignment, *seeds], scoring.cell_columns, scoring.spaces)
     for diagnose in (divergence_rows, task_off_target_rows, abstraction_rows):
         try:
             rows += diagnose(scoring)
@@ -195,12 +202,12 @@ def _diagnostics(scoring: Scoring, seeds: Sequence[Alignment]) -> list[Row]:
 
 def _task_accuracy(scoring: Scoring) -> list[Row]:
     """The share of prompts that the network answers, as a row; nothing where it is not known."""
-    facts, variables = scoring.pairs.facts, scoring.pairs.variables
-    n = facts.get("drawn", {}).get(scoring.split)
+    counts, variables = scoring.pairs.facts, scoring.pairs.variables
+    n = counts.get("drawn", {}).get(scoring.split)
     # Of a network that was trained since, what it answered before says nothing.
-    if n and facts.get("answered_by") in (None, scoring.network.fingerprint()):
+    if n and counts.get("answered_by") in (None, scoring.network.fingerprint()):
         # Only the number of right answers is on record, so the first ones stand for them.
-        right = np.arange(n) < facts["right"][scoring.split]
+        right = np.arange(n) < counts["right"][scoring.split]
     else:
         # Of prompts alone, the label is the answer.
         right = scoring.unedited.right.get("base" if variables else None)
@@ -208,4 +215,4 @@ def _task_accuracy(scoring: Scoring) -> list[Row]:
         return []
     # Each prompt is its own cluster.
     interval = clustered_interval(right, np.arange(len(right)))
-    return [row_of(scoring.facts(variables), interval, "task_accuracy")]
+    return [row_of(scoring.cell_columns(variables), interval, "task_accuracy")]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from iit.alignment import Alignment
-from iit.alignment.references import beside
+from iit.alignment.references import with_edits
 from iit.batch import IGNORED
 from iit.data import EncodedPairs
 from iit.evaluation.angles import MOSTLY, span_of_rows, within
@@ -20,7 +20,7 @@ from iit.evaluation.divergence import natural_activations
 from iit.evaluation.outcomes import edits_of, evaluating, inputs_of
 from iit.evaluation.subspace import subspaces
 from iit.intervened import Edit, IntervenedModel
-from iit.intervened.sources import Variable, variables_of
+from iit.intervened.edit import Variable, variables_of
 from iit.intervention import (
     All,
     Identity,
@@ -302,7 +302,7 @@ def swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
             # Blocks of one edit become edits of their own.
             part = _fixed(edit.intervention.name, spans[variable])
             edits[variable] = Edit(edit.sites, part, edit.source_sites)
-    return beside(alignment, edits).eval()
+    return with_edits(alignment, edits).eval()
 
 
 def _fixed(name: str, vectors: Float[Tensor, "width rank"]) -> Intervention:

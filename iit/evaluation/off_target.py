@@ -79,7 +79,7 @@ def _rows(variable: str, right: np.ndarray, group: Group) -> list[Row]:
             other variable differs: there an edit that carries its own variable alone changes
             nothing. Where none of those is changing, the whole group counts.
     """
-    alone = replace(group, among=group.among & (group.kinds == group.facts["variable"]))
+    alone = replace(group, among=group.among & (group.kinds == group.cell_columns["variable"]))
     if alone.changing.any():
         group = alone
     return group.rows("iia", right, Arm("off_target", variable))
@@ -117,9 +117,9 @@ def task_off_target_rows(scoring: Scoring) -> list[Row]:
             continue
         encoded = EncodedPairs(sampled.split("test"), other, scoring.network)
         # The rows are the other variable's, but the edit that they describe is this one's.
-        facts = scoring.facts(pairs.variables) | {"variable": other}
+        columns = scoring.cell_columns(pairs.variables) | {"variable": other}
         every = np.ones(len(encoded), dtype=bool)
-        group = Group(encoded, every, facts, scoring.trust.resamples)
+        group = Group(encoded, every, columns, scoring.trust.resamples)
         right = _off_target(alignment, encoded, scoring.batch_size)
         for variable in right:
             rows += _rows(variable, right[variable], group)

@@ -113,9 +113,10 @@ def last_answer_token(edits: Iterable[Edit]) -> int:
 
 
 def cut(alignment: Alignment, pairs: EncodedPairs, whole: Outcomes) -> np.ndarray:
-    """Does the whole vector of the variable's sites give the source's own answer?
+    """Does swapping the whole vectors of the variable's sites give the source's own answer?
 
-    A low figure says that the network also reads the variable elsewhere.
+    The name is that of a cut in a graph: where it is 1, every way from the variable to the answer
+    leads through the sites. A low figure says that the network also reads the variable elsewhere.
 
     Pairs of one variable count whose label is the source's answer and not the base's. Where a site
     of the residual stream (or of a module) holds every token of the prompts, nothing of the base

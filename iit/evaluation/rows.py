@@ -48,14 +48,14 @@ def _plain(value: Any) -> Any:
 
 
 def row_of(
-    facts: Mapping[str, Any],
+    cell_columns: Mapping[str, Any],
     interval: Interval,
     metric: str,
     subset: str = "all",
     arm: Arm = TRAINED,
 ) -> Row:
-    """The row of one figure; `facts` are the columns that say which cell it belongs to."""
-    return Row(**facts, subset=subset, **arm._asdict(), metric=metric, **interval._asdict())
+    """The row of one figure; `cell_columns` say which cell it belongs to."""
+    return Row(**cell_columns, subset=subset, **arm._asdict(), metric=metric, **interval._asdict())
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Group:
 
     encoded: all pairs of the split, n of them.
     among: bool[n], the pairs of the group.
-    facts: the columns that say which cell the rows belong to.
+    cell_columns: the columns that say which cell the rows belong to.
     resamples: of the bootstrap behind every interval.
     """
 
     encoded: EncodedPairs
     among: np.ndarray
-    facts: Mapping[str, Any]
+    cell_columns: Mapping[str, Any]
     resamples: int
 
     @property
@@ -107,7 +107,7 @@ class Group:
         clusters = self.encoded.clusters[chosen]
         figures = values[chosen].astype(float)
         interval = clustered_interval(figures, clusters, resamples=self.resamples, **options)
-        return row_of(self.facts, interval, metric, subset, arm)
+        return row_of(self.cell_columns, interval, metric, subset, arm)
 
     def rows(self, metric: str, values: np.ndarray, arm: Arm = TRAINED) -> list[Row]:
         """The mean of a figure over all and over changing pairs, where there are any."""
@@ -156,7 +156,7 @@ def scores(arms: Mapping[Arm, np.ndarray], group: Group) -> list[Row]:
                 rows.append(group.row("iia", right, chosen, subset, arm, over_draws=over_draws))
             # On unchanging pairs an edit has to do nothing: no control is to be beaten there.
             if subset != "unchanging" and is_compared:
-                # A pooled control, [n, draws], stands for a pair by its mean over draws.
+                # An averaged control, [n, draws], stands for a pair by its mean over draws.
                 gap = arms[TRAINED] - right.reshape(len(right), -1).mean(1)
                 rows.append(group.row("iia_difference", gap, chosen, subset, arm, paired=True))
     if not (group.changing.any() and group.unchanging.any()):
@@ -184,7 +184,7 @@ def _parts(group: Group) -> dict[str, np.ndarray]:
     return parts
 
 
-def readout(
+def mean_rows(
     arms: Mapping[Arm, np.ndarray], group: Group, metric: str = "logit_difference"
 ) -> list[Row]:
     """The mean of a figure over the changing pairs (`cut`: all pairs) in which it is known.

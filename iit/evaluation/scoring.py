@@ -63,7 +63,7 @@ class Scoring:
         return EncodedPairs(self.table, self.pairs.variables, self.network)
 
     @cached_property
-    def training(self) -> "Scoring":
+    def on_train_split(self) -> "Scoring":
         """The same on the training split.
 
         Raises:
@@ -75,7 +75,7 @@ class Scoring:
         return replace(self, split="train")
 
     @cached_property
-    def trained(self) -> Outcomes:
+    def own_outcomes(self) -> Outcomes:
         """What the alignment itself does."""
         return self.outcomes(self.alignment)
 
@@ -86,11 +86,15 @@ class Scoring:
 
     @cached_property
     def spaces(self) -> dict[str, dict[str, Tensor]]:
-        """The spaces behind the alignment's sites (see `spans`)."""
-        natural = self.training.encoded if self.has_training else None
+        """Directions at the sites of each variable, {name: {variable: columns}} (see `spans`).
+
+        "natural" has those in which activations of the training pairs vary. "read" has those to
+        which the layers behind the sites react.
+        """
+        natural = self.on_train_split.encoded if self.has_training else None
         return spans(self.alignment, self.encoded, natural, self.batch_size)
 
-    def facts(self, variables: Sequence[str]) -> dict[str, Any]:
+    def cell_columns(self, variables: Sequence[str]) -> dict[str, Any]:
         """The columns of a row that say which cell, run and split it belongs to."""
         run = {"seed": self.seed, "split": self.split, "experiment": self.experiment}
         return describe(self.alignment, self.pairs, variables) | run
@@ -102,8 +106,8 @@ class Scoring:
         for variables in dict.fromkeys(interchanged):
             # bool[n], over all pairs of the split.
             among = np.array([names == variables for names in interchanged])
-            facts = self.facts(variables)
-            yield variables, Group(self.encoded, among, facts, self.trust.resamples)
+            columns = self.cell_columns(variables)
+            yield variables, Group(self.encoded, among, columns, self.trust.resamples)
 
     def outcomes(self, alignment: Alignment, *, edited: bool = True) -> Outcomes:
         """What an alignment does on the pairs of the split."""

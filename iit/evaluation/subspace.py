@@ -26,7 +26,7 @@ def subspaces(alignment: Alignment) -> dict[str, Tensor]:
     """
     by_variable = {}
     for key, edit in alignment.edits.items():
-        vectors = swapped(edit.intervention)
+        vectors = swapped_subspace(edit.intervention)
         if vectors is None:
             continue
         # Blocks are neighbouring columns of one frame; each is a variable's.
@@ -35,7 +35,7 @@ def subspaces(alignment: Alignment) -> dict[str, Tensor]:
     return by_variable
 
 
-def swapped(intervention: Intervention) -> Subspace | None:
+def swapped_subspace(intervention: Intervention) -> Subspace | None:
     """Orthonormal columns of the subspace that an intervention swaps, Tensor[width, rank].
 
     Returns:

@@ -6,7 +6,7 @@ import numpy as np
 
 from iit.alignment import Alignment
 from iit.data import EncodedPairs, Pairs
-from iit.evaluation.rows import Group, describe, readout, scores
+from iit.evaluation.rows import Group, describe, mean_rows, scores
 from iit.intervened import ActivationStore, Edit
 from iit.intervention import VanillaIntervention
 from iit.network import Network
@@ -68,8 +68,8 @@ def sweep(
         # Only `describe` reads it: it says which cell the rows belong to.
         cell = Alignment(network, {variable: Edit(site, VanillaIntervention())})
         run = {"seed": seed, "split": split, "experiment": experiment}
-        facts = describe(cell, pairs, (variable,)) | run
-        group = Group(encoded, among, facts, resamples)
+        columns = describe(cell, pairs, (variable,)) | run
+        group = Group(encoded, among, columns, resamples)
         rows += scores({TRAINED: right}, group)
-        rows += readout({TRAINED: difference}, group)
+        rows += mean_rows({TRAINED: difference}, group)
     return rows

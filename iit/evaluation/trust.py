@@ -1,4 +1,4 @@
-"""How much is run beside an alignment, and which figures are good enough to believe it."""
+"""How much evidence is gathered beside an alignment, and which figures suffice to believe it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,9 +27,11 @@ def _thresholds() -> dict[str, tuple[float, float]]:
 
 
 THRESHOLDS: Mapping[str, tuple[float, float]] = _thresholds()
-"""Criterion → (passes up to here, fails beyond), each for the whole interval.
+"""Criterion → (bound of passing, bound of failing).
 
-`iit.evaluation.verdict` says what each criterion compares.
+A criterion passes where the whole interval is on the good side of the first number. It fails where
+the whole interval is on the bad side of the second one. The larger number comes first where high
+figures are good. `iit.evaluation.verdict` says what each criterion compares.
 """
 
 
@@ -62,8 +64,8 @@ def thresholds_with(given: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
             better, is_ordered = "higher", good >= bad
         if not is_ordered:
             raise ValueError(
-                f"thresholds: {name} takes [passes up to here, fails beyond], the {better} first, "
-                f"as {better} figures are better; got {pair}."
+                f"thresholds: {name} takes [bound of passing, bound of failing], the {better} "
+                f"first, as {better} figures are better; got {pair}."
             )
         thresholds[name] = (good, bad)
     return thresholds
@@ -93,7 +95,7 @@ def train_alike(
 
 @dataclass(frozen=True)
 class Trust:
-    """How much is run beside an alignment.
+    """How much evidence is gathered beside an alignment, and what figures are good enough.
 
     random_subspaces: draws of a random subspace of equal rank.
     resamples: of the bootstrap behind every interval.
@@ -105,7 +107,8 @@ class Trust:
         by default the first tokens of the prompt. It is left out where it sees a token that the
         variable depends on.
     interventions: with `full`, how many the abstraction error draws in each direction.
-    thresholds: criterion → (passes up to here, fails beyond), in place of those of `THRESHOLDS`.
+    thresholds: criterion → (bound of passing, bound of failing), in place of those of
+        `THRESHOLDS`.
 
     Raises:
         ValueError: for thresholds that `thresholds_with` refuses, for fewer than two seeds with
@@ -138,7 +141,7 @@ class Trust:
 TRUST = {"quick": Trust(), "full": Trust(full=True)}
 
 
-def level(trust: str | Trust) -> Trust:
+def trust_named(trust: str | Trust) -> Trust:
     """The trust of that name, or the given one.
 
     Raises:

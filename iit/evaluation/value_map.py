@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iit.alignment import Alignment
 from iit.intervened import Activations
-from iit.intervened.sources import variables_of
+from iit.intervened.edit import variables_of
 
 RIDGE = 1e-3
 """The share of the whole variance that is added to the variance within values.

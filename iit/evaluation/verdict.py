@@ -9,7 +9,8 @@ from iit.evaluation.trust import higher_is_better, thresholds_with
 from iit.result import Cell, Interval, Row, where
 from iit.result.vocabulary import KIND, NULLS
 
-OUTCOMES = ("pass", "open", "fail")
+RULINGS = ("pass", "open", "fail")
+"""What a criterion comes to, from good to bad."""
 NEEDS = {
     "faithfulness": "the alignment declares nothing inert, or all pairs have one base",
     "cut": (
@@ -64,7 +65,8 @@ class Verdict:
     outcome: the worst of the findings that are judged; at best "open" where the accuracy is not
         judged.
     not_run: criteria and controls of which the rows hold nothing.
-    cannot_fail: controls that could not have been right on any pair. They do not count.
+    cannot_fail: null controls that tell nothing, because nothing could have made them right. The
+        criterion `selectivity` could not fail beside them, so they do not count in it.
     """
 
     variable: str
@@ -78,7 +80,7 @@ class Verdict:
         return asdict(self)
 
     def line(self) -> str:
-        """One line: the outcome, what does not pass and why, what cannot fail, what was not run."""
+        """One line: the outcome, what does not pass and why, `cannot_fail`, what was not run."""
         bad = [f for f in self.findings if f.outcome != "pass"]
         n = len(self.findings)
         text = (
@@ -134,7 +136,7 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
 
     Arguments:
         rows: of any splits; the verdict picks those that it needs.
-        thresholds: criterion → (passes up to here, fails beyond), in place of those of
+        thresholds: criterion → (bound of passing, bound of failing), in place of those of
             `THRESHOLDS`. A criterion whose higher figures are better has the larger number first.
 
     Raises:
@@ -182,17 +184,19 @@ class _Rows:
         return rows[0] if rows else None
 
     def cannot_fail(self) -> list[str]:
-        """Controls that are right on no pair at all, not even where the answer should stay.
+        """Null controls whose 0 on changing pairs says nothing: they could not be right there.
 
-        Nothing could have made such a control right, so its 0 says nothing. The network itself
-        cannot be right on changing pairs where it gives every base its own answer.
+        Such a control is right on no unchanging pair either. `no_intervention` also is one where it
+        is right on all of them: a network that gives every base its own answer is wrong on every
+        changing pair.
         """
         names = []
         for name in NULLS:
             moves, stays = self.row(name), self.row(name, subset="unchanging")
-            # The unedited network is right on all unchanging pairs, or on none: both tell nothing.
-            never = (0, 1) if name == "no_intervention" else (0,)
-            if moves and stays and stays.n >= LEAST and moves.value == 0 and stays.value in never:
+            uninformative = (0, 1) if name == "no_intervention" else (0,)
+            if moves is None or stays is None or stays.n < LEAST:
+                continue
+            if moves.value == 0 and stays.value in uninformative:
                 names.append(name)
         return names
 
@@ -200,7 +204,7 @@ class _Rows:
 def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]]) -> Verdict:
     findings: list[Finding] = []
     not_run: list[str] = []
-    worst = OUTCOMES[0]
+    worst = RULINGS[0]
     for criterion, read in CRITERIA.items():
         reading = read(rows)
         if reading is None:
@@ -214,7 +218,7 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
         if outcome == "not judged":
             # Without enough pairs for the accuracy there is no pass; other criteria are skipped.
             outcome = "open" if criterion == "accuracy" else "pass"
-        worst = max(worst, outcome, key=OUTCOMES.index)
+        worst = max(worst, outcome, key=RULINGS.index)
     # Null controls that were not scored are named, too.
     not_run += [control for control in NULLS if rows.row(control) is None]
     for number, name in enumerate(not_run):
@@ -330,7 +334,7 @@ def _excess_rank(rows: _Rows) -> Reading:
 
 def _seed_spread(rows: _Rows) -> Reading:
     scores = where(rows.rows, split="test", subset=rows.subset, metric="iia")
-    # The alignment itself is one of the seeds; the row without a draw pools them.
+    # The alignment itself is one of the seeds; the row without a draw averages them.
     trained = where(scores, control=None)
     trained += [row for row in where(scores, control="seeds") if row.draw is not None]
     if len(trained) < 2:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from iit.alignment import Alignment
-from iit.alignment.references import beside
+from iit.alignment.references import with_edits
 from iit.data import Pairs
 from iit.data.prompts import write
 from iit.evaluation.scoring import encoded_prompts
@@ -36,7 +36,7 @@ def displaced(alignment: Alignment, elsewhere: Mapping[str, Any] | None) -> Alig
         sites = tuple(map(moved, edit.sites))
         source_sites = tuple(map(moved, edit.source_sites))
         edits[key] = replace(edit, sites=sites, source_sites=source_sites)
-    return beside(alignment, edits)
+    return with_edits(alignment, edits)
 
 
 def sees(alignment: Alignment, pairs: Pairs) -> bool:

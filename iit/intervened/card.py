@@ -98,7 +98,7 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
             iia = where(scored, metric="iia", control=control, draw=None)
             # A later row of the same figure replaces an earlier one.
             by_subset = {row.subset: row for row in iia}
-            arms.append({"name": CONTROLS[control].label, **by_subset})
+            arms.append({"name": CONTROLS[control].words, **by_subset})
         accuracy = where(scored, metric="task_accuracy", subset="all", control=None)
         table = {"variable": variable, "task": task, "seed": seed, "split": scored[0].split}
         tables.append(table | {"arms": arms, "task_accuracy": accuracy[-1] if accuracy else None})

@@ -24,7 +24,7 @@ from iit.evaluation.rows import Group, row_of, scores
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
 from iit.investigation.ground_truth_report import ground_truth_figure, ground_truth_tables
-from iit.job.setup import scoring, trainer_options
+from iit.job.setup import evaluate_options, trainer_options
 from iit.report import save_figure
 from iit.result import TRAINED, Arm, Row, where
 from iit.site import resolve
@@ -186,7 +186,7 @@ def _scored(
     # As `trust=full` does it, with the case's wrong site and the job's number of seeds.
     elsewhere: Any = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
-    full = evaluate(claims[0], pairs, trust, refit=refit, **scoring(cfg))
+    full = evaluate(claims[0], pairs, trust, refit=refit, **evaluate_options(cfg))
     (judged,) = verdict(full, trust.thresholds)
     return pooled + full, judged.to_dict() | {"line": judged.line()}
 

@@ -21,7 +21,7 @@ from iit.intervened import ActivationStore
 from iit.intervention import LowRankRotatedSpaceIntervention, RevNetIntervention
 from iit.investigation.ladder_report import ladder_figure, ladder_tables
 from iit.job.declared import check_config
-from iit.job.setup import alike, facts_of, frozen_network, pairs_held_out
+from iit.job.setup import facts_of, frozen_network, pairs_held_out, refit_as_configured
 from iit.network import untrained
 from iit.report import save_figure
 from iit.result import SCORE, Row, clustered_interval, where
@@ -107,7 +107,7 @@ def ladder(
             rungs[name].append(one(network, cfg.variable, site, make))
     first = next(iter(rungs.values()))[0]
     pairs, held_out = pairs_held_out(cfg, first)
-    train = alike(cfg, folder)
+    train = refit_as_configured(cfg, folder)
     # All rungs and seeds of the trained network are fitted side by side.
     store = instantiate(cfg.store)(network.model)
     trained = {}

@@ -13,21 +13,21 @@ from iit.data import Choice, Pairs, freeze
 from iit.evaluation import evaluate
 from iit.job.declared import check_config
 from iit.job.setup import (
-    alike,
+    evaluate_options,
     facts_of,
     fitting,
     frozen_network,
-    judged,
     pairs_held_out,
+    refit_as_configured,
     save_causal_model,
     save_training_curve,
-    scoring,
+    verdict_facts,
 )
 from iit.result import SCORE, Cell, Row, select, where
 
 log = logging.getLogger(__name__)
 
-# Keys of the config that may differ between a run and the run that it resumes.
+# Keys of the config that may differ between a training and the one that it continues.
 _FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "store", "name")
 # Options of Lightning's trainer that may not differ: they decide what an optimizer step does.
 _BOUND = (
@@ -68,27 +68,29 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
         log.info("%s", _separating_text(pairs))
     fitted = None
     if any(p.requires_grad for p in alignment.parameters()):
-        # Checkpoints carry it, so that a run resumes only its own kind, on the same pairs.
+        # Checkpoints carry it: only a training of this config, on these pairs, may continue them.
         identity = _identity(cfg) | {"data_fingerprint": pairs.fingerprint}
         fitted = fitting(cfg, alignment, pairs, folder, loggers=loggers, config=identity)
     else:
         # Principal components are computed from activations, not trained.
         initialise(alignment, pairs)
     trust = instantiate(cfg.trust)
-    options = {"trust": trust, "seed": cfg.seed, **scoring(cfg)}
+    options = {"trust": trust, "seed": cfg.seed, **evaluate_options(cfg)}
     rows = evaluate(alignment, pairs, split="validation", **options)
     # From here on the pairs have their test split.
     pairs = held_out.opened(freeze_choice(folder, rows, alignment, fitted))
-    rows += evaluate(alignment, pairs, split="test", refit=alike(cfg, folder), **options)
+    rows += evaluate(
+        alignment, pairs, split="test", refit=refit_as_configured(cfg, folder), **options
+    )
     frozen.check()
     alignment.rows = rows
     alignment.save_pretrained(folder / "alignment")
-    save_causal_model(folder, pairs, alignment.places())
+    save_causal_model(folder, pairs, alignment.site_texts())
     save_training_curve(folder)
     facts = {
         **facts_of(pairs, frozen.network),
         "fit": fitted._asdict() if fitted is not None else None,
-        "verdict": judged(rows, trust),
+        "verdict": verdict_facts(rows, trust),
     }
     return rows, facts
 
@@ -136,10 +138,10 @@ def freeze_choice(
 
 
 def _identity(cfg: DictConfig) -> dict[str, Any]:
-    """The part of the config that a run has to share with the run that it resumes."""
+    """The part of the config that a training shares with the one that it continues."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: value for key, value in resolved.items() if key not in _FREE}
-    # The rest of the group may differ, `max_epochs` for one: a resumed run may train longer.
+    # The rest of the group may differ, `max_epochs` for one: a continued training may take longer.
     group = resolved["trainer"]
     steps = {key: value for key, value in group["trainer"].items() if key in _BOUND}
     identity["trainer"] = steps | {"batch_size": group["batch_size"]}

@@ -17,13 +17,13 @@ from iit.evaluation import evaluate, sweep
 from iit.job.align import freeze_choice
 from iit.job.declared import check_config
 from iit.job.setup import (
-    alike,
+    evaluate_options,
     facts_of,
     fitting,
     frozen_network,
-    judged,
     pairs_held_out,
-    scoring,
+    refit_as_configured,
+    verdict_facts,
 )
 from iit.network import Network
 from iit.network.components import blocks_of
@@ -105,7 +105,7 @@ def atlas(
     for cell in all_cells:
         cell.store = store
     pairs, held_out = pairs_held_out(cfg, all_cells[0])
-    options = scoring(cfg)
+    options = evaluate_options(cfg)
     # Vanilla patching at every site, on validation.
     vanilla_rows = sweep(
         network,
@@ -185,7 +185,7 @@ def atlas(
         split="test",
         trust=trust,
         seed=seed or 0,
-        refit=alike(cfg, folder),
+        refit=refit_as_configured(cfg, folder),
         **options,
     )
     # The chosen cell's file also holds its controls' rows, which share its columns.
@@ -195,7 +195,7 @@ def atlas(
     facts = {
         **facts_of(pairs, network),
         "fit": {name: fitted._asdict() for name, fitted in fits.items()},
-        "verdict": judged(rows, trust),
+        "verdict": verdict_facts(rows, trust),
         "screened": {"threshold": screen, "sites": skipped},
     }
     return rows, facts

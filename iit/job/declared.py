@@ -10,9 +10,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import several
-from iit.alignment.cells import checked_monitor
 from iit.alignment.initial import STARTS
 from iit.alignment.overlap import check_declared
+from iit.alignment.side_by_side import checked_monitor
 
 # Keys that take whole numbers and belong to no `_target_`, so that no annotation says so.
 _WHOLE = ("rank", "seed", "trainer.max_epochs", "trainer.batch_size", "trainer.eval_batch_size")

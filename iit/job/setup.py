@@ -100,7 +100,7 @@ def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def training(cfg: DictConfig) -> dict[str, Any]:
+def fit_options(cfg: DictConfig) -> dict[str, Any]:
     """All options of `fit` that say how `cfg.module` is trained."""
     # Callbacks have names in the config, so that one of them can be changed or left out.
     return {
@@ -136,7 +136,7 @@ def fitting(
         seed=cfg.seed,
         folder=folder,
         ckpt_path=cfg.ckpt_path,
-        **training(cfg),
+        **fit_options(cfg),
         **options,
     )
     if isinstance(fitted, Fitted):
@@ -146,7 +146,7 @@ def fitting(
     return fitted
 
 
-def alike(cfg: DictConfig, folder: Path) -> Refit:
+def refit_as_configured(cfg: DictConfig, folder: Path) -> Refit:
     """A function that trains controls as the config trains the alignment.
 
     It writes no checkpoints and no curves.
@@ -156,7 +156,7 @@ def alike(cfg: DictConfig, folder: Path) -> Refit:
     """
 
     def refit(alignments: Mapping[str, Alignment], pairs: Pairs, seed: int) -> None:
-        options = training(cfg)
+        options = fit_options(cfg)
         # A control's checkpoint would overwrite the alignment's.
         options["callbacks"] = [
             callback for callback in options["callbacks"] if not isinstance(callback, Checkpoint)
@@ -167,12 +167,12 @@ def alike(cfg: DictConfig, folder: Path) -> Refit:
     return refit
 
 
-def scoring(cfg: DictConfig) -> dict[str, Any]:
+def evaluate_options(cfg: DictConfig) -> dict[str, Any]:
     """The options of `evaluate` and `sweep` that every job gives."""
     return {"experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
 
 
-def judged(rows: list[Row], trust: Trust) -> list[dict[str, Any]]:
+def verdict_facts(rows: list[Row], trust: Trust) -> list[dict[str, Any]]:
     """The verdicts as facts of the run; the log has a line for each."""
     verdicts = verdict(rows, trust.thresholds)
     for outcome in verdicts:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from iit.data import freeze, hold_out
 from iit.evaluation import evaluate
 from iit.job.declared import check_config
-from iit.job.setup import facts_of, fitting, judged, save_training_curve, scoring
+from iit.job.setup import evaluate_options, facts_of, fitting, save_training_curve, verdict_facts
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
 from iit.result import Row, where
@@ -98,7 +98,7 @@ def train_network(
             pairs, held_out = hold_out(
                 instantiate(cfg.data, right_only=False)(task=task, network=network)
             )
-    options = {"trust": trust, "seed": cfg.seed, **scoring(cfg)}
+    options = {"trust": trust, "seed": cfg.seed, **evaluate_options(cfg)}
     rows = evaluate(alignment, pairs, split="validation", **options)
     choice = {
         "epoch": fitted.epoch,
@@ -123,7 +123,7 @@ def train_network(
     facts = {
         **facts_of(pairs, network),
         "fit": fitted._asdict(),
-        "verdict": judged(rows, trust),
+        "verdict": verdict_facts(rows, trust),
     }
     return rows, facts
 

@@ -11,7 +11,7 @@ from iit.report.steering_table import steering_tables
 from iit.report.table import Table
 from iit.report.verdict import verdict_table
 from iit.result import Cell, Metrics, Row, read_metrics, where
-from iit.result.vocabulary import CONTROLS, KIND, SUBSETS, figure_label, table_order
+from iit.result.vocabulary import CONTROLS, KIND, SUBSETS, figure_words, table_order
 
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
 
@@ -65,14 +65,14 @@ def results_table(
     """The test figures of a run, changing pairs first.
 
     Figures with a name come in the order of the vocabulary, then the others. Some are left to
-    `metrics.json`: the single draws of a pooled control (a random subspace, a seed), and
-    figures that the vocabulary gives no label (see `figure_label`). Figures of several cells say
+    `metrics.json`: the single draws of an averaged control (a random subspace, a seed), and
+    figures that the vocabulary gives no words (see `figure_words`). Figures of several cells say
     whose they are.
 
     brief: of controls and differences the changing pairs alone, where there are any.
     """
     shown = [
-        row for row in where(rows, split="test") if figure_label(row.arm, row.metric) is not None
+        row for row in where(rows, split="test") if figure_words(row.arm, row.metric) is not None
     ]
     if brief and where(shown, subset="changing"):
         shown = list(filter(_is_brief, shown))
@@ -91,8 +91,8 @@ def results_table(
 
     lines, bold = [], []
     for row in sorted(shown, key=order):
-        name = str(figure_label(row.arm, row.metric))
-        if name == CONTROLS[None].label:
+        name = str(figure_words(row.arm, row.metric))
+        if name == CONTROLS[None].words:
             bold.append(len(lines))
         if len(edited) > 1 or Cell.of(row) not in edited:
             whose = row.variable if same_site else cell_text(row)

@@ -22,8 +22,8 @@ def correct(
     Arguments:
         logits: at the columns where the answer's tokens are read.
         answer: the tokens, −100 behind an answer that is shorter than others. With three
-            dimensions an answer is one token, and the last dimension holds several tokens of which
-            any is right.
+            dimensions an answer is one token, and the last dimension holds the tokens of which any
+            is right (n_right of them, −100 padded).
 
     Raises:
         ValueError: for an example without any answer token.
@@ -61,7 +61,7 @@ def logit_difference(
     label: Int[Tensor, "batch n_answer"],
     other: Int[Tensor, "batch n_other"],
 ) -> Float[Tensor, " batch"]:
-    """logit(label) − logit(other), where the two answers first_difference differ, in fp32.
+    """logit(label) − logit(other) at the first token in which the two answers differ, in fp32.
 
     Arguments:
         logits: of a run in which the label is teacher-forced.

@@ -38,11 +38,11 @@ def clustered_interval(
     Clusters (base prompts) are resampled with replacement.
 
     Where all clusters have the same mean (a single cluster, say, or nothing but right pairs), the
-    bootstrap has no width. The interval then reaches from the mean as far as the exact binomial
-    interval of m right pairs among m does: 1 − (α/2)^(1/m). For differences it reaches twice as
-    far. It is cut to the range of the values. m is the number of clusters; with groups it is the
-    number of clusters of the kind that has the fewest. For unbounded values the interval goes from
-    the least to the largest value.
+    bootstrap has no width. The interval then is the mean ± (1 − (α/2)^(1/m)), cut to the range of
+    the values. That is the width of the exact binomial interval where m of m pairs are right. For
+    differences it is twice as wide. m is the number of clusters; with groups it is the number of
+    clusters of the kind that has the fewest. For unbounded values the interval goes from the least
+    to the largest value.
 
     Arguments:
         values: [n], a value for each pair; or [n, draws], whose mean over draws stands for the
@@ -72,7 +72,7 @@ def clustered_interval(
     if n == 0:
         raise ValueError("There is no pair to compute an interval over.")
     if len(clusters) != n:
-        raise ValueError(f"{n} values need as many cluster labels; got {len(clusters)}.")
+        raise ValueError(f"{n} values need as many clusters; got {len(clusters)}.")
     if not np.isfinite(values).all():
         raise ValueError("An interval needs finite values.")
     bottom = -1.0 if paired else 0.0

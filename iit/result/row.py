@@ -29,7 +29,8 @@ class Row:
 
     Arguments:
         experiment, network, task, variable: what was asked, and of which network.
-        method: the name of the intervention.
+        method: the name of the intervention. (A training is more than that: the run's config has
+            its objective, weights and schedules.)
         component, layer, head, position: the site.
         rank: how many dimensions are edited. With a learned gate it is how many coordinates the
             gate lets through. None where the intervention has no rank of its own.
@@ -43,11 +44,10 @@ class Row:
             In a difference it is the control that the alignment is compared with.
         draw: which one of a control's figures this is. It is a number for a random draw, a seed or
             a rank; a name for a rival or another variable; the strength of a method that steers.
-            None where the control has one figure, or where this one pools its draws.
-        metric: iia | iia_forced | iia_difference | cut | disentangle | logit_difference |
-            answer_agreement | task_accuracy | divergence | principal_angle | found_in_truth |
-            projection_distance | abstraction_error/up | abstraction_error/down, or a metric of a
-            map. `iit.result.vocabulary` has their names in words.
+            None where the control has one figure, or where this one averages its draws.
+        metric: what is measured. `iit.result.vocabulary` has the metrics of an evaluation in words.
+            A map has metrics of its own (`iit.patching`), and so has the job `ground_truth`
+            (`iit.evaluation.angles`).
         value, low, high: the figure and its 95% interval.
         n: how many pairs (or prompts) are behind it.
     """

@@ -104,5 +104,5 @@ def scores_of(rows: Iterable[Row]) -> list[Row]:
 
 
 def rows_of(rows: Iterable[Row], cell: Cell, *, split: str = "test") -> list[Row]:
-    """The rows of one cell on one split."""
+    """The rows of one cell on one split, by default of the test pairs."""
     return [row for row in where(rows, split=split) if Cell.of(row) == cell]

@@ -1,5 +1,5 @@
 """Training on a small language model: only the interventions learn, the best epoch is kept, a
-resumed run is the same run.
+continued training is the same training.
 """
 
 from contextlib import nullcontext
@@ -66,7 +66,7 @@ def test_a_frame_that_is_bent_far_is_orthonormal_again_after_training(toy):
     assert float(values[0] / values[-1]) < 2
 
 
-def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
+def test_a_continued_training_ends_with_the_same_weights(toy, tmp_path):
     network, pairs = toy
     common = {"trainer": quiet, "batch_size": 16, "max_epochs": 4, "seed": 3, "config": {"rank": 4}}
     whole = alignment_of(network)
@@ -77,9 +77,9 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path):
     assert list(checkpoint["state_dict"]) == ["alignments.0.interventions.0.basis.weight"], (
         "checkpoints hold the intervention only"
     )
-    resumed = alignment_of(network, seed=99)
-    again = iit.fit(resumed, pairs, folder=tmp_path, ckpt_path=tmp_path / "last.ckpt", **common)
-    assert torch.equal(next(resumed.parameters()), next(whole.parameters()))
+    continued = alignment_of(network, seed=99)
+    again = iit.fit(continued, pairs, folder=tmp_path, ckpt_path=tmp_path / "last.ckpt", **common)
+    assert torch.equal(next(continued.parameters()), next(whole.parameters()))
     assert again == fitted
     with pytest.raises(
         ValueError, match=r"another configuration \(rank: 4 in the checkpoint, 8 now\)"
@@ -254,7 +254,7 @@ def test_mdas_weighs_its_validation_loss_as_its_training(toy, tmp_path):
 
     class Watch(L.Callback):
         def on_validation_end(self, trainer, pl_module):
-            logits = pl_module.weights_of("").answer_logits(batch["base"], batch["sources"])
+            logits = pl_module.module_of("").answer_logits(batch["base"], batch["sources"])
             each = (
                 -logits.log_softmax(-1).gather(2, batch["base"]["answer"].unsqueeze(-1)).flatten()
             )

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 import iit
-from iit.alignment import DAS, IIT, cells
+from iit.alignment import DAS, IIT, side_by_side
 from iit.alignment.references import random_frames, references, vanilla
 from iit.data import EncodedPairs, Pairs
 from iit.evaluation import outcomes
@@ -111,11 +111,11 @@ def test_training_is_the_same_with_and_without_them(studied, tmp_path):
     assert torch.equal(noise, again), "no number was drawn from the generator of everybody"
 
 
-def test_a_frozen_network_runs_them_once_and_a_resumed_run_never(studied, tmp_path, monkeypatch):
+def test_a_frozen_network_runs_them_once_and_a_continued_one_never(studied, tmp_path, monkeypatch):
     network, pairs = studied
     runs = []
-    real = cells.measured
-    monkeypatch.setattr(cells, "measured", lambda *args: runs.append(1) or real(*args))
+    real = side_by_side.reference_iia
+    monkeypatch.setattr(side_by_side, "reference_iia", lambda *args: runs.append(1) or real(*args))
     kept = tmp_path / "kept"
     saved = ModelCheckpoint(
         dirpath=kept, filename="last", every_n_epochs=1, enable_version_counter=False
@@ -125,13 +125,13 @@ def test_a_frozen_network_runs_them_once_and_a_resumed_run_never(studied, tmp_pa
         alignment_of(network), pairs, tmp_path / "first", callbacks=[saved], max_epochs=2, **options
     )
     assert len(runs) == 1
-    whole, resumed = alignment_of(network), alignment_of(network)
+    whole, continued = alignment_of(network), alignment_of(network)
     again = fitted(
-        resumed, pairs, tmp_path / "again", ckpt_path=kept / "last.ckpt", max_epochs=4, **options
+        continued, pairs, tmp_path / "again", ckpt_path=kept / "last.ckpt", max_epochs=4, **options
     )
     assert len(runs) == 1
     assert again == fitted(whole, pairs, tmp_path / "whole", max_epochs=4, **options)
-    assert torch.equal(next(whole.parameters()), next(resumed.parameters()))
+    assert torch.equal(next(whole.parameters()), next(continued.parameters()))
     expected, lines = logged(tmp_path / "whole"), logged(tmp_path / "again")
     names = [name for name in expected if name.startswith(("val/vanilla", "val/random"))]
     assert len(names) == 4
@@ -241,4 +241,4 @@ def test_a_training_on_the_task_alone_has_none(tmp_path):
     )
     fitted(iit.alignment.none(network), pairs, tmp_path, module=IIT, max_epochs=1)
     assert not any("vanilla" in name for name in logged(tmp_path))
-    assert issubclass(DAS, cells.Cells)
+    assert issubclass(DAS, side_by_side.SideBySide)

@@ -131,7 +131,7 @@ def test_isolate_is_held_by_a_margin_under_the_logit_difference(toy):
     assert float(isolate.detach()) > 0
 
 
-def test_a_resumed_run_has_the_schedule_of_an_uninterrupted_one(toy, tmp_path):
+def test_a_continued_training_has_the_schedule_of_an_uninterrupted_one(toy, tmp_path):
     network, pairs = toy
 
     def module(alignment):

@@ -11,7 +11,7 @@ from iit.evaluation import Trust, illusion, outcomes
 from iit.evaluation.controls import random_subspace, read_parts
 from iit.evaluation.illusion import read_space, read_spaces, swapping
 from iit.evaluation.scoring import Scoring
-from iit.evaluation.subspace import swapped
+from iit.evaluation.subspace import swapped_subspace
 from iit.intervention import All, Frame, Intervention, PrincipalComponents
 from iit.intervention.operation import Swap
 from iit.network import Classifier, equality_by_hand, planted
@@ -113,7 +113,7 @@ def test_the_illusion_of_the_paper_is_told(site, degrees, part, direction):
     assert {name: iia(one, pairs) for name, one in parts.items()} == dict.fromkeys(
         dict.fromkeys(["read_part", part]), 0
     )
-    found = swapped(parts[part].edits["sign"].intervention)
+    found = swapped_subspace(parts[part].edits["sign"].intervention)
     torch.testing.assert_close(found.abs(), direction.unsqueeze(1), atol=1e-6, rtol=0)
     if part != "read_part":
         assert parts["read_part"].edits["sign"].intervention.learned_rank() == 0
@@ -162,7 +162,7 @@ def test_what_is_read_of_random_subspaces_of_high_rank_does_nothing():
     # A trace of all four read directions is in every one of them.
     weight = network.model.read.weight
     for number in range(3):
-        frame = swapped(random_subspace(alignment, number).edits["first"].intervention)
+        frame = swapped_subspace(random_subspace(alignment, number).edits["first"].intervention)
         assert torch.linalg.matrix_rank(weight @ frame, rtol=1e-3) == 4
     assert (
         iia(parts[Arm("read_part/vanilla")], pairs)
@@ -322,11 +322,11 @@ def test_in_the_residual_stream_the_read_part_has_the_whole_effect_to_first_orde
     mostly_read(intervention, read)
     parts = split_by_reading(alignment, few, energy=1.0)
     inside, outside = (
-        swapped(parts[name].edits["subject_position"].intervention)
+        swapped_subspace(parts[name].edits["subject_position"].intervention)
         for name in ("read_part", "null_part")
     )
     assert (inside.shape[1], outside.shape[1]) == (2, 1)
-    whole = swapped(intervention)[:, :2]
+    whole = swapped_subspace(intervention)[:, :2]
     assert (gradients @ outside).abs().max() < 1e-5
     torch.testing.assert_close(
         gradients @ inside @ (inside.T @ whole), gradients @ whole, atol=1e-5, rtol=1e-4
@@ -397,7 +397,7 @@ def test_masks_over_units_and_several_sites(two):
     for name, chosen in expected.items():
         for variable, indices in chosen.items():
             edit = parts[name].edits[variable]
-            found, unit = swapped(edit.intervention), torch.eye(64)[:, indices]
+            found, unit = swapped_subspace(edit.intervention), torch.eye(64)[:, indices]
             torch.testing.assert_close(found @ found.T, unit @ unit.T)
             assert edit.sites == alignment.edits[variable].sites
             assert edit.source_sites == alignment.edits[variable].source_sites

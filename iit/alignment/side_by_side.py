@@ -1,6 +1,6 @@
-"""What the Lightning modules share: named cells, each with its own weights and metrics.
+"""What the Lightning modules share: named members, each with its own weights and metrics.
 
-Here a cell is an alignment (or, for `IIT`, a network) that is trained beside others. `fit` gives a
+A member is an alignment (for `IIT` also its network) that is trained beside others. `fit` gives a
 single alignment the empty name.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from iit.alignment import identity
 from iit.alignment.alignment import Alignment
 from iit.alignment.objective import CrossEntropy, Objective
-from iit.alignment.references import measured
+from iit.alignment.references import reference_iia
 from iit.alignment.schedule import Number, Schedule, ends
 from iit.data import PairsDataModule
 from iit.intervention import SoftGate
@@ -29,26 +29,27 @@ Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
 Scheduler = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 
 
-class Cells(L.LightningModule):
-    """A module that trains named cells side by side; a single one has the empty name.
+class SideBySide(L.LightningModule):
+    """A module that trains named members side by side; a single one has the empty name.
 
     Attributes:
         trains_network: whether the network itself is trained.
-        monitors: the validation metrics that may choose a cell's epoch.
+        monitors: the validation metrics that may choose a member's epoch.
         monitor: the one that does.
-        config: identifies the run; a checkpoint of another run is refused.
-        stopped: {cell: number of epochs} for cells that are no longer trained.
+        config: identifies the training; a checkpoint of another one is refused.
+        stopped: {member: number of epochs} for members that are no longer trained.
         compared: {name: alignment}, whose references are logged (see `iit.alignment.references`).
 
     Arguments:
-        cells: {name: alignment}.
+        members: {name: alignment}.
         objective: the loss of a pair; cross-entropy by default.
         optimizer: makes the optimizer from the parameters.
         scheduler: makes a learning rate schedule from the optimizer and `total_steps`.
         weights: {part of the loss: number or schedule}. A schedule's value is logged as
             `schedule/NAME`.
-        temperature, penalty: as in `DAS`. Without a learned gate they have no effect.
-        trained: as in `IIT`.
+        temperature, penalty: factors of the gates' own temperature, and of the share of coordinates
+            that they let through (see `DAS`). Without a learned gate they have no effect.
+        trained: the variables whose interchanges are trained (see `IIT`).
 
     Raises ValueError for a temperature that is not above 0, and for a negative penalty.
     """
@@ -59,7 +60,7 @@ class Cells(L.LightningModule):
 
     def __init__(
         self,
-        cells: Mapping[str, Alignment],
+        members: Mapping[str, Alignment],
         objective: Objective | None,
         optimizer: Optimizer,
         scheduler: Scheduler | None,
@@ -79,8 +80,8 @@ class Cells(L.LightningModule):
                 "0 is none."
             )
         # Plain dicts do not register what they hold.
-        self.cells = dict(cells)
-        self.compared = dict(cells)
+        self.members = dict(members)
+        self.compared = dict(members)
         self.objective = objective or CrossEntropy()
         self.trained = trained
         self.config: Mapping[str, Any] = {}
@@ -90,13 +91,13 @@ class Cells(L.LightningModule):
         if self.gated():
             self._numbers |= {"temperature": temperature, "penalty": penalty}
         self._schedules = {k: v for k, v in self._numbers.items() if isinstance(v, Schedule)}
-        # {(metric, cell): [(rows, values)]} of the epoch that is validated.
+        # {(metric, member): [(rows, values)]} of the epoch that is validated.
         self._counted: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
         self._references: dict[str, float] = {}
 
     @abstractmethod
-    def weights_of(self, name: str) -> nn.Module:
-        """The module of a cell that is trained, validated, and gets its best weights back."""
+    def module_of(self, name: str) -> nn.Module:
+        """The module of a member that is trained, validated, and gets its best weights back."""
 
     @abstractmethod
     def trainable(self) -> Iterable[Any]:
@@ -110,11 +111,11 @@ class Cells(L.LightningModule):
         self.objective.check(batch)
 
     def gated(self, name: str | None = None) -> list[Any]:
-        """The interventions that learn which coordinates to let through: of a cell, or of all."""
-        cells = self.cells.values() if name is None else [self.cells[name]]
+        """The interventions that learn which coordinates to let through: of a member, or of all."""
+        members = self.members.values() if name is None else [self.members[name]]
         gated = []
-        for cell in cells:
-            for intervention in cell.interventions:
+        for member in members:
+            for intervention in member.interventions:
                 if isinstance(intervention.gate, SoftGate):
                     gated.append(intervention)
         return gated
@@ -144,7 +145,7 @@ class Cells(L.LightningModule):
         self._counted = {}
 
     def count(self, metric: str, name: str, rows: Tensor, values: Tensor) -> None:
-        """Note a cell's figure for some validation pairs.
+        """Note a member's figure for some validation pairs.
 
         Arguments:
             rows: LongTensor[n], the pairs' rows in the validation split.
@@ -155,22 +156,22 @@ class Cells(L.LightningModule):
             counted.append((rows.cpu(), values.detach().float().cpu()))
 
     def interval(self, monitor: str, name: str, resamples: int = 500) -> Interval:
-        """A cell's accuracy in the epoch just validated, with its interval over base prompts."""
+        """A member's accuracy in the epoch just validated, with its interval over base prompts."""
         metric = monitor.removeprefix("val/")
         rows, values = map(torch.cat, zip(*self._counted[metric, name], strict=True))
         bases = np.array(self.data.validation.bases)[rows.numpy()]
         # The disentangle score is the mean of two means, over changing and over other pairs.
-        kinds = self.data.validation.changing[rows] if metric == "disentangle" else None
-        return clustered_interval(values, bases, groups=kinds, resamples=resamples)
+        groups = self.data.validation.changing[rows] if metric == "disentangle" else None
+        return clustered_interval(values, bases, groups=groups, resamples=resamples)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean of each figure that was counted, and the references.
 
-        With several cells, the metrics without a cell's name are means over the cells.
+        With several members, the metrics without a member's name are means over the members.
         """
-        over_cells: dict[str, list[float]] = {}
+        over_members: dict[str, list[float]] = {}
         for (metric, name), counted in self._counted.items():
-            # A loss is a mean over pairs; an accuracy may be a mean over kinds of pairs (see
+            # A loss is a mean over pairs. The disentangle score is a mean of two means (see
             # `interval`).
             if metric == "loss":
                 _, losses = map(torch.cat, zip(*counted, strict=True))
@@ -178,13 +179,13 @@ class Cells(L.LightningModule):
             else:
                 # The resamples would only give the interval, which nobody reads here.
                 mean = self.interval(metric, name, resamples=1).value
-            self.log(of_cell(f"val/{metric}", name), mean, prog_bar=not name and metric != "loss")
-            over_cells.setdefault(f"val/{metric}", []).append(mean)
-        if len(self.cells) > 1:
-            self.log_dict({k: fmean(means) for k, means in over_cells.items()}, prog_bar=True)
+            self.log(of_member(f"val/{metric}", name), mean, prog_bar=not name and metric != "loss")
+            over_members.setdefault(f"val/{metric}", []).append(mean)
+        if len(self.members) > 1:
+            self.log_dict({k: fmean(means) for k, means in over_members.items()}, prog_bar=True)
         # Nothing about a frozen network changes from epoch to epoch.
         if self.trainer.loggers and (self.trains_network or not self._references):
-            self._references = measured(
+            self._references = reference_iia(
                 self.compared, self.data.validation, self.data.eval_batch_size, self.trained
             )
         self.log_dict(self._references)
@@ -204,17 +205,17 @@ class Cells(L.LightningModule):
         for intervention in self.gated():
             intervention.anneal(self.now("temperature"))
 
-    def penalty(self, name: str) -> Tensor | float:
-        """A cell's penalty in this step: its weight · the share of coordinates let through.
+    def penalty_term(self, name: str) -> Tensor | float:
+        """The term that the penalty adds to a member's loss: weight · share.
 
-        The share is a sum over the learned gates. It is logged as `train/penalty`, without the
-        weight.
+        The share is that of the coordinates let through, summed over the learned gates. It is
+        logged as `train/penalty`, without the weight.
         """
         gated = self.gated(name)
         if not gated or not self.now("penalty"):
             return 0.0
         share = torch.stack([intervention.penalty() for intervention in gated]).sum()
-        self.log(of_cell("train/penalty", name), share)
+        self.log(of_member("train/penalty", name), share)
         return self.now("penalty") * share
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
@@ -233,8 +234,8 @@ class Cells(L.LightningModule):
 
     @property
     def running(self) -> tuple[str, ...]:
-        """The cells that are still in training."""
-        return tuple(name for name in self.cells if name not in self.stopped)
+        """The members that are still in training."""
+        return tuple(name for name in self.members if name not in self.stopped)
 
     def configure_gradient_clipping(
         self,
@@ -242,33 +243,33 @@ class Cells(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each cell's gradient by itself."""
+        """Clip each member's gradient by itself."""
         if not gradient_clip_val:
             return
         clip = nn.utils.clip_grad_norm_
         if gradient_clip_algorithm == "value":
             clip = nn.utils.clip_grad_value_
-        # One norm over all cells would let one cell's gradient shrink another's.
+        # One norm over all members would let one member's gradient shrink another's.
         for name in self.running:
-            clip(self.weights_of(name).parameters(), gradient_clip_val)
+            clip(self.module_of(name).parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what identifies the run, which cells have stopped, and the references."""
+        """Store what identifies the training, which members have stopped, and the references."""
         identity.mark(checkpoint, self.config)
-        # References of a frozen network are measured once, so a resumed run takes them over.
+        # References of a frozen network are measured once: a continued training takes them over.
         checkpoint["stopped"], checkpoint["references"] = self.stopped, self._references
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
-        Raises ValueError, naming what differs, for a checkpoint of another run.
+        Raises ValueError, naming what differs, for a checkpoint of another training.
         """
         identity.check(checkpoint, self.config)
         self.stopped, self._references = dict(checkpoint["stopped"]), dict(checkpoint["references"])
 
 
-def of_cell(metric: str, name: str) -> str:
-    """The name under which a cell's metric is logged."""
+def of_member(metric: str, name: str) -> str:
+    """The name under which a member's metric is logged."""
     return f"{metric}/{name}" if name else metric
 
 

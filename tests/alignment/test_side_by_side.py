@@ -133,7 +133,10 @@ class Told(DAS):
 
     def on_train_epoch_start(self):
         self.sizes.append(
-            {name: next(self.weights_of(name).parameters()).detach().clone() for name in self.cells}
+            {
+                name: next(self.module_of(name).parameters()).detach().clone()
+                for name in self.members
+            }
         )
 
 
@@ -190,7 +193,7 @@ def test_when_all_have_stopped_training_ends(toy, tmp_path):
     assert found["early"].n_steps == 3 * 2
 
 
-def test_a_resumed_run_of_several_cells(toy, tmp_path):
+def test_a_continued_training_of_several_cells(toy, tmp_path):
     network, pairs = toy
     Told.sizes = []
     options = {"module": Told, "trainer": quiet, "batch_size": 16, "seed": 3, "folder": tmp_path}
@@ -214,10 +217,10 @@ def test_a_resumed_run_of_several_cells(toy, tmp_path):
             callbacks=callbacks("part", str(epochs)),
             **options,
         )
-        resumed = told_cells(network)
+        continued = told_cells(network)
         last = tmp_path / "part" / str(epochs) / "last.ckpt"
         found = iit.fit(
-            resumed,
+            continued,
             pairs,
             max_epochs=5,
             callbacks=[EarlyStopping(patience=2)],
@@ -226,7 +229,7 @@ def test_a_resumed_run_of_several_cells(toy, tmp_path):
         )
         assert found == expected
         for name, cell in whole.items():
-            assert torch.equal(next(cell.parameters()), next(resumed[name].parameters()))
+            assert torch.equal(next(cell.parameters()), next(continued[name].parameters()))
 
 
 def test_what_cannot_be_trained_side_by_side(toy, tiny_llama):
