@@ -13,7 +13,7 @@ from torch import Tensor
 from iit.batch import Batch
 from iit.intervened.edited_run import EditedRun
 from iit.intervened.observe import Activations
-from iit.intervened.resume import Suffix, resumed
+from iit.intervened.resume import Suffix, resumed, suffix_from
 from iit.intervened.store import ActivationStore
 from iit.network.answering import head_at, logits_of
 from iit.network.components import transformer_in
