@@ -17,10 +17,10 @@ IGNORED = -100
 """−100: in `answer` there is no token, in `positions` the role is absent."""
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
-"""What a user passes for a batch: keyword inputs (with `positions`, `answer`), or positional."""
+"""What a user passes to a network: keyword inputs (with `positions`, `answer`), or positional."""
 
-# Inputs that have one entry a token, and inputs that never do, whatever their shape.
-_ALONGSIDE = {
+# Inputs that have one entry for each token, so they move with the tokens.
+_PER_TOKEN_INPUTS = {
     "input_ids",
     "inputs_embeds",
     "attention_mask",
@@ -28,7 +28,8 @@ _ALONGSIDE = {
     "position_ids",
     "labels",
 }
-APART = {"pixel_values"}
+NOT_PER_TOKEN_INPUTS = {"pixel_values"}
+"""Inputs that have no entry for each token. They may have the tokens' shape by chance."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,15 @@ class Batch:
 
     def through(self, network: nn.Module) -> Any:
         """Run the network on copies of the inputs, because a network may write to its inputs."""
-        args, kwargs = each_tensor((self.args, self.kwargs), lambda tensor, _: tensor.clone())
+        args, kwargs = map_tensors((self.args, self.kwargs), lambda tensor, _: tensor.clone())
         return network(*args, **kwargs)
 
     def right_padded(self) -> "Batch":
         """A batch of tokens with each prompt at column 0, and with `lengths`.
 
-        Raises ValueError for the masks and inputs that `iit.network.inputs.prepare` names.
+        Raises ValueError for empty batches and prompts, and for masks with holes or of another
+        shape than the tokens. Raises it also for left-padded prompts of an encoder-decoder, and
+        beside left-padded prompts for an input that may or may not follow the tokens.
         """
         tokens, mask = self.tokens, self.kwargs.get("attention_mask")
         shape = tokens.shape[:2]
@@ -142,9 +145,9 @@ class Batch:
         kwargs.pop("position_ids", None)
         for key, value in kwargs.items():
             is_by_token = isinstance(value, Tensor) and value.shape[:2] == shape
-            if not is_by_token or key in APART:
+            if not is_by_token or key in NOT_PER_TOKEN_INPUTS:
                 continue
-            if key not in _ALONGSIDE:
+            if key not in _PER_TOKEN_INPUTS:
                 raise ValueError(
                     f"Input {key!r} is shaped as the tokens are, but may not follow them: give "
                     "prompts padded on the right."
@@ -201,10 +204,10 @@ class Batch:
                 return value
             return _permuted(value, back)
 
-        return each_tensor(output, restore)
+        return map_tensors(output, restore)
 
 
-def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str = "") -> Any:
+def map_tensors(value: Any, change: Callable[[Tensor, str], Tensor], name: str = "") -> Any:
     """The same nest of lists, tuples (also named ones) and mappings, with every tensor changed.
 
     Arguments:
@@ -216,17 +219,17 @@ def each_tensor(value: Any, change: Callable[[Tensor, str], Tensor], name: str =
         # A copy of the mapping keeps its class, such as transformers' ModelOutput.
         changed: Any = copy(value)
         for key, item in value.items():
-            changed[key] = each_tensor(item, change, f"{name}.{key}")
+            changed[key] = map_tensors(item, change, f"{name}.{key}")
         return changed
     if isinstance(value, list | tuple):
-        items = [each_tensor(item, change, name) for item in value]
+        items = [map_tensors(item, change, name) for item in value]
         if hasattr(value, "_fields"):
             return type(value)(*items)
         return type(value)(items)
     return value
 
 
-def from_start(
+def columns_from_start(
     index: Int[Tensor, "batch n"],
     lengths: Int[Tensor, "batch"],
     absent: Bool[Tensor, "batch n"],
@@ -259,11 +262,11 @@ def at_rows(encoded: Mapping[Any, Any], rows: Any) -> dict[Any, Any]:
     Arguments:
         rows: LongTensor[n], or a slice.
     """
-    return each_tensor(dict(encoded), lambda tensor, _: tensor[rows])
+    return map_tensors(dict(encoded), lambda tensor, _: tensor[rows])
 
 
 def stacked(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The rows of the first, then the rows of the second, and so on.
+    """The rows of the first encoded batch, then those of the second, and so on.
 
     Shorter prompts, answers and roles are padded on the right. Answers and roles are padded with
     −100, which means "absent", and all else with 0.
@@ -272,10 +275,10 @@ def stacked(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key, value in batches[0].items():
         if key == "positions":
             positions = [batch[key] for batch in batches]
-            stack[key] = {role: _under(positions, role, IGNORED) for role in value}
+            stack[key] = {role: _concatenated(positions, role, IGNORED) for role in value}
         else:
             fill = IGNORED if key == "answer" else 0
-            stack[key] = _under(batches, key, fill)
+            stack[key] = _concatenated(batches, key, fill)
     return stack
 
 
@@ -289,6 +292,7 @@ def trimmed(encoded: Mapping[str, Any]) -> dict[str, Any]:
     if "attention_mask" in trim:
         # Prompts are right-padded: what lies beyond the longest of them is padding in all.
         longest = int(trim["attention_mask"].sum(1).max())
+        # The decoder's tokens are another sequence.
         for key in trim.keys() - {"answer", "positions", "decoder_input_ids"}:
             trim[key] = trim[key][:, :longest]
     return trim
@@ -296,6 +300,7 @@ def trimmed(encoded: Mapping[str, Any]) -> dict[str, Any]:
 
 def narrowed(index: Tensor) -> Tensor:
     """The columns up to the last one that some row uses; at least one column stays."""
+    # Several right answers, [batch, 1, n_alternatives], have one column: nothing is cut.
     if index.ndim == 3:
         return index
     used = (index != IGNORED).any(0).nonzero().flatten()
@@ -314,7 +319,7 @@ def _permuted(value: Tensor, order: Tensor) -> Tensor:
     return value.gather(1, one_for_each_token.expand(value.shape))
 
 
-def _under(batches: Sequence[Mapping[str, Tensor]], key: str, fill: int) -> Tensor:
+def _concatenated(batches: Sequence[Mapping[str, Tensor]], key: str, fill: int) -> Tensor:
     """The rows of one input, one batch under the other."""
     widest = max(batch[key].shape[-1] for batch in batches)
     padded = []

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from iit.network import layout as layouts
+from iit.network import dimensions
 from iit.network.components import COMPONENTS, HEADED, UNLAYERED, locate
 from iit.network.hooks import (
     Attached,
@@ -37,9 +37,8 @@ class Site:
         layer: of the component, counted from 0.
         head: an int or several, for a component that has heads; all by default.
         position: a role, a token index (negative counts from the end), several of one kind, or None
-            for every position. `answer[k]` is the answer's own token k. It stands behind the prompt
-            where the answer is teacher-forced (`answer_logits`, `capture`). In the base it is the
-            label's token, in the source the token of the source's own answer.
+            for every position. `answer[k]` is token k of the answer, where the answer is appended
+            to the prompt. A base has the label there, a source its own answer.
         module: the path of any submodule, in place of a component.
         side: "input" | "output" of the module; the output by default.
 
@@ -107,7 +106,7 @@ class Site:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles in the position; () where it is counted."""
+        """The roles in the position; () where it is given in numbers."""
         position = self.position
         positions = (position,) if isinstance(position, str | int) else position or ()
         return tuple(item for item in positions if isinstance(item, str))
@@ -136,23 +135,23 @@ class ResolvedSite:
         side: "input" or "output" of the module, or the name of a torch function inside it. The site
             is then what the function returns.
         width: of the last dimension; None where only a run tells.
-        above: the modules around it, the closest first.
-        columns: which columns of the last dimension belong to the site; None for all.
+        ancestors: the modules around it, the closest first.
+        units: which units of the last dimension belong to the site; None for all.
         heads: which heads of [batch, head, query, key] belong to the site; None for all.
-        shaper: the block around the module, where the module may see (batch·tokens, width). The
-            block's input has the batch's shape.
+        shape_module: the block around the module, where the module may see (batch·tokens, width).
+            The block's input has the batch's shape.
         encoder: the `nn.TransformerEncoder` around it; None where there is none.
-        axes: {number of dimensions: what they are}, as `iit.network.layout.axes` says.
+        axes: {number of dimensions: what they are}, as `iit.network.dimensions.axes` says.
     """
 
     site: Site
     module: nn.Module
     side: str
     width: int | None
-    above: tuple[nn.Module, ...]
-    columns: Tensor | None = None
+    ancestors: tuple[nn.Module, ...]
+    units: Tensor | None = None
     heads: Tensor | None = None
-    shaper: nn.Module | None = None
+    shape_module: nn.Module | None = None
     encoder: nn.Module | None = None
     axes: Mapping[int, str] = field(default_factory=dict)
 
@@ -162,7 +161,7 @@ class ResolvedSite:
         There the backward pass runs the forward again without hooks. Hooks on the layer itself
         stand outside of what is run again.
         """
-        for layer in self.above:
+        for layer in self.ancestors:
             is_layer = isinstance(layer, GradientCheckpointingLayer)
             if is_layer and layer.gradient_checkpointing and layer.training:
                 raise ValueError(
@@ -194,12 +193,12 @@ class ResolvedSite:
             undo += within(self.encoder, plain_attention).undo
         # The shape of the batch, where the module may see (batch·tokens, width).
         shape: list[int] = []
-        if self.shaper is not None:
+        if self.shape_module is not None:
 
             def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 shape[:] = first_tensor((args, kwargs)).shape[:2]
 
-            handle = self.shaper.register_forward_pre_hook(note, with_kwargs=True)
+            handle = self.shape_module.register_forward_pre_hook(note, with_kwargs=True)
             undo.append(handle.remove)
 
         def edit(activation: Tensor) -> Tensor | None:
@@ -231,8 +230,8 @@ class ResolvedSite:
 
         The way back takes a new part, and returns the whole activation with it.
         """
-        # Columns are in the last dimension; heads are in [batch, head, query, key].
-        dim, index = (1, self.heads) if self.columns is None else (-1, self.columns)
+        # Units are in the last dimension; heads are in [batch, head, query, key].
+        dim, index = (1, self.heads) if self.units is None else (-1, self.units)
         if index is None:
             return self._laid(activation)
         index = index.to(activation.device)
@@ -281,17 +280,17 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     modules = dict(network.named_modules())
     _refuse_compiled(modules)
     if site.component is not None:
-        place = locate(network, site.component, site.layer, site.heads)
+        location = locate(network, site.component, site.layer, site.heads)
         return ResolvedSite(
             site,
-            modules[place.module],
-            place.side,
-            place.width,
-            tuple(_above(modules, place.module)),
-            None if place.columns is None else torch.tensor(place.columns),
-            None if place.heads is None else torch.tensor(place.heads),
-            None if place.flat is None else modules[place.flat],
-            axes=_SOFTMAX if place.side == "softmax" else _RESIDUAL,
+            modules[location.module],
+            location.side,
+            location.width,
+            tuple(_ancestors(modules, location.module)),
+            None if location.units is None else torch.tensor(location.units),
+            None if location.heads is None else torch.tensor(location.heads),
+            None if location.shape_from is None else modules[location.shape_from],
+            axes=_SOFTMAX if location.side == "softmax" else _RESIDUAL,
         )
     assert site.module is not None
     assert site.side is not None
@@ -302,20 +301,20 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
             f"{close or list(modules)[1:6]}."
         )
     module = modules[site.module]
-    above = _above(modules, site.module)
+    ancestors = _ancestors(modules, site.module)
     # Its fused attention has to be switched off while hooks stand.
-    encoder = next((m for m in above if isinstance(m, nn.TransformerEncoder)), None)
+    encoder = next((m for m in ancestors if isinstance(m, nn.TransformerEncoder)), None)
     # A module inside a transformers block may see (batch·tokens, width).
-    block = next((m for m in above if isinstance(m, GradientCheckpointingLayer)), None)
+    block = next((m for m in ancestors if isinstance(m, GradientCheckpointingLayer)), None)
     return ResolvedSite(
         site,
         module,
         site.side,
-        layouts.width(module, site.side),
-        tuple(above),
-        shaper=block,
+        dimensions.width(module, site.side),
+        tuple(ancestors),
+        shape_module=block,
         encoder=encoder,
-        axes=layouts.axes(site.module, modules, above),
+        axes=dimensions.axes(site.module, modules, ancestors),
     )
 
 
@@ -374,10 +373,10 @@ def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
             )
 
 
-def _above(modules: dict[str, nn.Module], path: str) -> list[nn.Module]:
+def _ancestors(modules: dict[str, nn.Module], path: str) -> list[nn.Module]:
     """The modules around a module, the closest first."""
-    above = []
+    ancestors = []
     while path:
         path = path.rpartition(".")[0]
-        above.append(modules[path])
-    return above
+        ancestors.append(modules[path])
+    return ancestors

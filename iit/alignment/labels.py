@@ -9,7 +9,7 @@ from iit.batch import IGNORED, at_rows
 from iit.data import EncodedPairs
 from iit.intervened import IntervenedModel
 from iit.network import LanguageModel, Network
-from iit.network.layout import width
+from iit.network.dimensions import width
 
 
 def check_labels(network: Network, encoded: EncodedPairs, split: str | None = None) -> None:

@@ -114,7 +114,7 @@ def _claims(
             resolved_site = resolved.get(site)
             width, columns = edit.intervention.width, None
             if resolved_site is not None:
-                columns = resolved_site.columns
+                columns = resolved_site.units
                 # A joint edit concatenates positions, so the site's width says nothing about it.
                 if width is None and not edit.joint:
                     width = resolved_site.width

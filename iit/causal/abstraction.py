@@ -43,7 +43,8 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
         )
     if model.output in members:
         raise ValueError(
-            f"{model.name}: the output {model.output!r} cannot be merged; give it a child first."
+            f"{model.name}: the output {model.output!r} cannot be merged; add a variable "
+            "that copies it, and make that one the output."
         )
     if name in model.variables and name not in members:
         raise ValueError(f"{model.name}: the name {name!r} is taken by another variable.")
@@ -144,8 +145,8 @@ def _without(
 
     Arguments:
         model: the finer model.
-        stand_ins: {variable that goes: what its children read in its place}.
-        completed: adds the values of the variables that go to a setting of their stand-ins.
+        stand_ins: {removed variable: what its children read in its place}.
+        completed: takes {stand-in: value}, and returns it with the values of the removed variables.
         inputs, mechanisms, domains: of variables that are new.
     """
     kept_inputs = {v: domain for v, domain in model.inputs.items() if v not in stand_ins}

@@ -25,8 +25,8 @@ class Setting(dict[str, Any]):
 
     Arguments:
         values: {variable: value}.
-        held: {variable: value} of the variables that were intervened on. A setting that is run
-            again, as base or as source, keeps these values. Interchanges can therefore be nested.
+        held: {variable: value}, the values that `do` or an interchange has fixed. A setting that
+            is run again, as base or as source, keeps them. Interchanges can therefore be nested.
     """
 
     def __init__(self, values: Mapping[str, Any], held: Mapping[str, Any] | None = None):

@@ -11,7 +11,7 @@ from iit.causal.model import CausalModel
 Pools = Mapping[str, Sequence[Any]]
 """{pool: entries}: what inputs are drawn from, such as names, objects and templates."""
 Inputs = Mapping[str, Any]
-"""One value for each input of the causal model."""
+"""One value for each input of the causal model (`iit.batch.Inputs` are those of a network)."""
 Columns = Mapping[str, list[Any]]
 """The inputs of n examples: name → n values."""
 Counterfactual = Callable[[np.random.Generator, Pools, Columns], Columns]
@@ -69,8 +69,8 @@ class Task:
         vocabulary: all words of the texts and answers, for a network that is trained on them from
             scratch. It is empty where the texts are natural language, and where there are none.
         counterfactuals: {name: the task's own way to make sources from bases}.
-        asks: the input that names the variable whose value is the answer. None where there is no
-            such input.
+        asks: the input that says which variable a prompt asks for, where prompts of the task ask
+            for different ones; else None. The output is the value of that variable.
     """
 
     name: str

@@ -18,8 +18,8 @@ WINDOW = 4
 class PairsDataModule(L.LightningDataModule):
     """Training and validation pairs in batches; the test split cannot be reached from here.
 
-    The order of epoch e depends on (seed, e) only. A resumed run therefore sees the batches that an
-    uninterrupted one sees.
+    The order of epoch e depends on (seed, e) only. A training that is continued from a checkpoint
+    therefore sees the batches that an uninterrupted one sees.
 
     Arguments:
         pairs: the pairs.

@@ -17,7 +17,7 @@ from iit.data.table import SOURCE, names_of, source_column
 Cost = Callable[[Any, Any], Tensor | None]
 """(base, active) → what each example costs to run, LongTensor[batch]; None where it is unknown.
 
-A cost is a number of positions. A batch of examples of equal cost holds the least padding.
+Costs are only compared: a batch of examples of equal cost holds the least padding.
 """
 
 
@@ -198,7 +198,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             groups = dict.fromkeys(self.interchanged)
         for variables in groups:
             rows = [row for row in order if variables in (None, self.interchanged[row])]
-            # One more a batch, where the last batch would hold a single pair.
+            # A control gives each pair what was read of its neighbour, so no pair may be alone.
+            # Batches get one pair more where the last one would hold a single pair.
             n = size + int(apart and len(rows) % size == 1)
             for start in range(0, len(rows), n):
                 yield self.batch(rows[start : start + n])
@@ -230,14 +231,14 @@ def differ(answers: Tensor, others: Tensor) -> list[bool]:
 
     Where several tokens are right, their order does not matter.
     """
-    return list(map(ne, _tokens(answers), _tokens(others)))
+    return list(map(ne, _comparable_tokens(answers), _comparable_tokens(others)))
 
 
-def _tokens(answers: Tensor) -> list[list[int]]:
+def _comparable_tokens(answers: Tensor) -> list[list[int]]:
     rows = []
     for row in answers.flatten(1).tolist():
         tokens = [token for token in row if token != IGNORED]
-        # [batch, 1, n_right] holds a set of right tokens, [batch, n_answer] a sequence.
+        # [batch, 1, n_alternatives] holds a set of right tokens, [batch, n_answer] a sequence.
         if answers.ndim == 3:
             tokens = sorted(set(tokens))
         rows.append(tokens)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from iit.causal import Columns, Task
-from iit.data.pairing import Part
+from iit.data.pairing import SourcedRows
 from iit.data.prompts import Prompts
 from iit.data.table import prompt_columns
 
@@ -16,7 +16,7 @@ def counterparts(
     task: Task,
     variables: Sequence[str],
     bases: Prompts,
-    parts: Sequence[Part],
+    parts: Sequence[SourcedRows],
     prompts: Prompts,
     rng: np.random.Generator,
 ) -> dict[str, list[Any]]:
@@ -26,7 +26,7 @@ def counterparts(
     have after the interchange. The base stands in where there is none.
 
     Arguments:
-        bases, parts: the pairs, as `paired` returns them.
+        bases, parts: the pairs, as `draw_pairs` returns them.
         prompts: of the pairs' split.
 
     Raises ValueError where no pair has a counterpart.

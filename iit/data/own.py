@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from iit.data.encoded import Encoder, differ
-from iit.data.prompts import Network
+from iit.data.prompts import AnswersPrompts
 from iit.data.splits import SPLITS, disjoint_pools
 from iit.data.table import COLUMNS, SOURCE, source_column
 
@@ -210,10 +210,10 @@ def assign_splits(rows: list[Pair], shares: Sequence[float], seed: int) -> None:
         row["split"] = split_of[_key(row["base"])]
 
 
-def answered(
+def keep_answered(
     rows: list[Pair],
     variables: Sequence[str],
-    network: Network | None,
+    network: AnswersPrompts | None,
     facts: dict[str, Any],
     split: str,
 ) -> list[Pair]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from iit.causal import CausalModel, Columns, Task
 from iit.causal.model import same
-from iit.data.prompts import Answers, Prompts, answers, at, rows_of
+from iit.data.prompts import AnswersRightly, Prompts, answers, as_rows, at
 from iit.data.sources import Sources
 from iit.data.table import columns_of, source_columns
 
@@ -22,7 +22,7 @@ ROUNDS = 200
 """How often sources are drawn anew for bases whose pairs do not fit."""
 STAND_IN = 3
 """How often other bases stand in for those that find no source."""
-Part = tuple[np.ndarray, Mapping[str, Prompts]]
+SourcedRows = tuple[np.ndarray, Mapping[str, Prompts]]
 """Rows of the bases, and {variable: their sources}."""
 
 
@@ -54,9 +54,9 @@ class Wanted:
 def base_rows(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarray:
     """The rows of the prompts that are bases, int[n].
 
-    Each prompt is as often a base as the others. Where a task asks, this holds in two groups: two
-    thirds of the bases ask for a variable that is wanted, one third does not. Half of all pairs can
-    then change, and in the others the value can stay.
+    Each prompt is as often a base as the others. Where a task asks, this holds in two groups. Two
+    thirds of the bases ask for a variable that is wanted. Only these can change their answer. So
+    half of all pairs can be changing, and some bases that ask are left for unchanging pairs.
     """
     rows = np.arange(len(prompts))
     if task.asks is not None:
@@ -68,15 +68,15 @@ def base_rows(task: Task, wanted: Wanted, prompts: Prompts, n: int) -> np.ndarra
     return np.resize(rows, n)
 
 
-def paired(
+def draw_pairs(
     task: Task,
     wanted: Wanted,
     bases: Prompts,
     sources: Sources,
-    right: Answers | None,
+    right: AnswersRightly | None,
     *,
     rng: np.random.Generator,
-) -> tuple[Prompts, list[Part]]:
+) -> tuple[Prompts, list[SourcedRows]]:
     """One pair for each base; its source is drawn anew until the pair is as wanted.
 
     Some bases have no changing pair, or no unchanging one. As far as possible another base gets one
@@ -99,7 +99,7 @@ def paired(
     # Which variables each pair interchanges, as an index of `wanted.patterns`: int[n], evenly
     # spread.
     pattern = rng.permutation(np.arange(n) % len(wanted.patterns))
-    parts: list[Part] = []
+    parts: list[SourcedRows] = []
     # What the network has been asked: {prompt's key: answered rightly}.
     asked: dict[Any, bool] = {}
 
@@ -116,7 +116,7 @@ def paired(
                     continue
                 some = bases.take(rows)
                 chosen = {variable: sources.choose(variable, some, rng) for variable in variables}
-                labels = label(task, task.model, some, chosen)
+                labels = labels_of(task, task.model, some, chosen)
                 fits = _separates(task, wanted, some, chosen, labels)
                 # A base is no source of itself.
                 for prompts in chosen.values():
@@ -137,8 +137,8 @@ def paired(
 
     rest = rng.permutation(n)
     if wanted.changing_share is not None:
-        # `todo` are rows that are to get changing pairs, `rest` the others. For each row that finds
-        # none, a row of the others tries.
+        # `todo` are rows that are to get changing pairs, `rest` those for unchanging ones. A row
+        # that finds no changing pair gets an unchanging one; a row of `rest` takes its place.
         todo, rest = np.split(rest, [round(n * wanted.changing_share)])
         stuck = rest[:0]
         while len(todo):
@@ -166,21 +166,23 @@ def paired(
     return bases, parts
 
 
-def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> tuple[Prompts, list[Part]]:
+def each_with_each(
+    task: Task, wanted: Wanted, prompts: Prompts
+) -> tuple[Prompts, list[SourcedRows]]:
     """Every ordered pair of different prompts; all variables take the same source.
 
-    Pairs on which a rival in `separate` agrees are left out. Returns bases and sources as `paired`
-    does. Raises ValueError when no pair is left.
+    Pairs on which a rival in `separate` agrees are left out. Returns bases and sources as
+    `draw_pairs` does. Raises ValueError when no pair is left.
     """
     # Rows of the prompts, off the diagonal of first × second.
     first, second = np.nonzero(~np.eye(len(prompts), dtype=bool))
     bases, sources = prompts.take(first), prompts.take(second)
     # All pairs once for each pattern of variables.
     rows: list[int] = []
-    parts: list[Part] = []
+    parts: list[SourcedRows] = []
     for variables in wanted.patterns:
         chosen = dict.fromkeys(variables, sources)
-        labels = label(task, task.model, bases, chosen)
+        labels = labels_of(task, task.model, bases, chosen)
         inside = np.flatnonzero(_separates(task, wanted, bases, chosen, labels))
         # Each pair that is left stands behind those before it.
         part_rows = len(rows) + np.arange(len(inside))
@@ -193,8 +195,8 @@ def each_with_each(task: Task, wanted: Wanted, prompts: Prompts) -> tuple[Prompt
     return bases.take(rows), parts
 
 
-def labelled(
-    task: Task, variables: Sequence[str], split: str, bases: Prompts, parts: Sequence[Part]
+def label_columns(
+    task: Task, variables: Sequence[str], split: str, bases: Prompts, parts: Sequence[SourcedRows]
 ) -> dict[str, list[Any]]:
     """The pairs as columns of the table, with what the causal model and its rivals answer.
 
@@ -205,7 +207,7 @@ def labelled(
     for rows, sources in parts:
         part = bases.take(rows)
         n = len(rows)
-        labels = label(task, task.model, part, sources)
+        labels = labels_of(task, task.model, part, sources)
         part_columns = columns_of(split, part, labels) | {"kind": _kinds(task, part, sources)}
         if len(variables) > 1:
             part_columns["interchanged"] = [list(sources)] * n
@@ -214,16 +216,16 @@ def labelled(
             part_columns |= source_columns(variable, variables, prompts.written, prompts.answers)
         if task.rivals:
             rivals = {
-                name: label(task, rival, part, sources) for name, rival in task.rivals.items()
+                name: labels_of(task, rival, part, sources) for name, rival in task.rivals.items()
             }
-            part_columns["rival_labels"] = list(rows_of(rivals))
+            part_columns["rival_labels"] = list(as_rows(rivals))
         for name, column in part_columns.items():
             columns[name] += column
     order = np.concatenate([rows for rows, _ in parts]).argsort()
     return {name: at(column, order) for name, column in columns.items()}
 
 
-def separating(columns: Columns) -> dict[str, int]:
+def count_separating(columns: Columns) -> dict[str, int]:
     """{rival: number of pairs on which its label differs from the causal model's}.
 
     Only rivals count that have a label for every pair.
@@ -237,7 +239,7 @@ def separating(columns: Columns) -> dict[str, int]:
     return counts
 
 
-def label(
+def labels_of(
     task: Task, model: CausalModel, bases: Prompts, sources: Mapping[str, Prompts]
 ) -> list[Any]:
     """What a causal model answers after each variable takes its source's value.
@@ -256,13 +258,13 @@ def _separates(
     """Whether each pair's label differs from that of every rival in `separate`, bool[n]."""
     separates = np.ones(len(bases), dtype=bool)
     for name in wanted.separate:
-        separates &= _differ(labels, label(task, task.rivals[name], bases, sources))
+        separates &= _differ(labels, labels_of(task, task.rivals[name], bases, sources))
     return separates
 
 
 def _kinds(task: Task, bases: Prompts, sources: Mapping[str, Prompts]) -> list[str]:
     """Which of the task's variables differ between each base and its sources, joined by "+"."""
-    settings = [rows_of(task.model.run_batch(p.inputs)) for p in (bases, *sources.values())]
+    settings = [as_rows(task.model.run_batch(p.inputs)) for p in (bases, *sources.values())]
     kinds = []
     for before, *others in zip(*settings, strict=True):
         names = []
@@ -274,7 +276,7 @@ def _kinds(task: Task, bases: Prompts, sources: Mapping[str, Prompts]) -> list[s
 
 
 def _answered(
-    right: Answers, sources: Mapping[str, Prompts], fits: np.ndarray, asked: dict[Any, bool]
+    right: AnswersRightly, sources: Mapping[str, Prompts], fits: np.ndarray, asked: dict[Any, bool]
 ) -> np.ndarray:
     """Whether the network answers every new source rightly, bool[n].
 

@@ -20,9 +20,16 @@ from datasets import Dataset
 
 from iit.causal import Pools, Task
 from iit.data.natural import counterparts
-from iit.data.own import answered, assign_splits, check_rows, read_rows
-from iit.data.pairing import Wanted, base_rows, each_with_each, labelled, paired, separating
-from iit.data.prompts import Kept, Network, Prompts, draw_prompts, one_token_words
+from iit.data.own import assign_splits, check_rows, keep_answered, read_rows
+from iit.data.pairing import (
+    Wanted,
+    base_rows,
+    count_separating,
+    draw_pairs,
+    each_with_each,
+    label_columns,
+)
+from iit.data.prompts import AnswersPrompts, Prompts, PromptsUsed, draw_prompts, one_token_words
 from iit.data.sources import STRATEGIES, Sources
 from iit.data.splits import SPLITS, disjoint_pools
 from iit.data.table import dataset, names_of
@@ -119,7 +126,7 @@ class Pairs:
     def sample(
         cls,
         task: Task,
-        network: Network | None = None,
+        network: AnswersPrompts | None = None,
         n: int | None = None,
         **options: Any,
     ) -> "Pairs":
@@ -139,7 +146,7 @@ class Pairs:
     def load(
         cls,
         path: str | Path,
-        network: Network | None = None,
+        network: AnswersPrompts | None = None,
         *,
         variable: str | Sequence[str] = "variable",
         shares: Sequence[float] = (0.5, 0.2, 0.3),
@@ -179,13 +186,13 @@ class Pairs:
             "drawn": {},
             "right": {},
             "changing": {},
-            "answered_by": weights_of(network),
+            "answered_by": fingerprint_of(network),
         }
         rows_left = []
         for split in SPLITS:
             split_rows = [row for row in rows if row["split"] == split]
             if split_rows:
-                split_rows = answered(split_rows, variables, network, facts, split)
+                split_rows = keep_answered(split_rows, variables, network, facts, split)
             facts["changing"][split] = sum(map(itemgetter("changing"), split_rows))
             rows_left += split_rows
         if not rows_left:
@@ -251,7 +258,7 @@ class Sampling:
     natural: bool = False
     seed: int = 0
 
-    def __call__(self, task: Task, network: Network | None = None) -> Pairs:
+    def __call__(self, task: Task, network: AnswersPrompts | None = None) -> Pairs:
         """Sample pairs, as `Sampler` does."""
         return Sampler(task, network, self).pairs()
 
@@ -280,7 +287,7 @@ class Sampler:
             prompts after filtering.
     """
 
-    def __init__(self, task: Task, network: Network | None, options: Sampling):
+    def __init__(self, task: Task, network: AnswersPrompts | None, options: Sampling):
         if not isinstance(task, Task):
             raise TypeError(
                 "Pairs are sampled from a Task: a causal model and how its inputs are "
@@ -367,7 +374,7 @@ class Sampler:
             "separating": {},
         }
         if self.right is not None:
-            facts["answered_by"] = weights_of(self.network)
+            facts["answered_by"] = fingerprint_of(self.network)
         prompts: dict[str, Prompts] = {}
         bases: dict[str, Prompts] = {}
         columns: dict[str, list[Any]] = defaultdict(list)
@@ -382,14 +389,15 @@ class Sampler:
                 facts["drawn"][split], facts["right"][split] = kept.n_drawn, kept.n_right
             facts["prompts"][split] = len(kept.prompts)
             facts["changing"][split] = sum(split_columns["changing"])
-            facts["separating"][split] = separating(split_columns)
+            facts["separating"][split] = count_separating(split_columns)
             share, asked_share = np.mean(split_columns["changing"]), self._wanted.changing_share
             if asked_share is not None and abs(share - asked_share) > 0.05:
                 text = "%s: %.0f%% of the pairs are changing; asked were %.0f%%."
                 log.warning(text, split, 100 * share, 100 * asked_share)
         settings = task.model.run_batch(bases["train"].inputs)
         values = {variable: settings[variable] for variable in variables}
-        # Hidden in a function, because the sampler reaches the test split.
+        # `hold_out` removes the sampler, which could draw test pairs. This function draws training
+        # pairs only, so it stays.
         again = partial(self._epoch, prompts["train"]) if self.options.fresh else None
         return Pairs(dataset(columns), variables, task, facts, values, self, again)
 
@@ -401,7 +409,7 @@ class Sampler:
         rng = np.random.default_rng([seed, SPLITS.index(split)])
         return draw_prompts(self.task, self._pools[split], n, None, rng=rng, split=split).prompts
 
-    def _draw(self, split: str, rng: np.random.Generator) -> Kept:
+    def _draw(self, split: str, rng: np.random.Generator) -> PromptsUsed:
         """As many prompts as the pairs of a split need, answered rightly."""
         n = self.options.sizes[split]
         if self.options.pairs == "exhaustive":
@@ -421,8 +429,8 @@ class Sampler:
             sources = Sources(task, options.pairs, prompts, self._pools[split], self._apart)
             # Each base has one pair; a base may be the same prompt several times.
             bases = prompts.take(base_rows(task, wanted, prompts, options.sizes[split]))
-            bases, parts = paired(task, wanted, bases, sources, self.right, rng=rng)
-        columns = labelled(task, wanted.variables, split, bases, parts)
+            bases, parts = draw_pairs(task, wanted, bases, sources, self.right, rng=rng)
+        columns = label_columns(task, wanted.variables, split, bases, parts)
         if options.natural and wanted.variables:
             columns |= counterparts(task, wanted.variables, bases, parts, prompts, rng)
         divided = [name for name in self._apart if name in bases.inputs]
@@ -440,7 +448,8 @@ class Sampler:
 
     def _epoch(self, prompts: Prompts, epoch: int) -> Dataset:
         """The training pairs of an epoch, sampled anew; `prompts` are those of the first epoch."""
-        # The epoch is part of the seed: a resumed run samples what an uninterrupted one samples.
+        # The epoch is part of the seed. A training that is continued from a checkpoint samples what
+        # an uninterrupted one samples.
         rng = np.random.default_rng([self.options.seed, epoch])
         # Without a network to ask, new prompts are free. Otherwise those that it answers stay.
         if self.right is None:
@@ -448,7 +457,7 @@ class Sampler:
         return dataset(self._label("train", prompts, rng)[1])
 
 
-def weights_of(network: Any) -> str | None:
+def fingerprint_of(network: Any) -> str | None:
     """The fingerprint of the network that answered the prompts; None where it has none."""
     fingerprint = getattr(network, "fingerprint", None)
     if fingerprint is None:

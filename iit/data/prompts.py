@@ -10,7 +10,7 @@ from iit.causal import Columns, Pools, Prompt, Task
 
 Written = Prompt | np.ndarray
 """An input as it is written: a text with marked roles, or a tensor."""
-Answers = Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
+AnswersRightly = Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
 """(prompts, answers) → bool[n]: whether the network answers each prompt with that answer.
 
 It does where the answer is the argmax over its whole vocabulary, or over all classes.
@@ -18,7 +18,7 @@ It does where the answer is the argmax over its whole vocabulary, or over all cl
 
 
 @runtime_checkable
-class Network(Protocol):
+class AnswersPrompts(Protocol):
     """What sampling asks of a network.
 
     Where it has `answer_tokens`, as `LanguageModel` has, the tokens of words are counted by that.
@@ -72,7 +72,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Kept:
+class PromptsUsed:
     """Prompts of one split that are used, and how many were drawn to get them.
 
     Arguments:
@@ -105,7 +105,7 @@ def write(task: Task, inputs: Columns) -> Prompts:
 
     Raises TypeError for a task that writes neither a `Prompt` nor an array.
     """
-    written = list(map(task.write, rows_of(inputs)))
+    written = list(map(task.write, as_rows(inputs)))
     if written and not isinstance(written[0], Written):
         advice = "write a Prompt, or several inputs as one array"
         raise TypeError(f"Task {task.name!r} writes a {type(written[0]).__name__}: {advice}.")
@@ -118,16 +118,16 @@ def answers(task: Task, settings: Columns) -> list[Any]:
     Arguments:
         settings: {variable: its value in each setting}.
     """
-    return list(map(task.answer, rows_of(settings)))
+    return list(map(task.answer, as_rows(settings)))
 
 
-def rows_of(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def as_rows(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """The rows of a table that is given in columns."""
     for row in zip(*columns.values(), strict=True):
         yield dict(zip(columns, row, strict=True))
 
 
-def one_token_words(task: Task, network: Network) -> tuple[Pools, dict[str, int]]:
+def one_token_words(task: Task, network: AnswersPrompts) -> tuple[Pools, dict[str, int]]:
     """The task's pools with only those words that are one token after a space.
 
     Returns the pools, and how many words of each pool were dropped. Raises ValueError when a pool
@@ -165,11 +165,11 @@ def draw_prompts(
     task: Task,
     pools: Pools,
     n: int,
-    right: Answers | None,
+    right: AnswersRightly | None,
     *,
     rng: np.random.Generator,
     split: str,
-) -> Kept:
+) -> PromptsUsed:
     """Draw distinct prompts until `n` of them are answered rightly.
 
     There may be fewer: pools count as exhausted where at most 2% of a round's draws are new.
@@ -207,7 +207,7 @@ def draw_prompts(
         # Hardly a new prompt among the draws: the pools have given what they have.
         exhausted = len(new_rows) <= size // 50
         if len(prompts) >= n or (exhausted and len(prompts) > 1):
-            return Kept(prompts.take(range(min(n, len(prompts)))), n_right, n_drawn)
+            return PromptsUsed(prompts.take(range(min(n, len(prompts)))), n_right, n_drawn)
     raise ValueError(
         f"No prompts left for task {task.name!r}, split {split!r}: {len(prompts)} of {n}. The "
         f"network answers {n_right} of {n_drawn} distinct prompts rightly. Ask for fewer pairs, "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from iit.causal import Columns, Pools, Task
-from iit.data.prompts import Prompts, rows_of, write
+from iit.data.prompts import Prompts, as_rows, write
 
 STRATEGIES = {
     "random": "any other prompt",
@@ -30,21 +30,22 @@ class Sources:
 
     A prompt that is written anew is made of entries of the split's pools. `minimal` keeps to all
     pools, a task's own counterfactuals keep to those that are divided among the splits. A base for
-    which no other source is found is its own source, which `paired` then refuses.
+    which no other source is found is its own source, which `draw_pairs` then refuses.
 
     Arguments:
         task: the task.
-        strategy: a name in `STRATEGIES`, or in the task's `counterfactuals`.
+        strategy: random | balanced | minimal, or a name in the task's `counterfactuals`. Exhaustive
+            pairs are made by `each_with_each`.
         prompts: the prompts of the split, from which sources are taken.
         pools: the pools of the split, {pool: entries}.
-        apart: the pools that are divided among the splits.
+        divided: the pools that are divided among the splits.
     """
 
     task: Task
     strategy: str
     prompts: Prompts
     pools: Pools
-    apart: Sequence[str] = ()
+    divided: Sequence[str] = ()
 
     @property
     def new(self) -> bool:
@@ -54,7 +55,7 @@ class Sources:
     def choose(self, variable: str, bases: Prompts, rng: np.random.Generator) -> Prompts:
         """One source for each base."""
         if self.strategy == "random":
-            # It may draw the base itself; `paired` then draws again.
+            # It may draw the base itself; `draw_pairs` then draws again.
             return self.prompts.take(rng.integers(len(self.prompts), size=len(bases)))
         if self.strategy == "balanced":
             return self.prompts.take(self._balanced(variable, len(bases), rng))
@@ -63,7 +64,7 @@ class Sources:
         left = np.arange(len(bases))
         for _ in range(TRIES if self.strategy == "minimal" else 1):
             candidates = self._candidates(variable, bases.take(left), rng)
-            allowed = np.array(list(map(self._is_allowed, rows_of(candidates))))
+            allowed = np.array(list(map(self._is_allowed, as_rows(candidates))))
             for name, column in inputs.items():
                 for i in np.flatnonzero(allowed):
                     column[left[i]] = candidates[name][i]
@@ -99,7 +100,7 @@ class Sources:
     @cached_property
     def _entries(self) -> dict[str, frozenset[Any]]:
         """{pool: the entries that a new prompt may have}."""
-        names = self.pools if self.strategy == "minimal" else self.apart
+        names = self.pools if self.strategy == "minimal" else self.divided
         return {name: frozenset(self.pools[name]) for name in names}
 
     def _is_allowed(self, inputs: Mapping[str, Any]) -> bool:

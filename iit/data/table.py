@@ -34,13 +34,13 @@ COLUMNS = {
         "none has. Sampled pairs only"
     ),
     "asked": (
-        "whether the base asks for a swapped variable: else its answer is to stay whatever the "
-        "value. Only of tasks that ask"
+        "whether the base asks for a swapped variable; where it does not, its answer stays. Only "
+        "of tasks whose prompts ask for a variable"
     ),
     "case": (
-        "what of the base no other split has, as its template or its entity: texts, or whole "
-        "numbers. Intervals are then about other cases. Sampled pairs have it where a pool of one "
-        "of their inputs is divided (`template` in older files)"
+        "the base's entry of a pool that is divided among the splits, such as its template: texts "
+        "or whole numbers. Intervals are clustered by it. Sampled pairs have it where a pool of "
+        "one of their inputs is divided (`template` in older files)"
     ),
     "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
     "(null where the prompt lacks the role); texts only",
@@ -126,7 +126,7 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
         kind: the name of the column, without the variable in brackets.
     """
     if kind not in COLUMNS:
-        return _kept(values)
+        return _users_column(values)
     is_text = any(isinstance(value, str) for value in values)
     if kind in ("base", "source", "natural") and not is_text:
         return _tensors(values)
@@ -143,7 +143,7 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     return pa.StructArray.from_arrays(arrays, names)
 
 
-def _kept(values: Sequence[Any]) -> pa.Array:
+def _users_column(values: Sequence[Any]) -> pa.Array:
     """A column of the user's own: as it is, or as JSON where it holds several types, or {}."""
     with suppress(pa.ArrowException, OverflowError):
         array = pa.array(values)

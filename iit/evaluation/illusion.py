@@ -224,8 +224,8 @@ def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | No
     if isinstance(module, Conv1D):
         # GPT-2's Conv1D stores [width, n_out], where nn.Linear has [n_out, width].
         weight = weight.T
-    if resolved.columns is not None:
-        weight = weight[:, resolved.columns]
+    if resolved.units is not None:
+        weight = weight[:, resolved.units]
     return weight
 
 

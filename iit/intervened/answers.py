@@ -13,22 +13,22 @@ from torch import Tensor
 from iit.batch import Batch
 from iit.intervened.edited_run import EditedRun
 from iit.intervened.observe import Activations
-from iit.intervened.resume import Suffix, resumed, suffix
+from iit.intervened.resume import Suffix, resumed, suffix_from
 from iit.intervened.store import ActivationStore
 from iit.network.answering import head_at, logits_of
 from iit.network.components import transformer_in
 
 
 def logits_at_answers(
-    runs: Sequence[EditedRun], read: Tensor | None, rest: Suffix | None = None
+    runs: Sequence[EditedRun], answer_columns: Tensor | None, suffix: Suffix | None = None
 ) -> Tensor:
-    """The logits at the columns `read`, or the classes of a network without tokens.
+    """The logits at some columns, or the classes of a network without tokens.
 
     Arguments:
         runs: the runs that share the forward. Its rows are those of the first run, then those of
             the second, and so on.
-        read: Tensor[batch, n_answer] of columns; None for a network without tokens.
-        rest: what is left to run, where the runs are resumed; by default the whole network runs.
+        answer_columns: Tensor[batch, n_answer]; None for a network without tokens.
+        suffix: what is left to run, where the runs are resumed; by default the whole network runs.
 
     Returns Tensor[batch, n_answer, vocab], or Tensor[batch, 1, classes] without tokens.
 
@@ -42,24 +42,26 @@ def logits_at_answers(
             rows = slice(None)
             if len(runs) > 1:
                 rows = slice(number * batch.size, (number + 1) * batch.size)
-            stack.enter_context(run.applied(rest, rows))
+            stack.enter_context(run.applied(suffix, rows))
             for site_edit in run.site_edits:
                 # Components never lie in the head or around it; an arbitrary module may.
                 if site_edit.resolved.site.component is None:
                     edited.append(site_edit.resolved.module)
-        if rest is not None and read is not None:
-            stack.enter_context(resumed(network, rest))
+        if suffix is not None and answer_columns is not None:
+            stack.enter_context(resumed(network, suffix))
             # The suffix counts its columns from its own start.
-            batch, read = rest.batch, rest.of(read)
-        at_answer = read is not None and stack.enter_context(head_at(network, read, edited))
+            batch, answer_columns = suffix.batch, suffix.renumbered(answer_columns)
+        at_answer = answer_columns is not None and stack.enter_context(
+            head_at(network, answer_columns, edited)
+        )
         output = batch.through(network)
 
     logits = logits_of(output)
-    if read is not None and logits is not None and logits.ndim == 3:
+    if answer_columns is not None and logits is not None and logits.ndim == 3:
         if at_answer:
             return logits
         # [batch, n_answer] → [batch, n_answer, vocab]
-        columns = read.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+        columns = answer_columns.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         return logits.gather(1, columns)
     if logits is None or logits.ndim != 2:
         raise ValueError(
@@ -71,7 +73,7 @@ def logits_at_answers(
 
 def resumed_logits(
     runs: Sequence[EditedRun],
-    read: Tensor,
+    answer_columns: Tensor,
     layer: int,
     store: ActivationStore,
 ) -> Sequence[Tensor]:
@@ -79,7 +81,7 @@ def resumed_logits(
 
     Arguments:
         runs: runs of one batch and one network.
-        read: Tensor[batch, n_answer], the same columns for every run.
+        answer_columns: Tensor[batch, n_answer], the same columns for every run.
         layer: the first block that runs. No edit of these runs is before it.
         store: has what comes before, or runs it.
 
@@ -87,24 +89,24 @@ def resumed_logits(
     """
     n, batch, network = len(runs), runs[0].batch, runs[0].resolved.network
     # Each run resumes at its own columns: its edits may be at other positions.
-    spans = [run.span(read) for run in runs]
+    spans = [run.span(answer_columns) for run in runs]
     first, stop = map(torch.cat, zip(*spans, strict=True))
     # [runs · batch, seq]: the base once for each run.
     repeated = {key: value.repeat(n, 1) for key, value in batch.kwargs.items()}
     stacked = Batch((), repeated)
     before = store.prefix(network, stacked, layer, first, stop)
-    rest = suffix(network, stacked, layer, first, stop, before)
-    return logits_at_answers(runs, read.repeat(n, 1), rest).chunk(n)
+    suffix = suffix_from(network, stacked, layer, first, stop, before)
+    return logits_at_answers(runs, answer_columns.repeat(n, 1), suffix).chunk(n)
 
 
-def why_whole(
+def reason_not_to_resume(
     run: EditedRun,
-    read: Tensor | None,
+    answer_columns: Tensor | None,
     layer: int | None,
     store: ActivationStore,
 ) -> str | None:
     """Why a run cannot resume at block `layer`; None where it can."""
-    if read is None:
+    if answer_columns is None:
         return "its inputs are not tokens"
     if layer is None:
         return "the sites are not components of a decoder's blocks"
@@ -112,8 +114,8 @@ def why_whole(
     if (refusal := store.refuses(network, run.batch)) is not None:
         return refusal
     # In a resumed batch the cached tokens (as many as the latest start) stand beside the longest
-    # rest. Together they may be longer than any prompt is.
-    first, stop = run.span(read)
+    # suffix. Together they may be longer than any prompt is.
+    first, stop = run.span(answer_columns)
     limit = getattr(transformer_in(network).config, "max_position_embeddings", None)
     if limit is not None and int(first.max()) + int((stop - first).max()) > limit:
         return "early and late edits in one batch are together longer than its positions"

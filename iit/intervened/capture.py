@@ -46,7 +46,7 @@ def capture(
         network = IntervenedModel(network, {})
     edited = sites_of(network.edits.values())
     prepared = prepare_at(network.network, batch, [*sites, *edited])
-    places = {site: columns(site, prepared) for site in sites}
+    site_columns = {site: columns(site, prepared) for site in sites}
     # The edits' hooks come first, so the hooks that read see what the edits wrote.
     with torch.set_grad_enabled(grad), network.edited_run(prepared, sources, active).applied():
-        return observe(network.resolved, prepared, places, grad=grad, stop_early=not edited)
+        return observe(network.resolved, prepared, site_columns, grad=grad, stop_early=not edited)

@@ -88,8 +88,8 @@ def capture_dataset(
                 sinks[site] = RowFile(file)
         for inputs in batches:
             batch = prepare(module, inputs)
-            places = {site: columns(site, batch) for site in sites}
-            for site, (rows, lengths) in _rows(batch, places, resolved, dtype).items():
+            site_columns = {site: columns(site, batch) for site in sites}
+            for site, (rows, lengths) in _rows(batch, site_columns, resolved, dtype).items():
                 if widths.setdefault(site, rows.shape[1]) != rows.shape[1]:
                     raise ValueError(
                         f"Site {site} has width {rows.shape[1]} in one batch and {widths[site]} "
@@ -98,7 +98,7 @@ def capture_dataset(
                 # The last end so far is the offset of the batch's first example.
                 ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
                 sinks[site].append(rows)
-            _hash_examples(hasher, batch, places)
+            _hash_examples(hasher, batch, site_columns)
             # One end for each example, after the 0 at the start.
             bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
 
@@ -151,14 +151,14 @@ def _check(network: Any, sites: Sequence[Site], dtype: torch.dtype | None) -> No
 
 def _rows(
     batch: Batch,
-    places: dict[Site, SiteColumns],
+    site_columns: dict[Site, SiteColumns],
     resolved: Sites,
     dtype: torch.dtype | None,
 ) -> dict[Site, tuple[Float[Tensor, "row width"], list[int]]]:
     """The rows of one batch, on the CPU, and how many each example has."""
     rows = {}
-    for site, activation in observe(resolved, batch, places).items():
-        index = places[site].index
+    for site, activation in observe(resolved, batch, site_columns).items():
+        index = site_columns[site].index
         present = activation.new_ones(activation.shape[:2], dtype=torch.bool)
         # Absent positions are zeros in an activation, and are no rows. A module may have positions
         # of its own, of which all are present.
@@ -169,7 +169,7 @@ def _rows(
     return rows
 
 
-def _hash_examples(hasher: Any, batch: Batch, places: dict[Site, SiteColumns]) -> None:
+def _hash_examples(hasher: Any, batch: Batch, site_columns: dict[Site, SiteColumns]) -> None:
     """Take in each example: its inputs without padding, and its roles."""
     # Positional inputs are named by their number.
     inputs = (*enumerate(batch.args), *sorted(batch.kwargs.items()))
@@ -177,9 +177,9 @@ def _hash_examples(hasher: Any, batch: Batch, places: dict[Site, SiteColumns]) -
     for name, value in inputs:
         if isinstance(value, Tensor):
             tensors[name] = value.cpu()
-    for site, site_columns in places.items():
-        if isinstance(site.position, str) and site_columns.index is not None:
-            roles[site.position] = site_columns.index.cpu()
+    for site, selected in site_columns.items():
+        if isinstance(site.position, str) and selected.index is not None:
+            roles[site.position] = selected.index.cpu()
     lengths = [None] * batch.size
     if batch.lengths is not None:
         lengths = batch.lengths.tolist()

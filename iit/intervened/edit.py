@@ -9,7 +9,11 @@ from iit.intervention import Intervention
 from iit.site import Site
 
 Variable = str | Site
-"""The name of a variable, or the site of an edit that serves no named variable."""
+"""The name of a variable; or a site, whose edit serves no named variable.
+
+It is also the type of the keys of edits. The key of an edit with blocks is no variable: the names
+of its blocks are variables (see `variables_of`).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,7 @@ class Edit:
         if joint and len(sites) > 1:
             raise ValueError(
                 "A joint edit has one site, whose positions (or roles, or heads) it concatenates; "
-                f"{len(sites)} were given. Places apart are computed one after another: the later "
+                f"{len(sites)} were given. Sites are computed one after another: the later "
                 "depends on what is written at the earlier."
             )
         if not isinstance(intervention, Intervention):

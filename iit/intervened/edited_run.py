@@ -1,7 +1,7 @@
 """One run under edits: what is hooked where, and with which source.
 
-Either the whole network runs, or only a rest of it: the run is resumed at the first block and the
-first position that its edits change. `iit.intervened.resume` calls that rest a suffix.
+Either the whole network runs, or only a suffix of the run, which begins at the first block and the
+first position that its edits change (see `iit.intervened.resume`).
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -99,7 +99,7 @@ class EditedRun:
         """What all edits do at their sites, in the order of the edits."""
         return [site_edit for site_edits in self.sites.values() for site_edit in site_edits]
 
-    def span(self, read: Tensor) -> tuple[Tensor, Tensor]:
+    def span(self, answer_columns: Tensor) -> tuple[Tensor, Tensor]:
         """The columns of each example that a resumed run has to run.
 
         They begin at the first column that is edited or read, and end with the last one that is
@@ -107,11 +107,11 @@ class EditedRun:
         keys), needs all columns.
 
         Arguments:
-            read: Tensor[batch, n_read], the columns where the answer is read.
+            answer_columns: Tensor[batch, n_read], the columns where the answer is read.
 
         Returns (first, stop), Tensor[batch] each; `stop` is the column behind the last one.
         """
-        first, stop = read.min(1).values, read.max(1).values + 1
+        first, stop = answer_columns.min(1).values, answer_columns.max(1).values + 1
         for site_edit in self.site_edits:
             index = site_edit.columns.index
             if index is None or site_edit.columns.site.component == "attention_weight":
@@ -123,12 +123,12 @@ class EditedRun:
 
     @contextmanager
     def applied(
-        self, rest: Suffix | None = None, rows: slice = slice(None)
+        self, suffix: Suffix | None = None, rows: slice = slice(None)
     ) -> Iterator[dict[SiteEdit, Tensor]]:
-        """Within the context the network's next forward (or the rest of it) is edited.
+        """Within the context the network's next forward, or its suffix, is edited.
 
         Arguments:
-            rest: what is left to run, where the run is resumed; its columns count from its start.
+            suffix: what is left to run, where the run is resumed; its columns count from its start.
             rows: which rows of the forward are this run's, where several runs share it.
 
         Yields {site edit: Tensor[batch, position, width]}, the activations before the edit. The
@@ -153,8 +153,8 @@ class EditedRun:
                     "a backward would not see the edit. Take a site outside of it, switch the "
                     "checkpointing off, or run under torch.no_grad()."
                 )
-            if rest is not None:
-                columns = rest.shifted(columns, rows)
+            if suffix is not None:
+                columns = suffix.renumbered_site(columns, rows)
 
             activation = whole[rows]
             # `read` copies, so this stays the activation before the edit.
@@ -163,8 +163,8 @@ class EditedRun:
                 return None
             if skipped is not None:
                 skipped = columns.read(skipped[rows])
-            edit = site_edit.apply(activations[site_edit], skipped)
-            new = columns.write(activation, edit)
+            edited_part = site_edit.apply(activations[site_edit], skipped)
+            new = columns.write(activation, edited_part)
             if len(new) == len(whole):
                 return new
             # The rows of other runs pass unchanged.

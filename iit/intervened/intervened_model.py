@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from iit.batch import Batch, Inputs
 from iit.intervened import saving, sharing
-from iit.intervened.answers import first_examples, logits_at_answers, resumed_logits, why_whole
+from iit.intervened.answers import (
+    first_examples,
+    logits_at_answers,
+    reason_not_to_resume,
+    resumed_logits,
+)
 from iit.intervened.edit import Edit, Variable, sites_of, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.generate import check_generation, generated
@@ -20,14 +25,14 @@ from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns, columns, prepare_at
 from iit.intervened.pyvene import read_pyvene
 from iit.intervened.resume import first_block
-from iit.intervened.sources import Active, SourceInputs, activity, by_variable, read_sources
+from iit.intervened.sources import Active, SourceInputs, by_variable, flags_of, read_sources
 from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
 from iit.network.answering import with_answer
+from iit.network.dimensions import device_of
 from iit.network.inputs import prepare
-from iit.network.layout import device_of
 from iit.site import Index, Site, Sites
 
 N_COMPARED = 4
@@ -60,9 +65,10 @@ class IntervenedModel(nn.Module):
         edits: {variable: Edit}, or {site: intervention}, which is short for one edit a site. An
             edit whose intervention has blocks serves the variables that its blocks name.
         source_grad: whether gradients also flow through the source runs.
-        stored: variables whose edits act in all runs that the store keeps (see the argument `under`
-            of `ActivationStore`). They are edits of `embedding_output`. Where the other edits begin
-            at block 1 or later, a run resumes behind the stored ones, and does not repeat them.
+        stored: keys of edits of `embedding_output` that every compared run has, such as a noise.
+            The runs that the store keeps contain them (`under` of `ActivationStore`). Where the
+            other edits begin at block 1 or later, a run resumes behind the stored ones, and does
+            not repeat them.
 
     Attributes:
         store: an `ActivationStore`, or None, which it is unless it is set. `answer_logits` then
@@ -128,7 +134,7 @@ class IntervenedModel(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The network under study."""
+        """The module that runs: what was given, or its `model`."""
         return self._held[1]
 
     @property
@@ -220,26 +226,26 @@ class IntervenedModel(nn.Module):
         run = self.edited_run(batch, sources, active)
         edited = {}
         for site_edits in run.sites.values():
-            places = {site_edit.columns.site: site_edit.columns for site_edit in site_edits}
-            unedited = self.read(batch, places)
+            site_columns = {site_edit.columns.site: site_edit.columns for site_edit in site_edits}
+            unedited = self.read(batch, site_columns)
             for site_edit in site_edits:
                 edited[site_edit] = site_edit.apply(unedited[site_edit.columns.site])
         return _by_key(run, edited)
 
     def read(
-        self, batch: Batch, places: dict[Site, SiteColumns], *, grad: bool = False
+        self, batch: Batch, site_columns: dict[Site, SiteColumns], *, grad: bool = False
     ) -> Activations:
         """Activations of the unedited network, from the `store` where it has them.
 
         Arguments:
-            places: {site: its columns in the batch}.
+            site_columns: {site: its columns in the batch}.
         """
         read = observe if self.store is None else self.store.read
-        return read(self.resolved, batch, places, grad=grad)
+        return read(self.resolved, batch, site_columns, grad=grad)
 
-    def placed(self, batch: Batch, active: Active = None) -> EditedRun:
+    def run_without_sources(self, batch: Batch, active: Active = None) -> EditedRun:
         """The edits of one batch, without the source activations that they read."""
-        flags = activity(self.variables, active, batch)
+        flags = flags_of(self.variables, active, batch)
         sites: dict[Variable, list[SiteEdit]] = {}
         for key, edit in self.edits.items():
             edit_flags = {variable: flags[variable] for variable in variables_of(key, edit)}
@@ -250,9 +256,9 @@ class IntervenedModel(nn.Module):
                 touched = torch.stack(partly).any(0)
             sites[key] = []
             for site, source in zip(edit.sites, edit.source_sites, strict=True):
-                place = columns(site, batch, touched)
+                selected = columns(site, batch, touched)
                 resolved = self.resolved[site]
-                sites[key].append(SiteEdit(edit, resolved, place, source, edit_flags))
+                sites[key].append(SiteEdit(edit, resolved, selected, source, edit_flags))
         trains = any(p.requires_grad for p in (*self.parameters(), *self.network.parameters()))
         return EditedRun(batch, self.resolved, sites, flags, trains)
 
@@ -265,7 +271,7 @@ class IntervenedModel(nn.Module):
 
         Raises ValueError for what does not fit, before the network runs on the base.
         """
-        run = self.placed(batch, active)
+        run = self.run_without_sources(batch, active)
         for site_edit in run.site_edits:
             # A backward would run a checkpointed layer again without the edit's hooks.
             if torch.is_grad_enabled():
@@ -292,26 +298,27 @@ class IntervenedModel(nn.Module):
 
         Raises ValueError as `iit.network.answering.with_answer` does.
         """
-        batch, read = with_answer(self.network, prepare(self.network, base))
+        batch, answer_columns = with_answer(self.network, prepare(self.network, base))
         store, layer = self.store, self.first_block
         if store is not None and layer is not None:
-            # A prompt that is a source here may be a base later: it is run once for both.
+            # Whenever the store runs a prompt, it keeps the residual stream before these blocks: a
+            # prompt that is a source here may be a base later.
             store.layers |= {layer}
         run = self.edited_run(batch, sources, active)
         if store is None:
-            return logits_at_answers([run], read)
+            return logits_at_answers([run], answer_columns)
 
         # The edits of `stored` are already in the store's runs.
-        rest = run.without(self.stored)
-        why = why_whole(rest, read, layer, store)
-        if why is not None or read is None or layer is None:
-            store.tell(f"The whole network runs: {why}.")
-            return logits_at_answers([run], read)
+        unstored = run.without(self.stored)
+        reason = reason_not_to_resume(unstored, answer_columns, layer, store)
+        if reason is not None or answer_columns is None or layer is None:
+            store.tell(f"The whole network runs: {reason}.")
+            return logits_at_answers([run], answer_columns)
         store.tell("Runs resume at the first block and the first position that are edited.")
 
         # The whole run below must draw the same random numbers as the resumed one.
         rng_state = torch.get_rng_state()
-        logits = resumed_logits([rest], read, layer, store)[0]
+        logits = resumed_logits([unstored], answer_columns, layer, store)[0]
         if store.is_trusted(layer, run.flags):
             return logits
 
@@ -340,9 +347,10 @@ class IntervenedModel(nn.Module):
         batch = prepare(self.network, base)
         if self.first_block is None or batch.lengths is None:
             return None
-        batch, read = with_answer(self.network, batch)
-        assert read is not None
-        first, stop = self.placed(batch, active).without(self.stored).span(read)
+        batch, answer_columns = with_answer(self.network, batch)
+        assert answer_columns is not None
+        unstored = self.run_without_sources(batch, active).without(self.stored)
+        first, stop = unstored.span(answer_columns)
         return stop - first
 
     def save_pretrained(self, folder: str | Path) -> None:

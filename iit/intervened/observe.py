@@ -37,7 +37,7 @@ class _Enough(Exception):  # noqa: N818 — a signal, not an error
 def observe(
     resolved: Sites,
     batch: Batch,
-    places: dict[Site, SiteColumns],
+    site_columns: dict[Site, SiteColumns],
     *,
     grad: bool = False,
     stop_early: bool = True,
@@ -46,7 +46,7 @@ def observe(
 
     Arguments:
         resolved: the sites of the network.
-        places: {site: its columns in the batch}.
+        site_columns: {site: its columns in the batch}.
         grad: whether the graph is kept.
         stop_early: whether the run ends once every site is read. This is only done where every
             site is a component: an arbitrary module may be run twice, and that has to be noticed.
@@ -54,31 +54,31 @@ def observe(
     Raises RuntimeError when a site's module was not run, or was run more than once.
     """
     activations: dict[Site, Tensor] = {}
-    stop_early = stop_early and all(site.component is not None for site in places)
+    stop_early = stop_early and all(site.component is not None for site in site_columns)
 
     def read(site: Site, activation: Tensor) -> None:
         if site in activations:
             raise RuntimeError(
                 f"Site {site} was run more than once in one forward; name a module that runs once."
             )
-        activations[site] = places[site].read(activation)
+        activations[site] = site_columns[site].read(activation)
         # An exception leaves the forward from inside of a hook.
-        if stop_early and len(activations) == len(places):
+        if stop_early and len(activations) == len(site_columns):
             raise _Enough
 
     with ExitStack() as stack, torch.set_grad_enabled(grad):
-        for site in places:
+        for site in site_columns:
             if grad:
                 resolved[site].refuse_recomputed()
             stack.callback(resolved[site].attach(partial(read, site)).remove)
         with suppress(_Enough):
             batch.through(resolved.network)
 
-    # In the order of `places`, not in the order of the run.
+    # In the order of `site_columns`, not in the order of the run.
     in_order = Activations({})
-    for site, site_columns in places.items():
+    for site, selected in site_columns.items():
         if site not in activations:
             raise RuntimeError(f"The forward never ran the module of {site}.")
         in_order[site] = activations[site]
-        in_order.counts[site] = counts(site_columns, batch)
+        in_order.counts[site] = counts(selected, batch)
     return in_order

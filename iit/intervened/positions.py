@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from iit.batch import IGNORED, Batch, Inputs, from_start
+from iit.batch import IGNORED, Batch, Inputs, columns_from_start
 from iit.network.answering import ANSWER_ROLE, with_answer
 from iit.network.inputs import prepare
 from iit.site import Site
@@ -22,23 +22,23 @@ class SiteColumns:
         site: the site.
         index: LongTensor[batch, n] of columns, −100 where an example has fewer positions, or
             LongTensor[1, n], the same in each example; None for every position.
-        counted: whether the index is known to count from 0 and to be inside. On networks without
-            tokens only the run can tell.
-        tokens: (batch, seq), the shape of the tokens that the index counts. The shape of an
+        is_checked: whether the index is known to count from 0 and to lie inside the example. On
+            networks without tokens only the run can tell.
+        token_shape: (batch, seq), the shape of the tokens that the index counts. The shape of an
             activation is compared with it. None where there are no tokens.
     """
 
     site: Site
     index: Tensor | None
-    counted: bool = True
-    tokens: tuple[int, int] | None = None
+    is_checked: bool = True
+    token_shape: tuple[int, int] | None = None
 
     @property
     def n_positions(self) -> int | None:
         """The largest number of positions of an example; None where only the run can tell."""
         if self.index is not None:
             return self.index.shape[1]
-        return None if self.tokens is None else self.tokens[1]
+        return None if self.token_shape is None else self.token_shape[1]
 
     def _located(self, activation: Tensor) -> tuple[Tensor, Tensor | None]:
         """The activation as [batch, token, width], and its columns, LongTensor[batch, n].
@@ -50,8 +50,8 @@ class SiteColumns:
         Raises ValueError where tokens are to be picked from an activation with other positions.
         """
         n_rows, n_columns = activation.shape[:2]
-        if self.tokens not in (None, (n_rows, n_columns)):
-            n_prompts, n_tokens = self.tokens
+        if self.token_shape not in (None, (n_rows, n_columns)):
+            n_prompts, n_tokens = self.token_shape
             if (n_rows, n_columns) == (n_prompts * n_tokens, 1):
                 # [batch·tokens, 1, width] → [batch, token, width]
                 activation = activation.reshape(n_prompts, n_tokens, -1)
@@ -66,18 +66,18 @@ class SiteColumns:
         index = self.index
         if index is None:
             return activation, None
-        if not self.counted and len(index) == 1:
+        if not self.is_checked and len(index) == 1:
             index = index.expand(n_rows, -1)
         if len(index) != len(activation):
             raise ValueError(
                 f"Site {self.site}: its module sees {n_rows} rows where the batch has "
                 f"{len(index)} examples; name a module that sees one row an example."
             )
-        if not self.counted:
+        if not self.is_checked:
             # The activation itself says how many positions there are.
             index = index.to(activation.device)
             lengths = torch.full((n_rows,), n_columns, device=activation.device)
-            index = from_start(index, lengths, index == IGNORED, f"Site {self.site}")
+            index = columns_from_start(index, lengths, index == IGNORED, f"Site {self.site}")
         return activation, index
 
     def read(
@@ -140,9 +140,9 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     """
     batch = _sequence(site, batch)
     lengths = batch.lengths
-    tokens = None if lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
+    token_shape = None if lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
     if site.position is None:
-        return SiteColumns(site, _every(batch), tokens=tokens)
+        return SiteColumns(site, _every(batch), token_shape=token_shape)
     if site.roles:
         role_columns = [_role(site, role, batch, active) for role in site.roles]
         index = torch.cat(role_columns, 1)
@@ -157,9 +157,9 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         index = torch.tensor(site.position).reshape(1, -1)
         if lengths is None:
             # Only the activation says how many positions there are.
-            return SiteColumns(site, index, counted=False)
+            return SiteColumns(site, index, is_checked=False)
         index = index.to(lengths.device).expand(len(lengths), -1)
-        index = from_start(index, lengths, torch.zeros_like(index).bool(), f"Site {site}")
+        index = columns_from_start(index, lengths, torch.zeros_like(index).bool(), f"Site {site}")
 
     # A position that occurs twice would be written twice, in no certain order.
     ordered = index.sort(dim=1).values
@@ -170,7 +170,7 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
         raise ValueError(
             f"Site {site}: a position occurs twice in example {row}: {index[row].tolist()}."
         )
-    return SiteColumns(site, index, counted=lengths is not None, tokens=tokens)
+    return SiteColumns(site, index, is_checked=lengths is not None, token_shape=token_shape)
 
 
 # Paths of modules that see the encoder's tokens: those of the encoder, and the decoder's key and

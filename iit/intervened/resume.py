@@ -53,14 +53,14 @@ class Suffix:
     first: Tensor
     hidden: Tensor | None
 
-    def shifted(self, site_columns: SiteColumns, rows: slice) -> SiteColumns:
-        """Columns of (some rows of) the whole batch as columns of the suffix."""
+    def renumbered_site(self, site_columns: SiteColumns, rows: slice) -> SiteColumns:
+        """The site's columns, counted from the suffix's start."""
         if site_columns.index is None:
             return site_columns
-        return SiteColumns(site_columns.site, self.of(site_columns.index, rows))
+        return SiteColumns(site_columns.site, self.renumbered(site_columns.index, rows))
 
-    def of(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Indices into (some rows of) the suffix; −100 stays."""
+    def renumbered(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Columns of (some rows of) the batch, counted from the suffix's start; −100 stays."""
         return torch.where(index == IGNORED, index, index - self.first[rows].unsqueeze(1))
 
 
@@ -99,7 +99,7 @@ def first_block(network: nn.Module, edits: Collection[Edit]) -> int | None:
     return min(layers)
 
 
-def suffix(
+def suffix_from(
     network: nn.Module, batch: Batch, layer: int, first: Tensor, stop: Tensor, before: Prefix
 ) -> Suffix:
     """The run of the columns `first` to `stop` (Tensor[batch]) from block `layer` on.
@@ -151,34 +151,34 @@ def _filled(cache: Tensor, layer: int) -> DynamicCache:
 
 
 @contextmanager
-def resumed(network: nn.Module, rest: Suffix) -> Iterator[None]:
-    """Within the context the network runs from block `rest.layer` on.
+def resumed(network: nn.Module, suffix: Suffix) -> Iterator[None]:
+    """Within the context the network runs from block `suffix.layer` on.
 
-    The blocks before it are passed over, and the last of them returns `rest.hidden`. Masks, rotary
-    tables and layer indices are the network's own, and hooks on the blocks fire.
+    The blocks before it are passed over, and the last of them returns `suffix.hidden`. Masks,
+    rotary tables and layer indices are the network's own, and hooks on the blocks fire.
     """
     family, blocks = blocks_of(network)
     # On the CPU the backward of torch's fused attention is slow in half precision. A suffix has few
     # queries, so plain matrix products are enough.
-    plain = rest.first.device.type == "cpu" and next(network.parameters()).dtype in (
+    plain = suffix.first.device.type == "cpu" and next(network.parameters()).dtype in (
         torch.bfloat16,
         torch.float16,
     )
 
     def passing(last: bool) -> Any:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            out = rest.hidden if last else hidden_states
+            out = suffix.hidden if last else hidden_states
             # Blocks of some families return a tuple.
             return (out, None) if family.tuple_blocks else out
 
         return forward
 
     with ExitStack() as stack:
-        for number in range(rest.layer):
+        for number in range(suffix.layer):
             block = blocks[number]
             stack.callback(_put_back, block, vars(block).get("forward"))
             # An attribute of the instance hides the forward of the class.
-            block.forward = passing(number == rest.layer - 1)
+            block.forward = passing(number == suffix.layer - 1)
         if plain:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield

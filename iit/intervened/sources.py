@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from iit.batch import Batch, Inputs
+from iit.intervened.aligned_source import as_base, keys_as_base
 from iit.intervened.edit import Edit, Variable, variables_of
 from iit.intervened.edited_run import EditedRun, Flags, SiteEdit, any_active
 from iit.intervened.observe import Activations
 from iit.intervened.positions import SiteColumns, columns, counts, prepare_at
-from iit.intervened.source_layout import as_base, keys_as_base
 from iit.site import Site
 
 SourceInputs = Inputs | Activations | Mapping[Variable, Any] | None
@@ -81,7 +81,7 @@ def _is_by_variable(sources: Any, known: Mapping[Variable, bool]) -> bool:
     return all(isinstance(value, Mapping) for value in sources.values())
 
 
-def activity(
+def flags_of(
     known: tuple[Variable, ...], active: Active, batch: Batch
 ) -> dict[Variable, Tensor | None]:
     """Which examples each variable's edit touches, as `Flags`.
@@ -114,20 +114,20 @@ class _UserSource:
     Arguments:
         batch: the batch; None where the user gave activations.
         activations: the user's, or those of the batch after its run.
-        places: {site: its columns in the batch}, for the sites that are read.
+        site_columns: {site: its columns in the batch}, for the sites that are read.
     """
 
     batch: Batch | None
     activations: Activations
-    places: dict[Site, SiteColumns] = field(default_factory=dict)
+    site_columns: dict[Site, SiteColumns] = field(default_factory=dict)
 
     def check(self, site_edit: SiteEdit, variable: Variable, base: Batch) -> None:
         """Raises ValueError where the source does not fit the site of the base that reads it."""
         site, base_columns = site_edit.source_site, site_edit.columns
         flag = site_edit.flags[variable]
         if self.batch is not None:
-            self.places.setdefault(site, columns(site, self.batch, flag))
-            n_read = counts(self.places[site], self.batch)
+            self.site_columns.setdefault(site, columns(site, self.batch, flag))
+            n_read = counts(self.site_columns[site], self.batch)
         elif site in self.activations:
             n_read = self.activations.counts.get(site)
         else:
@@ -159,7 +159,7 @@ class _UserSource:
         if self.batch is not None and site.component == "attention_weight":
             # Its width is the number of keys, which may differ between base and source.
             tensor = keys_as_base(tensor, base, self.batch, site_edit.flags[variable])
-        return as_base(tensor, site_edit.columns, self.places.get(site, site_edit.columns))
+        return as_base(tensor, site_edit.columns, self.site_columns.get(site, site_edit.columns))
 
 
 def read_sources(
@@ -193,7 +193,7 @@ def read_sources(
     # Everything is checked by now: only what fits is run.
     for source in distinct.values():
         if source.batch is not None:
-            source.activations = read(source.batch, source.places)
+            source.activations = read(source.batch, source.site_columns)
     for site_edit, variable, source in readings:
         site_edit.sources[variable] = source.laid_out(site_edit, variable, run.batch)
 

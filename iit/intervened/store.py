@@ -172,19 +172,19 @@ class ActivationStore:
         self,
         resolved: Sites,
         batch: Batch,
-        places: dict[Site, SiteColumns],
+        site_columns: dict[Site, SiteColumns],
         *,
         grad: bool = False,
     ) -> Activations:
         """{site: Tensor[batch, position, width]} of the batch, with the arguments of `observe`."""
         # These are not kept by token: attention weights are as wide as their batch is long, and an
         # arbitrary module may have positions of its own.
-        whole = any(site.component in (None, "attention_weight") for site in places)
+        whole = any(site.component in (None, "attention_weight") for site in site_columns)
         kept = not grad and not whole and self._under is None
         if not kept or self.refuses(resolved.network, batch) is not None:
-            return observe(resolved, batch, places, grad=grad)
+            return observe(resolved, batch, site_columns, grad=grad)
 
-        sites = {site: replace(site, position=None) for site in places}
+        sites = {site: replace(site, position=None) for site in site_columns}
         if not set(sites.values()).isdisjoint(map(_before, self.layers)):
             # A prompt that is a source in this run is a base in others of the sweep: it is run
             # whole now, once for both.
@@ -193,13 +193,13 @@ class ActivationStore:
 
         activations = {}
         prompts = _prompts(batch)
-        for site, site_columns in places.items():
+        for site, selected in site_columns.items():
             values = [self._contents[sites[site], prompt] for prompt in prompts]
             n = batch.tokens.shape[1]
             # Any other index stands for every column.
-            if isinstance(site_columns.index, Tensor):
-                n = site_columns.index.shape[1]
-                for i, row in enumerate(site_columns.index.cpu()):
+            if isinstance(selected.index, Tensor):
+                n = selected.index.shape[1]
+                for i, row in enumerate(selected.index.cpu()):
                     values[i] = values[i][row[row != IGNORED]]
             activations[site] = _stacked(values, n, batch.tokens.device)
         return Activations(activations)
@@ -295,7 +295,7 @@ class ActivationStore:
             part = Batch((), kwargs)
             steps = torch.arange(part.tokens.shape[1], device=part.tokens.device)
             steps = steps.expand(part.size, -1)
-            places = {site: SiteColumns(site, steps) for site in sites}
+            site_columns = {site: SiteColumns(site, steps) for site in sites}
             cache = DynamicCache()
             if n_blocks:
                 # transformers fills the cache with keys and values as the blocks run.
@@ -303,7 +303,7 @@ class ActivationStore:
             under = nullcontext() if self._under is None else self._under(part)
             # Nothing reads the logits: the head runs at one column only.
             with under, head_at(self._network, steps[:, :1]):
-                activations = observe(self._resolved, part, places, stop_early=not n_blocks)
+                activations = observe(self._resolved, part, site_columns, stop_early=not n_blocks)
 
             new: dict[Key, Tensor] = {}
             for site, activation in activations.items():

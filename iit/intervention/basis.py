@@ -172,7 +172,7 @@ class Frame(Basis):
         dependent ones, and values that are not finite.
         """
         width, n = directions.shape
-        if width != self.width or n > (self.rank or 0):
+        if width != self.width or n > self.weight.shape[1]:
             raise ValueError(
                 f"A frame of rank {self.rank} and width {self.width} cannot begin at {n} "
                 f"directions of width {width}."
@@ -186,7 +186,7 @@ class Frame(Basis):
                 "The directions that a frame begins at must be finite and linearly independent."
             )
         # Drawn on the CPU, so that the numbers are the same on every device.
-        rest = torch.randn(width, (self.rank or 0) - n).to(scaled)
+        rest = torch.randn(width, self.weight.shape[1] - n).to(scaled)
         with torch.no_grad():
             frame, _ = torch.linalg.qr(torch.cat([scaled, rest], 1))
             self.weight.copy_(frame)
@@ -237,7 +237,7 @@ class PrincipalComponents(Basis):
                 f"These components are of width {self.width}; the activations have width "
                 f"{activations.shape[1]}."
             )
-        self.frame = leading(activations, self.rank or 1).to(self.frame.device)
+        self.frame = leading(activations, self.frame.shape[1]).to(self.frame.device)
         self.fitted.fill_(True)
 
 

@@ -51,11 +51,13 @@ class Intervention(nn.Module):
 
     Arguments:
         name: what it is called in configs, rows and prints.
-        blocks: {variable: number of coordinates}. The first coordinates are those of the first
-            variable, and so on; each block has its own source.
-        kind: "edit". "collect": the activation is only read. "skip": at the output of a transformer
-            block, the source is that block's input, and no source is given. "complement": all that
-            the edit would leave is taken from the source.
+        blocks: {variable: number of coordinates}. A block is a run of coordinates that serves one
+            variable and has its own source (no block of a transformer). The first coordinates are
+            those of the first variable, and so on.
+        kind: what is done. "edit": the coordinates are edited. "collect": the activation is only
+            read. "skip": at the output of a transformer block, the source is that block's input,
+            and no source is given. "complement": all that the edit would leave is taken from the
+            source.
 
     Raises ValueError for blocks that do not fill the basis.
     """
@@ -107,7 +109,7 @@ class Intervention(nn.Module):
 
     @property
     def skips(self) -> bool:
-        """Whether the block's own input stands in for a source."""
+        """Whether the input of the site's transformer block stands in for a source."""
         return self.kind == "skip"
 
     @property
@@ -150,7 +152,10 @@ class Intervention(nn.Module):
         return self.gate.penalty() if isinstance(self.gate, SoftGate) else torch.zeros(())
 
     def learned_rank(self) -> int | None:
-        """Coordinates that a learned gate lets through in evaluation; `rank` for other gates."""
+        """Coordinates that a learned gate lets through in evaluation.
+
+        Other gates do not count: it is then `rank`, the number of coordinates of the basis.
+        """
         return self.gate.learned_rank() if isinstance(self.gate, SoftGate) else self.rank
 
     def forward(
@@ -316,7 +321,7 @@ class Intervention(nn.Module):
             )
         return {
             "type": self.name,
-            **{role: saved_config(part, PARTS) for role, part in self._parts()},
+            **{name: saved_config(part, PARTS) for name, part in self._parts()},
             "blocks": self._blocks,
             "kind": self.kind,
         }

@@ -97,15 +97,15 @@ def joined_table(
 
 
 def fresh_part(
-    role: type[Kind], config: Mapping[str, Any], table: Mapping[str, type[Part]]
+    part_class: type[Kind], config: Mapping[str, Any], table: Mapping[str, type[Part]]
 ) -> Kind:
     """A fresh part, made from its config: the inverse of `Part.config`, but for the weights.
 
     Arguments:
-        role: Basis, Gate or Operation.
+        part_class: Basis, Gate or Operation.
         table: {class name: class} of all parts.
 
-    Raises ValueError for a type that is not in the table or has another role, and for arguments
+    Raises ValueError for a type that is not in the table or is of another class, and for arguments
     that it does not take.
     """
     name = config["type"]
@@ -115,13 +115,13 @@ def fresh_part(
             f"There is no part {name!r}; there is {', '.join(sorted(table))}. Pass your own with "
             f"types={{name: class}}."
         )
-    if not issubclass(table[name], role):
-        raise ValueError(f"{name} is no {role.__name__}.")
+    if not issubclass(table[name], part_class):
+        raise ValueError(f"{name} is no {part_class.__name__}.")
     try:
         part = table[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name} cannot be made of {arguments}: {error}.") from error
-    assert isinstance(part, role)
+    assert isinstance(part, part_class)
     return part
 
 

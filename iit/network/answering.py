@@ -65,15 +65,16 @@ def with_answer(
         n_more = expected.shape[1] - masks.shape[1]
         masks = pad(masks, (0, max(n_more, 0)), value=IGNORED)
         absent = masks == IGNORED
-        # A prompt needs as many masks as its answer has tokens, and at least one.
-        needless = pad(expected, (0, max(-n_more, 0)), value=IGNORED) == IGNORED
-        wrong = (absent != needless).any(1) | absent.all(1)
+        # A prompt needs a mask for each token of its answer, and at least one.
+        no_mask_due = pad(expected, (0, max(-n_more, 0)), value=IGNORED) == IGNORED
+        wrong = (absent != no_mask_due).any(1) | absent.all(1)
         if bool(wrong.any()):
             raise ValueError(
                 f"Prompt {int(wrong.nonzero()[0])}: {name} is read at its masks: the role `mask` "
                 "must have one for each token of the answer. `LanguageModel.encode` finds "
                 "those of a text."
             )
+        # Absent entries (−100) become column 0, which can be gathered and is never compared.
         return batch, masks[:, : expected.shape[1]].clamp(min=0)
     side = "decoder_" if batch.encoder_decoder else ""
     names = [f"{side}input_ids", f"{side}attention_mask", f"{side}inputs_embeds"]
@@ -97,15 +98,15 @@ def with_answer(
             f"Answers of several tokens cannot be teacher-forced beside the inputs {extra}; give "
             f"`{names[0]}` alone."
         )
-    ids, mask, read = teacher_forced(tokens, mask, answer)
+    ids, mask, answer_columns = teacher_forced(tokens, mask, answer)
     check_limits(network, ids, mask.sum(1), decoder=bool(side))
     kwargs = {**kwargs, names[0]: ids, names[1]: mask}
     if not batch.encoder_decoder:
         # Answer token k stands in the column where token k + 1 is read: Tensor[batch, 1] each.
-        columns = torch.where(answer[:, 1:] != IGNORED, read[:, 1:], IGNORED)
+        columns = torch.where(answer[:, 1:] != IGNORED, answer_columns[:, 1:], IGNORED)
         by_token = columns.split(1, 1)
         positions = positions | {f"answer[{k}]": column for k, column in enumerate(by_token)}
-    return replace(batch, kwargs=kwargs, positions=positions), read
+    return replace(batch, kwargs=kwargs, positions=positions), answer_columns
 
 
 def teacher_forced(
@@ -128,9 +129,9 @@ def teacher_forced(
     is_forced = forced != IGNORED
     # An answer of n tokens is read at n columns.
     steps = torch.arange(n_answer, device=input_ids.device)
-    read = lengths.unsqueeze(1) - 1 + steps.minimum(is_forced.sum(1, keepdim=True))
+    answer_columns = lengths.unsqueeze(1) - 1 + steps.minimum(is_forced.sum(1, keepdim=True))
     if n_answer == 1:
-        return input_ids, attention_mask, read
+        return input_ids, attention_mask, answer_columns
     ids = pad(input_ids, (0, n_answer - 1))
     mask = pad(attention_mask, (0, n_answer - 1))
     rows, steps = is_forced.nonzero(as_tuple=True)
@@ -138,7 +139,7 @@ def teacher_forced(
     columns = lengths[rows] + steps
     ids[rows, columns] = forced[rows, steps]
     mask[rows, columns] = 1
-    return ids, mask, read
+    return ids, mask, answer_columns
 
 
 def logits_of(output: Any) -> Tensor | None:
@@ -155,7 +156,9 @@ def logits_of(output: Any) -> Tensor | None:
 
 @contextmanager
 def head_at(
-    network: nn.Module, read: Int[Tensor, "batch n_read"], edited: Iterable[nn.Module] = ()
+    network: nn.Module,
+    answer_columns: Int[Tensor, "batch n_read"],
+    edited: Iterable[nn.Module] = (),
 ) -> Iterator[bool]:
     """Within the context, the output head sees only the columns where the answer is read.
 
@@ -163,7 +166,7 @@ def head_at(
     vocab], equal to the full logits at these columns.
 
     Arguments:
-        read: these columns.
+        answer_columns: these columns.
         edited: modules that are edited. An edit's positions count all columns. Where one of these
             modules is in the head or around it, nothing is gathered.
 
@@ -177,7 +180,7 @@ def head_at(
         return
 
     def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (at_columns(args[0], read), *args[1:])
+        return (at_columns(args[0], answer_columns), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from iit.batch import IGNORED, at_rows
 from iit.network.answering import logits_of
+from iit.network.dimensions import device_of
 from iit.network.fingerprint import fingerprint
 from iit.network.inputs import prepare
 from iit.network.language_model import LanguageModel
-from iit.network.layout import device_of
 from iit.result import correct
 
 

@@ -1,4 +1,4 @@
-"""The components of a transformer: the module, side and columns of each in a given network."""
+"""The components of a transformer: the module, side and units of each in a given network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from iit.network.dimensions import width
 from iit.network.families import FAMILIES, Family
-from iit.network.layout import width
 
 COMPONENTS = {
     "embedding_output": "output of the token embedding, before position embeddings are added",
@@ -57,26 +57,26 @@ HEADED = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ComponentLocation:
     """Where one component is in one network.
 
     Arguments:
         module: the path of a module, from the network's root.
         side: "input" or "output" of that module, or the name of a torch function inside it. The
             component is then what the function returns.
-        width: the number of columns; None where it is the number of keys, which a run decides.
-        columns: which columns of the last dimension belong to the component; None for all.
+        width: the number of units; None where it is the number of keys, which a run decides.
+        units: which units of the last dimension belong to the component; None for all.
         heads: which heads belong to it, where the shape is [batch, head, query, key]; None for all.
-        flat: the path of the block around the module, where the module sees (batch·tokens, width).
-            Only the block then knows the batch's shape.
+        shape_from: the path of the block around the module, where the module sees (batch·tokens,
+            width). Only the block then knows the batch's shape.
     """
 
     module: str
     side: str
     width: int | None
-    columns: tuple[int, ...] | None = None
+    units: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
-    flat: str | None = None
+    shape_from: str | None = None
 
 
 def blocks_of(network: nn.Module) -> tuple[Family, nn.ModuleList]:
@@ -100,7 +100,7 @@ def heads_of(network: nn.Module, component: str) -> int:
 
 def locate(
     network: nn.Module, component: str, layer: int | None, head: tuple[int, ...] | None
-) -> Place:
+) -> ComponentLocation:
     """Find a component in a network.
 
     Raises:
@@ -117,12 +117,14 @@ def locate(
         embedding: Any = transformer.get_input_embeddings()
         if family.embedding is not None:
             embedding = backbone.get_submodule(family.embedding)
-        return Place(names[id(embedding)], "output", width(embedding, "output") or hidden)
+        return ComponentLocation(
+            names[id(embedding)], "output", width(embedding, "output") or hidden
+        )
     if component == "final_norm_output":
         norm = None if family.norm is None else _find(backbone, family.norm)
         if norm is None:
             raise ValueError(_lacks(network, component, "there is no norm after its last block"))
-        return Place(names[id(norm)], "output", hidden)
+        return ComponentLocation(names[id(norm)], "output", hidden)
     blocks = blocks_of(network)[1]
     assert layer is not None
     if not 0 <= layer < len(blocks):
@@ -132,7 +134,7 @@ def locate(
     root = names[id(blocks[layer])]
     # The component's name says the side.
     if component in ("block_input", "block_output"):
-        return Place(root, component.removeprefix("block_"), hidden)
+        return ComponentLocation(root, component.removeprefix("block_"), hidden)
     # With this option the norm's output is the residual stream, too: one edit would change both.
     post_normed = getattr(config, "apply_residual_connection_post_layernorm", False)
     if post_normed and component in ("attention_input", "mlp_input"):
@@ -158,20 +160,20 @@ def locate(
                     f"{config._attn_implementation!r}. Load it with attention='eager' (in "
                     "transformers: attn_implementation='eager')."
                 )
-            return Place(path, side, None, heads=head)
+            return ComponentLocation(path, side, None, heads=head)
         heads = tuple(range(n_heads)) if head is None else head
-        columns = _head_columns(config, family, component, heads)
-        # Heads that cover the module's width in order need no columns.
-        whole = columns == tuple(range(width(module, side) or 0))
-        return Place(path, side, len(columns), None if whole else columns)
+        units = _head_units(config, family, component, heads)
+        # Heads that cover the module's width in order need no units.
+        whole = units == tuple(range(width(module, side) or 0))
+        return ComponentLocation(path, side, len(units), None if whole else units)
     # These components are as wide as the residual stream, unless module or config says otherwise.
-    n_columns = hidden
+    n_units = hidden
     if component in _CONFIGURED:
-        n_columns = width(module, side) or getattr(config, _CONFIGURED[component], None)
+        n_units = width(module, side) or getattr(config, _CONFIGURED[component], None)
     # The modules of these components see all tokens of the batch in one dimension.
     flat_mlp = family.flat_mlp and component.startswith("mlp_")
-    flat = root if flat_mlp or component == "router_output" else None
-    return Place(path, side, n_columns, flat=flat)
+    shape_from = root if flat_mlp or component == "router_output" else None
+    return ComponentLocation(path, side, n_units, shape_from=shape_from)
 
 
 # The path inside a block, and the side. The softmax inside attention and the router's first product
@@ -217,28 +219,28 @@ def _lacks(network: nn.Module, component: str, why: str, layer: int = 0) -> str:
     )
 
 
-def _head_columns(
+def _head_units(
     config: Any, family: Family, component: str, heads: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The columns of heads in the projection's layout, in the order that was asked for."""
+    """The units of heads in the projection's layout, in the order that was asked for."""
     _, _, size = _heads(config)
     # In units of a head's width.
     starts = list(heads)
     if component != "attention_value_output" and len(family.qkv) == 1:
         part = ("query_output", "key_output", "value_output").index(component)
-        starts = [_start_in_fused(config, family.layout, part, head) for head in heads]
+        starts = [_start_in_fused(config, family.fused_order, part, head) for head in heads]
     return tuple(start * size + i for start in starts for i in range(size))
 
 
-def _start_in_fused(config: Any, layout: str, part: int, head: int) -> int:
+def _start_in_fused(config: Any, fused_order: str, part: int, head: int) -> int:
     """Where a head starts in a fused projection, in units of a head's width.
 
     Arguments:
         part: 0 for queries, 1 for keys, 2 for values.
     """
     queries, keys, _ = _heads(config)
-    is_contiguous = layout == "contiguous"
-    if layout == "falcon":
+    is_contiguous = fused_order == "contiguous"
+    if fused_order == "falcon":
         is_contiguous = config.multi_query and not config.new_decoder_architecture
     if is_contiguous:
         # All queries, then all keys, then all values.

@@ -11,11 +11,11 @@ class Family:
         blocks, norm: the list of blocks, and the norm behind the last one. Their paths are inside
             the backbone (the transformer without its head); all other paths are inside a block.
         attention, mlp: modules that receive the normed residual stream.
-        qkv: the query, key and value projections, or one module that is all three (see `layout`).
+        qkv: the query, key and value projections, or one module that is all three.
         attention_out, mlp_out: output projections.
-        layout: how a projection that is all three orders its columns. contiguous: all queries, then
-            all keys, then all values. per_head: query, key and value of each head in turn. falcon:
-            as the network's config says.
+        fused_order: how a projection that is all three orders its units. contiguous: all queries,
+            then all keys, then all values. per_head: query, key and value of each head in turn.
+            falcon: as the network's config says.
         attention_post, mlp_post: norms between a sublayer and the residual stream.
         router: chooses the experts of a mixture. `mlp_out` is then the whole mixture.
         embedding: the token embedding inside the backbone, where `get_input_embeddings` gives
@@ -32,7 +32,7 @@ class Family:
     attention_out: str
     mlp: str
     mlp_out: str
-    layout: str = "contiguous"
+    fused_order: str = "contiguous"
     attention_post: str | None = None
     mlp_post: str | None = None
     router: str | None = None
@@ -42,7 +42,7 @@ class Family:
     causal: bool = True
 
 
-def _under(path: str, *names: str) -> tuple[str, ...]:
+def _paths_in(path: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{path}.{name}" for name in names)
 
 
@@ -50,7 +50,7 @@ _LLAMA = Family(
     blocks="layers",
     norm="norm",
     attention="self_attn",
-    qkv=_under("self_attn", "q_proj", "k_proj", "v_proj"),
+    qkv=_paths_in("self_attn", "q_proj", "k_proj", "v_proj"),
     attention_out="self_attn.o_proj",
     mlp="mlp",
     mlp_out="mlp.down_proj",
@@ -76,14 +76,14 @@ _BLOOM = Family(
     attention_out="self_attention.dense",
     mlp="mlp",
     mlp_out="mlp.dense_4h_to_h",
-    layout="per_head",
+    fused_order="per_head",
     tuple_blocks=True,
 )
 _BERT = Family(
     blocks="encoder.layer",
     norm=None,
     attention="attention.self",
-    qkv=_under("attention.self", "query", "key", "value"),
+    qkv=_paths_in("attention.self", "query", "key", "value"),
     attention_out="attention.output.dense",
     # Its MLP is no module of its own: it begins at `intermediate` and ends at `output.dense`.
     mlp="intermediate",
@@ -96,13 +96,13 @@ FAMILIES: dict[str, Family] = {
     "gpt_neo": replace(
         _GPT2,
         attention="attn.attention",
-        qkv=_under("attn.attention", "q_proj", "k_proj", "v_proj"),
+        qkv=_paths_in("attn.attention", "q_proj", "k_proj", "v_proj"),
         attention_out="attn.attention.out_proj",
         tuple_blocks=True,
     ),
     "gptj": replace(
         _GPT2,
-        qkv=_under("attn", "q_proj", "k_proj", "v_proj"),
+        qkv=_paths_in("attn", "q_proj", "k_proj", "v_proj"),
         attention_out="attn.out_proj",
         mlp_out="mlp.fc_out",
         tuple_blocks=True,
@@ -115,7 +115,7 @@ FAMILIES: dict[str, Family] = {
         attention_out="attention.dense",
         mlp="mlp",
         mlp_out="mlp.dense_4h_to_h",
-        layout="per_head",
+        fused_order="per_head",
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -132,7 +132,7 @@ FAMILIES: dict[str, Family] = {
         blocks="decoder.layers",
         norm="decoder.final_layer_norm",
         attention="self_attn",
-        qkv=_under("self_attn", "q_proj", "k_proj", "v_proj"),
+        qkv=_paths_in("self_attn", "q_proj", "k_proj", "v_proj"),
         attention_out="self_attn.out_proj",
         # Its MLP is no module of its own: it begins at `fc1` and ends at `fc2`.
         mlp="fc1",
@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {
         flat_mlp=True,
     ),
     "bloom": _BLOOM,
-    "falcon": replace(_BLOOM, layout="falcon"),
+    "falcon": replace(_BLOOM, fused_order="falcon"),
     "bert": _BERT,
     "esm": replace(_BERT, norm="encoder.emb_layer_norm_after"),
     # The parts of its encoder; its decoder has no components.
@@ -148,7 +148,7 @@ FAMILIES: dict[str, Family] = {
         blocks="encoder.block",
         norm="encoder.final_layer_norm",
         attention="layer.0.SelfAttention",
-        qkv=_under("layer.0.SelfAttention", "q", "k", "v"),
+        qkv=_paths_in("layer.0.SelfAttention", "q", "k", "v"),
         attention_out="layer.0.SelfAttention.o",
         mlp="layer.1.DenseReluDense",
         mlp_out="layer.1.DenseReluDense.wo",

@@ -1,4 +1,4 @@
-"""The door: what a user passed becomes a `Batch`, checked against the network."""
+"""Preparing: what a user passed becomes a `Batch`, checked against the network."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iit.batch import APART, IGNORED, Batch, Inputs, each_tensor, from_start
+from iit.batch import IGNORED, NOT_PER_TOKEN_INPUTS, Batch, Inputs, columns_from_start, map_tensors
 from iit.network.answering import is_encoder_decoder
-from iit.network.layout import batch_first, device_of
+from iit.network.dimensions import batch_first, device_of
 from iit.network.limits import check_limits
 
 # What transformers' forwards take through **kwargs. Any other name would vanish there silently.
@@ -42,7 +42,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     device = device_of(network)
     if isinstance(inputs, Mapping):
         inputs = dict(inputs)
-    inputs = each_tensor(inputs, lambda tensor, _: tensor.to(device))
+    inputs = map_tensors(inputs, lambda tensor, _: tensor.to(device))
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
     if isinstance(inputs, tuple | list):
@@ -89,10 +89,11 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     batch = batch.right_padded()
     assert batch.lengths is not None
     columns = {
-        role: from_start(index, batch.lengths, index == IGNORED, f"Role {role!r}")
+        role: columns_from_start(index, batch.lengths, index == IGNORED, f"Role {role!r}")
         for role, index in positions.items()
     }
-    if not APART & set(inputs):  # a picture's placeholders may be beyond the embedding
+    # A picture's placeholders may be beyond the embedding.
+    if not NOT_PER_TOKEN_INPUTS & set(inputs):
         check_limits(network, batch.kwargs.get("input_ids"), batch.lengths)
     return replace(batch, positions=columns)
 

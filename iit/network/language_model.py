@@ -20,12 +20,12 @@ from iit.network.answering import (
     is_masked,
     with_answer,
 )
+from iit.network.dimensions import device_of
 from iit.network.fingerprint import fingerprint
 from iit.network.inputs import prepare
-from iit.network.layout import device_of
 from iit.network.limits import check_limits, n_embeddings
 from iit.network.spans import last_mention, tokens_of_span
-from iit.network.tokens import ReadTexts, Tokens, with_special_tokens
+from iit.network.tokens import TokenizedTexts, Tokens, with_special_tokens
 from iit.result import correct
 
 RolePlace = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
@@ -70,7 +70,7 @@ class LanguageModel:
         self.name = name or model.config.name_or_path or type(model).__name__
         self.revision = revision
         self.masked, self.encoder_decoder = is_masked(model), is_encoder_decoder(model)
-        self._texts = ReadTexts()
+        self._texts = TokenizedTexts()
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -125,7 +125,7 @@ class LanguageModel:
             `positions`: {role: LongTensor[batch, n]}, −100 = absent. It always has `last`, and
                 `ROLE_last`, the last token of each role.
             `answer`, where there are answers: LongTensor[batch, n_answer], or LongTensor[batch, 1,
-            n_right] where several are right; −100 padded.
+            n_alternatives] where several are right; −100 padded.
             `decoder_input_ids`, for an encoder-decoder: the start of its decoder's text.
 
         Raises:
@@ -145,7 +145,7 @@ class LanguageModel:
                     f"The role {role!r} is always the {owner} token; give another name to "
                     "another place."
                 )
-        tokens = self._tokens(texts, special_tokens)
+        tokens = self._tokenized(texts, special_tokens)
         ids = [row.ids for row in tokens]
         if [] in ids:
             number = ids.index([])
@@ -156,7 +156,7 @@ class LanguageModel:
             # The tokens of the role in each text; [] where it is absent.
             indices = []
             for text, place, row in zip(texts, listed, tokens, strict=True):
-                indices.append(_tokens(text, place, row.offsets, role))
+                indices.append(_tokens_of_place(text, place, row.offsets, role))
             roles[role] = _padded(indices, IGNORED)
             # A role of that name that was given wins.
             if f"{role}_last" not in positions:
@@ -249,7 +249,7 @@ class LanguageModel:
         Raises ValueError for an answer that changes the prompt's own tokens. Warns of an answer
         that lacks its space.
         """
-        prompts = [row.text_ids for row in tokens or self._tokens(texts)]
+        prompts = [row.text_ids for row in tokens or self._tokenized(texts)]
         if self.encoder_decoder or self.masked:
             answers = list(map(str.strip, answers))
         if self.encoder_decoder:  # the decoder's text begins with its answer
@@ -268,7 +268,7 @@ class LanguageModel:
         whole = list(map("{}{}".format, texts, answers))
         continuations = []
         lacking = ""
-        rows = self._read(whole, add_special_tokens=False)
+        rows = self._tokenizer_rows(whole, add_special_tokens=False)
         for text, prompt, answer, row in zip(texts, prompts, answers, rows, strict=True):
             joined = row["input_ids"]
             # A tokenizer may merge the end of the prompt with the start of the answer.
@@ -296,7 +296,7 @@ class LanguageModel:
         texts: Sequence[str],
         tokens: Sequence[Tokens],
     ) -> Tensor:
-        """LongTensor[batch, n_answer], or [batch, 1, n_right] where several answers are right."""
+        """LongTensor[batch, n_answer], or [batch, 1, n_alternatives] where several are right."""
         if isinstance(answers, str):
             answers = [answers]
         if len(answers) != len(texts):
@@ -336,17 +336,19 @@ class LanguageModel:
             return tensor.unsqueeze(1)
         return tensor
 
-    def _tokens(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
+    def _tokenized(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
         """The tokens of each text."""
         continues = not self.masked and not self.encoder_decoder
         tokens = []
-        for row in self._read(texts, return_offsets_mapping=True, return_special_tokens_mask=True):
+        for row in self._tokenizer_rows(
+            texts, return_offsets_mapping=True, return_special_tokens_mask=True
+        ):
             ids, offsets = row["input_ids"], row["offset_mapping"]
             added = row["special_tokens_mask"]
             tokens.append(with_special_tokens(ids, offsets, added, continues, special_tokens))
         return tokens
 
-    def _read(self, texts: Sequence[str], **options: Any) -> list[dict[str, Any]]:
+    def _tokenizer_rows(self, texts: Sequence[str], **options: Any) -> list[dict[str, Any]]:
         try:
             return self._texts.of(self.tokenizer, texts, **options)
         # A tokenizer of whole words has no narrower error for a word that it does not know.
@@ -385,12 +387,12 @@ class LanguageModel:
 
     def _logits(self, encoded: dict[str, Any]) -> Tensor:
         """The network's logits where the answer is read, Tensor[batch, n_answer, vocab]."""
-        batch, read = with_answer(self.model, prepare(self.model, encoded))
-        assert read is not None
-        with head_at(self.model, read) as at_answer:
+        batch, answer_columns = with_answer(self.model, prepare(self.model, encoded))
+        assert answer_columns is not None
+        with head_at(self.model, answer_columns) as at_answer:
             logits = self.model(**batch.kwargs, use_cache=False).logits
         # Without a head to restrict, the columns are taken from all logits.
-        return logits if at_answer else at_columns(logits, read)
+        return logits if at_answer else at_columns(logits, answer_columns)
 
 
 def _at(column: Sequence[Any], rows: Sequence[int]) -> list[Any]:
@@ -409,7 +411,7 @@ def _one_a_text(places: Any, n: int, role: str) -> list[RolePlace]:
     return list(listed)
 
 
-def _tokens(
+def _tokens_of_place(
     text: str, place: RolePlace, offsets: Sequence[tuple[int, int]], role: str
 ) -> list[int]:
     if place is None:

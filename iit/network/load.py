@@ -61,7 +61,7 @@ def load_network(
     if wheel is None and name in entries:
         entry = entries[name]
         name, wheel, revision = entry.name, entry.get("wheel"), revision or entry.get("revision")
-    # A name beside another entry's wheel: the wheel would run under the wrong name.
+    # A name and a wheel must belong to the same entry: else the figures would bear a wrong name.
     for entry in entries.values():
         if wheel is not None and (entry.name == name) != (entry.get("wheel") == wheel):
             raise ValueError(
@@ -70,43 +70,43 @@ def load_network(
                 f"network.name={name}."
             )
     # A Path is a folder, a string is a hub id.
-    source = None if wheel is not None else _source(name, entries)
-    if revision is not None and not isinstance(source, str):
+    origin = None if wheel is not None else _origin(name, entries)
+    if revision is not None and not isinstance(origin, str):
         raise ValueError(
             f"revision={revision!r} is for networks from the hub; {label!r} is a "
-            f"{'folder' if source else 'wheel'}."
+            f"{'folder' if origin else 'wheel'}."
         )
     if wheel is not None:
         gguf = gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
         # What comes after must not depend on whether the cache was there.
         with torch.random.fork_rng(devices=[]):
-            source = dequantised(gguf)
+            origin = dequantised(gguf)
         # The folder is named by the file's sha256, which stands in for a revision.
-        revision = source.name
-    if isinstance(source, Path) and is_classifier(source):
+        revision = origin.name
+    if isinstance(origin, Path) and is_classifier(origin):
         if attention is not None:
             raise ValueError(
-                f"attention={attention!r} is for networks of transformers; the folder {source} "
+                f"attention={attention!r} is for networks of transformers; the folder {origin} "
                 "holds a classifier made here: leave it out."
             )
-        classifier = load_classifier(source)
+        classifier = load_classifier(origin)
         classifier.model.to(torch_device, DTYPES[dtype])
         return classifier
     # In a folder there are no revisions.
-    where: Any = {"revision": revision} if isinstance(source, str) else {}
+    where: Any = {"revision": revision} if isinstance(origin, str) else {}
     options = where if attention is None else where | {"attn_implementation": attention}
     loader: Any = AutoModelForCausalLM
     try:
         # Loading may draw random numbers; what comes after must not depend on that.
-        with _quiet(progress=isinstance(source, str)), torch.random.fork_rng(devices=[]):
+        with _quiet(progress=isinstance(origin, str)), torch.random.fork_rng(devices=[]):
             model, report = loader.from_pretrained(
-                source, dtype=DTYPES[dtype], output_loading_info=True, **options
+                origin, dtype=DTYPES[dtype], output_loading_info=True, **options
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            tokenizer = AutoTokenizer.from_pretrained(origin, **where)
     except (OSError, HFValidationError) as error:
-        if isinstance(source, Path):
+        if isinstance(origin, Path):
             raise ValueError(
-                f"The folder {source} holds no network that transformers can load: {error}"
+                f"The folder {origin} holds no network that transformers can load: {error}"
             ) from error
         raise ValueError(
             _unknown(name, entries) + " The hub said: " + str(error).partition("\n")[0]
@@ -128,7 +128,7 @@ def _known() -> dict[str, Any]:
     return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
 
-def _source(name: str, known: dict[str, Any]) -> str | Path:
+def _origin(name: str, known: dict[str, Any]) -> str | Path:
     """A folder as a Path; a hub id as the string that it is."""
     path = Path(name).expanduser()
     if path.is_dir():

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
-KEPT = 1_000_000
-"""How many tokens are kept of texts that were read."""
+MOST_TOKENS = 1_000_000
+"""How many tokens are kept of texts that were tokenized."""
 
 
 @final
-class ReadTexts:
-    """What a tokenizer made of the texts that it has read: equal texts are read once."""
+class TokenizedTexts:
+    """What a tokenizer made of texts: equal texts are tokenized once."""
 
     def __init__(self) -> None:
         self._begin(None)
@@ -21,7 +21,7 @@ class ReadTexts:
             options: as the tokenizer takes them.
         """
         state = _state(tokenizer)
-        if state is None or state != self._state or self._n_tokens > KEPT:
+        if state is None or state != self._state or self._n_tokens > MOST_TOKENS:
             self._begin(state)
         way = tuple(options.items())
         new = [text for text in dict.fromkeys(texts) if (way, text) not in self._rows]

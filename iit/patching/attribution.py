@@ -250,7 +250,7 @@ def _at(network: nn.Module, cell: MapCell, values: Tensor, prompts: Batch) -> Te
     """
     values = columns(cell.site, prompts).read(values)
     # Columns of one head; None for the whole component.
-    units = resolve(network, cell.site).columns
+    units = resolve(network, cell.site).units
     if units is not None:
         values = values[..., units]
     if cell.unit is None:

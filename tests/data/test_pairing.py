@@ -8,7 +8,7 @@ import torch
 
 from iit import tasks
 from iit.data import STRATEGIES, EncodedPairs, Pairs, disjoint_pools
-from iit.data.pairing import Wanted, label, labelled, paired
+from iit.data.pairing import Wanted, draw_pairs, label_columns, labels_of
 from iit.data.prompts import draw_prompts, write
 from iit.data.sources import Sources
 from iit.network import mlp
@@ -360,14 +360,14 @@ def test_rivals_and_kinds_of_bases_that_stand_in_are_of_these_bases():
 
     own = replace(task, counterfactuals={"lonely": choose})
     wanted = Wanted(("subject_position",), changing_share=None)
-    bases, parts = paired(
+    bases, parts = draw_pairs(
         own, wanted, prompts, Sources(own, "lonely", prompts, task.pools), None, rng=rng
     )
     assert not lonely & set(bases.keys)
-    pairs = labelled(own, wanted.variables, "train", bases, parts)
+    pairs = label_columns(own, wanted.variables, "train", bases, parts)
     assert pairs["base"] == bases.keys
     source = prompts.take([prompts.keys.index(text) for text in pairs["source"]])
-    said = label(task, task.rivals["subject_token"], bases, {"subject_position": source})
+    said = labels_of(task, task.rivals["subject_token"], bases, {"subject_position": source})
     assert [row["subject_token"] for row in pairs["rival_labels"]] == said
     before, after = (task.model.run_batch(p.inputs) for p in (bases, source))
     for row, kind in enumerate(pairs["kind"]):

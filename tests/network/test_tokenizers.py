@@ -201,7 +201,7 @@ def test_a_tokenizer_that_changed_reads_again(monkeypatch):
 def test_no_more_tokens_are_kept_than_the_limit(monkeypatch):
     lm = network(prepend("<s> $A"))
     calls = count_readings(lm, monkeypatch)
-    monkeypatch.setattr("iit.network.tokens.KEPT", 4)
+    monkeypatch.setattr("iit.network.tokens.MOST_TOKENS", 4)
     texts = ["milk to", "John left to"]
     for text in (*texts, *texts):
         lm.encode(text)

@@ -25,7 +25,7 @@ def as_base(tensor: Tensor, base_columns: SiteColumns, source_columns: SiteColum
     n_positions = base_columns.n_positions
     # The module had another number of positions than its tokens.
     whole = source_columns.n_positions not in (None, tensor.shape[1])
-    if base_columns.tokens is None or n_positions is None or whole:
+    if base_columns.token_shape is None or n_positions is None or whole:
         return tensor
     # Zeros behind the last position; a negative number cuts positions off.
     tensor = pad(tensor, (0, 0, 0, n_positions - tensor.shape[1]))

@@ -31,16 +31,17 @@ _CHANNELS_LAST = (
     *_TRANSFORMERS,
 )
 
-# Not the shape of a weight: quantised ones are packed. nx and nf are of transformers' Conv1D.
+# Attributes that hold a width; nx and nf are those of transformers' Conv1D. The shape of a weight
+# does not say it, because quantised weights are packed.
 _WIDTHS = {"input": ("in_features", "nx"), "output": ("out_features", "nf", "embedding_dim")}
 
 
 def width(module: nn.Module, side: str) -> int | None:
     """The width of a module's input or output; None where the module does not tell."""
     for name in _WIDTHS.get(side, ()):
-        n_columns = getattr(module, name, None)
-        if isinstance(n_columns, int):
-            return n_columns
+        n_units = getattr(module, name, None)
+        if isinstance(n_units, int):
+            return n_units
     return None
 
 
@@ -70,9 +71,9 @@ def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
     """
     if hasattr(modules[0], "batch_first"):
         return bool(modules[0].batch_first)
-    for around in modules:
-        if isinstance(around, _TRANSFORMERS):
-            inside = (m for m in around.modules() if isinstance(m, nn.MultiheadAttention))
+    for module in modules:
+        if isinstance(module, _TRANSFORMERS):
+            inside = (m for m in module.modules() if isinstance(m, nn.MultiheadAttention))
             return all(bool(m.batch_first) for m in inside)
     # A transformers model has the batch first.
     if isinstance(network, PreTrainedModel):
@@ -83,31 +84,32 @@ def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
     return True
 
 
-def axes(path: str, modules: dict[str, nn.Module], around: list[nn.Module]) -> dict[int, str]:
+def axes(path: str, modules: dict[str, nn.Module], ancestors: list[nn.Module]) -> dict[int, str]:
     """{number of dimensions: what they are}; a number is missing where nothing tells.
 
-    Four dimensions: TransformerLens's hook points say by name what they are. Elsewhere only
-    convolutions make them pixels. Three dimensions: a module for sequences of channels has channels
-    first. Beside such modules, a module that works on any shape does not say what it gets.
+    The name of a TransformerLens hook point says what its four dimensions are. In other networks
+    four dimensions are pixels where there is a two-dimensional convolution. Of three dimensions,
+    channels come first in modules such as Conv1d. In a network with such modules, a module that
+    works on any shape may get channels first, too: then nothing tells.
 
     Arguments:
         path: of the module.
         modules: all modules of the network, by path.
-        around: the modules around it, the closest first.
+        ancestors: the modules around it, the closest first.
     """
     module, network = modules[path], modules[""]
     if isinstance(module, _CHANNELS_FIRST):
         return {3: "batch channel step"}
     orders = {True: "batch position width", False: "position batch width", None: ""}
-    order = {3: orders[batch_first([module, *around], network)]}
+    order = {3: orders[batch_first([module, *ancestors], network)]}
     if type(module).__name__ == "HookPoint":
         weights = path.endswith(("hook_pattern", "hook_attn_scores"))
         return order | {4: "batch head query key" if weights else "batch position head width"}
     if any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules.values()):
         return order | {4: "batch channel height width"}
-    # In a transformers model only modules without weights are in doubt.
-    in_doubt = not isinstance(network, PreTrainedModel) or not list(module.parameters())
-    beside = any(isinstance(m, _CHANNELS_FIRST) for m in modules.values())
-    if beside and in_doubt and not isinstance(module, _CHANNELS_LAST):
+    # In a transformers model a module with weights has the width last.
+    any_shape = not isinstance(network, PreTrainedModel) or not list(module.parameters())
+    has_channels_first = any(isinstance(m, _CHANNELS_FIRST) for m in modules.values())
+    if has_channels_first and any_shape and not isinstance(module, _CHANNELS_LAST):
         return {}
     return order
