@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-TOKENS = 157_100  # the aim: 125,000
-CORE_TOKENS = 82_200  # the aim: 57,000
-TOKENS_A_LINE = 9.0  # the aim: 9.0
-DENSE = 7.5  # comprehensions and ternaries in 100 code lines; the aim: 6
+TOKENS = 157_000  # the aim: 125,000
+CORE_TOKENS = 82_600  # the aim: 57,000
+TOKENS_A_LINE = 8.9  # the aim: 9.0
+DENSE = 5.0  # comprehensions and ternaries in 100 code lines; the aim: 6
 WIDE_LINES = 0  # of more than 100 columns; the aim: none
 ARGUMENTS = 10  # of the longest signature
 CONFIGS = 90  # YAML files of conf/; the aim: 90

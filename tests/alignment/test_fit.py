@@ -405,7 +405,7 @@ def test_an_alignment_answers_for_its_network_and_keeps_what_it_ran(toy, monkeyp
     # and sources, for the first time. The first edited batch is compared with a whole run: of two
     # blocks, and of the first one for the sources.
     assert len(lengths) == 1 + len(list(encoded.batches(16))) + 3
-    with pytest.raises(ValueError, match="make the alignment with the LanguageModel"):
+    with pytest.raises(ValueError, match="make the alignment with a LanguageModel"):
         iit.Alignment(network.model, alignment.edits).answers_right(texts, answers)
 
 

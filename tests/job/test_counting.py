@@ -9,6 +9,7 @@ from functools import wraps
 import pytest
 
 from iit.intervened import IntervenedModel
+from iit.network.tokens import TokenizedTexts
 from iit.run import run
 from tests.conftest import SMALL, composing
 
@@ -52,6 +53,8 @@ def test_a_prompt_is_tokenized_once_and_run_once(narrow, tmp_path, monkeypatch):
         finally:
             whole.clear()
 
+    # Other tests have read texts with this network, too.
+    monkeypatch.setattr(narrow, "_texts", TokenizedTexts())
     monkeypatch.setattr(kind, "__call__", counted)
     monkeypatch.setattr(type(model), "forward", entered)
     monkeypatch.setattr(type(first), "forward", begun)

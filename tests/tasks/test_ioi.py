@@ -92,7 +92,7 @@ def test_some_templates_are_for_test_alone():
     """
     pairs = Pairs.sample(ioi(), n_train=200, n_val=200, n_test=600, seed=0)
     templates = {
-        split: set(pairs.split(split)["template"]) for split in ("train", "validation", "test")
+        split: set(pairs.split(split)["case"]) for split in ("train", "validation", "test")
     }
     assert templates["train"] == {0, 1, 3, 5, 10, 11, 12, 15}
     assert templates["validation"] == {7, 8, 9}
