@@ -13,7 +13,6 @@ from iit.alignment.objective import Objective, Prediction
 from iit.alignment.schedule import Number
 from iit.alignment.side_by_side import Optimizer, Scheduler, SideBySide, checked_weights, of_member
 from iit.intervened.passes import together
-from iit.intervention import Frame
 from iit.result import correct
 
 PARTS = ("cause", "isolate")
@@ -122,9 +121,6 @@ class DAS(SideBySide):
         """The loss of one batch: the sum over members, whose gradients are independent."""
         changing, n = batch["changing"], len(batch["row"])
         self.anneal()
-        for module in self.alignments.modules():
-            if isinstance(module, Frame):
-                module.straighten()
         losses = []
         for name, prediction in self._predictions(batch).items():
             loss = self._weighed(self._losses(prediction, changing), changing, name)

@@ -22,7 +22,7 @@ from iit.alignment.objective import CrossEntropy, Objective
 from iit.alignment.references import reference_iia
 from iit.alignment.schedule import Number, Schedule, ends
 from iit.data import PairsDataModule
-from iit.intervention import SoftGate
+from iit.intervention import Frame, SoftGate
 from iit.result.interval import Interval, clustered_interval
 
 Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -236,6 +236,13 @@ class SideBySide(L.LightningModule):
     def running(self) -> tuple[str, ...]:
         """The members that are still in training."""
         return tuple(name for name in self.members if name not in self.stopped)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, behind which no frame is bent far (see `Frame.straighten`)."""
+        super().optimizer_step(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, Frame) and module.weight.requires_grad:
+                module.straighten()
 
     def configure_gradient_clipping(
         self,

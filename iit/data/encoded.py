@@ -133,7 +133,9 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             self.changing &= torch.tensor(differ(self._base["answer"], answer))
         self.bases = list(map(key_of, base))
         # Numbers in place of cases or bases: pairs with the same number belong together.
-        self.clusters = np.unique(columns.get("case", self.bases), return_inverse=True)[1]
+        self.clusters = np.unique(
+            columns.get("case", columns.get("template", self.bases)), return_inverse=True
+        )[1]
 
     def __len__(self) -> int:
         return len(self.bases)

@@ -4,7 +4,7 @@ import json
 import reprlib
 from collections import Counter
 from collections.abc import Sequence
-from itertools import compress, product
+from itertools import product
 from math import inf
 from operator import itemgetter
 from pathlib import Path
@@ -41,8 +41,8 @@ def read_rows(path: Path) -> list[Any]:
         raise ValueError(f"{path} holds no pairs.")
     for row in rows:
         # Files from before call this column `template`.
-        if "template" in row:
-            row.setdefault("case", row.pop("template"))
+        if "template" in row and row.get("case") is None:
+            row["case"] = row.pop("template")
     return rows
 
 
@@ -252,7 +252,8 @@ def keep_answered(
         questions = dict(sorted(questions.items()))
         prompts, answers = map(list, zip(*questions.values(), strict=True))
         is_right = network.answers_right(prompts, answers)
-        wrong = set(compress(questions, np.logical_not(is_right)))
+        outcomes = zip(questions, is_right, strict=True)
+        wrong = {question for question, right in outcomes if not right}
         if of_file:
             facts["drawn"][split] = len(of_file)
             facts["right"][split] = len(of_file - wrong)

@@ -438,7 +438,7 @@ class Sampler:
             # Intervals are about other entries of the pool that has the fewest.
             fewest = min(divided, key=lambda name: len(task.pools[name]))
             entries = bases.inputs[fewest]
-            if not isinstance(entries[0], int):
+            if not all(isinstance(entry, int) for entry in task.pools[fewest]):
                 entries = list(map(str, entries))
             columns["case"] = entries
         if task.asks is not None:

@@ -158,7 +158,7 @@ class Frame(Basis):
 
         Otherwise weights of a high rank may drift until their rank is lost.
         """
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.weight.device.type, enabled=False):
             if _condition(self._triangle(widened(self.weight))) > BENT_CONDITION:
                 self.weight.copy_(self.vectors())
 

@@ -12,7 +12,7 @@ class TokenizedTexts:
     """What a tokenizer made of texts: equal texts are tokenized once."""
 
     def __init__(self) -> None:
-        self._begin(None)
+        self._begin(None, None)
 
     def of(self, tokenizer: Any, texts: Sequence[str], **options: Any) -> list[dict[str, Any]]:
         """What the tokenizer makes of each text, {column: its list}.
@@ -21,8 +21,9 @@ class TokenizedTexts:
             options: as the tokenizer takes them.
         """
         state = _state(tokenizer)
-        if state is None or state != self._state or self._n_tokens > MOST_TOKENS:
-            self._begin(state)
+        is_same = tokenizer is self._tokenizer and state == self._state
+        if state is None or not is_same or self._n_tokens > MOST_TOKENS:
+            self._begin(tokenizer, state)
         way = tuple(options.items())
         new = [text for text in dict.fromkeys(texts) if (way, text) not in self._rows]
         # Some tokenizers do not take an empty list.
@@ -33,8 +34,8 @@ class TokenizedTexts:
             self._n_tokens += len(row["input_ids"])
         return [self._rows[way, text] for text in texts]
 
-    def _begin(self, state: Any) -> None:
-        self._state, self._n_tokens = state, 0
+    def _begin(self, tokenizer: Any, state: Any) -> None:
+        self._tokenizer, self._state, self._n_tokens = tokenizer, state, 0
         self._rows: dict[tuple[Any, str], dict[str, Any]] = {}
 
 
@@ -47,7 +48,12 @@ def _state(tokenizer: Any) -> Any:
     # A part that a user wrote in Python has no state to write down.
     except Exception:
         return None
-    return id(tokenizer), len(tokenizer), backend.encode_special_tokens, written
+    if getattr(backend.model, "dropout", None):
+        # Each reading is another one.
+        return None
+    # The written form of an added token has its flags, too.
+    added = repr(tokenizer.added_tokens_decoder)
+    return written, added, len(tokenizer), tokenizer.split_special_tokens
 
 
 class Tokens(NamedTuple):

@@ -196,6 +196,14 @@ def test_a_tokenizer_that_changed_reads_again(monkeypatch):
     lm.model.resize_token_embeddings(len(lm.tokenizer))
     assert "milk to" in named(lm, lm.encode("milk to")["input_ids"][0])
     assert calls == [["milk to"]] * 4
+    # A word of the vocabulary that is added adds no token, and yet splits texts in another way.
+    n_tokens = len(lm.tokenizer)
+    lm.tokenizer.add_tokens(["▁to"])
+    assert len(lm.tokenizer) == n_tokens
+    lm.encode("milk to")
+    lm.tokenizer.split_special_tokens = True
+    assert "<s>" not in named(lm, lm.encode("milk <s> to")["input_ids"][0])
+    assert len(calls) == 6
 
 
 def test_no_more_tokens_are_kept_than_the_limit(monkeypatch):
