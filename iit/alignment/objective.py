@@ -21,7 +21,7 @@ class Prediction(NamedTuple):
         logits: Tensor[batch, n_answer, vocab], at the answer's tokens; the answer is
             teacher-forced.
         answer: LongTensor[batch, n_answer], the label's tokens, −100 where it is shorter. Or
-            LongTensor[batch, 1, n_right], where each of several tokens is right.
+            LongTensor[batch, 1, n_alternatives], where each of several tokens is right.
         base_answer: the base's own answer, in the form of `answer`; None where it is not known.
         latents: () → [(edited activation, natural activation, BoolTensor[batch] of pairs that have
             a natural one)], one entry for each edit. Activations are Tensor[batch, position,
@@ -287,7 +287,7 @@ def _checked(answer: Tensor, base_answer: Tensor | None) -> Tensor:
 
 
 def _right_tokens(answer: Tensor) -> tuple[Tensor, Tensor]:
-    """The right tokens, Tensor[batch, n_answer, n_right], and which of them exist.
+    """The right tokens, Tensor[batch, n_answer, n_alternatives], and which of them exist.
 
     Padding (−100) becomes token 0, which can be gathered.
     """

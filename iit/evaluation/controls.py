@@ -452,7 +452,7 @@ def controls_of(scoring: Scoring) -> tuple[Controls, dict[str, str]]:
 
 
 def _check_trainable(scoring: Scoring) -> None:
-    """Raise NotApplicableError where the pairs lack what a training needs."""
+    """Raise NotApplicableError where the pairs, or an intervention, lack what a training needs."""
     pairs = scoring.pairs
     lacking = sorted({"train", "validation"} - set(pairs.dataset["split"]))
     lacking += sorted(set(map(str, scoring.alignment.variables)) - set(pairs.variables))

@@ -282,7 +282,7 @@ def _readout(
     The log-probability is that of the first answer token; of several right ones, of all together.
     """
     first = logits[:, 0].float()
-    # [batch, n_right]
+    # [batch, n_alternatives]
     right = label[:, 0] if label.ndim == 3 else label[:, :1]
     right_logits = first.gather(1, right.clamp(min=0))
     among = right_logits.masked_fill(right == IGNORED, -torch.inf)

@@ -300,7 +300,12 @@ class IntervenedModel(nn.Module):
         """
         batch, answer_columns = with_answer(self.network, prepare(self.network, base))
         store, layer = self.store, self.first_block
-        if store is not None and layer and store.refuses(self.network, batch) is None:
+        if (
+            store is not None
+            and layer
+            and layer not in store.layers
+            and store.refuses(self.network, batch) is None
+        ):
             # Whenever the store runs a prompt, it keeps the residual stream before these blocks: a
             # prompt that is a source here may be a base later.
             store.layers |= {layer}

@@ -24,19 +24,19 @@ class TokenizedTexts:
         is_same = tokenizer is self._tokenizer and state == self._state
         if state is None or not is_same or self._n_tokens > MOST_TOKENS:
             self._begin(tokenizer, state)
-        way = tuple(options.items())
-        new = [text for text in dict.fromkeys(texts) if (way, text) not in self._rows]
+        rows = self._rows.setdefault(tuple(options.items()), {})
+        new = [text for text in dict.fromkeys(texts) if text not in rows]
         # Some tokenizers do not take an empty list.
         encoding = tokenizer(new, **options) if new else {}
         for number, text in enumerate(new):
-            row = {name: column[number] for name, column in encoding.items()}
-            self._rows[way, text] = row
-            self._n_tokens += len(row["input_ids"])
-        return [self._rows[way, text] for text in texts]
+            rows[text] = {name: column[number] for name, column in encoding.items()}
+            self._n_tokens += len(rows[text]["input_ids"])
+        return [rows[text] for text in texts]
 
     def _begin(self, tokenizer: Any, state: Any) -> None:
         self._tokenizer, self._state, self._n_tokens = tokenizer, state, 0
-        self._rows: dict[tuple[Any, str], dict[str, Any]] = {}
+        # {options: {text: its row}}
+        self._rows: dict[Any, dict[str, dict[str, Any]]] = {}
 
 
 def _state(tokenizer: Any) -> Any:

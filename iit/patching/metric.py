@@ -52,7 +52,7 @@ def probability(logits: Tensor, answers: Answers) -> Tensor:
     """P(label): the product over its tokens; of several right answers the sum."""
     label = answers.label
     if label.ndim != 3:
-        # [batch, n_answer] → [batch, n_answer, n_right], with one right answer
+        # [batch, n_answer] → [batch, n_answer, n_alternatives], with one right answer
         label = label.unsqueeze(-1)
     by_token = (
         widened(logits)

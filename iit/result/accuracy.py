@@ -13,7 +13,7 @@ from iit.batch import IGNORED
 
 def correct(
     logits: Float[Tensor, "batch n_answer vocab"],
-    answer: Int[Tensor, "batch n_answer"] | Int[Tensor, "batch 1 n_right"],
+    answer: Int[Tensor, "batch n_answer"] | Int[Tensor, "batch 1 n_alternatives"],
 ) -> Bool[Tensor, " batch"]:
     """Is every answer token the argmax over the whole vocabulary?
 
@@ -23,12 +23,12 @@ def correct(
         logits: at the columns where the answer's tokens are read.
         answer: the tokens, −100 behind an answer that is shorter than others. With three
             dimensions an answer is one token, and the last dimension holds the tokens of which any
-            is right (n_right of them, −100 padded).
+            is right (n_alternatives of them, −100 padded).
 
     Raises:
         ValueError: for an example without any answer token.
     """
-    # [batch, n_answer, n_right]
+    # [batch, n_answer, n_alternatives]
     alternatives = answer if answer.ndim == 3 else answer.unsqueeze(-1)
     # [batch, n_answer], True at padding, which is never wrong.
     absent = (alternatives == IGNORED).all(-1)
