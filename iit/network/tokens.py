@@ -36,7 +36,7 @@ class TokenizedTexts:
     def _begin(self, tokenizer: Any, state: Any) -> None:
         self._tokenizer, self._state, self._n_tokens = tokenizer, state, 0
         # {options: {text: its row}}
-        self._rows: dict[Any, dict[str, dict[str, Any]]] = {}
+        self._rows: dict[Any, dict[str, Any]] = {}
 
 
 def _state(tokenizer: Any) -> Any:
