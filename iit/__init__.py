@@ -29,7 +29,7 @@ from iit.intervention import (
     VanillaIntervention,
     ZeroIntervention,
 )
-from iit.network import Classifier, LanguageModel, load_network
+from iit.network import Classifier, LanguageModel, components, load_network
 from iit.site import Site
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ __all__ = [
     "ZeroIntervention",
     "capture",
     "capture_dataset",
+    "components",
     "evaluate",
     "fit",
     "load_network",

@@ -506,7 +506,7 @@ def test_what_is_also_the_residual_stream_is_no_input():
     network = make("bloom")
     network.config.apply_residual_connection_post_layernorm = True
     for component in ("attention_input", "mlp_input"):
-        with pytest.raises(ValueError, match="norm's output is the residual stream, too"):
+        with pytest.raises(ValueError, match="norm whose output is the residual stream, too"):
             iit.IntervenedModel(network, {Site(component, layer=0): iit.ZeroIntervention()})
 
 

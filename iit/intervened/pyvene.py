@@ -266,7 +266,7 @@ def _named(
     if component == "mlp_activation" and family in LLAMA:
         # In gated families pyvene reads it before the gate, at the activation function. Here the
         # name is for what comes after the gate.
-        blocks = blocks_of(network)[1]
+        blocks = blocks_of(network).blocks
         # The path of the list of blocks.
         root = next(name for name, module in network.named_modules() if module is blocks)
         return Site(module=f"{root}.{layer}.mlp.act_fn", side="output", position=position)

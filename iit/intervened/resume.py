@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from iit.batch import IGNORED, Batch
 from iit.intervened.edit import Edit, sites_of
 from iit.intervened.positions import SiteColumns
 from iit.network.components import blocks_of, transformer_in
+from iit.network.hooks import at_input
+from iit.network.structure import evaluating, few_tokens
+from iit.network.survey import Survey
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,19 @@ def first_block(network: nn.Module, edits: Collection[Edit]) -> int | None:
     components = {site.component for site in sites_of(edits)}
     if not components or None in components:
         return None
-    family, blocks = blocks_of(network)
+    known = blocks_of(network)
     config = transformer_in(network).config
-    is_causal = family.causal and not getattr(config, "use_bidirectional_attention", False)
+    is_causal = known.is_causal and not getattr(config, "use_bidirectional_attention", False)
     # A wrapper of one's own may not pass a cache on.
     parameters = inspect.signature(network.forward).parameters
     if not is_causal or not parameters.keys() & {"past_key_values", "kwargs"}:
         return None
+    # Of a family that no table lists it is tried on a few tokens, once.
+    if not known.is_listed:
+        if network not in _resumable:
+            _resumable[network] = _resumes(network, known)
+        if not _resumable[network]:
+            return None
 
     layers = []
     for edit in edits:
@@ -89,7 +99,7 @@ def first_block(network: nn.Module, edits: Collection[Edit]) -> int | None:
                 layers.append(0)
             elif site.component == "final_norm_output":
                 # The final norm comes after all blocks.
-                layers.append(len(blocks))
+                layers.append(len(known.blocks))
             else:
                 assert site.layer is not None
                 # The output of a block is written behind it, so the next block is the first to run.
@@ -97,6 +107,41 @@ def first_block(network: nn.Module, edits: Collection[Edit]) -> int | None:
                 is_behind = site.component == "block_output" and not edit.intervention.skips
                 layers.append(site.layer + is_behind)
     return min(layers)
+
+
+_resumable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _resumes(network: nn.Module, known: Survey) -> bool:
+    """Whether a run of a few tokens, resumed half-way, gives the whole run's logits."""
+    transformer = transformer_in(network)
+    inputs = few_tokens(transformer)
+    inputs.pop("use_cache", None)
+    layer, cache, streams = len(known.blocks) // 2, DynamicCache(), []
+    start, n_tokens = 3, inputs["input_ids"].shape[1]
+    first = torch.tensor([start], device=inputs["input_ids"].device)
+    try:
+        with evaluating(transformer):
+            attached = at_input(known.blocks[layer], streams.append)
+            try:
+                whole = network(**inputs, past_key_values=cache, use_cache=True).logits
+            finally:
+                attached.remove()
+            later: list[Any] = cache.layers[layer:]
+            keys_values = [torch.stack((kept.keys, kept.values)) for kept in later]
+            before = Prefix(
+                streams[0][:, start:] if layer else None,
+                torch.stack(keys_values)[..., :start, :],
+            )
+            batch, stop = Batch((), inputs), torch.full_like(first, n_tokens)
+            suffix = suffix_from(network, batch, layer, first, stop, before)
+            with resumed(network, suffix):
+                part = suffix.batch.through(network).logits
+    except Exception:  # whatever a network raises: then the whole of it runs
+        return False
+    error = float((part - whole[:, start:]).abs().max())
+    tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
+    return error <= tolerance * float(whole.abs().max())
 
 
 def suffix_from(
@@ -157,7 +202,7 @@ def resumed(network: nn.Module, suffix: Suffix) -> Iterator[None]:
     The blocks before it are passed over, and the last of them returns `suffix.hidden`. Masks,
     rotary tables and layer indices are the network's own, and hooks on the blocks fire.
     """
-    family, blocks = blocks_of(network)
+    known = blocks_of(network)
     # On the CPU the backward of torch's fused attention is slow in half precision. A suffix has few
     # queries, so plain matrix products are enough.
     plain = suffix.first.device.type == "cpu" and next(network.parameters()).dtype in (
@@ -169,13 +214,13 @@ def resumed(network: nn.Module, suffix: Suffix) -> Iterator[None]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             out = suffix.hidden if last else hidden_states
             # Blocks of some families return a tuple.
-            return (out, None) if family.tuple_blocks else out
+            return (out, *[None] * (known.n_results - 1)) if known.n_results else out
 
         return forward
 
     with ExitStack() as stack:
         for number in range(suffix.layer):
-            block = blocks[number]
+            block = known.blocks[number]
             stack.callback(_put_back, block, vars(block).get("forward"))
             # An attribute of the instance hides the forward of the class.
             block.forward = passing(number == suffix.layer - 1)

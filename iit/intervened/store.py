@@ -216,7 +216,7 @@ class ActivationStore:
         """
         prompts, starts = _prompts(batch), first.tolist()
         # Where no block runs, nothing attends to earlier tokens.
-        n_blocks = len(blocks_of(network)[1]) - layer
+        n_blocks = len(blocks_of(network).blocks) - layer
         longest = max(starts) if n_blocks else 0
         self._run_whole(batch, {layer}, cached=longest > 0)
 
@@ -268,7 +268,7 @@ class ActivationStore:
         layers = {*layers, *self.layers}
         n_blocks = 0
         if cached or self.layers:
-            n_blocks = len(blocks_of(self._network)[1]) - min(layers)
+            n_blocks = len(blocks_of(self._network).blocks) - min(layers)
         sites = list(filter(None, map(_before, sorted(layers))))
         self._run_missing(batch, sites, n_blocks)
 

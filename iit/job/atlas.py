@@ -87,7 +87,7 @@ def atlas(
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     frozen = frozen_network(cfg)
     network = frozen.network
-    layers = range(len(blocks_of(network.model)[1])) if layers is None else layers
+    layers = range(len(blocks_of(network.model).blocks)) if layers is None else layers
     # {site: [(seed, cell)]}: every cell is made before any is trained.
     cells_at: dict[Site, list[tuple[int, Alignment]]] = {}
     all_cells = []

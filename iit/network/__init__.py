@@ -4,6 +4,7 @@ from iit.network.classifier import Classifier, Network
 from iit.network.fingerprint import content, fingerprint
 from iit.network.language_model import LanguageModel
 from iit.network.load import load_network
+from iit.network.overview import components
 from iit.network.planted import planted
 from iit.network.saved import save_network
 from iit.network.small import convnet, equality_by_hand, mlp, small_transformer
@@ -13,6 +14,7 @@ __all__ = [
     "Classifier",
     "LanguageModel",
     "Network",
+    "components",
     "content",
     "convnet",
     "equality_by_hand",

@@ -1,6 +1,11 @@
 """Where the parts of a transformer are: one table, a few module paths for each family."""
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from iit.network.location import BlockParts
 
 
 @dataclass(frozen=True)
@@ -14,13 +19,12 @@ class Family:
         qkv: the query, key and value projections, or one module that is all three.
         attention_out, mlp_out: output projections.
         fused_order: how a projection that is all three orders its units. contiguous: all queries,
-            then all keys, then all values. per_head: query, key and value of each head in turn.
-            falcon: as the network's config says.
+            then all keys, then all values. grouped: each group of queries with its key and value
+            behind it. falcon: as the network's config says.
         attention_post, mlp_post: norms between a sublayer and the residual stream.
         router: chooses the experts of a mixture. `mlp_out` is then the whole mixture.
         embedding: the token embedding inside the backbone, where `get_input_embeddings` gives
             another one than the one that runs.
-        flat_mlp: whether the MLP's modules see (batch·tokens, width).
         tuple_blocks: whether blocks return tuples.
         causal: whether no position sees a later one.
     """
@@ -37,9 +41,34 @@ class Family:
     mlp_post: str | None = None
     router: str | None = None
     embedding: str | None = None
-    flat_mlp: bool = False
     tuple_blocks: bool = False
     causal: bool = True
+
+    def parts(self, block: nn.Module, config: Any) -> BlockParts:
+        """The parts of one block; a mixture may have blocks without experts."""
+        modules = dict(block.named_modules())
+        has_router = self.router in modules
+        mlp_out = self.mlp_out
+        if self.router is not None and not has_router:
+            mlp_out = f"{self.mlp}.down_proj"
+        order = self.fused_order
+        if order == "falcon":
+            is_old = config.multi_query and not config.new_decoder_architecture
+            order = "contiguous" if is_old else "grouped"
+        return BlockParts(
+            attention=self.attention,
+            qkv=self.qkv,
+            attention_out=self.attention_out,
+            mlp_input=self.mlp,
+            mlp_out=mlp_out,
+            router=self.router if has_router else None,
+            is_mixture=has_router,
+            writes={
+                "attention_write": (self.attention_post or self.attention_out,),
+                "mlp_write": (self.mlp_post or mlp_out,),
+            },
+            fused_order=order,
+        )
 
 
 def _paths_in(path: str, *names: str) -> tuple[str, ...]:
@@ -76,7 +105,7 @@ _BLOOM = Family(
     attention_out="self_attention.dense",
     mlp="mlp",
     mlp_out="mlp.dense_4h_to_h",
-    fused_order="per_head",
+    fused_order="grouped",
     tuple_blocks=True,
 )
 _BERT = Family(
@@ -115,7 +144,7 @@ FAMILIES: dict[str, Family] = {
         attention_out="attention.dense",
         mlp="mlp",
         mlp_out="mlp.dense_4h_to_h",
-        fused_order="per_head",
+        fused_order="grouped",
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -137,7 +166,6 @@ FAMILIES: dict[str, Family] = {
         # Its MLP is no module of its own: it begins at `fc1` and ends at `fc2`.
         mlp="fc1",
         mlp_out="fc2",
-        flat_mlp=True,
     ),
     "bloom": _BLOOM,
     "falcon": replace(_BLOOM, fused_order="falcon"),

@@ -121,7 +121,7 @@ def first_tensor(value: Any) -> Tensor:
 
     Raises ValueError where there is none.
     """
-    tensor = _first(value)
+    tensor = first_float(value)
     if tensor is None:
         raise ValueError(
             f"There is no floating-point tensor in the {type(value).__name__} that passes here; "
@@ -153,7 +153,8 @@ def _edited(value: Any, callback: Callback) -> Any:
     return None if new is None else _replaced(value, activation, new)
 
 
-def _first(value: Any) -> Tensor | None:
+def first_float(value: Any) -> Tensor | None:
+    """`first_tensor`, or None where there is none."""
     if isinstance(value, PackedSequence):
         raise ValueError(
             "A PackedSequence has no positions to address; give padded sequences, or name "
@@ -164,7 +165,7 @@ def _first(value: Any) -> Tensor | None:
     if isinstance(value, Mapping):
         value = list(value.values())
     for item in value if isinstance(value, tuple | list) else ():
-        tensor = _first(item)
+        tensor = first_float(item)
         if tensor is not None:
             return tensor
     return None

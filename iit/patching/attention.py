@@ -96,13 +96,15 @@ def attention_patterns(
             network whose attention cannot be switched: load it with attention="eager".
     """
     module = module_of(network)
-    if heads is None:
-        heads = range(heads_of(module, "attention_weight"))
     layer_heads: Any = heads
-    if not any(isinstance(head, Sequence) for head in heads):
+    if heads is None or not any(isinstance(head, Sequence) for head in heads):
         if layers is None:
             layers = range(n_blocks(module))
-        layer_heads = product(layers, heads)
+        with _eager(module):
+            layer_heads = []
+            for layer in layers:
+                n_heads = heads_of(module, "attention_weight", layer)
+                layer_heads += product([layer], range(n_heads) if heads is None else heads)
     elif layers is not None:
         raise ValueError(
             "heads=[(layer, head), …] say their layers themselves; leave `layers` out."

@@ -78,12 +78,14 @@ def grid(
         for component in components:
             # A component without layers has its cells once, not once for each layer.
             blocks = [None] if component in UNLAYERED else layers
-            parts: Iterable[Any] = [None]
-            if heads is not None and component in HEADED:
-                parts = range(heads_of(contrast.module, component)) if heads == "all" else heads
-            for layer, head, position, unit in product(blocks, parts, positions, units):
-                site = Site(component, layer=layer, head=head, position=position)
-                cells.append(MapCell(site, unit))
+            for layer in blocks:
+                parts: Iterable[Any] = [None]
+                if layer is not None and component in HEADED and heads is not None:
+                    n_heads = heads_of(contrast.module, component, layer)
+                    parts = range(n_heads) if heads == "all" else heads
+                for head, position, unit in product(parts, positions, units):
+                    site = Site(component, layer=layer, head=head, position=position)
+                    cells.append(MapCell(site, unit))
 
     # A site stands for the cell without a unit.
     complete = [MapCell(cell) if isinstance(cell, Site) else cell for cell in cells]
@@ -108,7 +110,7 @@ def whole_sites(cells: Sequence[MapCell]) -> list[Site]:
 
 def n_blocks(network: nn.Module) -> int:
     """How many layers a network has."""
-    return len(blocks_of(network)[1])
+    return len(blocks_of(network).blocks)
 
 
 def common_positions(contrast: Contrast) -> range:
