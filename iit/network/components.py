@@ -77,6 +77,9 @@ def heads_of(network: nn.Module, component: str, layer: int) -> int:
     """
     if component not in HEADED:
         raise ValueError(f"{component!r} has no heads; those that have: {', '.join(HEADED)}.")
+    if component == "attention_weight":
+        # Attention that is not eager has as many heads, though its weights are not to be seen.
+        component = "attention_value_output"
     return locate(network, component, layer, None).n_heads or 0
 
 

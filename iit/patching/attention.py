@@ -100,11 +100,10 @@ def attention_patterns(
     if heads is None or not any(isinstance(head, Sequence) for head in heads):
         if layers is None:
             layers = range(n_blocks(module))
-        with _eager(module):
-            layer_heads = []
-            for layer in layers:
-                n_heads = heads_of(module, "attention_weight", layer)
-                layer_heads += product([layer], range(n_heads) if heads is None else heads)
+        layer_heads = []
+        for layer in layers:
+            n_heads = heads_of(module, "attention_weight", layer)
+            layer_heads += product([layer], range(n_heads) if heads is None else heads)
     elif layers is not None:
         raise ValueError(
             "heads=[(layer, head), …] say their layers themselves; leave `layers` out."
