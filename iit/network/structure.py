@@ -1,7 +1,7 @@
 """Where the parts of a transformer are, read off one run: for families that no table lists.
 
 Names say which module has which role, and the run says which of them were called, in which order,
-and which tensor one hands to the next. `iit.network.probes` then checks what was read off.
+and which tensor one hands to the next. `iit.network.survey` then checks what was read off.
 """
 
 import re
