@@ -154,7 +154,8 @@ def _fits(
             return _shape(value) == shape
         case "label" | "base_answer" | "source_answer":
             answers, kind = [value], int
-            if shape is None:
+            # A sequence classifier answers texts with classes: in all rows, or in none.
+            if shape is None and type(first["label"]) is not int:
                 kind = str
                 answers = value if isinstance(value, list) else [value]
             # Not `isinstance`: True is an int.

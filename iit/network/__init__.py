@@ -3,7 +3,7 @@
 from iit.network.classifier import Classifier, Network
 from iit.network.fingerprint import content, fingerprint
 from iit.network.language_model import LanguageModel
-from iit.network.load import load_network
+from iit.network.load import Loading, load_network
 from iit.network.planted import planted
 from iit.network.saved import save_network
 from iit.network.small import convnet, equality_by_hand, mlp, small_transformer
@@ -12,6 +12,7 @@ from iit.network.untrained import untrained
 __all__ = [
     "Classifier",
     "LanguageModel",
+    "Loading",
     "Network",
     "content",
     "convnet",
