@@ -76,6 +76,11 @@ class LanguageModel:
             )
         # Frozen: whoever studies a network leaves its weights alone.
         self.model = model.eval().requires_grad_(False)
+        for module in model.modules():
+            # Four bits of bitsandbytes on a CPU: its fast kernel repacks the weights in the first
+            # run, and passes no gradient on.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         self.tokenizer = tokenizer
         # A module of one's own may have no config.
         self._config: Any = getattr(unwrapped(model), "config", None)

@@ -4,13 +4,14 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import iit
 from iit.alignment import one
 from iit.data import Pairs
 from iit.intervened import ActivationStore
 from iit.network import content, fingerprint
-from tests.families import make, prompts
+from tests.families import SIZES, prompts
 from tests.made_tokenizers import byte_level
 
 PACKAGES = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
@@ -28,8 +29,12 @@ def quantization(request):
 
 @pytest.fixture
 def folder(tmp_path):
-    make("llama").save_pretrained(tmp_path / "net")
-    byte_level().save_pretrained(tmp_path / "net")
+    """Four bits come in blocks of 64."""
+    tokenizer = byte_level()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SIZES | sizes)).save_pretrained(tmp_path / "net")
+    tokenizer.save_pretrained(tmp_path / "net")
     return str(tmp_path / "net")
 
 
@@ -51,6 +56,8 @@ def test_weights_are_packed_and_told_apart(folder, quantization):
 def test_a_changed_weight_is_seen(folder, quantization):
     lm = iit.load_network(folder, quantization=quantization)
     before = content(lm.model)
+    lm.model(**prompts())
+    assert content(lm.model) == before, "a run changes nothing"
     lm.model.model.layers[1].input_layernorm.weight.data[0] += 1
     assert content(lm.model) != before
 
