@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from iit.batch import IGNORED, Batch
+from iit.batch import IGNORED, NOT_PER_TOKEN_INPUTS, Batch
 from iit.network.limits import check_limits, unwrapped
 
 ANSWER_ROLE = re.compile(r"answer\[(\d+)\]")
@@ -100,7 +100,7 @@ def with_answer(
     if answer is None or answer.shape[1] == 1:
         return batch, teacher_forced(tokens, mask, answer)[2]
     # Other inputs of this side, such as position ids, would have to grow with the answer.
-    others = set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"}
+    others = set(kwargs) - {*names[:2], "logits_to_keep", "use_cache", *NOT_PER_TOKEN_INPUTS}
     extra = sorted(key for key in others if key.startswith(side))
     if extra:
         raise ValueError(

@@ -25,6 +25,7 @@ from iit.network.answering import (
 )
 from iit.network.dimensions import device_of, dtype_of
 from iit.network.fingerprint import fingerprint
+from iit.network.images import with_images
 from iit.network.inputs import prepare
 from iit.network.limits import check_limits, n_embeddings, unwrapped
 from iit.network.spans import last_mention, tokens_of_span
@@ -42,6 +43,10 @@ Answer = str | int | Sequence[str]
 """What a text is answered by: a text, several that are right, or a class."""
 
 
+Text = str | Mapping[str, Any]
+"""A prompt: its text, or {"text": …, "image": …}."""
+
+
 @final
 class LanguageModel:
     """A network under study that reads text, frozen and in eval mode, and its tokenizer.
@@ -56,6 +61,7 @@ class LanguageModel:
         tokenizer: its tokenizer, a fast one.
         name: by default the config's `name_or_path`, else the model's class.
         revision: of a network from the hub.
+        processor: of a network that takes images beside the text, transformers' own.
 
     Raises:
         ValueError: for a tokenizer that does not know the characters of its tokens; for a sequence
@@ -68,6 +74,7 @@ class LanguageModel:
         tokenizer: PreTrainedTokenizerBase,
         name: str | None = None,
         revision: str | None = None,
+        processor: Any = None,
     ):
         if not tokenizer.is_fast:
             raise ValueError(
@@ -81,7 +88,7 @@ class LanguageModel:
             # run, and passes no gradient on.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        self.tokenizer = tokenizer
+        self.tokenizer, self.processor = tokenizer, processor
         # A module of one's own may have no config.
         self._config: Any = getattr(unwrapped(model), "config", None)
         name = name or getattr(self._config, "name_or_path", None)
@@ -118,7 +125,7 @@ class LanguageModel:
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: Text | Sequence[Text],
         positions: Mapping[str, RolePlace | Sequence[RolePlace] | Tensor] | None = None,
         answers: Answer | Sequence[Answer] | None = None,
         *,
@@ -127,7 +134,9 @@ class LanguageModel:
         """Tokenize prompts, right-padded, and resolve their roles and answers.
 
         Arguments:
-            texts: the prompts; a single one may stand alone.
+            texts: the prompts; a single one may stand alone. Where the network takes images, each
+                may be {"text": …, "image": …}: a picture, its file, or the bytes of one. The text
+                holds the processor's placeholder once; as a role, it is all tokens of the image.
             positions: {role: one place for each text}; for a single text the place may stand alone.
                 A place is words (their last mention), a slice of characters, or None where the text
                 lacks the role. It may also be a token index, or a list of them, over the prompt's
@@ -149,15 +158,18 @@ class LanguageModel:
             `answer`, where there are answers: LongTensor[batch, n_answer], or LongTensor[batch, 1,
             n_alternatives] where several are right; −100 padded.
             `decoder_input_ids`, for an encoder-decoder: the start of its decoder's text.
+            What the processor makes of images, such as `pixel_values`.
 
         Raises:
             ValueError: an empty text or answer; an answer outside the vocabulary, or that is no
                 class; numbers that do not fit; a place that a text does not have, quoting the text
-                and marking the place; a text that is too long for the network.
+                and marking the place; a text that is too long for the network; an image for a
+                network that has no encoder for it, or for some of the texts only.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
+        prompts = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        if not prompts:
             raise ValueError("There are no texts to encode.")
+        texts, images = self._apart(prompts)
         positions = dict(positions or {})
         # These roles are filled in below, or by the answer.
         for role in positions:
@@ -167,7 +179,11 @@ class LanguageModel:
                     f"The role {role!r} is always the {owner} token; give another name to "
                     "another place."
                 )
-        tokens = self._tokenized(texts, special_tokens)
+        plain = tokens = self._tokenized(texts, special_tokens)
+        inputs: dict[str, Tensor] = {}
+        if images:
+            # Roles are found among the tokens with images, answers behind those of the text.
+            tokens, inputs = with_images(self.processor, texts, images, plain)
         ids = [row.ids for row in tokens]
         if [] in ids:
             number = ids.index([])
@@ -202,6 +218,7 @@ class LanguageModel:
             "input_ids": _padded(ids, pad),
             "attention_mask": _padded([[1] * len(row) for row in ids], 0),
             "positions": roles,
+            **inputs,
         }
         # A classifier makes the decoder's tokens itself.
         if self.encoder_decoder and not self.classifies:
@@ -214,7 +231,7 @@ class LanguageModel:
             if self.classifies:
                 batch["answer"] = self._classes(answers)
             else:
-                batch["answer"] = self._answers(answers, texts, tokens)
+                batch["answer"] = self._answers(answers, texts, plain)
         check_limits(self.model, batch["input_ids"], batch["attention_mask"].sum(1))
         return batch
 
@@ -371,7 +388,7 @@ class LanguageModel:
         n = self._config.num_labels
         classes = []
         for answer in answers:
-            number = names.get(answer) if isinstance(answer, str) else answer
+            number: Any = names.get(answer) if isinstance(answer, str) else answer
             if number not in range(n):
                 raise ValueError(
                     f"{self.name} answers with a class, 0 to {n - 1} ({', '.join(names)}); got "
@@ -392,6 +409,21 @@ class LanguageModel:
                 f"{self.name} finds the last token of a text by config.pad_token_id, which is not "
                 "set: set it, or load the network with options={'pad_token_id': NUMBER}."
             )
+
+    def _apart(self, prompts: Sequence[Text]) -> tuple[list[str], list[Any]]:
+        """The texts, and the image of each; no images where no text has one."""
+        images = [prompt["image"] for prompt in prompts if isinstance(prompt, Mapping)]
+        if images and not hasattr(self.processor, "image_processor"):
+            raise ValueError(
+                f"{self.name} ({type(self.model).__name__}) has no encoder for images: leave the "
+                "image out, or take a network of kind=image_text with its processor."
+            )
+        if len(images) not in (0, len(prompts)):
+            raise ValueError(
+                f"{len(images)} of {len(prompts)} texts have an image: give one to each, or none."
+            )
+        texts = [prompt["text"] if isinstance(prompt, Mapping) else prompt for prompt in prompts]
+        return texts, images
 
     def _tokenized(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
         """The tokens of each text."""
@@ -415,7 +447,7 @@ class LanguageModel:
 
     def answers_right(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         answers: Sequence[Answer],
         *,
         batch_size: int = 64,

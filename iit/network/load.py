@@ -13,10 +13,16 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, TorchAoConfig
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+)
 from transformers.models.auto import modeling_auto as auto
-from transformers.utils import cached_file
 from transformers.utils import logging as notes
+from transformers.utils.hub import cached_file
 
 from iit.network.classifier import Network
 from iit.network.embedded import check_complete, dequantised, gguf_in_wheel
@@ -33,7 +39,7 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
-KINDS: dict[str, tuple[Any, Mapping[str, Any]]] = {
+KINDS: dict[str, tuple[Any, Any]] = {
     "image_text": (
         auto.AutoModelForImageTextToText,
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -238,8 +244,14 @@ class Loading:
         if self.adapter is not None:
             _adapt(model, self.adapter, where.get("token"), self.name)
             label += f", adapter {Path(self.adapter).name}"
-        tokenizer = AutoTokenizer.from_pretrained(origin, **where)
-        return LanguageModel(model, tokenizer, label, revision)
+        processor = None
+        if kind == "image_text":
+            # It is the tokenizer itself where a folder has no files of a processor.
+            processor = AutoProcessor.from_pretrained(origin, **where)
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(origin, **where)
+        return LanguageModel(model, tokenizer, label, revision, processor)
 
 
 def _kind(config: Any, wanted: str, label: str) -> str:
@@ -271,7 +283,7 @@ def _kind(config: Any, wanted: str, label: str) -> str:
 def _quantization(name: str, dtype: torch.dtype) -> Any:
     """The quantisation as transformers takes it."""
     if name == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore
 
         return TorchAoConfig(Int8WeightOnlyConfig())
     return BitsAndBytesConfig(
@@ -284,7 +296,7 @@ def _adapt(model: Any, adapter: str, token: Any, label: str) -> None:
 
     Raises ValueError for an adapter that is not there, or is of another network.
     """
-    from peft import PeftConfig
+    from peft import PeftConfig  # pyright: ignore
 
     path, trained_on = str(Path(adapter).expanduser()), "another"
     try:
