@@ -25,10 +25,11 @@ _PER_TOKEN_INPUTS = {
     "inputs_embeds",
     "attention_mask",
     "token_type_ids",
+    "mm_token_type_ids",
     "position_ids",
     "labels",
 }
-NOT_PER_TOKEN_INPUTS = {"pixel_values"}
+NOT_PER_TOKEN_INPUTS = {"pixel_values", "pixel_attention_mask", "image_sizes"}
 """Inputs that have no entry for each token. They may have the tokens' shape by chance."""
 
 
@@ -293,7 +294,8 @@ def trimmed(encoded: Mapping[str, Any]) -> dict[str, Any]:
         # Prompts are right-padded: what lies beyond the longest of them is padding in all.
         longest = int(trim["attention_mask"].sum(1).max())
         # The decoder's tokens are another sequence.
-        for key in trim.keys() - {"answer", "positions", "decoder_input_ids"}:
+        others = {"answer", "positions", "decoder_input_ids", *NOT_PER_TOKEN_INPUTS}
+        for key in trim.keys() - others:
             trim[key] = trim[key][:, :longest]
     return trim
 

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from iit.job.declared import check_chosen, check_numbers
+from iit.job.declared import check_chosen, check_numbers, check_token
 from iit.report import print_results
 from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
 
@@ -51,9 +51,10 @@ def run(cfg: DictConfig) -> float | None:
 
     Raises:
         OSError: when the folder cannot be written.
-        ValueError: where the config lacks what an experiment sets, or has another value in place of
-            a number.
+        ValueError: where the config lacks what an experiment sets, has another value in place of a
+            number, or holds a token.
     """
+    check_token(OmegaConf.select(cfg, "network.token"))
     check_chosen(cfg)
     check_numbers(cfg)
     folder = Path(cfg.paths.run)
@@ -184,8 +185,17 @@ def _git(*arguments: str) -> str | None:
     return process.stdout.strip() if process.returncode == 0 else None
 
 
-@hydra.main(version_base="1.3", config_path="pkg://iit.conf", config_name="config")
-def main(cfg: DictConfig) -> float | None:
+def main() -> None:
     """Entry point of `train.py` and `iit-train`."""
+    # Hydra keeps the command before it runs anything.
+    for override in sys.argv[1:]:
+        key, _, value = override.partition("=")
+        if key.endswith("network.token"):
+            check_token(value)
+    _composed()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://iit.conf", config_name="config")
+def _composed(cfg: DictConfig) -> float | None:
     log.info("Run folder: %s", HydraConfig.get().runtime.output_dir)
     return run(cfg)

@@ -268,6 +268,10 @@ def _width(module: nn.Module, site: Site) -> int:
         if inputs is None:
             first = next(m for m in module.modules() if isinstance(m, nn.Linear))
             inputs = torch.zeros(1, first.in_features)
+        else:
+            # The mask of T5's decoder is padded on the left. No width depends on it.
+            inputs = dict(inputs)
+            inputs.pop("decoder_attention_mask", None)
         # At all positions: the roles and indices of the site may not exist in these inputs.
         everywhere = replace(site, position=None)
         modes = [(part, part.training) for part in module.modules()]

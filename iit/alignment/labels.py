@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from iit.batch import IGNORED, at_rows
 from iit.data import EncodedPairs
@@ -22,7 +23,7 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
     """
     batch = encoded.batch(range(len(encoded)))
     n = n_answers(network, batch["base"])
-    what = "tokens" if isinstance(network, LanguageModel) else "classes"
+    what = "tokens" if _answers_with_tokens(network) else "classes"
     label = batch["base"]["answer"]
     for name, answer in {"label": label, "base_answer": batch.get("base_answer", label)}.items():
         # −100 is padding, and no answer.
@@ -40,11 +41,15 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
 def n_answers(network: Network, inputs: Mapping[str, Any]) -> int:
     """How many classes, or tokens, a network gives logits for.
 
-    A classifier is run on the first of these inputs to find out.
+    A network that does not say it is run on the first of these inputs.
     """
-    if isinstance(network, LanguageModel):
+    if _answers_with_tokens(network) and isinstance(network.model, PreTrainedModel):
         head: Any = network.model.get_output_embeddings()
         return width(head, "output") or network.model.config.vocab_size
     with torch.no_grad():
         first = at_rows(inputs, slice(1))
         return IntervenedModel(network, {}).answer_logits(first).shape[-1]
+
+
+def _answers_with_tokens(network: Network) -> bool:
+    return isinstance(network, LanguageModel) and not network.classifies

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from iit.batch import IGNORED, at_rows, narrowed, trimmed
-from iit.data.prompts import key_of
+from iit.data.prompts import key_of, pictured
 from iit.data.table import SOURCE, names_of, source_column
 
 Cost = Callable[[Any, Any], Tensor | None]
@@ -72,6 +72,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             tensors = [c for c in columns if c.partition("[")[0] in ("base", "source", "natural")]
             columns |= pairs.select_columns(tensors).with_format("numpy")[:]
         base = columns["base"]
+        if "base_image" in columns:
+            base = list(map(pictured, base, columns["base_image"]))
         self.variables = names_of(variables)
         self.interchanged = list(
             map(tuple, columns.get("interchanged", [self.variables] * len(pairs)))
@@ -89,10 +91,13 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             swapped = [variable in names for names in self.interchanged]
             # Where a pair leaves the variable alone, its base and label stand in.
             source_columns = []
-            for name, stand_in in zip(SOURCE, ("base", "label", "base_roles"), strict=True):
+            stand_ins = ("base", "label", "base_roles", "base_image")
+            for name, stand_in in zip(SOURCE, stand_ins, strict=True):
                 column = columns.get(source_column(name, variable, self.variables))
                 source_columns.append(_filled(column, columns.get(stand_in), swapped))
-            prompts, answers, roles = source_columns
+            prompts, answers, roles, images = source_columns
+            if images is not None:
+                prompts = list(map(pictured, prompts, images))
             if answers is not None and None in answers:
                 answers = None
             source = self._sources[variable] = _encode(network, prompts, answers, roles)

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from iit.data.encoded import Encoder, differ
-from iit.data.prompts import AnswersPrompts
+from iit.data.prompts import AnswersPrompts, key_of, pictured
 from iit.data.splits import SPLITS, disjoint_pools
-from iit.data.table import COLUMNS, SOURCE, source_column
+from iit.data.table import COLUMNS, SOURCE, image_bytes, source_column
 
 Pair = dict[str, Any]
 """One row of a file: {column: value}."""
@@ -40,6 +40,9 @@ def read_rows(path: Path) -> list[Any]:
     if not rows:
         raise ValueError(f"{path} holds no pairs.")
     for row in rows:
+        for name, value in row.items():
+            if name.startswith(("base_image", "source_image")):
+                row[name] = image_bytes(value, path.parent)
         # Files from before call this column `template`.
         if "template" in row and row.get("case") is None:
             row["case"] = row.pop("template")
@@ -154,7 +157,8 @@ def _fits(
             return _shape(value) == shape
         case "label" | "base_answer" | "source_answer":
             answers, kind = [value], int
-            if shape is None:
+            # A sequence classifier answers texts with classes: in all rows, or in none.
+            if shape is None and type(first["label"]) is not int:
                 kind = str
                 answers = value if isinstance(value, list) else [value]
             # Not `isinstance`: True is an int.
@@ -170,6 +174,8 @@ def _fits(
             return type(value) in (str, int) and type(value) is type(first.get(name))
         case "kind":
             return isinstance(value, str)
+        case "base_image" | "source_image":
+            return shape is None and isinstance(value, bytes)
         case "split":
             return value in SPLITS
         case "interchanged":
@@ -201,13 +207,13 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 def assign_splits(rows: list[Pair], shares: Sequence[float], seed: int) -> None:
     """Give each row a split; all rows of one base prompt get the same."""
     # Sorted: the splits do not depend on the order of the rows.
-    bases = sorted({_key(row["base"]) for row in rows})
+    bases = sorted({_key(_prompt(row, "base")) for row in rows})
     pools = disjoint_pools({"base": bases}, ["base"], shares, rng=np.random.default_rng(seed))
     split_of = {}
     for split in SPLITS:
         split_of |= dict.fromkeys(pools[split]["base"], split)
     for row in rows:
-        row["split"] = split_of[_key(row["base"])]
+        row["split"] = split_of[_key(_prompt(row, "base"))]
 
 
 def keep_answered(
@@ -259,11 +265,11 @@ def keep_answered(
             facts["right"][split] = len(of_file - wrong)
     rows = [row for row in rows if wrong.isdisjoint(_questions(row, columns))]
     if not has_base_answer:
-        changing = [(_key(row["base"]), _key(row["label"])) in wrong for row in rows]
+        changing = [(_key(_prompt(row, "base")), _key(row["label"])) in wrong for row in rows]
     elif rows and isinstance(network, Encoder):
         # Tokens decide, however the file writes the answers.
-        values = map(itemgetter("base", "label", "base_answer"), rows)
-        bases, labels, answers = map(list, zip(*values, strict=True))
+        bases = [_prompt(row, "base") for row in rows]
+        labels, answers = (list(map(itemgetter(name), rows)) for name in ("label", "base_answer"))
         label_tokens = network.encode(bases, answers=labels)["answer"]
         changing = differ(label_tokens, network.encode(bases, answers=answers)["answer"])
     else:
@@ -283,12 +289,18 @@ def _questions(
     """
     questions = {}
     for prompt_column, answer_column in columns:
-        prompt, answer = row.get(prompt_column), row.get(answer_column)
+        prompt, answer = _prompt(row, prompt_column), row.get(answer_column)
         if prompt is not None and answer is not None:
             questions[_key(prompt), _key(answer)] = prompt, answer
     return questions
 
 
+def _prompt(row: Pair, column: str) -> Any:
+    """What the network reads: a text, with its image where it has one, or a tensor."""
+    name, bracket, variable = column.partition("[")
+    return pictured(row.get(column), row.get(f"{name}_image{bracket}{variable}"))
+
+
 def _key(prompt: Any) -> str:
-    """What tells prompts (and answers) apart: a text itself, or a tensor's numbers."""
-    return prompt if isinstance(prompt, str) else json.dumps(prompt)
+    """What tells prompts (and answers) apart: a text (and its image), or a tensor's numbers."""
+    return key_of(prompt) if isinstance(prompt, str | dict) else json.dumps(prompt)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -93,8 +94,15 @@ def at(column: Sequence[Any], rows: Sequence[int] | np.ndarray) -> list[Any]:
 
 
 def key_of(prompt: Any) -> Any:
-    """A value that is equal for equal texts, and for equal tensors."""
+    """A value that is equal for equal texts (and their images), and for equal tensors."""
+    if isinstance(prompt, Mapping):
+        return f"{prompt['text']}{sha256(prompt['image']).hexdigest()}"
     return prompt if isinstance(prompt, str) else prompt.tobytes()
+
+
+def pictured(text: Any, image: bytes | None) -> Any:
+    """A prompt as a network reads it: the text alone, or with its image."""
+    return text if image is None else {"text": text, "image": image}
 
 
 def write(task: Task, inputs: Columns) -> Prompts:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from operator import ne
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -45,6 +46,9 @@ COLUMNS = {
     "base_roles": "role → [start, stop] in characters of the base, stop beyond start "
     "(null where the prompt lacks the role); texts only",
     "source_roles": "the same of the source",
+    "base_image": "a picture that belongs to the base: its file, or the bytes of one. For networks "
+    "that take images; the base holds their placeholder once",
+    "source_image": "the same of the source",
     "natural": (
         "a prompt whose own variables and answer have the values that the interchange asks for; "
         "the base where there is none"
@@ -57,11 +61,11 @@ COLUMNS = {
 }
 """{column of `Pairs.dataset` and of saved files: what it holds}.
 
-With several variables each has columns of its own: `source[VARIABLE]`, `source_answer[VARIABLE]`
-and `source_roles[VARIABLE]`. They are null in a pair that leaves the variable alone. Without a
-variable there is no source.
+With several variables each has columns of its own: `source[VARIABLE]`, `source_answer[VARIABLE]`,
+`source_roles[VARIABLE]` and `source_image[VARIABLE]`. They are null in a pair that leaves the
+variable alone. Without a variable there is no source.
 """
-SOURCE = ("source", "source_answer", "source_roles")
+SOURCE = ("source", "source_answer", "source_roles", "source_image")
 
 
 def names_of(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -130,6 +134,8 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     is_text = any(isinstance(value, str) for value in values)
     if kind in ("base", "source", "natural") and not is_text:
         return _tensors(values)
+    if kind.endswith("_image"):
+        values = list(map(image_bytes, values))
     if kind != "rival_labels" and not kind.endswith("_roles"):
         return _uniform(values)
     # The keys that some row has are the fields of a struct.
@@ -141,6 +147,13 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     for name in names:
         arrays.append(_uniform([row.get(name) for row in rows]))
     return pa.StructArray.from_arrays(arrays, names)
+
+
+def image_bytes(image: Any, folder: Path = Path()) -> Any:
+    """The bytes of an image that is given as its file, or as `datasets` keeps it."""
+    if isinstance(image, str | Path):
+        return (folder / image).read_bytes()
+    return image.get("bytes") if isinstance(image, Mapping) else image
 
 
 def _users_column(values: Sequence[Any]) -> pa.Array:

@@ -107,7 +107,7 @@ def reason_not_to_resume(
 ) -> str | None:
     """Why a run cannot resume at block `layer`; None where it can."""
     if answer_columns is None:
-        return "its inputs are not tokens"
+        return "its answer is a class, and no token"
     if layer is None:
         return "the sites are not components of a decoder's blocks"
     network = run.resolved.network

@@ -353,7 +353,8 @@ class IntervenedModel(nn.Module):
         if self.first_block is None or batch.lengths is None:
             return None
         batch, answer_columns = with_answer(self.network, batch)
-        assert answer_columns is not None
+        if answer_columns is None:
+            return None
         unstored = self.run_without_sources(batch, active).without(self.stored)
         first, stop = unstored.span(answer_columns)
         return stop - first

@@ -1,5 +1,6 @@
 """Checks of what a config declares, before weights load."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -33,6 +34,18 @@ def check_chosen(cfg: DictConfig) -> None:
     if "path" in nodes["data"]:
         nodes["causal"] = None
     check_set(_unset(nodes))
+
+
+def check_token(token: Any) -> None:
+    """Raises ValueError for a token in place of the environment variable that holds it.
+
+    The message does not repeat the token: configs, commands and logs are kept.
+    """
+    if isinstance(token, str) and token not in (*os.environ, "null", "true", "false"):
+        raise ValueError(
+            "network.token has to be the name of an environment variable that is set and holds the "
+            "token, such as HF_TOKEN: a token itself would be stored with the run."
+        )
 
 
 def check_set(unset: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from iit.network.classifier import Classifier, Network
 from iit.network.fingerprint import content, fingerprint
 from iit.network.language_model import LanguageModel
-from iit.network.load import load_network
+from iit.network.load import Loading, load_network
 from iit.network.overview import components
 from iit.network.planted import planted
 from iit.network.saved import save_network
@@ -13,6 +13,7 @@ from iit.network.untrained import untrained
 __all__ = [
     "Classifier",
     "LanguageModel",
+    "Loading",
     "Network",
     "components",
     "content",

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from iit.batch import IGNORED, Batch
+from iit.batch import IGNORED, NOT_PER_TOKEN_INPUTS, Batch
 from iit.network.limits import check_limits, unwrapped
 
 ANSWER_ROLE = re.compile(r"answer\[(\d+)\]")
@@ -35,6 +35,12 @@ def is_masked(network: nn.Module) -> bool:
     return any(kind.__name__.endswith("ForMaskedLM") for kind in type(unwrapped(network)).__mro__)
 
 
+def is_sequence_classifier(network: nn.Module) -> bool:
+    """Whether a network answers a text with a class, or wraps one that does."""
+    names = [kind.__name__ for kind in type(unwrapped(network)).__mro__]
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
 def with_answer(
     network: nn.Module, batch: Batch
 ) -> tuple[Batch, Int[Tensor, "batch n_read"] | None]:
@@ -49,13 +55,16 @@ def with_answer(
 
     Returns:
         The batch, and LongTensor[batch, n_read], the columns of the output at which the answer's
-        tokens are predicted; None for inputs without tokens.
+        tokens are predicted; None where the answer is a class: for inputs without tokens, and for
+        sequence classifiers.
 
     Raises:
         ValueError: inputs lack what is read; masks are not as many as the answer's tokens; the
             inputs cannot be teacher-forced.
     """
     if batch.lengths is None and batch.decoder_lengths is None:
+        return batch, None
+    if is_sequence_classifier(network):
         return batch, None
     name = type(network).__name__
     kwargs, positions, answer = batch.kwargs, batch.positions, batch.answer
@@ -91,7 +100,7 @@ def with_answer(
     if answer is None or answer.shape[1] == 1:
         return batch, teacher_forced(tokens, mask, answer)[2]
     # Other inputs of this side, such as position ids, would have to grow with the answer.
-    others = set(kwargs) - {*names[:2], "logits_to_keep", "use_cache"}
+    others = set(kwargs) - {*names[:2], "logits_to_keep", "use_cache", *NOT_PER_TOKEN_INPUTS}
     extra = sorted(key for key in others if key.startswith(side))
     if extra:
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from iit.batch import IGNORED, at_rows
 from iit.network.answering import logits_of
-from iit.network.dimensions import device_of
+from iit.network.dimensions import device_of, dtype_of
 from iit.network.fingerprint import fingerprint
 from iit.network.inputs import prepare
 from iit.network.language_model import LanguageModel
@@ -47,10 +47,7 @@ class Classifier:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights. Quantised weights, which are integers, do not count."""
-        for parameter in self.model.parameters():
-            if parameter.dtype.is_floating_point:
-                return parameter.dtype
-        return torch.float32
+        return dtype_of(self.model)
 
     def fingerprint(self) -> str:
         """A text that tells these weights from others (see `iit.network.fingerprint`)."""

@@ -59,6 +59,14 @@ def device_of(network: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The dtype of the weights. Quantised weights, which are integers, do not count."""
+    for parameter in network.parameters():
+        if parameter.dtype.is_floating_point:
+            return parameter.dtype
+    return torch.float32
+
+
 def batch_first(modules: list[nn.Module], network: nn.Module) -> bool | None:
     """Whether the batch comes before the sequence; None where nothing tells.
 

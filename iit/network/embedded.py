@@ -1,12 +1,13 @@
-"""A network that comes as GGUF in a Python wheel.
+"""A network that comes as a GGUF file, alone or in a Python wheel.
 
 It is dequantised once, to safetensors in the user's cache.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    loader: Any = AutoModelForCausalLM
+    model, report = loader.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
     )
+    check_complete(report, gguf.name)
     # A model that was read from GGUF refuses to be saved. Its weights go into a fresh model that
     # was never quantised.
     config: Any = model.config
@@ -52,6 +55,20 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def check_complete(report: Mapping[str, Any], label: str) -> None:
+    """Check what transformers reports of loading: it would go on with random weights.
+
+    Raises ValueError for tensors that are missing, or have another shape.
+    """
+    # Of a tensor of another shape it gives the name and both shapes.
+    missing = sorted({*report["missing_keys"], *map(itemgetter(0), report["mismatched_keys"])})
+    if missing:
+        raise ValueError(
+            f"The saved weights of {label!r} lack {len(missing)} of its tensors: "
+            f"{', '.join(missing[:3])} …"
+        )
 
 
 def dequantised(gguf: Path, convert: Callable[[Path, Path], None] = _convert) -> Path:

@@ -3,27 +3,31 @@
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any, SupportsIndex, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from iit.batch import IGNORED, at_rows
+from iit.batch import IGNORED, at_rows, trimmed
 from iit.network.answering import (
     ANSWER_ROLE,
     at_columns,
     head_at,
     is_encoder_decoder,
     is_masked,
+    is_sequence_classifier,
+    logits_of,
     with_answer,
 )
-from iit.network.dimensions import device_of
+from iit.network.dimensions import device_of, dtype_of
 from iit.network.fingerprint import fingerprint
+from iit.network.images import with_images
 from iit.network.inputs import prepare
-from iit.network.limits import check_limits, n_embeddings
+from iit.network.limits import check_limits, n_embeddings, unwrapped
 from iit.network.spans import last_mention, tokens_of_span
 from iit.network.tokens import TokenizedTexts, Tokens, with_special_tokens
 from iit.result import correct
@@ -35,29 +39,42 @@ Its words, a token index or several, a slice of characters, or None where the te
 """
 
 
+Answer = str | int | Sequence[str]
+"""What a text is answered by: a text, several that are right, or a class."""
+
+
+Text = str | Mapping[str, Any]
+"""A prompt: its text, or {"text": …, "image": …}."""
+
+
 @final
 class LanguageModel:
-    """A transformers model under study, frozen and in eval mode, and its tokenizer.
+    """A network under study that reads text, frozen and in eval mode, and its tokenizer.
 
-    A tokenizer without a padding token pads with its end-of-text token; the attention mask tells
-    padding apart.
+    It answers with tokens, or with a class where it is a sequence classifier. A tokenizer without a
+    padding token pads with its end-of-text token; the attention mask tells padding apart.
 
     Arguments:
-        model: the transformers model.
+        model: a transformers model, one inside of a wrapper (PEFT), or any module whose forward
+            takes `input_ids` and `attention_mask`. Its output is, or holds, Tensor[batch, seq,
+            vocab] (see `logits_of`).
         tokenizer: its tokenizer, a fast one.
         name: by default the config's `name_or_path`, else the model's class.
         revision: of a network from the hub.
+        processor: of a network that takes images beside the text, transformers' own.
 
     Raises:
-        ValueError: for a tokenizer that does not know the characters of its tokens.
+        ValueError: for a tokenizer that does not know the characters of its tokens; for a sequence
+            classifier whose outputs are no classes, or whose config has no padding token.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         name: str | None = None,
         revision: str | None = None,
+        processor: Any = None,
     ):
         if not tokenizer.is_fast:
             raise ValueError(
@@ -66,10 +83,21 @@ class LanguageModel:
             )
         # Frozen: whoever studies a network leaves its weights alone.
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.name = name or model.config.name_or_path or type(model).__name__
+        for module in model.modules():
+            # Four bits of bitsandbytes on a CPU: its fast kernel repacks the weights in the first
+            # run, and passes no gradient on.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        self.tokenizer, self.processor = tokenizer, processor
+        # A module of one's own may have no config.
+        self._config: Any = getattr(unwrapped(model), "config", None)
+        name = name or getattr(self._config, "name_or_path", None)
+        self.name = name or type(model).__name__
         self.revision = revision
         self.masked, self.encoder_decoder = is_masked(model), is_encoder_decoder(model)
+        self.classifies = is_sequence_classifier(model)
+        if self.classifies:
+            self._check_classes()
         self._texts = TokenizedTexts()
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -81,8 +109,8 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self.model.dtype
+        """The dtype of the weights. Quantised weights, which are integers, do not count."""
+        return dtype_of(self.model)
 
     def fingerprint(self) -> str:
         """A text that tells these weights from others (see `iit.network.fingerprint`)."""
@@ -97,16 +125,18 @@ class LanguageModel:
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: Text | Sequence[Text],
         positions: Mapping[str, RolePlace | Sequence[RolePlace] | Tensor] | None = None,
-        answers: str | Sequence[str | Sequence[str]] | None = None,
+        answers: Answer | Sequence[Answer] | None = None,
         *,
         special_tokens: bool | None = None,
     ) -> dict[str, Any]:
         """Tokenize prompts, right-padded, and resolve their roles and answers.
 
         Arguments:
-            texts: the prompts; a single one may stand alone.
+            texts: the prompts; a single one may stand alone. Where the network takes images, each
+                may be {"text": …, "image": …}: a picture, its file, or the bytes of one. The text
+                holds the processor's placeholder once; as a role, it is all tokens of the image.
             positions: {role: one place for each text}; for a single text the place may stand alone.
                 A place is words (their last mention), a slice of characters, or None where the text
                 lacks the role. It may also be a token index, or a list of them, over the prompt's
@@ -115,7 +145,8 @@ class LanguageModel:
             answers: one for each text, as it continues the prompt (" John"). It may be several
                 answers of one token, each of them right. The answers of a masked language model
                 stand at the masks (the role `mask`). Those of an encoder-decoder begin the
-                decoder's text.
+                decoder's text. A sequence classifier answers with a class: its number, or its name
+                in the config.
             special_tokens: True puts all of the tokenizer's special tokens around each text, False
                 none. By default a decoder's texts get no end token, and a text that begins with
                 special tokens gets no second ones.
@@ -127,15 +158,18 @@ class LanguageModel:
             `answer`, where there are answers: LongTensor[batch, n_answer], or LongTensor[batch, 1,
             n_alternatives] where several are right; −100 padded.
             `decoder_input_ids`, for an encoder-decoder: the start of its decoder's text.
+            What the processor makes of images, such as `pixel_values`.
 
         Raises:
-            ValueError: an empty text or answer; an answer outside the vocabulary; numbers that do
-                not fit; a place that a text does not have, quoting the text and marking the place;
-                a text that is too long for the network.
+            ValueError: an empty text or answer; an answer outside the vocabulary, or that is no
+                class; numbers that do not fit; a place that a text does not have, quoting the text
+                and marking the place; a text that is too long for the network; an image for a
+                network that has no encoder for it, or for some of the texts only.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
+        prompts = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        if not prompts:
             raise ValueError("There are no texts to encode.")
+        texts, images = self._apart(prompts)
         positions = dict(positions or {})
         # These roles are filled in below, or by the answer.
         for role in positions:
@@ -145,7 +179,11 @@ class LanguageModel:
                     f"The role {role!r} is always the {owner} token; give another name to "
                     "another place."
                 )
-        tokens = self._tokenized(texts, special_tokens)
+        plain = tokens = self._tokenized(texts, special_tokens)
+        inputs: dict[str, Tensor] = {}
+        if images:
+            # Roles are found among the tokens with images, answers behind those of the text.
+            tokens, inputs = with_images(self.processor, texts, images, plain)
         ids = [row.ids for row in tokens]
         if [] in ids:
             number = ids.index([])
@@ -170,6 +208,9 @@ class LanguageModel:
                 masks.append([i for i, token in enumerate(row) if token == mask])
             roles["mask"] = _padded(masks, IGNORED)
         pad: Any = self.tokenizer.pad_token_id or 0
+        if self.classifies:
+            # Some find the last token of a text by this.
+            pad = self._config.get_text_config().pad_token_id
         if pad >= n_embeddings(self.model):
             # A padding token that was added to the tokenizer alone has no embedding.
             pad = 0
@@ -177,11 +218,20 @@ class LanguageModel:
             "input_ids": _padded(ids, pad),
             "attention_mask": _padded([[1] * len(row) for row in ids], 0),
             "positions": roles,
+            **inputs,
         }
-        if self.encoder_decoder:
+        # A classifier makes the decoder's tokens itself.
+        if self.encoder_decoder and not self.classifies:
             batch["decoder_input_ids"] = torch.tensor([self._decoder_start()] * len(texts))
         if answers is not None:
-            batch["answer"] = self._answers(answers, texts, tokens)
+            if isinstance(answers, str | int):
+                answers = [answers]
+            if len(answers) != len(texts):
+                raise ValueError(f"{len(texts)} texts need as many answers; got {len(answers)}.")
+            if self.classifies:
+                batch["answer"] = self._classes(answers)
+            else:
+                batch["answer"] = self._answers(answers, texts, plain)
         check_limits(self.model, batch["input_ids"], batch["attention_mask"].sum(1))
         return batch
 
@@ -292,15 +342,11 @@ class LanguageModel:
 
     def _answers(
         self,
-        answers: str | Sequence[str | Sequence[str]],
+        answers: Sequence[Any],
         texts: Sequence[str],
         tokens: Sequence[Tokens],
     ) -> Tensor:
         """LongTensor[batch, n_answer], or [batch, 1, n_alternatives] where several are right."""
-        if isinstance(answers, str):
-            answers = [answers]
-        if len(answers) != len(texts):
-            raise ValueError(f"{len(texts)} texts need as many answers; got {len(answers)}.")
         several = any(not isinstance(answer, str) for answer in answers)
         # Flat lists of all answers, and the text that each belongs to.
         rows: list[int] = []
@@ -336,9 +382,52 @@ class LanguageModel:
             return tensor.unsqueeze(1)
         return tensor
 
+    def _classes(self, answers: Sequence[Any]) -> Tensor:
+        """The classes of these answers, LongTensor[batch, 1]."""
+        names = {name: number for number, name in self._config.id2label.items()}
+        n = self._config.num_labels
+        classes = []
+        for answer in answers:
+            number: Any = names.get(answer) if isinstance(answer, str) else answer
+            if number not in range(n):
+                raise ValueError(
+                    f"{self.name} answers with a class, 0 to {n - 1} ({', '.join(names)}); got "
+                    f"{answer!r}."
+                )
+            classes.append([int(number)])
+        return torch.tensor(classes)
+
+    def _check_classes(self) -> None:
+        n, problem = self._config.num_labels, self._config.problem_type
+        if n < 2 or problem not in (None, "single_label_classification"):
+            raise ValueError(
+                f"{self.name} has {n} outputs (problem_type={problem!r}), and no classes of which "
+                "one is right."
+            )
+        if self._config.get_text_config().pad_token_id is None:
+            raise ValueError(
+                f"{self.name} finds the last token of a text by config.pad_token_id, which is not "
+                "set: set it, or load the network with options={'pad_token_id': NUMBER}."
+            )
+
+    def _apart(self, prompts: Sequence[Text]) -> tuple[list[str], list[Any]]:
+        """The texts, and the image of each; no images where no text has one."""
+        images = [prompt["image"] for prompt in prompts if isinstance(prompt, Mapping)]
+        if images and not hasattr(self.processor, "image_processor"):
+            raise ValueError(
+                f"{self.name} ({type(self.model).__name__}) has no encoder for images: leave the "
+                "image out, or take a network of kind=image_text with its processor."
+            )
+        if len(images) not in (0, len(prompts)):
+            raise ValueError(
+                f"{len(images)} of {len(prompts)} texts have an image: give one to each, or none."
+            )
+        texts = [prompt["text"] if isinstance(prompt, Mapping) else prompt for prompt in prompts]
+        return texts, images
+
     def _tokenized(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
         """The tokens of each text."""
-        continues = not self.masked and not self.encoder_decoder
+        continues = not (self.masked or self.encoder_decoder or self.classifies)
         tokens = []
         for row in self._tokenizer_rows(
             texts, return_offsets_mapping=True, return_special_tokens_mask=True
@@ -358,8 +447,8 @@ class LanguageModel:
 
     def answers_right(
         self,
-        texts: Sequence[str],
-        answers: Sequence[str | Sequence[str]],
+        texts: Sequence[Text],
+        answers: Sequence[Answer],
         *,
         batch_size: int = 64,
         logits: Callable[[dict[str, Any]], Tensor] | None = None,
@@ -370,16 +459,15 @@ class LanguageModel:
 
         Arguments:
             batch_size: prompts a run.
-            logits: batch → Tensor[batch, n_answer, vocab]; by default the network's own.
+            logits: batch → Tensor[batch, n_answer, vocab], or Tensor[batch, 1, classes]; by default
+                the network's own.
         """
         encoded = self.encode(texts, answers=answers)
         right = torch.zeros(len(texts), dtype=torch.bool)
         lengths = encoded["attention_mask"].sum(1)
         # Prompts of about the same length share a batch, cut to its longest.
         for rows in lengths.argsort(stable=True).split(batch_size):
-            batch = at_rows(encoded, rows)
-            for key in ("input_ids", "attention_mask"):
-                batch[key] = batch[key][:, : int(lengths[rows].max())]
+            batch = trimmed(at_rows(encoded, rows))
             with torch.no_grad():
                 scores = (logits or self._logits)(batch)
             right[rows] = correct(scores.cpu(), batch["answer"])
@@ -388,9 +476,15 @@ class LanguageModel:
     def _logits(self, encoded: dict[str, Any]) -> Tensor:
         """The network's logits where the answer is read, Tensor[batch, n_answer, vocab]."""
         batch, answer_columns = with_answer(self.model, prepare(self.model, encoded))
-        assert answer_columns is not None
+        if answer_columns is None:
+            # [batch, classes] → [batch, 1, classes]
+            classes: Any = logits_of(self.model(**batch.kwargs))
+            return classes.unsqueeze(1)
+        options = {}
+        if "use_cache" in signature(self.model.forward).parameters:
+            options["use_cache"] = False
         with head_at(self.model, answer_columns) as at_answer:
-            logits = self.model(**batch.kwargs, use_cache=False).logits
+            logits: Any = logits_of(self.model(**batch.kwargs, **options))
         # Without a head to restrict, the columns are taken from all logits.
         return logits if at_answer else at_columns(logits, answer_columns)
 

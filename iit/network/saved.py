@@ -23,11 +23,12 @@ def save_network(network: Network, folder: str | Path) -> None:
 
     Raises ValueError for an architecture that is neither transformers' nor one of this package's.
     """
-    if isinstance(network, LanguageModel):
-        network.model.save_pretrained(folder)
-        network.tokenizer.save_pretrained(folder)
-        return
     model: Any = network.model
+    if isinstance(network, LanguageModel):
+        model.save_pretrained(folder)
+        # A processor saves its tokenizer, too.
+        (network.processor or network.tokenizer).save_pretrained(folder)
+        return
     kind = type(model).__name__
     # Not `isinstance`: a subclass would come back as the class that the config names.
     if ARCHITECTURES.get(kind) is not type(model):

@@ -47,7 +47,7 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
             getattr(model, end)().load_state_dict(trained.state_dict())
     if isinstance(network, Classifier):
         return Classifier(model, name)
-    return LanguageModel(model, network.tokenizer, name)
+    return LanguageModel(model, network.tokenizer, name, processor=network.processor)
 
 
 def _reset(model: nn.Module) -> nn.Module:

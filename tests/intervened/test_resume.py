@@ -293,7 +293,7 @@ def test_a_network_without_tokens_tells_that_it_runs_whole(caplog):
         for _ in range(2):
             edited.answer_logits(torch.ones(2, 3), torch.zeros(2, 3))
     assert [record.message for record in caplog.records] == [
-        "The whole network runs: its inputs are not tokens."
+        "The whole network runs: its answer is a class, and no token."
     ]
 
 
