@@ -15,6 +15,7 @@ from iit.network.classifier import Network
 from iit.network.embedded import dequantised, gguf_in_wheel
 from iit.network.language_model import LanguageModel
 from iit.network.saved import is_classifier, load_classifier
+from iit.network.skeleton import skeleton
 
 DTYPES = {
     "fp32": torch.float32,
@@ -34,6 +35,7 @@ def load_network(
     revision: str | None = None,
     attention: str | None = None,
     wheel: Mapping[str, str] | None = None,
+    weights: bool = True,
 ) -> Network:
     """Load a network, frozen and in eval mode.
 
@@ -47,6 +49,8 @@ def load_network(
         attention: the attention implementation, such as "eager", which `attention_weight` needs;
             transformers' choice by default.
         wheel: for weights that come in a Python wheel: {"package": …, "file": …, "requirement": …}.
+        weights: False gives the network's `skeleton`, which cannot run: its tensors have no values.
+            The device need not be there.
 
     Raises:
         ValueError: an unknown dtype or device; a device that this machine lacks; a name that is
@@ -56,7 +60,7 @@ def load_network(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
-    torch_device = _device(device)
+    torch_device = _device(device if weights else "cpu")
     entries, label = _known(), name
     if wheel is None and name in entries:
         entry = entries[name]
@@ -99,10 +103,13 @@ def load_network(
     try:
         # Loading may draw random numbers; what comes after must not depend on that.
         with _quiet(progress=isinstance(origin, str)), torch.random.fork_rng(devices=[]):
+            tokenizer = AutoTokenizer.from_pretrained(origin, **where)
+            if not weights:
+                model = skeleton(origin, attention, **where).to(DTYPES[dtype])
+                return LanguageModel(model, tokenizer, label, revision)
             model, report = loader.from_pretrained(
                 origin, dtype=DTYPES[dtype], output_loading_info=True, **options
             )
-            tokenizer = AutoTokenizer.from_pretrained(origin, **where)
     except (OSError, HFValidationError) as error:
         if isinstance(origin, Path):
             raise ValueError(
