@@ -82,6 +82,7 @@ def atlas(
     frozen = frozen_network(cfg)
     network = frozen.network
     layers = range(len(blocks_of(network.model)[1])) if layers is None else layers
+    head = cfg.site.get("head")
     cells_at = made_cells(cfg, network, **axes)
     all_cells = [cell for cells in cells_at.values() for _, cell in cells]
     # The cells share one store. It knows at which blocks their runs will resume, so a prompt is run

@@ -54,7 +54,7 @@ class DryRun(NamedTuple):
     memory: dict[str, int]
 
 
-class _Fits(Exception):
+class _NoWeightsError(Exception):
     """Raised where a run would go on to the network, which has no weights."""
 
 
@@ -134,7 +134,7 @@ def _trained(cfg: DictConfig, network: Network) -> dict[str, Any]:
 
 
 def _sites(network: Network, run: Any) -> list[Site]:
-    """The sites that a map of `job=patch` names."""
+    """The sites that a map of `job=patch` names; block outputs where it names no component."""
     options = run.keywords
     axes = ("components", "layers", "heads", "units", "cells")
     where = {name: options[name] for name in axes if name in options}
@@ -173,13 +173,13 @@ def _batches(cfg: DictConfig, network: Network) -> tuple[Batches, Texts]:
             labels |= zip(map(repr, encoded.labels), n_tokens, strict=True)
     if not labels:
         return batches, {"pairs": "the config has none"}
-    texts = {"pairs": f"{', '.join(sizes)}, of prompts answered rightly or not"}
-    lengths = prompt_lengths(batches)
-    positions = str(n_positions(network.model)).replace("inf", "no limit of")
-    texts["prompts"] = (
-        f"{len(lengths)} of {min(lengths)} to {max(lengths)} tokens (median "
-        f"{median(lengths):.0f}); the network has {positions} positions"
-    )
+    texts = {"pairs": f"{', '.join(sizes)}, whatever the network answers"}
+    if lengths := prompt_lengths(batches):
+        positions = str(n_positions(network.model)).replace("inf", "no limit of")
+        texts["prompts"] = (
+            f"{len(lengths)} of {min(lengths)} to {max(lengths)} tokens (median "
+            f"{median(lengths):.0f}); the network has {positions} positions"
+        )
     longer = [label for label, n in labels.items() if n > 1]
     texts["answers"] = f"{1 - len(longer) / len(labels):.0%} of {len(labels)} labels are one token"
     if longer:
@@ -188,13 +188,12 @@ def _batches(cfg: DictConfig, network: Network) -> tuple[Batches, Texts]:
 
 
 def prompt_lengths(batches: Batches) -> list[int]:
-    """The tokens in each distinct text, which are 1 for each input that is no text."""
+    """The number of tokens of each distinct text."""
     prompts = set()
     for batch in chain(*batches.values()):
         for part in (batch["base"], *batch["sources"].values()):
-            tokens = part.get("input_ids", batch["row"].unsqueeze(1))
-            masks = part.get("attention_mask", tokens >= 0)
-            for ids, mask in zip(tokens, masks, strict=True):
+            masks = part.get("attention_mask", ())
+            for ids, mask in zip(part.get("input_ids", ()), masks, strict=True):
                 prompts.add(tuple(ids[mask.bool()].tolist()))
     return list(map(len, prompts))
 
@@ -210,7 +209,7 @@ def _roles(cfg: DictConfig, edited: Edited, batches: Batches) -> tuple[bool, Tex
         model.store = SimpleNamespace(read=_stop)
         for batch in parts:
             base, _ = with_answer(model.network, prepare(model.network, batch["base"]))
-            with suppress(_Fits):
+            with suppress(_NoWeightsError):
                 model.edited_run(base, batch["sources"] or None, batch["active"])
             if isinstance(model, Alignment) and list(model.parameters()):
                 instantiate(cfg.module)(model).check(batch)
@@ -218,7 +217,7 @@ def _roles(cfg: DictConfig, edited: Edited, batches: Batches) -> tuple[bool, Tex
 
 
 def _stop(*_: Any, **__: Any) -> None:
-    raise _Fits
+    raise _NoWeightsError
 
 
 def _memory(
@@ -233,5 +232,5 @@ def _memory(
         if name not in ("attention_mask", "positions", "answer"):
             inputs[name] = tensor.new_zeros(n, *tensor.shape[1:])
     needed = demand(network, list(edited.values()), inputs, sum(prompt_lengths(batches)), trains)
-    sizes = {name: f"{n / 2**30:.2f} GiB" for name, n in needed.items()}
-    return needed, sizes | {"together": f"{sum(needed.values()) / 2**30:.2f} GiB"}
+    in_all = needed | {"memory": sum(needed.values())}
+    return needed, {name: f"{n / 2**20:,.0f} MiB" for name, n in in_all.items()}

@@ -30,14 +30,15 @@ def demand(
     Arguments:
         network: the network, or its skeleton.
         edited: what the job edits.
-        inputs: a training batch, by the network's inputs. Only shapes are read.
+        inputs: a training batch, by the network's inputs; {} where there is none. Only shapes are
+            read.
         n_tokens: of all distinct prompts together.
         trains_network: whether the job trains the network's weights, with Adam.
     """
     model = network.model
     layers = {one.first_block for one in edited} - {None, 0}
     first = None if trains_network else min(filter(None, layers), default=None)
-    saved, keys_values = traced(model, inputs, first)
+    saved, keys_values = traced(model, inputs, first) if inputs else (0, 0)
 
     store = 0
     if first is not None:
@@ -99,6 +100,7 @@ def traced(network: nn.Module, inputs: Mapping[str, Tensor], first: int | None) 
         # As the loss does.
         logits.float().log_softmax(-1)
     keys_values = []
-    for block in cache.layers:
+    blocks: Any = cache.layers
+    for block in blocks:
         keys_values += [block.keys, block.values]
     return n_bytes([*weights, *kept]) - n_bytes(weights), n_bytes(keys_values)

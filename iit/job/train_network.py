@@ -160,7 +160,7 @@ def trained_network(
             f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}."
         )
     if not weights:
-        network = untrained_network(cfg)[1]
+        network: Any = untrained_network(cfg)[1]
         network.model.to(DTYPES[dtype])
         network.name = experiment
         return network

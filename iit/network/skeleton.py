@@ -1,13 +1,12 @@
 """The skeleton of a network: its modules without weights, from the configuration alone."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
-def skeleton(origin: str | Path, attention: str | None, **where: Any) -> Any:
+def skeleton(origin: Any, attention: str | None, **where: Any) -> Any:
     """A causal language model on torch's meta device: its tensors have shapes and no values.
 
     Arguments:

@@ -1,8 +1,12 @@
 """A dry run finds in words what a run would stumble over, and says what memory a run will need."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from omegaconf import open_dict
 from transformers import LlamaConfig
 
 from iit.job.dry_run import dry_run
@@ -10,6 +14,7 @@ from iit.network import load_network
 from iit.run import run
 from tests.conftest import composing
 
+ROOT = Path(__file__).resolve().parents[2]
 FEW = ("data.n_train=16", "data.n_val=8", "data.n_test=8")
 IOI = ("+experiment=das_ioi", "site.layer=2", *FEW)
 
@@ -85,14 +90,13 @@ def test_all_that_is_wrong_is_said_at_once(dry):
 
 
 def test_labels_of_several_tokens_are_named(dry, tmp_path, capsys):
-    roles = {"place": [4, 15]}
     rows = [
         {
             "split": split,
             "base": f"The Eiffel Tower is in {word}",
             "source": f"The Needle Tower is in {word}",
-            "base_roles": roles,
-            "source_roles": roles,
+            "base_roles": {"place": [4, 16]},
+            "source_roles": {"place": [11, 16]},
             "label": label,
             "base_answer": " Paris",
         }
@@ -105,7 +109,64 @@ def test_labels_of_several_tokens_are_named(dry, tmp_path, capsys):
     wrong = dry_run(dry(*own, experiment=())).wrong
     text = printed(capsys)
     assert "50% of 2 labels are one token, but not ' Xanthippe'" in text
-    # The role has three tokens in the base and two in the source.
+    # The role has more tokens in the base than in the source.
     assert len(wrong) == 1
     assert wrong[0].startswith("roles: ")
     assert "spans must be of equal length" in wrong[0]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "site"),
+    [
+        ("patching_ioi", "block_output[0] @ s2"),
+        pytest.param("path_patching_ioi", "block_output[0]", marks=pytest.mark.long),
+        pytest.param("das_ioi_atlas", "block_output[0] @ s1", marks=pytest.mark.long),
+        ("steering", "block_output[2] @ last"),
+        ("train_equality", "the config names none"),
+        ("das_equality", "layers"),
+        ("ground_truth", "the config names none"),
+    ],
+)
+def test_each_job_has_a_table(experiment, site, tmp_path, monkeypatch, folder, capsys):
+    compose = composing(None, tmp_path, monkeypatch, "dry_run=true")
+    monkeypatch.setattr("iit.network.load_network", load_network)
+    overrides = [f"+experiment={experiment}"]
+    if experiment not in ("steering", "ground_truth"):
+        overrides += FEW
+    cfg = compose(*overrides)
+    if "experiment" not in cfg.network and "wheel" in cfg.network:
+        with open_dict(cfg):
+            cfg.network = compose("network=hub", f"network.name={folder}").network
+            if "component" in cfg.site:
+                cfg.site.layer = 2
+            if experiment == "path_patching_ioi":
+                # Its receivers are in layers that this network lacks.
+                cfg.job.maps = {"direct": next(iter(cfg.job.maps.values()))}
+    result = dry_run(cfg)
+    assert result.wrong == []
+    assert result.memory["weights"] > 0
+    assert site in printed(capsys)
+
+
+@pytest.mark.long
+def test_a_multirun_prints_a_table_for_each_job(tmp_path):
+    command = [sys.executable, "train.py", "-m", "+experiment=das_ioi", "dry_run=true", *FEW]
+    command += ["rank=4,577", f"paths.outputs={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout.count("Dry run of das_ioi") == 2
+    assert "577" in done.stderr
+
+
+@pytest.mark.long
+def test_the_command_ends_with_a_plain_sentence(tmp_path):
+    command = [sys.executable, "train.py", "+experiment=das_ioi", "dry_run=true", *FEW]
+    command += [f"paths.outputs={tmp_path}"]
+    good = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert good.returncode == 0
+    bad = subprocess.run(
+        [*command, "site.layer=99"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert bad.returncode != 0
+    assert "Traceback" not in bad.stderr
+    assert "layer=99 is out of range" in bad.stderr.splitlines()[-1]
