@@ -3,7 +3,7 @@ writes `results/memory.json`.
 
 Networks like Llama with random weights are saved to a folder, with SmolLM2's tokenizer. Each run is
 a process of its own. What it takes is the peak of its resident memory, less what the imports took.
-With overrides of the config as arguments it is one such run. `BENCH=full` adds the network of 1B
+With overrides of the config as arguments it is one such run. `BENCH=full` adds the network of 0.9B
 parameters.
 """
 
@@ -21,14 +21,14 @@ SIZES = {
     "50M": (448, 12, 7, 7, 1280),
     "135M": (576, 30, 9, 3, 1536),
     "500M": (1280, 22, 20, 5, 3840),
-    "1B": (1792, 24, 28, 7, 4864),
+    "0.9B": (1792, 24, 28, 7, 4864),
 }
 COMMON = (
     *("data.right_only=false", "logger=csv", "trainer.max_epochs=1"),
     *("trust.resamples=100", "trust.random_subspaces=1"),
 )
 # {size: pairs for training}; the larger the network, the fewer prompts can be run in some minutes.
-N_TRAIN = {"50M": 320, "135M": 160, "500M": 64, "1B": 32}
+N_TRAIN = {"50M": 64, "135M": 96, "500M": 32, "0.9B": 16}
 
 
 def make(name: str, folder: str) -> None:
@@ -96,7 +96,7 @@ def main() -> None:
     """Measure every size, write the results and print them."""
     results = {}
     for name, n in N_TRAIN.items():
-        if name == "1B" and not FULL:
+        if name == "0.9B" and not FULL:
             continue
         with tempfile.TemporaryDirectory() as folder:
             child("make", name, folder)

@@ -103,13 +103,15 @@ def load_network(
     try:
         # Loading may draw random numbers; what comes after must not depend on that.
         with _quiet(progress=isinstance(origin, str)), torch.random.fork_rng(devices=[]):
-            tokenizer = AutoTokenizer.from_pretrained(origin, **where)
-            if not weights:
+            if weights:
+                model, report = loader.from_pretrained(
+                    origin, dtype=DTYPES[dtype], output_loading_info=True, **options
+                )
+                model.to(torch_device)
+            else:
                 model = skeleton(origin, attention, **where).to(DTYPES[dtype])
-                return LanguageModel(model, tokenizer, label, revision)
-            model, report = loader.from_pretrained(
-                origin, dtype=DTYPES[dtype], output_loading_info=True, **options
-            )
+                report = {"missing_keys": ()}
+            tokenizer = AutoTokenizer.from_pretrained(origin, **where)
     except (OSError, HFValidationError) as error:
         if isinstance(origin, Path):
             raise ValueError(
@@ -124,7 +126,7 @@ def load_network(
             f"The saved weights of {label!r} lack {len(missing)} of its tensors: "
             f"{', '.join(missing[:3])} …"
         )
-    return LanguageModel(model.to(torch_device), tokenizer, label, revision)
+    return LanguageModel(model, tokenizer, label, revision)
 
 
 def _known() -> dict[str, Any]:
