@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from iit.job.declared import check_chosen, check_numbers, check_token
+from iit.job.dry_run import dry_run
 from iit.report import print_results
 from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
 
@@ -43,20 +44,29 @@ def run(cfg: DictConfig) -> float | None:
     At the start it writes `config.yaml` to the run's folder, at the very end `metrics.json`. A
     folder without `metrics.json` holds no result. Every logger gets rows, too (see `_log`).
 
+    With `cfg.dry_run` the job is only checked, without weights, and nothing is written.
+
     Arguments:
         cfg: a composed config. `cfg.job` names the job's function, `cfg.paths.run` the folder.
 
     Returns:
-        The validation IIA on changing pairs (see `validation_iia`).
+        The validation IIA on changing pairs (see `validation_iia`); None of a dry run.
 
     Raises:
         OSError: when the folder cannot be written.
+        SystemExit: where a dry run finds something wrong; in a multirun it is a ValueError.
         ValueError: where the config lacks what an experiment sets, has another value in place of a
             number, or holds a token.
     """
     check_token(OmegaConf.select(cfg, "network.token"))
     check_chosen(cfg)
     check_numbers(cfg)
+    if cfg.dry_run:
+        if wrong := dry_run(cfg).wrong:
+            # The jobs of a multirun share a process, so one of them may not end it.
+            error: Any = ValueError if _in_multirun() else SystemExit
+            raise error("\n".join(wrong))
+        return None
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)

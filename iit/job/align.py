@@ -28,7 +28,10 @@ from iit.result import SCORE, Cell, Row, select, where
 log = logging.getLogger(__name__)
 
 # Keys of the config that may differ between a training and the one that it continues.
-_FREE = ("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "store", "name")
+_FREE = (
+    *("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "store", "name"),
+    "dry_run",
+)
 # Options of Lightning's trainer that may not differ: they decide what an optimizer step does.
 _BOUND = (
     "gradient_clip_val",

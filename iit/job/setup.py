@@ -54,6 +54,14 @@ def frozen_network(cfg: DictConfig) -> Frozen:
 def pairs_held_out(cfg: DictConfig, network: Alignment | Network) -> tuple[Pairs, HeldOut]:
     """The pairs of the config without their test split, and what opens that split.
 
+    It takes and raises what `pairs_of` does.
+    """
+    return hold_out(pairs_of(cfg, network))
+
+
+def pairs_of(cfg: DictConfig, network: Any) -> Pairs:
+    """The pairs of the config, all splits.
+
     The pairs are sampled from the causal model. One's own pairs come from a file (`data.path`) and
     need no causal model.
 
@@ -61,16 +69,13 @@ def pairs_held_out(cfg: DictConfig, network: Alignment | Network) -> tuple[Pairs
         network: answers the prompts. An alignment stands for its network, and its store holds what
             was run.
 
-    Returns:
-        The pairs, and the test split, still closed.
-
     Raises:
         ValueError: for options that one's own pairs do not take; and for a label among these pairs,
             in any split, that is none of the network's answers.
     """
     make = instantiate(cfg.data)
     if "path" not in cfg.data:
-        return hold_out(make(task=instantiate(cfg.causal), network=network))
+        return make(task=instantiate(cfg.causal), network=network)
     # `make` is a partial of `Pairs.load`. An experiment may have left options of sampling in it.
     surplus = sorted(set(make.keywords) - set(signature(Pairs.load).parameters))
     if surplus:
@@ -84,7 +89,7 @@ def pairs_held_out(cfg: DictConfig, network: Alignment | Network) -> tuple[Pairs
         # Labels are checked in every split, also in test: that needs no run.
         for split in dict.fromkeys(pairs.dataset["split"]):
             check_labels(studied, EncodedPairs(pairs.split(split), pairs.variables, studied), split)
-    return hold_out(pairs)
+    return pairs
 
 
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:

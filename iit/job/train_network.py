@@ -19,12 +19,14 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
+from iit.causal import Task
 from iit.data import freeze, hold_out
 from iit.evaluation import evaluate
 from iit.job.declared import check_config
 from iit.job.setup import evaluate_options, facts_of, fitting, save_training_curve, verdict_facts
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
+from iit.network.load import DTYPES
 from iit.result import Row, where
 
 log = logging.getLogger(__name__)
@@ -71,12 +73,7 @@ def train_network(
             "trains the network itself. Run it with trust=quick, then job=align on network=trained "
             "with trust=full."
         )
-    task = instantiate(cfg.causal)
-    # A small language model has a token for each word of the task.
-    network = instantiate(
-        cfg.network,
-        **({"vocabulary": list(task.vocabulary)} if "vocabulary" in cfg.network else {}),
-    )
+    task, network = untrained_network(cfg)
     alignment = instantiate(cfg.alignment)(network=network)
     sample = partial(instantiate(cfg.data), task=task, network=network)
     pairs, held_out = hold_out(sample())
@@ -128,7 +125,19 @@ def train_network(
     return rows, facts
 
 
-def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -> Network:
+def untrained_network(cfg: DictConfig) -> tuple[Task, Network]:
+    """The task of a training, and the network that is to be trained on it."""
+    task = instantiate(cfg.causal)
+    options = {}
+    # A small language model has a token for each word of the task.
+    if "vocabulary" in cfg.network:
+        options["vocabulary"] = list(task.vocabulary)
+    return task, instantiate(cfg.network, **options)
+
+
+def trained_network(
+    experiment: str, device: str = "cpu", dtype: str = "fp32", weights: bool = True
+) -> Network:
     """The network of a `train_network` experiment, from the user's cache or trained first.
 
     The key in the cache is made from the part of the experiment's config that decides the weights,
@@ -137,6 +146,7 @@ def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -
     Arguments:
         experiment: the name of a file in `conf/experiment`, such as "train_equality".
         device, dtype: as `load_network` takes them.
+        weights: False gives the network as it is before the training.
 
     Returns:
         The network, frozen; its name is the experiment's, its revision the key in the cache.
@@ -149,6 +159,11 @@ def trained_network(experiment: str, device: str = "cpu", dtype: str = "fp32") -
         raise ValueError(
             f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}."
         )
+    if not weights:
+        network: Any = untrained_network(cfg)[1]
+        network.model.to(DTYPES[dtype])
+        network.name = experiment
+        return network
     if not is_whole(_cached(cfg)):
         log.info("Training the network of %s first (once; some minutes)", experiment)
         # It leaves the random generators and torch's algorithms as they were.

@@ -82,7 +82,7 @@ class LanguageModel:
                 "fast tokenizer."
             )
         # Frozen: whoever studies a network leaves its weights alone.
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         for module in model.modules():
             # Four bits of bitsandbytes on a CPU: its fast kernel repacks the weights in the first
             # run, and passes no gradient on.

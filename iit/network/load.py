@@ -63,18 +63,19 @@ QUANTIZATIONS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torcha
 """{how weights are quantised: the package that does it}."""
 
 
-def load_network(name: str, **options: Any) -> Network:
+def load_network(name: str, *, weights: bool = True, **options: Any) -> Network:
     """Load a network, frozen and in eval mode.
 
     Arguments:
         name: an entry of conf/networks.yaml ("smollm2"), a hub id, a local folder, or a GGUF file.
+        weights: False gives a network without weights, for a dry run.
         options: as in `Loading`: `load_network("gpt2", dtype="bf16", quantization="8bit")`.
 
     Raises:
         TypeError: an option is none of `Loading`.
         ValueError, ModuleNotFoundError: as in `Loading`.
     """
-    return Loading(name, **options)()
+    return Loading(name, weights=weights, **options)()
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Loading:
         adapter: a folder or hub id of a PEFT adapter, which stays beside the network's own weights.
         options: any other options of transformers' `from_pretrained`. With `device_map` the network
             stays where that puts it.
+        weights: False gives a network without weights, on the meta device. It has the modules and
+            the tokenizer, and cannot run. The device need not be there.
 
     Raises:
         ValueError: an unknown dtype, device, kind or quantization; a device that this machine
@@ -128,6 +131,7 @@ class Loading:
     quantization: str | None = None
     adapter: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    weights: bool = True
 
     def __post_init__(self) -> None:
         choices: dict[str, Any] = {
@@ -151,7 +155,7 @@ class Loading:
 
     def __call__(self) -> Network:
         """Load the network. Each call loads it anew."""
-        device, known = _device(self.device), _known()
+        device, known = _device(self.device if self.weights else "cpu"), _known()
         name, wheel, revision, gguf = self.name, self.wheel, self.revision, self.gguf
         if wheel is None and name in known:
             entry = known[name]
@@ -235,13 +239,18 @@ class Loading:
         if is_quantised or self.quantization:
             # Packed weights are put in their place while they are read.
             options.setdefault("device_map", {"": device})
-        model, report = KINDS[kind][0].from_pretrained(
-            origin, dtype=dtype, output_loading_info=True, **where, **options
-        )
-        check_complete(report, self.name)
-        if "device_map" not in options:
-            model.to(device)
-        if self.adapter is not None:
+        if self.weights:
+            model, report = KINDS[kind][0].from_pretrained(
+                origin, dtype=dtype, output_loading_info=True, **where, **options
+            )
+            check_complete(report, self.name)
+            if "device_map" not in options:
+                model.to(device)
+        else:
+            with torch.device("meta"):
+                model = KINDS[kind][0].from_config(config, attn_implementation=self.attention)
+            model.to(dtype)
+        if self.adapter is not None and self.weights:
             _adapt(model, self.adapter, where.get("token"), self.name)
             label += f", adapter {Path(self.adapter).name}"
         processor = None
