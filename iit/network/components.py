@@ -1,11 +1,12 @@
 """The components of a transformer: the module, side and units of each in a given network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from iit.batch import behind_bridge
 from iit.network.dimensions import width
 from iit.network.families import FAMILIES, Family
 
@@ -274,6 +275,7 @@ def transformer_in(network: nn.Module) -> Any:
 
     Raises ValueError unless there is exactly one outermost model.
     """
+    network = behind_bridge(network)
     if isinstance(network, PreTrainedModel):
         return network
     inside = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
@@ -297,6 +299,9 @@ def _family(network: nn.Module) -> tuple[Family, nn.Module]:
             f"{_ELSEWHERE}"
         )
     family = FAMILIES[kind]
+    if transformer is not network and behind_bridge(network) is transformer:
+        # A bridge computes queries, keys and values apart, whatever the family.
+        family = replace(family, qkv=tuple(f"{family.attention}.{name}" for name in "qkv"))
     backbone: Any = transformer.base_model
     # Multimodal models keep the language model inside their backbone.
     for inner in ("", "language_model", "text_model"):

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iit.batch import IGNORED, at_rows
+from iit.batch import IGNORED, at_rows, behind_bridge
 from iit.network.answering import (
     ANSWER_ROLE,
     at_columns,
     head_at,
     is_encoder_decoder,
     is_masked,
+    logits_of,
     with_answer,
 )
 from iit.network.dimensions import device_of
@@ -66,6 +67,7 @@ class LanguageModel:
             )
         # Frozen: whoever studies a network leaves its weights alone.
         self.model = model.eval().requires_grad_(False)
+        behind_bridge(model).eval()
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self.revision = revision
@@ -390,7 +392,8 @@ class LanguageModel:
         batch, answer_columns = with_answer(self.model, prepare(self.model, encoded))
         assert answer_columns is not None
         with head_at(self.model, answer_columns) as at_answer:
-            logits = self.model(**batch.kwargs, use_cache=False).logits
+            batch.kwargs["use_cache"] = False
+            logits: Any = logits_of(batch.through(self.model))
         # Without a head to restrict, the columns are taken from all logits.
         return logits if at_answer else at_columns(logits, answer_columns)
 
