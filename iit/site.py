@@ -258,7 +258,11 @@ class ResolvedSite:
             return pixels, lambda new: new.transpose(1, 2).reshape(shape)
         if axes == "batch head query key":
             by_query = activation.transpose(1, 2).flatten(2)
-            return by_query, lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2)
+            # Contiguous, as the softmax gave it: Bloom takes a view of it.
+            return (
+                by_query,
+                lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2).contiguous(),
+            )
         raise ValueError(
             f"Site {self.site}: activations of shape {tuple(shape)} do not say which dimension has "
             "the batch, and which the positions. Name the recurrent, linear or convolutional "

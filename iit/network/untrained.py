@@ -31,7 +31,7 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # A bridge's twin is a transformers model: components are the same.
-        model = behind_bridge(network.model)
+        model: Any = behind_bridge(network.model)
         if isinstance(model, PreTrainedModel):
             model = type(model)(deepcopy(model.config))
         else:
