@@ -33,6 +33,14 @@ NOT_PER_TOKEN_INPUTS = {"pixel_values", "pixel_attention_mask", "image_sizes"}
 """Inputs that have no entry for each token. They may have the tokens' shape by chance."""
 
 
+def behind_bridge(network: nn.Module) -> Any:
+    """The transformers model that a TransformerBridge of TransformerLens runs; else the network.
+
+    A bridge puts its modules into that model, and does not register it.
+    """
+    return vars(network).get("original_model", network)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch of inputs.
@@ -90,6 +98,10 @@ class Batch:
     def through(self, network: nn.Module) -> Any:
         """Run the network on copies of the inputs, because a network may write to its inputs."""
         args, kwargs = map_tensors((self.args, self.kwargs), lambda tensor, _: tensor.clone())
+        if behind_bridge(network) is not network:
+            # A bridge calls tokens and embeddings by one name.
+            for name in {"input_ids", "inputs_embeds"} & set(kwargs):
+                kwargs["input"] = kwargs.pop(name)
         return network(*args, **kwargs)
 
     def right_padded(self) -> "Batch":

@@ -258,7 +258,11 @@ class ResolvedSite:
             return pixels, lambda new: new.transpose(1, 2).reshape(shape)
         if axes == "batch head query key":
             by_query = activation.transpose(1, 2).flatten(2)
-            return by_query, lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2)
+            # Contiguous, as the softmax gave it: Bloom takes a view of it.
+            return (
+                by_query,
+                lambda new: new.unflatten(2, (shape[1], -1)).transpose(1, 2).contiguous(),
+            )
         raise ValueError(
             f"Site {self.site}: activations of shape {tuple(shape)} do not say which dimension has "
             "the batch, and which the positions. Name the recurrent, linear or convolutional "
@@ -277,7 +281,7 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
     Raises ValueError for a component, layer, head or module that the network lacks; the message
     says what it has. Raises it too for compiled networks.
     """
-    modules = dict(network.named_modules())
+    modules = _Modules(network.named_modules())
     _refuse_compiled(modules)
     if site.component is not None:
         location = locate(network, site.component, site.layer, site.heads)
@@ -294,13 +298,14 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
         )
     assert site.module is not None
     assert site.side is not None
-    if site.module not in modules:
+    try:
+        module = modules[site.module]
+    except AttributeError:
         close = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.4)
         raise ValueError(
             f"{type(network).__name__} has no module {site.module!r}; close to it: "
             f"{close or list(modules)[1:6]}."
-        )
-    module = modules[site.module]
+        ) from None
     ancestors = _ancestors(modules, site.module)
     # Its fused attention has to be switched off while hooks stand.
     encoder = next((m for m in ancestors if isinstance(m, nn.TransformerEncoder)), None)
@@ -316,6 +321,16 @@ def resolve(network: nn.Module, site: Site) -> ResolvedSite:
         encoder=encoder,
         axes=dimensions.axes(site.module, modules, ancestors),
     )
+
+
+class _Modules(dict[str, nn.Module]):
+    """The modules of a network by path, and by its other paths where one stands in several places.
+
+    The modules of a TransformerBridge do so.
+    """
+
+    def __missing__(self, path: str) -> nn.Module:
+        return self[""].get_submodule(path)
 
 
 class Sites(dict[Site, ResolvedSite]):
@@ -379,4 +394,8 @@ def _ancestors(modules: dict[str, nn.Module], path: str) -> list[nn.Module]:
     while path:
         path = path.rpartition(".")[0]
         ancestors.append(modules[path])
+        # A module of a bridge runs the transformers module that it wraps.
+        wrapped = modules[path]._modules.get("_original_component")
+        if wrapped is not None:
+            ancestors.append(wrapped)
     return ancestors

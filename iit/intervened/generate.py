@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iit.batch import IGNORED, Batch
+from iit.batch import IGNORED, Batch, behind_bridge
 from iit.intervened.edit import Edit
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.positions import SiteColumns
@@ -94,7 +94,7 @@ def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, An
 
     Raises ValueError where new tokens are edited and a source has several positions.
     """
-    network: Any = run.resolved.network
+    network = behind_bridge(run.resolved.network)
     settings = getattr(network, "generation_config", None)
     if getattr(settings, "cache_implementation", None) is not None:
         # A static cache that the network's own settings ask for is a matter of speed.

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
-from iit.batch import IGNORED, Batch, Inputs
+from iit.batch import IGNORED, Batch, Inputs, behind_bridge
 from iit.intervened.edited_run import any_active
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns
@@ -102,6 +102,8 @@ class ActivationStore:
         self._under = under
         self._messages: set[str] = set()
         self._refusal: str | None = None
+        if behind_bridge(network) is not network:
+            self._refusal = "every run of a TransformerBridge writes to its modules"
         self._begin()
 
     def __len__(self) -> int:

@@ -13,7 +13,12 @@ from iit.intervention.named import AutoencoderIntervention, JumpReLUAutoencoderI
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 RESCALED = "rescale_acts_by_decoder_norm"
 # Architecture → the activations that its configuration may name.
-_ACTIVATIONS = {"standard": {"relu"}, "topk": {"topk"}, "jumprelu": {"relu", "jumprelu"}}
+_ACTIVATIONS = {
+    "standard": {"relu"},
+    "topk": {"topk"},
+    "jumprelu": {"relu", "jumprelu"},
+    "gated": {"relu"},
+}
 # Keys that change what is computed, and what each may say. None stands for a missing key.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "normalize_activations": (None, False, "none"),
@@ -57,6 +62,13 @@ target_l0 tokens_per_buffer total_training_tokens train_batch_size train_batch_s
 training_tokens use_cached_activations use_ghost_grads use_sparse_activations verbose
 wandb_entity wandb_id wandb_log_frequency wandb_project""".split()
 )
+# Architecture → its tensors beside W_enc, W_dec and b_dec.
+_BIASES = {
+    "standard": {"b_enc"},
+    "topk": {"b_enc"},
+    "jumprelu": {"b_enc", "threshold"},
+    "gated": {"b_gate", "b_mag", "r_mag"},
+}
 _NAMES = {
     "W_enc": "encoder",
     "W_dec": "decoder",
@@ -75,9 +87,9 @@ def load_autoencoder(
 ) -> Intervention:
     """The interchange of an autoencoder's features, from a folder as SAELens writes it.
 
-    The reconstruction error of the base is kept. The architectures are standard (ReLU), topk and
-    jumprelu. Weights are read as fp32. Features that SAELens rescales by the decoder's norms are
-    rescaled here, too. The caller chooses the site: `hook_name` is not compared with it.
+    The reconstruction error of the base is kept. The architectures are standard (ReLU), topk,
+    jumprelu and gated. Weights are read as fp32. Features that SAELens rescales by the decoder's
+    norms are rescaled here, too. The caller chooses the site: `hook_name` is not compared with it.
 
     Arguments:
         width: of the site; it has to be the autoencoder's d_in.
@@ -102,8 +114,8 @@ def load_autoencoder(
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged: {error!r}.") from error
 
-    _check(folder, config)
     architecture, k = _activation(folder, config)
+    _check(folder, config)
     if width is not None and width != d_in:
         raise ValueError(
             f"The autoencoder in {folder} is of width d_in={d_in}; the site has width {width}."
@@ -116,12 +128,20 @@ def load_autoencoder(
 
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    expected = set(_NAMES) - (set() if architecture == "jumprelu" else {"threshold"})
+    expected = {"W_enc", "W_dec", "b_dec"} | _BIASES[architecture]
     if set(tensors) != expected:
         raise ValueError(
             f"{folder / WEIGHTS} holds {sorted(tensors)}; a {architecture} autoencoder has "
             f"{sorted(expected)}."
         )
+
+    if architecture == "gated":
+        # Gate and magnitude share an encoder, but for each feature's scale: the gate opens where
+        # the magnitude is above a threshold.
+        architecture, scale = "jumprelu", tensors.pop("r_mag").exp()
+        tensors["W_enc"] = tensors["W_enc"] * scale
+        tensors["b_enc"] = tensors.pop("b_mag")
+        tensors["threshold"] = tensors["b_enc"] - scale * tensors.pop("b_gate")
 
     weights: dict[str, Any] = {_NAMES[name]: tensor for name, tensor in tensors.items()}
     if config.get(RESCALED):

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from iit.batch import behind_bridge
 from iit.network.location import ComponentLocation
 from iit.network.survey import Survey, survey
 
@@ -100,6 +101,15 @@ def locate(
             f"layer={layer} is out of range: this network has layers 0 to {n_layers - 1}."
         )
     names = {id(module): name for name, module in network.named_modules()}
+
+    def path_of(path: str) -> str:
+        """The path from the network's root; places count from the transformer inside it."""
+        name = names.get(id(transformer.get_submodule(path)))
+        if name is None:
+            around, _, last = path.rpartition(".")
+            return f"{path_of(around)}.{last}"
+        return name
+
     place = known.places[layer][component]
     if isinstance(place, str):
         path, where = "…", "it"
@@ -112,11 +122,8 @@ def locate(
             f"{', '.join(name for name, other in has if not isinstance(other, str))}. Or name a "
             f'module: Site(module="{path}", side="output").'
         )
-    # Places count from the transformer, which may be inside another module.
-    prefix = names[id(transformer)]
-    if prefix:
-        around = None if place.shape_from is None else f"{prefix}.{place.shape_from}"
-        place = replace(place, module=f"{prefix}.{place.module}", shape_from=around)
+    around = None if place.shape_from is None else path_of(place.shape_from)
+    place = replace(place, module=path_of(place.module), shape_from=around)
     if head is None or place.n_heads is None:
         return place
     for one in head:
@@ -140,6 +147,7 @@ def transformer_in(network: nn.Module) -> Any:
 
     Raises ValueError unless there is exactly one outermost model.
     """
+    network = behind_bridge(network)
     if isinstance(network, PreTrainedModel):
         return network
     inside = [module for module in network.modules() if isinstance(module, PreTrainedModel)]

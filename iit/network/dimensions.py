@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from iit.batch import behind_bridge
+
 _TRANSFORMERS = (
     nn.Transformer,
     nn.TransformerEncoder,
@@ -30,6 +32,9 @@ _CHANNELS_LAST = (
     nn.MultiheadAttention,
     *_TRANSFORMERS,
 )
+# Names of hook points that have the heads first; those of the rotated ones only in a bridge.
+_WEIGHTS = ("hook_pattern", "hook_attn_scores")
+_ROTATED = ("hook_rot_q", "hook_rot_k")
 
 # Attributes that hold a width; nx and nf are those of transformers' Conv1D. The shape of a weight
 # does not say it, because quantised weights are packed.
@@ -111,8 +116,11 @@ def axes(path: str, modules: dict[str, nn.Module], ancestors: list[nn.Module]) -
     orders = {True: "batch position width", False: "position batch width", None: ""}
     order = {3: orders[batch_first([module, *ancestors], network)]}
     if type(module).__name__ == "HookPoint":
-        weights = path.endswith(("hook_pattern", "hook_attn_scores"))
-        return order | {4: "batch head query key" if weights else "batch position head width"}
+        bridged = behind_bridge(network) is not network
+        if path.endswith(_WEIGHTS) or (bridged and path.endswith(_ROTATED)):
+            return order | {4: "batch head query key"}
+        # In a bridge nothing tells where other four dimensions have the heads.
+        return order if bridged else order | {4: "batch position head width"}
     if any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules.values()):
         return order | {4: "batch channel height width"}
     # In a transformers model a module with weights has the width last.

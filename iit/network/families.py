@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from iit.network.location import BlockParts
+from iit.network.location import BlockParts, module_at
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class Family:
 
     def parts(self, block: nn.Module, config: Any) -> BlockParts:
         """The parts of one block; a mixture may have blocks without experts."""
-        modules = dict(block.named_modules())
-        has_router = self.router in modules
+        # A bridge of TransformerLens computes queries, keys and values apart, whatever the family.
+        is_bridged = "_original_component" in block.get_submodule(self.attention)._modules
+        has_router = self.router is not None and module_at(block, self.router) is not None
         mlp_out = self.mlp_out
         if self.router is not None and not has_router:
             mlp_out = f"{self.mlp}.down_proj"
@@ -57,7 +58,7 @@ class Family:
             order = "contiguous" if is_old else "grouped"
         return BlockParts(
             attention=self.attention,
-            qkv=self.qkv,
+            qkv=_paths_in(self.attention, "q", "k", "v") if is_bridged else self.qkv,
             attention_out=self.attention_out,
             mlp_input=self.mlp,
             mlp_out=mlp_out,

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iit.batch import IGNORED, NOT_PER_TOKEN_INPUTS, Batch, Inputs, columns_from_start, map_tensors
+from iit.batch import (
+    IGNORED,
+    NOT_PER_TOKEN_INPUTS,
+    Batch,
+    Inputs,
+    behind_bridge,
+    columns_from_start,
+    map_tensors,
+)
 from iit.network.answering import is_encoder_decoder
 from iit.network.dimensions import batch_first, device_of
 from iit.network.limits import check_limits
@@ -40,6 +48,7 @@ def prepare(network: nn.Module, inputs: Inputs) -> Batch:
     - left-padded batches with an input of which it is unknown whether it follows the tokens.
     """
     device = device_of(network)
+    network = behind_bridge(network)
     if isinstance(inputs, Mapping):
         inputs = dict(inputs)
     inputs = map_tensors(inputs, lambda tensor, _: tensor.to(device))

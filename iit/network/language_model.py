@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from iit.batch import IGNORED, at_rows, trimmed
+from iit.batch import IGNORED, at_rows, behind_bridge, trimmed
 from iit.network.answering import (
     ANSWER_ROLE,
     at_columns,
@@ -83,7 +83,9 @@ class LanguageModel:
             )
         # Frozen: whoever studies a network leaves its weights alone.
         self.model: Any = model.eval().requires_grad_(False)
-        for module in model.modules():
+        behind_bridge(model).eval()
+        modules: Any = model.modules()
+        for module in modules:
             # Four bits of bitsandbytes on a CPU: its fast kernel repacks the weights in the first
             # run, and passes no gradient on.
             if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -484,7 +486,8 @@ class LanguageModel:
         if "use_cache" in signature(self.model.forward).parameters:
             options["use_cache"] = False
         with head_at(self.model, answer_columns) as at_answer:
-            logits: Any = logits_of(self.model(**batch.kwargs, **options))
+            batch.kwargs.update(options)
+            logits: Any = logits_of(batch.through(self.model))
         # Without a head to restrict, the columns are taken from all logits.
         return logits if at_answer else at_columns(logits, answer_columns)
 

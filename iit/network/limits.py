@@ -6,11 +6,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from iit.batch import behind_bridge
+
 _GROWING = ("xglm", "m2m_100", "nllb-moe")  # their tables of positions grow with the prompt
 
 
 def unwrapped(network: nn.Module) -> Any:
     """The outermost transformers model that a network is or wraps; without one, itself."""
+    network = behind_bridge(network)
     models = (module for module in network.modules() if isinstance(module, PreTrainedModel))
     return next(models, network)
 

@@ -9,6 +9,14 @@ from torch import nn
 from iit.network.dimensions import width
 
 
+def module_at(module: nn.Module, path: str) -> nn.Module | None:
+    """The submodule at a path; None where there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 @dataclass(frozen=True)
 class ComponentLocation:
     """Where one component is in one network.

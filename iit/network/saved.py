@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from iit.batch import behind_bridge
 from iit.network.classifier import Classifier, Network
 from iit.network.language_model import LanguageModel
 from iit.network.small import MLP, ConvNet
@@ -23,6 +24,10 @@ def save_network(network: Network, folder: str | Path) -> None:
 
     Raises ValueError for an architecture that is neither transformers' nor one of this package's.
     """
+    if behind_bridge(network.model) is not network.model:
+        raise ValueError(
+            "A TransformerBridge has no folder of its own: boot it anew from the network's folder."
+        )
     model: Any = network.model
     if isinstance(network, LanguageModel):
         model.save_pretrained(folder)

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from iit.network.dimensions import width
 from iit.network.families import FAMILIES, Family
-from iit.network.location import OF_ATTENTION, OF_MLP, PROJECTED, Block, ComponentLocation, Places
+from iit.network.location import (
+    OF_ATTENTION,
+    OF_MLP,
+    PROJECTED,
+    Block,
+    ComponentLocation,
+    Places,
+    module_at,
+)
 from iit.network.probe import Probe
 from iit.network.structure import N_TOKENS, Structure, evaluating, structure_of, tensor_key
 
@@ -72,10 +80,10 @@ def _listed(transformer: Any, family: Family) -> Survey:
     config = transformer.config.get_text_config()
     backbone: Any = None
     # Multimodal models keep the language model inside their backbone.
-    for inner in ("", "language_model", "text_model"):
-        for path, module in transformer.base_model.named_modules():
-            if path == inner and family.blocks in dict(module.named_modules()):
-                backbone = backbone or module
+    for inner in ("text_model", "language_model", ""):
+        part = module_at(transformer.base_model, inner)
+        if part is not None and module_at(part, family.blocks) is not None:
+            backbone = part
     if backbone is None:
         raise ValueError(
             f"it has no blocks at {family.blocks!r}, and is not laid out as the family "
@@ -84,9 +92,7 @@ def _listed(transformer: Any, family: Family) -> Survey:
     embedding: Any = transformer.get_input_embeddings()
     if family.embedding is not None:
         embedding = backbone.get_submodule(family.embedding)
-    norm = None
-    if family.norm is not None:
-        norm = dict(backbone.named_modules()).get(family.norm)
+    norm = None if family.norm is None else module_at(backbone, family.norm)
     names = {id(module): name for name, module in transformer.named_modules()}
     blocks = backbone.get_submodule(family.blocks)
     result = Survey(blocks, n_results=2 * family.tuple_blocks, is_causal=family.causal)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from iit.batch import behind_bridge
 from iit.network.classifier import Classifier, Network
 from iit.network.language_model import LanguageModel
 
@@ -29,7 +30,8 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
     # The global random generator stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = network.model
+        # A bridge's twin is a transformers model: components are the same.
+        model: Any = behind_bridge(network.model)
         if isinstance(model, PreTrainedModel):
             model = type(model)(deepcopy(model.config))
         else:

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iit.batch import IGNORED, Inputs
+from iit.batch import IGNORED, Inputs, behind_bridge
 from iit.intervened import capture
 from iit.network import LanguageModel
 from iit.network.components import heads_of
@@ -196,7 +196,8 @@ def attention_map(
 @contextmanager
 def _eager(network: nn.Module) -> Iterator[None]:
     """Run with eager attention; afterwards every config is as it was."""
-    transformers = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    modules = behind_bridge(network).modules()
+    transformers = [module for module in modules if isinstance(module, PreTrainedModel)]
     # A network may hold several transformers models, each with a config of its own.
     before = {id(part): part.config._attn_implementation_internal for part in transformers}
     if set(before.values()) == {"eager"}:

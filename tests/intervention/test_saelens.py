@@ -23,6 +23,10 @@ def folder_of(path, kind, dtype=torch.float32, **config):
     }
     if kind == "jumprelu":
         tensors["threshold"] = torch.rand(N, generator=generator) - 0.2
+    if kind == "gated":
+        tensors["b_mag"] = tensors.pop("b_enc")
+        tensors["b_gate"] = tensors["b_mag"] + torch.randn(N, generator=generator)
+        tensors["r_mag"] = 0.5 * torch.randn(N, generator=generator)
     path.mkdir()
     save_file(
         {name: tensor.to(dtype) for name, tensor in tensors.items()},
@@ -42,7 +46,13 @@ def folder_of(path, kind, dtype=torch.float32, **config):
 
 
 def features(h, t, architecture, k=3, centred=True, rescaled=False):
-    before = (h - t["b_dec"] if centred else h) @ t["W_enc"] + t["b_enc"]
+    shared = (h - t["b_dec"] if centred else h) @ t["W_enc"]
+    if architecture == "gated":
+        gate = shared + t["b_gate"] > 0
+        magnitude = (shared * t["r_mag"].exp() + t["b_mag"]).relu()
+        assert bool((gate != (magnitude > 0)).any()), "the gate is a path of its own"
+        return gate * magnitude, torch.ones(N)
+    before = shared + t["b_enc"]
     norms = t["W_dec"].norm(dim=1) if rescaled else torch.ones(N)
     before = before * norms
     found = before.relu()
@@ -60,6 +70,8 @@ CASES = [
     ("topk", {"k": 3}, {}),
     ("topk", {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}}, {"k": 4}),
     ("topk", {"k": 3, "rescale_acts_by_decoder_norm": True}, {"rescaled": True}),
+    ("gated", {}, {}),
+    ("gated", {"apply_b_dec_to_input": False}, {"centred": False}),
     ("jumprelu", {"metadata": {"hook_name": "blocks.3.hook_resid_post"}}, {}),
 ]
 
@@ -95,7 +107,8 @@ def test_a_mask_over_features_is_learned_and_saved(tmp_path, tiny_llama):
 
 def test_what_would_not_be_computed_as_there_is_refused(tmp_path):
     cases = [
-        ({"architecture": "gated"}, "architecture='gated' is none of"),
+        ({"architecture": "batchtopk"}, "architecture='batchtopk' is none of"),
+        ({"architecture": "gated"}, r"a gated autoencoder has \['W_dec', .*'r_mag'\]"),
         (
             {"normalize_activations": "layer_norm"},
             "normalize_activations='layer_norm' is not supported",

@@ -165,6 +165,11 @@ def test_attention_weights_equal_an_edited_softmax(family):
         found[two], torch.cat([reported[:, 3], reported[:, 0]], -1), atol=0, rtol=0
     )
 
+    unchanged = iit.IntervenedModel(network, {whole: iit.LambdaIntervention(torch.clone)})
+    out = unchanged(batch)
+    out = out.logits if hasattr(out, "logits") else out.last_hidden_state
+    torch.testing.assert_close(out, final(network, batch), atol=0, rtol=0)
+
     ours, oracle = (torch.linspace(0, 1, 6).requires_grad_() for _ in range(2))
     edited = iit.IntervenedModel(network, {one: iit.LambdaIntervention(lambda h: h * 0.5 + ours)})
     out = edited(batch)
