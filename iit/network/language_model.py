@@ -83,6 +83,7 @@ class LanguageModel:
             )
         # Frozen: whoever studies a network leaves its weights alone.
         self.model = model.eval().requires_grad_(False)
+        module: Any
         for module in model.modules():
             # Four bits of bitsandbytes on a CPU: its fast kernel repacks the weights in the first
             # run, and passes no gradient on.
