@@ -1,11 +1,15 @@
-"""Tiny random networks of every causal language model class of transformers, made by one rule."""
+"""Tiny random networks of every language model class of transformers, made by one rule."""
 
 import re
 
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 # {name of an option: its small value}. A value below 8 is an upper bound.
 SMALL = {
@@ -92,32 +96,37 @@ NOT_BUILT = {
     "zamba": "its tied weights name layers beyond the fourth",
     "zamba2": "its layer types are fixed to 54 layers",
 }
+KINDS = {
+    "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "encoder_decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+}
 FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def make(family, *, attention="eager", large=True):
+def make(family, kind="causal", *, attention="eager"):
     """A network of this family in eval mode: four layers, width 32, vocabulary 96.
 
-    Arguments:
-        large: whether the weights are large enough for every edit to show.
+    Its weights are large enough for every edit to show.
     """
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
+    name = KINDS[kind][family]
     network_class = getattr(transformers, name if isinstance(name, str) else name[0])
     config_class = CONFIG_MAPPING[family]
     config = config_class(**_options(config_class()))
     if network_class.config_class is not config_class:
         config = config.get_text_config()
+    with torch.device("meta"):
+        shapes = network_class._from_config(config).parameters()
+        n_weights = sum(weight.numel() for weight in shapes)
+    assert n_weights < 3e6, f"{family} was not shrunk: {n_weights:,} weights"
     torch.manual_seed(0)
     network = network_class._from_config(config, attn_implementation=attention)
-    n_weights = sum(weight.numel() for weight in network.parameters())
-    assert n_weights < 3e6, f"{family} was not shrunk: {n_weights:,} weights"
-    if large:
-        with torch.no_grad():
-            for weight in network.parameters():
-                if weight.ndim > 1:
-                    weight.normal_(0, 0.3)
-                else:
-                    weight.add_(0.1 * torch.randn_like(weight))
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.3)
+            else:
+                weight.add_(0.1 * torch.randn_like(weight))
     return network.eval().requires_grad_(False)
 
 
