@@ -269,9 +269,11 @@ def keep_answered(
     elif rows and isinstance(network, Encoder):
         # Tokens decide, however the file writes the answers.
         bases = [_prompt(row, "base") for row in rows]
-        labels, answers = (list(map(itemgetter(name), rows)) for name in ("label", "base_answer"))
-        label_tokens = network.encode(bases, answers=labels)["answer"]
-        changing = differ(label_tokens, network.encode(bases, answers=answers)["answer"])
+        tokens = []
+        for column in ("label", "base_answer"):
+            answers = [row[column] for row in rows]
+            tokens.append(network.encode(bases, answers=answers)["answer"])
+        changing = differ(*tokens)
     else:
         changing = [row["label"] != row["base_answer"] for row in rows]
     for row, is_changing in zip(rows, changing, strict=True):

@@ -88,15 +88,10 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     kind = getattr(module, "func", module)
     # A module of one's own that does not say what it trains is let through.
     if getattr(kind, "trains_network", trains_network) != trains_network:
-        job, other = (
-            ("train_network", "iit")
-            if trains_network
-            else (cfg.job._target_.rpartition(".")[2], "das")
-        )
-        trains = "the network" if trains_network else "interventions on a frozen network"
         raise ValueError(
-            f"job={job} trains {trains}, module._target_={cfg.module._target_} does not: choose "
-            f"module={other}, or job={'align' if trains_network else 'train_network'}."
+            f"The job {cfg.job._target_} does not train what module._target_={cfg.module._target_} "
+            "trains: module=iit trains the network, for job=train_network; module=das trains "
+            "interventions on a frozen network, for all other jobs."
         )
     if cfg.monitor is not None:
         checked_monitor(cfg.monitor, getattr(kind, "monitors", (cfg.monitor,)))

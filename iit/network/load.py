@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from omegaconf import OmegaConf
 from transformers import (
     AutoConfig,
@@ -39,7 +38,7 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
-KINDS: dict[str, tuple[Any, Any]] = {
+KINDS: dict[str, tuple[Any, dict[str, str]]] = {
     "image_text": (
         auto.AutoModelForImageTextToText,
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -55,11 +54,11 @@ KINDS: dict[str, tuple[Any, Any]] = {
         auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     ),
 }
-"""{kind: (what loads it, {model type: its class or classes})}.
+"""{kind: (what loads it, {model type: its class})}.
 
 A class that belongs to several kinds is of the first one. So is a config without architectures.
 """
-QUANTIZATIONS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
+QUANTIZATIONS = {None: "", "8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 """{how weights are quantised: the package that does it}."""
 
 
@@ -135,22 +134,18 @@ class Loading:
     weights: bool = True
 
     def __post_init__(self) -> None:
-        choices: dict[str, Any] = {
-            "dtype": DTYPES,
-            "kind": ("auto", *KINDS),
-            "quantization": (None, *QUANTIZATIONS),
-        }
+        choices = {"dtype": DTYPES, "kind": ("auto", *KINDS), "quantization": QUANTIZATIONS}
         for key, known in choices.items():
             if (value := getattr(self, key)) not in known:
                 raise ValueError(f"{key} {value!r} is none of {', '.join(map(str, known))}.")
         if keys := sorted({one.name for one in fields(self)} & set(self.options)):
             raise ValueError(f"options: {', '.join(keys)} stands beside them, not among them.")
-        needed = {"adapter": "peft", "quantization": QUANTIZATIONS.get(self.quantization or "")}
-        for key, package in needed.items():
-            value = getattr(self, key)
-            if value is not None and package is not None and find_spec(package) is None:
+        # {package: the option that needs it}
+        needed = {"peft": self.adapter, QUANTIZATIONS[self.quantization]: self.quantization}
+        for package, value in needed.items():
+            if value is not None and find_spec(package) is None:
                 raise ModuleNotFoundError(
-                    f"{key}={value} needs the package {package}, which is not installed. Run: "
+                    f"{value} needs the package {package}, which is not installed. Run: "
                     f"{Path(sys.executable).name} -m pip install {package}"
                 )
 
@@ -173,35 +168,47 @@ class Loading:
                 )
         if gguf is None and name.endswith(".gguf"):
             name, gguf = str(Path(name).parent), Path(name).name
+        token = os.environ.get(str(self.token), self.token)
         # A Path is a folder, a string is a hub id.
-        origin: Any = None
-        if wheel is None:
-            origin = _origin(name, self.subfolder, gguf, known)
-        if revision is not None and not isinstance(origin, str):
+        origin: Any = name
+        place: dict[str, Any] = {}
+        if wheel is not None:
+            file = gguf_in_wheel(**wheel)
+            origin, gguf = file.parent, file.name
+        elif (path := Path(name).expanduser()).is_dir():
+            origin = path / (self.subfolder or "")
+            file = gguf or "config.json"
+            if not (origin / file).is_file():
+                raise ValueError(f"The folder {origin} holds no {file}: it is no saved network.")
+        else:
+            place = {"revision": revision, "subfolder": self.subfolder or ""}
+        if revision is not None and isinstance(origin, Path):
             raise ValueError(
                 f"revision={revision!r} is for networks from the hub; {self.name!r} is a "
-                f"{'folder' if origin else 'wheel'}."
+                f"{'folder' if wheel is None else 'wheel'}."
             )
-        where: dict[str, Any] = {}
-        # In a folder there are no revisions.
-        if isinstance(origin, str):
-            token = os.environ.get(str(self.token), self.token)
-            where = {"revision": revision, "subfolder": self.subfolder or "", "token": token}
-        # Loading may draw random numbers; what comes after must not depend on that.
-        with torch.random.fork_rng(devices=[]), _quiet(progress=isinstance(origin, str)):
-            if wheel is not None:
-                file = gguf_in_wheel(**wheel)
-            elif gguf is not None:
-                with _explained(origin, name, known):
-                    file = Path(str(cached_file(origin, gguf, **where)))
-            if wheel is not None or gguf is not None:
-                # The folder is named by the file's sha256, which stands in for a revision.
-                origin, where = dequantised(file), {}
-                revision = origin.name
-            if isinstance(origin, Path) and is_classifier(origin):
-                return self._classifier(origin, device)
-            with _explained(origin, name, known):
-                return self._transformer(origin, where, revision, device)
+        try:
+            # Loading may draw random numbers; what comes after must not depend on that.
+            with torch.random.fork_rng(devices=[]), _quiet(progress=isinstance(origin, str)):
+                if gguf is not None:
+                    file = cached_file(origin, gguf, token=token, **place)
+                    origin, place = dequantised(Path(str(file))), {}
+                    # The folder is named by the file's sha256, which stands in for a revision.
+                    revision = origin.name
+                if isinstance(origin, Path) and is_classifier(origin):
+                    return self._classifier(origin, device)
+                place |= {"token": token, "trust_remote_code": self.trust_remote_code}
+                return self._transformer(origin, place, revision, device)
+        except OSError as error:
+            if isinstance(origin, Path):
+                raise ValueError(
+                    f"The folder {origin} holds no network that transformers can load: {error}"
+                ) from error
+            raise ValueError(
+                f"There is no network {name!r}: it is no entry of conf/networks.yaml "
+                f"({', '.join(known)}), no folder, and was not loaded from the hub. The hub said: "
+                + str(error).partition("\n")[0]
+            ) from error
 
     def _classifier(self, folder: Path, device: torch.device) -> Network:
         for key in ("attention", "kind", "quantization", "adapter", "options"):
@@ -215,52 +222,41 @@ class Loading:
         return classifier
 
     def _transformer(
-        self, origin: str | Path, where: dict[str, Any], revision: str | None, device: torch.device
+        self, origin: str | Path, place: dict[str, Any], revision: str | None, device: torch.device
     ) -> Network:
         """A network of transformers.
 
         Arguments:
-            where: the place in the hub, and the token for it.
+            place: revision and subfolder in the hub, the token, and whether code may run.
         """
-        where = where | {"trust_remote_code": self.trust_remote_code}
-        config = AutoConfig.from_pretrained(origin, **where)
+        config = AutoConfig.from_pretrained(origin, **place)
         kind, label, dtype = _kind(config, self.kind, self.name), self.name, DTYPES[self.dtype]
-        options: dict[str, Any] = dict(self.options)
-        if self.attention is not None:
-            options["attn_implementation"] = self.attention
-        is_quantised = hasattr(config, "quantization_config")
+        loader = KINDS[kind][0]
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attention}
         if self.quantization is not None:
-            if is_quantised:
+            if hasattr(config, "quantization_config"):
                 raise ValueError(
                     f"quantization={self.quantization}: the weights of {label!r} are quantised "
                     "already. Leave it out."
                 )
-            options["quantization_config"] = _quantization(self.quantization, dtype)
             label += f", {self.quantization}"
-        if is_quantised or self.quantization:
-            # Packed weights are put in their place while they are read.
-            options.setdefault("device_map", {"": device})
         if self.weights:
-            model, report = KINDS[kind][0].from_pretrained(
-                origin, dtype=dtype, output_loading_info=True, **where, **options
-            )
+            options |= {"device_map": {"": device}, **place, **self.options}
+            if self.quantization is not None:
+                options["quantization_config"] = _quantization(self.quantization, dtype)
+            model, report = loader.from_pretrained(origin, output_loading_info=True, **options)
             check_complete(report, self.name)
-            if "device_map" not in options:
-                model.to(device)
+            if self.adapter is not None:
+                _adapt(model, self.adapter, place["token"], self.name)
+                label += f", adapter {Path(self.adapter).name}"
         else:
             with torch.device("meta"):
-                model = KINDS[kind][0].from_config(config, attn_implementation=self.attention)
-            model.to(dtype)
-        if self.adapter is not None and self.weights:
-            _adapt(model, self.adapter, where.get("token"), self.name)
-            label += f", adapter {Path(self.adapter).name}"
-        processor = None
-        if kind == "image_text":
-            # It is the tokenizer itself where a folder has no files of a processor.
-            processor = AutoProcessor.from_pretrained(origin, **where)
-        tokenizer = getattr(processor, "tokenizer", None)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(origin, **where)
+                code = place["trust_remote_code"]
+                model = loader.from_config(config, trust_remote_code=code, **options)
+        reader: Any = AutoProcessor if kind == "image_text" else AutoTokenizer
+        # Both give the tokenizer itself where a folder has no files of a processor.
+        processor = reader.from_pretrained(origin, **place)
+        tokenizer = getattr(processor, "tokenizer", processor)
         return LanguageModel(model, tokenizer, label, revision, processor)
 
 
@@ -271,17 +267,15 @@ def _kind(config: Any, wanted: str, label: str) -> str:
     """
     # Code that comes with the network: {what loads it: "file.class"}.
     remote = getattr(config, "auto_map", None) or {}
-    possible: dict[str, set[str]] = {}
-    for kind, (loader, table) in KINDS.items():
-        classes = table.get(config.model_type, ())
-        classes = {classes} if isinstance(classes, str) else set(classes)
-        if loader.__name__ in remote:
-            classes.add(remote[loader.__name__].rpartition(".")[2])
-        if classes:
-            possible[kind] = classes
+    # {kind: the network's class}
+    possible: dict[str, str] = {}
+    for kind, (loader, classes) in KINDS.items():
+        name = remote.get(loader.__name__, classes.get(config.model_type))
+        if name is not None:
+            possible[kind] = name.rpartition(".")[2]
     if wanted == "auto" and possible:
-        named = set(config.architectures or ())
-        return [*(kind for kind in possible if possible[kind] & named), *possible][0]
+        named = config.architectures or ()
+        return [*(kind for kind in possible if possible[kind] in named), *possible][0]
     if wanted not in possible:
         raise ValueError(
             f"kind={wanted!r}: {label!r} is of the model type {config.model_type!r}, for which "
@@ -296,9 +290,7 @@ def _quantization(name: str, dtype: torch.dtype) -> Any:
         from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore
 
         return TorchAoConfig(Int8WeightOnlyConfig())
-    return BitsAndBytesConfig(
-        load_in_8bit=name == "8bit", load_in_4bit=name == "4bit", bnb_4bit_compute_dtype=dtype
-    )
+    return BitsAndBytesConfig(**{f"load_in_{name}": True}, bnb_4bit_compute_dtype=dtype)
 
 
 def _adapt(model: Any, adapter: str, token: Any, label: str) -> None:
@@ -320,23 +312,7 @@ def _adapt(model: Any, adapter: str, token: Any, label: str) -> None:
             f"The adapter {adapter} is none for {label!r}; it is for {trained_on!r}: {error}"
         ) from error
     if Path(str(trained_on)).name != Path(label).name:
-        text = "The adapter %s fits %s, but was trained on %s: check that this is the same network."
-        log.warning(text, adapter, label, trained_on)
-
-
-@contextmanager
-def _explained(origin: str | Path | None, name: str, known: dict[str, Any]) -> Iterator[None]:
-    """Say of what is not there where it was looked for."""
-    try:
-        yield
-    except (OSError, HFValidationError) as error:
-        if isinstance(origin, Path):
-            raise ValueError(
-                f"The folder {origin} holds no network that transformers can load: {error}"
-            ) from error
-        raise ValueError(
-            _unknown(name, known) + " The hub said: " + str(error).partition("\n")[0]
-        ) from error
+        log.warning("The adapter %s fits %s, but was trained on %s.", adapter, label, trained_on)
 
 
 def _known() -> dict[str, Any]:
@@ -347,36 +323,15 @@ def _known() -> dict[str, Any]:
     return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
 
-def _origin(name: str, subfolder: str | None, gguf: str | None, known: Any) -> str | Path:
-    """A folder as a Path; a hub id as the string that it is."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        path = path / (subfolder or "")
-        file = gguf or "config.json"
-        if not (path / file).is_file():
-            raise ValueError(f"The folder {path} holds no {file}: it is no saved network.")
-        return path
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise ValueError(_unknown(name, known))
-    return name
-
-
-def _unknown(name: str, known: dict[str, Any]) -> str:
-    return (
-        f"There is no network {name!r}: it is no entry of conf/networks.yaml ({', '.join(known)}), "
-        "no folder, and was not loaded from the hub."
-    )
-
-
 def _device(name: str) -> torch.device:
-    devices = ["cpu"]
+    devices = []
     if torch.cuda.is_available():
         devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         devices.append("mps")
-    # The first device behind the CPU is a GPU.
+    devices.append("cpu")
     if name == "auto":
-        return torch.device(devices[1] if len(devices) > 1 else "cpu")
+        name = devices[0]
     if name not in devices:
         raise ValueError(f"device {name!r} is not there; this machine has {', '.join(devices)}.")
     return torch.device(name)
