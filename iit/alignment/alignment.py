@@ -18,7 +18,6 @@ from iit.intervened.widths import check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
 from iit.network.limits import unwrapped
-from iit.network.structure import evaluating
 from iit.result import Row
 from iit.site import Site, resolve
 
@@ -275,9 +274,13 @@ def _width(module: nn.Module, site: Site) -> int:
             inputs.pop("decoder_attention_mask", None)
         # At all positions: the roles and indices of the site may not exist in these inputs.
         everywhere = replace(site, position=None)
-        # In eval mode: a norm of batches would count this run.
-        with evaluating(module):
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()  # a norm of batches would count this run
+        try:
             return capture(module, inputs, everywhere)[everywhere].shape[-1]
+        finally:
+            for part, training in modes:
+                part.training = training
     except Exception as error:  # whatever a network of one's own says to such inputs
         raise ValueError(
             f"The width of site {site} is known only when it runs, and a first run failed "

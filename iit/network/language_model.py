@@ -177,7 +177,7 @@ class LanguageModel:
         for role in positions:
             if role == "last" or (role == "mask" and self.masked) or ANSWER_ROLE.fullmatch(role):
                 raise ValueError(
-                    f"The role {role!r} is filled in by itself; give another name to another place."
+                    f"The role {role!r} has its own token; give another name to another place."
                 )
         plain = tokens = self._tokenized(texts, special_tokens)
         inputs: dict[str, Tensor] = {}

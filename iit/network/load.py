@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
-KINDS: dict[str, tuple[Any, dict[str, str]]] = {
+KINDS: dict[str, tuple[Any, Any]] = {
     "image_text": (
         auto.AutoModelForImageTextToText,
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -62,19 +62,18 @@ QUANTIZATIONS = {None: "", "8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8
 """{how weights are quantised: the package that does it}."""
 
 
-def load_network(name: str, *, weights: bool = True, **options: Any) -> Network:
+def load_network(name: str, **options: Any) -> Network:
     """Load a network, frozen and in eval mode.
 
     Arguments:
         name: an entry of conf/networks.yaml ("smollm2"), a hub id, a local folder, or a GGUF file.
-        weights: False gives a network without weights, for a dry run.
         options: as in `Loading`: `load_network("gpt2", dtype="bf16", quantization="8bit")`.
 
     Raises:
         TypeError: an option is none of `Loading`.
         ValueError, ModuleNotFoundError: as in `Loading`.
     """
-    return Loading(name, weights=weights, **options)()
+    return Loading(name, **options)()
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ class Loading:
 
     Arguments:
         name: an entry of conf/networks.yaml ("smollm2"), a hub id, a local folder, or a GGUF file
-            in one of the two.
+            in one of the two ("org/name/file.gguf"). Such a file is dequantised once, and kept in
+            the user's cache.
         dtype: fp32 | bf16 | fp16.
         device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
         revision: branch, tag or commit of a hub id.
@@ -96,8 +96,6 @@ class Loading:
         kind: causal | masked | encoder_decoder | sequence_classifier | image_text. auto: what the
             config's `architectures` say, else its model type.
         subfolder: of the folder or hub id, where the network is.
-        gguf: the name of a GGUF file in the folder or hub id. It is dequantised once, and kept in
-            the user's cache.
         token: for the hub, or the environment variable that holds it. By default what `hf auth
             login` or HF_TOKEN says. A run takes the variable's name alone, because it stores its
             config.
@@ -125,7 +123,6 @@ class Loading:
     wheel: Mapping[str, Any] | None = None
     kind: str = "auto"
     subfolder: str | None = None
-    gguf: str | None = None
     token: str | bool | None = field(default=None, repr=False)
     trust_remote_code: bool = False
     quantization: str | None = None
@@ -136,10 +133,11 @@ class Loading:
     def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "kind": ("auto", *KINDS), "quantization": QUANTIZATIONS}
         for key, known in choices.items():
-            if (value := getattr(self, key)) not in known:
+            value = getattr(self, key)
+            if value not in known:
                 raise ValueError(f"{key} {value!r} is none of {', '.join(map(str, known))}.")
-        if keys := sorted({one.name for one in fields(self)} & set(self.options)):
-            raise ValueError(f"options: {', '.join(keys)} stands beside them, not among them.")
+        if twice := vars(self).keys() & self.options.keys():
+            raise ValueError(f"options: {', '.join(sorted(twice))} stands beside them.")
         # {package: the option that needs it}
         needed = {"peft": self.adapter, QUANTIZATIONS[self.quantization]: self.quantization}
         for package, value in needed.items():
@@ -152,7 +150,7 @@ class Loading:
     def __call__(self) -> Network:
         """Load the network. Each call loads it anew."""
         device, known = _device(self.device if self.weights else "cpu"), _known()
-        name, wheel, revision, gguf = self.name, self.wheel, self.revision, self.gguf
+        name, wheel, revision, gguf = self.name, self.wheel, self.revision, None
         if wheel is None and name in known:
             entry = known[name]
             name, wheel = entry.name, entry.get("wheel")
@@ -166,8 +164,8 @@ class Loading:
                     f"would run, and not {name!r}. Choose the network itself: network=hub "
                     f"network.name={name}."
                 )
-        if gguf is None and name.endswith(".gguf"):
-            name, gguf = str(Path(name).parent), Path(name).name
+        if name.endswith(".gguf"):
+            name, _, gguf = name.rpartition("/")
         token = os.environ.get(str(self.token), self.token)
         # A Path is a folder, a string is a hub id.
         origin: Any = name
@@ -200,19 +198,19 @@ class Loading:
                 place |= {"token": token, "trust_remote_code": self.trust_remote_code}
                 return self._transformer(origin, place, revision, device)
         except OSError as error:
-            if isinstance(origin, Path):
-                raise ValueError(
-                    f"The folder {origin} holds no network that transformers can load: {error}"
-                ) from error
-            raise ValueError(
+            text = (
                 f"There is no network {name!r}: it is no entry of conf/networks.yaml "
-                f"({', '.join(known)}), no folder, and was not loaded from the hub. The hub said: "
-                + str(error).partition("\n")[0]
-            ) from error
+                f"({', '.join(known)}), no folder, and was not loaded from the hub. The hub said"
+            )
+            if isinstance(origin, Path):
+                text = f"The folder {origin} holds no network that transformers can load"
+            first_line = str(error).partition("\n")[0]
+            raise ValueError(f"{text}: {first_line}") from error
 
     def _classifier(self, folder: Path, device: torch.device) -> Network:
         for key in ("attention", "kind", "quantization", "adapter", "options"):
-            if (value := getattr(self, key)) not in (None, "auto", {}):
+            value = getattr(self, key)
+            if value not in (None, "auto", {}):
                 raise ValueError(
                     f"{key}={value!r} is for networks of transformers; the folder {folder} "
                     "holds a classifier made here: leave it out."
@@ -267,15 +265,15 @@ def _kind(config: Any, wanted: str, label: str) -> str:
     """
     # Code that comes with the network: {what loads it: "file.class"}.
     remote = getattr(config, "auto_map", None) or {}
-    # {kind: the network's class}
+    # {kind: the network's class, behind its file where it comes with the network}
     possible: dict[str, str] = {}
     for kind, (loader, classes) in KINDS.items():
         name = remote.get(loader.__name__, classes.get(config.model_type))
         if name is not None:
-            possible[kind] = name.rpartition(".")[2]
+            possible[kind] = name
     if wanted == "auto" and possible:
-        named = config.architectures or ()
-        return [*(kind for kind in possible if possible[kind] in named), *possible][0]
+        named = tuple(config.architectures or ())
+        return [*(kind for kind in possible if possible[kind].endswith(named)), *possible][0]
     if wanted not in possible:
         raise ValueError(
             f"kind={wanted!r}: {label!r} is of the model type {config.model_type!r}, for which "
@@ -290,7 +288,9 @@ def _quantization(name: str, dtype: torch.dtype) -> Any:
         from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore
 
         return TorchAoConfig(Int8WeightOnlyConfig())
-    return BitsAndBytesConfig(**{f"load_in_{name}": True}, bnb_4bit_compute_dtype=dtype)
+    return BitsAndBytesConfig(
+        load_in_8bit=name == "8bit", load_in_4bit=name == "4bit", bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _adapt(model: Any, adapter: str, token: Any, label: str) -> None:

@@ -61,10 +61,7 @@ def save_network(network: Network, folder: str | Path) -> None:
 
 def is_classifier(folder: Path) -> bool:
     """Whether `save_network` wrote a classifier to this folder, in any version of the format."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return str(config.get("format")).startswith("iit.network/")
 
 
@@ -74,15 +71,11 @@ def load_classifier(folder: Path) -> Classifier:
     Raises ValueError for unknown formats and architectures, and for weights of another network.
     """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if config["format"] != FORMAT:
-        raise ValueError(
-            f"{folder / CONFIG} has the format {config['format']!r}; this version reads {FORMAT!r}."
-        )
     architecture = config.get("architecture")
-    if architecture not in ARCHITECTURES:
+    if config["format"] != FORMAT or architecture not in ARCHITECTURES:
         raise ValueError(
-            f"{folder / CONFIG} names the architecture {architecture!r}; known: "
-            f"{list(ARCHITECTURES)}."
+            f"{folder / CONFIG} has the format {config['format']!r} and the architecture "
+            f"{architecture!r}; this version reads {FORMAT!r} and {list(ARCHITECTURES)}."
         )
     model = ARCHITECTURES[architecture](**config["arguments"])
     try:

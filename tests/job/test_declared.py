@@ -28,10 +28,7 @@ def part(units):
         (["trainer.max_epochs=0"], r"trainer\.max_epochs=0: training needs an epoch"),
         (
             ["module=iit"],
-            (
-                r"job=align trains interventions on a frozen network.*choose module=das, or "
-                r"job=train_network"
-            ),
+            r"module._target_=iit\.alignment\.IIT .*module=das trains interventions",
         ),
         (["start=kmeans"], "start='kmeans' is none of"),
         (
@@ -75,7 +72,10 @@ def test_bad_declarations_are_refused_before_weights_load(configured, monkeypatc
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["module=das"], "does not train what module._target_=iit.alignment.DAS .*module=iit trains the network"),
+        (
+            ["module=das"],
+            "_target_=iit.alignment.DAS .*module=iit trains the network",
+        ),
         (["trainer.max_epochs=0"], "needs an epoch"),
         (["trust=full"], "trust=quick, then job=align"),
         (["module.trained=[]"], r"trained=\[\] names no variable"),

@@ -85,7 +85,10 @@ def test_only_our_architectures_are_saved(tmp_path):
     ("change", "said"),
     [
         ({"format": "iit.network/9"}, "iit.network/9"),
-        ({"architecture": "os.system"}, "architecture 'os.system'; known: .'MLP', 'ConvNet'"),
+        (
+            {"architecture": "os.system"},
+            "architecture 'os.system'; this version.*'MLP', 'ConvNet'",
+        ),
         (
             {"arguments": {"n_inputs": 7, "n_classes": 3, "width": 8, "depth": 2}},
             "does not hold this network's weights",

@@ -127,7 +127,7 @@ def test_characters_of_several_tokens_and_emoji_make_one_role(smollm2):
         ({"texts": ["Ann", "Bo"], "positions": {"x": [0]}}, r"for each of the 2 texts; got \[0\]"),
         (
             {"texts": ["Ann"], "positions": {"last": [0]}},
-            "'last' is filled in by itself",
+            "'last' has its own token",
         ),
         (
             {"texts": ["Ann met"], "positions": {"x": [slice(0, 7, 2)]}},
