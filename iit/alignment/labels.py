@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from iit.batch import IGNORED, at_rows
 from iit.data import EncodedPairs
 from iit.intervened import IntervenedModel
-from iit.network import LanguageModel, Network
+from iit.network import Network
 from iit.network.dimensions import width
 
 
@@ -23,7 +23,7 @@ def check_labels(network: Network, encoded: EncodedPairs, split: str | None = No
     """
     batch = encoded.batch(range(len(encoded)))
     n = n_answers(network, batch["base"])
-    what = "tokens" if _answers_with_tokens(network) else "classes"
+    what = "classes" if network.classifies else "tokens"
     label = batch["base"]["answer"]
     for name, answer in {"label": label, "base_answer": batch.get("base_answer", label)}.items():
         # −100 is padding, and no answer.
@@ -43,13 +43,9 @@ def n_answers(network: Network, inputs: Mapping[str, Any]) -> int:
 
     A network that does not say it is run on the first of these inputs.
     """
-    if _answers_with_tokens(network) and isinstance(network.model, PreTrainedModel):
+    if isinstance(network.model, PreTrainedModel) and not network.classifies:
         head: Any = network.model.get_output_embeddings()
         return width(head, "output") or network.model.config.vocab_size
     with torch.no_grad():
         first = at_rows(inputs, slice(1))
         return IntervenedModel(network, {}).answer_logits(first).shape[-1]
-
-
-def _answers_with_tokens(network: Network) -> bool:
-    return isinstance(network, LanguageModel) and not network.classifies

@@ -89,10 +89,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self.alternatives: dict[str, Tensor] = {}
         for variable in self.variables:
             swapped = [variable in names for names in self.interchanged]
-            # Where a pair leaves the variable alone, its base and label stand in.
             source_columns = []
-            stand_ins = ("base", "label", "base_roles", "base_image")
-            for name, stand_in in zip(SOURCE, stand_ins, strict=True):
+            for name, stand_in in SOURCE.items():
                 column = columns.get(source_column(name, variable, self.variables))
                 source_columns.append(_filled(column, columns.get(stand_in), swapped))
             prompts, answers, roles, images = source_columns

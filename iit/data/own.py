@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from iit.data.encoded import Encoder, differ
 from iit.data.prompts import AnswersPrompts, key_of, pictured
 from iit.data.splits import SPLITS, disjoint_pools
-from iit.data.table import COLUMNS, SOURCE, image_bytes, source_column
+from iit.data.table import COLUMNS, SOURCE, source_column
 
 Pair = dict[str, Any]
 """One row of a file: {column: value}."""
@@ -41,8 +41,8 @@ def read_rows(path: Path) -> list[Any]:
         raise ValueError(f"{path} holds no pairs.")
     for row in rows:
         for name, value in row.items():
-            if name.startswith(("base_image", "source_image")):
-                row[name] = image_bytes(value, path.parent)
+            if name.startswith(("base_image", "source_image")) and isinstance(value, str):
+                row[name] = (path.parent / value).read_bytes()
         # Files from before call this column `template`.
         if "template" in row and row.get("case") is None:
             row["case"] = row.pop("template")
@@ -207,13 +207,14 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 def assign_splits(rows: list[Pair], shares: Sequence[float], seed: int) -> None:
     """Give each row a split; all rows of one base prompt get the same."""
     # Sorted: the splits do not depend on the order of the rows.
-    bases = sorted({_key(_prompt(row, "base")) for row in rows})
-    pools = disjoint_pools({"base": bases}, ["base"], shares, rng=np.random.default_rng(seed))
+    keys = [_key(_prompt(row, "base")) for row in rows]
+    bases = {"base": sorted(set(keys))}
+    pools = disjoint_pools(bases, ["base"], shares, rng=np.random.default_rng(seed))
     split_of = {}
     for split in SPLITS:
         split_of |= dict.fromkeys(pools[split]["base"], split)
-    for row in rows:
-        row["split"] = split_of[_key(_prompt(row, "base"))]
+    for row, key in zip(rows, keys, strict=True):
+        row["split"] = split_of[key]
 
 
 def keep_answered(
@@ -234,7 +235,7 @@ def keep_answered(
 
     Raises ValueError where only a network could say which pairs are changing, and none is given.
     """
-    columns = [("base", "base_answer")]
+    columns, label_of_base = [("base", "base_answer")], [("base", "label")]
     for variable in variables:
         prompt = source_column("source", variable, variables)
         columns.append((prompt, source_column("source_answer", variable, variables)))
@@ -253,7 +254,7 @@ def keep_answered(
         # Does the network give the label on the unedited base?
         if not has_base_answer:
             for row in rows:
-                questions |= _questions(row, [("base", "label")])
+                questions |= _questions(row, label_of_base)
         # Each question is asked once, in an order that does not depend on the file's.
         questions = dict(sorted(questions.items()))
         prompts, answers = map(list, zip(*questions.values(), strict=True))
@@ -265,13 +266,15 @@ def keep_answered(
             facts["right"][split] = len(of_file - wrong)
     rows = [row for row in rows if wrong.isdisjoint(_questions(row, columns))]
     if not has_base_answer:
-        changing = [(_key(_prompt(row, "base")), _key(row["label"])) in wrong for row in rows]
+        changing = [not wrong.isdisjoint(_questions(row, label_of_base)) for row in rows]
     elif rows and isinstance(network, Encoder):
         # Tokens decide, however the file writes the answers.
         bases = [_prompt(row, "base") for row in rows]
-        labels, answers = (list(map(itemgetter(name), rows)) for name in ("label", "base_answer"))
-        label_tokens = network.encode(bases, answers=labels)["answer"]
-        changing = differ(label_tokens, network.encode(bases, answers=answers)["answer"])
+        tokens = []
+        for column in ("label", "base_answer"):
+            answers = [row[column] for row in rows]
+            tokens.append(network.encode(bases, answers=answers)["answer"])
+        changing = differ(*tokens)
     else:
         changing = [row["label"] != row["base_answer"] for row in rows]
     for row, is_changing in zip(rows, changing, strict=True):

@@ -459,7 +459,4 @@ class Sampler:
 
 def fingerprint_of(network: Any) -> str | None:
     """The fingerprint of the network that answered the prompts; None where it has none."""
-    fingerprint = getattr(network, "fingerprint", None)
-    if fingerprint is None:
-        return None
-    return fingerprint()
+    return getattr(network, "fingerprint", lambda: None)()

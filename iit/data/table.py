@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from operator import ne
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -65,7 +64,13 @@ With several variables each has columns of its own: `source[VARIABLE]`, `source_
 `source_roles[VARIABLE]` and `source_image[VARIABLE]`. They are null in a pair that leaves the
 variable alone. Without a variable there is no source.
 """
-SOURCE = ("source", "source_answer", "source_roles", "source_image")
+SOURCE = {
+    "source": "base",
+    "source_answer": "label",
+    "source_roles": "base_roles",
+    "source_image": "base_image",
+}
+"""{column of a source: what stands in where a pair leaves the variable alone}."""
 
 
 def names_of(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -134,8 +139,6 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     is_text = any(isinstance(value, str) for value in values)
     if kind in ("base", "source", "natural") and not is_text:
         return _tensors(values)
-    if kind.endswith("_image"):
-        values = list(map(image_bytes, values))
     if kind != "rival_labels" and not kind.endswith("_roles"):
         return _uniform(values)
     # The keys that some row has are the fields of a struct.
@@ -147,13 +150,6 @@ def _array(kind: str, values: Sequence[Any]) -> pa.Array | None:
     for name in names:
         arrays.append(_uniform([row.get(name) for row in rows]))
     return pa.StructArray.from_arrays(arrays, names)
-
-
-def image_bytes(image: Any, folder: Path = Path()) -> Any:
-    """The bytes of an image that is given as its file, or as `datasets` keeps it."""
-    if isinstance(image, str | Path):
-        return (folder / image).read_bytes()
-    return image.get("bytes") if isinstance(image, Mapping) else image
 
 
 def _users_column(values: Sequence[Any]) -> pa.Array:

@@ -15,7 +15,7 @@ from iit.intervened.edited_run import EditedRun
 from iit.intervened.observe import Activations
 from iit.intervened.resume import Suffix, resumed, suffix_from
 from iit.intervened.store import ActivationStore
-from iit.network.answering import head_at, logits_of
+from iit.network.answering import head_at, logits_at
 from iit.network.components import transformer_in
 
 
@@ -51,24 +51,9 @@ def logits_at_answers(
             stack.enter_context(resumed(network, suffix))
             # The suffix counts its columns from its own start.
             batch, answer_columns = suffix.batch, suffix.renumbered(answer_columns)
-        at_answer = answer_columns is not None and stack.enter_context(
-            head_at(network, answer_columns, edited)
-        )
+        gathered = stack.enter_context(head_at(network, answer_columns, edited))
         output = batch.through(network)
-
-    logits = logits_of(output)
-    if answer_columns is not None and logits is not None and logits.ndim == 3:
-        if at_answer:
-            return logits
-        # [batch, n_answer] → [batch, n_answer, vocab]
-        columns = answer_columns.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
-        return logits.gather(1, columns)
-    if logits is None or logits.ndim != 2:
-        raise ValueError(
-            "Without `input_ids` the answer is a class: the output must be Tensor[batch, classes] "
-            f"or have such `.logits`; {type(output).__name__} does not."
-        )
-    return logits.unsqueeze(1)
+    return logits_at(output, answer_columns, gathered)
 
 
 def resumed_logits(

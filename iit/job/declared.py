@@ -11,7 +11,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import several
-from iit.alignment.initial import STARTS
+from iit.alignment.initial import check_start
 from iit.alignment.overlap import check_declared
 from iit.alignment.side_by_side import checked_monitor
 
@@ -88,20 +88,14 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     kind = getattr(module, "func", module)
     # A module of one's own that does not say what it trains is let through.
     if getattr(kind, "trains_network", trains_network) != trains_network:
-        job, other = (
-            ("train_network", "iit")
-            if trains_network
-            else (cfg.job._target_.rpartition(".")[2], "das")
-        )
-        trains = "the network" if trains_network else "interventions on a frozen network"
         raise ValueError(
-            f"job={job} trains {trains}, module._target_={cfg.module._target_} does not: choose "
-            f"module={other}, or job={'align' if trains_network else 'train_network'}."
+            f"The job {cfg.job._target_} does not train what module._target_={cfg.module._target_} "
+            "trains: module=iit trains the network, for job=train_network; module=das trains "
+            "interventions on a frozen network, for all other jobs."
         )
     if cfg.monitor is not None:
         checked_monitor(cfg.monitor, getattr(kind, "monitors", (cfg.monitor,)))
-    if cfg.start not in STARTS:
-        raise ValueError(f"start={cfg.start!r} is none of {list(STARTS)}.")
+    check_start(cfg.start)
     epochs = cfg.trainer.max_epochs
     if epochs < 1 and epochs != -1:
         raise ValueError(

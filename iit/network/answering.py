@@ -32,13 +32,16 @@ def is_encoder_decoder(network: nn.Module) -> bool:
 
 def is_masked(network: nn.Module) -> bool:
     """Whether a network is a masked language model, or wraps one."""
-    return any(kind.__name__.endswith("ForMaskedLM") for kind in type(unwrapped(network)).__mro__)
+    return _is_called(network, "ForMaskedLM")
 
 
 def is_sequence_classifier(network: nn.Module) -> bool:
     """Whether a network answers a text with a class, or wraps one that does."""
-    names = [kind.__name__ for kind in type(unwrapped(network)).__mro__]
-    return any(name.endswith("ForSequenceClassification") for name in names)
+    return _is_called(network, "ForSequenceClassification")
+
+
+def _is_called(network: nn.Module, ending: str) -> bool:
+    return any(kind.__name__.endswith(ending) for kind in type(unwrapped(network)).__mro__)
 
 
 def with_answer(
@@ -62,9 +65,8 @@ def with_answer(
         ValueError: inputs lack what is read; masks are not as many as the answer's tokens; the
             inputs cannot be teacher-forced.
     """
-    if batch.lengths is None and batch.decoder_lengths is None:
-        return batch, None
-    if is_sequence_classifier(network):
+    has_tokens = batch.lengths is not None or batch.decoder_lengths is not None
+    if not has_tokens or is_sequence_classifier(network):
         return batch, None
     name = type(network).__name__
     kwargs, positions, answer = batch.kwargs, batch.positions, batch.answer
@@ -163,10 +165,34 @@ def logits_of(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else getattr(output, "logits", None)
 
 
+def logits_at(
+    output: Any, answer_columns: Int[Tensor, "batch n_read"] | None, gathered: bool
+) -> Tensor:
+    """The logits in a network's output where its answer is read.
+
+    Arguments:
+        answer_columns: these columns; None where the answer is a class.
+        gathered: whether the output has these columns alone (see `head_at`).
+
+    Returns Tensor[batch, n_read, vocab], or Tensor[batch, 1, classes].
+
+    Raises ValueError where the answer is a class, and the output has no classes.
+    """
+    logits = logits_of(output)
+    if answer_columns is not None and logits is not None and logits.ndim == 3:
+        return logits if gathered else at_columns(logits, answer_columns)
+    if logits is None or logits.ndim != 2:
+        raise ValueError(
+            "Without `input_ids` the answer is a class: the output must be Tensor[batch, classes] "
+            f"or have such `.logits`; {type(output).__name__} does not."
+        )
+    return logits.unsqueeze(1)
+
+
 @contextmanager
 def head_at(
     network: nn.Module,
-    answer_columns: Int[Tensor, "batch n_read"],
+    answer_columns: Int[Tensor, "batch n_read"] | None,
     edited: Iterable[nn.Module] = (),
 ) -> Iterator[bool]:
     """Within the context, the output head sees only the columns where the answer is read.
@@ -175,21 +201,24 @@ def head_at(
     vocab], equal to the full logits at these columns.
 
     Arguments:
-        answer_columns: these columns.
+        answer_columns: these columns; None for all.
         edited: modules that are edited. An edit's positions count all columns. Where one of these
             modules is in the head or around it, nothing is gathered.
 
     Yields whether the columns are gathered. They are not where the network has no head, either.
     """
     head = getattr(network, "get_output_embeddings", lambda: None)()
-    if not isinstance(head, nn.Module) or any(
-        head in m.modules() or m in head.modules() for m in edited
+    columns = answer_columns
+    if (
+        columns is None
+        or not isinstance(head, nn.Module)
+        or any(head in m.modules() or m in head.modules() for m in edited)
     ):
         yield False
         return
 
     def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (at_columns(args[0], answer_columns), *args[1:])
+        return (at_columns(args[0], columns), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:

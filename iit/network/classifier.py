@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iit.batch import IGNORED, at_rows
-from iit.network.answering import logits_of
+from iit.network.answering import logits_at
 from iit.network.dimensions import device_of, dtype_of
 from iit.network.fingerprint import fingerprint
 from iit.network.inputs import prepare
@@ -31,6 +31,7 @@ class Classifier:
     """
 
     tokenizer = None
+    classifies = True
 
     def __init__(self, model: nn.Module, name: str | None = None, revision: str | None = None):
         self.model = model.eval().requires_grad_(False)
@@ -130,9 +131,8 @@ class Classifier:
         for rows in torch.arange(len(answer)).split(batch_size):
             inputs = prepare(self.model, at_rows(batch, rows))
             with torch.no_grad():
-                classes: Any = logits_of(inputs.through(self.model))
-            # [batch, classes] → [batch, 1, classes]: a class is an answer of one token.
-            right.append(correct(classes.cpu().unsqueeze(1), answer[rows]))
+                logits = logits_at(inputs.through(self.model), None, gathered=False)
+            right.append(correct(logits.cpu(), answer[rows]))
         return torch.cat(right).numpy()
 
     @cached_property

@@ -80,10 +80,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     check_complete(report, gguf.name)
     # A model that was read from GGUF refuses to be saved. Its weights go into a fresh model that
     # was never quantised.
-    config: Any = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    vars(model.config).pop("quantization_config", None)
+    plain = loader.from_config(model.config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)

@@ -15,12 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from iit.batch import IGNORED, at_rows, behind_bridge, trimmed
 from iit.network.answering import (
     ANSWER_ROLE,
-    at_columns,
     head_at,
     is_encoder_decoder,
     is_masked,
     is_sequence_classifier,
-    logits_of,
+    logits_at,
     with_answer,
 )
 from iit.network.dimensions import device_of, dtype_of
@@ -61,7 +60,8 @@ class LanguageModel:
         tokenizer: its tokenizer, a fast one.
         name: by default the config's `name_or_path`, else the model's class.
         revision: of a network from the hub.
-        processor: of a network that takes images beside the text, transformers' own.
+        processor: of a network that takes images beside the text, transformers' own. By default it
+            is the tokenizer.
 
     Raises:
         ValueError: for a tokenizer that does not know the characters of its tokens; for a sequence
@@ -90,7 +90,7 @@ class LanguageModel:
             # run, and passes no gradient on.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        self.tokenizer, self.processor = tokenizer, processor
+        self.tokenizer, self.processor = tokenizer, processor or tokenizer
         # A module of one's own may have no config.
         self._config: Any = getattr(unwrapped(model), "config", None)
         name = name or getattr(self._config, "name_or_path", None)
@@ -176,10 +176,8 @@ class LanguageModel:
         # These roles are filled in below, or by the answer.
         for role in positions:
             if role == "last" or (role == "mask" and self.masked) or ANSWER_ROLE.fullmatch(role):
-                owner = "answer's own" if role.startswith("answer") else f"prompt's {role}"
                 raise ValueError(
-                    f"The role {role!r} is always the {owner} token; give another name to "
-                    "another place."
+                    f"The role {role!r} has its own token; give another name to another place."
                 )
         plain = tokens = self._tokenized(texts, special_tokens)
         inputs: dict[str, Tensor] = {}
@@ -371,12 +369,10 @@ class LanguageModel:
                     f"The answer {answer!r} is outside the vocabulary of {self.name}: its tokens "
                     f"are {answer_ids}, {unknown} the unknown one."
                 )
-            if not answer_ids:
-                raise ValueError(f"The answer {answer!r} has no token.")
-            if several and len(answer_ids) > 1:
+            if not answer_ids or (several and len(answer_ids) > 1):
                 raise ValueError(
-                    f"Of several right answers each is one token; {answer!r} of {answers[row]} "
-                    "is not."
+                    "Of several right answers each is one token, and any answer has one at least; "
+                    f"{answer!r} has {len(answer_ids)}."
                 )
             padded[row] += answer_ids
         tensor = _padded(padded, IGNORED)
@@ -478,18 +474,10 @@ class LanguageModel:
     def _logits(self, encoded: dict[str, Any]) -> Tensor:
         """The network's logits where the answer is read, Tensor[batch, n_answer, vocab]."""
         batch, answer_columns = with_answer(self.model, prepare(self.model, encoded))
-        if answer_columns is None:
-            # [batch, classes] → [batch, 1, classes]
-            classes: Any = logits_of(self.model(**batch.kwargs))
-            return classes.unsqueeze(1)
-        options = {}
         if "use_cache" in signature(self.model.forward).parameters:
-            options["use_cache"] = False
-        with head_at(self.model, answer_columns) as at_answer:
-            batch.kwargs.update(options)
-            logits: Any = logits_of(batch.through(self.model))
-        # Without a head to restrict, the columns are taken from all logits.
-        return logits if at_answer else at_columns(logits, answer_columns)
+            batch.kwargs["use_cache"] = False
+        with head_at(self.model, answer_columns) as gathered:
+            return logits_at(batch.through(self.model), answer_columns, gathered)
 
 
 def _at(column: Sequence[Any], rows: Sequence[int]) -> list[Any]:

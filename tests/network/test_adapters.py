@@ -60,6 +60,14 @@ def test_an_adapter_is_loaded_beside_the_weights(folder, adapter):
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
 
 
+def test_a_network_with_an_adapter_is_not_saved(folder, adapter, tmp_path):
+    for model in (iit.load_network(str(folder), adapter=adapter[0]).model, adapter[1]):
+        lm = iit.LanguageModel(model, byte_level())
+        with pytest.raises(ValueError, match=r"has an adapter|this is PeftModel"):
+            iit.network.save_network(lm, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_another_adapter_is_another_network(folder, adapter, tmp_path):
     adapter_of(iit.load_network(str(folder)).model, tmp_path / "other", seed=1)
     networks = [iit.load_network(str(folder))]

