@@ -1,7 +1,7 @@
 """The job `atlas`: a cell at every layer × position × rank × seed, beside vanilla patching."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -75,16 +75,30 @@ def atlas(
     if cfg.ckpt_path is not None:
         raise ValueError("ckpt_path: an atlas has no checkpoint to go on from; run it afresh.")
     axes = {"layers": layers, "positions": positions, "ranks": ranks, "seeds": seeds}
-    check_axes(axes)
+    for name, axis in axes.items():
+        values = list(axis or ())
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(
+                    f"job.{name}={values} names {value!r} twice; its cells would be one."
+                )
     check_config(cfg, trains_network=False)
     # Lightning would print its greeting again for every layer.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     frozen = frozen_network(cfg)
     network = frozen.network
     layers = range(len(blocks_of(network.model).blocks)) if layers is None else layers
+    # {site: [(seed, cell)]}: every cell is made before any is trained.
+    cells_at: dict[Site, list[tuple[int, Alignment]]] = {}
+    all_cells = []
     head = cfg.site.get("head")
-    cells_at = made_cells(cfg, network, **axes)
-    all_cells = [cell for cells in cells_at.values() for _, cell in cells]
+    for layer, position, rank, seed in product(
+        layers, positions, ranks or (None,), seeds or (cfg.seed,)
+    ):
+        site = Site(cfg.site.component, layer=layer, head=head, position=position)
+        cell = made_cell(cfg, network, site, rank, seed)
+        cells_at.setdefault(site, []).append((seed, cell))
+        all_cells.append(cell)
     # The cells share one store. It knows at which blocks their runs will resume, so a prompt is run
     # once for all of them.
     store = instantiate(cfg.store)(network.model, layers={cell.first_block for cell in all_cells})
@@ -187,43 +201,9 @@ def atlas(
     return rows, facts
 
 
-def check_axes(axes: Mapping[str, Sequence[Any] | None]) -> None:
-    """Raises ValueError for an axis of the atlas that names a value twice."""
-    for name, axis in axes.items():
-        values = list(axis or ())
-        for value in values:
-            if values.count(value) > 1:
-                raise ValueError(
-                    f"job.{name}={values} names {value!r} twice; its cells would be one."
-                )
-
-
-def made_cells(
-    cfg: DictConfig,
-    network: Network,
-    positions: Sequence[str | int],
-    layers: Sequence[int] | None,
-    ranks: Sequence[int] | None,
-    seeds: Sequence[int] | None,
-) -> dict[Site, list[tuple[int, Alignment]]]:
-    """All cells of an atlas, before any is trained: {site: [(seed, cell)]}.
-
-    Arguments:
-        positions, layers, ranks, seeds: as `atlas` takes them.
-    """
-    if layers is None:
-        layers = range(len(blocks_of(network.model).blocks))
-    cells_at: dict[Site, list[tuple[int, Alignment]]] = {}
-    for layer, position, rank, seed in product(
-        layers, positions, ranks or (None,), seeds or (cfg.seed,)
-    ):
-        head = cfg.site.get("head")
-        site = Site(cfg.site.component, layer=layer, head=head, position=position)
-        cells_at.setdefault(site, []).append((seed, _cell(cfg, network, site, rank, seed)))
-    return cells_at
-
-
-def _cell(cfg: DictConfig, network: Network, site: Site, rank: int | None, seed: int) -> Alignment:
+def made_cell(
+    cfg: DictConfig, network: Network, site: Site, rank: int | None, seed: int
+) -> Alignment:
     """The config's alignment at this site, its weights drawn by the seed."""
     torch.manual_seed(seed)
     intervention = instantiate(cfg.intervention)

@@ -1,53 +1,39 @@
 """A dry run: a job checked with configuration and tokenizer alone, and the memory it will need."""
 
-from collections.abc import Callable
-from contextlib import suppress
-from inspect import signature
-from itertools import chain
-from statistics import median
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from iit.alignment import Alignment
 from iit.alignment.labels import check_labels
 from iit.batch import IGNORED
 from iit.data import EncodedPairs
 from iit.intervened import Edit, IntervenedModel
 from iit.intervened.edit import as_sites, sites_of
 from iit.intervention import VanillaIntervention
-from iit.job.atlas import check_axes, made_cells
+from iit.job.atlas import made_cell
 from iit.job.declared import check_config
 from iit.job.memory import demand
+from iit.job.patch import accepted
 from iit.job.setup import pairs_of
 from iit.job.train_network import untrained_network
-from iit.network import Network
-from iit.network.answering import with_answer
-from iit.network.inputs import prepare
-from iit.network.limits import n_positions
-from iit.patching.grid import grid
-from iit.patching.trace import SPANS
+from iit.patching import trace
+from iit.patching.grid import grid, n_blocks
 from iit.report.table import Table
-from iit.site import Site
-
-Edited = dict[str, IntervenedModel]
-"""What a job edits, by name."""
-Batches = dict[str, list[dict[str, Any]]]
-"""The whole splits on which each of these runs, by its name; "" for all without pairs of theirs."""
-Texts = dict[str, str]
-"""Lines of the table: {what was checked: what came out}."""
 
 
 class DryRun(NamedTuple):
     """What a dry run says.
 
     wrong: a sentence for each check that fails.
-    memory: {what needs it: bytes}; empty where a check before it fails.
+    memory: {what needs it: bytes}; empty where a check fails.
     """
 
     wrong: list[str]
@@ -66,171 +52,122 @@ def dry_run(cfg: DictConfig) -> DryRun:
     Arguments:
         cfg: a composed config, as `iit.run.run` takes it.
     """
-    lines, wrong = [], []
+    wrong, memory, table = [], {}, {}
 
-    def check(name: str, find: Callable[..., tuple[Any, Texts]], *needed: Any) -> Any:
-        """What `find` returns first; None where it fails, or where what it needs has failed."""
-        if None in needed:
-            return None
+    @contextmanager
+    def check(name: str) -> Iterator[None]:
         try:
-            value, texts = find(cfg, *needed)
+            yield
         except Exception as error:  # whatever a `_target_` raises
             cause = error.__cause__ if isinstance(error, InstantiationException) else error
+            table[f"{name}: fail"] = str(cause)
             wrong.append(f"{name}: {cause}")
-            lines.append([f"{name}: fail", str(cause)])
-            return None
-        for row, text in texts.items():
-            lines.append([f"{row}: pass", text])
-        return value
 
-    network = check("network", _network)
-    edited = check("sites", _edited, network)
-    batches = check("pairs", _batches, network)
-    check("roles", _roles, edited, batches)
-    memory = check("memory", _memory, network, edited, batches)
+    network, models, batches = None, [], []
+    with check("network"):
+        network = _network(cfg)
+        table["network: pass"] = repr(network)
+    if not wrong:
+        with check("sites"):
+            models = _models(cfg, network)
+            names = [str(site) for model in models for site in sites_of(model.edits.values())]
+            table["sites: pass"] = ", ".join(names[:3]) or "the config names none"
+        with check("pairs"):
+            batches, table["pairs: pass"] = _batches(cfg, network)
+    if not wrong:
+        with check("roles"):
+            for model, batch in product(models, batches):
+                _check_roles(model, batch)
+                if list(model.parameters()):
+                    instantiate(cfg.module)(model).check(batch)
+            table["roles: pass"] = "in every base and source"
+        with check("memory"):
+            lengths = _lengths(batches)
+            table["prompts: pass"] = f"{len(lengths)} of {lengths[0]} to {lengths[-1]} tokens"
+            memory = demand(cfg, network, models, batches, sum(lengths))
+            for name, n in memory.items():
+                table[f"{name}: pass"] = f"{n / 2**20:,.0f} MiB"
+    lines = list(table.items())
     Console().print(Table(f"Dry run of {cfg.name}", ["check", "outcome"], lines, n_words=2).rich())
-    return DryRun(wrong, memory or {})
+    return DryRun(wrong, memory)
 
 
-def _network(cfg: DictConfig) -> tuple[Network, Texts]:
+def _network(cfg: DictConfig) -> Any:
     """The network; without weights, where there are any to load."""
-    if "weights" in signature(get_object(cfg.network._target_)).parameters:
+    if cfg.network._target_.endswith((".load_network", ".trained_network")):
         network = instantiate(cfg.network, weights=False)
     else:
-        network = untrained_network(cfg)[1]
+        network: Any = untrained_network(cfg)
     # Nobody can say what it answers, so every prompt counts as answered.
-    vars(network)["answers_right"] = lambda prompts, _: np.ones(len(prompts), dtype=bool)
-    return network, {"network": repr(network)}
+    network.answers_right = lambda prompts, _: np.full(len(prompts), True)
+    return network
 
 
-def _edited(cfg: DictConfig, network: Network) -> tuple[Edited, Texts]:
-    job = cfg.job._target_.rpartition(".")[2]
-    if job in ("align", "atlas", "train_network"):
-        check_config(cfg, trains_network=job == "train_network")
-    edited: Edited = {}
-    match job:
-        case "align" | "train_network":
-            edited[""] = instantiate(cfg.alignment)(network=network)
+def _models(cfg: DictConfig, network: Any) -> list[IntervenedModel]:
+    """What the job edits, as far as its config says."""
+    job, sites = cfg.job, []
+    match job._target_.rpartition(".")[2]:
+        case "align" | "train_network" as name:
+            check_config(cfg, trains_network=name == "train_network")
+            return [instantiate(cfg.alignment)(network=network)]
         case "atlas":
-            axes = {name: cfg.job[name] for name in ("positions", "layers", "ranks", "seeds")}
-            check_axes(axes)
-            for site, cells in made_cells(cfg, network, **axes).items():
-                edited |= {f"{site} {number}": cell for number, (_, cell) in enumerate(cells)}
+            check_config(cfg, trains_network=False)
+            layers = range(n_blocks(network.model)) if job.layers is None else job.layers
+            axes = layers, job.positions, job.ranks or (None,), job.seeds or (cfg.seed,)
+            models = []
+            for layer, position, rank, seed in product(*axes):
+                site = instantiate(cfg.site, layer=layer, position=position)
+                models.append(made_cell(cfg, network, site, rank, seed))
+            return models
         case "patch":
-            for run in instantiate(cfg.job.maps).values():
-                for site in _sites(network, run):
-                    edit = Edit(site, VanillaIntervention())
-                    edited[str(site)] = IntervenedModel(network, {cfg.variable: edit})
+            for run in instantiate(job.maps).values():
+                where = accepted(grid, {"positions": [None]} | run.keywords)
+                # A trace works out its tokens from the prompts.
+                if run.func is trace:
+                    where["positions"] = [None]
+                contrast: Any = SimpleNamespace(module=network.model)
+                sites += [cell.site for cell in grid(contrast, **where)]
+                sites += as_sites(run.keywords.get("receivers", ()))
         case "Steering":
-            for name, (site, intervention, _) in _trained(cfg, network).items():
-                edited[name] = IntervenedModel(network, {name: Edit(site, intervention)})
-    sites = sites_of(chain(*(model.edits.values() for model in edited.values())))
-    texts = list(dict.fromkeys(map(str, sites))) or ["the config names none"]
-    return edited, {"sites": ", ".join([*texts[:3], *["…"] * (len(texts) > 3)])}
+            sites.append(instantiate(cfg.site))
+        case _:
+            return []
+    edit = Edit(list(dict.fromkeys(sites)), VanillaIntervention())
+    return [IntervenedModel(network, {cfg.variable: edit})]
 
 
-def _trained(cfg: DictConfig, network: Network) -> dict[str, Any]:
-    return instantiate(cfg.job).trained(network, instantiate(cfg.site))
+def _batches(cfg: DictConfig, network: Any) -> tuple[list[dict[str, Any]], str]:
+    """Each split of the config's pairs as one batch; and how many pairs and labels there are."""
+    if "path" not in cfg.data and cfg.causal is None:
+        return [], "the config has none"
+    pairs = pairs_of(cfg, network)
+    batches, labels = [], {}
+    for split in dict.fromkeys(pairs.dataset["split"]):
+        encoded = EncodedPairs(pairs.split(split), pairs.variables, network)
+        check_labels(network, encoded, split)
+        batches.append(encoded.batch(range(len(encoded))))
+        labels |= zip(map(str, encoded.labels), batches[-1]["base"]["answer"], strict=True)
+    longer = [label for label, tokens in labels.items() if (tokens != IGNORED).sum() > 1]
+    text = f"{len(pairs.dataset)}; {len(longer)} of {len(labels)} labels have several tokens"
+    return batches, f"{text}: {longer[:5]}"
 
 
-def _sites(network: Network, run: Any) -> list[Site]:
-    """The sites that a map of `job=patch` names; block outputs where it names no component."""
-    options = run.keywords
-    axes = ("components", "layers", "heads", "units", "cells")
-    where = {name: options[name] for name in axes if name in options}
-    # Spans and "tokens" stand for what only the prompts tell.
-    places = options.get("positions", "tokens")
-    where["positions"] = [None]
-    if places != "tokens":
-        where["positions"] = [place for place in places if place not in SPANS] or [None]
-    contrast: Any = SimpleNamespace(module=network.model)
-    sites = [cell.site for cell in grid(contrast, **where)]
-    for role in {"query", "subject"} & options.keys():
-        sites.append(Site("embedding_output", position=options[role]))
-    return [*sites, *as_sites(options.get("receivers", ()))]
-
-
-def _batches(cfg: DictConfig, network: Network) -> tuple[Batches, Texts]:
-    """The pairs in tokens, with what the table says of pairs, prompts and answers."""
-    pairs = {}
-    if cfg.job._target_ == "iit.job.Steering":
-        pairs = {name: trained[-1] for name, trained in _trained(cfg, network).items()}
-    elif "path" in cfg.data or cfg.causal is not None:
-        pairs = {"": pairs_of(cfg, network)}
-    batches: Batches = {"": []}
-    sizes = []
-    # {label: its number of tokens}
-    labels: dict[str, int] = {}
-    for name, part in pairs.items():
-        batches[name] = []
-        for split in dict.fromkeys(part.dataset["split"]):
-            encoded = EncodedPairs(part.split(split), part.variables, network)
-            check_labels(network, encoded, split)
-            batch = encoded.batch(range(len(encoded)))
-            batches[name].append(batch)
-            sizes.append(f"{len(encoded)} {split}")
-            n_tokens = (batch["base"]["answer"] != IGNORED).flatten(1).sum(1).tolist()
-            labels |= zip(map(repr, encoded.labels), n_tokens, strict=True)
-    if not labels:
-        return batches, {"pairs": "the config has none"}
-    texts = {"pairs": f"{', '.join(sizes)}, whatever the network answers"}
-    if lengths := prompt_lengths(batches):
-        positions = str(n_positions(network.model)).replace("inf", "no limit of")
-        texts["prompts"] = (
-            f"{len(lengths)} of {min(lengths)} to {max(lengths)} tokens (median "
-            f"{median(lengths):.0f}); the network has {positions} positions"
-        )
-    longer = [label for label, n in labels.items() if n > 1]
-    texts["answers"] = f"{1 - len(longer) / len(labels):.0%} of {len(labels)} labels are one token"
-    if longer:
-        texts["answers"] += f", but not {', '.join(longer[:5])}"
-    return batches, texts
-
-
-def prompt_lengths(batches: Batches) -> list[int]:
-    """The number of tokens of each distinct text."""
-    prompts = set()
-    for batch in chain(*batches.values()):
-        for part in (batch["base"], *batch["sources"].values()):
-            masks = part.get("attention_mask", ())
-            for ids, mask in zip(part.get("input_ids", ()), masks, strict=True):
-                prompts.add(tuple(ids[mask.bool()].tolist()))
-    return list(map(len, prompts))
-
-
-def _roles(cfg: DictConfig, edited: Edited, batches: Batches) -> tuple[bool, Texts]:
+def _check_roles(model: IntervenedModel, batch: dict[str, Any]) -> None:
     """Check that every position is in every base and source, with as many tokens in both."""
-    # Sites at the same positions select the same tokens.
-    distinct = {}
-    for name, model in edited.items():
-        places = tuple(str(site.position) for site in sites_of(model.edits.values()))
-        distinct[places] = model, batches.get(name, batches[""])
-    for model, parts in distinct.values():
-        model.store = SimpleNamespace(read=_stop)
-        for batch in parts:
-            base, _ = with_answer(model.network, prepare(model.network, batch["base"]))
-            with suppress(_NoWeightsError):
-                model.edited_run(base, batch["sources"] or None, batch["active"])
-            if isinstance(model, Alignment) and list(model.parameters()):
-                instantiate(cfg.module)(model).check(batch)
-    return True, {"roles": ", ".join(sorted(set(chain(*distinct))))}
+    with model.network.register_forward_pre_hook(_stop), suppress(_NoWeightsError):
+        model.answer_logits(batch["base"], batch["sources"] or None, batch["active"])
 
 
-def _stop(*_: Any, **__: Any) -> None:
+def _stop(*_: Any) -> None:
     raise _NoWeightsError
 
 
-def _memory(
-    cfg: DictConfig, network: Network, edited: Edited, batches: Batches
-) -> tuple[dict[str, int], Texts]:
-    parts = list(chain(*batches.values()))
-    trains = cfg.job._target_ == "iit.job.train_network"
-    # With edits, the base's own answer and the label are trained in one pass.
-    n = cfg.trainer.batch_size * (1 + (trains and bool(edited[""].edits)))
-    inputs = {}
-    for name, tensor in (parts[0]["base"] if parts else {}).items():
-        if name not in ("attention_mask", "positions", "answer"):
-            inputs[name] = tensor.new_zeros(n, *tensor.shape[1:])
-    needed = demand(network, list(edited.values()), inputs, sum(prompt_lengths(batches)), trains)
-    in_all = needed | {"memory": sum(needed.values())}
-    return needed, {name: f"{n / 2**20:,.0f} MiB" for name, n in in_all.items()}
+def _lengths(batches: list[dict[str, Any]]) -> list[int]:
+    """The number of tokens of each distinct text, in order; [0] where there is none."""
+    texts = set()
+    for batch in batches:
+        for part in (batch["base"], *batch["sources"].values()):
+            if "input_ids" in part:
+                for ids, mask in zip(part["input_ids"], part["attention_mask"], strict=True):
+                    texts.add(tuple(ids[mask.bool()].tolist()))
+    return sorted(map(len, texts)) or [0]

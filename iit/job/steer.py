@@ -126,7 +126,7 @@ class Steering:
             "difference_of_means": AdditionIntervention(direction)
         }
         fitted = {}
-        for name, (trained_site, intervention, pairs) in self.trained(network, site).items():
+        for name, (trained_site, intervention, pairs) in self._trained(network, site).items():
             alignment = Alignment(network, {name: Edit(trained_site, intervention)})
             options = {
                 "trainer": instantiate(cfg.trainer.trainer),
@@ -201,7 +201,7 @@ class Steering:
             "network": network_facts(network),
         }
 
-    def trained(
+    def _trained(
         self, network: LanguageModel, site: Site
     ) -> dict[str, tuple[Site, Intervention, Pairs]]:
         """What each trained method trains: {method: (its site, its intervention, its pairs)}."""

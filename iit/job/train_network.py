@@ -19,14 +19,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
-from iit.causal import Task
 from iit.data import freeze, hold_out
 from iit.evaluation import evaluate
 from iit.job.declared import check_config
 from iit.job.setup import evaluate_options, facts_of, fitting, save_training_curve, verdict_facts
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
-from iit.network.load import DTYPES
 from iit.result import Row, where
 
 log = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ def train_network(
             "trains the network itself. Run it with trust=quick, then job=align on network=trained "
             "with trust=full."
         )
-    task, network = untrained_network(cfg)
+    task, network = instantiate(cfg.causal), untrained_network(cfg)
     alignment = instantiate(cfg.alignment)(network=network)
     sample = partial(instantiate(cfg.data), task=task, network=network)
     pairs, held_out = hold_out(sample())
@@ -125,14 +123,12 @@ def train_network(
     return rows, facts
 
 
-def untrained_network(cfg: DictConfig) -> tuple[Task, Network]:
-    """The task of a training, and the network that is to be trained on it."""
-    task = instantiate(cfg.causal)
-    options = {}
+def untrained_network(cfg: DictConfig) -> Network:
+    """The network that is to be trained."""
+    if "vocabulary" not in cfg.network:
+        return instantiate(cfg.network)
     # A small language model has a token for each word of the task.
-    if "vocabulary" in cfg.network:
-        options["vocabulary"] = list(task.vocabulary)
-    return task, instantiate(cfg.network, **options)
+    return instantiate(cfg.network, vocabulary=list(instantiate(cfg.causal).vocabulary))
 
 
 def trained_network(
@@ -160,10 +156,7 @@ def trained_network(
             f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}."
         )
     if not weights:
-        network: Any = untrained_network(cfg)[1]
-        network.model.to(DTYPES[dtype])
-        network.name = experiment
-        return network
+        return untrained_network(cfg)
     if not is_whole(_cached(cfg)):
         log.info("Training the network of %s first (once; some minutes)", experiment)
         # It leaves the random generators and torch's algorithms as they were.

@@ -50,9 +50,9 @@ def test_a_good_job_passes_without_weights_and_writes_nothing(dry, folder, tmp_p
     assert run(dry()) is None
     text = printed(capsys)
     assert "block_output[2] @ s2" in text
-    for row in ("network", "sites", "pairs", "prompts", "answers", "roles", "weights", "store"):
+    for row in ("network", "sites", "pairs", "prompts", "roles", "weights", "store", "training"):
         assert f"{row}: pass" in text
-    assert "100% of" in text
+    assert "; 0 of" in text
     assert not (tmp_path / "run").exists()
 
 
@@ -108,7 +108,7 @@ def test_labels_of_several_tokens_are_named(dry, tmp_path, capsys):
     own = ("data=file", f"data.path={path}", "variable=place", "site.position=place")
     wrong = dry_run(dry(*own, experiment=())).wrong
     text = printed(capsys)
-    assert "50% of 2 labels are one token, but not ' Xanthippe'" in text
+    assert "1 of 2 labels have several tokens: [' Xanthippe']" in text
     # The role has more tokens in the base than in the source.
     assert len(wrong) == 1
     assert wrong[0].startswith("roles: ")
@@ -121,7 +121,7 @@ def test_labels_of_several_tokens_are_named(dry, tmp_path, capsys):
         ("patching_ioi", "block_output[0] @ s2"),
         pytest.param("path_patching_ioi", "block_output[0]", marks=pytest.mark.long),
         pytest.param("das_ioi_atlas", "block_output[0] @ s1", marks=pytest.mark.long),
-        ("steering", "block_output[2] @ last"),
+        ("steering", "block_output[2]"),
         ("train_equality", "the config names none"),
         ("das_equality", "layers"),
         ("ground_truth", "the config names none"),
