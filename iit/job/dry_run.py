@@ -63,7 +63,8 @@ def dry_run(cfg: DictConfig) -> DryRun:
             table[f"{name}: fail"] = str(cause)
             wrong.append(f"{name}: {cause}")
 
-    network, models, batches = None, [], []
+    network: Any = None
+    models, batches, lengths = [], [], []
     with check("network"):
         network = _network(cfg)
         table["network: pass"] = repr(network)
@@ -74,16 +75,18 @@ def dry_run(cfg: DictConfig) -> DryRun:
             table["sites: pass"] = ", ".join(names[:3]) or "the config names none"
         with check("pairs"):
             batches, table["pairs: pass"] = _batches(cfg, network)
+            lengths = _lengths(batches)
+            table["prompts: pass"] = f"{len(lengths)} of {lengths[0]} to {lengths[-1]} tokens"
     if not wrong:
         with check("roles"):
             for model, batch in product(models, batches):
-                _check_roles(model, batch)
+                stop = network.model.register_forward_pre_hook(_stop)
+                with stop, suppress(_NoWeightsError):
+                    model.answer_logits(batch["base"], batch["sources"] or None, batch["active"])
                 if list(model.parameters()):
                     instantiate(cfg.module)(model).check(batch)
             table["roles: pass"] = "in every base and source"
         with check("memory"):
-            lengths = _lengths(batches)
-            table["prompts: pass"] = f"{len(lengths)} of {lengths[0]} to {lengths[-1]} tokens"
             memory = demand(cfg, network, models, batches, sum(lengths))
             for name, n in memory.items():
                 table[f"{name}: pass"] = f"{n / 2**20:,.0f} MiB"
@@ -92,33 +95,35 @@ def dry_run(cfg: DictConfig) -> DryRun:
     return DryRun(wrong, memory)
 
 
+def _stop(*_: Any) -> None:
+    raise _NoWeightsError
+
+
 def _network(cfg: DictConfig) -> Any:
     """The network; without weights, where there are any to load."""
     if cfg.network._target_.endswith((".load_network", ".trained_network")):
         network = instantiate(cfg.network, weights=False)
     else:
-        network: Any = untrained_network(cfg)
+        network = untrained_network(cfg)
     # Nobody can say what it answers, so every prompt counts as answered.
-    network.answers_right = lambda prompts, _: np.full(len(prompts), True)
+    vars(network)["answers_right"] = lambda prompts, _: np.full(len(prompts), fill_value=True)
     return network
 
 
 def _models(cfg: DictConfig, network: Any) -> list[IntervenedModel]:
     """What the job edits, as far as its config says."""
-    job, sites = cfg.job, []
+    job, models, sites = cfg.job, [], []
     match job._target_.rpartition(".")[2]:
         case "align" | "train_network" as name:
             check_config(cfg, trains_network=name == "train_network")
-            return [instantiate(cfg.alignment)(network=network)]
+            models.append(instantiate(cfg.alignment)(network=network))
         case "atlas":
             check_config(cfg, trains_network=False)
             layers = range(n_blocks(network.model)) if job.layers is None else job.layers
-            axes = layers, job.positions, job.ranks or (None,), job.seeds or (cfg.seed,)
-            models = []
+            axes: Any = layers, job.positions, job.ranks or (None,), job.seeds or (cfg.seed,)
             for layer, position, rank, seed in product(*axes):
                 site = instantiate(cfg.site, layer=layer, position=position)
                 models.append(made_cell(cfg, network, site, rank, seed))
-            return models
         case "patch":
             for run in instantiate(job.maps).values():
                 where = accepted(grid, {"positions": [None]} | run.keywords)
@@ -130,10 +135,10 @@ def _models(cfg: DictConfig, network: Any) -> list[IntervenedModel]:
                 sites += as_sites(run.keywords.get("receivers", ()))
         case "Steering":
             sites.append(instantiate(cfg.site))
-        case _:
-            return []
-    edit = Edit(list(dict.fromkeys(sites)), VanillaIntervention())
-    return [IntervenedModel(network, {cfg.variable: edit})]
+    if sites:
+        edit = Edit(list(dict.fromkeys(sites)), VanillaIntervention())
+        models.append(IntervenedModel(network, {cfg.variable: edit}))
+    return models
 
 
 def _batches(cfg: DictConfig, network: Any) -> tuple[list[dict[str, Any]], str]:
@@ -148,18 +153,8 @@ def _batches(cfg: DictConfig, network: Any) -> tuple[list[dict[str, Any]], str]:
         batches.append(encoded.batch(range(len(encoded))))
         labels |= zip(map(str, encoded.labels), batches[-1]["base"]["answer"], strict=True)
     longer = [label for label, tokens in labels.items() if (tokens != IGNORED).sum() > 1]
-    text = f"{len(pairs.dataset)}; {len(longer)} of {len(labels)} labels have several tokens"
-    return batches, f"{text}: {longer[:5]}"
-
-
-def _check_roles(model: IntervenedModel, batch: dict[str, Any]) -> None:
-    """Check that every position is in every base and source, with as many tokens in both."""
-    with model.network.register_forward_pre_hook(_stop), suppress(_NoWeightsError):
-        model.answer_logits(batch["base"], batch["sources"] or None, batch["active"])
-
-
-def _stop(*_: Any) -> None:
-    raise _NoWeightsError
+    share = f"{len(longer)} of {len(labels)} labels have several tokens {longer[:5] or ''}"
+    return batches, f"{len(pairs.dataset)}; {share}"
 
 
 def _lengths(batches: list[dict[str, Any]]) -> list[int]:

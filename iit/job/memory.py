@@ -66,13 +66,13 @@ def demand(
         logits.float().log_softmax(-1)
 
     if first:
-        # In each edited layer the residual stream before it, and what sources have there.
+        # The residual stream in each edited layer, of bases and sources.
         layers = {site.layer for model in models for site in sites_of(model.edits.values())}
         width = resolve(module, Site("block_output", layer=0)).width or 0
         # Keys and values of the blocks that run again.
         cached = sum(block.keys.nbytes + block.values.nbytes for block in cache.layers[first:])
         cached //= inputs["input_ids"].numel()
-        memory["store"] = n_tokens * (2 * len(layers) * width * network.dtype.itemsize + cached)
+        memory["store"] = n_tokens * (len(layers) * width * network.dtype.itemsize + cached)
     if trained:
         # Cells that resume at one block are trained side by side.
         n_runs = max(map(blocks.count, blocks))

@@ -134,8 +134,8 @@ def patch(
     return rows, facts_of(opened, network) | map_facts
 
 
-def accepted(run: Map, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a map takes.
+def accepted(run: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a function takes, such as a map.
 
     Not all maps read a store, or show a progress bar.
     """

@@ -108,7 +108,7 @@ def test_labels_of_several_tokens_are_named(dry, tmp_path, capsys):
     own = ("data=file", f"data.path={path}", "variable=place", "site.position=place")
     wrong = dry_run(dry(*own, experiment=())).wrong
     text = printed(capsys)
-    assert "1 of 2 labels have several tokens: [' Xanthippe']" in text
+    assert "1 of 2 labels have several tokens [' Xanthippe']" in text
     # The role has more tokens in the base than in the source.
     assert len(wrong) == 1
     assert wrong[0].startswith("roles: ")
