@@ -20,12 +20,6 @@ from iit.intervention.basis import leading
 STARTS = ("random", "pca", "difference_of_means")
 
 
-def check_start(start: str) -> None:
-    """Raises ValueError for an unknown start."""
-    if start not in STARTS:
-        raise ValueError(f"start={start!r} is none of {list(STARTS)}.")
-
-
 def initialise(
     alignment: Alignment, pairs: Pairs, start: str = "random", *, batch_size: int = 64
 ) -> None:
@@ -49,7 +43,8 @@ def initialise(
     References:
         arXiv 2312.03813 steers along such differences.
     """
-    check_start(start)
+    if start not in STARTS:
+        raise ValueError(f"start={start!r} is none of {list(STARTS)}.")
     for key, edit in alignment.edits.items():
         # A basis may be made of others.
         bases: list[Any] = list(edit.intervention.basis.modules())

@@ -11,7 +11,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import several
-from iit.alignment.initial import check_start
+from iit.alignment.initial import STARTS
 from iit.alignment.overlap import check_declared
 from iit.alignment.side_by_side import checked_monitor
 
@@ -95,7 +95,8 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
         )
     if cfg.monitor is not None:
         checked_monitor(cfg.monitor, getattr(kind, "monitors", (cfg.monitor,)))
-    check_start(cfg.start)
+    if cfg.start not in STARTS:
+        raise ValueError(f"start={cfg.start!r} is none of {list(STARTS)}.")
     epochs = cfg.trainer.max_epochs
     if epochs < 1 and epochs != -1:
         raise ValueError(
