@@ -63,6 +63,8 @@ class BlockParts:
             it adds to the residual stream, the likeliest first}.
         fused_order: how a projection that is all three orders its units. contiguous: all queries,
             then all keys, then all values. grouped: a key and a value behind each group of queries.
+        is_direct: whether a projection receives the same tensor as the attention, with no norm
+            between.
     """
 
     attention: str | None = None
@@ -74,6 +76,7 @@ class BlockParts:
     is_mixture: bool = False
     writes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fused_order: str = "contiguous"
+    is_direct: bool = True
 
 
 PROJECTED = ("query_output", "key_output", "value_output")
@@ -146,6 +149,9 @@ class Block:
     def _headed_places(self, attention: str, out: str) -> Places:
         module, qkv = self.part(attention), self.parts.qkv
         n_heads = _number(module, self.config, _N_HEADS)
+        if not n_heads:
+            headed = (*PROJECTED, "attention_value_output", "attention_weight")
+            return dict.fromkeys(headed, "does not say how many heads its attention has")
         size = _number(module, self.config, _SIZES) or self.hidden // n_heads
         value_size = self._n_units(out, "input") // n_heads
         n_units = self._n_units(qkv[0])

@@ -45,20 +45,22 @@ class Probe:
         root: the block's path.
         call: its call, in a batch of one.
         tolerance: the share of the largest change that counts as rounding.
+        leak: the share of it that may reach other tokens by rounding.
     """
 
     token = 2  # the one that is changed
 
-    def __init__(self, root: str, call: Call, tolerance: float):
+    def __init__(self, root: str, call: Call, tolerance: float, leak: float):
         assert call.before is not None
         assert call.after is not None
-        self._root, self._module, self.tolerance = root, call.module, tolerance
+        self._root, self._module, self.tolerance, self._leak = root, call.module, tolerance, leak
         # A cache would grow with every run.
         self._args = tuple(map(_without_cache, call.args))
         self._kwargs = {name: _without_cache(value) for name, value in call.kwargs.items()}
         # {place: its activation without a change}
         self._bases: dict[ComponentLocation, Tensor] = {}
         self.before, self.after = call.before[0].float(), call.after[0].float()
+        self.epsilon = torch.finfo(call.after.dtype).eps
 
     def run(
         self,
@@ -97,10 +99,11 @@ class Probe:
         # So far beyond the activation's spread no softmax is nearly linear.
         forth, back = (self.change(place, at, step) for step in (8.0, -8.0))
         size = torch.maximum(forth.abs(), back.abs())
-        # A change of the last digit only is rounding, too.
-        smallest = 1e-6 * float(self._base(at).abs().max())
-        threshold = max(self.tolerance * float(size.max()), smallest)
-        return Response(size > threshold, float((forth + back).abs().max()) <= threshold)
+        # A change of the last digits only is rounding, too.
+        digits = 4 * self.epsilon * self._base(at).abs().amax(1, keepdim=True)
+        far = size > digits.clamp(min=self._leak * float(size.max()))
+        threshold = (self.tolerance * size.max()).maximum(digits.max())
+        return Response(far, bool((forth + back).abs().max() <= threshold))
 
     def change(
         self, place: ComponentLocation, at: ComponentLocation, step: float, head: int | None = None

@@ -71,7 +71,7 @@ def structure_of(transformer: Any) -> Structure:
     norm = None
     for name, call in calls.items():
         # The norm receives what the last block gives, and keeps its shape. The head widens it.
-        is_behind = tensor_key(call.before) == last and not name.startswith(path)
+        is_behind = tensor_key(call.before) == last and not _inside(name, path)
         if is_behind and name and _is_norm(call):
             norm = name
             break
@@ -136,7 +136,7 @@ def few_tokens(transformer: Any) -> dict[str, Any]:
         if "token" in name:
             special |= set(value) if isinstance(value, list) else {value}
     embedding = transformer.get_input_embeddings()
-    n_tokens = getattr(embedding, "num_embeddings", config.vocab_size)
+    n_tokens = getattr(embedding, "num_embeddings", None) or config.vocab_size
     plain = [token for token in range(7, min(n_tokens, 4096)) if token not in special]
     row = [plain[(number * 37 + 5) % len(plain)] for number in range(N_TOKENS)]
     ids = torch.tensor([row], device=embedding.weight.device)
@@ -162,6 +162,9 @@ def _blocks(root: nn.Module, calls: Mapping[str, Call], names: Mapping[int, str]
 def _is_norm(call: Call) -> bool:
     """Whether a module may be a norm: no matrix, and the shape stays."""
     if call.before is None or call.after is None or call.before.shape != call.after.shape:
+        return False
+    # Dropout gives back what it receives.
+    if tensor_key(call.before) == tensor_key(call.after):
         return False
     return not _has_matrix(call.module)
 
@@ -209,7 +212,14 @@ def _parts(root: str, calls: Mapping[str, Call]) -> BlockParts:
         is_part = name in map(_top, (area or "", mlp_input or "", mlp_out or ""))
         if "." not in name and not is_part and _has_matrix(call.module):
             writes[name] = _downstream(name, within)
-    return BlockParts(attention, qkv, out, mlp_input, mlp_out, router, is_mixture, writes)
+    received = set()
+    for name, call in within.items():
+        if name != attention and _inside(name, attention) and _is_linear(call):
+            received.add(tensor_key(call.before))
+    is_direct = attention in within and tensor_key(within[attention].before) in received
+    return BlockParts(
+        attention, qkv, out, mlp_input, mlp_out, router, is_mixture, writes, is_direct=is_direct
+    )
 
 
 def _top(path: str) -> str:

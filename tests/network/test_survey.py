@@ -7,6 +7,7 @@ import torch
 
 import iit
 from iit import Site
+from iit.intervened.store import ActivationStore
 from iit.network.families import FAMILIES
 from iit.network.location import ComponentLocation
 from iit.network.structure import structure_of
@@ -363,13 +364,20 @@ def test_components_are_printed(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("family", families(["smollm3", "olmo3", "cohere2", "gpt_oss", "xglm"]))
-def test_resumed_run_equals_the_whole_run(family):
+def test_resumed_run_equals_the_whole_run(family, monkeypatch):
     network = zoo.make(family)
     site = Site("block_output", layer=1, position=3)
     edited = iit.IntervenedModel(network, {site: iit.LambdaIntervention(lambda h: h * 0.5)})
     assert edited.first_block == 2
-    batch = {"input_ids": IDS}
+    batch = {"input_ids": IDS, "answer": torch.tensor([[20], [21]])}
+    edited.store = ActivationStore(network)
+    messages = []
+    monkeypatch.setattr(edited.store, "tell", messages.append)
+    # The first batch is compared with a whole run, and the second one is not.
+    edited.answer_logits(batch)
     resumed = edited.answer_logits(batch)
+    assert edited.store.is_trusted(2, {"edit": None})
+    assert all(message.startswith("Runs resume") for message in messages)
     edited.store = None
     whole = edited.answer_logits(batch)
     torch.testing.assert_close(resumed, whole, atol=1e-4, rtol=1e-4)
