@@ -87,9 +87,10 @@ def first_block(network: nn.Module, edits: Collection[Edit]) -> int | None:
         return None
     # Of a family that no table lists it is tried on a few tokens, once.
     if not known.is_listed:
-        if network not in _resumable:
-            _resumable[network] = _resumes(network, known)
-        if not _resumable[network]:
+        kept = _resumable.get(network)
+        if kept is None or kept[0] is not known:
+            kept = _resumable[network] = known, _resumes(network, known)
+        if not kept[1]:
             return None
 
     layers = []
@@ -109,7 +110,7 @@ def first_block(network: nn.Module, edits: Collection[Edit]) -> int | None:
     return min(layers)
 
 
-_resumable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_resumable: WeakKeyDictionary[nn.Module, tuple[Survey, bool]] = WeakKeyDictionary()
 
 
 def _resumes(network: nn.Module, known: Survey) -> bool:

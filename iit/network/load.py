@@ -248,6 +248,11 @@ class Loading:
                 _adapt(model, self.adapter, place["token"], self.name)
                 label += f", adapter {Path(self.adapter).name}"
         else:
+            if self.quantization is not None:
+                raise ValueError(
+                    f"quantization={self.quantization}: without weights nothing is quantised. For "
+                    "a dry run leave it out, and count its linear weights by their bits."
+                )
             with torch.device("meta"):
                 code = place["trust_remote_code"]
                 model = loader.from_config(config, trust_remote_code=code, **options)
