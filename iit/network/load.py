@@ -62,18 +62,19 @@ QUANTIZATIONS = {None: "", "8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8
 """{how weights are quantised: the package that does it}."""
 
 
-def load_network(name: str, **options: Any) -> Network:
+def load_network(name: str, *, weights: bool = True, **options: Any) -> Network:
     """Load a network, frozen and in eval mode.
 
     Arguments:
         name: an entry of conf/networks.yaml ("smollm2"), a hub id, a local folder, or a GGUF file.
+        weights: False gives a network without weights, for a dry run, which asks for this name.
         options: as in `Loading`: `load_network("gpt2", dtype="bf16", quantization="8bit")`.
 
     Raises:
         TypeError: an option is none of `Loading`.
         ValueError, ModuleNotFoundError: as in `Loading`.
     """
-    return Loading(name, **options)()
+    return Loading(name, weights=weights, **options)()
 
 
 @dataclass(frozen=True)

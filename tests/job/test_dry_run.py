@@ -74,7 +74,7 @@ def test_a_good_job_passes_without_weights_and_writes_nothing(dry, folder, tmp_p
         (["network.name=nobody/nothing"], "There is no network 'nobody/nothing'"),
         (["variable=colour"], "has no variable 'colour'"),
         (["objective=counterfactual_latent", "data.natural=false"], "natural counterparts"),
-        (["module=iit"], "choose module=das"),
+        (["module=iit"], "module=das trains interventions"),
         (["job=atlas", "job.layers=[2,7]"], "layer=7 is out of range"),
     ],
 )
