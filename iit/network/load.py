@@ -198,6 +198,12 @@ class Loading:
                     return self._classifier(origin, device)
                 place |= {"token": token, "trust_remote_code": self.trust_remote_code}
                 return self._transformer(origin, place, revision, device)
+        except TypeError as error:
+            if not self.options:
+                raise
+            raise ValueError(
+                f"options={dict(self.options)!r} are not all options of from_pretrained: {error}"
+            ) from error
         except OSError as error:
             text = (
                 f"There is no network {name!r}: it is no entry of conf/networks.yaml "
@@ -306,7 +312,7 @@ def _adapt(model: Any, adapter: str, token: Any, label: str) -> None:
     """
     from peft import PeftConfig  # pyright: ignore
 
-    path, trained_on = str(Path(adapter).expanduser()), "another"
+    path, trained_on = str(Path(adapter).expanduser()), None
     try:
         trained_on = PeftConfig.from_pretrained(path, token=token).base_model_name_or_path
         report = model.load_adapter(path, adapter_kwargs={"token": token})
@@ -315,7 +321,8 @@ def _adapt(model: Any, adapter: str, token: Any, label: str) -> None:
             raise ValueError(f"{len(unfit)} tensors do not fit: {', '.join(unfit[:3])} …")
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"The adapter {adapter} is none for {label!r}; it is for {trained_on!r}: {error}"
+            f"The adapter {adapter} is none for {label!r} (it was trained on {trained_on or '?'}): "
+            f"{error}"
         ) from error
     if Path(str(trained_on)).name != Path(label).name:
         log.warning("The adapter %s fits %s, but was trained on %s.", adapter, label, trained_on)
