@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from iit.network.components import COMPONENTS, blocks_of, transformer_in
@@ -24,7 +24,9 @@ def components(network: Any) -> None:
     how = "listed by its family" if known.is_listed else "found by structure, checked by small runs"
     if transformer.device.type == "meta" and not known.is_listed:
         how = "found by structure; not checked, for the weights are not loaded"
-    table = Table("component", "layers", "heads", "where, or why not")
+    # A path that is too long for the terminal goes on in the next line.
+    where_column = Column("where, or why not", overflow="fold")
+    table = Table("component", "layers", "heads", where_column)
     table.title = f"{type(transformer).__name__}, {len(known.blocks)} layers; {how}"
     for component in COMPONENTS:
         # {(heads, where or why): layers}; the path of a block says {layer} in place of its number.
