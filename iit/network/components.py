@@ -124,8 +124,13 @@ def locate(
         )
     around = None if place.shape_from is None else path_of(place.shape_from)
     place = replace(place, module=path_of(place.module), shape_from=around)
-    if head is None or place.n_heads is None:
+    if head is None:
         return place
+    if place.n_heads is None:
+        raise ValueError(
+            f"The heads of {component!r} are not known in block {layer}: neither its queries nor "
+            "its keys have passed their checks. Leave `head` out, or name a module."
+        )
     for one in head:
         if not 0 <= one < place.n_heads:
             raise ValueError(

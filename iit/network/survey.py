@@ -198,6 +198,12 @@ def _checked(block: Block, probe: Probe) -> tuple[Places, bool]:
         if len(block.parts.qkv) != 1:
             break
     _find_writes(block, probe, best)
+    # Only queries and keys show which units are a head: values may be in any order all the way.
+    if isinstance(best["query_output"], str) and isinstance(best["key_output"], str):
+        for name in ("value_output", "attention_value_output"):
+            place = best[name]
+            if isinstance(place, ComponentLocation):
+                best[name] = replace(place, n_heads=None)
     # What its input does not move is the output of another sublayer.
     for entry, components in (("attention_input", OF_ATTENTION), ("mlp_input", OF_MLP)):
         reason = best[entry]

@@ -6,10 +6,14 @@ from torch import nn
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+import iit
+from iit import Site
 from iit.network.survey import survey
+from iit.site import resolve
 from tests import zoo
 
-ORDER = {"as they are": [0, 1, 2, 3], "middle heads swapped": [0, 2, 1, 3]}
+IDS = torch.tensor([[11, 23, 35, 47, 59, 71]])
+ORDER = {"as they are": [0, 1, 2, 3], "middle heads swapped": [0, 2, 1, 3], "by unit": None}
 
 
 class Config(PreTrainedConfig):
@@ -20,6 +24,8 @@ class Attention(nn.Module):
     def __init__(self, order, is_normed):
         super().__init__()
         self.num_heads, self.order = 4, order
+        # Whether neighbouring units belong to different heads.
+        self.by_unit = order is None
         self.norm = nn.LayerNorm(32) if is_normed else nn.Identity()
         self.q_proj, self.k_proj = nn.Linear(32, 32), nn.Linear(32, 32)
         self.v_proj, self.o_proj = nn.Linear(32, 32), nn.Linear(32, 32)
@@ -27,13 +33,20 @@ class Attention(nn.Module):
     def forward(self, hidden):
         hidden = self.norm(hidden)
         query, key, value = (
-            projection(hidden).view(*hidden.shape[:2], 4, 8).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            self.heads(projection(hidden)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         future = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).triu(1)
         scores = (query @ key.transpose(2, 3)).masked_fill(future, float("-inf"))
-        heads = scores.softmax(-1) @ value[:, self.order]
-        return self.o_proj(heads.transpose(1, 2).reshape(hidden.shape))
+        heads = scores.softmax(-1) @ value[:, self.order or slice(None)]
+        heads = heads.transpose(1, 2)
+        if self.by_unit:
+            heads = heads.transpose(2, 3)
+        return self.o_proj(heads.reshape(hidden.shape))
+
+    def heads(self, units):
+        if self.by_unit:
+            return units.view(*units.shape[:2], 8, 4).permute(0, 3, 1, 2)
+        return units.view(*units.shape[:2], 4, 8).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -132,3 +145,11 @@ def test_mixer_is_no_mlp_in_half_precision():
     for layer in range(4):
         for name in ("mlp_input", "mlp_output", "mlp_activation", "mlp_write"):
             assert isinstance(places[layer][name], str)
+
+
+def test_heads_that_nothing_shows_are_refused():
+    network = own(order="by unit")
+    iit.capture(network, {"input_ids": IDS}, [Site("attention_value_output", layer=1)])
+    for component in ("attention_value_output", "value_output"):
+        with pytest.raises(ValueError, match=r"heads of .* are not known in block 1"):
+            resolve(network, Site(component, layer=1, head=0))
