@@ -20,7 +20,7 @@ def with_images(
     """Put the tokens of each image in place of the placeholder in its text.
 
     Arguments:
-        processor: transformers' own, of the network.
+        processor: the network's processor, of transformers.
         images: one for each text: a picture, its file, or the bytes of one.
         tokens: of the texts, with placeholders.
 

@@ -53,7 +53,7 @@ class Structure:
 def structure_of(transformer: Any) -> Structure:
     """Run a few tokens, and read off where the parts are.
 
-    Raises ValueError where the run fails, or where no list of blocks hands one tensor on.
+    Raises ValueError where the run fails, or where no list has modules that each run once.
     """
     try:
         calls = _calls(transformer)
