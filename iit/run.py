@@ -1,6 +1,5 @@
 """A run: compose the config, seed, do the job, write the rows with their provenance."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import hydra
 import lightning as L
 import wandb
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -20,8 +18,6 @@ from iit.job.provenance import provenance
 from iit.report import print_results
 from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
 from iit.result.select import validation_iia
-
-log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -40,18 +36,15 @@ def run(cfg: DictConfig) -> float | None:
 
     Raises:
         OSError: when the folder cannot be written.
-        SystemExit: where a dry run finds something wrong; in a multirun it is a ValueError.
         ValueError: where the config lacks what an experiment sets, has another value in place of a
-            number, or holds a token.
+            number, or holds a token; where a dry run finds something wrong.
     """
     check_token(OmegaConf.select(cfg, "network.token"))
     check_chosen(cfg)
     check_numbers(cfg)
     if cfg.dry_run:
         if wrong := dry_run(cfg).wrong:
-            # The jobs of a multirun share a process, so one of them may not end it.
-            error: Any = ValueError if in_multirun() else SystemExit
-            raise error("\n".join(wrong))
+            raise ValueError("\n".join(wrong))
         return None
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,5 +115,4 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://iit.conf", config_name="config")
 def _composed(cfg: DictConfig) -> float | None:
-    log.info("Run folder: %s", HydraConfig.get().runtime.output_dir)
     return recorded(run, cfg)

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from omegaconf import DictConfig
 
 from iit.job.errors import error_text
 from iit.job.folders import Folders, digest, is_done, parsed
-from iit.report.results import print_results
 from iit.report.summary import write_summary
 from iit.result import read_metrics
-from iit.result.record import JOB, SWEEP, read_record, write_record
+from iit.result.record import JOB, SWEEP, Record, read_record, write_record
 from iit.result.select import validation_iia
 
 log = logging.getLogger(__name__)
@@ -38,24 +37,17 @@ def command() -> Iterator[None]:
     os.environ[_FRAMES] = os.environ.get("HYDRA_FULL_ERROR", "")
     # Hydra then hands its errors on, and prints no frames.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    Folders.sweep = None
-    status: Any = None
+    Folders.sweep = status = None
     try:
         try:
             yield
         finally:
             if Folders.sweep is not None and not write_summary(Folders.sweep):
-                print(f"The same command with hydra.sweep.dir={Folders.sweep} goes on.")
-                status = 1
-    except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "Interrupted.", file=sys.stderr)
-        status = 130
-    except Exception as error:
+                status = f"The same command with hydra.sweep.dir={Folders.sweep} goes on."
+    except (Exception, KeyboardInterrupt) as error:
         if _shows_frames():
             raise
         status = error_text(error)
-    finally:
-        os.environ["HYDRA_FULL_ERROR"] = os.environ.pop(_FRAMES)
     if status is not None:
         sys.exit(status)
 
@@ -69,7 +61,7 @@ def in_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def recorded(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
+def recorded(run: Any, cfg: DictConfig) -> float | None:
     """Run a job, and keep its record in its folder; what is done already is not run again.
 
     A job of a multirun that fails raises nothing, so that it ends no other. Its log has the
@@ -83,52 +75,45 @@ def recorded(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> floa
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    log_file = folder / f"{hydra.job.name}.log"
+    log.info("Run folder: %s", folder)
+    record: Record = {}
     try:
         if cfg.dry_run:
             return run(cfg)
         with FileLock(folder / "job.lock", timeout=0):
-            return _recorded(run, cfg, folder, log_file)
+            config = digest(cfg)
+            if is_done(folder, config):
+                log.info("It is done already.")
+                return validation_iia(read_metrics(folder).rows)
+            record = {"status": "running", "overrides": _swept(), "config": config}
+            write_record(folder / JOB, record)
+            value = run(cfg)
+            write_record(folder / JOB, record | {"status": "done"})
+            return value
     except Exception as error:
         if isinstance(error, Timeout):
             error = ValueError(f"Another process runs the job in {folder}. Wait for it, or end it.")
-        error.add_note(f"The traceback is in {log_file}.")
-        with suppress(OSError), log_file.open("a", encoding="utf-8") as file:
-            traceback.print_exception(error, file=file)
-        if not in_multirun():
-            raise error
         text = error_text(error)
-        log.error("Job %s failed: %s", hydra.job.num, text, exc_info=_shows_frames())
-        if cfg.dry_run:
-            raise
-        return None
-
-
-def _recorded(run: Any, cfg: DictConfig, folder: Path, log_file: Path) -> float | None:
-    config = digest(cfg)
-    if is_done(folder, config):
-        log.info("It is done already: %s", folder)
-        if not in_multirun():
-            print_results(folder)
-        return validation_iia(read_metrics(folder).rows)
-    record = {"status": "running", "overrides": _swept(), "config": config}
-    write_record(folder / JOB, record)
-    try:
-        value = run(cfg)
-    except Exception as error:
-        failure = {"status": "failed", "error": error_text(error), "log": str(log_file)}
+        log_file = folder / f"{hydra.job.name}.log"
+        # The disk may be full.
         with suppress(OSError):
-            write_record(folder / JOB, record | failure)
-        raise
-    write_record(folder / JOB, record | {"status": "done"})
-    return value
+            with log_file.open("a", encoding="utf-8") as file:
+                traceback.print_exception(error, file=file)
+            if record:
+                record |= {"status": "failed", "error": text, "log": str(log_file)}
+                write_record(folder / JOB, record)
+        # A dry run has no summary that would list it.
+        if cfg.dry_run or not in_multirun():
+            raise error
+        log.error("Job %s failed: %s", hydra.job.num, text, exc_info=_shows_frames())
+        return None
 
 
 def _swept() -> dict[str, Any]:
     """The values of this job's swept keys."""
-    hydra = HydraConfig.get()
     if not in_multirun():
         return {}
-    swept = read_record(Path(hydra.sweep.dir) / SWEEP)["swept"]
+    hydra = HydraConfig.get()
     overrides = parsed(hydra.overrides.task)
-    return {o.key_or_group: o.value() for o in overrides if o.key_or_group in swept}
+    swept = read_record(Path(hydra.sweep.dir) / SWEEP)["swept"]
+    return {key: overrides[key].value() for key in swept}

@@ -7,21 +7,19 @@ _FOR_USERS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseExc
 """Errors that say what a user can do; others are faults of the program."""
 
 
-def cause(error: BaseException) -> BaseException:
-    """The error that Hydra has wrapped, where it is one for users."""
-    while isinstance(error, InstantiationException) and isinstance(error.__cause__, _FOR_USERS):
-        error = error.__cause__
-    return error
-
-
 def error_text(error: BaseException) -> str:
     """An error for the terminal and for a job's record."""
-    error = cause(error)
+    # Hydra wraps what a `_target_` raises.
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, _FOR_USERS):
+        error = error.__cause__
     # What is still wrapped was not meant for users.
     if isinstance(error, InstantiationException) or not isinstance(error, _FOR_USERS):
-        return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+        return (
+            f"{type(error).__name__}: {error}\nThe log in the run's folder has the traceback; "
+            "HYDRA_FULL_ERROR=1 shows it here."
+        )
     text = str(error)
-    # Such as: the value of an override is of another type.
+    # Where a value does not fit its key, the cause says why.
     if isinstance(error.__cause__, OmegaConfBaseException):
         text += f"\n{error.__cause__}"
     # An error of the system, such as a full disk. Others of this kind say what to do.

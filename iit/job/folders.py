@@ -2,20 +2,16 @@
 
 import copy
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 from zipfile import BadZipFile, ZipFile
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -56,22 +52,21 @@ class Folders(Callback):
             folder = Path(config.hydra.sweep.dir)
             if not _is_named(config, "sweep"):
                 folder = exclusive(folder)
+            folder.mkdir(parents=True, exist_ok=True)
             before = read_record(folder / SWEEP)
             if before:
                 _check_same(folder, before, sweep)
-            elif folder.exists() and any(folder.iterdir()):
+            elif any(folder.glob("[!.]*")):
                 raise ValueError(
                     f"hydra.sweep.dir={folder} is no folder of a sweep: it holds files, and no "
                     f"{SWEEP}. Give another."
                 )
             config.hydra.sweep.dir = str(folder)
             # The config of each job is composed anew, from these overrides.
-            text = str(folder).replace("'", "\\'")
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{text}'")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
             if config.dry_run:
                 return
             if not before:
-                folder.mkdir(parents=True, exist_ok=True)
                 write_record(folder / SWEEP, sweep)
             Folders.sweep = folder
 
@@ -87,8 +82,7 @@ def _ending_the_command() -> Iterator[None]:
 
 def _is_named(config: Any, kind: str) -> bool:
     """Whether the command names the folder."""
-    given = map(str, config.hydra.overrides.hydra)
-    return any(override.startswith(f"hydra.{kind}.dir=") for override in given)
+    return f"hydra.{kind}.dir=" in "\n".join(config.hydra.overrides.hydra)
 
 
 def exclusive(folder: Path) -> Path:
@@ -96,17 +90,18 @@ def exclusive(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     candidate = folder
     for number in count(2):
-        try:
+        with suppress(FileExistsError):
             candidate.mkdir()
             break
-        except FileExistsError:
-            candidate = folder.with_name(f"{folder.name}_{number}")
+        candidate = folder.with_name(f"{folder.name}_{number}")
     return candidate
 
 
-def parsed(overrides: Any, loader: ConfigLoader | None = None) -> list[Override]:
-    """Overrides as Hydra reads them."""
-    return OverridesParser.create(loader).parse_overrides(list(map(str, overrides)))
+def parsed(overrides: Any) -> dict[str, Any]:
+    """Overrides as Hydra reads them, {key: override}. The last one of a key counts."""
+    # Its loader knows what a group has, for glob(*).
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    return {o.key_or_group: o for o in parser.parse_overrides(overrides)}
 
 
 def _sweep_of(config: Any) -> dict[str, Any]:
@@ -114,32 +109,29 @@ def _sweep_of(config: Any) -> dict[str, Any]:
     sweeper = config.hydra.sweeper
     params = sweeper.get("params") or {}
     overrides = [f"{key}={value}" for key, value in params.items()]
-    overrides += map(str, config.hydra.overrides.task)
-    # The last override of a key counts.
-    by_key = {}
-    for override in parsed(overrides, GlobalHydra.instance().config_loader()):
-        by_key[override.key_or_group] = override
-    swept = {key: override for key, override in by_key.items() if override.is_sweep_override()}
-    n_jobs = None
-    # Other sweepers choose the values of each job as they go.
-    if "basic_sweeper" in sweeper._target_:
-        n_jobs = prod(len(list(override.sweep_iterator())) for override in swept.values())
-    launcher = config.hydra.runtime.choices["hydra/launcher"]
-    what = {"overrides": overrides, "swept": list(swept), "launcher": launcher, "jobs": n_jobs}
-    return {**what, **provenance()}
+    overrides = [*overrides, *config.hydra.overrides.task]
+    swept, n_jobs = [], 1
+    for key, override in parsed(overrides).items():
+        if override.is_sweep_override():
+            swept.append(key)
+            # Other sweepers choose the values of each job as they go.
+            if "BasicSweeper" in sweeper._target_:
+                n_jobs *= len(list(override.sweep_iterator()))
+    return provenance() | {
+        "overrides": overrides,
+        "swept": swept,
+        "launcher": config.hydra.runtime.choices["hydra/launcher"],
+        "jobs": n_jobs,
+    }
 
 
 def _check_same(folder: Path, before: dict[str, Any], sweep: dict[str, Any]) -> None:
-    there, here = before["overrides"], sweep["overrides"]
-    if there != here:
-        only_there = [override for override in there if override not in here]
-        only_here = [override for override in here if override not in there]
-        differing = f"only there: {only_there}, only in this command: {only_here}"
-        if not only_there + only_here:
-            differing = "the order of the overrides"
+    overrides = before["overrides"]
+    if overrides != sweep["overrides"]:
+        differing = set(overrides) ^ set(sweep["overrides"])
         raise ValueError(
-            f"{folder} holds another sweep ({differing}). Give the same command to go on, or "
-            "another hydra.sweep.dir."
+            f"{folder} holds another sweep; they differ in {sorted(differing) or 'their order'}. "
+            "Give the same overrides to go on, or another hydra.sweep.dir."
         )
     if before["git"] != sweep["git"]:
         log.warning("The sweep was started at %s, and goes on at %s.", before["git"], sweep["git"])
@@ -153,7 +145,7 @@ def digest(config: DictConfig) -> str:
         config.logger = None
         # Other keys may be made from these.
         config.paths = dict.fromkeys(config.paths, "")
-    text = json.dumps(OmegaConf.to_container(config, resolve=True), sort_keys=True)
+    text = OmegaConf.to_yaml(config, resolve=True, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -175,19 +167,11 @@ def is_done(folder: Path, config: str) -> bool:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that an interrupted run of this folder left, to go on from."""
+    path = folder / "checkpoints" / "last.ckpt"
     # Only a run of the command line knows that its folder holds no other config's run.
     if (folder / JOB).is_file():
-        for name in ("last", "start"):
-            path = folder / "checkpoints" / f"{name}.ckpt"
-            if _is_whole(path):
-                log.info("Going on from %s", path)
+        # One that was half written is not believed.
+        with suppress(OSError, BadZipFile), ZipFile(path) as file:
+            if file.testzip() is None:
                 return path
     return None
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        with ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, BadZipFile):
-        return False

@@ -5,6 +5,7 @@ Test figures are shown for the chosen setting only.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,36 +44,32 @@ class Job(NamedTuple):
         overrides: the values of the swept keys.
         rows: none of a job without a result.
         failure: why it has no result; None where it has one.
+        setting: what the job's seeds have in common.
     """
 
     name: str
     overrides: dict[str, Any]
     rows: Sequence[Row]
     failure: str | None
-
-    @property
-    def setting(self) -> str:
-        """What the job's seeds have in common."""
-        return repr([item for item in self.overrides.items() if item[0] != "seed"])
+    setting: str
 
 
 def read_jobs(sweep: Path) -> list[Job]:
     """The jobs of a sweep that have a record, also one that cannot be read."""
     jobs = []
     for path in sweep.rglob(JOB):
-        overrides, rows, failure = {}, (), None
+        overrides, rows, failure = {}, (), "did not finish, or still runs"
         try:
             record = read_record(path)
             overrides = record["overrides"]
-            failure = "did not finish, or still runs"
             if record["status"] == "failed":
                 failure = f"{record['error']} (log: {record['log']})"
-            rows, failure = read_metrics(path.parent).rows, None
-        except FileNotFoundError:
-            assert failure is not None
+            with suppress(FileNotFoundError):
+                rows, failure = read_metrics(path.parent).rows, None
         except (OSError, ValueError) as error:
             failure = str(error)
-        jobs.append(Job(str(path.parent.relative_to(sweep)), overrides, rows, failure))
+        name, setting = str(path.parent.relative_to(sweep)), repr(overrides | {"seed": None})
+        jobs.append(Job(name, overrides, rows, failure, setting))
     # Job 10 comes after job 9.
     return sorted(jobs, key=lambda job: (len(job.name), job.name))
 
@@ -87,8 +84,7 @@ def summary(jobs: Sequence[Job], swept: Sequence[str]) -> tuple[list[Record], li
     Arguments:
         swept: the keys that were swept.
     """
-    scores = [(job.setting, row) for job in jobs for row in scores_of(job.rows)]
-    means = mean_scores(scores)
+    means = mean_scores((job.setting, row) for job in jobs for row in scores_of(job.rows))
     best = best_row(means.values()) if means else None
     chosen = [key for key, row in means.items() if row is best]
 
@@ -96,7 +92,6 @@ def summary(jobs: Sequence[Job], swept: Sequence[str]) -> tuple[list[Record], li
     columns = dict.fromkeys(["job", *swept, *Cell._fields, *_FIGURES])
     records, test = [], {}
     for job in jobs:
-        job_columns = columns | {"job": job.name, "chosen": False, "failure": job.failure}
         scores = where(job.rows, **SCORE)
         for row in scores:
             cell = Cell.of(row)
@@ -106,13 +101,19 @@ def summary(jobs: Sequence[Job], swept: Sequence[str]) -> tuple[list[Record], li
             is_chosen = others or key in chosen
             if is_chosen:
                 test[cell] = rows_of(job.rows, cell)
-            figures = {name: getattr(row, name) for name in ("low", "high", "n")}
-            figures |= {"validation_iia": row.value, "chosen": is_chosen}
-            if "seed" in swept:
-                figures["seed_mean"] = means[key].value
-            records.append(job_columns | cell._asdict() | job.overrides | figures)
+            figures = {
+                **row.to_dict(),
+                **job.overrides,
+                "job": job.name,
+                "validation_iia": row.value,
+                "seed_mean": means[key].value,
+                "failure": None,
+                "chosen": is_chosen,
+            }
+            records.append({column: figures[column] for column in columns})
         if not scores:
-            records.append(job_columns | job.overrides)
+            failed = {"job": job.name, "failure": job.failure, "chosen": False}
+            records.append(columns | job.overrides | failed)
     return records, [row for rows in test.values() for row in rows]
 
 
@@ -126,11 +127,10 @@ def seeds(test: Sequence[Row]) -> list[Record]:
     for variable in dict.fromkeys(row.variable for row in rows):
         for metric, subset in _OVER_SEEDS:
             columns = {"variable": variable, "metric": metric, "subset": subset}
-            figures, values = [], {}
-            for row in where(rows, **columns):
-                figures.append(Interval(row.value, row.low, row.high, row.n))
-                values[str(row.seed)] = row.value
-            if len(figures) > 1:
+            shown = where(rows, **columns)
+            if len(shown) > 1:
+                figures = [Interval(row.value, row.low, row.high, row.n) for row in shown]
+                values = {str(row.seed): row.value for row in shown}
                 means.append(columns | over_seeds(figures)._asdict() | {"values": values})
     return means
 
@@ -158,14 +158,13 @@ def summary_table(records: Sequence[Record], swept: Sequence[str]) -> Table:
     """
     scored = [record for record in records if record["validation_iia"] is not None]
     shown, common = list(swept), []
-    texts = {key: [str(record[key]) for record in scored] for key in [*swept, *Cell._fields]}
-    for column in Cell._fields:
-        # A column is shown where jobs differ; what they share is said once, below. A swept key may
-        # say the same already, such as site.layer.
-        if len(set(texts[column])) > 1:
-            if texts[column] not in [texts[key] for key in shown]:
-                shown.append(column)
-        elif scored and scored[0][column] is not None and column not in swept:
+    # A swept key says the same as the column that it ends with, such as site.layer.
+    columns = [c for c in Cell._fields if c not in {key.rpartition(".")[2] for key in swept}]
+    for column in columns:
+        # A column is shown where jobs differ; what they share is said once, below.
+        if len({repr(record[column]) for record in scored}) > 1:
+            shown.append(column)
+        elif scored and scored[0][column] is not None:
             common.append(f"{column} {scored[0][column]}")
 
     if len(scored) > 1:
@@ -174,29 +173,26 @@ def summary_table(records: Sequence[Record], swept: Sequence[str]) -> Table:
             "test figure is not"
         )
 
+    n_figures = 3 + ("seed" in swept)
     lines, bold = [], []
     for number, record in enumerate(records):
         if record["chosen"]:
             bold.append(number)
-        figures = ["none" if record["failure"] is None else "failed", "", ""]
+        figures = ["none" if record["failure"] is None else "failed", "", "", ""]
         if record["validation_iia"] is not None:
             figures = [
                 f"{record['validation_iia']:.3f}",
                 f"{record['low']:.3f} to {record['high']:.3f}",
                 str(record["n"]),
+                f"{record['seed_mean']:.3f}",
             ]
         cell = ["" if record[column] is None else str(record[column]) for column in shown]
-        if "seed" in swept:
-            mean = record["seed_mean"]
-            figures.append("" if mean is None else f"{mean:.3f}")
-        lines.append([record["job"], *cell, *figures])
+        lines.append([record["job"], *cell, *figures[:n_figures]])
 
-    header = ["job", *shown, "IIA", "95% interval", "n"]
-    if "seed" in swept:
-        header.append("mean over seeds")
+    figures = ("IIA", "95% interval", "n", "mean over seeds")[:n_figures]
     return Table(
         "Validation IIA on changing pairs; the choice is made here",
-        header,
+        ["job", *shown, *figures],
         lines,
         ", ".join(common),
         n_words=1 + len(shown),
@@ -224,7 +220,7 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> bool:
     jobs = read_jobs(sweep)
     records, test = summary(jobs, facts["swept"])
     over = seeds(test)
-    n_missing = max((facts["jobs"] or 0) - len(jobs), 0)
+    n_missing = facts["jobs"] - len(jobs)
 
     # First for the eyes: the files may find no room.
     console = console or Console()
@@ -232,16 +228,15 @@ def write_summary(sweep: str | Path, console: Console | None = None) -> bool:
     for job in jobs:
         if job.failure is not None:
             console.print(f"Job {job.name} failed: {job.failure}", soft_wrap=True, markup=False)
-    if n_missing:
+    if n_missing > 0:
         console.print(f"{n_missing} of {facts['jobs']} jobs have not started.")
     if over:
         console.print(_seeds_table(over).rich())
     elif test:
-        console.print(results_table(test, "The chosen job on test").rich())
+        console.print(results_table(test, "The chosen job on test", brief=True).rich())
     console.print(f"Multirun folder: {sweep}", soft_wrap=True, markup=False)
 
-    if records:
-        write_csv(sweep / "summary.csv", records)
+    write_csv(sweep / "summary.csv", records)
     content = {"jobs": records, "test": list(map(Row.to_dict, test)), "seeds": over}
     write_text(sweep / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    return not n_missing and all(job.failure is None for job in jobs)
+    return n_missing < 1 and all(job.failure is None for job in jobs)

@@ -35,8 +35,8 @@ def read_record(path: Path) -> Record:
         return {}
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or "overrides" not in record:
+        if "overrides" not in record:
             raise ValueError("it has no overrides")
-    except (ValueError, yaml.YAMLError) as error:
+    except (TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is damaged: {error}. Move its folder away.") from error
     return record
