@@ -23,7 +23,7 @@ from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import Everything
 from iit.data import EncodedPairs
 from iit.data.datamodule import AlikeBatches
-from iit.run import provenance
+from iit.job.provenance import provenance
 from iit.tasks import ioi
 
 BATCH, RANK, LR = 32, 16, 5e-3

@@ -2,11 +2,13 @@
 
 from iit.job.align import align
 from iit.job.atlas import atlas
+from iit.job.folders import Folders
 from iit.job.patch import patch
 from iit.job.steer import Steering
 from iit.job.train_network import train_network, trained_network
 
 __all__ = [
+    "Folders",
     "Steering",
     "align",
     "atlas",

@@ -17,6 +17,7 @@ from iit.causal.figure import figure
 from iit.data import EncodedPairs, HeldOut, Pairs, hold_out
 from iit.evaluation import Trust, train_alike, verdict
 from iit.evaluation.trust import Refit
+from iit.job.folders import last_checkpoint
 from iit.network import Network, fingerprint
 from iit.report import save_figure, training_curve
 from iit.result import Row
@@ -125,7 +126,8 @@ def fitting(
 ) -> Any:
     """Call `fit` as the config says; the log says which epoch was kept.
 
-    With `cfg.ckpt_path` the training goes on from that checkpoint.
+    With `cfg.ckpt_path` the training goes on from that checkpoint. Without, it goes on where an
+    interruption left it, if a checkpoint says which training it is of.
 
     Arguments:
         alignment: one, or {name: alignment} for several that are trained side by side.
@@ -135,12 +137,14 @@ def fitting(
     Returns:
         A `Fitted`, or {name: Fitted} for several alignments.
     """
+    # Only with its config, a training is identified in its checkpoints.
+    checkpoint = last_checkpoint(folder) if "config" in options else None
     fitted = fit(
         alignment,
         pairs,
         seed=cfg.seed,
         folder=folder,
-        ckpt_path=cfg.ckpt_path,
+        ckpt_path=checkpoint or cfg.ckpt_path,
         **fit_options(cfg),
         **options,
     )

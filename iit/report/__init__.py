@@ -5,12 +5,11 @@ from iit.report.curves import training_curve
 from iit.report.figure_file import save_figure
 from iit.report.maps import curves, heatmap, map_figure
 from iit.report.results import print_results
-from iit.report.summary import SummaryCallback, summary, summary_table, write_summary
+from iit.report.summary import write_summary
 from iit.report.table import Table
 from iit.report.tokens import attention_figure, lens_figure
 
 __all__ = [
-    "SummaryCallback",
     "Table",
     "atlas_cells",
     "atlas_figure",
@@ -21,8 +20,6 @@ __all__ = [
     "map_figure",
     "print_results",
     "save_figure",
-    "summary",
-    "summary_table",
     "training_curve",
     "write_summary",
 ]

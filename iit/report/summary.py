@@ -1,20 +1,14 @@
-"""The summary of a multirun: every job is listed, and the choice is made on validation.
+"""The summary of a sweep: every job is listed, and the choice is made on validation.
 
-Test figures are shown for the chosen cell only.
+Test figures are shown for the chosen setting only.
 """
 
 import json
 from collections.abc import Sequence
-from itertools import repeat
-from operator import itemgetter
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from iit.report.figure_file import write_csv
@@ -32,123 +26,113 @@ from iit.result import (
     where,
     write_text,
 )
-from iit.result.select import best_row
+from iit.result.record import JOB, SWEEP, read_record
+from iit.result.select import best_row, mean_scores
 
 Record = dict[str, Any]
 """What is said of one cell of a job, or of one mean over seeds."""
-_CELL = Cell._fields
-_COLUMNS: tuple[str, ...] = (
-    "job",
-    *_CELL,
-    "validation_iia",
-    "low",
-    "high",
-    "n",
-    "failure",
-    "chosen",
-)
+_FIGURES = ("validation_iia", "low", "high", "n", "seed_mean", "failure", "chosen")
 _OVER_SEEDS = (("iia", "changing"), ("iia", "all"), ("task_accuracy", "all"))
 """The metrics and subsets whose mean over seeds is given."""
 
 
-def summary(folders: Sequence[Path]) -> tuple[list[Record], list[Row]]:
-    """A record for each cell of each job, and the chosen cell's test rows.
+class Job(NamedTuple):
+    """A job of a sweep.
 
-    A record has the cell's validation IIA on changing pairs. The cell is chosen by
-    `iit.result.select.best_row`. A job with several variables has a cell for each; they are chosen
-    together, by their mean. Jobs may repeat a cell (a sweep over the learning rate). Among these
-    the job with the highest validation IIA is chosen, and among equal ones the first. A job without
-    a readable figure is listed with its failure.
+    Arguments:
+        name: its folder's, in the sweep's.
+        overrides: the values of the swept keys.
+        rows: none of a job without a result.
+        failure: why it has no result; None where it has one.
+        setting: what the job's seeds have in common.
     """
-    jobs = dict(zip(folders, map(_read, folders), strict=True))
-    # In a job with several variables each row has their mean.
-    candidates: list[tuple[Path, Row]] = []
-    for folder, (rows, _) in jobs.items():
-        candidates += zip(repeat(folder), scores_of(rows))
-    best, chosen, test = None, set(), []
-    if candidates:
-        cell = Cell.of(best_row(row for _, row in candidates))
-        repeats = [(row.value, folder) for folder, row in candidates if Cell.of(row) == cell]
-        # `max` keeps the first of equal ones.
-        _, best = max(repeats, key=itemgetter(0))
-        # The job's other variables were trained in the same alignment.
-        best_rows, _ = jobs[best]
-        chosen = set(map(Cell.of, where(best_rows, **SCORE)))
-        if len({cell.variable for cell in chosen}) == 1:
-            chosen = {cell}
-        for cell in sorted(chosen, key=repr):
-            test += rows_of(best_rows, cell)
 
-    records = []
-    for folder, (rows, failure) in jobs.items():
-        scores = where(rows, **SCORE)
+    name: str
+    overrides: dict[str, Any]
+    rows: Sequence[Row]
+    failure: str | None
+    setting: str
+
+
+def read_jobs(sweep: Path) -> list[Job]:
+    """The jobs of a sweep that have a record, also one that cannot be read."""
+    jobs = []
+    for path in sweep.rglob(JOB):
+        overrides, rows, failure = {}, (), "did not finish, or still runs"
+        try:
+            record = read_record(path)
+            overrides = record["overrides"]
+            if record["status"] == "failed":
+                failure = f"{record['error']} (log: {record['log']})"
+            with suppress(FileNotFoundError):
+                rows, failure = read_metrics(path.parent).rows, None
+        except (OSError, ValueError) as error:
+            failure = str(error)
+        name, setting = str(path.parent.relative_to(sweep)), repr(overrides | {"seed": None})
+        jobs.append(Job(name, overrides, rows, failure, setting))
+    # Job 10 comes after job 9.
+    return sorted(jobs, key=lambda job: (len(job.name), job.name))
+
+
+def summary(jobs: Sequence[Job], swept: Sequence[str]) -> tuple[list[Record], list[Row]]:
+    """A record for each cell of each job, and the chosen setting's test rows.
+
+    A record has the cell's validation IIA on changing pairs. The setting and cell with the highest
+    mean over seeds are chosen (see `iit.result.select`). A job with several variables has a cell
+    for each; they are chosen together, by their mean. A job without such a figure has one record.
+
+    Arguments:
+        swept: the keys that were swept.
+    """
+    means = mean_scores((job.setting, row) for job in jobs for row in scores_of(job.rows))
+    best = best_row(means.values()) if means else None
+    chosen = [key for key, row in means.items() if row is best]
+
+    # What was asked for says more than what the cell makes of it: vanilla patching has no rank.
+    columns = dict.fromkeys(["job", *swept, *Cell._fields, *_FIGURES])
+    records, test = [], {}
+    for job in jobs:
+        scores = where(job.rows, **SCORE)
         for row in scores:
-            is_chosen = folder == best and Cell.of(row) in chosen
-            columns = row.to_dict() | {
-                "job": folder.name,
+            cell = Cell.of(row)
+            key = job.setting, cell._replace(seed=None)
+            # The job's other variables were trained in the same alignment.
+            others = len({row.variable for row in scores}) > 1 and chosen[0][0] == job.setting
+            is_chosen = others or key in chosen
+            if is_chosen:
+                test[cell] = rows_of(job.rows, cell)
+            figures = {
+                **row.to_dict(),
+                **job.overrides,
+                "job": job.name,
                 "validation_iia": row.value,
+                "seed_mean": means[key].value,
                 "failure": None,
                 "chosen": is_chosen,
             }
-            records.append({name: columns[name] for name in _COLUMNS})
+            records.append({column: figures[column] for column in columns})
         if not scores:
-            records.append(
-                dict.fromkeys(_COLUMNS) | {"job": folder.name, "failure": failure, "chosen": False}
-            )
-    return records, test
+            failed = {"job": job.name, "failure": job.failure, "chosen": False}
+            records.append(columns | job.overrides | failed)
+    return records, [row for rows in test.values() for row in rows]
 
 
-def _read(folder: Path) -> tuple[Sequence[Row], str]:
-    """A job's rows, and what has failed where none of them can be chosen by."""
-    try:
-        return read_metrics(folder).rows, "no validation IIA on changing pairs"
-    except FileNotFoundError:
-        return (), "no metrics.json"
-    except ValueError as error:
-        return (), str(error)
+def seeds(test: Sequence[Row]) -> list[Record]:
+    """Test IIA and task accuracy of the chosen setting, each as a mean over its seeds.
 
-
-def seeds(folders: Sequence[Path], records: Sequence[Record]) -> list[Record]:
-    """Test IIA and task accuracy of the chosen job's setting, each as a mean over its seeds.
-
-    Each mean has an interval (see `over_seeds`). The jobs whose overrides differ from the chosen
-    one's in `seed` alone are its seeds. The list is empty where there is no other job.
+    Each mean has an interval (see `over_seeds`). The list is empty where there is one seed.
     """
-    chosen = {record["job"] for record in records if record["chosen"]}
-    failed = {record["job"] for record in records if record["failure"] is not None}
-    best, settings = None, {}
-    for folder in folders:
-        if folder.name not in failed:
-            settings[folder] = _setting(folder)
-        if folder.name in chosen:
-            best = settings[folder]
-    rows: list[Row] = []
-    for folder, setting in settings.items():
-        if setting is not None and setting == best:
-            rows += where(read_metrics(folder).rows, split="test", control=None)
-
+    rows = where(test, control=None)
     means = []
     for variable in dict.fromkeys(row.variable for row in rows):
         for metric, subset in _OVER_SEEDS:
             columns = {"variable": variable, "metric": metric, "subset": subset}
-            figures, values = {}, {}
-            for row in where(rows, **columns):
-                # Where a seed was run twice, the later job counts.
-                figures[row.seed] = Interval(row.value, row.low, row.high, row.n)
-                values[str(row.seed)] = row.value
-            if len(figures) > 1:
-                mean = over_seeds(list(figures.values()))
-                means.append(columns | mean._asdict() | {"values": values})
+            shown = where(rows, **columns)
+            if len(shown) > 1:
+                figures = [Interval(row.value, row.low, row.high, row.n) for row in shown]
+                values = {str(row.seed): row.value for row in shown}
+                means.append(columns | over_seeds(figures)._asdict() | {"values": values})
     return means
-
-
-def _setting(folder: Path) -> list[str] | None:
-    """A job's overrides without its seed; None where Hydra has left none."""
-    path = folder / ".hydra" / "overrides.yaml"
-    if not path.is_file():
-        return None
-    overrides = map(str, OmegaConf.load(path))
-    return sorted(override for override in overrides if not override.startswith("seed="))
 
 
 def _seeds_table(means: Sequence[Record]) -> Table:
@@ -167,17 +151,19 @@ def _seeds_table(means: Sequence[Record]) -> Table:
     )
 
 
-def summary_table(records: Sequence[Record]) -> Table:
-    """The records for the terminal, the chosen one in bold.
+def summary_table(records: Sequence[Record], swept: Sequence[str]) -> Table:
+    """The records for the terminal, the chosen ones in bold.
 
     What all jobs have in common stands below.
     """
-    scored = [record for record in records if record["failure"] is None]
-    differing, common = [], []
-    for column in _CELL:
+    scored = [record for record in records if record["validation_iia"] is not None]
+    shown, common = list(swept), []
+    # A swept key says the same as the column that it ends with, such as site.layer.
+    columns = [c for c in Cell._fields if c not in {key.rpartition(".")[2] for key in swept}]
+    for column in columns:
         # A column is shown where jobs differ; what they share is said once, below.
         if len({repr(record[column]) for record in scored}) > 1:
-            differing.append(column)
+            shown.append(column)
         elif scored and scored[0][column] is not None:
             common.append(f"{column} {scored[0][column]}")
 
@@ -187,78 +173,70 @@ def summary_table(records: Sequence[Record]) -> Table:
             "test figure is not"
         )
 
+    n_figures = 3 + ("seed" in swept)
     lines, bold = [], []
     for number, record in enumerate(records):
         if record["chosen"]:
             bold.append(number)
-        figures = ["failed", "", ""]
-        if record["failure"] is None:
+        figures = ["none" if record["failure"] is None else "failed", "", "", ""]
+        if record["validation_iia"] is not None:
             figures = [
                 f"{record['validation_iia']:.3f}",
                 f"{record['low']:.3f} to {record['high']:.3f}",
                 str(record["n"]),
+                f"{record['seed_mean']:.3f}",
             ]
-        cell = ["" if record[column] is None else str(record[column]) for column in differing]
-        lines.append([record["job"], *cell, *figures])
+        cell = ["" if record[column] is None else str(record[column]) for column in shown]
+        lines.append([record["job"], *cell, *figures[:n_figures]])
 
+    figures = ("IIA", "95% interval", "n", "mean over seeds")[:n_figures]
     return Table(
         "Validation IIA on changing pairs; the choice is made here",
-        ["job", *differing, "IIA", "95% interval", "n"],
+        ["job", *shown, *figures],
         lines,
         ", ".join(common),
-        n_words=1 + len(differing),
+        n_words=1 + len(shown),
         bold=bold,
     )
 
 
-def write_summary(sweep: str | Path, console: Console | None = None) -> None:
-    """Write `summary.csv` and `summary.json` to a multirun's folder and print them.
+def write_summary(sweep: str | Path, console: Console | None = None) -> bool:
+    """Print the summary of a sweep, and write `summary.csv` and `summary.json` to its folder.
 
-    `summary.json` holds three things: the records under "jobs", the test rows of the chosen cell
+    `summary.json` holds three things: the records under "jobs", the test rows of the chosen setting
     (and of no other) under "test", and the means over its seeds under "seeds", where several were
     run.
+
+    Returns:
+        Whether every job has a result.
+
+    Raises:
+        ValueError: where the folder has no `sweep.yaml`.
     """
     sweep = Path(sweep)
-    jobs = [f for f in sweep.iterdir() if (f / ".hydra").is_dir()]
-    # Job 10 comes after job 9.
-    folders = sorted(jobs, key=lambda f: (len(f.name), f.name))
-    records, test = summary(folders)
-    write_csv(sweep / "summary.csv", records)
-    over = seeds(folders, records)
-    content = {"jobs": records, "test": list(map(Row.to_dict, test)), "seeds": over}
-    write_text(sweep / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    console = console or Console()
-    console.print(summary_table(records).rich())
-    for record in records:
-        if record["failure"] is not None:
-            console.print(
-                f"Job {record['job']} failed: {record['failure']}", soft_wrap=True, markup=False
-            )
+    facts = read_record(sweep / SWEEP)
+    if not facts:
+        raise ValueError(f"{sweep} is no folder of a sweep: it has no {SWEEP}.")
+    jobs = read_jobs(sweep)
+    records, test = summary(jobs, facts["swept"])
+    over = seeds(test)
+    n_missing = facts["jobs"] - len(jobs)
 
-    if test:
-        console.print(results_table(test, "The chosen job on test").rich())
+    # First for the eyes: the files may find no room.
+    console = console or Console()
+    console.print(summary_table(records, facts["swept"]).rich())
+    for job in jobs:
+        if job.failure is not None:
+            console.print(f"Job {job.name} failed: {job.failure}", soft_wrap=True, markup=False)
+    if n_missing > 0:
+        console.print(f"{n_missing} of {facts['jobs']} jobs have not started.")
     if over:
         console.print(_seeds_table(over).rich())
+    elif test:
+        console.print(results_table(test, "The chosen job on test", brief=True).rich())
     console.print(f"Multirun folder: {sweep}", soft_wrap=True, markup=False)
 
-
-class SummaryCallback(Callback):
-    """Hydra's hooks at the end of a multirun, and of a job in it that fails.
-
-    A sweep ends with the first job that fails.
-    """
-
-    # Any, as a DictConfig inherits from a deprecated typing generic, of which beartype warns.
-    def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
-        """Summarise the jobs up to one that failed."""
-        sweep = Path(HydraConfig.get().sweep.dir)
-        if (
-            HydraConfig.get().mode == RunMode.MULTIRUN
-            and job_return.status == JobStatus.FAILED
-            and sweep.is_dir()
-        ):
-            write_summary(sweep)
-
-    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
-        """Summarise the jobs of the sweep that has just ended."""
-        write_summary(config.hydra.sweep.dir)
+    write_csv(sweep / "summary.csv", records)
+    content = {"jobs": records, "test": list(map(Row.to_dict, test)), "seeds": over}
+    write_text(sweep / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return n_missing < 1 and all(job.failure is None for job in jobs)

@@ -1,8 +1,10 @@
 """Choosing a cell. All comparisons of cells choose here, and see validation rows only."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from operator import attrgetter
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from iit.result.row import Row
@@ -55,7 +57,8 @@ def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
 def select(rows: Iterable[Row]) -> Cell:
     """The cell with the highest validation IIA on changing pairs (see `SCORE`).
 
-    Rows of other splits and of controls are not looked at.
+    Cells that differ in their seed alone are compared with others by their mean, and the first of
+    them stands for all. Rows of other splits and of controls are not looked at.
 
     Raises:
         ValueError: where there is no validation row to choose by, and for cells of several
@@ -70,7 +73,43 @@ def select(rows: Iterable[Row]) -> Cell:
             f"The IIA of one variable says nothing of another's; these rows are of {variables}. "
             "Give the rows of one, where(rows, variable=…)."
         )
-    return Cell.of(best_row(scores))
+    return Cell.of(_best(scores))
+
+
+def validation_iia(rows: Iterable[Row]) -> float | None:
+    """The validation IIA on changing pairs of the best cell.
+
+    Over several seeds and several variables it is the mean.
+
+    Returns:
+        A share between 0 and 1; None for a job without such a figure.
+    """
+    scores = scores_of(rows)
+    return _best(scores).value if scores else None
+
+
+def _best(scores: Iterable[Row]) -> Row:
+    return best_row(mean_scores((None, row) for row in scores).values())
+
+
+def mean_scores(scores: Iterable[tuple[Any, Row]]) -> dict[tuple[Any, Cell], Row]:
+    """The mean over seeds of each cell in each setting.
+
+    Arguments:
+        scores: each row with its setting: what a cell does not say, such as the learning rate.
+
+    Returns:
+        {(setting, the cell without its seed): the row of its first seed, with the mean as value}.
+        Where a seed was run twice, the later row counts.
+    """
+    seeds: dict[tuple[Any, Cell], dict[Any, Row]] = defaultdict(dict)
+    for setting, row in scores:
+        seeds[setting, Cell.of(row)._replace(seed=None)][row.seed] = row
+    means = {}
+    for key, rows in seeds.items():
+        first, *_ = rows.values()
+        means[key] = replace(first, value=fmean(row.value for row in rows.values()))
+    return means
 
 
 def best_row(scores: Iterable[Row]) -> Row:

@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
     """What bits depend on beside the code."""
     import torch
 
-    from iit.run import processor
+    from iit.job.provenance import processor
 
     return {
         "processor": processor(),

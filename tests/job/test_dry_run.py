@@ -79,7 +79,7 @@ def test_a_good_job_passes_without_weights_and_writes_nothing(dry, folder, tmp_p
     ],
 )
 def test_bad_input_is_found_in_words(dry, overrides, said, capsys):
-    with pytest.raises(SystemExit, match=f"(?s){said}"):
+    with pytest.raises(ValueError, match=f"(?s){said}"):
         run(dry(*overrides))
     assert ": fail" in printed(capsys)
 

@@ -1,25 +1,17 @@
 import json
+import runpy
 from dataclasses import replace
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from iit.report import (
-    SummaryCallback,
-    save_figure,
-    summary,
-    summary_table,
-    training_curve,
-    write_summary,
-)
+from iit.report import save_figure, training_curve, write_summary
 from iit.report.curves import read_log
 from iit.report.results import results_table, tables
+from iit.report.summary import read_jobs, summary, summary_table
 from iit.report.verdict import verdict_table
 from iit.result import Metrics, write_metrics
+from iit.result.record import write_record
 from tests.result.test_result import ROW
 
 TEST = replace(ROW, split="test", value=0.75)
@@ -93,19 +85,30 @@ def test_the_terminal_shows_the_site_and_leaves_brackets_alone():
         tables(Metrics((), {}), brief=True)
 
 
-def _job(sweep, name, validation, test, layer):
-    return _job_of(
-        sweep,
-        name,
-        [replace(ROW, layer=layer, value=validation), replace(TEST, layer=layer, value=test)],
-    )
+def _job(sweep, name, validation, test, layer, **overrides):
+    rows = [replace(ROW, layer=layer, value=validation), replace(TEST, layer=layer, value=test)]
+    seed = overrides.get("seed", ROW.seed)
+    _job_of(sweep, name, [replace(row, seed=seed) for row in rows], **overrides)
 
 
-def _job_of(sweep, name, rows):
+def _job_of(sweep, name, rows, **overrides):
     folder = sweep / name
-    (folder / ".hydra").mkdir(parents=True)
+    folder.mkdir()
+    _record(folder, overrides, "done")
     write_metrics(folder, rows)
-    return folder
+
+
+def _record(folder, overrides, status, **more):
+    folder.mkdir(exist_ok=True)
+    write_record(folder / "job.yaml", {"status": status, "overrides": overrides} | more)
+
+
+def _sweep(folder, *swept, jobs=1):
+    write_record(folder / "sweep.yaml", {"overrides": [], "swept": list(swept), "jobs": jobs})
+
+
+def _summarised(sweep, *swept):
+    return summary(read_jobs(sweep), swept)
 
 
 def test_a_summary_chooses_on_validation_and_shows_test_of_the_chosen_only(tmp_path):
@@ -114,47 +117,61 @@ def test_a_summary_chooses_on_validation_and_shows_test_of_the_chosen_only(tmp_p
         ("1", 0.6, 0.52, 13),
         ("2", 0.5, 0.93, 17),
     ):
-        _job(tmp_path, name, validation, test, layer)
-    (tmp_path / "10" / ".hydra").mkdir(parents=True)
+        _job(tmp_path, name, validation, test, layer, **{"site.layer": layer, "lr": 0.1})
+    swept = {"site.layer": 21, "lr": 0.1}
+    _record(tmp_path / "10", swept, "running")
+    _record(tmp_path / "11", swept, "failed", error="rank=9 is too high", log="11/train.log")
+    _sweep(tmp_path, "site.layer", "lr", jobs=6)
     console = Console(record=True, width=80)
-    write_summary(tmp_path, console)
+    assert not write_summary(tmp_path, console)
     text = console.export_text()
     assert "0.520" in text
     assert "0.910" not in text
     assert "0.930" not in text
-    assert "Job 10 failed: no metrics.json" in text
+    assert "Job 10 failed: did not finish" in text
+    assert "Job 11 failed: rank=9 is too high (log: 11/train.log)" in text
+    assert "1 of 6 jobs have not started" in text
     assert "…" not in text, "nothing is cut off in a narrow terminal"
     lines = (tmp_path / "summary.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["job", "0", "1", "2", "10"]
-    assert [line.rsplit(",", 1)[1] for line in lines[1:]] == ["False", "True", "False", "False"]
+    assert lines[0].startswith("job,site.layer,lr,network,")
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        ["0", "9", "0.1"],
+        ["1", "13", "0.1"],
+        ["2", "17", "0.1"],
+        ["10", "21", "0.1"],
+        ["11", "21", "0.1"],
+    ]
+    assert [line.rsplit(",", 1)[1] for line in lines[1:]] == ["False", "True"] + ["False"] * 3
     kept = json.loads((tmp_path / "summary.json").read_text())
-    assert [(job["job"], job["failure"], job["chosen"]) for job in kept["jobs"]] == [
-        ("0", None, False),
-        ("1", None, True),
-        ("2", None, False),
-        ("10", "no metrics.json", False),
+    assert [(job["job"], job["chosen"]) for job in kept["jobs"]] == [
+        ("0", False),
+        ("1", True),
+        ("2", False),
+        ("10", False),
+        ("11", False),
     ]
     assert [(row["split"], row["layer"], row["value"]) for row in kept["test"]] == [
         ("test", 13, 0.52)
     ]
 
 
-def test_equal_cells_are_chosen_once(tmp_path):
-    _job(tmp_path, "0", 0.5, 0.1, 3)
-    _job(tmp_path, "1", 0.5, 0.2, 3)
-    records, test = summary([tmp_path / "0", tmp_path / "1"])
+def test_equal_settings_are_chosen_once(tmp_path):
+    _job(tmp_path, "0", 0.5, 0.1, 3, lr=0.1)
+    _job(tmp_path, "1", 0.5, 0.2, 3, lr=0.2)
+    records, test = _summarised(tmp_path, "lr")
     assert [record["chosen"] for record in records] == [True, False]
     assert [row.value for row in test] == [0.1]
 
 
-def test_of_jobs_that_repeat_a_cell_the_best_on_validation_is_chosen(tmp_path):
-    folders = [
-        _job(tmp_path, name, value, test, 3)
-        for name, value, test in (("0", 0.2, 0.9), ("1", 0.8, 0.7), ("2", 0.5, 0.95))
-    ]
-    records, test = summary(folders)
+def test_of_settings_that_share_a_cell_the_best_on_validation_is_chosen(tmp_path):
+    for name, value, test in (("0", 0.2, 0.9), ("1", 0.8, 0.7), ("2", 0.5, 0.95)):
+        _job(tmp_path, name, value, test, 3, objective=f"objective {name}")
+    records, test = _summarised(tmp_path, "objective")
     assert [record["chosen"] for record in records] == [False, True, False]
+    assert [record["objective"] for record in records] == [f"objective {n}" for n in range(3)]
     assert [row.value for row in test] == [0.7]
+    table = summary_table(records, ["objective"])
+    assert table.header == ["job", "objective", "IIA", "95% interval", "n"]
 
 
 def test_a_job_with_two_variables_has_two_lines_and_is_chosen_by_their_mean(tmp_path):
@@ -164,9 +181,11 @@ def test_a_job_with_two_variables_has_two_lines_and_is_chosen_by_their_mean(tmp_
             for v, value in values.items()
             for base in (ROW, TEST)
         ]
-        return _job_of(tmp_path, name, rows)
+        _job_of(tmp_path, name, rows, lr=name)
 
-    records, test = summary([job("0", a=0.9, b=0.1), job("1", a=0.6, b=0.5)])
+    job("0", a=0.9, b=0.1)
+    job("1", a=0.6, b=0.5)
+    records, test = _summarised(tmp_path, "lr")
     assert [(r["job"], r["variable"], r["validation_iia"], r["chosen"]) for r in records] == [
         ("0", "a", 0.9, False),
         ("0", "b", 0.1, False),
@@ -174,47 +193,46 @@ def test_a_job_with_two_variables_has_two_lines_and_is_chosen_by_their_mean(tmp_
         ("1", "b", 0.5, True),
     ]
     assert [(row.variable, row.value) for row in test] == [("a", 0.6), ("b", 0.5)]
-    assert "variable" in summary_table(records).header
-    assert "variable" not in summary_table(records[:1]).header
+    assert "variable" in summary_table(records, ["lr"]).header
+    assert "variable" not in summary_table(records[:1], ["lr"]).header
 
 
-def test_failures_are_listed_and_spoil_nothing(tmp_path):
-    good = _job(tmp_path, "0", 0.5, 0.4, 3)
-    damaged, unscored = (
-        _job(tmp_path, "1", 0.9, 0.9, 3),
-        _job_of(tmp_path, "2", [replace(ROW, subset="all", value=0.9)]),
-    )
-    (damaged / "metrics.json").write_text("{")
-    records, test = summary([good, damaged, unscored])
-    assert [record["chosen"] for record in records] == [True, False, False]
-    assert "damaged" in records[1]["failure"]
-    assert records[2]["failure"] == "no validation IIA on changing pairs"
+def test_what_cannot_be_read_is_listed_and_spoils_nothing(tmp_path):
+    for name in ("0", "1", "2"):
+        _job(tmp_path, name, 0.5 + int(name) / 10, 0.4, 3, lr=int(name))
+    (tmp_path / "1" / "metrics.json").write_text("{")
+    (tmp_path / "2" / "job.yaml").write_text("- no record")
+    _job_of(tmp_path, "3", [replace(ROW, subset="all", value=0.9)], lr=3)
+    records, test = _summarised(tmp_path, "lr")
+    assert [record["chosen"] for record in records] == [True, False, False, False]
+    assert "metrics.json is damaged" in records[1]["failure"]
+    assert "job.yaml is damaged" in records[2]["failure"]
+    assert records[3]["failure"] is None, "a job without validation IIA has not failed"
     assert [row.value for row in test] == [0.4]
-    records, test = summary([damaged])
-    assert test == []
-    assert not records[0]["chosen"]
+    (line,) = [line for line in summary_table(records, ["lr"]).lines if line[0] == "3"]
+    assert line[:3] == ["3", "3", "none"]
+    with pytest.raises(ValueError, match=r"no sweep\.yaml"):
+        write_summary(tmp_path)
 
 
-def test_seeds_of_the_chosen_setting_have_a_mean_on_test(tmp_path):
-    """Other settings' test figures are not shown, nor is a failed seed counted."""
-    for name, overrides, seed, validation, value in (
-        ("0", ["a=1", "seed=0"], 0, 0.6, 0.50),
-        ("1", ["seed=1", "a=1"], 1, 0.5, 0.60),
-        ("2", ["a=1", "seed=2"], 2, 0.4, 0.70),
-        ("3", ["a=2", "seed=0"], 0, 0.3, 0.93),
+def test_settings_are_compared_by_their_mean_over_seeds(tmp_path):
+    """The best seed is of another setting. That one's test figures are not shown."""
+    for name, a, seed, validation, value in (
+        ("0", 1, 0, 0.6, 0.50),
+        ("1", 1, 1, 0.5, 0.60),
+        ("2", 1, 2, 0.4, 0.70),
+        ("3", 2, 0, 0.9, 0.93),
+        ("4", 2, 1, 0.0, 0.94),
     ):
-        rows = [
-            replace(ROW, seed=seed, value=validation),
-            replace(TEST, seed=seed, value=value, low=value - 0.01, high=value + 0.01),
-        ]
-        folder = _job_of(tmp_path, name, rows)
-        (folder / ".hydra" / "overrides.yaml").write_text(
-            "".join(f"- {override}\n" for override in overrides)
-        )
-    (tmp_path / "4" / ".hydra").mkdir(parents=True)
-    console = Console(record=True, width=80)
+        _job(tmp_path, name, validation, value, 3, a=a, seed=seed)
+    _record(tmp_path / "5", {"a": 2, "seed": 2}, "running")
+    _sweep(tmp_path, "a", "seed", jobs=6)
+    console = Console(record=True, width=100)
     write_summary(tmp_path, console)
-    (mean,) = json.loads((tmp_path / "summary.json").read_text())["seeds"]
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    assert [job["chosen"] for job in kept["jobs"]] == [True] * 3 + [False] * 3
+    assert [job["seed_mean"] for job in kept["jobs"][:5]] == pytest.approx([0.5] * 3 + [0.45] * 2)
+    (mean,) = kept["seeds"]
     reach = 4.302653 * 0.1 / 3**0.5  # Student's t with two degrees of freedom
     assert mean["values"] == {"0": 0.5, "1": 0.6, "2": 0.7}
     assert (mean["value"], mean["n"]) == (pytest.approx(0.6), 3)
@@ -222,33 +240,22 @@ def test_seeds_of_the_chosen_setting_have_a_mean_on_test(tmp_path):
         pytest.approx(0.6 - reach, abs=1e-6),
         pytest.approx(0.6 + reach, abs=1e-6),
     )
-    assert "0.500, 0.600, 0.700" in console.export_text()
-    (tmp_path / "1" / "metrics.json").unlink()
-    (tmp_path / "2" / "metrics.json").unlink()
-    write_summary(tmp_path, console)
-    assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == []
+    text = console.export_text()
+    assert "0.500, 0.600, 0.700" in text
+    assert "mean over seeds" in text
+    assert "0.930" not in text
 
 
-def test_the_callback_summarises_its_sweep(tmp_path, capsys):
+def test_the_summary_is_made_later_by_a_command(tmp_path, monkeypatch, capsys):
     _job(tmp_path, "0", 0.5, 0.4, 3)
-    SummaryCallback().on_multirun_end(
-        OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    )
+    _sweep(tmp_path)
+    monkeypatch.setattr("sys.argv", ["iit.report", str(tmp_path)])
+    runpy.run_module("iit.report", run_name="__main__", alter_sys=False)
     assert f"Multirun folder: {tmp_path}" in capsys.readouterr().out
     assert (tmp_path / "summary.csv").is_file()
-
-
-def test_a_sweep_that_a_job_ends_is_summarised(tmp_path, monkeypatch, capsys):
-    """Hydra calls no hook of the sweep where a job raises; what ran before it is not lost."""
-    _job(tmp_path, "0", 0.5, 0.4, 3)
-    monkeypatch.setattr(
-        HydraConfig,
-        "get",
-        lambda: OmegaConf.create({"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}}),
-    )
-    for status in (JobStatus.COMPLETED, JobStatus.FAILED):
-        SummaryCallback().on_job_end(OmegaConf.create(), JobReturn(status=status))
-        assert (tmp_path / "summary.csv").is_file() == (status == JobStatus.FAILED)
+    monkeypatch.setattr("sys.argv", ["iit.report", str(tmp_path / "0")])
+    with pytest.raises(SystemExit, match="is no folder of a sweep"):
+        runpy.run_module("iit.report", run_name="__main__", alter_sys=False)
 
 
 LOG = """epoch,step,train/loss,val/iia,val/iia_changing,val/loss
