@@ -70,7 +70,7 @@ def run(cfg: DictConfig) -> float | None:
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     L.seed_everything(cfg.seed, verbose=False)
-    loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
+    loggers = list(instantiate(cfg.logger or {}).values())
     try:
         # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)

@@ -2,12 +2,13 @@
 
 import json
 import struct
+import time
 from types import SimpleNamespace
 
 from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK, FILE_HEADER, RECORD_HEADER = 32 * 1024, 7, 7
-FULL, _FIRST, _MIDDLE, LAST = 1, 2, 3, 4
+FULL, LAST = 1, 4
 
 
 def records(path):
@@ -27,30 +28,33 @@ def records(path):
             payload = b""
 
 
+def whole(path):
+    """All records of a run that has ended. W&B's service writes the last ones on its own time."""
+    for _ in range(100):
+        found = list(records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
+
+
 def wandb_run(folder):
-    """What the one W&B run in a run's folder holds."""
+    """What the only W&B run in a run's folder holds."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    run = SimpleNamespace(
-        config={}, history={}, summary={}, metrics={}, artifacts=[], exit_code=None, path=path
-    )
-    for record in records(path):
+    run = SimpleNamespace(config={}, history={}, summary={}, artifacts={}, files=path.parent)
+    for record in whole(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.run = record.run
             for item in record.run.config.update:
                 run.config[item.key] = json.loads(item.value_json)
-        if kind == "history":
-            for item in record.history.item:
-                run.history[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-        if kind == "summary":
-            for item in record.summary.update:
-                run.summary[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-        if kind == "metric":
-            run.metrics[record.metric.name or record.metric.glob_name] = record.metric
-        if kind == "artifact":
-            run.artifacts.append(record.artifact)
-        if kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
-            run.artifacts.append(record.request.log_artifact.artifact)
-        if kind == "exit":
+        elif kind in ("history", "summary"):
+            items = record.history.item if kind == "history" else record.summary.update
+            for item in items:
+                name = "/".join(item.nested_key) if item.nested_key else item.key
+                getattr(run, kind)[name] = json.loads(item.value_json)
+        elif kind == "artifact":
+            run.artifacts[record.artifact.type] = record.artifact
+        elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

@@ -19,15 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from networkx.utils import flatten
 from omegaconf import OmegaConf
 
-from iit.result import (
-    ROW_FIELDS,
-    Row,
-    read_metrics,
-    rows_of,
-    scores_of,
-    select,
-    write_text,
-)
+from iit.result import ROW_FIELDS, Row, read_metrics, rows_of, scores_of, select, write_text
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +59,8 @@ class WandbRun(WandbLogger):
         except wandb.Error as error:
             # W&B's service holds the run's id until it ends.
             wandb.teardown()
-            run = wandb.init(**options | {"mode": "offline"})
+            options["mode"] = "offline"
+            run = wandb.init(**options)
             log.warning(
                 f"W&B cannot be used online: {error} This run is kept offline. To send it, run "
                 f"`wandb login`, then `wandb sync {Path(run.dir).parent}`. WANDB_MODE=offline does "
@@ -95,7 +88,7 @@ def _in_sweep() -> dict[str, str]:
     parts = []
     for override in hydra.overrides.task:
         key, _, value = override.lstrip("+").partition("=")
-        if swept is None or key in swept:
+        if not swept or key in swept:
             parts.append(f"{key.rpartition('.')[2]}={value}")
     return {"group": sweep.name, "name": " ".join(parts)[:128]}
 
