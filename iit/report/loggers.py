@@ -148,12 +148,13 @@ def _log_to_wandb(logger: WandbLogger, folder: Path, metrics: Any) -> None:
     run = logger.experiment
     verdicts = metrics.facts.get("verdict", ())
     run.summary["verdict"] = ", ".join(verdict["outcome"] for verdict in verdicts)
-    saved = folder / "alignment"
-    if saved.is_dir():
+    saved = list(folder.glob("alignment/*"))
+    if saved:
         name = re.sub(r"[^\w.-]", "-", str(metrics.rows[0].experiment))
         artifact = wandb.Artifact(name, "alignment", metadata={"verdict": verdicts})
-        # The files are read where they are, without a second copy.
-        artifact.add_dir(str(saved), policy="immutable", skip_cache=True)
+        for path in saved:
+            # The file is read where it is, without a second copy.
+            artifact.add_file(str(path), policy="immutable")
         run.log_artifact(artifact)
 
 

@@ -117,7 +117,10 @@ def test_an_offline_run_holds_config_metrics_summary_table_images_and_alignment(
     contents = {content.path for content in alignment.manifest.contents}
     assert contents == {path.name for path in (folder / "alignment").iterdir()}
 
-    # What the dashboard compares is there.
+    # What training logs is documented, and what the dashboard compares is there.
+    page = (ROOT / "docs" / "dashboards.md").read_text()
+    documented = set(re.findall(r"`((?:train|val)/[a-z_/]+)`", page))
+    assert {name for name in in_wandb if re.match("(train|val)/", name)} <= documented
     panels = (ROOT / "iit" / "dashboard.yaml").read_text()
     compared = set(re.findall(r"(?:train|val|validation)/[a-z_/]+\b(?=[\]},\n])", panels))
     assert len(compared) > 8
@@ -135,11 +138,20 @@ class Raising(Logger):
             raise OSError("no space")
 
 
+def short_job(cfg, folder, loggers):
+    for step in range(2):
+        for logger in loggers:
+            logger.log_metrics({"train/loss": 1.0}, step=step)
+    return [ROW, replace(TEST, subset="all")], {}
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_loggers_that_fail_cost_no_result(configured, tmp_path, monkeypatch, caplog):
     """One fails at the end; W&B's service dies in training, so that it cannot even be closed."""
+    job = "{_target_: tests.report.test_loggers.short_job, _partial_: true}"
     cfg = configured(*EQUALITY)
     with open_dict(cfg):
+        cfg.job = OmegaConf.create(job)
         cfg.logger.raising = {"_target_": "tests.report.test_loggers.Raising"}
 
     def gone(*args, **kwargs):
@@ -148,13 +160,13 @@ def test_loggers_that_fail_cost_no_result(configured, tmp_path, monkeypatch, cap
     with monkeypatch.context() as patched:
         patched.setattr(WandbLogger, "log_metrics", gone)
         patched.setattr(wandb, "finish", gone)
-        assert run(cfg) is not None
+        assert run(cfg) == ROW.value
     wandb.finish()
     assert read_metrics(tmp_path / "run").rows
     assert "Raising failed: OSError('no space')" in caplog.text
     assert "WandbRun failed: ConnectionResetError" in caplog.text
     assert "wandb sync" in caplog.text
-    assert "test/changing/trained/iia" in (tmp_path / "run" / "csv" / "metrics.csv").read_text()
+    assert "test/all/trained/iia" in (tmp_path / "run" / "csv" / "metrics.csv").read_text()
 
 
 def test_one_failure_does_not_keep_results_from_other_loggers(tmp_path, caplog):
