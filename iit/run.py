@@ -6,9 +6,7 @@ from typing import Any
 
 import hydra
 import lightning as L
-import wandb
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from iit.job.command import command, in_multirun, recorded
@@ -16,15 +14,16 @@ from iit.job.declared import check_chosen, check_numbers, check_token
 from iit.job.dry_run import dry_run
 from iit.job.provenance import provenance
 from iit.report import print_results
-from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
+from iit.report.loggers import finish_wandb, log_results
+from iit.result import write_metrics
 from iit.result.select import validation_iia
 
 
 def run(cfg: DictConfig) -> float | None:
     """Run the job that the config describes, and write its rows.
 
-    At the start it writes `config.yaml` to the run's folder, at the very end `metrics.json`. A
-    folder without `metrics.json` holds no result. Every logger gets rows, too (see `_log`).
+    At the start it writes `config.yaml` to the run's folder, at the end `metrics.json`. A folder
+    without `metrics.json` holds no result. Every logger gets rows, too (see `log_results`).
 
     With `cfg.dry_run` the job is only checked, without weights, and nothing is written.
 
@@ -54,52 +53,14 @@ def run(cfg: DictConfig) -> float | None:
     try:
         # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)
-        _log(loggers, folder, rows)
-        # At the very end: only a finished run has this file.
+        # Only a finished run has this file. Loggers come after it: one that fails costs no result.
         write_metrics(folder, rows, **facts, **provenance())
+        log_results(loggers, folder)
     finally:
-        # Jobs of a multirun may share a process, and each has a W&B run of its own.
-        wandb.finish()
+        finish_wandb()
     if not in_multirun():
         print_results(folder)
     return validation_iia(rows)
-
-
-def _log(loggers: list[Any], folder: Path, rows: list[Row]) -> None:
-    """Give the rows to every logger.
-
-    With one variable these are the chosen cell's rows on validation and test. With several
-    variables they are all rows, each under its variable's name. A job without a validation IIA
-    gives all its rows, too. W&B also gets all rows as a table, and the figures.
-    """
-    scored = scores_of(rows)
-    several = len({row.variable for row in scored}) > 1
-    shown = rows
-    if scored and not several:
-        chosen = select(rows)
-        shown = rows_of(rows, chosen, split="validation") + rows_of(rows, chosen)
-    metrics = {}
-    for row in shown:
-        # Such as test/changing/trained/iia. Rows of several cells may share a name: the logger then
-        # gets the last of them.
-        name = f"{row.split}/{row.subset}/{row.arm}/{row.metric}"
-        if several:
-            name = f"{row.variable}/{name}"
-        metrics[name] = row.value
-    for logger in loggers:
-        logger.log_metrics(metrics)
-        if isinstance(logger, WandbLogger):
-            lines = []
-            for row in rows:
-                line = row.to_dict()
-                # A column of a W&B table has one type, but these hold numbers, texts or lists.
-                for name in ("position", "head", "layer", "draw"):
-                    line[name] = str(line[name])
-                lines.append(list(line.values()))
-            logger.log_table("rows", columns=list(ROW_FIELDS), data=lines)
-            for figure in sorted(folder.glob("*.png")):
-                logger.log_image(figure.stem, [str(figure)])
-        logger.finalize("success")
 
 
 def main() -> None:
