@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iit.job.declared import check_chosen, check_numbers, check_token
 from iit.job.dry_run import dry_run
+from iit.job.resources import share_machine
 from iit.report import print_results
 from iit.result import ROW_FIELDS, Row, rows_of, scores_of, select, write_metrics
 
@@ -61,6 +62,8 @@ def run(cfg: DictConfig) -> float | None:
     check_token(OmegaConf.select(cfg, "network.token"))
     check_chosen(cfg)
     check_numbers(cfg)
+    if _in_multirun():
+        share_machine(HydraConfig.get())
     if cfg.dry_run:
         if wrong := dry_run(cfg).wrong:
             # The jobs of a multirun share a process, so one of them may not end it.
