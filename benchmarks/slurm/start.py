@@ -32,7 +32,7 @@ WAIT_S = 60
 
 def main():
     """Start SLURM, run the sweep, and stop SLURM."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--prefix", type=Path, default=Path("/"), help="where the packages are")
     parser.add_argument("sweep", nargs="*", default=SWEEP, help="arguments of train.py, after --")
     arguments = parser.parse_args()

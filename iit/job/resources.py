@@ -3,13 +3,13 @@
 import os
 from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
 
 
-def share_machine(hydra: DictConfig) -> None:
+def share_machine(hydra: Any) -> None:
     """Limit this process to its share of the machine, so that jobs do not slow each other.
 
     This is for launchers that start jobs on this machine. The threads of jobs that work at once
@@ -20,14 +20,13 @@ def share_machine(hydra: DictConfig) -> None:
     Arguments:
         hydra: Hydra's own config in a job of a multirun.
     """
-    launcher = hydra.launcher
     if hydra.runtime.choices["hydra/launcher"] not in ("joblib", "submitit_local"):
         return
     # Comes with these launchers, and knows the limits of processes and containers.
     from joblib import cpu_count
 
     cores = cpu_count()
-    n_jobs = launcher.get("n_jobs") or cores // launcher.cpus_per_task or 1
+    n_jobs = hydra.launcher.get("n_jobs") or cores // hydra.launcher.cpus_per_task or 1
     if n_jobs < 0:
         # -1 means one job a core.
         n_jobs = cores
