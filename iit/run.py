@@ -2,10 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 import lightning as L
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +13,7 @@ from iit.job.command import command, in_multirun, recorded
 from iit.job.declared import check_chosen, check_numbers, check_token
 from iit.job.dry_run import dry_run
 from iit.job.provenance import provenance
+from iit.job.resources import share_machine
 from iit.report import print_results
 from iit.report.loggers import finish_wandb, log_results
 from iit.result import write_metrics
@@ -41,6 +42,8 @@ def run(cfg: DictConfig) -> float | None:
     check_token(OmegaConf.select(cfg, "network.token"))
     check_chosen(cfg)
     check_numbers(cfg)
+    if in_multirun():
+        share_machine(HydraConfig.get())
     if cfg.dry_run:
         if wrong := dry_run(cfg).wrong:
             raise ValueError("\n".join(wrong))

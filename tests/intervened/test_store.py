@@ -1,5 +1,6 @@
 """What runs left is used again, by whoever asks; and never where it would be wrong."""
 
+import json
 import logging
 import resource
 import signal
@@ -283,6 +284,58 @@ pathlib.Path.write_bytes = write
     )
     assert not list(tmp_path.rglob(".writing"))
     assert len(ActivationStore(network, shelf=tmp_path / "shelf")) == len(store)
+
+
+def test_files_of_a_writer_that_is_gone_are_not_believed(tmp_path):
+    """Half a shard, and the file of a lock that nobody holds."""
+    network = make("llama")
+    answers(network, SITES[0], ActivationStore(network, shelf=tmp_path / "whole"))
+    shard = next((tmp_path / "whole").rglob("activations-*"))
+    left = tmp_path / "shelf" / shard.parent.name
+    left.mkdir(parents=True)
+    content = shard.read_bytes()
+    (left / ".writing").write_bytes(content[: len(content) // 2])
+    (left / ".lock").touch()
+    store = ActivationStore(network, shelf=tmp_path / "shelf")
+    assert not len(store)
+    torch.testing.assert_close(
+        answers(network, SITES[0], store), answers(network, SITES[0], None), atol=1e-5, rtol=1e-5
+    )
+    assert not (left / ".writing").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n_shards", [0, 3])
+def test_a_job_that_is_killed_while_it_fills_leaves_nothing_that_is_believed(n_shards, tmp_path):
+    """n_shards: how many whole ones it has written before it is killed."""
+    reference = train(tmp_path / "reference", "store.shelf=null")
+    assert reference.wait(900) == 0
+    shelf = tmp_path / "shelf"
+    killed = train(tmp_path / "killed", f"store.shelf={shelf}")
+    while len(list(shelf.rglob("activations-*"))) < n_shards or not list(shelf.rglob(".lock")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    left = set(shelf.rglob("activations-*"))
+    assert train(tmp_path / "next", f"store.shelf={shelf}").wait(900) == 0
+    assert left < set(shelf.rglob("activations-*")), "what was whole is used, and the rest is added"
+    rows = {}
+    for name in ("reference", "next"):
+        rows[name] = json.loads((tmp_path / name / "metrics.json").read_text())["rows"]
+    for row, expected in zip(rows["next"], rows["reference"], strict=True):
+        for name in ("value", "low", "high"):
+            assert row.pop(name) == pytest.approx(expected.pop(name), abs=1e-3), row
+        assert row == expected
+
+
+def train(folder, *overrides):
+    """A process with a small job on SmolLM2."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-W", "ignore", "train.py", "+experiment=das_ioi", "+debug=default"]
+    options = ["callbacks=none", "logger=csv", f"hydra.run.dir={folder}", *overrides]
+    return subprocess.Popen([*command, *options], cwd=root, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("asked", ["fit", "evaluate", "map"])
