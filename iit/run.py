@@ -1,9 +1,11 @@
 """A run: compose the config, seed, do the job, write the rows with their provenance."""
 
 import logging
+import os
 import platform
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,11 +69,20 @@ def run(cfg: DictConfig) -> float | None:
             error: Any = ValueError if _in_multirun() else SystemExit
             raise error("\n".join(wrong))
         return None
+    # Lightning's own business.
+    warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+    if _in_multirun():
+        # The bars of several jobs would garble each other: each job writes lines.
+        os.environ.setdefault("TTY_INTERACTIVE", "0")
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     L.seed_everything(cfg.seed, verbose=False)
     loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            # Lightning always passes this setting, and wandb warns of it.
+            logger._wandb_init.pop("anonymous", None)
     try:
         # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)
