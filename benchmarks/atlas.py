@@ -17,7 +17,6 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 
 import iit
 from benchmarks import contender
@@ -28,6 +27,7 @@ from benchmarks.workload import one_template
 from iit.alignment import one
 from iit.data import EncodedPairs
 from iit.intervened import ActivationStore
+from iit.report import Table
 
 ROLES, RANK, BATCH, STEPS, LR = ("s1", "io", "s2", "last"), 16, 32, 20, 5e-3
 LAYERS = range(30)
@@ -173,19 +173,19 @@ def main() -> None:
         | shares
     )
     (RESULTS / "atlas.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    table = Table(title=f"An atlas of {every} cells")
-    for column in ("", "seconds", "seconds a cell", "measured cells", "peak MiB"):
-        table.add_column(column, justify="right" if column else "left")
+    header = ("", "seconds", "seconds a cell", "measured cells", "peak MiB")
+    lines = []
     for name, told in found.items():
         mark = " (extrapolated)" if told["extrapolated"] else ""
-        table.add_row(
+        line = [
             name + mark,
             f"{told['seconds']:.0f}",
             f"{told['cell_s']:.1f}",
             str(told["n_cells"]),
             str(told["peak_mib"]),
-        )
-    Console().print(table)
+        ]
+        lines.append(line)
+    Console().print(Table(f"An atlas of {every} cells", header, lines).rich())
     Console().print(
         f"pyvene takes {ratio:.1f} times as long; nothing but the floor's products would be "
         f"{shares['ratio_at_floor']:.1f} times as fast"

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.das_step import described
 from benchmarks.floor import matmul_rate, of_frame
 from benchmarks.settings import FULL, RESULTS, THREADS
+from iit.report import Table
 
 WIDTH, BATCH = 4096, 32
 RANKS = (1, 4, 16, 64, 256, 512) if FULL else (1, 16, 64)
@@ -125,17 +125,18 @@ def main() -> None:
         "cases": cases,
     }
     (RESULTS / "basis_cost.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    table = Table(title=f"A step of a frame at width {WIDTH}, milliseconds (times ours)")
-    for column in ("rank", *CONTENDERS, "share of the floor's rate"):
-        table.add_column(column, justify="right")
+    title = f"A step of a frame at width {WIDTH}, milliseconds (times ours)"
+    header = ("rank", *CONTENDERS, "floor")
+    lines = []
     for case in cases:
         told = [f"{1000 * case['contenders']['ours']['median_s']:.2f}"]
         told += [
             f"{1000 * case['contenders'][n]['median_s']:.1f} ({case['ratios'][n]:.0f}×)"
             for n in list(CONTENDERS)[1:]
         ]
-        table.add_row(str(case["rank"]), *told, f"{case['share_of_floor']:.0%}")
-    Console().print(table)
+        lines.append([str(case["rank"]), *told, f"{case['share_of_floor']:.0%}"])
+    caption = "Floor: the share of the floor's rate."
+    Console().print(Table(title, header, lines, caption, n_words=0).rich())
 
 
 if __name__ == "__main__":

@@ -103,10 +103,10 @@ def timed(name: str, lr: float) -> dict[str, Any]:
 def main() -> None:
     """Time every contender, write the results and print them."""
     from rich.console import Console
-    from rich.table import Table
 
     from benchmarks.das_step import described  # with imports that no contender has to wait for
     from benchmarks.floor import matmul_rate
+    from iit.report import Table
 
     rate = matmul_rate()
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LR}
@@ -136,17 +136,15 @@ def main() -> None:
         "share_of_floor": round(flops / 1e9 / rate / seconds["iit"], 2),
     }
     (RESULTS / "cold_start.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    table = Table(title=f"From a cold start to training IIA {GOAL}")
-    for column in ("", "seconds", "range", "steps", "learning rate", "peak MiB"):
-        table.add_column(column, justify="right" if column else "left")
+    header = ("", "seconds", "range", "steps", "learning rate", "peak MiB")
+    lines = []
     for name, found in runs.items():
         taken = [run["seconds"] for run in found]
         spread = f"{min(taken):.0f} to {max(taken):.0f}"
         peak = max(run["peak_mib"] for run in found)
-        table.add_row(
-            name, f"{seconds[name]:.0f}", spread, str(found[0]["steps"]), str(LR[name]), str(peak)
-        )
-    Console().print(table)
+        steps = str(found[0]["steps"])
+        lines.append([name, f"{seconds[name]:.0f}", spread, steps, str(LR[name]), str(peak)])
+    Console().print(Table(f"From a cold start to training IIA {GOAL}", header, lines).rich())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import iit
 from benchmarks.floor import matmul_rate, of_step
@@ -24,6 +23,7 @@ from benchmarks.workload import Everything
 from iit.data import EncodedPairs
 from iit.data.datamodule import AlikeBatches
 from iit.job.provenance import provenance
+from iit.report import Table
 from iit.tasks import ioi
 
 BATCH, RANK, LR = 32, 16, 5e-3
@@ -55,7 +55,7 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "das_step.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    Console().print(_table(cases))
+    Console().print(_table(cases).rich())
 
 
 def described(rate: float | None = None) -> dict[str, Any]:
@@ -167,20 +167,11 @@ def _answer(process: Any, name: str) -> dict[str, Any]:
 
 
 def _table(cases: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"One DAS step, batch {BATCH}, rank {RANK}: median seconds")
-    for name in (
-        "site",
-        "dtype",
-        "iit",
-        "pyvene (fp32)",
-        "ratio",
-        "share of the floor's rate",
-        "peak MiB",
-    ):
-        table.add_column(name)
+    header = ("site", "dtype", "iit", "pyvene", "ratio", "floor", "peak MiB")
+    lines = []
     for case in cases:
         ours, theirs = case["contenders"]["iit"], case["contenders"]["pyvene"]
-        table.add_row(
+        line = [
             case["site"],
             case["dtype"],
             f"{ours['median_s']:.3f}",
@@ -188,8 +179,15 @@ def _table(cases: list[dict[str, Any]]) -> Table:
             f"{case['ratio']:.1f}×",
             f"{case['share_of_floor']:.0%}",
             f"{ours['peak_mib']} / {theirs['peak_mib']}",
-        )
-    return table
+        ]
+        lines.append(line)
+    return Table(
+        f"One DAS step, batch {BATCH}, rank {RANK}: median seconds",
+        header,
+        lines,
+        "pyvene: always fp32. Floor: the share of the floor's rate. Peak: iit / pyvene.",
+        n_words=2,
+    )
 
 
 def _cpu() -> str:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import iit
 from benchmarks.das_step import described
@@ -24,6 +23,7 @@ from benchmarks.settings import FULL, RESULTS, THREADS
 from benchmarks.workload import of_one_length
 from iit.data import EncodedPairs
 from iit.patching import Contrast, patch
+from iit.report import Table
 
 N_PAIRS, BATCH = 100, 50
 # the layers of the cells that slow contenders are measured on; positions are spread
@@ -195,20 +195,21 @@ def main() -> None:
     (RESULTS / "vanilla_sweep.json").write_text(
         json.dumps(result, indent=2) + "\n", encoding="utf-8"
     )
-    table = Table(title=f"A vanilla sweep over {found['iit']['of_cells']} cells, {N_PAIRS} pairs")
-    for column in ("", "seconds", "times ours", "peak MiB", "cells that differ"):
-        table.add_column(column, justify="right" if column else "left")
+    title = f"A vanilla sweep over {found['iit']['of_cells']} cells, {N_PAIRS} pairs"
+    header = ("", "seconds", "times ours", "peak MiB", "cells that differ")
+    lines = []
     for name, told in found.items():
         mark = " (extrapolated)" if told["extrapolated"] else ""
         ratio = f"{told['seconds'] / seconds['iit']:.1f}×"
-        table.add_row(
+        line = [
             name + mark,
             f"{told['seconds']:.0f}",
             ratio,
             str(told["peak_mib"]),
             str(told["cells_that_differ"]),
-        )
-    Console().print(table)
+        ]
+        lines.append(line)
+    Console().print(Table(title, header, lines).rich())
     Console().print(f"Share of the floor's rate: {result['share_of_floor']:.0%}")
 
 

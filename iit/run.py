@@ -1,6 +1,8 @@
 """A run: compose the config, seed, do the job, write the rows with their provenance."""
 
+import os
 import sys
+import warnings
 from pathlib import Path
 
 import hydra
@@ -48,11 +50,20 @@ def run(cfg: DictConfig) -> float | None:
         if wrong := dry_run(cfg).wrong:
             raise ValueError("\n".join(wrong))
         return None
+    # Lightning's own business.
+    warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+    if in_multirun():
+        # The bars of several jobs would garble each other: each job writes lines.
+        os.environ.setdefault("TTY_INTERACTIVE", "0")
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     L.seed_everything(cfg.seed, verbose=False)
     loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            # Lightning always passes this setting, and wandb warns of it.
+            logger._wandb_init.pop("anonymous", None)
     try:
         # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)

@@ -105,6 +105,15 @@ class Everything:
         return np.ones(len(texts), dtype=bool)
 
 
+@pytest.fixture
+def terminal(monkeypatch):
+    """What rich takes for a terminal of 80 columns, whatever stdout is."""
+    for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+
+
 SMALL = ("+debug=default", "callbacks=none", "logger=csv")
 """Overrides for a few steps."""
 

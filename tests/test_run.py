@@ -3,6 +3,7 @@ half-written.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -423,3 +424,29 @@ def test_the_command_line_names_them_too_and_a_folder_that_cannot_be(tmp_path):
     assert place.returncode != 0
     assert str(tmp_path / "file") in place.stderr
     assert not list(tmp_path.rglob("metrics.json"))
+
+
+def test_a_default_run_says_nothing_that_its_user_cannot_act_on(tmp_path):
+    small = ("+debug=default", f"paths.outputs={tmp_path}")
+    command = [sys.executable, "train.py", "+experiment=das_equality_by_hand", *small]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    lines = process.stdout.splitlines()
+    assert any("iit.alignment.fit][INFO] - Epoch 1: train/loss" in line for line in lines)
+    # The log, then the tables.
+    log = [line for line in lines if line.startswith("[")]
+    assert lines[: len(log)] == log
+    assert all("][iit." in line for line in log)
+    assert lines[-1] == f"All figures: {next(tmp_path.glob('*/*/metrics.json'))}"
+    assert max(map(len, lines[len(log) : -1])) <= 80
+    for line in process.stderr.splitlines():
+        assert line.startswith("wandb: "), process.stderr
+        assert "WARNING" not in line
+
+
+def test_jobs_of_a_multirun_show_no_bar(configured, monkeypatch):
+    # Set first, so that what the run sets is undone.
+    monkeypatch.setenv("TTY_INTERACTIVE", "")
+    monkeypatch.delenv("TTY_INTERACTIVE")
+    monkeypatch.setattr("iit.run._in_multirun", lambda: True)
+    run(configured("+experiment=das_equality_by_hand", *SMALL))
+    assert os.environ["TTY_INTERACTIVE"] == "0"

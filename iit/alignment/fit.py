@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from iit.alignment.labels import check_labels
 from iit.alignment.side_by_side import checked_monitor
 from iit.data import Pairs, PairsDataModule
 from iit.intervened.store import ActivationStore
+from iit.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +173,11 @@ def fit(
             "nothing to choose the best epoch by."
         )
     best, device = BestWeights(), network.device
-    callbacks = [best, *training.callbacks, _StartState()]
+    # Without a last epoch their number is negative, and there is no total.
+    n_batches = training.max_epochs * -(-len(data.train) // training.batch_size)
+    steps = progress(count(), "Training", n_batches)
+    shown = LambdaCallback(on_train_batch_end=lambda *_: next(steps), on_train_epoch_end=_log_epoch)
+    callbacks = [best, *training.callbacks, _StartState(), shown]
     trainer = training.trainer(
         max_epochs=training.max_epochs,
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -190,6 +196,9 @@ def fit(
             "limit_val_batches=0: the epoch is chosen on validation; let at least one "
             "batch of it run."
         )
+    # Lightning's bar and that of `steps` would garble each other.
+    if trainer.progress_bar_callback:
+        trainer.progress_bar_callback.disable()
     for member in alignments:
         member.rows = ()  # the rows of earlier weights
         initialise(member, pairs, training.start, batch_size=training.eval_batch_size)
@@ -206,6 +215,8 @@ def fit(
                 stack.callback(lambda member=member: member.eval().to(device))
                 if lightning_module.trains_network:
                     stack.enter_context(_trainable(member, device))
+            stack.callback(steps.close)
+            next(steps)
             trainer.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)
     except SystemExit as leaving:
         # Lightning makes this of Ctrl-C, and leaves Ctrl-C without effect.
@@ -244,6 +255,12 @@ class _StartState(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.best_model_path:
             Path(self.best_model_path).unlink(missing_ok=True)
+
+
+def _log_epoch(trainer: L.Trainer, _: Any) -> None:
+    """Log what the module shows of an epoch."""
+    figures = ", ".join(f"{name} {x:.3f}" for name, x in trainer.progress_bar_metrics.items())
+    log.info("Epoch %d: %s", trainer.current_epoch + 1, figures)
 
 
 def _how_to_go_on(callbacks: Sequence[Any]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from iit.batch import IGNORED, at_rows, narrowed, trimmed
 from iit.data.prompts import key_of, pictured
 from iit.data.table import SOURCE, names_of, source_column
+from iit.progress import progress
 
 Cost = Callable[[Any, Any], Tensor | None]
 """(base, active) → what each example costs to run, LongTensor[batch]; None where it is unknown.
@@ -206,7 +207,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             # A control gives each pair what was read of its neighbour, so no pair may be alone.
             # Batches get one pair more where the last one would hold a single pair.
             n = size + int(apart and len(rows) % size == 1)
-            for start in range(0, len(rows), n):
+            for start in progress(range(0, len(rows), n), "Running pairs"):
                 yield self.batch(rows[start : start + n])
 
 

@@ -18,6 +18,7 @@ from iit.evaluation.rows import mean_rows, row_of, scores
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError, Refit, Trust, train_alike, trust_named
 from iit.intervened.store import ActivationStore
+from iit.progress import progress
 from iit.result import TRAINED, Arm, Row, clustered_interval, where
 from iit.result.vocabulary import AVERAGED, is_single_draw, of_single_draws
 
@@ -128,7 +129,7 @@ def _controlled_rows(scoring: Scoring) -> list[Row]:
     controls, missing = controls_of(scoring)
     for kind, reason in missing.items():
         log.info("Not run: %s: %s", kind, reason)
-    for arm, control in controls.items():
+    for arm, control in progress(controls.items(), "Evaluating {0[0]}"):
         if not isinstance(control, Outcomes):
             control = scoring.outcomes(control)
         scored[arm] = control

@@ -26,7 +26,6 @@ def sweep(
     resamples: int = 2000,
     seed: int | None = None,
     experiment: str | None = None,
-    progress: bool = False,
     **where: Any,
 ) -> list[Row]:
     """The IIA of vanilla patching at every component × layer × head × position, on one split.
@@ -36,7 +35,7 @@ def sweep(
 
     Arguments:
         variable: whose source is read; by default the pairs' variable.
-        store, batch_size, progress: as `iit.patching.patch` takes them.
+        store, batch_size: as `iit.patching.patch` takes them.
         resamples: of the bootstrap behind the intervals.
         where: components, layers, heads and positions, as `grid` takes them. By default the
             position is every index that all prompts of the split have. It is the same index in base
@@ -57,7 +56,6 @@ def sweep(
         metric=("iia", "logit_difference"),
         store=store,
         batch_size=batch_size,
-        progress=progress,
     )
     # bool[n]: only pairs that interchange the variable count.
     among = np.array([variable in names for names in encoded.interchanged])

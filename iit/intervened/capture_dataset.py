@@ -6,14 +6,11 @@ from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
-from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from iit.batch import IGNORED, Batch, Inputs
@@ -27,6 +24,7 @@ from iit.intervened.saving import describe_network
 from iit.intervened.stream import DTYPE_NAMES, RowFile
 from iit.network import Network
 from iit.network.inputs import prepare
+from iit.progress import progress
 from iit.site import Site, Sites
 
 
@@ -37,7 +35,6 @@ def capture_dataset(
     *,
     folder: str | Path | None = None,
     dtype: torch.dtype | None = None,
-    progress: bool = True,
 ) -> Captured:
     """{site: Tensor[row, width]} of all batches, on the CPU.
 
@@ -51,7 +48,6 @@ def capture_dataset(
             example for each site. The folder appears whole, when all is done;
             `Captured.load(folder)` reads it.
         dtype: what the rows are kept as; by default as the network gives them.
-        progress: whether a bar is shown on stderr.
 
     Raises ValueError before anything runs: for sites the network lacks, attention weights (their
     width is a batch's length), an intervened model and a dtype that is not floating. Raises
@@ -72,8 +68,6 @@ def capture_dataset(
     ends = {site: array("q", [0]) for site in sites}
     widths: dict[Site, int] = {}
     with ExitStack() as stack:
-        bar = stack.enter_context(_bar(progress))
-        task = bar.add_task("capture", total=length_hint(batches) or None, n=0)
         temporary = None
         if folder is not None:
             # A capture replaces nothing.
@@ -86,7 +80,7 @@ def capture_dataset(
             if temporary is not None:
                 file = stack.enter_context((temporary / names[site]).open("wb"))
                 sinks[site] = RowFile(file)
-        for inputs in batches:
+        for inputs in progress(batches, "Capturing batches"):
             batch = prepare(module, inputs)
             site_columns = {site: columns(site, batch) for site in sites}
             for site, (rows, lengths) in _rows(batch, site_columns, resolved, dtype).items():
@@ -99,8 +93,6 @@ def capture_dataset(
                 ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
                 sinks[site].append(rows)
             _hash_examples(hasher, batch, site_columns)
-            # One end for each example, after the 0 at the start.
-            bar.update(task, advance=1, n=len(ends[sites[0]]) - 1)
 
         if len(ends[sites[0]]) == 1:
             raise ValueError(
@@ -200,13 +192,3 @@ def _hash_examples(hasher: Any, batch: Batch, site_columns: dict[Site, SiteColum
         for role, index in roles.items():
             present = index[number][index[number] != IGNORED]
             hasher.update(f"{role} {present.tolist()} ".encode())
-
-
-def _bar(shown: bool) -> Progress:
-    what = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("batches, {task.fields[n]} examples"),
-    )
-    return Progress(*what, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import torch
 from filelock import FileLock
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from iit.intervened.snapshot import NetworkSnapshot
 from iit.network.answering import head_at
 from iit.network.components import blocks_of
 from iit.network.inputs import prepare
+from iit.progress import progress
 from iit.site import Site, Sites
 
 log = logging.getLogger(__name__)
@@ -242,11 +242,8 @@ class ActivationStore:
                 cache[:, :, i, :, longest - start :] = values
         return Prefix(hidden, cache)
 
-    def fill(self, batches: Iterable[Inputs], *, told: str = "Running prompts") -> None:
+    def fill(self, batches: Iterable[Inputs]) -> None:
         """Run every prompt of the batches that is not kept, once for all `layers`.
-
-        Arguments:
-            told: what the progress bar says.
 
         Raises ValueError without `layers`, and where runs cannot resume.
         """
@@ -255,7 +252,7 @@ class ActivationStore:
                 "Nothing says what to keep: make the store with `layers`, the blocks at which "
                 "runs will resume."
             )
-        for inputs in track(list(batches), told, transient=True):
+        for inputs in progress(list(batches), "Running prompts"):
             batch = prepare(self._network, inputs)
             why = self.refuses(self._network, batch)
             if why is not None:

@@ -27,6 +27,7 @@ from iit.job.setup import (
 )
 from iit.network import Network
 from iit.network.components import blocks_of
+from iit.progress import progress
 from iit.report import atlas_cells, atlas_figure, save_figure
 from iit.result import Cell, Row, select, where
 from iit.site import Site
@@ -83,8 +84,6 @@ def atlas(
                     f"job.{name}={values} names {value!r} twice; its cells would be one."
                 )
     check_config(cfg, trains_network=False)
-    # Lightning would print its greeting again for every layer.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     frozen = frozen_network(cfg)
     network = frozen.network
     layers = range(len(blocks_of(network.model).blocks)) if layers is None else layers
@@ -123,7 +122,7 @@ def atlas(
     # {cell: (the name of its folder, its alignment)}
     trained = {}
     skipped = []
-    for layer in layers:
+    for layer in progress(layers, "Layer {}"):
         # {name of the cell's folder: (seed, cell)}
         running = {}
         for site, cells in cells_at.items():

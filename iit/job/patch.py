@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Map = Callable[..., Effects]
 """(network, contrast, cells=…, metric=…, …) → Effects, such as `iit.patching.patch`.
 
-It gets those of metric, batch_size, store and progress that its signature names.
+It gets those of metric, batch_size and store that its signature names.
 """
 
 
@@ -88,7 +88,7 @@ def patch(
     for name, run in {**maps, **examples}.items():
         log.info("Map %s", name)
         start = time.perf_counter()
-        measured = run(network, contrast, **accepted(run, options | {"progress": True}))
+        measured = run(network, contrast, **accepted(run, options))
         seconds[name] = round(time.perf_counter() - start, 1)
         table = measured.table()
         # Labels are examples of tokens, which stand below the names on an axis.
@@ -137,7 +137,7 @@ def patch(
 def accepted(run: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a function takes, such as a map.
 
-    Not all maps read a store, or show a progress bar.
+    Not all maps read a store.
     """
     parameters = signature(run).parameters
     return {name: value for name, value in options.items() if name in parameters}

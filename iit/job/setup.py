@@ -185,7 +185,8 @@ def verdict_facts(rows: list[Row], trust: Trust) -> list[dict[str, Any]]:
     """The verdicts as facts of the run; the log has a line for each."""
     verdicts = verdict(rows, trust.thresholds)
     for outcome in verdicts:
-        log.info("%s", outcome.line())
+        # The table at the end has the reasons.
+        log.info("%s criteria pass", outcome.line().partition(" criteria")[0])
     return [outcome.to_dict() for outcome in verdicts]
 
 

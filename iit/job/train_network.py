@@ -30,7 +30,7 @@ from iit.result import Row, where
 log = logging.getLogger(__name__)
 
 # A network that another run asks for is trained without checkpoints and without early stopping.
-OVERRIDES = ("callbacks=progress",)
+OVERRIDES = ("callbacks=none",)
 # The keys of the config that the trained weights depend on.
 _DECIDES = (
     *("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks"),

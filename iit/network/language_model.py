@@ -29,6 +29,7 @@ from iit.network.inputs import prepare
 from iit.network.limits import check_limits, n_embeddings, unwrapped
 from iit.network.spans import last_mention, tokens_of_span
 from iit.network.tokens import TokenizedTexts, Tokens, with_special_tokens
+from iit.progress import progress
 from iit.result import correct
 
 RolePlace = str | SupportsIndex | Sequence[SupportsIndex] | slice | None
@@ -464,7 +465,7 @@ class LanguageModel:
         right = torch.zeros(len(texts), dtype=torch.bool)
         lengths = encoded["attention_mask"].sum(1)
         # Prompts of about the same length share a batch, cut to its longest.
-        for rows in lengths.argsort(stable=True).split(batch_size):
+        for rows in progress(lengths.argsort(stable=True).split(batch_size), "Answering prompts"):
             batch = trimmed(at_rows(encoded, rows))
             with torch.no_grad():
                 scores = (logits or self._logits)(batch)

@@ -25,6 +25,7 @@ from iit.network.location import (
 )
 from iit.network.probe import Probe
 from iit.network.structure import N_TOKENS, Structure, evaluating, structure_of, tensor_key
+from iit.progress import progress
 
 
 @dataclass
@@ -147,7 +148,8 @@ def surveyed(transformer: Any, structure: Structure) -> Survey:
     # Of a token that nothing reaches, half precision changes nothing.
     leak = 5e-2 if is_packed else 1e-3
     with evaluating(transformer):
-        for layer, (call, parts) in enumerate(zip(structure.calls, structure.parts, strict=True)):
+        calls = progress(structure.calls, "Surveying blocks")
+        for layer, (call, parts) in enumerate(zip(calls, structure.parts, strict=True)):
             root = f"{structure.blocks}.{layer}"
             block = Block(root, call.module, parts, transformer.config, hidden)
             if transformer.device.type == "meta":

@@ -44,7 +44,6 @@ def ablate(
     metric: MetricChoice = "logit_difference",
     store: ActivationStore | None = None,
     batch_size: int = 64,
-    progress: bool = False,
     **where: Any,
 ) -> Effects:
     """Ablate every component × layer × head × position × unit of the bases, one at a time.
@@ -59,7 +58,7 @@ def ablate(
             their choice. A prompt is drawn only where it has as many tokens at each position as the
             base.
         where: as `patch` takes it; by default attention_output and mlp_output.
-        metric, store, batch_size, progress: as `patch` takes them.
+        metric, store, batch_size: as `patch` takes them.
 
     Raises:
         ValueError: for another kind, a reference of "zero", fewer than one draw, bases with more
@@ -99,9 +98,7 @@ def ablate(
     maps = []
     for source in sources:
         edit_of = Replacement(contrast, cells, source).edit_of
-        maps.append(
-            effects_of(contrast, cells, edit_of, method, metric, store, batch_size, progress)
-        )
+        maps.append(effects_of(contrast, cells, edit_of, method, metric, store, batch_size))
 
     values = {}
     for name in maps[0].values:

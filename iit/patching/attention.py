@@ -9,7 +9,6 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,6 +27,7 @@ from iit.patching.contrast import (
 )
 from iit.patching.effects import Effects
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
+from iit.progress import progress
 from iit.site import Site
 
 METRIC = "attention"
@@ -132,7 +132,6 @@ def attention_map(
     query: Position = "last",
     metric: str | Sequence[str] = METRIC,
     batch_size: int = 64,
-    progress: bool = False,
     **where: Any,
 ) -> Effects:
     """How much of each head's attention at one token goes to each position, in the bases.
@@ -144,7 +143,7 @@ def attention_map(
         query: the token whose attention it is, one in every prompt.
         metric: "attention" is the only figure.
         where: layers, heads (all by default) and positions, or cells, as `patch` takes them.
-        batch_size, progress: as `patch` takes them.
+        batch_size: as `patch` takes them.
 
     Raises:
         ValueError: for another metric, a query of several tokens, cells without one layer and one
@@ -166,7 +165,7 @@ def attention_map(
 
     values = np.zeros((len(sites), len(contrast)))
     batches = torch.arange(len(contrast)).split(batch_size)
-    for rows in track(batches, "Attention", disable=not progress):
+    for rows in progress(batches, "Attention"):
         batch = batch_rows(contrast.base, rows)
         prompts = prepare(contrast.module, batch)
         with _eager(contrast.module):

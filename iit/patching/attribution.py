@@ -36,6 +36,7 @@ from iit.patching.metric import (
     metrics_of,
     record,
 )
+from iit.progress import progress
 from iit.site import Site, resolve
 
 EMBEDDING = Site("embedding_output")
@@ -101,7 +102,7 @@ def attribute(
 
     before, after = blank(metrics, len(contrast)), blank(metrics, len(contrast))
     values = blank(metrics, len(cells), len(contrast))
-    for rows in torch.arange(len(contrast)).split(batch_size):
+    for rows in progress(torch.arange(len(contrast)).split(batch_size), "Attributing"):
         runs = _PairRuns(contrast, rows, cells)
         with torch.no_grad():
             source_logits, of_source = runs.run(runs.source)

@@ -10,7 +10,6 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -21,6 +20,7 @@ from iit.patching.contrast import Contrast, batch_rows, column_index
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell
 from iit.patching.metric import Metric, MetricChoice, blank, metrics_of, record
+from iit.progress import progress
 from iit.site import Site
 
 CELL = "cell"
@@ -126,16 +126,15 @@ def effects_of(
     metric: MetricChoice,
     store: ActivationStore | None,
     batch_size: int,
-    progress: bool,
 ) -> Effects:
     """Edit each cell, one at a time, on every pair.
 
-    store, batch_size, progress: as `cell_values` takes them.
+    store, batch_size: as `cell_values` takes them.
     """
     metrics = metrics_of(metric)
     before, logits = contrast.unedited(contrast.base, metrics)
     after, _ = contrast.unedited(contrast.source, metrics, logits)
-    values = cell_values(contrast, cells, edit_of, metrics, logits, store, batch_size, progress)
+    values = cell_values(contrast, cells, edit_of, metrics, logits, store, batch_size)
     return Effects(tuple(cells), values, before, after, contrast.clusters, method)
 
 
@@ -147,7 +146,6 @@ def cell_values(
     base_logits: Tensor | None,
     store: ActivationStore | None,
     batch_size: int,
-    progress: bool = False,
 ) -> dict[str, np.ndarray]:
     """The figures of the edited runs, {metric: float[cell, pair]}.
 
@@ -184,9 +182,7 @@ def cell_values(
         runs.append((group, model, logits_of, np.array(numbers)))
 
     values = blank(metrics, len(cells), len(contrast))
-    for group, model, logits_of, numbers in track(
-        runs, "Patching", transient=True, disable=not progress
-    ):
+    for group, model, logits_of, numbers in progress(runs, "Patching"):
         for rows in group.batches(model, batch_size):
             with torch.no_grad():
                 logits = logits_of(rows).cpu()

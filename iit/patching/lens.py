@@ -92,7 +92,6 @@ def lens_map(
     metric: MetricChoice = ("probability", "logit_difference"),
     store: ActivationStore | None = None,
     batch_size: int = 64,
-    progress: bool = False,
     **where: Any,
 ) -> Effects:
     """A map of the logit lens: its metrics at each layer × position of the bases.
@@ -106,7 +105,7 @@ def lens_map(
     Arguments:
         where: layers and positions (the last one by default), or cells, as `patch` takes them. Each
             position is one token.
-        metric, store, batch_size, progress: as `patch` takes them.
+        metric, store, batch_size: as `patch` takes them.
 
     Raises:
         ValueError: as `patch` does, for answers of several tokens, and for positions of several.
@@ -124,9 +123,7 @@ def lens_map(
     last = Site("block_output", layer=n_blocks(contrast.module) - 1, position="last")
     # The base is its own source: its layer ℓ goes in place of its last block's output.
     replacement = Replacement(contrast, cells, contrast.base, at=last)
-    return effects_of(
-        contrast, cells, replacement.edit_of, "LogitLens", metric, store, batch_size, progress
-    )
+    return effects_of(contrast, cells, replacement.edit_of, "LogitLens", metric, store, batch_size)
 
 
 def top_tokens(

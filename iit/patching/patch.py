@@ -19,7 +19,6 @@ def patch(
     metric: MetricChoice = "logit_difference",
     store: ActivationStore | None = None,
     batch_size: int = 64,
-    progress: bool = False,
     **where: Any,
 ) -> Effects:
     """Activation patching of every component × layer × head × position × unit, one at a time.
@@ -47,6 +46,4 @@ def patch(
     cells = grid(contrast, **where)
     replacement = Replacement(contrast, cells, contrast.source)
     method = "VanillaIntervention" + ("" if direction == "noising" else ", denoising")
-    return effects_of(
-        contrast, cells, replacement.edit_of, method, metric, store, batch_size, progress
-    )
+    return effects_of(contrast, cells, replacement.edit_of, method, metric, store, batch_size)

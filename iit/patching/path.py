@@ -55,7 +55,6 @@ def path_patch(
     metric: MetricChoice = "logit_difference",
     store: ActivationStore | None = None,
     batch_size: int = 64,
-    progress: bool = False,
     **where: Any,
 ) -> Effects:
     """The effect of each sender on the answer by way of the receivers alone.
@@ -76,7 +75,7 @@ def path_patch(
             and without receivers, this is activation patching.
         where: the senders, as `patch` takes them; by default every head at the last token. Senders
             that lie before no receiver are left out of a product.
-        direction, metric, store, batch_size, progress: as `patch` takes them.
+        direction, metric, store, batch_size: as `patch` takes them.
 
     Raises:
         ValueError: for a sublayer that is neither, senders that lie before no receiver, sites that
@@ -111,7 +110,7 @@ def path_patch(
 
     senders = Replacement(contrast, early, contrast.source)
     edit_of = partial(_two_runs, senders, receivers, through)
-    return effects_of(contrast, early, edit_of, "PathPatching", metric, store, batch_size, progress)
+    return effects_of(contrast, early, edit_of, "PathPatching", metric, store, batch_size)
 
 
 def _two_runs(

@@ -17,6 +17,7 @@ from iit.batch import IGNORED
 from iit.intervened import IntervenedModel, capture
 from iit.intervention import Frame, Intervention, LambdaIntervention
 from iit.network import LanguageModel, Network
+from iit.progress import progress
 from iit.result import Interval, Row, clustered_interval
 from iit.site import Site
 
@@ -187,7 +188,7 @@ def steer(
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
     texts = []
     means: dict[str, list[np.ndarray]] = {}
-    for edits_of_point in edits.values():
+    for edits_of_point in progress(edits.values(), "Steering"):
         runs = []
         for edit in edits_of_point:
             model = IntervenedModel(network, edit)

@@ -3,7 +3,6 @@
 What is measured is which states restore the answer.
 """
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,9 +30,8 @@ from iit.patching.corruption import EMBEDDING, Corruption, corruption, questions
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell, common_positions, grid, n_blocks, whole_sites
 from iit.patching.metric import MetricChoice, metrics_of
+from iit.progress import progress
 from iit.site import Site
-
-log = logging.getLogger(__name__)
 
 SPANS = ("subject_first", "subject_middle", "subject_last", "after_subject", "further", "last")
 """The kinds of tokens from the subject on, as in the paper.
@@ -125,8 +123,7 @@ def trace(
     before, logits = clean.unedited(clean.base, metrics)
 
     drawn = []
-    for draw in range(draws):
-        log.info("Draw %d of %d", draw + 1, draws)
+    for draw in progress(range(draws), "Drawing noise"):
         noise = corruption(clean, columns, multiple * deviation, seed, draw)
         values: dict[Any, np.ndarray] = {}
 

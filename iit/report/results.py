@@ -10,10 +10,12 @@ from iit.report.map_table import map_tables
 from iit.report.steering_table import steering_tables
 from iit.report.table import Table
 from iit.report.verdict import verdict_table
-from iit.result import Cell, Metrics, Row, read_metrics, where
-from iit.result.vocabulary import CONTROLS, KIND, SUBSETS, figure_words, table_order
+from iit.result import TRAINED, Cell, Metrics, Row, read_metrics, where
+from iit.result.vocabulary import KIND, NULLS, SUBSETS, figure_words, table_order
 
 HEADER = ("test split", "pairs", "value", "95% interval", "n")
+BRIEF = (None, "vanilla", "pca_subspace", "placebo_direction", "placebo_pair", *NULLS)
+"""The controls whose accuracy the terminal shows."""
 
 
 def tables(metrics: Metrics, *, brief: bool) -> list[Table]:
@@ -29,11 +31,11 @@ def tables(metrics: Metrics, *, brief: bool) -> list[Table]:
 
 
 def print_results(folder: str | Path) -> None:
-    """Print a run's tables and where its folder is."""
+    """Print a run's brief tables, and where all of its figures are."""
     console = Console()
     for table in tables(read_metrics(folder), brief=True):
         console.print(table.rich())
-    console.print(f"Run folder: {folder}", soft_wrap=True, markup=False)
+    console.print(f"All figures: {folder}/metrics.json", soft_wrap=True, markup=False)
 
 
 def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
@@ -69,7 +71,8 @@ def results_table(
     figures that the vocabulary gives no words (see `figure_words`). Figures of several cells say
     whose they are.
 
-    brief: of controls and differences the changing pairs alone, where there are any.
+    brief: the main accuracies: of the trained edit on changing and unchanging pairs, of the controls
+        in `BRIEF` on changing pairs, and of the network.
     """
     shown = [
         row for row in where(rows, split="test") if figure_words(row.arm, row.metric) is not None
@@ -92,15 +95,18 @@ def results_table(
     lines, bold = [], []
     for row in sorted(shown, key=order):
         name = str(figure_words(row.arm, row.metric))
-        if name == CONTROLS[None].words:
-            bold.append(len(lines))
         if len(edited) > 1 or Cell.of(row) not in edited:
-            whose = row.variable if same_site else cell_text(row)
-            name = f"{whose}: {name}"
+            whose = row.variable if same_site or brief else cell_text(row)
+            if not brief:
+                name = f"{whose}: {name}"
+            elif (heading := (str(whose), "", "", "", "")) not in lines:
+                lines.append(heading)
         pairs = "prompts"
         if row.metric != "task_accuracy":
             kind = row.subset.replace(KIND, "differing in ").replace("in none", "in nothing")
             pairs = SUBSETS.get(row.subset, kind)
+        if row.arm == TRAINED and row.metric == "iia":
+            bold.append(len(lines))
         lines.append(
             (name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
         )
@@ -110,8 +116,9 @@ def results_table(
 
 def _is_brief(row: Row) -> bool:
     """Whether the terminal shows a figure where there are changing pairs."""
-    is_angle = row.metric.startswith("principal_angle")
-    return row.control is None or row.subset == "changing" or is_angle
+    if row.metric == "iia" and row.control in BRIEF:
+        return row.subset == "changing" or (row.control, row.subset) == (None, "unchanging")
+    return row.metric == "task_accuracy"
 
 
 def cell_text(row: Row) -> str:

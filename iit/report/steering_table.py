@@ -13,6 +13,8 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
     """A line for each method: its figures on test prompts; first the network without an edit.
 
     Other runs have no such table.
+
+    brief: a line for each figure, instead of a column.
     """
     steering = metrics.facts.get("steering")
     if steering is None:
@@ -26,6 +28,9 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
         shown = [rows[metric] for metric in steering["metrics"]]
         name = (method or "no intervention").replace("_", " ")
         strength = f"{shown[0].draw or 0:g}"
+        if brief:
+            lines += [[name, strength, row.metric, with_interval(row), str(row.n)] for row in shown]
+            continue
         lines.append([name, strength, *map(with_interval, shown), str(shown[0].n)])
 
     caption = (
@@ -41,5 +46,6 @@ def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
                 f"\n- {example['method'].replace('_', ' ')} ({example['strength']:g}): …{text}"
             )
 
-    header = ["method", "strength", *steering["metrics"], "n"]
+    figures = ["figure", "value"] if brief else steering["metrics"]
+    header = ["method", "strength", *figures, "n"]
     return [Table(f"{metrics.rows[0].experiment}: test prompts", header, lines, caption)]

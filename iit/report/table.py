@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import rich.table
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
@@ -64,8 +65,9 @@ class Table:
         return "\n\n".join(paragraphs) + "\n"
 
     def rich(self) -> Group:
-        """For the terminal."""
-        table = rich.table.Table(title=_coloured(self.title))
+        """For the terminal, in as few columns of characters as there can be."""
+        title = f"\n{_coloured(self.title)}"
+        table = rich.table.Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)
         for number, name in enumerate(self.header):
             justify = "left" if number < self.n_words else "right"
             table.add_column(escape(name), justify=justify, overflow="fold")

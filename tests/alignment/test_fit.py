@@ -2,6 +2,7 @@
 continued training is the same training.
 """
 
+import sys
 from contextlib import nullcontext
 from functools import partial
 
@@ -615,3 +616,37 @@ def test_ones_own_basis_is_trained_scored_and_shared(toy, tmp_path):
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "not measured" not in card
     assert "iit.Alignment.from_pretrained(\"mine\", network, types={'Half': Half})" in card
+
+
+@pytest.mark.parametrize("bar", [False, True], ids=["without", "with"])
+def test_training_shows_its_steps_in_place_of_lightnings_bar(bar, toy, terminal, capsys, caplog):
+    network, pairs = toy
+    caplog.set_level("INFO", "iit.alignment.fit")
+    trainer = partial(L.Trainer, enable_progress_bar=bar, enable_model_summary=False)
+    options = {"trainer": trainer, "batch_size": 16, "max_epochs": 2}
+    iit.fit(alignment_of(network), pairs, **options)
+    shown = capsys.readouterr().out
+    assert "Training" in shown
+    assert "50%" in shown
+    assert "v_num" not in shown
+    assert "Epoch 0" not in shown
+    lines = [line.getMessage() for line in caplog.records if "Epoch" in line.getMessage()]
+    assert [line[:9] for line in lines] == ["Epoch 1: ", "Epoch 2: "]
+    assert "train/loss" in lines[0]
+    assert "val/iia_changing" in lines[0]
+
+
+def test_an_error_in_training_ends_its_bar(toy, terminal, capsys):
+    class Failing(L.Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("in the middle")
+
+    network, pairs = toy
+    stdout = sys.stdout
+    options = {"trainer": quiet, "batch_size": 16, "max_epochs": 1}
+    with pytest.raises(RuntimeError, match="in the middle"):
+        iit.fit(alignment_of(network), pairs, callbacks=[Failing()], **options)
+    assert sys.stdout is stdout
+    capsys.readouterr()
+    iit.fit(alignment_of(network), pairs, **options)
+    assert "Training" in capsys.readouterr().out

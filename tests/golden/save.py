@@ -37,7 +37,7 @@ def main() -> None:
     alignment = iit.Alignment(lm, {"noun": iit.Edit(noun, boundless)})
     alignment.save_pretrained(SAVED / "alignment")
     sites = [noun, iit.Site("mlp_output", layer=1)]
-    iit.capture_dataset(lm, [base], sites, folder=SAVED / "captured", progress=False)
+    iit.capture_dataset(lm, [base], sites, folder=SAVED / "captured")
     _save_pairs()
     _save_pyvene(lm)
 

@@ -58,7 +58,7 @@ def folder(request, tmp_path):
 def test_rows_are_each_examples_positions_one_after_the_other(family, folder):
     network = make(family)
     site_rows = expected(network, data())
-    captured = iit.capture_dataset(network, iter(data()), SITES, folder=folder, progress=False)
+    captured = iit.capture_dataset(network, iter(data()), SITES, folder=folder)
     assert list(captured) == SITES
     assert captured.n_examples == 5
     for site, rows in site_rows.items():
@@ -71,8 +71,8 @@ def test_rows_are_each_examples_positions_one_after_the_other(family, folder):
 
 def test_a_folder_holds_the_same_bits_as_memory_and_is_read_back(tmp_path):
     network = make("llama")
-    memory = iit.capture_dataset(network, data(), SITES, progress=False)
-    written = iit.capture_dataset(network, data(), SITES, folder=tmp_path / "c", progress=False)
+    memory = iit.capture_dataset(network, data(), SITES)
+    written = iit.capture_dataset(network, data(), SITES, folder=tmp_path / "c")
     loaded = Captured.load(tmp_path / "c", network)
     for one in (written, loaded):
         assert list(one) == SITES
@@ -94,7 +94,7 @@ def test_the_inputs_digest_tells_examples_not_batches():
     network = make("llama")
 
     def digest(batches, site=SPAN):
-        return iit.capture_dataset(network, batches, site, progress=False).inputs_sha256
+        return iit.capture_dataset(network, batches, site).inputs_sha256
 
     parts = [
         {k: v[i : i + 1] for k, v in batch.items() if k != "positions"}
@@ -116,11 +116,9 @@ def test_the_inputs_digest_tells_examples_not_batches():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_rows_are_kept_in_the_dtype_asked_for(dtype, folder):
     network = make("llama")
-    captured = iit.capture_dataset(
-        network, data(), LAST, dtype=dtype, folder=folder, progress=False
-    )
+    captured = iit.capture_dataset(network, data(), LAST, dtype=dtype, folder=folder)
     assert captured[LAST].dtype == dtype
-    whole = iit.capture_dataset(network, data(), LAST, progress=False)
+    whole = iit.capture_dataset(network, data(), LAST)
     assert torch.equal(captured[LAST], whole[LAST].to(dtype))
 
 
@@ -128,7 +126,7 @@ def test_networks_without_tokens(folder):
     network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     inputs = torch.randn(10, 4)
     site = Site(module="1")
-    captured = iit.capture_dataset(network, inputs.split(4), site, folder=folder, progress=False)
+    captured = iit.capture_dataset(network, inputs.split(4), site, folder=folder)
     torch.testing.assert_close(captured[site], network[:2](inputs))
     assert captured.offsets[site].tolist() == list(range(11))
 
@@ -153,7 +151,7 @@ def test_one_batch_is_held_at_a_time(tmp_path, monkeypatch):
             alive.add(batch["input_ids"])
             yield batch
 
-    iit.capture_dataset(network, batches(10), site, folder=tmp_path / "c", progress=False)
+    iit.capture_dataset(network, batches(10), site, folder=tmp_path / "c")
     assert most <= 4, "the batch that is run and the one before"
     assert (tmp_path / "c" / "0.safetensors").stat().st_size > 10 * 16 * 40 * 16 * 4
 
@@ -175,16 +173,14 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path):
             yield torch.randn(256, 2)  # 4 MiB of activations
             seen.append(resident())
 
-    iit.capture_dataset(network, batches(), site, folder=tmp_path / "c", progress=False)
+    iit.capture_dataset(network, batches(), site, folder=tmp_path / "c")
     assert seen[-1] - seen[10] < 40, "of 200 MiB written meanwhile"
 
 
 def test_a_loaded_file_is_read_only_where_it_is_looked_at(tmp_path):
     network, site = nn.Linear(2, 4096), Site(module="")
     # 128 MiB
-    iit.capture_dataset(
-        network, torch.randn(8192, 2).split(256), site, folder=tmp_path / "c", progress=False
-    )
+    iit.capture_dataset(network, torch.randn(8192, 2).split(256), site, folder=tmp_path / "c")
     before = resident()
     loaded = Captured.load(tmp_path / "c")
     assert loaded[site][5000, 7].isfinite()
@@ -202,7 +198,7 @@ def test_texts_are_batched_lazily_with_their_roles(smollm2):
     site = Site("block_output", layer=0, position="name")
     batches = smollm2.batches(texts, positions={"name": ["Mary", "Mary", "Mary"]}, size=2)
     assert len(batches) == 2
-    captured = iit.capture_dataset(smollm2, batches, site, progress=False)
+    captured = iit.capture_dataset(smollm2, batches, site)
     whole = iit.capture(smollm2, smollm2.encode(texts, positions={"name": ["Mary"] * 3}), site)[
         site
     ]
@@ -212,9 +208,7 @@ def test_texts_are_batched_lazily_with_their_roles(smollm2):
         smollm2.batches(table["text"], size=2),
         (smollm2.encode(rows["text"]) for rows in table.iter(2)),
     ):
-        other = iit.capture_dataset(
-            smollm2, again, Site("block_output", layer=0, position=-1), progress=False
-        )
+        other = iit.capture_dataset(smollm2, again, Site("block_output", layer=0, position=-1))
         assert other.n_examples == 3
     with pytest.raises(ValueError, match="one place for each of the 3 texts; got 2"):
         smollm2.batches(texts, positions={"name": ["Mary", "Mary"]})
@@ -231,7 +225,7 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path):
 
     def refused(error, match, network=network, sites=EVERY, **kwargs):
         with pytest.raises(error, match=match):
-            iit.capture_dataset(network, untouched(), sites, progress=False, **kwargs)
+            iit.capture_dataset(network, untouched(), sites, **kwargs)
 
     refused(ValueError, "at least one", sites=[])
     refused(ValueError, "layer", sites=Site("block_output", layer=9))
@@ -250,21 +244,19 @@ def test_an_earlier_save_of_anything_is_not_replaced(tmp_path):
     iit.IntervenedModel(network, {EVERY: iit.ZeroIntervention()}).save_pretrained(
         tmp_path / "edits"
     )
-    iit.capture_dataset(network, data(), LAST, folder=tmp_path / "c", progress=False)
+    iit.capture_dataset(network, data(), LAST, folder=tmp_path / "c")
     for folder in ("edits", "c"):
         with pytest.raises(FileExistsError, match=r"Captured\.load"):
-            iit.capture_dataset(network, data(), LAST, folder=tmp_path / folder, progress=False)
+            iit.capture_dataset(network, data(), LAST, folder=tmp_path / folder)
     assert Captured.load(tmp_path / "c").n_examples == 5
 
 
 def test_no_batch_and_widths_that_differ(tmp_path):
     network = make("llama")
     with pytest.raises(ValueError, match="no batch"):
-        iit.capture_dataset(network, [], LAST, folder=tmp_path / "c", progress=False)
+        iit.capture_dataset(network, [], LAST, folder=tmp_path / "c")
     with pytest.raises(ValueError, match="width 5 in one batch and 4"):
-        iit.capture_dataset(
-            nn.Identity(), [torch.ones(2, 4), torch.ones(2, 5)], Site(module=""), progress=False
-        )
+        iit.capture_dataset(nn.Identity(), [torch.ones(2, 4), torch.ones(2, 5)], Site(module=""))
     assert not list(tmp_path.iterdir())
 
 
@@ -274,7 +266,7 @@ def test_a_run_that_breaks_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        iit.capture_dataset(make("llama"), breaking(), LAST, folder=tmp_path / "c", progress=False)
+        iit.capture_dataset(make("llama"), breaking(), LAST, folder=tmp_path / "c")
     assert not list(tmp_path.iterdir())
 
 
@@ -297,7 +289,7 @@ def test_a_killed_run_leaves_no_folder_of_that_name(tmp_path):
 
 def test_damaged_and_foreign_folders_are_refused(tmp_path):
     network = make("llama")
-    captured = iit.capture_dataset(network, data(), SITES, folder=tmp_path / "c", progress=False)
+    captured = iit.capture_dataset(network, data(), SITES, folder=tmp_path / "c")
     with pytest.raises(ValueError, match="another network"):
         Captured.load(tmp_path / "c", make("llama", seed=1))
     with pytest.raises(KeyError, match="was not captured; the sites are"):
@@ -330,21 +322,18 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
         Captured.load(tmp_path / "c")
 
 
-def test_the_bar_counts_batches_and_examples(capsys):
+def test_a_terminal_has_a_bar_and_a_script_has_none(capsys, monkeypatch, request):
     iit.capture_dataset(make("llama"), data(), LAST)
-    told = capsys.readouterr()
-    assert "3/3 batches, 5 examples" in told.err
-    assert not told.out
-    iit.capture_dataset(make("llama"), data(), LAST, progress=False)
-    assert not capsys.readouterr().err
+    assert capsys.readouterr() == ("", "")
+    request.getfixturevalue("terminal")
+    iit.capture_dataset(make("llama"), data(), LAST)
+    assert "Capturing batches" in capsys.readouterr().out
 
 
 def test_the_network_is_left_as_it_was():
     network = make("llama")
     before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()]
-    iit.capture_dataset(network, data(), SITES, progress=False)
+    iit.capture_dataset(network, data(), SITES)
     with pytest.raises(ValueError, match="no role"):
-        iit.capture_dataset(
-            network, [prompts()], Site("mlp_output", layer=0, position="y"), progress=False
-        )
+        iit.capture_dataset(network, [prompts()], Site("mlp_output", layer=0, position="y"))
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()] == before

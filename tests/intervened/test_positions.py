@@ -148,9 +148,7 @@ def test_pooled_states_are_one_whole(lengths, tmp_path):
     torch.testing.assert_close(
         edited(base, iit.capture(network, source, pooler)).pooler_output, expected
     )
-    torch.testing.assert_close(
-        iit.capture_dataset(network, [source], pooler, progress=False)[pooler], expected
-    )
+    torch.testing.assert_close(iit.capture_dataset(network, [source], pooler)[pooler], expected)
     with pytest.raises(ValueError, match=r"pooler:output @ 0.*Leave `position` out"):
         iit.capture(network, base, Site(module="pooler", position=0))
 

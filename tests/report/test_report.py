@@ -1,6 +1,7 @@
 import json
 import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from iit.report.curves import read_log
 from iit.report.results import results_table, tables
 from iit.report.summary import read_jobs, summary, summary_table
 from iit.report.verdict import verdict_table
-from iit.result import Metrics, write_metrics
+from iit.result import Metrics, read_metrics, write_metrics
 from iit.result.record import write_record
 from tests.result.test_result import ROW
 
@@ -70,6 +71,54 @@ def test_figures_of_two_cells_say_whose_they_are():
     assert names == ["a: trained intervention", "b: trained intervention"], (
         "at one place only the variable differs"
     )
+
+
+def test_the_terminal_has_the_rows_that_matter_and_a_heading_for_each_variable():
+    rows = [
+        *CONTROLS,
+        replace(TEST, subset="unchanging"),
+        replace(TEST, subset="all"),
+        replace(TEST, subset="kind/a"),
+        replace(TEST, control="rival", draw="other"),
+        replace(TEST, metric="iia_forced"),
+        replace(TEST, metric="task_accuracy", subset="all"),
+    ]
+    shown = [
+        ("trained intervention", "changing"),
+        ("trained intervention", "unchanging"),
+        ("vanilla patching (whole vector)", "changing"),
+        ("random subspaces of equal rank", "changing"),
+        ("task accuracy, before filtering", "prompts"),
+    ]
+    table = results_table(rows, "", brief=True)
+    assert [line[:2] for line in table.lines] == shown
+    assert list(table.bold) == [0, 1]
+
+    two = [replace(row, variable=name) for name in ("a", "b") for row in rows]
+    lines = results_table(two, "", brief=True).lines
+    assert [line[:2] for line in lines] == [("a", ""), *shown, ("b", ""), *shown]
+
+
+# The tables of an investigation have more columns than a terminal of this width.
+RUNS = [
+    path
+    for path in sorted(Path("experiments").glob("*/result.json"))
+    if "tables" not in json.loads(path.read_text())["facts"]
+]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
+def test_a_terminal_of_80_columns_cuts_no_word(path):
+    console = Console(record=True, width=80)
+    for table in tables(read_metrics(path), brief=True):
+        console.print(table.rich())
+        text = console.export_text()
+        # Reasons of a verdict are sentences; they go on in the next line.
+        n_whole = 2 if table.header[-1] == "why" else len(table.header)
+        for line in table.lines:
+            assert all(cell in text for cell in line[:n_whole]), line
+        if n_whole == 2:
+            assert {word for line in table.lines for word in line[2].split()} <= {*text.split()}
 
 
 def test_the_terminal_shows_the_site_and_leaves_brackets_alone():
