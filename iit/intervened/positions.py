@@ -13,6 +13,9 @@ from iit.network.answering import ANSWER_ROLE, with_answer
 from iit.network.inputs import prepare
 from iit.site import Site
 
+NEW_ROLE = re.compile(r"new(?:\[(\d+)\])?")
+"""Positions at the tokens that `generate` writes: `new[k]` is token k of them, `new` is all."""
+
 
 @dataclass(frozen=True)
 class SiteColumns:
@@ -133,6 +136,7 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     Raises ValueError for these positions:
 
     - a role that the batch lacks, or that is absent in an (active) example;
+    - new tokens, where nothing is written;
     - several roles of which one is several tokens;
     - a role in a decoder that has its own tokens;
     - a position that occurs twice;
@@ -141,6 +145,12 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     batch = _sequence(site, batch)
     lengths = batch.lengths
     token_shape = None if lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
+    new = NEW_ROLE.fullmatch(str(site.position))
+    if new is not None and batch.is_continued:
+        assert lengths is not None
+        # Only the run tells how many tokens it writes.
+        index = None if new[1] is None else (lengths + int(new[1])).unsqueeze(1)
+        return SiteColumns(site, index)
     if site.position is None:
         return SiteColumns(site, _every(batch), token_shape=token_shape)
     if site.roles:
@@ -207,6 +217,8 @@ def _sequence(site: Site, batch: Batch) -> Batch:
 
 def counts(site_columns: SiteColumns, batch: Batch) -> Int[Tensor, "batch"] | None:
     """Tensor[batch]: how many positions each example has there; None where only a run can tell."""
+    if site_columns.index is None and site_columns.token_shape is None:
+        return None
     if site_columns.index is None:
         return _sequence(site_columns.site, batch).lengths
     return (site_columns.index != IGNORED).sum(1).expand(batch.size)
@@ -236,6 +248,12 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
             f"{n_answer} tokens, of which the last is only read. Give base and source their "
             "`answer` (pairs from a file: the columns label and source_answer), and use "
             "`answer_logits` or `capture`, where it is teacher-forced."
+        )
+    if NEW_ROLE.fullmatch(role) and role not in batch.positions:
+        raise ValueError(
+            f"Site {site}: new tokens exist only in `generate`, where a site is at 'new' or at one "
+            "'new[k]'. Elsewhere give what a collecting `generate` has returned as a source "
+            "(`activations`)."
         )
     if role not in batch.positions:
         roles = ", ".join(map(repr, batch.positions)) or "none"
