@@ -4,7 +4,6 @@ It decides on which columns of a step's forward an edit acts, and returns the to
 layout. It collects activations at the prompt's and at the new tokens.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -13,13 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from iit.batch import IGNORED, Batch, behind_bridge
+from iit.batch import IGNORED, Batch, behind_bridge, map_tensors
 from iit.intervened.edit import Edit
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.observe import Activations
-from iit.intervened.positions import NEW_ROLE, SiteColumns
+from iit.intervened.positions import NEW_ROLE, SiteColumns, new_tokens
 from iit.network.components import transformer_in
 from iit.site import Site
 
@@ -43,8 +41,8 @@ _OTHER_WAYS = (
     "inputs_embeds",
 )
 
-# With these options a row does not say where its text ends, or it takes the place of another.
-_NOT_COLLECTED = ("stop_strings", "stopping_criteria", "num_beams")
+# With these a row does not say where its text ends, or it takes the place of another.
+_NOT_COLLECTED = ("stop_strings", "stopping_criteria", "generation_config")
 
 
 class Generated(NamedTuple):
@@ -71,19 +69,6 @@ class Generated(NamedTuple):
     positions: dict[Site, Tensor]
 
 
-def is_new(site: Site) -> bool:
-    """Whether a site is at new tokens."""
-    return NEW_ROLE.fullmatch(str(site.position)) is not None
-
-
-def _setting(network: nn.Module, options: Mapping[str, Any], name: str) -> Any:
-    """An option of `generate`: what the call says, else its config, else the network's."""
-    value = getattr(options.get("generation_config"), name, None)
-    if value is None:
-        value = getattr(getattr(network, "generation_config", None), name, None)
-    return options.get(name, value)
-
-
 def check_generation(
     network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]
 ) -> None:
@@ -93,14 +78,17 @@ def check_generation(
     if not callable(getattr(network, "generate", None)) or batch.encoder_decoder:
         raise ValueError(f"{type(network).__name__} is no transformers decoder that can generate.")
 
+    config_option = options.get("generation_config")
+    # The network's own settings count where the call names no others.
+    settings = config_option or getattr(network, "generation_config", None)
     for name in _OTHER_WAYS:
-        if _setting(network, options, name) is not None:
+        if options.get(name, getattr(settings, name, None)) is not None:
             raise ValueError(
                 f"generate under edits does not go together with {name!r}; leave it out, or "
                 f"give {name}=None."
             )
 
-    cache = getattr(options.get("generation_config"), "cache_implementation", None)
+    cache = getattr(config_option, "cache_implementation", None)
     cache = options.get("cache_implementation", cache)
     if cache not in (None, "dynamic", "hybrid"):
         raise ValueError(
@@ -115,33 +103,29 @@ def check_generation(
 
     if any(map(NEW_ROLE.fullmatch, batch.positions)):
         raise ValueError(
-            f"The prompts have the roles {list(batch.positions)}, and in generate `new` and "
-            "`new[k]` are the tokens that are written; give the role another name."
+            "In generate `new` and `new[k]` are the tokens that are written; give the role of the "
+            "prompts another name."
         )
 
-    n_new = _setting(network, options, "max_new_tokens") or math.inf
+    n_beams = options.get("num_beams", getattr(settings, "num_beams", None)) or 1
+    refused = n_beams > 1 or any(map(options.get, _NOT_COLLECTED))
     for edit in edits:
-        for name in _NOT_COLLECTED:
-            if edit.intervention.collects and _setting(network, options, name) not in (None, 1):
-                raise ValueError(
-                    f"{name!r} does not go together with collecting: which step wrote a row's "
-                    "tokens is not known. Leave it out, or `capture` the finished texts."
-                )
-        if any(site.component == "attention_weight" for site in edit.sites):
+        if edit.intervention.collects and refused:
             raise ValueError(
-                "attention_weight grows with every token: it cannot be edited in generate."
-            )
-        if edit.joint and (scope != "prompt" or any(map(is_new, edit.sites))):
-            raise ValueError(
-                "A joint edit takes several positions at once; a new token is one. Use "
-                f"scope='prompt', not {scope!r}, and a position in the prompt."
+                "Collecting does not go together with beams, nor with the options "
+                f"{', '.join(_NOT_COLLECTED)}: it is not known which step wrote a row's tokens. "
+                "Leave them out, or `capture` the finished texts."
             )
         for site in edit.sites:
-            new = NEW_ROLE.fullmatch(str(site.position))
-            if new and int(new[1] or 0) + 1 >= n_new:
+            if site.component == "attention_weight":
                 raise ValueError(
-                    f"Site {site}: with max_new_tokens={n_new} there is no such activation, "
-                    "because the last token is never read back. Raise max_new_tokens."
+                    "attention_weight grows with every token: it cannot be edited or collected in "
+                    "generate."
+                )
+            if edit.joint and (new_tokens(site) or scope != "prompt"):
+                raise ValueError(
+                    "A joint edit takes several positions at once; a new token is one. Use "
+                    f"scope='prompt', not {scope!r}, and a position in the prompt."
                 )
 
 
@@ -167,15 +151,14 @@ def generated(
         options["cache_implementation"] = "dynamic"
     for site_edit in run.site_edits:
         site = site_edit.columns.site
-        if (scope == "prompt" and not is_new(site)) or _by_token(site_edit):
-            continue
-        for source in site_edit.sources.values():
-            if source.shape[1] != 1:
-                raise ValueError(
-                    f"Site {site} reads {source.shape[1]} positions of the source, and new tokens "
-                    "are edited. It must be one, which is used for every new token; or edit at "
-                    "'new', and read the source at 'new'."
-                )
+        if (scope != "prompt" or new_tokens(site)) and site_edit.source_site.position != "new":
+            for source in site_edit.sources.values():
+                if source.shape[1] != 1:
+                    raise ValueError(
+                        f"Site {site} reads {source.shape[1]} positions of the source, and new "
+                        "tokens are edited. It must be one, which is used for every new token; or "
+                        "read the source at 'new'."
+                    )
     process = Generation(run.batch, scope)
     with ExitStack() as stack:
         stack.enter_context(run.attached(process.edited))
@@ -193,20 +176,15 @@ def generated(
     if not process.recorded:
         return ids
 
-    end = _setting(network, options, "eos_token_id")
+    end = options.get("eos_token_id", getattr(settings, "eos_token_id", None))
     ends = torch.isin(new, torch.as_tensor(-1 if end is None else end, device=new.device))
     # Behind a row's first end token there is padding, which may be the same token.
     n_new = (ends.cumsum(1) <= ends).sum(1)
     texts = None
     if tokenizer is not None:
-        rows = [row[:n] for row, n in zip(new.tolist(), n_new.tolist(), strict=True)]
-        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        # Without the end token, and the padding behind it.
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     return Generated(ids, sequences, n_new, texts, *process.collected(n_new))
-
-
-def _by_token(site_edit: SiteEdit) -> bool:
-    """Whether each new token of the base takes the source's new token of the same number."""
-    return site_edit.columns.site.position == "new" == site_edit.source_site.position
 
 
 class Generation:
@@ -249,48 +227,38 @@ class Generation:
         self, site_edit: SiteEdit, activation: Tensor, skipped: Tensor | None
     ) -> Tensor | None:
         """What a site's hook does with an activation, as a `Hook`."""
-        site, collects = site_edit.columns.site, site_edit.edit.intervention.collects
-        if site_edit.idle and not collects:
-            return None
+        site = site_edit.columns.site
         if activation.shape[1] != self._n_columns:
             raise RuntimeError(
                 f"Site {site} has {activation.shape[1]} positions in a step over "
                 f"{self._n_columns} tokens: it cannot be edited in generate."
             )
-        if collects:
+        if site_edit.edit.intervention.collects:
             parts = self.recorded[site_edit]
-            # Without a cache a forward runs earlier tokens again.
-            n_again = sum(part.shape[1] for part in parts) - self._start
-            if not 0 <= n_again < self._n_columns:
+            if len(parts) + 1 != self._forwards:
                 raise RuntimeError(f"The module of {site} does not run once in each forward.")
-            parts.append(activation[:, n_again:].clone())
+            # Behind the prompt each forward adds one token, also where it runs all again.
+            parts.append((activation[:, -1:] if parts else activation).clone())
+            return None
+        if site_edit.idle:
             return None
         # Beams or samples of each example.
         repeated = self._repeated(site_edit, len(activation) // len(self._shift))
 
         # The forward begins at the prompt, so the sites in it are edited.
-        at_new = NEW_ROLE.fullmatch(str(site.position))
-        if at_new is None and self._scope != "generated" and self._start == 0:
-            columns = repeated.columns
-            at_columns = None if skipped is None else columns.read(skipped)
-            new = repeated.apply(columns.read(activation), at_columns)
-            activation = columns.write(activation, new)
-
-        # The new tokens that this forward runs, by number.
+        edits, is_new = [], new_tokens(site) is not None
+        if not is_new and self._scope != "generated" and self._start == 0:
+            edits.append(repeated)
+        # The new tokens that this forward runs, by number; one at a time, so that nothing depends
+        # on the cache.
         first = self._start - self._n_prompt
-        tokens = set(range(max(first, 0), first + self._n_columns))
-        if at_new is not None and at_new[1] is not None:
-            tokens &= {int(at_new[1])}
-        elif at_new is None and self._scope == "prompt":
-            tokens = set()
-        # A copy: the network's own tensor stays as it is.
-        activation = activation.clone()
-        for k in tokens:
-            # One token at a time, so that nothing depends on the cache.
-            column = slice(k - first, k - first + 1)
-            at_column = None if skipped is None else skipped[:, column]
-            edit = _at_token(repeated, k) if _by_token(repeated) else repeated
-            activation[:, column] = edit.apply(activation[:, column], at_column)
+        for k in range(max(first, 0), first + self._n_columns):
+            if site.position in ("new", f"new[{k}]") if is_new else self._scope != "prompt":
+                edits.append(_at_token(repeated, k, k - first))
+        for edit in edits:
+            at_columns = None if skipped is None else edit.columns.read(skipped)
+            edited = edit.apply(edit.columns.read(activation), at_columns)
+            activation = edit.columns.write(activation, edited)
         return activation
 
     def collected(self, n_new: Tensor) -> tuple[Activations, dict[Site, Tensor]]:
@@ -301,32 +269,31 @@ class Generation:
         """
         copies = len(n_new) // len(self._shift)
         shift = self._shift.repeat_interleave(copies).unsqueeze(1)
-        lengths = self._n_prompt - shift
         # The last new token is never read back.
-        stop = lengths + n_new.unsqueeze(1) - 1
+        stop = self._n_prompt + n_new.unsqueeze(1) - 1
         activations, positions = Activations({}), {}
         for site_edit, parts in self.recorded.items():
-            site, index = site_edit.columns.site, site_edit.columns.index
-            if index is None or site.position is None:
+            site = site_edit.columns.site
+            index = self._repeated(site_edit, copies).columns.index
+            if site.position in (None, "new"):
                 # Every new token, and those of the prompt where the site names no position.
-                first = lengths if is_new(site) else torch.zeros_like(lengths)
-                steps = torch.arange(int((stop - first).max()), device=stop.device)
-                position = first + steps
-            else:
-                position = index.repeat_interleave(copies, 0)
-            position = torch.where(position < stop, position, IGNORED)
-            present = position != IGNORED
-            columns = SiteColumns(site, torch.where(present, position + shift, IGNORED))
+                first = self._n_prompt if site.position else shift
+                # One column at least, which may be absent in all.
+                longest = max(int((stop - first).max()), 1)
+                index = first + torch.arange(longest, device=stop.device)
+            assert index is not None
+            absent = (index < 0) | (index >= stop)
+            columns = SiteColumns(site, index.masked_fill(absent, IGNORED))
             activations[site] = columns.read(torch.cat(parts, 1))
-            activations.counts[site] = present.sum(1)
-            positions[site] = position
+            activations.counts[site] = (~absent).sum(1)
+            positions[site] = (index - shift).masked_fill(absent, IGNORED)
         return activations, positions
 
     def _repeated(self, site_edit: SiteEdit, copies: int) -> SiteEdit:
         """The site edit for each row of a forward, with columns of the left-padded prompts."""
 
-        def repeated(tensor: Any) -> Any:
-            return None if tensor is None else tensor.repeat_interleave(copies, 0)
+        def repeat(tensor: Tensor, _: str = "") -> Tensor:
+            return tensor.repeat_interleave(copies, 0)
 
         index = site_edit.columns.index
         if index is None:
@@ -334,23 +301,27 @@ class Generation:
             steps = torch.arange(self._n_prompt, device=self._shift.device)
             index = steps.expand(len(self._shift), -1)
         index = torch.where(index == IGNORED, index, index + self._shift.unsqueeze(1))
-        return replace(
-            site_edit,
-            columns=SiteColumns(site_edit.columns.site, repeated(index)),
-            flags={v: repeated(flag) for v, flag in site_edit.flags.items()},
-            sources={v: repeated(source) for v, source in site_edit.sources.items()},
-            counts={v: repeated(count) for v, count in site_edit.counts.items()},
-        )
+        columns = SiteColumns(site_edit.columns.site, repeat(index))
+        by_variable = site_edit.flags, site_edit.sources, site_edit.counts
+        flags, sources, counts = map_tensors(by_variable, repeat)
+        return replace(site_edit, columns=columns, flags=flags, sources=sources, counts=counts)
 
 
-def _at_token(site_edit: SiteEdit, k: int) -> SiteEdit:
-    """The edit of new token k by the source's new token k; none where the source wrote fewer."""
-    flags, sources = dict(site_edit.flags), {}
-    for variable, source in site_edit.sources.items():
-        n, flag, count = source.shape[1], flags[variable], site_edit.counts[variable]
-        count = torch.as_tensor(n if count is None else count, device=source.device)
-        present = (count > k).expand(len(source))
-        flags[variable] = present if flag is None else flag & present
-        # Zeros behind the longest source, where no example is active.
-        sources[variable] = pad(source, (0, 0, 0, 1))[:, min(k, n)].unsqueeze(1)
-    return replace(site_edit, flags=flags, sources=sources)
+def _at_token(site_edit: SiteEdit, k: int, column: int) -> SiteEdit:
+    """The edit of new token k, in a column of the forward.
+
+    Where the source is read at `new`, it is by the source's token k. An example whose source wrote
+    fewer tokens is not edited.
+    """
+    flags, sources = dict(site_edit.flags), dict(site_edit.sources)
+    if site_edit.source_site.position == "new":
+        for variable, source in site_edit.sources.items():
+            n, count = source.shape[1], site_edit.counts[variable]
+            count = torch.as_tensor(n if count is None else count, device=source.device)
+            flag, present = flags[variable], (count > k).expand(len(source))
+            flags[variable] = present if flag is None else flag & present
+            # Behind the longest source no example is active.
+            sources[variable] = source[:, min(k, n - 1)].unsqueeze(1)
+    # The same column in every row.
+    columns = SiteColumns(site_edit.columns.site, torch.tensor([[column]]), is_checked=False)
+    return replace(site_edit, columns=columns, flags=flags, sources=sources)

@@ -21,23 +21,16 @@ from iit.intervened.answers import (
 )
 from iit.intervened.edit import Edit, Variable, as_sites, sites_of, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
-from iit.intervened.generate import check_generation, generated, is_new
+from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns, columns, prepare_at
 from iit.intervened.pyvene import read_pyvene
 from iit.intervened.resume import first_block
-from iit.intervened.sources import (
-    Active,
-    ReadSource,
-    SourceInputs,
-    by_variable,
-    flags_of,
-    read_sources,
-)
+from iit.intervened.sources import Active, SourceInputs, by_variable, flags_of, read_sources
 from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_width
 from iit.intervention import CollectIntervention, Intervention
-from iit.network import LanguageModel, Network
+from iit.network import Network
 from iit.network.answering import with_answer
 from iit.network.dimensions import device_of
 from iit.network.inputs import prepare
@@ -194,16 +187,15 @@ class IntervenedModel(nn.Module):
         """Generate under the edits, with the network's own `generate`.
 
         Arguments:
-            sources: as for any run. A batch that is read at new tokens first writes them,
-                greedily, in the unedited network and under the same options. Activations that a
-                collecting `generate` has returned serve as well. Where site and source site are at
-                `new`, token k takes the source's token k. Tokens beyond those of the source are not
+            sources: as for any run. A source that is read at new tokens is given as the
+                `activations` that a collecting `generate` has returned. Where it is read at `new`,
+                new token k takes the source's token k, and tokens beyond the source's are not
                 edited.
             scope: "prompt" edits the sites' positions in the prompt. "generated" edits every new
                 token as it is read back. "all" does both. A role or position selects in the prompt
                 only; an edit that reads a source there uses that one position for every new token.
                 Whatever the scope, a site at `new[k]` is edited at new token k only, and a site at
-                `new` at each.
+                `new` at each. The last token of a text is never read back, and not edited.
             collect: sites to read after all edits. Without a position they are read at the prompt
                 and the new tokens. A `CollectIntervention` is collected, too, as its edit sees it.
             options: what transformers' `generate` takes. Greedy search and beams give the same
@@ -233,25 +225,12 @@ class IntervenedModel(nn.Module):
         check_generation(self.network, self.edits.values(), batch, scope, options)
         # `check_generation` has refused everything else.
         assert isinstance(base, Mapping)
-        tokenizer = None
-        if isinstance(self.studied, LanguageModel):
-            tokenizer = self.studied.tokenizer
-            # The tokenizer knows the padding token where the network's settings do not.
+        tokenizer = getattr(self.studied, "tokenizer", None)
+        if tokenizer is not None:
+            # It knows the padding token where the network's settings do not.
             options.setdefault("pad_token_id", tokenizer.pad_token_id)
-        batch = replace(batch, is_continued=True)
-        run = self.edited_run(batch, sources, active, partial(self._written, options))
+        run = self.edited_run(replace(batch, is_continued=True), sources, active)
         return generated(run, base["input_ids"], scope, options, tokenizer)
-
-    def _written(
-        self, options: Mapping[str, Any], batch: Batch, site_columns: dict[Site, SiteColumns]
-    ) -> Activations:
-        """`read`, where sites may be at tokens that the batch has to write first."""
-        if not any(map(is_new, site_columns)):
-            return self.read(batch, site_columns)
-        inputs = {**batch.kwargs, "positions": batch.positions}
-        greedy = {**options, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
-        unedited = IntervenedModel(self._held[0], {})
-        return unedited.generate(inputs, collect=list(site_columns), **greedy).activations
 
     def edited_activations(
         self, base: Inputs, sources: SourceInputs = None, active: Active = None
@@ -305,18 +284,11 @@ class IntervenedModel(nn.Module):
         return EditedRun(batch, self.resolved, sites, flags, trains)
 
     def edited_run(
-        self,
-        batch: Batch,
-        sources: SourceInputs = None,
-        active: Active = None,
-        read: ReadSource | None = None,
+        self, batch: Batch, sources: SourceInputs = None, active: Active = None
     ) -> EditedRun:
         """The edits of one batch, ready to be applied.
 
         Everything about the input is checked, and the sources are run.
-
-        Arguments:
-            read: runs a source; by default this is `read`.
 
         Raises ValueError for what does not fit, before the network runs on the base.
         """
@@ -327,7 +299,7 @@ class IntervenedModel(nn.Module):
                 site_edit.resolved.refuse_recomputed()
             check_joint(site_edit)
         named_sources = by_variable(self.edits, sources, run.flags)
-        read_sources(run, named_sources, read or partial(self.read, grad=self.source_grad))
+        read_sources(run, named_sources, partial(self.read, grad=self.source_grad))
         return run
 
     def answer_logits(

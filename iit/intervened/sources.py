@@ -1,7 +1,7 @@
 """Which source each variable of an edit reads, checked against the base before anything runs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +19,6 @@ SourceInputs = Inputs | Activations | Mapping[Variable, Any] | None
 """One batch (or its activations) for all variables, or {variable or site: batch | activations}."""
 Active = Mapping[Variable, bool | Tensor] | None
 """{variable: bool, or Tensor[batch] of bool}: which examples an edit touches; by default all."""
-ReadSource = Callable[[Batch, dict[Site, SiteColumns]], Activations]
-"""Runs a source, and returns its activations at some sites."""
 
 
 def by_variable(
@@ -127,11 +125,11 @@ class _UserSource:
         """Raises ValueError where the source does not fit the site of the base that reads it."""
         site, base_columns = site_edit.source_site, site_edit.columns
         flag = site_edit.flags[variable]
-        if site in self.activations:
-            n_read = self.activations.counts.get(site)
-        elif self.batch is not None:
+        if self.batch is not None:
             self.site_columns.setdefault(site, columns(site, self.batch, flag))
             n_read = counts(self.site_columns[site], self.batch)
+        elif site in self.activations:
+            n_read = self.activations.counts.get(site)
         else:
             raise ValueError(
                 f"The activations given as a source hold {list(map(str, self.activations))}, not "
@@ -167,7 +165,7 @@ class _UserSource:
 def read_sources(
     run: EditedRun,
     named_sources: Mapping[Variable, Any],
-    read: ReadSource,
+    read: Callable[[Batch, dict[Site, SiteColumns]], Activations],
 ) -> None:
     """Fill in `SiteEdit.sources` of a run; each distinct batch is run once.
 
@@ -197,10 +195,8 @@ def read_sources(
         if source.batch is not None:
             source.activations = read(source.batch, source.site_columns)
     for site_edit, variable, source in readings:
-        # Only now it is known which tokens a source has written.
-        source.check(site_edit, variable, run.batch)
-        site_edit.counts[variable] = source.activations.counts.get(site_edit.source_site)
         site_edit.sources[variable] = source.laid_out(site_edit, variable, run.batch)
+        site_edit.counts[variable] = source.activations.counts.get(site_edit.source_site)
 
 
 def _source(run: EditedRun, source: Any, sites: Sequence[Site], variable: Variable) -> _UserSource:
@@ -214,7 +210,7 @@ def _source(run: EditedRun, source: Any, sites: Sequence[Site], variable: Variab
     if isinstance(source, Tensor):
         _check_is_input(source, sites, base)
     # A site at an answer token needs the source's own answer in its prompt.
-    batch = replace(prepare_at(network, source, sites), is_continued=base.is_continued)
+    batch = prepare_at(network, source, sites)
     if batch.size != base.size:
         raise ValueError(
             f"The source of {str(variable)!r} holds {batch.size} examples, the base {base.size}; "

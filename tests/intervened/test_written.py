@@ -213,14 +213,17 @@ def test_a_source_is_read_at_what_it_writes(family, use_cache):
     blocks = iit.RotatedSpaceIntervention(16, blocks={"a": 6, "b": 10})
     blocked = IntervenedModel(network, {"v": Edit(site, blocks)})
     later = Site("block_output", layer=1)
-    for given in (source, left(source), collected):
-        check(edited.generate(base, given, collect=later, **options), expected, base)
-    both = {"a": source, "b": collected}
-    check(blocked.generate(left(base), both, collect=later, **options), expected, base)
+    for laid in (base, left(base)):
+        check(edited.generate(laid, collected, collect=later, **options), expected, base)
+        both = {"a": collected, "b": collected}
+        check(blocked.generate(laid, both, collect=later, **options), expected, base)
     # An inactive example is not edited.
     active = {site: torch.tensor([True, False, True])}
-    mixed = edited.generate(base, source, active, collect=later, **options)
+    mixed = edited.generate(base, collected, active, collect=later, **options)
     check(mixed, [expected[0], plain[1], expected[2]], base)
+    # Without counts every position was written, and zeros would be swapped in.
+    bare = edited.generate(base, iit.Activations(dict(collected)), **options)
+    assert not torch.equal(bare, edited.generate(base, collected, **options))
 
 
 def test_a_written_token_is_a_source_for_the_prompt(tiny_llama):
@@ -243,9 +246,9 @@ def test_a_written_token_is_a_source_for_the_prompt(tiny_llama):
         with raw_hook(tiny_llama, "llama", "block_output", 0, None, swap), torch.no_grad():
             out = tiny_llama(input_ids=single(base, row)["input_ids"]).logits[0, -1]
         torch.testing.assert_close(logits[row, 0], out, atol=1e-5, rtol=0)
-    # In generate the source batch writes first.
-    assert torch.equal(
-        edited.generate(base, source, **GREEDY),
+    # It is one position for every new token, too.
+    assert not torch.equal(
+        edited.generate(base, collected.activations, scope="all", **GREEDY),
         edited.generate(base, collected.activations, **GREEDY),
     )
 
@@ -334,17 +337,21 @@ def test_what_cannot_be_read_is_refused(tiny_llama):
         lambda: iit.capture(tiny_llama, base, new),
         lambda: swap.answer_logits(base, source),
         lambda: swap(base, source),
+        lambda: swap.generate(base, source, **GREEDY),
         lambda: plain.generate(base, collect=at(position=["x", "new[0]"]), **GREEDY),
     ):
-        with pytest.raises(ValueError, match="new tokens exist only in `generate`"):
+        with pytest.raises(ValueError, match=r"has no role .new.*a collecting `generate`"):
             given()
-    for options in ({"num_beams": 2}, {"stop_strings": ["a"]}, {"stopping_criteria": [lambda: 1]}):
-        with pytest.raises(ValueError, match="does not go together with collecting"):
+    config = t.GenerationConfig(max_new_tokens=NEW)
+    for options in (
+        {"num_beams": 2},
+        {"stop_strings": ["a"]},
+        {"stopping_criteria": [lambda: 1]},
+        {"generation_config": config},
+    ):
+        with pytest.raises(ValueError, match="Collecting does not go together with"):
             plain.generate(base, collect=new, **GREEDY, **options)
-    for position, n in (("new[5]", 6), ("new", 1)):
-        with pytest.raises(ValueError, match="the last token is never read back"):
-            plain.generate(base, collect=at(position=position), max_new_tokens=n)
-    with pytest.raises(ValueError, match="give the role another name"):
+    with pytest.raises(ValueError, match="give the role of the prompts another"):
         plain.generate(base | {"positions": {"new": torch.tensor(ROLE)}}, collect=new, **GREEDY)
     joint = IntervenedModel(tiny_llama, {"v": Edit(new, iit.ZeroIntervention(), joint=True)})
     with pytest.raises(ValueError, match="joint edit"):
@@ -353,11 +360,14 @@ def test_what_cannot_be_read_is_refused(tiny_llama):
     span = Edit(new, iit.VanillaIntervention(), at(position=[0, 1]))
     with pytest.raises(ValueError, match="2 positions of the source"):
         IntervenedModel(tiny_llama, {"v": span}).generate(base, source, **GREEDY)
-    # The second source ends before its token 3.
-    ends = [written(tiny_llama, "llama", source)[1][0][1]]
-    third = IntervenedModel(tiny_llama, {at(position="new[3]"): iit.VanillaIntervention()})
+    # One source ends before its token 3.
+    ends = ends_of(tiny_llama, "llama", source)
+    third = at(position="new[3]")
+    collected = plain.generate(source, collect=third, eos_token_id=ends, **GREEDY)
+    assert 0 in collected.activations.counts[third]
+    swap = IntervenedModel(tiny_llama, {third: iit.VanillaIntervention()})
     with pytest.raises(ValueError, match="0 in the source"):
-        third.generate(base, source, eos_token_id=ends, **GREEDY)
+        swap.generate(base, collected.activations, **GREEDY)
     # A role of this name stays a role where nothing is written.
     role = base | {"positions": {"new": torch.tensor(ROLE)}}
     captured = iit.capture(tiny_llama, role, new)[new]
