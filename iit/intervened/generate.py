@@ -4,8 +4,7 @@ It decides on which columns of a step's forward an edit acts, and returns the to
 layout. It collects activations at the prompt's and at the new tokens.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -42,7 +41,7 @@ _OTHER_WAYS = (
 )
 
 # With these a row does not say where its text ends, or it takes the place of another.
-_NOT_COLLECTED = ("stop_strings", "stopping_criteria", "generation_config")
+_NOT_COLLECTED = ("num_beams", "stop_strings", "stopping_criteria", "generation_config")
 
 
 class Generated(NamedTuple):
@@ -70,7 +69,11 @@ class Generated(NamedTuple):
 
 
 def check_generation(
-    network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]
+    network: nn.Module,
+    edits: Collection[Edit],
+    batch: Batch,
+    scope: str,
+    options: Mapping[str, Any],
 ) -> None:
     """Raises ValueError for what generation under edits cannot do, before anything runs."""
     if scope not in SCOPES:
@@ -81,11 +84,13 @@ def check_generation(
     config_option = options.get("generation_config")
     # The network's own settings count where the call names no others.
     settings = config_option or getattr(network, "generation_config", None)
-    for name in _OTHER_WAYS:
-        if options.get(name, getattr(settings, name, None)) is not None:
+    collects = any(edit.intervention.collects for edit in edits)
+    for name in (*_OTHER_WAYS, *_NOT_COLLECTED * collects):
+        value = options.get(name, getattr(settings, name, None))
+        if value is not None and (name, value) != ("num_beams", 1):
             raise ValueError(
-                f"generate under edits does not go together with {name!r}; leave it out, or "
-                f"give {name}=None."
+                f"generate under edits{' that collects' * collects} does not go together with "
+                f"{name!r}; leave it out, or give {name}=None."
             )
 
     cache = getattr(config_option, "cache_implementation", None)
@@ -107,25 +112,17 @@ def check_generation(
             "prompts another name."
         )
 
-    n_beams = options.get("num_beams", getattr(settings, "num_beams", None)) or 1
-    refused = n_beams > 1 or any(map(options.get, _NOT_COLLECTED))
     for edit in edits:
-        if edit.intervention.collects and refused:
-            raise ValueError(
-                "Collecting does not go together with beams, nor with the options "
-                f"{', '.join(_NOT_COLLECTED)}: it is not known which step wrote a row's tokens. "
-                "Leave them out, or `capture` the finished texts."
-            )
         for site in edit.sites:
             if site.component == "attention_weight":
                 raise ValueError(
                     "attention_weight grows with every token: it cannot be edited or collected in "
                     "generate."
                 )
-            if edit.joint and (new_tokens(site) or scope != "prompt"):
+            if edit.joint and scope != "prompt":
                 raise ValueError(
                     "A joint edit takes several positions at once; a new token is one. Use "
-                    f"scope='prompt', not {scope!r}, and a position in the prompt."
+                    f"scope='prompt', not {scope!r}."
                 )
 
 
@@ -176,7 +173,7 @@ def generated(
     if not process.recorded:
         return ids
 
-    end = options.get("eos_token_id", getattr(settings, "eos_token_id", None))
+    end = options.get("eos_token_id", network.generation_config.eos_token_id)
     ends = torch.isin(new, torch.as_tensor(-1 if end is None else end, device=new.device))
     # Behind a row's first end token there is padding, which may be the same token.
     n_new = (ends.cumsum(1) <= ends).sum(1)
@@ -202,7 +199,7 @@ class Generation:
         # How many forwards ran; the first column and the number of columns of the one that runs.
         self._forwards, self._start, self._n_columns = 0, 0, 0
         # {what collects: Tensor[row, column, width] of each forward, the columns that it adds}.
-        self.recorded: dict[SiteEdit, list[Tensor]] = defaultdict(list)
+        self.recorded: dict[SiteEdit, list[Tensor]] = {}
 
     def follow(self, network: nn.Module) -> Any:
         """Watch the network's forwards: which columns of the sequence each one runs.
@@ -234,7 +231,7 @@ class Generation:
                 f"{self._n_columns} tokens: it cannot be edited in generate."
             )
         if site_edit.edit.intervention.collects:
-            parts = self.recorded[site_edit]
+            parts = self.recorded.setdefault(site_edit, [])
             if len(parts) + 1 != self._forwards:
                 raise RuntimeError(f"The module of {site} does not run once in each forward.")
             # Behind the prompt each forward adds one token, also where it runs all again.
@@ -246,14 +243,14 @@ class Generation:
         repeated = self._repeated(site_edit, len(activation) // len(self._shift))
 
         # The forward begins at the prompt, so the sites in it are edited.
-        edits, is_new = [], new_tokens(site) is not None
-        if not is_new and self._scope != "generated" and self._start == 0:
+        edits, new = [], new_tokens(site)
+        if not new and self._scope != "generated" and self._start == 0:
             edits.append(repeated)
         # The new tokens that this forward runs, by number; one at a time, so that nothing depends
         # on the cache.
         first = self._start - self._n_prompt
         for k in range(max(first, 0), first + self._n_columns):
-            if site.position in ("new", f"new[{k}]") if is_new else self._scope != "prompt":
+            if site.position in ("new", f"new[{k}]") if new else self._scope != "prompt":
                 edits.append(_at_token(repeated, k, k - first))
         for edit in edits:
             at_columns = None if skipped is None else edit.columns.read(skipped)
@@ -261,7 +258,7 @@ class Generation:
             activation = edit.columns.write(activation, edited)
         return activation
 
-    def collected(self, n_new: Tensor) -> tuple[Activations, dict[Site, Tensor]]:
+    def collected(self, n_new: Tensor) -> tuple[Any, Any]:
         """What was recorded, and the positions that it belongs to, as in `Generated`.
 
         Arguments:
@@ -292,18 +289,17 @@ class Generation:
     def _repeated(self, site_edit: SiteEdit, copies: int) -> SiteEdit:
         """The site edit for each row of a forward, with columns of the left-padded prompts."""
 
-        def repeat(tensor: Tensor, _: str = "") -> Tensor:
-            return tensor.repeat_interleave(copies, 0)
-
         index = site_edit.columns.index
         if index is None:
             # No prompt is padded: every column is a position.
             steps = torch.arange(self._n_prompt, device=self._shift.device)
             index = steps.expand(len(self._shift), -1)
         index = torch.where(index == IGNORED, index, index + self._shift.unsqueeze(1))
-        columns = SiteColumns(site_edit.columns.site, repeat(index))
-        by_variable = site_edit.flags, site_edit.sources, site_edit.counts
-        flags, sources, counts = map_tensors(by_variable, repeat)
+        by_row = index, site_edit.flags, site_edit.sources, site_edit.counts
+        index, flags, sources, counts = map_tensors(
+            by_row, lambda tensor, _: tensor.repeat_interleave(copies, 0)
+        )
+        columns = SiteColumns(site_edit.columns.site, index)
         return replace(site_edit, columns=columns, flags=flags, sources=sources, counts=counts)
 
 
