@@ -59,6 +59,7 @@ class Batch:
             the decoder's tokens.
         decoder_lengths: Tensor[batch], how many tokens the decoder gets; None where they are not
             given.
+        is_continued: whether new tokens are written behind the prompts, so that sites may be there.
     """
 
     args: tuple[Any, ...]
@@ -70,6 +71,7 @@ class Batch:
     axis: int = 0
     encoder_decoder: bool = False
     decoder_lengths: Tensor | None = None
+    is_continued: bool = False
 
     @property
     def _first(self) -> Tensor:

@@ -38,7 +38,8 @@ class Site:
         head: an int or several, for a component that has heads; all by default.
         position: a role, a token index (negative counts from the end), several of one kind, or None
             for every position. `answer[k]` is token k of the answer, where the answer is appended
-            to the prompt. A base has the label there, a source its own answer.
+            to the prompt. A base has the label there, a source its own answer. In `generate`,
+            `new[k]` is token k of what is written, and `new` is every token of it.
         module: the path of any submodule, in place of a component.
         side: "input" | "output" of the module; the output by default.
 

@@ -38,8 +38,9 @@ class SiteEdit:
         columns: where the base is edited.
         source_site: where the source is read.
         flags: {variable: which examples it is active in}, for the variables of the edit.
-        sources: {variable: Tensor[batch, position, width]}, what is read of its source. It is empty
-            until `read_sources` has filled it.
+        sources: {variable: Tensor[batch, position, width]}, what is read of its source.
+        counts: {variable: Tensor[batch]}, how many positions each example of its source has; None
+            for all. Both are empty until `read_sources` has filled them.
     """
 
     edit: Edit
@@ -48,6 +49,7 @@ class SiteEdit:
     source_site: Site
     flags: Flags
     sources: dict[Variable, Tensor] = field(default_factory=dict)
+    counts: dict[Variable, Tensor | None] = field(default_factory=dict)
 
     @property
     def idle(self) -> bool:

@@ -1,25 +1,30 @@
 """Generation under edits.
 
 It decides on which columns of a step's forward an edit acts, and returns the tokens in the caller's
-layout.
+layout. It collects activations at the prompt's and at the new tokens.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from iit.batch import IGNORED, Batch, behind_bridge
+from iit.batch import IGNORED, Batch, behind_bridge, map_tensors
 from iit.intervened.edit import Edit
 from iit.intervened.edited_run import EditedRun, SiteEdit
-from iit.intervened.positions import SiteColumns
+from iit.intervened.observe import Activations
+from iit.intervened.positions import NEW_ROLE, SiteColumns, new_tokens
 from iit.network.components import transformer_in
+from iit.site import Site
 
 SCOPES = ("prompt", "generated", "all")
-"""Where edits act: at their sites in the prompt, at every new token, or at both."""
+"""Where edits act: at their sites in the prompt, at every new token, or at both.
+
+An edit at the position `new` or `new[k]` acts there, whatever the scope.
+"""
 
 # With these options transformers runs the network otherwise than on the prompt and then on one
 # token at a time, or it runs around its hooks.
@@ -35,9 +40,40 @@ _OTHER_WAYS = (
     "inputs_embeds",
 )
 
+# With these a row does not say where its text ends, or it takes the place of another.
+_NOT_COLLECTED = ("num_beams", "stop_strings", "stopping_criteria", "generation_config")
+
+
+class Generated(NamedTuple):
+    """What a collecting `generate` returns. A row is a prompt, or one of its samples.
+
+    The last token that a row writes is never read back: it has no activation. Neither has the
+    padding behind it. There positions are −100, and activations zero.
+
+    Arguments:
+        output: what `generate` returns without collecting.
+        sequences: LongTensor[row, prompt + new], with the prompts as the caller laid them out.
+        n_new: LongTensor[row], how many tokens each row wrote, its end token included.
+        texts: what each row wrote; None where no tokenizer is known.
+        activations: {site: Tensor[row, position, width]}, a source for further runs.
+        positions: {site: LongTensor[row, position]}, what each activation belongs to, counted from
+            the prompt's first token. New token k stands at the prompt's length plus k.
+    """
+
+    output: Any
+    sequences: Tensor
+    n_new: Tensor
+    texts: list[str] | None
+    activations: Activations
+    positions: dict[Site, Tensor]
+
 
 def check_generation(
-    network: nn.Module, edits: Iterable[Edit], batch: Batch, scope: str, options: Mapping[str, Any]
+    network: nn.Module,
+    edits: Collection[Edit],
+    batch: Batch,
+    scope: str,
+    options: Mapping[str, Any],
 ) -> None:
     """Raises ValueError for what generation under edits cannot do, before anything runs."""
     if scope not in SCOPES:
@@ -48,11 +84,13 @@ def check_generation(
     config_option = options.get("generation_config")
     # The network's own settings count where the call names no others.
     settings = config_option or getattr(network, "generation_config", None)
-    for name in _OTHER_WAYS:
-        if options.get(name, getattr(settings, name, None)) is not None:
+    collects = any(edit.intervention.collects for edit in edits)
+    for name in (*_OTHER_WAYS, *_NOT_COLLECTED * collects):
+        value = options.get(name, getattr(settings, name, None))
+        if value is not None and (name, value) != ("num_beams", 1):
             raise ValueError(
-                f"generate under edits does not go together with {name!r}; leave it out, or "
-                f"give {name}=None."
+                f"generate under edits{' that collects' * collects} does not go together with "
+                f"{name!r}; leave it out, or give {name}=None."
             )
 
     cache = getattr(config_option, "cache_implementation", None)
@@ -68,29 +106,38 @@ def check_generation(
             f"{sorted(batch.kwargs)}."
         )
 
+    if any(map(NEW_ROLE.fullmatch, batch.positions)):
+        raise ValueError(
+            "In generate `new` and `new[k]` are the tokens that are written; give the role of the "
+            "prompts another name."
+        )
+
     for edit in edits:
-        if edit.intervention.collects:
-            raise ValueError(
-                "CollectIntervention does not edit: there is nothing for it to do in generate; use "
-                "`run` or `capture`."
-            )
-        if any(site.component == "attention_weight" for site in edit.sites):
-            raise ValueError(
-                "attention_weight grows with every token: it cannot be edited in generate."
-            )
-        if edit.joint and scope != "prompt":
-            raise ValueError(
-                "A joint edit takes several positions at once; a new token is one. Use "
-                f"scope='prompt', not {scope!r}."
-            )
+        for site in edit.sites:
+            if site.component == "attention_weight":
+                raise ValueError(
+                    "attention_weight grows with every token: it cannot be edited or collected in "
+                    "generate."
+                )
+            if edit.joint and scope != "prompt":
+                raise ValueError(
+                    "A joint edit takes several positions at once; a new token is one. Use "
+                    f"scope='prompt', not {scope!r}."
+                )
 
 
-def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, Any]) -> Any:
+def generated(
+    run: EditedRun, prompts: Tensor, scope: str, options: dict[str, Any], tokenizer: Any
+) -> Any:
     """What the network's `generate` returns under the edits.
 
     Arguments:
         prompts: LongTensor[batch, seq], as the caller laid them out.
         options: what transformers' `generate` takes.
+        tokenizer: decodes what was written; None where none is known.
+
+    Returns LongTensor[row, prompt + new], or what the options ask for; `Generated` where anything
+    is collected.
 
     Raises ValueError where new tokens are edited and a source has several positions.
     """
@@ -99,14 +146,15 @@ def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, An
     if getattr(settings, "cache_implementation", None) is not None:
         # A static cache that the network's own settings ask for is a matter of speed.
         options["cache_implementation"] = "dynamic"
-    if scope != "prompt":
-        for site_edit in run.site_edits:
+    for site_edit in run.site_edits:
+        site = site_edit.columns.site
+        if (scope != "prompt" or new_tokens(site)) and site_edit.source_site.position != "new":
             for source in site_edit.sources.values():
                 if source.shape[1] != 1:
                     raise ValueError(
-                        f"Site {site_edit.columns.site} reads {source.shape[1]} positions of the "
-                        f"source; for scope={scope!r} it must be one, which is used for every new "
-                        "token."
+                        f"Site {site} reads {source.shape[1]} positions of the source, and new "
+                        "tokens are edited. It must be one, which is used for every new token; or "
+                        "read the source at 'new'."
                     )
     process = Generation(run.batch, scope)
     with ExitStack() as stack:
@@ -116,11 +164,24 @@ def generated(run: EditedRun, prompts: Tensor, scope: str, options: dict[str, An
     sequences = ids if isinstance(ids, Tensor) else ids.sequences
     # [batch · num_return_sequences, seq], each prompt as the caller laid it out.
     prompts = prompts.to(sequences.device).repeat_interleave(len(sequences) // len(prompts), 0)
-    sequences = torch.cat([prompts, sequences[:, prompts.shape[1] :]], 1)
+    new = sequences[:, prompts.shape[1] :]
+    sequences = torch.cat([prompts, new], 1)
     if isinstance(ids, Tensor):
-        return sequences
-    ids.sequences = sequences
-    return ids
+        ids = sequences
+    else:
+        ids.sequences = sequences
+    if not process.recorded:
+        return ids
+
+    end = options.get("eos_token_id", network.generation_config.eos_token_id)
+    ends = torch.isin(new, torch.as_tensor(-1 if end is None else end, device=new.device))
+    # Behind a row's first end token there is padding, which may be the same token.
+    n_new = (ends.cumsum(1) <= ends).sum(1)
+    texts = None
+    if tokenizer is not None:
+        # Without the end token, and the padding behind it.
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return Generated(ids, sequences, n_new, texts, *process.collected(n_new))
 
 
 class Generation:
@@ -137,6 +198,8 @@ class Generation:
         self.inputs, self._shift = batch.left_padded()
         # How many forwards ran; the first column and the number of columns of the one that runs.
         self._forwards, self._start, self._n_columns = 0, 0, 0
+        # {what collects: Tensor[row, column, width] of each forward, the columns that it adds}.
+        self.recorded: dict[SiteEdit, list[Tensor]] = {}
 
     def follow(self, network: nn.Module) -> Any:
         """Watch the network's forwards: which columns of the sequence each one runs.
@@ -161,40 +224,70 @@ class Generation:
         self, site_edit: SiteEdit, activation: Tensor, skipped: Tensor | None
     ) -> Tensor | None:
         """What a site's hook does with an activation, as a `Hook`."""
-        if site_edit.idle:
-            return None
+        site = site_edit.columns.site
         if activation.shape[1] != self._n_columns:
             raise RuntimeError(
-                f"Site {site_edit.columns.site} has {activation.shape[1]} positions in a step over "
+                f"Site {site} has {activation.shape[1]} positions in a step over "
                 f"{self._n_columns} tokens: it cannot be edited in generate."
             )
+        if site_edit.edit.intervention.collects:
+            parts = self.recorded.setdefault(site_edit, [])
+            if len(parts) + 1 != self._forwards:
+                raise RuntimeError(f"The module of {site} does not run once in each forward.")
+            # Behind the prompt each forward adds one token, also where it runs all again.
+            parts.append((activation[:, -1:] if parts else activation).clone())
+            return None
+        if site_edit.idle:
+            return None
         # Beams or samples of each example.
         repeated = self._repeated(site_edit, len(activation) // len(self._shift))
 
         # The forward begins at the prompt, so the sites in it are edited.
-        if self._scope != "generated" and self._start == 0:
-            columns = repeated.columns
-            at_columns = None if skipped is None else columns.read(skipped)
-            new = repeated.apply(columns.read(activation), at_columns)
-            activation = columns.write(activation, new)
-
-        # How many of this forward's columns belong to the prompt.
-        n_old = max(self._n_prompt - self._start, 0)
-        if self._scope != "prompt" and n_old < self._n_columns:
-            old, new = activation[:, :n_old], activation[:, n_old:]
-            # The one position of a source is used for each of the new tokens.
-            sources = {v: source.expand(new.shape) for v, source in repeated.sources.items()}
-            if skipped is not None:
-                skipped = skipped[:, n_old:]
-            edit = replace(repeated, sources=sources).apply(new, skipped)
-            activation = torch.cat([old, edit], 1)
+        edits, new = [], new_tokens(site)
+        if not new and self._scope != "generated" and self._start == 0:
+            edits.append(repeated)
+        # The new tokens that this forward runs, by number; one at a time, so that nothing depends
+        # on the cache.
+        first = self._start - self._n_prompt
+        for k in range(max(first, 0), first + self._n_columns):
+            if site.position in ("new", f"new[{k}]") if new else self._scope != "prompt":
+                edits.append(_at_token(repeated, k, k - first))
+        for edit in edits:
+            at_columns = None if skipped is None else edit.columns.read(skipped)
+            edited = edit.apply(edit.columns.read(activation), at_columns)
+            activation = edit.columns.write(activation, edited)
         return activation
+
+    def collected(self, n_new: Tensor) -> tuple[Any, Any]:
+        """What was recorded, and the positions that it belongs to, as in `Generated`.
+
+        Arguments:
+            n_new: LongTensor[row], how many tokens each row wrote.
+        """
+        copies = len(n_new) // len(self._shift)
+        shift = self._shift.repeat_interleave(copies).unsqueeze(1)
+        # The last new token is never read back.
+        stop = self._n_prompt + n_new.unsqueeze(1) - 1
+        activations, positions = Activations({}), {}
+        for site_edit, parts in self.recorded.items():
+            site = site_edit.columns.site
+            index = self._repeated(site_edit, copies).columns.index
+            if site.position in (None, "new"):
+                # Every new token, and those of the prompt where the site names no position.
+                first = self._n_prompt if site.position else shift
+                # One column at least, which may be absent in all.
+                longest = max(int((stop - first).max()), 1)
+                index = first + torch.arange(longest, device=stop.device)
+            assert index is not None
+            absent = (index < 0) | (index >= stop)
+            columns = SiteColumns(site, index.masked_fill(absent, IGNORED))
+            activations[site] = columns.read(torch.cat(parts, 1))
+            activations.counts[site] = (~absent).sum(1)
+            positions[site] = (index - shift).masked_fill(absent, IGNORED)
+        return activations, positions
 
     def _repeated(self, site_edit: SiteEdit, copies: int) -> SiteEdit:
         """The site edit for each row of a forward, with columns of the left-padded prompts."""
-
-        def repeated(tensor: Any) -> Any:
-            return None if tensor is None else tensor.repeat_interleave(copies, 0)
 
         index = site_edit.columns.index
         if index is None:
@@ -202,9 +295,29 @@ class Generation:
             steps = torch.arange(self._n_prompt, device=self._shift.device)
             index = steps.expand(len(self._shift), -1)
         index = torch.where(index == IGNORED, index, index + self._shift.unsqueeze(1))
-        return replace(
-            site_edit,
-            columns=SiteColumns(site_edit.columns.site, repeated(index)),
-            flags={v: repeated(flag) for v, flag in site_edit.flags.items()},
-            sources={v: repeated(source) for v, source in site_edit.sources.items()},
+        by_row = index, site_edit.flags, site_edit.sources, site_edit.counts
+        index, flags, sources, counts = map_tensors(
+            by_row, lambda tensor, _: tensor.repeat_interleave(copies, 0)
         )
+        columns = SiteColumns(site_edit.columns.site, index)
+        return replace(site_edit, columns=columns, flags=flags, sources=sources, counts=counts)
+
+
+def _at_token(site_edit: SiteEdit, k: int, column: int) -> SiteEdit:
+    """The edit of new token k, in a column of the forward.
+
+    Where the source is read at `new`, it is by the source's token k. An example whose source wrote
+    fewer tokens is not edited.
+    """
+    flags, sources = dict(site_edit.flags), dict(site_edit.sources)
+    if site_edit.source_site.position == "new":
+        for variable, source in site_edit.sources.items():
+            n, count = source.shape[1], site_edit.counts[variable]
+            count = torch.as_tensor(n if count is None else count, device=source.device)
+            flag, present = flags[variable], (count > k).expand(len(source))
+            flags[variable] = present if flag is None else flag & present
+            # Behind the longest source no example is active.
+            sources[variable] = source[:, min(k, n - 1)].unsqueeze(1)
+    # The same column in every row.
+    columns = SiteColumns(site_edit.columns.site, torch.tensor([[column]]), is_checked=False)
+    return replace(site_edit, columns=columns, flags=flags, sources=sources)

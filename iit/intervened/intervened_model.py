@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -18,7 +19,7 @@ from iit.intervened.answers import (
     reason_not_to_resume,
     resumed_logits,
 )
-from iit.intervened.edit import Edit, Variable, sites_of, variables_of
+from iit.intervened.edit import Edit, Variable, as_sites, sites_of, variables_of
 from iit.intervened.edited_run import EditedRun, SiteEdit
 from iit.intervened.generate import check_generation, generated
 from iit.intervened.observe import Activations, observe
@@ -28,8 +29,8 @@ from iit.intervened.resume import first_block
 from iit.intervened.sources import Active, SourceInputs, by_variable, flags_of, read_sources
 from iit.intervened.store import ActivationStore
 from iit.intervened.widths import check_joint, check_width
-from iit.intervention import Intervention
-from iit.network import LanguageModel, Network
+from iit.intervention import CollectIntervention, Intervention
+from iit.network import Network
 from iit.network.answering import with_answer
 from iit.network.dimensions import device_of
 from iit.network.inputs import prepare
@@ -180,36 +181,56 @@ class IntervenedModel(nn.Module):
         active: Active = None,
         *,
         scope: str = "prompt",
+        collect: Site | Sequence[Site] = (),
         **options: Any,
     ) -> Any:
         """Generate under the edits, with the network's own `generate`.
 
         Arguments:
+            sources: as for any run. A source that is read at new tokens is given as the
+                `activations` that a collecting `generate` has returned. Where it is read at `new`,
+                new token k takes the source's token k, and tokens beyond the source's are not
+                edited.
             scope: "prompt" edits the sites' positions in the prompt. "generated" edits every new
                 token as it is read back. "all" does both. A role or position selects in the prompt
                 only; an edit that reads a source there uses that one position for every new token.
+                Whatever the scope, a site at `new[k]` is edited at new token k only, and a site at
+                `new` at each. The last token of a text is never read back, and not edited.
+            collect: sites to read after all edits. Without a position they are read at the prompt
+                and the new tokens. A `CollectIntervention` is collected, too, as its edit sees it.
             options: what transformers' `generate` takes. Greedy search and beams give the same
                 tokens whatever the batch; sampling repeats for a fixed batch and seed. An `answer`
                 in the base is not read.
 
         Returns LongTensor[batch · num_return_sequences, prompt + new], with the prompts as the
-        caller laid them out; the output object instead where the options ask for one.
+        caller laid them out; the output object instead where the options ask for one. Where
+        anything is collected, returns a `Generated` with activations and their positions.
 
         Raises ValueError for an unknown scope, and for a network that does not generate. Raises it
         for options under which edits would be missed (an assistant, a static cache, …), and for
-        edits that make no sense token by token.
+        edits that make no sense token by token. Raises it for beams and stop strings beside
+        `collect`, and where a source did not write a `new[k]`.
 
         An example is the experiment `steering`: an edit adds the difference between the mean
         residual streams of texts about a subject and of other texts. Its page has the figures.
         """
+        if collect:
+            # These come behind all edits, so they see what the edits wrote.
+            reads = {
+                f"collect {site}": Edit(site, CollectIntervention()) for site in as_sites(collect)
+            }
+            model = IntervenedModel(self._held[0], {**self.edits, **reads})
+            return model.generate(base, sources, active, scope=scope, **options)
         batch = prepare(self.network, base)
         check_generation(self.network, self.edits.values(), batch, scope, options)
         # `check_generation` has refused everything else.
         assert isinstance(base, Mapping)
-        if isinstance(self.studied, LanguageModel):
-            # The tokenizer knows the padding token where the network's settings do not.
-            options.setdefault("pad_token_id", self.studied.tokenizer.pad_token_id)
-        return generated(self.edited_run(batch, sources, active), base["input_ids"], scope, options)
+        tokenizer = getattr(self.studied, "tokenizer", None)
+        if tokenizer is not None:
+            # It knows the padding token where the network's settings do not.
+            options.setdefault("pad_token_id", tokenizer.pad_token_id)
+        run = self.edited_run(replace(batch, is_continued=True), sources, active)
+        return generated(run, base["input_ids"], scope, options, tokenizer)
 
     def edited_activations(
         self, base: Inputs, sources: SourceInputs = None, active: Active = None

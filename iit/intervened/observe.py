@@ -9,6 +9,7 @@ from torch import Tensor
 
 from iit.batch import Batch
 from iit.intervened.positions import SiteColumns, counts
+from iit.network.answering import head_at
 from iit.site import Site, Sites
 
 
@@ -71,6 +72,11 @@ def observe(
             if grad:
                 resolved[site].refuse_recomputed()
             stack.callback(resolved[site].attach(partial(read, site)).remove)
+        if "labels" not in batch.kwargs:
+            # Nothing reads the logits: the head runs at one column of one example.
+            column = torch.tensor([[0]], device=batch.device)
+            modules = (site.module for site in resolved.values())
+            stack.enter_context(head_at(resolved.network, column, modules))
         with suppress(_Enough):
             batch.through(resolved.network)
 

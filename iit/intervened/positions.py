@@ -13,6 +13,9 @@ from iit.network.answering import ANSWER_ROLE, with_answer
 from iit.network.inputs import prepare
 from iit.site import Site
 
+NEW_ROLE = re.compile(r"new(?:\[(0|[1-9]\d*)\])?")
+"""Positions at the tokens that `generate` writes: `new[k]` is token k of them, `new` is all."""
+
 
 @dataclass(frozen=True)
 class SiteColumns:
@@ -124,6 +127,11 @@ def prepare_at(network: nn.Module, inputs: Inputs, sites: Iterable[Site]) -> Bat
     return batch
 
 
+def new_tokens(site: Site) -> re.Match[str] | None:
+    """The match of `NEW_ROLE` with the site's position; None for a site in the prompt."""
+    return NEW_ROLE.fullmatch(str(site.position))
+
+
 def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = None) -> SiteColumns:
     """The columns of a site's position in a batch.
 
@@ -133,6 +141,7 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     Raises ValueError for these positions:
 
     - a role that the batch lacks, or that is absent in an (active) example;
+    - new tokens, where nothing is written;
     - several roles of which one is several tokens;
     - a role in a decoder that has its own tokens;
     - a position that occurs twice;
@@ -141,6 +150,12 @@ def columns(site: Site, batch: Batch, active: Bool[Tensor, "batch"] | None = Non
     batch = _sequence(site, batch)
     lengths = batch.lengths
     token_shape = None if lengths is None else (batch.tokens.shape[0], batch.tokens.shape[1])
+    new = new_tokens(site)
+    if new and batch.is_continued:
+        assert lengths is not None
+        # Only the run tells how many tokens it writes.
+        index = (lengths + int(new[1])).unsqueeze(1) if new[1] else None
+        return SiteColumns(site, index)
     if site.position is None:
         return SiteColumns(site, _every(batch), token_shape=token_shape)
     if site.roles:
@@ -208,7 +223,7 @@ def _sequence(site: Site, batch: Batch) -> Batch:
 def counts(site_columns: SiteColumns, batch: Batch) -> Int[Tensor, "batch"] | None:
     """Tensor[batch]: how many positions each example has there; None where only a run can tell."""
     if site_columns.index is None:
-        return _sequence(site_columns.site, batch).lengths
+        return _sequence(site_columns.site, batch).lengths if site_columns.token_shape else None
     return (site_columns.index != IGNORED).sum(1).expand(batch.size)
 
 
@@ -240,7 +255,9 @@ def _role(site: Site, role: str, batch: Batch, active: Tensor | None) -> Int[Ten
     if role not in batch.positions:
         roles = ", ".join(map(repr, batch.positions)) or "none"
         raise ValueError(
-            f"Site {site}: the batch has no role {role!r}; its `positions` are: {roles}."
+            f"Site {site}: the batch has no role {role!r}; its `positions` are: {roles}. (new and "
+            "new[k], each alone, are what a base writes in `generate`. As a source give the "
+            "`activations` that a collecting `generate` has returned.)"
         )
 
     index = batch.positions[role]

@@ -196,6 +196,7 @@ def read_sources(
             source.activations = read(source.batch, source.site_columns)
     for site_edit, variable, source in readings:
         site_edit.sources[variable] = source.laid_out(site_edit, variable, run.batch)
+        site_edit.counts[variable] = source.activations.counts.get(site_edit.source_site)
 
 
 def _source(run: EditedRun, source: Any, sites: Sequence[Site], variable: Variable) -> _UserSource:

@@ -26,7 +26,6 @@ from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns
 from iit.intervened.resume import Prefix
 from iit.intervened.snapshot import NetworkSnapshot
-from iit.network.answering import head_at
 from iit.network.components import blocks_of
 from iit.network.inputs import prepare
 from iit.progress import progress
@@ -300,8 +299,7 @@ class ActivationStore:
                 # transformers fills the cache with keys and values as the blocks run.
                 part.kwargs.update(past_key_values=cache, use_cache=True)
             under = nullcontext() if self._under is None else self._under(part)
-            # Nothing reads the logits: the head runs at one column only.
-            with under, head_at(self._network, steps[:, :1]):
+            with under:
                 activations = observe(self._resolved, part, site_columns, stop_early=not n_blocks)
 
             new: dict[Key, Tensor] = {}

@@ -309,7 +309,7 @@ def _generated(
     """
     plain = IntervenedModel(network, {})
     tokenizer: Any = network.tokenizer
-    options = {"do_sample": False, **options, "pad_token_id": tokenizer.pad_token_id}
+    options = {"do_sample": False, **options}
 
     texts, losses, distinct = [], [], []
     for start in range(0, len(prompts), batch_size):
