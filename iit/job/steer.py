@@ -69,6 +69,7 @@ class Steering:
         strengths: {method: the strengths that are tried}.
         rank: of LoReFT.
         n_random: how many random directions there are.
+        chat: whether each prompt is the user's message in a conversation, and the network replies.
         max_ratio: for each method, the strength of largest effect is chosen whose perplexity is at
             most this many times the one without an edit.
     """
@@ -83,6 +84,7 @@ class Steering:
     rank: int = 4
     n_random: int = 5
     max_ratio: float | int = 2.0
+    chat: bool = False
 
     def __call__(
         self, cfg: DictConfig, folder: Path, loggers: list[Any]
@@ -145,11 +147,19 @@ class Steering:
         def about(texts: Sequence[str]) -> list[bool]:
             return [score.is_right(text, {"label": self.words}) for text in texts]
 
+        def reply_to(prompt: str) -> Any:
+            tokenizer: Any = network.tokenizer
+            conversation = [{"role": "user", "content": prompt}]
+            return tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True
+            )
+
         measured = partial(
             steer,
             network,
             site=site,
             effects={EFFECT: about},
+            written=reply_to if self.chat else str,
             max_new_tokens=score.max_new_tokens,
         )
         facts = {"experiment": cfg.name, "network": network.name, "seed": cfg.seed}

@@ -131,6 +131,7 @@ def steer(
     scope: str = "all",
     max_new_tokens: int = 20,
     batch_size: int = 32,
+    written: Callable[[str], Any] = str,
     **options: Any,
 ) -> Steered:
     """Generate under each method at each strength.
@@ -148,6 +149,7 @@ def steer(
             their figures are averaged, prompt by prompt.
         strengths: of all methods, or of each. 0 changes nothing; 1 is the intervention itself.
         effects: name → what is read from the generated texts.
+        written: prompt → what the network reads of it, such as a conversation.
         scope, options: as `IntervenedModel.generate` takes them; greedy by default.
 
     Raises:
@@ -185,13 +187,14 @@ def steer(
             edits[name, strength] = [{site: scaled(item, strength)} for item in interventions]
 
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
+    inputs = list(map(written, prompts))
     texts = []
     means: dict[str, list[np.ndarray]] = {}
     for edits_of_point in edits.values():
         runs = []
         for edit in edits_of_point:
             model = IntervenedModel(network, edit)
-            runs.append(_generated(model, network, prompts, effects, batch_size, options))
+            runs.append(_generated(model, network, inputs, effects, batch_size, options))
         texts.append(runs[0][0])
         for name in runs[0][1]:
             # The interventions of one name are averaged, prompt by prompt.
@@ -274,7 +277,7 @@ def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> l
 def _generated(
     model: IntervenedModel,
     network: LanguageModel,
-    prompts: Sequence[str],
+    prompts: list[Any],
     effects: Mapping[str, Effect],
     batch_size: int,
     options: Mapping[str, Any],
@@ -287,7 +290,7 @@ def _generated(
     plain = IntervenedModel(network, {})
     texts, losses, distinct = [], [], []
     for start in range(0, len(prompts), batch_size):
-        batch = network.encode(list(prompts[start : start + batch_size]))
+        batch = network.encode(prompts[start : start + batch_size])
         # [batch, new token], without the prompt's columns.
         answer, batch_texts = Score(compare="contains").written(model, batch, **options)
         texts += batch_texts
