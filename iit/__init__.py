@@ -7,7 +7,15 @@ from iit.alignment import Alignment
 from iit.causal import CausalModel
 from iit.data import Pairs
 from iit.evaluation import evaluate, sweep, verdict
-from iit.intervened import Activations, Captured, Edit, IntervenedModel, capture, capture_dataset
+from iit.intervened import (
+    Activations,
+    Captured,
+    Edit,
+    IntervenedModel,
+    Score,
+    capture,
+    capture_dataset,
+)
 from iit.intervention import (
     AdditionIntervention,
     AutoencoderIntervention,
@@ -59,6 +67,7 @@ __all__ = [
     "Pairs",
     "RevNetIntervention",
     "RotatedSpaceIntervention",
+    "Score",
     "SigmoidMaskIntervention",
     "Site",
     "SkipIntervention",

@@ -60,10 +60,6 @@ def run(cfg: DictConfig) -> float | None:
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     L.seed_everything(cfg.seed, verbose=False)
     loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            # Lightning always passes this setting, and wandb warns of it.
-            logger._wandb_init.pop("anonymous", None)
     try:
         # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)

@@ -69,6 +69,8 @@ class Task:
         vocabulary: all words of the texts and answers, for a network that is trained on them from
             scratch. It is empty where the texts are natural language, and where there are none.
         counterfactuals: {name: the task's own way to make sources from bases}.
+        alternatives: the possible answers, for score=forced. A prompt lists those that it holds as
+            words, or all where it holds none. Empty where a task does not say.
         asks: the input that says which variable a prompt asks for, where prompts of the task ask
             for different ones; else None. The output is the value of that variable.
     """
@@ -87,4 +89,5 @@ class Task:
     words: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     counterfactuals: Mapping[str, Counterfactual] = field(default_factory=dict)
+    alternatives: tuple[str, ...] = ()
     asks: str | None = None

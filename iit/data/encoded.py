@@ -1,6 +1,7 @@
 """Pairs as tensors: a split is encoded once, and batches are cut from it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from itertools import chain
 from operator import ne
 from typing import Any, Protocol, runtime_checkable
@@ -57,6 +58,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
 
     Attributes:
         interchanged: the variables that each pair swaps.
+        table: the split's table.
         labels, kinds, asked: the columns `label`, `kind` and `asked` (see `COLUMNS`). The last two
             are None where the pairs have no such column.
         alternatives: {name: LongTensor[n, n_answer]}, answers to the base other than the label, as
@@ -79,7 +81,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self.interchanged = list(
             map(tuple, columns.get("interchanged", [self.variables] * len(pairs)))
         )
-        self.labels = columns["label"]
+        self.table, self.labels = pairs, columns["label"]
         self.kinds = columns.get("kind")
         self.asked = columns.get("asked")
         self._base = _encode(network, base, self.labels, columns.get("base_roles"))
@@ -166,6 +168,16 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         if "base" in self.alternatives:
             batch["base_answer"] = narrowed(self.alternatives["base"][index])
         return batch
+
+    def with_sources(self, names: Iterable[str], rows: np.ndarray) -> "EncodedPairs":
+        """The same pairs, in which the bases of other rows are sources under further names.
+
+        Arguments:
+            rows: int[n], whose base is the source of each pair.
+        """
+        pairs = copy(self)
+        pairs._sources = self._sources | dict.fromkeys(names, at_rows(self._base, rows))
+        return pairs
 
     def costs(self, cost: Cost | None) -> Tensor:
         """The cost of running each pair, LongTensor[n]; pairs of equal cost should share a batch.

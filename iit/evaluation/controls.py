@@ -300,7 +300,7 @@ def _placebos(scoring: Scoring) -> Controls:
     # A pair alone in its batch would be its own placebo. A pair of another variable has no
     # difference to give. Hence `apart`.
     return {
-        arm: outcomes(other, scoring.encoded, apart=True)
+        arm: outcomes(other, scoring.encoded, apart=True, score=scoring.score)
         for arm, other in placebos(scoring.alignment, scoring.seed).items()
     }
 

@@ -13,13 +13,14 @@ from iit.evaluation.agreement import agreement_rows
 from iit.evaluation.controls import controls_of
 from iit.evaluation.diagnostics import abstraction_rows, angle_rows, divergence_rows
 from iit.evaluation.off_target import off_target_rows, task_off_target_rows
-from iit.evaluation.outcomes import Outcomes, cut
+from iit.evaluation.outcomes import Outcomes, asking, cut
 from iit.evaluation.rows import mean_rows, row_of, scores
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError, Refit, Trust, train_alike, trust_named
+from iit.intervened.score import ARGMAX, Score
 from iit.intervened.store import ActivationStore
 from iit.progress import progress
-from iit.result import TRAINED, Arm, Row, clustered_interval, where
+from iit.result import TRAINED, Arm, Row, clustered_interval
 from iit.result.vocabulary import AVERAGED, is_single_draw, of_single_draws
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def evaluate(
     seed: int = 0,
     experiment: str | None = None,
     refit: Refit = train_alike,
+    score: Score = ARGMAX,
 ) -> list[Row]:
     """Interchange intervention accuracy (IIA) of an alignment on one split, beside its controls.
 
@@ -66,6 +68,7 @@ def evaluate(
     - logit_difference: the mean over changing pairs of logit(label) − logit(base's own answer),
       where the pairs know the right answers.
     - iia_forced: scores the label among the pair's own alternatives (see `Outcomes`).
+    - iia_generated: with a score "generated", whether what is written is the label.
     - cut: whether swapping the sites' whole vectors gives the source's own answer (see `cut`).
     - disentangle: the mean of the IIA on changing and the IIA on unchanging pairs.
     - answer_agreement: for sites at answer tokens (see `agreement_rows`).
@@ -85,6 +88,10 @@ def evaluate(
         controls: False scores the alignment alone.
         refit: trains the controls as the alignment was trained; by default `fit` with its own
             defaults.
+        score: when the label counts as the answer; by default where its tokens are the argmax.
+            Another score has a metric of its own, with all controls and differences but rivals. The
+            rows of `iia` stand beside it. `cut`, `off_target` and `answer_agreement` read tokens
+            all the same. `task_accuracy` is there where prompts were filtered by that score.
 
     Returns:
         The rows. `alignment.rows`, which a saved folder holds, is the user's to set:
@@ -92,8 +99,8 @@ def evaluate(
 
     Raises:
         ValueError: for an unknown name of a trust; for an alignment on a bare module, which cannot
-            encode the pairs; for pairs of other variables; and for labels that are none of the
-            network's answers.
+            encode the pairs; for pairs of other variables; for labels that are none of the
+            network's answers; for what `Score.check` refuses; and where no pair has a score.
     """
     if alignment.studied is None:
         raise ValueError(
@@ -112,12 +119,16 @@ def evaluate(
         # The copy has the same weights; the user's alignment stays without a store.
         alignment = copy(alignment)
         alignment.store = ActivationStore(alignment.network)
+    score.check(alignment)
     scoring = Scoring(
-        alignment, pairs, split, trust_named(trust), refit, batch_size, seed, experiment
+        alignment, pairs, split, trust_named(trust), refit, batch_size, seed, experiment, score
     )
     check_labels(scoring.network, scoring.encoded)
     if not pairs.variables:
         return _task_accuracy(scoring)
+    if score.file and split == "test":
+        lines = scoring.table.select_columns(["base", "label"])
+        lines.add_column("text", scoring.own_outcomes.texts.tolist()).to_json(score.file)
     if not controls:
         return _rows(scoring, {TRAINED: scoring.own_outcomes})
     return _controlled_rows(scoring)
@@ -145,16 +156,23 @@ def _controlled_rows(scoring: Scoring) -> list[Row]:
         # The verdict reads the gap between training and test pairs.
         on_train = scoring.on_train_split
         check_labels(on_train.network, on_train.encoded)
-        rows += where(_rows(on_train, {TRAINED: on_train.own_outcomes}), metric="iia")
+        for row in _rows(on_train, {TRAINED: on_train.own_outcomes}):
+            if row.metric in ("iia", scoring.score.metric):
+                rows.append(row)
     return rows
 
 
 def _rows(scoring: Scoring, scored: Mapping[Arm, Outcomes]) -> list[Row]:
     """The rows of each set of variables that pairs interchange."""
     right = {arm: outcomes.right[None] for arm, outcomes in scored.items()}
-    arms = _with_averages(right, AVERAGED)
+    # What a rival says is compared with tokens only.
+    by_score = {arm: outcomes.scored for arm, outcomes in scored.items() if arm.control != "rival"}
+    # Where the score is that of tokens, the second takes the place of the first.
+    arms = {scoring.score.metric: by_score, "iia": right}
     figures = {}
     for metric, field in (("logit_difference", "difference"), ("iia_forced", "forced")):
+        if metric in arms:
+            continue
         by_arm = {arm: getattr(outcomes, field) for arm, outcomes in scored.items()}
         by_arm = _with_averages(by_arm, ["random_subspace"])
         # Seeds keep a figure each; the draws of random subspaces have one together.
@@ -165,7 +183,8 @@ def _rows(scoring: Scoring, scored: Mapping[Arm, Outcomes]) -> list[Row]:
         }
     rows = []
     for variables, group in scoring.groups():
-        rows += scores(arms, group)
+        for metric, by_arm in arms.items():
+            rows += scores(_with_averages(by_arm, AVERAGED), group, metric)
         for metric, by_arm in figures.items():
             rows += mean_rows(by_arm, group, metric)
         rows += agreement_rows(scoring.alignment, variables, group)
@@ -206,7 +225,8 @@ def _task_accuracy(scoring: Scoring) -> list[Row]:
     counts, variables = scoring.pairs.facts, scoring.pairs.variables
     n = counts.get("drawn", {}).get(scoring.split)
     # Of a network that was trained since, what it answered before says nothing.
-    if n and counts.get("answered_by") in (None, scoring.network.fingerprint()):
+    answerer = asking(scoring.network, scoring.score).fingerprint()
+    if n and counts.get("answered_by") in (None, answerer):
         # Only the number of right answers is on record, so the first ones stand for them.
         right = np.arange(n) < counts["right"][scoring.split]
     else:

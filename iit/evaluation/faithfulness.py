@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from iit.alignment import Alignment
 from iit.data import EncodedPairs
-from iit.evaluation.outcomes import Outcomes, evaluating, inputs_of
+from iit.evaluation.outcomes import Outcomes, evaluating, outcomes
 from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError
-from iit.intervened import IntervenedModel
-from iit.result import Arm, correct
+from iit.result import Arm
 
 
 def inert_resampled(scoring: Scoring) -> dict[Arm, Outcomes]:
@@ -24,19 +24,13 @@ def inert_resampled(scoring: Scoring) -> dict[Arm, Outcomes]:
     alignment, pairs = scoring.alignment, scoring.encoded
     if not alignment.inert:
         raise NotApplicableError("The alignment declares nothing inert (`inert`).")
-    edits = {**alignment.edits, **alignment.inert}
-    perturbed = IntervenedModel(scoring.network, edits).eval()
-    third = third_inputs(pairs, scoring.seed)
-    right = np.zeros(len(pairs), dtype=bool)
+    pairs = pairs.with_sources(alignment.inert, third_inputs(pairs, scoring.seed))
+    # It shares its interventions with the alignment, which get back their modes.
     with evaluating(alignment):
-        for batch in pairs.batches(scoring.batch_size):
-            rows = batch["row"].numpy()
-            other = pairs.batch(third[rows].tolist())["base"]
-            sources, active = inputs_of(alignment, batch)
-            sources = (sources or {}) | dict.fromkeys(alignment.inert, other)
-            logits = perturbed.answer_logits(batch["base"], sources, active).cpu()
-            right[rows] = correct(logits, batch["base"]["answer"])
-    return {Arm("inert_resampled"): Outcomes.of(right)}
+        perturbed = Alignment(scoring.network, {**alignment.edits, **alignment.inert}).eval()
+        outcome = outcomes(perturbed, pairs, batch_size=scoring.batch_size, score=scoring.score)
+    unknown = np.full(len(pairs), np.nan)
+    return {Arm("inert_resampled"): outcome._replace(difference=unknown, forced=unknown)}
 
 
 def third_inputs(pairs: EncodedPairs, seed: int) -> np.ndarray:

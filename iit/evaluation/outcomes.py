@@ -1,7 +1,8 @@
 """Which pairs an alignment gets right, by the label of the causal model and by other answers."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,10 @@ from iit.alignment import Alignment
 from iit.batch import IGNORED
 from iit.data import EncodedPairs
 from iit.data.encoded import differ
+from iit.data.table import dataset
 from iit.intervened import Edit
 from iit.intervened.edit import sites_of, variables_of
+from iit.intervened.score import ARGMAX, Score
 from iit.network.answering import ANSWER_ROLE
 from iit.result import correct, log_probability, logit_difference
 from iit.site import Site
@@ -32,17 +35,21 @@ class Outcomes(NamedTuple):
         Compared are the log-probabilities of all tokens of an answer, each answer teacher-forced,
         whatever its length. An alternative does not count that is the label, begins it or is begun
         by it. NaN where no alternative counts, and where several answers are right.
+    scored: [n], whether the label is right by the score (see `Score`); NaN where that does not say.
+    texts: str[n], what is written; "" where the score reads tokens.
     """
 
     right: dict[str | None, np.ndarray]
     difference: np.ndarray
     forced: np.ndarray
+    scored: np.ndarray
+    texts: Any = None
 
     @classmethod
     def of(cls, right: np.ndarray) -> "Outcomes":
         """Outcomes of which nothing is known but whether the label is right, [n]."""
         unknown = np.full(len(right), np.nan)
-        return cls({None: right}, unknown, unknown)
+        return cls({None: right}, unknown, unknown, right)
 
 
 def outcomes(
@@ -52,6 +59,7 @@ def outcomes(
     batch_size: int = 64,
     edited: bool = True,
     apart: bool = False,
+    score: Score = ARGMAX,
 ) -> Outcomes:
     """Score every pair by the causal model's label and by its alternatives.
 
@@ -62,18 +70,30 @@ def outcomes(
         edited: False leaves every edit out, for the network's own answer on the base.
         apart: as `EncodedPairs.batches` takes it, for interventions that read another pair of their
             batch.
+        score: by default that of tokens.
+
+    Raises:
+        ValueError: for a score that says nothing of any pair.
     """
     n = len(pairs)
     names = (None, *pairs.alternatives)
     right = {name: np.zeros(n, dtype=bool) for name in names}
-    difference, forced = np.full((2, n), np.nan)
+    difference, forced, written = np.full((3, n), np.nan)
+    texts = np.full(n, "", dtype=object)
     at_answer = last_answer_token(alignment.edits.values()) >= 0
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns, apart=apart):
             # `batches` has another order than the pairs: `rows` says which.
             rows, label = batch["row"].numpy(), batch["base"]["answer"]
+            base, edits = batch["base"], (None, dict.fromkeys(alignment.variables, False))
+            if edited:
+                edits = inputs_of(alignment, batch)
+            if score.kind == "generated":
+                _, texts[rows] = score.written(alignment, base, *edits)
+                asked: Any = pairs.table.select(rows)
+                written[rows] = list(map(score.is_right, texts[rows], asked))
             # [batch, n_answer, vocab]
-            logits = _logits(alignment, batch, label, edited)
+            logits = alignment.answer_logits(base, *edits).cpu()
             right[None][rows] = correct(logits, label)
             # The log-probability of the likeliest alternative; −inf where none counts.
             best = torch.full((len(rows),), -torch.inf)
@@ -83,8 +103,8 @@ def outcomes(
                 # Answers of one token are read from the same run.
                 if alternative.shape[1] > 1 or label.shape[1] > 1:
                     behind = _continued(alternative, label) if at_answer else alternative
-                    their_logits = _logits(alignment, batch, behind, edited)
-                    their_logits = their_logits[:, : alternative.shape[1]]
+                    their_logits = alignment.answer_logits(base | {"answer": behind}, *edits)
+                    their_logits = their_logits[:, : alternative.shape[1]].cpu()
                 right[name][rows] = correct(their_logits, alternative)
                 # Three dimensions hold several right answers, which have no one probability.
                 if label.ndim == 3 or alternative.ndim == 3:
@@ -99,7 +119,14 @@ def outcomes(
             if not bool(alone.all()):
                 is_likeliest = (log_probability(logits, label) > best).float()
                 forced[rows] = is_likeliest.masked_fill(alone, torch.nan)
-    return Outcomes(right, difference, forced)
+    scored = {"argmax": right[None], "forced": forced, "generated": written}[score.kind]
+    if np.isnan(scored).all():
+        raise ValueError(
+            "score=forced compares one right answer with others that are listed; here there are no "
+            "others, or several are right. A task lists them for its prompts in `alternatives`. "
+            "Take data.right_only=false, score=argmax or score=generated."
+        )
+    return Outcomes(right, difference, forced, scored, texts)
 
 
 def last_answer_token(edits: Iterable[Edit]) -> int:
@@ -195,14 +222,6 @@ def _continued(answers: Tensor, label: Tensor) -> Tensor:
     return torch.where(answers == IGNORED, label, answers)
 
 
-def _logits(alignment: Alignment, batch: dict[str, Any], answer: Tensor, edited: bool) -> Tensor:
-    """Logits at the answer, on the CPU: Tensor[batch, n_answer, vocab]."""
-    sources, active = None, dict.fromkeys(alignment.variables, False)
-    if edited:
-        sources, active = inputs_of(alignment, batch)
-    return alignment.answer_logits(batch["base"] | {"answer": answer}, sources, active).cpu()
-
-
 def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
     """The sources of a batch, and which variables are active.
 
@@ -211,3 +230,31 @@ def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict
     sources = batch["sources"]
     idle = dict.fromkeys(set(alignment.variables) - set(sources), False)
     return sources if alignment.needs_source else None, batch["active"] | idle
+
+
+def asking(network: Any, score: Score, possible: Sequence[str] = ()) -> Any:
+    """The same network, which answers prompts by the score, as `AnswersPrompts`.
+
+    Arguments:
+        network: a network, or an alignment that stands for its own.
+        possible: the answers of which a prompt lists those that it holds (`Task.alternatives`).
+    """
+    if score.kind == "argmax":
+        return network
+    asked, holds = copy(network), Score(compare="contains").is_right
+
+    def answers_right(prompts: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:
+        listed = []
+        for prompt in prompts:
+            held = [answer for answer in possible if holds(str(prompt), {"label": answer})]
+            listed.append(dict(zip(possible, held or possible, strict=False)))
+        # The answers that a prompt lists stand where a pair has those of rivals.
+        columns = {"base": prompts, "label": answers, "rival_labels": listed}
+        table = dataset(columns | {"changing": [False] * len(prompts)})
+        studied = getattr(network, "studied", network)
+        pairs = EncodedPairs(table, (), studied)
+        return outcomes(Alignment(studied, {}), pairs, score=score).scored == 1
+
+    fingerprint = f"{network.fingerprint()} {score.metric}"
+    vars(asked).update(answers_right=answers_right, fingerprint=lambda: fingerprint)
+    return asked

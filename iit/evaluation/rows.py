@@ -1,7 +1,7 @@
 """From outcomes of pairs to rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ class Group:
         return rows
 
 
-def scores(arms: Mapping[Arm, np.ndarray], group: Group) -> list[Row]:
+def scores(arms: Mapping[Arm, np.ndarray], group: Group, metric: str = "iia") -> list[Row]:
     """The IIA of each arm, and how the alignment differs from its controls.
 
     IIA is given on all, on changing and on unchanging pairs. Of the alignment itself it is also
@@ -131,15 +131,18 @@ def scores(arms: Mapping[Arm, np.ndarray], group: Group) -> list[Row]:
 
     Arguments:
         arms: bool[n] of each, or bool[n, draws] whose mean over draws counts. A rival has NaN in
-            pairs of which it says nothing.
+            pairs of which it says nothing. Pairs do not count where the alignment itself has NaN.
+        metric: the name of what is scored, where it is not IIA. The differences' name is that with
+            `_difference`; only IIA has `disentangle`.
 
     References:
         The disentangle score: arXiv 2402.17700.
     """
     rows = []
+    group = replace(group, among=group.among & ~np.isnan(arms[TRAINED]))
     for name, chosen in _parts(group).items():
         if chosen.any():
-            rows.append(group.row("iia", arms[TRAINED], chosen, name))
+            rows.append(group.row(metric, arms[TRAINED], chosen, name))
     subsets = {"all": group.among, "changing": group.changing, "unchanging": group.unchanging}
     for subset, chosen in subsets.items():
         if not chosen.any():
@@ -153,13 +156,14 @@ def scores(arms: Mapping[Arm, np.ndarray], group: Group) -> list[Row]:
             if subset != "unchanging" or is_compared or arm == TRAINED:
                 # The figure of the seeds is about other seeds, so its interval resamples them.
                 over_draws = arm == Arm("seeds")
-                rows.append(group.row("iia", right, chosen, subset, arm, over_draws=over_draws))
+                rows.append(group.row(metric, right, chosen, subset, arm, over_draws=over_draws))
             # On unchanging pairs an edit has to do nothing: no control is to be beaten there.
             if subset != "unchanging" and is_compared:
                 # An averaged control, [n, draws], stands for a pair by its mean over draws.
                 gap = arms[TRAINED] - right.reshape(len(right), -1).mean(1)
-                rows.append(group.row("iia_difference", gap, chosen, subset, arm, paired=True))
-    if not (group.changing.any() and group.unchanging.any()):
+                name = f"{metric}_difference"
+                rows.append(group.row(name, gap, chosen, subset, arm, paired=True))
+    if metric != "iia" or not (group.changing.any() and group.unchanging.any()):
         return rows
     # Changing and unchanging pairs weigh the same.
     kinds = group.changing[group.among]

@@ -16,6 +16,7 @@ from iit.evaluation.illusion import spans
 from iit.evaluation.outcomes import Outcomes, outcomes
 from iit.evaluation.rows import Group, describe
 from iit.evaluation.trust import NotApplicableError, Refit, Trust
+from iit.intervened.score import ARGMAX, Score
 from iit.network import Network
 
 
@@ -34,6 +35,7 @@ class Scoring:
     batch_size: int = 64
     seed: int = 0
     experiment: str | None = None
+    score: Score = ARGMAX
 
     @property
     def network(self) -> Network:
@@ -111,7 +113,13 @@ class Scoring:
 
     def outcomes(self, alignment: Alignment, *, edited: bool = True) -> Outcomes:
         """What an alignment does on the pairs of the split."""
-        return outcomes(alignment, self.encoded, batch_size=self.batch_size, edited=edited)
+        return outcomes(
+            alignment,
+            self.encoded,
+            batch_size=self.batch_size,
+            edited=edited,
+            score=self.score,
+        )
 
 
 def encoded_prompts(prompts: Prompts, network: Network) -> EncodedPairs:

@@ -96,7 +96,9 @@ class Verdict:
         return text + "."
 
 
-def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) -> list[Verdict]:
+def verdict(
+    rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None, metric: str = "iia"
+) -> list[Verdict]:
     """A verdict for each variable that test rows score by itself.
 
     Where no variable is scored by itself, there is a verdict for each set of variables that are
@@ -138,12 +140,14 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
         rows: of any splits; the verdict picks those that it needs.
         thresholds: criterion → (bound of passing, bound of failing), in place of those of
             `THRESHOLDS`. A criterion whose higher figures are better has the larger number first.
+        metric: that of the run's score (`Score.metric`), which criteria read in place of IIA. The
+            criteria `off_target` and `cut` read tokens all the same.
 
     Raises:
         ValueError: for thresholds that `thresholds_with` refuses, and for rows of several cells.
     """
     limits = thresholds_with(thresholds or {})
-    accuracies = where(rows, split="test", control=None, metric="iia", subset="all")
+    accuracies = where(rows, split="test", control=None, metric=metric, subset="all")
     scored = dict.fromkeys(row.variable for row in accuracies if row.variable is not None)
     cells = set(map(Cell.of, accuracies))
     if len(cells) > len({cell.variable for cell in cells}):
@@ -153,13 +157,16 @@ def verdict(rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None) ->
         )
     # "a+b" are variables that are interchanged together.
     alone = [variable for variable in scored if "+" not in variable]
-    return [_judged(variable, _Rows(rows, variable), limits) for variable in alone or scored]
+    return [
+        _judged(variable, _Rows(rows, variable, metric), limits) for variable in alone or scored
+    ]
 
 
 class _Rows:
     """The rows that bear on one variable, or on variables that are interchanged together."""
 
-    def __init__(self, rows: Sequence[Row], variable: str):
+    def __init__(self, rows: Sequence[Row], variable: str, metric: str):
+        self.metric = metric
         self.rows = [
             row for row in rows if row.variable == variable or row.metric == "task_accuracy"
         ]
@@ -180,6 +187,8 @@ class _Rows:
     def row(self, control: str | None = None, metric: str = "iia", **columns: Any) -> Row | None:
         """The row of a figure, on changing pairs by default (on all where none is changing)."""
         columns = {"subset": self.subset, "split": "test", "draw": None} | columns
+        # In place of IIA, and of its differences, stand those of the score.
+        metric = metric.replace("iia", self.metric)
         rows = where(self.rows, control=control, metric=metric, **columns)
         return rows[0] if rows else None
 
@@ -211,6 +220,8 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
             not_run.append(criterion)
             continue
         figure, reason = reading
+        if rows.metric != "iia":
+            reason = reason.replace("IIA", rows.metric)
         outcome = _outcome(criterion, figure, limits[criterion])
         findings.append(
             Finding(criterion, outcome, figure.value, figure.low, figure.high, figure.n, reason)
@@ -288,7 +299,7 @@ def _above(control: str, words: str) -> Callable[[_Rows], Reading]:
 
 
 def _worst_kind(rows: _Rows) -> Reading:
-    alignment_rows = where(rows.rows, split="test", control=None)
+    alignment_rows = where(rows.rows, split="test", control=None, metric=rows.metric)
     kinds = [row for row in alignment_rows if row.subset.startswith(KIND) and row.n >= LEAST]
     if not kinds:
         return None
@@ -333,7 +344,7 @@ def _excess_rank(rows: _Rows) -> Reading:
 
 
 def _seed_spread(rows: _Rows) -> Reading:
-    scores = where(rows.rows, split="test", subset=rows.subset, metric="iia")
+    scores = where(rows.rows, split="test", subset=rows.subset, metric=rows.metric)
     # The alignment itself is one of the seeds; the row without a draw averages them.
     trained = where(scores, control=None)
     trained += [row for row in where(scores, control="seeds") if row.draw is not None]

@@ -7,6 +7,7 @@ from iit.intervened.edit import Edit
 from iit.intervened.intervened_model import IntervenedModel, Run
 from iit.intervened.observe import Activations
 from iit.intervened.passes import together
+from iit.intervened.score import Score
 from iit.intervened.store import ActivationStore
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Edit",
     "IntervenedModel",
     "Run",
+    "Score",
     "capture",
     "capture_dataset",
     "together",

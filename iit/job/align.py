@@ -64,6 +64,8 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     check_config(cfg, trains_network=False)
     frozen = frozen_network(cfg)
     alignment = instantiate(cfg.alignment)(network=frozen.network)
+    score = instantiate(cfg.score)
+    score.check(alignment)
     alignment.store = instantiate(cfg.store)(frozen.network.model)
     pairs, held_out = pairs_held_out(cfg, alignment)
     log.info("%s", _answered_text(pairs.facts))
@@ -78,7 +80,7 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
         # Principal components are computed from activations, not trained.
         initialise(alignment, pairs)
     trust = instantiate(cfg.trust)
-    options = {"trust": trust, "seed": cfg.seed, **evaluate_options(cfg)}
+    options = {"trust": trust, "seed": cfg.seed, "score": score, **evaluate_options(cfg)}
     rows = evaluate(alignment, pairs, split="validation", **options)
     # From here on the pairs have their test split.
     pairs = held_out.opened(freeze_choice(folder, rows, alignment, fitted))
@@ -93,7 +95,7 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     facts = {
         **facts_of(pairs, frozen.network),
         "fit": fitted._asdict() if fitted is not None else None,
-        "verdict": verdict_facts(rows, trust),
+        "verdict": verdict_facts(rows, trust, score.metric),
     }
     return rows, facts
 

@@ -27,13 +27,17 @@ def check_chosen(cfg: DictConfig) -> None:
     """Raises ValueError for keys that are `???`, such as those that only an experiment sets.
 
     A site may have such keys: not every job reads it. A causal model is not asked for where pairs
-    are one's own.
+    are one's own. It also refuses a score that the job does not read.
     """
     nodes: Any = OmegaConf.to_container(cfg)
     nodes["site"] = None
     if "path" in nodes["data"]:
         nodes["causal"] = None
     check_set(_unset(nodes))
+    job, kind = cfg.job._target_, instantiate(cfg.score).kind
+    kinds = {"iit.job.align": [kind], "iit.job.Steering": ["generated"]}.get(job, ["argmax"])
+    if kind not in kinds:
+        raise ValueError(f"score={kind}: the job {job} takes score={kinds[0]}.")
 
 
 def check_token(token: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from iit.alignment.labels import check_labels
@@ -117,6 +117,7 @@ def _models(cfg: DictConfig, network: Any) -> list[IntervenedModel]:
         case "align" | "train_network" as name:
             check_config(cfg, trains_network=name == "train_network")
             models.append(instantiate(cfg.alignment)(network=network))
+            instantiate(cfg.score).check(models[0])
         case "atlas":
             check_config(cfg, trains_network=False)
             layers = range(n_blocks(network.model)) if job.layers is None else job.layers
@@ -145,7 +146,9 @@ def _batches(cfg: DictConfig, network: Any) -> tuple[list[dict[str, Any]], str]:
     """Each split of the config's pairs as one batch; and how many pairs and labels there are."""
     if "path" not in cfg.data and cfg.causal is None:
         return [], "the config has none"
-    pairs = pairs_of(cfg, network)
+    # What a network writes, or finds likely, only a run can tell.
+    by_tokens: Any = OmegaConf.merge(cfg, {"score": {"kind": "argmax"}})
+    pairs = pairs_of(by_tokens, network)
     batches, labels = [], {}
     for split in dict.fromkeys(pairs.dataset["split"]):
         encoded = EncodedPairs(pairs.split(split), pairs.variables, network)

@@ -16,6 +16,7 @@ from iit.alignment.labels import check_labels
 from iit.causal.figure import figure
 from iit.data import EncodedPairs, HeldOut, Pairs, hold_out
 from iit.evaluation import Trust, train_alike, verdict
+from iit.evaluation.outcomes import asking
 from iit.evaluation.trust import Refit
 from iit.job.folders import last_checkpoint
 from iit.network import Network, fingerprint
@@ -74,9 +75,10 @@ def pairs_of(cfg: DictConfig, network: Any) -> Pairs:
         ValueError: for options that one's own pairs do not take; and for a label among these pairs,
             in any split, that is none of the network's answers.
     """
-    make = instantiate(cfg.data)
+    make, task = instantiate(cfg.data), cfg.causal and instantiate(cfg.causal)
+    asked = asking(network, instantiate(cfg.score), getattr(task, "alternatives", ()))
     if "path" not in cfg.data:
-        return make(task=instantiate(cfg.causal), network=network)
+        return make(task=task, network=asked)
     # `make` is a partial of `Pairs.load`. An experiment may have left options of sampling in it.
     surplus = sorted(set(make.keywords) - set(signature(Pairs.load).parameters))
     if surplus:
@@ -84,7 +86,7 @@ def pairs_of(cfg: DictConfig, network: Any) -> Pairs:
             f"data=file reads pairs as they are, and takes no data.{surplus[0]} (set by an "
             f"experiment?): leave it out, {' '.join(f'~data.{key}' for key in surplus)}."
         )
-    pairs = make(network=network)
+    pairs = make(network=asked)
     studied = network if isinstance(network, Network) else network.studied
     if studied is not None:
         # Labels are checked in every split, also in test: that needs no run.
@@ -181,9 +183,9 @@ def evaluate_options(cfg: DictConfig) -> dict[str, Any]:
     return {"experiment": cfg.name, "batch_size": cfg.trainer.eval_batch_size}
 
 
-def verdict_facts(rows: list[Row], trust: Trust) -> list[dict[str, Any]]:
+def verdict_facts(rows: list[Row], trust: Trust, metric: str = "iia") -> list[dict[str, Any]]:
     """The verdicts as facts of the run; the log has a line for each."""
-    verdicts = verdict(rows, trust.thresholds)
+    verdicts = verdict(rows, trust.thresholds, metric)
     for outcome in verdicts:
         # The table at the end has the reasons.
         log.info("%s criteria pass", outcome.line().partition(" criteria")[0])

@@ -4,7 +4,6 @@ Strengths are chosen on validation prompts and measured on test prompts.
 """
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,6 @@ from iit.job.setup import frozen_network, network_facts
 from iit.network import LanguageModel
 from iit.patching import (
     Steered,
-    contains,
     difference_of_means,
     frame_direction,
     random_directions,
@@ -39,10 +37,8 @@ from iit.report import curves, save_figure
 from iit.result import Row, write_text
 from iit.site import Site, resolve
 
-log = logging.getLogger(__name__)
-
 EFFECT = "about"
-"""The name of the effect's metric: the share of generations that hold one of the words."""
+"""The name of the effect's metric: the share of generations that are right for the words."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +61,17 @@ class Steering:
     Arguments:
         towards: sentences like what is steered to.
         away: sentences like what is steered from.
-        words: a generation that has one of them is about what is steered to.
+        words: what `cfg.score` compares a generation with, as a pair's labels. One that has any of
+            them is about what is steered to.
         probe: what follows a sentence in the training of `das`.
         answer: what should follow the probe after a sentence of `towards`.
         prompts: {"validation": …, "test": …}, which the network continues.
         strengths: {method: the strengths that are tried}.
         rank: of LoReFT.
         n_random: how many random directions there are.
+        chat: whether each prompt is the user's message in a conversation, and the network replies.
         max_ratio: for each method, the strength of largest effect is chosen whose perplexity is at
             most this many times the one without an edit.
-        max_new_tokens: tokens that are generated for each prompt.
     """
 
     towards: Sequence[str]
@@ -87,7 +84,7 @@ class Steering:
     rank: int = 4
     n_random: int = 5
     max_ratio: float | int = 2.0
-    max_new_tokens: int = 20
+    chat: bool = False
 
     def __call__(
         self, cfg: DictConfig, folder: Path, loggers: list[Any]
@@ -111,7 +108,7 @@ class Steering:
         if shared:
             raise ValueError(f"A prompt is both for validation and for test: {shared[0]!r}.")
         check_set(OmegaConf.missing_keys(cfg.site))
-        frozen = frozen_network(cfg)
+        frozen, score = frozen_network(cfg), instantiate(cfg.score)
         network = frozen.network
         if not isinstance(network, LanguageModel):
             raise ValueError(
@@ -135,13 +132,6 @@ class Steering:
                 "seed": cfg.seed,
             }
             best = fit(alignment, pairs, folder=folder, monitor="val/loss", **options)
-            log.info(
-                "%s: epoch %d of %d kept, validation loss %.3f",
-                name,
-                best.epoch + 1,
-                best.n_epochs,
-                best.value,
-            )
             fitted[name] = best._asdict()
             alignment.save_pretrained(folder / name)
             methods[name] = intervention
@@ -153,12 +143,24 @@ class Steering:
             AdditionIntervention(vector)
             for vector in random_directions(direction, self.n_random, cfg.seed)
         ]
+
+        def about(texts: Sequence[str]) -> list[bool]:
+            return [score.is_right(text, {"label": self.words}) for text in texts]
+
+        def reply_to(prompt: str) -> Any:
+            tokenizer: Any = network.tokenizer
+            conversation = [{"role": "user", "content": prompt}]
+            return tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True
+            )
+
         measured = partial(
             steer,
             network,
             site=site,
-            effects={EFFECT: contains(self.words)},
-            max_new_tokens=self.max_new_tokens,
+            effects={EFFECT: about},
+            written=reply_to if self.chat else str,
+            max_new_tokens=score.max_new_tokens,
         )
         facts = {"experiment": cfg.name, "network": network.name, "seed": cfg.seed}
         swept = measured(self.prompts["validation"], methods=methods, strengths=self.strengths)

@@ -12,7 +12,6 @@ from iit.patching.patch import patch
 from iit.patching.path import path_patch
 from iit.patching.steering import (
     Steered,
-    contains,
     difference_of_means,
     frame_direction,
     random_directions,
@@ -35,7 +34,6 @@ __all__ = [
     "attention_map",
     "attention_patterns",
     "attribute",
-    "contains",
     "difference_of_means",
     "frame_direction",
     "grid",

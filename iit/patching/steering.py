@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.batch import IGNORED
-from iit.intervened import IntervenedModel, capture
+from iit.intervened import IntervenedModel, Score, capture
 from iit.intervention import Frame, Intervention, LambdaIntervention
 from iit.network import LanguageModel, Network
 from iit.progress import progress
@@ -132,6 +132,7 @@ def steer(
     scope: str = "all",
     max_new_tokens: int = 20,
     batch_size: int = 32,
+    written: Callable[[str], Any] = str,
     **options: Any,
 ) -> Steered:
     """Generate under each method at each strength.
@@ -148,7 +149,8 @@ def steer(
             or a trained `LoReFTIntervention`. A name may have several (random directions, say);
             their figures are averaged, prompt by prompt.
         strengths: of all methods, or of each. 0 changes nothing; 1 is the intervention itself.
-        effects: name → what is read from the generated texts, as `contains` gives it.
+        effects: name → what is read from the generated texts.
+        written: prompt → what the network reads of it, such as a conversation.
         scope, options: as `IntervenedModel.generate` takes them; greedy by default.
 
     Raises:
@@ -186,13 +188,14 @@ def steer(
             edits[name, strength] = [{site: scaled(item, strength)} for item in interventions]
 
     options |= {"scope": scope, "max_new_tokens": max_new_tokens}
+    inputs = list(map(written, prompts))
     texts = []
     means: dict[str, list[np.ndarray]] = {}
     for edits_of_point in progress(edits.values(), "Steering"):
         runs = []
         for edit in edits_of_point:
             model = IntervenedModel(network, edit)
-            runs.append(_generated(model, network, prompts, effects, batch_size, options))
+            runs.append(_generated(model, network, inputs, effects, batch_size, options))
         texts.append(runs[0][0])
         for name in runs[0][1]:
             # The interventions of one name are averaged, prompt by prompt.
@@ -206,28 +209,6 @@ def steer(
 def scaled(intervention: Intervention, strength: float) -> Intervention:
     """The intervention with its change turned up: h' = h + strength · (f(h) − h)."""
     return LambdaIntervention(lambda h: h + strength * (intervention(h) - h))
-
-
-def contains(words: Sequence[str]) -> Effect:
-    """An effect that is 1 for a text with any of the words, else 0.
-
-    Words count whole and whatever their case.
-
-    Raises:
-        ValueError: for no word.
-    """
-    lowered = {word.lower() for word in words}
-    if not lowered:
-        raise ValueError("There is no word to look for.")
-
-    def effect(texts: Sequence[str]) -> list[float]:
-        shares = []
-        for text in texts:
-            text_words = {word.strip(".,!;:?()'\"") for word in text.lower().split()}
-            shares.append(float(not lowered.isdisjoint(text_words)))
-        return shares
-
-    return effect
 
 
 def difference_of_means(
@@ -297,7 +278,7 @@ def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> l
 def _generated(
     model: IntervenedModel,
     network: LanguageModel,
-    prompts: Sequence[str],
+    prompts: list[Any],
     effects: Mapping[str, Effect],
     batch_size: int,
     options: Mapping[str, Any],
@@ -308,19 +289,13 @@ def _generated(
     neighbouring tokens.
     """
     plain = IntervenedModel(network, {})
-    tokenizer: Any = network.tokenizer
-    options = {"do_sample": False, **options}
-
     texts, losses, distinct = [], [], []
     for start in range(0, len(prompts), batch_size):
-        batch = network.encode(list(prompts[start : start + batch_size]))
-        n_columns = batch["input_ids"].shape[1]
+        batch = network.encode(prompts[start : start + batch_size])
+        # [batch, new token], without the prompt's columns.
+        answer, batch_texts = Score(compare="contains").written(model, batch, **options)
+        texts += batch_texts
         with torch.no_grad():
-            # [batch, new token], without the prompt's columns.
-            new = model.generate(batch, **options)[:, n_columns:].cpu()
-            end = (new == tokenizer.eos_token_id).long()
-            # The first end token counts; all that follows it is padding.
-            answer = new.masked_fill(end.cumsum(1) > end, IGNORED)
             # The text is teacher-forced in the network without an edit.
             logits = plain.answer_logits({**batch, "answer": answer})
             log_p = logits.float().log_softmax(-1).cpu()
@@ -331,9 +306,7 @@ def _generated(
         mean_loss = (loss * real).sum(1) / real.sum(1)
         losses.append(mean_loss.double().numpy())
         for row in range(len(answer)):
-            ids = answer[row, real[row]].tolist()
-            texts.append(tokenizer.decode(ids, skip_special_tokens=True))
-            neighbours = list(pairwise(ids))
+            neighbours = list(pairwise(answer[row, real[row]].tolist()))
             # A text of one token has no pairs, and repeats nothing.
             distinct.append(len(set(neighbours)) / len(neighbours) if neighbours else 1.0)
 

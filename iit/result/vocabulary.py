@@ -59,7 +59,8 @@ CONTROLS: Mapping[str | None, Control] = {
 }
 """{control: its words}, in the order of tables; None is the alignment itself."""
 METRIC_WORDS = {
-    "iia": "",
+    "iia": "{}",
+    "iia_generated": "{}, as written",
     "abstraction_error/down": "error as an abstraction, interventions from the causal model",
     "abstraction_error/up": "error as an abstraction, interventions from the network",
     "divergence": "edited activations farther from natural than 95% of unedited",
@@ -67,6 +68,8 @@ METRIC_WORDS = {
     "principal_angle/natural": "degrees between {}, where natural activations vary",
     "principal_angle/read": "degrees between {}, in what downstream reads",
     "iia_difference": "trained − {}, paired",
+    "iia_generated_difference": "trained − {}, as written, paired",
+    "iia_forced_difference": "right among the pair's own answers, trained − {}, paired",
     "iia_forced": "right among the pair's own answers, {}",
     "cut": "the source's own answer, of all that the sites hold",
     "disentangle": "disentangle score, {}",
@@ -74,7 +77,7 @@ METRIC_WORDS = {
     "answer_agreement": "label and source's answer agree up to the site",
     "task_accuracy": "task accuracy, before filtering",
 }
-"""{metric: its words}, in the order of tables; {} stands for the short name of the control."""
+"""{metric: its words}, in the order of tables; {} stands for the control."""
 SUBSETS = {
     "changing": "changing",
     "unchanging": "unchanging",
@@ -115,10 +118,11 @@ def figure_words(arm: Arm, metric: str) -> str | None:
         return None
     if (metric, arm.control) not in _ORDER:
         return f"{metric}, {arm.control or 'trained'}"
-    if metric == "iia":
-        return CONTROLS[arm.control].words.format(arm.draw)
-    short = CONTROLS[arm.control].short
-    return METRIC_WORDS[metric].format(short) if short else None
+    control = CONTROLS[arm.control]
+    name = control.short
+    if metric in ("iia", "iia_generated"):
+        name = control.words.format(arm.draw)
+    return METRIC_WORDS[metric].format(name) if name else None
 
 
 def table_order(arm: Arm, metric: str) -> int:

@@ -99,6 +99,7 @@ def ioi() -> Task:
         draw=draw,
         write=write,
         answer=answer,
+        alternatives=tuple(map(" {}".format, NAMES)),
         uses=uses,
         rivals=rivals(INPUTS, RIVALS),
         splits=("name", "template"),

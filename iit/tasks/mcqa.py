@@ -96,6 +96,7 @@ def mcqa(terse: bool = True) -> Task:
         draw=draw,
         write=lambda inputs: write(templates[inputs["template"]], inputs),
         answer=lambda setting: f" {setting['answer']}",
+        alternatives=tuple(map(" {}".format, SYMBOLS)),
         uses=uses,
         rivals=rivals(INPUTS, RIVALS),
         splits=("choices",),

@@ -96,6 +96,7 @@ def price_tag(terse: bool = True) -> Task:
         draw=draw,
         write=write,
         answer=lambda setting: " yes" if setting["answer"] else " no",
+        alternatives=(" yes", " no"),
         uses=uses,
         rivals=rivals(inputs, RIVALS),
         splits=("bounds",),

@@ -27,7 +27,6 @@ from iit.patching import (
     Contrast,
     ablate,
     attribute,
-    contains,
     lens_map,
     patch,
     path_patch,
@@ -198,13 +197,14 @@ def steering() -> Figures:
     site = iit.Site("block_output", layer=0)
     vector = torch.linspace(-1, 1, lm.model.config.hidden_size)
     add = iit.AdditionIntervention(vector)
+    score = iit.Score(compare="contains")
     steered = steer(
         lm,
         ["the red dog", "a cat"],
         site,
         {"add": add},
         [1, 4],
-        {"dog": contains(["dog"])},
+        {"dog": lambda texts: [score.is_right(text.lower(), {"label": "dog"}) for text in texts]},
         max_new_tokens=6,
     )
     figures = {

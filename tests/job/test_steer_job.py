@@ -28,7 +28,7 @@ FEW = [
     ),
     "job.strengths={difference_of_means: [1, 2], das: [1], loreft: [1], random: [1]}",
     "job.n_random=2",
-    "job.max_new_tokens=6",
+    "score.max_new_tokens=6",
 ]
 
 

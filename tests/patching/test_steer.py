@@ -6,7 +6,7 @@ import torch
 
 import iit
 from iit.network import LanguageModel, fingerprint
-from iit.patching import contains, difference_of_means, frame_direction, random_directions, steer
+from iit.patching import difference_of_means, frame_direction, random_directions, steer
 from tests.families import make
 from tests.oracles import raw_hook
 from tests.patching.contrasts import inputs
