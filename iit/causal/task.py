@@ -71,6 +71,8 @@ class Task:
         counterfactuals: {name: the task's own way to make sources from bases}.
         asks: the input that says which variable a prompt asks for, where prompts of the task ask
             for different ones; else None. The output is the value of that variable.
+        stem: an example of what stands before answers, where that is no word and no space: a
+            conversation. The answers' words should be one token there, too.
     """
 
     name: str
@@ -88,3 +90,4 @@ class Task:
     vocabulary: tuple[str, ...] = ()
     counterfactuals: Mapping[str, Counterfactual] = field(default_factory=dict)
     asks: str | None = None
+    stem: str | None = None
