@@ -11,7 +11,7 @@ SLOT = "{prompt}"
 """Where a task's own prompt stands in a message."""
 
 
-def in_chat(task: Task, network: Any, chat: Mapping[str, Any]) -> Task:
+def in_chat(task: Task, network: Any, chat: Any) -> Task:
     """The task with its prompts in a conversation, in which roles stay at their words.
 
     The template writes the conversation once. Each prompt then takes the place of `{prompt}`.
@@ -36,8 +36,7 @@ def in_chat(task: Task, network: Any, chat: Mapping[str, Any]) -> Task:
     network = getattr(network, "studied", network)
     if not hasattr(network, "render") or isinstance(chat, str):
         raise ValueError(
-            f"data.prompt is plain; for a language model also chat, or the options of one. Got "
-            f"{chat!r} for {network}."
+            f"data.prompt is plain, or for a language model also chat or its options; got {chat!r}."
         )
     stem = network.render(**{"messages": [{"role": "user", "content": SLOT}]} | chat)
     if stem.count(SLOT) != 1:
@@ -57,6 +56,6 @@ def in_chat(task: Task, network: Any, chat: Mapping[str, Any]) -> Task:
             return answer.lstrip()
         return tuple(map(str.lstrip, answer))
 
-    if re.search(r"[\w.,:;?!)\]]\Z", stem):
+    if re.search(r"[\w.,:;?!)\]}]\Z", stem):
         return replace(task, write=write)
     return replace(task, write=write, answer=bare, stem=str(stem))

@@ -146,13 +146,15 @@ def one_token_words(task: Task, network: AnswersPrompts) -> tuple[Pools, dict[st
     """
     pools: dict[str, Sequence[Any]] = dict(task.pools)
     dropped = {}
-    # Some answers tell which pool they are from.
-    drawn = task.draw(np.random.default_rng(0), pools, 20)
-    said = set(answers(task, task.model.run_batch(drawn)))
+    said = set()
+    if task.stem:
+        # Some answers tell which pool they are from.
+        drawn = task.draw(np.random.default_rng(0), pools, 20)
+        said = set(answers(task, task.model.run_batch(drawn)))
     for name in task.words:
         # In a text a word stands behind a space.
         counts = _token_counts(network, list(map(" {}".format, pools[name])))
-        if task.stem and said.intersection(pools[name]):
+        if said.intersection(pools[name]):
             counts = map(max, counts, _token_counts(network, pools[name], task.stem))
         words = tuple(word for word, n in zip(pools[name], counts, strict=True) if n == 1)
         dropped[name] = len(pools[name]) - len(words)

@@ -1,6 +1,6 @@
 """Conversations: messages, rendered as a text by the tokenizer's own chat template."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iit.network.spans import last_mention
@@ -21,7 +21,7 @@ class Conversation(str):
             them, repeats them or cuts them away.
     """
 
-    span: Callable[..., slice]
+    span: Any
 
 
 def render(tokenizer: Any, messages: Messages, **options: Any) -> Conversation:

@@ -176,7 +176,7 @@ class LanguageModel:
                 and marking the place; a text that is too long for the network; an image for a
                 network that has no encoder for it, or for some of the texts only.
         """
-        prompts = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        prompts: Any = [texts] if isinstance(texts, str | Mapping) else list(texts)
         if not prompts:
             raise ValueError("There are no texts to encode.")
         if isinstance(prompts[0], Mapping) and "role" in prompts[0]:
@@ -509,7 +509,7 @@ def _one_a_text(places: Any, n: int, role: str) -> list[RolePlace]:
 
 
 def _tokens_of_place(
-    text: str, place: RolePlace, offsets: Sequence[tuple[int, int]], role: str
+    text: str, place: Any, offsets: Sequence[tuple[int, int]], role: str
 ) -> list[int]:
     if place is None:
         return []

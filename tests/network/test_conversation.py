@@ -189,6 +189,8 @@ def test_what_cannot_be_rendered():
     adding = network(byte_level("<s> $A"), CHATML)
     with pytest.raises(ValueError, match=r"the tokenizer puts first.*Missing: \['<s>'\]"):
         adding.encode(MESSAGES)
+    adding.tokenizer.add_bos_token = False
+    assert adding.encode(MESSAGES)["input_ids"][0, 0] != 1
 
 
 def test_smollm2(smollm2):
