@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from operator import contains, itemgetter, methodcaller
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from iit.causal import Pools, Task
+from iit.data.chat import in_chat
 from iit.data.natural import counterparts
 from iit.data.own import assign_splits, check_rows, keep_answered, read_rows
 from iit.data.pairing import (
@@ -240,6 +241,8 @@ class Sampling:
             the same split. Its own variables and answer have the values that the interchange
             asks for.
         seed: of all draws.
+        prompt: plain | chat, or the options of a chat (see `iit.data.chat.in_chat`). In a chat,
+            each prompt stands in a conversation.
     """
 
     n: int | None = None
@@ -257,9 +260,14 @@ class Sampling:
     fresh: bool = False
     natural: bool = False
     seed: int = 0
+    prompt: str | Mapping[str, Any] = "plain"
 
     def __call__(self, task: Task, network: AnswersPrompts | None = None) -> Pairs:
         """Sample pairs, as `Sampler` does."""
+        if self.prompt != "plain":
+            task = in_chat(task, network, {} if self.prompt == "chat" else self.prompt)
+            # The task itself writes conversations from here on.
+            return replace(self, prompt="plain")(task, network)
         return Sampler(task, network, self).pairs()
 
     @property

@@ -22,7 +22,8 @@ It does where the answer is the argmax over its whole vocabulary, or over all cl
 class AnswersPrompts(Protocol):
     """What sampling asks of a network.
 
-    Where it has `answer_tokens`, as `LanguageModel` has, the tokens of words are counted by that.
+    Where it has a tokenizer, the tokens of words are counted by its `answer_tokens`, as
+    `LanguageModel` has them.
     """
 
     @property
@@ -138,14 +139,23 @@ def as_rows(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 def one_token_words(task: Task, network: AnswersPrompts) -> tuple[Pools, dict[str, int]]:
     """The task's pools with only those words that are one token after a space.
 
+    Where answers stand behind the task's `stem`, their words are one token there, too.
+
     Returns the pools, and how many words of each pool were dropped. Raises ValueError when a pool
     has no word left.
     """
     pools: dict[str, Sequence[Any]] = dict(task.pools)
     dropped = {}
+    said = set()
+    if task.stem:
+        # Some answers tell which pool they are from.
+        drawn = task.draw(np.random.default_rng(0), pools, 20)
+        said = set(answers(task, task.model.run_batch(drawn)))
     for name in task.words:
         # In a text a word stands behind a space.
         counts = _token_counts(network, list(map(" {}".format, pools[name])))
+        if said.intersection(pools[name]):
+            counts = map(max, counts, _token_counts(network, pools[name], task.stem))
         words = tuple(word for word, n in zip(pools[name], counts, strict=True) if n == 1)
         dropped[name] = len(pools[name]) - len(words)
         if not words:
@@ -157,15 +167,12 @@ def one_token_words(task: Task, network: AnswersPrompts) -> tuple[Pools, dict[st
     return pools, dropped
 
 
-def _token_counts(network: Any, words: Sequence[str]) -> list[int]:
-    """How many tokens of the network each word has."""
-    tokenizer = network.tokenizer
-    if not hasattr(network, "answer_tokens"):
-        return [len(tokenizer.encode(word, add_special_tokens=False)) for word in words]
-    before = words[0].strip()  # a word's tokens show behind any other word
+def _token_counts(network: Any, words: Sequence[str], stem: Any = None) -> list[int]:
+    """How many tokens of the network each word has behind a text, by default behind a word."""
+    before = stem or words[0].strip()  # a word's tokens show behind any other word
     # A masked language model answers at a mask, so the text needs one.
     if getattr(network, "masked", False):
-        before += f" {tokenizer.mask_token}"
+        before += f" {network.tokenizer.mask_token}"
     return list(map(len, network.answer_tokens([before] * len(words), words)))
 
 

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from inspect import signature
 from typing import Any, SupportsIndex, final
 
@@ -22,6 +23,7 @@ from iit.network.answering import (
     logits_at,
     with_answer,
 )
+from iit.network.conversation import Conversation, Messages, render
 from iit.network.dimensions import device_of, dtype_of
 from iit.network.fingerprint import fingerprint
 from iit.network.images import with_images
@@ -43,8 +45,8 @@ Answer = str | int | Sequence[str]
 """What a text is answered by: a text, several that are right, or a class."""
 
 
-Text = str | Mapping[str, Any]
-"""A prompt: its text, or {"text": …, "image": …}."""
+Text = str | Mapping[str, Any] | Messages
+"""A prompt: its text, {"text": …, "image": …}, or the messages of a conversation."""
 
 
 @final
@@ -92,6 +94,8 @@ class LanguageModel:
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         self.tokenizer, self.processor = tokenizer, processor or tokenizer
+        # (messages, **options) → a conversation, which `encode` takes as a text.
+        self.render = partial(render, tokenizer)
         # A module of one's own may have no config.
         self._config: Any = getattr(unwrapped(model), "config", None)
         name = name or getattr(self._config, "name_or_path", None)
@@ -139,20 +143,24 @@ class LanguageModel:
         Arguments:
             texts: the prompts; a single one may stand alone. Where the network takes images, each
                 may be {"text": …, "image": …}: a picture, its file, or the bytes of one. The text
-                holds the processor's placeholder once; as a role, it is all tokens of the image.
+                holds the processor's placeholder once; as a role, it is all tokens of the image. A
+                conversation is a list of messages, {"role": …, "content": …}, rendered by the
+                tokenizer's chat template. `render` does so with options.
             positions: {role: one place for each text}; for a single text the place may stand alone.
                 A place is words (their last mention), a slice of characters, or None where the text
                 lacks the role. It may also be a token index, or a list of them, over the prompt's
                 real tokens; a negative one counts from the end. `last` is always the text's last
-                token.
-            answers: one for each text, as it continues the prompt (" John"). It may be several
-                answers of one token, each of them right. The answers of a masked language model
-                stand at the masks (the role `mask`). Those of an encoder-decoder begin the
-                decoder's text. A sequence classifier answers with a class: its number, or its name
-                in the config.
+                token. In a conversation, words are those of the user's last message, and a slice
+                counts the characters of the rendered text: `render(…).span(words, message)` is such
+                a slice, of words in any message.
+            answers: one for each text, as it continues the prompt: " John", or "John" at the start
+                of a line, where most conversations end. It may be several answers of one token,
+                each of them right. The answers of a masked language model stand at the masks (the
+                role `mask`). Those of an encoder-decoder begin the decoder's text. A sequence
+                classifier answers with a class: its number, or its name in the config.
             special_tokens: True puts all of the tokenizer's special tokens around each text, False
                 none. By default a decoder's texts get no end token, and a text that begins with
-                special tokens gets no second ones.
+                special tokens, as a conversation does, gets no second ones.
 
         Returns:
             `input_ids`, `attention_mask`: LongTensor[batch, seq].
@@ -169,9 +177,12 @@ class LanguageModel:
                 and marking the place; a text that is too long for the network; an image for a
                 network that has no encoder for it, or for some of the texts only.
         """
-        prompts = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        prompts: Any = [texts] if isinstance(texts, str | Mapping) else list(texts)
         if not prompts:
             raise ValueError("There are no texts to encode.")
+        if isinstance(prompts[0], Mapping) and "role" in prompts[0]:
+            # The messages of a single conversation.
+            prompts = [prompts]
         texts, images = self._apart(prompts)
         positions = dict(positions or {})
         # These roles are filled in below, or by the answer.
@@ -421,8 +432,9 @@ class LanguageModel:
             raise ValueError(
                 f"{len(images)} of {len(prompts)} texts have an image: give one to each, or none."
             )
-        texts = [prompt["text"] if isinstance(prompt, Mapping) else prompt for prompt in prompts]
-        return texts, images
+        # What is neither a text nor has one is a conversation.
+        plain: Any = [item["text"] if isinstance(item, Mapping) else item for item in prompts]
+        return [text if isinstance(text, str) else self.render(text) for text in plain], images
 
     def _tokenized(self, texts: Sequence[str], special_tokens: bool | None = None) -> list[Tokens]:
         """The tokens of each text."""
@@ -498,10 +510,12 @@ def _one_a_text(places: Any, n: int, role: str) -> list[RolePlace]:
 
 
 def _tokens_of_place(
-    text: str, place: RolePlace, offsets: Sequence[tuple[int, int]], role: str
+    text: str, place: Any, offsets: Sequence[tuple[int, int]], role: str
 ) -> list[int]:
     if place is None:
         return []
+    if isinstance(place, str) and isinstance(text, Conversation):
+        place = text.span(place, role=role)
     if isinstance(place, str):
         return tokens_of_span(text, last_mention(text, place, role=role), offsets, role=role)
     if isinstance(place, slice):
