@@ -9,9 +9,9 @@ from itertools import product
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Inputs, Pools, Prompt, Task
+from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.tasks.drawing import pick
-from iit.tasks.rivals import rivals
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 DIGITS = ("a_tens", "a_ones", "b_tens", "b_ones")
@@ -76,15 +76,13 @@ def addition(separator: str = " ") -> Task:
         return fill(template, {**digits, "plus": "+", "equals": "="})
 
     return Task(
-        name="addition",
-        model=CausalModel(INPUTS, MECHANISMS, output="answer", name="addition"),
+        **hypotheses("addition", INPUTS, MECHANISMS, RIVALS),
         variables=("ones_carry", "ones", "tens", "hundreds"),
         pools={"numbers": tuple(product(range(100), repeat=2))},
         draw=draw,
         write=write,
         answer=lambda setting: "".join(f"{separator}{digit}" for digit in setting["answer"]),
         uses=uses,
-        rivals=rivals(INPUTS, RIVALS),
         splits=("numbers",),
         vocabulary=tuple("0123456789+=") if separator else (),
     )

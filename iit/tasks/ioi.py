@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Inputs, Pools, Prompt, Task
+from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.causal.task import by_name
 from iit.tasks.data_file import lines, words
 from iit.tasks.drawing import distinct, entries, pick, taken
-from iit.tasks.rivals import rivals
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 # {A} and {B} are the names in order of mention, {S} is the one that is repeated.
@@ -87,8 +87,7 @@ def ioi() -> Task:
     Splits share no name and no template.
     """
     return Task(
-        name="ioi",
-        model=CausalModel(INPUTS, MECHANISMS, output="answer", name="ioi"),
+        **hypotheses("ioi", INPUTS, MECHANISMS, RIVALS),
         variables=("subject_position", "io_name"),
         pools={
             "name": NAMES,
@@ -100,7 +99,6 @@ def ioi() -> Task:
         write=write,
         answer=answer,
         uses=uses,
-        rivals=rivals(INPUTS, RIVALS),
         splits=("name", "template"),
         test_only={"template": tuple(range(FIRST_FOR_TEST, len(TEMPLATES)))},
         words=("name", "place", "object"),
