@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite, nan
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -209,10 +209,8 @@ class PrincipalComponents(Basis):
     def __init__(self, width: int, rank: int):
         super().__init__(width=width, rank=checked_rank(rank, width))
         self.width, self.rank = width, rank
-        self.register_buffer("frame", torch.eye(width, rank))
-        self.register_buffer("fitted", torch.tensor(False))
-        self.frame: Tensor
-        self.fitted: Tensor
+        self.frame = nn.Buffer(torch.eye(width, rank))
+        self.fitted = nn.Buffer(torch.tensor(False))
 
     def coordinates(self) -> Coordinates:
         """The orthogonal projection on the components.
@@ -284,19 +282,12 @@ class Autoencoder(Basis):
         self.activation = activation
         self.k = k
         self.centred = centred
-        shapes = {
-            "encoder": (width, n_features),
-            "decoder": (n_features, width),
-            "encoder_bias": (n_features,),
-            "decoder_bias": (width,),
-            "threshold": (n_features,),
-        }
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer("loaded", torch.tensor(False))
-        self.encoder: Tensor
-        self.decoder: Tensor
-        self.loaded: Tensor
+        self.encoder = nn.Buffer(torch.zeros(width, n_features))
+        self.decoder = nn.Buffer(torch.zeros(n_features, width))
+        self.encoder_bias = nn.Buffer(torch.zeros(n_features))
+        self.decoder_bias = nn.Buffer(torch.zeros(width))
+        self.threshold = nn.Buffer(torch.zeros(n_features))
+        self.loaded = nn.Buffer(torch.tensor(False))
 
     def load(self, **weights: Tensor) -> None:
         """Take weights by name.
@@ -330,13 +321,11 @@ class Autoencoder(Basis):
                 "(intervention=autoencoder intervention.folder=FOLDER)."
             )
 
-        parts: dict[str, Any] = dict(self.named_buffers())
-
         def encode(h: Tensor) -> Tensor:
-            shifted = h - parts["decoder_bias"] if self.centred else h
-            before = shifted @ parts["encoder"] + parts["encoder_bias"]
+            shifted = h - self.decoder_bias if self.centred else h
+            before = shifted @ self.encoder + self.encoder_bias
             if self.activation == "jump_relu":
-                return torch.where(before > parts["threshold"], before, 0.0)
+                return torch.where(before > self.threshold, before, 0.0)
             features = F.relu(before)
             if self.k is None:
                 return features
@@ -344,7 +333,7 @@ class Autoencoder(Basis):
             top = features.topk(self.k, dim=-1)
             return torch.zeros_like(features).scatter(-1, top.indices, top.values)
 
-        return Coordinates(encode, lambda h, old, new: h + (new - old) @ parts["decoder"])
+        return Coordinates(encode, lambda h, old, new: h + (new - old) @ self.decoder)
 
 
 def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "width rank"]:

@@ -239,26 +239,23 @@ class Intervention(nn.Module):
         coordinates: Coordinates,
     ) -> Tensor:
         """Target coordinates, Tensor[batch, position, n], where each block has its own source."""
-        parts, start = [], 0
+        assert self._blocks is not None
         flags = active if isinstance(active, Mapping) else {}
-        for block, size in (self._blocks or {}).items():
-            # Coordinates of an inactive block without a source stay as they are.
-            part = old[..., start : start + size]
-            if block in source or not self.operation.needs_source:
-                source_coordinates = (
-                    coordinates.encode(source[block].to(high.dtype))[..., start : start + size]
-                    if block in source
-                    else None
-                )
-                target = self.operation(part, source_coordinates, high)
-                part = (
-                    torch.where(flags[block].view(-1, 1, 1), target, part)
-                    if block in flags
-                    else target
-                )
-            parts.append(part)
-            # The blocks lie one after another.
-            start += size
+        # The blocks lie one after another.
+        sizes = list(self._blocks.values())
+        parts = list(old.split(sizes, -1))
+        for number, block in enumerate(self._blocks):
+            source_part = None
+            if block in source:
+                encoded = coordinates.encode(source[block].to(high.dtype))
+                source_part = encoded.split(sizes, -1)[number]
+            elif self.operation.needs_source:
+                # Coordinates of an inactive block without a source stay as they are.
+                continue
+            target = self.operation(parts[number], source_part, high)
+            if block in flags:
+                target = torch.where(flags[block].view(-1, 1, 1), target, parts[number])
+            parts[number] = target
         return torch.cat(parts, -1)
 
     def _check(self, base: Tensor, source: SourceActivations, active: ActiveExamples) -> None:
@@ -268,12 +265,12 @@ class Intervention(nn.Module):
                 f"{tuple(base.shape)}."
             )
 
-        tensors: dict[str, Tensor]
+        tensors, needed = {}, {"source"}
         if self._blocks is None:
             if isinstance(source, Mapping) or isinstance(active, Mapping):
                 raise ValueError(f"{self} has no blocks: its source and `active` are tensors.")
-            tensors = {} if source is None else {"source": source}
-            missing = [] if tensors or not (self.operation.needs_source) else ["source"]
+            if source is not None:
+                tensors = {"source": source}
         else:
             if isinstance(source, Tensor) or isinstance(active, Tensor):
                 raise ValueError(
@@ -290,13 +287,10 @@ class Intervention(nn.Module):
 
             # Only a block that is inactive in every example may lack a source.
             inactive = {block for block, flag in flags.items() if not bool(flag.any())}
-            missing = (
-                [b for b in self._blocks if b not in tensors and b not in inactive]
-                if self.operation.needs_source
-                else []
-            )
+            needed = set(self._blocks) - inactive
 
-        if missing:
+        missing = sorted(needed - set(tensors))
+        if missing and self.operation.needs_source:
             raise ValueError(f"{self} needs a source; missing: {missing}.")
         if tensors and not self.operation.needs_source:
             raise ValueError(f"{self} reads no source, but one was given.")

@@ -174,16 +174,16 @@ def SigmoidMaskIntervention(
 
     References: arXiv 2402.17700.
     """
-    if basis not in ("units", "rotated", "pca"):
-        raise ValueError(f"basis={basis!r} is none of units, rotated, pca.")
+    bases = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}
+    if basis not in bases:
+        raise ValueError(f"basis={basis!r} is none of {', '.join(bases)}.")
     if basis == "units" and rank is not None:
         raise ValueError(
             f"rank={rank}: a mask over units has all of them; rank belongs to basis=rotated "
             "and basis=pca."
         )
     n = rank or width
-    kind = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}[basis]
-    coordinates = kind(width) if basis == "units" else kind(width, n)
+    coordinates = Identity(width) if basis == "units" else bases[basis](width, n)
     return Intervention("SigmoidMaskIntervention", coordinates, SigmoidMask(n, temperature), Swap())
 
 
@@ -221,8 +221,18 @@ def AutoencoderIntervention(
 
     Raises ValueError for features beside a mask.
     """
+    if mask and features is not None:
+        raise ValueError(
+            "Either `features` says which are swapped, or a learned `mask` does; both were given."
+        )
     basis = Autoencoder(width, n_features, activation, k, centred)
-    return _autoencoder("AutoencoderIntervention", basis, features, mask, temperature, weights)
+    basis.load(**weights)
+    gate: Gate = All()
+    if mask:
+        gate = SigmoidMask(n_features, temperature)
+    elif features is not None:
+        gate = Subset(n_features, list(features))
+    return Intervention("AutoencoderIntervention", basis, gate, Swap())
 
 
 def JumpReLUAutoencoderIntervention(
@@ -238,10 +248,11 @@ def JumpReLUAutoencoderIntervention(
 
     References: arXiv 2407.14435.
     """
-    basis = Autoencoder(width, n_features, "jump_relu", centred=centred)
-    return _autoencoder(
-        "JumpReLUAutoencoderIntervention", basis, features, mask, temperature, weights
+    intervention = AutoencoderIntervention(
+        width, n_features, features, "jump_relu", None, centred, mask, temperature, **weights
     )
+    intervention.name = "JumpReLUAutoencoderIntervention"
+    return intervention
 
 
 def RevNetIntervention(width: int, rank: int, depth: int = 1, hidden: int = 64) -> Intervention:
@@ -277,21 +288,3 @@ def _identity(vector: Tensor | None, width: int | None) -> Identity:
     if vector is not None and width is not None and vector.shape[-1] != width:
         raise ValueError(f"The vector has width {vector.shape[-1]}, the site {width}.")
     return Identity(width if vector is None else vector.shape[-1])
-
-
-def _autoencoder(
-    name: str,
-    basis: Autoencoder,
-    features: list[int] | None,
-    mask: bool,
-    temperature: float,
-    weights: Mapping[str, Tensor],
-) -> Intervention:
-    if mask and features is not None:
-        raise ValueError(
-            "Either `features` says which are swapped, or a learned `mask` does; both were given."
-        )
-    basis.load(**weights)
-    n = basis.rank or 0
-    gate: Gate = All() if features is None else Subset(n, list(features))
-    return Intervention(name, basis, SigmoidMask(n, temperature) if mask else gate, Swap())
