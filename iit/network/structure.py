@@ -5,10 +5,11 @@ and which tensor one hands to the next. `iit.network.survey` then checks what wa
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -92,23 +93,18 @@ def _calls(transformer: Any) -> dict[str, Call]:
 
     The tensors stay alive as long as the calls, so that no memory is used twice.
     """
-    counts: Counter[str] = Counter()
-    calls: dict[str, Call] = {}
+    calls: defaultdict[str, list[Call]] = defaultdict(list)
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            counts[name] += 1
-            before, after = first_float((args, kwargs)), first_float(result)
-            calls[name] = Call(module, args, kwargs, result, before, after)
-
-        return hook
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        before, after = first_float((args, kwargs)), first_float(result)
+        calls[name].append(Call(module, args, kwargs, result, before, after))
 
     with ExitStack() as stack, evaluating(transformer):
         for name, module in transformer.named_modules():
-            handle = module.register_forward_hook(record(name), with_kwargs=True)
+            handle = module.register_forward_hook(partial(record, name), with_kwargs=True)
             stack.callback(handle.remove)
         transformer(**few_tokens(transformer))
-    return {name: call for name, call in calls.items() if counts[name] == 1}
+    return {name: of_module[0] for name, of_module in calls.items() if len(of_module) == 1}
 
 
 @contextmanager
@@ -244,11 +240,9 @@ def _attention(
         is_query = siblings.get(_QUERY) == name
         # With latent keys and values the query projection stands alone.
         is_latent = is_query and any("kv_" in other for other in calls if _inside(other, attention))
-        if _FUSED.fullmatch(last):
-            qkv = (name,)
-        elif is_query and len(siblings) == 3:
-            qkv = tuple(siblings[role] for role in (_QUERY, _KEY, _VALUE))
-        elif is_latent:
+        if is_query and len(siblings) == 3:
+            qkv = tuple(siblings.values())
+        elif is_latent or _FUSED.fullmatch(last):
             qkv = (name,)
         else:
             continue

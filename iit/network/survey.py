@@ -180,7 +180,7 @@ def _checked(block: Block, probe: Probe) -> tuple[Places, bool]:
     places = block.places()
     reason = None
     try:
-        (again,) = probe.run([_located(places, "block_output")])
+        (again,) = probe.run([ComponentLocation(block.root, "output", block.hidden)])
         if float((again - probe.after).abs().max()) > 1e-4 * float(probe.after.abs().max()):
             reason = "cannot be checked: it gives something else when it runs again"
     except Exception as error:  # whatever a network raises
@@ -214,12 +214,6 @@ def _checked(block: Block, probe: Probe) -> tuple[Places, bool]:
     if not block.parts.is_direct and not isinstance(best["attention_input"], str):
         best["attention_input"] = "is not what its projections receive: a norm may come between"
     return best, is_causal
-
-
-def _located(places: Places, component: str) -> ComponentLocation:
-    place = places[component]
-    assert isinstance(place, ComponentLocation)
-    return place
 
 
 def _n_places(places: Places) -> int:
