@@ -72,16 +72,12 @@ class CrossEntropy(Objective):
 
     def __call__(self, prediction: Prediction) -> Tensor:
         """The cross-entropy of each pair."""
-        logits, answer = prediction.logits.float(), prediction.answer
-        if answer.ndim == 3:
-            right, present = _right_tokens(answer)
-            chosen = logits.log_softmax(-1).gather(-1, right)
-            # log Σ p over the right tokens; n_answer is 1 here.
-            return -chosen.masked_fill(~present, -torch.inf).logsumexp(-1).squeeze(1)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), answer.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return _over_tokens(losses.view_as(answer), answer != IGNORED)
+        right, present = _right_tokens(prediction.answer)
+        log_p = prediction.logits.float().log_softmax(-1).gather(-1, right)
+        # log Σ p over the right tokens: Tensor[batch, n_answer], −∞ at padding.
+        likely = log_p.masked_fill(~present, -torch.inf).logsumexp(-1)
+        has_answer = present.any(-1)
+        return _over_tokens(-likely.masked_fill(~has_answer, 0.0), has_answer)
 
 
 @final

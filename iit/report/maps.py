@@ -34,21 +34,20 @@ def heatmap(
     y: str = "layer",
     panel: str | None = None,
     labels: Mapping[Any, str] | None = None,
-    limits: tuple[float, float] | None = None,
     centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
     """A heatmap for each value of the column `panel`, all on one scale.
 
     Cells without a figure are hatched. The cell farthest from the centre is outlined in each panel.
-    The colour bar has a pointed end where figures lie beyond the limits.
+    Colours reach from 0 to 1 for shares (`SHARES`), and 1 to either side of the centre for
+    normalised metrics. These do not depend on the figures, so pictures can be compared. For others
+    they reach as far below the centre as above, so that white is the centre. The colour bar has a
+    pointed end where figures lie beyond.
 
     Arguments:
         x, y: columns of the lines.
         labels: value of x → an example of its token, which stands below the name.
-        limits: of the colours. By default 0 to 1 for shares (`SHARES`), and 1 to either side of
-            the centre for normalised metrics. These do not depend on the figures, so pictures can
-            be compared. For others as far below the centre as above, so that white is the centre.
         centre: the value of a cell where nothing happens.
 
     Raises:
@@ -66,9 +65,7 @@ def heatmap(
     if metric.startswith("normalised_"):
         reach = 1.0
     low, high = centre - reach, centre + reach
-    if limits:
-        low, high = limits
-    elif is_share:
+    if is_share:
         low, high = 0.0, 1.0
     colours = "PuOr_r" if low < centre < high and not is_share else "viridis"
     texts = [_label(value, labels) for value in columns]
