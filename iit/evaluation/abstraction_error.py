@@ -8,7 +8,6 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from iit.alignment import Alignment
@@ -23,6 +22,7 @@ from iit.evaluation.value_map import ValueMap, coordinates
 from iit.intervened import IntervenedModel, capture
 from iit.intervened.edit import sites_of
 from iit.intervention.operation import Swap
+from iit.patching.activations import activations
 from iit.result import correct
 
 SMALL = 10_000_000
@@ -129,8 +129,8 @@ def abstraction_error(
     task = _checked(alignment, pairs)
     with evaluating(alignment):
         # τ is fitted on training inputs. Interventions are on the inputs of the split.
-        fitted = _natural(alignment, pairs, "train", n, seed, batch_size)
-        natural = _natural(alignment, pairs, split, n, seed, batch_size)
+        fitted = _natural(alignment, pairs, "train", n, seed)
+        natural = _natural(alignment, pairs, split, n, seed)
         maps = {}
         # {variable: the value that τ reads in each natural input}
         read_values = {}
@@ -169,9 +169,7 @@ def _checked(alignment: Alignment, pairs: Pairs) -> Task:
     return pairs.task
 
 
-def _natural(
-    alignment: Alignment, pairs: Pairs, split: str, n: int, seed: int, batch_size: int
-) -> _Natural:
+def _natural(alignment: Alignment, pairs: Pairs, split: str, n: int, seed: int) -> _Natural:
     sampler, network = pairs.sampler, alignment.studied
     assert sampler is not None
     assert network is not None
@@ -188,26 +186,17 @@ def _natural(
                 f"{variable} has {n_values or 'uncountable'} values, not 2 to {MOST_VALUES}, "
                 "among the inputs"
             )
-    encoded = encoded_prompts(prompts, network)
-    lengths: dict[Any, set[int]] = {}
+    base = encoded_prompts(prompts, network).batch(range(len(prompts)))["base"]
+    sites = []
     for edit in (*alignment.edits.values(), *alignment.inert.values()):
-        for site in edit.source_sites:
-            lengths[site] = set()
-    parts: dict[str, list[Tensor]] = {}
-    for rows in torch.arange(len(encoded)).split(batch_size):
-        base = encoded.batch(rows.tolist())["base"]
-        activations = capture(network, base, list(lengths))
-        for site, counts in activations.counts.items():
-            # None: no count is known, and nothing counts as padding.
-            if counts is not None:
-                lengths[site].update(counts.tolist())
-        for variable, tensor in coordinates(alignment, activations, source=True).items():
-            parts.setdefault(variable, []).append(tensor)
-    for site, numbers in lengths.items():
+        sites += edit.source_sites
+    captured = activations(network, base, sites)
+    for site, counts in captured.counts.items():
         # Coordinates of all positions make one vector, so inputs need the same number of them.
-        if len(numbers) > 1:
+        # None: no count is known, and nothing counts as padding.
+        if counts is not None and len(counts.unique()) > 1:
             raise NotApplicableError(f"prompts differ in how many positions they have at {site}")
-    return _Natural(prompts, values, {v: torch.cat(tensors) for v, tensors in parts.items()})
+    return _Natural(prompts, values, coordinates(alignment, captured, source=True))
 
 
 def _draw(
@@ -294,13 +283,11 @@ def _compared(
         rows, base = batch["row"].numpy(), batch["base"]
         logits = perturbed.answer_logits(base, batch["sources"], batch["active"]).cpu()
         wrong[-1, rows] = ~correct(logits, base["answer"]).numpy()
-        # Activations are not needed where all variables of the batch are held.
+        # Coordinates are not needed where all variables of the batch are held.
         if not compared[:-1, rows].any():
             continue
-        activations = capture(
-            perturbed, base, sites, sources=batch["sources"], active=batch["active"]
-        )
-        read = coordinates(alignment, activations)
+        captured = capture(perturbed, base, sites, sources=batch["sources"], active=batch["active"])
+        read = coordinates(alignment, captured)
         for number, variable in enumerate(maps):
             values = zip(maps[variable](read[variable]), rows, strict=True)
             wrong[number, rows] = [value != settings[variable][row] for value, row in values]

@@ -83,7 +83,7 @@ def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveConte
     Raises FileNotFoundError for missing files. Raises ValueError for damaged or foreign files, and
     for weights that are not finite.
     """
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise ValueError(
             f"{folder / CONFIG} is not in the format {FORMAT!r} (it says {config.get('format')!r})."
@@ -99,7 +99,7 @@ def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveConte
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
         record = None
         if (folder / RECORD).exists():
-            record = _read_json(folder / RECORD)
+            record = read_json(folder / RECORD)
         return SaveContent(edits, config["network"], config["source_grad"], record)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error!r}.") from error
@@ -111,7 +111,7 @@ def foreign(folder: Path) -> list[str]:
     These are all names, unless the folder's `config.json` is one of ours.
     """
     try:
-        written = _read_json(folder / CONFIG)
+        written = read_json(folder / CONFIG)
     except (OSError, ValueError):
         written = {}
     names = set(os.listdir(folder))
@@ -152,6 +152,8 @@ def describe_network(network: Network | nn.Module) -> dict[str, Any]:
 def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> None:
     """Check that a network is the one that a folder was saved for.
 
+    The fingerprint alone decides: the same weights may have another name.
+
     Raises ValueError, naming what differs, when it is another one.
     """
     current = describe_network(network)
@@ -163,16 +165,13 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
             facts.append(f"{key}: saved for {saved.get(key)!r}, given {current[key]!r}")
     raise ValueError(
         f"This was saved for another network ({'; '.join(facts) or 'same shape, other weights'}). "
-        "Load that network, or pass check_network=False if you mean to carry the interventions "
-        "over."
+        "Load that network. (Edits are carried over to another with check_network=False.)"
     )
 
 
 def _interventions(
     path: Path, descriptions: list[dict[str, Any]], types: Mapping[str, Any] | None
 ) -> list[Intervention]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no whole save: {path.name} is missing.")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -240,11 +239,16 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, what: str = "saved intervened model") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Arguments:
+        what: what a folder with this file is, for the error.
+
+    Raises FileNotFoundError without the file, and ValueError for a damaged one.
+    """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} is no saved intervened model: {path.name} is missing."
-        )
+        raise FileNotFoundError(f"{path.parent} is no {what}: {path.name} is missing.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     # Both JSON and UTF-8 raise it.

@@ -74,9 +74,10 @@ def activations(
 ) -> Activations:
     """What `capture` gives, {site: Tensor[row, position, width]}, 64 rows at a time."""
     n_rows = next(len(value) for value in batch.values() if isinstance(value, Tensor))
-    parts = []
+    # The answer is run where a site is at one of its tokens.
+    answer, parts = batch.get("answer"), []
     for rows in torch.arange(n_rows).split(64):
-        parts.append(capture(network, batch_rows(batch, rows), sites))
+        parts.append(capture(network, batch_rows(batch, rows, answer), sites))
     values: dict[Site, Tensor] = {}
     counts: dict[Site, Tensor | None] = {}
     for site in sites:
