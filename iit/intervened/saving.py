@@ -172,6 +172,8 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
 def _interventions(
     path: Path, descriptions: list[dict[str, Any]], types: Mapping[str, Any] | None
 ) -> list[Intervention]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is no whole save: {path.name} is missing.")
     try:
         tensors = load_file(path)
     except SafetensorError as error:

@@ -90,11 +90,8 @@ def ground_truth_tables(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> lis
 
 def _criteria(verdict: Mapping[str, Any], outcome: str) -> str:
     """The names of the criteria with this outcome."""
-    names = []
-    for finding in verdict["findings"]:
-        if finding["outcome"] == outcome:
-            names.append(finding["criterion"])
-    return ", ".join(names)
+    findings = verdict["findings"]
+    return ", ".join(f["criterion"] for f in findings if f["outcome"] == outcome)
 
 
 def _distance(distances: Mapping[str, Row], metric: str) -> str:
@@ -134,11 +131,9 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
         x = NOWHERE if distance is None else distance.value
         # How far the interval reaches below and above the value, as matplotlib takes it.
         reach = [[iia.value - iia.low], [iia.high - iia.value]]
-        style = {
-            "marker": markers[method],
-            "color": COLOURS[verdicts[f"{case}/{method}"]["outcome"]],
-        }
-        panels[cases.index(case)].errorbar(x, iia.value, reach, capsize=2, alpha=0.8, **style)
+        colour = COLOURS[verdicts[f"{case}/{method}"]["outcome"]]
+        style = {"marker": markers[method], "color": colour, "capsize": 2, "alpha": 0.8}
+        panels[cases.index(case)].errorbar(x, iia.value, reach, **style)
     for axes, case in zip_longest(panels, cases):
         # A panel behind the last case stays empty.
         if case is None:
@@ -151,14 +146,12 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
         axes.set_ylabel("test IIA, changing pairs")
     for axes in panels[-n_columns:]:
         axes.set_xlabel("distance of projections from the truth")
-    handles = [
-        Line2D([], [], marker=marker, color="0.3", linestyle="", label=method)
-        for method, marker in markers.items()
-    ]
-    handles += [
-        Line2D([], [], marker="s", color=colour, linestyle="", label=outcome)
-        for outcome, colour in COLOURS.items()
-    ]
+    # {name: (marker, colour)}, the methods before the outcomes.
+    styles = {method: (marker, "0.3") for method, marker in markers.items()}
+    styles |= {outcome: ("s", colour) for outcome, colour in COLOURS.items()}
+    handles = []
+    for name, (marker, colour) in styles.items():
+        handles.append(Line2D([], [], marker=marker, color=colour, linestyle="", label=name))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8
     )

@@ -199,8 +199,8 @@ def _eager(network: nn.Module) -> Iterator[None]:
     modules = behind_bridge(network).modules()
     transformers = [module for module in modules if isinstance(module, PreTrainedModel)]
     # A network may hold several transformers models, each with a config of its own.
-    before = {id(part): part.config._attn_implementation_internal for part in transformers}
-    if set(before.values()) == {"eager"}:
+    before = [part.config._attn_implementation_internal for part in transformers]
+    if set(before) == {"eager"}:
         yield
         return
 
@@ -217,5 +217,5 @@ def _eager(network: nn.Module) -> Iterator[None]:
             part.config._attn_implementation_internal = "eager"
         yield
     finally:
-        for part in transformers:
-            part.config._attn_implementation_internal = before[id(part)]
+        for part, implementation in zip(transformers, before, strict=True):
+            part.config._attn_implementation_internal = implementation

@@ -26,6 +26,7 @@ from iit.patching.contrast import (
     contrast_of,
     prompts_of,
 )
+from iit.patching.corruption import EMBEDDING
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell, grid
 from iit.patching.metric import (
@@ -37,8 +38,6 @@ from iit.patching.metric import (
     record,
 )
 from iit.site import Site, resolve
-
-EMBEDDING = Site("embedding_output")
 
 
 def attribute(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from iit.batch import IGNORED, Batch
+from iit.batch import IGNORED, Batch, at_rows
 from iit.data import EncodedPairs, Pairs
 from iit.intervened import IntervenedModel
 from iit.intervened.positions import columns
@@ -271,18 +271,13 @@ def batch_rows(
 
     answer: of the whole batch; its rows take the place of the batch's own answer.
     """
-    part: dict[str, Any] = {}
-    for key, value in batch.items():
-        if isinstance(value, Tensor) and key != "answer":
-            part[key] = value[rows]
+    part = at_rows(prompts_of(batch), rows)
     mask = part.get("attention_mask")
     if mask is not None and bool((mask.diff(dim=1) <= 0).all()):  # padded on the right
         longest = int(mask.sum(1).max())
-        for key in {"input_ids", "attention_mask"} & set(part):
+        # Only columns on the right are cut, so positions stay what they are.
+        for key in {"input_ids", "inputs_embeds", "attention_mask"} & set(part):
             part[key] = part[key][:, :longest]
-    if batch.get("positions"):
-        # Only columns on the right were cut, so positions stay what they are.
-        part["positions"] = {role: index[rows] for role, index in batch["positions"].items()}
     if answer is not None:
         part["answer"] = answer[rows]
     return part
