@@ -13,6 +13,9 @@ from torch import Tensor
 from iit.batch import IGNORED
 from iit.result import logit_difference
 
+PairsBatch = Mapping[str, Any]
+"""A batch of `EncodedPairs`: base, sources, active, changing, and more by the pairs' columns."""
+
 
 class Prediction(NamedTuple):
     """The logits of an edited run, and the answers that they are compared with.
@@ -48,7 +51,7 @@ class Objective(ABC):
         """The loss of each pair, in fp32; a mean over the answer's tokens."""
 
     # Not abstract: most objectives read nothing but the label.
-    def check(self, batch: Mapping[str, Any]) -> None:  # noqa: B027
+    def check(self, batch: PairsBatch) -> None:  # noqa: B027
         """Check a batch of pairs (see `EncodedPairs`) before anything is trained.
 
         Raises ValueError for a batch that lacks what the objective reads.
@@ -156,7 +159,7 @@ class LogitDifference(Objective):
         # other.
         return torch.where(difference.isnan(), 0.0, _lacking(difference, self.margin))
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: PairsBatch) -> None:
         """Raises ValueError for pairs without own answers, or with several right ones."""
         _checked(batch["base"]["answer"], batch.get("base_answer"))
 
@@ -255,7 +258,7 @@ class CounterfactualLatent(Objective):
             distances.append(torch.where(has_natural, (0.5 * (squared + turned)).mean(1), 0.0))
         return self.objective(prediction) + self.weight * torch.stack(distances).mean(0)
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: PairsBatch) -> None:
         """Raises ValueError for pairs without natural counterparts, and as its objective does."""
         if "natural" not in batch:
             raise ValueError(_UNNATURAL)

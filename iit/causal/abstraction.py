@@ -12,6 +12,8 @@ from iit.causal.model import CausalModel, Mechanism
 
 NOTHING = object()
 """Stands for a value that was not given: None may be a value."""
+PartialSetting = dict[str, Any]
+"""{variable: its value}, of some variables or of all."""
 
 
 def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalModel:
@@ -53,12 +55,12 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
     reads = dict.fromkeys(chain.from_iterable(map(model.parents, inside)))
     outside = [parent for parent in reads if parent not in members]
 
-    def joint(setting: dict[str, Any]) -> tuple[Any, ...]:
+    def joint(setting: PartialSetting) -> tuple[Any, ...]:
         for v in inside:
             setting[v] = _computed(model, v, setting)
         return itemgetter(*members)(setting)
 
-    def taken_apart(setting: dict[str, Any]) -> dict[str, Any]:
+    def taken_apart(setting: PartialSetting) -> PartialSetting:
         return setting | dict(zip(members, setting[name], strict=True))
 
     stand_ins = dict.fromkeys(members, (name,))
@@ -88,7 +90,7 @@ def marginalise(model: CausalModel, variable: str) -> CausalModel:
     if variable == model.output:
         raise ValueError(f"{model.name}: {variable!r} is the output; it has to stay.")
 
-    def completed(setting: dict[str, Any]) -> dict[str, Any]:
+    def completed(setting: PartialSetting) -> PartialSetting:
         return setting | {variable: _computed(model, variable, setting)}
 
     return _without(model, {variable: parents}, completed)
@@ -128,7 +130,7 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
     return _without(model, dict.fromkeys(fixed, ()), lambda setting: setting | fixed)
 
 
-def _computed(model: CausalModel, variable: str, setting: Mapping[str, Any]) -> Any:
+def _computed(model: CausalModel, variable: str, setting: PartialSetting) -> Any:
     """What the variable's mechanism makes of its parents' values in a setting."""
     return model.mechanisms[variable](*(setting[p] for p in model.parents(variable)))
 
@@ -136,7 +138,7 @@ def _computed(model: CausalModel, variable: str, setting: Mapping[str, Any]) -> 
 def _without(
     model: CausalModel,
     stand_ins: Mapping[str, Sequence[str]],
-    completed: Callable[[dict[str, Any]], dict[str, Any]],
+    completed: Callable[[PartialSetting], PartialSetting],
     inputs: Mapping[str, Sequence[Any] | None] = MappingProxyType({}),
     mechanisms: Mapping[str, Mechanism] = MappingProxyType({}),
     domains: Mapping[str, Sequence[Any] | None] = MappingProxyType({}),
@@ -169,7 +171,7 @@ def _without(
     return CausalModel(kept_inputs | dict(inputs), new_mechanisms, model.output, model.name, known)
 
 
-def _mechanism(parents: Sequence[str], value: Callable[[dict[str, Any]], Any]) -> Mechanism:
+def _mechanism(parents: Sequence[str], value: Callable[[PartialSetting], Any]) -> Mechanism:
     """The mechanism with these parents whose value is a function of {parent: its value}."""
 
     def mechanism(*values: Any) -> Any:

@@ -22,6 +22,8 @@ from iit.network.components import blocks_of
 from iit.site import Index, Site, resolve
 
 PyvenePosition = str | Index
+Representation = Mapping[str, Any]
+"""{field: its value}, of one of pyvene's representations."""
 VariableNames = str | tuple[str, ...] | None
 
 FIELDS = (
@@ -174,7 +176,7 @@ def _class_name(saved: str) -> str:
 
 def _intervention(
     folder: Path,
-    representation: Mapping[str, Any],
+    representation: Representation,
     width: int | None,
     subspaces: Mapping[str, list[int]] | None,
 ) -> Intervention:
@@ -206,7 +208,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _site(
-    network: nn.Module, representation: Mapping[str, Any], position: PyvenePosition, head: Index
+    network: nn.Module, representation: Representation, position: PyvenePosition, head: Index
 ) -> tuple[Site, bool]:
     """The site of a representation, and whether its positions are edited as one vector.
 
@@ -246,7 +248,7 @@ def _site(
 
 
 def _named(
-    network: nn.Module, representation: Mapping[str, Any], position: PyvenePosition, head: Index
+    network: nn.Module, representation: Representation, position: PyvenePosition, head: Index
 ) -> Site:
     component, layer = representation["component"], representation["layer"]
     if "." in component:
@@ -279,7 +281,7 @@ def _named(
     return Site(name, layer=layer, head=head, position=position)
 
 
-def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Site) -> int | None:
+def _unit_width(network: nn.Module, representation: Representation, site: Site) -> int | None:
     """The width of one unit: of one position, or of one head there.
 
     Returns None where only a run can tell.

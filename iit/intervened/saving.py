@@ -24,6 +24,9 @@ CARD = "README.md"
 LOADED = (CONFIG, WEIGHTS, RECORD)
 """The files that loading reads. The card is for people."""
 
+Json = dict[str, Any]
+"""A JSON object."""
+
 
 class SaveContent(NamedTuple):
     """What a folder holds.
@@ -35,9 +38,9 @@ class SaveContent(NamedTuple):
     """
 
     edits: dict[Variable, Edit]
-    network: dict[str, Any]
+    network: Json
     source_grad: bool
-    record: dict[str, Any] | None
+    record: Json | None
 
 
 def write_save(folder: Path, saved: SaveContent) -> None:
@@ -120,7 +123,7 @@ def foreign(folder: Path) -> list[str]:
     return list(names)
 
 
-def describe_network(network: Network | nn.Module) -> dict[str, Any]:
+def describe_network(network: Network | nn.Module) -> Json:
     """What tells a network from others.
 
     It is the name, revision, class, width, number of layers, dtype, and the weights' fingerprint.
@@ -170,7 +173,7 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
 
 
 def _interventions(
-    path: Path, descriptions: list[dict[str, Any]], types: Mapping[str, Any] | None
+    path: Path, descriptions: list[Json], types: Mapping[str, Any] | None
 ) -> list[Intervention]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is no whole save: {path.name} is missing.")
@@ -211,12 +214,12 @@ def _interventions(
     return interventions
 
 
-def site_to_json(site: Site) -> dict[str, Any]:
+def site_to_json(site: Site) -> Json:
     """The arguments that make the site again."""
     return {name: value for name, value in vars(site).items() if value is not None}
 
 
-def edit_to_json(edit: Edit) -> dict[str, Any]:
+def edit_to_json(edit: Edit) -> Json:
     """All of an edit but its intervention."""
     return {
         "sites": list(map(site_to_json, edit.sites)),
@@ -232,7 +235,7 @@ def edit_from_json(record: Mapping[str, Any], intervention: Intervention) -> Edi
     return Edit(sites, intervention, source_sites, record["joint"])
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Json) -> None:
     try:
         # NaN and infinity are no JSON.
         text = json.dumps(content, indent=2, allow_nan=False)
@@ -241,7 +244,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, what: str = "saved intervened model") -> dict[str, Any]:
+def read_json(path: Path, what: str = "saved intervened model") -> Json:
     """The JSON object in a file.
 
     Arguments:

@@ -22,6 +22,8 @@ from iit.network.location import BlockParts
 from iit.network.probe import Call
 
 N_TOKENS = 6
+Calls = Mapping[str, Call]
+"""{path of a module: its call}"""
 
 # The last part of a module's path → its role.
 _QUERY = re.compile(r"q|wq|query|(q|q_b|query)_proj|q_lin|project_q", re.IGNORECASE)
@@ -88,7 +90,7 @@ def tensor_key(tensor: Tensor | None) -> Any:
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
 
 
-def _calls(transformer: Any) -> dict[str, Call]:
+def _calls(transformer: Any) -> Calls:
     """{path: its call} for the modules that one run calls exactly once, in the order of their ends.
 
     The tensors stay alive as long as the calls, so that no memory is used twice.
@@ -142,7 +144,7 @@ def few_tokens(transformer: Any) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in parameters}
 
 
-def _blocks(root: nn.Module, calls: Mapping[str, Call], names: Mapping[int, str]) -> nn.ModuleList:
+def _blocks(root: nn.Module, calls: Calls, names: Mapping[int, str]) -> nn.ModuleList:
     """The list of modules that were all called, with the most weights."""
     lists = []
     for module in root.modules():
@@ -178,7 +180,7 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _parts(root: str, calls: Mapping[str, Call]) -> BlockParts:
+def _parts(root: str, calls: Calls) -> BlockParts:
     """The parts of one block.
 
     Arguments:
@@ -227,7 +229,7 @@ def _inside(path: str, area: str | None) -> bool:
 
 
 def _attention(
-    calls: Mapping[str, Call],
+    calls: Calls,
 ) -> tuple[str | None, tuple[str, ...], str | None, str | None]:
     """(attention, its projections, the output projection, the module around all of them)."""
     for name in sorted(calls, key=lambda name: name.count(".")):
@@ -259,7 +261,7 @@ def _attention(
     return None, (), None, None
 
 
-def _mlp(calls: Mapping[str, Call]) -> tuple[str | None, str | None, str | None, bool]:
+def _mlp(calls: Calls) -> tuple[str | None, str | None, str | None, bool]:
     """(the module, the module that receives the input, the output projection, is a mixture)."""
     tops = [name for name in calls if "." not in name and _has_matrix(calls[name].module)]
     mlp = next(filter(_MLP.fullmatch, tops), None)
@@ -282,7 +284,7 @@ def _mlp(calls: Mapping[str, Call]) -> tuple[str | None, str | None, str | None,
     return mlp, received, linear[-1], False
 
 
-def _downstream(path: str, calls: Mapping[str, Call]) -> tuple[str, ...]:
+def _downstream(path: str, calls: Calls) -> tuple[str, ...]:
     """The module, those that receive what it gives, and so on, and those around it."""
     paths, written = [path], calls[path].after
     for name, call in calls.items():

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from iit.intervened import Activations, capture
 from iit.intervened.positions import columns
 from iit.network.inputs import prepare
-from iit.patching.contrast import AnyNetwork, batch_rows, module_of
+from iit.patching.contrast import AnyNetwork, EncodedBatch, batch_rows, module_of
 from iit.site import Site, resolve
 
 
@@ -69,9 +69,7 @@ class ActivationReader:
         return together
 
 
-def activations(
-    network: AnyNetwork, batch: Mapping[str, Any], sites: Sequence[Site]
-) -> Activations:
+def activations(network: AnyNetwork, batch: EncodedBatch, sites: Sequence[Site]) -> Activations:
     """What `capture` gives, {site: Tensor[row, position, width]}, 64 rows at a time."""
     n_rows = next(len(value) for value in batch.values() if isinstance(value, Tensor))
     # The answer is run where a site is at one of its tokens.

@@ -22,6 +22,7 @@ from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    EncodedBatch,
     batch_rows,
     contrast_of,
     prompts_of,
@@ -31,6 +32,7 @@ from iit.patching.effects import Effects
 from iit.patching.grid import MapCell, grid
 from iit.patching.metric import (
     NORMALISED,
+    Figures,
     Metric,
     MetricChoice,
     blank,
@@ -145,7 +147,7 @@ class _PairRuns:
         self._sources = prepare(contrast.module, prompts_of(self.source))
 
     def run(
-        self, batch: Mapping[str, Any], share: float | None = None
+        self, batch: EncodedBatch, share: float | None = None
     ) -> tuple[Tensor, dict[Site, Tensor]]:
         """The logits, Tensor[pair, n_answer, vocab], and the activations at the sites.
 
@@ -219,7 +221,7 @@ class _PairRuns:
         of_base: Mapping[Site, Tensor],
         of_source: Mapping[Site, Tensor],
         gradients: Mapping[str, Mapping[Site, Tensor]],
-    ) -> dict[str, np.ndarray]:
+    ) -> Figures:
         """The estimated change of each pair, {metric: float[pair]}.
 
         Σ (source's − base's activation) · gradient, over the cell's positions and coordinates

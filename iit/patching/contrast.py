@@ -18,11 +18,13 @@ from iit.data import EncodedPairs, Pairs
 from iit.intervened import IntervenedModel
 from iit.intervened.positions import columns
 from iit.network import LanguageModel, Network
-from iit.patching.metric import LIGHT, METRICS, Answers, Metric, blank, record
+from iit.patching.metric import LIGHT, METRICS, Answers, Figures, Metric, blank, record
 from iit.site import Site
 
 AnyNetwork = Network | nn.Module
 """A `LanguageModel`, a `Classifier`, or any module."""
+EncodedBatch = Mapping[str, Any]
+"""What `encode` gives: inputs of a network, and where used `positions` and `answer`."""
 
 
 @final
@@ -45,8 +47,8 @@ class Contrast:
     """
 
     network: AnyNetwork
-    base: Mapping[str, Any]
-    source: Mapping[str, Any]
+    base: EncodedBatch
+    source: EncodedBatch
     label: Tensor
     own: Tensor | None
     clusters: np.ndarray
@@ -54,7 +56,7 @@ class Contrast:
 
     @classmethod
     def of_batches(
-        cls, network: AnyNetwork, base: Mapping[str, Any], source: Mapping[str, Any]
+        cls, network: AnyNetwork, base: EncodedBatch, source: EncodedBatch
     ) -> "Contrast":
         """Two batches of equal size, each with its own `answer`: the source's is the label.
 
@@ -139,10 +141,10 @@ class Contrast:
 
     def unedited(
         self,
-        batch: Mapping[str, Any],
+        batch: EncodedBatch,
         metrics: Mapping[str, Metric],
         base_logits: Tensor | None = None,
-    ) -> tuple[dict[str, np.ndarray], Tensor | None]:
+    ) -> tuple[Figures, Tensor | None]:
         """The figures of a batch's runs without an edit, {metric: float[pair]}, and their logits.
 
         The logits are None where no metric asks for those of the bases.
@@ -241,7 +243,7 @@ def module_of(network: AnyNetwork) -> nn.Module:
     return network.model if isinstance(network, Network) else network
 
 
-def prompt_numbers(batch: Mapping[str, Any]) -> np.ndarray:
+def prompt_numbers(batch: EncodedBatch) -> np.ndarray:
     """int[n], equal for equal prompts of a batch: those that are alike in all inputs."""
     inputs = []
     for value in prompts_of(batch).values():
@@ -259,14 +261,12 @@ def column_index(site: Site, batch: Batch) -> Int[Tensor, "batch n"]:
     return torch.as_tensor(index).cpu().expand(batch.size, -1)
 
 
-def prompts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+def prompts_of(batch: EncodedBatch) -> dict[str, Any]:
     """The batch without its answer."""
     return {key: value for key, value in batch.items() if key != "answer"}
 
 
-def batch_rows(
-    batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None
-) -> dict[str, Any]:
+def batch_rows(batch: EncodedBatch, rows: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
     """Some rows of a batch, cut to the longest of them.
 
     answer: of the whole batch; its rows take the place of the batch's own answer.

@@ -20,6 +20,7 @@ from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    EncodedBatch,
     batch_rows,
     contrast_of,
     module_of,
@@ -44,7 +45,7 @@ class Corruption:
     model: IntervenedModel
     values: Mapping[tuple[int, ...], Tensor]
 
-    def source(self, inputs: Mapping[str, Any]) -> Activations:
+    def source(self, inputs: EncodedBatch) -> Activations:
         """The values that the edit "noise" adds to some prompts, at the embedding.
 
         They are Tensor[batch, position, width], as long as the longest of the prompts.
@@ -67,7 +68,7 @@ class Corruption:
         return model, lambda rows: model.answer_logits(rows.base, self.source(rows.base))
 
 
-def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> Contrast:
+def questions(network: AnyNetwork, prompts: Contrasted | EncodedBatch) -> Contrast:
     """Distinct prompts, right-padded, as bases and as sources of a contrast.
 
     The label is each prompt's own answer. `own` is another one, where it is known.

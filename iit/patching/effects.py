@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 
 from iit.patching.grid import MapCell
-from iit.patching.metric import METRICS, NORMALISED, SHARE_METRICS
+from iit.patching.metric import METRICS, NORMALISED, SHARE_METRICS, Figures
 from iit.result import Interval, Row, clustered_interval
 
 
@@ -26,9 +26,9 @@ class Effects:
     """
 
     cells: tuple[MapCell, ...]
-    values: Mapping[str, np.ndarray]
-    unedited: Mapping[str, np.ndarray]
-    source: Mapping[str, np.ndarray]
+    values: Figures
+    unedited: Figures
+    source: Figures
     clusters: np.ndarray
     method: str
     controls: tuple[str, ...] = ("no_intervention",)

@@ -11,12 +11,14 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from iit.batch import IGNORED
 from iit.intervened import IntervenedModel, capture
 from iit.intervention import Frame, Intervention, LambdaIntervention
-from iit.network import LanguageModel, Network
+from iit.network import LanguageModel
+from iit.patching.contrast import AnyNetwork, EncodedBatch
+from iit.patching.metric import Figures
 from iit.result import Interval, Row, clustered_interval
 from iit.site import Site
 
@@ -39,7 +41,7 @@ class Steered:
     """
 
     points: tuple[tuple[str, float], ...]
-    values: Mapping[str, np.ndarray]
+    values: Figures
     prompts: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
 
@@ -230,7 +232,7 @@ def contains(words: Sequence[str]) -> Effect:
 
 
 def difference_of_means(
-    network: Network | nn.Module, towards: Mapping[str, Any], away: Mapping[str, Any], site: Site
+    network: AnyNetwork, towards: EncodedBatch, away: EncodedBatch, site: Site
 ) -> Float[Tensor, " width"]:
     """mean of h over `towards` − mean of h over `away`, at every token that the site names.
 
@@ -300,7 +302,7 @@ def _generated(
     effects: Mapping[str, Effect],
     batch_size: int,
     options: Mapping[str, Any],
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+) -> tuple[tuple[str, ...], Figures]:
     """The text that an edited network generates for each prompt, and the figures of each text.
 
     They are the effects, −log p per token without an edit, and the share of distinct pairs of

@@ -23,6 +23,7 @@ from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    EncodedBatch,
     batch_rows,
     column_index,
     prompts_of,
@@ -46,7 +47,7 @@ TOKEN = "a token of a span"
 
 def trace(
     network: AnyNetwork,
-    prompts: Contrasted | Mapping[str, Any],
+    prompts: Contrasted | EncodedBatch,
     *,
     subject: str = "subject",
     window: int = 1,
@@ -238,7 +239,7 @@ def _restoration(
 
 def _traced(
     network: AnyNetwork,
-    prompts: Contrasted | Mapping[str, Any],
+    prompts: Contrasted | EncodedBatch,
     subject: str,
     only: Sequence[int] | None,
 ) -> tuple[Contrast, Tensor, float]:
@@ -263,7 +264,7 @@ def _traced(
     return _rows(clean, rows, batch_rows(base, rows)), columns[rows], deviation
 
 
-def _rows(clean: Contrast, rows: Tensor, base: Mapping[str, Any]) -> Contrast:
+def _rows(clean: Contrast, rows: Tensor, base: EncodedBatch) -> Contrast:
     """A contrast of some prompts, with this base."""
     label = clean.label[rows]
     other = None if clean.own is None else clean.own[rows]

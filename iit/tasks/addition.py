@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 
 from iit.causal import Columns, Inputs, Pools, Prompt, Task
-from iit.tasks.drawing import pick
+from iit.tasks.drawing import Rng, pick
 from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
@@ -88,7 +88,7 @@ def addition(separator: str = " ") -> Task:
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Two numbers each. Raises ValueError for an empty pool."""
     numbers = np.array(pick(rng, pools, "numbers", n)).reshape(n, 2)
     digits = np.stack([numbers // 10, numbers % 10], axis=2).reshape(n, 4)

@@ -9,7 +9,7 @@ and then whether these two agree.
 import numpy as np
 
 from iit.causal import Columns, Pools, Task
-from iit.tasks.drawing import entries, taken
+from iit.tasks.drawing import Rng, entries, taken
 from iit.tasks.hypotheses import hypotheses
 
 MECHANISMS = {
@@ -77,7 +77,7 @@ def equality(
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Each pair is equal in half of the rows, independently. Raises ValueError for fewer than two
     objects.
     """

@@ -7,11 +7,9 @@ The hypothesis: the network looks up the attribute at the subject, and gives it.
 
 from statistics import mode
 
-import numpy as np
-
 from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.tasks.data_file import table
-from iit.tasks.drawing import entries, pick, taken
+from iit.tasks.drawing import Rng, entries, pick, taken
 from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
@@ -58,7 +56,7 @@ def write(inputs: Inputs) -> Prompt:
     return fill(row["relation"], {"subject": row["subject"]})
 
 
-def same_relation(rng: np.random.Generator, pools: Pools, base: Columns) -> Columns:
+def same_relation(rng: Rng, pools: Pools, base: Columns) -> Columns:
     """Another fact of the same relation with another attribute; the base's own fact where there is
     none.
     """

@@ -10,7 +10,7 @@ import numpy as np
 
 from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.tasks.data_file import lines, words
-from iit.tasks.drawing import pick
+from iit.tasks.drawing import Rng, pick
 from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
@@ -62,7 +62,7 @@ def greater_than(reach: int = 2) -> Task:
     def allowed(start_tens: int) -> tuple[int, ...]:
         return tuple(range(start_tens, min(start_tens + reach, 9) + 1))
 
-    def apart(rng: np.random.Generator, pools: Pools, base: Columns) -> Columns:
+    def apart(rng: Rng, pools: Pools, base: Columns) -> Columns:
         n = len(base["tens"])
         start = np.array(base["tens"], dtype=int).reshape(n, 1)
         far = np.abs(np.arange(10) - start) > reach  # [n, 10]

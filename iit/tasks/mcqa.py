@@ -9,12 +9,10 @@ of that place.
 from itertools import permutations
 from typing import Any
 
-import numpy as np
-
 from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.causal.task import by_name
 from iit.tasks.data_file import words
-from iit.tasks.drawing import distinct, entries, pick, taken
+from iit.tasks.drawing import Rng, distinct, entries, pick, taken
 from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
@@ -101,7 +99,7 @@ def mcqa(terse: bool = True) -> Task:
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Four choices, four different letters, and which choice is right. Raises ValueError for
     fewer than four letters.
     """

@@ -6,7 +6,7 @@
 import numpy as np
 
 from iit.causal import Columns, Inputs, Pools, Task
-from iit.tasks.drawing import pick
+from iit.tasks.drawing import Rng, pick
 from iit.tasks.hypotheses import hypotheses
 
 
@@ -56,7 +56,7 @@ def modular_sum(
         "second_only": {**second, "answer": lambda second: second},
     }
 
-    def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+    def draw(rng: Rng, pools: Pools, n: int) -> Columns:
         columns = {name: rng.integers(m, size=n).tolist() for name in "abcd"}
         return {**columns, "noise": pick(rng, pools, "noise", n)}
 

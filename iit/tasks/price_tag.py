@@ -13,7 +13,7 @@ import numpy as np
 
 from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.causal.task import by_name
-from iit.tasks.drawing import entries, pick
+from iit.tasks.drawing import Rng, entries, pick
 from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
@@ -101,7 +101,7 @@ def price_tag(terse: bool = True) -> Task:
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Bounds, and an amount that is between them in half of the rows, below in a quarter and above
     in a quarter.
 

@@ -14,7 +14,7 @@ import numpy as np
 from iit.causal import Columns, Inputs, Pools, Task
 from iit.causal.model import Mechanism
 from iit.tasks.data_file import lines
-from iit.tasks.drawing import entries
+from iit.tasks.drawing import Rng, entries
 from iit.tasks.hypotheses import hypotheses
 
 CELLS = ("top_right", "bottom_left", "bottom_right")
@@ -85,7 +85,7 @@ def pvr() -> Task:
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Four images each; every cell is pointed to in a third of the rows.
 
     Raises ValueError for an empty pool, and for one without a digit that points to one of the
