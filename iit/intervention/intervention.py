@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from iit.intervention import basis, gate, operation
 from iit.intervention.basis import Basis, Coordinates
 from iit.intervention.gate import All, Gate, SoftGate
-from iit.intervention.operation import Operation
+from iit.intervention.operation import Operation, Swap
 from iit.intervention.part import Part, fresh_part, joined_table, saved_config
 from iit.intervention.reversible import Reversible
 
@@ -20,7 +20,7 @@ PARTS: dict[str, type[Part]] = {
         *(basis.Identity, basis.Frame, basis.PrincipalComponents, basis.Autoencoder, Reversible),
         *(gate.All, gate.Subset, gate.Boundary, gate.SigmoidMask),
         *(
-            operation.Swap,
+            Swap,
             operation.Add,
             operation.Mean,
             operation.Zero,
@@ -51,6 +51,7 @@ class Intervention(nn.Module):
 
     Arguments:
         name: what it is called in configs, rows and prints.
+        gate, operation: by default all coordinates are swapped.
         blocks: {variable: number of coordinates}. A block is a run of coordinates that serves one
             variable and has its own source (no block of a transformer). The first coordinates are
             those of the first variable, and so on.
@@ -66,8 +67,8 @@ class Intervention(nn.Module):
         self,
         name: str,
         basis: Basis,
-        gate: Gate,
-        operation: Operation,
+        gate: Gate | None = None,
+        operation: Operation | None = None,
         *,
         blocks: Mapping[str, int] | None = None,
         kind: str = "edit",
@@ -75,8 +76,8 @@ class Intervention(nn.Module):
         super().__init__()
         self.name = name
         self.basis = basis
-        self.gate = gate
-        self.operation = operation
+        self.gate = gate or All()
+        self.operation = operation or Swap()
         self.kind = kind
         self._blocks = dict(blocks) if blocks is not None else None
         if self._blocks is not None and (
