@@ -136,8 +136,8 @@ class IIT(SideBySide):
             )
         edits = {**alignment.edits, **alignment.inert}
         # The alignment with its inert parts as further edits; the weights are the alignment's. In a
-        # dict it is not registered a second time.
-        self._edited = {"all": IntervenedModel(alignment.studied or alignment.network, edits)}
+        # tuple it is not registered a second time.
+        self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)
 
     def module_of(self, name: str) -> "IIT":
         """The network and the interventions."""
@@ -229,11 +229,12 @@ class IIT(SideBySide):
         active = {}
         flags = {part: self._flags(part, batch) for part in rows}
         idle = torch.zeros(len(batch["row"]), dtype=torch.bool)
-        for variable in self._edited["all"].variables:
+        (edited,) = self._edited
+        for variable in edited.variables:
             parts = [flags[part].get(variable, idle)[index] for part, index in rows.items()]
             active[variable] = torch.cat(parts)
         sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
-        logits = self._edited["all"].answer_logits(stacked(copies), sources, active)
+        logits = edited.answer_logits(stacked(copies), sources, active)
         predictions = {}
         by_part = logits.split(list(map(len, rows.values())))
         for (part, index), copy, part_logits in zip(rows.items(), copies, by_part, strict=True):
@@ -264,7 +265,7 @@ class IIT(SideBySide):
         All sources that some pair needs are run in one pass, each once. Inert parts read the source
         of the pair's first variable.
         """
-        edited, sources = self._edited["all"], batch["sources"]
+        (edited,), sources = self._edited, batch["sources"]
         is_read = torch.zeros(len(batch["row"]), dtype=torch.bool)
         for part, index in rows.items():
             # The behaviour reads no source.

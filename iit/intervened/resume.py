@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,8 +24,7 @@ from iit.network.structure import evaluating, few_tokens
 from iit.network.survey import Survey
 
 
-@dataclass(frozen=True)
-class Prefix:
+class Prefix(NamedTuple):
     """What earlier runs have left of a batch, before its suffixes.
 
     Arguments:

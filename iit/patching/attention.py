@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +34,7 @@ METRIC = "attention"
 """The figure of a map of attention."""
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Patterns:
+class Patterns(NamedTuple):
     """The attention weights of a batch.
 
     weights: (layer, head) → Tensor[batch, query, key]. Rows of real tokens sum to 1, those of

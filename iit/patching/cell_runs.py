@@ -6,7 +6,7 @@ Cells that differ in position or unit only share their batches.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -29,9 +29,7 @@ BEHIND = "behind"
 """The role of every token of a prompt from that position on."""
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class CellRows:
+class CellRows(NamedTuple):
     """The rows of one batch: each is one cell on one pair.
 
     cell: LongTensor[row], the number of each row's cell in its group.

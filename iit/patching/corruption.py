@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +31,7 @@ from iit.site import Site, resolve
 EMBEDDING = Site("embedding_output")
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Corruption:
+class Corruption(NamedTuple):
     """One draw of noise on the subject of each prompt.
 
     model: the network under the noise alone, an edit called "noise".
