@@ -130,8 +130,6 @@ def checked_rank(rank: int, width: int) -> int:
 
     Raises ValueError for a rank that is no whole number, below 1, or above the width.
     """
-    if width < 1:
-        raise ValueError(f"width={width}: a space needs at least one dimension.")
     # Integral, so that numpy's integers pass and 2.0 does not.
     if not isinstance(rank, Integral) or not 1 <= rank <= width:
         raise ValueError(

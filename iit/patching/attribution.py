@@ -254,14 +254,7 @@ def _at(network: nn.Module, cell: MapCell, values: Tensor, prompts: Batch) -> Te
     units = resolve(network, cell.site).units
     if units is not None:
         values = values[..., units]
-    if cell.unit is None:
-        return values
-    if not 0 <= cell.unit < values.shape[-1]:
-        raise ValueError(
-            f"There is no unit {cell.unit} at {cell.site}; it has units 0 to "
-            f"{values.shape[-1] - 1}."
-        )
-    return values[..., cell.unit : cell.unit + 1]
+    return values if cell.unit is None else values[..., [cell.unit]]
 
 
 def _whole(site: Site) -> Site:
