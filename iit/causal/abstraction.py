@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, product
 from operator import itemgetter
-from types import MappingProxyType
 from typing import Any
 
 from iit.causal.model import CausalModel, Mechanism
@@ -68,10 +67,8 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
     domains: list[Any] = list(map(model.domains.get, members))
     if None not in domains:
         domain = tuple(product(*domains))
-    if inputs:
-        return _without(model, stand_ins, taken_apart, inputs={name: domain})
-    merged = {name: _mechanism(outside, joint)}
-    return _without(model, stand_ins, taken_apart, mechanisms=merged, domains={name: domain})
+    mechanism = None if inputs else _mechanism(outside, joint)
+    return _without(model, stand_ins, taken_apart, (name, mechanism, domain))
 
 
 def marginalise(model: CausalModel, variable: str) -> CausalModel:
@@ -139,9 +136,7 @@ def _without(
     model: CausalModel,
     stand_ins: Mapping[str, Sequence[str]],
     completed: Callable[[PartialSetting], PartialSetting],
-    inputs: Mapping[str, Sequence[Any] | None] = MappingProxyType({}),
-    mechanisms: Mapping[str, Mechanism] = MappingProxyType({}),
-    domains: Mapping[str, Sequence[Any] | None] = MappingProxyType({}),
+    new: tuple[str, Mechanism | None, Sequence[Any] | None] | None = None,
 ) -> CausalModel:
     """The model without some variables.
 
@@ -149,10 +144,17 @@ def _without(
         model: the finer model.
         stand_ins: {removed variable: what its children read in its place}.
         completed: takes {stand-in: value}, and returns it with the values of the removed variables.
-        inputs, mechanisms, domains: of variables that are new.
+        new: name, mechanism (None for an input) and domain of a variable that is added.
     """
-    kept_inputs = {v: domain for v, domain in model.inputs.items() if v not in stand_ins}
-    new_mechanisms = dict(mechanisms)
+    inputs = {v: domain for v, domain in model.inputs.items() if v not in stand_ins}
+    mechanisms: dict[str, Mechanism] = {}
+    domains = dict(model.domains)
+    if new is not None:
+        name, mechanism, domain = new
+        if mechanism is None:
+            inputs[name] = domain
+        else:
+            mechanisms[name], domains[name] = mechanism, domain
     for variable, mechanism in model.mechanisms.items():
         if variable in stand_ins:
             continue
@@ -165,10 +167,10 @@ def _without(
                 list(dict.fromkeys(reads)),
                 lambda setting, v=variable: _computed(model, v, completed(setting)),
             )
-        new_mechanisms[variable] = mechanism
+        mechanisms[variable] = mechanism
     # The domains of computed variables.
-    known = {v: d for v, d in {**model.domains, **domains}.items() if v in new_mechanisms}
-    return CausalModel(kept_inputs | dict(inputs), new_mechanisms, model.output, model.name, known)
+    known = {v: domain for v, domain in domains.items() if v in mechanisms}
+    return CausalModel(inputs, mechanisms, model.output, model.name, known)
 
 
 def _mechanism(parents: Sequence[str], value: Callable[[PartialSetting], Any]) -> Mechanism:

@@ -197,10 +197,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
             f"{folder / CONFIG}: architecture={architecture!r} is none of {list(_ACTIVATIONS)}."
         )
 
-    names = set()
-    for key in ("activation_fn", "activation_fn_str"):
-        if config.get(key):
-            names.add(str(config[key]))
+    names = {str(config.get(key) or "") for key in ("activation_fn", "activation_fn_str")} - {""}
     supported = set().union(*_ACTIVATIONS.values())
     for name in names - supported:
         raise ValueError(
@@ -209,10 +206,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
         )
 
     options = config.get("activation_fn_kwargs") or {}
-    counts = set()
-    for keys in (config, options):
-        if keys.get("k") is not None:
-            counts.add(keys["k"])
+    counts = {config.get("k"), options.get("k")} - {None}
     # Up to version 5 a top-k could stand in the activation alone.
     if architecture == "standard" and names == {"topk"}:
         architecture = "topk"
