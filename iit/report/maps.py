@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -22,10 +23,25 @@ MetricLines = list[dict[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
+styled = rc_context(
+    {
+        "figure.constrained_layout.use": True,
+        "figure.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "image.aspect": "auto",
+        "image.interpolation": "nearest",
+        "image.origin": "lower",
+        "legend.frameon": False,
+        "errorbar.capsize": 2,
+    }
+)
+"""The style of all figures, as a decorator of the functions that draw them."""
 SHARES = ("iia", "probability", "attention", "task_accuracy", "accuracy")
 """Metrics that lie between 0 and 1."""
 
 
+@styled
 def heatmap(
     lines: Sequence[Line],
     *,
@@ -74,22 +90,14 @@ def heatmap(
     # In inches: room for the longest label of each column.
     width = max(1.4, max(0.34, 0.075 * longest) * len(columns))
     height = max(1.6, 0.2 * len(rows))
-    figure = Figure(figsize=(1.8 + width * len(grids), 1.3 + height), layout="constrained")
+    figure = Figure(figsize=(1.8 + width * len(grids), 1.3 + height))
     panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
 
     # At most about a dozen labels on the y axis.
     step = max(1, len(rows) // 12)
     for axes, name, grid in zip(panels, parts, grids, strict=True):
         hatch(axes)
-        axes.imshow(
-            grid,
-            origin="lower",
-            aspect="auto",
-            vmin=low,
-            vmax=high,
-            cmap=colours,
-            interpolation="nearest",
-        )
+        axes.imshow(grid, vmin=low, vmax=high, cmap=colours)
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
         axes.set_yticks(range(0, len(rows), step), list(map(str, rows[::step])))
         axes.set_xlabel(x)
@@ -114,10 +122,11 @@ def heatmap(
     bar_label = f"{metric.replace('_', ' ')} (n = {n})"
     figure.colorbar(panels[-1].images[0], ax=figure.axes, label=bar_label, extend=extend)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title)
     return figure
 
 
+@styled
 def curves(
     lines: Sequence[Line],
     *,
@@ -133,7 +142,7 @@ def curves(
     Raises:
         ValueError: for a metric that no line has.
     """
-    figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2))
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         table = _table(lines, metric)
@@ -169,7 +178,6 @@ def curves(
         axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
         if metric in SHARES:
             axes.set_ylim(-0.02, 1.02)
-        axes.spines[["top", "right"]].set_visible(False)
 
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(
@@ -177,11 +185,10 @@ def curves(
         names,
         loc="outside lower center",
         ncols=min(len(names), 2 * len(metrics)),
-        frameon=False,
         fontsize=8,
     )
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title)
     return figure
 
 
