@@ -3,7 +3,6 @@
 A folder holds `index.json` and safetensors, which are read when they are looked at.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from iit.intervened.saving import check_network, read_json, site_to_json
+from iit.intervened.saving import check_network, read_json, site_to_json, write_json
 from iit.intervened.stream import NAME
 from iit.network import Network
 from iit.site import Site
@@ -141,7 +140,7 @@ def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> 
         "inputs_sha256": captured.inputs_sha256,
         "sites": sites,
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, index)
 
 
 def mapped(path: Path, name: str = NAME) -> Tensor:

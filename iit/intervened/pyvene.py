@@ -106,7 +106,12 @@ def read_pyvene(
                 link = representation["key"]
             if link not in linked:
                 width = _unit_width(module, representation, site)
-                linked[link] = _intervention(folder, representation, width, subspaces)
+                state, dimension = (
+                    _state(folder, representation),
+                    representation["intervention_dimensions"],
+                )
+                kind = representation["kind"]
+                linked[link] = intervention_of(kind, state, dimension, width, subspaces)
             elif subspaces is not None:
                 raise ValueError(
                     "it has a subspace partition of the rotation of another one (link key "
@@ -121,7 +126,10 @@ def read_pyvene(
 
 
 def _representations(folder: Path, network: nn.Module) -> list[dict[str, Any]]:
-    """The fields of each representation, with those of `LISTS` and the `key` of its file."""
+    """The fields of each representation, with those of `LISTS`.
+
+    Beside them stand its `kind`, the name of the intervention's class, and the `key` of its file.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no folder that pyvene saved: config.json is missing.")
@@ -163,6 +171,7 @@ def _representations(folder: Path, network: nn.Module) -> list[dict[str, Any]]:
         layer = "" if "." in r["component"] else f"layer_{r['layer']}_"
         key = f"{layer}comp_{r['component']}_unit_{r['unit']}_nunit_{r['max_number_of_units']}"
         key = key.replace(".", "_")
+        r["kind"] = _class_name(r["intervention_types"])
         # Representations that are otherwise alike are numbered.
         r["key"] = f"{key}#{n_alike[key]}"
         n_alike[key] += 1
@@ -174,23 +183,12 @@ def _class_name(saved: str) -> str:
     return re.sub(r".*\.|'>$", "", saved)
 
 
-def _intervention(
-    folder: Path,
-    representation: Representation,
-    width: int | None,
-    subspaces: Mapping[str, list[int]] | None,
-) -> Intervention:
-    kind = _class_name(representation["intervention_types"])
-    constant = representation["intervention_constant_sources"]
-    state: dict[str, Any] = {}
-    # Only these have tensors; the files of others are not read.
-    if kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS):
-        state = _state(folder / f"intkey_{representation['key']}.bin")
-    dimension = representation["intervention_dimensions"]
-    return intervention_of(kind, state, dimension, width, subspaces)
-
-
-def _state(path: Path) -> dict[str, Any]:
+def _state(folder: Path, representation: Representation) -> dict[str, Any]:
+    """The saved tensors; {} for an intervention without any, whose file is not read."""
+    kind, constant = representation["kind"], representation["intervention_constant_sources"]
+    if kind not in DISTRIBUTED and not (constant and kind in HOLDS_TENSORS):
+        return {}
+    path = folder / f"intkey_{representation['key']}.bin"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent} is no whole save of pyvene: {path.name} is missing."
@@ -236,8 +234,7 @@ def _site(
         )
 
     # pyvene rotates all n positions of a representation as one vector.
-    kind = _class_name(representation["intervention_types"])
-    joint = kind in DISTRIBUTED and n > 1 and not by_head
+    joint = representation["kind"] in DISTRIBUTED and n > 1 and not by_head
     indices: Any = position if hasattr(position, "__len__") else ()
     if joint and not isinstance(position, str) and len(indices) != n:
         raise ValueError(

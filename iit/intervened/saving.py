@@ -59,7 +59,7 @@ def write_save(folder: Path, saved: SaveContent) -> None:
     save_file(tensors, folder / WEIGHTS)
 
     if saved.record is not None:
-        _write_json(folder / RECORD, saved.record)
+        write_json(folder / RECORD, saved.record)
     edits = []
     for key, edit in saved.edits.items():
         variable = key
@@ -74,7 +74,7 @@ def write_save(folder: Path, saved: SaveContent) -> None:
         "edits": edits,
         "interventions": descriptions,
     }
-    _write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
 
 
 def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveContent:
@@ -235,7 +235,8 @@ def edit_from_json(record: Mapping[str, Any], intervention: Intervention) -> Edi
     return Edit(sites, intervention, source_sites, record["joint"])
 
 
-def _write_json(path: Path, content: Json) -> None:
+def write_json(path: Path, content: Json) -> None:
+    """Write a JSON object. Raises ValueError for values that JSON lacks."""
     try:
         # NaN and infinity are no JSON.
         text = json.dumps(content, indent=2, allow_nan=False)
