@@ -15,7 +15,12 @@ import torch
 from torch import nn
 
 from iit.intervened.edit import Edit, Variable
-from iit.intervened.pyvene_interventions import DISTRIBUTED, HOLDS_TENSORS, intervention_of
+from iit.intervened.pyvene_interventions import (
+    DISTRIBUTED,
+    HOLDS_TENSORS,
+    Subspaces,
+    intervention_of,
+)
 from iit.intervention import Intervention
 from iit.network import Network
 from iit.network.components import blocks_of
@@ -293,7 +298,7 @@ def _unit_width(network: nn.Module, representation: Representation, site: Site) 
     return width // len(site.heads)
 
 
-def _subspaces(partition: Any, name: VariableNames) -> dict[str, list[int]] | None:
+def _subspaces(partition: Any, name: VariableNames) -> Subspaces:
     """{name: columns of the rotation}; a pair of numbers is a range of columns.
 
     Raises ValueError for names that do not fit the partition.

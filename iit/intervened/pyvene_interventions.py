@@ -22,6 +22,8 @@ from iit.intervention import (
     ZeroIntervention,
 )
 
+Subspaces = Mapping[str, list[int]] | None
+"""{variable: columns of the rotation}; None without a partition."""
 # Interventions that rotate.
 DISTRIBUTED = ("RotatedSpaceIntervention", "LowRankRotatedSpaceIntervention")
 HOLDS_TENSORS = {
@@ -54,7 +56,7 @@ def intervention_of(
     state: Mapping[str, Any],
     dimension: Any,
     width: int | None,
-    subspaces: Mapping[str, list[int]] | None,
+    subspaces: Subspaces,
 ) -> Intervention:
     """The intervention that pyvene's class `kind` stands for.
 
@@ -119,9 +121,7 @@ def intervention_of(
         return HOLDS_TENSORS[kind](vector.flatten())
 
 
-def _rotated(
-    frame: Float[Tensor, "width rank"], subspaces: Mapping[str, list[int]] | None
-) -> Intervention:
+def _rotated(frame: Float[Tensor, "width rank"], subspaces: Subspaces) -> Intervention:
     width, rank = frame.shape
     if subspaces is not None:
         chosen = list(chain.from_iterable(subspaces.values()))

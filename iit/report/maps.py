@@ -15,6 +15,8 @@ from iit.result import Row
 
 Line = Row | Mapping[str, Any]
 """A line of a table: a row, or a mapping of its columns."""
+Labels = Mapping[Any, str] | None
+"""{role or token index: an example of its token}, which stands below the name."""
 MetricLines = list[dict[str, Any]]
 """The lines of one metric, as mappings of their columns."""
 
@@ -49,7 +51,7 @@ def heatmap(
     x: str = "position",
     y: str = "layer",
     panel: str | None = None,
-    labels: Mapping[Any, str] | None = None,
+    labels: Labels = None,
     centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
@@ -196,7 +198,7 @@ def map_figure(
     lines: Sequence[Line],
     *,
     metric: str,
-    labels: Mapping[Any, str] | None = None,
+    labels: Labels = None,
     centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
@@ -236,9 +238,7 @@ def map_figure(
     return curves(table, x="layer", metrics=[metric], series="component", title=title)
 
 
-def _head_panel(
-    table: MetricLines, several: Sequence[str], labels: Mapping[Any, str] | None
-) -> str | None:
+def _head_panel(table: MetricLines, several: Sequence[str], labels: Labels) -> str | None:
     """The column that has a panel for each value, in a figure of layer × head.
 
     A component without heads, beside one that has them, becomes a column of its own among the
@@ -318,7 +318,7 @@ def _grid(
     return grid
 
 
-def _label(value: Any, labels: Mapping[Any, str] | None = None) -> str:
+def _label(value: Any, labels: Labels = None) -> str:
     name = str(value)
     if value is None:
         name = "all"
