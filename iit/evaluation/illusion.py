@@ -22,14 +22,12 @@ from iit.evaluation.subspace import subspaces
 from iit.intervened import Edit, IntervenedModel
 from iit.intervened.edit import Variable, variables_of
 from iit.intervention import (
-    All,
     Identity,
     Intervention,
     LambdaIntervention,
     PrincipalComponents,
     SigmoidMask,
 )
-from iit.intervention.operation import Swap
 from iit.result import logit_difference
 from iit.site import Site, resolve
 
@@ -312,9 +310,9 @@ def _fixed(name: str, vectors: Float[Tensor, "width rank"]) -> Intervention:
         mask = SigmoidMask(width)
         # A mask is open where it is above 0.
         nn.init.constant_(mask.mask, -1.0)
-        return Intervention(name, Identity(width), mask, Swap()).requires_grad_(False)
+        return Intervention(name, Identity(width), mask).requires_grad_(False)
     basis = PrincipalComponents(width, rank)
     # Marked as fitted, the basis is not set by activations later on.
     basis.frame.copy_(vectors)
     basis.fitted.fill_(True)
-    return Intervention(name, basis, All(), Swap())
+    return Intervention(name, basis)

@@ -188,17 +188,7 @@ class Intervention(nn.Module):
         high = base.to(self._precision(base))
         coordinates = self.basis.ready()
         old = coordinates.encode(high)
-        if self._blocks is None:
-            assert not isinstance(source, Mapping)
-            source_coordinates = (
-                None if source is None else coordinates.encode(source.to(high.dtype))
-            )
-            target = self.operation(old, source_coordinates, high)
-        else:
-            # Each block has its own source, so there is no one set of source coordinates.
-            target = self._blockwise(
-                old, high, source if isinstance(source, Mapping) else {}, active, coordinates
-            )
+        target = self._target(old, high, source, active, coordinates)
 
         weights = self.gate()
         # lerp is exact at 0 and 1, also where base and target differ by orders of magnitude.
@@ -231,24 +221,25 @@ class Intervention(nn.Module):
             torch.promote_types(base.dtype, torch.float32),
         )
 
-    def _blockwise(
+    def _target(
         self,
         old: Tensor,
         high: Tensor,
-        source: Mapping[str, Tensor],
+        source: SourceActivations,
         active: ActiveExamples,
         coordinates: Coordinates,
     ) -> Tensor:
-        """Target coordinates, Tensor[batch, position, n], where each block has its own source."""
-        assert self._blocks is not None
+        """Target coordinates, Tensor[batch, position, n]; each block has its own source."""
+        sources = source if isinstance(source, Mapping) else {"": source}
         flags = active if isinstance(active, Mapping) else {}
-        # The blocks lie one after another.
-        sizes = list(self._blocks.values())
+        # The blocks lie one after another. Without blocks all coordinates are one.
+        blocks = self._blocks or {"": old.shape[-1]}
+        sizes = list(blocks.values())
         parts = list(old.split(sizes, -1))
-        for number, block in enumerate(self._blocks):
-            source_part = None
-            if block in source:
-                encoded = coordinates.encode(source[block].to(high.dtype))
+        for number, block in enumerate(blocks):
+            source_part, source_of_block = None, sources.get(block)
+            if source_of_block is not None:
+                encoded = coordinates.encode(source_of_block.to(high.dtype))
                 source_part = encoded.split(sizes, -1)[number]
             elif self.operation.needs_source:
                 # Coordinates of an inactive block without a source stay as they are.
