@@ -31,11 +31,13 @@ from iit.intervention import (
 from iit.result import logit_difference
 from iit.site import Site, resolve
 
+Spaces = dict[str, Tensor]
+"""{variable: orthonormal columns, Tensor[width, n]}"""
 VARIANCE = 0.999
 """The share of natural activations' variance that the space of their variation holds."""
 
 
-def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[str, Alignment]:
+def split_by_reading(alignment: Alignment, read: Spaces) -> dict[str, Alignment]:
     """The same sites, each swapping one part of the trained subspace.
 
     Q holds the columns that a variable's edit swaps. P projects on the space that is read behind
@@ -64,7 +66,7 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
     References:
         arXiv 2311.17030.
     """
-    parts: dict[str, dict[str, Tensor]] = {"read_part": {}, "null_part": {}}
+    parts: dict[str, Spaces] = {"read_part": {}, "null_part": {}}
     frames = subspaces(alignment)
     for variable, space in read.items():
         # [width, rank]
@@ -81,7 +83,7 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
 
 def read_spaces(
     alignment: Alignment, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64
-) -> dict[str, Tensor]:
+) -> Spaces:
     """The space that is read behind each edit (`read_space`), {variable: Tensor[width, n]}.
 
     An edit is left out if these pairs interchange none of its variables. For an edit with several
@@ -137,7 +139,7 @@ def read_spaces(
 
 def spans(
     alignment: Alignment, pairs: EncodedPairs, training: EncodedPairs | None, batch_size: int
-) -> dict[str, dict[str, Tensor]]:
+) -> dict[str, Spaces]:
     """Two spaces at each variable's sites, as {name: {variable: columns}}.
 
     "natural" is the space in which the activations of the training pairs vary. "read" is the space
@@ -292,7 +294,7 @@ def _readout(
     return torch.where(difference.isnan(), likely, difference)
 
 
-def swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
+def swapping(alignment: Alignment, spans: Spaces) -> Alignment:
     """The alignment's edits, each variable's with fixed columns of its own."""
     edits = {}
     for variable, edit in edits_of(alignment).items():

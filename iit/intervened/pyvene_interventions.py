@@ -5,7 +5,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
@@ -21,6 +20,7 @@ from iit.intervention import (
     VanillaIntervention,
     ZeroIntervention,
 )
+from iit.intervention.basis import Vectors
 
 Subspaces = Mapping[str, list[int]] | None
 """{variable: columns of the rotation}; None without a partition."""
@@ -121,7 +121,7 @@ def intervention_of(
         return HOLDS_TENSORS[kind](vector.flatten())
 
 
-def _rotated(frame: Float[Tensor, "width rank"], subspaces: Subspaces) -> Intervention:
+def _rotated(frame: Vectors, subspaces: Subspaces) -> Intervention:
     width, rank = frame.shape
     if subspaces is not None:
         chosen = list(chain.from_iterable(subspaces.values()))
@@ -145,7 +145,7 @@ def _rotated(frame: Float[Tensor, "width rank"], subspaces: Subspaces) -> Interv
     return intervention
 
 
-def _rotation(state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
+def _rotation(state: Mapping[str, Any]) -> Vectors:
     """R of x ↦ xR, from what torch's `orthogonal` keeps of it: Tensor[width, rank].
 
     Raises ValueError for weights that are damaged, or whose columns are not orthonormal.

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from iit.intervention.part import Part, checked_rank
 from iit.intervention.precision import widened
 
+Vectors = Float[Tensor, "width rank"]
+"""Vectors as columns."""
+Square = Float[Tensor, "rank rank"]
 WORST_CONDITION = 1e5
 """The largest ratio of singular values that a frame's parameter may have."""
 BENT_CONDITION = 1e3
@@ -114,7 +117,7 @@ class Frame(Basis):
         frame, _ = torch.linalg.qr(torch.randn(width, rank))
         self.weight = nn.Parameter(frame)
 
-    def vectors(self) -> Float[Tensor, "width rank"]:
+    def vectors(self) -> Vectors:
         """Q, with columns that are orthonormal to 1e-6, in single precision at least."""
         with torch.autocast(self.weight.device.type, enabled=False):
             weight = widened(self.weight)
@@ -127,7 +130,7 @@ class Frame(Basis):
 
             return vectors if self.weight.dtype == torch.float64 else vectors.float()
 
-    def _triangle(self, weight: Float[Tensor, "width rank"]) -> Float[Tensor, "rank rank"]:
+    def _triangle(self, weight: Vectors) -> Square:
         """R such that A·R⁻¹ is close to orthonormal.
 
         Raises ValueError when A is nearly rank-deficient.
@@ -336,7 +339,7 @@ class Autoencoder(Basis):
         return Coordinates(encode, lambda h, old, new: h + (new - old) @ self.decoder)
 
 
-def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "width rank"]:
+def leading(activations: Float[Tensor, "n width"], rank: int) -> Vectors:
     """The directions of greatest variance of activations that are centred, but not standardised.
 
     At the whole width, directions in which the activations do not vary complete the basis, in no
@@ -362,20 +365,18 @@ def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "
     return torch.linalg.svd(centred, full_matrices=few)[2][:rank].T.contiguous()
 
 
-def _upper_factor(gram: Float[Tensor, "rank rank"]) -> tuple[Float[Tensor, "rank rank"], bool]:
+def _upper_factor(gram: Square) -> tuple[Square, bool]:
     """(R with RᵀR = gram, whether there is no such R)."""
     factor, info = torch.linalg.cholesky_ex(gram)
     return factor.mT, bool(info)
 
 
-def _solved(
-    columns: Float[Tensor, "width rank"], triangle: Float[Tensor, "rank rank"]
-) -> Float[Tensor, "width rank"]:
+def _solved(columns: Vectors, triangle: Square) -> Vectors:
     """columns · R⁻¹."""
     return torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
 
 
-def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
+def _condition(triangle: Square) -> float:
     """An upper bound of R's condition number.
 
     Where that bound is above `WORST_CONDITION`, the condition number itself is returned.
@@ -392,5 +393,5 @@ def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
     return float(values[0] / values[-1])
 
 
-def _linear(frame: Float[Tensor, "width rank"]) -> Coordinates:
+def _linear(frame: Vectors) -> Coordinates:
     return Coordinates(lambda h: h @ frame, lambda h, old, new: h + (new - old) @ frame.T)

@@ -11,10 +11,10 @@ from iit.intervention import basis, gate, operation
 from iit.intervention.basis import Basis, Coordinates
 from iit.intervention.gate import All, Gate, SoftGate
 from iit.intervention.operation import Operation, Swap
-from iit.intervention.part import Part, fresh_part, joined_table, saved_config
+from iit.intervention.part import Part, Types, fresh_part, joined_table, saved_config
 from iit.intervention.reversible import Reversible
 
-PARTS: dict[str, type[Part]] = {
+PARTS: Types = {
     part.__name__: part
     for part in (
         *(basis.Identity, basis.Frame, basis.PrincipalComponents, basis.Autoencoder, Reversible),
@@ -313,7 +313,7 @@ class Intervention(nn.Module):
         }
 
     @property
-    def custom_parts(self) -> dict[str, type[Part]]:
+    def custom_parts(self) -> Types:
         """The classes of its parts that are not in `PARTS`, by name.
 
         These have to be given to `from_config` as `types`.

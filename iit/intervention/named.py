@@ -23,6 +23,7 @@ from iit.intervention.operation import (
     LowRankUpdate,
     Mean,
     Noise,
+    Vector,
     Zero,
 )
 from iit.intervention.reversible import Reversible
@@ -65,15 +66,13 @@ def ZeroIntervention(width: int | None = None) -> Intervention:
     return Intervention("ZeroIntervention", Identity(width), operation=Zero())
 
 
-def MeanIntervention(
-    vector: Float[Tensor, " width"] | None = None, width: int | None = None
-) -> Intervention:
+def MeanIntervention(vector: Vector | None = None, width: int | None = None) -> Intervention:
     """h' = vector; without a vector, the mean of the source's positions."""
     return Intervention("MeanIntervention", _identity(vector, width), operation=Mean(vector))
 
 
 def AdditionIntervention(
-    vector: Float[Tensor, " width"] | None = None, width: int | None = None, scale: float = 1.0
+    vector: Vector | None = None, width: int | None = None, scale: float = 1.0
 ) -> Intervention:
     """h' = h + scale·vector; without a vector, h + scale·s."""
     return Intervention(
@@ -82,7 +81,7 @@ def AdditionIntervention(
 
 
 def SubtractionIntervention(
-    vector: Float[Tensor, " width"] | None = None, width: int | None = None, scale: float = 1.0
+    vector: Vector | None = None, width: int | None = None, scale: float = 1.0
 ) -> Intervention:
     """h' = h − scale·vector; without a vector, h − scale·s."""
     return Intervention(

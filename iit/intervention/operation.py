@@ -5,9 +5,13 @@ from collections.abc import Callable
 from typing import Any, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.intervention.part import Part, checked_rank
+
+Vector = Float[Tensor, " width"]
+"""One vector of an activation's width."""
 
 
 class Operation(Part):

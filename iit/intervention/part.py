@@ -32,9 +32,11 @@ class Part(nn.Module, ABC):
 
 
 Kind = TypeVar("Kind", bound=Part)
+Types = Mapping[str, type[Part]]
+"""{class name: class}, of parts."""
 
 
-def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
+def saved_config(part: Part, table: Types) -> dict[str, Any]:
     """The config of a part, for a saved file.
 
     Arguments:
@@ -72,9 +74,7 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
     return config
 
 
-def joined_table(
-    table: Mapping[str, type[Part]], types: Mapping[str, Any]
-) -> dict[str, type[Part]]:
+def joined_table(table: Types, types: Mapping[str, Any]) -> Types:
     """The table with a user's own parts.
 
     Raises ValueError for a name that both have, and for what is no part.
@@ -92,9 +92,7 @@ def joined_table(
     return {**table, **types}
 
 
-def fresh_part(
-    part_class: type[Kind], config: Mapping[str, Any], table: Mapping[str, type[Part]]
-) -> Kind:
+def fresh_part(part_class: type[Kind], config: Mapping[str, Any], table: Types) -> Kind:
     """A fresh part, made from its config: the inverse of `Part.config`, but for the weights.
 
     Arguments:

@@ -26,7 +26,7 @@ from iit.patching.contrast import (
     contrast_of,
     module_of,
 )
-from iit.patching.effects import Effects
+from iit.patching.effects import Effects, TableLines
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
 from iit.site import Site
 
@@ -56,7 +56,7 @@ class Patterns(NamedTuple):
             weights[f"{layer}.{head}"] = of_head[row, :n, :n].float().cpu().numpy()
         return weights
 
-    def table(self, row: int) -> list[dict[str, Any]]:
+    def table(self, row: int) -> TableLines:
         """A line for each head, query and key of one prompt.
 
         Columns: layer, head, query, key (numbers of tokens), query_token, key_token (their texts),

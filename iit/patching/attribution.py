@@ -41,6 +41,9 @@ from iit.patching.metric import (
 )
 from iit.site import Site, resolve
 
+SiteTensors = dict[Site, Tensor]
+"""{site: Tensor[pair, position, width]}"""
+
 
 def attribute(
     network: AnyNetwork,
@@ -146,14 +149,12 @@ class _PairRuns:
         self._bases = prepare(contrast.module, prompts_of(self.base))
         self._sources = prepare(contrast.module, prompts_of(self.source))
 
-    def run(
-        self, batch: EncodedBatch, share: float | None = None
-    ) -> tuple[Tensor, dict[Site, Tensor]]:
+    def run(self, batch: EncodedBatch, share: float | None = None) -> tuple[Tensor, SiteTensors]:
         """The logits, Tensor[pair, n_answer, vocab], and the activations at the sites.
 
         share: how far the token embeddings are on the way to the source's.
         """
-        activations: dict[Site, Tensor] = {}
+        activations: SiteTensors = {}
 
         def note(site: Site, activation: Tensor) -> Tensor:
             # The parameters are frozen: the first site on the way has to start the graph itself.
@@ -181,8 +182,8 @@ class _PairRuns:
         metrics: Mapping[str, Metric],
         steps: int | None,
         logits: Tensor,
-        activations: Mapping[Site, Tensor],
-    ) -> dict[str, dict[Site, Tensor]]:
+        activations: SiteTensors,
+    ) -> dict[str, SiteTensors]:
         """∂metric/∂activation, {metric: {site: Tensor[pair, position, width]}}.
 
         It is taken at the base, or is the mean over the steps on the way to the source.
@@ -192,7 +193,7 @@ class _PairRuns:
         plain = logits.detach()
         answers = self._contrast.answers(self._rows, plain)
         n_steps = steps or 1
-        total: dict[str, dict[Site, Tensor]] = {name: {} for name in metrics}
+        total: dict[str, SiteTensors] = {name: {} for name in metrics}
         for step in range(n_steps):
             with torch.enable_grad():
                 if steps is not None:
@@ -218,9 +219,9 @@ class _PairRuns:
     def changes(
         self,
         cell: MapCell,
-        of_base: Mapping[Site, Tensor],
-        of_source: Mapping[Site, Tensor],
-        gradients: Mapping[str, Mapping[Site, Tensor]],
+        of_base: SiteTensors,
+        of_source: SiteTensors,
+        gradients: Mapping[str, SiteTensors],
     ) -> Figures:
         """The estimated change of each pair, {metric: float[pair]}.
 

@@ -10,6 +10,9 @@ from iit.patching.grid import MapCell
 from iit.patching.metric import METRICS, NORMALISED, SHARE_METRICS, Figures
 from iit.result import Interval, Row, clustered_interval
 
+TableLines = list[dict[str, Any]]
+"""The lines of a table, as {column: value}."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -95,7 +98,7 @@ class Effects:
         self.of(metric)  # refuses what it cannot give
         return 0.0 if metric.startswith(NORMALISED) else float(np.nanmean(self.unedited[metric]))
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> TableLines:
         """A line for each cell and metric.
 
         Columns: component, layer, head, position, unit, method, metric, value, low, high, n.

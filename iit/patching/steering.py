@@ -10,14 +10,15 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from iit.batch import IGNORED
 from iit.intervened import IntervenedModel, capture
 from iit.intervention import Frame, Intervention, LambdaIntervention
+from iit.intervention.operation import Vector
 from iit.network import LanguageModel
 from iit.patching.contrast import AnyNetwork, EncodedBatch
+from iit.patching.effects import TableLines
 from iit.patching.metric import Figures
 from iit.result import Interval, Row, clustered_interval
 from iit.site import Site
@@ -64,7 +65,7 @@ class Steered:
         """What is measured, the effects first."""
         return (*(name for name in self.values if name != LOSS), "perplexity")
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> TableLines:
         """A line for each point and metric: method, strength, metric, value, low, high, n."""
         lines = []
         for (point, (method, strength)), metric in product(enumerate(self.points), self.metrics):
@@ -92,7 +93,7 @@ class Steered:
             rows.append(Row(**common | line))
         return rows
 
-    def generations(self) -> list[dict[str, Any]]:
+    def generations(self) -> TableLines:
         """A line for each point and prompt: method, strength, prompt, text, and its figures."""
         lines = []
         for point, (method, strength) in enumerate(self.points):
@@ -233,7 +234,7 @@ def contains(words: Sequence[str]) -> Effect:
 
 def difference_of_means(
     network: AnyNetwork, towards: EncodedBatch, away: EncodedBatch, site: Site
-) -> Float[Tensor, " width"]:
+) -> Vector:
     """mean of h over `towards` − mean of h over `away`, at every token that the site names.
 
     Arguments:
@@ -265,9 +266,7 @@ def difference_of_means(
     return means[0] - means[1]
 
 
-def frame_direction(
-    intervention: Intervention, along: Float[Tensor, " width"]
-) -> Float[Tensor, " width"]:
+def frame_direction(intervention: Intervention, along: Vector) -> Vector:
     """The direction of a trained frame Q that points along a vector v, with the length of v.
 
     ‖v‖ · QQᵀv / ‖QQᵀv‖; of rank 1, ±Q
@@ -287,7 +286,7 @@ def frame_direction(
     return part * (along.norm() / part.norm())
 
 
-def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> list[Tensor]:
+def random_directions(like: Vector, n: int, seed: int = 0) -> list[Tensor]:
     """Directions of the same norm, uniformly random, as a control."""
     # Gaussian vectors point in all directions alike; only their length has to be set.
     generator = torch.Generator().manual_seed(seed)

@@ -15,10 +15,13 @@ _REFERENCES = (
     ("random_subspace", "random subspace", "dotted"),
 )
 
+Series = dict[str, list[tuple[int, float]]]
+"""{metric: its (step, value)}"""
 
-def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+
+def read_log(path: str | Path) -> Series:
     """The series of a Lightning CSV log, metric → [(step, value), …], without blanks."""
-    series: dict[str, list[tuple[int, float]]] = {}
+    series: Series = {}
     with Path(path).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
