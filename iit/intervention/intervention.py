@@ -49,6 +49,9 @@ class Intervention(nn.Module):
     is computed in fp32, or in fp64 for an activation in fp64. The new activation has the dtype of
     the base.
 
+    Attributes:
+        block_sizes: {variable: number of coordinates}; None where the edit has one variable.
+
     Arguments:
         name: what it is called in configs, rows and prints.
         gate, operation: by default all coordinates are swapped.
@@ -79,14 +82,15 @@ class Intervention(nn.Module):
         self.gate = gate or All()
         self.operation = operation or Swap()
         self.kind = kind
-        self._blocks = dict(blocks) if blocks is not None else None
-        if self._blocks is not None and (
-            min(self._blocks.values(), default=0) < 1 or sum(self._blocks.values()) != basis.rank
-        ):
-            raise ValueError(
-                f"Blocks {self._blocks} must each have at least one coordinate and fill the "
-                f"basis's {basis.rank}."
-            )
+        self.block_sizes = None
+        if blocks is not None:
+            sizes = blocks.values()
+            if min(sizes, default=0) < 1 or sum(sizes) != basis.rank:
+                raise ValueError(
+                    f"Blocks {blocks} must each have at least one coordinate and fill the basis's "
+                    f"{basis.rank}."
+                )
+            self.block_sizes = dict(blocks)
 
     @property
     def width(self) -> int | None:
@@ -116,12 +120,7 @@ class Intervention(nn.Module):
     @property
     def blocks(self) -> tuple[str, ...] | None:
         """The variables that blocks of coordinates serve; None where the edit has one variable."""
-        return None if self._blocks is None else tuple(self._blocks)
-
-    @property
-    def block_sizes(self) -> dict[str, int] | None:
-        """{variable: number of coordinates} of the blocks; None where the edit has one variable."""
-        return None if self._blocks is None else dict(self._blocks)
+        return None if self.block_sizes is None else tuple(self.block_sizes)
 
     def complement(self) -> "Intervention":
         """The interchange of everything that this one leaves: h' = s + Q(Qᵀh − Qᵀs) for a frame Q.
@@ -207,7 +206,7 @@ class Intervention(nn.Module):
             # examples come from `unedited`.
             edited = torch.where(active.view(-1, 1, 1), edited, unedited)
         # An example in which no block is active comes back bit by bit.
-        elif active is not None and set(active) == set(self._blocks or ()):
+        elif active is not None and set(active) == set(self.block_sizes or ()):
             edited = torch.where(
                 torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base
             )
@@ -233,7 +232,7 @@ class Intervention(nn.Module):
         sources = source if isinstance(source, Mapping) else {"": source}
         flags = active if isinstance(active, Mapping) else {}
         # The blocks lie one after another. Without blocks all coordinates are one.
-        blocks = self._blocks or {"": old.shape[-1]}
+        blocks = self.block_sizes or {"": old.shape[-1]}
         sizes = list(blocks.values())
         parts = list(old.split(sizes, -1))
         for number, block in enumerate(blocks):
@@ -258,7 +257,7 @@ class Intervention(nn.Module):
             )
 
         tensors, needed = {}, {"source"}
-        if self._blocks is None:
+        if self.block_sizes is None:
             if isinstance(source, Mapping) or isinstance(active, Mapping):
                 raise ValueError(f"{self} has no blocks: its source and `active` are tensors.")
             if source is not None:
@@ -267,19 +266,19 @@ class Intervention(nn.Module):
             if isinstance(source, Tensor) or isinstance(active, Tensor):
                 raise ValueError(
                     f"{self} has blocks: source and `active` are given as {{block: tensor}} for "
-                    f"{list(self._blocks)}."
+                    f"{list(self.block_sizes)}."
                 )
 
             tensors, flags = dict(source or {}), dict(active or {})
-            unknown = sorted((set(tensors) | set(flags)) - set(self._blocks))
+            unknown = sorted((set(tensors) | set(flags)) - set(self.block_sizes))
             if unknown:
                 raise ValueError(
-                    f"{self} has no block {unknown}; its blocks are {list(self._blocks)}."
+                    f"{self} has no block {unknown}; its blocks are {list(self.block_sizes)}."
                 )
 
             # Only a block that is inactive in every example may lack a source.
             inactive = {block for block, flag in flags.items() if not bool(flag.any())}
-            needed = set(self._blocks) - inactive
+            needed = set(self.block_sizes) - inactive
 
         missing = sorted(needed - set(tensors))
         if missing and self.operation.needs_source:
@@ -308,7 +307,7 @@ class Intervention(nn.Module):
         return {
             "type": self.name,
             **{name: saved_config(part, PARTS) for name, part in self._parts()},
-            "blocks": self._blocks,
+            "blocks": self.block_sizes,
             "kind": self.kind,
         }
 
@@ -352,8 +351,8 @@ class Intervention(nn.Module):
     def __repr__(self) -> str:
         # A rank that equals the width says nothing.
         shape = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
-        if self._blocks is not None:
-            shape["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]
+        if self.block_sizes is not None:
+            shape["blocks"] = self.block_sizes  # pyright: ignore[reportArgumentType]
         kind = ".complement" if self.kind == "complement" else ""
         shown = ", ".join(f"{key}={value}" for key, value in shape.items() if value is not None)
         return f"{self.name}{kind}({shown})"

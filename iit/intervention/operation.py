@@ -57,7 +57,7 @@ class _WithVector(Operation):
 
     def __init__(self, vector: Tensor | None = None, width: int | None = None, **arguments: Any):
         if vector is not None:
-            vector = torch.as_tensor(vector, dtype=torch.float32)
+            vector = torch.as_tensor(vector, dtype=torch.float32).clone()
             if vector.ndim != 1:
                 raise ValueError(
                     f"A vector has one dimension, its width; got shape {tuple(vector.shape)}."
@@ -69,8 +69,9 @@ class _WithVector(Operation):
             width = len(vector)
         super().__init__(width=width, **arguments)
         self.needs_source = width is None
-        zeros = None if width is None else torch.zeros(width)
-        self.register_buffer("vector", zeros if vector is None else vector.clone())
+        if vector is None and width is not None:
+            vector = torch.zeros(width)
+        self.register_buffer("vector", vector)
         self.vector: Tensor | None
 
     def _value(self, source: Tensor | None) -> Tensor:
