@@ -84,9 +84,9 @@ def SubtractionIntervention(
     vector: Vector | None = None, width: int | None = None, scale: float = 1.0
 ) -> Intervention:
     """h' = h − scale·vector; without a vector, h − scale·s."""
-    return Intervention(
-        "SubtractionIntervention", _identity(vector, width), operation=Add(vector, scale=-scale)
-    )
+    intervention = AdditionIntervention(vector, width, -scale)
+    intervention.name = "SubtractionIntervention"
+    return intervention
 
 
 def NoiseIntervention(scale: float, seed: int = 0, width: int | None = None) -> Intervention:

@@ -55,14 +55,11 @@ class ActivationReader:
         together: list[Site] = []
         size = 0
         for site in dict.fromkeys([*sites, *following]):
-            width = resolve(module, site).width
-            n_positions = columns(site, prompts).n_positions
-            if width is None or n_positions is None:
-                # Only a run can tell the size, so the site takes all that is left.
-                size += self._budget
-            else:
-                # Four bytes for each number, as in fp32.
-                size += prompts.size * n_positions * width * 4
+            # Where only a run can tell the size, the site takes all that is left.
+            width = resolve(module, site).width or self._budget
+            n_positions = columns(site, prompts).n_positions or self._budget
+            # Four bytes for each number, as in fp32.
+            size += prompts.size * n_positions * width * 4
             if size > self._budget and site not in sites:
                 break
             together.append(site)

@@ -69,11 +69,10 @@ class Contrast:
                     f"The {name} has no `answer`; encode it with `answers=`, each prompt's own."
                 )
         base_answer, label = base["answer"], source["answer"]
-        if not len(base_answer):
-            raise ValueError("There is no pair: the batches have no rows.")
-        if len(base_answer) != len(label):
+        if not 0 < len(base_answer) == len(label):
             raise ValueError(
-                f"{len(base_answer)} bases and {len(label)} sources: they must be paired."
+                f"{len(base_answer)} bases and {len(label)} sources: they must be paired, and at "
+                "least one."
             )
         prompts = prompts_of(base), prompts_of(source)
         return cls(network, *prompts, label, base_answer, prompt_numbers(base))

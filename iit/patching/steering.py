@@ -19,6 +19,7 @@ from iit.intervention.operation import Vector
 from iit.network import LanguageModel
 from iit.patching.contrast import AnyNetwork, EncodedBatch
 from iit.patching.effects import TableLines
+from iit.patching.grid import MapCell
 from iit.patching.metric import Figures
 from iit.result import Interval, Row, clustered_interval
 from iit.site import Site
@@ -78,8 +79,9 @@ class Steered:
 
         The strength is the draw.
         """
-        names = ("component", "layer", "head", "position")
-        common: dict[str, Any] = dict.fromkeys(("variable", "seed", "rank", "task", *names))
+        columns = MapCell(site).coordinates()
+        del columns["unit"]
+        common: dict[str, Any] = dict.fromkeys(("variable", "seed", "rank", "task", *columns))
         common |= {"subset": "all"} | facts
 
         rows = []
@@ -89,7 +91,7 @@ class Steered:
                 # A run without an edit is of no site, and has no strength.
                 line |= {"method": None, "control": NO_INTERVENTION, "draw": None}
             else:
-                line |= {name: getattr(site, name) for name in names} | {"control": None}
+                line |= columns | {"control": None}
             rows.append(Row(**common | line))
         return rows
 
