@@ -265,7 +265,7 @@ def _compared(
         columns["interchanged"] = [list(compress(targets, row)) for row in is_held]
     for target, rows in drawn.source.items():
         # An intervention that does not hold the target has no source for it.
-        written: list[Any] = [None] * n
+        written = [None] * n
         source_answers = written.copy()
         for number in np.flatnonzero(drawn.held[target]):
             written[number] = prompts.written[rows[number]]

@@ -159,7 +159,7 @@ def suffix_from(
     mask = (columns < torch.minimum(stop, _lengths(batch)).unsqueeze(1)).long()
     # A short suffix ends in padding, which still needs a token and a position that exist.
     columns = columns.clamp(max=ids.shape[1] - 1)
-    kwargs: dict[str, Any] = {"input_ids": ids.gather(1, columns), "attention_mask": mask}
+    kwargs = {"input_ids": ids.gather(1, columns), "attention_mask": mask}
     if before.cache is not None:
         length = before.cache.shape[-2]
         # Example i has first[i] cached tokens, at the right of its cache.

@@ -116,7 +116,7 @@ def attention_patterns(
 
     prompts = prepare(module, batch)
     assert prompts.lengths is not None
-    decode: Any = network.tokenizer.decode if isinstance(network, LanguageModel) else str
+    decode = network.tokenizer.decode if isinstance(network, LanguageModel) else str
     texts = []
     for ids, n in zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True):
         texts.append(tuple(map(decode, ids[:n])))

@@ -163,7 +163,7 @@ class _PairRuns:
             activations[site] = activation
             return activation
 
-        edits: dict[Any, Any] = {}
+        edits = {}
         sources = None
         if share is not None:
             way = LambdaIntervention(

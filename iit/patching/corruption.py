@@ -148,7 +148,7 @@ def subject_deviation(clean: Contrast, subject: Tensor) -> float:
     """
     with_padding = clean.base["input_ids"].gather(1, subject.clamp(min=0))
     tokens = with_padding[subject != IGNORED]
-    embedding: Any = resolve(clean.module, EMBEDDING).module
+    embedding = resolve(clean.module, EMBEDDING).module
     with torch.no_grad():
         embedded = widened(embedding(tokens.to(embedding.weight.device)))
     return float(embedded.std(correction=0))

@@ -149,7 +149,7 @@ def top_tokens(
     index = column_index(Site("block_output", layer=0, position=position), prompts)
     if layers is None:
         layers = range(len(values))
-    tokenizer: Any = network.tokenizer
+    tokenizer = network.tokenizer
 
     lines = []
     for entry in product(*map(range, values.shape)):

@@ -310,7 +310,7 @@ def _generated(
     neighbouring tokens.
     """
     plain = IntervenedModel(network, {})
-    tokenizer: Any = network.tokenizer
+    tokenizer = network.tokenizer
     options = {"do_sample": False, **options, "pad_token_id": tokenizer.pad_token_id}
 
     texts, losses, distinct = [], [], []

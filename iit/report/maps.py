@@ -149,7 +149,7 @@ def curves(
     for axes, metric in zip(panels, metrics, strict=True):
         table = _table(lines, metric)
         marks = _values(table, x)
-        places: Sequence[Any] = marks
+        places = marks
         if not _are_numbers(marks):
             # Values that are no numbers stand side by side.
             places = range(len(marks))
