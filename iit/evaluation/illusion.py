@@ -250,7 +250,7 @@ def _gradients(
         active = torch.zeros(len(batch["row"]), dtype=torch.bool)
         for variable in variables:
             active = active | torch.as_tensor(flags.get(variable, True))
-        if not bool(active.any()):
+        if not active.any():
             continue
         with torch.enable_grad():
             logits = probed.answer_logits(batch["base"], active={site: active}).cpu()

@@ -113,7 +113,7 @@ def intervention_of(
             )
         if vector is None:
             return (SOURCELESS | HOLDS_TENSORS)[kind]()
-        if vector.numel() != vector.shape[-1] or not bool(torch.isfinite(vector).all()):
+        if vector.numel() != vector.shape[-1] or not torch.isfinite(vector).all():
             raise ValueError(
                 f"its constant source has shape {tuple(vector.shape)}; a finite vector "
                 "is carried over."
@@ -179,7 +179,7 @@ def _rotation(state: Mapping[str, Any]) -> Vectors:
     products = frame.T @ frame
     off = (products - torch.eye(frame.shape[1])).abs().max()
     # NaN is not below, either.
-    if not bool(off < 1e-4):
+    if not off < 1e-4:
         raise ValueError(
             f"the columns of its rotation are not orthonormal (off by {float(off):.1e}), "
             "or not finite."

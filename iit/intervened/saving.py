@@ -192,7 +192,7 @@ def _interventions(
             state[name.removeprefix(prefix)] = tensor
             if tensor.is_floating_point():
                 dtype = tensor.dtype
-            if not bool(tensor.isfinite().all()):
+            if not tensor.isfinite().all():
                 raise ValueError(
                     f"{path}: {name.removeprefix(prefix)} of {description['type']} has values "
                     "that are not finite."

@@ -182,7 +182,7 @@ class Frame(Basis):
             )
         # Only the directions matter: long and short ones count alike in the test below.
         scaled = directions.float() / directions.float().norm(dim=0)
-        if not bool(torch.isfinite(scaled).all()) or (
+        if not torch.isfinite(scaled).all() or (
             n and float(torch.linalg.svdvals(scaled)[-1]) < 1e-5
         ):
             raise ValueError(
@@ -220,7 +220,7 @@ class PrincipalComponents(Basis):
 
         Raises ValueError before there are any.
         """
-        if not bool(self.fitted):
+        if not self.fitted:
             raise ValueError(
                 "These principal components were never fitted: give activations to `fit`, or call "
                 "iit.alignment.initialise, which takes those of the training bases."
@@ -306,7 +306,7 @@ class Autoencoder(Basis):
                     f"Autoencoder weight {name!r} of shape {tuple(value.shape)} does not fit; "
                     f"expected {shapes}."
                 )
-            if not bool(torch.isfinite(value).all()):
+            if not torch.isfinite(value).all():
                 raise ValueError(f"Autoencoder weight {name!r} has values that are not finite.")
             target.copy_(value)
         # Biases alone make no autoencoder.
@@ -317,7 +317,7 @@ class Autoencoder(Basis):
 
         Raises ValueError before there are weights.
         """
-        if not bool(self.loaded):
+        if not self.loaded:
             raise ValueError(
                 "This autoencoder holds no weights, and would change nothing: give encoder= and "
                 "decoder= (and their biases), or take one from a folder with load_autoencoder "
@@ -357,7 +357,7 @@ def leading(activations: Float[Tensor, "n width"], rank: int) -> Vectors:
             "the rank (rank=, or intervention.rank= of a mask), or sample more training pairs "
             "(data.n_train=)."
         )
-    if not bool(torch.isfinite(activations).all()):
+    if not torch.isfinite(activations).all():
         raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
     centred = activations.float() - activations.float().mean(0)
     # Rows of the right factor, by falling variance; with few activations the full matrix completes

@@ -277,7 +277,7 @@ class Intervention(nn.Module):
                 )
 
             # Only a block that is inactive in every example may lack a source.
-            inactive = {block for block, flag in flags.items() if not bool(flag.any())}
+            inactive = {block for block, flag in flags.items() if not flag.any()}
             needed = set(self.block_sizes) - inactive
 
         missing = sorted(needed - set(tensors))

@@ -62,7 +62,7 @@ class _WithVector(Operation):
                 raise ValueError(
                     f"A vector has one dimension, its width; got shape {tuple(vector.shape)}."
                 )
-            if not bool(torch.isfinite(vector).all()):
+            if not torch.isfinite(vector).all():
                 raise ValueError("The vector has values that are not finite (NaN or infinity).")
             if width is not None and width != len(vector):
                 raise ValueError(f"The vector has width {len(vector)}, the space {width}.")

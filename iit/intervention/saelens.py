@@ -122,7 +122,7 @@ def load_autoencoder(
         )
 
     scale = tensors.get("scaling_factor")
-    if scale is not None and bool((scale == 1).all()):
+    if scale is not None and (scale == 1).all():
         # SAELens 2 wrote it with every autoencoder; where it is 1 it changes nothing.
         del tensors["scaling_factor"]
 

@@ -235,7 +235,7 @@ def _find_writes(block: Block, probe: Probe, places: Places) -> None:
             continue
         # The stream may be far larger than what is added to it. It rounds in its own dtype.
         size = sum(map(torch.abs, tensors), probe.before.abs())
-        if bool(((sum(tensors) - added).abs() <= largest + 4 * probe.epsilon * size).all()):
+        if ((sum(tensors) - added).abs() <= largest + 4 * probe.epsilon * size).all():
             for name, path in zip(writes, chosen, strict=True):
                 if name in places:
                     places[name] = block.place(path)
@@ -311,7 +311,7 @@ def _reason_against(
     by_token[probe.token] = False
     moves_others = bool(by_token.any())
     reason = None
-    if not bool(response.moved.any()):
+    if not response.moved.any():
         reason = "moves nothing when it is changed"
     elif component in _OWN_TOKEN and moves_others:
         reason = "moves other tokens when it is changed at one"
@@ -344,6 +344,6 @@ def _mixed_head(
         # A norm over all queries or keys lets a small change of one head move the others less.
         if component == "value_output":
             related = probe.tolerance * related
-        if bool(by_head.max() > related):
+        if by_head.max() > related:
             return f"moves other heads when its head {head} is changed"
     return None

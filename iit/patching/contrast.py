@@ -272,7 +272,7 @@ def batch_rows(batch: EncodedBatch, rows: Tensor, answer: Tensor | None = None) 
     """
     part = at_rows(prompts_of(batch), rows)
     mask = part.get("attention_mask")
-    if mask is not None and bool((mask.diff(dim=1) <= 0).all()):  # padded on the right
+    if mask is not None and (mask.diff(dim=1) <= 0).all():  # padded on the right
         longest = int(mask.sum(1).max())
         # Only columns on the right are cut, so positions stay what they are.
         for key in {"input_ids", "inputs_embeds", "attention_mask"} & set(part):

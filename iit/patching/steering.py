@@ -260,7 +260,7 @@ def difference_of_means(
             real[:, 0] = False
         if n is not None:
             real &= torch.arange(real.shape[1], device=real.device) < n.unsqueeze(1)
-        if not bool(real.any()):
+        if not real.any():
             raise ValueError(
                 "The prompts have no token beside their first: there is no mean to take."
             )

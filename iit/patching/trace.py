@@ -301,7 +301,7 @@ def _sites(clean: Contrast, where: dict[str, Any]) -> list[Site]:
     Raises:
         ValueError: for a span that no prompt has.
     """
-    absent = [span for span in SPANS if bool((clean.base["positions"][span] == IGNORED).all())]
+    absent = [span for span in SPANS if (clean.base["positions"][span] == IGNORED).all()]
     positions = where.setdefault("positions", [span for span in SPANS if span not in absent])
     if positions == "tokens":
         where["positions"] = common_positions(clean)
