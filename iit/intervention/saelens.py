@@ -139,7 +139,7 @@ def load_autoencoder(
         # Gate and magnitude share an encoder, but for each feature's scale: the gate opens where
         # the magnitude is above a threshold.
         architecture, scale = "jumprelu", tensors.pop("r_mag").exp()
-        tensors["W_enc"] = tensors["W_enc"] * scale
+        tensors["W_enc"] *= scale
         tensors["b_enc"] = tensors.pop("b_mag")
         tensors["threshold"] = tensors["b_enc"] - scale * tensors.pop("b_gate")
 
@@ -148,9 +148,9 @@ def load_autoencoder(
         # Tensor[n_features]. A feature times its decoder row stays the same; which features are the
         # k largest does not.
         norms = weights["decoder"].norm(dim=1)
-        weights["encoder"] = weights["encoder"] * norms
-        weights["encoder_bias"] = weights["encoder_bias"] * norms
-        weights["decoder"] = weights["decoder"] / norms.unsqueeze(1)
+        weights["encoder"] *= norms
+        weights["encoder_bias"] *= norms
+        weights["decoder"] /= norms.unsqueeze(1)
 
     options: dict[str, Any] = {
         "centred": config.get("apply_b_dec_to_input") is not False,

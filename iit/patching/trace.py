@@ -291,7 +291,7 @@ def _spans(subject: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     spans = {}
     for span, kind in kinds.items():
         spans[span] = torch.where(kind & free, columns, IGNORED)
-        free = free & ~kind  # a token is of the first kind of `kinds` that fits
+        free &= ~kind  # a token is of the first kind of `kinds` that fits
     return spans
 
 
