@@ -111,11 +111,8 @@ def read_pyvene(
                 link = representation["key"]
             if link not in linked:
                 width = _unit_width(module, representation, site)
-                state, dimension = (
-                    _state(folder, representation),
-                    representation["intervention_dimensions"],
-                )
-                kind = representation["kind"]
+                kind, dimension = representation["kind"], representation["intervention_dimensions"]
+                state = _state(folder, representation)
                 linked[link] = intervention_of(kind, state, dimension, width, subspaces)
             elif subspaces is not None:
                 raise ValueError(
