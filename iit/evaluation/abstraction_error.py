@@ -30,6 +30,9 @@ SMALL = 10_000_000
 MOST_VALUES = 64
 """The most values of a variable that coordinates are mapped to."""
 
+Values = dict[str, list[Any]]
+"""{variable: its value in each input or intervention}"""
+
 
 class Compared(NamedTuple):
     """Comparisons of one direction, m of them.
@@ -62,7 +65,7 @@ class _Natural(NamedTuple):
     """
 
     prompts: Prompts
-    values: dict[str, list[Any]]
+    values: Values
     coordinates: dict[str, Tensor]
 
 
@@ -79,7 +82,7 @@ class _Drawn(NamedTuple):
     base: np.ndarray
     held: dict[str, np.ndarray]
     source: dict[str, np.ndarray]
-    value: dict[str, list[Any]]
+    value: Values
 
 
 def abstraction_error(
@@ -199,9 +202,7 @@ def _natural(alignment: Alignment, pairs: Pairs, split: str, n: int, seed: int) 
     return _Natural(prompts, values, coordinates(alignment, captured, source=True))
 
 
-def _draw(
-    alignment: Alignment, values: Mapping[str, list[Any]], n: int, rng: np.random.Generator
-) -> _Drawn:
+def _draw(alignment: Alignment, values: Values, n: int, rng: np.random.Generator) -> _Drawn:
     """Draw n interventions. Sources are uniform over values, then over inputs of that value.
 
     values: variable → the value that each natural input stands for.
@@ -246,7 +247,7 @@ def _compared(
     n, network = len(drawn.base), alignment.studied
     assert network is not None
     # The causal model's settings under the interventions, {variable: its values}.
-    settings: dict[str, list[Any]] = {}
+    settings: Values = {}
     for number, row in enumerate(drawn.base.tolist()):
         inputs = {name: column[row] for name, column in prompts.inputs.items()}
         values = {}
