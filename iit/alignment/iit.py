@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iit.alignment.alignment import Alignment
-from iit.alignment.objective import Objective, Prediction
+from iit.alignment.objective import Objective, PairsBatch, Prediction
 from iit.alignment.schedule import Number
 from iit.alignment.side_by_side import Optimizer, Scheduler, SideBySide, checked_weights
 from iit.batch import at_rows, stacked
@@ -136,8 +136,8 @@ class IIT(SideBySide):
             )
         edits = {**alignment.edits, **alignment.inert}
         # The alignment with its inert parts as further edits; the weights are the alignment's. In a
-        # dict it is not registered a second time.
-        self._edited = {"all": IntervenedModel(alignment.studied or alignment.network, edits)}
+        # tuple it is not registered a second time.
+        self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)
 
     def module_of(self, name: str) -> "IIT":
         """The network and the interventions."""
@@ -147,7 +147,7 @@ class IIT(SideBySide):
         """The network's and the interventions' parameters."""
         return (p for p in self.parameters() if p.requires_grad)
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: PairsBatch) -> None:
         """Check a batch before the training.
 
         Raises ValueError for pairs without own answers where these are trained, and for pairs that
@@ -161,7 +161,7 @@ class IIT(SideBySide):
         if "interchange" in self._parts:
             super().check(batch)
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
+    def training_step(self, batch: PairsBatch, batch_index: int) -> Tensor | None:
         """The loss of one batch; None where no pair in it trains anything."""
         self.anneal()
         losses, n = self._losses(self._predictions(batch)), len(batch["row"])
@@ -173,7 +173,7 @@ class IIT(SideBySide):
         self.log("train/loss", total, prog_bar=True, batch_size=n)
         return total
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+    def validation_step(self, batch: PairsBatch, batch_index: int) -> None:
         """Count right answers, and pairs on which the edited network gives the label."""
         predictions = self._predictions(batch)
         if not predictions:
@@ -203,7 +203,7 @@ class IIT(SideBySide):
         """The parts of the loss that have a weight."""
         return [part for part in WEIGHTS if self._numbers[part] != 0]
 
-    def _predictions(self, batch: dict[str, Any]) -> dict[str, tuple[Prediction, Tensor]]:
+    def _predictions(self, batch: PairsBatch) -> dict[str, tuple[Prediction, Tensor]]:
         """{part: (prediction, rows of the batch that it is about)} for each part that has a weight.
 
         All parts share one pass over the network.
@@ -229,11 +229,12 @@ class IIT(SideBySide):
         active = {}
         flags = {part: self._flags(part, batch) for part in rows}
         idle = torch.zeros(len(batch["row"]), dtype=torch.bool)
-        for variable in self._edited["all"].variables:
+        (edited,) = self._edited
+        for variable in edited.variables:
             parts = [flags[part].get(variable, idle)[index] for part, index in rows.items()]
             active[variable] = torch.cat(parts)
         sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
-        logits = self._edited["all"].answer_logits(stacked(copies), sources, active)
+        logits = edited.answer_logits(stacked(copies), sources, active)
         predictions = {}
         by_part = logits.split(list(map(len, rows.values())))
         for (part, index), copy, part_logits in zip(rows.items(), copies, by_part, strict=True):
@@ -246,7 +247,7 @@ class IIT(SideBySide):
             predictions[part] = prediction, index
         return predictions
 
-    def _flags(self, part: str, batch: dict[str, Any]) -> dict[Any, Tensor]:
+    def _flags(self, part: str, batch: PairsBatch) -> dict[Any, Tensor]:
         """{variable or inert part that a part of the loss edits: for which pairs}."""
         if part == "interchange":
             return {variable: _active(batch, variable) for variable in batch["sources"]}
@@ -258,13 +259,13 @@ class IIT(SideBySide):
         drawn = torch.randint(len(inert), (len(batch["row"]),), generator=generator)
         return {name: drawn == number for number, name in enumerate(inert)}
 
-    def _sources(self, batch: dict[str, Any], rows: Mapping[str, Tensor]) -> dict[Any, Activations]:
+    def _sources(self, batch: PairsBatch, rows: Mapping[str, Tensor]) -> dict[Any, Activations]:
         """{variable or inert part: what its edit reads}, for the rows of all parts.
 
         All sources that some pair needs are run in one pass, each once. Inert parts read the source
         of the pair's first variable.
         """
-        edited, sources = self._edited["all"], batch["sources"]
+        (edited,), sources = self._edited, batch["sources"]
         is_read = torch.zeros(len(batch["row"]), dtype=torch.bool)
         for part, index in rows.items():
             # The behaviour reads no source.
@@ -309,6 +310,6 @@ def _weighed(losses: Mapping[str, Tensor], weight: Callable[[str], float]) -> Te
     return torch.stack([weight(part) * loss for part, loss in losses.items()]).sum()
 
 
-def _active(batch: dict[str, Any], variable: str) -> Tensor:
+def _active(batch: PairsBatch, variable: str) -> Tensor:
     everywhere = torch.ones(len(batch["row"]), dtype=torch.bool)
     return batch["active"].get(variable, everywhere).cpu()

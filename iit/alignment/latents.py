@@ -5,12 +5,13 @@ from typing import Any
 from torch import Tensor
 
 from iit.alignment.alignment import Alignment
+from iit.alignment.objective import PairsBatch
 from iit.alignment.references import with_edits
 from iit.intervened import Edit
 from iit.intervention import VanillaIntervention
 
 
-def latents(alignment: Alignment, batch: dict[str, Any]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def latents(alignment: Alignment, batch: PairsBatch) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For each edit: the edited activations, the natural ones, and which pairs have natural ones.
 
     Each edit is applied by itself to the unedited base. The natural activation is that of a prompt

@@ -13,6 +13,9 @@ from torch import Tensor
 from iit.batch import IGNORED
 from iit.result import logit_difference
 
+PairsBatch = Mapping[str, Any]
+"""A batch of `EncodedPairs`: base, sources, active, changing, and more by the pairs' columns."""
+
 
 class Prediction(NamedTuple):
     """The logits of an edited run, and the answers that they are compared with.
@@ -48,7 +51,7 @@ class Objective(ABC):
         """The loss of each pair, in fp32; a mean over the answer's tokens."""
 
     # Not abstract: most objectives read nothing but the label.
-    def check(self, batch: Mapping[str, Any]) -> None:  # noqa: B027
+    def check(self, batch: PairsBatch) -> None:  # noqa: B027
         """Check a batch of pairs (see `EncodedPairs`) before anything is trained.
 
         Raises ValueError for a batch that lacks what the objective reads.
@@ -72,16 +75,12 @@ class CrossEntropy(Objective):
 
     def __call__(self, prediction: Prediction) -> Tensor:
         """The cross-entropy of each pair."""
-        logits, answer = prediction.logits.float(), prediction.answer
-        if answer.ndim == 3:
-            right, present = _right_tokens(answer)
-            chosen = logits.log_softmax(-1).gather(-1, right)
-            # log Σ p over the right tokens; n_answer is 1 here.
-            return -chosen.masked_fill(~present, -torch.inf).logsumexp(-1).squeeze(1)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), answer.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return _over_tokens(losses.view_as(answer), answer != IGNORED)
+        right, present = _right_tokens(prediction.answer)
+        log_p = prediction.logits.float().log_softmax(-1).gather(-1, right)
+        # log Σ p over the right tokens: Tensor[batch, n_answer], −∞ at padding.
+        likely = log_p.masked_fill(~present, -torch.inf).logsumexp(-1)
+        has_answer = present.any(-1)
+        return _over_tokens(-likely.masked_fill(~has_answer, 0.0), has_answer)
 
 
 @final
@@ -160,7 +159,7 @@ class LogitDifference(Objective):
         # other.
         return torch.where(difference.isnan(), 0.0, _lacking(difference, self.margin))
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: PairsBatch) -> None:
         """Raises ValueError for pairs without own answers, or with several right ones."""
         _checked(batch["base"]["answer"], batch.get("base_answer"))
 
@@ -259,7 +258,7 @@ class CounterfactualLatent(Objective):
             distances.append(torch.where(has_natural, (0.5 * (squared + turned)).mean(1), 0.0))
         return self.objective(prediction) + self.weight * torch.stack(distances).mean(0)
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: PairsBatch) -> None:
         """Raises ValueError for pairs without natural counterparts, and as its objective does."""
         if "natural" not in batch:
             raise ValueError(_UNNATURAL)

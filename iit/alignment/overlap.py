@@ -24,6 +24,9 @@ from iit.intervention import (
 from iit.intervention.named import units_of
 from iit.site import ResolvedSite, Site
 
+DeclaredEdits = Mapping[str, Mapping[str, Any]]
+"""{variable or inert part: its site and intervention}, as a config has them."""
+
 
 class _Claim(NamedTuple):
     """What an edit, or an inert part, takes at one of its sites.
@@ -79,9 +82,7 @@ def check_apart(
         claims.append(claim)
 
 
-def check_declared(
-    edits: Mapping[str, Mapping[str, Any]], inert: Mapping[str, Mapping[str, Any]] | None = None
-) -> None:
+def check_declared(edits: DeclaredEdits, inert: DeclaredEdits | None = None) -> None:
     """`check_apart` for the units that a config names, before there is a network.
 
     Arguments:
@@ -90,7 +91,7 @@ def check_declared(
     check_apart(_declared(edits), _declared(inert or {}), {})
 
 
-def _declared(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Edit]:
+def _declared(parts: DeclaredEdits) -> dict[str, Edit]:
     """The vanilla parts, as edits that are just wide enough for their units."""
     edits = {}
     for name, part in parts.items():

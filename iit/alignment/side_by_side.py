@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from iit.alignment import identity
 from iit.alignment.alignment import Alignment
-from iit.alignment.objective import CrossEntropy, Objective
+from iit.alignment.objective import CrossEntropy, Objective, PairsBatch
 from iit.alignment.references import reference_iia
 from iit.alignment.schedule import Number, Schedule, ends
 from iit.data import PairsDataModule
@@ -103,7 +103,7 @@ class SideBySide(L.LightningModule):
     def trainable(self) -> Iterable[Any]:
         """The parameters, or groups of them, for the optimizer."""
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: PairsBatch) -> None:
         """Check a batch before the training.
 
         Raises ValueError for pairs that lack what the objective reads.

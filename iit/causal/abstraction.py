@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, product
 from operator import itemgetter
-from types import MappingProxyType
 from typing import Any
 
 from iit.causal.model import CausalModel, Mechanism
 
 NOTHING = object()
 """Stands for a value that was not given: None may be a value."""
+PartialSetting = dict[str, Any]
+"""{variable: its value}, of some variables or of all."""
 
 
 def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalModel:
@@ -53,12 +54,12 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
     reads = dict.fromkeys(chain.from_iterable(map(model.parents, inside)))
     outside = [parent for parent in reads if parent not in members]
 
-    def joint(setting: dict[str, Any]) -> tuple[Any, ...]:
+    def joint(setting: PartialSetting) -> tuple[Any, ...]:
         for v in inside:
             setting[v] = _computed(model, v, setting)
         return itemgetter(*members)(setting)
 
-    def taken_apart(setting: dict[str, Any]) -> dict[str, Any]:
+    def taken_apart(setting: PartialSetting) -> PartialSetting:
         return setting | dict(zip(members, setting[name], strict=True))
 
     stand_ins = dict.fromkeys(members, (name,))
@@ -66,10 +67,8 @@ def merge(model: CausalModel, variables: Sequence[str], name: str) -> CausalMode
     domains: list[Any] = list(map(model.domains.get, members))
     if None not in domains:
         domain = tuple(product(*domains))
-    if inputs:
-        return _without(model, stand_ins, taken_apart, inputs={name: domain})
-    merged = {name: _mechanism(outside, joint)}
-    return _without(model, stand_ins, taken_apart, mechanisms=merged, domains={name: domain})
+    mechanism = None if inputs else _mechanism(outside, joint)
+    return _without(model, stand_ins, taken_apart, (name, mechanism, domain))
 
 
 def marginalise(model: CausalModel, variable: str) -> CausalModel:
@@ -88,7 +87,7 @@ def marginalise(model: CausalModel, variable: str) -> CausalModel:
     if variable == model.output:
         raise ValueError(f"{model.name}: {variable!r} is the output; it has to stay.")
 
-    def completed(setting: dict[str, Any]) -> dict[str, Any]:
+    def completed(setting: PartialSetting) -> PartialSetting:
         return setting | {variable: _computed(model, variable, setting)}
 
     return _without(model, {variable: parents}, completed)
@@ -128,7 +127,7 @@ def drop(model: CausalModel, variable: str, value: Any = NOTHING) -> CausalModel
     return _without(model, dict.fromkeys(fixed, ()), lambda setting: setting | fixed)
 
 
-def _computed(model: CausalModel, variable: str, setting: Mapping[str, Any]) -> Any:
+def _computed(model: CausalModel, variable: str, setting: PartialSetting) -> Any:
     """What the variable's mechanism makes of its parents' values in a setting."""
     return model.mechanisms[variable](*(setting[p] for p in model.parents(variable)))
 
@@ -136,10 +135,8 @@ def _computed(model: CausalModel, variable: str, setting: Mapping[str, Any]) -> 
 def _without(
     model: CausalModel,
     stand_ins: Mapping[str, Sequence[str]],
-    completed: Callable[[dict[str, Any]], dict[str, Any]],
-    inputs: Mapping[str, Sequence[Any] | None] = MappingProxyType({}),
-    mechanisms: Mapping[str, Mechanism] = MappingProxyType({}),
-    domains: Mapping[str, Sequence[Any] | None] = MappingProxyType({}),
+    completed: Callable[[PartialSetting], PartialSetting],
+    new: tuple[str, Mechanism | None, Sequence[Any] | None] | None = None,
 ) -> CausalModel:
     """The model without some variables.
 
@@ -147,10 +144,17 @@ def _without(
         model: the finer model.
         stand_ins: {removed variable: what its children read in its place}.
         completed: takes {stand-in: value}, and returns it with the values of the removed variables.
-        inputs, mechanisms, domains: of variables that are new.
+        new: name, mechanism (None for an input) and domain of a variable that is added.
     """
-    kept_inputs = {v: domain for v, domain in model.inputs.items() if v not in stand_ins}
-    new_mechanisms = dict(mechanisms)
+    inputs = {v: domain for v, domain in model.inputs.items() if v not in stand_ins}
+    mechanisms: dict[str, Mechanism] = {}
+    domains = dict(model.domains)
+    if new is not None:
+        name, mechanism, domain = new
+        if mechanism is None:
+            inputs[name] = domain
+        else:
+            mechanisms[name], domains[name] = mechanism, domain
     for variable, mechanism in model.mechanisms.items():
         if variable in stand_ins:
             continue
@@ -163,13 +167,13 @@ def _without(
                 list(dict.fromkeys(reads)),
                 lambda setting, v=variable: _computed(model, v, completed(setting)),
             )
-        new_mechanisms[variable] = mechanism
+        mechanisms[variable] = mechanism
     # The domains of computed variables.
-    known = {v: d for v, d in {**model.domains, **domains}.items() if v in new_mechanisms}
-    return CausalModel(kept_inputs | dict(inputs), new_mechanisms, model.output, model.name, known)
+    known = {v: domain for v, domain in domains.items() if v in mechanisms}
+    return CausalModel(inputs, mechanisms, model.output, model.name, known)
 
 
-def _mechanism(parents: Sequence[str], value: Callable[[dict[str, Any]], Any]) -> Mechanism:
+def _mechanism(parents: Sequence[str], value: Callable[[PartialSetting], Any]) -> Mechanism:
     """The mechanism with these parents whose value is a function of {parent: its value}."""
 
     def mechanism(*values: Any) -> Any:

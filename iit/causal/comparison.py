@@ -1,11 +1,11 @@
 """Comparing hypotheses: how often two causal models answer an interchange differently."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from iit.causal.model import CausalModel, Setting, same
+from iit.causal.task import Inputs
 
-Interchange = tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]
+Interchange = tuple[Inputs, Mapping[str, Inputs]]
 """The base's inputs, and variable → the inputs of its source."""
 
 
@@ -36,7 +36,7 @@ def separating_share(a: CausalModel, b: CausalModel, pairs: Iterable[Interchange
     return n_different / len(pairs)
 
 
-def _read(inputs: Mapping[str, Any], unread: set[str]) -> Mapping[str, Any]:
+def _read(inputs: Inputs, unread: set[str]) -> Inputs:
     """The inputs without those that only the other model reads. A setting stays as it is."""
     if isinstance(inputs, Setting):
         return inputs

@@ -18,7 +18,7 @@ def graph(model: CausalModel) -> nx.DiGraph:
 
     An input's layer is just before its first child's, so that arrows are short.
     """
-    drawn: Any = nx.DiGraph(name=model.name)
+    drawn = nx.DiGraph(name=model.name)
     drawn.add_nodes_from(model.order, kind="computed")
     for variable in model.mechanisms:
         for parent in model.parents(variable):

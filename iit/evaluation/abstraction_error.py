@@ -8,7 +8,6 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from iit.alignment import Alignment
@@ -23,12 +22,16 @@ from iit.evaluation.value_map import ValueMap, coordinates
 from iit.intervened import IntervenedModel, capture
 from iit.intervened.edit import sites_of
 from iit.intervention.operation import Swap
+from iit.patching.activations import activations
 from iit.result import correct
 
 SMALL = 10_000_000
 """Parameters of the largest network in which the error is computed."""
 MOST_VALUES = 64
 """The most values of a variable that coordinates are mapped to."""
+
+Values = dict[str, list[Any]]
+"""{variable: its value in each input or intervention}"""
 
 
 class Compared(NamedTuple):
@@ -62,7 +65,7 @@ class _Natural(NamedTuple):
     """
 
     prompts: Prompts
-    values: dict[str, list[Any]]
+    values: Values
     coordinates: dict[str, Tensor]
 
 
@@ -79,7 +82,7 @@ class _Drawn(NamedTuple):
     base: np.ndarray
     held: dict[str, np.ndarray]
     source: dict[str, np.ndarray]
-    value: dict[str, list[Any]]
+    value: Values
 
 
 def abstraction_error(
@@ -129,8 +132,8 @@ def abstraction_error(
     task = _checked(alignment, pairs)
     with evaluating(alignment):
         # τ is fitted on training inputs. Interventions are on the inputs of the split.
-        fitted = _natural(alignment, pairs, "train", n, seed, batch_size)
-        natural = _natural(alignment, pairs, split, n, seed, batch_size)
+        fitted = _natural(alignment, pairs, "train", n, seed)
+        natural = _natural(alignment, pairs, split, n, seed)
         maps = {}
         # {variable: the value that τ reads in each natural input}
         read_values = {}
@@ -169,9 +172,7 @@ def _checked(alignment: Alignment, pairs: Pairs) -> Task:
     return pairs.task
 
 
-def _natural(
-    alignment: Alignment, pairs: Pairs, split: str, n: int, seed: int, batch_size: int
-) -> _Natural:
+def _natural(alignment: Alignment, pairs: Pairs, split: str, n: int, seed: int) -> _Natural:
     sampler, network = pairs.sampler, alignment.studied
     assert sampler is not None
     assert network is not None
@@ -188,31 +189,20 @@ def _natural(
                 f"{variable} has {n_values or 'uncountable'} values, not 2 to {MOST_VALUES}, "
                 "among the inputs"
             )
-    encoded = encoded_prompts(prompts, network)
-    lengths: dict[Any, set[int]] = {}
+    base = encoded_prompts(prompts, network).batch(range(len(prompts)))["base"]
+    sites = []
     for edit in (*alignment.edits.values(), *alignment.inert.values()):
-        for site in edit.source_sites:
-            lengths[site] = set()
-    parts: dict[str, list[Tensor]] = {}
-    for rows in torch.arange(len(encoded)).split(batch_size):
-        base = encoded.batch(rows.tolist())["base"]
-        activations = capture(network, base, list(lengths))
-        for site, counts in activations.counts.items():
-            # None: no count is known, and nothing counts as padding.
-            if counts is not None:
-                lengths[site].update(counts.tolist())
-        for variable, tensor in coordinates(alignment, activations, source=True).items():
-            parts.setdefault(variable, []).append(tensor)
-    for site, numbers in lengths.items():
+        sites += edit.source_sites
+    captured = activations(network, base, sites)
+    for site, counts in captured.counts.items():
         # Coordinates of all positions make one vector, so inputs need the same number of them.
-        if len(numbers) > 1:
+        # None: no count is known, and nothing counts as padding.
+        if counts is not None and len(counts.unique()) > 1:
             raise NotApplicableError(f"prompts differ in how many positions they have at {site}")
-    return _Natural(prompts, values, {v: torch.cat(tensors) for v, tensors in parts.items()})
+    return _Natural(prompts, values, coordinates(alignment, captured, source=True))
 
 
-def _draw(
-    alignment: Alignment, values: Mapping[str, list[Any]], n: int, rng: np.random.Generator
-) -> _Drawn:
+def _draw(alignment: Alignment, values: Values, n: int, rng: np.random.Generator) -> _Drawn:
     """Draw n interventions. Sources are uniform over values, then over inputs of that value.
 
     values: variable → the value that each natural input stands for.
@@ -257,7 +247,7 @@ def _compared(
     n, network = len(drawn.base), alignment.studied
     assert network is not None
     # The causal model's settings under the interventions, {variable: its values}.
-    settings: dict[str, list[Any]] = {}
+    settings: Values = {}
     for number, row in enumerate(drawn.base.tolist()):
         inputs = {name: column[row] for name, column in prompts.inputs.items()}
         values = {}
@@ -276,7 +266,7 @@ def _compared(
         columns["interchanged"] = [list(compress(targets, row)) for row in is_held]
     for target, rows in drawn.source.items():
         # An intervention that does not hold the target has no source for it.
-        written: list[Any] = [None] * n
+        written = [None] * n
         source_answers = written.copy()
         for number in np.flatnonzero(drawn.held[target]):
             written[number] = prompts.written[rows[number]]
@@ -294,13 +284,11 @@ def _compared(
         rows, base = batch["row"].numpy(), batch["base"]
         logits = perturbed.answer_logits(base, batch["sources"], batch["active"]).cpu()
         wrong[-1, rows] = ~correct(logits, base["answer"]).numpy()
-        # Activations are not needed where all variables of the batch are held.
+        # Coordinates are not needed where all variables of the batch are held.
         if not compared[:-1, rows].any():
             continue
-        activations = capture(
-            perturbed, base, sites, sources=batch["sources"], active=batch["active"]
-        )
-        read = coordinates(alignment, activations)
+        captured = capture(perturbed, base, sites, sources=batch["sources"], active=batch["active"])
+        read = coordinates(alignment, captured)
         for number, variable in enumerate(maps):
             values = zip(maps[variable](read[variable]), rows, strict=True)
             wrong[number, rows] = [value != settings[variable][row] for value, row in values]

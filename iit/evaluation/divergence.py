@@ -147,7 +147,7 @@ def _site_values(alignment: Alignment, batch: dict[str, Any]) -> dict[Place, _Si
     for key, edit in alignment.edits.items():
         flags_of_edit = [flags[variable] for variable in variables_of(key, edit)]
         active = torch.stack(flags_of_edit).any(0)
-        if not bool(active.any()):
+        if not active.any():
             continue
         places = {site_edit.columns.site: site_edit.columns for site_edit in run.sites[key]}
         activations = alignment.read(prepared, places)

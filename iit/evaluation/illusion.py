@@ -22,22 +22,24 @@ from iit.evaluation.subspace import subspaces
 from iit.intervened import Edit, IntervenedModel
 from iit.intervened.edit import Variable, variables_of
 from iit.intervention import (
-    All,
     Identity,
     Intervention,
     LambdaIntervention,
     PrincipalComponents,
     SigmoidMask,
 )
-from iit.intervention.operation import Swap
 from iit.result import logit_difference
 from iit.site import Site, resolve
 
+Spaces = dict[str, Tensor]
+"""{variable: orthonormal columns, Tensor[width, n]}"""
+ENERGY = 0.99
+"""The share of the gradients' squared norm that the read space carries."""
 VARIANCE = 0.999
 """The share of natural activations' variance that the space of their variation holds."""
 
 
-def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[str, Alignment]:
+def split_by_reading(alignment: Alignment, read: Spaces) -> dict[str, Alignment]:
     """The same sites, each swapping one part of the trained subspace.
 
     Q holds the columns that a variable's edit swaps. P projects on the space that is read behind
@@ -66,7 +68,7 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
     References:
         arXiv 2311.17030.
     """
-    parts: dict[str, dict[str, Tensor]] = {"read_part": {}, "null_part": {}}
+    parts: dict[str, Spaces] = {"read_part": {}, "null_part": {}}
     frames = subspaces(alignment)
     for variable, space in read.items():
         # [width, rank]
@@ -81,9 +83,7 @@ def split_by_reading(alignment: Alignment, read: Mapping[str, Tensor]) -> dict[s
     return {name: swapping(alignment, part) for name, part in parts.items()}
 
 
-def read_spaces(
-    alignment: Alignment, pairs: EncodedPairs, *, energy: float = 0.99, batch_size: int = 64
-) -> dict[str, Tensor]:
+def read_spaces(alignment: Alignment, pairs: EncodedPairs, *, batch_size: int = 64) -> Spaces:
     """The space that is read behind each edit (`read_space`), {variable: Tensor[width, n]}.
 
     An edit is left out if these pairs interchange none of its variables. For an edit with several
@@ -95,7 +95,7 @@ def read_spaces(
       `Site(module=…, side="input")` of a linear module). Then it is the row space of the map's
       weight; of some heads, the row space of their columns. This is exact: what lies outside
       changes no logit.
-    - Elsewhere it is the span of the leading right singular vectors of G that carry `energy` of its
+    - Elsewhere it is the span of the leading right singular vectors of G that carry `ENERGY` of its
       squared norm. The rows of G, Tensor[pair·position, width], are gradients with respect to the
       activation of the unedited base. What is differentiated is the logit of the label minus that
       of the base's own answer, where the two first differ. Where they do not differ, or the base's
@@ -105,16 +105,11 @@ def read_spaces(
 
     Arguments:
         pairs: one split of the alignment's pairs.
-        energy: a share, above 0, at most 1.
 
     Raises:
-        ValueError: for an energy outside of (0, 1], interventions that do not swap a linear
-            subspace of less than the whole width, and joint edits.
+        ValueError: for interventions that do not swap a linear subspace of less than the whole
+            width, and joint edits.
     """
-    if not 0 < energy <= 1:
-        raise ValueError(
-            f"energy={energy} is a share of the gradients' squared norm: above 0, at most 1."
-        )
     linear = subspaces(alignment)
     interchanged = set(chain.from_iterable(pairs.interchanged))
     spaces = {}
@@ -132,14 +127,14 @@ def read_spaces(
                 f"{edit.intervention} swaps no linear subspace of its sites: there is "
                 "nothing to split."
             )
-        space = read_space(alignment, key, pairs, energy=energy, batch_size=batch_size)
+        space = read_space(alignment, key, pairs, batch_size=batch_size)
         spaces |= dict.fromkeys(variables, space)
     return spaces
 
 
 def spans(
     alignment: Alignment, pairs: EncodedPairs, training: EncodedPairs | None, batch_size: int
-) -> dict[str, dict[str, Tensor]]:
+) -> dict[str, Spaces]:
     """Two spaces at each variable's sites, as {name: {variable: columns}}.
 
     "natural" is the space in which the activations of the training pairs vary. "read" is the space
@@ -191,7 +186,6 @@ def read_space(
     key: Variable,
     pairs: EncodedPairs,
     *,
-    energy: float = 0.99,
     batch_size: int = 64,
 ) -> Float[Tensor, "width n"]:
     """Orthonormal columns (fp64) that span what is read behind one edit's sites; see `read_spaces`.
@@ -206,7 +200,7 @@ def read_space(
         rows, share = _reader(alignment.network, site), 1.0
         if rows is None:
             variables = variables_of(key, edit)
-            rows, share = _gradients(alignment, variables, site, pairs, batch_size), energy
+            rows, share = _gradients(alignment, variables, site, pairs, batch_size), ENERGY
         spaces.append(span_of_rows(rows, share))
     if len(spaces) == 1:
         return spaces[0]
@@ -256,7 +250,7 @@ def _gradients(
         active = torch.zeros(len(batch["row"]), dtype=torch.bool)
         for variable in variables:
             active = active | torch.as_tensor(flags.get(variable, True))
-        if not bool(active.any()):
+        if not active.any():
             continue
         with torch.enable_grad():
             logits = probed.answer_logits(batch["base"], active={site: active}).cpu()
@@ -294,7 +288,7 @@ def _readout(
     return torch.where(difference.isnan(), likely, difference)
 
 
-def swapping(alignment: Alignment, spans: Mapping[str, Tensor]) -> Alignment:
+def swapping(alignment: Alignment, spans: Spaces) -> Alignment:
     """The alignment's edits, each variable's with fixed columns of its own."""
     edits = {}
     for variable, edit in edits_of(alignment).items():
@@ -312,9 +306,9 @@ def _fixed(name: str, vectors: Float[Tensor, "width rank"]) -> Intervention:
         mask = SigmoidMask(width)
         # A mask is open where it is above 0.
         nn.init.constant_(mask.mask, -1.0)
-        return Intervention(name, Identity(width), mask, Swap()).requires_grad_(False)
+        return Intervention(name, Identity(width), mask).requires_grad_(False)
     basis = PrincipalComponents(width, rank)
     # Marked as fitted, the basis is not set by activations later on.
     basis.frame.copy_(vectors)
     basis.fitted.fill_(True)
-    return Intervention(name, basis, All(), Swap())
+    return Intervention(name, basis)

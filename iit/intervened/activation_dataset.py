@@ -3,7 +3,6 @@
 A folder holds `index.json` and safetensors, which are read when they are looked at.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from iit.intervened.saving import describe_network, site_to_json
+from iit.intervened.saving import check_network, read_json, site_to_json, write_json
 from iit.intervened.stream import NAME
 from iit.network import Network
 from iit.site import Site
@@ -95,12 +94,9 @@ class Captured(Mapping[Site, Tensor]):
         """
         folder = Path(folder)
         # The index is written last.
-        if not (folder / INDEX).is_file():
-            raise FileNotFoundError(f"{folder} is no finished capture: {INDEX} is missing.")
-
+        index = read_json(folder / INDEX, "finished capture")
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            if not isinstance(index, dict) or index.get("format") != FORMAT:
+            if index.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             rows, offsets = {}, {}
             for entry in index["sites"]:
@@ -121,14 +117,7 @@ class Captured(Mapping[Site, Tensor]):
             raise ValueError(f"The capture in {folder} is damaged or altered: {error}.") from error
 
         if network is not None:
-            current, saved = describe_network(network), captured.network
-            # The fingerprint alone decides: the same weights may have another name.
-            if current["fingerprint"] != saved["fingerprint"]:
-                raise ValueError(
-                    f"{folder} holds activations of another network: {saved['name']!r} "
-                    f"({saved['class']}), not of {current['name']!r} ({current['class']}), or of "
-                    "one with other weights or dtype."
-                )
+            check_network(captured.network, network)
         return captured
 
 
@@ -151,7 +140,7 @@ def write_index(folder: Path, captured: Captured, files: Mapping[Site, str]) -> 
         "inputs_sha256": captured.inputs_sha256,
         "sites": sites,
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, index)
 
 
 def mapped(path: Path, name: str = NAME) -> Tensor:

@@ -83,15 +83,16 @@ def capture_dataset(
         for inputs in progress(batches, "Capturing batches"):
             batch = prepare(module, inputs)
             site_columns = {site: columns(site, batch) for site in sites}
-            for site, (rows, lengths) in _rows(batch, site_columns, resolved, dtype).items():
-                if widths.setdefault(site, rows.shape[1]) != rows.shape[1]:
+            for site, (values, lengths) in _rows(batch, site_columns, resolved, dtype).items():
+                width = values.shape[1]
+                if widths.setdefault(site, width) != width:
                     raise ValueError(
-                        f"Site {site} has width {rows.shape[1]} in one batch and {widths[site]} "
-                        "in those before."
+                        f"Site {site} has width {width} in one batch and {widths[site]} in those "
+                        "before."
                     )
                 # The last end so far is the offset of the batch's first example.
                 ends[site].extend(accumulate(lengths, initial=ends[site].pop()))
-                sinks[site].append(rows)
+                sinks[site].append(values)
             _hash_examples(hasher, batch, site_columns)
 
         if len(ends[sites[0]]) == 1:
@@ -101,20 +102,20 @@ def capture_dataset(
             )
 
         offsets = {site: torch.tensor(ends[site], dtype=torch.long) for site in sites}
+        rows: dict[Site, Tensor] = {}
+        for site in sites:
+            # Popped, so that no more than one site's rows are in memory twice.
+            sink = sinks.pop(site)
+            if temporary is None:
+                rows[site] = torch.cat(sink)
+                continue
+            # The header makes it a safetensors file.
+            sink.finish()
+            rows[site] = mapped(temporary / names[site])
+        captured = Captured(rows, offsets, description, hasher.hexdigest())
         if temporary is None:
-            return Captured(
-                # Popped, so that no more than one site's rows are in memory twice.
-                {site: torch.cat(sinks.pop(site)) for site in sites},
-                offsets,
-                description,
-                hasher.hexdigest(),
-            )
-
-        # The headers make them safetensors files.
-        for file in sinks.values():
-            file.finish()
-        rows = {site: mapped(temporary / names[site]) for site in sites}
-        write_index(temporary, Captured(rows, offsets, description, hasher.hexdigest()), names)
+            return captured
+        write_index(temporary, captured, names)
 
     # The folder has taken its place by now; the rows are read from there.
     assert folder is not None

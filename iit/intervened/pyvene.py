@@ -15,13 +15,20 @@ import torch
 from torch import nn
 
 from iit.intervened.edit import Edit, Variable
-from iit.intervened.pyvene_interventions import DISTRIBUTED, HOLDS_TENSORS, intervention_of
+from iit.intervened.pyvene_interventions import (
+    DISTRIBUTED,
+    HOLDS_TENSORS,
+    Subspaces,
+    intervention_of,
+)
 from iit.intervention import Intervention
 from iit.network import Network
 from iit.network.components import blocks_of
 from iit.site import Index, Site, resolve
 
 PyvenePosition = str | Index
+Representation = Mapping[str, Any]
+"""{field: its value}, of one of pyvene's representations."""
 VariableNames = str | tuple[str, ...] | None
 
 FIELDS = (
@@ -104,7 +111,9 @@ def read_pyvene(
                 link = representation["key"]
             if link not in linked:
                 width = _unit_width(module, representation, site)
-                linked[link] = _intervention(folder, representation, width, subspaces)
+                kind, dimension = representation["kind"], representation["intervention_dimensions"]
+                state = _state(folder, representation)
+                linked[link] = intervention_of(kind, state, dimension, width, subspaces)
             elif subspaces is not None:
                 raise ValueError(
                     "it has a subspace partition of the rotation of another one (link key "
@@ -119,7 +128,10 @@ def read_pyvene(
 
 
 def _representations(folder: Path, network: nn.Module) -> list[dict[str, Any]]:
-    """The fields of each representation, with those of `LISTS` and the `key` of its file."""
+    """The fields of each representation, with those of `LISTS`.
+
+    Beside them stand its `kind`, the name of the intervention's class, and the `key` of its file.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no folder that pyvene saved: config.json is missing.")
@@ -161,6 +173,7 @@ def _representations(folder: Path, network: nn.Module) -> list[dict[str, Any]]:
         layer = "" if "." in r["component"] else f"layer_{r['layer']}_"
         key = f"{layer}comp_{r['component']}_unit_{r['unit']}_nunit_{r['max_number_of_units']}"
         key = key.replace(".", "_")
+        r["kind"] = _class_name(r["intervention_types"])
         # Representations that are otherwise alike are numbered.
         r["key"] = f"{key}#{n_alike[key]}"
         n_alike[key] += 1
@@ -172,23 +185,12 @@ def _class_name(saved: str) -> str:
     return re.sub(r".*\.|'>$", "", saved)
 
 
-def _intervention(
-    folder: Path,
-    representation: Mapping[str, Any],
-    width: int | None,
-    subspaces: Mapping[str, list[int]] | None,
-) -> Intervention:
-    kind = _class_name(representation["intervention_types"])
-    constant = representation["intervention_constant_sources"]
-    state: dict[str, Any] = {}
-    # Only these have tensors; the files of others are not read.
-    if kind in DISTRIBUTED or (constant and kind in HOLDS_TENSORS):
-        state = _state(folder / f"intkey_{representation['key']}.bin")
-    dimension = representation["intervention_dimensions"]
-    return intervention_of(kind, state, dimension, width, subspaces)
-
-
-def _state(path: Path) -> dict[str, Any]:
+def _state(folder: Path, representation: Representation) -> dict[str, Any]:
+    """The saved tensors; {} for an intervention without any, whose file is not read."""
+    kind, constant = representation["kind"], representation["intervention_constant_sources"]
+    if kind not in DISTRIBUTED and not (constant and kind in HOLDS_TENSORS):
+        return {}
+    path = folder / f"intkey_{representation['key']}.bin"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent} is no whole save of pyvene: {path.name} is missing."
@@ -206,7 +208,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _site(
-    network: nn.Module, representation: Mapping[str, Any], position: PyvenePosition, head: Index
+    network: nn.Module, representation: Representation, position: PyvenePosition, head: Index
 ) -> tuple[Site, bool]:
     """The site of a representation, and whether its positions are edited as one vector.
 
@@ -234,8 +236,7 @@ def _site(
         )
 
     # pyvene rotates all n positions of a representation as one vector.
-    kind = _class_name(representation["intervention_types"])
-    joint = kind in DISTRIBUTED and n > 1 and not by_head
+    joint = representation["kind"] in DISTRIBUTED and n > 1 and not by_head
     indices: Any = position if hasattr(position, "__len__") else ()
     if joint and not isinstance(position, str) and len(indices) != n:
         raise ValueError(
@@ -246,7 +247,7 @@ def _site(
 
 
 def _named(
-    network: nn.Module, representation: Mapping[str, Any], position: PyvenePosition, head: Index
+    network: nn.Module, representation: Representation, position: PyvenePosition, head: Index
 ) -> Site:
     component, layer = representation["component"], representation["layer"]
     if "." in component:
@@ -279,7 +280,7 @@ def _named(
     return Site(name, layer=layer, head=head, position=position)
 
 
-def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Site) -> int | None:
+def _unit_width(network: nn.Module, representation: Representation, site: Site) -> int | None:
     """The width of one unit: of one position, or of one head there.
 
     Returns None where only a run can tell.
@@ -294,7 +295,7 @@ def _unit_width(network: nn.Module, representation: Mapping[str, Any], site: Sit
     return width // len(site.heads)
 
 
-def _subspaces(partition: Any, name: VariableNames) -> dict[str, list[int]] | None:
+def _subspaces(partition: Any, name: VariableNames) -> Subspaces:
     """{name: columns of the rotation}; a pair of numbers is a range of columns.
 
     Raises ValueError for names that do not fit the partition.

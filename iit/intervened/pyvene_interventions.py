@@ -5,7 +5,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
@@ -21,7 +20,10 @@ from iit.intervention import (
     VanillaIntervention,
     ZeroIntervention,
 )
+from iit.intervention.basis import Vectors
 
+Subspaces = Mapping[str, list[int]] | None
+"""{variable: columns of the rotation}; None without a partition."""
 # Interventions that rotate.
 DISTRIBUTED = ("RotatedSpaceIntervention", "LowRankRotatedSpaceIntervention")
 HOLDS_TENSORS = {
@@ -54,7 +56,7 @@ def intervention_of(
     state: Mapping[str, Any],
     dimension: Any,
     width: int | None,
-    subspaces: Mapping[str, list[int]] | None,
+    subspaces: Subspaces,
 ) -> Intervention:
     """The intervention that pyvene's class `kind` stands for.
 
@@ -111,7 +113,7 @@ def intervention_of(
             )
         if vector is None:
             return (SOURCELESS | HOLDS_TENSORS)[kind]()
-        if vector.numel() != vector.shape[-1] or not bool(torch.isfinite(vector).all()):
+        if vector.numel() != vector.shape[-1] or not torch.isfinite(vector).all():
             raise ValueError(
                 f"its constant source has shape {tuple(vector.shape)}; a finite vector "
                 "is carried over."
@@ -119,9 +121,7 @@ def intervention_of(
         return HOLDS_TENSORS[kind](vector.flatten())
 
 
-def _rotated(
-    frame: Float[Tensor, "width rank"], subspaces: Mapping[str, list[int]] | None
-) -> Intervention:
+def _rotated(frame: Vectors, subspaces: Subspaces) -> Intervention:
     width, rank = frame.shape
     if subspaces is not None:
         chosen = list(chain.from_iterable(subspaces.values()))
@@ -145,7 +145,7 @@ def _rotated(
     return intervention
 
 
-def _rotation(state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
+def _rotation(state: Mapping[str, Any]) -> Vectors:
     """R of x ↦ xR, from what torch's `orthogonal` keeps of it: Tensor[width, rank].
 
     Raises ValueError for weights that are damaged, or whose columns are not orthonormal.
@@ -179,7 +179,7 @@ def _rotation(state: Mapping[str, Any]) -> Float[Tensor, "width rank"]:
     products = frame.T @ frame
     off = (products - torch.eye(frame.shape[1])).abs().max()
     # NaN is not below, either.
-    if not bool(off < 1e-4):
+    if not off < 1e-4:
         raise ValueError(
             f"the columns of its rotation are not orthonormal (off by {float(off):.1e}), "
             "or not finite."

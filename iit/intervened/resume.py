@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,8 +24,7 @@ from iit.network.structure import evaluating, few_tokens
 from iit.network.survey import Survey
 
 
-@dataclass(frozen=True)
-class Prefix:
+class Prefix(NamedTuple):
     """What earlier runs have left of a batch, before its suffixes.
 
     Arguments:
@@ -160,7 +159,7 @@ def suffix_from(
     mask = (columns < torch.minimum(stop, _lengths(batch)).unsqueeze(1)).long()
     # A short suffix ends in padding, which still needs a token and a position that exist.
     columns = columns.clamp(max=ids.shape[1] - 1)
-    kwargs: dict[str, Any] = {"input_ids": ids.gather(1, columns), "attention_mask": mask}
+    kwargs = {"input_ids": ids.gather(1, columns), "attention_mask": mask}
     if before.cache is not None:
         length = before.cache.shape[-2]
         # Example i has first[i] cached tokens, at the right of its cache.

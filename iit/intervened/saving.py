@@ -24,6 +24,9 @@ CARD = "README.md"
 LOADED = (CONFIG, WEIGHTS, RECORD)
 """The files that loading reads. The card is for people."""
 
+Json = dict[str, Any]
+"""A JSON object."""
+
 
 class SaveContent(NamedTuple):
     """What a folder holds.
@@ -35,9 +38,9 @@ class SaveContent(NamedTuple):
     """
 
     edits: dict[Variable, Edit]
-    network: dict[str, Any]
+    network: Json
     source_grad: bool
-    record: dict[str, Any] | None
+    record: Json | None
 
 
 def write_save(folder: Path, saved: SaveContent) -> None:
@@ -56,7 +59,7 @@ def write_save(folder: Path, saved: SaveContent) -> None:
     save_file(tensors, folder / WEIGHTS)
 
     if saved.record is not None:
-        _write_json(folder / RECORD, saved.record)
+        write_json(folder / RECORD, saved.record)
     edits = []
     for key, edit in saved.edits.items():
         variable = key
@@ -71,7 +74,7 @@ def write_save(folder: Path, saved: SaveContent) -> None:
         "edits": edits,
         "interventions": descriptions,
     }
-    _write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
 
 
 def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveContent:
@@ -83,7 +86,7 @@ def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveConte
     Raises FileNotFoundError for missing files. Raises ValueError for damaged or foreign files, and
     for weights that are not finite.
     """
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise ValueError(
             f"{folder / CONFIG} is not in the format {FORMAT!r} (it says {config.get('format')!r})."
@@ -99,7 +102,7 @@ def read_save(folder: Path, types: Mapping[str, Any] | None = None) -> SaveConte
             edits[key] = edit_from_json(edit, interventions[edit["intervention"]])
         record = None
         if (folder / RECORD).exists():
-            record = _read_json(folder / RECORD)
+            record = read_json(folder / RECORD)
         return SaveContent(edits, config["network"], config["source_grad"], record)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error!r}.") from error
@@ -111,7 +114,7 @@ def foreign(folder: Path) -> list[str]:
     These are all names, unless the folder's `config.json` is one of ours.
     """
     try:
-        written = _read_json(folder / CONFIG)
+        written = read_json(folder / CONFIG)
     except (OSError, ValueError):
         written = {}
     names = set(os.listdir(folder))
@@ -120,7 +123,7 @@ def foreign(folder: Path) -> list[str]:
     return list(names)
 
 
-def describe_network(network: Network | nn.Module) -> dict[str, Any]:
+def describe_network(network: Network | nn.Module) -> Json:
     """What tells a network from others.
 
     It is the name, revision, class, width, number of layers, dtype, and the weights' fingerprint.
@@ -152,6 +155,8 @@ def describe_network(network: Network | nn.Module) -> dict[str, Any]:
 def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> None:
     """Check that a network is the one that a folder was saved for.
 
+    The fingerprint alone decides: the same weights may have another name.
+
     Raises ValueError, naming what differs, when it is another one.
     """
     current = describe_network(network)
@@ -163,13 +168,12 @@ def check_network(saved: Mapping[str, Any], network: Network | nn.Module) -> Non
             facts.append(f"{key}: saved for {saved.get(key)!r}, given {current[key]!r}")
     raise ValueError(
         f"This was saved for another network ({'; '.join(facts) or 'same shape, other weights'}). "
-        "Load that network, or pass check_network=False if you mean to carry the interventions "
-        "over."
+        "Load that network. (Edits are carried over to another with check_network=False.)"
     )
 
 
 def _interventions(
-    path: Path, descriptions: list[dict[str, Any]], types: Mapping[str, Any] | None
+    path: Path, descriptions: list[Json], types: Mapping[str, Any] | None
 ) -> list[Intervention]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is no whole save: {path.name} is missing.")
@@ -188,7 +192,7 @@ def _interventions(
             state[name.removeprefix(prefix)] = tensor
             if tensor.is_floating_point():
                 dtype = tensor.dtype
-            if not bool(tensor.isfinite().all()):
+            if not tensor.isfinite().all():
                 raise ValueError(
                     f"{path}: {name.removeprefix(prefix)} of {description['type']} has values "
                     "that are not finite."
@@ -210,12 +214,12 @@ def _interventions(
     return interventions
 
 
-def site_to_json(site: Site) -> dict[str, Any]:
+def site_to_json(site: Site) -> Json:
     """The arguments that make the site again."""
     return {name: value for name, value in vars(site).items() if value is not None}
 
 
-def edit_to_json(edit: Edit) -> dict[str, Any]:
+def edit_to_json(edit: Edit) -> Json:
     """All of an edit but its intervention."""
     return {
         "sites": list(map(site_to_json, edit.sites)),
@@ -231,7 +235,8 @@ def edit_from_json(record: Mapping[str, Any], intervention: Intervention) -> Edi
     return Edit(sites, intervention, source_sites, record["joint"])
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Json) -> None:
+    """Write a JSON object. Raises ValueError for values that JSON lacks."""
     try:
         # NaN and infinity are no JSON.
         text = json.dumps(content, indent=2, allow_nan=False)
@@ -240,11 +245,16 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, what: str = "saved intervened model") -> Json:
+    """The JSON object in a file.
+
+    Arguments:
+        what: what a folder with this file is, for the error.
+
+    Raises FileNotFoundError without the file, and ValueError for a damaged one.
+    """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} is no saved intervened model: {path.name} is missing."
-        )
+        raise FileNotFoundError(f"{path.parent} is no {what}: {path.name} is missing.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     # Both JSON and UTF-8 raise it.

@@ -119,7 +119,7 @@ class NetworkSnapshot:
         torch and transformers.
         """
         left_out = (*_HOOKS, *_WRITTEN_BY_TRANSFORMERS)
-        facts: list[Any] = [self._content, self._device, self._before["autocast"]]
+        facts = [self._content, self._device, self._before["autocast"]]
         facts += map(version, ("torch", "transformers"))
         for name, module in self._modules.items():
             attributes = dict(vars(module))

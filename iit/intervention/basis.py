@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite, nan
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from iit.intervention.part import Part, checked_rank
 from iit.intervention.precision import widened
 
+Vectors = Float[Tensor, "width rank"]
+"""Vectors as columns."""
+Square = Float[Tensor, "rank rank"]
 WORST_CONDITION = 1e5
 """The largest ratio of singular values that a frame's parameter may have."""
 BENT_CONDITION = 1e3
@@ -114,7 +117,7 @@ class Frame(Basis):
         frame, _ = torch.linalg.qr(torch.randn(width, rank))
         self.weight = nn.Parameter(frame)
 
-    def vectors(self) -> Float[Tensor, "width rank"]:
+    def vectors(self) -> Vectors:
         """Q, with columns that are orthonormal to 1e-6, in single precision at least."""
         with torch.autocast(self.weight.device.type, enabled=False):
             weight = widened(self.weight)
@@ -127,7 +130,7 @@ class Frame(Basis):
 
             return vectors if self.weight.dtype == torch.float64 else vectors.float()
 
-    def _triangle(self, weight: Float[Tensor, "width rank"]) -> Float[Tensor, "rank rank"]:
+    def _triangle(self, weight: Vectors) -> Square:
         """R such that A·R⁻¹ is close to orthonormal.
 
         Raises ValueError when A is nearly rank-deficient.
@@ -179,7 +182,7 @@ class Frame(Basis):
             )
         # Only the directions matter: long and short ones count alike in the test below.
         scaled = directions.float() / directions.float().norm(dim=0)
-        if not bool(torch.isfinite(scaled).all()) or (
+        if not torch.isfinite(scaled).all() or (
             n and float(torch.linalg.svdvals(scaled)[-1]) < 1e-5
         ):
             raise ValueError(
@@ -209,17 +212,15 @@ class PrincipalComponents(Basis):
     def __init__(self, width: int, rank: int):
         super().__init__(width=width, rank=checked_rank(rank, width))
         self.width, self.rank = width, rank
-        self.register_buffer("frame", torch.eye(width, rank))
-        self.register_buffer("fitted", torch.tensor(False))
-        self.frame: Tensor
-        self.fitted: Tensor
+        self.frame = nn.Buffer(torch.eye(width, rank))
+        self.fitted = nn.Buffer(torch.tensor(False))
 
     def coordinates(self) -> Coordinates:
         """The orthogonal projection on the components.
 
         Raises ValueError before there are any.
         """
-        if not bool(self.fitted):
+        if not self.fitted:
             raise ValueError(
                 "These principal components were never fitted: give activations to `fit`, or call "
                 "iit.alignment.initialise, which takes those of the training bases."
@@ -284,19 +285,12 @@ class Autoencoder(Basis):
         self.activation = activation
         self.k = k
         self.centred = centred
-        shapes = {
-            "encoder": (width, n_features),
-            "decoder": (n_features, width),
-            "encoder_bias": (n_features,),
-            "decoder_bias": (width,),
-            "threshold": (n_features,),
-        }
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer("loaded", torch.tensor(False))
-        self.encoder: Tensor
-        self.decoder: Tensor
-        self.loaded: Tensor
+        self.encoder = nn.Buffer(torch.zeros(width, n_features))
+        self.decoder = nn.Buffer(torch.zeros(n_features, width))
+        self.encoder_bias = nn.Buffer(torch.zeros(n_features))
+        self.decoder_bias = nn.Buffer(torch.zeros(width))
+        self.threshold = nn.Buffer(torch.zeros(n_features))
+        self.loaded = nn.Buffer(torch.tensor(False))
 
     def load(self, **weights: Tensor) -> None:
         """Take weights by name.
@@ -312,7 +306,7 @@ class Autoencoder(Basis):
                     f"Autoencoder weight {name!r} of shape {tuple(value.shape)} does not fit; "
                     f"expected {shapes}."
                 )
-            if not bool(torch.isfinite(value).all()):
+            if not torch.isfinite(value).all():
                 raise ValueError(f"Autoencoder weight {name!r} has values that are not finite.")
             target.copy_(value)
         # Biases alone make no autoencoder.
@@ -323,20 +317,18 @@ class Autoencoder(Basis):
 
         Raises ValueError before there are weights.
         """
-        if not bool(self.loaded):
+        if not self.loaded:
             raise ValueError(
                 "This autoencoder holds no weights, and would change nothing: give encoder= and "
                 "decoder= (and their biases), or take one from a folder with load_autoencoder "
                 "(intervention=autoencoder intervention.folder=FOLDER)."
             )
 
-        parts: dict[str, Any] = dict(self.named_buffers())
-
         def encode(h: Tensor) -> Tensor:
-            shifted = h - parts["decoder_bias"] if self.centred else h
-            before = shifted @ parts["encoder"] + parts["encoder_bias"]
+            shifted = h - self.decoder_bias if self.centred else h
+            before = shifted @ self.encoder + self.encoder_bias
             if self.activation == "jump_relu":
-                return torch.where(before > parts["threshold"], before, 0.0)
+                return torch.where(before > self.threshold, before, 0.0)
             features = F.relu(before)
             if self.k is None:
                 return features
@@ -344,10 +336,10 @@ class Autoencoder(Basis):
             top = features.topk(self.k, dim=-1)
             return torch.zeros_like(features).scatter(-1, top.indices, top.values)
 
-        return Coordinates(encode, lambda h, old, new: h + (new - old) @ parts["decoder"])
+        return Coordinates(encode, lambda h, old, new: h + (new - old) @ self.decoder)
 
 
-def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "width rank"]:
+def leading(activations: Float[Tensor, "n width"], rank: int) -> Vectors:
     """The directions of greatest variance of activations that are centred, but not standardised.
 
     At the whole width, directions in which the activations do not vary complete the basis, in no
@@ -365,7 +357,7 @@ def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "
             "the rank (rank=, or intervention.rank= of a mask), or sample more training pairs "
             "(data.n_train=)."
         )
-    if not bool(torch.isfinite(activations).all()):
+    if not torch.isfinite(activations).all():
         raise ValueError("PCA of activations that are not all finite (NaN or infinity).")
     centred = activations.float() - activations.float().mean(0)
     # Rows of the right factor, by falling variance; with few activations the full matrix completes
@@ -373,20 +365,18 @@ def leading(activations: Float[Tensor, "n width"], rank: int) -> Float[Tensor, "
     return torch.linalg.svd(centred, full_matrices=few)[2][:rank].T.contiguous()
 
 
-def _upper_factor(gram: Float[Tensor, "rank rank"]) -> tuple[Float[Tensor, "rank rank"], bool]:
+def _upper_factor(gram: Square) -> tuple[Square, bool]:
     """(R with RᵀR = gram, whether there is no such R)."""
     factor, info = torch.linalg.cholesky_ex(gram)
     return factor.mT, bool(info)
 
 
-def _solved(
-    columns: Float[Tensor, "width rank"], triangle: Float[Tensor, "rank rank"]
-) -> Float[Tensor, "width rank"]:
+def _solved(columns: Vectors, triangle: Square) -> Vectors:
     """columns · R⁻¹."""
     return torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
 
 
-def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
+def _condition(triangle: Square) -> float:
     """An upper bound of R's condition number.
 
     Where that bound is above `WORST_CONDITION`, the condition number itself is returned.
@@ -403,5 +393,5 @@ def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
     return float(values[0] / values[-1])
 
 
-def _linear(frame: Float[Tensor, "width rank"]) -> Coordinates:
+def _linear(frame: Vectors) -> Coordinates:
     return Coordinates(lambda h: h @ frame, lambda h, old, new: h + (new - old) @ frame.T)

@@ -43,13 +43,9 @@ class Subset(Gate):
                 f"got {indices}."
             )
         super().__init__(n=n, indices=list(indices))
-        self.register_buffer(
-            # Not in the state dict: the arguments make it again.
-            "weights",
-            torch.zeros(n).index_fill(0, torch.tensor(indices), 1.0),
-            persistent=False,
-        )
-        self.weights: Tensor
+        weights = torch.zeros(n).index_fill(0, torch.tensor(indices), 1.0)
+        # Not in the state dict: the arguments make it again.
+        self.weights = nn.Buffer(weights, persistent=False)
 
     def forward(self) -> Tensor | None:
         """1 in the subset, else 0."""
@@ -69,8 +65,7 @@ class SoftGate(Gate):
         if not 0 < temperature < inf:
             raise ValueError(f"temperature={temperature} must be above 0, and finite.")
         super().__init__(**arguments, temperature=temperature)
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
-        self.temperature: Tensor
+        self.temperature = nn.Buffer(torch.tensor(float(temperature)))
 
     @abstractmethod
     def logits(self) -> Float[Tensor, " n"]:
@@ -79,12 +74,10 @@ class SoftGate(Gate):
     def forward(self) -> Tensor | None:
         """sigmoid(logits / temperature) in training, logits > 0 in evaluation."""
         logits = self.logits()
+        if self.training:
+            return torch.sigmoid(logits / self.temperature)
         # A hard gate does not depend on the temperature.
-        return (
-            torch.sigmoid(logits / self.temperature)
-            if self.training
-            else (logits > 0).to(logits.dtype)
-        )
+        return (logits > 0).to(logits.dtype)
 
     def learned_rank(self) -> int:
         """How many coordinates are edited in evaluation."""
@@ -122,8 +115,7 @@ class Boundary(SoftGate):
         super().__init__(temperature, n=n, start=start)
         self.boundary = nn.Parameter(torch.tensor(float(start)))
         # The middles of the coordinates: a boundary of k/n lets exactly the first k through.
-        self.register_buffer("steps", torch.arange(n) + 0.5, persistent=False)
-        self.steps: Tensor
+        self.steps = nn.Buffer(torch.arange(n) + 0.5, persistent=False)
 
     def logits(self) -> Tensor:
         """The distance to the boundary, in coordinates."""

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from iit.intervention import basis, gate, operation
 from iit.intervention.basis import Basis, Coordinates
 from iit.intervention.gate import All, Gate, SoftGate
-from iit.intervention.operation import Operation
-from iit.intervention.part import Part, fresh_part, joined_table, saved_config
+from iit.intervention.operation import Operation, Swap
+from iit.intervention.part import Part, Types, fresh_part, joined_table, saved_config
 from iit.intervention.reversible import Reversible
 
-PARTS: dict[str, type[Part]] = {
+PARTS: Types = {
     part.__name__: part
     for part in (
         *(basis.Identity, basis.Frame, basis.PrincipalComponents, basis.Autoencoder, Reversible),
         *(gate.All, gate.Subset, gate.Boundary, gate.SigmoidMask),
         *(
-            operation.Swap,
+            Swap,
             operation.Add,
             operation.Mean,
             operation.Zero,
@@ -49,8 +49,12 @@ class Intervention(nn.Module):
     is computed in fp32, or in fp64 for an activation in fp64. The new activation has the dtype of
     the base.
 
+    Attributes:
+        block_sizes: {variable: number of coordinates}; None where the edit has one variable.
+
     Arguments:
         name: what it is called in configs, rows and prints.
+        gate, operation: by default all coordinates are swapped.
         blocks: {variable: number of coordinates}. A block is a run of coordinates that serves one
             variable and has its own source (no block of a transformer). The first coordinates are
             those of the first variable, and so on.
@@ -66,8 +70,8 @@ class Intervention(nn.Module):
         self,
         name: str,
         basis: Basis,
-        gate: Gate,
-        operation: Operation,
+        gate: Gate | None = None,
+        operation: Operation | None = None,
         *,
         blocks: Mapping[str, int] | None = None,
         kind: str = "edit",
@@ -75,17 +79,18 @@ class Intervention(nn.Module):
         super().__init__()
         self.name = name
         self.basis = basis
-        self.gate = gate
-        self.operation = operation
+        self.gate = gate or All()
+        self.operation = operation or Swap()
         self.kind = kind
-        self._blocks = dict(blocks) if blocks is not None else None
-        if self._blocks is not None and (
-            min(self._blocks.values(), default=0) < 1 or sum(self._blocks.values()) != basis.rank
-        ):
-            raise ValueError(
-                f"Blocks {self._blocks} must each have at least one coordinate and fill the "
-                f"basis's {basis.rank}."
-            )
+        self.block_sizes = None
+        if blocks is not None:
+            sizes = blocks.values()
+            if min(sizes, default=0) < 1 or sum(sizes) != basis.rank:
+                raise ValueError(
+                    f"Blocks {blocks} must each have at least one coordinate and fill the basis's "
+                    f"{basis.rank}."
+                )
+            self.block_sizes = dict(blocks)
 
     @property
     def width(self) -> int | None:
@@ -115,12 +120,7 @@ class Intervention(nn.Module):
     @property
     def blocks(self) -> tuple[str, ...] | None:
         """The variables that blocks of coordinates serve; None where the edit has one variable."""
-        return None if self._blocks is None else tuple(self._blocks)
-
-    @property
-    def block_sizes(self) -> dict[str, int] | None:
-        """{variable: number of coordinates} of the blocks; None where the edit has one variable."""
-        return None if self._blocks is None else dict(self._blocks)
+        return None if self.block_sizes is None else tuple(self.block_sizes)
 
     def complement(self) -> "Intervention":
         """The interchange of everything that this one leaves: h' = s + Q(Qᵀh − Qᵀs) for a frame Q.
@@ -187,17 +187,7 @@ class Intervention(nn.Module):
         high = base.to(self._precision(base))
         coordinates = self.basis.ready()
         old = coordinates.encode(high)
-        if self._blocks is None:
-            assert not isinstance(source, Mapping)
-            source_coordinates = (
-                None if source is None else coordinates.encode(source.to(high.dtype))
-            )
-            target = self.operation(old, source_coordinates, high)
-        else:
-            # Each block has its own source, so there is no one set of source coordinates.
-            target = self._blockwise(
-                old, high, source if isinstance(source, Mapping) else {}, active, coordinates
-            )
+        target = self._target(old, high, source, active, coordinates)
 
         weights = self.gate()
         # lerp is exact at 0 and 1, also where base and target differ by orders of magnitude.
@@ -216,7 +206,7 @@ class Intervention(nn.Module):
             # examples come from `unedited`.
             edited = torch.where(active.view(-1, 1, 1), edited, unedited)
         # An example in which no block is active comes back bit by bit.
-        elif active is not None and set(active) == set(self._blocks or ()):
+        elif active is not None and set(active) == set(self.block_sizes or ()):
             edited = torch.where(
                 torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base
             )
@@ -230,35 +220,33 @@ class Intervention(nn.Module):
             torch.promote_types(base.dtype, torch.float32),
         )
 
-    def _blockwise(
+    def _target(
         self,
         old: Tensor,
         high: Tensor,
-        source: Mapping[str, Tensor],
+        source: SourceActivations,
         active: ActiveExamples,
         coordinates: Coordinates,
     ) -> Tensor:
-        """Target coordinates, Tensor[batch, position, n], where each block has its own source."""
-        parts, start = [], 0
+        """Target coordinates, Tensor[batch, position, n]; each block has its own source."""
+        sources = source if isinstance(source, Mapping) else {"": source}
         flags = active if isinstance(active, Mapping) else {}
-        for block, size in (self._blocks or {}).items():
-            # Coordinates of an inactive block without a source stay as they are.
-            part = old[..., start : start + size]
-            if block in source or not self.operation.needs_source:
-                source_coordinates = (
-                    coordinates.encode(source[block].to(high.dtype))[..., start : start + size]
-                    if block in source
-                    else None
-                )
-                target = self.operation(part, source_coordinates, high)
-                part = (
-                    torch.where(flags[block].view(-1, 1, 1), target, part)
-                    if block in flags
-                    else target
-                )
-            parts.append(part)
-            # The blocks lie one after another.
-            start += size
+        # The blocks lie one after another. Without blocks all coordinates are one.
+        blocks = self.block_sizes or {"": old.shape[-1]}
+        sizes = list(blocks.values())
+        parts = list(old.split(sizes, -1))
+        for number, block in enumerate(blocks):
+            source_part, source_of_block = None, sources.get(block)
+            if source_of_block is not None:
+                encoded = coordinates.encode(source_of_block.to(high.dtype))
+                source_part = encoded.split(sizes, -1)[number]
+            elif self.operation.needs_source:
+                # Coordinates of an inactive block without a source stay as they are.
+                continue
+            target = self.operation(parts[number], source_part, high)
+            if block in flags:
+                target = torch.where(flags[block].view(-1, 1, 1), target, parts[number])
+            parts[number] = target
         return torch.cat(parts, -1)
 
     def _check(self, base: Tensor, source: SourceActivations, active: ActiveExamples) -> None:
@@ -268,35 +256,32 @@ class Intervention(nn.Module):
                 f"{tuple(base.shape)}."
             )
 
-        tensors: dict[str, Tensor]
-        if self._blocks is None:
+        tensors, needed = {}, {"source"}
+        if self.block_sizes is None:
             if isinstance(source, Mapping) or isinstance(active, Mapping):
                 raise ValueError(f"{self} has no blocks: its source and `active` are tensors.")
-            tensors = {} if source is None else {"source": source}
-            missing = [] if tensors or not (self.operation.needs_source) else ["source"]
+            if source is not None:
+                tensors = {"source": source}
         else:
             if isinstance(source, Tensor) or isinstance(active, Tensor):
                 raise ValueError(
                     f"{self} has blocks: source and `active` are given as {{block: tensor}} for "
-                    f"{list(self._blocks)}."
+                    f"{list(self.block_sizes)}."
                 )
 
             tensors, flags = dict(source or {}), dict(active or {})
-            unknown = sorted((set(tensors) | set(flags)) - set(self._blocks))
+            unknown = sorted((set(tensors) | set(flags)) - set(self.block_sizes))
             if unknown:
                 raise ValueError(
-                    f"{self} has no block {unknown}; its blocks are {list(self._blocks)}."
+                    f"{self} has no block {unknown}; its blocks are {list(self.block_sizes)}."
                 )
 
             # Only a block that is inactive in every example may lack a source.
-            inactive = {block for block, flag in flags.items() if not bool(flag.any())}
-            missing = (
-                [b for b in self._blocks if b not in tensors and b not in inactive]
-                if self.operation.needs_source
-                else []
-            )
+            inactive = {block for block, flag in flags.items() if not flag.any()}
+            needed = set(self.block_sizes) - inactive
 
-        if missing:
+        missing = sorted(needed - set(tensors))
+        if missing and self.operation.needs_source:
             raise ValueError(f"{self} needs a source; missing: {missing}.")
         if tensors and not self.operation.needs_source:
             raise ValueError(f"{self} reads no source, but one was given.")
@@ -322,12 +307,12 @@ class Intervention(nn.Module):
         return {
             "type": self.name,
             **{name: saved_config(part, PARTS) for name, part in self._parts()},
-            "blocks": self._blocks,
+            "blocks": self.block_sizes,
             "kind": self.kind,
         }
 
     @property
-    def custom_parts(self) -> dict[str, type[Part]]:
+    def custom_parts(self) -> Types:
         """The classes of its parts that are not in `PARTS`, by name.
 
         These have to be given to `from_config` as `types`.
@@ -366,8 +351,8 @@ class Intervention(nn.Module):
     def __repr__(self) -> str:
         # A rank that equals the width says nothing.
         shape = {"width": self.width, "rank": self.rank if self.rank != self.width else None}
-        if self._blocks is not None:
-            shape["blocks"] = self._blocks  # pyright: ignore[reportArgumentType]
+        if self.block_sizes is not None:
+            shape["blocks"] = self.block_sizes  # pyright: ignore[reportArgumentType]
         kind = ".complement" if self.kind == "complement" else ""
         shown = ", ".join(f"{key}={value}" for key, value in shape.items() if value is not None)
         return f"{self.name}{kind}({shown})"

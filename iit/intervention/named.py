@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iit.intervention.basis import Autoencoder, Frame, Identity, PrincipalComponents
-from iit.intervention.gate import All, Boundary, Gate, SigmoidMask, Subset
+from iit.intervention.gate import Boundary, SigmoidMask, Subset
 from iit.intervention.intervention import Intervention
 from iit.intervention.operation import (
     Add,
@@ -23,7 +23,7 @@ from iit.intervention.operation import (
     LowRankUpdate,
     Mean,
     Noise,
-    Swap,
+    Vector,
     Zero,
 )
 from iit.intervention.reversible import Reversible
@@ -42,8 +42,8 @@ def VanillaIntervention(
     """
     if units is not None and width is None:
         raise ValueError("VanillaIntervention with units needs the width, too.")
-    gate: Gate = All() if units is None or width is None else Subset(width, units_of(units))
-    return Intervention("VanillaIntervention", Identity(width), gate, Swap())
+    gate = None if units is None or width is None else Subset(width, units_of(units))
+    return Intervention("VanillaIntervention", Identity(width), gate)
 
 
 def units_of(units: Sequence[int] | str) -> list[int]:
@@ -63,47 +63,45 @@ def units_of(units: Sequence[int] | str) -> list[int]:
 
 def ZeroIntervention(width: int | None = None) -> Intervention:
     """h' = 0."""
-    return Intervention("ZeroIntervention", Identity(width), All(), Zero())
+    return Intervention("ZeroIntervention", Identity(width), operation=Zero())
 
 
-def MeanIntervention(
-    vector: Float[Tensor, " width"] | None = None, width: int | None = None
-) -> Intervention:
+def MeanIntervention(vector: Vector | None = None, width: int | None = None) -> Intervention:
     """h' = vector; without a vector, the mean of the source's positions."""
-    return Intervention("MeanIntervention", _identity(vector, width), All(), Mean(vector))
+    return Intervention("MeanIntervention", _identity(vector, width), operation=Mean(vector))
 
 
 def AdditionIntervention(
-    vector: Float[Tensor, " width"] | None = None, width: int | None = None, scale: float = 1.0
+    vector: Vector | None = None, width: int | None = None, scale: float = 1.0
 ) -> Intervention:
     """h' = h + scale·vector; without a vector, h + scale·s."""
     return Intervention(
-        "AdditionIntervention", _identity(vector, width), All(), Add(vector, scale=scale)
+        "AdditionIntervention", _identity(vector, width), operation=Add(vector, scale=scale)
     )
 
 
 def SubtractionIntervention(
-    vector: Float[Tensor, " width"] | None = None, width: int | None = None, scale: float = 1.0
+    vector: Vector | None = None, width: int | None = None, scale: float = 1.0
 ) -> Intervention:
     """h' = h − scale·vector; without a vector, h − scale·s."""
-    return Intervention(
-        "SubtractionIntervention", _identity(vector, width), All(), Add(vector, scale=-scale)
-    )
+    intervention = AdditionIntervention(vector, width, -scale)
+    intervention.name = "SubtractionIntervention"
+    return intervention
 
 
 def NoiseIntervention(scale: float, seed: int = 0, width: int | None = None) -> Intervention:
     """h' = h + scale·ε with ε ~ N(0, 1), which the seed fixes for every example and every run."""
-    return Intervention("NoiseIntervention", Identity(width), All(), Noise(scale, seed))
+    return Intervention("NoiseIntervention", Identity(width), operation=Noise(scale, seed))
 
 
 def CollectIntervention(width: int | None = None) -> Intervention:
     """h' = h: the activation is only read; see `IntervenedModel.run`."""
-    return Intervention("CollectIntervention", Identity(width), All(), Keep(), kind="collect")
+    return Intervention("CollectIntervention", Identity(width), operation=Keep(), kind="collect")
 
 
 def SkipIntervention(width: int | None = None) -> Intervention:
     """At a block_output, h' = the block's own input, as if the block were not there."""
-    return Intervention("SkipIntervention", Identity(width), All(), Swap(), kind="skip")
+    return Intervention("SkipIntervention", Identity(width), kind="skip")
 
 
 def LambdaIntervention(
@@ -111,7 +109,7 @@ def LambdaIntervention(
 ) -> Intervention:
     """h' = function(h), or function(h, s) with `needs_source`. It cannot be saved."""
     return Intervention(
-        "LambdaIntervention", Identity(width), All(), Function(function, needs_source)
+        "LambdaIntervention", Identity(width), operation=Function(function, needs_source)
     )
 
 
@@ -134,7 +132,7 @@ def RotatedSpaceIntervention(width: int, blocks: Mapping[str, int] | None = None
         )
     # Columns that no block uses are not made.
     frame = Frame(width, width if blocks is None else sum(blocks.values()))
-    return Intervention("RotatedSpaceIntervention", frame, All(), Swap(), blocks=blocks)
+    return Intervention("RotatedSpaceIntervention", frame, blocks=blocks)
 
 
 def LowRankRotatedSpaceIntervention(width: int, rank: int) -> Intervention:
@@ -142,7 +140,7 @@ def LowRankRotatedSpaceIntervention(width: int, rank: int) -> Intervention:
 
     References: arXiv 2303.02536.
     """
-    return Intervention("LowRankRotatedSpaceIntervention", Frame(width, rank), All(), Swap())
+    return Intervention("LowRankRotatedSpaceIntervention", Frame(width, rank))
 
 
 def BoundlessRotatedSpaceIntervention(
@@ -156,7 +154,7 @@ def BoundlessRotatedSpaceIntervention(
     References: arXiv 2305.08809.
     """
     gate = Boundary(width, start, temperature)
-    return Intervention("BoundlessRotatedSpaceIntervention", Frame(width, width), gate, Swap())
+    return Intervention("BoundlessRotatedSpaceIntervention", Frame(width, width), gate)
 
 
 def SigmoidMaskIntervention(
@@ -174,17 +172,17 @@ def SigmoidMaskIntervention(
 
     References: arXiv 2402.17700.
     """
-    if basis not in ("units", "rotated", "pca"):
-        raise ValueError(f"basis={basis!r} is none of units, rotated, pca.")
+    bases = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}
+    if basis not in bases:
+        raise ValueError(f"basis={basis!r} is none of {', '.join(bases)}.")
     if basis == "units" and rank is not None:
         raise ValueError(
             f"rank={rank}: a mask over units has all of them; rank belongs to basis=rotated "
             "and basis=pca."
         )
     n = rank or width
-    kind = {"units": Identity, "rotated": Frame, "pca": PrincipalComponents}[basis]
-    coordinates = kind(width) if basis == "units" else kind(width, n)
-    return Intervention("SigmoidMaskIntervention", coordinates, SigmoidMask(n, temperature), Swap())
+    coordinates = Identity(width) if basis == "units" else bases[basis](width, n)
+    return Intervention("SigmoidMaskIntervention", coordinates, SigmoidMask(n, temperature))
 
 
 def PCARotatedSpaceIntervention(
@@ -194,7 +192,7 @@ def PCARotatedSpaceIntervention(
     basis = PrincipalComponents(width, rank)
     if activations is not None:
         basis.fit(activations)
-    return Intervention("PCARotatedSpaceIntervention", basis, All(), Swap())
+    return Intervention("PCARotatedSpaceIntervention", basis)
 
 
 def AutoencoderIntervention(
@@ -221,8 +219,18 @@ def AutoencoderIntervention(
 
     Raises ValueError for features beside a mask.
     """
+    if mask and features is not None:
+        raise ValueError(
+            "Either `features` says which are swapped, or a learned `mask` does; both were given."
+        )
     basis = Autoencoder(width, n_features, activation, k, centred)
-    return _autoencoder("AutoencoderIntervention", basis, features, mask, temperature, weights)
+    basis.load(**weights)
+    gate = None
+    if mask:
+        gate = SigmoidMask(n_features, temperature)
+    elif features is not None:
+        gate = Subset(n_features, list(features))
+    return Intervention("AutoencoderIntervention", basis, gate)
 
 
 def JumpReLUAutoencoderIntervention(
@@ -238,10 +246,11 @@ def JumpReLUAutoencoderIntervention(
 
     References: arXiv 2407.14435.
     """
-    basis = Autoencoder(width, n_features, "jump_relu", centred=centred)
-    return _autoencoder(
-        "JumpReLUAutoencoderIntervention", basis, features, mask, temperature, weights
+    intervention = AutoencoderIntervention(
+        width, n_features, features, "jump_relu", None, centred, mask, temperature, **weights
     )
+    intervention.name = "JumpReLUAutoencoderIntervention"
+    return intervention
 
 
 def RevNetIntervention(width: int, rank: int, depth: int = 1, hidden: int = 64) -> Intervention:
@@ -255,7 +264,7 @@ def RevNetIntervention(width: int, rank: int, depth: int = 1, hidden: int = 64) 
 
     References: arXiv 2507.08802.
     """
-    return Intervention("RevNetIntervention", Reversible(width, rank, depth, hidden), All(), Swap())
+    return Intervention("RevNetIntervention", Reversible(width, rank, depth, hidden))
 
 
 def LoReFTIntervention(width: int, rank: int) -> Intervention:
@@ -263,13 +272,15 @@ def LoReFTIntervention(width: int, rank: int) -> Intervention:
 
     References: arXiv 2404.03592.
     """
-    return Intervention("LoReFTIntervention", Frame(width, rank), All(), LearnedTarget(width, rank))
+    return Intervention(
+        "LoReFTIntervention", Frame(width, rank), operation=LearnedTarget(width, rank)
+    )
 
 
 def LoRAIntervention(width: int, rank: int, scale: float = 1.0) -> Intervention:
     """h' = h + scale·B A h on the activation, trained, without a source."""
     return Intervention(
-        "LoRAIntervention", Identity(width), All(), LowRankUpdate(width, rank, scale)
+        "LoRAIntervention", Identity(width), operation=LowRankUpdate(width, rank, scale)
     )
 
 
@@ -277,21 +288,3 @@ def _identity(vector: Tensor | None, width: int | None) -> Identity:
     if vector is not None and width is not None and vector.shape[-1] != width:
         raise ValueError(f"The vector has width {vector.shape[-1]}, the site {width}.")
     return Identity(width if vector is None else vector.shape[-1])
-
-
-def _autoencoder(
-    name: str,
-    basis: Autoencoder,
-    features: list[int] | None,
-    mask: bool,
-    temperature: float,
-    weights: Mapping[str, Tensor],
-) -> Intervention:
-    if mask and features is not None:
-        raise ValueError(
-            "Either `features` says which are swapped, or a learned `mask` does; both were given."
-        )
-    basis.load(**weights)
-    n = basis.rank or 0
-    gate: Gate = All() if features is None else Subset(n, list(features))
-    return Intervention(name, basis, SigmoidMask(n, temperature) if mask else gate, Swap())

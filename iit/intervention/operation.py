@@ -5,9 +5,13 @@ from collections.abc import Callable
 from typing import Any, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from iit.intervention.part import Part, checked_rank
+
+Vector = Float[Tensor, " width"]
+"""One vector of an activation's width."""
 
 
 class Operation(Part):
@@ -53,20 +57,21 @@ class _WithVector(Operation):
 
     def __init__(self, vector: Tensor | None = None, width: int | None = None, **arguments: Any):
         if vector is not None:
-            vector = torch.as_tensor(vector, dtype=torch.float32)
+            vector = torch.as_tensor(vector, dtype=torch.float32).clone()
             if vector.ndim != 1:
                 raise ValueError(
                     f"A vector has one dimension, its width; got shape {tuple(vector.shape)}."
                 )
-            if not bool(torch.isfinite(vector).all()):
+            if not torch.isfinite(vector).all():
                 raise ValueError("The vector has values that are not finite (NaN or infinity).")
             if width is not None and width != len(vector):
                 raise ValueError(f"The vector has width {len(vector)}, the space {width}.")
             width = len(vector)
         super().__init__(width=width, **arguments)
         self.needs_source = width is None
-        zeros = None if width is None else torch.zeros(width)
-        self.register_buffer("vector", zeros if vector is None else vector.clone())
+        if vector is None and width is not None:
+            vector = torch.zeros(width)
+        self.register_buffer("vector", vector)
         self.vector: Tensor | None
 
     def _value(self, source: Tensor | None) -> Tensor:

@@ -32,9 +32,11 @@ class Part(nn.Module, ABC):
 
 
 Kind = TypeVar("Kind", bound=Part)
+Types = Mapping[str, type[Part]]
+"""{class name: class}, of parts."""
 
 
-def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
+def saved_config(part: Part, table: Types) -> dict[str, Any]:
     """The config of a part, for a saved file.
 
     Arguments:
@@ -58,27 +60,21 @@ def saved_config(part: Part, table: Mapping[str, type[Part]]) -> dict[str, Any]:
         "constructor's arguments there, as JSON, and keep everything else in "
         "parameters and buffers."
     )
+    # Through JSON, as a saved file would hold them (tuples become lists).
     try:
+        arguments = json.loads(json.dumps(part.arguments))
         # A second part is made to see whether the arguments are enough.
         with torch.random.fork_rng(devices=[]):
-            # Through JSON, as a saved file would hold them (tuples become lists).
-            again = kind(**json.loads(json.dumps(part.arguments)))
-    except (TypeError, ValueError) as error:
+            again = kind(**arguments)
+        again.load_state_dict(part.state_dict())
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{needed} ({error})") from error
-
-    shapes, shapes_again = (
-        {name: tuple(t.shape) for name, t in copy.state_dict().items()} for copy in (part, again)
-    )
-    if shapes != shapes_again or again.arguments != part.arguments:
-        raise ValueError(
-            f"{needed} (Its tensors are {shapes}; made again they would be {shapes_again}.)"
-        )
+    if again.arguments != part.arguments:
+        raise ValueError(f"{needed} (Made again it would have {again.arguments}.)")
     return config
 
 
-def joined_table(
-    table: Mapping[str, type[Part]], types: Mapping[str, Any]
-) -> dict[str, type[Part]]:
+def joined_table(table: Types, types: Mapping[str, Any]) -> Types:
     """The table with a user's own parts.
 
     Raises ValueError for a name that both have, and for what is no part.
@@ -96,9 +92,7 @@ def joined_table(
     return {**table, **types}
 
 
-def fresh_part(
-    part_class: type[Kind], config: Mapping[str, Any], table: Mapping[str, type[Part]]
-) -> Kind:
+def fresh_part(part_class: type[Kind], config: Mapping[str, Any], table: Types) -> Kind:
     """A fresh part, made from its config: the inverse of `Part.config`, but for the weights.
 
     Arguments:
@@ -130,8 +124,6 @@ def checked_rank(rank: int, width: int) -> int:
 
     Raises ValueError for a rank that is no whole number, below 1, or above the width.
     """
-    if width < 1:
-        raise ValueError(f"width={width}: a space needs at least one dimension.")
     # Integral, so that numpy's integers pass and 2.0 does not.
     if not isinstance(rank, Integral) or not 1 <= rank <= width:
         raise ValueError(

@@ -72,8 +72,7 @@ class Coupling(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.n_first = width // 2
-        self.register_buffer("rotation", torch.linalg.qr(torch.randn(width, width))[0])
-        self.rotation: Tensor
+        self.rotation = nn.Buffer(torch.linalg.qr(torch.randn(width, width))[0])
         self.first = _shift(width - self.n_first, hidden, self.n_first)
         self.second = _shift(self.n_first, hidden, width - self.n_first)
 

@@ -122,7 +122,7 @@ def load_autoencoder(
         )
 
     scale = tensors.get("scaling_factor")
-    if scale is not None and bool((scale == 1).all()):
+    if scale is not None and (scale == 1).all():
         # SAELens 2 wrote it with every autoencoder; where it is 1 it changes nothing.
         del tensors["scaling_factor"]
 
@@ -139,7 +139,7 @@ def load_autoencoder(
         # Gate and magnitude share an encoder, but for each feature's scale: the gate opens where
         # the magnitude is above a threshold.
         architecture, scale = "jumprelu", tensors.pop("r_mag").exp()
-        tensors["W_enc"] = tensors["W_enc"] * scale
+        tensors["W_enc"] *= scale
         tensors["b_enc"] = tensors.pop("b_mag")
         tensors["threshold"] = tensors["b_enc"] - scale * tensors.pop("b_gate")
 
@@ -148,9 +148,9 @@ def load_autoencoder(
         # Tensor[n_features]. A feature times its decoder row stays the same; which features are the
         # k largest does not.
         norms = weights["decoder"].norm(dim=1)
-        weights["encoder"] = weights["encoder"] * norms
-        weights["encoder_bias"] = weights["encoder_bias"] * norms
-        weights["decoder"] = weights["decoder"] / norms.unsqueeze(1)
+        weights["encoder"] *= norms
+        weights["encoder_bias"] *= norms
+        weights["decoder"] /= norms.unsqueeze(1)
 
     options: dict[str, Any] = {
         "centred": config.get("apply_b_dec_to_input") is not False,
@@ -197,10 +197,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
             f"{folder / CONFIG}: architecture={architecture!r} is none of {list(_ACTIVATIONS)}."
         )
 
-    names = set()
-    for key in ("activation_fn", "activation_fn_str"):
-        if config.get(key):
-            names.add(str(config[key]))
+    names = {str(config.get(key) or "") for key in ("activation_fn", "activation_fn_str")} - {""}
     supported = set().union(*_ACTIVATIONS.values())
     for name in names - supported:
         raise ValueError(
@@ -209,10 +206,7 @@ def _activation(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
         )
 
     options = config.get("activation_fn_kwargs") or {}
-    counts = set()
-    for keys in (config, options):
-        if keys.get("k") is not None:
-            counts.add(keys["k"])
+    counts = {config.get("k"), options.get("k")} - {None}
     # Up to version 5 a top-k could stand in the activation alone.
     if architecture == "standard" and names == {"topk"}:
         architecture = "topk"

@@ -184,7 +184,7 @@ def _scored(
                 figure = spread([figures[metric] for figures in by_seed])
                 pooled.append(row_of(facts, figure, metric + suffix, "all", Arm("truth")))
     # As `trust=full` does it, with the case's wrong site and the job's number of seeds.
-    elsewhere: Any = OmegaConf.to_container(case.wrong_site)
+    elsewhere = OmegaConf.to_container(case.wrong_site)
     trust = replace(instantiate(cfg.trust), full=True, seeds=seeds, wrong_site=elsewhere)
     full = evaluate(claims[0], pairs, trust, refit=refit, **evaluate_options(cfg))
     (judged,) = verdict(full, trust.thresholds)

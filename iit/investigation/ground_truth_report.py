@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from iit.report.maps import styled
 from iit.report.table import Table, with_interval
 from iit.result import Row, where
 
@@ -90,11 +91,8 @@ def ground_truth_tables(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> lis
 
 def _criteria(verdict: Mapping[str, Any], outcome: str) -> str:
     """The names of the criteria with this outcome."""
-    names = []
-    for finding in verdict["findings"]:
-        if finding["outcome"] == outcome:
-            names.append(finding["criterion"])
-    return ", ".join(names)
+    findings = verdict["findings"]
+    return ", ".join(f["criterion"] for f in findings if f["outcome"] == outcome)
 
 
 def _distance(distances: Mapping[str, Row], metric: str) -> str:
@@ -114,6 +112,7 @@ def _rounded(number: float) -> str:
     return f"{round(number, 2):g}"
 
 
+@styled
 def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Figure:
     """A panel for each case: test IIA against the distance from the truth.
 
@@ -127,18 +126,16 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
     n_columns = min(4, len(cases))
     # Rounded up.
     n_rows = -(-len(cases) // n_columns)
-    figure = Figure(figsize=(3.4 * n_columns, 3.1 * n_rows), layout="constrained")
+    figure = Figure(figsize=(3.4 * n_columns, 3.1 * n_rows))
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).flatten()
     for (case, method), (iia, distances) in figures.items():
         distance = distances.get("projection_distance")
         x = NOWHERE if distance is None else distance.value
         # How far the interval reaches below and above the value, as matplotlib takes it.
         reach = [[iia.value - iia.low], [iia.high - iia.value]]
-        style = {
-            "marker": markers[method],
-            "color": COLOURS[verdicts[f"{case}/{method}"]["outcome"]],
-        }
-        panels[cases.index(case)].errorbar(x, iia.value, reach, capsize=2, alpha=0.8, **style)
+        colour = COLOURS[verdicts[f"{case}/{method}"]["outcome"]]
+        style = {"marker": markers[method], "color": colour, "alpha": 0.8}
+        panels[cases.index(case)].errorbar(x, iia.value, reach, **style)
     for axes, case in zip_longest(panels, cases):
         # A panel behind the last case stays empty.
         if case is None:
@@ -146,20 +143,15 @@ def ground_truth_figure(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> Fig
             continue
         axes.set(title=case.replace("_", " "), xlim=(-0.06, NOWHERE + 0.1), ylim=(-0.05, 1.05))
         axes.set_xticks([0, 0.5, 1, NOWHERE], ["0", "0.5", "1", "none"])
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[::n_columns]:
         axes.set_ylabel("test IIA, changing pairs")
     for axes in panels[-n_columns:]:
         axes.set_xlabel("distance of projections from the truth")
-    handles = [
-        Line2D([], [], marker=marker, color="0.3", linestyle="", label=method)
-        for method, marker in markers.items()
-    ]
-    handles += [
-        Line2D([], [], marker="s", color=colour, linestyle="", label=outcome)
-        for outcome, colour in COLOURS.items()
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8
-    )
+    # {name: (marker, colour)}, the methods before the outcomes.
+    styles = {method: (marker, "0.3") for method, marker in markers.items()}
+    styles |= {outcome: ("s", colour) for outcome, colour in COLOURS.items()}
+    handles = []
+    for name, (marker, colour) in styles.items():
+        handles.append(Line2D([], [], marker=marker, color=colour, linestyle="", label=name))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     return figure

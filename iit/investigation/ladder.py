@@ -206,7 +206,7 @@ def _scored(
                 clusters=encoded.clusters[counted],
                 over_draws=len(by_seed) > 1,
             )
-            figures: dict[Any, Any] = {}
+            figures = {}
             for control, values in arms.items():
                 figures[control, metric] = interval(values[counted])
             # [n, seeds]: each seed minus the untrained network beside it.

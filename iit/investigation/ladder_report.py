@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from iit.report.maps import styled
 from iit.report.table import Table, with_interval
 from iit.result import Row, where
 
@@ -85,6 +86,7 @@ def _caption(rows: Sequence[Row]) -> str:
     return f"{caption} Without an edit (chance): {', '.join(chance)}." if chance else caption
 
 
+@styled
 def ladder_figure(rows: Sequence[Row]) -> Figure:
     """Three panels of IIA on changing pairs: in the network, in untrained ones, and the difference.
 
@@ -93,7 +95,7 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
     """
     names = rungs(rows)
     order = list(names)
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.6))
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (control, metric, title) in zip(panels, _panels(rows), strict=True):
         for number, (split, (label, colour, marker)) in enumerate(_STYLES.items()):
@@ -108,22 +110,14 @@ def ladder_figure(rows: Sequence[Row]) -> Figure:
                 value, low, high = np.array(bars).T
                 # Both families look alike, and the legend names a style once.
                 legend = label if family == "rank" else None
-                axes.errorbar(
-                    x,
-                    value,
-                    [value - low, high - value],
-                    color=colour,
-                    marker=marker,
-                    label=legend,
-                    capsize=2,
-                )
+                reach = [value - low, high - value]
+                axes.errorbar(x, value, reach, color=colour, marker=marker, label=legend)
         axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         axes.set_xticks(range(len(names)), names.values(), rotation=60, ha="right")
         axes.set_title(title)
-        axes.spines[["top", "right"]].set_visible(False)
     labels = {"iia": "IIA on changing pairs", "iia_forced": "right among the pair's answers"}
     panels[0].set_ylabel(labels[_panels(rows)[0][1]])
     # The panels share this axis. Its lower end follows the figures.
     panels[0].set_ylim(top=1.02)
-    panels[0].legend(frameon=False, loc="lower right")
+    panels[0].legend(loc="lower right")
     return figure

@@ -16,8 +16,9 @@ class Family:
         blocks, norm: the list of blocks, and the norm behind the last one. Their paths are inside
             the backbone (the transformer without its head); all other paths are inside a block.
         attention, mlp: modules that receive the normed residual stream.
-        qkv: the query, key and value projections, or one module that is all three.
         attention_out, mlp_out: output projections.
+        qkv: the query, key and value projections, or one module that is all three. Their paths are
+            inside `attention`.
         fused_order: how a projection that is all three orders its units. contiguous: all queries,
             then all keys, then all values. grouped: each group of queries with its key and value
             behind it. falcon: as the network's config says.
@@ -32,10 +33,10 @@ class Family:
     blocks: str
     norm: str | None
     attention: str
-    qkv: tuple[str, ...]
     attention_out: str
     mlp: str
     mlp_out: str
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     fused_order: str = "contiguous"
     attention_post: str | None = None
     mlp_post: str | None = None
@@ -48,22 +49,22 @@ class Family:
         """The parts of one block; a mixture may have blocks without experts."""
         # A bridge of TransformerLens computes queries, keys and values apart, whatever the family.
         is_bridged = "_original_component" in block.get_submodule(self.attention)._modules
-        has_router = self.router is not None and module_at(block, self.router) is not None
-        mlp_out = self.mlp_out
-        if self.router is not None and not has_router:
-            mlp_out = f"{self.mlp}.down_proj"
+        names = ("q", "k", "v") if is_bridged else self.qkv
+        router, mlp_out = self.router, self.mlp_out
+        if router is not None and module_at(block, router) is None:
+            router, mlp_out = None, f"{self.mlp}.down_proj"
         order = self.fused_order
         if order == "falcon":
             is_old = config.multi_query and not config.new_decoder_architecture
             order = "contiguous" if is_old else "grouped"
         return BlockParts(
             attention=self.attention,
-            qkv=_paths_in(self.attention, "q", "k", "v") if is_bridged else self.qkv,
+            qkv=tuple(f"{self.attention}.{name}" for name in names),
             attention_out=self.attention_out,
             mlp_input=self.mlp,
             mlp_out=mlp_out,
-            router=self.router if has_router else None,
-            is_mixture=has_router,
+            router=router,
+            is_mixture=router is not None,
             writes={
                 "attention_write": (self.attention_post or self.attention_out,),
                 "mlp_write": (self.mlp_post or mlp_out,),
@@ -72,15 +73,10 @@ class Family:
         )
 
 
-def _paths_in(path: str, *names: str) -> tuple[str, ...]:
-    return tuple(f"{path}.{name}" for name in names)
-
-
 _LLAMA = Family(
     blocks="layers",
     norm="norm",
     attention="self_attn",
-    qkv=_paths_in("self_attn", "q_proj", "k_proj", "v_proj"),
     attention_out="self_attn.o_proj",
     mlp="mlp",
     mlp_out="mlp.down_proj",
@@ -93,7 +89,7 @@ _GPT2 = Family(
     blocks="h",
     norm="ln_f",
     attention="attn",
-    qkv=("attn.c_attn",),
+    qkv=("c_attn",),
     attention_out="attn.c_proj",
     mlp="mlp",
     mlp_out="mlp.c_proj",
@@ -102,7 +98,7 @@ _BLOOM = Family(
     blocks="h",
     norm="ln_f",
     attention="self_attention",
-    qkv=("self_attention.query_key_value",),
+    qkv=("query_key_value",),
     attention_out="self_attention.dense",
     mlp="mlp",
     mlp_out="mlp.dense_4h_to_h",
@@ -113,7 +109,7 @@ _BERT = Family(
     blocks="encoder.layer",
     norm=None,
     attention="attention.self",
-    qkv=_paths_in("attention.self", "query", "key", "value"),
+    qkv=("query", "key", "value"),
     attention_out="attention.output.dense",
     # Its MLP is no module of its own: it begins at `intermediate` and ends at `output.dense`.
     mlp="intermediate",
@@ -126,13 +122,13 @@ FAMILIES: dict[str, Family] = {
     "gpt_neo": replace(
         _GPT2,
         attention="attn.attention",
-        qkv=_paths_in("attn.attention", "q_proj", "k_proj", "v_proj"),
+        qkv=_LLAMA.qkv,
         attention_out="attn.attention.out_proj",
         tuple_blocks=True,
     ),
     "gptj": replace(
         _GPT2,
-        qkv=_paths_in("attn", "q_proj", "k_proj", "v_proj"),
+        qkv=_LLAMA.qkv,
         attention_out="attn.out_proj",
         mlp_out="mlp.fc_out",
         tuple_blocks=True,
@@ -141,7 +137,7 @@ FAMILIES: dict[str, Family] = {
         blocks="layers",
         norm="final_layer_norm",
         attention="attention",
-        qkv=("attention.query_key_value",),
+        qkv=("query_key_value",),
         attention_out="attention.dense",
         mlp="mlp",
         mlp_out="mlp.dense_4h_to_h",
@@ -157,12 +153,11 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _POST_NORMED,
     "gemma3_text": _POST_NORMED,
     "olmo2": _POST_NORMED,
-    "phi3": replace(_LLAMA, qkv=("self_attn.qkv_proj",)),
+    "phi3": replace(_LLAMA, qkv=("qkv_proj",)),
     "opt": Family(
         blocks="decoder.layers",
         norm="decoder.final_layer_norm",
         attention="self_attn",
-        qkv=_paths_in("self_attn", "q_proj", "k_proj", "v_proj"),
         attention_out="self_attn.out_proj",
         # Its MLP is no module of its own: it begins at `fc1` and ends at `fc2`.
         mlp="fc1",
@@ -177,7 +172,7 @@ FAMILIES: dict[str, Family] = {
         blocks="encoder.block",
         norm="encoder.final_layer_norm",
         attention="layer.0.SelfAttention",
-        qkv=_paths_in("layer.0.SelfAttention", "q", "k", "v"),
+        qkv=("q", "k", "v"),
         attention_out="layer.0.SelfAttention.o",
         mlp="layer.1.DenseReluDense",
         mlp_out="layer.1.DenseReluDense.wo",

@@ -1,5 +1,6 @@
 """What components a network has, printed for whoever is about to study it."""
 
+import re
 from typing import Any
 
 from rich.console import Console
@@ -36,9 +37,8 @@ def components(network: Any) -> None:
             if isinstance(place, str):
                 rows.setdefault(("", f"— {place}"), []).append(layer)
             elif place is not None:
-                where = f"{place.module}:{place.side}".replace(f".{layer}.", ".{layer}.", 1)
-                if layer is not None and place.module.endswith(f".{layer}"):
-                    where = f"{place.module.removesuffix(str(layer))}{{layer}}:{place.side}"
+                path = re.sub(rf"\.{layer}\b", ".{layer}", place.module, count=1)
+                where = f"{path}:{place.side}"
                 rows.setdefault((str(place.n_heads or ""), where), []).append(layer)
         for (heads, where), layers in rows.items():
             table.add_row(component, _ranges(layers), heads, escape(where))

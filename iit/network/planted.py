@@ -118,7 +118,7 @@ class Planted(nn.Module):
             first = first + around
         elif self.encoding == "wrong":
             # The cyclic convolution of two one-hot codes is the code of the sum.
-            sums: list[Any] = []
+            sums = []
             for k in range(m):
                 products = [first[:, i] * b[:, (k - i) % m] for i in range(m)]
                 sums.append(sum(products))

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,7 @@ from iit.network.hooks import Attached, at_call, at_input, at_output
 from iit.network.location import ComponentLocation
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of a module: the first floating-point tensors that went in and came out."""
 
     module: nn.Module
@@ -25,8 +23,7 @@ class Call:
     after: Tensor | None
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(NamedTuple):
     """What a change at one token of one place moves at another place.
 
     Arguments:

@@ -5,7 +5,6 @@ The config of a classifier names one of the architectures below.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -25,7 +24,7 @@ def save_network(network: Network, folder: str | Path) -> None:
     Raises ValueError for an architecture that is neither transformers' nor one of this package's,
     and for a network with an adapter, or inside of a wrapper.
     """
-    model: Any = network.model
+    model = network.model
     kind = type(model).__name__
     if isinstance(network, LanguageModel) and isinstance(model, PreTrainedModel):
         # transformers would save the adapter alone.

@@ -17,8 +17,21 @@ SHARPNESS = 100.0
 """Vectors count as equal within 1/100 of each other (the sum of absolute differences)."""
 
 
+class _OfSizes(nn.Module):
+    """A network that is made again from its sizes.
+
+    Raises ValueError for a size below 1.
+    """
+
+    def __init__(self, **arguments: int):
+        super().__init__()
+        self.arguments = arguments
+        if min(arguments.values()) < 1:
+            raise ValueError(f"{type(self).__name__} needs at least 1 of each; got {arguments}.")
+
+
 @final
-class MLP(nn.Module):
+class MLP(_OfSizes):
     """Tensor[batch, …] → Tensor[batch, n_classes]: `depth` hidden layers of ReLUs, then a linear
     one.
 
@@ -27,15 +40,7 @@ class MLP(nn.Module):
     """
 
     def __init__(self, n_inputs: int, n_classes: int, width: int = 64, depth: int = 3):
-        super().__init__()
-        self.arguments = {
-            "n_inputs": n_inputs,
-            "n_classes": n_classes,
-            "width": width,
-            "depth": depth,
-        }
-        if min(self.arguments.values()) < 1:
-            raise ValueError(f"An MLP needs at least 1 of each; got {self.arguments}.")
+        super().__init__(n_inputs=n_inputs, n_classes=n_classes, width=width, depth=depth)
         widths = [n_inputs, *[width] * depth]
         hidden = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
         self.layers = nn.Sequential(*hidden)
@@ -86,7 +91,7 @@ def equality_by_hand(dim: int = 4, width: int = 64) -> Classifier:
 
 
 @final
-class ConvNet(nn.Module):
+class ConvNet(_OfSizes):
     """Tensor[batch, 1, height, width] → Tensor[batch, n_classes], for small images.
 
     `features` are two 3×3 convolutions with a 2×2 maximum between them, then another maximum;
@@ -95,18 +100,9 @@ class ConvNet(nn.Module):
     """
 
     def __init__(self, size: int, n_classes: int, channels: int = 32, width: int = 256):
-        super().__init__()
-        self.arguments = {
-            "size": size,
-            "n_classes": n_classes,
-            "channels": channels,
-            "width": width,
-        }
-        if size < 4 or min(self.arguments.values()) < 1:
-            raise ValueError(
-                "A ConvNet needs images of at least 4×4 and at least 1 of everything else; got "
-                f"{self.arguments}."
-            )
+        super().__init__(size=size, n_classes=n_classes, channels=channels, width=width)
+        if size < 4:
+            raise ValueError(f"A ConvNet needs images of at least 4×4; got size={size}.")
         self.features = nn.Sequential(
             nn.Conv2d(1, channels, 3, padding=1),
             nn.ReLU(),

@@ -5,10 +5,11 @@ and which tensor one hands to the next. `iit.network.survey` then checks what wa
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -21,6 +22,8 @@ from iit.network.location import BlockParts
 from iit.network.probe import Call
 
 N_TOKENS = 6
+Calls = Mapping[str, Call]
+"""{path of a module: its call}"""
 
 # The last part of a module's path → its role.
 _QUERY = re.compile(r"q|wq|query|(q|q_b|query)_proj|q_lin|project_q", re.IGNORECASE)
@@ -87,28 +90,23 @@ def tensor_key(tensor: Tensor | None) -> Any:
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
 
 
-def _calls(transformer: Any) -> dict[str, Call]:
+def _calls(transformer: Any) -> Calls:
     """{path: its call} for the modules that one run calls exactly once, in the order of their ends.
 
     The tensors stay alive as long as the calls, so that no memory is used twice.
     """
-    counts: Counter[str] = Counter()
-    calls: dict[str, Call] = {}
+    calls: defaultdict[str, list[Call]] = defaultdict(list)
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            counts[name] += 1
-            before, after = first_float((args, kwargs)), first_float(result)
-            calls[name] = Call(module, args, kwargs, result, before, after)
-
-        return hook
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        before, after = first_float((args, kwargs)), first_float(result)
+        calls[name].append(Call(module, args, kwargs, result, before, after))
 
     with ExitStack() as stack, evaluating(transformer):
         for name, module in transformer.named_modules():
-            handle = module.register_forward_hook(record(name), with_kwargs=True)
+            handle = module.register_forward_hook(partial(record, name), with_kwargs=True)
             stack.callback(handle.remove)
         transformer(**few_tokens(transformer))
-    return {name: call for name, call in calls.items() if counts[name] == 1}
+    return {name: of_module[0] for name, of_module in calls.items() if len(of_module) == 1}
 
 
 @contextmanager
@@ -146,7 +144,7 @@ def few_tokens(transformer: Any) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in parameters}
 
 
-def _blocks(root: nn.Module, calls: Mapping[str, Call], names: Mapping[int, str]) -> nn.ModuleList:
+def _blocks(root: nn.Module, calls: Calls, names: Mapping[int, str]) -> nn.ModuleList:
     """The list of modules that were all called, with the most weights."""
     lists = []
     for module in root.modules():
@@ -182,7 +180,7 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _parts(root: str, calls: Mapping[str, Call]) -> BlockParts:
+def _parts(root: str, calls: Calls) -> BlockParts:
     """The parts of one block.
 
     Arguments:
@@ -231,7 +229,7 @@ def _inside(path: str, area: str | None) -> bool:
 
 
 def _attention(
-    calls: Mapping[str, Call],
+    calls: Calls,
 ) -> tuple[str | None, tuple[str, ...], str | None, str | None]:
     """(attention, its projections, the output projection, the module around all of them)."""
     for name in sorted(calls, key=lambda name: name.count(".")):
@@ -244,11 +242,9 @@ def _attention(
         is_query = siblings.get(_QUERY) == name
         # With latent keys and values the query projection stands alone.
         is_latent = is_query and any("kv_" in other for other in calls if _inside(other, attention))
-        if _FUSED.fullmatch(last):
-            qkv = (name,)
-        elif is_query and len(siblings) == 3:
-            qkv = tuple(siblings[role] for role in (_QUERY, _KEY, _VALUE))
-        elif is_latent:
+        if is_query and len(siblings) == 3:
+            qkv = tuple(siblings.values())
+        elif is_latent or _FUSED.fullmatch(last):
             qkv = (name,)
         else:
             continue
@@ -265,7 +261,7 @@ def _attention(
     return None, (), None, None
 
 
-def _mlp(calls: Mapping[str, Call]) -> tuple[str | None, str | None, str | None, bool]:
+def _mlp(calls: Calls) -> tuple[str | None, str | None, str | None, bool]:
     """(the module, the module that receives the input, the output projection, is a mixture)."""
     tops = [name for name in calls if "." not in name and _has_matrix(calls[name].module)]
     mlp = next(filter(_MLP.fullmatch, tops), None)
@@ -288,7 +284,7 @@ def _mlp(calls: Mapping[str, Call]) -> tuple[str | None, str | None, str | None,
     return mlp, received, linear[-1], False
 
 
-def _downstream(path: str, calls: Mapping[str, Call]) -> tuple[str, ...]:
+def _downstream(path: str, calls: Calls) -> tuple[str, ...]:
     """The module, those that receive what it gives, and so on, and those around it."""
     paths, written = [path], calls[path].after
     for name, call in calls.items():

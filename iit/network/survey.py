@@ -182,7 +182,7 @@ def _checked(block: Block, probe: Probe) -> tuple[Places, bool]:
     places = block.places()
     reason = None
     try:
-        (again,) = probe.run([_located(places, "block_output")])
+        (again,) = probe.run([ComponentLocation(block.root, "output", block.hidden)])
         if float((again - probe.after).abs().max()) > 1e-4 * float(probe.after.abs().max()):
             reason = "cannot be checked: it gives something else when it runs again"
     except Exception as error:  # whatever a network raises
@@ -218,12 +218,6 @@ def _checked(block: Block, probe: Probe) -> tuple[Places, bool]:
     return best, is_causal
 
 
-def _located(places: Places, component: str) -> ComponentLocation:
-    place = places[component]
-    assert isinstance(place, ComponentLocation)
-    return place
-
-
 def _n_places(places: Places) -> int:
     return sum(isinstance(place, ComponentLocation) for place in places.values())
 
@@ -243,7 +237,7 @@ def _find_writes(block: Block, probe: Probe, places: Places) -> None:
             continue
         # The stream may be far larger than what is added to it. It rounds in its own dtype.
         size = sum(map(torch.abs, tensors), probe.before.abs())
-        if bool(((sum(tensors) - added).abs() <= largest + 4 * probe.epsilon * size).all()):
+        if ((sum(tensors) - added).abs() <= largest + 4 * probe.epsilon * size).all():
             for name, path in zip(writes, chosen, strict=True):
                 if name in places:
                     places[name] = block.place(path)
@@ -319,7 +313,7 @@ def _reason_against(
     by_token[probe.token] = False
     moves_others = bool(by_token.any())
     reason = None
-    if not bool(response.moved.any()):
+    if not response.moved.any():
         reason = "moves nothing when it is changed"
     elif component in _OWN_TOKEN and moves_others:
         reason = "moves other tokens when it is changed at one"
@@ -352,6 +346,6 @@ def _mixed_head(
         # A norm over all queries or keys lets a small change of one head move the others less.
         if component == "value_output":
             related = probe.tolerance * related
-        if bool(by_head.max() > related):
+        if by_head.max() > related:
             return f"moves other heads when its head {head} is changed"
     return None

@@ -20,6 +20,7 @@ from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    EncodedBatch,
     batch_rows,
     contrast_of,
     prompts_of,
@@ -38,7 +39,7 @@ def ablate(
     pairs: Contrasted,
     *,
     kind: str = "mean",
-    reference: Mapping[str, Any] | None = None,
+    reference: EncodedBatch | None = None,
     draws: int = 4,
     seed: int = 0,
     metric: MetricChoice = "logit_difference",
@@ -107,7 +108,7 @@ def ablate(
     return replace(maps[0], values=values)
 
 
-def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, Any]) -> Activations:
+def _means(contrast: Contrast, sites: Sequence[Site], reference: EncodedBatch) -> Activations:
     """The mean at each position, {site: Tensor[pair, position, width]}, the same for every pair.
 
     It is over the reference's prompts that have that position.
@@ -142,7 +143,7 @@ def _means(contrast: Contrast, sites: Sequence[Site], reference: Mapping[str, An
 def _other_prompts(
     contrast: Contrast,
     sites: Sequence[Site],
-    reference: Mapping[str, Any],
+    reference: EncodedBatch,
     draws: int,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -173,7 +174,7 @@ def _other_prompts(
 
 
 def _prompts(
-    contrast: Contrast, batch: Mapping[str, Any], sites: Sequence[Site]
+    contrast: Contrast, batch: EncodedBatch, sites: Sequence[Site]
 ) -> list[tuple[bytes, list[int]]]:
     """Each prompt's inputs without padding, and how many tokens it has at each position."""
     prepared = prepare(contrast.module, prompts_of(batch))

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from iit.intervened import Activations, capture
 from iit.intervened.positions import columns
 from iit.network.inputs import prepare
-from iit.patching.contrast import AnyNetwork, batch_rows, module_of
+from iit.patching.contrast import AnyNetwork, EncodedBatch, batch_rows, module_of
 from iit.site import Site, resolve
 
 
@@ -55,28 +55,24 @@ class ActivationReader:
         together: list[Site] = []
         size = 0
         for site in dict.fromkeys([*sites, *following]):
-            width = resolve(module, site).width
-            n_positions = columns(site, prompts).n_positions
-            if width is None or n_positions is None:
-                # Only a run can tell the size, so the site takes all that is left.
-                size += self._budget
-            else:
-                # Four bytes for each number, as in fp32.
-                size += prompts.size * n_positions * width * 4
+            # Where only a run can tell the size, the site takes all that is left.
+            width = resolve(module, site).width or self._budget
+            n_positions = columns(site, prompts).n_positions or self._budget
+            # Four bytes for each number, as in fp32.
+            size += prompts.size * n_positions * width * 4
             if size > self._budget and site not in sites:
                 break
             together.append(site)
         return together
 
 
-def activations(
-    network: AnyNetwork, batch: Mapping[str, Any], sites: Sequence[Site]
-) -> Activations:
+def activations(network: AnyNetwork, batch: EncodedBatch, sites: Sequence[Site]) -> Activations:
     """What `capture` gives, {site: Tensor[row, position, width]}, 64 rows at a time."""
     n_rows = next(len(value) for value in batch.values() if isinstance(value, Tensor))
-    parts = []
+    # The answer is run where a site is at one of its tokens.
+    answer, parts = batch.get("answer"), []
     for rows in torch.arange(n_rows).split(64):
-        parts.append(capture(network, batch_rows(batch, rows), sites))
+        parts.append(capture(network, batch_rows(batch, rows, answer), sites))
     values: dict[Site, Tensor] = {}
     counts: dict[Site, Tensor | None] = {}
     for site in sites:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from iit.patching.contrast import (
     contrast_of,
     module_of,
 )
-from iit.patching.effects import Effects
+from iit.patching.effects import Effects, TableLines
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
 from iit.progress import progress
 from iit.site import Site
@@ -34,9 +34,7 @@ METRIC = "attention"
 """The figure of a map of attention."""
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Patterns:
+class Patterns(NamedTuple):
     """The attention weights of a batch.
 
     weights: (layer, head) → Tensor[batch, query, key]. Rows of real tokens sum to 1, those of
@@ -58,7 +56,7 @@ class Patterns:
             weights[f"{layer}.{head}"] = of_head[row, :n, :n].float().cpu().numpy()
         return weights
 
-    def table(self, row: int) -> list[dict[str, Any]]:
+    def table(self, row: int) -> TableLines:
         """A line for each head, query and key of one prompt.
 
         Columns: layer, head, query, key (numbers of tokens), query_token, key_token (their texts),
@@ -118,7 +116,7 @@ def attention_patterns(
 
     prompts = prepare(module, batch)
     assert prompts.lengths is not None
-    decode: Any = network.tokenizer.decode if isinstance(network, LanguageModel) else str
+    decode = network.tokenizer.decode if isinstance(network, LanguageModel) else str
     texts = []
     for ids, n in zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True):
         texts.append(tuple(map(decode, ids[:n])))
@@ -198,8 +196,8 @@ def _eager(network: nn.Module) -> Iterator[None]:
     modules = behind_bridge(network).modules()
     transformers = [module for module in modules if isinstance(module, PreTrainedModel)]
     # A network may hold several transformers models, each with a config of its own.
-    before = {id(part): part.config._attn_implementation_internal for part in transformers}
-    if set(before.values()) == {"eager"}:
+    before = [part.config._attn_implementation_internal for part in transformers]
+    if set(before) == {"eager"}:
         yield
         return
 
@@ -216,5 +214,5 @@ def _eager(network: nn.Module) -> Iterator[None]:
             part.config._attn_implementation_internal = "eager"
         yield
     finally:
-        for part in transformers:
-            part.config._attn_implementation_internal = before[id(part)]
+        for part, implementation in zip(transformers, before, strict=True):
+            part.config._attn_implementation_internal = implementation

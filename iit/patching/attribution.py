@@ -22,14 +22,17 @@ from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    EncodedBatch,
     batch_rows,
     contrast_of,
     prompts_of,
 )
+from iit.patching.corruption import EMBEDDING
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell, grid
 from iit.patching.metric import (
     NORMALISED,
+    Figures,
     Metric,
     MetricChoice,
     blank,
@@ -39,7 +42,8 @@ from iit.patching.metric import (
 from iit.progress import progress
 from iit.site import Site, resolve
 
-EMBEDDING = Site("embedding_output")
+SiteTensors = dict[Site, Tensor]
+"""{site: Tensor[pair, position, width]}"""
 
 
 def attribute(
@@ -146,14 +150,12 @@ class _PairRuns:
         self._bases = prepare(contrast.module, prompts_of(self.base))
         self._sources = prepare(contrast.module, prompts_of(self.source))
 
-    def run(
-        self, batch: Mapping[str, Any], share: float | None = None
-    ) -> tuple[Tensor, dict[Site, Tensor]]:
+    def run(self, batch: EncodedBatch, share: float | None = None) -> tuple[Tensor, SiteTensors]:
         """The logits, Tensor[pair, n_answer, vocab], and the activations at the sites.
 
         share: how far the token embeddings are on the way to the source's.
         """
-        activations: dict[Site, Tensor] = {}
+        activations: SiteTensors = {}
 
         def note(site: Site, activation: Tensor) -> Tensor:
             # The parameters are frozen: the first site on the way has to start the graph itself.
@@ -162,7 +164,7 @@ class _PairRuns:
             activations[site] = activation
             return activation
 
-        edits: dict[Any, Any] = {}
+        edits = {}
         sources = None
         if share is not None:
             way = LambdaIntervention(
@@ -181,8 +183,8 @@ class _PairRuns:
         metrics: Mapping[str, Metric],
         steps: int | None,
         logits: Tensor,
-        activations: Mapping[Site, Tensor],
-    ) -> dict[str, dict[Site, Tensor]]:
+        activations: SiteTensors,
+    ) -> dict[str, SiteTensors]:
         """∂metric/∂activation, {metric: {site: Tensor[pair, position, width]}}.
 
         It is taken at the base, or is the mean over the steps on the way to the source.
@@ -192,7 +194,7 @@ class _PairRuns:
         plain = logits.detach()
         answers = self._contrast.answers(self._rows, plain)
         n_steps = steps or 1
-        total: dict[str, dict[Site, Tensor]] = {name: {} for name in metrics}
+        total: dict[str, SiteTensors] = {name: {} for name in metrics}
         for step in range(n_steps):
             with torch.enable_grad():
                 if steps is not None:
@@ -218,10 +220,10 @@ class _PairRuns:
     def changes(
         self,
         cell: MapCell,
-        of_base: Mapping[Site, Tensor],
-        of_source: Mapping[Site, Tensor],
-        gradients: Mapping[str, Mapping[Site, Tensor]],
-    ) -> dict[str, np.ndarray]:
+        of_base: SiteTensors,
+        of_source: SiteTensors,
+        gradients: Mapping[str, SiteTensors],
+    ) -> Figures:
         """The estimated change of each pair, {metric: float[pair]}.
 
         Σ (source's − base's activation) · gradient, over the cell's positions and coordinates
@@ -254,14 +256,7 @@ def _at(network: nn.Module, cell: MapCell, values: Tensor, prompts: Batch) -> Te
     units = resolve(network, cell.site).units
     if units is not None:
         values = values[..., units]
-    if cell.unit is None:
-        return values
-    if not 0 <= cell.unit < values.shape[-1]:
-        raise ValueError(
-            f"There is no unit {cell.unit} at {cell.site}; it has units 0 to "
-            f"{values.shape[-1] - 1}."
-        )
-    return values[..., cell.unit : cell.unit + 1]
+    return values if cell.unit is None else values[..., [cell.unit]]
 
 
 def _whole(site: Site) -> Site:

@@ -6,7 +6,7 @@ Cells that differ in position or unit only share their batches.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 from iit.batch import IGNORED
 from iit.intervened import ActivationStore, IntervenedModel
 from iit.network.inputs import prepare
-from iit.patching.contrast import Contrast, batch_rows, column_index
+from iit.patching.contrast import Contrast, EncodedBatch, batch_rows, column_index
 from iit.patching.effects import Effects
 from iit.patching.grid import MapCell
-from iit.patching.metric import Metric, MetricChoice, blank, metrics_of, record
+from iit.patching.metric import Figures, Metric, MetricChoice, blank, metrics_of, record
 from iit.progress import progress
 from iit.site import Site
 
@@ -29,9 +29,7 @@ BEHIND = "behind"
 """The role of every token of a prompt from that position on."""
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class CellRows:
+class CellRows(NamedTuple):
     """The rows of one batch: each is one cell on one pair.
 
     cell: LongTensor[row], the number of each row's cell in its group.
@@ -63,7 +61,7 @@ class CellGroup:
         """Each cell's own site."""
         return [cell.site for cell in self.cells]
 
-    def columns(self, batch: Mapping[str, Any]) -> Tensor:
+    def columns(self, batch: EncodedBatch) -> Tensor:
         """The columns of each cell in a batch, LongTensor[cell, row, position], −100 padded."""
         prepared = prepare(self.contrast.module, batch)
         index: dict[Site, Tensor] = {}
@@ -146,7 +144,7 @@ def cell_values(
     base_logits: Tensor | None,
     store: ActivationStore | None,
     batch_size: int,
-) -> dict[str, np.ndarray]:
+) -> Figures:
     """The figures of the edited runs, {metric: float[cell, pair]}.
 
     Arguments:
@@ -193,7 +191,7 @@ def cell_values(
     return values
 
 
-def _behind(batch: Mapping[str, Any], cell: Tensor) -> Tensor:
+def _behind(batch: EncodedBatch, cell: Tensor) -> Tensor:
     """Every token from the first of the row's cell on, LongTensor[row, n], −100 padded."""
     columns = torch.arange(batch["input_ids"].shape[1])
     first = cell.masked_fill(cell == IGNORED, len(columns)).min(1, keepdim=True).values

@@ -13,16 +13,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from iit.batch import IGNORED, Batch
+from iit.batch import IGNORED, Batch, at_rows
 from iit.data import EncodedPairs, Pairs
 from iit.intervened import IntervenedModel
 from iit.intervened.positions import columns
 from iit.network import LanguageModel, Network
-from iit.patching.metric import LIGHT, METRICS, Answers, Metric, blank, record
+from iit.patching.metric import LIGHT, METRICS, Answers, Figures, Metric, blank, record
 from iit.site import Site
 
 AnyNetwork = Network | nn.Module
 """A `LanguageModel`, a `Classifier`, or any module."""
+EncodedBatch = Mapping[str, Any]
+"""What `encode` gives: inputs of a network, and where used `positions` and `answer`."""
 
 
 @final
@@ -45,8 +47,8 @@ class Contrast:
     """
 
     network: AnyNetwork
-    base: Mapping[str, Any]
-    source: Mapping[str, Any]
+    base: EncodedBatch
+    source: EncodedBatch
     label: Tensor
     own: Tensor | None
     clusters: np.ndarray
@@ -54,7 +56,7 @@ class Contrast:
 
     @classmethod
     def of_batches(
-        cls, network: AnyNetwork, base: Mapping[str, Any], source: Mapping[str, Any]
+        cls, network: AnyNetwork, base: EncodedBatch, source: EncodedBatch
     ) -> "Contrast":
         """Two batches of equal size, each with its own `answer`: the source's is the label.
 
@@ -67,11 +69,10 @@ class Contrast:
                     f"The {name} has no `answer`; encode it with `answers=`, each prompt's own."
                 )
         base_answer, label = base["answer"], source["answer"]
-        if not len(base_answer):
-            raise ValueError("There is no pair: the batches have no rows.")
-        if len(base_answer) != len(label):
+        if not 0 < len(base_answer) == len(label):
             raise ValueError(
-                f"{len(base_answer)} bases and {len(label)} sources: they must be paired."
+                f"{len(base_answer)} bases and {len(label)} sources: they must be paired, and at "
+                "least one."
             )
         prompts = prompts_of(base), prompts_of(source)
         return cls(network, *prompts, label, base_answer, prompt_numbers(base))
@@ -139,10 +140,10 @@ class Contrast:
 
     def unedited(
         self,
-        batch: Mapping[str, Any],
+        batch: EncodedBatch,
         metrics: Mapping[str, Metric],
         base_logits: Tensor | None = None,
-    ) -> tuple[dict[str, np.ndarray], Tensor | None]:
+    ) -> tuple[Figures, Tensor | None]:
         """The figures of a batch's runs without an edit, {metric: float[pair]}, and their logits.
 
         The logits are None where no metric asks for those of the bases.
@@ -241,7 +242,7 @@ def module_of(network: AnyNetwork) -> nn.Module:
     return network.model if isinstance(network, Network) else network
 
 
-def prompt_numbers(batch: Mapping[str, Any]) -> np.ndarray:
+def prompt_numbers(batch: EncodedBatch) -> np.ndarray:
     """int[n], equal for equal prompts of a batch: those that are alike in all inputs."""
     inputs = []
     for value in prompts_of(batch).values():
@@ -259,30 +260,23 @@ def column_index(site: Site, batch: Batch) -> Int[Tensor, "batch n"]:
     return torch.as_tensor(index).cpu().expand(batch.size, -1)
 
 
-def prompts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+def prompts_of(batch: EncodedBatch) -> dict[str, Any]:
     """The batch without its answer."""
     return {key: value for key, value in batch.items() if key != "answer"}
 
 
-def batch_rows(
-    batch: Mapping[str, Any], rows: Tensor, answer: Tensor | None = None
-) -> dict[str, Any]:
+def batch_rows(batch: EncodedBatch, rows: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
     """Some rows of a batch, cut to the longest of them.
 
     answer: of the whole batch; its rows take the place of the batch's own answer.
     """
-    part: dict[str, Any] = {}
-    for key, value in batch.items():
-        if isinstance(value, Tensor) and key != "answer":
-            part[key] = value[rows]
+    part = at_rows(prompts_of(batch), rows)
     mask = part.get("attention_mask")
-    if mask is not None and bool((mask.diff(dim=1) <= 0).all()):  # padded on the right
+    if mask is not None and (mask.diff(dim=1) <= 0).all():  # padded on the right
         longest = int(mask.sum(1).max())
-        for key in {"input_ids", "attention_mask"} & set(part):
+        # Only columns on the right are cut, so positions stay what they are.
+        for key in {"input_ids", "inputs_embeds", "attention_mask"} & set(part):
             part[key] = part[key][:, :longest]
-    if batch.get("positions"):
-        # Only columns on the right were cut, so positions stay what they are.
-        part["positions"] = {role: index[rows] for role, index in batch["positions"].items()}
     if answer is not None:
         part["answer"] = answer[rows]
     return part

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    EncodedBatch,
     batch_rows,
     contrast_of,
     module_of,
@@ -31,9 +31,7 @@ from iit.site import Site, resolve
 EMBEDDING = Site("embedding_output")
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Corruption:
+class Corruption(NamedTuple):
     """One draw of noise on the subject of each prompt.
 
     model: the network under the noise alone, an edit called "noise".
@@ -44,7 +42,7 @@ class Corruption:
     model: IntervenedModel
     values: Mapping[tuple[int, ...], Tensor]
 
-    def source(self, inputs: Mapping[str, Any]) -> Activations:
+    def source(self, inputs: EncodedBatch) -> Activations:
         """The values that the edit "noise" adds to some prompts, at the embedding.
 
         They are Tensor[batch, position, width], as long as the longest of the prompts.
@@ -67,7 +65,7 @@ class Corruption:
         return model, lambda rows: model.answer_logits(rows.base, self.source(rows.base))
 
 
-def questions(network: AnyNetwork, prompts: Contrasted | Mapping[str, Any]) -> Contrast:
+def questions(network: AnyNetwork, prompts: Contrasted | EncodedBatch) -> Contrast:
     """Distinct prompts, right-padded, as bases and as sources of a contrast.
 
     The label is each prompt's own answer. `own` is another one, where it is known.
@@ -150,7 +148,7 @@ def subject_deviation(clean: Contrast, subject: Tensor) -> float:
     """
     with_padding = clean.base["input_ids"].gather(1, subject.clamp(min=0))
     tokens = with_padding[subject != IGNORED]
-    embedding: Any = resolve(clean.module, EMBEDDING).module
+    embedding = resolve(clean.module, EMBEDDING).module
     with torch.no_grad():
         embedded = widened(embedding(tokens.to(embedding.weight.device)))
     return float(embedded.std(correction=0))

@@ -7,8 +7,11 @@ from typing import Any, final
 import numpy as np
 
 from iit.patching.grid import MapCell
-from iit.patching.metric import METRICS, NORMALISED, SHARE_METRICS
+from iit.patching.metric import METRICS, NORMALISED, SHARE_METRICS, Figures
 from iit.result import Interval, Row, clustered_interval
+
+TableLines = list[dict[str, Any]]
+"""The lines of a table, as {column: value}."""
 
 
 @final
@@ -26,9 +29,9 @@ class Effects:
     """
 
     cells: tuple[MapCell, ...]
-    values: Mapping[str, np.ndarray]
-    unedited: Mapping[str, np.ndarray]
-    source: Mapping[str, np.ndarray]
+    values: Figures
+    unedited: Figures
+    source: Figures
     clusters: np.ndarray
     method: str
     controls: tuple[str, ...] = ("no_intervention",)
@@ -95,7 +98,7 @@ class Effects:
         self.of(metric)  # refuses what it cannot give
         return 0.0 if metric.startswith(NORMALISED) else float(np.nanmean(self.unedited[metric]))
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> TableLines:
         """A line for each cell and metric.
 
         Columns: component, layer, head, position, unit, method, metric, value, low, high, n.

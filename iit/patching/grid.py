@@ -8,7 +8,7 @@ from torch import nn
 
 from iit.network.components import HEADED, UNLAYERED, blocks_of, heads_of
 from iit.patching.contrast import Contrast
-from iit.site import Site
+from iit.site import Site, resolve
 
 Position = str | int | tuple[str, ...] | tuple[int, ...] | None
 
@@ -55,8 +55,8 @@ def grid(
         cells: cells or sites, in place of the product, whose arguments are then not read.
 
     Raises:
-        ValueError: for a product of nothing, heads that are another word, and positions that are a
-            single one.
+        ValueError: for a product of nothing, heads that are another word, positions that are a
+            single one, sites that the network lacks, and units that a site lacks.
     """
     if cells is None:
         if isinstance(components, str):
@@ -93,6 +93,15 @@ def grid(
         raise ValueError(
             "There is no cell: components, layers, heads, positions and units leave none."
         )
+    for cell in complete:
+        if cell.unit is None:
+            continue
+        width = resolve(contrast.module, cell.site).width
+        # Without a width only a run tells.
+        if width is not None and not 0 <= cell.unit < width:
+            raise ValueError(
+                f"There is no unit {cell.unit} at {cell.site}: units 0 to {width - 1}."
+            )
     return complete
 
 

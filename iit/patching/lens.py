@@ -15,7 +15,7 @@ from iit.network import LanguageModel
 from iit.network.inputs import prepare
 from iit.patching.cell_runs import effects_of
 from iit.patching.contrast import AnyNetwork, Contrasted, column_index, contrast_of, module_of
-from iit.patching.effects import Effects
+from iit.patching.effects import Effects, TableLines
 from iit.patching.grid import Position, grid, n_blocks, whole_sites
 from iit.patching.metric import MetricChoice
 from iit.patching.replacement import Replacement
@@ -133,7 +133,7 @@ def top_tokens(
     layers: Sequence[int] | None = None,
     position: Position = None,
     n: int = 1,
-) -> list[dict[str, Any]]:
+) -> TableLines:
     """The n likeliest tokens of the logit lens: a line for each layer, prompt, position and rank.
 
     Columns: layer, row (the prompt's number), position (which of the positions that are named),
@@ -146,7 +146,7 @@ def top_tokens(
     index = column_index(Site("block_output", layer=0, position=position), prompts)
     if layers is None:
         layers = range(len(values))
-    tokenizer: Any = network.tokenizer
+    tokenizer = network.tokenizer
 
     lines = []
     for entry in product(*map(range, values.shape)):

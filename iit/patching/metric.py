@@ -31,6 +31,8 @@ class Answers(NamedTuple):
 
 Metric = Callable[[Tensor, Answers], Tensor]
 """(logits[batch, n_answer, vocab], answers) → Tensor[batch]; NaN where it has no value."""
+Figures = Mapping[str, np.ndarray]
+"""{metric: its figures}"""
 MetricChoice = str | Metric | Sequence[str] | Mapping[str, Metric]
 """A name, a function, several names, or {name: function}."""
 
@@ -119,13 +121,13 @@ def metrics_of(metric: MetricChoice) -> dict[str, Metric]:
     return metrics
 
 
-def blank(metrics: Iterable[str], *shape: int) -> dict[str, np.ndarray]:
+def blank(metrics: Iterable[str], *shape: int) -> Figures:
     """{metric: float[shape]}, to be filled by `record`; NaN until then."""
     return {name: np.full(shape, np.nan) for name in metrics}
 
 
 def record(
-    values: Mapping[str, np.ndarray],
+    values: Figures,
     index: Any,
     metrics: Mapping[str, Metric],
     logits: Tensor,

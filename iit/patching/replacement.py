@@ -48,8 +48,7 @@ class Replacement:
         """What replaces each row's cell: activations at the group's site, or a batch to be run.
 
         Raises:
-            ValueError: for a unit the component lacks, and where base and source differ in their
-                number of positions at a unit's site.
+            ValueError: where base and source differ in their number of positions at a unit's site.
         """
         first = group.cells[0]
         if _by_batch(first) and not isinstance(self._source, Activations):
@@ -96,12 +95,6 @@ def _with_source_unit(
     site = group.site
     old, new = originals[site], replacements[site]
     units = torch.tensor([cell.unit for cell in group.cells])
-    low, high = int(units.min()), int(units.max())
-    if low < 0 or high >= old.shape[-1]:
-        raise ValueError(
-            f"units reach from {low} to {high}; {site.component} has units 0 to "
-            f"{old.shape[-1] - 1}."
-        )
     if old.shape != new.shape:
         raise ValueError(f"{site}: base and source have other numbers of positions there.")
     row = torch.arange(len(old))

@@ -10,13 +10,17 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from iit.batch import IGNORED
 from iit.intervened import IntervenedModel, Score, capture
 from iit.intervention import Frame, Intervention, LambdaIntervention
-from iit.network import LanguageModel, Network
+from iit.intervention.operation import Vector
+from iit.network import LanguageModel
+from iit.patching.contrast import AnyNetwork, EncodedBatch
+from iit.patching.effects import TableLines
+from iit.patching.grid import MapCell
+from iit.patching.metric import Figures
 from iit.progress import progress
 from iit.result import Interval, Row, clustered_interval
 from iit.site import Site
@@ -40,7 +44,7 @@ class Steered:
     """
 
     points: tuple[tuple[str, float], ...]
-    values: Mapping[str, np.ndarray]
+    values: Figures
     prompts: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
 
@@ -63,7 +67,7 @@ class Steered:
         """What is measured, the effects first."""
         return (*(name for name in self.values if name != LOSS), "perplexity")
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> TableLines:
         """A line for each point and metric: method, strength, metric, value, low, high, n."""
         lines = []
         for (point, (method, strength)), metric in product(enumerate(self.points), self.metrics):
@@ -76,8 +80,9 @@ class Steered:
 
         The strength is the draw.
         """
-        names = ("component", "layer", "head", "position")
-        common: dict[str, Any] = dict.fromkeys(("variable", "seed", "rank", "task", *names))
+        columns = MapCell(site).coordinates()
+        del columns["unit"]
+        common: dict[str, Any] = dict.fromkeys(("variable", "seed", "rank", "task", *columns))
         common |= {"subset": "all"} | facts
 
         rows = []
@@ -87,11 +92,11 @@ class Steered:
                 # A run without an edit is of no site, and has no strength.
                 line |= {"method": None, "control": NO_INTERVENTION, "draw": None}
             else:
-                line |= {name: getattr(site, name) for name in names} | {"control": None}
+                line |= columns | {"control": None}
             rows.append(Row(**common | line))
         return rows
 
-    def generations(self) -> list[dict[str, Any]]:
+    def generations(self) -> TableLines:
         """A line for each point and prompt: method, strength, prompt, text, and its figures."""
         lines = []
         for point, (method, strength) in enumerate(self.points):
@@ -212,8 +217,8 @@ def scaled(intervention: Intervention, strength: float) -> Intervention:
 
 
 def difference_of_means(
-    network: Network | nn.Module, towards: Mapping[str, Any], away: Mapping[str, Any], site: Site
-) -> Float[Tensor, " width"]:
+    network: AnyNetwork, towards: EncodedBatch, away: EncodedBatch, site: Site
+) -> Vector:
     """mean of h over `towards` − mean of h over `away`, at every token that the site names.
 
     Arguments:
@@ -237,7 +242,7 @@ def difference_of_means(
             real[:, 0] = False
         if n is not None:
             real &= torch.arange(real.shape[1], device=real.device) < n.unsqueeze(1)
-        if not bool(real.any()):
+        if not real.any():
             raise ValueError(
                 "The prompts have no token beside their first: there is no mean to take."
             )
@@ -245,9 +250,7 @@ def difference_of_means(
     return means[0] - means[1]
 
 
-def frame_direction(
-    intervention: Intervention, along: Float[Tensor, " width"]
-) -> Float[Tensor, " width"]:
+def frame_direction(intervention: Intervention, along: Vector) -> Vector:
     """The direction of a trained frame Q that points along a vector v, with the length of v.
 
     ‖v‖ · QQᵀv / ‖QQᵀv‖; of rank 1, ±Q
@@ -267,7 +270,7 @@ def frame_direction(
     return part * (along.norm() / part.norm())
 
 
-def random_directions(like: Float[Tensor, " width"], n: int, seed: int = 0) -> list[Tensor]:
+def random_directions(like: Vector, n: int, seed: int = 0) -> list[Tensor]:
     """Directions of the same norm, uniformly random, as a control."""
     # Gaussian vectors point in all directions alike; only their length has to be set.
     generator = torch.Generator().manual_seed(seed)
@@ -282,7 +285,7 @@ def _generated(
     effects: Mapping[str, Effect],
     batch_size: int,
     options: Mapping[str, Any],
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+) -> tuple[tuple[str, ...], Figures]:
     """The text that an edited network generates for each prompt, and the figures of each text.
 
     They are the effects, −log p per token without an edit, and the share of distinct pairs of

@@ -22,6 +22,7 @@ from iit.patching.contrast import (
     AnyNetwork,
     Contrast,
     Contrasted,
+    EncodedBatch,
     batch_rows,
     column_index,
     prompts_of,
@@ -44,7 +45,7 @@ TOKEN = "a token of a span"
 
 def trace(
     network: AnyNetwork,
-    prompts: Contrasted | Mapping[str, Any],
+    prompts: Contrasted | EncodedBatch,
     *,
     subject: str = "subject",
     window: int = 1,
@@ -235,7 +236,7 @@ def _restoration(
 
 def _traced(
     network: AnyNetwork,
-    prompts: Contrasted | Mapping[str, Any],
+    prompts: Contrasted | EncodedBatch,
     subject: str,
     only: Sequence[int] | None,
 ) -> tuple[Contrast, Tensor, float]:
@@ -260,7 +261,7 @@ def _traced(
     return _rows(clean, rows, batch_rows(base, rows)), columns[rows], deviation
 
 
-def _rows(clean: Contrast, rows: Tensor, base: Mapping[str, Any]) -> Contrast:
+def _rows(clean: Contrast, rows: Tensor, base: EncodedBatch) -> Contrast:
     """A contrast of some prompts, with this base."""
     label = clean.label[rows]
     other = None if clean.own is None else clean.own[rows]
@@ -287,7 +288,7 @@ def _spans(subject: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     spans = {}
     for span, kind in kinds.items():
         spans[span] = torch.where(kind & free, columns, IGNORED)
-        free = free & ~kind  # a token is of the first kind of `kinds` that fits
+        free &= ~kind  # a token is of the first kind of `kinds` that fits
     return spans
 
 
@@ -297,7 +298,7 @@ def _sites(clean: Contrast, where: dict[str, Any]) -> list[Site]:
     Raises:
         ValueError: for a span that no prompt has.
     """
-    absent = [span for span in SPANS if bool((clean.base["positions"][span] == IGNORED).all())]
+    absent = [span for span in SPANS if (clean.base["positions"][span] == IGNORED).all()]
     positions = where.setdefault("positions", [span for span in SPANS if span not in absent])
     if positions == "tokens":
         where["positions"] = common_positions(clean)

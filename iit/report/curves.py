@@ -5,6 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from iit.report.maps import styled
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart, also in print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _IIA = (("iia_changing", "changing pairs", _GREEN, "s"), ("iia", "all pairs", _ORANGE, "o"))
@@ -13,10 +15,13 @@ _REFERENCES = (
     ("random_subspace", "random subspace", "dotted"),
 )
 
+Series = dict[str, list[tuple[int, float]]]
+"""{metric: its (step, value)}"""
 
-def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+
+def read_log(path: str | Path) -> Series:
     """The series of a Lightning CSV log, metric → [(step, value), …], without blanks."""
-    series: dict[str, list[tuple[int, float]]] = {}
+    series: Series = {}
     with Path(path).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
@@ -26,6 +31,7 @@ def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     return series
 
 
+@styled
 def training_curve(path: str | Path) -> Figure:
     """Losses and validation IIA against optimizer steps.
 
@@ -41,7 +47,7 @@ def training_curve(path: str | Path) -> Figure:
         raise ValueError(f"{path} holds no 'train/loss'; it logs {sorted(series)}.")
     scored = [line for line in _IIA if f"val/{line[0]}" in series]
     width, n_panels = (10, 2) if scored else (4, 1)
-    figure = Figure(figsize=(width, 3.2), layout="constrained")
+    figure = Figure(figsize=(width, 3.2))
     loss = figure.add_subplot(1, n_panels, 1)
     loss.plot(
         *zip(*series["train/loss"], strict=True),
@@ -56,7 +62,7 @@ def training_curve(path: str | Path) -> Figure:
 
     loss.set(xlabel="optimizer step", ylabel="loss (nats)")
     loss.set_ylim(bottom=0)
-    loss.legend(frameon=False)
+    loss.legend()
     if scored:
         accuracy = figure.add_subplot(1, 2, 2)
         for metric, label, colour, marker in scored:
@@ -79,11 +85,8 @@ def training_curve(path: str | Path) -> Figure:
         accuracy.set(xlabel="optimizer step", ylabel="validation IIA", ylim=(-0.02, 1.02))
         figure.legend(
             *accuracy.get_legend_handles_labels(),
-            frameon=False,
             loc="outside right center",
             fontsize="small",
         )
 
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
     return figure

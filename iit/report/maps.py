@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -14,6 +15,8 @@ from iit.result import Row
 
 Line = Row | Mapping[str, Any]
 """A line of a table: a row, or a mapping of its columns."""
+Labels = Mapping[Any, str] | None
+"""{role or token index: an example of its token}, which stands below the name."""
 MetricLines = list[dict[str, Any]]
 """The lines of one metric, as mappings of their columns."""
 
@@ -22,10 +25,25 @@ MetricLines = list[dict[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
+styled = rc_context(
+    {
+        "figure.constrained_layout.use": True,
+        "figure.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "image.aspect": "auto",
+        "image.interpolation": "nearest",
+        "image.origin": "lower",
+        "legend.frameon": False,
+        "errorbar.capsize": 2,
+    }
+)
+"""The style of all figures, as a decorator of the functions that draw them."""
 SHARES = ("iia", "probability", "attention", "task_accuracy", "accuracy")
 """Metrics that lie between 0 and 1."""
 
 
+@styled
 def heatmap(
     lines: Sequence[Line],
     *,
@@ -33,22 +51,21 @@ def heatmap(
     x: str = "position",
     y: str = "layer",
     panel: str | None = None,
-    labels: Mapping[Any, str] | None = None,
-    limits: tuple[float, float] | None = None,
+    labels: Labels = None,
     centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
     """A heatmap for each value of the column `panel`, all on one scale.
 
     Cells without a figure are hatched. The cell farthest from the centre is outlined in each panel.
-    The colour bar has a pointed end where figures lie beyond the limits.
+    Colours reach from 0 to 1 for shares (`SHARES`), and 1 to either side of the centre for
+    normalised metrics. These do not depend on the figures, so pictures can be compared. For others
+    they reach as far below the centre as above, so that white is the centre. The colour bar has a
+    pointed end where figures lie beyond.
 
     Arguments:
         x, y: columns of the lines.
         labels: value of x → an example of its token, which stands below the name.
-        limits: of the colours. By default 0 to 1 for shares (`SHARES`), and 1 to either side of
-            the centre for normalised metrics. These do not depend on the figures, so pictures can
-            be compared. For others as far below the centre as above, so that white is the centre.
         centre: the value of a cell where nothing happens.
 
     Raises:
@@ -66,9 +83,7 @@ def heatmap(
     if metric.startswith("normalised_"):
         reach = 1.0
     low, high = centre - reach, centre + reach
-    if limits:
-        low, high = limits
-    elif is_share:
+    if is_share:
         low, high = 0.0, 1.0
     colours = "PuOr_r" if low < centre < high and not is_share else "viridis"
     texts = [_label(value, labels) for value in columns]
@@ -77,22 +92,14 @@ def heatmap(
     # In inches: room for the longest label of each column.
     width = max(1.4, max(0.34, 0.075 * longest) * len(columns))
     height = max(1.6, 0.2 * len(rows))
-    figure = Figure(figsize=(1.8 + width * len(grids), 1.3 + height), layout="constrained")
+    figure = Figure(figsize=(1.8 + width * len(grids), 1.3 + height))
     panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
 
     # At most about a dozen labels on the y axis.
     step = max(1, len(rows) // 12)
     for axes, name, grid in zip(panels, parts, grids, strict=True):
         hatch(axes)
-        axes.imshow(
-            grid,
-            origin="lower",
-            aspect="auto",
-            vmin=low,
-            vmax=high,
-            cmap=colours,
-            interpolation="nearest",
-        )
+        axes.imshow(grid, vmin=low, vmax=high, cmap=colours)
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
         axes.set_yticks(range(0, len(rows), step), list(map(str, rows[::step])))
         axes.set_xlabel(x)
@@ -117,10 +124,11 @@ def heatmap(
     bar_label = f"{metric.replace('_', ' ')} (n = {n})"
     figure.colorbar(panels[-1].images[0], ax=figure.axes, label=bar_label, extend=extend)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title)
     return figure
 
 
+@styled
 def curves(
     lines: Sequence[Line],
     *,
@@ -136,12 +144,12 @@ def curves(
     Raises:
         ValueError: for a metric that no line has.
     """
-    figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.2))
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         table = _table(lines, metric)
         marks = _values(table, x)
-        places: Sequence[Any] = marks
+        places = marks
         if not _are_numbers(marks):
             # Values that are no numbers stand side by side.
             places = range(len(marks))
@@ -172,7 +180,6 @@ def curves(
         axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
         if metric in SHARES:
             axes.set_ylim(-0.02, 1.02)
-        axes.spines[["top", "right"]].set_visible(False)
 
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(
@@ -180,11 +187,10 @@ def curves(
         names,
         loc="outside lower center",
         ncols=min(len(names), 2 * len(metrics)),
-        frameon=False,
         fontsize=8,
     )
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title)
     return figure
 
 
@@ -192,7 +198,7 @@ def map_figure(
     lines: Sequence[Line],
     *,
     metric: str,
-    labels: Mapping[Any, str] | None = None,
+    labels: Labels = None,
     centre: float = 0.0,
     title: str | None = None,
 ) -> Figure:
@@ -232,9 +238,7 @@ def map_figure(
     return curves(table, x="layer", metrics=[metric], series="component", title=title)
 
 
-def _head_panel(
-    table: MetricLines, several: Sequence[str], labels: Mapping[Any, str] | None
-) -> str | None:
+def _head_panel(table: MetricLines, several: Sequence[str], labels: Labels) -> str | None:
     """The column that has a panel for each value, in a figure of layer × head.
 
     A component without heads, beside one that has them, becomes a column of its own among the
@@ -314,7 +318,7 @@ def _grid(
     return grid
 
 
-def _label(value: Any, labels: Mapping[Any, str] | None = None) -> str:
+def _label(value: Any, labels: Labels = None) -> str:
     name = str(value)
     if value is None:
         name = "all"

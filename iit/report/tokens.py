@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from iit.report.maps import hatch
+from iit.report.maps import hatch, styled
 
 N_COLUMNS = 4
 
 
+@styled
 def attention_figure(
     weights: Mapping[str, np.ndarray], tokens: Sequence[str], *, title: str | None = None
 ) -> Figure:
@@ -40,7 +41,7 @@ def attention_figure(
     n_rows = -(-len(weights) // n_columns)
     side = max(1.8, 0.19 * n)
     size = (side * n_columns + 1.8, (side + 0.25) * n_rows + 1.1)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size)
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
     texts = list(map(_plain, tokens))
     behind = np.triu(np.ones((n, n), dtype=bool), 1)
@@ -49,13 +50,8 @@ def attention_figure(
         hatch(axes)
         # A network that is not causal is shown with all its keys.
         is_causal = not matrix[behind].any()
-        axes.imshow(
-            np.ma.masked_where(behind & is_causal, matrix),
-            vmin=0,
-            vmax=1,
-            cmap="Blues",
-            interpolation="nearest",
-        )
+        shown = np.ma.masked_where(behind & is_causal, matrix)
+        axes.imshow(shown, vmin=0, vmax=1, cmap="Blues", origin="upper", aspect="equal")
         axes.set_title(name, fontsize=9)
         axes.set_xticks(range(n), texts, fontsize=7, rotation=90)
         axes.set_yticks(range(n), texts, fontsize=7)
@@ -70,10 +66,11 @@ def attention_figure(
         axes.set_xlabel("key")
     figure.colorbar(panels[0].images[0], ax=figure.axes, label="attention weight", shrink=0.8)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title)
     return figure
 
 
+@styled
 def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
     """The logit lens of one prompt: the likeliest token at each layer × position.
 
@@ -95,9 +92,7 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
     layers, places = map(sorted, map(set, zip(*cells, strict=True)))
     tokens = [""] * len(places)
     grid = np.full((len(layers), len(places)), np.nan)
-    figure = Figure(
-        figsize=(0.75 * len(places) + 1.8, 0.24 * len(layers) + 1.4), layout="constrained"
-    )
+    figure = Figure(figsize=(0.75 * len(places) + 1.8, 0.24 * len(layers) + 1.4))
     axes = figure.subplots()
     hatch(axes)
 
@@ -120,9 +115,7 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
             color=colour,
         )
 
-    image = axes.imshow(
-        grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="Blues", interpolation="nearest"
-    )
+    image = axes.imshow(grid, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(places)), tokens, fontsize=8, rotation=45, ha="right")
     axes.set_yticks(range(len(layers)), list(map(str, layers)), fontsize=7)
     axes.set(xlabel="token", ylabel="layer")
@@ -130,7 +123,7 @@ def lens_figure(lines: Sequence[Mapping[str, Any]], *, title: str | None = None)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="probability of the token shown")
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title)
     return figure
 
 

@@ -9,9 +9,9 @@ from itertools import product
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Inputs, Pools, Prompt, Task
-from iit.tasks.drawing import pick
-from iit.tasks.rivals import rivals
+from iit.causal import Columns, Inputs, Pools, Prompt, Task
+from iit.tasks.drawing import Rng, pick
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 DIGITS = ("a_tens", "a_ones", "b_tens", "b_ones")
@@ -76,21 +76,19 @@ def addition(separator: str = " ") -> Task:
         return fill(template, {**digits, "plus": "+", "equals": "="})
 
     return Task(
-        name="addition",
-        model=CausalModel(INPUTS, MECHANISMS, output="answer", name="addition"),
+        **hypotheses("addition", INPUTS, MECHANISMS, RIVALS),
         variables=("ones_carry", "ones", "tens", "hundreds"),
         pools={"numbers": tuple(product(range(100), repeat=2))},
         draw=draw,
         write=write,
         answer=lambda setting: "".join(f"{separator}{digit}" for digit in setting["answer"]),
         uses=uses,
-        rivals=rivals(INPUTS, RIVALS),
         splits=("numbers",),
         vocabulary=tuple("0123456789+=") if separator else (),
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Two numbers each. Raises ValueError for an empty pool."""
     numbers = np.array(pick(rng, pools, "numbers", n)).reshape(n, 2)
     digits = np.stack([numbers // 10, numbers % 10], axis=2).reshape(n, 4)

@@ -6,10 +6,10 @@ The hypothesis: the network looks up each attribute of the country by itself, an
 is asked for.
 """
 
-from iit.causal import CausalModel, Inputs, Prompt, Task
+from iit.causal import Inputs, Prompt, Task
 from iit.tasks.data_file import table
 from iit.tasks.drawing import pick
-from iit.tasks.rivals import rivals
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 QUERIES = ("capital", "language", "continent")
@@ -61,18 +61,12 @@ def attribute() -> Task:
     Splits share no country.
     """
     return Task(
-        name="attribute",
-        model=CausalModel(INPUTS, MECHANISMS, output="answer", name="attribute"),
+        **hypotheses("attribute", INPUTS, MECHANISMS, RIVALS),
         variables=QUERIES,
-        pools={
-            "entity": tuple(COUNTRIES),
-            "query": QUERIES,
-            "template": tuple(range(len(TEMPLATES))),
-        },
+        pools={name: tuple(entries) for name, entries in INPUTS.items()},
         draw=lambda rng, pools, n: {name: pick(rng, pools, name, n) for name in INPUTS},
         write=write,
         answer=lambda setting: f" {setting['answer']}",
-        rivals=rivals(INPUTS, RIVALS),
         splits=("entity",),
         asks="query",
     )

@@ -7,6 +7,8 @@ import numpy as np
 
 from iit.causal import Pools
 
+Rng = np.random.Generator
+
 
 def entries(pools: Pools, name: str, at_least: int = 1) -> Sequence[Any]:
     """The pool of that name. Raises ValueError when it is missing or holds too few entries."""
@@ -26,14 +28,14 @@ def taken(pool: Sequence[Any], index: np.ndarray) -> list[Any]:
     return [pool[i] for i in index.tolist()]
 
 
-def pick(rng: np.random.Generator, pools: Pools, name: str, n: int) -> list[Any]:
+def pick(rng: Rng, pools: Pools, name: str, n: int) -> list[Any]:
     """n entries of a pool, with replacement. Raises ValueError for an empty pool."""
     pool = entries(pools, name)
     return taken(pool, rng.integers(len(pool), size=n))
 
 
 def distinct(
-    rng: np.random.Generator,
+    rng: Rng,
     size: int,
     n: int,
     k: int,

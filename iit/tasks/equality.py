@@ -8,9 +8,9 @@ and then whether these two agree.
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Pools, Task
-from iit.tasks.drawing import entries, taken
-from iit.tasks.rivals import rivals
+from iit.causal import Columns, Pools, Task
+from iit.tasks.drawing import Rng, entries, taken
+from iit.tasks.hypotheses import hypotheses
 
 MECHANISMS = {
     "left_equal": lambda a, b: a == b,
@@ -66,20 +66,18 @@ def equality(
     vectors = rng.uniform(-1, 1, size=(n_objects, dim)).astype(np.float32)
     inputs = dict.fromkeys("abcd", range(n_objects))
     return Task(
-        name="equality",
-        model=CausalModel(inputs, MECHANISMS, output="answer", name="equality"),
+        **hypotheses("equality", inputs, MECHANISMS, RIVALS),
         variables=("left_equal", "right_equal"),
         pools={"object": tuple(range(n_objects))},
         draw=draw,
         write=lambda row: vectors[[row[name] for name in "abcd"]].reshape(-1),
         answer=lambda setting: setting["answer"],
         uses=lambda row: {"object": [row[name] for name in "abcd"]},
-        rivals=rivals(inputs, RIVALS),
         splits=("object",),
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Each pair is equal in half of the rows, independently. Raises ValueError for fewer than two
     objects.
     """

@@ -5,14 +5,12 @@
 The hypothesis: the network looks up the attribute at the subject, and gives it.
 """
 
-from collections.abc import Mapping
 from statistics import mode
 
-import numpy as np
-
-from iit.causal import CausalModel, Columns, Inputs, Pools, Prompt, Task
+from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.tasks.data_file import table
-from iit.tasks.drawing import entries, pick, taken
+from iit.tasks.drawing import Rng, entries, pick, taken
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 # Of about 170 sentences these are the ones that SmolLM2-135M ends as written, with p of 0.4 or
@@ -36,15 +34,17 @@ def facts() -> Task:
 
     Splits share no fact.
     """
+    commonest = _commonest()
+    answer = {"answer": lambda attribute: attribute}
+    mechanisms = {"attribute": lambda fact: FACTS[fact]["answer"], **answer}
+    rivals = {"commonest": {"attribute": lambda fact: commonest[FACTS[fact]["relation"]], **answer}}
     return Task(
-        name="facts",
-        model=_model("facts", {fact: row["answer"] for fact, row in FACTS.items()}),
+        **hypotheses("facts", {"fact": tuple(FACTS)}, mechanisms, rivals),
         variables=("attribute",),
         pools={"fact": tuple(FACTS)},
         draw=lambda rng, pools, n: {"fact": pick(rng, pools, "fact", n)},
         write=write,
         answer=lambda setting: f" {setting['answer']}",
-        rivals={"commonest": _model("commonest", _commonest())},
         splits=("fact",),
         counterfactuals={"same_relation": same_relation},
     )
@@ -56,7 +56,7 @@ def write(inputs: Inputs) -> Prompt:
     return fill(row["relation"], {"subject": row["subject"]})
 
 
-def same_relation(rng: np.random.Generator, pools: Pools, base: Columns) -> Columns:
+def same_relation(rng: Rng, pools: Pools, base: Columns) -> Columns:
     """Another fact of the same relation with another attribute; the base's own fact where there is
     none.
     """
@@ -70,22 +70,13 @@ def same_relation(rng: np.random.Generator, pools: Pools, base: Columns) -> Colu
 
 def _changes(fact: str, other: str) -> bool:
     """Whether the other fact has the same relation and another answer."""
-    before = FACTS[fact]
-    after = FACTS[other]
+    before, after = FACTS[fact], FACTS[other]
     return before["relation"] == after["relation"] and before["answer"] != after["answer"]
 
 
 def _commonest() -> dict[str, str]:
-    """Fact → the answer that most facts of its relation have."""
-    answers: dict[str, list[str]] = {}  # by relation
+    """Relation → the answer that most of its facts have."""
+    answers: dict[str, list[str]] = {}
     for row in FACTS.values():
         answers.setdefault(row["relation"], []).append(row["answer"])
-    return {fact: mode(answers[row["relation"]]) for fact, row in FACTS.items()}
-
-
-def _model(name: str, attributes: Mapping[str, str]) -> CausalModel:
-    mechanisms = {
-        "attribute": lambda fact: attributes[fact],
-        "answer": lambda attribute: attribute,
-    }
-    return CausalModel({"fact": tuple(FACTS)}, mechanisms, output="answer", name=name)
+    return {relation: mode(of_relation) for relation, of_relation in answers.items()}

@@ -8,10 +8,10 @@ below it, and not far above.
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Inputs, Pools, Prompt, Task
+from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.tasks.data_file import lines, words
-from iit.tasks.drawing import pick
-from iit.tasks.rivals import rivals
+from iit.tasks.drawing import Rng, pick
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 TEMPLATES = lines("greater_than_templates.txt")
@@ -62,7 +62,7 @@ def greater_than(reach: int = 2) -> Task:
     def allowed(start_tens: int) -> tuple[int, ...]:
         return tuple(range(start_tens, min(start_tens + reach, 9) + 1))
 
-    def apart(rng: np.random.Generator, pools: Pools, base: Columns) -> Columns:
+    def apart(rng: Rng, pools: Pools, base: Columns) -> Columns:
         n = len(base["tens"])
         start = np.array(base["tens"], dtype=int).reshape(n, 1)
         far = np.abs(np.arange(10) - start) > reach  # [n, 10]
@@ -73,16 +73,13 @@ def greater_than(reach: int = 2) -> Task:
 
     tens = {"start_tens": lambda tens: tens}
     next_digit = {"answer": lambda start_tens: (min(start_tens + 1, 9),)}
-    rival_mechanisms = {
+    rivals = {
         "same_tens": {**tens, "answer": lambda start_tens: (start_tens,)},
         "after_tens": {**tens, **next_digit},
         "start_ones": {"start_tens": lambda ones: ones, "answer": allowed},
     }
     return Task(
-        name="greater_than",
-        model=CausalModel(
-            INPUTS, {**tens, "answer": allowed}, output="answer", name="greater_than"
-        ),
+        **hypotheses("greater_than", INPUTS, {**tens, "answer": allowed}, rivals),
         variables=("start_tens",),
         pools={
             "template": tuple(range(len(TEMPLATES))),
@@ -94,7 +91,6 @@ def greater_than(reach: int = 2) -> Task:
         draw=lambda rng, pools, n: {name: pick(rng, pools, name, n) for name in INPUTS},
         write=write,
         answer=lambda setting: tuple(map(str, setting["answer"])),
-        rivals=rivals(INPUTS, rival_mechanisms),
         splits=("event", "template"),
         words=("event",),
         counterfactuals={"apart": apart, "year_01": lambda rng, pools, base: year_01(base)},

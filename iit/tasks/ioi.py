@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Inputs, Pools, Prompt, Task
+from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.causal.task import by_name
 from iit.tasks.data_file import lines, words
-from iit.tasks.drawing import distinct, entries, pick, taken
-from iit.tasks.rivals import rivals
+from iit.tasks.drawing import Rng, distinct, entries, pick, taken
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 # {A} and {B} are the names in order of mention, {S} is the one that is repeated.
@@ -87,8 +87,7 @@ def ioi() -> Task:
     Splits share no name and no template.
     """
     return Task(
-        name="ioi",
-        model=CausalModel(INPUTS, MECHANISMS, output="answer", name="ioi"),
+        **hypotheses("ioi", INPUTS, MECHANISMS, RIVALS),
         variables=("subject_position", "io_name"),
         pools={
             "name": NAMES,
@@ -101,7 +100,6 @@ def ioi() -> Task:
         answer=answer,
         alternatives=tuple(map(" {}".format, NAMES)),
         uses=uses,
-        rivals=rivals(INPUTS, RIVALS),
         splits=("name", "template"),
         test_only={"template": tuple(range(FIRST_FOR_TEST, len(TEMPLATES)))},
         words=("name", "place", "object"),
@@ -115,7 +113,7 @@ def ioi() -> Task:
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Two different names, one of them repeated, in a random template. Raises ValueError for a
     pool of fewer names.
     """
@@ -181,7 +179,7 @@ def s2_io_flip(base: Columns) -> Columns:
     return {**base, "subject": others}
 
 
-def random_names(rng: np.random.Generator, pools: Pools, base: Columns) -> Columns:
+def random_names(rng: Rng, pools: Pools, base: Columns) -> Columns:
     """Two names that do not occur in the base, the one at the same place repeated. Raises
     ValueError for fewer than 4 names.
     """
@@ -191,13 +189,13 @@ def random_names(rng: np.random.Generator, pools: Pools, base: Columns) -> Colum
     return {**base, "first": first, "second": second, "subject": subject}
 
 
-def abc(rng: np.random.Generator, pools: Pools, base: Columns) -> Columns:
+def abc(rng: Rng, pools: Pools, base: Columns) -> Columns:
     """Three names that do not occur in the base. Raises ValueError for fewer than 5 names."""
     first, second, subject = _unseen(rng, pools, base, 3)
     return {**base, "first": first, "second": second, "subject": subject}
 
 
-def _unseen(rng: np.random.Generator, pools: Pools, base: Columns, k: int) -> list[list[Any]]:
+def _unseen(rng: Rng, pools: Pools, base: Columns, k: int) -> list[list[Any]]:
     """k columns of names; in each row they differ from each other and from the base's two."""
     names = entries(pools, "name", at_least=k + 2)
     number = {name: i for i, name in enumerate(names)}

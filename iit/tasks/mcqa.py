@@ -9,13 +9,11 @@ of that place.
 from itertools import permutations
 from typing import Any
 
-import numpy as np
-
-from iit.causal import CausalModel, Columns, Inputs, Pools, Prompt, Task
+from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.causal.task import by_name
 from iit.tasks.data_file import words
-from iit.tasks.drawing import distinct, entries, pick, taken
-from iit.tasks.rivals import rivals
+from iit.tasks.drawing import Rng, distinct, entries, pick, taken
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 COLORS = words("mcqa_colors.txt")
@@ -84,8 +82,7 @@ def mcqa(terse: bool = True) -> Task:
     """
     templates = (TERSE,) if terse else SENTENCES
     return Task(
-        name="mcqa",
-        model=CausalModel(INPUTS, MECHANISMS, output="answer", name="mcqa"),
+        **hypotheses("mcqa", INPUTS, MECHANISMS, RIVALS),
         variables=("answer_pointer", "answer_symbol"),
         pools={
             "choices": tuple(permutations(COLORS, 4)),
@@ -98,13 +95,12 @@ def mcqa(terse: bool = True) -> Task:
         answer=lambda setting: f" {setting['answer']}",
         alternatives=tuple(map(" {}".format, SYMBOLS)),
         uses=uses,
-        rivals=rivals(INPUTS, RIVALS),
         splits=("choices",),
         vocabulary=(*COLORS, *SYMBOLS, "?", "=") if terse else (),
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Four choices, four different letters, and which choice is right. Raises ValueError for
     fewer than four letters.
     """

@@ -5,9 +5,9 @@
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Inputs, Pools, Task
-from iit.tasks.drawing import pick
-from iit.tasks.rivals import rivals
+from iit.causal import Columns, Inputs, Pools, Task
+from iit.tasks.drawing import Rng, pick
+from iit.tasks.hypotheses import hypotheses
 
 
 def modular_sum(
@@ -47,7 +47,7 @@ def modular_sum(
         **second,
         "answer": lambda first, second: (first + second) % m,
     }
-    rival_mechanisms = {
+    rivals = {
         "first_is_a": {
             "first": lambda a: a,
             **second,
@@ -56,7 +56,7 @@ def modular_sum(
         "second_only": {**second, "answer": lambda second: second},
     }
 
-    def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+    def draw(rng: Rng, pools: Pools, n: int) -> Columns:
         columns = {name: rng.integers(m, size=n).tolist() for name in "abcd"}
         return {**columns, "noise": pick(rng, pools, "noise", n)}
 
@@ -65,14 +65,12 @@ def modular_sum(
         return np.concatenate([codes.reshape(-1), vectors[row["noise"]]])
 
     return Task(
-        name="modular_sum",
-        model=CausalModel(inputs, mechanisms, output="answer", name="modular_sum"),
+        **hypotheses("modular_sum", inputs, mechanisms, rivals),
         variables=("first", "second"),
         pools={"noise": tuple(range(n_vectors))},
         draw=draw,
         write=write,
         answer=lambda setting: setting["answer"],
         uses=lambda row: {"noise": [row["noise"]]},
-        rivals=rivals(inputs, rival_mechanisms),
         splits=("noise",),
     )

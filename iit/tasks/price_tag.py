@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Inputs, Pools, Prompt, Task
+from iit.causal import Columns, Inputs, Pools, Prompt, Task
 from iit.causal.task import by_name
-from iit.tasks.drawing import entries, pick
-from iit.tasks.rivals import rivals
+from iit.tasks.drawing import Rng, entries, pick
+from iit.tasks.hypotheses import hypotheses
 from iit.tasks.template import fill
 
 TERSE = "between {lower} and {upper} ? {amount} ="
@@ -85,8 +85,7 @@ def price_tag(terse: bool = True) -> Task:
         return fill(templates[row["template"]], prices)
 
     return Task(
-        name="price_tag",
-        model=CausalModel(inputs, MECHANISMS, output="answer", name="price_tag"),
+        **hypotheses("price_tag", inputs, MECHANISMS, RIVALS),
         variables=("left_ok", "right_ok"),
         pools={
             "bounds": tuple(combinations(steps, 2)),
@@ -98,13 +97,12 @@ def price_tag(terse: bool = True) -> Task:
         answer=lambda setting: " yes" if setting["answer"] else " no",
         alternatives=(" yes", " no"),
         uses=uses,
-        rivals=rivals(inputs, RIVALS),
         splits=("bounds",),
         vocabulary=(*map(str, amounts), "between", "and", "?", "=", "yes", "no") if terse else (),
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Bounds, and an amount that is between them in half of the rows, below in a quarter and above
     in a quarter.
 

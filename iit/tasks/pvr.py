@@ -11,11 +11,11 @@ from functools import cache
 
 import numpy as np
 
-from iit.causal import CausalModel, Columns, Inputs, Pools, Task
+from iit.causal import Columns, Inputs, Pools, Task
 from iit.causal.model import Mechanism
 from iit.tasks.data_file import lines
-from iit.tasks.drawing import entries
-from iit.tasks.rivals import rivals
+from iit.tasks.drawing import Rng, entries
+from iit.tasks.hypotheses import hypotheses
 
 CELLS = ("top_right", "bottom_left", "bottom_right")
 IMAGES = ("top_left_image", "top_right_image", "bottom_left_image", "bottom_right_image")
@@ -68,26 +68,24 @@ def pvr() -> Task:
         others = (top_right_image, bottom_left_image, bottom_right_image)
         return labels[others[POINTS_TO[labels[top_left_image]]]]
 
-    rival_mechanisms = {
+    rivals = {
         "value": {"pointer": pointed_at, "answer": lambda pointer: pointer},
         "top_right_only": looks_up(lambda digit: 0),
         "mirrored": looks_up(MIRRORED.__getitem__),
     }
     return Task(
-        name="pvr",
-        model=CausalModel(inputs, looks_up(POINTS_TO.__getitem__), output="answer", name="pvr"),
+        **hypotheses("pvr", inputs, looks_up(POINTS_TO.__getitem__), rivals),
         variables=("pointer", *CELLS),
         pools={"image": tuple(range(len(labels)))},
         draw=draw,
         write=write,
         answer=lambda setting: setting["answer"],
         uses=lambda row: {"image": [row[name] for name in IMAGES]},
-        rivals=rivals(inputs, rival_mechanisms),
         splits=("image",),
     )
 
 
-def draw(rng: np.random.Generator, pools: Pools, n: int) -> Columns:
+def draw(rng: Rng, pools: Pools, n: int) -> Columns:
     """Four images each; every cell is pointed to in a third of the rows.
 
     Raises ValueError for an empty pool, and for one without a digit that points to one of the

@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from string import Formatter
-from types import MappingProxyType
 
 from iit.causal import Prompt
-
-SAME: Mapping[str, str] = MappingProxyType({})
 
 
 def fill(
     template: str,
     words: Mapping[str, str],
-    roles: Mapping[str, str] = SAME,
+    roles: Mapping[str, str] | None = None,
 ) -> Prompt:
     """Fill the `{slot}`s of a template and mark where each word went.
 
@@ -22,10 +19,11 @@ def fill(
     """
     text = ""
     spans = {}
+    renamed = roles or {}
     for before, slot, _, _ in Formatter().parse(template):
         text += before
         if slot is not None:
             start = len(text)
             text += words[slot]
-            spans[roles.get(slot, slot)] = (start, len(text))
+            spans[renamed.get(slot, slot)] = (start, len(text))
     return Prompt(text, spans)

@@ -1,7 +1,5 @@
 """The resumed path equals the full path, outputs and gradients, or it is not taken."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -194,7 +192,7 @@ def test_the_first_batch_is_compared_with_a_whole_run(monkeypatch, caplog):
 
     def wrong(self, *args):
         found = real(self, *args)
-        return replace(found, hidden=found.hidden + 0.1)
+        return found._replace(hidden=found.hidden + 0.1)
 
     monkeypatch.setattr(ActivationStore, "prefix", wrong)
     with pytest.warns(
@@ -217,7 +215,7 @@ def test_what_failed_its_check_once_does_not_resume_again(monkeypatch, caplog):
         patch.setattr(
             ActivationStore,
             "prefix",
-            lambda self, *a: replace(f := real(self, *a), hidden=f.hidden + 0.1),
+            lambda self, *a: (f := real(self, *a))._replace(hidden=f.hidden + 0.1),
         )
         with pytest.warns(UserWarning, match="Resuming at block 1"):
             run(network, sites, base, source, store)
