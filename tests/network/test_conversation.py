@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as t
 
+import iit
 from iit.network import LanguageModel
 from tests.families import SIZES
 from tests.made_tokenizers import byte_level, metaspace
@@ -116,6 +117,23 @@ def test_words_are_those_of_the_users_last_message(kind):
         place = chat.span("Mary", number)
         assert chat[: place.stop].endswith(f"{text}Mary")
         assert chat.count(f"{text}Mary") == 1
+
+
+def test_what_is_captured_at_a_role_is_what_a_hook_sees():
+    lm = llama()
+    tokens = ["<s>", "<|start|>", *"user", "<|end|>", "<unk>", "<unk>", "John", "Ġleft", "Ġto"]
+    tokens += ["<|eot|>", "<|start|>", *"assist", "an", "t", "<|end|>", "<unk>", "<unk>"]
+    batch = lm.encode([{"role": "user", "content": " John left to "}], {"s": "left"})
+    assert lm.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist()) == tokens
+    seen = []
+    block = lm.model.model.layers[0]
+    hook = block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        lm.model(input_ids=batch["input_ids"])
+    hook.remove()
+    site = iit.Site("block_output", layer=0, position="s")
+    captured = iit.capture(lm, batch, [site])[site]
+    torch.testing.assert_close(captured[:, 0], seen[0][:, tokens.index("Ġleft")])
 
 
 def test_words_of_the_template_are_nobodys():
