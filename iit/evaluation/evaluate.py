@@ -19,7 +19,7 @@ from iit.evaluation.scoring import Scoring
 from iit.evaluation.trust import NotApplicableError, Refit, Trust, train_alike, trust_named
 from iit.intervened.score import ARGMAX, Score
 from iit.intervened.store import ActivationStore
-from iit.result import TRAINED, Arm, Row, clustered_interval
+from iit.result import TRAINED, Arm, Row, clustered_interval, where
 from iit.result.vocabulary import AVERAGED, is_single_draw, of_single_draws
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,6 @@ def evaluate(
         # The copy has the same weights; the user's alignment stays without a store.
         alignment = copy(alignment)
         alignment.store = ActivationStore(alignment.network)
-    score.check(alignment)
     scoring = Scoring(
         alignment, pairs, split, trust_named(trust), refit, batch_size, seed, experiment, score
     )
@@ -155,9 +154,8 @@ def _controlled_rows(scoring: Scoring) -> list[Row]:
         # The verdict reads the gap between training and test pairs.
         on_train = scoring.on_train_split
         check_labels(on_train.network, on_train.encoded)
-        for row in _rows(on_train, {TRAINED: on_train.own_outcomes}):
-            if row.metric in ("iia", scoring.score.metric):
-                rows.append(row)
+        metric = scoring.score.metric
+        rows += where(_rows(on_train, {TRAINED: on_train.own_outcomes}), metric=metric)
     return rows
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class Score:
             # Nothing is right here, but the pattern is compiled, or the function imported.
             self.is_right("", {"label": [""]})
             fits = self.kind in ("argmax", "forced", "generated") and self.max_new_tokens > 0
-        except (re.error, ValueError, ImportError, AttributeError):
+        except (re.error, TypeError, ValueError, ImportError, AttributeError):
             fits = False
         if not fits:
             raise ValueError(
@@ -74,23 +75,19 @@ class Score:
             )
 
     def written(
-        self,
-        model: IntervenedModel,
-        base: Any,
-        sources: Any = None,
-        active: Any = None,
-        **options: Any,
+        self, model: IntervenedModel, *inputs: Any, **options: Any
     ) -> tuple[Tensor, list[str]]:
         """What the edited network writes behind each base.
 
         Arguments:
-            options: as `IntervenedModel.generate` takes them; greedy by default, whatever the
-                network's own settings say.
+            inputs, options: as `IntervenedModel.generate` takes them; greedy by default, whatever
+                the network's own settings say.
 
         Returns:
             The new tokens, LongTensor[batch, new], −100 behind the end token; and the texts. With
             "exact" a text that does not end has "…" behind it.
         """
+        self.check(model)
         studied: Any = model.studied
         tokenizer, settings = studied.tokenizer, studied.model.generation_config
         # Some networks have several end tokens.
@@ -102,9 +99,8 @@ class Score:
             "max_new_tokens": self.max_new_tokens,
             "eos_token_id": ends.tolist(),
         } | options
-        with torch.no_grad():
-            ids = model.generate(base, sources, active, **options).cpu()
-        new = ids[:, base["input_ids"].shape[1] :]
+        ids = model.generate(*inputs, **options).cpu()
+        new = ids[:, inputs[0]["input_ids"].shape[1] :]
         columns = torch.arange(new.shape[1])
         # [batch, 1]: how many tokens come before the end.
         lengths = (torch.isin(new, ends).cumsum(1) == 0).sum(1, keepdim=True)
@@ -126,11 +122,8 @@ class Score:
         if "{label}" not in pattern:
             judge: Any = resolve_name(pattern)
             return bool(text.strip() and judge(text, pair))
-        labels = pair["label"]
-        if isinstance(labels, str):
-            labels = [labels]
-        label = "|".join(re.escape(label.strip()) for label in labels)
-        match = re.search(pattern.replace("{label}", f"(?:{label})"), text)
+        labels = "|".join(re.escape(label.strip()) for label in np.ravel(pair["label"]))
+        match = re.search(pattern.replace("{label}", f"(?:{labels})"), text)
         return bool(text.strip() and match)
 
 
