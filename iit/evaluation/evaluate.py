@@ -125,8 +125,8 @@ def evaluate(
     if not pairs.variables:
         return _task_accuracy(scoring)
     if score.file and split == "test":
-        lines = scoring.table.select_columns(["base", "label"])
-        lines.add_column("text", scoring.own_outcomes.texts.tolist()).to_json(score.file)
+        texts = scoring.own_outcomes.texts.tolist()
+        scoring.table.add_column("text", texts).to_json(score.file)
     if not controls:
         return _rows(scoring, {TRAINED: scoring.own_outcomes})
     return _controlled_rows(scoring)

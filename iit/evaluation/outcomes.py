@@ -85,7 +85,9 @@ def outcomes(
         for batch in pairs.batches(batch_size, alignment.n_columns, apart=apart):
             # `batches` has another order than the pairs: `rows` says which.
             rows, label = batch["row"].numpy(), batch["base"]["answer"]
-            base, edits = batch["base"], (None, dict.fromkeys(alignment.variables, False))
+            base = batch["base"]
+            # Without edits there is no source, and no variable is active.
+            edits = None, dict.fromkeys(alignment.variables, False)
             if edited:
                 edits = inputs_of(alignment, batch)
             if score.kind == "generated":

@@ -51,7 +51,7 @@ class Score:
             # Nothing is right here, but the pattern is compiled, or the function imported.
             self.is_right("", {"label": [""]})
             fits = self.kind in ("argmax", "forced", "generated") and self.max_new_tokens > 0
-        except (re.error, TypeError, ValueError, ImportError, AttributeError):
+        except Exception:  # of a pattern, or of an import
             fits = False
         if not fits:
             raise ValueError(
@@ -67,7 +67,9 @@ class Score:
 
     def check(self, model: IntervenedModel) -> None:
         """Raise ValueError for a network that cannot write, and for sites at the label's tokens."""
-        writes = hasattr(model.network, "generate") and "answer[" not in str(model)
+        # A network that is no language model does not say whether it has two sequences.
+        writes = not getattr(model.studied, "encoder_decoder", True)
+        writes &= hasattr(model.network, "generate") and "answer[" not in str(model)
         if self.kind == "generated" and not writes:
             raise ValueError(
                 "score=generated takes a decoder that writes text, and no site at answer[k], as no "
@@ -124,7 +126,7 @@ class Score:
             return bool(text.strip() and judge(text, pair))
         labels = "|".join(re.escape(label.strip()) for label in np.ravel(pair["label"]))
         match = re.search(pattern.replace("{label}", f"(?:{labels})"), text)
-        return bool(text.strip() and match)
+        return bool(text.strip() and labels and match)
 
 
 ARGMAX = Score()
