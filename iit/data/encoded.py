@@ -1,6 +1,6 @@
 """Pairs as tensors: a split is encoded once, and batches are cut from it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from itertools import chain
 from operator import ne
@@ -169,7 +169,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             batch["base_answer"] = narrowed(self.alternatives["base"][index])
         return batch
 
-    def with_sources(self, names: Iterable[str], rows: np.ndarray) -> "EncodedPairs":
+    def with_sources(self, names: Sequence[str], rows: np.ndarray) -> "EncodedPairs":
         """The same pairs, in which the bases of other rows are sources under further names.
 
         Arguments:

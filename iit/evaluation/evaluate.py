@@ -20,7 +20,7 @@ from iit.evaluation.trust import NotApplicableError, Refit, Trust, train_alike, 
 from iit.intervened.score import ARGMAX, Score
 from iit.intervened.store import ActivationStore
 from iit.progress import progress
-from iit.result import TRAINED, Arm, Row, clustered_interval
+from iit.result import TRAINED, Arm, Row, clustered_interval, where
 from iit.result.vocabulary import AVERAGED, is_single_draw, of_single_draws
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,6 @@ def evaluate(
         # The copy has the same weights; the user's alignment stays without a store.
         alignment = copy(alignment)
         alignment.store = ActivationStore(alignment.network)
-    score.check(alignment)
     scoring = Scoring(
         alignment, pairs, split, trust_named(trust), refit, batch_size, seed, experiment, score
     )
@@ -127,8 +126,8 @@ def evaluate(
     if not pairs.variables:
         return _task_accuracy(scoring)
     if score.file and split == "test":
-        lines = scoring.table.select_columns(["base", "label"])
-        lines.add_column("text", scoring.own_outcomes.texts.tolist()).to_json(score.file)
+        texts = scoring.own_outcomes.texts.tolist()
+        scoring.table.add_column("text", texts).to_json(score.file)
     if not controls:
         return _rows(scoring, {TRAINED: scoring.own_outcomes})
     return _controlled_rows(scoring)
@@ -156,9 +155,8 @@ def _controlled_rows(scoring: Scoring) -> list[Row]:
         # The verdict reads the gap between training and test pairs.
         on_train = scoring.on_train_split
         check_labels(on_train.network, on_train.encoded)
-        for row in _rows(on_train, {TRAINED: on_train.own_outcomes}):
-            if row.metric in ("iia", scoring.score.metric):
-                rows.append(row)
+        metric = scoring.score.metric
+        rows += where(_rows(on_train, {TRAINED: on_train.own_outcomes}), metric=metric)
     return rows
 
 

@@ -24,7 +24,7 @@ def inert_resampled(scoring: Scoring) -> dict[Arm, Outcomes]:
     alignment, pairs = scoring.alignment, scoring.encoded
     if not alignment.inert:
         raise NotApplicableError("The alignment declares nothing inert (`inert`).")
-    pairs = pairs.with_sources(alignment.inert, third_inputs(pairs, scoring.seed))
+    pairs = pairs.with_sources(list(alignment.inert), third_inputs(pairs, scoring.seed))
     # It shares its interventions with the alignment, which get back their modes.
     with evaluating(alignment):
         perturbed = Alignment(scoring.network, {**alignment.edits, **alignment.inert}).eval()

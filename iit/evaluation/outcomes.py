@@ -78,20 +78,20 @@ def outcomes(
     n = len(pairs)
     names = (None, *pairs.alternatives)
     right = {name: np.zeros(n, dtype=bool) for name in names}
-    difference, forced, written = np.full((3, n), np.nan)
+    difference, forced = np.full((2, n), np.nan)
     texts = np.full(n, "", dtype=object)
     at_answer = last_answer_token(alignment.edits.values()) >= 0
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns, apart=apart):
             # `batches` has another order than the pairs: `rows` says which.
             rows, label = batch["row"].numpy(), batch["base"]["answer"]
-            base, edits = batch["base"], (None, dict.fromkeys(alignment.variables, False))
+            base = batch["base"]
+            # Without edits there is no source, and no variable is active.
+            edits = None, dict.fromkeys(alignment.variables, False)
             if edited:
                 edits = inputs_of(alignment, batch)
             if score.kind == "generated":
                 _, texts[rows] = score.written(alignment, base, *edits)
-                asked: Any = pairs.table.select(rows)
-                written[rows] = list(map(score.is_right, texts[rows], asked))
             # [batch, n_answer, vocab]
             logits = alignment.answer_logits(base, *edits).cpu()
             right[None][rows] = correct(logits, label)
@@ -119,7 +119,9 @@ def outcomes(
             if not bool(alone.all()):
                 is_likeliest = (log_probability(logits, label) > best).float()
                 forced[rows] = is_likeliest.masked_fill(alone, torch.nan)
-    scored = {"argmax": right[None], "forced": forced, "generated": written}[score.kind]
+    scored: Any = {"argmax": right[None], "forced": forced}.get(score.kind)
+    if scored is None:
+        scored = np.array(list(map(score.is_right, texts, pairs.table.to_list())))
     if np.isnan(scored).all():
         raise ValueError(
             "score=forced compares one right answer with others that are listed; here there are no "
@@ -243,16 +245,16 @@ def asking(network: Any, score: Score, possible: Sequence[str] = ()) -> Any:
         return network
     asked, holds = copy(network), Score(compare="contains").is_right
 
-    def answers_right(prompts: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:
+    def answers_right(prompts: Any, answers: Any) -> np.ndarray:
         listed = []
         for prompt in prompts:
             held = [answer for answer in possible if holds(str(prompt), {"label": answer})]
             listed.append(dict(zip(possible, held or possible, strict=False)))
         # The answers that a prompt lists stand where a pair has those of rivals.
         columns = {"base": prompts, "label": answers, "rival_labels": listed}
-        table = dataset(columns | {"changing": [False] * len(prompts)})
+        columns["changing"] = [False] * len(prompts)
         studied = getattr(network, "studied", network)
-        pairs = EncodedPairs(table, (), studied)
+        pairs = EncodedPairs(dataset(columns), (), studied)
         return outcomes(Alignment(studied, {}), pairs, score=score).scored == 1
 
     fingerprint = f"{network.fingerprint()} {score.metric}"

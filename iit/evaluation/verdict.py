@@ -220,8 +220,7 @@ def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]
             not_run.append(criterion)
             continue
         figure, reason = reading
-        if rows.metric != "iia":
-            reason = reason.replace("IIA", rows.metric)
+        reason = reason.replace("IIA", rows.metric.upper())
         outcome = _outcome(criterion, figure, limits[criterion])
         findings.append(
             Finding(criterion, outcome, figure.value, figure.low, figure.high, figure.n, reason)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class Score:
             # Nothing is right here, but the pattern is compiled, or the function imported.
             self.is_right("", {"label": [""]})
             fits = self.kind in ("argmax", "forced", "generated") and self.max_new_tokens > 0
-        except (re.error, ValueError, ImportError, AttributeError):
+        except Exception:  # of a pattern, or of an import
             fits = False
         if not fits:
             raise ValueError(
@@ -66,7 +67,9 @@ class Score:
 
     def check(self, model: IntervenedModel) -> None:
         """Raise ValueError for a network that cannot write, and for sites at the label's tokens."""
-        writes = hasattr(model.network, "generate") and "answer[" not in str(model)
+        # A network that is no language model does not say whether it has two sequences.
+        writes = not getattr(model.studied, "encoder_decoder", True)
+        writes &= hasattr(model.network, "generate") and "answer[" not in str(model)
         if self.kind == "generated" and not writes:
             raise ValueError(
                 "score=generated takes a decoder that writes text, and no site at answer[k], as no "
@@ -74,23 +77,19 @@ class Score:
             )
 
     def written(
-        self,
-        model: IntervenedModel,
-        base: Any,
-        sources: Any = None,
-        active: Any = None,
-        **options: Any,
+        self, model: IntervenedModel, *inputs: Any, **options: Any
     ) -> tuple[Tensor, list[str]]:
         """What the edited network writes behind each base.
 
         Arguments:
-            options: as `IntervenedModel.generate` takes them; greedy by default, whatever the
-                network's own settings say.
+            inputs, options: as `IntervenedModel.generate` takes them; greedy by default, whatever
+                the network's own settings say.
 
         Returns:
             The new tokens, LongTensor[batch, new], −100 behind the end token; and the texts. With
             "exact" a text that does not end has "…" behind it.
         """
+        self.check(model)
         studied: Any = model.studied
         tokenizer, settings = studied.tokenizer, studied.model.generation_config
         # Some networks have several end tokens.
@@ -102,9 +101,8 @@ class Score:
             "max_new_tokens": self.max_new_tokens,
             "eos_token_id": ends.tolist(),
         } | options
-        with torch.no_grad():
-            ids = model.generate(base, sources, active, **options).cpu()
-        new = ids[:, base["input_ids"].shape[1] :]
+        ids = model.generate(*inputs, **options).cpu()
+        new = ids[:, inputs[0]["input_ids"].shape[1] :]
         columns = torch.arange(new.shape[1])
         # [batch, 1]: how many tokens come before the end.
         lengths = (torch.isin(new, ends).cumsum(1) == 0).sum(1, keepdim=True)
@@ -126,12 +124,9 @@ class Score:
         if "{label}" not in pattern:
             judge: Any = resolve_name(pattern)
             return bool(text.strip() and judge(text, pair))
-        labels = pair["label"]
-        if isinstance(labels, str):
-            labels = [labels]
-        label = "|".join(re.escape(label.strip()) for label in labels)
-        match = re.search(pattern.replace("{label}", f"(?:{label})"), text)
-        return bool(text.strip() and match)
+        labels = "|".join(re.escape(label.strip()) for label in np.ravel(pair["label"]))
+        match = re.search(pattern.replace("{label}", f"(?:{labels})"), text)
+        return bool(text.strip() and labels and match)
 
 
 ARGMAX = Score()

@@ -35,9 +35,9 @@ def check_chosen(cfg: DictConfig) -> None:
         nodes["causal"] = None
     check_set(_unset(nodes))
     job, kind = cfg.job._target_, instantiate(cfg.score).kind
-    kinds = {"iit.job.align": [kind], "iit.job.Steering": ["generated"]}.get(job, ["argmax"])
-    if kind not in kinds:
-        raise ValueError(f"score={kind}: the job {job} takes score={kinds[0]}.")
+    taken = {"iit.job.align": kind, "iit.job.Steering": "generated"}.get(job, "argmax")
+    if kind != taken:
+        raise ValueError(f"score={kind}: the job {job} takes score={taken}.")
 
 
 def check_token(token: Any) -> None:

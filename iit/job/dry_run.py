@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from iit.alignment.labels import check_labels
@@ -147,8 +147,9 @@ def _batches(cfg: DictConfig, network: Any) -> tuple[list[dict[str, Any]], str]:
     if "path" not in cfg.data and cfg.causal is None:
         return [], "the config has none"
     # What a network writes, or finds likely, only a run can tell.
-    by_tokens: Any = OmegaConf.merge(cfg, {"score": {"kind": "argmax"}})
-    pairs = pairs_of(by_tokens, network)
+    cfg = cfg.copy()
+    cfg.score.kind = "argmax"
+    pairs = pairs_of(cfg, network)
     batches, labels = [], {}
     for split in dict.fromkeys(pairs.dataset["split"]):
         encoded = EncodedPairs(pairs.split(split), pairs.variables, network)

@@ -75,10 +75,10 @@ def pairs_of(cfg: DictConfig, network: Any) -> Pairs:
         ValueError: for options that one's own pairs do not take; and for a label among these pairs,
             in any split, that is none of the network's answers.
     """
-    make, task = instantiate(cfg.data), cfg.causal and instantiate(cfg.causal)
-    asked = asking(network, instantiate(cfg.score), getattr(task, "alternatives", ()))
+    make, score = instantiate(cfg.data), instantiate(cfg.score)
     if "path" not in cfg.data:
-        return make(task=task, network=asked)
+        task = instantiate(cfg.causal)
+        return make(task=task, network=asking(network, score, task.alternatives))
     # `make` is a partial of `Pairs.load`. An experiment may have left options of sampling in it.
     surplus = sorted(set(make.keywords) - set(signature(Pairs.load).parameters))
     if surplus:
@@ -86,7 +86,7 @@ def pairs_of(cfg: DictConfig, network: Any) -> Pairs:
             f"data=file reads pairs as they are, and takes no data.{surplus[0]} (set by an "
             f"experiment?): leave it out, {' '.join(f'~data.{key}' for key in surplus)}."
         )
-    pairs = make(network=asked)
+    pairs = make(network=asking(network, score))
     studied = network if isinstance(network, Network) else network.studied
     if studied is not None:
         # Labels are checked in every split, also in test: that needs no run.

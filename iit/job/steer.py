@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import Alignment, fit
 from iit.data import Pairs, freeze
-from iit.intervened import Edit
+from iit.intervened import Edit, IntervenedModel
 from iit.intervention import (
     AdditionIntervention,
     Intervention,
@@ -109,11 +109,8 @@ class Steering:
             raise ValueError(f"A prompt is both for validation and for test: {shared[0]!r}.")
         check_set(OmegaConf.missing_keys(cfg.site))
         frozen, score = frozen_network(cfg), instantiate(cfg.score)
-        network = frozen.network
-        if not isinstance(network, LanguageModel):
-            raise ValueError(
-                f"Steering generates text; {cfg.network._target_} gives no language model."
-            )
+        network: Any = frozen.network
+        score.check(IntervenedModel(network, {}))
         site = instantiate(cfg.site)
         towards = network.encode(list(self.towards))
         away = network.encode(list(self.away))
@@ -144,21 +141,18 @@ class Steering:
             for vector in random_directions(direction, self.n_random, cfg.seed)
         ]
 
-        def about(texts: Sequence[str]) -> list[bool]:
-            return [score.is_right(text, {"label": self.words}) for text in texts]
-
         def reply_to(prompt: str) -> Any:
-            tokenizer: Any = network.tokenizer
             conversation = [{"role": "user", "content": prompt}]
-            return tokenizer.apply_chat_template(
+            return network.tokenizer.apply_chat_template(
                 conversation, tokenize=False, add_generation_prompt=True
             )
 
+        pair = {"label": self.words}
         measured = partial(
             steer,
             network,
             site=site,
-            effects={EFFECT: about},
+            effects={EFFECT: lambda texts: [score.is_right(text, pair) for text in texts]},
             written=reply_to if self.chat else str,
             max_new_tokens=score.max_new_tokens,
         )

@@ -83,7 +83,7 @@ def test_what_is_refused(configured):
                 "+experiment=steering", *SMALL, "job.prompts={validation: [A, B], test: [A]}"
             )
         )
-    with pytest.raises(ValueError, match="gives no language model"):
+    with pytest.raises(ValueError, match="a decoder that writes text"):
         run(configured("+experiment=steering", *SMALL, "network=equality_by_hand"))
 
 
