@@ -192,7 +192,7 @@ def logits_at(
 @contextmanager
 def head_at(
     network: nn.Module,
-    answer_columns: Int[Tensor, "batch n_read"] | None,
+    answer_columns: Int[Tensor, "rows n_read"] | None,
     edited: Iterable[nn.Module] = (),
 ) -> Iterator[bool]:
     """Within the context, the output head sees only the columns where the answer is read.
@@ -201,7 +201,7 @@ def head_at(
     vocab], equal to the full logits at these columns.
 
     Arguments:
-        answer_columns: these columns; None for all.
+        answer_columns: these columns, of every example or of the first ones; None for all.
         edited: modules that are edited. An edit's positions count all columns. Where one of these
             modules is in the head or around it, nothing is gathered.
 
@@ -228,8 +228,8 @@ def head_at(
 
 
 def at_columns(
-    tensor: Float[Tensor, "batch seq width"], columns: Int[Tensor, "batch n"]
-) -> Float[Tensor, "batch n width"]:
-    """What a tensor holds at some columns of each example."""
+    tensor: Float[Tensor, "batch seq width"], columns: Int[Tensor, "rows n"]
+) -> Float[Tensor, "rows n width"]:
+    """What a tensor holds at some columns of each example, or of each of its first rows."""
     index = columns.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])
     return tensor.gather(1, index)

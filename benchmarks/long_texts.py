@@ -1,0 +1,191 @@
+"""What prompts of thousands of tokens take: `python -m benchmarks.long_texts` prints the table of
+docs/long_texts.md for SmolLM2.
+
+Each line is a process of its own. The peak is that of anonymous memory while the line runs, less
+what the process held before it: the weights, the prompts, and the libraries. Files that are mapped
+do not count, because the system can drop them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.settings import THREADS
+
+LAYER = 17
+CASES = {
+    "forward": "the network's own output: logits at every token",
+    "capture": f"`capture` of block_output[{LAYER}] at every token",
+    "capture_edited": f"`capture` of block_output[{LAYER + 1}] in an edited run, at the last token",
+    "capture_dataset": "`capture_dataset` to a folder, one prompt a batch",
+    "answer_logits": f"`answer_logits`, block_output[{LAYER}] swapped at the last token",
+    "store_first": "the same with a store that is empty",
+    "store_second": "the same with a store that is filled",
+    "store_mapped": "the same, filled beyond its budget (budget=0)",
+    "fit": "`fit` for one epoch, rank 16",
+    "evaluate": '`evaluate` with trust="quick"',
+}
+"""{case: what is run}."""
+
+
+def anonymous() -> int:
+    """The bytes of the process's anonymous memory."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("This system does not tell RssAnon.")
+
+
+class Peak(threading.Thread):
+    """Looks at the process's memory every 5 ms."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.before, self.peak, self.done = anonymous(), 0, threading.Event()
+
+    def run(self) -> None:
+        """Note the largest figure."""
+        while not self.done.wait(0.005):
+            self.peak = max(self.peak, anonymous() - self.before)
+
+
+def long_pairs(lm: Any, n: int, n_tokens: int) -> Any:
+    """Pairs of prompts of `n_tokens` tokens: a story, then a question about its last words.
+
+    The label is whatever the network says of the source, so nothing has to be filtered.
+    """
+    import datasets
+
+    import iit
+
+    sentences = "The box is in the room. A cat sat by the door. It was late in the day. ".split(
+        ". "
+    )
+    rows: list[dict[str, Any]] = []
+    for number in range(n):
+        for split in ("train", "val", "test"):
+            row: dict[str, Any] = {"split": split, "label": " John"}
+            for name, person in (("base", " Mary"), ("source", " John")):
+                end = f" Then{person} gave the milk to"
+                words = [sentences[(number + k) % len(sentences)] for k in range(n_tokens)]
+                ids = lm.tokenizer.encode(". ".join(words))
+                length = n_tokens - len(lm.tokenizer.encode(end))
+                text = lm.tokenizer.decode(ids[:length])
+                start = len(text) + len(" Then")
+                row[name] = text + end
+                row[f"{name}_roles"] = {"name": [start, start + len(person)]}
+                row[f"{name}_answer"] = person
+            rows.append(row)
+    return iit.Pairs(datasets.Dataset.from_list(rows))
+
+
+def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
+    """Run one case in this process."""
+    import torch
+
+    import iit
+    from iit.intervened.store import ActivationStore
+
+    torch.set_num_threads(THREADS)
+    lm = iit.load_network("smollm2", dtype=options.dtype)
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.batch, options.tokens)
+    ids = torch.randint(1000, 40_000, (2, *shape), generator=generator)
+    base, source = ({"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids)
+    last = iit.Site("block_output", layer=LAYER, position=-1)
+    every = iit.Site("block_output", layer=LAYER)
+    later = iit.Site("block_output", layer=LAYER + 1, position=-1)
+    edited = iit.IntervenedModel(lm, {last: iit.VanillaIntervention()})
+    n_prompts, pairs = options.batch, None
+    if case in ("fit", "evaluate"):
+        pairs = long_pairs(lm, options.batch, options.tokens)
+    frame = iit.LowRankRotatedSpaceIntervention(576, rank=16)
+    alignment = iit.Alignment(lm, {"person": iit.Edit(last, frame)})
+
+    folder = tempfile.TemporaryDirectory()
+    stores = {"store_first": 2**34, "store_second": 2**34, "store_mapped": 0}
+    if case in stores:
+        edited.store = ActivationStore(lm.model, budget=stores[case], folder=folder.name)
+    if case == "store_second":
+        with torch.no_grad():
+            edited.answer_logits(base, source)
+
+    def run() -> Any:
+        if case == "forward":
+            return lm.model(**base)
+        if case == "capture":
+            return iit.capture(lm, base, every)
+        if case == "capture_edited":
+            return iit.capture(edited, base, later, sources=source)
+        if case == "capture_dataset":
+            rows = ({key: value[k : k + 1] for key, value in base.items()} for k in range(shape[0]))
+            return iit.capture_dataset(
+                lm, rows, every, folder=f"{folder.name}/rows", progress=False
+            )
+        if case == "fit":
+            return iit.fit(
+                alignment,
+                pairs,
+                max_epochs=1,
+                batch_size=shape[0],
+                eval_batch_size=shape[0],
+                folder=folder.name,
+            )
+        if case == "evaluate":
+            return iit.evaluate(alignment, pairs, trust="quick", batch_size=shape[0])
+        return edited.answer_logits(base, source)
+
+    watch = Peak()
+    watch.start()
+    start = time.perf_counter()
+    with torch.set_grad_enabled(case == "fit"):
+        result = run()
+    seconds = time.perf_counter() - start
+    watch.done.set()
+    watch.join()
+    del result
+    kept = {}
+    if edited.store is not None:
+        contents = edited.store._contents
+        n_tokens = options.tokens * len({prompt for _, prompt in contents})
+        kept["store"] = sum(tensor.nbytes for tensor in contents.values()) / n_tokens
+    return {"seconds": seconds, "peak": watch.peak, "n": n_prompts} | kept
+
+
+def main() -> None:
+    """Measure every case that is asked for, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=2000, help="tokens of each prompt")
+    parser.add_argument("--batch", type=int, default=4, help="prompts, all in one batch")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--child", choices=list(CASES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(one_case(options.child, options)), flush=True)
+        return
+    print(f"{options.batch} prompts of {options.tokens} tokens in one batch, {options.dtype}\n")
+    print("| what is run | peak | seconds | store, bytes a token |")
+    print("| --- | ---: | ---: | ---: |", flush=True)
+    for case in options.cases:
+        sizes = [f"--{name}={getattr(options, name)}" for name in ("tokens", "batch", "dtype")]
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.long_texts", *sizes]
+        done = subprocess.run(
+            [*command, f"--child={case}"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        result = json.loads(done.stdout.strip().splitlines()[-1])
+        store = f"{result['store']:,.0f}" if "store" in result else ""
+        peak = f"{result['peak'] / 2**20:,.0f} MiB"
+        print(f"| {CASES[case]} | {peak} | {result['seconds']:.1f} | {store} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
