@@ -43,7 +43,8 @@ def command() -> Iterator[None]:
             yield
         finally:
             if Folders.sweep is not None and not write_summary(Folders.sweep):
-                status = f"The same command with hydra.sweep.dir={Folders.sweep} goes on."
+                print(f"The same command with hydra.sweep.dir={Folders.sweep} goes on.")
+                status = 1
     except (Exception, KeyboardInterrupt) as error:
         if _shows_frames():
             raise

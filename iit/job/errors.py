@@ -3,7 +3,14 @@
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-_FOR_USERS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
+_FOR_USERS = (
+    ValueError,
+    OSError,
+    ImportError,
+    KeyboardInterrupt,
+    HydraException,
+    OmegaConfBaseException,
+)
 """Errors that say what a user can do; others are faults of the program."""
 
 

@@ -43,7 +43,7 @@ class Folders(Callback):
             if _is_named(config, "run"):
                 is_done(folder, digest(config))
             else:
-                config.hydra.run.dir = str(exclusive(folder))
+                config.hydra.run.dir = exclusive(folder)
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Choose the folder of a sweep, and write what it is."""
@@ -61,7 +61,7 @@ class Folders(Callback):
                     f"hydra.sweep.dir={folder} is no folder of a sweep: it holds files, and no "
                     f"{SWEEP}. Give another."
                 )
-            config.hydra.sweep.dir = str(folder)
+            config.hydra.sweep.dir = folder
             # The config of each job is composed anew, from these overrides.
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
             if config.dry_run:
@@ -107,8 +107,7 @@ def parsed(overrides: Any) -> dict[str, Any]:
 def _sweep_of(config: Any) -> dict[str, Any]:
     """What `sweep.yaml` says of a sweep."""
     sweeper = config.hydra.sweeper
-    params = sweeper.get("params") or {}
-    overrides = [f"{key}={value}" for key, value in params.items()]
+    overrides = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     overrides = [*overrides, *config.hydra.overrides.task]
     swept, n_jobs = [], 1
     for key, override in parsed(overrides).items():
