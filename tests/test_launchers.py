@@ -215,7 +215,9 @@ def test_a_search_goes_on_beside_a_trial_that_fails(launcher, tmp_path):
         "+hparams_search=optuna",
         f"hydra/launcher={launcher}",
         "hydra.sweeper.n_trials=6",
-        "rank=choice(1,2,99999)",
+        "rank=choice(1,99999)",
+        "module.optimizer.lr=choice(0.00001,0.02)",
+        "data.n_train=512",
         f"hydra.sweep.dir={tmp_path}",
     )
     train("-m", *SWEEP[:-1], *search)
@@ -230,10 +232,11 @@ def test_a_search_goes_on_beside_a_trial_that_fails(launcher, tmp_path):
         else:
             assert ranks[-1] == 99999
     assert len(ranks) == 6
-    assert 0 < len(values) < 6
+    assert 1 < len(values) < 6
+    assert min(values) < max(values)
     best = OmegaConf.load(tmp_path / "optimization_results.yaml")
     assert best.best_value == pytest.approx(max(values))
-    assert best.best_params.rank in (1, 2)
+    assert best.best_params == {"rank": 1, "module.optimizer.lr": 0.02}
 
 
 def validation_of(rows):
