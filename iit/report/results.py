@@ -71,8 +71,8 @@ def results_table(
     figures that the vocabulary gives no words (see `figure_words`). Figures of several cells say
     whose they are.
 
-    brief: the main accuracies: of the trained edit on changing and unchanging pairs, of the controls
-        in `BRIEF` on changing pairs, and of the network.
+    brief: the main accuracies: of the trained edit on changing and on unchanging pairs, of the
+        controls in `BRIEF` on changing pairs, and of the network.
     """
     shown = [
         row for row in where(rows, split="test") if figure_words(row.arm, row.metric) is not None
