@@ -22,7 +22,7 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("project")
-    parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""))
+    parser.add_argument("--entity", default=os.getenv("WANDB_ENTITY", ""))
     parser.add_argument("--out")
     parser.add_argument("--save", action="store_true")
     chosen = parser.parse_args()
@@ -32,7 +32,7 @@ def main() -> None:
     workspace = instantiate(panels, project=chosen.project, entity=chosen.entity)
     text = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2)
     if chosen.out:
-        Path(chosen.out).write_text(text, encoding="utf-8")
+        Path(chosen.out).write_text(text)
     else:
         print(text)
     if chosen.save:

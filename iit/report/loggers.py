@@ -23,8 +23,6 @@ from iit.result import ROW_FIELDS, Row, read_metrics, rows_of, scores_of, select
 
 log = logging.getLogger(__name__)
 
-_STEP = "trainer/global_step"
-
 
 class WandbRun(WandbLogger):
     """A W&B run that costs no result, whatever becomes of W&B.
@@ -37,7 +35,7 @@ class WandbRun(WandbLogger):
         dir: the run's folder, which holds `config.yaml`.
         config: what W&B's config has beside that file.
         tags: texts, and lists of texts.
-        options: others of `wandb.init`. A name, group and id that are None are as above.
+        options: others of `wandb.init`. An id, name, group or job type that is None is filled in.
     """
 
     def __init__(self, dir: str, config: dict, tags: list, **options: Any):
@@ -45,15 +43,20 @@ class WandbRun(WandbLogger):
         id_file = Path(dir, "wandb_id")
         if not id_file.is_file():
             write_text(id_file, secrets.token_hex(4))
-        described = {"id": id_file.read_text(), "name": content["name"], "dir": dir} | _in_sweep()
-        for key, value in described.items():
+        described = {
+            "dir": dir,
+            "id": id_file.read_text(),
+            "name": content["name"],
+            "job_type": HydraConfig.get().runtime.choices["job"],
+        }
+        for key, value in (described | _in_sweep()).items():
             options[key] = options.get(key) or value
         # Where things are on this machine tells nothing.
         for key in ("paths", "logger", "store"):
             del content[key]
-        # W&B refuses longer tags, and equal ones.
-        tags = sorted({tag[-64:] for tag in flatten(tags) if tag})
-        options.update(config=content | config, tags=tags)
+        # Of iit.tasks.ioi the last word is enough. W&B refuses longer tags, and equal ones.
+        options["tags"] = {re.sub(r"^iit\.\w+\.", "", tag)[-64:] for tag in flatten(tags) if tag}
+        options["config"] = content | config
         try:
             run = wandb.init(**options)
         except wandb.Error as error:
@@ -67,9 +70,9 @@ class WandbRun(WandbLogger):
                 "not try."
             )
         super().__init__(save_dir=dir, experiment=run)
-        run.define_metric("*", step_metric=_STEP)
+        run.define_metric("*", step_metric="trainer/global_step")
         # The summary has the highest validation IIA, and the last value of any other metric.
-        run.define_metric("val/iia_changing", step_metric=_STEP, summary="max")
+        run.define_metric("val/iia_changing", step_metric="trainer/global_step", summary="max")
 
     def log_metrics(self, *arguments: Any, **options: Any) -> None:
         """Log metrics, tables or pictures, if W&B takes them."""
@@ -77,20 +80,20 @@ class WandbRun(WandbLogger):
             super().log_metrics(*arguments, **options)
 
 
-def _in_sweep() -> dict[str, str]:
+def _in_sweep() -> dict:
     """The group and the name of a job of a sweep, such as "layer=17 rank=64 seed=0"."""
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         return {}
     sweep = Path(hydra.sweep.dir)
     record = sweep / "sweep.yaml"
-    swept = OmegaConf.load(record).swept if record.is_file() else None
+    swept = record.is_file() and OmegaConf.load(record).swept
     parts = []
     for override in hydra.overrides.task:
         key, _, value = override.lstrip("+").partition("=")
         if not swept or key in swept:
             parts.append(f"{key.rpartition('.')[2]}={value}")
-    return {"group": sweep.name, "name": " ".join(parts)[:128]}
+    return {"group": sweep.name, "name": " ".join(parts)}
 
 
 def log_results(loggers: list, folder: Path) -> None:
@@ -145,9 +148,8 @@ def _log_to_wandb(logger: WandbLogger, folder: Path, metrics: Any) -> None:
     logger.log_table("rows", columns=list(ROW_FIELDS), data=lines)
     for figure in folder.glob("*.png"):
         logger.log_image(figure.stem, [str(figure)])
-    run = logger.experiment
     verdicts = metrics.facts.get("verdict", ())
-    run.summary["verdict"] = ", ".join(verdict["outcome"] for verdict in verdicts)
+    logger.experiment.summary["verdict"] = ", ".join(verdict["outcome"] for verdict in verdicts)
     saved = list(folder.glob("alignment/*"))
     if saved:
         name = re.sub(r"[^\w.-]", "-", str(metrics.rows[0].experiment))
@@ -155,7 +157,7 @@ def _log_to_wandb(logger: WandbLogger, folder: Path, metrics: Any) -> None:
         for path in saved:
             # The file is read where it is, without a second copy.
             artifact.add_file(str(path), policy="immutable")
-        run.log_artifact(artifact)
+        logger.experiment.log_artifact(artifact)
 
 
 @contextmanager

@@ -232,7 +232,7 @@ def test_what_the_user_sets_wins(told, monkeypatch, tmp_path):
         sweep=(tmp_path / "study",),
     )
     kept = [options[name] for name in ("project", "tags", "group", "name", "job_type")]
-    assert kept == ["other", ["x"], "g", "n", "j"]
+    assert kept == ["other", {"x"}, "g", "n", "j"]
     assert options["config"]["rank"] == 3
     assert options["config"]["note"] == "mine"
     assert options["config"]["site"]["layer"] == 17
