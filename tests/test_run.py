@@ -447,6 +447,6 @@ def test_jobs_of_a_multirun_show_no_bar(configured, monkeypatch):
     # Set first, so that what the run sets is undone.
     monkeypatch.setenv("TTY_INTERACTIVE", "")
     monkeypatch.delenv("TTY_INTERACTIVE")
-    monkeypatch.setattr("iit.run._in_multirun", lambda: True)
+    monkeypatch.setattr("iit.run.in_multirun", lambda: True)
     run(configured("+experiment=das_equality_by_hand", *SMALL))
     assert os.environ["TTY_INTERACTIVE"] == "0"

@@ -231,7 +231,11 @@ def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict
     """
     sources = batch["sources"]
     idle = dict.fromkeys(set(alignment.variables) - set(sources), False)
-    return sources if alignment.needs_source else None, batch["active"] | idle
+    read = {}
+    for variable, edit in edits_of(alignment).items():
+        if edit.intervention.needs_source and variable in sources:
+            read[variable] = sources[variable]
+    return read or None, batch["active"] | idle
 
 
 def asking(network: Any, score: Score, possible: Sequence[str] = ()) -> Any:

@@ -74,9 +74,8 @@ def observe(
             stack.callback(resolved[site].attach(partial(read, site)).remove)
         if "labels" not in batch.kwargs:
             # Nothing reads the logits: the head runs at one column of one example.
-            column = torch.tensor([[0]], device=batch.device)
             modules = (site.module for site in resolved.values())
-            stack.enter_context(head_at(resolved.network, column, modules))
+            stack.enter_context(head_at(resolved.network, torch.tensor([[0]]), modules))
         with suppress(_Enough):
             batch.through(resolved.network)
 

@@ -218,7 +218,7 @@ def head_at(
         return
 
     def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (at_columns(args[0], columns), *args[1:])
+        return (at_columns(args[0], columns.to(args[0].device)), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:

@@ -54,7 +54,7 @@ def paths(lm, pairs):
         "capture": lambda: iit.capture(lm, batch, Site("final_norm_output")),
         "capture a module": lambda: iit.capture(lm, batch, module),
         "capture an edited run": lambda: iit.capture(vanilla, batch, sites[1], sources=batch),
-        "capture_dataset": lambda: iit.capture_dataset(lm, [batch], module, progress=False),
+        "capture_dataset": lambda: iit.capture_dataset(lm, [batch], module),
         "answer_logits": lambda: vanilla.answer_logits(batch, batch),
         "next tokens": lambda: lm.answers_right(texts, [" John"] * 4),
         "store": lambda: stored.fill([batch]),
@@ -136,8 +136,6 @@ def test_a_long_batch_is_captured_in_parts(tiny_llama, tmp_path):
     batch, site = prompts((7, 5, 6)), Site("block_output", layer=1)
     whole = iit.capture(tiny_llama, batch, site)[site]
     parts = ({key: value[row : row + 1] for key, value in batch.items()} for row in range(3))
-    captured = iit.capture_dataset(
-        tiny_llama, parts, site, folder=tmp_path / "rows", progress=False
-    )
+    captured = iit.capture_dataset(tiny_llama, parts, site, folder=tmp_path / "rows")
     for row, n in enumerate((7, 5, 6)):
         torch.testing.assert_close(captured.example(site, row), whole[row, :n], atol=1e-5, rtol=0)

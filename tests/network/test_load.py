@@ -358,7 +358,7 @@ def test_a_token_on_the_command_line_is_written_nowhere(override, monkeypatch, t
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py", "network=hub", "network.name=x/y", override])
     monkeypatch.setattr("iit.run._composed", lambda: pytest.fail("Hydra begins"))
-    with pytest.raises(ValueError, match="name of an environment variable") as error:
+    with pytest.raises(SystemExit, match="name of an environment variable") as error:
         iit.run.main()
     assert "hf_abcdef" not in str(error.value) + "".join(capsys.readouterr())
     assert not list(tmp_path.iterdir())
