@@ -357,6 +357,8 @@ def test_a_gguf_file_is_dequantised_once(gguf, capsys):
 def test_a_token_on_the_command_line_is_written_nowhere(override, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py", "network=hub", "network.name=x/y", override])
+    # The command sets it.
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr("iit.run._composed", lambda: pytest.fail("Hydra begins"))
     with pytest.raises(SystemExit, match="name of an environment variable") as error:
         iit.run.main()
