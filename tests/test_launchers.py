@@ -156,7 +156,12 @@ def test_a_job_beyond_the_cores_waits_until_another_process_is_gone(tmp_path):
 
 def train(*arguments, python=sys.executable, threads="1"):
     """Run train.py as a command; threads: what OMP_NUM_THREADS is, or None."""
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    ray = {
+        "RAY_AUTH_MODE": "disabled",
+        # Ray's workers are nice by 15 of themselves, and would starve beside other work.
+        "RAY_worker_niceness": "0",
+    }
+    environ = os.environ | {"PYTHONPATH": str(ROOT), **ray}
     environ.pop("OMP_NUM_THREADS", None)
     if threads is not None:
         environ["OMP_NUM_THREADS"] = threads
