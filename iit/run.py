@@ -46,21 +46,20 @@ def run(cfg: DictConfig) -> float | None:
     check_numbers(cfg)
     if in_multirun():
         share_machine(HydraConfig.get())
+        # The bars of several jobs would garble each other: each job writes lines.
+        os.environ.setdefault("TTY_INTERACTIVE", "0")
     if cfg.dry_run:
         if wrong := dry_run(cfg).wrong:
             raise ValueError("\n".join(wrong))
         return None
     # Lightning's own business.
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-    if in_multirun():
-        # The bars of several jobs would garble each other: each job writes lines.
-        os.environ.setdefault("TTY_INTERACTIVE", "0")
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     L.seed_everything(cfg.seed, verbose=False)
-    loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
     try:
+        loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
         # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)
         # Only a finished run has this file. Loggers come after it: one that fails costs no result.

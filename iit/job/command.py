@@ -45,7 +45,10 @@ def command() -> Iterator[None]:
             if Folders.sweep is not None and not write_summary(Folders.sweep):
                 print(f"The same command with hydra.sweep.dir={Folders.sweep} goes on.")
                 status = 1
-    except (Exception, KeyboardInterrupt) as error:
+    except KeyboardInterrupt:
+        # As a shell has it of a command that Ctrl-C has ended.
+        status = 130
+    except Exception as error:
         if _shows_frames():
             raise
         status = error_text(error)
@@ -66,7 +69,8 @@ def recorded(run: Any, cfg: DictConfig) -> float | None:
     """Run a job, and keep its record in its folder; what is done already is not run again.
 
     A job of a multirun that fails raises nothing, so that it ends no other. Its log has the
-    traceback.
+    traceback. One that was refused, as its folder holds something else, does raise: the sweep ends
+    with its error, after the other jobs.
 
     Arguments:
         run: runs the job of a config, and returns its validation IIA.
@@ -103,11 +107,17 @@ def recorded(run: Any, cfg: DictConfig) -> float | None:
             if record:
                 record |= {"status": "failed", "error": text, "log": str(log_file)}
                 write_record(folder / JOB, record)
-        # A dry run has no summary that would list it.
-        if cfg.dry_run or not in_multirun():
+        if not in_multirun():
             raise error
         log.error("Job %s failed: %s", hydra.job.num, text, exc_info=_shows_frames())
+        # No record tells the summary of a job that was refused, or of a dry run.
+        if not record:
+            raise error
         return None
+    except KeyboardInterrupt:
+        if not in_multirun():
+            print(f"The same command with hydra.run.dir={folder} goes on.")
+        raise
 
 
 def _swept() -> dict[str, Any]:

@@ -7,7 +7,6 @@ _FOR_USERS = (
     ValueError,
     OSError,
     ImportError,
-    KeyboardInterrupt,
     HydraException,
     OmegaConfBaseException,
 )

@@ -56,14 +56,16 @@ class Folders(Callback):
             before = read_record(folder / SWEEP)
             if before:
                 _check_same(folder, before, sweep)
-            elif any(folder.glob("[!.]*")):
+            # A dry run leaves Hydra's file alone.
+            elif any(folder.glob("[!.]*")) and not (folder / "multirun.yaml").is_file():
                 raise ValueError(
                     f"hydra.sweep.dir={folder} is no folder of a sweep: it holds files, and no "
                     f"{SWEEP}. Give another."
                 )
             config.hydra.sweep.dir = folder
             # The config of each job is composed anew, from these overrides.
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+            quoted = str(folder).replace("'", r"\'")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
             if config.dry_run:
                 return
             if not before:

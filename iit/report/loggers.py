@@ -178,4 +178,4 @@ def finish_wandb() -> None:
     Jobs of a multirun may share a process, and each has a W&B run of its own.
     """
     with no_result_lost(wandb.run):
-        wandb.finish(any(sys.exc_info()))
+        wandb.finish(int(any(sys.exc_info())))

@@ -120,8 +120,8 @@ def test_a_failed_job_is_listed_with_its_error_and_touches_no_other(
 
 
 def test_the_same_command_runs_what_is_missing(command, ran, tmp_path, capsys):
-    sweep = tmp_path / "a=1, sweep"
-    again = ("-m", "rank=1,2,3,4", f"hydra.sweep.dir='{sweep}'")
+    sweep = tmp_path / "it's a=1, sweep"
+    again = ("-m", "rank=1,2,3,4", f'hydra.sweep.dir="{sweep}"')
     assert command(*again) == 0
     undisturbed = (sweep / "summary.csv").read_bytes()
     # Killed between the result and the record; killed before the result; never started.
@@ -162,6 +162,40 @@ def test_another_sweep_is_refused(command, ran, tmp_path, overrides, said):
     assert "no sweep.yaml" in command("-m", "rank=1,2", f"hydra.sweep.dir={tmp_path / 'other'}")
 
 
+def test_a_job_that_is_refused_is_no_success(command, ran, tmp_path):
+    """What the command composes to has changed, so the summary would mix two sweeps."""
+    folder = tmp_path / "sweep"
+    assert command("-m", "rank=1,2", f"hydra.sweep.dir={folder}") == 0
+    record = read_record(folder / "0" / "job.yaml")
+    write_record(folder / "0" / "job.yaml", record | {"config": "another"})
+    message = command("-m", "rank=1,2", f"hydra.sweep.dir={folder}")
+    assert "holds a run of another configuration" in message
+
+
+def test_a_dry_run_leaves_the_folder_to_the_sweep(command, ran, tmp_path, monkeypatch):
+    folder = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    assert command("-m", "rank=1,2", folder, "dry_run=true") == 0
+    assert not sweeps(tmp_path)
+    for result in tmp_path.rglob("metrics.json"):
+        # The stand-in of a run writes one in a dry run, too.
+        result.unlink()
+    assert command("-m", "rank=1,2", folder) == 0
+    assert len(summary_of(tmp_path / "sweep")["jobs"]) == 2
+
+
+@pytest.mark.parametrize("mode", ["run", "sweep"])
+def test_ctrl_c_ends_with_its_status_and_says_how_to_go_on(
+    command, monkeypatch, tmp_path, capsys, mode
+):
+    def interrupted(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("iit.run.run", interrupted)
+    folder = f"hydra.{mode}.dir={tmp_path / 'folder'}"
+    assert command(*(["-m"] if mode == "sweep" else []), "rank=1", folder) == 130
+    assert f"The same command with {folder} goes on." in capsys.readouterr().out
+
+
 @pytest.mark.long
 def test_a_job_of_another_configuration_is_never_overwritten(command, ran, tmp_path):
     """The command is the same, what it composes to is not."""
@@ -171,7 +205,8 @@ def test_a_job_of_another_configuration_is_never_overwritten(command, ran, tmp_p
     record = read_record(folder / "0" / "job.yaml")
     write_record(folder / "0" / "job.yaml", record | {"config": "another"})
     (folder / "1" / "job.yaml").write_text("{")
-    assert command("-m", "rank=1,2", f"hydra.sweep.dir={folder}") == 1
+    message = command("-m", "rank=1,2", f"hydra.sweep.dir={folder}")
+    assert "holds a run of another configuration" in message
     assert ran == [1, 2]
     assert (folder / "0" / "metrics.json").read_bytes() == result
     assert "job.yaml is damaged" in summary_of(folder)["jobs"][1]["failure"]
@@ -353,8 +388,7 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(command, tmp_path, capsy
     given = ("trainer.max_epochs=2", "callbacks=default", "+callbacks.once={_target_: tests.job.")
     given = (*given[:2], given[2] + f"test_going_on.Once, flag: {tmp_path / 'flag'}}}")
     folder = tmp_path / "run"
-    message = command(*given, f"hydra.run.dir={folder}", real=True)
-    assert message.startswith("Training was interrupted. Go on")
+    assert command(*given, f"hydra.run.dir={folder}", real=True) == 130
     assert not (folder / "metrics.json").exists()
     assert read_record(folder / "job.yaml")["status"] == "running"
     last = folder / "checkpoints" / "last.ckpt"

@@ -308,6 +308,8 @@ def test_a_run_that_fails_is_no_finished_one_in_wandb(monkeypatch, fails):
     else:
         finish_wandb()
     finish.assert_called_once_with(fails)
+    (status,) = finish.call_args.args
+    assert type(status) is int, "W&B refuses a bool"
 
 
 @pytest.mark.long
