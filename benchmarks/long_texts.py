@@ -61,8 +61,6 @@ def long_pairs(lm: Any, n: int, n_tokens: int) -> Any:
 
     The label is whatever the network says of the source, so nothing has to be filtered.
     """
-    import datasets
-
     import iit
 
     sentences = "The box is in the room. A cat sat by the door. It was late in the day. ".split(
@@ -70,7 +68,7 @@ def long_pairs(lm: Any, n: int, n_tokens: int) -> Any:
     )
     rows: list[dict[str, Any]] = []
     for number in range(n):
-        for split in ("train", "val", "test"):
+        for split in ("train", "validation", "test"):
             row: dict[str, Any] = {"split": split, "label": " John"}
             for name, person in (("base", " Mary"), ("source", " John")):
                 end = f" Then{person} gave the milk to"
@@ -83,7 +81,7 @@ def long_pairs(lm: Any, n: int, n_tokens: int) -> Any:
                 row[f"{name}_roles"] = {"name": [start, start + len(person)]}
                 row[f"{name}_answer"] = person
             rows.append(row)
-    return iit.Pairs(datasets.Dataset.from_list(rows))
+    return iit.Pairs.of(rows, "person")
 
 
 def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
@@ -103,7 +101,8 @@ def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
     every = iit.Site("block_output", layer=LAYER)
     later = iit.Site("block_output", layer=LAYER + 1, position=-1)
     edited = iit.IntervenedModel(lm, {last: iit.VanillaIntervention()})
-    n_prompts, pairs = options.batch, None
+    n_prompts = options.batch
+    pairs: Any = None
     if case in ("fit", "evaluate"):
         pairs = long_pairs(lm, options.batch, options.tokens)
     frame = iit.LowRankRotatedSpaceIntervention(576, rank=16)
