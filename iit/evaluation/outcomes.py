@@ -251,9 +251,12 @@ def asking(network: Any, score: Score, possible: Sequence[str] = ()) -> Any:
 
     def answers_right(prompts: Any, answers: Any) -> np.ndarray:
         listed = []
-        for prompt in prompts:
-            held = [answer for answer in possible if holds(str(prompt), {"label": answer})]
-            listed.append(dict(zip(possible, held or possible, strict=False)))
+        for prompt, answer in zip(prompts, answers, strict=True):
+            # At the start of a line, as in a conversation, no answer has a space before it.
+            spaced = str(answer).startswith(" ")
+            others = possible if spaced else list(map(str.lstrip, possible))
+            held = [other for other in others if holds(str(prompt), {"label": other})]
+            listed.append(dict(zip(possible, held or others, strict=False)))
         # The answers that a prompt lists stand where a pair has those of rivals.
         columns = {"base": prompts, "label": answers, "rival_labels": listed}
         columns["changing"] = [False] * len(prompts)

@@ -122,7 +122,8 @@ class Score:
         """Whether a text is right for a pair, whose `label` is one answer or several."""
         pattern = PATTERNS.get(self.compare, self.compare)
         if "{label}" not in pattern:
-            judge: Any = resolve_name(pattern)
+            # A module has no such attribute.
+            judge = resolve_name(pattern).__call__
             return bool(text.strip() and judge(text, pair))
         labels = "|".join(re.escape(label.strip()) for label in np.ravel(pair["label"]))
         match = re.search(pattern.replace("{label}", f"(?:{labels})"), text)

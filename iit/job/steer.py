@@ -142,10 +142,7 @@ class Steering:
         ]
 
         def reply_to(prompt: str) -> Any:
-            conversation = [{"role": "user", "content": prompt}]
-            return network.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True
-            )
+            return network.render([{"role": "user", "content": prompt}])
 
         pair = {"label": self.words}
         measured = partial(

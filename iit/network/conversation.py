@@ -1,5 +1,6 @@
 """Conversations: messages, rendered as a text by the tokenizer's own chat template."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,9 +36,10 @@ def render(tokenizer: Any, messages: Messages, **options: Any) -> Conversation:
         options: of the template, such as `enable_thinking`, and of `apply_chat_template`.
 
     Raises:
-        ValueError: there is no template, it does not know an option, or it does not write what the
-            user or the system says; no message is the user's; the tokenizer would put a token
-            before the text that the template does not write. What the template raises.
+        ValueError: a message is no mapping with a role; there is no template, it does not know an
+            option, or it does not write what the user or the system says; no message is the user's;
+            the tokenizer would put a token before the text that the template does not write. What
+            the template raises.
     """
 
     def text_of(messages: Messages) -> str:
@@ -45,14 +47,16 @@ def render(tokenizer: Any, messages: Messages, **options: Any) -> Conversation:
         ends = {"add_generation_prompt": not begun, "continue_final_message": begun}
         return tokenizer.apply_chat_template(messages, tokenize=False, **ends | options)
 
+    if not all(isinstance(message, Mapping) and "role" in message for message in messages):
+        raise ValueError(f"A message is {{'role': …, 'content': …}}; got {messages!r}.")
     text = Conversation(text_of(messages))
     users = [number for number, message in enumerate(messages) if message["role"] == "user"]
     # Templates may cut the thoughts out of what an assistant said.
     said = [message["content"].strip() for message in messages if message["role"] != "assistant"]
     if tokenizer("A")["input_ids"][0] == tokenizer.bos_token_id:
         said.append(tokenizer.bos_token)
-    known = f"{text} {tokenizer.chat_template} continue_final_message"
-    lost = [part for part in [*said, *options] if part not in known]
+    names = re.findall(r"\w+", f"{tokenizer.chat_template} continue_final_message")
+    lost = [part for part in said if part not in text] + list(options.keys() - names)
     if lost or not users:
         raise ValueError(
             "A conversation needs a message of the user, and a chat template that writes what is "

@@ -25,6 +25,8 @@ class TokenizedTexts:
         if state is None or not is_same or self._n_tokens > MOST_TOKENS:
             self._begin(tokenizer, state)
         rows = self._rows.setdefault(tuple(options.items()), {})
+        # A conversation is kept as the text that it is.
+        texts = list(map(str, texts))
         new = [text for text in dict.fromkeys(texts) if text not in rows]
         # Some tokenizers do not take an empty list.
         encoding = tokenizer(new, **options) if new else {}

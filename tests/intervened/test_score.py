@@ -12,7 +12,7 @@ from iit.data import EncodedPairs, Pairs
 from iit.evaluation import outcomes
 from iit.evaluation.outcomes import asking
 from iit.network import equality_by_hand
-from iit.result import Arm, where
+from iit.result import Arm, log_probability, where
 from iit.tasks import equality, ioi
 from tests.oracles import raw_hook
 
@@ -68,6 +68,7 @@ def test_comparisons(compare, text, label, right):
         {"kind": "beam"},
         {"compare": "similar"},
         {"compare": "iit.nothing"},
+        {"compare": "json"},
         {"compare": "({label}"},
         {"max_new_tokens": 0},
     ],
@@ -237,6 +238,22 @@ def test_the_filter_uses_the_score(toy):
     right = asking(network, CONTAINS).answers_right(prompts[:1], answers[:1])
     assert right.tolist() == [True]
     assert asking(network, iit.Score()) is network
+
+
+def test_at_the_start_of_a_line_listed_answers_lack_their_space(toy):
+    network = toy[0]
+    prompt = "Anna gave it to Mary\n"
+    names = ["Anna", "Mary"]
+    # Longer answers are scored as a whole: the sum over their tokens.
+    likely = []
+    for name in names:
+        batch = network.encode([prompt], answers=[name])
+        logits = iit.IntervenedModel(network, {}).answer_logits(batch)
+        likely.append(float(log_probability(logits, batch["answer"])))
+    best = names[int(likely[1] > likely[0])]
+    forced = asking(network, iit.Score("forced"), (" Anna", " Mary"))
+    right = forced.answers_right([prompt] * 2, names).tolist()
+    assert right == [name == best for name in names]
 
 
 def test_sampled_prompts_are_filtered(toy):

@@ -1,5 +1,7 @@
 """Conversations are rendered by the tokenizer's own template; roles are found in what is said."""
 
+import pickle
+
 import pytest
 import torch
 import transformers as t
@@ -87,6 +89,7 @@ def test_the_text_is_written_by_hand_and_has_one_beginning(kind):
     expected = lm.tokenizer(TEXTS[kind], add_special_tokens=False)["input_ids"]
     assert batch["input_ids"].tolist() == [expected]
     assert batch["input_ids"][0].tolist().count(1) == (kind == "inst") + (kind == "llama")
+    pickle.dumps(lm)
     # As a plain text, from a saved file, it is the same.
     assert lm.encode(str(chat))["input_ids"].tolist() == [expected]
     rendered = lm.tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)
@@ -194,13 +197,24 @@ def test_what_cannot_be_rendered():
     for messages in (MESSAGES[:1], MESSAGES[:1] + MESSAGES[2:3]):
         with pytest.raises(ValueError, match="Missing: the user"):
             lm.encode([messages])
-    with pytest.raises(ValueError, match=r"Missing: \['enable_thought'\]"):
-        lm.render(MESSAGES, enable_thought=False)
+    # Parts of an option's name, and words of the text, are no options either.
+    for option in ("enable_thought", "thinking", "milk"):
+        with pytest.raises(ValueError, match=rf"Missing: \['{option}'\]"):
+            lm.render(MESSAGES, **{option: False})
+    for messages in (["Mary left"], [{"content": "Mary left"}]):
+        with pytest.raises(ValueError, match=r"A message is .* got"):
+            lm.encode([messages])
     with pytest.raises(ValueError, match="empty conversation"):
         lm.encode([[]])
     lm.tokenizer.chat_template = CHATML.replace("{{ message['content'] }}", "")
     with pytest.raises(ValueError, match=r"Missing: \['Mary left', 'John gave"):
         lm.encode(MESSAGES)
+    # It stands in the template, which does not write it.
+    lm.tokenizer.chat_template = "{# Mary left #}" + CHATML.replace(
+        "for message in messages", "for message in messages[1:]"
+    )
+    with pytest.raises(ValueError, match=r"Missing: \['Mary left'\]"):
+        lm.encode(MESSAGES[:2])
     lm.tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"tokenizer.chat_template is not set"):
         lm.encode(MESSAGES)
