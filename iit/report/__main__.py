@@ -7,8 +7,7 @@ from iit.report.summary import write_summary
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder")
-folder = parser.parse_args().folder
 try:
-    write_summary(folder)
+    write_summary(parser.parse_args().folder)
 except (ValueError, OSError) as error:
     sys.exit(str(error))

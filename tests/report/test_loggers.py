@@ -22,7 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from iit.report.loggers import finish_wandb, log_results, logged_metrics
+from iit.report.loggers import log_results, logged_metrics
 from iit.result import read_metrics, write_metrics
 from iit.run import run
 from tests.conftest import SMALL, composing
@@ -296,20 +296,20 @@ def test_a_server_that_cannot_be_reached_leaves_an_offline_run(told, monkeypatch
     assert "WANDB_MODE=offline" in caplog.text
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_run_that_fails_is_no_finished_one_in_wandb(monkeypatch, fails):
-    finish = MagicMock()
-    monkeypatch.setattr(wandb, "finish", finish)
-    try:
-        if fails:
-            raise ValueError
-    except ValueError:
-        finish_wandb()
-    else:
-        finish_wandb()
-    finish.assert_called_once_with(fails)
-    (status,) = finish.call_args.args
-    assert type(status) is int, "W&B refuses a bool"
+def failing_job(cfg, folder, loggers):
+    raise ValueError("no such place")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_fails_is_no_finished_one_in_wandb(configured, tmp_path, caplog):
+    cfg = configured(*EQUALITY)
+    with open_dict(cfg):
+        job = "{_target_: tests.report.test_loggers.failing_job, _partial_: true}"
+        cfg.job = OmegaConf.create(job)
+    with pytest.raises(ValueError, match="no such place"):
+        run(cfg)
+    assert wandb_run(tmp_path / "run").exit_code == 1
+    assert not caplog.records, "W&B takes the status"
 
 
 @pytest.mark.long
