@@ -64,6 +64,8 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         alternatives: {name: LongTensor[n, n_answer]}, answers to the base other than the label, as
             far as the pairs know them. "base" is its own answer, "source/VARIABLE" the source's,
             "rival/NAME" what a rival answers. In a pair without such an answer the label stands in.
+            Where one of several right answers has several tokens, the first one is the answer;
+            NAME#1 and so on are the others, with #1 for the label.
         speaks: {rival: BoolTensor[n]}, whether the rival has a label for the pair.
         clusters: int[n], equal for pairs of one case where the pairs know it, else of one base.
     """
@@ -84,12 +86,28 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
         self.table, self.labels = pairs, columns["label"]
         self.kinds = columns.get("kind")
         self.asked = columns.get("asked")
-        self._base = _encode(network, base, self.labels, columns.get("base_roles"))
+        self.alternatives: dict[str, Tensor] = {}
+
+        def encoded(name: str, prompts: Any, answers: Any, roles: Any = None) -> dict[str, Any]:
+            """Encode prompts, and keep their further right answers under numbered names."""
+            if answers is None or isinstance(answers[0], str | int):
+                return _encode(network, prompts, answers, roles)
+            # Each right answer by itself; a prompt with fewer of them repeats its last one.
+            batches = []
+            for number in range(max(map(len, answers))):
+                column = [row[min(number, len(row) - 1)] for row in answers]
+                batches.append(_encode(network, prompts, column, roles))
+            if all(batch["answer"].shape[1] == 1 for batch in batches):
+                return _encode(network, prompts, answers, roles)
+            for number, batch in enumerate(batches[1:], 1):
+                self.alternatives[f"{name}#{number}"] = batch["answer"]
+            return batches[0]
+
+        self._base = encoded("", base, self.labels, columns.get("base_roles"))
         # An answer of one token is predicted, and never an input.
         is_read = self._base["answer"].shape[1] > 1
         self._sources: dict[str, dict[str, Any]] = {}
         self._active: dict[str, Tensor] = {}
-        self.alternatives: dict[str, Tensor] = {}
         for variable in self.variables:
             swapped = [variable in names for names in self.interchanged]
             source_columns = []
@@ -101,9 +119,10 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
                 prompts = list(map(pictured, prompts, images))
             if answers is not None and None in answers:
                 answers = None
-            source = self._sources[variable] = _encode(network, prompts, answers, roles)
+            name = f"source/{variable}"
+            source = self._sources[variable] = encoded(name, prompts, answers, roles)
             if answers is not None:
-                self.alternatives[f"source/{variable}"] = source["answer"]
+                self.alternatives[name] = source["answer"]
                 # Only sites at the answer's own tokens read a source's answer.
                 if not is_read:
                     del source["answer"]
@@ -115,7 +134,7 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             answers, roles = None, columns.get("natural_roles")
             if is_read:
                 answers = self.labels
-            self._natural = _encode(network, columns["natural"], answers, roles)
+            self._natural = encoded("", columns["natural"], answers, roles)
             self._has_natural = torch.tensor(columns.get("has_natural", [True] * len(pairs)))
         rivals = columns.get("rival_labels", [{}])
         # A rival that lacks a variable says nothing of some pairs: there the label stands in, and
@@ -128,12 +147,13 @@ class EncodedPairs(torch.utils.data.Dataset[int]):
             # A rival without any label here has no alternative answers.
             if any(speaks):
                 answers = _filled(answers, self.labels, speaks)
-                self.alternatives[f"rival/{name}"] = _encode(network, base, answers)["answer"]
+                name = f"rival/{name}"
+                self.alternatives[name] = encoded(name, base, answers)["answer"]
         self.changing = torch.tensor(columns["changing"], dtype=torch.bool)
         base_answers = columns.get("base_answer", [None])
         # If one base lacks its own answer, the split has none.
         if None not in base_answers:
-            answer = _encode(network, base, base_answers)["answer"]
+            answer = encoded("base", base, base_answers)["answer"]
             self.alternatives["base"] = answer
             # Answers that are written in different ways may be the same tokens.
             self.changing &= torch.tensor(differ(self._base["answer"], answer))

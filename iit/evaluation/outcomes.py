@@ -80,6 +80,7 @@ def outcomes(
     right = {name: np.zeros(n, dtype=bool) for name in names}
     difference, forced = np.full((2, n), np.nan)
     texts = np.full(n, "", dtype=object)
+    several = any("#" in name for name in pairs.alternatives)
     at_answer = last_answer_token(alignment.edits.values()) >= 0
     with evaluating(alignment):
         for batch in pairs.batches(batch_size, alignment.n_columns, apart=apart):
@@ -106,8 +107,8 @@ def outcomes(
                     their_logits = alignment.answer_logits(base | {"answer": behind}, *edits)
                     their_logits = their_logits[:, : alternative.shape[1]].cpu()
                 right[name][rows] = correct(their_logits, alternative)
-                # Three dimensions hold several right answers, which have no one probability.
-                if label.ndim == 3 or alternative.ndim == 3:
+                # Several right answers, here or in three dimensions, have no one probability.
+                if several or label.ndim == 3 or alternative.ndim == 3:
                     continue
                 # NaN where one answer is the other or begins it: then it is no alternative.
                 gap = logit_difference(logits, label, alternative)
@@ -119,6 +120,11 @@ def outcomes(
             if not bool(alone.all()):
                 is_likeliest = (log_probability(logits, label) > best).float()
                 forced[rows] = is_likeliest.masked_fill(alone, torch.nan)
+    for name in pairs.alternatives:
+        # NAME#1 and so on are right where NAME is; without a name it is the label.
+        kind, numbered, _ = name.partition("#")
+        if numbered:
+            right[kind or None] |= right.pop(name)
     scored: Any = {"argmax": right[None], "forced": forced}.get(score.kind)
     if scored is None:
         scored = np.array(list(map(score.is_right, texts, pairs.table.to_list())))

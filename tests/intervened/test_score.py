@@ -291,3 +291,44 @@ def test_what_is_refused(toy, claim):
         asking(network, iit.Score("forced")).answers_right(["Mary gave"], [" John"])
     with pytest.raises(ValueError, match="alternatives"):
         Pairs.sample(equality(), asking(perceptron, iit.Score("forced")), n=30)
+
+
+def test_several_right_answers_of_several_tokens(narrow):
+    names = [" Mary", " the old man by the door", " John"]
+    site = iit.Site("block_output", layer=0, position="last")
+    alignment = iit.Alignment(narrow, {"v": iit.Edit(site, iit.VanillaIntervention())})
+    prompts = ["Then Anna gave it to", "Mary saw", "The man is", "It was given to"]
+    # Whatever the narrow network says of the prompt is one of the answers, by itself or behind one.
+    plain = iit.IntervenedModel(narrow, {})
+    spoken = []
+    for prompt in prompts:
+        batch = narrow.encode([prompt])
+        ids = plain.generate(batch, do_sample=False, max_new_tokens=2)[:, -2:]
+        spoken.append(narrow.tokenizer.decode(ids[0]))
+
+    def rows(answers):
+        return [
+            {"split": "test", "base": prompt, "source": prompt, "label": answer}
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def right(answers):
+        pairs = Pairs.of(rows(answers), "v")
+        return outcomes(alignment, EncodedPairs(pairs.split("test"), "v", narrow)).right[None]
+
+    lists = [[*names, spoken[0]], [spoken[1], *names], names, [names[1], spoken[3]]]
+    expected = np.zeros(len(prompts), dtype=bool)
+    for number in range(4):
+        column = [answers[min(number, len(answers) - 1)] for answers in lists]
+        expected |= right(column)
+    assert right(lists).tolist() == expected.tolist() == [True, True, False, True]
+
+    pairs = Pairs.of(rows(lists), "v")
+    written = iit.evaluate(
+        alignment, pairs, controls=False, score=iit.Score("generated", CONTAINS.compare, 2)
+    )
+    (row,) = where(written, metric="iia_generated", subset="all")
+    assert row.value == 0.75
+    encoded = EncodedPairs(pairs.split("test"), "v", narrow)
+    with pytest.raises(ValueError, match="several are right"):
+        outcomes(alignment, encoded, score=iit.Score("forced"))
