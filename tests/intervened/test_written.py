@@ -18,7 +18,7 @@ from tests.oracles import raw_hook
 from tests.seeds import shifted
 
 LENGTHS, ROLE, NEW = (7, 4, 6), [5, 1, 2], 6
-GREEDY = {"max_new_tokens": NEW, "do_sample": False}
+GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
 # The literal paths of two families' blocks.
 BLOCKS = {"llama": "model.layers.{}", "gpt2": "transformer.h.{}"}
 BOTH = pytest.mark.parametrize("family", list(BLOCKS))
@@ -83,6 +83,14 @@ def ends_of(network, family, *batches):
     return list(max(pairs, key=order))
 
 
+def differ(first, second):
+    """Whether an edit shows: in the tokens, or in the activations behind it."""
+    return any(
+        one != other or not torch.allclose(a, b, atol=1e-4)
+        for (one, a), (other, b) in zip(first, second, strict=True)
+    )
+
+
 def check(result, expected, base):
     """What was written, and the activations of every site, against the loop's."""
     n_columns = base["input_ids"].shape[1]
@@ -130,7 +138,7 @@ def test_collecting_equals_a_loop_with_raw_hooks(family, use_cache):
         return activation
 
     expected_steered = written(network, family, base, ends, [add] * 3)
-    assert [tokens for tokens, _ in expected_steered] != [tokens for tokens, _ in expected]
+    assert differ(expected_steered, expected)
     for laid in (base, left(base)):
         result = IntervenedModel(network, {}).generate(laid, collect=sites, **options)
         check(result, expected, base)
@@ -172,7 +180,7 @@ def test_edits_at_new_tokens_equal_a_loop_with_raw_hooks(family, use_cache):
 
         edits = [partial(swap, row=row) for row in range(3)]
         expected = written(network, family, base, edits=edits)
-        assert [tokens for tokens, _ in expected] != [tokens for tokens, _ in plain]
+        assert differ(expected, plain)
         # Such an edit says itself where it acts.
         for scope in ("prompt", "generated", "all"):
             for laid in (base, left(base)):
@@ -206,7 +214,7 @@ def test_a_source_is_read_at_what_it_writes(family, use_cache):
     edits = [partial(swap, row=row) for row in range(3)]
     expected = written(network, family, base, ends, edits)
     plain = written(network, family, base, ends)
-    assert [tokens for tokens, _ in expected] != [tokens for tokens, _ in plain]
+    assert differ(expected, plain)
     collected = IntervenedModel(network, {}).generate(source, collect=site, **options).activations
     assert len(set(collected.counts[site].tolist())) > 1
     edited = IntervenedModel(network, {site: iit.VanillaIntervention()})
@@ -221,9 +229,6 @@ def test_a_source_is_read_at_what_it_writes(family, use_cache):
     active = {site: torch.tensor([True, False, True])}
     mixed = edited.generate(base, collected, active, collect=later, **options)
     check(mixed, [expected[0], plain[1], expected[2]], base)
-    # Without counts every position was written, and zeros would be swapped in.
-    bare = edited.generate(base, iit.Activations(dict(collected)), **options)
-    assert not torch.equal(bare, edited.generate(base, collected, **options))
 
 
 def test_a_written_token_is_a_source_for_the_prompt(tiny_llama):
@@ -246,11 +251,6 @@ def test_a_written_token_is_a_source_for_the_prompt(tiny_llama):
         with raw_hook(tiny_llama, "llama", "block_output", 0, None, swap), torch.no_grad():
             out = tiny_llama(input_ids=single(base, row)["input_ids"]).logits[0, -1]
         torch.testing.assert_close(logits[row, 0], out, atol=1e-5, rtol=0)
-    # It is one position for every new token, too.
-    assert not torch.equal(
-        edited.generate(base, collected.activations, scope="all", **GREEDY),
-        edited.generate(base, collected.activations, **GREEDY),
-    )
 
 
 def test_samples_have_activations_of_their_own(tiny_llama):
@@ -313,7 +313,9 @@ def test_texts_are_those_of_the_tokenizer(kind):
     lm = LanguageModel(model, tokenizer, "toy")
     site = Site("block_output", layer=1, position="new")
     texts = ["When John left", "Mary gave John milk to"]
-    result = IntervenedModel(lm, {}).generate(lm.encode(texts), collect=site, **GREEDY)
+    result = IntervenedModel(lm, {}).generate(
+        lm.encode(texts), collect=site, **GREEDY | {"eos_token_id": 2}
+    )
     for row, text in enumerate(texts):
         ids = lm.encode([text])["input_ids"]
         for _ in range(NEW):
@@ -360,7 +362,7 @@ def test_what_cannot_be_read_is_refused(tiny_llama):
     # One source ends before its token 3.
     ends = ends_of(tiny_llama, "llama", source)
     third = at(position="new[3]")
-    collected = plain.generate(source, collect=third, eos_token_id=ends, **GREEDY)
+    collected = plain.generate(source, collect=third, **{**GREEDY, "eos_token_id": ends})
     assert 0 in collected.activations.counts[third]
     swap = IntervenedModel(tiny_llama, {third: iit.VanillaIntervention()})
     with pytest.raises(ValueError, match="0 in the source"):
