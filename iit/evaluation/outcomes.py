@@ -231,7 +231,11 @@ def inputs_of(alignment: Alignment, batch: Mapping[str, Any]) -> tuple[Any, dict
     """
     sources = batch["sources"]
     idle = dict.fromkeys(set(alignment.variables) - set(sources), False)
-    return sources if alignment.needs_source else None, batch["active"] | idle
+    # Beside inert parts, which read a source, may be an edit that reads none.
+    for variable, edit in edits_of(alignment).items():
+        if not edit.intervention.needs_source:
+            sources = {name: source for name, source in sources.items() if name != variable}
+    return sources or None, batch["active"] | idle
 
 
 def asking(network: Any, score: Score, possible: Sequence[str] = ()) -> Any:
