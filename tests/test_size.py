@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-TOKENS = 174_400  # the aim: 125,000
-CORE_TOKENS = 86_900  # the aim: 57,000
+TOKENS = 174_700  # the aim: 125,000
+CORE_TOKENS = 87_200  # the aim: 57,000
 TOKENS_A_LINE = 8.9  # the aim: 9.0
 DENSE = 5.0  # comprehensions and ternaries in 100 code lines; the aim: 6
 WIDE_LINES = 0  # of more than 100 columns; the aim: none

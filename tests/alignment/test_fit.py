@@ -627,7 +627,7 @@ def test_training_shows_its_steps_in_place_of_lightnings_bar(bar, toy, terminal,
     iit.fit(alignment_of(network), pairs, **options)
     shown = capsys.readouterr().out
     assert "Training" in shown
-    assert "50%" in shown
+    assert "100%" in shown
     assert "v_num" not in shown
     assert "Epoch 0" not in shown
     lines = [line.getMessage() for line in caplog.records if "Epoch" in line.getMessage()]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,10 @@ def command(tmp_path, monkeypatch):
             return leaving.code
         return 0
 
-    return give
+    yield give
+    # Hydra's quiet disables the loggers of the process, which other tests read.
+    for logger in logging.root.manager.loggerDict.values():
+        logger.disabled = False
 
 
 @pytest.fixture
