@@ -12,7 +12,7 @@ from iit.report import print_results
 from iit.report.page import END, START, page_with_table
 from iit.result import read_metrics
 from iit.run import run
-from tests.conftest import SMALL
+from tests.conftest import SMALL, composing
 
 FEW = [
     *SMALL,
@@ -98,3 +98,23 @@ def test_pairs_that_are_written_down():
     assert (
         Pairs.of([{k: v for k, v in row.items() if k != "source"} for row in rows]).variables == ()
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_in_a_chat_the_network_replies(narrow, tmp_path, monkeypatch):
+    configured = composing(narrow, tmp_path, monkeypatch)
+    run(configured("+experiment=steering_chat", *FEW, "job.max_ratio=1000", "site.layer=1"))
+    texts = json.loads((tmp_path / "run" / "generations.json").read_text())["test"]
+    (unedited,) = [
+        line["text"]
+        for line in texts
+        if line["strength"] == 0 and line["prompt"] == "The song is about"
+    ]
+    chat = narrow.encode([[{"role": "user", "content": "The song is about"}]])
+    model = iit.IntervenedModel(narrow, {})
+    _, (reply,) = iit.Score("generated", "contains", 6).written(model, chat)
+    assert unedited == reply
+    _, (text,) = iit.Score("generated", "contains", 6).written(
+        model, narrow.encode(["The song is about"])
+    )
+    assert text != reply
