@@ -227,9 +227,13 @@ def _task_accuracy(scoring: Scoring) -> list[Row]:
     if n and counts.get("answered_by") in (None, answerer):
         # Only the number of right answers is on record, so the first ones stand for them.
         right = np.arange(n) < counts["right"][scoring.split]
-    else:
+    elif not variables:
         # Of prompts alone, the label is the answer.
-        right = scoring.unedited.right.get("base" if variables else None)
+        right = scoring.unedited.scored
+    else:
+        # Another score says nothing of the base's own answer.
+        is_argmax = scoring.score.kind == "argmax"
+        right = scoring.unedited.right.get("base") if is_argmax else None
     if right is None:
         return []
     # Each prompt is its own cluster.

@@ -332,3 +332,16 @@ def test_several_right_answers_of_several_tokens(narrow):
     encoded = EncodedPairs(pairs.split("test"), "v", narrow)
     with pytest.raises(ValueError, match="several are right"):
         outcomes(alignment, encoded, score=iit.Score("forced"))
+
+
+def test_accuracy_at_the_task_is_of_the_same_score(narrow):
+    site = iit.Site("block_output", layer=0, position="last")
+    alignment = iit.Alignment(narrow, {"v": iit.Edit(site, iit.VanillaIntervention())})
+    row = {"split": "test", "base": "Mary saw", "source": "The man is", "label": " John"}
+    pairs = Pairs.of([row | {"base_answer": " Mary"}] * 4, "v")
+    for score, n_rows in (("argmax", 1), ("generated", 0)):
+        rows = iit.evaluate(alignment, pairs, score=iit.Score(score, "contains", 1))
+        assert len(where(rows, metric="task_accuracy")) == n_rows
+    prompts = Pairs.of([{"split": "test", "base": "Mary saw", "label": " Mary"}])
+    rows = iit.evaluate(alignment, prompts, score=CONTAINS)
+    assert len(where(rows, metric="task_accuracy")) == 1
