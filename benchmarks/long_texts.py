@@ -8,6 +8,7 @@ work on the machine does not count.
 """
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -26,11 +27,11 @@ CASES = {
     "capture_edited": f"`capture` of block_output[{LAYER + 1}] in an edited run, at the last token",
     "capture_dataset": "`capture_dataset` to a folder, one prompt a batch",
     "answer_logits": f"`answer_logits`, block_output[{LAYER}] swapped at the last token",
-    "store_first": "the same with a store that is empty",
-    "store_second": "the same with a store that is filled",
-    "store_mapped": "the same, filled beyond its budget (budget=0)",
-    "fit": "`fit` for one epoch, rank 16",
-    "evaluate": '`evaluate` with trust="quick"',
+    "store_first": "the same, and a store keeps the bases and sources",
+    "store_second": "the same again, from the store",
+    "store_mapped": "the same, and the store keeps them in files (budget=0)",
+    "fit": "`fit` for one epoch at the last token, rank 16, one batch a split",
+    "evaluate": '`evaluate` of one batch, trust="quick"',
 }
 """{case: what is run}."""
 
@@ -56,32 +57,30 @@ class Peak(threading.Thread):
             self.peak = max(self.peak, anonymous() - self.before)
 
 
-def long_pairs(lm: Any, n: int, n_tokens: int) -> Any:
-    """Pairs of prompts of `n_tokens` tokens: a story, then a question about its last words.
+def long_pairs(lm: Any, n: int, n_tokens: int, folder: str) -> Any:
+    """`n` pairs a split of prompts of about `n_tokens` tokens: a story, then who gave the milk.
 
-    The label is whatever the network says of the source, so nothing has to be filtered.
+    The label is the source's person. Nothing is filtered, so the figures of these pairs say nothing
+    about the network.
     """
     import iit
 
-    sentences = "The box is in the room. A cat sat by the door. It was late in the day. ".split(
-        ". "
-    )
-    rows: list[dict[str, Any]] = []
-    for number in range(n):
-        for split in ("train", "validation", "test"):
-            row: dict[str, Any] = {"split": split, "label": " John"}
-            for name, person in (("base", " Mary"), ("source", " John")):
-                end = f" Then{person} gave the milk to"
-                words = [sentences[(number + k) % len(sentences)] for k in range(n_tokens)]
-                ids = lm.tokenizer.encode(". ".join(words))
-                length = n_tokens - len(lm.tokenizer.encode(end))
-                text = lm.tokenizer.decode(ids[:length])
-                start = len(text) + len(" Then")
-                row[name] = text + end
-                row[f"{name}_roles"] = {"name": [start, start + len(person)]}
-                row[f"{name}_answer"] = person
-            rows.append(row)
-    return iit.Pairs.of(rows, "person")
+    story = "The box is in the room. A cat sat by the door. It was late in the day. " * n_tokens
+    rows = []
+    for number in range(3 * n):
+        row = {"split": ("train", "validation", "test")[number % 3], "label": " John"}
+        for name, person in (("base", " Mary"), ("source", " John")):
+            end = f" Then{person} gave the milk to"
+            ids = lm.tokenizer.encode(f"Day {number}. {story}")
+            length = n_tokens - len(lm.tokenizer.encode(end))
+            text = lm.tokenizer.decode(ids[:length])
+            start = len(text) + len(" Then")
+            row[name], row[f"{name}_answer"] = text + end, person
+            row[f"{name}_roles"] = {"name": [start, start + len(person)]}
+        rows.append(json.dumps(row))
+    path = Path(folder) / "pairs.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return iit.Pairs.load(path, variable="person")
 
 
 def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
@@ -101,14 +100,13 @@ def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
     every = iit.Site("block_output", layer=LAYER)
     later = iit.Site("block_output", layer=LAYER + 1, position=-1)
     edited = iit.IntervenedModel(lm, {last: iit.VanillaIntervention()})
-    n_prompts = options.batch
-    pairs: Any = None
-    if case in ("fit", "evaluate"):
-        pairs = long_pairs(lm, options.batch, options.tokens)
     frame = iit.LowRankRotatedSpaceIntervention(576, rank=16)
     alignment = iit.Alignment(lm, {"person": iit.Edit(last, frame)})
 
+    pairs: Any = None
     folder = tempfile.TemporaryDirectory()
+    if case in ("fit", "evaluate"):
+        pairs = long_pairs(lm, options.batch, options.tokens, folder.name)
     stores = {"store_first": 2**34, "store_second": 2**34, "store_mapped": 0}
     if case in stores:
         edited.store = ActivationStore(lm.model, budget=stores[case], folder=folder.name)
@@ -125,7 +123,9 @@ def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
             return iit.capture(edited, base, later, sources=source)
         if case == "capture_dataset":
             rows = ({key: value[k : k + 1] for key, value in base.items()} for k in range(shape[0]))
-            return iit.capture_dataset(lm, rows, every, folder=f"{folder.name}/rows")
+            return iit.capture_dataset(
+                lm, rows, every, folder=f"{folder.name}/rows", progress=False
+            )
         if case == "fit":
             return iit.fit(
                 alignment,
@@ -139,6 +139,8 @@ def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
             return iit.evaluate(alignment, pairs, trust="quick", batch_size=shape[0])
         return edited.answer_logits(base, source)
 
+    # What was freed goes back to the system, so that it is not taken for free memory.
+    ctypes.CDLL(None).malloc_trim(0)
     watch = Peak()
     watch.start()
     start = time.process_time()
@@ -153,7 +155,7 @@ def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
         contents = edited.store._contents
         n_tokens = options.tokens * len({prompt for _, prompt in contents})
         kept["store"] = sum(tensor.nbytes for tensor in contents.values()) / n_tokens
-    return {"seconds": seconds, "peak": watch.peak, "n": n_prompts} | kept
+    return {"seconds": seconds, "peak": watch.peak} | kept
 
 
 def main() -> None:
