@@ -123,9 +123,7 @@ def one_case(case: str, options: argparse.Namespace) -> dict[str, float]:
             return iit.capture(edited, base, later, sources=source)
         if case == "capture_dataset":
             rows = ({key: value[k : k + 1] for key, value in base.items()} for k in range(shape[0]))
-            return iit.capture_dataset(
-                lm, rows, every, folder=f"{folder.name}/rows", progress=False
-            )
+            return iit.capture_dataset(lm, rows, every, folder=f"{folder.name}/rows")
         if case == "fit":
             return iit.fit(
                 alignment,
