@@ -68,7 +68,8 @@ def long_pairs(lm: Any, n: int, n_tokens: int, folder: str) -> Any:
     story = "The box is in the room. A cat sat by the door. It was late in the day. " * n_tokens
     rows = []
     for number in range(3 * n):
-        row = {"split": ("train", "validation", "test")[number % 3], "label": " John"}
+        row: dict[str, Any] = {"split": ("train", "validation", "test")[number % 3]}
+        row["label"] = " John"
         for name, person in (("base", " Mary"), ("source", " John")):
             end = f" Then{person} gave the milk to"
             ids = lm.tokenizer.encode(f"Day {number}. {story}")
