@@ -20,6 +20,7 @@ from networkx.utils import flatten
 from omegaconf import OmegaConf
 
 from iit.result import ROW_FIELDS, Row, read_metrics, rows_of, scores_of, select, write_text
+from iit.result.record import SWEEP, read_record
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ def _in_sweep() -> dict:
     if hydra.mode != RunMode.MULTIRUN:
         return {}
     sweep = Path(hydra.sweep.dir)
-    record = sweep / "sweep.yaml"
-    swept = record.is_file() and OmegaConf.load(record).swept
+    swept = read_record(sweep / SWEEP).get("swept")
     parts = []
     for override in hydra.overrides.task:
         key, _, value = override.lstrip("+").partition("=")

@@ -29,7 +29,7 @@ from iit.result import (
 from iit.result.record import JOB, SWEEP, read_record
 from iit.result.select import best_row, mean_scores
 
-Record = dict[str, Any]
+Line = dict[str, Any]
 """What is said of one cell of a job, or of one mean over seeds."""
 _FIGURES = ("validation_iia", "low", "high", "n", "seed_mean", "failure", "chosen")
 _OVER_SEEDS = (("iia", "changing"), ("iia", "all"), ("task_accuracy", "all"))
@@ -74,7 +74,7 @@ def read_jobs(sweep: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: (len(job.name), job.name))
 
 
-def summary(jobs: Sequence[Job], swept: Sequence[str]) -> tuple[list[Record], list[Row]]:
+def summary(jobs: Sequence[Job], swept: Sequence[str]) -> tuple[list[Line], list[Row]]:
     """A record for each cell of each job, and the chosen setting's test rows.
 
     A record has the cell's validation IIA on changing pairs. The setting and cell with the highest
@@ -117,7 +117,7 @@ def summary(jobs: Sequence[Job], swept: Sequence[str]) -> tuple[list[Record], li
     return records, [row for rows in test.values() for row in rows]
 
 
-def seeds(test: Sequence[Row]) -> list[Record]:
+def seeds(test: Sequence[Row]) -> list[Line]:
     """Test IIA and task accuracy of the chosen setting, each as a mean over its seeds.
 
     Each mean has an interval (see `over_seeds`). The list is empty where there is one seed.
@@ -135,7 +135,7 @@ def seeds(test: Sequence[Row]) -> list[Record]:
     return means
 
 
-def _seeds_table(means: Sequence[Record]) -> Table:
+def _seeds_table(means: Sequence[Line]) -> Table:
     lines = []
     for mean in means:
         name = "task accuracy"
@@ -151,7 +151,7 @@ def _seeds_table(means: Sequence[Record]) -> Table:
     )
 
 
-def summary_table(records: Sequence[Record], swept: Sequence[str]) -> Table:
+def summary_table(records: Sequence[Line], swept: Sequence[str]) -> Table:
     """The records for the terminal, the chosen ones in bold.
 
     What all jobs have in common stands below.

@@ -1,8 +1,8 @@
 """Records of a sweep: `sweep.yaml` in its folder, and `job.yaml` in the folder of each job.
 
 `sweep.yaml` holds the command and the git revision it ran at, `overrides` as they were typed,
-`swept` (the keys that have several values), the `launcher`, and how many `jobs` there are (null
-where the sweeper decides).
+`swept` (the keys that have several values), the `launcher`, and how many `jobs` there are (1 where
+the sweeper chooses values as it goes).
 
 `job.yaml` holds the job's `status` (running | done | failed), the values of the swept keys as
 `overrides`, and a digest of its `config`. A failed job also has its `error` and where its `log` is.

@@ -49,7 +49,7 @@ def in_sweep(folder, *swept):
         cfg.hydra.sweep.dir = str(folder)
     if swept:
         folder.mkdir(exist_ok=True)
-        OmegaConf.save({"swept": list(swept)}, folder / "sweep.yaml")
+        OmegaConf.save({"overrides": [], "swept": list(swept)}, folder / "sweep.yaml")
 
 
 @pytest.mark.filterwarnings("ignore")
