@@ -19,7 +19,7 @@ def fingerprint(network: nn.Module) -> str:
     that runs elsewhere it is what `iit.network.remote` says.
     """
     elsewhere = getattr(network.forward, "fingerprint", None)
-    if elsewhere is not None:
+    if elsewhere:
         return elsewhere()
     return _digest(hashlib.sha256(), network, sorted(network.state_dict().items()), _sample)
 

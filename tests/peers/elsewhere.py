@@ -218,7 +218,7 @@ def test_a_folder_a_key_and_other_options_are_checked_before_anything_is_loaded(
     monkeypatch.setattr(remote.load, "load_network", None)
     with pytest.raises(ValueError, match="NDIF_API_KEY"):
         remote.load_network("org/name", remote=True)
-    with pytest.raises(ValueError, match="takes no .*adapter"):
+    with pytest.raises(ValueError, match=r"takes no .*adapter"):
         remote.load_network("org/name", adapter="some/adapter")
     monkeypatch.undo()
     monkeypatch.setattr(CONFIG.API, "APIKEY", "a key")
