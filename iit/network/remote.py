@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import CausalLMOutput
@@ -119,7 +119,7 @@ class _Elsewhere:
         refused = inputs.keys() & {"past_key_values", "labels", "output_hidden_states"}
         if refused or any(parameter.requires_grad for parameter in self._model.parameters()):
             raise ValueError(
-                "A network that runs elsewhere gives logits, and is not trained itself: no IIT, no "
+                "A network that runs elsewhere gives logits, and is not trained: no IIT, no "
                 f"generate, no {refused or 'gradients of weights'}. Take network=hub."
             )
         hooked = [place for place in self._places if place[0] and self._hooks(*place)]
@@ -135,21 +135,26 @@ class _Elsewhere:
         return CausalLMOutput(logits=self._run(inputs, writes, [LOGITS])[LOGITS])
 
     def _hooks(self, path: str, side: str) -> Any:
-        """A module that has the hooks of a place, and does nothing else; None without hooks."""
+        """A module that has the hooks of a place, and does nothing else; {} without hooks."""
         attributes = vars(self._model.get_submodule(path))
         if attributes["_forward_hooks_always_called"]:
             raise ValueError(
-                f"A site lies inside of {path}, which runs elsewhere: attention_weight and "
-                "router_output need network=hub."
+                f"{path} runs elsewhere: attention_weight and router_output need network=hub."
             )
         kind = "_forward_pre_hooks" if side == "inputs" else "_forward_hooks"
         module = nn.Identity()
         for name in (kind, f"{kind}_with_kwargs"):
             setattr(module, name, attributes[name])
-        return module if attributes[kind] else None
+        return attributes[kind] and module
 
-    def _run(self, inputs: Any, writes: dict[Any, Tensor], wanted: Any) -> Any:
-        """{place: the first tensor of floats there}, in a run with others written."""
+    def _run(self, inputs: Any, writes: Any, wanted: Any) -> Any:
+        """{place: the first tensor of floats there}, in a run with others written.
+
+        Arguments:
+            inputs: the network's own.
+            writes: {place: what stands there instead}.
+            wanted: places, in the order of a run, none of them among `writes`.
+        """
         trace = partial(self._trace, inputs, dict(writes), wanted)
         return dict(zip(wanted, _Run.apply(trace, *writes.values()), strict=True))
 
@@ -191,12 +196,15 @@ class _Run(torch.autograd.Function):
     """A run elsewhere. Its backward runs the network again."""
 
     @staticmethod
-    def forward(ctx: Any, trace: Any, *_: Tensor) -> Any:
+    def forward(ctx: Any, trace: Any, *_: Any) -> Any:
         ctx.trace = trace
         return trace()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        # As it is where the graph of a backward is kept.
+        if torch.is_grad_enabled():
+            raise NotImplementedError("A run elsewhere has no gradients of its gradients.")
         with torch.enable_grad():
             return None, *ctx.trace(gradients)
 

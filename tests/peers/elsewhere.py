@@ -229,7 +229,7 @@ def test_a_folder_a_key_and_other_options_are_checked_before_anything_is_loaded(
 def test_what_cannot_run_elsewhere_says_so():
     _, network = pair_of("llama")
     edited = iit.IntervenedModel(network, {})
-    with pytest.raises(ValueError, match="does not generate"):
+    with pytest.raises(ValueError, match="gives logits, and is not trained: no IIT, no generate"):
         edited.generate(prompts(), max_new_tokens=2)
     with pytest.raises(ValueError, match="gives logits"):
         edited(prompts() | {"output_hidden_states": True})
@@ -242,6 +242,17 @@ def test_what_cannot_run_elsewhere_says_so():
     eager = remote.load_network(folder_of("llama"), attention="eager")
     with pytest.raises(ValueError, match="attention_weight and router_output need network=hub"):
         iit.capture(eager, prompts(), iit.Site("attention_weight", layer=0))
+
+
+def test_gradients_of_gradients_are_refused():
+    _, network = pair_of("llama")
+    site = iit.Site("block_output", layer=0, position=3)
+    edited = iit.IntervenedModel(
+        network, {site: iit.LowRankRotatedSpaceIntervention(WIDTH, rank=4)}
+    )
+    loss = edited.answer_logits(batch(), batch(seed=3)).pow(2).sum()
+    with pytest.raises(NotImplementedError, match="no gradients of its gradients"):
+        torch.autograd.grad(loss, list(edited.parameters()), create_graph=True)
 
 
 def test_a_fingerprint_is_that_of_the_weights_and_the_tokenizer_stays():
