@@ -51,7 +51,8 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     "name",
     sorted(
-        set(ENTRIES) - {"mlp", "convnet", "transformer", "trained", "equality_by_hand", "planted"}
+        set(ENTRIES)
+        - {"mlp", "convnet", "transformer", "trained", "equality_by_hand", "planted", "remote"}
     ),
 )
 def test_every_entry_that_is_loaded_has_the_same_choices(name):
