@@ -214,7 +214,9 @@ class SideBySide(L.LightningModule):
         gated = self.gated(name)
         if not gated or not self.now("penalty"):
             return 0.0
-        share = torch.stack([intervention.penalty() for intervention in gated]).sum()
+        # The edits may lie on several devices.
+        penalties = [intervention.penalty().to(self.device) for intervention in gated]
+        share = torch.stack(penalties).sum()
         self.log(of_member("train/penalty", name), share)
         return self.now("penalty") * share
 
