@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from torch import Tensor
 
-from iit.batch import map_tensors
 from iit.intervention import Intervention
 from iit.site import Site
 
@@ -90,13 +88,7 @@ class Edit:
                 source.
             flags: {variable: Tensor[batch] of bool}, which examples are active; None for every one.
         """
-        shape, device = base.shape, base.device
-        # The weights lie at the first of the edit's sites; the others may be on other devices.
-        weights = chain(self.intervention.parameters(), self.intervention.buffers())
-        near = next(weights, base).device
-        base, sources, flags = map_tensors(
-            (base, dict(sources), dict(flags)), lambda tensor, _: tensor.to(near)
-        )
+        shape = base.shape
         if self.joint:
             # [batch, position, width] → [batch, 1, position · width]
             base = base.reshape(shape[0], 1, -1)
@@ -109,7 +101,7 @@ class Edit:
             # A block that is missing here is active in every example.
             partly = {block: flag for block, flag in flags.items() if flag is not None}
             new = self.intervention(base, sources, partly or None)
-        return new.reshape(shape).to(device)
+        return new.reshape(shape)
 
 
 def as_sites(sites: Site | Sequence[Site]) -> tuple[Site, ...]:
