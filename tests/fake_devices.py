@@ -8,8 +8,11 @@ from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch
+from accelerate import dispatch_model
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
+
+from iit.network.components import blocks_of
 
 NEAR, FAR = torch.device("lazy:0"), torch.device("lazy:1")
 """Autograd runs this type of device in the thread of the CPU."""
@@ -54,6 +57,10 @@ class Placed(torch.Tensor):
 
     def __repr__(self):
         return f"Placed({self.raw!r}, {self.device})"
+
+    def __reduce_ex__(self, protocol):
+        # In a file it is a tensor of the CPU.
+        return self.raw.__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo):
         copied = Placed(self.raw.clone(), self.device)
@@ -128,3 +135,28 @@ def fake_devices():
             stack.enter_context(patch(f"torch.{name}", made(getattr(torch, name))))
         stack.enter_context(_Mode())
         yield
+
+
+def dispatched(network, near, far, **options):
+    """The network, dispatched: what comes before its second block on one device, the rest on another.
+
+    A head that shares the embedding's weight stays with it.
+    """
+    blocks = blocks_of(network).blocks
+    second = next(name for name, module in network.named_modules() if module is blocks[1])
+    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+    device_map, behind = {}, False
+    for name, module in network.named_modules():
+        behind = behind or name == second
+        # The modules around the block are divided.
+        is_around = not name or second.startswith(f"{name}.")
+        if not is_around and not any(name.startswith(f"{other}.") for other in device_map):
+            is_tied = module is head and head.weight is embedding.weight
+            is_rotary = "rotary" in name
+            device_map[name] = far if behind and not is_tied and not is_rotary else near
+    for name, _ in network.named_parameters():
+        if "." not in name:
+            device_map[name] = near
+    main = "cpu" if far == "disk" else near
+    keys = network._skip_keys_device_placement
+    return dispatch_model(network, device_map, main_device=main, skip_keys=keys, **options)

@@ -220,6 +220,11 @@ class SideBySide(L.LightningModule):
         self.log(of_member("train/penalty", name), share)
         return self.now("penalty") * share
 
+    def on_train_start(self) -> None:
+        """Take what the optimizers remember to the weights: Lightning puts it on one device."""
+        for optimizer in self.trainer.optimizers:
+            optimizer.load_state_dict(optimizer.state_dict())
+
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Log the values of schedules."""
         self.log_dict({f"schedule/{name}": self.now(name) for name in self._schedules})
