@@ -5,6 +5,7 @@ that has both. Only copies cross.
 """
 
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from unittest.mock import patch
 
 import torch
@@ -138,12 +139,14 @@ def fake_devices():
 
 
 def dispatched(network, near, far, **options):
-    """The network, dispatched: what comes before its second block on one device, the rest on another.
+    """The network, dispatched: all before its second block on one device, the rest on another.
 
     A head that shares the embedding's weight stays with it.
     """
-    blocks = blocks_of(network).blocks
-    second = next(name for name, module in network.named_modules() if module is blocks[1])
+    # Of a copy, so that nothing is known of the network itself yet.
+    twin = deepcopy(network)
+    block = blocks_of(twin).blocks[1]
+    second = next(name for name, module in twin.named_modules() if module is block)
     head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
     device_map, behind = {}, False
     for name, module in network.named_modules():

@@ -134,9 +134,13 @@ class IntervenedModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Change the weights as `fn` does, but keep each edit's on the device of its first site."""
-        for edit in {edit.intervention: edit for edit in reversed(self.edits.values())}.values():
-            device = self.resolved[edit.sites[0]].device
-            edit.intervention._apply(lambda tensor: tensor.to(device, fn(tensor).dtype), recurse)
+
+        def stay(device: torch.device, tensor: Tensor) -> Tensor:
+            return tensor.to(device, fn(tensor).dtype)
+
+        first_sites = {edit.intervention: edit.sites[0] for edit in reversed(self.edits.values())}
+        for intervention, site in first_sites.items():
+            intervention._apply(partial(stay, self.resolved[site].device), recurse)
         return self
 
     @property

@@ -48,8 +48,8 @@ class NetworkSnapshot:
         self._is_empty = running_device(network) is None
         self._modules = dict(network.named_modules())
 
-        # Each live dict, its offloaded weights, and a copy of all else as it is now. Whatever stands
-        # in place of such a weight, accelerate's hook loads it anew in each run.
+        # Each live dict, its offloaded weights, and a copy of all else as it is now. Whatever
+        # stands in place of such a weight, accelerate's hook loads it anew in each run.
         self._attributes: list[tuple[Any, set[str], Any]] = []
         self._entries: dict[int, tuple[Any, Any]] = {}
         self._hooks = [getattr(global_hooks, f"_global{name}") for name in _HOOKS]

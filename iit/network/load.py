@@ -112,9 +112,10 @@ class Loading:
 
     Raises:
         ValueError: an unknown dtype, device, kind or quantization; a device that this machine
-            lacks; a device beside a device map; a device map that leaves modules out; a name that is none of these; a revision of what has none; a kind that the
-            network is not; an adapter of another network; saved weights that lack some of the
-            network's; what a `Classifier` does not have.
+            lacks; a device beside a device map; a device map that leaves modules out; a name that
+            is none of these; a revision of what has none; a kind that the network is not; an
+            adapter of another network; saved weights that lack some of the network's; what a
+            `Classifier` does not have.
         ModuleNotFoundError: a package is missing; the message has the command that installs it.
     """
 
@@ -160,8 +161,8 @@ class Loading:
         """Load the network. Each call loads it anew."""
         device, known = _device(self.device if self.weights else "cpu"), _known()
         if self.weights and isinstance(self.device_map, Mapping):
-            for place in set(self.device_map.values()) - {"disk"}:
-                _device(f"cuda:{place}" if isinstance(place, int) else place)
+            for where in set(self.device_map.values()) - {"disk"}:
+                _device(f"cuda:{where}" if isinstance(where, int) else where)
         name, wheel, revision, gguf = self.name, self.wheel, self.revision, None
         if wheel is None and name in known:
             entry = known[name]

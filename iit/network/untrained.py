@@ -39,10 +39,7 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
         torch.manual_seed(seed)
         # A bridge's twin is a transformers model: components are the same.
         model: Any = behind_bridge(network.model)
-        if is_remade:
-            model = type(model)(deepcopy(model.config))
-        else:
-            model = _reset(model)
+        model = type(model)(deepcopy(model.config)) if is_remade else _reset(model)
     model.to(network.device, network.dtype)
     name = f"{network.name}, untrained"
     if keep_ends:
