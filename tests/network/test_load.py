@@ -399,6 +399,7 @@ HALVES = {
         ({"": "disk"}, {}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded")
 def test_a_device_map(folder, device_map, options, tmp_path):
     plain = iit.load_network(str(folder))
     options["offload_folder"] = str(tmp_path / "offloaded")
