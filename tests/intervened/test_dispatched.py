@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import iit
 from iit import Edit, Site
+from iit.evaluation.illusion import read_space
 from iit.intervened import ActivationStore
 from iit.intervened.snapshot import NetworkSnapshot
 from iit.network import LanguageModel, fingerprint, untrained
@@ -275,6 +276,17 @@ def test_maps(kind, toy, tmp_path):
             maps = [method(n, Contrast.of(n, pairs)) for n in (network, other)]
             for metric, values in maps[0].values.items():
                 close(torch.as_tensor(maps[1].values[metric]), torch.as_tensor(values))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_reads_a_site_is_known_of_an_offloaded_projection(family):
+    site = Site("mlp_activation", layer=1)
+    spaces = []
+    for network in (make(family), cpu_offload(make(family))):
+        edited = iit.Alignment(network, {"v": Edit(site, iit.VanillaIntervention())})
+        spaces.append(read_space(edited, "v", None, 1))
+    projectors = [space @ space.T for space in spaces]
+    close(*projectors)
 
 
 def test_what_a_dispatched_network_cannot_do_is_refused(toy, tmp_path):
