@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import iit
 from iit import Edit, Site
-from iit.evaluation.illusion import read_space
+from iit.evaluation.illusion import _reader
 from iit.intervened import ActivationStore
 from iit.intervened.snapshot import NetworkSnapshot
 from iit.network import LanguageModel, fingerprint, untrained
@@ -281,12 +281,7 @@ def test_maps(kind, toy, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_what_reads_a_site_is_known_of_an_offloaded_projection(family):
     site = Site("mlp_activation", layer=1)
-    spaces = []
-    for network in (make(family), cpu_offload(make(family))):
-        edited = iit.Alignment(network, {"v": Edit(site, iit.VanillaIntervention())})
-        spaces.append(read_space(edited, "v", None, 1))
-    projectors = [space @ space.T for space in spaces]
-    close(*projectors)
+    close(_reader(cpu_offload(make(family)), site), _reader(make(family), site))
 
 
 def test_what_a_dispatched_network_cannot_do_is_refused(toy, tmp_path):
