@@ -156,6 +156,11 @@ class ResolvedSite:
     encoder: nn.Module | None = None
     axes: Mapping[int, str] = field(default_factory=dict)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module runs."""
+        return dimensions.device_of(self.module, *self.ancestors)
+
     def refuse_recomputed(self) -> None:
         """Raises ValueError for a site inside a gradient-checkpointed layer.
 

@@ -214,9 +214,16 @@ class SideBySide(L.LightningModule):
         gated = self.gated(name)
         if not gated or not self.now("penalty"):
             return 0.0
-        share = torch.stack([intervention.penalty() for intervention in gated]).sum()
+        # The edits may lie on several devices.
+        penalties = [intervention.penalty().to(self.device) for intervention in gated]
+        share = torch.stack(penalties).sum()
         self.log(of_member("train/penalty", name), share)
         return self.now("penalty") * share
+
+    def on_train_start(self) -> None:
+        """Take what the optimizers remember to the weights: Lightning puts it on one device."""
+        for optimizer in self.trainer.optimizers:
+            optimizer.load_state_dict(optimizer.state_dict())
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Log the values of schedules."""

@@ -28,6 +28,7 @@ from iit.intervention import (
     PrincipalComponents,
     SigmoidMask,
 )
+from iit.network import dimensions
 from iit.result import logit_difference
 from iit.site import Site, resolve
 
@@ -214,10 +215,16 @@ def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | No
     module = resolved.module
     if resolved.side != "input" or not isinstance(module, nn.Linear | Conv1D):
         return None
-    weight = module.weight.detach().cpu()
-    if isinstance(module, Conv1D):
+    weight = module.weight.detach()
+    if weight.is_meta:
+        # Offloaded weights are there only while the module runs: on each unit, and on none.
+        units = torch.eye(dimensions.width(module, "input") or 0, dtype=weight.dtype)
+        with torch.no_grad():
+            weight = (module(units) - module(torch.zeros_like(units))).T
+    elif isinstance(module, Conv1D):
         # GPT-2's Conv1D stores [width, n_out], where nn.Linear has [n_out, width].
         weight = weight.T
+    weight = weight.cpu()
     if resolved.units is not None:
         weight = weight[:, resolved.units]
     return weight

@@ -77,7 +77,7 @@ def coordinates(
         encoded = []
         for site in edit.source_sites if source else edit.sites:
             # [n, position, width]; a joint edit takes all positions as one vector.
-            activation = activations[site].float()
+            activation = activations[site].float().to(intervention.device)
             if edit.joint:
                 activation = activation.flatten(1).unsqueeze(1)
             encoded.append(encode(activation).cpu())

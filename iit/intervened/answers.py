@@ -53,7 +53,7 @@ def logits_at_answers(
             batch, answer_columns = suffix.batch, suffix.renumbered(answer_columns)
         gathered = stack.enter_context(head_at(network, answer_columns, edited))
         output = batch.through(network)
-    return logits_at(output, answer_columns, gathered)
+    return logits_at(output, answer_columns, gathered).to(batch.device)
 
 
 def resumed_logits(

@@ -1,6 +1,6 @@
 """The intervened network: a frozen network, and the edits that are done to its runs."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,6 @@ from iit.intervened.widths import check_joint, check_width
 from iit.intervention import CollectIntervention, Intervention
 from iit.network import Network
 from iit.network.answering import with_answer
-from iit.network.dimensions import device_of
 from iit.network.inputs import prepare
 from iit.site import Index, Site, Sites
 
@@ -131,7 +130,18 @@ class IntervenedModel(nn.Module):
         self.interventions = nn.ModuleList(
             dict.fromkeys(edit.intervention for edit in self.edits.values())
         )
-        self.interventions.to(device_of(self.network))
+        self._apply(lambda tensor: tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Change the weights as `fn` does, but keep each edit's on the device of its first site."""
+
+        def stay(device: torch.device, tensor: Tensor) -> Tensor:
+            return tensor.to(device, fn(tensor).dtype)
+
+        first_sites = {edit.intervention: edit.sites[0] for edit in reversed(self.edits.values())}
+        for intervention, site in first_sites.items():
+            intervention._apply(partial(stay, self.resolved[site].device), recurse)
+        return self
 
     @property
     def network(self) -> nn.Module:
@@ -508,7 +518,7 @@ def _by_key(run: EditedRun, per_site: Mapping[SiteEdit, Tensor]) -> dict[Variabl
     """
     by_key = {}
     for key, site_edits in run.sites.items():
-        parts = [per_site[site_edit] for site_edit in site_edits]
+        parts = [per_site[site_edit].to(run.batch.device) for site_edit in site_edits]
         widths = {part.shape[-1] for part in parts}
         if len(widths) > 1:
             raise ValueError(

@@ -62,7 +62,8 @@ def observe(
             raise RuntimeError(
                 f"Site {site} was run more than once in one forward; name a module that runs once."
             )
-        activations[site] = site_columns[site].read(activation)
+        # They lie together where the batch is, wherever their modules are.
+        activations[site] = site_columns[site].read(activation).to(batch.device)
         # An exception leaves the forward from inside of a hook.
         if stop_early and len(activations) == len(site_columns):
             raise _Enough

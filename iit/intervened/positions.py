@@ -66,9 +66,9 @@ class SiteColumns:
                     f"batch holds {n_prompts}×{n_tokens} tokens: its positions are not the "
                     "prompt's. Leave `position` out."
                 )
-        index = self.index
-        if index is None:
+        if self.index is None:
             return activation, None
+        index = self.index.to(activation.device)
         if not self.is_checked and len(index) == 1:
             index = index.expand(n_rows, -1)
         if len(index) != len(activation):
@@ -78,7 +78,6 @@ class SiteColumns:
             )
         if not self.is_checked:
             # The activation itself says how many positions there are.
-            index = index.to(activation.device)
             lengths = torch.full((n_rows,), n_columns, device=activation.device)
             index = columns_from_start(index, lengths, index == IGNORED, f"Site {self.site}")
         return activation, index

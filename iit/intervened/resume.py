@@ -4,7 +4,7 @@ What comes before is the same for every edit, and is not run again.
 """
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from iit.batch import IGNORED, Batch
 from iit.intervened.edit import Edit, sites_of
 from iit.intervened.positions import SiteColumns
 from iit.network.components import blocks_of, transformer_in
+from iit.network.dimensions import device_of
 from iit.network.hooks import at_input
 from iit.network.structure import evaluating, few_tokens
 from iit.network.survey import Survey
@@ -127,12 +128,8 @@ def _resumes(network: nn.Module, known: Survey) -> bool:
                 whole = network(**inputs, past_key_values=cache, use_cache=True).logits
             finally:
                 attached.remove()
-            later: list[Any] = cache.layers[layer:]
-            keys_values = [torch.stack((kept.keys, kept.values)) for kept in later]
-            before = Prefix(
-                streams[0][:, start:] if layer else None,
-                torch.stack(keys_values)[..., :start, :],
-            )
+            keys_values = stacked_cache(cache, layer, first.device)
+            before = Prefix(streams[0][:, start:] if layer else None, keys_values[..., :start, :])
             batch, stop = Batch((), inputs), torch.full_like(first, n_tokens)
             suffix = suffix_from(network, batch, layer, first, stop, before)
             with resumed(network, suffix):
@@ -165,11 +162,18 @@ def suffix_from(
         # Example i has first[i] cached tokens, at the right of its cache.
         cached = torch.arange(length, device=ids.device) >= length - first.unsqueeze(1)
         kwargs["attention_mask"] = torch.cat([cached.long(), mask], 1)
-        kwargs |= {"past_key_values": _filled(before.cache, layer), "use_cache": True}
+        filled = _filled(before.cache, blocks_of(network).blocks[layer:], layer)
+        kwargs |= {"past_key_values": filled, "use_cache": True}
         # The positions in the prompt. By default they would count the padding of the cache, too.
         if "position_ids" in inspect.signature(transformer_in(network).forward).parameters:
             kwargs["position_ids"] = columns
     return Suffix(layer, Batch((), kwargs), first, before.hidden)
+
+
+def stacked_cache(cache: DynamicCache, layer: int, device: torch.device) -> Tensor:
+    """Keys and values from block `layer` on: Tensor[block, 2, batch, head, column, width]."""
+    layers: list[Any] = cache.layers[layer:]
+    return torch.stack([torch.stack((kept.keys, kept.values)).to(device) for kept in layers])
 
 
 def _lengths(batch: Batch) -> Tensor:
@@ -177,8 +181,8 @@ def _lengths(batch: Batch) -> Tensor:
     return torch.ones_like(batch.tokens).sum(1) if mask is None else mask.sum(1)
 
 
-def _filled(cache: Tensor, layer: int) -> DynamicCache:
-    """A cache with these keys and values from block `layer` on.
+def _filled(cache: Tensor, blocks: Iterable[nn.Module], layer: int) -> DynamicCache:
+    """A cache with these keys and values from block `layer` on, each where its block runs.
 
     The blocks before `layer` get zeros that take no memory. transformers makes masks for the length
     of the cache, and it may ask any block for it.
@@ -186,7 +190,8 @@ def _filled(cache: Tensor, layer: int) -> DynamicCache:
     zeros = torch.zeros_like(cache[0, 0, :, :1, :1, :1])
     keys = [zeros.expand_as(cache[0, 0])] * layer
     filled = DynamicCache()
-    for key, value in [*zip(keys, keys, strict=True), *cache]:
+    later = [pair.to(device_of(block)) for pair, block in zip(cache, blocks, strict=True)]
+    for key, value in [*zip(keys, keys, strict=True), *later]:
         # lazy_initialization sets dtype and device; the tensors come after it.
         cache_layer = DynamicLayer()
         cache_layer.lazy_initialization(key, value)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 from transformers import PreTrainedConfig
 
+from iit.network.dimensions import running_device
 from iit.network.fingerprint import content, fingerprint, plain_parts
 from iit.network.hooks import records
 
@@ -36,34 +37,35 @@ class NetworkSnapshot:
       that have another value;
     - autocast.
 
-    `content_changed` reads every byte of the weights. Neither notices methods that were replaced on
+    `content_changed` reads every byte of the weights, and alone notices changes of offloaded ones.
+    Neither notices methods that were replaced on
     a class, what is inside of other objects that modules hold, and settings of libraries: kernels,
     threads, precision of products.
     """
 
     def __init__(self, network: nn.Module):
         self._network = network
+        self._is_empty = running_device(network) is None
         self._modules = dict(network.named_modules())
 
-        # Each live dict beside a copy of it as it is now.
-        self._attributes: list[tuple[Any, Any]] = []
+        # Each live dict, its offloaded weights, and a copy of all else as it is now. Whatever
+        # stands in place of such a weight, accelerate's hook loads it anew in each run.
+        self._attributes: list[tuple[Any, set[str], Any]] = []
         self._entries: dict[int, tuple[Any, Any]] = {}
         self._hooks = [getattr(global_hooks, f"_global{name}") for name in _HOOKS]
         for attributes in map(vars, self._modules.values()):
             # Parameters, buffers and submodules lie in dicts inside the module's own dict.
             for live in (attributes, *itemgetter(*_MEMBERS)(attributes)):
-                self._attributes.append((live, dict(live)))
+                offloaded = {k for k, value in live.items() if getattr(value, "is_meta", False)}
+                self._attributes.append((live, offloaded, _without(live, offloaded)))
             self._hooks += itemgetter(*_HOOKS)(attributes)
             config = attributes.get("config")
             # Modules share configs; each is copied once.
             if isinstance(config, PreTrainedConfig) and id(config) not in self._entries:
                 self._entries[id(config)] = vars(config), deepcopy(vars(config))
 
-        self._parameters = list(network.parameters())
-        self._offloaded = any(parameter.is_meta for parameter in self._parameters)
-
         # The plain tensors that packed or wrapped weights are made of.
-        parts = plain_parts("", [*self._parameters, *network.buffers()])
+        parts = plain_parts("", [*network.parameters(), *network.buffers()])
         self._tensors = [part for _, part in parts if not part.is_meta]
         self._device = next((tensor.device.type for tensor in self._tensors), "cpu")
         self._before = self._state()
@@ -71,10 +73,10 @@ class NetworkSnapshot:
 
     def refusal(self) -> str | None:
         """Why a run might not repeat itself; None where it surely does."""
-        if self._offloaded:
-            return "weights of the network are offloaded: they come and go with every run"
+        if self._is_empty:
+            return "the network has no weights"
         training = next((name for name, module in self._modules.items() if module.training), None)
-        if training is not None or any(parameter.requires_grad for parameter in self._parameters):
+        if training is not None or any(p.requires_grad for p in self._network.parameters()):
             where = f" ({training} is in training mode)" if training else ""
             return f"the network is not frozen in eval mode{where}"
         for hooks in self._hooks:
@@ -84,14 +86,10 @@ class NetworkSnapshot:
         return None
 
     def change(self) -> str | None:
-        """What has changed; None where nothing has.
-
-        None also for offloaded weights, of whose runs nothing is kept.
-        """
-        if self._offloaded:
-            return None
-        for live, before in self._attributes:
-            if not _same(live, before) and not _same(live, before | _WRITTEN_BY_TRANSFORMERS):
+        """What has changed; None where nothing has."""
+        for live, offloaded, before in self._attributes:
+            now = _without(live, offloaded) if offloaded else live
+            if not _same(now, before) and not _same(now, before | _WRITTEN_BY_TRANSFORMERS):
                 return "a module, or an attribute of one"
         if not all(starmap(_same, self._entries.values())):
             return "its config"
@@ -138,6 +136,10 @@ class NetworkSnapshot:
                 weights.append(tensor._version)
         autocast = torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
         return {"its weights": weights, "autocast": autocast}
+
+
+def _without(live: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in live.items() if key not in keys}
 
 
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

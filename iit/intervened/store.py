@@ -24,7 +24,7 @@ from iit.batch import IGNORED, Batch, Inputs, behind_bridge
 from iit.intervened.edited_run import any_active
 from iit.intervened.observe import Activations, observe
 from iit.intervened.positions import SiteColumns
-from iit.intervened.resume import Prefix
+from iit.intervened.resume import Prefix, stacked_cache
 from iit.intervened.snapshot import NetworkSnapshot
 from iit.network.components import blocks_of
 from iit.network.inputs import prepare
@@ -307,11 +307,7 @@ class ActivationStore:
                 for i, values in zip(rows, activation, strict=True):
                     new[site, prompts[i]] = values[: len(prompts[i])]
             if n_blocks:
-                blocks: list[Any] = cache.layers[-n_blocks:]
-                # Tensor[block, 2, prompt, head, column, width]
-                keys_values = torch.stack(
-                    [torch.stack((block.keys, block.values)) for block in blocks]
-                )
+                keys_values = stacked_cache(cache, -n_blocks, part.device)
                 for n, i in enumerate(rows):
                     # A run resumes at the last column at the latest, and runs that one itself.
                     last = len(prompts[i]) - 1

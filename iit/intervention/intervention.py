@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iit.batch import map_tensors
 from iit.intervention import basis, gate, operation
 from iit.intervention.basis import Basis, Coordinates
 from iit.intervention.gate import All, Gate, SoftGate
@@ -158,6 +159,11 @@ class Intervention(nn.Module):
         """
         return self.gate.learned_rank() if isinstance(self.gate, SoftGate) else self.rank
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the weights lie; None without weights."""
+        return next((t.device for t in (*self.parameters(), *self.buffers())), None)
+
     def forward(
         self,
         base: Float[Tensor, "batch position width"],
@@ -177,6 +183,9 @@ class Intervention(nn.Module):
         shape than the base.
         """
         self._check(base, source, active)
+        # One intervention may serve sites on several devices; it computes where its weights are.
+        device, near = base.device, self.device or base.device
+        base, source, active = map_tensors((base, source, active), lambda t, _: t.to(near))
         # A complement edits the source, and takes the edited space from the base.
         unedited = base
         if self.kind == "complement":
@@ -210,7 +219,7 @@ class Intervention(nn.Module):
             edited = torch.where(
                 torch.stack(list(active.values())).any(0).view(-1, 1, 1), edited, base
             )
-        return edited
+        return edited.to(device)
 
     def _precision(self, base: Tensor) -> torch.dtype:
         """The weights' own precision; without weights fp32, or the base's where it is higher."""

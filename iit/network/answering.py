@@ -218,7 +218,7 @@ def head_at(
         return
 
     def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (at_columns(args[0], columns.to(args[0].device)), *args[1:])
+        return (at_columns(args[0], columns), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
@@ -231,5 +231,5 @@ def at_columns(
     tensor: Float[Tensor, "batch seq width"], columns: Int[Tensor, "rows n"]
 ) -> Float[Tensor, "rows n width"]:
     """What a tensor holds at some columns of each example, or of each of its first rows."""
-    index = columns.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])
+    index = columns.to(tensor.device).unsqueeze(-1).expand(-1, -1, tensor.shape[-1])
     return tensor.gather(1, index)

@@ -1,5 +1,7 @@
 """How modules lay out their activations, as far as they tell: batch, positions, width, device."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -50,18 +52,42 @@ def width(module: nn.Module, side: str) -> int | None:
     return None
 
 
-def device_of(network: nn.Module) -> torch.device:
-    """The device that a network's inputs go to."""
-    first = next(network.parameters(), None)
-    if first is not None and not first.is_meta:
-        return first.device
-    # Offloaded weights wait on the meta device; accelerate's hooks know where modules run.
-    for module in network.modules():
-        hook = getattr(module, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return torch.device("cpu")
+def device_of(*modules: nn.Module) -> torch.device:
+    """The device on which a module runs, or to which a whole network's inputs go.
+
+    Arguments:
+        modules: the module, and modules around it, which tell where it does not.
+    """
+    return running_device(*modules) or torch.device("cpu")
+
+
+def running_device(*modules: nn.Module) -> torch.device | None:
+    """The device on which the first of these modules that tells runs; None where none has weights.
+
+    Offloaded weights wait on the meta device; accelerate's hooks know where modules run.
+    """
+    for module in modules:
+        first = next(module.parameters(), None)
+        if first is not None and not first.is_meta:
+            return first.device
+        for part in module.modules():
+            for hook in accelerate_hooks(part):
+                if hook.execution_device is not None:
+                    return torch.device(hook.execution_device)
+    return None
+
+
+def accelerate_hooks(module: nn.Module) -> list[Any]:
+    """The hooks that accelerate has put on a module of a dispatched network."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", [hook])
+    return [hook for hook in hooks if hasattr(hook, "execution_device")]
+
+
+def is_dispatched(network: nn.Module) -> bool:
+    """Whether a network lies on several devices, or is offloaded in part."""
+    devices = {parameter.device for parameter in network.parameters()}
+    return len(devices) > 1 or running_device(network) not in (None, *devices)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

@@ -8,6 +8,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from iit.network.dimensions import accelerate_hooks
+
 N_VALUES = 64
 
 
@@ -68,15 +70,24 @@ def _digest(
     """The digest of names, shapes, dtypes and values of all plain parts of named tensors."""
     for name, tensor in tensors:
         if isinstance(tensor, Tensor) and tensor.is_meta:
-            # An offloaded tensor; accelerate's hook has its weights.
-            path, _, leaf = name.rpartition(".")
-            hook: Any = getattr(network.get_submodule(path), "_hf_hook", None)
-            tensor = (getattr(hook, "weights_map", None) or {leaf: tensor})[leaf]
+            tensor = _offloaded(network, name, tensor)
         for part, plain in plain_parts(name, tensor):
             digest.update(f"{part} {tuple(plain.shape)} {plain.dtype}".encode())
             if not plain.is_meta:
                 digest.update(values(plain))
     return digest.hexdigest()
+
+
+def _offloaded(network: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """The values that an accelerate hook has of a tensor; the tensor itself where none has any."""
+    path = name.split(".")
+    # The hook is on the tensor's module, or on one around it.
+    for depth in reversed(range(len(path))):
+        for hook in accelerate_hooks(network.get_submodule(".".join(path[:depth]))):
+            weights = getattr(hook, "weights_map", None)
+            if weights is not None:
+                return weights[".".join(path[depth:])]
+    return tensor
 
 
 def _sample(tensor: Tensor) -> bytes:

@@ -89,6 +89,9 @@ class Loading:
             the user's cache.
         dtype: fp32 | bf16 | fp16.
         device: cpu | cuda | cuda:N | mps | auto (a GPU if there is one).
+        device_map: in place of a device, for a network over several: auto | balanced |
+            balanced_low_0 | sequential, or {module path: device, GPU's number or "disk"}.
+            accelerate dispatches it. `options` may add `max_memory` and `offload_folder`.
         revision: branch, tag or commit of a hub id.
         attention: the attention implementation, such as "eager", which `attention_weight` needs;
             transformers' choice by default.
@@ -103,22 +106,23 @@ class Loading:
         trust_remote_code: whether code that comes with the network may run.
         quantization: 8bit | 4bit (by bitsandbytes) | int8 (by torchao); None for none.
         adapter: a folder or hub id of a PEFT adapter, which stays beside the network's own weights.
-        options: any other options of transformers' `from_pretrained`. With `device_map` the network
-            stays where that puts it.
+        options: any other options of transformers' `from_pretrained`.
         weights: False gives a network without weights, on the meta device. It has the modules and
             the tokenizer, and cannot run. The device need not be there.
 
     Raises:
         ValueError: an unknown dtype, device, kind or quantization; a device that this machine
-            lacks; a name that is none of these; a revision of what has none; a kind that the
-            network is not; an adapter of another network; saved weights that lack some of the
-            network's; what a `Classifier` does not have.
+            lacks; a device beside a device map; a device map that leaves modules out; a name that
+            is none of these; a revision of what has none; a kind that the network is not; an
+            adapter of another network; saved weights that lack some of the network's; what a
+            `Classifier` does not have.
         ModuleNotFoundError: a package is missing; the message has the command that installs it.
     """
 
     name: str
     dtype: str = "fp32"
     device: str = "cpu"
+    device_map: str | Mapping[str, str | int] | None = None
     revision: str | None = None
     attention: str | None = None
     wheel: Mapping[str, Any] | None = None
@@ -137,6 +141,11 @@ class Loading:
             value = getattr(self, key)
             if value not in known:
                 raise ValueError(f"{key} {value!r} is none of {', '.join(map(str, known))}.")
+        if self.device_map is not None and self.device != "cpu":
+            raise ValueError(
+                f"device={self.device!r} beside device_map={self.device_map!r}: the map says where "
+                "the network runs. Leave one out."
+            )
         if twice := vars(self).keys() & self.options.keys():
             raise ValueError(f"options: {', '.join(sorted(twice))} stands beside them.")
         # {package: the option that needs it}
@@ -151,6 +160,9 @@ class Loading:
     def __call__(self) -> Network:
         """Load the network. Each call loads it anew."""
         device, known = _device(self.device if self.weights else "cpu"), _known()
+        if self.weights and isinstance(self.device_map, Mapping):
+            for where in set(self.device_map.values()) - {"disk"}:
+                _device(f"cuda:{where}" if isinstance(where, int) else where)
         name, wheel, revision, gguf = self.name, self.wheel, self.revision, None
         if wheel is None and name in known:
             entry = known[name]
@@ -215,7 +227,7 @@ class Loading:
             raise ValueError(f"{text}: {first_line}") from error
 
     def _classifier(self, folder: Path, device: torch.device) -> Network:
-        for key in ("attention", "kind", "quantization", "adapter", "options"):
+        for key in ("attention", "kind", "quantization", "adapter", "options", "device_map"):
             value = getattr(self, key)
             if value not in (None, "auto", {}):
                 raise ValueError(
@@ -246,10 +258,18 @@ class Loading:
                 )
             label += f", {self.quantization}"
         if self.weights:
-            options |= {"device_map": {"": device}, **place, **self.options}
+            options |= {"device_map": self.device_map or {"": device}, **place, **self.options}
             if self.quantization is not None:
                 options["quantization_config"] = _quantization(self.quantization, dtype)
-            model, report = loader.from_pretrained(origin, output_loading_info=True, **options)
+            try:
+                model, report = loader.from_pretrained(origin, output_loading_info=True, **options)
+            except ValueError as error:
+                if self.device_map is None:
+                    raise
+                raise ValueError(
+                    f"device_map={self.device_map!r} does not place {label!r}: {error} Give "
+                    "every module with weights a device, or take device_map=auto."
+                ) from error
             check_complete(report, self.name)
             if self.adapter is not None:
                 _adapt(model, self.adapter, place["token"], self.name)

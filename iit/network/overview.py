@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from iit.network.components import COMPONENTS, blocks_of, transformer_in
+from iit.network.dimensions import running_device
 
 
 def components(network: Any) -> None:
@@ -23,7 +24,7 @@ def components(network: Any) -> None:
     module = network if isinstance(network, nn.Module) else network.model
     known, transformer = blocks_of(module), transformer_in(module)
     how = "listed by its family" if known.is_listed else "found by structure, checked by small runs"
-    if transformer.device.type == "meta" and not known.is_listed:
+    if running_device(transformer) is None and not known.is_listed:
         how = "found by structure; not checked, for the weights are not loaded"
     # A path that is too long for the terminal goes on in the next line.
     where_column = Column("where, or why not", overflow="fold")

@@ -56,7 +56,8 @@ class Probe:
         self._kwargs = {name: _without_cache(value) for name, value in call.kwargs.items()}
         # {place: its activation without a change}
         self._bases: dict[ComponentLocation, Tensor] = {}
-        self.before, self.after = call.before[0].float(), call.after[0].float()
+        self.after = call.after[0].float()
+        self.before = call.before[0].to(self.after)
         self.epsilon = torch.finfo(call.after.dtype).eps
 
     def run(

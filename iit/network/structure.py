@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iit.network.dimensions import width
+from iit.network.dimensions import device_of, width
 from iit.network.hooks import first_float
 from iit.network.location import BlockParts
 from iit.network.probe import Call
@@ -137,7 +137,7 @@ def few_tokens(transformer: Any) -> dict[str, Any]:
     n_tokens = getattr(embedding, "num_embeddings", None) or config.vocab_size
     plain = [token for token in range(7, min(n_tokens, 4096)) if token not in special]
     row = [plain[(number * 37 + 5) % len(plain)] for number in range(N_TOKENS)]
-    ids = torch.tensor([row], device=embedding.weight.device)
+    ids = torch.tensor([row], device=device_of(embedding))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     if transformer.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from iit.network.dimensions import width
+from iit.network.dimensions import running_device, width
 from iit.network.families import FAMILIES, Family
 from iit.network.location import (
     OF_ATTENTION,
@@ -53,13 +53,13 @@ _surveys: WeakKeyDictionary[nn.Module, tuple[Any, Survey | str]] = WeakKeyDictio
 def survey(transformer: Any) -> Survey:
     """A transformer's components; they are found and checked once, as long as its modules stay.
 
-    On the meta device, where nothing has a value, nothing is checked.
+    Without weights, where nothing has a value, nothing is checked.
 
     Raises ValueError where a few tokens do not run, or no list of blocks hands one tensor on.
     """
     config = transformer.config
     modules = hash(tuple((name, type(part)) for name, part in transformer.named_modules()))
-    state = (modules, config._attn_implementation, transformer.device.type)
+    state = (modules, config._attn_implementation, running_device(transformer))
     kept = _surveys.get(transformer)
     if kept is None or kept[0] != state:
         # The config of a multimodal model has another one for its text.
@@ -152,7 +152,7 @@ def surveyed(transformer: Any, structure: Structure) -> Survey:
         for layer, (call, parts) in enumerate(zip(calls, structure.parts, strict=True)):
             root = f"{structure.blocks}.{layer}"
             block = Block(root, call.module, parts, transformer.config, hidden)
-            if transformer.device.type == "meta":
+            if running_device(transformer) is None:
                 result.places[layer] = block.places()
                 continue
             places, is_causal = _checked(block, Probe(root, call, tolerance, leak))

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from iit.batch import behind_bridge
 from iit.network.classifier import Classifier, Network
+from iit.network.dimensions import is_dispatched
 from iit.network.language_model import LanguageModel
 
 
@@ -24,18 +25,21 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
             between is drawn.
 
     Raises:
-        ValueError: a module has parameters and no `reset_parameters`; or the network lacks an end
-            that it should keep.
+        ValueError: a module has parameters and no `reset_parameters`; the network lacks an end
+            that it should keep; or what should be kept or copied is offloaded.
     """
+    is_remade = isinstance(behind_bridge(network.model), PreTrainedModel)
+    if is_dispatched(network.model) and (keep_ends or not is_remade):
+        raise ValueError(
+            f"{network.name} is dispatched to several devices or offloaded: only a transformers "
+            "model without keep_ends is made again beside it. Load it on one device."
+        )
     # The global random generator stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # A bridge's twin is a transformers model: components are the same.
         model: Any = behind_bridge(network.model)
-        if isinstance(model, PreTrainedModel):
-            model = type(model)(deepcopy(model.config))
-        else:
-            model = _reset(model)
+        model = type(model)(deepcopy(model.config)) if is_remade else _reset(model)
     model.to(network.device, network.dtype)
     name = f"{network.name}, untrained"
     if keep_ends:

@@ -124,7 +124,8 @@ def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: 
     subject: LongTensor[prompt, position], −100 padded.
     """
     model = IntervenedModel(clean.network, {"noise": Edit(EMBEDDING, AdditionIntervention())})
-    embedding: Any = resolve(clean.module, EMBEDDING).module
+    site = resolve(clean.module, EMBEDDING)
+    embedding: Any = site.module
     width = embedding.weight.shape[1]
     lengths = clean.base["attention_mask"].sum(1).tolist()
     values: dict[tuple[int, ...], Tensor] = {}
@@ -135,7 +136,7 @@ def corruption(clean: Contrast, subject: Tensor, scale: float, seed: int, draw: 
         generator = np.random.default_rng([seed, draw, *prompt])
         noise = torch.zeros(n, width, dtype=torch.float64)
         noise[columns] = torch.from_numpy(scale * generator.standard_normal((len(columns), width)))
-        values[prompt] = noise.to(embedding.weight.dtype).to(embedding.weight.device)
+        values[prompt] = noise.to(embedding.weight.dtype).to(site.device)
     return Corruption(model, values)
 
 
@@ -148,7 +149,7 @@ def subject_deviation(clean: Contrast, subject: Tensor) -> float:
     """
     with_padding = clean.base["input_ids"].gather(1, subject.clamp(min=0))
     tokens = with_padding[subject != IGNORED]
-    embedding = resolve(clean.module, EMBEDDING).module
+    site = resolve(clean.module, EMBEDDING)
     with torch.no_grad():
-        embedded = widened(embedding(tokens.to(embedding.weight.device)))
+        embedded = widened(site.module(tokens.to(site.device)))
     return float(embedded.std(correction=0))

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 import iit
 import iit.run
-from iit.network import embedded, fingerprint
+from iit.network import embedded, fingerprint, save_network
 from tests.families import make, prompts
 from tests.seeds import shifted
 
@@ -379,3 +379,52 @@ def test_a_run_stores_the_name_of_the_variable_and_never_the_token(tmp_path, mon
     with pytest.raises(ValueError, match="Nothing sets"):
         iit.run.run(named)
     assert "hf_abcdef" not in repr(iit.network.Loading("x/y", token="hf_abcdef"))
+
+
+HALVES = {
+    "model.embed_tokens": "cpu",
+    "model.rotary_emb": "cpu",
+    "model.layers.0": "cpu",
+    "model.layers.1": "disk",
+    "model.norm": "disk",
+    "lm_head": "disk",
+}
+
+
+@pytest.mark.parametrize(
+    ("device_map", "options"),
+    [
+        ("auto", {}),
+        ("auto", {"max_memory": {"cpu": 6000}}),
+        (HALVES, {}),
+        ({"": "disk"}, {}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded")
+def test_a_device_map(folder, device_map, options, tmp_path):
+    plain = iit.load_network(str(folder))
+    options["offload_folder"] = str(tmp_path / "offloaded")
+    network = iit.load_network(str(folder), device_map=device_map, options=options)
+    is_offloaded = any(p.is_meta for p in network.model.parameters())
+    assert is_offloaded == (device_map != "auto" or "max_memory" in options)
+    assert network.device == torch.device("cpu")
+    assert network.fingerprint() == plain.fingerprint()
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(network.model(ids).logits, plain.model(ids).logits)
+    save_network(network, tmp_path / "saved")
+    assert iit.load_network(str(tmp_path / "saved")).fingerprint() == plain.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device_map": "auto", "device": "auto"}, "beside device_map"),
+        ({"device_map": {"model.layers": "disk"}}, "does not place .* model.norm.weight"),
+        ({"device_map": "silly"}, "does not place .* 'balanced'"),
+        ({"device_map": {"": "nowhere"}}, "this machine has"),
+        ({"device_map": {"": 99}}, "'cuda:99' is not there"),
+    ],
+)
+def test_a_device_map_that_cannot_be(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        iit.load_network(str(folder), **options)
