@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -107,6 +108,22 @@ class ActivationStore:
 
     def __len__(self) -> int:
         return len(self._contents)
+
+    def __reduce__(self) -> Any:
+        """In another process a store begins with what is on its shelf."""
+        options = {"budget": self._budget, "shelf": self._shelf, "limit": self._limit}
+        return partial(ActivationStore, self._network, **options), ()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Within the context the store has a shelf, for other processes that run the network."""
+        before = self._shelf
+        with tempfile.TemporaryDirectory(prefix="iit-", dir=self._folder) as shelf:
+            self._move(before or Path(shelf))
+            try:
+                yield
+            finally:
+                self._move(before)
 
     def refuses(self, network: nn.Module, batch: Batch) -> str | None:
         """Why repeating a prompt might not give the same numbers; None where it surely does."""
@@ -337,6 +354,13 @@ class ActivationStore:
         # Modules may have been replaced, and comparisons were made before the change.
         self._resolved = Sites(self._network)
         self._trusted: set[tuple[int, bool]] = set()
+
+    def _move(self, shelf: Path | None) -> None:
+        """Go on with another shelf, or none, and with what is kept."""
+        self.check()
+        kept, self._shelf = self._contents, shelf
+        self._begin()
+        self._contents.add(kept)
 
 
 class StoreContents(dict[Key, Tensor]):
