@@ -8,7 +8,6 @@ what the others' shares of it gave. Losses and figures are therefore those of a 
 import os
 import signal
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -145,7 +144,6 @@ def _other(number: int, folder: str, *group: Any) -> None:
     """What each of the other processes does: the call, of which the first one says it all."""
     # Ctrl-C is for the first process, which ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
     os.environ["TTY_INTERACTIVE"] = "0"
     rank = number + 1
     # Dropout is another in each share.
