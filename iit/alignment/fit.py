@@ -207,7 +207,8 @@ def fit(
     for member in alignments:
         member.rows = ()  # the rows of earlier weights
         initialise(member, pairs, training.start, batch_size=training.eval_batch_size)
-    store = None if lightning_module.trains_network else _share_a_store(alignments)
+    if not lightning_module.trains_network:
+        _share_a_store(alignments, n > 1)
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -219,8 +220,6 @@ def fit(
                 stack.callback(lambda member=member: member.eval().to(device))
                 if lightning_module.trains_network:
                     stack.enter_context(_trainable(member, device))
-            if n > 1 and store is not None:
-                stack.enter_context(store.shared())
             # The other processes begin where this one stands, and log nothing.
             alike = {"start": "random", "loggers": [DummyLogger()] * len(training.loggers)}
             call = partial(fit, alignment, pairs, **vars(training) | alike)
@@ -302,8 +301,11 @@ def _cost(members: Sequence[Alignment], base: Any, active: Any) -> Tensor | None
     return torch.stack(costs).sum(0)
 
 
-def _share_a_store(members: Sequence[Alignment]) -> ActivationStore:
-    """Give all members one activation store: a frozen network computes the same in every epoch."""
+def _share_a_store(members: Sequence[Alignment], several: bool) -> None:
+    """Give all members one activation store: a frozen network computes the same in every epoch.
+
+    Several processes share it, too.
+    """
     stores = [member.store for member in members if member.store is not None]
     if stores:
         # The network may have changed since this store was filled.
@@ -312,7 +314,8 @@ def _share_a_store(members: Sequence[Alignment]) -> ActivationStore:
         stores = [ActivationStore(members[0].network)]
     for member in members:
         member.store = stores[0]
-    return stores[0]
+    if several:
+        stores[0].share()
 
 
 @contextmanager

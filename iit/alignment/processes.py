@@ -8,7 +8,7 @@ what the others' shares of it gave. Losses and figures are therefore those of a 
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 
 
 def n_processes(trainer: Any, device: torch.device, batch_size: int) -> int:
@@ -45,26 +45,25 @@ def n_processes(trainer: Any, device: torch.device, batch_size: int) -> int:
     most = min(batch_size, n_gpus) if strategy == "ddp" else 1
     if n not in range(1, most + 1) or strategy not in ("auto", "ddp") or n_nodes != 1:
         raise ValueError(
-            f"devices={n}, strategy={strategy}, num_nodes={n_nodes}: strategy=ddp (trainer=ddp) "
-            f"takes devices from 1 to {most}: at most the pairs of a batch ({batch_size}), and the "
-            "GPUs that this process sees (CUDA_VISIBLE_DEVICES). Leave the strategy out for one "
-            "process. There is no other strategy, and no second machine."
+            f"devices={n}, strategy={strategy}, num_nodes={n_nodes}: this training takes 1 to "
+            f"{most} devices. More than one takes strategy=ddp (trainer=ddp). They are at most the "
+            f"pairs of a batch ({batch_size}) and the GPUs that this process sees "
+            "(CUDA_VISIBLE_DEVICES), of one machine. fsdp and other strategies were never tried, "
+            "and are refused; network.options.device_map spreads a frozen network over GPUs."
         )
     return n
 
 
 def trainer_options(n: int, device: torch.device) -> dict[str, Any]:
     """What Lightning's trainer has to know of n processes and the network's device."""
-    devices: Any = n
-    if device.type == "cuda":
-        first = (device.index or 0) - int(os.environ.get("LOCAL_RANK", 0))
-        devices = list(range(first, first + n))
+    first = (device.index or 0) - int(os.environ.get("LOCAL_RANK", 0))
     # An edit may be inactive in all pairs of a share, and so without a gradient.
     ddp = DDPStrategy(cluster_environment=LightningEnvironment(), find_unused_parameters=True)
     return {
         "accelerator": device.type,
-        "devices": devices,
+        "devices": list(range(first, first + n)) if device.type == "cuda" else n,
         "strategy": ddp if n > 1 else "auto",
+        # Every process has all batches.
         "use_distributed_sampler": False,
     }
 
@@ -98,7 +97,7 @@ def gathered(part: Tensor, n: int) -> Tensor:
 
 
 @contextmanager
-def started(n: int, device: torch.device, call: Callable[[], Any]) -> Iterator[None]:
+def started(n: int, device: torch.device, call: Any) -> Iterator[None]:
     """Within the context n − 1 other processes make the call, and this one is the first of n.
 
     Raises a RuntimeError with the error of a process that has ended early.
@@ -113,7 +112,7 @@ def started(n: int, device: torch.device, call: Callable[[], Any]) -> Iterator[N
         n_threads = torch.get_num_threads()
         stack.callback(torch.set_num_threads, n_threads)
         group = folder, n, device, n_threads // n or 1
-        others = spawn(_other, group, n - 1, join=False)
+        others: Any = spawn(_other, group, n - 1, join=False)
         for process in others.processes:
             stack.callback(process.kill)
         # The call, and what the others and their meeting leave.
@@ -148,10 +147,9 @@ def _other(number: int, folder: str, *group: Any) -> None:
     rank = number + 1
     # Dropout is another in each share.
     torch.manual_seed(rank)
-    devices = range(torch.cuda.device_count())
     call = torch.load(
         f"{folder}/call",
-        map_location={f"cuda:{i}": f"cuda:{i + rank}" for i in devices},
+        map_location={f"cuda:{i}": f"cuda:{i + rank}" for i in range(torch.cuda.device_count())},
         # A frozen network is in memory once.
         mmap=True,
         weights_only=False,

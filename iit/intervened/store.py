@@ -2,8 +2,10 @@
 
 import json
 import logging
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -111,19 +113,22 @@ class ActivationStore:
 
     def __reduce__(self) -> Any:
         """In another process a store begins with what is on its shelf."""
-        options = {"budget": self._budget, "shelf": self._shelf, "limit": self._limit}
-        return partial(ActivationStore, self._network, **options), ()
+        return partial(
+            ActivationStore,
+            self._network,
+            budget=self._budget,
+            shelf=self._shelf,
+            limit=self._limit,
+        ), ()
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Within the context the store has a shelf, for other processes that run the network."""
-        before = self._shelf
-        with tempfile.TemporaryDirectory(prefix="iit-", dir=self._folder) as shelf:
-            self._move(before or Path(shelf))
-            try:
-                yield
-            finally:
-                self._move(before)
+    def share(self) -> None:
+        """Put what is kept on a shelf, for other processes; it vanishes with the store."""
+        if self._shelf is None:
+            folder = tempfile.mkdtemp(prefix="iit-", dir=self._folder)
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            kept, self._shelf = self._contents, Path(folder)
+            self._begin()
+            self._contents.add(kept)
 
     def refuses(self, network: nn.Module, batch: Batch) -> str | None:
         """Why repeating a prompt might not give the same numbers; None where it surely does."""
@@ -354,13 +359,6 @@ class ActivationStore:
         # Modules may have been replaced, and comparisons were made before the change.
         self._resolved = Sites(self._network)
         self._trusted: set[tuple[int, bool]] = set()
-
-    def _move(self, shelf: Path | None) -> None:
-        """Go on with another shelf, or none, and with what is kept."""
-        self.check()
-        kept, self._shelf = self._contents, shelf
-        self._begin()
-        self._contents.add(kept)
 
 
 class StoreContents(dict[Key, Tensor]):

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from functools import cache, partial
 from pathlib import Path
 
 import lightning as L
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,20 +17,20 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import distributed
 
 import iit
-from iit.alignment import DAS, IIT, EarlyStopping, processes
-from iit.alignment.processes import gathered, n_processes, share, started, trainer_options
+from iit.alignment import DAS, IIT, EarlyStopping
+from iit.alignment.processes import n_processes, started, trainer_options
 from iit.data import Pairs
 from iit.intervened import ActivationStore, store
 from iit.network import mlp
+from iit.result import read_metrics
 from iit.tasks import equality
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-SITE = iit.Site(module="layers.1", side="output")
 
 
 def quiet(**options):
@@ -66,10 +66,22 @@ def counted(folder):
     return [int(path.read_text()) for path in sorted(folder.glob("runs-*"))]
 
 
+def checkpoints(folder):
+    return ModelCheckpoint(
+        Path(folder, "kept"), "last", every_n_epochs=1, enable_version_counter=False
+    )
+
+
+def written(folder):
+    return {path.name for path in folder.rglob("*") if not path.name.startswith("runs-")}
+
+
 def toy_alignment(network):
     torch.manual_seed(0)
     site = iit.Site("block_output", layer=0, position="place")
-    edit = iit.Edit([site], iit.LowRankRotatedSpaceIntervention(network.model.config.hidden_size, 4))
+    edit = iit.Edit(
+        [site], iit.LowRankRotatedSpaceIntervention(network.model.config.hidden_size, 4)
+    )
     return iit.Alignment(network, {"subject_position": edit})
 
 
@@ -82,13 +94,12 @@ def test_a_training_on_two_processes(toy, tmp_path):
         alignment.store = ActivationStore(network.model)
         folder = tmp_path / name
         folder.mkdir()
-        saved = ModelCheckpoint(f"{folder}/kept", "last", every_n_epochs=1, enable_version_counter=False)
         fit = iit.fit(
             alignment,
             pairs,
             module=lambda alignment: DAS(alignment, penalty=0.0),
             trainer=trainer,
-            callbacks=[saved, CountsRuns(folder)],
+            callbacks=[checkpoints(folder), CountsRuns(folder)],
             loggers=[CSVLogger(folder, name="csv", version="")],
             batch_size=35,
             eval_batch_size=5,
@@ -103,20 +114,21 @@ def test_a_training_on_two_processes(toy, tmp_path):
     torch.testing.assert_close(two.state_dict(), one.state_dict(), atol=1e-5, rtol=0)
     assert fit_of_two._replace(value=0) == fit_of_one._replace(value=0)
     assert fit_of_two.value == pytest.approx(fit_of_one.value)
-    assert not distributed.is_initialized() and "LOCAL_RANK" not in os.environ
-    # Each prompt is run once, whichever process needs it first.
-    assert sum(counted(together)) == sum(counted(alone)) and len(counted(together)) == 2
-    # What the processes ran is the first one's now, without a shelf.
-    assert two.store is not None and len(two.store) == len(one.store)
-    assert two.store._shelf is None
-    # One process writes.
-    files = [sorted(p.name for p in f.rglob("*") if "runs" not in p.name) for f in (alone, together)]
-    assert files[0] == files[1]
-    lines = [(folder / "csv" / "metrics.csv").read_text().splitlines() for folder in (alone, together)]
-    assert len(lines[0]) == len(lines[1])
-    # The training goes on in one process, as one that was never anything else.
-    rest, fit_of_rest, _ = fitted("rest", quiet, ckpt_path=together / "kept" / "last.ckpt")
-    assert fit_of_rest._replace(value=0) == fit_of_one._replace(value=0)
+    assert not distributed.is_initialized()
+    assert "LOCAL_RANK" not in os.environ
+    # Each prompt is run once, whichever process needs it first, and the first one has it all.
+    assert len(counted(together)) == 2
+    assert sum(counted(together)) == sum(counted(alone)) > 0
+    assert len(two.store) == len(one.store)
+    # One process writes, and it counts each figure once.
+    assert written(together) == written(alone)
+    curves = [pd.read_csv(folder / "csv" / "metrics.csv") for folder in (alone, together)]
+    pd.testing.assert_frame_equal(curves[1], curves[0], atol=1e-5, rtol=0)
+    # What two processes have begun, one can end.
+    kept = together / "kept" / "last.ckpt"
+    assert fitted("rest", quiet, ckpt_path=kept)[1]._replace(value=0) == fit_of_one._replace(
+        value=0
+    )
 
 
 @cache
@@ -131,7 +143,7 @@ def claims(n=1):
     torch.manual_seed(0)
     network = mlp(n_inputs=16, n_classes=2, width=16, depth=2)
     alignments = []
-    for units in [slice(0, 8), slice(4, 12), slice(8, 16)][:n]:
+    for _ in range(n):
         edits = {}
         for variable, half in {"left_equal": 0, "right_equal": 1}.items():
             sites = [iit.Site(module=f"layers.{half}", side="output")]
@@ -155,7 +167,9 @@ def trainings(folder, trainer):
 
     network, (one, other) = claims(2)
     stopping = {"callbacks": [EarlyStopping(patience=1)]}
-    fits = iit.fit({"one": one, "other": other}, sampled(), **options | stopping | {"max_epochs": 5})
+    fits = iit.fit(
+        {"one": one, "other": other}, sampled(), **options | stopping | {"max_epochs": 5}
+    )
     note("side by side", network, [one, other], list(fits.values()))
 
     network, (claim,) = claims()
@@ -165,8 +179,7 @@ def trainings(folder, trainer):
 
     network, (claim,) = claims()
     module = partial(IIT, trained=["left_equal"], weights={"behaviour": 0.0}, source_grad=True)
-    saved = ModelCheckpoint(f"{folder}/kept", "last", every_n_epochs=1, enable_version_counter=False)
-    first = options | {"max_epochs": 1, "batch_size": 2, "callbacks": [saved]}
+    first = options | {"max_epochs": 1, "batch_size": 2, "callbacks": [checkpoints(folder)]}
     iit.fit(claim, sampled(), module=module, **first)
     again = {"max_epochs": 2, "batch_size": 2, "ckpt_path": Path(folder, "kept", "last.ckpt")}
     network, (claim,) = claims()
@@ -186,3 +199,121 @@ def test_all_that_is_trained(tmp_path):
         for fit, of_one in zip(results[name][1], fits, strict=True):
             assert fit.value == pytest.approx(of_one.value), name
             assert fit._replace(value=0) == of_one._replace(value=0), name
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"devices": 2}, "More than one takes strategy=ddp"),
+        ({"devices": 0, "strategy": "ddp"}, "devices=0, .* 1 to 8"),
+        ({"devices": 9, "strategy": "ddp"}, r"devices=9, .* 1 to 8 .*pairs of a batch \(8\)"),
+        ({"devices": "auto", "strategy": "ddp"}, "devices=auto"),
+        ({"devices": [0]}, r"devices=\[0\]"),
+        ({"devices": 2, "strategy": "fsdp"}, "strategy=fsdp.*never tried"),
+        ({"devices": 2, "strategy": "ddp", "num_nodes": 2}, "num_nodes=2"),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused(asked, message):
+    with pytest.raises(ValueError, match=message):
+        n_processes(partial(quiet, **asked), CPU, 8)
+
+
+def test_a_process_for_each_gpu_that_is_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    ddp = partial(quiet, strategy="ddp")
+    assert n_processes(partial(ddp, devices=2), torch.device("cuda", 0), 8) == 2
+    assert n_processes(partial(ddp, devices=3), CPU, 8) == 3
+    with pytest.raises(ValueError, match="devices=3, .* 1 to 2 devices.*CUDA_VISIBLE_DEVICES"):
+        n_processes(partial(ddp, devices=3), torch.device("cuda", 0), 8)
+    # The job of a sweep sees one.
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match="devices=2, .* 1 to 1 devices"):
+        n_processes(partial(ddp, devices=2), torch.device("cuda", 0), 8)
+    assert n_processes(partial(ddp, devices=1), torch.device("cuda", 0), 8) == 1
+
+
+@pytest.mark.parametrize(("rank", "index"), [(0, 1), (1, 2)])
+def test_all_processes_name_the_same_gpus(monkeypatch, rank, index):
+    """The network of the first process is on GPU 1, that of the second on GPU 2."""
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    assert trainer_options(2, torch.device("cuda", index))["devices"] == [1, 2]
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
+@pytest.mark.parametrize("trainer", [quiet, TWO])
+def test_processes_that_others_have_started_are_refused(monkeypatch, variable, trainer):
+    monkeypatch.setenv(variable, "4")
+    with pytest.raises(ValueError, match=f"{variable}=4 .* Start one"):
+        n_processes(trainer, CPU, 8)
+    monkeypatch.setenv(variable, "1")
+    n_processes(trainer, CPU, 8)
+
+
+class Fails(DAS):
+    """Ends in the second process, in the second epoch."""
+
+    def on_train_epoch_start(self):
+        if (self.global_rank, self.current_epoch) == (1, 1):
+            raise ValueError("the second process has had enough")
+
+
+class Waits(DAS):
+    """Says that it is there, and then takes long."""
+
+    def on_train_epoch_start(self):
+        if self.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+@pytest.mark.long
+def test_the_error_of_another_process_is_the_error_of_the_fit():
+    _, (claim,) = claims()
+    with pytest.raises(RuntimeError, match="the second process has had enough"):
+        iit.fit(claim, sampled(), module=Fails, trainer=TWO, batch_size=16, max_epochs=3)
+    assert not distributed.is_initialized()
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_ctrl_c_ends_all_processes(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    _, (claim,) = claims()
+    options = {"callbacks": [checkpoints(tmp_path)], "batch_size": 16, "max_epochs": 3}
+    with pytest.raises(KeyboardInterrupt, match="start.ckpt"):
+        iit.fit(claim, sampled(), module=Waits, trainer=TWO, **options)
+    signal.signal(signal.SIGINT, before)
+    assert not distributed.is_initialized()
+
+
+COMMAND = [
+    *(sys.executable, "train.py", "+experiment=das_equality_by_hand", "logger=csv"),
+    *("data.n_train=200", "data.n_val=100", "data.n_test=100", "trainer.max_epochs=2"),
+]
+
+
+def run(*overrides):
+    command = [*COMMAND, *overrides]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+
+
+@pytest.mark.long
+def test_a_job_writes_once(tmp_path):
+    for name, options in {"one": [], "two": ["trainer=ddp"]}.items():
+        run(f"hydra.run.dir={tmp_path / name}", *options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert written(tmp_path / "two") == written(tmp_path / "one")
+    rows = [read_metrics(tmp_path / name).rows for name in ("one", "two")]
+    assert len(rows[0]) == len(rows[1])
+    for one, two in zip(*rows, strict=True):
+        assert two._replace(value=0, low=0, high=0) == one._replace(value=0, low=0, high=0)
+        assert two.value == pytest.approx(one.value, abs=0.02)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_job_of_a_sweep_starts_its_processes(tmp_path, launcher):
+    sweep = [f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    run("-m", "trainer=ddp", "seed=0,1", *sweep)
+    for number in (0, 1):
+        assert read_metrics(tmp_path / "sweep" / str(number)).rows
