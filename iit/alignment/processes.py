@@ -14,7 +14,7 @@ from typing import Any
 
 import cloudpickle
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn

@@ -223,11 +223,11 @@ def test_a_process_for_each_gpu_that_is_there(monkeypatch):
     ddp = partial(quiet, strategy="ddp")
     assert n_processes(partial(ddp, devices=2), torch.device("cuda", 0), 8) == 2
     assert n_processes(partial(ddp, devices=3), CPU, 8) == 3
-    with pytest.raises(ValueError, match="devices=3, .* 1 to 2 devices.*CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ValueError, match=r"devices=3, .* 1 to 2 devices.*CUDA_VISIBLE_DEVICES"):
         n_processes(partial(ddp, devices=3), torch.device("cuda", 0), 8)
     # The job of a sweep sees one.
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(ValueError, match="devices=2, .* 1 to 1 devices"):
+    with pytest.raises(ValueError, match=r"devices=2, .* 1 to 1 devices"):
         n_processes(partial(ddp, devices=2), torch.device("cuda", 0), 8)
     assert n_processes(partial(ddp, devices=1), torch.device("cuda", 0), 8) == 1
 
@@ -280,7 +280,7 @@ def test_ctrl_c_ends_all_processes(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     _, (claim,) = claims()
     options = {"callbacks": [checkpoints(tmp_path)], "batch_size": 16, "max_epochs": 3}
-    with pytest.raises(KeyboardInterrupt, match="start.ckpt"):
+    with pytest.raises(KeyboardInterrupt, match=r"start\.ckpt"):
         iit.fit(claim, sampled(), module=Waits, trainer=TWO, **options)
     signal.signal(signal.SIGINT, before)
     assert not distributed.is_initialized()
