@@ -57,8 +57,13 @@ def n_processes(trainer: Any, device: torch.device, batch_size: int) -> int:
 def trainer_options(n: int, device: torch.device) -> dict[str, Any]:
     """What Lightning's trainer has to know of n processes and the network's device."""
     first = (device.index or 0) - int(os.environ.get("LOCAL_RANK", 0))
-    # An edit may be inactive in all pairs of a share, and so without a gradient.
-    ddp = DDPStrategy(cluster_environment=LightningEnvironment(), find_unused_parameters=True)
+    ddp = DDPStrategy(
+        cluster_environment=LightningEnvironment(),
+        # An edit may be inactive in all pairs of a share, and so without a gradient.
+        find_unused_parameters=True,
+        # All begin alike, and torch 2.13 cannot send a single frame of rank 1 to the others.
+        init_sync=False,
+    )
     return {
         "accelerator": device.type,
         "devices": list(range(first, first + n)) if device.type == "cuda" else n,
@@ -126,7 +131,7 @@ def started(n: int, device: torch.device, call: Any) -> Iterator[None]:
             others.join()
         except RuntimeError:
             # Where one of them has ended, its error is the reason.
-            others.join(2)
+            others.join(30)
             raise
 
 
