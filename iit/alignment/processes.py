@@ -8,6 +8,7 @@ what the others' shares of it gave. Losses and figures are therefore those of a 
 import os
 import signal
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -105,7 +106,7 @@ def gathered(part: Tensor, n: int) -> Tensor:
 def started(n: int, device: torch.device, call: Any) -> Iterator[None]:
     """Within the context n − 1 other processes make the call, and this one is the first of n.
 
-    Raises a RuntimeError with the error of a process that has ended early.
+    Raises a ProcessRaisedException of torch, with the error of a process that has ended early.
     """
     # A process that was started so starts no others.
     if n == 1 or distributed.is_initialized():
@@ -148,6 +149,7 @@ def _other(number: int, folder: str, *group: Any) -> None:
     """What each of the other processes does: the call, of which the first one says it all."""
     # Ctrl-C is for the first process, which ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
     os.environ["TTY_INTERACTIVE"] = "0"
     rank = number + 1
     # Dropout is another in each share.
