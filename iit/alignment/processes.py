@@ -5,6 +5,7 @@ all that a run does besides happens in it alone. Every process knows the whole b
 what the others' shares of it gave. Losses and figures are therefore those of a single process.
 """
 
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -118,6 +119,9 @@ def started(n: int, device: torch.device, call: Any) -> Iterator[None]:
         n_threads = torch.get_num_threads()
         stack.callback(torch.set_num_threads, n_threads)
         group = folder, n, device, n_threads // n or 1
+        # In a worker of joblib it is joblib's own, which no other process knows.
+        if multiprocessing.get_start_method() == "loky":
+            multiprocessing.set_start_method("spawn", force=True)
         others: Any = spawn(_other, group, n - 1, join=False)
         for process in others.processes:
             stack.callback(process.kill)
