@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from iit.alignment.alignment import Alignment
 from iit.alignment.latents import latents
 from iit.alignment.objective import Objective, Prediction
+from iit.alignment.processes import gathered, share
 from iit.alignment.schedule import Number
 from iit.alignment.side_by_side import Optimizer, Scheduler, SideBySide, checked_weights, of_member
+from iit.batch import at_rows
 from iit.intervened.passes import together
 from iit.result import correct
 
@@ -160,7 +162,7 @@ class DAS(SideBySide):
         for name in self.running:
             ranks = [intervention.learned_rank() for intervention in self.gated(name)]
             if ranks:
-                self.log(of_member("val/rank", name), float(sum(ranks)))
+                self.log(of_member("val/rank", name), float(sum(ranks)), sync_dist=True)
 
     def _losses(self, prediction: Prediction, changing: Tensor) -> Tensor:
         """The loss of each pair, Tensor[batch].
@@ -191,12 +193,14 @@ class DAS(SideBySide):
     def _predictions(self, batch: dict[str, Any]) -> dict[str, Prediction]:
         """{member that is still in training: what it makes of a batch}."""
         base, base_answer = batch["base"], batch.get("base_answer")
-        members = [self.members[name] for name in self.running]
-        all_logits = together(members, base, batch["sources"], batch["active"])
+        members, n = [self.members[name] for name in self.running], len(batch["row"])
+        part = at_rows(batch, share(n))
+        all_logits = together(members, part["base"], part["sources"], part["active"])
         predictions = {}
         for name, member, logits in zip(self.running, members, all_logits, strict=True):
             # An objective that compares activations calls this; the others save the reads.
             read = partial(latents, member, batch) if "natural" in batch else None
+            logits = gathered(logits, n)
             predictions[name] = Prediction(logits, base["answer"], base_answer, read)
         return predictions
 

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from iit.alignment.alignment import Alignment
@@ -21,6 +22,7 @@ from iit.alignment.best import LOSS, BestWeights
 from iit.alignment.das import DAS
 from iit.alignment.initial import initialise
 from iit.alignment.labels import check_labels
+from iit.alignment.processes import n_processes, started, trainer_options
 from iit.alignment.side_by_side import checked_monitor
 from iit.data import Pairs, PairsDataModule
 from iit.intervened.store import ActivationStore
@@ -142,6 +144,8 @@ def fit(
             f"max_epochs={training.max_epochs}: training needs an epoch at least (-1: no end). "
             "To score what there is, use evaluate."
         )
+    smallest = min(training.batch_size, training.eval_batch_size)
+    n = n_processes(training.trainer, network.device, smallest)
     checkpoint = None
     if training.ckpt_path is not None:
         checkpoint = Path(training.ckpt_path).expanduser()
@@ -163,6 +167,8 @@ def fit(
     for encoded in (data.train, data.validation):
         check_labels(network, encoded)
     lightning_module.check(data.train.batch([0]))
+    if n > 1 and lightning_module.objective.needs_natural:
+        raise ValueError("objective: one that compares activations is trained by one process.")
     trained = set(lightning_module.trained or pairs.variables)
     # Only a changing pair can show that an interchange works. A pair counts where all that it
     # interchanges is trained.
@@ -180,8 +186,7 @@ def fit(
     callbacks = [best, *training.callbacks, _StartState(), shown]
     trainer = training.trainer(
         max_epochs=training.max_epochs,
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=[device.index or 0] if device.type == "cuda" else 1,
+        **trainer_options(n, device),
         callbacks=callbacks,
         logger=list(training.loggers) or False,
         default_root_dir=str(training.folder),
@@ -203,7 +208,7 @@ def fit(
         member.rows = ()  # the rows of earlier weights
         initialise(member, pairs, training.start, batch_size=training.eval_batch_size)
     if not lightning_module.trains_network:
-        _share_a_store(alignments)
+        _share_a_store(alignments, n > 1)
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -215,6 +220,10 @@ def fit(
                 stack.callback(lambda member=member: member.eval().to(device))
                 if lightning_module.trains_network:
                     stack.enter_context(_trainable(member, device))
+            # The other processes begin where this one stands, and log nothing.
+            alike = {"start": "random", "loggers": [DummyLogger()] * len(training.loggers)}
+            call = partial(fit, alignment, pairs, **vars(training) | alike)
+            stack.enter_context(started(n, device, call))
             stack.callback(steps.close)
             next(steps)
             trainer.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)
@@ -292,8 +301,11 @@ def _cost(members: Sequence[Alignment], base: Any, active: Any) -> Tensor | None
     return torch.stack(costs).sum(0)
 
 
-def _share_a_store(members: Sequence[Alignment]) -> None:
-    """Give all members one activation store: a frozen network computes the same in every epoch."""
+def _share_a_store(members: Sequence[Alignment], several: bool) -> None:
+    """Give all members one activation store: a frozen network computes the same in every epoch.
+
+    Several processes share it, too.
+    """
     stores = [member.store for member in members if member.store is not None]
     if stores:
         # The network may have changed since this store was filled.
@@ -302,6 +314,8 @@ def _share_a_store(members: Sequence[Alignment]) -> None:
         stores = [ActivationStore(members[0].network)]
     for member in members:
         member.store = stores[0]
+    if several:
+        stores[0].share()
 
 
 @contextmanager

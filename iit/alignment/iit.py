@@ -9,6 +9,7 @@ from torch import Tensor
 
 from iit.alignment.alignment import Alignment
 from iit.alignment.objective import Objective, PairsBatch, Prediction
+from iit.alignment.processes import gathered, share
 from iit.alignment.schedule import Number
 from iit.alignment.side_by_side import Optimizer, Scheduler, SideBySide, checked_weights
 from iit.batch import at_rows, stacked
@@ -167,13 +168,13 @@ class IIT(SideBySide):
         if "interchange" in self._parts:
             super().check(batch)
 
-    def training_step(self, batch: PairsBatch, batch_index: int) -> Tensor | None:
-        """The loss of one batch; None where no pair in it trains anything."""
+    def training_step(self, batch: PairsBatch, batch_index: int) -> Tensor:
+        """The loss of one batch; 0 where no pair in it trains anything."""
         self.anneal()
         losses, n = self._losses(self._predictions(batch)), len(batch["row"])
         if not losses:
-            # Lightning skips the step.
-            return None
+            # No parameter has a gradient, so the optimizer changes none.
+            return torch.zeros((), requires_grad=True)
         total = _weighed(losses, self.now) + self.penalty_term("")
         self.log_dict({f"train/{part}": loss for part, loss in losses.items()}, batch_size=n)
         self.log("train/loss", total, prog_bar=True, batch_size=n)
@@ -226,30 +227,33 @@ class IIT(SideBySide):
                 del rows["interchange"]
         if not rows:
             return {}
+        # This process runs its share of each part's rows.
+        run_rows = {part: index[share(len(index))] for part, index in rows.items()}
         # Each part has its own copy of its bases, with the answer that the network is to give.
+        answers: Any = dict.fromkeys(rows, base_answers) | {"interchange": base["answer"]}
         copies = []
-        for part, index in rows.items():
-            answer = base["answer"] if part == "interchange" else base_answers
-            copies.append(at_rows(base | {"answer": answer}, index))
+        for part, index in run_rows.items():
+            copies.append(at_rows(base | {"answer": answers[part]}, index))
         # The flags are stacked in the order of the copies: BoolTensor[sum of the parts' rows].
         active = {}
         flags = {part: self._flags(part, batch) for part in rows}
         idle = torch.zeros(len(batch["row"]), dtype=torch.bool)
         (edited,) = self._edited
         for variable in edited.variables:
-            parts = [flags[part].get(variable, idle)[index] for part, index in rows.items()]
+            parts = [flags[part].get(variable, idle)[index] for part, index in run_rows.items()]
             active[variable] = torch.cat(parts)
-        sources = self._sources(batch, rows) if set(rows) - {"behaviour"} else None
+        sources = self._sources(batch, run_rows) if set(rows) - {"behaviour"} else None
         logits = edited.answer_logits(stacked(copies), sources, active)
         predictions = {}
-        by_part = logits.split(list(map(len, rows.values())))
-        for (part, index), copy, part_logits in zip(rows.items(), copies, by_part, strict=True):
+        by_part = logits.split(list(map(len, run_rows.values())))
+        for (part, index), part_logits in zip(rows.items(), by_part, strict=True):
             # Stacked answers are padded to the widest part; each part is cut back to its own
             # answers.
-            answer = copy["answer"]
+            answer = answers[part][index]
             width = answer.shape[1] if answer.ndim == 2 else 1
             base_answer = None if base_answers is None else base_answers[index]
-            prediction = Prediction(part_logits[:, :width], answer, base_answer)
+            part_logits = gathered(part_logits[:, :width], len(index))
+            prediction = Prediction(part_logits, answer, base_answer)
             predictions[part] = prediction, index
         return predictions
 

@@ -179,16 +179,18 @@ class SideBySide(L.LightningModule):
             else:
                 # The resamples would only give the interval, which nobody reads here.
                 mean = self.interval(metric, name, resamples=1).value
-            self.log(of_member(f"val/{metric}", name), mean, prog_bar=not name and metric != "loss")
+            shown = not name and metric != "loss"
+            self.log(of_member(f"val/{metric}", name), mean, prog_bar=shown, sync_dist=True)
             over_members.setdefault(f"val/{metric}", []).append(mean)
         if len(self.members) > 1:
-            self.log_dict({k: fmean(means) for k, means in over_members.items()}, prog_bar=True)
+            means = {k: fmean(means) for k, means in over_members.items()}
+            self.log_dict(means, prog_bar=True, sync_dist=True)
         # Nothing about a frozen network changes from epoch to epoch.
         if self.trainer.loggers and (self.trains_network or not self._references):
             self._references = reference_iia(
                 self.compared, self.data.validation, self.data.eval_batch_size, self.trained
             )
-        self.log_dict(self._references)
+        self.log_dict(self._references, sync_dist=True)
 
     def on_fit_start(self) -> None:
         """Raises ValueError for a schedule that takes as long as a training without end."""

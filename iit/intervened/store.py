@@ -2,11 +2,14 @@
 
 import json
 import logging
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -107,6 +110,25 @@ class ActivationStore:
 
     def __len__(self) -> int:
         return len(self._contents)
+
+    def __reduce__(self) -> Any:
+        """In another process a store begins with what is on its shelf."""
+        return partial(
+            ActivationStore,
+            self._network,
+            budget=self._budget,
+            shelf=self._shelf,
+            limit=self._limit,
+        ), ()
+
+    def share(self) -> None:
+        """Put what is kept on a shelf, for other processes; it vanishes with the store."""
+        if self._shelf is None:
+            folder = tempfile.mkdtemp(prefix="iit-", dir=self._folder)
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            kept, self._shelf = self._contents, Path(folder)
+            self._begin()
+            self._contents.add(kept)
 
     def refuses(self, network: nn.Module, batch: Batch) -> str | None:
         """Why repeating a prompt might not give the same numbers; None where it surely does."""

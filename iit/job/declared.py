@@ -7,12 +7,14 @@ from contextlib import suppress
 from inspect import formatannotation, signature
 from typing import Any
 
+import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import several
 from iit.alignment.initial import STARTS
 from iit.alignment.overlap import check_declared
+from iit.alignment.processes import n_processes
 from iit.alignment.side_by_side import checked_monitor
 
 # Keys that take whole numbers and belong to no `_target_`, so that no annotation says so.
@@ -74,8 +76,8 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
     """Refuse what cannot be, whatever the network.
 
     It checks the site, the trust, the module with its objective and schedules, the monitor, the
-    start, and the number of epochs. The module has to train what the job trains. Units of edits
-    must not overlap.
+    start, the number of epochs, and the processes. The module has to train what the job trains.
+    Units of edits must not overlap.
 
     Arguments:
         trains_network: whether the job trains the network, and not an alignment on a frozen one.
@@ -106,6 +108,9 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
         raise ValueError(
             f"trainer.max_epochs={epochs}: training needs an epoch at least (-1: no end)."
         )
+    # How many GPUs there are only the run can tell.
+    smallest = min(cfg.trainer.batch_size, cfg.trainer.eval_batch_size)
+    n_processes(instantiate(cfg.trainer.trainer), torch.device("cpu"), smallest)
     # Only `several` takes edits side by side, so only they can overlap.
     declared: Any = instantiate(cfg.alignment)
     if getattr(declared, "func", None) is several:
