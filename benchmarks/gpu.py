@@ -32,7 +32,6 @@ from benchmarks.settings import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = 8.0
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 ROLE, LR = "s2", 5e-3
 N_STEPS = 8
 SMALL = (
@@ -402,7 +401,12 @@ def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
         "a CPU; the CPU's IIA is then measured, not read",
     )
     parser.add_argument(
-        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART"
+        "--parts",
+        nargs="+",
+        choices=list(PARTS),
+        default=list(PARTS),
+        metavar="PART",
+        help="only these; default: all",
     )
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help=f"for all parts; default: {MINUTES:.0f}"
@@ -429,8 +433,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(here(options.child, options.device, options.network)), flush=True)
         return 0
 
-    # A part must not outlive this process: an exception stops it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = described(options.device) | {"small": options.small, "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
         small = None
@@ -460,4 +462,6 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    # A part must not outlive this process: an exception stops it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())
