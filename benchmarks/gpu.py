@@ -60,7 +60,7 @@ class Part(NamedTuple):
     seconds: int
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A figure is not what it has to be.
 
     Arguments:
@@ -251,7 +251,7 @@ def sharded(device: str, size: Size) -> dict[str, Any]:
         results[f"{kind}_difference"] = difference
         if not difference <= TOLERANCE:
             message = f"{kind} differ by {difference:.1e} of their largest, not {TOLERANCE}."
-            raise Failed(message, results)
+            raise FailedError(message, results)
     return results
 
 
@@ -275,7 +275,7 @@ def das_ioi(dtype: str) -> Callable[[str, Size], dict[str, Any]]:
         if not row.low <= cpu.value <= row.high:
             interval = f"{row.low:.3f} to {row.high:.3f}"
             message = f"The CPU's IIA of {cpu.value:.3f} is outside of the interval, {interval}."
-            raise Failed(message, results)
+            raise FailedError(message, results)
         return results
 
     return measure
@@ -352,7 +352,7 @@ def here(name: str, device: str, small: str | None) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         results = PARTS[name].measure(device, size_of(small))
-    except Failed as failure:
+    except FailedError as failure:
         results = failure.results | {"error": str(failure)}
     return results | {"part_s": round(time.perf_counter() - start, 1)}
 

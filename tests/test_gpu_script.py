@@ -159,7 +159,7 @@ def test_a_split_network_that_computes_something_else_is_an_error(monkeypatch, t
         return logits, logits.sum()
 
     monkeypatch.setattr(gpu, "loss_of", loss_of)
-    with pytest.raises(gpu.Failed, match="logits differ by 1"):
+    with pytest.raises(gpu.FailedError, match="logits differ by 1"):
         gpu.sharded("cpu", gpu.Size("any", 1, 2, (4,)))
 
 

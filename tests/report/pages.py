@@ -1,0 +1,124 @@
+"""Folders that a page is made of: committed results, and pairs as a run writes them."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from iit.report.html import write_page
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = {
+    "run": "das_ioi",
+    "atlas": "das_ioi_atlas",
+    "maps": "patching_ioi",
+    "steering": "steering",
+}
+"""{kind of page: the experiment whose committed result it shows}."""
+
+SPAN = pa.struct([("role", pa.string()), ("start", pa.int64()), ("end", pa.int64())])
+TOKEN = pa.struct([("text", pa.string()), ("logit", pa.float64())])
+SOURCE = pa.struct([("variable", pa.string()), ("text", pa.string()), ("roles", pa.list_(SPAN))])
+OUTCOMES = pa.schema(
+    [
+        ("split", pa.string()),
+        ("pair", pa.int64()),
+        ("variables", pa.list_(pa.string())),
+        ("kind", pa.string()),
+        ("changing", pa.bool_()),
+        ("base", pa.string()),
+        ("base_roles", pa.list_(SPAN)),
+        ("sources", pa.list_(SOURCE)),
+        ("label", pa.string()),
+        ("base_label", pa.string()),
+        ("before", pa.string()),
+        ("after", pa.string()),
+        ("right", pa.bool_()),
+        ("before_top", pa.list_(TOKEN)),
+        ("after_top", pa.list_(TOKEN)),
+    ],
+    {"iit.schema": "iit.outcomes/1"},
+)
+
+
+def prompt(first: str, second: str) -> tuple[str, list[dict]]:
+    """A prompt that says the second name twice, and where its roles are."""
+    text = f"When {first} and {second} went to <the store>, {second} gave a drink to"
+    start = text.rindex(second) - 1
+    return text, [{"role": "s2", "start": start, "end": start + len(second) + 1}]
+
+
+def outcomes(n: int = 24) -> list[dict]:
+    """Pairs of both splits, right and wrong; a third of the test pairs is wrong."""
+    rows = []
+    for number in range(n):
+        changing = number % 2 == 0
+        base, base_roles = prompt("John", "Mary")
+        source, source_roles = prompt("Anna", "Paul") if changing else prompt("Paul", "Anna")
+        right = number % 3 > 0
+        top = [{"text": text, "logit": 9.5 - k} for k, text in enumerate((" John", " Mary", " <"))]
+        row = {
+            "split": "validation" if number % 4 == 3 else "test",
+            "pair": number // 4 if number % 4 == 3 else number - number // 4,
+            "variables": ["subject_position"],
+            "kind": "subject_position+io_name" if changing else "io_name",
+            "changing": changing,
+            "base": base,
+            "base_roles": base_roles,
+            "sources": [
+                {"variable": "subject_position", "text": source, "roles": source_roles},
+            ],
+            "label": " Mary" if changing else " John",
+            "base_label": " John",
+            "before": " John",
+            "after": " Mary" if changing == right else " John",
+            "right": right,
+            "before_top": top,
+            "after_top": top[::-1],
+        }
+        rows.append(row)
+    return rows
+
+
+def folder_of(kind: str, folder: Path) -> Path:
+    """Fill a folder with what a run of that kind leaves, as far as the repository holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = json.loads((ROOT / "experiments" / KINDS[kind] / "result.json").read_text())
+    if kind in ("run", "atlas"):
+        result["facts"]["meanings"] = {"subject_position": "which of the two names is repeated"}
+        change = {"key": "site.layer", "default": None, "value": 17}
+        result["facts"]["config_changes"] = [change]
+        table = pa.Table.from_pylist(outcomes(), OUTCOMES)
+        pyarrow.parquet.write_table(table, folder / "outcomes.parquet")
+        nodes = [
+            {"name": "s_name", "kind": "input", "depth": 0, "place": None},
+            {"name": "subject_position", "kind": "computed", "depth": 1, "place": "block 17 @ s2"},
+            {"name": "answer", "kind": "output", "depth": 2, "place": None},
+        ]
+        edges = [["s_name", "subject_position"], ["subject_position", "answer"]]
+        model = {"name": "ioi", "nodes": nodes, "edges": edges}
+        (folder / "causal_model.json").write_text(json.dumps(model))
+    cost = {
+        "seconds": 83.0,
+        "peak_memory_bytes": {"process": 2_000_000_000, "gpu": None},
+        "device": "cpu",
+        "dtype": "fp32",
+    }
+    (folder / "cost.json").write_text(json.dumps(cost))
+    (folder / "config.yaml").write_text("score: {kind: argmax}\n")
+    (folder / "metrics.json").write_text(json.dumps(result))
+    return folder
+
+
+def page_of(kind: str, folder: Path) -> Path:
+    """The page of such a folder."""
+    return write_page(folder_of(kind, folder))
+
+
+if __name__ == "__main__":
+    # `python -m tests.report.pages FOLDER` writes a page of each kind to look at.
+    import sys
+
+    for kind in KINDS:
+        print(page_of(kind, Path(sys.argv[1]) / kind))
