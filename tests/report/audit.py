@@ -12,8 +12,12 @@ from tests.report.browser import DESK, PHONE, Page, browser, missing
 NAMES = r"""
 const faults = [];
 const words = e => (e.textContent || '').trim();
-const called = e => e.tagName.toLowerCase() + (e.id ? '#' + e.id : '') +
-  (e.getAttribute('class') ? '.' + e.getAttribute('class') : '');
+const called = e => {
+  const name = e.tagName.toLowerCase() + (e.id ? '#' + e.id : '') +
+    (e.getAttribute('class') ? '.' + e.getAttribute('class') : '');
+  const around = e.parentElement && e.parentElement.closest('[id]');
+  return e.id || !around ? name : `${name} in #${around.id}`;
+};
 const labelled = e => {
   const ids = (e.getAttribute('aria-labelledby') || '').split(/\s+/).filter(Boolean);
   for (const id of ids)
@@ -174,6 +178,8 @@ def main() -> int:
     options = parser.parse_args()
     if reason := missing():
         parser.error(reason)
+    if not options.page.is_file():
+        parser.error(f"no file {options.page}")
     with browser() as driver:
         page = Page(driver, options.page)
         page.script("for (const e of document.querySelectorAll('details')) e.open = true")

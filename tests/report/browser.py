@@ -47,6 +47,8 @@ class Page:
         self.driver = driver
         self.address = path.resolve().as_uri()
         self.show()
+        for log in ("browser", "performance"):
+            driver.get_log(log)  # what an earlier page has left
         driver.get(self.address)
 
     def command(self, name: str, **arguments: Any) -> dict:
@@ -121,8 +123,9 @@ if (document.documentElement.scrollWidth > width)
 for (const e of document.body.querySelectorAll('*')) {
   const box = e.getBoundingClientRect();
   if (box.width && box.right > width + 1 && !e.closest('svg svg, svg *') && !scrolls(e)) {
-    const name = e.tagName.toLowerCase() + (e.id ? '#' + e.id : '');
-    faults.push(`${name}.${e.getAttribute('class') || ''} ends at ${Math.round(box.right)} px`);
+    const around = e.closest('[id]');
+    const name = `${e.tagName.toLowerCase()}.${e.getAttribute('class') || ''}`;
+    faults.push(`${name} in #${around ? around.id : ''} ends at ${Math.round(box.right)} px`);
   }
 }
 return faults;

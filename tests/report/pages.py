@@ -17,36 +17,12 @@ KINDS = {
 }
 """{kind of page: the experiment whose committed result it shows}."""
 
-SPAN = pa.struct([("role", pa.string()), ("start", pa.int64()), ("end", pa.int64())])
-TOKEN = pa.struct([("text", pa.string()), ("logit", pa.float64())])
-SOURCE = pa.struct([("variable", pa.string()), ("text", pa.string()), ("roles", pa.list_(SPAN))])
-OUTCOMES = pa.schema(
-    [
-        ("split", pa.string()),
-        ("pair", pa.int64()),
-        ("variables", pa.list_(pa.string())),
-        ("kind", pa.string()),
-        ("changing", pa.bool_()),
-        ("base", pa.string()),
-        ("base_roles", pa.list_(SPAN)),
-        ("sources", pa.list_(SOURCE)),
-        ("label", pa.string()),
-        ("base_label", pa.string()),
-        ("before", pa.string()),
-        ("after", pa.string()),
-        ("right", pa.bool_()),
-        ("before_top", pa.list_(TOKEN)),
-        ("after_top", pa.list_(TOKEN)),
-    ],
-    {"iit.schema": "iit.outcomes/1"},
-)
 
-
-def prompt(first: str, second: str) -> tuple[str, list[dict]]:
+def prompt(first: str, second: str) -> tuple[str, dict]:
     """A prompt that says the second name twice, and where its roles are."""
     text = f"When {first} and {second} went to <the store>, {second} gave a drink to"
     start = text.rindex(second) - 1
-    return text, [{"role": "s2", "start": start, "end": start + len(second) + 1}]
+    return text, {"s2": [start, start + len(second) + 1], "last": None}
 
 
 def outcomes(n: int = 24) -> list[dict]:
@@ -70,7 +46,7 @@ def outcomes(n: int = 24) -> list[dict]:
                 {"variable": "subject_position", "text": source, "roles": source_roles},
             ],
             "label": " Mary" if changing else " John",
-            "base_label": " John",
+            "base_answer": " John",
             "before": " John",
             "after": " Mary" if changing == right else " John",
             "right": right,
@@ -87,9 +63,10 @@ def folder_of(kind: str, folder: Path) -> Path:
     result = json.loads((ROOT / "experiments" / KINDS[kind] / "result.json").read_text())
     if kind in ("run", "atlas"):
         result["facts"]["meanings"] = {"subject_position": "which of the two names is repeated"}
+        result["facts"]["network"] |= {"device": "cpu", "dtype": "fp32"}
         change = {"key": "site.layer", "default": None, "value": 17}
         result["facts"]["config_changes"] = [change]
-        table = pa.Table.from_pylist(outcomes(), OUTCOMES)
+        table = pa.Table.from_pylist(outcomes(), metadata={"iit.schema": "iit.outcomes/1"})
         pyarrow.parquet.write_table(table, folder / "outcomes.parquet")
         nodes = [
             {"name": "s_name", "kind": "input", "depth": 0, "place": None},
@@ -102,8 +79,7 @@ def folder_of(kind: str, folder: Path) -> Path:
     cost = {
         "seconds": 83.0,
         "peak_memory_bytes": {"process": 2_000_000_000, "gpu": None},
-        "device": "cpu",
-        "dtype": "fp32",
+        "gpus": [],
     }
     (folder / "cost.json").write_text(json.dumps(cost))
     (folder / "config.yaml").write_text("score: {kind: argmax}\n")
