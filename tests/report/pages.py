@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
-
 from iit.report.html import write_page
 
 ROOT = Path(__file__).resolve().parents[2]
