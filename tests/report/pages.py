@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
-from iit.report.html import write_page
+
+from iit.report import write_page
+from iit.result.record import JOB, SWEEP, read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
     "run": "das_ioi",
+    "sweep": "das_ioi",
     "atlas": "das_ioi_atlas",
     "maps": "patching_ioi",
     "steering": "steering",
 }
-"""{kind of page: the experiment whose committed result it shows}."""
+"""{kind of page: the experiment whose committed result it shows; a sweep's jobs all have it}."""
 
 
 def prompt(first: str, second: str) -> tuple[str, dict]:
@@ -59,6 +62,8 @@ def outcomes(n: int = 24) -> list[dict]:
 def folder_of(kind: str, folder: Path) -> Path:
     """Fill a folder with what a run of that kind leaves, as far as the repository holds it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if kind == "sweep":
+        return sweep_in(folder)
     result = json.loads((ROOT / "experiments" / KINDS[kind] / "result.json").read_text())
     if kind in ("run", "atlas"):
         result["facts"]["meanings"] = {"subject_position": "which of the two names is repeated"}
@@ -75,14 +80,32 @@ def folder_of(kind: str, folder: Path) -> Path:
         edges = [["s_name", "subject_position"], ["subject_position", "answer"]]
         model = {"name": "ioi", "nodes": nodes, "edges": edges}
         (folder / "causal_model.json").write_text(json.dumps(model))
-    cost = {
-        "seconds": 83.0,
-        "peak_memory_bytes": {"process": 2_000_000_000, "gpu": None},
-        "gpus": [],
-    }
-    (folder / "cost.json").write_text(json.dumps(cost))
+    cost = {"seconds": 83.0, "peak_memory_bytes": 2_000_000_000, "gpu_peak_memory_bytes": {}}
+    write_record(folder / JOB, {"status": "done", "overrides": {}, "cost": cost})
     (folder / "config.yaml").write_text("score: {kind: argmax}\n")
     (folder / "metrics.json").write_text(json.dumps(result))
+    return folder
+
+
+def sweep_in(folder: Path) -> Path:
+    """A sweep over three seeds: the first job is chosen, and the last one has failed."""
+    record = {"overrides": ["seed=0,1,2"], "swept": ["seed"], "jobs": 3, "launcher": "basic"}
+    write_record(folder / SWEEP, record)
+    for seed in range(3):
+        job = folder_of("run", folder / str(seed))
+        record = read_record(job / JOB) | {"overrides": {"seed": seed}}
+        path = job / "metrics.json"
+        metrics = json.loads(path.read_text())
+        for row in metrics["rows"]:
+            row["seed"] = seed
+            if seed == 1 and row["split"] == "validation":
+                row["value"] *= 0.9
+        path.write_text(json.dumps(metrics))
+        if seed == 2:
+            path.unlink()
+            error = f"A <word> and a path without spaces: {'/long/path' * 12}"
+            record |= {"status": "failed", "error": error, "log": "2/run.log"}
+        write_record(job / JOB, record)
     return folder
 
 

@@ -1,7 +1,7 @@
 """Pages in Chromium: what a reader sees, clicks, copies and prints.
 
 A machine without the browser skips these tests, and says what is missing. `make test` looks at the
-page of a run, `make test-long` also at those of an atlas, maps and steering.
+page of a run, `make test-long` also at those of a sweep, an atlas, maps and steering.
 """
 
 import csv
@@ -18,7 +18,7 @@ from tests.report.pages import KINDS, outcomes, page_of
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
 
-LIMITS = {"run": 2, "atlas": 6, "maps": 6, "steering": 2}
+LIMITS = {"run": 2, "sweep": 2, "atlas": 6, "maps": 6, "steering": 2}
 """{kind: the most that its page may take, in MB}."""
 A4 = 720
 """Pixels: the width of A4 between its margins."""
@@ -59,6 +59,9 @@ def test_it_loads_alone_and_fits_its_window(page, folder):
         assert page.overflow() == []
     assert page.errors() == []
     assert page.requests() == []
+    # What a page links to, such as a sweep's jobs, is there.
+    for link in page.script("return [...document.links].map(link => link.getAttribute('href'))"):
+        assert link.startswith("#") or (folder / link).is_file()
 
 
 def test_what_a_page_would_ask_for_and_what_goes_wrong_is_seen(driver, tmp_path):
@@ -149,7 +152,7 @@ def test_print_is_light_and_cuts_nothing_off(page):
 
 @every_kind
 def test_the_table_of_every_number_holds_the_rows_of_the_file(page, folder):
-    rows = json.loads((folder / "metrics.json").read_text())["rows"]
+    rows = metrics_of(folder)["rows"]
     columns, lines = table(page, "rows")
     figures = ("value", "low", "high", "n")
     shown = sorted(tuple(line[columns.index(name)] for name in figures) for line in lines)
@@ -160,7 +163,7 @@ def test_the_table_of_every_number_holds_the_rows_of_the_file(page, folder):
 def test_the_first_screen_says_what_the_file_says(page, folder):
     (row,) = [
         row
-        for row in json.loads((folder / "metrics.json").read_text())["rows"]
+        for row in metrics_of(folder)["rows"]
         if (row["split"], row["subset"], row["metric"]) == ("test", "changing", "iia")
         and row["control"] is None
     ]
@@ -175,8 +178,7 @@ def test_the_first_screen_says_what_the_file_says(page, folder):
 
 @every_kind
 def test_the_numbers_of_the_figures_are_in_the_folder(page, folder):
-    metrics = json.loads((folder / "metrics.json").read_text())
-    known = set(map(float, numbers(metrics)))
+    known = {float(value) for path in folder.rglob("metrics.json") for value in numbers_in(path)}
     shown = page.script(
         """
         return [...document.querySelectorAll('figure td[data-value]')].map(cell => [
@@ -186,6 +188,16 @@ def test_the_numbers_of_the_figures_are_in_the_folder(page, folder):
     assert shown
     strange = {(figure, value) for figure, value in shown if float(value) not in known}
     assert strange == set()
+
+
+def metrics_of(folder):
+    """What `metrics.json` holds; that of a sweep's chosen job, which is the first."""
+    path = folder / "metrics.json"
+    return json.loads((path if path.exists() else folder / "0" / "metrics.json").read_text())
+
+
+def numbers_in(path):
+    return numbers(json.loads(path.read_text()))
 
 
 def numbers(value):
