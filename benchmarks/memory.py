@@ -18,6 +18,7 @@ from benchmarks.settings import FULL, RESULTS, THREADS
 
 # {name: (width, layers, heads, key-value heads, width of the MLP)}; vocabulary 49,152, tied.
 SIZES = {
+    "tiny": (72, 4, 9, 3, 96),  # of benchmarks.gpu --small
     "50M": (448, 12, 7, 7, 1280),
     "135M": (576, 30, 9, 3, 1536),
     "500M": (1280, 22, 20, 5, 3840),
