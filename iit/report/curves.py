@@ -3,9 +3,8 @@
 import csv
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from iit.report.maps import styled
+from iit.result.figure import Figure
+from iit.result.maps import styled
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, also in print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"

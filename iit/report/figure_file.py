@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from iit.report.maps import Line, columns_of
 from iit.result import write_text
+from iit.result.maps import Line, columns_of
 
 
 def save_figure(figure: Figure, path: str | Path, table: Sequence[Line] = ()) -> None:

@@ -8,9 +8,9 @@ from rich.console import Console
 from iit.report.atlas import atlas_tables
 from iit.report.map_table import map_tables
 from iit.report.steering_table import steering_tables
-from iit.report.table import Table
-from iit.report.verdict import verdict_table
 from iit.result import TRAINED, Cell, Metrics, Row, read_metrics, where
+from iit.result.table import Table
+from iit.result.verdict_table import verdict_table
 from iit.result.vocabulary import KIND, NULLS, SUBSETS, figure_words, table_order
 
 HEADER = ("test split", "pairs", "value", "95% interval", "n")

@@ -10,8 +10,6 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
-from iit.result import Row
-
 OUTCOME_COLOURS = {
     "pass": "green",
     "open": "yellow",
@@ -87,6 +85,6 @@ def _coloured(text: str) -> str:
     return f"{escape(before)}{colon}[{colour}]{last}[/]"
 
 
-def with_interval(row: Row) -> str:
-    """A figure with its interval, as text."""
-    return f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
+def with_interval(figure: Any) -> str:
+    """A row's figure, or an `Interval`, as text."""
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"

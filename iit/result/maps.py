@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from iit.result import Row
+from iit.result.figure import Figure
+from iit.result.row import Row
 
 Line = Row | Mapping[str, Any]
 """A line of a table: a row, or a mapping of its columns."""
