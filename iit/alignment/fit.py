@@ -46,6 +46,12 @@ class Fitted(NamedTuple):
     n_epochs: int
     n_steps: int
 
+    def __repr__(self) -> str:
+        return (
+            f"Fitted({self.monitor} {self.value:.3f} in epoch {self.epoch + 1} of {self.n_epochs}, "
+            f"{self.n_steps} steps)"
+        )
+
 
 @dataclass(frozen=True)
 class Training:
@@ -200,7 +206,7 @@ def fit(
     if trainer.progress_bar_callback:
         trainer.progress_bar_callback.disable()
     for member in alignments:
-        member.rows = ()  # the rows of earlier weights
+        member.rows, member.fitted = (), None  # those of earlier weights
         initialise(member, pairs, training.start, batch_size=training.eval_batch_size)
     if not lightning_module.trains_network:
         _share_a_store(alignments)
@@ -232,6 +238,7 @@ def fit(
         # A member that stopped early took part in its share of the steps only.
         n_steps = trainer.global_step * n_epochs // max(trainer.current_epoch, 1)
         fits[name] = Fitted(epoch.epoch, monitor, value, n_epochs, n_steps)
+        members[name].fitted = fits[name]
     if isinstance(alignment, Mapping):
         return fits
     return fits[""]

@@ -293,11 +293,11 @@ class CausalModel:
             )
 
     def __repr__(self) -> str:
-        lines = [f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms]
-        return (
-            f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(lines)}; output "
-            f"{self.output})"
-        )
+        lines = [f"CausalModel {self.name}", f"inputs: {', '.join(self.inputs)}"]
+        lines += [
+            f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms
+        ]
+        return "\n  ".join([*lines, f"output: {self.output}"])
 
 
 def same(one: Any, other: Any) -> bool:

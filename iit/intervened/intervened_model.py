@@ -34,6 +34,7 @@ from iit.network import Network
 from iit.network.answering import with_answer
 from iit.network.dimensions import device_of
 from iit.network.inputs import prepare
+from iit.result.table import Shown, Table
 from iit.site import Index, Site, Sites
 
 N_COMPARED = 4
@@ -54,7 +55,7 @@ class Run(NamedTuple):
     activations: dict[Variable, Tensor]
 
 
-class IntervenedModel(nn.Module):
+class IntervenedModel(Shown, nn.Module):
     """A frozen network and the edits that are done to its runs.
 
     `edited(base, sources)` runs the base with the sources' values swapped in.
@@ -148,12 +149,16 @@ class IntervenedModel(nn.Module):
         """Whether any edit reads a source."""
         return any(edit.intervention.needs_source for edit in self.edits.values())
 
-    def extra_repr(self) -> str:
-        """Each variable with its sites."""
+    def as_table(self) -> Table:
+        """A line for each edit."""
         lines = []
         for key, edit in self.edits.items():
-            lines.append(f"{key}: {', '.join(map(str, edit.sites))}")
-        return "\n".join(lines)
+            sites, rank = " + ".join(map(str, edit.sites)), edit.intervention.learned_rank()
+            lines.append((str(key), sites, str(edit.intervention), f"{rank}"))
+        title = f"{type(self).__name__} on {self.studied or type(self.network).__name__}"
+        n_weights = sum(map(Tensor.numel, self.parameters()))
+        header = ("variable", "site", "intervention", "rank")
+        return Table(title, header, lines, f"{n_weights:,} trainable weights", n_words=3)
 
     def forward(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Any:
         """Run the edited base; returns the network's own output object, in the caller's layout."""

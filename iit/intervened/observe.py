@@ -30,6 +30,10 @@ class Activations(dict[Site, Tensor]):
         super().__init__(found)
         self.counts = dict(counts or {})
 
+    def __repr__(self) -> str:
+        lines = [f"  {site}: {[*x.shape]}, {x.dtype}" for site, x in self.items()]
+        return "\n".join(["Activations", *lines])
+
 
 class _Enough(Exception):  # noqa: N818 — a signal, not an error
     """Every site has been read: the rest of the network need not run."""

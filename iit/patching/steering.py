@@ -19,10 +19,9 @@ from iit.intervention.operation import Vector
 from iit.network import LanguageModel
 from iit.patching.contrast import AnyNetwork, EncodedBatch
 from iit.patching.effects import TableLines
-from iit.patching.grid import MapCell
 from iit.patching.metric import Figures
 from iit.progress import progress
-from iit.result import Interval, Row, clustered_interval
+from iit.result import Cell, Interval, Row, clustered_interval
 from iit.site import Site
 
 Effect = Callable[[Sequence[str]], Sequence[float]]
@@ -80,10 +79,8 @@ class Steered:
 
         The strength is the draw.
         """
-        columns = MapCell(site).coordinates()
-        del columns["unit"]
-        common: dict[str, Any] = dict.fromkeys(("variable", "seed", "rank", "task", *columns))
-        common |= {"subset": "all"} | facts
+        columns = site.coordinates()
+        common: dict[str, Any] = dict.fromkeys(Cell._fields) | {"subset": "all"} | facts
 
         rows = []
         for line in self.table():

@@ -1,7 +1,9 @@
 """Training curves from a run's CSV log."""
 
-import csv
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from iit.result.figure import Figure
 from iit.result.maps import styled
@@ -20,14 +22,9 @@ Series = dict[str, list[tuple[int, float]]]
 
 def read_log(path: str | Path) -> Series:
     """The series of a Lightning CSV log, metric → [(step, value), …], without blanks."""
-    series: Series = {}
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                # A line holds what was logged at one step; its other cells are blank.
-                if name not in ("step", "epoch") and value not in ("", None):
-                    series.setdefault(name, []).append((int(row["step"]), float(value)))
-    return series
+    table: Any = pd.read_csv(path, index_col="step")
+    # A line holds what was logged at one step; its other cells are blank.
+    return {name: list(column.dropna().items()) for name, column in table.items()}
 
 
 @styled

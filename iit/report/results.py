@@ -49,7 +49,7 @@ def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
         raise ValueError("There is no row to show: the job returned none.")
     subject_rows = where(rows, split="test") or rows
     cells = set(map(Cell.of, subject_rows))
-    subject = cell_text(subject_rows[0])
+    subject = subject_rows[0].cell_text()
     if len(cells) > 1:
         subject = f"{len(cells)} cells"
     title = f"{rows[0].experiment}: {subject} in {rows[0].network}"
@@ -96,7 +96,7 @@ def results_table(
     for row in sorted(shown, key=order):
         name = str(figure_words(row.arm, row.metric))
         if len(edited) > 1 or Cell.of(row) not in edited:
-            whose = row.variable if same_site or brief else cell_text(row)
+            whose = row.variable if same_site or brief else row.cell_text()
             if not brief:
                 name = f"{whose}: {name}"
             elif (heading := (str(whose), "", "", "", "")) not in lines:
@@ -119,16 +119,6 @@ def _is_brief(row: Row) -> bool:
     if row.metric == "iia" and row.control in BRIEF:
         return row.subset == "changing" or (row.control, row.subset) == (None, "unchanging")
     return row.metric == "task_accuracy"
-
-
-def cell_text(row: Row) -> str:
-    """The cell of a row in words."""
-    if row.component is None:
-        return f"task {row.task}"
-    text = f"{row.variable} at {row.site_text()}"
-    if row.rank is not None:
-        text += f", rank {row.rank}"
-    return text
 
 
 def shares(metrics: Metrics) -> str:

@@ -10,5 +10,5 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
-        self.savefig(content, format="png", bbox_inches="tight")
+        self.savefig(content, format="png")
         return content.getvalue()

@@ -45,10 +45,10 @@ SHARES = ("iia", "probability", "attention", "task_accuracy", "accuracy")
 
 @styled
 def heatmap(
-    lines: Sequence[Line],
+    lines: Any,
     *,
-    metric: str,
-    x: str = "position",
+    metric: str | None = None,
+    x: str | None = None,
     y: str = "layer",
     panel: str | None = None,
     labels: Labels = None,
@@ -71,6 +71,12 @@ def heatmap(
     Raises:
         ValueError: where no line has the metric, and where several stand for one cell.
     """
+    if hasattr(lines, "baseline"):
+        metric, labels = metric or next(iter(lines.values)), labels or lines.labels
+        centre, lines = lines.baseline(metric), lines.table()
+        if x is None:
+            return map_figure(lines, metric=metric, labels=labels, centre=centre, title=title)
+    metric, x = str(metric), x or "position"
     table = _table(lines, metric)
     columns, rows = _values(table, x), _values(table, y)
     parts = _parts(table, panel)

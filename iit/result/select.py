@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from iit.result.row import Row
+from iit.result.rows import Rows
 
 
 class Cell(NamedTuple):
@@ -47,11 +48,11 @@ SCORE: Mapping[str, Any] = {
 """The columns of the figure that cells are chosen by."""
 
 
-def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
+def where(rows: Iterable[Row], **columns: Any) -> Rows:
     """The rows whose columns have these values."""
     for name, value in columns.items():
         rows = [row for row in rows if getattr(row, name) == value]
-    return list(rows)
+    return Rows(rows)
 
 
 def select(rows: Iterable[Row]) -> Cell:

@@ -1,12 +1,13 @@
-"""One table for every place: Markdown on a page, rich on the terminal."""
+"""One table for every place: a page, a terminal, a notebook; and what shows itself as one."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jinja2
 import rich.table
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.text import Text
 
@@ -18,6 +19,41 @@ OUTCOME_COLOURS = {
     "warn": "yellow",
 }
 """The colours of a criterion's outcomes on the terminal. Older runs have warn, too."""
+
+
+VALUE = "value (95% interval)"
+"""The header of a figure with its interval."""
+HTML = """\
+<p><b>{{ title }}</b></p>
+<table>
+{%- for line in [header] + lines|list %}
+<tr>
+{%- set tag = "th" if loop.first else "td" %}
+{%- for cell in line %}
+{%- set side = "left" if loop.index <= n_words else "right" -%}
+<{{ tag }} style="text-align:{{ side }};white-space:pre-wrap">
+{{- cell|e|replace("⟦", "<b><u>"|safe)|replace("⟧", "</u></b>"|safe) -}}
+</{{ tag }}>
+{%- endfor -%}
+</tr>
+{%- endfor %}
+</table>
+<p style="white-space:pre-wrap">{{ caption }}</p>
+"""
+"""A table in a notebook, in whose colours it stands. What ⟦ and ⟧ mark is bold and underlined."""
+
+
+class Shown:
+    """What shows itself as a table, in a terminal and in a notebook."""
+
+    as_table: Any
+    """() → the `Table`."""
+
+    def __repr__(self) -> str:
+        return self.as_table().text()
+
+    def _repr_html_(self) -> str:
+        return self.as_table().html()
 
 
 @dataclass(frozen=True)
@@ -53,6 +89,15 @@ class Table:
         """The table as a run's facts keep it; `Table(**fields)` reads it."""
         return asdict(self)
 
+    def text(self) -> str:
+        """Plain text of 80 columns."""
+        segments = Console(width=80).render(self.rich())
+        return "".join(segment.text for segment in segments).strip()
+
+    def html(self) -> str:
+        """For a notebook."""
+        return jinja2.Template(HTML, autoescape=True).render(vars(self))
+
     def markdown(self) -> str:
         """For a page: title, table and caption, as paragraphs."""
         # Figures are aligned on the right.
@@ -65,7 +110,9 @@ class Table:
     def rich(self) -> Group:
         """For the terminal, in as few columns of characters as there can be."""
         title = f"\n{_coloured(self.title)}"
-        table = rich.table.Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)
+        table = rich.table.Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0
+        )
         for number, name in enumerate(self.header):
             justify = "left" if number < self.n_words else "right"
             table.add_column(escape(name), justify=justify, overflow="fold")
@@ -83,6 +130,13 @@ def _coloured(text: str) -> str:
     if colour is None:
         return escape(text)
     return f"{escape(before)}{colon}[{colour}]{last}[/]"
+
+
+def to_pandas(lines: Iterable[Any], columns: Any = None) -> Any:
+    """A `pandas.DataFrame` of mappings; whole numbers stay whole beside missing ones."""
+    import pandas as pd
+
+    return pd.DataFrame(list(lines), columns=columns, dtype=object).infer_objects()
 
 
 def with_interval(figure: Any) -> str:
