@@ -237,8 +237,7 @@ def fit(
         n_epochs = lightning_module.stopped.get(name, trainer.current_epoch)
         # A member that stopped early took part in its share of the steps only.
         n_steps = trainer.global_step * n_epochs // max(trainer.current_epoch, 1)
-        fits[name] = Fitted(epoch.epoch, monitor, value, n_epochs, n_steps)
-        members[name].fitted = fits[name]
+        fits[name] = members[name].fitted = Fitted(epoch.epoch, monitor, value, n_epochs, n_steps)
     if isinstance(alignment, Mapping):
         return fits
     return fits[""]

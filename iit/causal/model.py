@@ -293,11 +293,13 @@ class CausalModel:
             )
 
     def __repr__(self) -> str:
-        lines = [f"CausalModel {self.name}", f"inputs: {', '.join(self.inputs)}"]
-        lines += [
-            f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms
-        ]
-        return "\n  ".join([*lines, f"output: {self.output}"])
+        lines = "\n  ".join(
+            f"{v} ← {', '.join(self._parents[v])}" for v in filter(self.mechanisms.get, self.order)
+        )
+        return (
+            f"CausalModel {self.name}\n  inputs: {', '.join(self.inputs)}\n  {lines}\n  "
+            f"output: {self.output}"
+        )
 
 
 def same(one: Any, other: Any) -> bool:

@@ -89,11 +89,9 @@ class Pairs(Shown):
         """The first pairs, with their roles marked; and how many there are."""
         shown = re.compile(r"(split|base|source|label|kind)(\[.*)?")
         columns = list(filter(shown.fullmatch, self.dataset.column_names))
-        lines = []
-        for pair in islice(self.dataset, 5):
-            lines.append([_marked(pair, name) for name in columns])
-        sizes = dict(Counter(self.dataset["split"]))
-        title = f"Pairs for {self.variable}: {sizes}; the first {len(lines)}"
+        lines = [[_marked(pair, name) for name in columns] for pair in islice(self.dataset, 5)]
+        sizes = Counter(self.dataset["split"])
+        title = f"Pairs for {self.variable}: {dict(sizes)}; the first {len(lines)}"
         return Table(title, columns, lines, n_words=len(columns))
 
     def to_pandas(self) -> Any:
@@ -227,7 +225,7 @@ class Pairs(Shown):
 
 def _marked(pair: Any, column: str) -> str:
     """An entry of a pair: of a prompt its text, with the roles marked; of a tensor its shape."""
-    text = str(pair[column])
+    text = f"{pair[column]}"
     if column != "label" and isinstance(pair[column], list):
         return f"tensor {np.shape(pair[column])}"
     roles = pair.get(re.sub(r"^\w+", r"\g<0>_roles", column)) or {}

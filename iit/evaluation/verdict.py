@@ -93,9 +93,16 @@ class Verdict(Shown):
         return f"{'; '.join(parts)}. {table.caption}"
 
 
+class Verdicts(list[Verdict]):
+    """Verdicts, which a notebook shows one below the other."""
+
+    def _repr_html_(self) -> str:
+        return "".join(map(Verdict._repr_html_, self))
+
+
 def verdict(
     rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None, metric: str = "iia"
-) -> list[Verdict]:
+) -> Verdicts:
     """A verdict for each variable that test rows score by itself.
 
     Where no variable is scored by itself, there is a verdict for each set of variables that are
@@ -154,9 +161,9 @@ def verdict(
         )
     # "a+b" are variables that are interchanged together.
     alone = [variable for variable in scored if "+" not in variable]
-    return [
+    return Verdicts(
         _judged(variable, _Rows(rows, variable, metric), limits) for variable in alone or scored
-    ]
+    )
 
 
 class _Rows:

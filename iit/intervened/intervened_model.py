@@ -153,12 +153,15 @@ class IntervenedModel(Shown, nn.Module):
         """A line for each edit."""
         lines = []
         for key, edit in self.edits.items():
-            sites, rank = " + ".join(map(str, edit.sites)), edit.intervention.learned_rank()
-            lines.append((str(key), sites, str(edit.intervention), f"{rank}"))
+            intervention = edit.intervention
+            names = f"{', '.join(map(str, variables_of(key, edit)))}"
+            sites = f"{' + '.join(map(str, edit.sites))}"
+            # Of a learned gate, the rank is how many coordinates it lets through.
+            rank = f"{intervention.learned_rank()} of {intervention.width}"
+            lines.append((names, sites, intervention.name, rank.replace("None of None", "whole")))
         title = f"{type(self).__name__} on {self.studied or type(self.network).__name__}"
-        n_weights = sum(map(Tensor.numel, self.parameters()))
-        header = ("variable", "site", "intervention", "rank")
-        return Table(title, header, lines, f"{n_weights:,} trainable weights", n_words=3)
+        caption = f"{sum(map(Tensor.numel, self.parameters())):,} trainable weights"
+        return Table(title, ("variable", "site", "intervention", "rank"), lines, caption, n_words=3)
 
     def forward(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Any:
         """Run the edited base; returns the network's own output object, in the caller's layout."""

@@ -31,8 +31,8 @@ class Activations(dict[Site, Tensor]):
         self.counts = dict(counts or {})
 
     def __repr__(self) -> str:
-        lines = [f"  {site}: {[*x.shape]}, {x.dtype}" for site, x in self.items()]
-        return "\n".join(["Activations", *lines])
+        lines = (f"{site}: {[*x.shape]}, {x.dtype}" for site, x in self.items())
+        return "\n  ".join(["Activations", *lines])
 
 
 class _Enough(Exception):  # noqa: N818 — a signal, not an error

@@ -1,6 +1,7 @@
 """The result of a map: what editing each cell does, pair by pair."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -9,7 +10,7 @@ import numpy as np
 from iit.patching.grid import MapCell
 from iit.patching.metric import METRICS, NORMALISED, SHARE_METRICS, Figures
 from iit.result import Cell, Interval, Row, clustered_interval
-from iit.result.table import VALUE, Table, to_pandas, with_interval
+from iit.result.table import Table, to_pandas, with_interval
 
 TableLines = list[dict[str, Any]]
 """The lines of a table, as {column: value}."""
@@ -44,16 +45,18 @@ class Effects:
     def __repr__(self) -> str:
         metric = next(iter(self.values))
         lines = []
-        for number in self.top(10, metric):
-            figure = self.interval(number, metric)
-            lines.append((str(self.cells[number]), with_interval(figure), str(figure.n)))
+        # Where no pair has a value, no cell is shown.
+        with suppress(ValueError):
+            for number in self.top(10, metric):
+                figure = self.interval(number, metric)
+                lines.append((f"{self.cells[number]}", with_interval(figure), f"{figure.n}"))
         title = f"{metric}, {self.method}: {len(lines)} of {len(self)} cells, the strongest first"
-        return Table(title, ("cell", VALUE, "n"), lines).text()
+        return Table(title, ("cell", "value (95% interval)", "n"), lines).text()
 
     def _repr_png_(self) -> bytes:
-        from iit.result.maps import heatmap  # takes matplotlib, which nothing else here needs
+        from iit.result import maps  # takes matplotlib, which nothing else here needs
 
-        return heatmap(self)._repr_png_()
+        return maps.heatmap(self)._repr_png_()
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` of the `table`."""

@@ -79,7 +79,6 @@ class Steered:
 
         The strength is the draw.
         """
-        columns = site.coordinates()
         common: dict[str, Any] = dict.fromkeys(Cell._fields) | {"subset": "all"} | facts
 
         rows = []
@@ -89,7 +88,7 @@ class Steered:
                 # A run without an edit is of no site, and has no strength.
                 line |= {"method": None, "control": NO_INTERVENTION, "draw": None}
             else:
-                line |= columns | {"control": None}
+                line |= site.coordinates() | {"control": None}
             rows.append(Row(**common | line))
         return rows
 

@@ -16,13 +16,10 @@ _REFERENCES = (
     ("random_subspace", "random subspace", "dotted"),
 )
 
-Series = dict[str, list[tuple[int, float]]]
-"""{metric: its (step, value)}"""
 
-
-def read_log(path: str | Path) -> Series:
-    """The series of a Lightning CSV log, metric → [(step, value), …], without blanks."""
-    table: Any = pd.read_csv(path, index_col="step")
+def read_log(path: str | Path) -> Any:
+    """The series of a Lightning CSV log, {metric: [(step, value), …]}, without blanks."""
+    table = pd.read_csv(path, index_col="step")
     # A line holds what was logged at one step; its other cells are blank.
     return {name: list(column.dropna().items()) for name, column in table.items()}
 

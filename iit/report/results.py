@@ -13,7 +13,6 @@ from iit.result.table import Table
 from iit.result.verdict_table import verdict_table
 from iit.result.vocabulary import KIND, NULLS, SUBSETS, figure_words, table_order
 
-HEADER = ("test split", "pairs", "value", "95% interval", "n")
 BRIEF = (None, "vanilla", "pca_subspace", "placebo_direction", "placebo_pair", *NULLS)
 """The controls whose accuracy the terminal shows."""
 
@@ -111,7 +110,8 @@ def results_table(
             (name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
         )
 
-    return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
+    header = ("test split", "pairs", "value", "95% interval", "n")
+    return Table(title, header, lines, caption, n_words=2, bold=bold)
 
 
 def _is_brief(row: Row) -> bool:

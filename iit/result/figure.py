@@ -2,10 +2,10 @@
 
 import io
 
-import matplotlib.figure
+from matplotlib import figure
 
 
-class Figure(matplotlib.figure.Figure):
+class Figure(figure.Figure):
     """A figure without pyplot. A notebook shows it, also without `%matplotlib inline`."""
 
     def _repr_png_(self) -> bytes:

@@ -76,7 +76,7 @@ def heatmap(
         centre, lines = lines.baseline(metric), lines.table()
         if x is None:
             return map_figure(lines, metric=metric, labels=labels, centre=centre, title=title)
-    metric, x = str(metric), x or "position"
+    metric, x = f"{metric}", x or "position"
     table = _table(lines, metric)
     columns, rows = _values(table, x), _values(table, y)
     parts = _parts(table, panel)

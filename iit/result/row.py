@@ -101,10 +101,8 @@ class Row:
         """The row's cell in words."""
         if self.component is None:
             return f"task {self.task}"
-        text = f"{self.variable} at {self.site_text()}"
-        if self.rank is not None:
-            text += f", rank {self.rank}"
-        return text
+        rank = "" if self.rank is None else f", rank {self.rank}"
+        return f"{self.variable} at {self.site_text()}{rank}"
 
     @property
     def arm(self) -> Arm:

@@ -1,6 +1,6 @@
 """One table for every place: a page, a terminal, a notebook; and what shows itself as one."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,8 +21,6 @@ OUTCOME_COLOURS = {
 """The colours of a criterion's outcomes on the terminal. Older runs have warn, too."""
 
 
-VALUE = "value (95% interval)"
-"""The header of a figure with its interval."""
 HTML = """\
 <p><b>{{ title }}</b></p>
 <table>
@@ -118,9 +116,7 @@ class Table:
             table.add_column(escape(name), justify=justify, overflow="fold")
         for number, line in enumerate(self.lines):
             table.add_row(*map(_coloured, line), style="bold" if number in self.bold else None)
-        if self.caption:
-            return Group(table, Text(self.caption))
-        return Group(table)
+        return Group(table, *map(Text, filter(None, [self.caption])))
 
 
 def _coloured(text: str) -> str:
@@ -132,11 +128,13 @@ def _coloured(text: str) -> str:
     return f"{escape(before)}{colon}[{colour}]{last}[/]"
 
 
-def to_pandas(lines: Iterable[Any], columns: Any = None) -> Any:
+def to_pandas(lines: Any, columns: Any = None) -> Any:
     """A `pandas.DataFrame` of mappings; whole numbers stay whole beside missing ones."""
     import pandas as pd
 
-    return pd.DataFrame(list(lines), columns=columns, dtype=object).infer_objects()
+    frame = pd.DataFrame([*lines], columns=columns, dtype=object)
+    # pandas would make floats of numbers beside None.
+    return frame.apply(lambda column: column if column.hasnans else column.infer_objects())
 
 
 def with_interval(figure: Any) -> str:

@@ -109,9 +109,8 @@ def test_where_everything_is_good_everything_passes_and_nothing_was_left_out():
     assert [f.criterion for f in found.findings] == list(CRITERIA)
     assert set(CRITERIA) == set(THRESHOLDS)
     assert found.not_run == ()
-    assert found.line() == (
-        f"Verdict on v: PASS; {len(CRITERIA)} of {len(CRITERIA)} criteria pass. Nothing was left out."
-    )
+    n = len(CRITERIA)
+    assert found.line() == f"Verdict on v: PASS; {n} of {n} criteria pass. Nothing was left out."
 
 
 @pytest.mark.parametrize(
