@@ -1,8 +1,10 @@
 """What a user's objects look like in a terminal and in a notebook."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -391,3 +393,14 @@ def test_rows_of_a_run_are_shown_as_they_stand_in_its_file():
 def test_dir_lists_what_is_imported_when_it_is_asked_for():
     assert "fit" in dir(iit)
     assert set(iit.__all__) <= set(dir(iit))
+
+
+def test_the_outputs_on_the_page_are_true(capsys):
+    page = Path("docs/notebook.md").read_text(encoding="utf-8")
+    names = {}
+    blocks = re.findall(r"```python\n(.*?)```\n\n((?:(?:    .*)?\n)+)", page, re.DOTALL)
+    assert len(blocks) == 4
+    for code, output in blocks:
+        exec(code, names)
+        printed = [line.rstrip() for line in capsys.readouterr().out.strip().split("\n")]
+        assert [line.removeprefix("    ") for line in output.strip().split("\n")] == printed
