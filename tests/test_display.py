@@ -342,7 +342,7 @@ def test_activations_show_shapes_and_not_numbers(toy):
     text = terminal_text(captured)
     assert text == "Activations\n  block_output[1]: [2, 2, 16], torch.float32"
     dataset = iit.capture_dataset(network, [network.encode(["John went"])], [SITE_ALL])
-    assert "block_output[1]: [2, 16]" in terminal_text(dataset)
+    assert terminal_text(dataset) == "Captured, 1 examples\n  block_output[1]: [2, 16]"
 
 
 def test_what_a_collecting_generate_returns_is_short(toy):

@@ -94,7 +94,7 @@ def evaluate(
             all the same. `task_accuracy` is there where prompts were filtered by that score.
 
     Returns:
-        The rows. `alignment.rows`, which a saved folder holds, is the user's to set:
+        The rows, a list that shows itself as a table. `alignment.rows`, which a saved folder holds, is the user's to set:
         `alignment.rows = iit.evaluate(alignment, pairs)`.
 
     Raises:

@@ -14,7 +14,7 @@ from iit.site import Site, Sites
 
 
 class Activations(dict[Site, Tensor]):
-    """{site: Tensor[batch, position, width]}, what `capture` returns.
+    """{site: Tensor[batch, position, width]}, what `capture` returns. It prints as shapes.
 
     An edit takes them in place of a source batch.
 

@@ -64,7 +64,10 @@ def heatmap(
     pointed end where figures lie beyond.
 
     Arguments:
-        x, y: columns of the lines.
+        lines: of a table; or `Effects`, which have a metric (their first), labels and a centre of
+            their own. Without x, what varies among their cells is drawn, as `map_figure` does.
+        metric: has to be named for lines of a table.
+        x, y: columns of the lines; x is the position by default.
         labels: value of x → an example of its token, which stands below the name.
         centre: the value of a cell where nothing happens.
 
