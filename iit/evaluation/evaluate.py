@@ -94,8 +94,8 @@ def evaluate(
             all the same. `task_accuracy` is there where prompts were filtered by that score.
 
     Returns:
-        The rows, a list that shows itself as a table. `alignment.rows`, which a saved folder holds, is the user's to set:
-        `alignment.rows = iit.evaluate(alignment, pairs)`.
+        The rows, a list that shows itself as a table. `alignment.rows`, which a saved folder holds,
+        is the user's to set: `alignment.rows = iit.evaluate(alignment, pairs)`.
 
     Raises:
         ValueError: for an unknown name of a trust; for an alignment on a bare module, which cannot
