@@ -23,13 +23,13 @@ OUTCOME_COLOURS = {
 
 HTML = """\
 <p><b>{{ title }}</b></p>
-<table>
+<table style="border-collapse:collapse;color:inherit;font:inherit">
 {%- for line in [header] + lines|list %}
 <tr>
 {%- set tag = "th" if loop.first else "td" %}
 {%- for cell in line %}
 {%- set side = "left" if loop.index <= n_words else "right" -%}
-<{{ tag }} style="text-align:{{ side }};white-space:pre-wrap">
+<{{ tag }} style="text-align:{{ side }};white-space:pre-wrap;padding:2px 8px;vertical-align:top">
 {{- cell|e|replace("⟦", "<b><u>"|safe)|replace("⟧", "</u></b>"|safe) -}}
 </{{ tag }}>
 {%- endfor -%}
