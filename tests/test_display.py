@@ -398,7 +398,7 @@ def test_dir_lists_what_is_imported_when_it_is_asked_for():
 def test_the_outputs_on_the_page_are_true(capsys):
     page = Path("docs/notebook.md").read_text(encoding="utf-8")
     names = {}
-    blocks = re.findall(r"```python\n(.*?)```\n\n((?:(?:    .*)?\n)+)", page, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```\n\n((?:(?:    [^\n]*)?\n)+)", page, re.DOTALL)
     assert len(blocks) == 4
     for code, output in blocks:
         exec(code, names)
