@@ -86,6 +86,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return [*globals(), "fit"]
+
+
 def __getattr__(name: str) -> Any:
     """`fit` needs Lightning, which takes a second to import: not before it is asked for."""
     if name != "fit":

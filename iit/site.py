@@ -24,6 +24,7 @@ from iit.network.hooks import (
     plain_attention,
     within,
 )
+from iit.result.row import site_text
 
 Index = int | Sequence[int] | None
 
@@ -112,18 +113,16 @@ class Site:
         positions = (position,) if isinstance(position, str | int) else position or ()
         return tuple(item for item in positions if isinstance(item, str))
 
+    def coordinates(self) -> dict[str, Any]:
+        """component, layer, head and position, as columns of a table."""
+        columns: dict[str, Any] = {"component": self.component or f"{self.module}:{self.side}"}
+        for name in ("layer", "head", "position"):
+            value = getattr(self, name)
+            columns[name] = list(value) if isinstance(value, tuple) else value
+        return columns
+
     def __str__(self) -> str:
-        text = self.component or f"{self.module}:{self.side}"
-        if self.layer is not None:
-            text += f"[{self.layer}]"
-        if self.heads is not None:
-            text += f".head[{', '.join(map(str, self.heads))}]"
-        position = self.position
-        if position is None:
-            return text
-        if isinstance(position, tuple):
-            position = list(position)
-        return f"{text} @ {position}"
+        return site_text(**self.coordinates())
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,16 @@ import iit.alignment
 import iit.data
 from iit.result import correct
 
-HEAVY = {"lightning", "torchmetrics", "wandb", "hydra", "matplotlib", "sklearn", "pyvene"}
+HEAVY = {
+    "lightning",
+    "torchmetrics",
+    "wandb",
+    "hydra",
+    "matplotlib",
+    "sklearn",
+    "pyvene",
+    "IPython",
+}
 
 
 def test_what_only_training_and_reports_need_is_imported_later():

@@ -36,14 +36,10 @@ effects = patch(
     Contrast.of_batches(lm, encode(repeated=1), encode(repeated=0)),
     components="attention_output",
     positions=["s2", "last"],
-    metric=["logit_difference", "normalised_logit_difference"],
+    metric=["normalised_logit_difference", "logit_difference"],
 )
-for cell in effects.top(5, "logit_difference"):
-    value, low, high, n = effects.interval(cell, "normalised_logit_difference")
-    print(
-        f"{effects.cells[cell]!s:28} moves {value:+.2f} ({low:+.2f} to {high:+.2f}, n = {n}) of "
-        "the way to the source"
-    )
+# Normalised, 1 is all the way to the source.
+print(effects)
 table = effects.table()
 save_figure(
     curves(table, x="layer", metrics=["normalised_logit_difference"], series="position"),

@@ -35,7 +35,5 @@ for component, window in (("block_output", 1), ("mlp_output", 7), ("attention_ou
     cell, restored = effects.cells[best].site, effects.mean("probability")[best]
     told = f"P(' Paris') {clean:.2f} clean, {corrupted:.2f} corrupted, {restored:.2f} restored"
     print(f"{component}: {told} at {cell} {effects.labels[cell.position]!r}")
-    picture = heatmap(
-        effects.table(), metric="probability", labels=effects.labels, title=f"restoring {component}"
-    )
+    picture = heatmap(effects, title=f"restoring {component}")
     save_figure(picture, folder / f"fact_{component}", effects.table())

@@ -4,6 +4,7 @@
 """
 
 import iit
+from iit.result import where
 from iit.tasks import ioi
 
 lm = iit.load_network("smollm2")
@@ -20,17 +21,6 @@ alignments = {
 }
 fitted = iit.fit(alignments, pairs, max_epochs=3)
 for name, alignment in alignments.items():
-    print(
-        f"{name}: {fitted[name].n_steps} steps; weights of epoch {fitted[name].epoch + 1}, "
-        "chosen by validation"
-    )
-    for row in iit.evaluate(alignment, pairs, trust="quick"):
-        if (row.subset, row.metric) == ("changing", "iia") and row.control in (
-            None,
-            "vanilla",
-            "random_subspace",
-        ):
-            print(
-                f"  {row.control or 'trained':16} test IIA {row.value:.2f} ({row.low:.2f} to "
-                f"{row.high:.2f}, n = {row.n})"
-            )
+    print(f"{name}, its epoch chosen by validation: {fitted[name]}")
+    rows = iit.evaluate(alignment, pairs, trust="quick")
+    print(where(rows, subset="changing", metric="iia", split="test"))

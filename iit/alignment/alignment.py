@@ -18,7 +18,8 @@ from iit.intervened.widths import check_width
 from iit.intervention import Intervention
 from iit.network import LanguageModel, Network
 from iit.network.limits import unwrapped
-from iit.result import Row
+from iit.result import SCORE, Row, where
+from iit.result.table import Table
 from iit.site import Site, resolve
 
 
@@ -39,6 +40,7 @@ class Alignment(IntervenedModel):
     Attributes:
         rows: what an evaluation returned, for the saved folder. The user, or a job, sets it; `fit`
             empties it.
+        fitted: what `fit` returned of it; None before, and where it was loaded.
 
     Raises:
         ValueError: an inert part has the name of a variable, has weights of its own, reads no
@@ -46,6 +48,7 @@ class Alignment(IntervenedModel):
     """
 
     rows: Sequence[Row] = ()
+    fitted: Any = None
 
     def __init__(
         self,
@@ -73,6 +76,14 @@ class Alignment(IntervenedModel):
                     f"intervention; got {part.intervention}."
                 )
             check_width(name, part, self.resolved)
+
+    def as_table(self) -> Table:
+        """A line for each edit; then how it was fitted, and how it scored."""
+        table = super().as_table()
+        caption = f"{table.caption}; {self.fitted or 'not fitted here'}"
+        for row in where(self.rows, **{**SCORE, "split": "test"}):
+            caption += f"\n{row}"
+        return replace(table, caption=caption)
 
     def check_apart(self) -> None:
         """Check that edits and inert parts claim different subspaces; `fit` calls this.

@@ -48,6 +48,12 @@ class Fitted(NamedTuple):
     n_epochs: int
     n_steps: int
 
+    def __repr__(self) -> str:
+        return (
+            f"Fitted({self.monitor} {self.value:.3f} in epoch {self.epoch + 1} of {self.n_epochs}, "
+            f"{self.n_steps} steps)"
+        )
+
 
 @dataclass(frozen=True)
 class Training:
@@ -205,7 +211,7 @@ def fit(
     if trainer.progress_bar_callback:
         trainer.progress_bar_callback.disable()
     for member in alignments:
-        member.rows = ()  # the rows of earlier weights
+        member.rows, member.fitted = (), None  # those of earlier weights
         initialise(member, pairs, training.start, batch_size=training.eval_batch_size)
     if not lightning_module.trains_network:
         _share_a_store(alignments, n > 1)
@@ -240,7 +246,7 @@ def fit(
         n_epochs = lightning_module.stopped.get(name, trainer.current_epoch)
         # A member that stopped early took part in its share of the steps only.
         n_steps = trainer.global_step * n_epochs // max(trainer.current_epoch, 1)
-        fits[name] = Fitted(epoch.epoch, monitor, value, n_epochs, n_steps)
+        fits[name] = members[name].fitted = Fitted(epoch.epoch, monitor, value, n_epochs, n_steps)
     if isinstance(alignment, Mapping):
         return fits
     return fits[""]

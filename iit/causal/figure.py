@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
-from matplotlib.figure import Figure
 
 from iit.causal.model import CausalModel
+from iit.result.figure import Figure
 
 _COLOURS = {"input": "#DDEBF4", "computed": "#FFFFFF", "output": "#FCE6D3"}
 _ALIGNED = "#0072B2"

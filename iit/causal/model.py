@@ -293,10 +293,12 @@ class CausalModel:
             )
 
     def __repr__(self) -> str:
-        lines = [f"{v} ← {', '.join(self._parents[v])}" for v in self.order if v in self.mechanisms]
+        lines = "\n  ".join(
+            f"{v} ← {', '.join(self._parents[v])}" for v in filter(self.mechanisms.get, self.order)
+        )
         return (
-            f"CausalModel({self.name}: inputs {', '.join(self.inputs)}; {'; '.join(lines)}; output "
-            f"{self.output})"
+            f"CausalModel {self.name}\n  inputs: {', '.join(self.inputs)}\n  {lines}\n  "
+            f"output: {self.output}"
         )
 
 

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from operator import contains, itemgetter, methodcaller
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ from iit.data.prompts import AnswersPrompts, Prompts, PromptsUsed, draw_prompts,
 from iit.data.sources import STRATEGIES, Sources
 from iit.data.splits import SPLITS, disjoint_pools
 from iit.data.table import dataset, names_of
+from iit.result.table import Shown, Table
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Pairs:
+@dataclass(frozen=True, repr=False)
+class Pairs(Shown):
     """Pairs of all splits, for one variable or several.
 
     Arguments:
@@ -82,6 +84,19 @@ class Pairs:
                 f"{sorted(set(self.dataset['split']))}."
             )
         return self.dataset.select(rows)
+
+    def as_table(self) -> Table:
+        """The first pairs, with their roles marked; and how many there are."""
+        shown = re.compile(r"(split|base|source|label|kind)(\[.*)?")
+        columns = list(filter(shown.fullmatch, self.dataset.column_names))
+        lines = [[_marked(pair, name) for name in columns] for pair in islice(self.dataset, 5)]
+        sizes = Counter(self.dataset["split"])
+        title = f"Pairs for {self.variable}: {dict(sizes)}; the first {len(lines)}"
+        return Table(title, columns, lines, n_words=len(columns))
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` of all pairs, with the columns of `COLUMNS`."""
+        return self.dataset.to_pandas()
 
     @property
     def fingerprint(self) -> str:
@@ -206,6 +221,21 @@ class Pairs:
         for name in dict.fromkeys(chain.from_iterable(rows_left)):
             columns[name] = list(map(methodcaller("get", name), rows_left))
         return cls(dataset(columns), variables, facts=facts)
+
+
+def _marked(pair: Any, column: str) -> str:
+    """An entry of a pair: of a prompt its text, with the roles marked; of a tensor its shape."""
+    text = f"{pair[column]}"
+    if column != "label" and isinstance(pair[column], list):
+        return f"tensor {np.shape(pair[column])}"
+    roles = pair.get(re.sub(r"^\w+", r"\g<0>_roles", column)) or {}
+    # From the last to the first, so that the places of the others stay. Of roles that overlap, the
+    # later one is marked.
+    end = len(text)
+    for start, stop in sorted(filter(None, roles.values()), reverse=True):
+        if stop <= end:
+            text, end = f"{text[:start]}⟦{text[start:stop]}⟧{text[stop:]}", start
+    return text if len(text) < 400 else f"{text[:200]} … {text[-200:]}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from iit.evaluation.trust import NotApplicableError, Refit, Trust, train_alike, 
 from iit.intervened.score import ARGMAX, Score
 from iit.intervened.store import ActivationStore
 from iit.progress import progress
-from iit.result import TRAINED, Arm, Row, clustered_interval, where
+from iit.result import TRAINED, Arm, Row, Rows, clustered_interval, where
 from iit.result.vocabulary import AVERAGED, is_single_draw, of_single_draws
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def evaluate(
     experiment: str | None = None,
     refit: Refit = train_alike,
     score: Score = ARGMAX,
-) -> list[Row]:
+) -> Rows:
     """Interchange intervention accuracy (IIA) of an alignment on one split, beside its controls.
 
     IIA is given on all pairs, on changing and on unchanging pairs, and on each kind of pair. Its
@@ -94,8 +94,8 @@ def evaluate(
             all the same. `task_accuracy` is there where prompts were filtered by that score.
 
     Returns:
-        The rows. `alignment.rows`, which a saved folder holds, is the user's to set:
-        `alignment.rows = iit.evaluate(alignment, pairs)`.
+        The rows, a list that shows itself as a table. `alignment.rows`, which a saved folder holds,
+        is the user's to set: `alignment.rows = iit.evaluate(alignment, pairs)`.
 
     Raises:
         ValueError: for an unknown name of a trust; for an alignment on a bare module, which cannot
@@ -124,13 +124,13 @@ def evaluate(
     )
     check_labels(scoring.network, scoring.encoded)
     if not pairs.variables:
-        return _task_accuracy(scoring)
+        return Rows(_task_accuracy(scoring))
     if score.file and split == "test":
         texts = scoring.own_outcomes.texts.tolist()
         scoring.table.add_column("text", texts).to_json(score.file)
     if not controls:
-        return _rows(scoring, {TRAINED: scoring.own_outcomes})
-    return _controlled_rows(scoring)
+        return Rows(_rows(scoring, {TRAINED: scoring.own_outcomes}))
+    return Rows(_controlled_rows(scoring))
 
 
 def _controlled_rows(scoring: Scoring) -> list[Row]:

@@ -20,9 +20,10 @@ def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> di
     network and task are None.
     """
     studied, task = alignment.studied, pairs.task
-    columns: dict[str, Any] = dict.fromkeys(Cell._fields)
-    columns["network"] = studied.name if studied else type(alignment.network).__name__
-    columns["task"] = task.name if task else "file"
+    columns: dict[str, Any] = dict.fromkeys(Cell._fields) | {
+        "network": studied.name if studied else type(alignment.network).__name__,
+        "task": task.name if task else "file",
+    }
     if not variables:
         return columns
     edit = edits_of(alignment)[variables[0]]
@@ -35,16 +36,7 @@ def describe(alignment: Alignment, pairs: Pairs, variables: Sequence[str]) -> di
     if others:
         # Several sites have no one layer, head or position.
         return columns | {"component": "+".join(map(str, edit.sites))}
-    return columns | {
-        "component": site.component or f"{site.module}:{site.side}",
-        "layer": site.layer,
-        "head": _plain(site.head),
-        "position": _plain(site.position),
-    }
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return columns | site.coordinates()
 
 
 def row_of(

@@ -12,7 +12,7 @@ from iit.intervention import VanillaIntervention
 from iit.network import Network
 from iit.patching import Contrast, patch
 from iit.patching.grid import grid, whole_sites
-from iit.result import TRAINED, Row
+from iit.result import TRAINED, Rows
 
 
 def sweep(
@@ -27,7 +27,7 @@ def sweep(
     seed: int | None = None,
     experiment: str | None = None,
     **where: Any,
-) -> list[Row]:
+) -> Rows:
     """The IIA of vanilla patching at every component × layer × head × position, on one split.
 
     The rows are as `evaluate` gives them, a cell for each site. There is no control, as nothing is
@@ -61,7 +61,7 @@ def sweep(
     among = np.array([variable in names for names in encoded.interchanged])
     # Both are of all pairs: bool[site, pair] and float[site, pair].
     figures = effects.of("iia").astype(bool), effects.of("logit_difference")
-    rows = []
+    rows = Rows()
     for site, right, difference in zip(sites, *figures, strict=True):
         # Only `describe` reads it: it says which cell the rows belong to.
         cell = Alignment(network, {variable: Edit(site, VanillaIntervention())})

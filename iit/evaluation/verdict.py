@@ -7,6 +7,8 @@ from typing import Any
 
 from iit.evaluation.trust import higher_is_better, thresholds_with
 from iit.result import Cell, Interval, Row, where
+from iit.result.table import Shown, Table
+from iit.result.verdict_table import verdict_table
 from iit.result.vocabulary import KIND, NULLS
 
 RULINGS = ("pass", "open", "fail")
@@ -58,8 +60,8 @@ class Finding:
     reason: str
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Shown):
     """The conclusion from the test rows of one variable.
 
     outcome: the worst of the findings that are judged; at best "open" where the accuracy is not
@@ -75,30 +77,32 @@ class Verdict:
     not_run: tuple[str, ...]
     cannot_fail: tuple[str, ...]
 
+    def as_table(self) -> Table:
+        """A line for each criterion that does not pass."""
+        return verdict_table(self.to_dict(), brief=True)
+
     def to_dict(self) -> dict[str, Any]:
         """The verdict as nested dicts, for JSON."""
         return asdict(self)
 
     def line(self) -> str:
-        """One line: the outcome, what does not pass and why, `cannot_fail`, what was not run."""
-        bad = [f for f in self.findings if f.outcome != "pass"]
-        n = len(self.findings)
-        text = (
-            f"Verdict on {self.variable}: {self.outcome.upper()}; {n - len(bad)} of "
-            f"{n} criteria pass"
-        )
-        for finding in bad:
-            text += f"; {finding.criterion} ({finding.outcome}): {finding.reason}"
-        if self.cannot_fail:
-            text += f". Cannot fail: {', '.join(self.cannot_fail)}"
-        if self.not_run:
-            text += f". Not run: {', '.join(self.not_run)}"
-        return text + "."
+        """One line: the outcome, what does not pass and why, and the caption of the table."""
+        table, n = self.as_table(), len(self.findings)
+        parts = [table.title, f"{n - len(table.lines)} of {n} criteria pass"]
+        parts += map("{0[0]} ({0[1]}): {0[2]}".format, table.lines)
+        return f"{'; '.join(parts)}. {table.caption}"
+
+
+class Verdicts(list[Verdict]):
+    """Verdicts, which a notebook shows one below the other."""
+
+    def _repr_html_(self) -> str:
+        return "".join(map(Verdict._repr_html_, self))
 
 
 def verdict(
     rows: Sequence[Row], thresholds: Mapping[str, Any] | None = None, metric: str = "iia"
-) -> list[Verdict]:
+) -> Verdicts:
     """A verdict for each variable that test rows score by itself.
 
     Where no variable is scored by itself, there is a verdict for each set of variables that are
@@ -157,9 +161,9 @@ def verdict(
         )
     # "a+b" are variables that are interchanged together.
     alone = [variable for variable in scored if "+" not in variable]
-    return [
+    return Verdicts(
         _judged(variable, _Rows(rows, variable, metric), limits) for variable in alone or scored
-    ]
+    )
 
 
 class _Rows:

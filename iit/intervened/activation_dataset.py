@@ -61,8 +61,8 @@ class Captured(Mapping[Site, Tensor]):
         return len(self.rows)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{site}: {list(rows.shape)}" for site, rows in self.rows.items())
-        return f"Captured({self.n_examples} examples; {shapes})"
+        shapes = "\n  ".join(f"{site}: {list(rows.shape)}" for site, rows in self.rows.items())
+        return f"Captured, {self.n_examples} examples\n  {shapes}"
 
     @property
     def n_examples(self) -> int:

@@ -67,6 +67,9 @@ class Generated(NamedTuple):
     activations: Activations
     positions: dict[Site, Tensor]
 
+    def __repr__(self) -> str:
+        return f"Generated({self.n_new.tolist()} new tokens: {self.texts}; {self.activations})"
+
 
 def check_generation(
     network: nn.Module,

@@ -33,6 +33,7 @@ from iit.intervention import CollectIntervention, Intervention
 from iit.network import Network
 from iit.network.answering import with_answer
 from iit.network.inputs import prepare
+from iit.result.table import Shown, Table
 from iit.site import Index, Site, Sites
 
 N_COMPARED = 4
@@ -53,7 +54,7 @@ class Run(NamedTuple):
     activations: dict[Variable, Tensor]
 
 
-class IntervenedModel(nn.Module):
+class IntervenedModel(Shown, nn.Module):
     """A frozen network and the edits that are done to its runs.
 
     `edited(base, sources)` runs the base with the sources' values swapped in.
@@ -158,12 +159,19 @@ class IntervenedModel(nn.Module):
         """Whether any edit reads a source."""
         return any(edit.intervention.needs_source for edit in self.edits.values())
 
-    def extra_repr(self) -> str:
-        """Each variable with its sites."""
+    def as_table(self) -> Table:
+        """A line for each edit."""
         lines = []
         for key, edit in self.edits.items():
-            lines.append(f"{key}: {', '.join(map(str, edit.sites))}")
-        return "\n".join(lines)
+            intervention = edit.intervention
+            names = f"{', '.join(map(str, variables_of(key, edit)))}"
+            sites = f"{' + '.join(map(str, edit.sites))}"
+            # Of a learned gate, the rank is how many coordinates it lets through.
+            rank = f"{intervention.learned_rank()} of {intervention.width}"
+            lines.append((names, sites, intervention.name, rank.replace("None of None", "whole")))
+        title = f"{type(self).__name__} on {self.studied or type(self.network).__name__}"
+        caption = f"{sum(map(Tensor.numel, self.parameters())):,} trainable weights"
+        return Table(title, ("variable", "site", "intervention", "rank"), lines, caption, n_words=3)
 
     def forward(self, base: Inputs, sources: SourceInputs = None, active: Active = None) -> Any:
         """Run the edited base; returns the network's own output object, in the caller's layout."""

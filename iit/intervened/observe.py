@@ -14,7 +14,7 @@ from iit.site import Site, Sites
 
 
 class Activations(dict[Site, Tensor]):
-    """{site: Tensor[batch, position, width]}, what `capture` returns.
+    """{site: Tensor[batch, position, width]}, what `capture` returns. It prints as shapes.
 
     An edit takes them in place of a source batch.
 
@@ -29,6 +29,10 @@ class Activations(dict[Site, Tensor]):
     ):
         super().__init__(found)
         self.counts = dict(counts or {})
+
+    def __repr__(self) -> str:
+        lines = (f"{site}: {[*x.shape]}, {x.dtype}" for site, x in self.items())
+        return "\n  ".join(["Activations", *lines])
 
 
 class _Enough(Exception):  # noqa: N818 — a signal, not an error

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, zip_longest
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from iit.report.maps import styled
-from iit.report.table import Table, with_interval
 from iit.result import Row, where
+from iit.result.figure import Figure
+from iit.result.maps import styled
+from iit.result.table import Table, with_interval
 
 # Metric of `distances` → the header of its column.
 DISTANCES = {

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from iit.report.maps import styled
-from iit.report.table import Table, with_interval
 from iit.result import Row, where
+from iit.result.figure import Figure
+from iit.result.maps import styled
+from iit.result.table import Table, with_interval
 
 # Split → (its name, colour, marker). Okabe and Ito's colours, which colour-blind readers can tell
 # apart.

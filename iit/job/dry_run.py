@@ -26,7 +26,7 @@ from iit.job.setup import pairs_of
 from iit.job.train_network import untrained_network
 from iit.patching import trace
 from iit.patching.grid import grid, n_blocks
-from iit.report.table import Table
+from iit.result.table import Table
 
 
 class DryRun(NamedTuple):

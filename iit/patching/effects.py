@@ -1,6 +1,7 @@
 """The result of a map: what editing each cell does, pair by pair."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -8,7 +9,8 @@ import numpy as np
 
 from iit.patching.grid import MapCell
 from iit.patching.metric import METRICS, NORMALISED, SHARE_METRICS, Figures
-from iit.result import Interval, Row, clustered_interval
+from iit.result import Cell, Interval, Row, clustered_interval
+from iit.result.table import Table, to_pandas, with_interval
 
 TableLines = list[dict[str, Any]]
 """The lines of a table, as {column: value}."""
@@ -39,6 +41,26 @@ class Effects:
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def __repr__(self) -> str:
+        metric = next(iter(self.values))
+        lines = []
+        # Where no pair has a value, no cell is shown.
+        with suppress(ValueError):
+            for number in self.top(10, metric):
+                figure = self.interval(number, metric)
+                lines.append((f"{self.cells[number]}", with_interval(figure), f"{figure.n}"))
+        title = f"{metric}, {self.method}: {len(lines)} of {len(self)} cells, the strongest first"
+        return Table(title, ("cell", "value (95% interval)", "n"), lines).text()
+
+    def _repr_png_(self) -> bytes:
+        from iit.result import maps  # takes matplotlib, which nothing else here needs
+
+        return maps.heatmap(self)._repr_png_()
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` of the `table`."""
+        return to_pandas(self.table())
 
     def of(self, metric: str) -> np.ndarray:
         """The figures of a metric, float[cell, pair].
@@ -106,7 +128,8 @@ class Effects:
         lines = []
         for metric in self.values:
             for cell, values in zip(self.cells, self.of(metric), strict=True):
-                line = cell.coordinates() | {"method": self.method, "metric": metric}
+                line = cell.site.coordinates() | {"unit": cell.unit}
+                line |= {"method": self.method, "metric": metric}
                 lines.append(line | self._interval(metric, values)._asdict())
         return lines
 
@@ -119,8 +142,7 @@ class Effects:
             `VanillaIntervention[12]`.
         """
         # A run without an edit is of no site.
-        names = ("component", "layer", "head", "position", "method")
-        common: dict[str, Any] = dict.fromkeys((*names, "variable", "seed", "rank", "control"))
+        common: dict[str, Any] = dict.fromkeys((*Cell._fields, "control"))
         common |= {"subset": "changing"} | facts
         rows = []
         for control, run in zip(self.controls, (self.unedited, self.source), strict=False):

@@ -19,15 +19,6 @@ class MapCell(NamedTuple):
     site: Site
     unit: int | None = None
 
-    def coordinates(self) -> dict[str, Any]:
-        """component, layer, head, position and unit, as columns of a table."""
-        site = self.site
-        columns: dict[str, Any] = {"component": site.component or f"{site.module}:{site.side}"}
-        for name in ("layer", "head", "position"):
-            value = getattr(site, name)
-            columns[name] = list(value) if isinstance(value, tuple) else value
-        return columns | {"unit": self.unit}
-
     def __str__(self) -> str:
         return str(self.site) + ("" if self.unit is None else f", unit {self.unit}")
 

@@ -19,10 +19,9 @@ from iit.intervention.operation import Vector
 from iit.network import LanguageModel
 from iit.patching.contrast import AnyNetwork, EncodedBatch
 from iit.patching.effects import TableLines
-from iit.patching.grid import MapCell
 from iit.patching.metric import Figures
 from iit.progress import progress
-from iit.result import Interval, Row, clustered_interval
+from iit.result import Cell, Interval, Row, clustered_interval
 from iit.site import Site
 
 Effect = Callable[[Sequence[str]], Sequence[float]]
@@ -80,10 +79,7 @@ class Steered:
 
         The strength is the draw.
         """
-        columns = MapCell(site).coordinates()
-        del columns["unit"]
-        common: dict[str, Any] = dict.fromkeys(("variable", "seed", "rank", "task", *columns))
-        common |= {"subset": "all"} | facts
+        common: dict[str, Any] = dict.fromkeys(Cell._fields) | {"subset": "all"} | facts
 
         rows = []
         for line in self.table():
@@ -92,7 +88,7 @@ class Steered:
                 # A run without an edit is of no site, and has no strength.
                 line |= {"method": None, "control": NO_INTERVENTION, "draw": None}
             else:
-                line |= columns | {"control": None}
+                line |= site.coordinates() | {"control": None}
             rows.append(Row(**common | line))
         return rows
 

@@ -3,11 +3,11 @@
 from iit.report.atlas import atlas_cells, atlas_figure
 from iit.report.curves import training_curve
 from iit.report.figure_file import save_figure
-from iit.report.maps import curves, heatmap, map_figure
 from iit.report.results import print_results
 from iit.report.summary import write_summary
-from iit.report.table import Table
 from iit.report.tokens import attention_figure, lens_figure
+from iit.result.maps import curves, heatmap, map_figure
+from iit.result.table import Table
 
 __all__ = [
     "Table",

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from math import nan
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from iit.report.maps import heatmap
-from iit.report.table import Table
 from iit.result import SCORE, Row, where
+from iit.result.figure import Figure
+from iit.result.maps import heatmap
+from iit.result.table import Table
 
 PANELS: dict[str | None, str] = {"vanilla": "whole vector", None: "trained"}
 """Control → the name of its panel."""

@@ -1,11 +1,12 @@
 """Training curves from a run's CSV log."""
 
-import csv
 from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
+import pandas as pd
 
-from iit.report.maps import styled
+from iit.result.figure import Figure
+from iit.result.maps import styled
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, also in print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -15,20 +16,12 @@ _REFERENCES = (
     ("random_subspace", "random subspace", "dotted"),
 )
 
-Series = dict[str, list[tuple[int, float]]]
-"""{metric: its (step, value)}"""
 
-
-def read_log(path: str | Path) -> Series:
-    """The series of a Lightning CSV log, metric → [(step, value), …], without blanks."""
-    series: Series = {}
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                # A line holds what was logged at one step; its other cells are blank.
-                if name not in ("step", "epoch") and value not in ("", None):
-                    series.setdefault(name, []).append((int(row["step"]), float(value)))
-    return series
+def read_log(path: str | Path) -> Any:
+    """The series of a Lightning CSV log, {metric: [(step, value), …]}, without blanks."""
+    table = pd.read_csv(path, index_col="step")
+    # A line holds what was logged at one step; its other cells are blank.
+    return {name: list(column.dropna().items()) for name, column in table.items()}
 
 
 @styled

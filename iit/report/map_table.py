@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from iit.report.table import Table
 from iit.result import Cell, Metrics, where
+from iit.result.table import Table
 
 HEADER = ("cell", "validation", "test", "95% interval", "n")
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from iit.report.results import tables
-from iit.report.table import Table
 from iit.result import read_metrics, write_text
+from iit.result.table import Table
 
 START = "<!-- table: generated from result.json -->"
 END = "<!-- end of table -->"

@@ -8,12 +8,11 @@ from rich.console import Console
 from iit.report.atlas import atlas_tables
 from iit.report.map_table import map_tables
 from iit.report.steering_table import steering_tables
-from iit.report.table import Table
-from iit.report.verdict import verdict_table
 from iit.result import TRAINED, Cell, Metrics, Row, read_metrics, where
+from iit.result.table import Table
+from iit.result.verdict_table import verdict_table
 from iit.result.vocabulary import KIND, NULLS, SUBSETS, figure_words, table_order
 
-HEADER = ("test split", "pairs", "value", "95% interval", "n")
 BRIEF = (None, "vanilla", "pca_subspace", "placebo_direction", "placebo_pair", *NULLS)
 """The controls whose accuracy the terminal shows."""
 
@@ -49,7 +48,7 @@ def result_tables(metrics: Metrics, brief: bool = False) -> list[Table]:
         raise ValueError("There is no row to show: the job returned none.")
     subject_rows = where(rows, split="test") or rows
     cells = set(map(Cell.of, subject_rows))
-    subject = cell_text(subject_rows[0])
+    subject = subject_rows[0].cell_text()
     if len(cells) > 1:
         subject = f"{len(cells)} cells"
     title = f"{rows[0].experiment}: {subject} in {rows[0].network}"
@@ -96,7 +95,7 @@ def results_table(
     for row in sorted(shown, key=order):
         name = str(figure_words(row.arm, row.metric))
         if len(edited) > 1 or Cell.of(row) not in edited:
-            whose = row.variable if same_site or brief else cell_text(row)
+            whose = row.variable if same_site or brief else row.cell_text()
             if not brief:
                 name = f"{whose}: {name}"
             elif (heading := (str(whose), "", "", "", "")) not in lines:
@@ -111,7 +110,8 @@ def results_table(
             (name, pairs, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
         )
 
-    return Table(title, HEADER, lines, caption, n_words=2, bold=bold)
+    header = ("test split", "pairs", "value", "95% interval", "n")
+    return Table(title, header, lines, caption, n_words=2, bold=bold)
 
 
 def _is_brief(row: Row) -> bool:
@@ -119,16 +119,6 @@ def _is_brief(row: Row) -> bool:
     if row.metric == "iia" and row.control in BRIEF:
         return row.subset == "changing" or (row.control, row.subset) == (None, "unchanging")
     return row.metric == "task_accuracy"
-
-
-def cell_text(row: Row) -> str:
-    """The cell of a row in words."""
-    if row.component is None:
-        return f"task {row.task}"
-    text = f"{row.variable} at {row.site_text()}"
-    if row.rank is not None:
-        text += f", rank {row.rank}"
-    return text
 
 
 def shares(metrics: Metrics) -> str:

@@ -5,8 +5,8 @@ Figures are of test prompts, and the caption shows what was written.
 
 from itertools import groupby
 
-from iit.report.table import Table, with_interval
 from iit.result import Metrics, where
+from iit.result.table import Table, with_interval
 
 
 def steering_tables(metrics: Metrics, brief: bool = False) -> list[Table]:

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from iit.report.figure_file import write_csv
 from iit.report.results import results_table
-from iit.report.table import Table
 from iit.result import (
     SCORE,
     Cell,
@@ -28,6 +27,7 @@ from iit.result import (
 )
 from iit.result.record import JOB, SWEEP, read_record
 from iit.result.select import best_row, mean_scores
+from iit.result.table import Table
 
 Line = dict[str, Any]
 """What is said of one cell of a job, or of one mean over seeds."""

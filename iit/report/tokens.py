@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from iit.report.maps import hatch, styled
+from iit.result.figure import Figure
+from iit.result.maps import hatch, styled
 
 N_COLUMNS = 4
 

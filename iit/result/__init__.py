@@ -7,7 +7,7 @@ from iit.result.accuracy import correct, log_probability, logit_difference
 from iit.result.interval import Interval, clustered_interval, over_seeds
 from iit.result.metrics import SCHEMA, Metrics, read_metrics, write_metrics, write_text
 from iit.result.row import ROW_FIELDS, TRAINED, Arm, Row
-from iit.result.select import SCORE, Cell, rows_of, scores_of, select, where
+from iit.result.select import SCORE, Cell, Rows, rows_of, scores_of, select, where
 
 __all__ = [
     "ROW_FIELDS",
@@ -19,6 +19,7 @@ __all__ = [
     "Interval",
     "Metrics",
     "Row",
+    "Rows",
     "clustered_interval",
     "correct",
     "log_probability",

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
+from iit.result.table import with_interval
+
 
 class Arm(NamedTuple):
     """What is scored: the alignment itself, or a control in its place.
@@ -82,19 +84,25 @@ class Row:
 
         The row of a single unit (of a map) also says which unit.
         """
-        text = str(self.component)
-        if self.layer is not None:
-            text += f"[{self.layer}]"
-        if self.head is not None:
-            # Several heads are a list, which is printed without its own brackets.
-            text += f".head[{str(self.head).strip('[]')}]"
-        if self.position is not None:
-            text += f" @ {self.position}"
+        text = site_text(self.component, self.layer, self.head, self.position)
         # A unit stands in the method, as in `VanillaIntervention[12]`.
         _, _, unit = (self.method or "").partition("[")
         if unit:
             text += f", unit {unit.rstrip(']')}"
         return text
+
+    def __repr__(self) -> str:
+        return (
+            f"Row({self.metric}, {self.arm}: {with_interval(self)}, n = {self.n}, {self.split}, "
+            f"{self.subset}; {self.cell_text()})"
+        )
+
+    def cell_text(self) -> str:
+        """The row's cell in words."""
+        if self.component is None:
+            return f"task {self.task}"
+        rank = "" if self.rank is None else f", rank {self.rank}"
+        return f"{self.variable} at {self.site_text()}{rank}"
 
     @property
     def arm(self) -> Arm:
@@ -120,6 +128,17 @@ class Row:
                 f"A row has the columns {list(ROW_FIELDS)}; unknown: {unknown}, missing: {missing}."
             )
         return cls(**values)
+
+
+def site_text(component: str | None, layer: Any, head: Any, position: Any) -> str:
+    """component[layer].head[k] @ position, without what is None."""
+    text = str(component)
+    if layer is not None:
+        text += f"[{layer}]"
+    if head is not None:
+        # Several heads are a list, which is printed without its own brackets.
+        text += f".head[{str(head).strip('[]')}]"
+    return text if position is None else f"{text} @ {position}"
 
 
 ROW_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Row))

@@ -7,7 +7,9 @@ from operator import attrgetter
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from iit.result.row import Row
+from iit.result.row import ROW_FIELDS, Row
+from iit.result.table import Shown, Table, to_pandas, with_interval
+from iit.result.vocabulary import figure_words, table_order
 
 
 class Cell(NamedTuple):
@@ -47,11 +49,40 @@ SCORE: Mapping[str, Any] = {
 """The columns of the figure that cells are chosen by."""
 
 
-def where(rows: Iterable[Row], **columns: Any) -> list[Row]:
+class Rows(Shown, list[Row]):
+    """A list of rows. It shows those that have words, in the order of the vocabulary."""
+
+    def as_table(self) -> Table:
+        """A line for each of the first rows: changing pairs first, and training pairs last."""
+        cells = dict.fromkeys(map(Row.cell_text, self))
+        rows = [row for row in self if figure_words(row.arm, row.metric)]
+        rows.sort(
+            key=lambda row: (
+                row.split == "train",
+                row.subset != "changing",
+                table_order(row.arm, row.metric),
+            )
+        )
+        lines = []
+        for row in rows[:20]:
+            name = f"{figure_words(row.arm, row.metric)}"
+            # A cell that all share stands in the title alone.
+            if len(cells) > 1:
+                name = f"{row.cell_text()}: {name}"
+            lines.append((name, f"{row.split}, {row.subset}", with_interval(row), f"{row.n}"))
+        title = f"{len(lines)} of {len(self)} rows: {'; '.join(cells)[:150]}"
+        return Table(title, ("figure", "pairs", "value (95% interval)", "n"), lines, n_words=2)
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` of all rows, with a row's columns."""
+        return to_pandas(map(Row.to_dict, self), ROW_FIELDS)
+
+
+def where(rows: Iterable[Row], **columns: Any) -> Rows:
     """The rows whose columns have these values."""
     for name, value in columns.items():
         rows = [row for row in rows if getattr(row, name) == value]
-    return list(rows)
+    return Rows(rows)
 
 
 def select(rows: Iterable[Row]) -> Cell:

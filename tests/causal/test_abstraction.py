@@ -58,7 +58,9 @@ def test_what_reads_only_the_dropped_is_dropped_too():
     model = CausalModel(
         {"x": None, "y": None}, {"a": lambda x: x + 1, "b": lambda a, y: a * y}, "b"
     )
-    assert repr(drop(model, "x", 2)) == "CausalModel(causal model: inputs y; b ← y; output b)"
+    assert repr(drop(model, "x", 2)) == (
+        "CausalModel causal model\n  inputs: y\n  b ← y\n  output: b"
+    )
     assert drop(model, "x", 2).run({"y": 5})["b"] == 15
     unread = CausalModel({"x": None, "y": None}, {"b": lambda x: x}, "b")
     assert drop(unread, "y").inputs == {"x": None}

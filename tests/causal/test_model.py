@@ -132,8 +132,8 @@ def test_several_variables_from_several_sources():
         "a setting's inputs are read"
     )
     assert repr(model) == (
-        "CausalModel(causal model: inputs p, q; sum ← p, q; product ← p, q; out ← sum, "
-        "product; output out)"
+        "CausalModel causal model\n  inputs: p, q\n  sum ← p, q\n  product ← p, q\n"
+        "  out ← sum, product\n  output: out"
     )
 
 

@@ -109,7 +109,8 @@ def test_where_everything_is_good_everything_passes_and_nothing_was_left_out():
     assert [f.criterion for f in found.findings] == list(CRITERIA)
     assert set(CRITERIA) == set(THRESHOLDS)
     assert found.not_run == ()
-    assert found.line() == f"Verdict on v: PASS; {len(CRITERIA)} of {len(CRITERIA)} criteria pass."
+    n = len(CRITERIA)
+    assert found.line() == f"Verdict on v: PASS; {n} of {n} criteria pass. Nothing was left out."
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_a_control_that_cannot_fail_does_not_count():
     }
     found = judged(**dead)
     assert (found.outcome, found.cannot_fail) == ("pass", ("untrained_network",))
-    assert "Cannot fail: untrained_network." in found.line()
+    assert "Cannot fail, and not counted: untrained_network." in found.line()
     for alive in (
         {"stays": row(0.01, "untrained_network", "unchanging")},
         {"untrained_network": row(0.01, "untrained_network")},

@@ -10,9 +10,9 @@ from iit.report import save_figure, training_curve, write_summary
 from iit.report.curves import read_log
 from iit.report.results import results_table, tables
 from iit.report.summary import read_jobs, summary, summary_table
-from iit.report.verdict import verdict_table
 from iit.result import Metrics, read_metrics, write_metrics
 from iit.result.record import write_record
+from iit.result.verdict_table import verdict_table
 from tests.result.test_result import ROW
 
 TEST = replace(ROW, split="test", value=0.75)

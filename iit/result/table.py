@@ -1,16 +1,15 @@
-"""One table for every place: Markdown on a page, rich on the terminal."""
+"""One table for every place: a page, a terminal, a notebook; and what shows itself as one."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jinja2
 import rich.table
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.text import Text
-
-from iit.result import Row
 
 OUTCOME_COLOURS = {
     "pass": "green",
@@ -20,6 +19,39 @@ OUTCOME_COLOURS = {
     "warn": "yellow",
 }
 """The colours of a criterion's outcomes on the terminal. Older runs have warn, too."""
+
+
+HTML = """\
+<p><b>{{ title }}</b></p>
+<table style="border-collapse:collapse;color:inherit;font:inherit">
+{%- for line in [header] + lines|list %}
+<tr>
+{%- set tag = "th" if loop.first else "td" %}
+{%- for cell in line %}
+{%- set side = "left" if loop.index <= n_words else "right" -%}
+<{{ tag }} style="text-align:{{ side }};white-space:pre-wrap;padding:2px 8px;vertical-align:top">
+{{- cell|e|replace("⟦", "<b><u>"|safe)|replace("⟧", "</u></b>"|safe) -}}
+</{{ tag }}>
+{%- endfor -%}
+</tr>
+{%- endfor %}
+</table>
+<p style="white-space:pre-wrap">{{ caption }}</p>
+"""
+"""A table in a notebook, in whose colours it stands. What ⟦ and ⟧ mark is bold and underlined."""
+
+
+class Shown:
+    """What shows itself as a table, in a terminal and in a notebook."""
+
+    as_table: Any
+    """() → the `Table`."""
+
+    def __repr__(self) -> str:
+        return self.as_table().text()
+
+    def _repr_html_(self) -> str:
+        return self.as_table().html()
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,15 @@ class Table:
         """The table as a run's facts keep it; `Table(**fields)` reads it."""
         return asdict(self)
 
+    def text(self) -> str:
+        """Plain text of 80 columns."""
+        segments = Console(width=80).render(self.rich())
+        return "".join(segment.text for segment in segments).strip()
+
+    def html(self) -> str:
+        """For a notebook."""
+        return jinja2.Template(HTML, autoescape=True).render(vars(self))
+
     def markdown(self) -> str:
         """For a page: title, table and caption, as paragraphs."""
         # Figures are aligned on the right.
@@ -67,15 +108,15 @@ class Table:
     def rich(self) -> Group:
         """For the terminal, in as few columns of characters as there can be."""
         title = f"\n{_coloured(self.title)}"
-        table = rich.table.Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)
+        table = rich.table.Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0
+        )
         for number, name in enumerate(self.header):
             justify = "left" if number < self.n_words else "right"
             table.add_column(escape(name), justify=justify, overflow="fold")
         for number, line in enumerate(self.lines):
             table.add_row(*map(_coloured, line), style="bold" if number in self.bold else None)
-        if self.caption:
-            return Group(table, Text(self.caption))
-        return Group(table)
+        return Group(table, *map(Text, filter(None, [self.caption])))
 
 
 def _coloured(text: str) -> str:
@@ -87,6 +128,15 @@ def _coloured(text: str) -> str:
     return f"{escape(before)}{colon}[{colour}]{last}[/]"
 
 
-def with_interval(row: Row) -> str:
-    """A figure with its interval, as text."""
-    return f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
+def to_pandas(lines: Any, columns: Any = None) -> Any:
+    """A `pandas.DataFrame` of mappings; whole numbers stay whole beside missing ones."""
+    import pandas as pd
+
+    frame = pd.DataFrame([*lines], columns=columns, dtype=object)
+    # pandas would make floats of numbers beside None.
+    return frame.apply(lambda column: column if column.hasnans else column.infer_objects())
+
+
+def with_interval(figure: Any) -> str:
+    """A row's figure, or an `Interval`, as text."""
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"

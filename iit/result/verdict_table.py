@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
-from iit.report.table import Table
+from iit.result.table import Table
 
 HEADER = ("criterion", "verdict", "why")
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from iit.result import Row
+from iit.result.figure import Figure
+from iit.result.row import Row
 
 Line = Row | Mapping[str, Any]
 """A line of a table: a row, or a mapping of its columns."""
@@ -45,10 +45,10 @@ SHARES = ("iia", "probability", "attention", "task_accuracy", "accuracy")
 
 @styled
 def heatmap(
-    lines: Sequence[Line],
+    lines: Any,
     *,
-    metric: str,
-    x: str = "position",
+    metric: str | None = None,
+    x: str | None = None,
     y: str = "layer",
     panel: str | None = None,
     labels: Labels = None,
@@ -64,13 +64,22 @@ def heatmap(
     pointed end where figures lie beyond.
 
     Arguments:
-        x, y: columns of the lines.
+        lines: of a table; or `Effects`, which have a metric (their first), labels and a centre of
+            their own. Without x, what varies among their cells is drawn, as `map_figure` does.
+        metric: has to be named for lines of a table.
+        x, y: columns of the lines; x is the position by default.
         labels: value of x → an example of its token, which stands below the name.
         centre: the value of a cell where nothing happens.
 
     Raises:
         ValueError: where no line has the metric, and where several stand for one cell.
     """
+    if hasattr(lines, "baseline"):
+        metric, labels = metric or next(iter(lines.values)), labels or lines.labels
+        centre, lines = lines.baseline(metric), lines.table()
+        if x is None:
+            return map_figure(lines, metric=metric, labels=labels, centre=centre, title=title)
+    metric, x = f"{metric}", x or "position"
     table = _table(lines, metric)
     columns, rows = _values(table, x), _values(table, y)
     parts = _parts(table, panel)
