@@ -122,20 +122,21 @@ def evaluate(
     scoring = Scoring(
         alignment, pairs, split, trust_named(trust), refit, batch_size, seed, experiment, score
     )
+    return scored_rows(scoring, controls)
+
+
+def scored_rows(scoring: Scoring, with_controls: bool = True) -> list[Row]:
+    """The rows of `evaluate`, for those who also want the outcomes of each pair.
+
+    The scoring has them afterwards (`own_outcomes` and `unedited`). Its alignment should have a
+    store: without one every prompt is run anew.
+    """
     check_labels(scoring.network, scoring.encoded)
-    if not pairs.variables:
+    if not scoring.pairs.variables:
         return _task_accuracy(scoring)
-    if score.file and split == "test":
-        texts = scoring.own_outcomes.texts.tolist()
-        scoring.table.add_column("text", texts).to_json(score.file)
-    if not controls:
-        return _rows(scoring, {TRAINED: scoring.own_outcomes})
-    return _controlled_rows(scoring)
-
-
-def _controlled_rows(scoring: Scoring) -> list[Row]:
-    """Rows of the alignment and of its controls, diagnostics, and rows of the training pairs."""
     scored = {TRAINED: scoring.own_outcomes}
+    if not with_controls:
+        return _rows(scoring, scored)
     controls, missing = controls_of(scoring)
     for kind, reason in missing.items():
         log.info("Not run: %s: %s", kind, reason)
