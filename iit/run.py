@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from iit.job.command import command, in_multirun, recorded
-from iit.job.declared import check_chosen, check_numbers, check_token
+from iit.job.declared import check_chosen, check_numbers, check_token, config_changes
 from iit.job.dry_run import dry_run
 from iit.job.provenance import provenance
 from iit.job.resources import share_machine
@@ -57,13 +57,15 @@ def run(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.run)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    # Before the job, which may resolve a part of the config in place.
+    changes = config_changes(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     try:
         loggers = list(instantiate(cfg.logger).values()) if cfg.logger else []
         # `_target_` in the config names the job's function.
         rows, facts = instantiate(cfg.job)(cfg, folder, loggers)
         # Only a finished run has this file. Loggers come after it: one that fails costs no result.
-        write_metrics(folder, rows, **facts, **provenance())
+        write_metrics(folder, rows, config_changes=changes, **facts, **provenance())
         log_results(loggers, folder)
     finally:
         finish_wandb()

@@ -73,6 +73,7 @@ class Task:
             words, or all where it holds none. Empty where a task does not say.
         asks: the input that says which variable a prompt asks for, where prompts of the task ask
             for different ones; else None. The output is the value of that variable.
+        meanings: {variable or role: what it holds, in words}.
         stem: an example of what stands before answers, where that is no word and no space: a
             conversation. The answers' words should be one token there, too.
     """
@@ -94,3 +95,4 @@ class Task:
     alternatives: tuple[str, ...] = ()
     asks: str | None = None
     stem: str | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)

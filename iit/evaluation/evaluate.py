@@ -122,20 +122,21 @@ def evaluate(
     scoring = Scoring(
         alignment, pairs, split, trust_named(trust), refit, batch_size, seed, experiment, score
     )
+    return scored_rows(scoring, controls)
+
+
+def scored_rows(scoring: Scoring, with_controls: bool = True) -> Rows:
+    """The rows of `evaluate`, for those who also want the outcomes of each pair.
+
+    The scoring has them afterwards (`own_outcomes` and `unedited`). Its alignment should have a
+    store: without one every prompt is run anew.
+    """
     check_labels(scoring.network, scoring.encoded)
-    if not pairs.variables:
+    if not scoring.pairs.variables:
         return Rows(_task_accuracy(scoring))
-    if score.file and split == "test":
-        texts = scoring.own_outcomes.texts.tolist()
-        scoring.table.add_column("text", texts).to_json(score.file)
-    if not controls:
-        return Rows(_rows(scoring, {TRAINED: scoring.own_outcomes}))
-    return Rows(_controlled_rows(scoring))
-
-
-def _controlled_rows(scoring: Scoring) -> list[Row]:
-    """Rows of the alignment and of its controls, diagnostics, and rows of the training pairs."""
     scored = {TRAINED: scoring.own_outcomes}
+    if not with_controls:
+        return Rows(_rows(scoring, scored))
     controls, missing = controls_of(scoring)
     for kind, reason in missing.items():
         log.info("Not run: %s: %s", kind, reason)
@@ -143,7 +144,7 @@ def _controlled_rows(scoring: Scoring) -> list[Row]:
         if not isinstance(control, Outcomes):
             control = scoring.outcomes(control)
         scored[arm] = control
-    rows = _rows(scoring, scored)
+    rows = Rows(_rows(scoring, scored))
     passes = cut(scoring.alignment, scoring.encoded, scored[Arm("vanilla")])
     for _, group in scoring.groups():
         rows += mean_rows({TRAINED: passes}, group, "cut")

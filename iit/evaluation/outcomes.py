@@ -37,6 +37,8 @@ class Outcomes(NamedTuple):
         by it. NaN where no alternative counts, and where several answers are right.
     scored: [n], whether the label is right by the score (see `Score`); NaN where that does not say.
     texts: str[n], what is written; "" where the score reads tokens.
+    best: {pair: (the highest three logits where the first token of the answer is read, and their
+        tokens)}; of networks with fewer classes, as many.
     """
 
     right: dict[str | None, np.ndarray]
@@ -44,6 +46,7 @@ class Outcomes(NamedTuple):
     forced: np.ndarray
     scored: np.ndarray
     texts: Any = None
+    best: Any = None
 
     @classmethod
     def of(cls, right: np.ndarray) -> "Outcomes":
@@ -79,7 +82,7 @@ def outcomes(
     names = (None, *pairs.alternatives)
     right = {name: np.zeros(n, dtype=bool) for name in names}
     difference, forced = np.full((2, n), np.nan)
-    texts = np.full(n, "", dtype=object)
+    texts, best = np.full(n, "", dtype=object), {}
     several = any("#" in name for name in pairs.alternatives)
     at_answer = last_answer_token(alignment.edits.values()) >= 0
     with evaluating(alignment):
@@ -96,8 +99,10 @@ def outcomes(
             # [batch, n_answer, vocab]
             logits = alignment.answer_logits(base, *edits).cpu()
             right[None][rows] = correct(logits, label)
+            top = logits[:, 0].topk(min(3, logits.shape[-1]))
+            best |= zip(rows, zip(*map(Tensor.tolist, top), strict=True), strict=True)
             # The log-probability of the likeliest alternative; −inf where none counts.
-            best = torch.full((len(rows),), -torch.inf)
+            highest = torch.full((len(rows),), -torch.inf)
             for name, answers in pairs.alternatives.items():
                 alternative = answers[rows]
                 their_logits = logits
@@ -113,12 +118,12 @@ def outcomes(
                 # NaN where one answer is the other or begins it: then it is no alternative.
                 gap = logit_difference(logits, label, alternative)
                 likely = log_probability(their_logits, alternative)
-                best = best.maximum(likely.masked_fill(gap.isnan(), -torch.inf))
+                highest = highest.maximum(likely.masked_fill(gap.isnan(), -torch.inf))
                 if name == "base":
                     difference[rows] = gap
-            alone = best == -torch.inf
+            alone = highest == -torch.inf
             if not bool(alone.all()):
-                is_likeliest = (log_probability(logits, label) > best).float()
+                is_likeliest = (log_probability(logits, label) > highest).float()
                 forced[rows] = is_likeliest.masked_fill(alone, torch.nan)
     for name in pairs.alternatives:
         # NAME#1 and so on are right where NAME is; without a name it is the label.
@@ -134,7 +139,7 @@ def outcomes(
             "others, or several are right. A task lists them for its prompts in `alternatives`. "
             "Take data.right_only=false, score=argmax or score=generated."
         )
-    return Outcomes(right, difference, forced, scored, texts)
+    return Outcomes(right, difference, forced, scored, texts, best)
 
 
 def last_answer_token(edits: Iterable[Edit]) -> int:

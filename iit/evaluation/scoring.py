@@ -15,7 +15,7 @@ from iit.data.table import columns_of, dataset
 from iit.evaluation.illusion import spans
 from iit.evaluation.outcomes import Outcomes, outcomes
 from iit.evaluation.rows import Group, describe
-from iit.evaluation.trust import NotApplicableError, Refit, Trust
+from iit.evaluation.trust import TRUST, NotApplicableError, Refit, Trust, train_alike
 from iit.intervened.score import ARGMAX, Score
 from iit.network import Network
 
@@ -30,8 +30,8 @@ class Scoring:
     alignment: Alignment
     pairs: Pairs
     split: str
-    trust: Trust
-    refit: Refit
+    trust: Trust = TRUST["quick"]
+    refit: Refit = train_alike
     batch_size: int = 64
     seed: int = 0
     experiment: str | None = None

@@ -35,7 +35,6 @@ class Score:
             of a function of (text, pair). Where a pair has several labels, any of them is right.
             An empty text is never right, and with "exact" a text without an end is not, either.
         max_new_tokens: the most tokens that are written.
-        file: what the edited network writes on the test split goes to this file, as JSON lines.
 
     Raises:
         ValueError: another kind or comparison, or no token.
@@ -44,7 +43,6 @@ class Score:
     kind: str = "argmax"
     compare: str = "exact"
     max_new_tokens: int = 20
-    file: str | None = None
 
     def __post_init__(self) -> None:
         try:

@@ -18,17 +18,23 @@ from iit.intervention.reversible import Reversible
 PARTS: Types = {
     part.__name__: part
     for part in (
-        *(basis.Identity, basis.Frame, basis.PrincipalComponents, basis.Autoencoder, Reversible),
-        *(gate.All, gate.Subset, gate.Boundary, gate.SigmoidMask),
-        *(
-            Swap,
-            operation.Add,
-            operation.Mean,
-            operation.Zero,
-            operation.Keep,
-            operation.Noise,
-        ),
-        *(operation.LearnedTarget, operation.LowRankUpdate),
+        basis.Identity,
+        basis.Frame,
+        basis.PrincipalComponents,
+        basis.Autoencoder,
+        Reversible,
+        gate.All,
+        gate.Subset,
+        gate.Boundary,
+        gate.SigmoidMask,
+        Swap,
+        operation.Add,
+        operation.Mean,
+        operation.Zero,
+        operation.Keep,
+        operation.Noise,
+        operation.LearnedTarget,
+        operation.LowRankUpdate,
     )
 }
 """{class name: class}: what a saved intervention may be made of."""

@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from iit.alignment import Alignment, Fitted, initialise
 from iit.data import Choice, Pairs, freeze
-from iit.evaluation import evaluate
+from iit.evaluation import Scoring, scored_rows
 from iit.job.declared import check_config
+from iit.job.outcome_file import save_outcomes
 from iit.job.setup import (
     evaluate_options,
     facts_of,
@@ -19,7 +20,6 @@ from iit.job.setup import (
     frozen_network,
     pairs_held_out,
     refit_as_configured,
-    save_causal_model,
     save_training_curve,
     verdict_facts,
 )
@@ -29,7 +29,15 @@ log = logging.getLogger(__name__)
 
 # Keys of the config that may differ between a training and the one that it continues.
 _FREE = (
-    *("ckpt_path", "paths", "logger", "callbacks", "trainer", "job", "trust", "store", "name"),
+    "ckpt_path",
+    "paths",
+    "logger",
+    "callbacks",
+    "trainer",
+    "job",
+    "trust",
+    "store",
+    "name",
     "dry_run",
 )
 # Options of Lightning's trainer that may not differ: they decide what an optimizer step does.
@@ -48,8 +56,8 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
     Validation is scored first. Then the choice is frozen in `choice.json`, and the test split is
     opened. An alignment with nothing to train is scored as it is.
 
-    The job writes the alignment, the checkpoints, the training curve and a picture of the causal
-    model to `folder`.
+    The job writes the alignment, the checkpoints, the outcome of each pair, the training curve and
+    a picture of the causal model to `folder`.
 
     Arguments:
         folder: the run's folder.
@@ -81,16 +89,16 @@ def align(cfg: DictConfig, folder: Path, loggers: list[Any]) -> tuple[list[Row],
         initialise(alignment, pairs)
     trust = instantiate(cfg.trust)
     options = {"trust": trust, "seed": cfg.seed, "score": score, **evaluate_options(cfg)}
-    rows = evaluate(alignment, pairs, split="validation", **options)
+    validation = Scoring(alignment, pairs, "validation", **options)
+    rows = scored_rows(validation)
     # From here on the pairs have their test split.
     pairs = held_out.opened(freeze_choice(folder, rows, alignment, fitted))
-    rows += evaluate(
-        alignment, pairs, split="test", refit=refit_as_configured(cfg, folder), **options
-    )
+    test = Scoring(alignment, pairs, "test", refit=refit_as_configured(cfg, folder), **options)
+    rows += scored_rows(test)
     frozen.check()
     alignment.rows = rows
     alignment.save_pretrained(folder / "alignment")
-    save_causal_model(folder, pairs, alignment.site_texts())
+    save_outcomes(folder, validation, test)
     save_training_curve(folder)
     facts = {
         **facts_of(pairs, frozen.network),

@@ -13,9 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from iit.alignment import Alignment
-from iit.evaluation import evaluate, sweep
+from iit.evaluation import Scoring, scored_rows, sweep
 from iit.job.align import freeze_choice
 from iit.job.declared import check_config
+from iit.job.outcome_file import save_outcomes
 from iit.job.setup import (
     evaluate_options,
     facts_of,
@@ -53,7 +54,7 @@ def atlas(
     every prompt is run once for all layers.
 
     The job writes every trained cell to `folder / "cells"`, the chosen one to
-    `folder / "alignment"`, and the heatmap with its table.
+    `folder / "alignment"` with the outcome of each pair, and the heatmap with its table.
 
     Arguments:
         folder: the run's folder.
@@ -119,7 +120,7 @@ def atlas(
     )
     rows: list[Row] = []
     fits = {}
-    # {cell: (the name of its folder, its alignment)}
+    # {cell: (the name of its folder, its alignment on validation)}
     trained = {}
     skipped = []
     for layer in progress(layers, "Layer {}"):
@@ -150,11 +151,10 @@ def atlas(
         fitted = fitting(cfg, running_cells, pairs, folder)
         fits |= fitted
         for name, (seed, cell) in running.items():
-            cell.rows = evaluate(
-                cell, pairs, split="validation", controls=False, seed=seed, **options
-            )
+            scoring = Scoring(cell, pairs, "validation", seed=seed, **options)
+            cell.rows = scored_rows(scoring, with_controls=False)
             cell.save_pretrained(folder / "cells" / name)
-            trained[Cell.of(cell.rows[0])] = name, cell
+            trained[Cell.of(cell.rows[0])] = name, scoring
             rows += cell.rows
         # A name begins with its layer.
         figures = "; ".join(
@@ -173,23 +173,26 @@ def atlas(
         )
     frozen.check()
     # By validation alone: the test split is still closed.
-    name, chosen = trained[select(rows)]
+    name, validation = trained[select(rows)]
+    chosen = validation.alignment
     seed = chosen.rows[0].seed
     # From here on the pairs have their test split.
     pairs = held_out.opened(freeze_choice(folder, rows, chosen, fits[name]))
     trust = instantiate(cfg.trust)
-    rows += evaluate(
+    test = Scoring(
         chosen,
         pairs,
-        split="test",
+        "test",
         trust=trust,
         seed=seed or 0,
         refit=refit_as_configured(cfg, folder),
         **options,
     )
+    rows += scored_rows(test)
     # The chosen cell's file also holds its controls' rows, which share its columns.
     chosen.rows = [row for row in rows if Cell.of(row) == Cell.of(chosen.rows[0])]
     chosen.save_pretrained(folder / "alignment")
+    save_outcomes(folder, validation, test)
     save_figure(atlas_figure(rows), folder / "atlas", atlas_cells(rows))
     facts = {
         **facts_of(pairs, network),

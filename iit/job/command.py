@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 
 from iit.job.errors import error_text
 from iit.job.folders import Folders, digest, is_done, parsed
+from iit.job.provenance import cost
 from iit.report.summary import write_summary
 from iit.result import read_metrics
 from iit.result.record import JOB, SWEEP, Record, read_record, write_record
@@ -92,8 +94,11 @@ def recorded(run: Any, cfg: DictConfig) -> float | None:
                 return validation_iia(read_metrics(folder).rows)
             record = {"status": "running", "overrides": _swept(), "config": config}
             write_record(folder / JOB, record)
+            start = perf_counter()
             value = run(cfg)
-            write_record(folder / JOB, record | {"status": "done"})
+            write_record(
+                folder / JOB, record | {"status": "done", "cost": cost(perf_counter() - start)}
+            )
             return value
     except Exception as error:
         if isinstance(error, Timeout):

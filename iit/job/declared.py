@@ -1,15 +1,19 @@
 """Checks of what a config declares, before weights load."""
 
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from inspect import formatannotation, signature
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pandas import json_normalize
 
 from iit.alignment import several
 from iit.alignment.initial import STARTS
@@ -31,11 +35,10 @@ def check_chosen(cfg: DictConfig) -> None:
     A site may have such keys: not every job reads it. A causal model is not asked for where pairs
     are one's own. It also refuses a score that the job does not read.
     """
-    nodes: Any = OmegaConf.to_container(cfg)
-    nodes["site"] = None
-    if "path" in nodes["data"]:
-        nodes["causal"] = None
-    check_set(_unset(nodes))
+    unset = {
+        key for key, value in _flat(cfg).items() if value == "???" and not key.startswith("site.")
+    }
+    check_set(unset - {"causal"} if "path" in cfg.data else unset)
     job, kind = cfg.job._target_, instantiate(cfg.score).kind
     taken = {"iit.job.align": kind, "iit.job.Steering": "generated"}.get(job, "argmax")
     if kind != taken:
@@ -64,12 +67,33 @@ def check_set(unset: Iterable[str]) -> None:
         )
 
 
-def _unset(node: dict[str, Any], path: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if value == "???":
-            yield f"{path}{key}"
-        elif isinstance(value, dict):
-            yield from _unset(value, f"{path}{key}.")
+def config_changes(cfg: DictConfig) -> list[dict[str, Any]]:
+    """The keys in which a config differs from the defaults, with default and value.
+
+    Interpolations are compared as they are written. A key that is not there has None.
+    """
+    default, changed = _flat(composed([])), _flat(cfg)
+    return [
+        {"key": key, "default": default.get(key), "value": changed.get(key)}
+        for key in default | changed
+        if default.get(key) != changed.get(key)
+    ]
+
+
+def _flat(cfg: DictConfig) -> dict[str, Any]:
+    """{key with dots: value}; a list is one value."""
+    text = json.dumps(OmegaConf.to_container(cfg), default=str)
+    # What JSON lacks, such as infinity, becomes a text.
+    return json_normalize(json.loads(text, parse_constant=str)).to_dict("records")[0]
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The config as the command line composes it from these overrides."""
+    # Within a run Hydra is initialised already, and would refuse to be again.
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", overrides)
+    with initialize_config_module("iit.conf", version_base="1.3"):
+        return compose("config", overrides)
 
 
 def check_config(cfg: DictConfig, *, trains_network: bool) -> None:

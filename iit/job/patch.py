@@ -119,7 +119,7 @@ def patch(
         tested = run(network, contrast, cells=strongest[name], **accepted(run, options))
         rows += tested.rows(experiment=f"{cfg.name}/{name}", split="test", **facts)
     frozen.check()
-    save_causal_model(folder, pairs)
+    save_causal_model(folder, pairs, {})
     map_facts: dict[str, Any] = {"maps": {}, "estimates": {}}
     for name, measured in effects.items():
         map_facts["maps"][name] = {

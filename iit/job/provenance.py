@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
@@ -39,6 +40,25 @@ def provenance() -> dict[str, Any]:
         | {name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
         "processor": processor(),
+    }
+
+
+def cost(seconds: float) -> dict[str, Any]:
+    """What a job has used.
+
+    Returns:
+        The seconds; the peak memory of this process; {GPU: its peak memory}, both in bytes. Jobs of
+        a sweep that share a process have one peak.
+    """
+    # macOS counts bytes, Linux KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "seconds": seconds,
+        "peak_memory_bytes": unit * getrusage(RUSAGE_SELF).ru_maxrss,
+        "gpu_peak_memory_bytes": {
+            f"cuda:{gpu}, {torch.cuda.get_device_name(gpu)}": torch.cuda.max_memory_allocated(gpu)
+            for gpu in range(torch.cuda.device_count())
+        },
     }
 
 

@@ -1,5 +1,6 @@
 """What jobs have in common: network, pairs held out, options of training and scoring, facts."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 
 from iit.alignment import Alignment, Fitted, fit
 from iit.alignment.labels import check_labels
-from iit.causal.figure import figure
+from iit.causal.figure import figure, graph
 from iit.data import EncodedPairs, HeldOut, Pairs, hold_out
 from iit.evaluation import Trust, train_alike, verdict
 from iit.evaluation.outcomes import asking
@@ -21,7 +22,7 @@ from iit.evaluation.trust import Refit
 from iit.job.folders import last_checkpoint
 from iit.network import Network, fingerprint
 from iit.report import save_figure, training_curve
-from iit.result import Row
+from iit.result import Row, write_text
 
 log = logging.getLogger(__name__)
 
@@ -200,12 +201,13 @@ def facts_of(pairs: Pairs, network: Network) -> dict[str, Any]:
             "fingerprint": pairs.fingerprint,
             "causal_model": pairs.task is not None,
         },
+        "meanings": pairs.task.meanings if pairs.task else {},
         "network": network_facts(network),
     }
 
 
 def network_facts(network: Network) -> dict[str, Any]:
-    """What a run reports about its network: name, revision, fingerprint."""
+    """What a run reports about its network."""
     return {
         "name": network.name,
         "revision": network.revision,
@@ -220,11 +222,16 @@ def save_training_curve(folder: Path) -> None:
         save_figure(training_curve(curves), folder / "training_curve")
 
 
-def save_causal_model(folder: Path, pairs: Pairs, places: Mapping[str, str] | None = None) -> None:
-    """Draw the causal model of the pairs; pairs from a file have none.
+def save_causal_model(folder: Path, pairs: Pairs, places: Mapping[str, str]) -> None:
+    """Draw the causal model of the pairs, and write its graph; pairs from a file have none.
 
     Arguments:
         places: {variable: where it is aligned, in words}.
     """
     if pairs.task is not None:
-        save_figure(figure(pairs.task.model, places), folder / "causal_model")
+        model = pairs.task.model
+        save_figure(figure(model, places), folder / "causal_model")
+        drawn = graph(model)
+        nodes = [{"name": name, "place": places.get(name), **drawn.nodes[name]} for name in drawn]
+        content = {"name": drawn.name, "nodes": nodes, "edges": list(drawn.edges)}
+        write_text(folder / "causal_model.json", json.dumps(content))

@@ -13,15 +13,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
 from iit.data import freeze, hold_out
-from iit.evaluation import evaluate
-from iit.job.declared import check_config
+from iit.evaluation import Scoring, scored_rows
+from iit.job.declared import check_config, composed
+from iit.job.outcome_file import save_outcomes
 from iit.job.setup import evaluate_options, facts_of, fitting, save_training_curve, verdict_facts
 from iit.network import Network, fingerprint, load_network, save_network
 from iit.network.cache import cache_folder, is_whole, made_once
@@ -33,8 +32,17 @@ log = logging.getLogger(__name__)
 OVERRIDES = ("callbacks=none",)
 # The keys of the config that the trained weights depend on.
 _DECIDES = (
-    *("causal", "data", "network", "alignment", "objective", "module", "trainer", "callbacks"),
-    *("seed", "start", "monitor"),
+    "causal",
+    "data",
+    "network",
+    "alignment",
+    "objective",
+    "module",
+    "trainer",
+    "callbacks",
+    "seed",
+    "start",
+    "monitor",
 )
 
 
@@ -94,7 +102,9 @@ def train_network(
                 instantiate(cfg.data, right_only=False)(task=task, network=network)
             )
     options = {"trust": trust, "seed": cfg.seed, **evaluate_options(cfg)}
-    rows = evaluate(alignment, pairs, split="validation", **options)
+    alignment.store = instantiate(cfg.store)(network.model)
+    validation = Scoring(alignment, pairs, "validation", **options)
+    rows = scored_rows(validation)
     choice = {
         "epoch": fitted.epoch,
         "validation": {fitted.monitor: fitted.value},
@@ -102,13 +112,16 @@ def train_network(
     }
     # From here on the pairs have their test split.
     pairs = held_out.opened(freeze(folder, choice))
-    rows += evaluate(alignment, pairs, split="test", **options)
+    test = Scoring(alignment, pairs, "test", **options)
+    rows += scored_rows(test)
     if not is_answered:
         # An interchange is scored only on prompts that the network answers rightly.
         rows = where(rows, metric="task_accuracy")
     if alignment.edits:
         alignment.rows = rows
         alignment.save_pretrained(folder / "alignment")
+        if is_answered:
+            save_outcomes(folder, validation, test)
     save_training_curve(folder)
     made_once(
         _cached(cfg),
@@ -150,7 +163,7 @@ def trained_network(
     Raises:
         ValueError: for an experiment that trains no network.
     """
-    cfg = _composed(experiment)
+    cfg = composed([f"+experiment={experiment}", *OVERRIDES])
     if cfg.job._target_ != "iit.job.train_network":
         raise ValueError(
             f"The experiment {experiment!r} trains no network: its job is {cfg.job._target_}."
@@ -199,13 +212,3 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
             value = OmegaConf.to_container(value, resolve=True)
         deciding[key] = value
     return deciding
-
-
-def _composed(experiment: str) -> DictConfig:
-    """The experiment's own config, with the callbacks of `OVERRIDES`."""
-    overrides = [f"+experiment={experiment}", *OVERRIDES]
-    # Within a run Hydra is initialised already, and would refuse to be again.
-    if GlobalHydra.instance().is_initialized():
-        return compose("config", overrides)
-    with initialize_config_module("iit.conf", version_base="1.3"):
-        return compose("config", overrides)

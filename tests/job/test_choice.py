@@ -28,11 +28,12 @@ EXPERIMENTS = {
 def test_the_choice_is_on_disk_before_test_is_seen(job, configured, tmp_path, monkeypatch):
     module = importlib.import_module(f"iit.{job}")
     folder, seen = tmp_path / "run", []
-    for name in {"evaluate", "fitting", "_scored"} & set(vars(module)):
+    for name in {"evaluate", "scored_rows", "fitting", "_scored"} & set(vars(module)):
         plain = getattr(module, name)
 
         def watched(*args, plain=plain, name=name, **kwargs):
-            pairs = next(a for a in (*args, *kwargs.values()) if hasattr(a, "dataset"))
+            given = [getattr(a, "pairs", a) for a in (*args, *kwargs.values())]
+            pairs = next(a for a in given if hasattr(a, "dataset"))
             test = "test" in set(pairs.dataset["split"])
             frozen = (folder / "choice.json").is_file()
             seen.append((name, test))

@@ -208,3 +208,20 @@ def test_the_config_names_the_task(path):
 
 def test_every_task_has_a_config():
     assert {path.stem for path in CONFIGS} == set(SAME_BEHAVIOUR)
+
+
+def test_meanings_name_variables_and_roles():
+    named, known = {}, {}
+    for make in TASKS.values():
+        task = make()
+        assert set(task.variables) <= set(task.meanings)
+        assert all(words and not words.endswith(".") for words in task.meanings.values())
+        columns = task.draw(np.random.default_rng(0), task.pools, 1)
+        written = task.write({key: column[0] for key, column in columns.items()})
+        roles = set(getattr(written, "roles", ()))
+        # Some roles stand in one of the ways to write a task only.
+        known.setdefault(task.name, set(task.variables)).update(roles, map("{}_last".format, roles))
+        named[task.name] = set(task.meanings)
+    assert len(named) == 10
+    for name, names in named.items():
+        assert names <= known[name]
