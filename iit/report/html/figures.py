@@ -12,3 +12,8 @@ def first_sections(folder: Folder) -> list[Section]:
 def where_sections(folder: Folder) -> list[Section]:
     """Where and how much."""
     return []
+
+
+def causal_model(folder: Folder) -> dict | None:
+    """The causal model's picture."""
+    return None

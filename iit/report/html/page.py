@@ -28,6 +28,7 @@ def write_page(folder: str | Path) -> Path:
     sections += where_sections(content)
     if chosen is not None:
         sections += [*examples(chosen), numbers(chosen), repeat(chosen)]
+    notes = content.notes + (content.job.notes if content.job else [])
     pages = Environment(
         loader=PackageLoader("iit.report.html"),
         autoescape=True,
@@ -35,7 +36,8 @@ def write_page(folder: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = pages.get_template("page.html.j2").render(folder=content, sections=sections)
+    template = pages.get_template("page.html.j2")
+    text = template.render(folder=content, sections=sections, notes=notes)
     path = content.path / FILE
     write_text(path, text)
     return path
