@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from iit.job.errors import error_text
 from iit.job.folders import Folders, digest, is_done, parsed
-from iit.report.summary import write_summary
+from iit.report import save_page, write_summary
 from iit.result import read_metrics
 from iit.result.record import JOB, SWEEP, Record, read_record, write_record
 from iit.result.select import validation_iia
@@ -31,7 +31,7 @@ _FRAMES = "IIT_FULL_ERROR"
 def command() -> Iterator[None]:
     """End the process as a user needs it.
 
-    A sweep is summarised, whatever has happened. An error is printed without its frames
+    A sweep is summarised and gets its page, whatever has happened. An error is printed without its frames
     (HYDRA_FULL_ERROR=1 shows them). The exit status is 0 only where all is done.
     """
     os.environ[_FRAMES] = os.environ.get("HYDRA_FULL_ERROR", "")
@@ -42,9 +42,11 @@ def command() -> Iterator[None]:
         try:
             yield
         finally:
-            if Folders.sweep is not None and not write_summary(Folders.sweep):
-                print(f"The same command with hydra.sweep.dir={Folders.sweep} goes on.")
-                status = 1
+            if Folders.sweep is not None:
+                if not write_summary(Folders.sweep):
+                    print(f"The same command with hydra.sweep.dir={Folders.sweep} goes on.")
+                    status = 1
+                save_page(Folders.sweep)
     except KeyboardInterrupt:
         # As a shell has it of a command that Ctrl-C has ended.
         status = 130

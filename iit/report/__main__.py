@@ -6,8 +6,7 @@ With `--html` it is the page of a run, a sweep, an atlas, maps or a steering run
 import argparse
 import sys
 
-from iit.report.html import write_page
-from iit.report.summary import write_summary
+from iit.report import write_page, write_summary
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder")

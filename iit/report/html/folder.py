@@ -1,6 +1,5 @@
 """The folder that a page is made from: its kind, its figures, and what its files hold."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-import yaml
 
 from iit.report.summary import Job, Line, read_jobs, summary
 from iit.result import SCORE, Cell, Metrics, Row, read_metrics, where
@@ -46,7 +44,7 @@ class Folder:
         return self.job if self.kind == "sweep" else self
 
     def read(self, name: str, why: str = "") -> Any:
-        """The content of a file: an object (json, yaml), a list of lines (csv, parquet), or a text.
+        """The content of a JSON file, or the pairs of an `outcomes.parquet`.
 
         Arguments:
             why: what the page lacks without the file; the notes then say it.
@@ -56,11 +54,11 @@ class Folder:
         """
         path = self.path / name
         try:
-            return _READERS.get(path.suffix, Path.read_text)(path)
+            return _json(path) if path.suffix == ".json" else _outcomes(path)
         except FileNotFoundError:
             if why:
                 self.notes.append(f"There is no {name}. {why}")
-        except (OSError, ValueError, csv.Error, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             self.notes.append(f"{name} is damaged: {error}. {why}")
         return None
 
@@ -82,34 +80,19 @@ def open_folder(path: str | Path) -> Folder:
         return Folder(path, "sweep", Metrics((), {}), job, jobs, records, test)
     metrics = read_metrics(path)
     scores = where(metrics.rows, **SCORE)
-    kind = "run"
-    if metrics.facts.get("maps"):
-        kind = "maps"
-    elif metrics.facts.get("steering"):
-        kind = "steering"
-    # An investigation, which compares cells, too, keeps its tables.
-    elif "tables" not in metrics.facts and len(set(map(Cell.of, scores))) > len(
-        {row.variable for row in scores}
-    ):
-        kind = "atlas"
-    return Folder(path, kind, metrics)
+    several = len(set(map(Cell.of, scores))) > len({row.variable for row in scores})
+    # An investigation compares cells, too; it keeps its own tables.
+    special = {"tables": "run", "maps": "maps", "steering": "steering"}
+    kinds = [kind for fact, kind in special.items() if fact in metrics.facts]
+    return Folder(path, [*kinds, "atlas" if several else "run"][0], metrics)
 
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(path).to_pylist()
-
-
-_READERS: dict[str, Any] = {".json": _json, ".yaml": _yaml, ".csv": _csv, ".parquet": _parquet}
+def _outcomes(path: Path) -> list[dict[str, Any]]:
+    table = pyarrow.parquet.read_table(path)
+    if (table.schema.metadata or {}).get(b"iit.schema") != b"iit.outcomes/1":
+        raise ValueError("it does not have the schema iit.outcomes/1")
+    return table.to_pylist()

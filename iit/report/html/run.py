@@ -14,17 +14,17 @@ from iit.result.vocabulary import SUBSETS, figure_words, table_order
 
 MOST_FAILURES, MOST_EXAMPLES = 200, 300
 """How many pairs the page shows: of wrong ones, and of all."""
-FIGURE = ("subset", "value", "low", "high", "n")
-"""Columns of a row that stand in every table of numbers."""
+_SCORES = {"iia_generated_difference", "iia_forced_difference"}
 
 
 def claim(folder: Folder) -> Section:
     """The first screen: the claim and its verdict, test accuracy, the causal model."""
     metrics = folder.metrics
-    score = (folder.read("config.yaml") or {}).get("score", {}).get("kind", "argmax")
-    test = where(
-        metrics.rows, split="test", metric="iia" if score == "argmax" else f"iia_{score}"
-    )
+    test = where(metrics.rows, split="test")
+    measured = {row.metric for row in test}
+    # Only the metric of the run's score is compared with controls, pair by pair.
+    metric = [*_SCORES & measured, "iia_difference"][0].removesuffix("_difference")
+    test = where(test, metric=metric)
     scores = where(test, subset="changing") or where(test, subset="all")
     verdicts = {verdict["variable"]: verdict for verdict in metrics.facts.get("verdict", ())}
     trained = where(scores, control=None)
@@ -51,8 +51,10 @@ def examples(folder: Folder) -> list[Section]:
         pair["marked"] = list(_marked(pair["base"], pair["base_roles"]))
         for source in pair["sources"]:
             source["marked"] = list(_marked(source["text"], source["roles"]))
-    pairs.sort(key=lambda pair: (pair["right"], pair["split"] != "test", not pair["changing"]))
-    wrong = [pair for pair in pairs if not pair["right"]]
+    wrong = [pair for pair in pairs if pair["right"] is False]
+    pairs.sort(
+        key=lambda pair: (pair["right"] is not False, pair["split"] != "test", not pair["changing"])
+    )
     shown = wrong[:MOST_FAILURES] + pairs[len(wrong) :]
     data = {"pairs": shown[:MOST_EXAMPLES], "n": len(pairs), "n_wrong": len(wrong)}
     return [Section("examples", "Examples", "sections/examples.html.j2", data)]
@@ -69,17 +71,10 @@ def _marked(text: str, roles: list[dict[str, Any]]) -> Iterator[tuple[str, list[
 
 
 def numbers(folder: Folder) -> Section:
-    """Every row: its words, and the columns in which rows differ."""
-    rows = folder.metrics.rows
-    varying = [name for name in ROW_FIELDS if len({repr(getattr(row, name)) for row in rows}) > 1]
-    columns = [name for name in varying if name not in ("control", "metric", *FIGURE)]
-    lines = []
-    for row in sorted(rows, key=lambda row: (row.split, table_order(row.arm, row.metric))):
-        name = figure_words(row.arm, row.metric) or f"{row.metric}, {row.arm}"
-        cells = [row.to_dict()[column] for column in (*columns, *FIGURE)]
-        cells[len(columns)] = SUBSETS.get(row.subset, row.subset)
-        lines.append((name, *cells))
-    data = {"lines": lines, "columns": ("figure", *columns, *FIGURE), "rows": rows}
+    """Every row, test split first, in the order of the vocabulary."""
+    rows = sorted(folder.metrics.rows, key=lambda row: table_order(row.arm, row.metric))
+    rows.sort(key=lambda row: row.split)
+    data = {"rows": rows, "fields": ROW_FIELDS, "words": figure_words, "subsets": SUBSETS}
     return Section("numbers", "Every number", "sections/numbers.html.j2", data)
 
 

@@ -54,24 +54,35 @@ for (const table of document.querySelectorAll("table[data-copy]")) {
     button.textContent = `Copied ${lines.length - 1} rows`;
     setTimeout(() => { button.textContent = "Copy as CSV"; }, 2000);
   });
-  table.parentElement.before(button);
+  table.parentElement.after(button);
 }
 
-// Filters: each chooses one value of a data attribute.
+// Filters: each chooses one value of a data attribute. A page shows a few matches, and more on demand.
+const STEP = 12;
+
 for (const form of document.querySelectorAll("form[data-for]")) {
-  const items = [...document.getElementById(form.dataset.for).children];
+  const list = document.getElementById(form.dataset.for);
+  const items = [...list.children];
   const choices = [...form.querySelectorAll("select")];
-  const filter = () => {
-    for (const item of items) {
-      item.hidden = choices.some((choice) => choice.value && item.dataset[choice.dataset.filter] !== choice.value);
-    }
-    const shown = items.filter((item) => !item.hidden).length;
-    form.querySelector("output").textContent = `${shown} of ${items.length} shown`;
+  const more = document.createElement("button");
+  more.type = "button";
+  more.className = "more";
+  more.textContent = `Show ${STEP} more`;
+  list.after(more);
+  let limit = STEP;
+  const show = () => {
+    const fits = (item) => choices.every((choice) => !choice.value || item.dataset[choice.dataset.filter] === choice.value);
+    const matches = items.filter(fits);
+    items.forEach((item) => { item.hidden = true; });
+    matches.slice(0, limit).forEach((item) => { item.hidden = false; });
+    more.hidden = matches.length <= limit;
+    form.querySelector("output").textContent = `${Math.min(limit, matches.length)} of ${matches.length} shown`;
   };
-  form.addEventListener("change", filter);
+  form.addEventListener("change", () => { limit = STEP; show(); });
   form.addEventListener("submit", (event) => event.preventDefault());
+  more.addEventListener("click", () => { limit += STEP; show(); });
   form.hidden = false;
-  filter();
+  show();
 }
 
 // Values of marks: `data-tip` shows on hover and on focus.
