@@ -60,13 +60,15 @@ def examples(folder: Folder) -> list[Section]:
     return [Section("examples", "Examples", "sections/examples.html.j2", data)]
 
 
-def _marked(text: str, roles: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
-    """The pieces of a text, each with the roles that it belongs to."""
-    bounds = {0, len(text)}
-    for role in roles:
-        bounds |= {role["start"], role["end"]}
+def _marked(text: str, roles: dict[str, Any] | None) -> Iterator[tuple[str, list[str]]]:
+    """The pieces of a text, each with the roles that it belongs to.
+
+    roles: {role: [start, end] in the text, or None}.
+    """
+    spans = {role: span for role, span in (roles or {}).items() if span}
+    bounds = {0, len(text)}.union(*spans.values())
     for start, end in pairwise(sorted(bounds)):
-        names = [role["role"] for role in roles if role["start"] <= start and end <= role["end"]]
+        names = [role for role, (first, last) in spans.items() if first <= start and end <= last]
         yield text[start:end], names
 
 
