@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from iit.report.html.figures import first_sections, where_sections
+from iit.report.html import figures
 from iit.report.html.folder import open_folder
 from iit.report.html.run import claim, examples, numbers, repeat
 from iit.result import write_text
@@ -22,10 +22,10 @@ def write_page(folder: str | Path) -> Path:
     """
     content = open_folder(folder)
     chosen = content.chosen
-    sections = first_sections(content)
+    sections = figures.first_sections(content)
     if content.kind in ("run", "atlas"):
         sections = [claim(content)]
-    sections += where_sections(content)
+    sections += figures.where_sections(content)
     if chosen is not None:
         sections += [*examples(chosen), numbers(chosen), repeat(chosen)]
     notes = content.notes + (content.job.notes if content.job else [])
@@ -36,6 +36,7 @@ def write_page(folder: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    pages.globals["plot"] = figures
     template = pages.get_template("page.html.j2")
     text = template.render(folder=content, sections=sections, notes=notes)
     path = content.path / FILE
