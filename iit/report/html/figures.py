@@ -70,7 +70,7 @@ def axis(values: Sequence[float], metric: str = "") -> Line:
     low, high = min(0.0, *values), max(0.0, *values)
     if metric in maps.SHARES:
         low, high = 0.0, 1.0
-    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 3, 5, 10]).tick_values(low, high).tolist()
     return {"low": ticks[0], "high": ticks[-1], "ticks": [(tick, f"{tick:g}") for tick in ticks]}
 
 

@@ -3,7 +3,6 @@ for (const svg of document.querySelectorAll(".figure .plot svg")) {
   for (const mark of marks) {
     const title = mark.querySelector("title");
     mark.dataset.tip = title.textContent;
-    mark.setAttribute("aria-label", title.textContent);
     title.remove();
   }
   svg.addEventListener("keydown", (event) => {
