@@ -13,15 +13,15 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 from safetensors.numpy import load_file
+from scipy.linalg import subspace_angles
 
-from iit import report, result
+from iit import report as report
+from iit import result
 from iit.report import maps
 from iit.report.html.folder import Folder, open_folder
 from iit.report.html.section import Section
 from iit.result import Interval, Row, vocabulary, where
 
-AGAINST_RANK = (None, "vanilla", "pca_subspace", "random_subspace", "lower_rank")
-"""The arms whose IIA is shown against the rank."""
 Line = dict[str, Any]
 """A line of a table; most have value, low, high and n."""
 
@@ -66,12 +66,12 @@ def causal_model(folder: Folder) -> Line | None:
 
 
 def axis(values: Sequence[float], metric: str = "") -> Line:
-    """The ends of an axis and its ticks, (place, text): from 0 to 1 for shares, else with 0."""
+    """The ends of an axis and its ticks: from 0 to 1 for shares, else with 0."""
     low, high = min(0.0, *values), max(0.0, *values)
     if metric in maps.SHARES:
         low, high = 0.0, 1.0
-    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 3, 5, 10]).tick_values(low, high).tolist()
-    return {"low": ticks[0], "high": ticks[-1], "ticks": [(tick, f"{tick:g}") for tick in ticks]}
+    ticks: Any = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return {"low": ticks[0], "high": ticks[-1], "ticks": ticks.tolist()}
 
 
 def colour(name: str, share: float) -> tuple[str, bool]:
@@ -87,7 +87,7 @@ def means(lines: Sequence[Line], *columns: str) -> list[Line]:
         groups.setdefault(tuple(map(line.get, columns)), []).append(line)
     shown = []
     for group in groups.values():
-        figures = [Interval(*map(line.get, Interval._fields)) for line in group]
+        figures = [Interval(*map(line.__getitem__, Interval._fields)) for line in group]
         # `over_seeds` counts seeds; here n counts pairs.
         shown.append(group[0] | result.over_seeds(figures)._asdict() | {"n": group[0]["n"]})
     return shown
@@ -103,7 +103,7 @@ def by_rank(rows: Sequence[Row], cell: result.Cell, split: str) -> list[Line]:
         elif row.draw is not None:
             continue
         same = result.Cell.of(row)._replace(rank=cell.rank, seed=cell.seed) == cell
-        if same and control in AGAINST_RANK:
+        if same:
             arm = {"arm": vocabulary.CONTROLS[control].words, "control": control, "rank": rank}
             lines.append(row.to_dict() | arm)
     return means(lines, "arm", "rank")
@@ -135,10 +135,8 @@ def angles(sweep: Folder, jobs: Mapping[str, str]) -> Iterator[Line]:
         folder = open_folder(sweep.path / job)
         parts = (folder.read("alignment/config.json") or {}).get("interventions", ())
         if [(part["basis"]["type"], part["gate"]["type"]) for part in parts] == [("Frame", "All")]:
-            (weight,) = load_file(folder.path / "alignment/interventions.safetensors").values()
-            frames[name] = np.linalg.qr(weight)[0]
+            path = folder.path / "alignment/interventions.safetensors"
+            (frames[name],) = load_file(path).values()
     for one, other in combinations(frames, 2):
-        cosines = np.linalg.svd(frames[one].T @ frames[other], compute_uv=False)
-        degrees = np.rad2deg(np.arccos(np.clip(cosines, 0, 1)))
-        yield {"name": f"{one} and {other}", "value": float(degrees.mean())}
-
+        radians = subspace_angles(frames[one], frames[other])
+        yield {"name": f"{one} and {other}", "value": float(np.rad2deg(radians).mean())}
