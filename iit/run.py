@@ -26,8 +26,8 @@ def run(cfg: DictConfig) -> float | None:
     """Run the job that the config describes, and write its rows.
 
     At the start it writes `config.yaml` to the run's folder, at the end `metrics.json`. A folder
-    without `metrics.json` holds no result. Every logger gets rows, too (see `log_results`). A run
-    by itself also writes its page, `report.html`.
+    without `metrics.json` holds no result. Every logger gets rows, too (see `log_results`). The
+    page of the run, `report.html`, is written last.
 
     With `cfg.dry_run` the job is only checked, without weights, and nothing is written.
 
@@ -70,7 +70,7 @@ def run(cfg: DictConfig) -> float | None:
         finish_wandb()
     if not in_multirun():
         print_results(folder)
-        save_page(folder)
+    save_page(folder)
     return validation_iia(rows)
 
 
