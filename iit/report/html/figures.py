@@ -141,4 +141,3 @@ def angles(sweep: Folder, jobs: Mapping[str, str]) -> Iterator[Line]:
         cosines = np.linalg.svd(frames[one].T @ frames[other], compute_uv=False)
         degrees = np.rad2deg(np.arccos(np.clip(cosines, 0, 1)))
         yield {"name": f"{one} and {other}", "value": float(degrees.mean())}
-

@@ -82,8 +82,14 @@ def numbers(folder: Folder) -> Section:
 
 def repeat(folder: Folder) -> Section:
     """How to repeat the run."""
-    cost = folder.read("cost.json", "The page does not say what the run cost.")
+    job = folder.read("job.yaml") or {}
+    config = folder.read("config.yaml") or {}
     facts = folder.metrics.facts
-    command = shlex.join(facts.get("command", ()))
-    data = {"facts": facts, "command": command, "cost": cost or {}, "rows": folder.metrics.rows}
+    data = {
+        "facts": facts,
+        "command": shlex.join(facts.get("command", ())),
+        "cost": job.get("cost", {}),
+        "network": config.get("network", {}),
+        "rows": folder.metrics.rows,
+    }
     return Section("repeat", "How to repeat it", "sections/repeat.html.j2", data)
