@@ -260,9 +260,11 @@ def test_many_pairs_are_cut_and_the_page_says_so(tmp_path):
 
 
 def test_a_pair_that_was_not_judged_is_no_failure(tmp_path):
-    pairs = [pair(0, right=None, kind=None, before=None, changing=None), pair(1, right=False)]
+    pairs = [pair(0, right=None, kind=None, before=None, changing=None)]
+    pairs += [pair(1, right=False, split="validation"), pair(2, right=False)]
     page = check(write_page(write_run(tmp_path, pairs=pairs)))
-    assert page.having("data-right") == ["wrong", "not judged"]
+    assert page.having("data-right") == ["wrong", "wrong", "not judged"]
+    assert page.having("data-split") == ["test", "validation", "test"], "test pairs first"
 
 
 def test_an_older_run_says_what_its_page_lacks(tmp_path):

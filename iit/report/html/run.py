@@ -51,10 +51,10 @@ def examples(folder: Folder) -> list[Section]:
         pair["marked"] = list(_marked(pair["base"], pair["base_roles"]))
         for source in pair["sources"]:
             source["marked"] = list(_marked(source["text"], source["roles"]))
-    wrong = [pair for pair in pairs if pair["right"] is False]
     pairs.sort(
         key=lambda pair: (pair["right"] is not False, pair["split"] != "test", not pair["changing"])
     )
+    wrong = [pair for pair in pairs if pair["right"] is False]
     shown = wrong[:MOST_FAILURES] + pairs[len(wrong) :]
     data = {"pairs": shown[:MOST_EXAMPLES], "n": len(pairs), "n_wrong": len(wrong)}
     return [Section("examples", "Examples", "sections/examples.html.j2", data)]
