@@ -16,7 +16,7 @@ from iit.job.declared import check_chosen, check_numbers, check_token
 from iit.job.dry_run import dry_run
 from iit.job.provenance import provenance
 from iit.job.resources import share_machine
-from iit.report import print_results, save_page
+from iit.report import print_results
 from iit.report.loggers import finish_wandb, log_results
 from iit.result import write_metrics
 from iit.result.select import validation_iia
@@ -26,8 +26,7 @@ def run(cfg: DictConfig) -> float | None:
     """Run the job that the config describes, and write its rows.
 
     At the start it writes `config.yaml` to the run's folder, at the end `metrics.json`. A folder
-    without `metrics.json` holds no result. Every logger gets rows, too (see `log_results`). A run
-    by itself also writes its page, `report.html`.
+    without `metrics.json` holds no result. Every logger gets rows, too (see `log_results`).
 
     With `cfg.dry_run` the job is only checked, without weights, and nothing is written.
 
@@ -70,7 +69,6 @@ def run(cfg: DictConfig) -> float | None:
         finish_wandb()
     if not in_multirun():
         print_results(folder)
-        save_page(folder)
     return validation_iia(rows)
 
 

@@ -31,8 +31,8 @@ _FRAMES = "IIT_FULL_ERROR"
 def command() -> Iterator[None]:
     """End the process as a user needs it.
 
-    A sweep is summarised and gets its page, whatever has happened. An error is printed without its frames
-    (HYDRA_FULL_ERROR=1 shows them). The exit status is 0 only where all is done.
+    A sweep is summarised and gets its page, whatever has happened. An error is printed without its
+    frames (HYDRA_FULL_ERROR=1 shows them). The exit status is 0 only where all is done.
     """
     os.environ[_FRAMES] = os.environ.get("HYDRA_FULL_ERROR", "")
     # Hydra then hands its errors on, and prints no frames.
@@ -68,7 +68,7 @@ def in_multirun() -> bool:
 
 
 def recorded(run: Any, cfg: DictConfig) -> float | None:
-    """Run a job, and keep its record in its folder; what is done already is not run again.
+    """Run a job, and keep its record and its page in its folder; what is done is not run again.
 
     A job of a multirun that fails raises nothing, so that it ends no other. Its log has the
     traceback. One that was refused, as its folder holds something else, does raise: the sweep ends
@@ -96,6 +96,7 @@ def recorded(run: Any, cfg: DictConfig) -> float | None:
             write_record(folder / JOB, record)
             value = run(cfg)
             write_record(folder / JOB, record | {"status": "done"})
+            save_page(folder)
             return value
     except Exception as error:
         if isinstance(error, Timeout):

@@ -1,10 +1,10 @@
 import json
 import re
-import subprocess
-import sys
+import runpy
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,9 +28,8 @@ ROWS = [
     replace(TEST, control="no_intervention", value=0.0),
     replace(TEST, control="vanilla", metric="iia_difference", value=0.05),
 ]
-FINDING = {"criterion": "accuracy", "outcome": "pass", "reason": "IIA <b>0.750</b>"} | dict(
-    value=0.75, low=0.4, high=0.6, n=10
-)
+FINDING = {"criterion": "accuracy", "outcome": "pass", "reason": "IIA <b>0.750</b>"}
+FINDING |= {"value": 0.75, "low": 0.4, "high": 0.6, "n": 10}
 OPEN = FINDING | {"criterion": "illusion", "outcome": "open", "reason": "0.75 against 0.5"}
 FACTS = {
     "command": ["train.py", "+experiment=das_ioi", "data.words=[a, b]"],
@@ -39,7 +38,7 @@ FACTS = {
     "processor": "a processor",
     "threads": 2,
     "data": {"fingerprint": "data-fingerprint"},
-    "network": {"name": "n", "revision": None, "fingerprint": "weights", "device": "cpu"},
+    "network": {"name": "n", "revision": None, "fingerprint": "weights"},
     "meanings": {"v": "which <name> is repeated", "s2": "the second subject"},
     "config_changes": [{"key": "rank", "default": 16, "value": 4}],
 }
@@ -56,9 +55,8 @@ CAUSAL_MODEL = {
 
 def verdict(outcome):
     findings = [FINDING, OPEN | {"outcome": outcome}]
-    return dict(
-        variable="v", outcome=outcome, findings=findings, not_run=["cut"], cannot_fail=["majority"]
-    )
+    rest = {"findings": findings, "not_run": ["cut"], "cannot_fail": ["majority"]}
+    return {"variable": "v", "outcome": outcome, **rest}
 
 
 def pair(number, *, right=True, **columns):
@@ -90,8 +88,11 @@ def write_run(folder, rows=ROWS, *, pairs=(), **facts):
         table = table.replace_schema_metadata({"iit.schema": "iit.outcomes/1"})
         pq.write_table(table, folder / "outcomes.parquet")
         (folder / "causal_model.json").write_text(json.dumps(CAUSAL_MODEL))
-        cost = {"seconds": 75.0, "peak_memory_bytes": {"process": 2_500_000_000, "gpu": None}}
-        (folder / "cost.json").write_text(json.dumps(cost | {"gpus": []}))
+        gpus = {"cuda:0, NVIDIA H200": 4_000_000_000, "cuda:1, NVIDIA H200": 0}
+        cost = {"seconds": 75.0, "peak_memory_bytes": 2_500_000_000, "gpu_peak_memory_bytes": gpus}
+        record = {"status": "done", "overrides": {}, "cost": cost}
+        write_record(folder / "job.yaml", record)
+        (folder / "config.yaml").write_text("network: {device: auto, dtype: bf16}")
     return folder
 
 
@@ -149,12 +150,13 @@ def check(path):
         for value in page.having(name):
             assert set(value.split()) <= set(ids), (name, value)
     for name in ("src", "href", "xlink:href"):
-        assert all(re.match(r"#|data:", value) for value in page.having(name)), name
+        # A page of a sweep links to those of its jobs.
+        assert not [value for value in page.having(name) if re.match(r"(?!data:)\w+:|//", value)]
     assert not re.search(r"url\(\s*['\"]?(?!#)|@import", page.text)
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     tables = sum(tag == "table" for tag, _ in page.tags)
     assert sum(tag == "caption" for tag, _ in page.tags) == tables, "each table has a caption"
@@ -196,6 +198,9 @@ def test_the_first_screen_claims_no_more_than_the_verdict(page, tmp_path):
     for outcome in ("pass", "fail"):
         folder = write_run(tmp_path / outcome, verdict=[verdict(outcome)], **FACTS)
         assert claim.format(endings[outcome]) in check(write_page(folder)).said
+    unknown = verdict("open") | {"findings": [FINDING | {"outcome": "open"}]}
+    folder = write_run(tmp_path / "unknown", verdict=[unknown], **FACTS)
+    assert "is not shown to carry which <name>" in check(write_page(folder)).said
 
 
 def test_the_bar_has_floors_and_references_with_interval_n_and_split(page):
@@ -208,7 +213,9 @@ def test_the_bar_has_floors_and_references_with_interval_n_and_split(page):
 def test_every_row_stands_in_the_table_with_all_of_its_digits(page):
     header, *lines = page.tables["rows"]
     assert header[:6] == ["figure", "pairs", "value", "low", "high", "n"]
-    figures = sorted((float(v), float(low), float(high), int(n)) for _, _, v, low, high, n, *_ in lines)
+    figures = sorted(
+        (float(v), float(low), float(high), int(n)) for _, _, v, low, high, n, *_ in lines
+    )
     assert figures == sorted((row.value, row.low, row.high, row.n) for row in ROWS)
     assert {line[header.index("split")] for line in lines} == {"test", "validation"}
 
@@ -234,8 +241,8 @@ def test_how_to_repeat_it(page):
         "The checkout had changes",
         "abc123",
         "1 min 15 s",
-        "2.5 GB",
-        "cpu",
+        "2.5 GB at most, 4.0 GB on cuda:0, NVIDIA H200",
+        "auto, bf16",
         "data-fingerprint",
         "weights",
         "torch 2.13.0",
@@ -253,15 +260,16 @@ def test_many_pairs_are_cut_and_the_page_says_so(tmp_path):
 
 
 def test_a_pair_that_was_not_judged_is_no_failure(tmp_path):
-    pairs = [pair(0, right=None, kind=None, before=None, changing=None), pair(1, right=False)]
+    pairs = [pair(0, right=None, kind=None, before=None, changing=None)]
+    pairs += [pair(1, right=False, split="validation"), pair(2, right=False)]
     page = check(write_page(write_run(tmp_path, pairs=pairs)))
-    assert page.having("data-right") == ["wrong", "not judged"]
+    assert page.having("data-right") == ["wrong", "wrong", "not judged"]
+    assert page.having("data-split") == ["test", "validation", "test"], "test pairs first"
 
 
 def test_an_older_run_says_what_its_page_lacks(tmp_path):
     page = check(write_page(write_run(tmp_path)))
     assert "There is no outcomes.parquet. The page shows no examples." in page.said
-    assert "There is no cost.json." in page.said
     assert "The run has no verdict." in page.said
     assert "not recorded" in page.said
 
@@ -281,7 +289,7 @@ def test_a_run_without_a_claim_shows_its_tables(tmp_path):
     assert "Steps on x" in page.said
 
 
-@pytest.mark.parametrize("name", ["outcomes.parquet", "causal_model.json", "cost.json"])
+@pytest.mark.parametrize("name", ["outcomes.parquet", "causal_model.json", "config.yaml"])
 def test_a_half_written_file_is_named(tmp_path, name):
     write_run(tmp_path, pairs=[pair(0)])
     content = (tmp_path / name).read_bytes()
@@ -333,12 +341,14 @@ def test_the_sweep_of_another_tool_is_refused(tmp_path, content):
         write_page(tmp_path)
 
 
-def test_the_command_ends_without_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "iit.report", str(tmp_path), "--html"]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == 1
-    assert process.stderr.startswith("There is no ")
-    assert "Traceback" not in process.stderr
+def test_the_command_writes_the_page_or_ends_in_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["iit.report", str(tmp_path), "--html"])
+    with pytest.raises(SystemExit, match=r"There is no .*metrics\.json") as end:
+        runpy.run_module("iit.report", run_name="__main__")
+    assert isinstance(end.value.code, str), "status 1, and the text on stderr"
+    write_run(tmp_path)
+    runpy.run_module("iit.report", run_name="__main__")
+    assert capsys.readouterr().out == f"{tmp_path}/report.html\n"
 
 
 def test_a_page_that_fails_costs_nothing(tmp_path, caplog, capsys):
@@ -355,10 +365,17 @@ def sweep_of(folder, *jobs):
     for number, status in enumerate(jobs):
         job = folder / str(number)
         job.mkdir()
-        record = {"status": status, "overrides": {"seed": number}, "error": "It <broke>", "log": "l"}
-        write_record(job / "job.yaml", record)
+        cost = {"seconds": 3.5, "peak_memory_bytes": 10**9, "gpu_peak_memory_bytes": {}}
+        record = {
+            "status": status,
+            "cost": cost,
+            "overrides": {"seed": number},
+            "error": "It <broke>",
+            "log": "l",
+        }
         if status == "done":
             write_run(job, pairs=[pair(0)], verdict=[verdict("open")], **FACTS)
+        write_record(job / "job.yaml", record)
     return folder
 
 

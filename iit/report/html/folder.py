@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+import yaml
 
 from iit.report.summary import Job, Line, read_jobs, summary
 from iit.result import SCORE, Cell, Metrics, Row, read_metrics, where
@@ -44,7 +45,7 @@ class Folder:
         return self.job if self.kind == "sweep" else self
 
     def read(self, name: str, why: str = "") -> Any:
-        """The content of a JSON file, or the pairs of an `outcomes.parquet`.
+        """The object in a JSON or YAML file, or the pairs of `outcomes.parquet`.
 
         Arguments:
             why: what the page lacks without the file; the notes then say it.
@@ -54,11 +55,14 @@ class Folder:
         """
         path = self.path / name
         try:
-            return _json(path) if path.suffix == ".json" else _outcomes(path)
+            if path.suffix == ".parquet":
+                return _pairs(path)
+            text = path.read_text(encoding="utf-8")
+            return dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
         except FileNotFoundError:
             if why:
                 self.notes.append(f"There is no {name}. {why}")
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             self.notes.append(f"{name} is damaged: {error}. {why}")
         return None
 
@@ -87,11 +91,7 @@ def open_folder(path: str | Path) -> Folder:
     return Folder(path, [*kinds, "atlas" if several else "run"][0], metrics)
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _outcomes(path: Path) -> list[dict[str, Any]]:
+def _pairs(path: Path) -> list[dict[str, Any]]:
     table = pyarrow.parquet.read_table(path)
     if (table.schema.metadata or {}).get(b"iit.schema") != b"iit.outcomes/1":
         raise ValueError("it does not have the schema iit.outcomes/1")

@@ -11,7 +11,6 @@ from iit.report.html.run import claim, examples, numbers, repeat
 from iit.result import write_text
 
 log = logging.getLogger(__name__)
-FILE = "report.html"
 
 
 def write_page(folder: str | Path) -> Path:
@@ -39,7 +38,7 @@ def write_page(folder: str | Path) -> Path:
     pages.globals["plot"] = figures
     template = pages.get_template("page.html.j2")
     text = template.render(folder=content, sections=sections, notes=notes)
-    path = content.path / FILE
+    path = content.path / "report.html"
     write_text(path, text)
     return path
 

@@ -51,10 +51,10 @@ def examples(folder: Folder) -> list[Section]:
         pair["marked"] = list(_marked(pair["base"], pair["base_roles"]))
         for source in pair["sources"]:
             source["marked"] = list(_marked(source["text"], source["roles"]))
-    wrong = [pair for pair in pairs if pair["right"] is False]
     pairs.sort(
         key=lambda pair: (pair["right"] is not False, pair["split"] != "test", not pair["changing"])
     )
+    wrong = [pair for pair in pairs if pair["right"] is False]
     shown = wrong[:MOST_FAILURES] + pairs[len(wrong) :]
     data = {"pairs": shown[:MOST_EXAMPLES], "n": len(pairs), "n_wrong": len(wrong)}
     return [Section("examples", "Examples", "sections/examples.html.j2", data)]
@@ -82,8 +82,14 @@ def numbers(folder: Folder) -> Section:
 
 def repeat(folder: Folder) -> Section:
     """How to repeat the run."""
-    cost = folder.read("cost.json", "The page does not say what the run cost.")
+    job = folder.read("job.yaml") or {}
+    config = folder.read("config.yaml") or {}
     facts = folder.metrics.facts
-    command = shlex.join(facts.get("command", ()))
-    data = {"facts": facts, "command": command, "cost": cost or {}, "rows": folder.metrics.rows}
+    data = {
+        "facts": facts,
+        "command": shlex.join(facts.get("command", ())),
+        "cost": job.get("cost", {}),
+        "network": config.get("network", {}),
+        "rows": folder.metrics.rows,
+    }
     return Section("repeat", "How to repeat it", "sections/repeat.html.j2", data)

@@ -3,15 +3,18 @@
 // Sorting: a click on a column's name; a second one turns the order around.
 const valueOf = (cell) => cell.dataset.value ?? cell.textContent.trim();
 
+const { compare: byText } = new Intl.Collator();
+
 function compare(one, other) {
   const [a, b] = [Number(one), Number(other)];
   if (one === "" || other === "") return (one === "") - (other === "");
-  return Number.isNaN(a) || Number.isNaN(b) ? one.localeCompare(other) : a - b;
+  return Number.isNaN(a) || Number.isNaN(b) ? byText(one, other) : a - b;
 }
 
 for (const table of document.querySelectorAll("table[data-sortable]")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
+    if (!head.textContent.trim()) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
@@ -20,9 +23,9 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       heads.forEach((each) => each.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const rows = [...table.tBodies[0].rows];
-      rows.sort((a, b) => compare(valueOf(a.cells[column]), valueOf(b.cells[column])) * (down ? -1 : 1));
-      table.tBodies[0].append(...rows);
+      const lines = [...table.tBodies[0].rows].map((row) => [valueOf(row.cells[column]), row]);
+      lines.sort(([a], [b]) => compare(a, b) * (down ? -1 : 1));
+      table.tBodies[0].append(...lines.map(([, row]) => row));
     });
   });
 }
