@@ -307,7 +307,9 @@ def sweep(folder, ranks, seeds):
 
 def test_the_page_of_a_sweep(tmp_path):
     sweep(tmp_path, [4, 32], [0, 1])
+    write_page(tmp_path / "2")
     page = write_page(tmp_path).read_text()
+    assert 'href="1/report.html"' not in page
     assert "rank = 32" in page
     assert "0.432" in page
     assert 'href="2/report.html"' in page
@@ -367,13 +369,15 @@ def test_the_page_of_steering(tmp_path):
     for split in ("validation", "test"):
         rows.append(replace(base, split=split, value=0.0, low=0.0, high=0.1))
         for strength, value in ((0.5, 0.25), (1.0, 0.625)):
+            if split == "test" and strength != 1.0:
+                continue
             steered = replace(base, split=split, method="das", control=None, draw=strength)
             rows.append(replace(steered, value=value, low=value, high=value))
     example = {"method": "das", "strength": 1.0, "prompt": "I saw", "text": " a <ship>"}
     facts = {"chosen": {"das": 1.0}, "max_ratio": 2.0, "metrics": ["about"], "examples": [example]}
     write_metrics(tmp_path, rows, steering=facts)
     page = write_page(tmp_path).read_text()
-    assert "das at strength 1" in page
+    assert "Das at strength 1" in page
     assert "0.625" in page
     assert "a &lt;ship&gt;" in page
     assert "Two test prompts" in page
