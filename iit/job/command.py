@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from iit.job.errors import error_text
 from iit.job.folders import Folders, digest, is_done, parsed
 from iit.job.provenance import cost
-from iit.report.summary import write_summary
+from iit.report import save_page, write_summary
 from iit.result import read_metrics
 from iit.result.record import JOB, SWEEP, Record, read_record, write_record
 from iit.result.select import validation_iia
@@ -33,8 +33,8 @@ _FRAMES = "IIT_FULL_ERROR"
 def command() -> Iterator[None]:
     """End the process as a user needs it.
 
-    A sweep is summarised, whatever has happened. An error is printed without its frames
-    (HYDRA_FULL_ERROR=1 shows them). The exit status is 0 only where all is done.
+    A sweep is summarised and gets its page, whatever has happened. An error is printed without its
+    frames (HYDRA_FULL_ERROR=1 shows them). The exit status is 0 only where all is done.
     """
     os.environ[_FRAMES] = os.environ.get("HYDRA_FULL_ERROR", "")
     # Hydra then hands its errors on, and prints no frames.
@@ -44,9 +44,11 @@ def command() -> Iterator[None]:
         try:
             yield
         finally:
-            if Folders.sweep is not None and not write_summary(Folders.sweep):
-                print(f"The same command with hydra.sweep.dir={Folders.sweep} goes on.")
-                status = 1
+            if Folders.sweep is not None:
+                if not write_summary(Folders.sweep):
+                    print(f"The same command with hydra.sweep.dir={Folders.sweep} goes on.")
+                    status = 1
+                save_page(Folders.sweep)
     except KeyboardInterrupt:
         # As a shell has it of a command that Ctrl-C has ended.
         status = 130
@@ -68,7 +70,7 @@ def in_multirun() -> bool:
 
 
 def recorded(run: Any, cfg: DictConfig) -> float | None:
-    """Run a job, and keep its record in its folder; what is done already is not run again.
+    """Run a job, and keep its record and its page in its folder; what is done is not run again.
 
     A job of a multirun that fails raises nothing, so that it ends no other. Its log has the
     traceback. One that was refused, as its folder holds something else, does raise: the sweep ends
@@ -99,6 +101,7 @@ def recorded(run: Any, cfg: DictConfig) -> float | None:
             write_record(
                 folder / JOB, record | {"status": "done", "cost": cost(perf_counter() - start)}
             )
+            save_page(folder)
             return value
     except Exception as error:
         if isinstance(error, Timeout):

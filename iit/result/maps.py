@@ -1,9 +1,8 @@
 """Figures of a map: heatmaps over layers, heads and positions, and curves with intervals."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -81,21 +80,12 @@ def heatmap(
             return map_figure(lines, metric=metric, labels=labels, centre=centre, title=title)
     metric, x = f"{metric}", x or "position"
     table = _table(lines, metric)
-    columns, rows = _values(table, x), _values(table, y)
-    parts = _parts(table, panel)
+    columns, rows = distinct(table, x), distinct(table, y)
+    panel_lines = split_by(table, panel)
     # [panel, row, column]; NaN where a cell has no figure.
-    grids = np.array([_grid(part, x, y, columns, rows) for part in parts.values()])
-    is_share = metric in SHARES
-
-    # A map without any effect would have no range of colours.
-    reach = float(np.nanmax(np.abs(grids - centre))) or 1.0
-    if metric.startswith("normalised_"):
-        reach = 1.0
-    low, high = centre - reach, centre + reach
-    if is_share:
-        low, high = 0.0, 1.0
-    colours = "PuOr_r" if low < centre < high and not is_share else "viridis"
-    texts = [_label(value, labels) for value in columns]
+    grids = np.array([_grid(part, x, y, columns, rows) for part in panel_lines.values()])
+    low, high, colours = colour_range(grids, metric, centre)
+    texts = [label_of(value, labels) for value in columns]
     longest = max(map(len, "\n".join(texts).split("\n")))
 
     # In inches: room for the longest label of each column.
@@ -106,14 +96,14 @@ def heatmap(
 
     # At most about a dozen labels on the y axis.
     step = max(1, len(rows) // 12)
-    for axes, name, grid in zip(panels, parts, grids, strict=True):
+    for axes, name, grid in zip(panels, panel_lines, grids, strict=True):
         hatch(axes)
         axes.imshow(grid, vmin=low, vmax=high, cmap=colours)
         axes.set_xticks(range(len(columns)), texts, fontsize=8)
         axes.set_yticks(range(0, len(rows), step), list(map(str, rows[::step])))
         axes.set_xlabel(x)
         if name is not None:
-            axes.set_title(_label(name, labels))
+            axes.set_title(label_of(name, labels))
         axes.spines[:].set_visible(False)
         if not np.isnan(grid).all():
             # The outline of the cell farthest from the centre.
@@ -157,16 +147,16 @@ def curves(
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         table = _table(lines, metric)
-        marks = _values(table, x)
+        marks = distinct(table, x)
         places = marks
-        if not _are_numbers(marks):
+        if not are_numbers(marks):
             # Values that are no numbers stand side by side.
             places = range(len(marks))
             texts = [str(mark).replace("_", "\n", 1) for mark in marks]
             axes.set_xticks(places, texts, fontsize=8)
         place_of = dict(zip(marks, places, strict=True))
 
-        for number, (name, part) in enumerate(_parts(table, series).items()):
+        for number, (name, part) in enumerate(split_by(table, series).items()):
             points = [
                 (place_of[line[x]], line["value"], line["low"], line["high"]) for line in part
             ]
@@ -203,6 +193,60 @@ def curves(
     return figure
 
 
+class Layout(NamedTuple):
+    """What a figure of a map has on its axes.
+
+    Arguments:
+        table: the lines of the metric, with the columns that are shown.
+        x: the column of the horizontal axis.
+        y: that of the vertical axis of a heatmap; None of curves.
+        panel: the column that has a panel, or a curve, for each of its values.
+        position: the position of all cells, in words, where it is one and no axis shows it.
+    """
+
+    table: MetricLines
+    x: str
+    y: str | None
+    panel: str | None
+    position: str = ""
+
+
+def map_layout(lines: Sequence[Line], *, metric: str, labels: Labels = None) -> Layout:
+    """The axes that suit what varies among the lines (see `map_figure`).
+
+    Raises:
+        ValueError: where no line has the metric.
+    """
+    table = _table(lines, metric)
+    varying = [
+        name
+        for name in ("component", "layer", "head", "position", "unit")
+        if len(split_by(table, name)) > 1
+    ]
+    position = ""
+    if "position" not in varying and table[0]["position"] is not None:
+        position = label_of(table[0]["position"], labels)
+    if "unit" in varying:
+        for line in table:
+            place = [f"{name} {label_of(line[name])}" for name in varying if name != "unit"]
+            line["place"] = ", ".join(place) or line["component"]
+        return Layout(table, "unit", None, "place", position)
+
+    for line in table:
+        if line["layer"] is None:
+            line["layer"] = line["component"]
+
+    panel = "component" if "component" in varying else None
+    if "head" in varying and "position" in varying and "layer" not in varying:
+        return Layout(table, "position", "head", panel)
+    if "head" in varying:
+        panel = _head_panel(table, varying, labels)
+        return Layout(table, "head", "layer", panel, position)
+    if "position" in varying:
+        return Layout(table, "position", "layer", panel)
+    return Layout(table, "layer", None, "component", position)
+
+
 def map_figure(
     lines: Sequence[Line],
     *,
@@ -217,34 +261,14 @@ def map_figure(
     units. A site without a layer stands at its component's name in place of one. Where all cells
     have one position, the title says which.
     """
-    table = _table(lines, metric)
-    varying = [
-        name
-        for name in ("component", "layer", "head", "position", "unit")
-        if len(_parts(table, name)) > 1
-    ]
-    position = table[0]["position"]
-    if "position" not in varying and position is not None:
-        title = f"{title or ''} @ {_label(position, labels)}".replace("\n", " ").strip()
-    if "unit" in varying:
-        for line in table:
-            place = [f"{name} {_label(line[name])}" for name in varying if name != "unit"]
-            line["place"] = ", ".join(place) or line["component"]
-        return curves(table, x="unit", metrics=[metric], series="place", title=title)
-
-    for line in table:
-        if line["layer"] is None:
-            line["layer"] = line["component"]
-
-    draw = partial(heatmap, table, metric=metric, labels=labels, centre=centre, title=title)
-    panel = "component" if "component" in varying else None
-    if "head" in varying and "position" in varying and "layer" not in varying:
-        return draw(x="position", y="head", panel=panel)
-    if "head" in varying:
-        return draw(x="head", panel=_head_panel(table, varying, labels))
-    if "position" in varying:
-        return draw(panel=panel)
-    return curves(table, x="layer", metrics=[metric], series="component", title=title)
+    table, x, y, panel, position = map_layout(lines, metric=metric, labels=labels)
+    if position:
+        title = f"{title or ''} @ {position}".replace("\n", " ").strip()
+    if y is None:
+        assert panel is not None
+        return curves(table, x=x, metrics=[metric], series=panel, title=title)
+    axes = {"x": x, "y": y, "panel": panel}
+    return heatmap(table, metric=metric, labels=labels, centre=centre, title=title, **axes)
 
 
 def _head_panel(table: MetricLines, several: Sequence[str], labels: Labels) -> str | None:
@@ -257,12 +281,23 @@ def _head_panel(table: MetricLines, several: Sequence[str], labels: Labels) -> s
     # Such a component shares the panel, so the panels need not tell components apart.
     joins = "component" in several and len(with_heads) == 1
     for line in table:
-        line["place"] = f"{line['component']} @ {_label(line['position'], labels)}"
+        line["place"] = f"{line['component']} @ {label_of(line['position'], labels)}"
         if joins and line["head"] is None:
             line["head"] = line["component"].replace("_", "\n", 1)
     if "position" in several:
         return "position" if len(with_heads) == 1 else "place"
     return None if joins else "component"
+
+
+def colour_range(values: Any, metric: str, centre: float) -> tuple[float, float, str]:
+    """The ends of the colours of a heatmap, and the name of the colour map (see `heatmap`)."""
+    if metric in SHARES:
+        return 0.0, 1.0, "viridis"
+    # A map without any effect would have no range of colours.
+    reach = float(np.nanmax(np.abs(np.asarray(values) - centre))) or 1.0
+    if metric.startswith("normalised_"):
+        reach = 1.0
+    return centre - reach, centre + reach, "PuOr_r"
 
 
 def _table(lines: Sequence[Line], metric: str) -> MetricLines:
@@ -290,23 +325,24 @@ def columns_of(line: Line) -> Mapping[str, Any]:
     return line.to_dict() if isinstance(line, Row) else line
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
+def are_numbers(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers."""
     return all(isinstance(value, int | float) for value in values)
 
 
-def _values(table: MetricLines, column: str) -> list[Any]:
+def distinct(table: MetricLines, column: str) -> list[Any]:
     """The values of a column: numbers in ascending order, others as they come."""
     values = list(dict.fromkeys(map(itemgetter(column), table)))
-    if _are_numbers(values):
+    if are_numbers(values):
         values.sort()
     return values
 
 
-def _parts(table: MetricLines, column: str | None) -> dict[Any, MetricLines]:
+def split_by(table: MetricLines, column: str | None) -> dict[Any, MetricLines]:
     """Value of the column → its lines; without a column all lines, at None."""
     if column is None:
         return {None: table}
-    parts = {value: [] for value in _values(table, column)}
+    parts = {value: [] for value in distinct(table, column)}
     for line in table:
         parts[line[column]].append(line)
     return parts
@@ -327,7 +363,8 @@ def _grid(
     return grid
 
 
-def _label(value: Any, labels: Labels = None) -> str:
+def label_of(value: Any, labels: Labels = None) -> str:
+    """The text of a value on an axis, with an example of its token below."""
     name = str(value)
     if value is None:
         name = "all"
