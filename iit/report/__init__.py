@@ -3,7 +3,7 @@
 from iit.report.atlas import atlas_cells, atlas_figure
 from iit.report.curves import training_curve
 from iit.report.figure_file import save_figure
-from iit.report.html import save_page, write_page
+from iit.report.html.page import save_page, write_page
 from iit.report.maps import curves, heatmap, map_figure
 from iit.report.results import print_results
 from iit.report.summary import write_summary

@@ -382,6 +382,7 @@ def sweep_of(folder, *jobs):
 def test_a_sweep_has_the_examples_of_its_chosen_job(tmp_path):
     page = check(write_page(sweep_of(tmp_path, "done", "failed")))
     assert page.having("data-right") == ["right"]
+    assert "seems to carry which <name> is repeated" in page.said
     assert "It <broke>" in page.said
 
 

@@ -25,7 +25,9 @@ def write_page(folder: str | Path) -> Path:
     if content.kind in ("run", "atlas"):
         sections = [claim(content)]
     sections += figures.where_sections(content)
-    if chosen is not None:
+    if content.job:
+        sections.append(claim(content.job)._replace(id="chosen", title="The chosen job"))
+    if chosen:
         sections += [*examples(chosen), numbers(chosen), repeat(chosen)]
     notes = content.notes + (content.job.notes if content.job else [])
     pages = Environment(

@@ -74,8 +74,9 @@ def _marked(text: str, roles: dict[str, Any] | None) -> Iterator[tuple[str, list
 
 def numbers(folder: Folder) -> Section:
     """Every row, test split first, in the order of the vocabulary."""
-    rows = sorted(folder.metrics.rows, key=lambda row: table_order(row.arm, row.metric))
-    rows.sort(key=lambda row: row.split)
+    rows = sorted(
+        folder.metrics.rows, key=lambda row: (row.split, table_order(row.arm, row.metric))
+    )
     data = {"rows": rows, "fields": ROW_FIELDS, "words": figure_words, "subsets": SUBSETS}
     return Section("numbers", "Every number", "sections/numbers.html.j2", data)
 
