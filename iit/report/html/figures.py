@@ -77,7 +77,7 @@ def axis(values: Sequence[float], metric: str = "") -> Line:
 def colour(name: str, share: float) -> tuple[str, bool]:
     """The colour at a share of a colour map, and whether it is dark."""
     shade = colormaps[name](share)
-    return to_hex(shade), sum(shade[:3]) < 1.6
+    return to_hex(shade), sum(shade[:3]) < 1.2
 
 
 def means(lines: Sequence[Line], *columns: str) -> list[Line]:
