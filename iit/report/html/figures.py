@@ -17,10 +17,10 @@ from scipy.linalg import subspace_angles
 
 from iit import report as report
 from iit import result
-from iit.report import maps
 from iit.report.html.folder import Folder, open_folder
 from iit.report.html.section import Section
 from iit.result import Interval, Row, vocabulary, where
+from iit.result import maps as maps
 
 Line = dict[str, Any]
 """A line of a table; most have value, low, high and n."""
