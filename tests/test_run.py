@@ -436,8 +436,9 @@ def test_a_default_run_says_nothing_that_its_user_cannot_act_on(tmp_path):
     log = [line for line in lines if line.startswith("[")]
     assert lines[: len(log)] == log
     assert all("][iit." in line for line in log)
-    assert lines[-1] == f"All figures: {next(tmp_path.glob('*/*/metrics.json'))}"
-    assert max(map(len, lines[len(log) : -1])) <= 80
+    folder = next(tmp_path.glob("*/*/metrics.json")).parent
+    assert lines[-2:] == [f"All figures: {folder}/metrics.json", f"Page: {folder}/report.html"]
+    assert max(map(len, lines[len(log) : -2])) <= 80
     for line in process.stderr.splitlines():
         assert line.startswith("wandb: "), process.stderr
         assert "WARNING" not in line

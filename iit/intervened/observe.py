@@ -10,6 +10,7 @@ from torch import Tensor
 from iit.batch import Batch
 from iit.intervened.positions import SiteColumns, counts
 from iit.network.answering import head_at
+from iit.network.dimensions import running_device
 from iit.site import Site, Sites
 
 
@@ -66,8 +67,7 @@ def observe(
             raise RuntimeError(
                 f"Site {site} was run more than once in one forward; name a module that runs once."
             )
-        # They lie together where the batch is, wherever their modules are.
-        activations[site] = site_columns[site].read(activation).to(batch.device)
+        activations[site] = site_columns[site].read(activation)
         # An exception leaves the forward from inside of a hook.
         if stop_early and len(activations) == len(site_columns):
             raise _Enough
@@ -86,9 +86,13 @@ def observe(
 
     # In the order of `site_columns`, not in the order of the run.
     in_order = Activations({})
+    home = running_device(resolved.network)
     for site, selected in site_columns.items():
         if site not in activations:
             raise RuntimeError(f"The forward never ran the module of {site}.")
         in_order[site] = activations[site]
+        if home is not None:
+            # They lie together where the batch is, wherever their modules are.
+            in_order[site] = activations[site].to(home)
         in_order.counts[site] = counts(selected, batch)
     return in_order

@@ -35,10 +35,10 @@ def check_chosen(cfg: DictConfig) -> None:
     A site may have such keys: not every job reads it. A causal model is not asked for where pairs
     are one's own. It also refuses a score that the job does not read.
     """
-    unset = {
-        key for key, value in _flat(cfg).items() if value == "???" and not key.startswith("site.")
-    }
-    check_set(unset - {"causal"} if "path" in cfg.data else unset)
+    nodes = _flat(cfg)
+    unset = {key for key, value in nodes.items() if value == "???" and key[:5] != "site."}
+    # OmegaConf takes a key without a value for one that is not there.
+    check_set(unset - {"causal"} if "data.path" in nodes else unset)
     job, kind = cfg.job._target_, instantiate(cfg.score).kind
     taken = {"iit.job.align": kind, "iit.job.Steering": "generated"}.get(job, "argmax")
     if kind != taken:

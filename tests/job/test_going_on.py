@@ -58,7 +58,8 @@ def command(tmp_path, monkeypatch):
         return 0
 
     yield give
-    # Hydra's quiet disables the loggers of the process, which other tests read.
+    # Hydra's quiet silences the loggers of the process, which other tests read.
+    logging.root.setLevel(logging.WARNING)
     for logger in logging.root.manager.loggerDict.values():
         logger.disabled = False
 
@@ -345,8 +346,7 @@ def test_a_full_disk_loses_no_result_and_says_what_to_do(command, ran, tmp_path,
     assert command("-m", "rank=77,1", f"hydra.sweep.dir={tmp_path / 'sweep'}") == 1
     told = capsys.readouterr().out
     assert "No space left on device. No finished result is lost. Remove the cause" in told
-    last = f"The same command with hydra.sweep.dir={tmp_path / 'sweep'} goes on."
-    assert told.rstrip().endswith(last)
+    assert f"The same command with hydra.sweep.dir={tmp_path / 'sweep'} goes on." in told
     jobs = summary_of(tmp_path / "sweep")["jobs"]
     assert [job["validation_iia"] for job in jobs] == [None, 0.1]
 
