@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import lightning as L
 from torch import Tensor
 
+from iit.alignment.processes import whole
 from iit.alignment.side_by_side import of_member
 
 LOSS = "val/loss"
@@ -63,8 +64,7 @@ class BestWeights(L.Callback):
                 # Plain floats: checkpoints hold no others.
                 value, high = interval.value, float(max(interval.value, interval.high))
             # A copy: the optimizer goes on to change the weights in place.
-            state = pl_module.module_of(name).state_dict()
-            weights = {key: tensor.detach().clone() for key, tensor in state.items()}
+            weights = whole(pl_module.module_of(name))
             epoch = Epoch(trainer.current_epoch, value, high, loss, weights)
             self.highest[name] = max(value, self.highest.get(name, -inf))
             epochs = [*self.epochs.get(name, ()), epoch]
