@@ -177,8 +177,10 @@ def fit(
     lightning_module.check(data.train.batch([0]))
     if n > 1 and lightning_module.objective.needs_natural:
         raise ValueError("objective: one that compares activations is trained by one process.")
-    if are_sharded and list(alignments[0].parameters()):
-        raise ValueError("strategy=fsdp shards the network; its edits can have no weights.")
+    # Neither would get the right gradients: weights of edits in each process its own, and shares of
+    # blocks that a source's gradient enters in the middle none.
+    if are_sharded and (lightning_module.source_grad or list(alignments[0].parameters())):
+        raise ValueError("strategy=fsdp takes source_grad=false, and edits that have no weights.")
     trained = set(lightning_module.trained or pairs.variables)
     # Only a changing pair can show that an interchange works. A pair counts where all that it
     # interchanges is trained.

@@ -135,7 +135,7 @@ class IIT(SideBySide):
         else:
             self.compared = {}
         self.monitor, self.monitors = logged[0], ("val/loss", *logged)
-        self._source_grad, self.sharding = source_grad, ExitStack()
+        self.source_grad, self.sharding = source_grad, ExitStack()
         if self.objective.needs_natural:
             raise ValueError(
                 f"objective: {type(self.objective).__name__} compares edited activations with "
@@ -301,7 +301,7 @@ class IIT(SideBySide):
             edited.studied or edited.network,
             stacked(needed_sources),
             list(sites),
-            grad=self._source_grad,
+            grad=self.source_grad,
         )
         # LongTensor[variable, pair]: the row of each source among those that are run. The rows of
         # `needed` [[1, 0], [1, 1]] are [[0, 0], [1, 2]]. A source that is not run repeats the row

@@ -61,9 +61,9 @@ def processes_of(
     if are_sharded and device.type == "cpu":
         device = torch.device(SHARDED_ON)
     n_gpus = torch.cuda.device_count() if device.type == "cuda" else batch_size
-    most = min(batch_size, n_gpus) if strategy in ("ddp", "fsdp") else 1
-    is_known = strategy in ("auto", "ddp") or (are_sharded and trains_network)
-    if n not in range(1 + are_sharded, most + 1) or not is_known or n_nodes != 1:
+    most = 1 if strategy == "auto" else min(batch_size, n_gpus)
+    known = ("auto", "ddp", "fsdp")[: 2 + trains_network]
+    if n not in range(1 + are_sharded, most + 1) or strategy not in known or n_nodes != 1:
         raise ValueError(
             f"devices={n}, strategy={strategy}, num_nodes={n_nodes}: this training takes 1 to "
             f"{most} devices. More than one takes strategy=ddp (trainer=ddp). They are at most the "
@@ -81,8 +81,7 @@ def trainer_options(n: int, device: torch.device, are_sharded: bool) -> dict[str
     if are_sharded:
         strategy = ModelParallelStrategy(n, 1, save_distributed_checkpoint=False)
     elif n > 1:
-        # An edit may be inactive in all pairs of a share, and so without a gradient.
-        # All begin alike, and torch 2.13 cannot send a single frame of rank 1 to the others.
+        # An edit may be inactive in all pairs of a share, and so without a gradient. All begin alike, and torch 2.13 cannot send a single frame of rank 1 to the others.
         strategy = DDPStrategy(find_unused_parameters=True, init_sync=False)
     if n > 1:
         strategy.cluster_environment = LightningEnvironment()
@@ -152,13 +151,12 @@ def sharded(network: nn.Module, mesh: Any) -> Iterator[None]:
 
 
 def whole(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights; where some are sharded, the first process has all of them."""
+    """A copy of a module's weights; where some are sharded, each process gets all of them."""
     weights = {}
     for key, tensor in module.state_dict().items():
-        weight = tensor.detach().clone()
-        if isinstance(weight, DTensor):
-            weight = weight.full_tensor().cpu()
-        weights[key] = weight
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor().cpu()
+        weights[key] = tensor.detach().clone()
     return weights
 
 

@@ -65,8 +65,8 @@ def trainings(toy, folder, trainer):
     # The run of the sources would end inside of a block.
     clipped = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
     note("mlp_output", partial(trainer, **clipped), loggers=[CSVLogger(folder)])
-    grad, by_value = partial(IIT, source_grad=True), {"gradient_clip_algorithm": "value"}
-    note(trainer=partial(trainer, gradient_clip_val=0.01, **by_value), module=grad)
+    by_value = {"gradient_clip_algorithm": "value", "gradient_clip_val": 0.01}
+    note(trainer=partial(trainer, **by_value))
     kept = ModelCheckpoint(
         Path(folder, "kept"), "last", every_n_epochs=1, enable_version_counter=False
     )
@@ -97,7 +97,7 @@ def test_a_network_in_shares(toy, tmp_path):
         assert fit._replace(value=0) == of_one._replace(value=0)
 
 
-def test_edits_with_weights_are_refused(toy, monkeypatch):
+def test_other_gradients_are_refused(toy, monkeypatch):
     monkeypatch.setattr(processes, "SHARDED_ON", "cpu")
     network, pairs = toy
     site = iit.Site("block_output", layer=0, position="last")
@@ -105,8 +105,11 @@ def test_edits_with_weights_are_refused(toy, monkeypatch):
         [site], iit.LowRankRotatedSpaceIntervention(network.model.config.hidden_size, 4)
     )
     alignment = iit.Alignment(network, {"subject_position": edit})
-    with pytest.raises(ValueError, match="edits can have no weights"):
+    with pytest.raises(ValueError, match="edits that have no weights"):
         iit.fit(alignment, pairs, module=IIT, trainer=TWO, batch_size=8)
+    _, alignment = claim(network, "block_output")
+    with pytest.raises(ValueError, match="takes source_grad=false"):
+        iit.fit(alignment, pairs, module=partial(IIT, source_grad=True), trainer=TWO, batch_size=8)
 
 
 def test_a_frozen_network_and_a_machine_without_gpus_are_refused(toy, monkeypatch):
