@@ -81,7 +81,8 @@ def trainer_options(n: int, device: torch.device, are_sharded: bool) -> dict[str
     if are_sharded:
         strategy = ModelParallelStrategy(n, 1, save_distributed_checkpoint=False)
     elif n > 1:
-        # An edit may be inactive in all pairs of a share, and so without a gradient. All begin alike, and torch 2.13 cannot send a single frame of rank 1 to the others.
+        # An edit may be inactive in all pairs of a share, and so without a gradient. All begin
+        # alike, and torch 2.13 cannot send a single frame of rank 1 to the others.
         strategy = DDPStrategy(find_unused_parameters=True, init_sync=False)
     if n > 1:
         strategy.cluster_environment = LightningEnvironment()

@@ -116,8 +116,8 @@ def test_a_frozen_network_and_a_machine_without_gpus_are_refused(toy, monkeypatc
     network, pairs = toy
     _, alignment = claim(network, "block_output")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(ValueError, match="strategy=fsdp.*over 2 GPUs or more"):
+    with pytest.raises(ValueError, match=r"strategy=fsdp.*over 2 GPUs or more"):
         iit.fit(alignment, pairs, module=IIT, trainer=TWO, batch_size=8)
     monkeypatch.setattr(processes, "SHARDED_ON", "cpu")
-    with pytest.raises(ValueError, match="strategy=fsdp.*device_map spreads a frozen one"):
+    with pytest.raises(ValueError, match=r"strategy=fsdp.*device_map spreads a frozen one"):
         iit.fit(alignment, pairs, trainer=TWO, batch_size=8)
