@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import lightning as L
 from torch import Tensor
 
-from iit.alignment.processes import whole
 from iit.alignment.side_by_side import of_member
 
 LOSS = "val/loss"
@@ -64,7 +63,8 @@ class BestWeights(L.Callback):
                 # Plain floats: checkpoints hold no others.
                 value, high = interval.value, float(max(interval.value, interval.high))
             # A copy: the optimizer goes on to change the weights in place.
-            weights = whole(pl_module.module_of(name))
+            state = pl_module.module_of(name).state_dict()
+            weights = {key: tensor.detach().clone() for key, tensor in state.items()}
             epoch = Epoch(trainer.current_epoch, value, high, loss, weights)
             self.highest[name] = max(value, self.highest.get(name, -inf))
             epochs = [*self.epochs.get(name, ()), epoch]

@@ -22,7 +22,7 @@ from iit.alignment.best import LOSS, BestWeights
 from iit.alignment.das import DAS
 from iit.alignment.initial import initialise
 from iit.alignment.labels import check_labels
-from iit.alignment.processes import processes_of, started, trainer_options
+from iit.alignment.processes import n_processes, started, trainer_options
 from iit.alignment.side_by_side import checked_monitor
 from iit.data import Pairs, PairsDataModule
 from iit.intervened.store import ActivationStore
@@ -151,6 +151,7 @@ def fit(
             "To score what there is, use evaluate."
         )
     smallest = min(training.batch_size, training.eval_batch_size)
+    n = n_processes(training.trainer, network.device, smallest)
     checkpoint = None
     if training.ckpt_path is not None:
         checkpoint = Path(training.ckpt_path).expanduser()
@@ -158,9 +159,6 @@ def fit(
             raise FileNotFoundError(f"ckpt_path: there is no checkpoint {checkpoint}.")
     lightning_module: Any = training.module(alignment)
     lightning_module.config = training.config or {}
-    trains_network = lightning_module.trains_network
-    processes = processes_of(training.trainer, network.device, smallest, trains_network)
-    n, first, are_sharded = processes
     monitor = training.monitor or lightning_module.monitor
     lightning_module.monitor = checked_monitor(monitor, lightning_module.monitors)
     data = PairsDataModule(
@@ -170,17 +168,13 @@ def fit(
         eval_batch_size=training.eval_batch_size,
         seed=training.seed,
         # Passes over a network in training never resume, so every pair costs its length.
-        cost=None if trains_network else partial(_cost, alignments),
+        cost=None if lightning_module.trains_network else partial(_cost, alignments),
     )
     for encoded in (data.train, data.validation):
         check_labels(network, encoded)
     lightning_module.check(data.train.batch([0]))
     if n > 1 and lightning_module.objective.needs_natural:
         raise ValueError("objective: one that compares activations is trained by one process.")
-    # Neither would get the right gradients: weights of edits in each process its own, and shares of
-    # blocks that a source's gradient enters in the middle none.
-    if are_sharded and (lightning_module.source_grad or list(alignments[0].parameters())):
-        raise ValueError("strategy=fsdp takes source_grad=false, and edits that have no weights.")
     trained = set(lightning_module.trained or pairs.variables)
     # Only a changing pair can show that an interchange works. A pair counts where all that it
     # interchanges is trained.
@@ -198,7 +192,7 @@ def fit(
     callbacks = [best, *training.callbacks, _StartState(), shown]
     trainer = training.trainer(
         max_epochs=training.max_epochs,
-        **trainer_options(*processes),
+        **trainer_options(n, device),
         callbacks=callbacks,
         logger=list(training.loggers) or False,
         default_root_dir=str(training.folder),
@@ -219,7 +213,7 @@ def fit(
     for member in alignments:
         member.rows, member.fitted = (), None  # those of earlier weights
         initialise(member, pairs, training.start, batch_size=training.eval_batch_size)
-    if not trains_network:
+    if not lightning_module.trains_network:
         _share_a_store(alignments, n > 1)
     # Lightning sets a handler of its own for Ctrl-C; this is the one to restore.
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -230,13 +224,12 @@ def fit(
                 # In eval mode learned masks and boundaries are hard. Lightning leaves what it has
                 # trained on the CPU.
                 stack.callback(lambda member=member: member.eval().to(device))
-                if trains_network:
+                if lightning_module.trains_network:
                     stack.enter_context(_trainable(member, device))
-                    stack.enter_context(lightning_module.sharding)
             # The other processes begin where this one stands, and log nothing.
             alike = {"start": "random", "loggers": [DummyLogger()] * len(training.loggers)}
             call = partial(fit, alignment, pairs, **vars(training) | alike)
-            stack.enter_context(started(n, first, call))
+            stack.enter_context(started(n, device, call))
             stack.callback(steps.close)
             next(steps)
             trainer.fit(lightning_module, datamodule=data, ckpt_path=checkpoint)

@@ -1,7 +1,6 @@
 """Interchange intervention training: the network itself is trained."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from iit.alignment.alignment import Alignment
 from iit.alignment.objective import Objective, PairsBatch, Prediction
-from iit.alignment.processes import gathered, sharded, share
+from iit.alignment.processes import gathered, share
 from iit.alignment.schedule import Number
 from iit.alignment.side_by_side import Optimizer, Scheduler, SideBySide, checked_weights
 from iit.batch import at_rows, stacked
@@ -135,7 +134,7 @@ class IIT(SideBySide):
         else:
             self.compared = {}
         self.monitor, self.monitors = logged[0], ("val/loss", *logged)
-        self.source_grad, self.sharding = source_grad, ExitStack()
+        self._source_grad = source_grad
         if self.objective.needs_natural:
             raise ValueError(
                 f"objective: {type(self.objective).__name__} compares edited activations with "
@@ -146,15 +145,6 @@ class IIT(SideBySide):
         # The alignment with its inert parts as further edits; the weights are the alignment's. In a
         # tuple it is not registered a second time.
         self._edited = (IntervenedModel(alignment.studied or alignment.network, edits),)
-
-    def configure_model(self) -> None:
-        """Shard the network, where the processes do."""
-        if self.device_mesh is not None:
-            self.sharding.enter_context(sharded(self.network, self.device_mesh["data_parallel"]))
-
-    def on_train_end(self) -> None:
-        """Give the network its modules back."""
-        self.sharding.close()
 
     def module_of(self, name: str) -> "IIT":
         """The network and the interventions."""
@@ -301,7 +291,7 @@ class IIT(SideBySide):
             edited.studied or edited.network,
             stacked(needed_sources),
             list(sites),
-            grad=self.source_grad,
+            grad=self._source_grad,
         )
         # LongTensor[variable, pair]: the row of each source among those that are run. The rows of
         # `needed` [[1, 0], [1, 1]] are [[0, 0], [1, 2]]. A source that is not run repeats the row

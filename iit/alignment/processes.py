@@ -12,37 +12,23 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from typing import Any
 
 import cloudpickle
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
-from iit.network.components import blocks_of
 
-SHARDED_ON = "cuda"
-"""The kind of device that takes a share of a network."""
-
-
-def processes_of(
-    trainer: Any, device: torch.device, batch_size: int, trains_network: bool
-) -> tuple[int, torch.device, bool]:
-    """The processes that train: the `devices` of a trainer whose `strategy` is ddp or fsdp.
+def n_processes(trainer: Any, device: torch.device, batch_size: int) -> int:
+    """How many processes train: the `devices` of a trainer whose `strategy` is ddp.
 
     Arguments:
         trainer: makes the trainer, as `fit` takes it. A `functools.partial` says what it asks for.
         device: the network's.
         batch_size: the smallest number of pairs a batch.
-        trains_network: whether the network itself is trained.
-
-    Returns their number, the device of the first one (on GPUs each has its own, from this one on),
-    and whether each holds its share of the network's weights.
 
     Raises ValueError for processes that do not fit the trainer, the machine, the batches, or those
     that torchrun or SLURM has started.
@@ -57,39 +43,33 @@ def processes_of(
             )
     asked = {"devices": 1, "strategy": "auto", "num_nodes": 1} | getattr(trainer, "keywords", {})
     n, strategy, n_nodes = map(asked.get, ("devices", "strategy", "num_nodes"))
-    are_sharded = strategy == "fsdp"
-    if are_sharded and device.type == "cpu":
-        device = torch.device(SHARDED_ON)
     n_gpus = torch.cuda.device_count() if device.type == "cuda" else batch_size
-    most = 1 if strategy == "auto" else min(batch_size, n_gpus)
-    known = ("auto", "ddp", "fsdp")[: 2 + trains_network]
-    if n not in range(1 + are_sharded, most + 1) or strategy not in known or n_nodes != 1:
+    most = min(batch_size, n_gpus) if strategy == "ddp" else 1
+    if n not in range(1, most + 1) or strategy not in ("auto", "ddp") or n_nodes != 1:
         raise ValueError(
             f"devices={n}, strategy={strategy}, num_nodes={n_nodes}: this training takes 1 to "
             f"{most} devices. More than one takes strategy=ddp (trainer=ddp). They are at most the "
             f"pairs of a batch ({batch_size}) and the GPUs that this process sees "
-            "(CUDA_VISIBLE_DEVICES), of one machine. fsdp shards a network that is trained "
-            "(module=iit) over 2 GPUs or more; network.device_map spreads a frozen one."
+            "(CUDA_VISIBLE_DEVICES), of one machine. fsdp and other strategies are refused: "
+            "none was seen to train rightly; network.options.device_map spreads a frozen network over GPUs."
         )
-    return n, device, are_sharded
+    return n
 
 
-def trainer_options(n: int, device: torch.device, are_sharded: bool) -> dict[str, Any]:
-    """What Lightning's trainer has to know of the processes."""
+def trainer_options(n: int, device: torch.device) -> dict[str, Any]:
+    """What Lightning's trainer has to know of n processes and the network's device."""
     first = (device.index or 0) - int(os.environ.get("LOCAL_RANK", 0))
-    strategy: Any = "auto"
-    if are_sharded:
-        strategy = ModelParallelStrategy(n, 1, save_distributed_checkpoint=False)
-    elif n > 1:
-        # An edit may be inactive in all pairs of a share, and so without a gradient. All begin
-        # alike, and torch 2.13 cannot send a single frame of rank 1 to the others.
-        strategy = DDPStrategy(find_unused_parameters=True, init_sync=False)
-    if n > 1:
-        strategy.cluster_environment = LightningEnvironment()
+    ddp = DDPStrategy(
+        cluster_environment=LightningEnvironment(),
+        # An edit may be inactive in all pairs of a share, and so without a gradient.
+        find_unused_parameters=True,
+        # All begin alike, and torch 2.13 cannot send a single frame of rank 1 to the others.
+        init_sync=False,
+    )
     return {
         "accelerator": device.type,
         "devices": list(range(first, first + n)) if device.type == "cuda" else n,
-        "strategy": strategy,
+        "strategy": ddp if n > 1 else "auto",
         # Every process has all batches.
         "use_distributed_sampler": False,
     }
@@ -121,44 +101,6 @@ def gathered(part: Tensor, n: int) -> Tensor:
         part.register_hook(lambda gradient: gradient * len(parts))
     parts[distributed.get_rank()] = part
     return torch.stack(parts, 1).flatten(0, 1)[:n]
-
-
-@contextmanager
-def sharded(network: nn.Module, mesh: Any) -> Iterator[None]:
-    """Within the context, each process of the mesh holds its share of the network's weights.
-
-    Afterwards the network is what it was, on the CPU. What was trained is lost unless `whole` has
-    kept it.
-    """
-    network.cpu()
-    before = []
-    for module in network.modules():
-        # Sharding changes the entries of dicts: parameters, hooks.
-        attributes = {k: copy(v) if isinstance(v, dict) else v for k, v in vars(module).items()}
-        before.append((module, type(module), attributes))
-    try:
-        for module in (*blocks_of(network).blocks, network):
-            weights = [(weight, weight.data) for weight in module.parameters()]
-            fully_shard(module, mesh=mesh)
-            for weight, data in weights:
-                # It was moved to the GPU, whole.
-                weight.data = data
-        yield
-    finally:
-        for module, kind, attributes in before:
-            module.__class__ = kind
-            vars(module).clear()
-            vars(module).update(attributes)
-
-
-def whole(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights; where some are sharded, each process gets all of them."""
-    weights = {}
-    for key, tensor in module.state_dict().items():
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor().cpu()
-        weights[key] = tensor.detach().clone()
-    return weights
 
 
 @contextmanager

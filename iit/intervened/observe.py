@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from iit.batch import Batch
 from iit.intervened.positions import SiteColumns, counts
@@ -60,8 +59,6 @@ def observe(
     Raises RuntimeError when a site's module was not run, or was run more than once.
     """
     activations: dict[Site, Tensor] = {}
-    # A block of a sharded network puts its weights away at its end.
-    stop_early &= not isinstance(resolved.network, FSDPModule)
     stop_early = stop_early and all(site.component is not None for site in site_columns)
 
     def read(site: Site, activation: Tensor) -> None:

@@ -18,7 +18,7 @@ from pandas import json_normalize
 from iit.alignment import several
 from iit.alignment.initial import STARTS
 from iit.alignment.overlap import check_declared
-from iit.alignment.processes import processes_of
+from iit.alignment.processes import n_processes
 from iit.alignment.side_by_side import checked_monitor
 
 # Keys that take whole numbers and belong to no `_target_`, so that no annotation says so.
@@ -134,8 +134,7 @@ def check_config(cfg: DictConfig, *, trains_network: bool) -> None:
         )
     # How many GPUs there are only the run can tell.
     smallest = min(cfg.trainer.batch_size, cfg.trainer.eval_batch_size)
-    trainer = instantiate(cfg.trainer.trainer)
-    processes_of(trainer, torch.device("cpu"), smallest, trains_network)
+    n_processes(instantiate(cfg.trainer.trainer), torch.device("cpu"), smallest)
     # Only `several` takes edits side by side, so only they can overlap.
     declared: Any = instantiate(cfg.alignment)
     if getattr(declared, "func", None) is several:

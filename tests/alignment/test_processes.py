@@ -20,7 +20,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 import iit
 from iit.alignment import DAS, IIT, EarlyStopping
-from iit.alignment.processes import processes_of, started, trainer_options
+from iit.alignment.processes import n_processes, started, trainer_options
 from iit.data import Pairs
 from iit.intervened import ActivationStore, store
 from iit.network import mlp
@@ -211,42 +211,34 @@ def test_all_that_is_trained(tmp_path):
         ({"devices": 9, "strategy": "ddp"}, r"devices=9, .* 1 to 8 .*pairs of a batch \(8\)"),
         ({"devices": "auto", "strategy": "ddp"}, "devices=auto"),
         ({"devices": [0]}, r"devices=\[0\]"),
-        ({"devices": 2, "strategy": "fsdp"}, "strategy=fsdp.*device_map spreads a frozen one"),
+        ({"devices": 2, "strategy": "fsdp"}, "strategy=fsdp.*none was seen to train rightly"),
         ({"devices": 2, "strategy": "ddp", "num_nodes": 2}, "num_nodes=2"),
     ],
 )
 def test_processes_that_do_not_fit_are_refused(asked, message):
     with pytest.raises(ValueError, match=message):
-        processes_of(partial(quiet, **asked), CPU, 8, False)
+        n_processes(partial(quiet, **asked), CPU, 8)
 
 
 def test_a_process_for_each_gpu_that_is_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     ddp = partial(quiet, strategy="ddp")
-    gpu = torch.device("cuda", 0)
-    assert processes_of(partial(ddp, devices=2), gpu, 8, False) == (2, gpu, False)
-    assert processes_of(partial(ddp, devices=3), CPU, 8, False) == (3, CPU, False)
-    sharded = partial(quiet, strategy="fsdp")
-    assert processes_of(partial(sharded, devices=2), gpu, 8, True) == (2, gpu, True)
-    # The network waits on the CPU.
-    assert processes_of(partial(sharded, devices=2), CPU, 8, True)[1].type == "cuda"
-    for n in (1, 3):
-        with pytest.raises(ValueError, match=f"devices={n}.*over 2 GPUs or more"):
-            processes_of(partial(sharded, devices=n), CPU, 8, True)
+    assert n_processes(partial(ddp, devices=2), torch.device("cuda", 0), 8) == 2
+    assert n_processes(partial(ddp, devices=3), CPU, 8) == 3
     with pytest.raises(ValueError, match=r"devices=3, .* 1 to 2 devices.*CUDA_VISIBLE_DEVICES"):
-        processes_of(partial(ddp, devices=3), gpu, 8, False)
+        n_processes(partial(ddp, devices=3), torch.device("cuda", 0), 8)
     # The job of a sweep sees one.
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"devices=2, .* 1 to 1 devices"):
-        processes_of(partial(ddp, devices=2), gpu, 8, False)
-    assert processes_of(partial(ddp, devices=1), gpu, 8, False)[0] == 1
+        n_processes(partial(ddp, devices=2), torch.device("cuda", 0), 8)
+    assert n_processes(partial(ddp, devices=1), torch.device("cuda", 0), 8) == 1
 
 
 @pytest.mark.parametrize(("rank", "index"), [(0, 1), (1, 2)])
 def test_all_processes_name_the_same_gpus(monkeypatch, rank, index):
     """The network of the first process is on GPU 1, that of the second on GPU 2."""
     monkeypatch.setenv("LOCAL_RANK", str(rank))
-    assert trainer_options(2, torch.device("cuda", index), False)["devices"] == [1, 2]
+    assert trainer_options(2, torch.device("cuda", index))["devices"] == [1, 2]
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
@@ -254,9 +246,9 @@ def test_all_processes_name_the_same_gpus(monkeypatch, rank, index):
 def test_processes_that_others_have_started_are_refused(monkeypatch, variable, trainer):
     monkeypatch.setenv(variable, "4")
     with pytest.raises(ValueError, match=f"{variable}=4 .* Start one"):
-        processes_of(trainer, CPU, 8, False)
+        n_processes(trainer, CPU, 8)
     monkeypatch.setenv(variable, "1")
-    processes_of(trainer, CPU, 8, False)
+    n_processes(trainer, CPU, 8)
 
 
 class Fails(DAS):
