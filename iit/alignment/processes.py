@@ -51,7 +51,7 @@ def n_processes(trainer: Any, device: torch.device, batch_size: int) -> int:
             f"{most} devices. More than one takes strategy=ddp (trainer=ddp). They are at most the "
             f"pairs of a batch ({batch_size}) and the GPUs that this process sees "
             "(CUDA_VISIBLE_DEVICES), of one machine. fsdp and other strategies are refused: "
-            "none was seen to train rightly; network.options.device_map spreads a frozen network over GPUs."
+            "none was seen to train rightly; network.device_map spreads a frozen network over GPUs."
         )
     return n
 
