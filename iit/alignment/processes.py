@@ -50,8 +50,8 @@ def n_processes(trainer: Any, device: torch.device, batch_size: int) -> int:
             f"devices={n}, strategy={strategy}, num_nodes={n_nodes}: this training takes 1 to "
             f"{most} devices. More than one takes strategy=ddp (trainer=ddp). They are at most the "
             f"pairs of a batch ({batch_size}) and the GPUs that this process sees "
-            "(CUDA_VISIBLE_DEVICES), of one machine. fsdp and other strategies were never tried, "
-            "and are refused; network.options.device_map spreads a frozen network over GPUs."
+            "(CUDA_VISIBLE_DEVICES), of one machine. fsdp and other strategies are refused: "
+            "none was seen to train rightly; network.device_map spreads a frozen network over GPUs."
         )
     return n
 

@@ -211,7 +211,7 @@ def test_all_that_is_trained(tmp_path):
         ({"devices": 9, "strategy": "ddp"}, r"devices=9, .* 1 to 8 .*pairs of a batch \(8\)"),
         ({"devices": "auto", "strategy": "ddp"}, "devices=auto"),
         ({"devices": [0]}, r"devices=\[0\]"),
-        ({"devices": 2, "strategy": "fsdp"}, "strategy=fsdp.*never tried"),
+        ({"devices": 2, "strategy": "fsdp"}, "strategy=fsdp.*none was seen to train rightly"),
         ({"devices": 2, "strategy": "ddp", "num_nodes": 2}, "num_nodes=2"),
     ],
 )
