@@ -16,6 +16,7 @@ from iit.batch import Batch
 from iit.intervened import ActivationStore
 from iit.network import LanguageModel, fingerprint, remote, untrained
 from tests.families import make, prompts
+from tests.made_tokenizers import prepend
 from tests.peers.environments import OURS, environment, run
 
 
@@ -104,7 +105,7 @@ def test_without_weights_here_nothing_is_stored_and_no_end_is_kept():
     skeleton = make("llama").to("meta")
     store = ActivationStore(skeleton)
     assert store.refuses(skeleton, Batch((), prompts())) == "the network has no weights"
-    network = LanguageModel(skeleton, None, "org/name")
+    network = LanguageModel(skeleton, prepend(), "org/name")
     with pytest.raises(ValueError, match="run elsewhere: only a transformers model without keep_e"):
         untrained(network, keep_ends=True)
     twin = untrained(network).model
