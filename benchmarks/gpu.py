@@ -2,7 +2,7 @@
 
 Each part is a process of its own, and has its own time. The results are written after each part, so
 a stop keeps what there is. A part that fails or takes too long leaves its error in the results, the
-other parts run, and the exit status is 1. A part that cannot run yet leaves the reason (`skipped`).
+other parts run, and the exit status is 1.
 
 parts:
   step_fp32, step_bf16
@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -214,10 +213,7 @@ def sharded(device: str, size: Size) -> dict[str, Any]:
     On a CPU alone the second half of the blocks is on disk.
     """
     import iit
-    from iit.network.load import Loading
 
-    if "device_map" not in {field.name for field in fields(Loading)}:
-        return {"skipped": "This version's load_network takes no device_map."}
     away = "disk" if device == "cpu" else "cpu"
     whole: Any = iit.load_network(size.network, device=device)
     batch = batches_of(whole, size.batches[0], 1)[0]
@@ -383,6 +379,8 @@ def check_device(device: str) -> str | None:
         return f"--device {device} is neither cpu nor cuda (cuda:1 for the second GPU)."
     if not torch.cuda.is_available():
         return "No GPU is to be seen: torch.cuda.is_available() is False. Try --device cpu --small."
+    if (torch.device(device).index or 0) >= torch.cuda.device_count():
+        return f"--device {device}: this machine has {torch.cuda.device_count()} GPU(s)."
     return None
 
 
@@ -449,7 +447,7 @@ def main(arguments: list[str] | None = None) -> int:
             results["parts"][name] = part
             results["seconds"] = round(time.monotonic() - start, 1)
             write(options.out, results)
-            print(name, part.get("error") or part.get("skipped") or "done", flush=True)
+            print(name, part.get("error") or "done", flush=True)
     return int(any("error" in part for part in results["parts"].values()))
 
 

@@ -26,6 +26,7 @@ from iit.alignment.processes import n_processes, started, trainer_options
 from iit.alignment.side_by_side import checked_monitor
 from iit.data import Pairs, PairsDataModule
 from iit.intervened.store import ActivationStore
+from iit.network.dimensions import is_apart
 from iit.progress import progress
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,11 @@ def fit(
     for encoded in (data.train, data.validation):
         check_labels(network, encoded)
     lightning_module.check(data.train.batch([0]))
+    if is_apart(network.model) and (n > 1 or lightning_module.trains_network):
+        raise ValueError(
+            f"{network.name} is dispatched, offloaded or run elsewhere: it cannot be trained "
+            "(module=iit), and one process trains its edits. Load it on one device."
+        )
     if n > 1 and lightning_module.objective.needs_natural:
         raise ValueError("objective: one that compares activations is trained by one process.")
     trained = set(lightning_module.trained or pairs.variables)

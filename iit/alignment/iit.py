@@ -15,7 +15,6 @@ from iit.alignment.side_by_side import Optimizer, Scheduler, SideBySide, checked
 from iit.batch import at_rows, stacked
 from iit.intervened import Activations, IntervenedModel, capture
 from iit.intervened.edit import variables_of
-from iit.network.dimensions import is_dispatched
 from iit.result import correct
 
 FIGURES = {"interchange": "iia", "behaviour": "task_accuracy", "strict": "strict"}
@@ -95,11 +94,6 @@ class IIT(SideBySide):
             raise ValueError(
                 "IIT trains the network, for one alignment; several cannot be trained side "
                 "by side in it."
-            )
-        if is_dispatched(alignment.network):
-            raise ValueError(
-                "IIT trains the network, and this one is dispatched to several devices or "
-                "offloaded: load it on one device (device=… without device_map)."
             )
         declared = WEIGHTS | dict(weights or {})
         if not alignment.edits:

@@ -28,7 +28,6 @@ from iit.intervention import (
     PrincipalComponents,
     SigmoidMask,
 )
-from iit.network import dimensions
 from iit.result import logit_difference
 from iit.site import Site, resolve
 
@@ -216,14 +215,14 @@ def _reader(network: nn.Module, site: Site) -> Float[Tensor, "n_out width"] | No
     if resolved.side != "input" or not isinstance(module, nn.Linear | Conv1D):
         return None
     weight = module.weight.detach()
-    if weight.is_meta:
-        # Offloaded weights are there only while the module runs: on each unit, and on none.
-        units = torch.eye(dimensions.width(module, "input") or 0, dtype=weight.dtype)
-        with torch.no_grad():
-            weight = (module(units) - module(torch.zeros_like(units))).T
-    elif isinstance(module, Conv1D):
+    if isinstance(module, Conv1D):
         # GPT-2's Conv1D stores [width, n_out], where nn.Linear has [n_out, width].
         weight = weight.T
+    if weight.is_meta:
+        # Offloaded weights are there only while the module runs: on each unit, and on none.
+        units = torch.eye(weight.shape[1], dtype=weight.dtype)
+        with torch.no_grad():
+            weight = (module(units) - module(0 * units)).T
     weight = weight.cpu()
     if resolved.units is not None:
         weight = weight[:, resolved.units]

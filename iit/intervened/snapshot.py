@@ -37,27 +37,25 @@ class NetworkSnapshot:
       that have another value;
     - autocast.
 
-    `content_changed` reads every byte of the weights, and alone notices changes of offloaded ones.
-    Neither notices methods that were replaced on
-    a class, what is inside of other objects that modules hold, and settings of libraries: kernels,
-    threads, precision of products.
+    `content_changed` reads every byte of the weights. It alone notices changes of offloaded ones.
+    Neither notices methods that were replaced on a class, what is inside of other objects that
+    modules hold, and settings of libraries: kernels, threads, precision of products.
     """
 
     def __init__(self, network: nn.Module):
         self._network = network
-        self._is_empty = running_device(network) is None
         self._modules = dict(network.named_modules())
 
-        # Each live dict, its offloaded weights, and a copy of all else as it is now. Whatever
+        # Each live dict, a copy of it as it is now, and the names of offloaded weights. Whatever
         # stands in place of such a weight, accelerate's hook loads it anew in each run.
-        self._attributes: list[tuple[Any, set[str], Any]] = []
+        self._attributes: list[Any] = []
         self._entries: dict[int, tuple[Any, Any]] = {}
         self._hooks = [getattr(global_hooks, f"_global{name}") for name in _HOOKS]
         for attributes in map(vars, self._modules.values()):
             # Parameters, buffers and submodules lie in dicts inside the module's own dict.
             for live in (attributes, *itemgetter(*_MEMBERS)(attributes)):
-                offloaded = {k for k, value in live.items() if getattr(value, "is_meta", False)}
-                self._attributes.append((live, offloaded, _without(live, offloaded)))
+                offloaded = [k for k, value in live.items() if getattr(value, "is_meta", False)]
+                self._attributes.append((live, dict(live), offloaded))
             self._hooks += itemgetter(*_HOOKS)(attributes)
             config = attributes.get("config")
             # Modules share configs; each is copied once.
@@ -73,7 +71,7 @@ class NetworkSnapshot:
 
     def refusal(self) -> str | None:
         """Why a run might not repeat itself; None where it surely does."""
-        if self._is_empty:
+        if running_device(self._network) is None:
             return "the network has no weights"
         training = next((name for name, module in self._modules.items() if module.training), None)
         if training is not None or any(p.requires_grad for p in self._network.parameters()):
@@ -87,9 +85,9 @@ class NetworkSnapshot:
 
     def change(self) -> str | None:
         """What has changed; None where nothing has."""
-        for live, offloaded, before in self._attributes:
-            now = _without(live, offloaded) if offloaded else live
-            if not _same(now, before) and not _same(now, before | _WRITTEN_BY_TRANSFORMERS):
+        for live, before, offloaded in self._attributes:
+            before |= {name: live.get(name) for name in offloaded}
+            if not _same(live, before) and not _same(live, before | _WRITTEN_BY_TRANSFORMERS):
                 return "a module, or an attribute of one"
         if not all(starmap(_same, self._entries.values())):
             return "its config"
@@ -136,10 +134,6 @@ class NetworkSnapshot:
                 weights.append(tensor._version)
         autocast = torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
         return {"its weights": weights, "autocast": autocast}
-
-
-def _without(live: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in live.items() if key not in keys}
 
 
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

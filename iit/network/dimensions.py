@@ -84,10 +84,9 @@ def accelerate_hooks(module: nn.Module) -> list[Any]:
     return [hook for hook in hooks if hasattr(hook, "execution_device")]
 
 
-def is_dispatched(network: nn.Module) -> bool:
-    """Whether a network lies on several devices, or is offloaded in part."""
-    devices = {parameter.device for parameter in network.parameters()}
-    return len(devices) > 1 or running_device(network) not in (None, *devices)
+def is_apart(network: nn.Module) -> bool:
+    """Whether weights of a network lie elsewhere than on one device: on others, or nowhere."""
+    return any(parameter.device != device_of(network) for parameter in network.parameters())
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

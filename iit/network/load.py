@@ -162,7 +162,7 @@ class Loading:
         device, known = _device(self.device if self.weights else "cpu"), _known()
         if self.weights and isinstance(self.device_map, Mapping):
             for where in set(self.device_map.values()) - {"disk"}:
-                _device(f"cuda:{where}" if isinstance(where, int) else where)
+                _device(f"cuda:{where}" if isinstance(where, int) else str(where))
         name, wheel, revision, gguf = self.name, self.wheel, self.revision, None
         if wheel is None and name in known:
             entry = known[name]
@@ -258,16 +258,20 @@ class Loading:
                 )
             label += f", {self.quantization}"
         if self.weights:
-            options |= {"device_map": self.device_map or {"": device}, **place, **self.options}
+            device_map = {"": device} if self.device_map in (None, {}) else self.device_map
+            options |= {"device_map": device_map, **place, **self.options}
             if self.quantization is not None:
                 options["quantization_config"] = _quantization(self.quantization, dtype)
             try:
                 model, report = loader.from_pretrained(origin, output_loading_info=True, **options)
-            except ValueError as error:
+                # transformers checks that all weights have a device, and ignores other names.
+                for path in self.device_map if isinstance(self.device_map, Mapping) else ():
+                    model.get_submodule(path)
+            except (ValueError, RuntimeError, AssertionError, AttributeError) as error:
                 if self.device_map is None:
                     raise
                 raise ValueError(
-                    f"device_map={self.device_map!r} does not place {label!r}: {error} Give "
+                    f"device_map={self.device_map!r} does not place {label!r} ({error}). Give "
                     "every module with weights a device, or take device_map=auto."
                 ) from error
             check_complete(report, self.name)

@@ -51,13 +51,15 @@ def load_network(
     from nnsight import CONFIG  # pyright: ignore
     from nnsight.modeling.transformers import TransformersModel  # pyright: ignore
 
+    if not str(remote).startswith(("True", "False", "local", "http")):
+        raise ValueError(f"remote={remote!r} is none of true, false, local and https://…")
     if remote is True and not CONFIG.API.APIKEY:
         raise ValueError(
             "network.remote=true runs on NDIF, which wants a key. Set the variable NDIF_API_KEY "
             "or call nnsight.CONFIG.set_default_api_key. With network.remote=false it runs here."
         )
     if further := options.keys() - OPTIONS:
-        raise ValueError(f"network=remote takes no {further}, and of options {OPTIONS} only.")
+        raise ValueError(f"network=remote takes no {further}.")
     network: Any = load.load_network(name, weights=False, **options)
     if network.tokenizer is None:
         raise ValueError(f"{name!r} is no language model: take network=hub.")

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from iit.batch import behind_bridge
 from iit.network.classifier import Classifier, Network
-from iit.network.dimensions import is_dispatched
+from iit.network.dimensions import is_apart
 from iit.network.language_model import LanguageModel
 
 
@@ -26,12 +26,12 @@ def untrained(network: Network, seed: int = 0, *, keep_ends: bool = False) -> Ne
 
     Raises:
         ValueError: a module has parameters and no `reset_parameters`; the network lacks an end
-            that it should keep; or what should be kept or copied is offloaded.
+            that it should keep; or what should be kept or copied is offloaded, or runs elsewhere.
     """
     is_remade = isinstance(behind_bridge(network.model), PreTrainedModel)
-    if is_dispatched(network.model) and (keep_ends or not is_remade):
+    if is_apart(network.model) and (keep_ends or not is_remade):
         raise ValueError(
-            f"{network.name} is dispatched to several devices or offloaded: only a transformers "
+            f"{network.name} is dispatched, offloaded or run elsewhere: only a transformers "
             "model without keep_ends is made again beside it. Load it on one device."
         )
     # The global random generator stays as it was.

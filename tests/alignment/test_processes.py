@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import distributed
 from torch.multiprocessing import ProcessRaisedException
+from torch.nn.parallel import DistributedDataParallel
 
 import iit
 from iit.alignment import DAS, IIT, EarlyStopping
@@ -64,6 +65,18 @@ class CountsRuns(L.Callback):
         Path(self.folder, f"runs-{os.environ.get('LOCAL_RANK', 0)}").write_text(str(self.n))
 
 
+class SeesTheIntervention(L.Callback):
+    """Checks that DDP, and what a checkpoint holds, has the intervention's weights and no other."""
+
+    def on_train_start(self, trainer, pl_module):
+        (alignment,) = pl_module.members.values()
+        weights = {id(parameter) for parameter in alignment.interventions.parameters()}
+        seen = trainer.strategy.model
+        assert isinstance(seen, DistributedDataParallel) == distributed.is_initialized()
+        assert {id(parameter) for parameter in seen.parameters()} == weights != set()
+        assert len(pl_module.state_dict()) == len(alignment.state_dict())
+
+
 def counted(folder):
     return [int(path.read_text()) for path in sorted(folder.glob("runs-*"))]
 
@@ -101,7 +114,7 @@ def test_a_training_on_two_processes(toy, tmp_path):
             pairs,
             module=lambda alignment: DAS(alignment, penalty=0.0),
             trainer=trainer,
-            callbacks=[checkpoints(folder), CountsRuns(folder)],
+            callbacks=[checkpoints(folder), CountsRuns(folder), SeesTheIntervention()],
             loggers=[CSVLogger(folder, name="csv", version="")],
             batch_size=35,
             eval_batch_size=5,

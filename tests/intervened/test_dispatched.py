@@ -90,8 +90,6 @@ def check_edits(plain, network, device, places=(*((site,) for site in SITES), TW
     ("family", "kind"),
     [
         ("llama", "half"),
-        ("gpt2", "cpu"),
-        ("bloom", "disk"),
         *(pytest.param(f, k, marks=pytest.mark.long) for f in FAMILIES for k in OFFLOADS),
     ],
 )
@@ -113,7 +111,7 @@ def test_edits_over_two_devices():
     with fake_devices():
         network = dispatched(make("llama"), NEAR, FAR)
         assert {p.device for p in network.parameters()} == {NEAR, FAR}
-        check_edits(plain, network, NEAR, [(SITES[2],), TWO])
+        check_edits(plain, network, NEAR, [TWO])
 
 
 @pytest.mark.long
@@ -169,7 +167,7 @@ def test_a_vanilla_interchange_equals_raw_hooks(kind, tmp_path):
     close(edited(base, source).logits, expected)
 
 
-@pytest.mark.parametrize("kind", ["cpu", *LONG_ON_FAKES])
+@pytest.mark.parametrize("kind", LONG_ON_FAKES)
 def test_components_found_by_structure_are_checked(kind, tmp_path):
     config = t.StableLmConfig(**SIZES, num_key_value_heads=2)
     torch.manual_seed(0)
@@ -288,9 +286,11 @@ def test_what_a_dispatched_network_cannot_do_is_refused(toy, tmp_path):
     network, pairs = toy
     model = OFFLOADS["half"](deepcopy(network.model), str(tmp_path))
     other = LanguageModel(model, network.tokenizer)
-    alignment = iit.alignment.none(other)
-    with pytest.raises(ValueError, match="dispatched to several devices or offloaded"):
-        iit.fit(alignment, pairs, module=iit.alignment.IIT)
-    with pytest.raises(ValueError, match="is dispatched to several devices"):
+    alignment = alignment_of(other, AT_S2, FRAME)
+    ddp = partial(L.Trainer, strategy="ddp", devices=2)
+    for options in ({"module": iit.alignment.IIT}, {"trainer": ddp}):
+        with pytest.raises(ValueError, match=r"cannot be trained .*one process trains its edits"):
+            iit.fit(alignment, pairs, folder=tmp_path, **options)
+    with pytest.raises(ValueError, match="is dispatched, offloaded or run elsewhere"):
         untrained(other, keep_ends=True)
     assert not any(p.is_meta for p in untrained(other).model.parameters())

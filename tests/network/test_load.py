@@ -420,9 +420,15 @@ def test_a_device_map(folder, device_map, options, tmp_path):
     [
         ({"device_map": "auto", "device": "auto"}, "beside device_map"),
         ({"device_map": {"model.layers": "disk"}}, "does not place .* model.norm.weight"),
+        (
+            {"device_map": {"": "cpu", "model.layer.1": "cpu"}},
+            r"does not place .*LlamaModel has no attribute `layer`",
+        ),
         ({"device_map": "silly"}, "does not place .* 'balanced'"),
         ({"device_map": {"": "nowhere"}}, "this machine has"),
         ({"device_map": {"": 99}}, "'cuda:99' is not there"),
+        ({"device_map": "lazy"}, "does not place"),
+        ({"device_map": 99}, "does not place"),
     ],
 )
 def test_a_device_map_that_cannot_be(folder, options, message):

@@ -6,12 +6,17 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from torch import nn
 
-from iit.network import fingerprint, remote
+from iit.batch import Batch
+from iit.intervened import ActivationStore
+from iit.network import LanguageModel, fingerprint, remote, untrained
+from tests.families import make, prompts
+from tests.made_tokenizers import prepend
 from tests.peers.environments import OURS, environment, run
 
 
@@ -57,6 +62,12 @@ def test_ndif_wants_a_key_before_anything_is_loaded(with_nnsight, nothing_is_loa
         instantiate(composed("network.name=org/name", "network.remote=true"))
 
 
+@pytest.mark.parametrize("place", [None, "", "ndif", 3])
+def test_places_that_are_none_are_refused(place, with_nnsight, nothing_is_loaded):
+    with pytest.raises(ValueError, match="none of true, false, local and https"):
+        remote.load_network("org/name", remote=place)
+
+
 @pytest.mark.parametrize("option", ["adapter", "quantization", "subfolder", "trust_remote_code"])
 def test_options_that_do_not_reach_a_server_are_refused(option, with_nnsight, nothing_is_loaded):
     with pytest.raises(ValueError, match=f"takes no .'{option}'"):
@@ -87,6 +98,18 @@ def test_a_network_without_weights_has_the_fingerprint_that_its_forward_gives():
     own = fingerprint(module)
     module.forward = SimpleNamespace(fingerprint=lambda: "org/name@main on a server")
     assert fingerprint(module) == "org/name@main on a server" != own
+
+
+def test_without_weights_here_nothing_is_stored_and_no_end_is_kept():
+    """What is kept of a run would never be compared with the weights on a server."""
+    skeleton = make("llama").to("meta")
+    store = ActivationStore(skeleton)
+    assert store.refuses(skeleton, Batch((), prompts())) == "the network has no weights"
+    network = LanguageModel(skeleton, prepend(), "org/name")
+    with pytest.raises(ValueError, match="run elsewhere: only a transformers model without keep_e"):
+        untrained(network, keep_ends=True)
+    twin = untrained(network).model
+    assert {parameter.device for parameter in twin.parameters()} == {torch.device("cpu")}
 
 
 @pytest.mark.long

@@ -28,6 +28,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 import iit
+from iit.intervened import ActivationStore
 from iit.network import remote
 from iit.network.components import COMPONENTS, HEADED, UNLAYERED
 from iit.patching import Contrast, attribute, patch
@@ -242,6 +243,18 @@ def test_what_cannot_run_elsewhere_says_so():
     eager = remote.load_network(folder_of("llama"), attention="eager")
     with pytest.raises(ValueError, match="attention_weight and router_output need network=hub"):
         iit.capture(eager, prompts(), iit.Site("attention_weight", layer=0))
+
+
+def test_nothing_is_stored():
+    _, network = pair_of("llama")
+    edited = iit.IntervenedModel(
+        network, {iit.Site("block_output", layer=0): iit.VanillaIntervention()}
+    )
+    plain = edited.answer_logits(batch(), batch(seed=3))
+    edited.store = ActivationStore(network.model)
+    for _ in range(2):
+        assert torch.equal(edited.answer_logits(batch(), batch(seed=3)), plain)
+    assert len(edited.store) == 0
 
 
 def test_gradients_of_gradients_are_refused():
