@@ -38,9 +38,8 @@ def write_page(folder: str | Path) -> Path:
     )
     pages.globals["plot"] = figures
     template = pages.get_template("page.html.j2")
-    text = template.render(folder=content, sections=sections)
     path = content.path / "report.html"
-    write_text(path, text)
+    write_text(path, template.render(folder=content, sections=sections))
     return path
 
 

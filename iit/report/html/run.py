@@ -93,6 +93,5 @@ def repeat(folder: Folder) -> Section:
         "command": shlex.join(facts.get("command", ())),
         "cost": job.get("cost", {}),
         "network": config.get("network", {}),
-        "rows": folder.metrics.rows,
     }
     return Section("repeat", "How to repeat it", "sections/repeat.html.j2", data)
