@@ -161,7 +161,8 @@ def check(path):
     tables = sum(tag == "table" for tag, _ in page.tags)
     assert sum(tag == "caption" for tag, _ in page.tags) == tables, "each table has a caption"
     for tag, attributes in page.tags:
-        if tag == "svg":
+        # The marks of a legend stand beside their words.
+        if tag == "svg" and "aria-hidden" not in attributes:
             assert attributes["role"] == "img"
             assert attributes["aria-labelledby"]
     assert [tag for tag, _ in page.tags if tag in ("main", "nav", "header", "footer")] == [
@@ -223,7 +224,7 @@ def test_every_row_stands_in_the_table_with_all_of_its_digits(page):
 def test_failures_come_first_and_roles_are_marked(page):
     right = page.having("data-right")
     assert right == ["wrong", "right", "right", "right"]
-    assert re.search(r"<mark>Mary<sub>s2</sub></mark>", page.text)
+    assert re.search(r'<mark class="site">Mary<sub>s2</sub></mark>', page.text)
     assert page.said.index("test pair 2") < page.said.index("test pair 0")
     assert "4 of 4 pairs" in page.said
     assert "17.2" in page.said
@@ -304,6 +305,31 @@ def test_a_parquet_file_of_another_tool_is_not_read(tmp_path):
     assert "outcomes.parquet is damaged" in check(write_page(tmp_path)).said
 
 
+def test_the_log_of_a_training_is_drawn(tmp_path):
+    folder = write_run(tmp_path)
+    (folder / "csv").mkdir()
+    text = "epoch,step,train/loss,val/loss\n0,0,3.25,\n0,1,,2.5\n1,2,1.5,\n"
+    (folder / "csv/metrics.csv").write_text(text)
+    page = check(write_page(folder))
+    assert "The loss in training" in page.said
+    values = [line[2] for line in page.tables["training-loss-values"][1:]]
+    assert list(map(float, values)) == [3.25, 1.5, 2.5], "training, then validation"
+
+
+def test_what_a_figure_finds_damaged_is_named(tmp_path):
+    folder = write_run(tmp_path)
+    (folder / "csv").mkdir()
+    (folder / "csv/metrics.csv").write_text("")
+    assert "csv/metrics.csv is damaged" in check(write_page(folder)).said
+
+
+def test_many_cells_are_not_claimed_one_by_one(tmp_path):
+    cells = [replace(TEST, layer=layer) for layer in range(9)]
+    page = check(write_page(write_run(tmp_path, cells, tables=[])))
+    assert "The run scores 9 cells" in page.said
+    assert "gives the label" not in page.said
+
+
 def test_kinds(tmp_path):
     def kind(name, rows=ROWS, **facts):
         return open_folder(write_run(tmp_path / name, rows, **facts)).kind
@@ -324,6 +350,8 @@ def test_kinds(tmp_path):
         ('{"schema": "iit.metr', "is damaged"),
         ("[1, 2]", "does not fit the schema"),
         ("\x00\x01", "is damaged"),
+        ('{"schema": "iit.metrics/2", "facts": {"verdict": ["good"]}, "rows": []}', "facts.verdict"),
+        ('{"schema": "iit.metrics/2", "facts": {"maps": [1]}, "rows": []}', "facts.maps"),
     ],
 )
 def test_what_is_no_result_is_refused_in_words(tmp_path, content, words):

@@ -355,7 +355,7 @@ def test_the_page_of_maps(tmp_path):
     about = {"metric": "iia", "n_cells": 6, "seconds": 1.0, "top": [best]}
     write_metrics(tmp_path, rows, maps={"residual": about}, estimates={})
     page = write_page(tmp_path).read_text()
-    assert "Of 6 cells" in page
+    assert "Of the 6 cells of the map “residual”" in page
     assert "number 1" in page
     lines = figures.map_lines(rows, "residual", about)
     assert [line["value"] for line in lines] == [row.value for row in rows[:6]]

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet
 import yaml
 
+from iit.report.curves import read_log
 from iit.report.summary import Job, Line, read_jobs, summary
 from iit.result import SCORE, Cell, Metrics, Row, read_metrics, where
 from iit.result.record import SWEEP, read_record
@@ -45,7 +46,7 @@ class Folder:
         return self.job if self.kind == "sweep" else self
 
     def read(self, name: str, why: str = "") -> Any:
-        """The object in a JSON or YAML file, or the pairs of `outcomes.parquet`.
+        """The object in a JSON or YAML file, the pairs of `outcomes.parquet`, or a CSV log.
 
         Arguments:
             why: what the page lacks without the file; the notes then say it.
@@ -57,6 +58,8 @@ class Folder:
         try:
             if path.suffix == ".parquet":
                 return _pairs(path)
+            if path.suffix == ".csv":
+                return read_log(path)
             text = path.read_text(encoding="utf-8")
             return dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
         except FileNotFoundError:

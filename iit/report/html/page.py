@@ -29,7 +29,6 @@ def write_page(folder: str | Path) -> Path:
         sections.append(claim(content.job)._replace(id="chosen", title="The chosen job"))
     if chosen:
         sections += [*examples(chosen), numbers(chosen), repeat(chosen)]
-    notes = content.notes + (content.job.notes if content.job else [])
     pages = Environment(
         loader=PackageLoader("iit.report.html"),
         autoescape=True,
@@ -39,9 +38,8 @@ def write_page(folder: str | Path) -> Path:
     )
     pages.globals["plot"] = figures
     template = pages.get_template("page.html.j2")
-    text = template.render(folder=content, sections=sections, notes=notes)
     path = content.path / "report.html"
-    write_text(path, text)
+    write_text(path, template.render(folder=content, sections=sections))
     return path
 
 

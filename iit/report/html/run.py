@@ -37,14 +37,16 @@ def claim(folder: Folder) -> Section:
         "claimed": claimed,
         "verdicts": verdicts,
         "model": causal_model(folder),
-        "tables": [] if claimed else tables(metrics, brief=False),
+        "tables": tables(metrics, brief=False),
     }
     return Section("claim", "", "sections/claim.html.j2", data)
 
 
 def examples(folder: Folder) -> list[Section]:
     """Pairs with what the network says before and after the interchange, failures first."""
-    pairs = folder.read("outcomes.parquet", "The page shows no examples.")
+    # Maps and steering have texts and cells in place of pairs.
+    why = "The page shows no examples." * (folder.kind in ("run", "atlas"))
+    pairs = folder.read("outcomes.parquet", why)
     if not pairs:
         return []
     for pair in pairs:
@@ -91,6 +93,5 @@ def repeat(folder: Folder) -> Section:
         "command": shlex.join(facts.get("command", ())),
         "cost": job.get("cost", {}),
         "network": config.get("network", {}),
-        "rows": folder.metrics.rows,
     }
     return Section("repeat", "How to repeat it", "sections/repeat.html.j2", data)
