@@ -350,7 +350,10 @@ def test_kinds(tmp_path):
         ('{"schema": "iit.metr', "is damaged"),
         ("[1, 2]", "does not fit the schema"),
         ("\x00\x01", "is damaged"),
-        ('{"schema": "iit.metrics/2", "facts": {"verdict": ["good"]}, "rows": []}', "facts.verdict"),
+        (
+            '{"schema": "iit.metrics/2", "facts": {"verdict": [1]}, "rows": []}',
+            "facts.verdict",
+        ),
         ('{"schema": "iit.metrics/2", "facts": {"maps": [1]}, "rows": []}', "facts.maps"),
     ],
 )
