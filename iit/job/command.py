@@ -45,10 +45,11 @@ def command() -> Iterator[None]:
             yield
         finally:
             if Folders.sweep is not None:
-                if not write_summary(Folders.sweep):
+                complete = write_summary(Folders.sweep)
+                save_page(Folders.sweep)
+                if not complete:
                     print(f"The same command with hydra.sweep.dir={Folders.sweep} goes on.")
                     status = 1
-                save_page(Folders.sweep)
     except KeyboardInterrupt:
         # As a shell has it of a command that Ctrl-C has ended.
         status = 130

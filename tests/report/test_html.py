@@ -351,7 +351,7 @@ def test_kinds(tmp_path):
         ("[1, 2]", "does not fit the schema"),
         ("\x00\x01", "is damaged"),
         (
-            '{"schema": "iit.metrics/2", "facts": {"verdict": ["good"]}, "rows": []}',
+            '{"schema": "iit.metrics/2", "facts": {"verdict": [1]}, "rows": []}',
             "facts.verdict",
         ),
         ('{"schema": "iit.metrics/2", "facts": {"maps": [1]}, "rows": []}', "facts.maps"),
