@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -147,7 +146,6 @@ def test_the_cpus_figure_is_that_of_the_experiments_page():
 def test_a_split_network_that_computes_something_else_is_an_error(monkeypatch, toy):
     """Logits that differ are an error, whatever device they come from."""
     numbers = iter((1.0, 1.01))
-    monkeypatch.setattr(gpu, "fields", lambda _: [SimpleNamespace(name="device_map")])
     network, _ = toy
     monkeypatch.setattr("iit.load_network", lambda *args, **kwargs: network)
     monkeypatch.setattr(gpu, "batches_of", lambda *_: [{}])
