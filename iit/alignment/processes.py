@@ -43,8 +43,9 @@ def n_processes(trainer: Any, device: torch.device, batch_size: int) -> int:
             )
     asked = {"devices": 1, "strategy": "auto", "num_nodes": 1} | getattr(trainer, "keywords", {})
     n, strategy, n_nodes = map(asked.get, ("devices", "strategy", "num_nodes"))
-    n_gpus = torch.cuda.device_count() if device.type == "cuda" else batch_size
-    most = min(batch_size, n_gpus) if strategy == "ddp" else 1
+    most = batch_size if strategy == "ddp" else 1
+    if device.type == "cuda":
+        most = min(most, torch.cuda.device_count())
     if n not in range(1, most + 1) or strategy not in ("auto", "ddp") or n_nodes != 1:
         raise ValueError(
             f"devices={n}, strategy={strategy}, num_nodes={n_nodes}: this training takes 1 to "

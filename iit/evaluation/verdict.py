@@ -162,11 +162,12 @@ def verdict(
     # "a+b" are variables that are interchanged together.
     alone = [variable for variable in scored if "+" not in variable]
     return Verdicts(
-        _judged(variable, _Rows(rows, variable, metric), limits) for variable in alone or scored
+        _judged(variable, _VariableRows(rows, variable, metric), limits)
+        for variable in alone or scored
     )
 
 
-class _Rows:
+class _VariableRows:
     """The rows that bear on one variable, or on variables that are interchanged together."""
 
     def __init__(self, rows: Sequence[Row], variable: str, metric: str):
@@ -214,7 +215,9 @@ class _Rows:
         return names
 
 
-def _judged(variable: str, rows: _Rows, limits: Mapping[str, tuple[float, float]]) -> Verdict:
+def _judged(
+    variable: str, rows: _VariableRows, limits: Mapping[str, tuple[float, float]]
+) -> Verdict:
     findings: list[Finding] = []
     not_run: list[str] = []
     worst = RULINGS[0]
@@ -273,17 +276,17 @@ def _gap(one: Row | None, other: Row | None, paired: Row | None, words: str) -> 
     return figure, f"{words.format(one.value, other.value)}: {_in_words(figure)}"
 
 
-def _stated(metric: str, words: str, **columns: Any) -> Callable[[_Rows], Reading]:
+def _stated(metric: str, words: str, **columns: Any) -> Callable[[_VariableRows], Reading]:
     """Read a figure of the alignment itself; `words` have a place for the figure."""
 
-    def read(rows: _Rows) -> Reading:
+    def read(rows: _VariableRows) -> Reading:
         row = rows.row(metric=metric, **columns)
         return row and (row, words.format(_in_words(row), row.subset))
 
     return read
 
 
-def _above_best(rows: _Rows, names: Sequence[str]) -> Reading:
+def _above_best(rows: _VariableRows, names: Sequence[str]) -> Reading:
     controls = list(filter(None, map(rows.row, names)))
     if not controls:
         return None
@@ -291,17 +294,17 @@ def _above_best(rows: _Rows, names: Sequence[str]) -> Reading:
     return _above(best, f"of the best control, {best}")(rows)
 
 
-def _above(control: str, words: str) -> Callable[[_Rows], Reading]:
+def _above(control: str, words: str) -> Callable[[_VariableRows], Reading]:
     """Read how far the alignment is above a control."""
 
-    def read(rows: _Rows) -> Reading:
+    def read(rows: _VariableRows) -> Reading:
         paired = rows.row(control, "iia_difference")
         return _gap(rows.row(), rows.row(control), paired, "{:.3f} against {:.3f} " + words)
 
     return read
 
 
-def _worst_kind(rows: _Rows) -> Reading:
+def _worst_kind(rows: _VariableRows) -> Reading:
     alignment_rows = where(rows.rows, split="test", control=None, metric=rows.metric)
     kinds = [row for row in alignment_rows if row.subset.startswith(KIND) and row.n >= LEAST]
     if not kinds:
@@ -313,7 +316,7 @@ def _worst_kind(rows: _Rows) -> Reading:
     )
 
 
-def _abstraction(rows: _Rows) -> Reading:
+def _abstraction(rows: _VariableRows) -> Reading:
     if not rows.abstraction:
         return None
     phrases = [f"{_in_words(row)} from the {SIDES[row.metric]}" for row in rows.abstraction]
@@ -321,7 +324,7 @@ def _abstraction(rows: _Rows) -> Reading:
     return worst, f"causal model and network differ, under interventions {' and '.join(phrases)}"
 
 
-def _off_target(rows: _Rows) -> Reading:
+def _off_target(rows: _VariableRows) -> Reading:
     changing = where(rows.off_target, subset="changing")
     if not changing:
         return None
@@ -331,7 +334,7 @@ def _off_target(rows: _Rows) -> Reading:
     return worst, f"{words} of its changing pairs"
 
 
-def _excess_rank(rows: _Rows) -> Reading:
+def _excess_rank(rows: _VariableRows) -> Reading:
     least = _above("least_rank", "with as many dimensions as the variable has values, less one")
     reading = least(rows)
     if reading is None:
@@ -346,7 +349,7 @@ def _excess_rank(rows: _Rows) -> Reading:
     return figure, words
 
 
-def _seed_spread(rows: _Rows) -> Reading:
+def _seed_spread(rows: _VariableRows) -> Reading:
     scores = where(rows.rows, split="test", subset=rows.subset, metric=rows.metric)
     # The alignment itself is one of the seeds; the row without a draw averages them.
     trained = where(scores, control=None)
@@ -358,7 +361,7 @@ def _seed_spread(rows: _Rows) -> Reading:
     return _gap(trained[-1], trained[0], None, words)
 
 
-def _same_subspace(rows: _Rows) -> Reading:
+def _same_subspace(rows: _VariableRows) -> Reading:
     row = rows.row("seeds", "principal_angle", subset="all")
     null = rows.row("random_subspace", "principal_angle", subset="all")
     if row is None or null is None:
@@ -383,7 +386,7 @@ def _in_words(figure: Row | Interval) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
 
 
-CRITERIA: Mapping[str, Callable[[_Rows], Reading]] = {
+CRITERIA: Mapping[str, Callable[[_VariableRows], Reading]] = {
     "task": _stated("task_accuracy", "the network answers {} of the prompts", subset="all"),
     "accuracy": _stated("iia", "IIA {} on {} pairs"),
     "isolation": _stated("iia", "IIA {} on pairs whose answer should stay", subset="unchanging"),

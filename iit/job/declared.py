@@ -36,7 +36,8 @@ def check_chosen(cfg: DictConfig) -> None:
     are one's own. It also refuses a score that the job does not read.
     """
     nodes = _flat(cfg)
-    unset = {key for key, value in nodes.items() if value == "???" and key[:5] != "site."}
+    missing = {key for key, value in nodes.items() if value == "???"}
+    unset = {key for key in missing if not key.startswith("site.")}
     # OmegaConf takes a key without a value for one that is not there.
     check_set(unset - {"causal"} if "data.path" in nodes else unset)
     job, kind = cfg.job._target_, instantiate(cfg.score).kind

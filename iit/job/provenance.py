@@ -3,9 +3,9 @@
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
@@ -47,14 +47,19 @@ def cost(seconds: float) -> dict[str, Any]:
     """What a job has used.
 
     Returns:
-        The seconds; the peak memory of this process; {GPU: its peak memory}, both in bytes. Jobs of
-        a sweep that share a process have one peak.
+        The seconds; the peak memory of this process, where the system tells it; {GPU: its peak
+        memory}, both in bytes. Jobs of a sweep that share a process have one peak.
     """
-    # macOS counts bytes, Linux KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "seconds": seconds,
-        "peak_memory_bytes": unit * getrusage(RUSAGE_SELF).ru_maxrss,
+    used: dict[str, Any] = {"seconds": seconds}
+    # Windows lacks the module.
+    with suppress(ModuleNotFoundError):
+        import resource
+
+        # macOS counts bytes, Linux KiB.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        used["peak_memory_bytes"] = unit * peak
+    return used | {
         "gpu_peak_memory_bytes": {
             f"cuda:{gpu}, {torch.cuda.get_device_name(gpu)}": torch.cuda.max_memory_allocated(gpu)
             for gpu in range(torch.cuda.device_count())

@@ -51,7 +51,7 @@ def load_network(
     from nnsight import CONFIG  # pyright: ignore
     from nnsight.modeling.transformers import TransformersModel  # pyright: ignore
 
-    if not str(remote).startswith(("True", "False", "local", "http")):
+    if remote not in (True, False, "local") and not str(remote).startswith("http"):
         raise ValueError(f"remote={remote!r} is none of true, false, local and https://…")
     if remote is True and not CONFIG.API.APIKEY:
         raise ValueError(
@@ -173,15 +173,15 @@ class _Elsewhere:
         # A server has no code of ours. In the block are tensors, and functions of torch.
         with self._engine.trace(**inputs, remote=self._remote):
             reads, leaves = [], []
-            for envoy, side, given in steps:
+            for envoy, side, written in steps:
                 value = getattr(envoy, side)
                 value = getattr(value, "logits", value)
                 tensors = filter(torch.is_tensor, pytree.tree_leaves(value))
                 old = next(filter(torch.is_floating_point, tensors))
-                if given is None:
+                if written is None:
                     reads.append(old.cpu().clone())
                 else:
-                    leaves.append(given.detach().requires_grad_(bool(gradients)))
+                    leaves.append(written.detach().requires_grad_(bool(gradients)))
                     there = leaves[-1].to(old.device)
                     # It has done its work before the loop goes on.
                     swap = lambda x: there if x is old else x  # noqa: B023, E731

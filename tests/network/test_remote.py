@@ -1,8 +1,6 @@
 """Networks that run elsewhere: here what needs no engine, and in a long test the engine itself."""
 
-import os
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -17,7 +15,7 @@ from iit.intervened import ActivationStore
 from iit.network import LanguageModel, fingerprint, remote, untrained
 from tests.families import make, prompts
 from tests.made_tokenizers import prepend
-from tests.peers.environments import OURS, environment, run
+from tests.peers.environments import OURS, environment, run_checks
 
 
 @pytest.fixture
@@ -116,7 +114,4 @@ def test_without_weights_here_nothing_is_stored_and_no_end_is_kept():
 def test_networks_on_the_engine():
     """Everything in tests/peers/elsewhere.py, in an environment with nnsight."""
     python = environment(*OURS, "nnsight>=0.8.1,<0.9", "pytest", constrained=["transformers"])
-    checks = Path(__file__).parents[1] / "peers" / "elsewhere.py"
-    # The settings of this repository's own tests need packages that are not there.
-    alone = ["--noconftest", "-c", os.devnull, "--rootdir", checks.parent, "-p", "no:cacheprovider"]
-    print(run(python, "-m", "pytest", "-q", "-s", *alone, checks))
+    run_checks(python, "elsewhere.py")

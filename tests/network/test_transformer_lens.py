@@ -1,8 +1,6 @@
 """Bridges of TransformerLens: here one in the real layout, and in a long test the real ones."""
 
 import copy
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from iit.intervened import ActivationStore
 from tests.families import make, prompts
 from tests.oracles import ORACLES
 from tests.patching.contrasts import last_logits, raw_activation, swapped
-from tests.peers.environments import OURS, environment, run
+from tests.peers.environments import OURS, environment, run_checks
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 AT = 3
@@ -218,7 +216,4 @@ def test_what_a_bridge_cannot_do_is_said(both):
 def test_bridges_of_the_package():
     """Everything in tests/peers/bridge.py, in an environment with TransformerLens."""
     python = environment(*OURS, "transformer-lens>=4.3,<5", "pytest", constrained=["transformers"])
-    checks = Path(__file__).parents[1] / "peers" / "bridge.py"
-    # The settings of this repository's own tests need packages that are not there.
-    alone = ["--noconftest", "-c", os.devnull, "--rootdir", checks.parent, "-p", "no:cacheprovider"]
-    print(run(python, "-m", "pytest", "-q", "-s", *alone, checks))
+    run_checks(python, "bridge.py")

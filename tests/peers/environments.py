@@ -61,3 +61,11 @@ def run(python, *arguments, **options):
     )
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     return done.stdout
+
+
+def run_checks(python, name):
+    """Run the tests of a file of this folder in an environment that has pytest."""
+    checks = Path(__file__).with_name(name)
+    # The settings of this repository's own tests need packages that are not there.
+    alone = ["--noconftest", "-c", os.devnull, "--rootdir", checks.parent, "-p", "no:cacheprovider"]
+    print(run(python, "-m", "pytest", "-q", "-s", *alone, checks))

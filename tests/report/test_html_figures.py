@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.numpy import save_file
 
 from iit.report import write_page
 from iit.report.html import figures
 from iit.report.html.folder import open_folder
+from iit.report.html.page import TEMPLATES
 from iit.result import Cell, write_metrics
 from iit.result.record import write_record
 from tests.result.test_result import ROW
@@ -21,21 +21,12 @@ LONG = "a_very_long_name_of_a_variable_that_no_column_has_room_for+another_one"
 WORDS = {"id": "f", "title": "A title", "text": "What is shown <here>."}
 TRAINED = replace(ROW, method="LowRankRotatedSpaceIntervention", control=None, draw=None)
 
-
-PAGES = Environment(
-    loader=PackageLoader("iit.report.html"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-PAGES.globals["plot"] = figures
 FIGURE = "{% import 'figures.html.j2' as figures %}{{ figures[macro](data) }}"
 
 
 def drawn(macro, **data):
     """The figure as an XML tree, and its text."""
-    text = PAGES.from_string(FIGURE).render(macro=macro, data=WORDS | data)
+    text = TEMPLATES.from_string(FIGURE).render(macro=macro, data=WORDS | data)
     # An attribute without a value is HTML, but not XML.
     return ET.fromstring(text.replace("<table data-sortable>", "<table>")), text
 
@@ -112,7 +103,7 @@ def test_what_is_reported_is_marked_by_more_than_colour():
 
 def test_no_lines_no_figure():
     for macro in ("bar", "dots", "lines", "heatmap"):
-        assert PAGES.from_string(FIGURE).render(macro=macro, data={"lines": []}).strip() == ""
+        assert TEMPLATES.from_string(FIGURE).render(macro=macro, data={"lines": []}).strip() == ""
 
 
 def curve(n, series=1, low=0.0):

@@ -12,6 +12,15 @@ from iit.result import write_text
 
 log = logging.getLogger(__name__)
 
+TEMPLATES = Environment(
+    loader=PackageLoader("iit.report.html"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.globals["plot"] = figures
+
 
 def write_page(folder: str | Path) -> Path:
     """Write `report.html` to a folder, from the files in it alone, and return its path.
@@ -29,15 +38,7 @@ def write_page(folder: str | Path) -> Path:
         sections.append(claim(content.job)._replace(id="chosen", title="The chosen job"))
     if chosen:
         sections += [*examples(chosen), numbers(chosen), repeat(chosen)]
-    pages = Environment(
-        loader=PackageLoader("iit.report.html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.globals["plot"] = figures
-    template = pages.get_template("page.html.j2")
+    template = TEMPLATES.get_template("page.html.j2")
     path = content.path / "report.html"
     write_text(path, template.render(folder=content, sections=sections))
     return path
